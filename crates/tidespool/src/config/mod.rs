@@ -1,0 +1,4 @@
+//! Settings.
+/// Placeholder.
+#[derive(Debug, Clone)]
+pub struct Config;

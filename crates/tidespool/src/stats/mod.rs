@@ -1,0 +1,4 @@
+//! Statistics.
+/// Placeholder.
+#[derive(Debug, Clone)]
+pub struct StatsSnapshot;
