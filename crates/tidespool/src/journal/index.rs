@@ -1,0 +1,153 @@
+//! id → where the newest version is in the journal, for one shard. Pure.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use tidespool_core::SpoolId;
+
+use super::record::RECORD_ALIGN;
+
+/// Where a record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Of the segment.
+    pub(crate) generation: u64,
+    /// Of the record's header in the segment's file.
+    pub(crate) offset: u64,
+    /// Payload bytes.
+    pub(crate) len: u32,
+}
+
+/// What the newest record of an id says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Newest {
+    pub(crate) seq: u64,
+    /// The generation of the segment that holds the record.
+    pub(crate) generation: u64,
+    /// The payload's place, or `None` where the record is a removal.
+    pub(crate) place: Option<Place>,
+}
+
+/// [`Newest`] in 24 bytes: there is one of these in memory for each message younger than its checkpoint.
+#[derive(Debug, Clone, Copy)]
+struct Packed {
+    seq: u64,
+    generation: u64,
+    /// In units of [`RECORD_ALIGN`].
+    offset: u32,
+    len: u32,
+}
+
+/// In `Packed::len`: the record is a removal. No payload is that long (`max_message_size` is at most 1 GiB).
+const REMOVED: u32 = u32::MAX;
+
+impl Packed {
+    fn pack(newest: Newest) -> Self {
+        let (offset, len) = newest.place.map_or((0, REMOVED), |place| (place.offset, place.len));
+        // A segment has at most 2 GiB: a record in it, divided by 8, fits 32 bits by far.
+        let offset = u32::try_from(offset / RECORD_ALIGN).unwrap_or(u32::MAX);
+        Self { seq: newest.seq, generation: newest.generation, offset, len }
+    }
+
+    fn unpack(self) -> Newest {
+        let place = (self.len != REMOVED).then(|| Place {
+            generation: self.generation,
+            offset: u64::from(self.offset) * RECORD_ALIGN,
+            len: self.len,
+        });
+        Newest { seq: self.seq, generation: self.generation, place }
+    }
+}
+
+/// One shard of the index.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    map: HashMap<SpoolId, Packed, foldhash::fast::RandomState>,
+}
+
+impl Index {
+    /// Takes over what a record says, unless a newer one is known. The same record at a newer place counts as newer.
+    pub(crate) fn learn(&mut self, id: SpoolId, newest: Newest) {
+        match self.map.entry(id) {
+            Entry::Occupied(mut entry) if entry.get().seq <= newest.seq => {
+                entry.insert(Packed::pack(newest));
+            }
+            Entry::Occupied(_) => {}
+            Entry::Vacant(entry) => {
+                entry.insert(Packed::pack(newest));
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, id: &SpoolId) -> Option<Newest> {
+        self.map.get(id).map(|packed| packed.unpack())
+    }
+
+    /// Forgets what sled has now, unless something newer came in between. True if it was forgotten.
+    pub(crate) fn forget(&mut self, id: &SpoolId, seq: u64) -> bool {
+        match self.map.entry(*id) {
+            Entry::Occupied(entry) if entry.get().seq == seq => {
+                entry.remove();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Gives back the memory of a burst, when most of the table is empty.
+    pub(crate) fn trim(&mut self) {
+        if self.map.capacity() > 64 && self.map.len() < self.map.capacity() / 4 {
+            self.map.shrink_to(self.map.len() * 2);
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (SpoolId, Newest)> + '_ {
+        self.map.iter().map(|(id, packed)| (*id, packed.unpack()))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Bytes held: the table's slots with a control byte each.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.map.capacity() as u64 * 8 / 7) * (size_of::<(SpoolId, Packed)>() as u64 + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(seq: u64, generation: u64, offset: u64) -> Newest {
+        Newest { seq, generation, place: Some(Place { generation, offset, len: 10 }) }
+    }
+
+    #[test]
+    fn an_older_record_never_replaces_a_newer_one() {
+        let (mut index, id) = (Index::default(), SpoolId::new());
+        index.learn(id, put(5, 1, 4096));
+        index.learn(id, put(4, 2, 8192));
+        assert_eq!(index.get(&id), Some(put(5, 1, 4096)));
+        index.learn(id, put(5, 2, 8192));
+        assert_eq!(index.get(&id), Some(put(5, 2, 8192)), "the same record at a newer place");
+        let removal = Newest { seq: 6, generation: 2, place: None };
+        index.learn(id, removal);
+        assert_eq!(index.get(&id), Some(removal));
+    }
+
+    #[test]
+    fn forget_leaves_what_is_newer() {
+        let (mut index, id) = (Index::default(), SpoolId::new());
+        index.learn(id, put(5, 1, 4096));
+        assert!(!index.forget(&id, 4));
+        assert!(index.get(&id).is_some());
+        assert!(index.forget(&id, 5));
+        assert!(index.get(&id).is_none());
+    }
+
+    #[test]
+    fn an_entry_takes_the_bytes_that_are_documented() {
+        assert_eq!(size_of::<(SpoolId, Packed)>(), 40);
+    }
+}

@@ -1,0 +1,208 @@
+//! Finds out at open what the segment files hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::pool::{FreeSegment, parse_segment_file_name};
+use super::record::HEADER_LEN;
+use super::replay::{Replay, Replayed};
+use super::scan::{newest_generation, scan};
+use super::segment::{PAGE, Role, Segment, SegmentHeader, Use};
+use super::segments::salt_of;
+use crate::storage::{OpenMode, Storage, StorageFile, read_exact_at, write_all_at};
+
+/// What the ledger says of the journal.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Filed {
+    /// Segments up to this generation are filed in sled.
+    pub(crate) generation: u64,
+    /// Records up to this number are filed in sled.
+    pub(crate) seq: u64,
+    /// Records up to this number were durable.
+    pub(crate) durable_seq: u64,
+    /// Filed segments that are kept for the large payloads in them.
+    pub(crate) retained: BTreeSet<u64>,
+}
+
+/// Something that is wrong with a file, and what was done about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FileDamage {
+    pub(crate) path: PathBuf,
+    pub(crate) what: String,
+}
+
+/// Reading or repairing a file failed. Nothing is lost: open again when the cause is gone.
+#[derive(Debug, Error)]
+#[error("{doing} {path}: {source}", path = path.display())]
+pub(crate) struct RecoveryError {
+    pub(crate) doing: &'static str,
+    pub(crate) path: PathBuf,
+    pub(crate) source: io::Error,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(crate) struct Recovered {
+    pub(crate) replayed: Replayed,
+    /// The journal's segments, complete, and the retained ones.
+    pub(crate) journal: Vec<Arc<Segment>>,
+    pub(crate) retained: Vec<Arc<Segment>>,
+    pub(crate) free: Vec<FreeSegment>,
+    pub(crate) damage: Vec<FileDamage>,
+    pub(crate) next_slot: u32,
+    pub(crate) next_generation: u64,
+    /// Bytes of torn records that were cut.
+    pub(crate) torn_records: u64,
+}
+
+/// Reads every segment in `dir`. With `repair`, cuts torn tails and makes what was read durable.
+pub(crate) fn recover(
+    storage: &Arc<dyn Storage>,
+    dir: &Path,
+    spool: [u8; 16],
+    filed: &Filed,
+    repair: bool,
+) -> Result<Recovered, RecoveryError> {
+    let mut found = Recovered { next_generation: filed.generation + 1, ..Recovered::default() };
+    let mut by_generation = BTreeMap::new();
+    for (slot, path) in segment_files(storage, dir)? {
+        found.next_slot = found.next_slot.max(slot + 1);
+        let file = storage
+            .open(&path, if repair { OpenMode::Write } else { OpenMode::Read })
+            .map_err(|source| RecoveryError { doing: "opening", path: path.clone(), source })?;
+        let class = classify(&*file, spool, filed)
+            .map_err(|source| RecoveryError { doing: "reading", path: path.clone(), source })?;
+        match class {
+            Class::Free(size) => found.free.push(FreeSegment { slot, path, file, size }),
+            Class::Foreign(what) => found.damage.push(FileDamage { path, what }),
+            Class::Used(header, remark) => {
+                if let Some(what) = remark {
+                    found.damage.push(FileDamage { path: path.clone(), what });
+                }
+                found.next_generation = found.next_generation.max(header.generation + 1);
+                let retained = filed.retained.contains(&header.generation);
+                let segment =
+                    Segment::new(header, slot, path.clone(), file, Use { settled: true, counted: !retained });
+                if let Some(other) = by_generation.insert(header.generation, Arc::new(segment)) {
+                    let what = format!("a copy of {}: left alone", other.path.display());
+                    found.damage.push(FileDamage { path, what });
+                    by_generation.insert(header.generation, other);
+                }
+            }
+        }
+    }
+    for generation in filed.retained.iter().filter(|generation| !by_generation.contains_key(generation)) {
+        let what = format!("the segment of generation {generation} is missing");
+        found.damage.push(FileDamage { path: dir.to_owned(), what });
+    }
+    (found.retained, found.journal) =
+        by_generation.into_values().partition(|segment| filed.retained.contains(&segment.generation));
+    found.replayed = replay(&found.journal, spool, filed)?;
+    found.torn_records = found.replayed.torn.len() as u64;
+    if repair {
+        cut_torn_tail(&found.journal, &found.replayed.torn)?;
+        for segment in &found.journal {
+            // What a killed process wrote may still be in the kernel's memory only, and it counts as durable from now on.
+            segment.file.sync_data().map_err(|source| RecoveryError {
+                doing: "syncing",
+                path: segment.path.clone(),
+                source,
+            })?;
+        }
+    }
+    Ok(found)
+}
+
+fn segment_files(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Vec<(u32, PathBuf)>, RecoveryError> {
+    let names = storage
+        .list(dir)
+        .map_err(|source| RecoveryError { doing: "listing", path: dir.to_owned(), source })?;
+    let mut files: Vec<(u32, PathBuf)> =
+        names.iter().filter_map(|name| Some((parse_segment_file_name(name)?, dir.join(name)))).collect();
+    files.sort_unstable();
+    Ok(files)
+}
+
+enum Class {
+    /// A segment file of this size without content that counts.
+    Free(u64),
+    /// In use; with a remark where its header page had to be guessed.
+    Used(SegmentHeader, Option<String>),
+    /// Not ours: left alone.
+    Foreign(String),
+}
+
+fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Result<Class> {
+    let size = file.len()?;
+    let matters = |generation: u64| generation > filed.generation || filed.retained.contains(&generation);
+    let header = read_header(file, size)?;
+    if let Some(header) = header {
+        if header.spool != spool {
+            return Ok(Class::Foreign("a segment of another spool: left alone".to_owned()));
+        }
+        // Cold segments count only once the ledger lists them.
+        let used = match header.role {
+            Role::Free => false,
+            Role::Journal => matters(header.generation),
+            Role::Cold => filed.retained.contains(&header.generation),
+        };
+        if !used {
+            return Ok(Class::Free(if size == header.size { size } else { 0 }));
+        }
+        let remark = (size < header.size)
+            .then(|| format!("cut short: {size} of {} bytes are there", header.size));
+        return Ok(Class::Used(header, remark));
+    }
+    match newest_generation(file, salt_of(spool))? {
+        Some(generation) if matters(generation) => {
+            let header = SegmentHeader { role: Role::Journal, generation, size, spool };
+            let what = "its first page is damaged; the records after it were read".to_owned();
+            Ok(Class::Used(header, Some(what)))
+        }
+        Some(_) => Ok(Class::Free(size)),
+        None if begins_with_zeros(file, size)? => Ok(Class::Free(0)),
+        None => Ok(Class::Foreign("neither its first page nor any record can be read: left alone".to_owned())),
+    }
+}
+
+fn read_header(file: &dyn StorageFile, size: u64) -> io::Result<Option<SegmentHeader>> {
+    let mut bytes = [0; 48];
+    if size < PAGE {
+        return Ok(None);
+    }
+    read_exact_at(file, &mut bytes, 0)?;
+    Ok(SegmentHeader::decode(&bytes))
+}
+
+/// A file of which the making was cut off: nothing in it yet.
+fn begins_with_zeros(file: &dyn StorageFile, size: u64) -> io::Result<bool> {
+    let mut page = vec![0; usize::try_from(size.min(PAGE)).unwrap_or(0)];
+    read_exact_at(file, &mut page, 0)?;
+    Ok(page.iter().all(|byte| *byte == 0))
+}
+
+fn replay(journal: &[Arc<Segment>], spool: [u8; 16], filed: &Filed) -> Result<Replayed, RecoveryError> {
+    let mut replay = Replay::new(filed.seq, filed.durable_seq);
+    for segment in journal {
+        scan(&*segment.file, salt_of(spool), segment.generation, &mut |found| replay.take(found)).map_err(
+            |source| RecoveryError { doing: "reading", path: segment.path.clone(), source },
+        )?;
+    }
+    Ok(replay.finish())
+}
+
+/// Overwrites the headers of records that were never acknowledged: their numbers are used again.
+fn cut_torn_tail(journal: &[Arc<Segment>], torn: &[(u64, u64)]) -> Result<(), RecoveryError> {
+    for segment in journal {
+        for (_, offset) in torn.iter().filter(|(generation, _)| *generation == segment.generation) {
+            write_all_at(&*segment.file, &mut [IoSlice::new(&[0; HEADER_LEN])], *offset).map_err(
+                |source| RecoveryError { doing: "cutting the torn end of", path: segment.path.clone(), source },
+            )?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,345 @@
+//! What the records of a journal amount to: which are there, which are missing, which were never acknowledged. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+
+use tidespool_core::SpoolId;
+
+use super::index::{Newest, Place};
+use super::record::Kind;
+use super::scan::Found;
+
+/// Sequence numbers that were durable once and are not there any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gap {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+}
+
+/// A record that is there with an intact header and a damaged payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DamagedRecord {
+    pub(crate) id: SpoolId,
+    pub(crate) seq: u64,
+    pub(crate) generation: u64,
+    pub(crate) offset: u64,
+}
+
+/// What is left when all records are read.
+#[derive(Debug, Default)]
+pub(crate) struct Replayed {
+    pub(crate) newest: HashMap<SpoolId, Newest>,
+    /// The number that the next record gets.
+    pub(crate) next_seq: u64,
+    /// Records read and valid.
+    pub(crate) records: u64,
+    pub(crate) gaps: Vec<Gap>,
+    pub(crate) damaged: Vec<DamagedRecord>,
+    /// Where records of a torn tail stand, which must never be read again: generation and offset.
+    pub(crate) torn: Vec<(u64, u64)>,
+}
+
+/// Takes the records of all segments in generation order.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    state: Replayed,
+    /// Earlier versions of ids that were written more than once, in case the newest was aborted.
+    earlier: HashMap<SpoolId, Vec<Newest>>,
+    /// The next number, when nothing is missing.
+    expected: u64,
+    /// Every number up to this one was durable once.
+    durable: u64,
+    /// Records after a missing or damaged one, until it is known which of torn and damaged that was.
+    doubtful: BTreeMap<u64, Found>,
+}
+
+impl Replay {
+    /// `filed_seq`: every record up to this number is in sled. `durable_seq`: every record up to this one was durable.
+    pub(crate) fn new(filed_seq: u64, durable_seq: u64) -> Self {
+        Self {
+            state: Replayed::default(),
+            earlier: HashMap::new(),
+            expected: filed_seq + 1,
+            durable: durable_seq.max(filed_seq),
+            doubtful: BTreeMap::new(),
+        }
+    }
+
+    /// Takes the next record.
+    pub(crate) fn take(&mut self, found: Found) {
+        let seq = found.header.seq;
+        self.durable = self.durable.max(found.header.durable_seq);
+        if seq < self.expected {
+            // Written again into a fresh segment: the newer place counts, if it can be read.
+            if found.intact {
+                self.apply(found);
+            }
+        } else if found.intact || self.doubtful.get(&seq).is_none_or(|other| !other.intact) {
+            self.doubtful.insert(seq, found);
+        }
+        self.settle();
+    }
+
+    /// Ends the replay.
+    pub(crate) fn finish(mut self) -> Replayed {
+        self.settle();
+        if self.expected <= self.durable {
+            self.state.gaps.push(Gap { first: self.expected, last: self.durable });
+            self.expected = self.durable + 1;
+        }
+        self.state.torn = self.doubtful.values().map(|found| (found.header.generation, found.offset)).collect();
+        self.state.next_seq = self.expected;
+        self.state
+    }
+
+    /// Applies everything of which it is known what it is.
+    fn settle(&mut self) {
+        while let Some((&seq, &found)) = self.doubtful.first_key_value() {
+            if seq < self.expected {
+                self.doubtful.pop_first();
+            } else if seq == self.expected && (found.intact || seq <= self.durable) {
+                self.doubtful.pop_first();
+                self.apply(found);
+                self.expected = seq + 1;
+            } else if self.expected < seq && self.expected <= self.durable {
+                let last = self.durable.min(seq - 1);
+                self.state.gaps.push(Gap { first: self.expected, last });
+                self.expected = last + 1;
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn apply(&mut self, found: Found) {
+        let Found { header, offset, intact, abort_of } = found;
+        self.state.records += 1;
+        self.state.damaged.retain(|damaged| damaged.seq != header.seq);
+        if !intact {
+            let damaged = DamagedRecord {
+                id: header.id,
+                seq: header.seq,
+                generation: header.generation,
+                offset,
+            };
+            self.state.damaged.push(damaged);
+        }
+        let place = Place { generation: header.generation, offset, len: header.payload_len };
+        let newest = Newest { seq: header.seq, generation: header.generation, place: None };
+        match header.kind {
+            Kind::Put => self.learn(header.id, Newest { place: Some(place), ..newest }),
+            Kind::Remove => self.learn(header.id, newest),
+            Kind::Abort => {
+                if let Some(target) = abort_of {
+                    self.abort(header.id, target);
+                }
+            }
+            Kind::Mark => {}
+        }
+    }
+
+    fn learn(&mut self, id: SpoolId, newest: Newest) {
+        let Some(current) = self.state.newest.get_mut(&id) else {
+            self.state.newest.insert(id, newest);
+            return;
+        };
+        if current.seq < newest.seq {
+            let before = std::mem::replace(current, newest);
+            self.earlier.entry(id).or_default().push(before);
+        } else if current.seq == newest.seq {
+            *current = newest;
+        } else if let Some(same) =
+            self.earlier.get_mut(&id).and_then(|all| all.iter_mut().find(|e| e.seq == newest.seq))
+        {
+            *same = newest;
+        }
+    }
+
+    fn abort(&mut self, id: SpoolId, target: u64) {
+        if let Some(all) = self.earlier.get_mut(&id) {
+            all.retain(|entry| entry.seq != target);
+        }
+        if self.state.newest.get(&id).is_some_and(|newest| newest.seq == target) {
+            match self.earlier.get_mut(&id).and_then(Vec::pop) {
+                Some(before) => self.state.newest.insert(id, before),
+                None => self.state.newest.remove(&id),
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::Header;
+    use super::*;
+
+    fn id(n: u8) -> SpoolId {
+        SpoolId::from_bytes([n; 16])
+    }
+
+    struct Script {
+        replay: Replay,
+        generation: u64,
+        offset: u64,
+    }
+
+    impl Script {
+        fn new() -> Self {
+            Self { replay: Replay::new(0, 0), generation: 1, offset: 4096 }
+        }
+
+        fn record(mut self, seq: u64, durable_seq: u64, id: SpoolId, kind: Kind, intact: bool, abort_of: Option<u64>) -> Self {
+            let header = Header {
+                kind,
+                generation: self.generation,
+                seq,
+                durable_seq,
+                id,
+                payload_len: 0,
+                payload_crc: 0,
+            };
+            self.replay.take(Found { header, offset: self.offset, intact, abort_of });
+            self.offset += 64;
+            self
+        }
+
+        fn put(self, seq: u64, durable_seq: u64, n: u8) -> Self {
+            self.record(seq, durable_seq, id(n), Kind::Put, true, None)
+        }
+
+        fn damaged_put(self, seq: u64, durable_seq: u64, n: u8) -> Self {
+            self.record(seq, durable_seq, id(n), Kind::Put, false, None)
+        }
+
+        fn segment(mut self) -> Self {
+            self.generation += 1;
+            self.offset = 4096;
+            self
+        }
+
+        fn end(self) -> Replayed {
+            self.replay.finish()
+        }
+    }
+
+    fn seqs(replayed: &Replayed) -> Vec<u64> {
+        let mut seqs: Vec<u64> = replayed.newest.values().map(|newest| newest.seq).collect();
+        seqs.sort_unstable();
+        seqs
+    }
+
+    #[test]
+    fn everything_there_is_taken_synced_or_not() {
+        let replayed = Script::new().put(1, 0, 1).put(2, 0, 2).put(3, 2, 3).end();
+        assert_eq!(seqs(&replayed), [1, 2, 3]);
+        assert_eq!((replayed.next_seq, replayed.torn.len()), (4, 0));
+        assert!(replayed.gaps.is_empty() && replayed.damaged.is_empty());
+    }
+
+    #[test]
+    fn a_hole_that_was_never_durable_is_a_torn_tail_and_cuts_all_after_it() {
+        let replayed = Script::new().put(1, 0, 1).put(3, 1, 3).put(4, 1, 4).end();
+        assert_eq!(seqs(&replayed), [1]);
+        assert_eq!(replayed.next_seq, 2);
+        assert_eq!(replayed.torn.len(), 2);
+        assert!(replayed.gaps.is_empty());
+    }
+
+    #[test]
+    fn a_hole_that_was_durable_once_is_damage_and_costs_nothing_else() {
+        let replayed = Script::new().put(1, 0, 1).put(4, 1, 4).put(5, 4, 5).end();
+        assert_eq!(seqs(&replayed), [1, 4, 5]);
+        assert_eq!(replayed.gaps, [Gap { first: 2, last: 3 }]);
+        assert!(replayed.torn.is_empty());
+    }
+
+    #[test]
+    fn a_hole_that_reaches_beyond_what_was_durable_is_both() {
+        let replayed = Script::new().put(1, 0, 1).put(6, 3, 6).end();
+        assert_eq!(replayed.gaps, [Gap { first: 2, last: 3 }]);
+        assert_eq!((replayed.next_seq, replayed.torn.len()), (4, 1));
+    }
+
+    #[test]
+    fn a_damaged_payload_is_torn_or_named() {
+        let torn = Script::new().put(1, 0, 1).damaged_put(2, 1, 2).put(3, 1, 3).end();
+        assert_eq!((seqs(&torn), torn.torn.len()), (vec![1], 2));
+        assert!(torn.damaged.is_empty());
+        let named = Script::new().put(1, 0, 1).damaged_put(2, 1, 2).put(3, 2, 3).end();
+        assert_eq!(seqs(&named), [1, 2, 3]);
+        assert_eq!(named.damaged[0].id, id(2));
+    }
+
+    #[test]
+    fn what_was_written_again_counts_at_its_newer_place() {
+        let replayed = Script::new()
+            .put(1, 0, 1)
+            .put(2, 1, 2)
+            .damaged_put(3, 1, 3)
+            .segment()
+            .put(2, 1, 2)
+            .put(3, 1, 3)
+            .put(4, 3, 4)
+            .end();
+        assert_eq!(seqs(&replayed), [1, 2, 3, 4]);
+        assert_eq!(replayed.newest[&id(2)].generation, 2);
+        assert_eq!(replayed.newest[&id(3)].generation, 2);
+        assert!(replayed.damaged.is_empty() && replayed.gaps.is_empty() && replayed.torn.is_empty());
+    }
+
+    #[test]
+    fn an_abort_brings_back_the_earlier_version() {
+        let replayed = Script::new()
+            .put(1, 0, 1)
+            .put(2, 1, 1)
+            .put(3, 2, 2)
+            .record(4, 3, id(1), Kind::Abort, true, Some(2))
+            .record(5, 4, id(2), Kind::Abort, true, Some(3))
+            .end();
+        assert_eq!(seqs(&replayed), [1]);
+        assert_eq!(replayed.newest[&id(1)].seq, 1);
+    }
+
+    #[test]
+    fn aborts_of_several_versions_in_any_order() {
+        let two = |first, second| {
+            Script::new()
+                .put(1, 0, 1)
+                .put(2, 1, 1)
+                .put(3, 2, 1)
+                .record(4, 3, id(1), Kind::Abort, true, Some(first))
+                .record(5, 4, id(1), Kind::Abort, true, Some(second))
+                .end()
+        };
+        assert_eq!(seqs(&two(2, 3)), [1]);
+        assert_eq!(seqs(&two(3, 2)), [1]);
+    }
+
+    #[test]
+    fn the_last_records_missing_altogether_is_noticed_where_they_were_known_durable() {
+        let mut replay = Replay::new(0, 7);
+        replay.take(Found {
+            header: Header {
+                kind: Kind::Put,
+                generation: 1,
+                seq: 1,
+                durable_seq: 0,
+                id: id(1),
+                payload_len: 0,
+                payload_crc: 0,
+            },
+            offset: 4096,
+            intact: true,
+            abort_of: None,
+        });
+        let replayed = replay.finish();
+        assert_eq!(replayed.gaps, [Gap { first: 2, last: 7 }]);
+        assert_eq!(replayed.next_seq, 8);
+    }
+
+    #[test]
+    fn a_removal_is_kept_for_sled_to_know() {
+        let replayed =
+            Script::new().put(1, 0, 1).record(2, 1, id(1), Kind::Remove, true, None).end();
+        assert_eq!(replayed.newest[&id(1)].place, None);
+    }
+}

@@ -1,0 +1,119 @@
+//! Reads a segment from front to back and finds every record of one generation in it, whatever lies between.
+
+use std::io;
+
+use super::record::{HEADER_LEN, Header, Kind, RECORD_ALIGN};
+use super::segment::PAGE;
+use crate::storage::{StorageFile, read_exact_at};
+
+/// Bytes read at once.
+const WINDOW: usize = 1 << 20;
+
+/// A record with an intact header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) header: Header,
+    /// Of the header in the file.
+    pub(crate) offset: u64,
+    /// The payload matches its checksum.
+    pub(crate) intact: bool,
+    /// The sequence number in an abort's payload.
+    pub(crate) abort_of: Option<u64>,
+}
+
+/// Calls `visit` for each record of `generation`, in the order in which they stand in the file.
+///
+/// Where no header can be read it looks on, eight bytes at a time: padding, stale records and damage are all passed over. What
+/// is missing shows in the sequence numbers, not here.
+pub(crate) fn scan(
+    file: &dyn StorageFile,
+    salt: u32,
+    generation: u64,
+    visit: &mut dyn FnMut(Found),
+) -> io::Result<()> {
+    let mut window = Window::new(file)?;
+    let mut offset = PAGE;
+    while offset + HEADER_LEN as u64 <= window.end {
+        let Some(header) = window.header(offset, salt, generation)? else {
+            offset += RECORD_ALIGN;
+            continue;
+        };
+        let payload_at = offset + HEADER_LEN as u64;
+        let payload_end = payload_at + u64::from(header.payload_len);
+        let intact =
+            payload_end <= window.end && window.crc(payload_at, payload_end)? == header.payload_crc;
+        let abort_of = match header.kind {
+            Kind::Abort if intact && header.payload_len == 8 => Some(window.u64_at(payload_at)?),
+            _ => None,
+        };
+        visit(Found { header, offset, intact, abort_of });
+        offset += header.footprint();
+    }
+    Ok(())
+}
+
+/// The newest generation of which a batch starts somewhere in the file, for a segment whose own header page is damaged.
+pub(crate) fn newest_generation(file: &dyn StorageFile, salt: u32) -> io::Result<Option<u64>> {
+    let mut window = Window::new(file)?;
+    let mut newest = None;
+    let mut offset = PAGE;
+    while offset + HEADER_LEN as u64 <= window.end {
+        let claimed = window.u64_at(offset + 8)?;
+        if claimed != 0 && window.header(offset, salt, claimed)?.is_some() {
+            newest = newest.max(Some(claimed));
+        }
+        offset += PAGE;
+    }
+    Ok(newest)
+}
+
+/// A part of the file in memory, moved along.
+struct Window<'a> {
+    file: &'a dyn StorageFile,
+    end: u64,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Window<'a> {
+    fn new(file: &'a dyn StorageFile) -> io::Result<Self> {
+        Ok(Self { file, end: file.len()?, start: 0, bytes: Vec::new() })
+    }
+
+    /// Up to `len` bytes from `offset`: fewer only where `len` is over [`WINDOW`].
+    fn bytes(&mut self, offset: u64, len: u64) -> io::Result<&[u8]> {
+        let len = usize::try_from(len).unwrap_or(WINDOW).min(WINDOW);
+        let have = self.start + self.bytes.len() as u64;
+        if offset < self.start || offset + len as u64 > have {
+            let size = usize::try_from(self.end - offset).unwrap_or(WINDOW).min(WINDOW);
+            self.bytes.resize(size, 0);
+            read_exact_at(self.file, &mut self.bytes, offset)?;
+            self.start = offset;
+        }
+        let from = usize::try_from(offset - self.start).unwrap_or(0);
+        Ok(&self.bytes[from..from + len])
+    }
+
+    fn header(&mut self, offset: u64, salt: u32, generation: u64) -> io::Result<Option<Header>> {
+        let mut header = [0; HEADER_LEN];
+        header.copy_from_slice(self.bytes(offset, HEADER_LEN as u64)?);
+        Ok(Header::decode(&header, salt, generation))
+    }
+
+    fn u64_at(&mut self, offset: u64) -> io::Result<u64> {
+        let mut field = [0; 8];
+        field.copy_from_slice(self.bytes(offset, 8)?);
+        Ok(u64::from_le_bytes(field))
+    }
+
+    fn crc(&mut self, from: u64, to: u64) -> io::Result<u32> {
+        let mut crc = 0;
+        let mut at = from;
+        while at < to {
+            let part = self.bytes(at, to - at)?;
+            crc = crc32c::crc32c_append(crc, part);
+            at += part.len() as u64;
+        }
+        Ok(crc)
+    }
+}

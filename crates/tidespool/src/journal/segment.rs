@@ -1,0 +1,247 @@
+//! One segment file in one of its uses: the header page, and reading a record back.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use thiserror::Error;
+use tidespool_core::SpoolId;
+
+use super::index::Place;
+use super::record::{HEADER_LEN, Header, Kind, payload_crc};
+use crate::storage::{StorageFile, read_exact_at};
+
+/// Bytes before the first record; also the alignment of a batch.
+pub(crate) const PAGE: u64 = 4096;
+
+/// What a segment is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Nothing.
+    Free,
+    /// The journal: replayed at open unless filed.
+    Journal,
+    /// The large payloads that survived older segments. Never replayed: the ledger lists it, or it is garbage.
+    Cold,
+}
+
+const MAGIC: [u8; 8] = *b"TIDESEG1";
+
+/// The first bytes of a segment file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SegmentHeader {
+    pub(crate) role: Role,
+    pub(crate) generation: u64,
+    pub(crate) size: u64,
+    pub(crate) spool: [u8; 16],
+}
+
+impl SegmentHeader {
+    /// The whole first page.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let role: u32 = match self.role {
+            Role::Free => 0,
+            Role::Journal => 1,
+            Role::Cold => 2,
+        };
+        let mut page = Vec::with_capacity(4096);
+        page.extend_from_slice(&MAGIC);
+        page.extend_from_slice(&[0; 4]);
+        page.extend_from_slice(&role.to_le_bytes());
+        page.extend_from_slice(&self.generation.to_le_bytes());
+        page.extend_from_slice(&self.size.to_le_bytes());
+        page.extend_from_slice(&self.spool);
+        let crc = crc32c::crc32c(&page[12..48]);
+        page[8..12].copy_from_slice(&crc.to_le_bytes());
+        page.resize(4096, 0);
+        page
+    }
+
+    /// The header in these bytes, or `None` where they are none.
+    pub(crate) fn decode(bytes: &[u8; 48]) -> Option<Self> {
+        let u64_at = |at: usize| {
+            let mut field = [0; 8];
+            field.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_le_bytes(field)
+        };
+        let mut spool = [0; 16];
+        spool.copy_from_slice(&bytes[32..48]);
+        // The checksum and the role share the eight bytes from 8.
+        let crc = (u64_at(8) & 0xffff_ffff) as u32;
+        if bytes[..8] != MAGIC || crc != crc32c::crc32c(&bytes[12..48]) {
+            return None;
+        }
+        let role = match u64_at(8) >> 32 {
+            0 => Role::Free,
+            1 => Role::Journal,
+            2 => Role::Cold,
+            _ => return None,
+        };
+        Some(Self { role, generation: u64_at(16), size: u64_at(24), spool })
+    }
+}
+
+/// A segment in use. Whoever holds one may read from it: the file is recycled only when nobody else does.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) generation: u64,
+    pub(crate) slot: u32,
+    pub(crate) role: Role,
+    pub(crate) size: u64,
+    pub(crate) path: PathBuf,
+    pub(crate) file: Arc<dyn StorageFile>,
+    /// No more is written to it, and the index knows everything in it.
+    settled: AtomicBool,
+    /// A write or sync failed: the file is deleted when its time comes, never used again.
+    failed: AtomicBool,
+    /// A sync covered some record in it.
+    holds_durable: AtomicBool,
+    /// It counts against the journal's capacity.
+    counted: AtomicBool,
+}
+
+/// How a segment comes into use.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Use {
+    /// Found at open, complete: nothing more is written to it.
+    pub(crate) settled: bool,
+    /// It counts against the journal's capacity.
+    pub(crate) counted: bool,
+}
+
+/// Why a record could not be read.
+#[derive(Debug, Error)]
+pub(crate) enum ReadError {
+    /// Reading failed, which says nothing about the record.
+    #[error("reading {path}: {source}", path = path.display())]
+    Io {
+        path: PathBuf,
+        source: io::Error,
+    },
+    /// The bytes are not the record that was written.
+    #[error("{path} at byte {offset}: {what}", path = path.display())]
+    Damaged {
+        path: PathBuf,
+        offset: u64,
+        what: &'static str,
+    },
+}
+
+impl Segment {
+    pub(crate) fn new(
+        header: SegmentHeader,
+        slot: u32,
+        path: PathBuf,
+        file: Arc<dyn StorageFile>,
+        use_of: Use,
+    ) -> Self {
+        Self {
+            generation: header.generation,
+            slot,
+            role: header.role,
+            size: header.size,
+            path,
+            file,
+            settled: AtomicBool::new(use_of.settled),
+            failed: AtomicBool::new(false),
+            holds_durable: AtomicBool::new(use_of.settled),
+            counted: AtomicBool::new(use_of.counted),
+        }
+    }
+
+    pub(crate) fn settle(&self) {
+        self.settled.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn mark_failed(&self) {
+        self.failed.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn mark_durable(&self) {
+        self.holds_durable.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn holds_durable(&self) -> bool {
+        self.holds_durable.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_counted(&self) -> bool {
+        self.counted.load(Ordering::Acquire)
+    }
+
+    /// Takes it out of the journal's capacity. True if it was counted until now.
+    pub(crate) fn uncount(&self) -> bool {
+        self.counted.swap(false, Ordering::AcqRel)
+    }
+
+    /// The payload of the put of `id` at `place`, checked; with its checksum.
+    pub(crate) fn read_put(&self, salt: u32, id: &SpoolId, place: Place) -> Result<(Vec<u8>, u32), ReadError> {
+        let mut bytes = vec![0; HEADER_LEN + place.len as usize];
+        self.read_at(&mut bytes, place.offset)?;
+        let mut header = [0; HEADER_LEN];
+        header.copy_from_slice(&bytes[..HEADER_LEN]);
+        let header = Header::decode(&header, salt, self.generation)
+            .ok_or_else(|| self.damaged(place.offset, "the record's header fails its checksum"))?;
+        if header.id != *id || header.kind != Kind::Put || header.payload_len != place.len {
+            return Err(self.damaged(place.offset, "another record stands there"));
+        }
+        if header.payload_crc != payload_crc(&bytes[HEADER_LEN..]) {
+            return Err(self.damaged(place.offset, "the payload fails its checksum"));
+        }
+        bytes.drain(..HEADER_LEN);
+        Ok((bytes, header.payload_crc))
+    }
+
+    /// The checksum in a record's header, without reading the payload.
+    pub(crate) fn read_payload_crc(&self, salt: u32, id: &SpoolId, place: Place) -> Result<u32, ReadError> {
+        let mut bytes = [0; HEADER_LEN];
+        self.read_at(&mut bytes, place.offset)?;
+        match Header::decode(&bytes, salt, self.generation) {
+            Some(header) if header.id == *id && header.payload_len == place.len => Ok(header.payload_crc),
+            _ => Err(self.damaged(place.offset, "the record's header fails its checksum")),
+        }
+    }
+
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<(), ReadError> {
+        read_exact_at(&*self.file, bytes, offset).map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => self.damaged(offset, "the file ends before the record does"),
+            _ => ReadError::Io { path: self.path.clone(), source },
+        })
+    }
+
+    fn damaged(&self, offset: u64, what: &'static str) -> ReadError {
+        ReadError::Damaged { path: self.path.clone(), offset, what }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_round_trips_and_a_flipped_bit_is_noticed() {
+        for role in [Role::Free, Role::Journal, Role::Cold] {
+            let header = SegmentHeader { role, generation: 9, size: 1 << 20, spool: [3; 16] };
+            let page = header.encode();
+            assert_eq!(page.len() as u64, PAGE);
+            let mut bytes = [0; 48];
+            bytes.copy_from_slice(&page[..48]);
+            assert_eq!(SegmentHeader::decode(&bytes), Some(header));
+            for bit in 0..48 * 8 {
+                let mut broken = bytes;
+                broken[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(SegmentHeader::decode(&broken), None, "bit {bit}");
+            }
+        }
+        assert_eq!(SegmentHeader::decode(&[0; 48]), None);
+    }
+}

@@ -1,0 +1,108 @@
+//! The segments in use, by generation.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+
+use super::pool::{FreeSegment, Pool};
+use super::segment::{Role, Segment, SegmentHeader, Use};
+
+/// Every segment that holds something: the journal's and the retained ones.
+#[derive(Debug)]
+pub(crate) struct Segments {
+    by_generation: RwLock<BTreeMap<u64, Arc<Segment>>>,
+    /// Taken out while somebody read from them; given to the pool when the last reader is done.
+    leaving: parking_lot::Mutex<Vec<Arc<Segment>>>,
+    next_generation: AtomicU64,
+    spool: [u8; 16],
+    salt: u32,
+    pool: Arc<Pool>,
+}
+
+impl Segments {
+    pub(crate) fn new(pool: Arc<Pool>, spool: [u8; 16], next_generation: u64) -> Self {
+        Self {
+            by_generation: RwLock::default(),
+            leaving: parking_lot::Mutex::default(),
+            next_generation: AtomicU64::new(next_generation),
+            spool,
+            salt: salt_of(spool),
+            pool,
+        }
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(crate) fn salt(&self) -> u32 {
+        self.salt
+    }
+
+    /// Takes a free file into use under the next generation. The caller writes the header page with its first batch.
+    pub(crate) fn activate(&self, free: FreeSegment, role: Role, counted: bool) -> (Arc<Segment>, SegmentHeader) {
+        let generation = self.next_generation.fetch_add(1, Ordering::Relaxed);
+        let header = SegmentHeader { role, generation, size: free.size, spool: self.spool };
+        let segment = Arc::new(Segment::new(header, free.slot, free.path, free.file, Use { settled: false, counted }));
+        self.insert(segment.clone());
+        (segment, header)
+    }
+
+    pub(crate) fn insert(&self, segment: Arc<Segment>) {
+        self.by_generation.write().insert(segment.generation, segment);
+    }
+
+    /// The segment of this generation. Holding it keeps its bytes from being recycled.
+    pub(crate) fn get(&self, generation: u64) -> Option<Arc<Segment>> {
+        self.by_generation.read().get(&generation).cloned()
+    }
+
+    /// All of them, oldest first.
+    pub(crate) fn all(&self) -> Vec<Arc<Segment>> {
+        self.by_generation.read().values().cloned().collect()
+    }
+
+    /// Keeps a filed segment for the large payloads in it: it no longer counts against the journal's capacity.
+    pub(crate) fn retain(&self, segment: &Segment) {
+        if segment.uncount() {
+            self.pool.count_out();
+        }
+    }
+
+    /// Takes a segment out of use. Its file goes back to the pool, or is deleted if it failed or is of an odd size, as
+    /// soon as nobody reads from it.
+    pub(crate) fn retire(&self, generation: u64) {
+        let segment = self.by_generation.write().remove(&generation);
+        self.leaving.lock().extend(segment);
+        self.release_unread();
+    }
+
+    /// Gives the files of retired segments to the pool, those at least that nobody reads from.
+    pub(crate) fn release_unread(&self) {
+        let released: Vec<Segment> = {
+            let mut leaving = self.leaving.lock();
+            let (unread, read): (Vec<_>, Vec<_>) =
+                leaving.drain(..).map(Arc::try_unwrap).partition(Result::is_ok);
+            leaving.extend(read.into_iter().filter_map(Result::err));
+            unread.into_iter().filter_map(Result::ok).collect()
+        };
+        for segment in released {
+            if segment.uncount() {
+                self.pool.count_out();
+            }
+            if segment.has_failed() {
+                self.pool.delete(&segment.path);
+            } else {
+                let Segment { slot, path, file, size, .. } = segment;
+                self.pool.give(FreeSegment { slot, path, file, size });
+            }
+        }
+    }
+}
+
+/// What every record's checksum of this spool starts from.
+pub(crate) fn salt_of(spool: [u8; 16]) -> u32 {
+    crc32c::crc32c(&spool)
+}

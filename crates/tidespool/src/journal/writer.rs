@@ -1,0 +1,374 @@
+//! Appends records to the active segment and makes them durable. One thread owns it.
+//!
+//! Everything since the last good sync stays in memory here. After a failed write or sync all of it is written again, into a fresh
+//! segment and with the same sequence numbers, by the next call: the file that failed is never trusted again.
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+use thiserror::Error;
+use tidespool_core::SpoolId;
+
+use super::index::{Newest, Place};
+use super::pool::{FreeSegment, RESERVED};
+use super::record::{HEADER_LEN, Header, Kind, RECORD_ALIGN, footprint, payload_crc};
+use super::segment::{PAGE, Role, Segment};
+use super::segments::Segments;
+use crate::storage::write_all_at;
+
+/// Payloads up to this many bytes are copied beside their header: cheaper than a slice of their own for the kernel.
+const COPY_UP_TO: usize = 2048;
+
+/// What a record says, with what it needs to say it.
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
+    Put(Arc<Box<[u8]>>),
+    Remove,
+    /// The put of this sequence number did not happen.
+    Abort(u64),
+    Mark,
+}
+
+/// Why nothing was written. All records stay queued here, and the next call tries again.
+#[derive(Debug, Error)]
+pub(crate) enum WriteError {
+    /// No segment is free.
+    #[error("no journal segment is free")]
+    NoSegment,
+    /// Writing failed.
+    #[error("writing the journal: {0}")]
+    Write(io::Error),
+    /// Syncing failed.
+    #[error("syncing the journal: {0}")]
+    Sync(io::Error),
+}
+
+/// A record that is durable now.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Durable {
+    pub(crate) seq: u64,
+    pub(crate) newest: Newest,
+}
+
+/// What a good sync covered.
+#[derive(Debug, Default)]
+pub(crate) struct Synced {
+    /// The records since the last one, in the order in which they were appended.
+    pub(crate) records: Vec<Durable>,
+    /// Segments to which no more is written. They are to be settled once the index knows `records`.
+    pub(crate) finished: Vec<Arc<Segment>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: SpoolId,
+    change: Change,
+    seq: u64,
+    payload_len: u32,
+    payload_crc: u32,
+    generation: u64,
+    offset: u64,
+}
+
+#[derive(Debug)]
+struct Active {
+    segment: Arc<Segment>,
+    /// The header page, until it is written.
+    header_page: Option<Vec<u8>>,
+    tail: u64,
+}
+
+/// The end of the journal.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    segments: Arc<Segments>,
+    active: Option<Active>,
+    next_seq: u64,
+    durable_seq: u64,
+    /// Everything since the last good sync.
+    entries: Vec<Entry>,
+    /// How many of `entries` are written.
+    written: usize,
+    /// Segments written to since the last good sync.
+    touched: Vec<Arc<Segment>>,
+    /// Full or failed segments whose end is not yet told to the caller.
+    finished: Vec<Arc<Segment>>,
+    /// The last try failed: the next segment is a file made for it, not one that may be as bad.
+    distrust_pool: bool,
+    /// Reused between batches.
+    scratch: Vec<u8>,
+}
+
+impl Writer {
+    pub(crate) fn new(segments: Arc<Segments>, next_seq: u64) -> Self {
+        Self {
+            segments,
+            active: None,
+            next_seq,
+            durable_seq: next_seq - 1,
+            entries: Vec::new(),
+            written: 0,
+            touched: Vec::new(),
+            finished: Vec::new(),
+            distrust_pool: false,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// The newest sequence number of which everything before is on stable storage.
+    pub(crate) fn durable_seq(&self) -> u64 {
+        self.durable_seq
+    }
+
+    /// Records that are not durable yet.
+    pub(crate) fn unsynced(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Payload bytes that can be appended before a segment must be found beyond the pool's. Removes may use the reserve.
+    pub(crate) fn room(&self, for_removes: bool) -> u64 {
+        let keep = if for_removes { 0 } else { RESERVED };
+        let free = self.segments.pool().free().saturating_sub(keep) as u64;
+        let usable = self.segments.pool().segment_size() - PAGE;
+        self.active.as_ref().map_or(0, Active::room) + free * usable
+    }
+
+    /// Queues a record. It gets the next sequence number, which is returned.
+    pub(crate) fn append(&mut self, id: SpoolId, change: Change) -> u64 {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        let (payload_len, payload_crc) = match &change {
+            // `max_message_size` is at most 1 GiB, checked in `store`.
+            Change::Put(data) => (u32::try_from(data.len()).unwrap_or(u32::MAX), payload_crc(data)),
+            Change::Abort(target) => (8, payload_crc(&target.to_le_bytes())),
+            Change::Remove | Change::Mark => (0, payload_crc(&[])),
+        };
+        self.entries.push(Entry { id, change, seq, payload_len, payload_crc, generation: 0, offset: 0 });
+        seq
+    }
+
+    /// Hands everything queued to the operating system: safe from then on if the process is killed.
+    pub(crate) fn write(&mut self) -> Result<(), WriteError> {
+        self.write_queued().inspect_err(|error| {
+            if !matches!(error, WriteError::NoSegment) {
+                self.distrust();
+            }
+        })
+    }
+
+    /// Writes everything queued and makes it durable.
+    pub(crate) fn sync(&mut self) -> Result<Synced, WriteError> {
+        self.write()?;
+        for segment in &self.touched {
+            if let Err(error) = segment.file.sync_data() {
+                self.distrust();
+                return Err(WriteError::Sync(error));
+            }
+        }
+        for segment in self.touched.drain(..) {
+            segment.mark_durable();
+        }
+        self.written = 0;
+        self.distrust_pool = false;
+        self.durable_seq = self.next_seq - 1;
+        let records = self.entries.drain(..).map(|entry| entry.durable()).collect();
+        Ok(Synced { records, finished: std::mem::take(&mut self.finished) })
+    }
+
+    /// Ends the active segment, so that a checkpoint can take it. It is told by the next [`Writer::sync`].
+    pub(crate) fn seal(&mut self) {
+        if let Some(active) = self.active.take() {
+            self.finished.push(active.segment);
+        }
+    }
+
+    /// Age and fill of the active segment matter to the checkpoint: its generation, if it has one.
+    pub(crate) fn active_generation(&self) -> Option<u64> {
+        self.active.as_ref().map(|active| active.segment.generation)
+    }
+
+    /// After an error nothing that was written since the last good sync counts: all of it goes to a fresh segment.
+    fn distrust(&mut self) {
+        self.written = 0;
+        let fresh_failed = self.distrust_pool;
+        self.distrust_pool = true;
+        self.seal();
+        for segment in self.touched.drain(..) {
+            segment.mark_failed();
+            if fresh_failed && !segment.holds_durable() {
+                // Made after the first failure and no better: it holds nothing that stands nowhere else, and a sick disk must
+                // not use up the journal's capacity.
+                self.finished.retain(|other| other.generation != segment.generation);
+                self.segments.retire(segment.generation);
+            }
+        }
+    }
+
+    fn write_queued(&mut self) -> Result<(), WriteError> {
+        while self.written < self.entries.len() {
+            let first = self.written;
+            let room = self.active.as_ref().map_or(0, Active::room);
+            let (end, bytes) = fitting(&self.entries[first..], room);
+            if end == 0 {
+                let need = self.entries[first].footprint();
+                self.seal();
+                self.active = Some(self.next_segment(need)?);
+                continue;
+            }
+            self.write_run(first, first + end, bytes).map_err(WriteError::Write)?;
+        }
+        Ok(())
+    }
+
+    fn next_segment(&self, need: u64) -> Result<Active, WriteError> {
+        let pool = self.segments.pool();
+        let free = if need > pool.segment_size() - PAGE {
+            let size = PAGE + need.next_multiple_of(PAGE);
+            (pool.create(size).map_err(WriteError::Write)?, false)
+        } else {
+            (self.ordinary_segment()?, true)
+        };
+        let (segment, header) = self.segments.activate(free.0, Role::Journal, free.1);
+        Ok(Active { segment, header_page: Some(header.encode()), tail: PAGE })
+    }
+
+    fn ordinary_segment(&self) -> Result<FreeSegment, WriteError> {
+        let pool = self.segments.pool();
+        if self.distrust_pool {
+            match pool.create(pool.segment_size()) {
+                Ok(fresh) => {
+                    pool.count_existing();
+                    return Ok(fresh);
+                }
+                // The disk being full says nothing against segments that exist.
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+                Err(error) => return Err(WriteError::Write(error)),
+            }
+        }
+        // What is queued here was admitted against `room`; what must be written again may use the reserve.
+        pool.take(0).ok_or(WriteError::NoSegment)
+    }
+
+    /// Writes `entries[first..end]` as one batch of the active segment.
+    fn write_run(&mut self, first: usize, end: usize, bytes: u64) -> io::Result<()> {
+        let Some(active) = &mut self.active else { return Ok(()) };
+        let salt = self.segments.salt();
+        let mut offset = active.tail;
+        for entry in &mut self.entries[first..end] {
+            entry.generation = active.segment.generation;
+            entry.offset = offset;
+            offset += entry.footprint();
+        }
+        let padded = bytes.next_multiple_of(PAGE);
+        let header_page = active.header_page.take().unwrap_or_default();
+        let start = if header_page.is_empty() { active.tail } else { 0 };
+        let pieces =
+            encode(&self.entries[first..end], salt, self.durable_seq, padded - bytes, &mut self.scratch);
+        let mut slices = Vec::with_capacity(pieces.len() + 1);
+        if !header_page.is_empty() {
+            slices.push(IoSlice::new(&header_page));
+        }
+        slices.extend(pieces.iter().map(|piece| match piece {
+            Piece::Scratch(from, to) => IoSlice::new(&self.scratch[*from..*to]),
+            Piece::Payload(data) => IoSlice::new(data),
+        }));
+        let segment = active.segment.clone();
+        if !self.touched.iter().any(|other| other.generation == segment.generation) {
+            self.touched.push(segment.clone());
+        }
+        let result = write_all_at(&*segment.file, &mut slices, start);
+        drop(slices);
+        drop(pieces);
+        result?;
+        active.tail += padded;
+        self.written = end;
+        Ok(())
+    }
+}
+
+impl Active {
+    fn room(&self) -> u64 {
+        self.segment.size.saturating_sub(self.tail)
+    }
+}
+
+impl Entry {
+    fn footprint(&self) -> u64 {
+        footprint(self.payload_len)
+    }
+
+    fn durable(&self) -> Durable {
+        let place = Place { generation: self.generation, offset: self.offset, len: self.payload_len };
+        let place = matches!(self.change, Change::Put(_)).then_some(place);
+        Durable { seq: self.seq, newest: Newest { seq: self.seq, generation: self.generation, place } }
+    }
+}
+
+/// How many of `entries`, from the first, fit into `room` bytes; and the bytes that they take.
+fn fitting(entries: &[Entry], room: u64) -> (usize, u64) {
+    let mut bytes = 0;
+    for (count, entry) in entries.iter().enumerate() {
+        if bytes + entry.footprint() > room {
+            return (count, bytes);
+        }
+        bytes += entry.footprint();
+    }
+    (entries.len(), bytes)
+}
+
+/// One slice of a vectored write.
+enum Piece<'a> {
+    Scratch(usize, usize),
+    Payload(&'a [u8]),
+}
+
+/// Lays out a batch: headers, small payloads and padding in `scratch`, large payloads where they are.
+fn encode<'a>(
+    entries: &'a [Entry],
+    salt: u32,
+    durable_seq: u64,
+    padding: u64,
+    scratch: &mut Vec<u8>,
+) -> Vec<Piece<'a>> {
+    let mut pieces = Vec::new();
+    scratch.clear();
+    let mut from = 0;
+    for entry in entries {
+        let kind = match entry.change {
+            Change::Put(_) => Kind::Put,
+            Change::Remove => Kind::Remove,
+            Change::Abort(_) => Kind::Abort,
+            Change::Mark => Kind::Mark,
+        };
+        let header = Header {
+            kind,
+            generation: entry.generation,
+            seq: entry.seq,
+            durable_seq,
+            id: entry.id,
+            payload_len: entry.payload_len,
+            payload_crc: entry.payload_crc,
+        };
+        scratch.extend_from_slice(&header.encode(salt));
+        match &entry.change {
+            Change::Put(data) if data.len() > COPY_UP_TO => {
+                pieces.push(Piece::Scratch(from, scratch.len()));
+                from = scratch.len();
+                pieces.push(Piece::Payload(data));
+            }
+            Change::Put(data) => scratch.extend_from_slice(data),
+            Change::Abort(target) => scratch.extend_from_slice(&target.to_le_bytes()),
+            Change::Remove | Change::Mark => {}
+        }
+        let unaligned = (HEADER_LEN as u64 + u64::from(entry.payload_len)) % RECORD_ALIGN;
+        let pad = (RECORD_ALIGN - unaligned) % RECORD_ALIGN;
+        extend_zeros(scratch, pad);
+    }
+    extend_zeros(scratch, padding);
+    pieces.push(Piece::Scratch(from, scratch.len()));
+    pieces
+}
+
+fn extend_zeros(scratch: &mut Vec<u8>, count: u64) {
+    scratch.extend(std::iter::repeat_n(0, usize::try_from(count).unwrap_or(0)));
+}

@@ -1,0 +1,170 @@
+//! The seam under the journal and the ledger: files and directories, as traits.
+//!
+//! [`OsStorage`] is the real one. Tests put others in its place that fail, delay or forget at a chosen call. The calls are raw: a
+//! write may be short, a sync may fail. What that means is decided above.
+
+mod os;
+
+use std::fmt::Debug;
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::sync::Arc;
+
+pub use os::OsStorage;
+
+/// How [`Storage::open`] opens a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenMode {
+    /// An existing file, for reading.
+    Read,
+    /// An existing file, for reading and writing.
+    Write,
+    /// A new file of mode 0600, for reading and writing; an existing one of this name is emptied.
+    Create,
+}
+
+/// A file system, as far as a spool needs one.
+pub trait Storage: Debug + Send + Sync {
+    /// Creates a directory of mode 0700 with its parents. One that exists is `Ok`.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Opens a file.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>>;
+
+    /// The names in a directory, in no order. Names that are not UTF-8 are given lossily.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+
+    /// Renames a file or directory, over an existing file.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes the names in a directory durable (`fsync` of the directory).
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+}
+
+/// An open file, used at given offsets only.
+pub trait StorageFile: Debug + Send + Sync {
+    /// Its length in bytes.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn len(&self) -> io::Result<u64>;
+
+    /// True for a file without a byte.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Reads up to `buf.len()` bytes from `offset`; 0 is the end of the file.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes some of the bytes of `bufs` at `offset`, and says how many.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize>;
+
+    /// Puts what was written onto stable storage (`fdatasync`).
+    ///
+    /// # Errors
+    ///
+    /// The operating system's. After one, what was written since the last success is in doubt for good.
+    fn sync_data(&self) -> io::Result<()>;
+}
+
+/// Reads exactly `buf.len()` bytes.
+pub(crate) fn read_exact_at(file: &dyn StorageFile, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buf.is_empty() {
+        match file.read_at(buf, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
+                buf = &mut buf[n..];
+                offset += n as u64;
+            }
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(())
+}
+
+/// Writes all of `bufs`, in as few calls as the system allows.
+pub(crate) fn write_all_at(
+    file: &dyn StorageFile,
+    mut bufs: &mut [IoSlice<'_>],
+    mut offset: u64,
+) -> io::Result<()> {
+    // Linux takes at most this many slices in one call (IOV_MAX).
+    const MAX_SLICES: usize = 1024;
+    IoSlice::advance_slices(&mut bufs, 0);
+    while !bufs.is_empty() {
+        let some = &bufs[..bufs.len().min(MAX_SLICES)];
+        match file.write_vectored_at(some, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => {
+                IoSlice::advance_slices(&mut bufs, n);
+                offset += n as u64;
+            }
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_slices_are_written_whole_and_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = OsStorage.open(&dir.path().join("f"), OpenMode::Create).unwrap();
+        let parts: Vec<Vec<u8>> = (0..3000u32).map(|i| vec![i.to_le_bytes()[0]; (i % 7) as usize]).collect();
+        let mut bufs: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        write_all_at(&*file, &mut bufs, 5).unwrap();
+        let whole: Vec<u8> = parts.concat();
+        let mut back = vec![0; whole.len()];
+        read_exact_at(&*file, &mut back, 5).unwrap();
+        assert_eq!(back, whole);
+        assert_eq!(file.len().unwrap(), whole.len() as u64 + 5);
+        let err = read_exact_at(&*file, &mut back, 6).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

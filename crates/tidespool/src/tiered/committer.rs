@@ -1,0 +1,412 @@
+//! The committer thread: takes everything that waits, writes it at once, syncs once, wakes all.
+//!
+//! One loop with one batch at a time. What it has taken and not yet made durable it keeps; after a failure it tries again, with a
+//! pause, for as long as the spool lives.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidespool_core::SpoolId;
+use tokio::sync::oneshot;
+
+use super::mailbox::{Arrival, Floor, Mail, Stop};
+use super::publish::{publish_arrival, publish_ticketed, show_written};
+use super::shared::Shared;
+use crate::journal::{Change, Durable, PAGE, Segment, WriteError, Writer, footprint};
+use crate::memory::{Dirty, Ticket};
+use crate::stats::Site;
+
+/// A batch ends at about so many bytes of flushed data, so that synced stores behind it don't wait for long.
+const BATCH_BYTES: u64 = 8 << 20;
+
+/// How long to wait for a free segment before looking again.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// First and longest pause after a failure.
+const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// A record that was appended, with what is to be done when it is durable.
+#[derive(Debug)]
+enum Taken {
+    Ticketed(Ticket, Arc<Dirty>),
+    Arrived(Arrival),
+    /// A written store whose caller has the answer already.
+    Shown { id: SpoolId, version: u64, dirty: Arc<Dirty> },
+    /// An abort or a mark.
+    Note,
+}
+
+/// Somebody who waits for everything up to `version` to be durable.
+#[derive(Debug)]
+struct Flush {
+    version: u64,
+    done: oneshot::Sender<()>,
+}
+
+/// The thread's state.
+pub(super) struct Committer {
+    shared: Arc<Shared>,
+    writer: Writer,
+    /// Tickets whose turn has come, oldest first.
+    backlog: VecDeque<Ticket>,
+    /// Synced stores that wait for a segment.
+    arrivals: VecDeque<Arrival>,
+    /// Puts to be taken back.
+    aborts: Vec<(SpoolId, u64)>,
+    /// What was appended since the last good sync: the writer's records, one for one.
+    taken: Vec<Taken>,
+    /// Dirty bytes in `taken`.
+    taken_bytes: u64,
+    /// When the oldest record in `taken` came in.
+    oldest_taken: Option<Instant>,
+    flushes: Vec<Flush>,
+    seal: bool,
+    /// When the timer for dirty data rings.
+    flush_at: Option<Instant>,
+    /// When to write a mark, if nothing else comes.
+    mark_at: Option<Instant>,
+    retry: Duration,
+}
+
+impl Committer {
+    pub(super) fn new(shared: Arc<Shared>, writer: Writer) -> Self {
+        Self {
+            shared,
+            writer,
+            backlog: VecDeque::new(),
+            arrivals: VecDeque::new(),
+            aborts: Vec::new(),
+            taken: Vec::new(),
+            taken_bytes: 0,
+            oldest_taken: None,
+            flushes: Vec::new(),
+            seal: false,
+            flush_at: None,
+            mark_at: None,
+            retry: RETRY.0,
+        }
+    }
+
+    /// Runs until it is stopped. The result says whether everything dirty is durable.
+    pub(super) fn run(mut self) -> bool {
+        loop {
+            let mail = self.shared.mailbox.wait(self.wake_at());
+            let stop = mail.stop;
+            if stop == Some(Stop::Abandon) {
+                return false;
+            }
+            if let Err(error) = self.turn(mail) {
+                self.failed(&error);
+            }
+            self.shared.note_oldest_dirty(self.oldest());
+            match stop {
+                Some(Stop::Drained(_)) if self.is_drained() => return true,
+                Some(Stop::Drained(by)) if Instant::now() >= by => return false,
+                _ => {}
+            }
+        }
+    }
+
+    /// When to wake at the latest. `None`: there is nothing to do until somebody kicks.
+    fn wake_at(&self) -> Option<Instant> {
+        let now = Instant::now();
+        if self.has_work() && self.writer.room(false) > 0 {
+            return Some(now);
+        }
+        let sync_at = self.oldest_taken.map(|at| at + self.flush_age());
+        // Whoever waits for a segment is kicked by the next free one; this is for what was not foreseen.
+        let look_again = (self.has_work() || !self.flushes.is_empty()).then(|| now + LOOK_AGAIN);
+        [self.flush_at, self.mark_at, sync_at, look_again].into_iter().flatten().min()
+    }
+
+    fn has_work(&self) -> bool {
+        !self.arrivals.is_empty() || !self.backlog.is_empty() || !self.aborts.is_empty()
+    }
+
+    /// Dirty data is written at this age: the other half of `dirty_expire` is for the writing.
+    fn flush_age(&self) -> Duration {
+        self.shared.config.dirty_expire / 2
+    }
+
+    /// One batch, or none.
+    fn turn(&mut self, mail: Mail) -> Result<(), WriteError> {
+        let now = Instant::now();
+        let everything = mail.stop.is_some() || mail.seal || !mail.flushes.is_empty();
+        self.arrivals.extend(mail.arrivals);
+        self.seal |= mail.seal;
+        self.take_due_tickets(now, everything);
+        let version = self.backlog.back().map_or(0, |ticket| ticket.version);
+        self.flushes.extend(mail.flushes.into_iter().map(|done| Flush { version, done }));
+        // After the tickets: of two versions of one id the older one is then never in a later batch.
+        self.arrivals.extend(self.shared.mailbox.take_arrivals());
+
+        self.append_batch();
+        let started = Instant::now();
+        self.writer.write()?;
+        self.answer_written();
+        let due = self.oldest_taken.is_some_and(|at| at + self.flush_age() <= now);
+        let flushing = !self.flushes.is_empty() || everything;
+        if self.writer.unsynced() > 0 && (due || flushing || self.wants_sync()) {
+            self.sync(started)?;
+        }
+        self.retry = RETRY.0;
+        self.finish_flushes()?;
+        self.mark_when_idle(now)
+    }
+
+    /// Puts the tickets that are due behind the backlog, and sets the timer for the next ones.
+    fn take_due_tickets(&mut self, now: Instant, everything: bool) {
+        let mailbox = &self.shared.mailbox;
+        let rang = self.flush_at.map_or(mailbox.is_dirty(), |at| at <= now);
+        let everything = everything || mailbox.is_urgent();
+        if !everything && !rang {
+            return;
+        }
+        mailbox.rearm();
+        let age = if everything { Duration::ZERO } else { self.flush_age() };
+        if let Some(cutoff) = Instant::now().checked_sub(age) {
+            self.backlog.extend(self.shared.table.drain_tickets(cutoff));
+        }
+        // A few flushes in the time that is left: the later a message is written, the likelier it is gone by then.
+        let soonest = now + self.shared.config.dirty_expire / 8;
+        self.flush_at = self.shared.table.oldest_dirty().map(|oldest| (oldest + self.flush_age()).max(soonest));
+        if self.flush_at.is_some() {
+            mailbox.timer_is_set();
+        }
+    }
+
+    /// Appends what waits and fits: all synced stores, and flushed data up to [`BATCH_BYTES`].
+    fn append_batch(&mut self) {
+        self.drop_cancelled();
+        if self.writer.room(true) >= PAGE {
+            for (id, target) in self.aborts.drain(..) {
+                self.writer.append(id, Change::Abort(target));
+                self.taken.push(Taken::Note);
+            }
+        }
+        let room = self.writer.room(false);
+        let mut batch = Vec::new();
+        let mut used = 0;
+        while let Some(arrival) = self.arrivals.pop_front_if(|next| self.shared.fits(cost(&next.dirty), room, used)) {
+            used += cost(&arrival.dirty);
+            batch.push((arrival.version, Taken::Arrived(arrival)));
+        }
+        while self.arrivals.is_empty() && used < BATCH_BYTES {
+            match self.take_ticket(room, used) {
+                Some((ticket, dirty)) => {
+                    used += cost(&dirty);
+                    batch.push((ticket.version, Taken::Ticketed(ticket, dirty)));
+                }
+                None => break,
+            }
+        }
+        if batch.is_empty() {
+            self.take_removes(&mut batch);
+        }
+        // For one id, what is newer must be written later.
+        batch.sort_unstable_by_key(|(version, _)| *version);
+        for (_, taken) in batch {
+            self.append(taken);
+        }
+    }
+
+    fn append(&mut self, taken: Taken) {
+        let (id, at, dirty) = match &taken {
+            Taken::Ticketed(ticket, dirty) => (ticket.id, ticket.at, dirty),
+            Taken::Arrived(arrival) => (arrival.id, arrival.at, &arrival.dirty),
+            Taken::Shown { .. } | Taken::Note => return,
+        };
+        let change = dirty.data.clone().map_or(Change::Remove, Change::Put);
+        self.writer.append(id, change);
+        self.oldest_taken = Some(self.oldest_taken.map_or(at, |oldest| oldest.min(at)));
+        self.taken_bytes += dirty.bytes();
+        self.taken.push(taken);
+    }
+
+    /// The next flushed version that was not replaced or removed meanwhile, if it fits.
+    fn take_ticket(&mut self, room: u64, used: u64) -> Option<(Ticket, Arc<Dirty>)> {
+        while let Some(ticket) = self.backlog.front().copied() {
+            let mut shard = self.shared.table.lock(&ticket.id);
+            let Some(dirty) = shard.pending.peek(&ticket) else {
+                self.backlog.pop_front();
+                continue;
+            };
+            if !self.shared.fits(cost(&dirty), room, used) {
+                return None;
+            }
+            shard.pending.commit(&ticket);
+            self.backlog.pop_front();
+            return Some((ticket, dirty));
+        }
+        None
+    }
+
+    /// Where no segment is left for messages, removes are written all the same: they are what frees one.
+    fn take_removes(&mut self, batch: &mut Vec<(u64, Taken)>) {
+        let room = self.writer.room(true);
+        let mut used = 0;
+        self.backlog.retain(|ticket| {
+            let mut shard = self.shared.table.lock(&ticket.id);
+            let Some(dirty) = shard.pending.peek(ticket) else { return false };
+            // An older put of the id that still waits must not be written after its removal.
+            let waits = dirty.data.is_some() || shard.pending.is_arriving(&ticket.id);
+            if waits || used + cost(&dirty) + PAGE > room {
+                return true;
+            }
+            shard.pending.commit(ticket);
+            used += cost(&dirty);
+            batch.push((ticket.version, Taken::Ticketed(*ticket, dirty)));
+            false
+        });
+    }
+
+    fn drop_cancelled(&mut self) {
+        let table = &self.shared.table;
+        self.arrivals.retain(|arrival| {
+            let cancelled = arrival.verdict.is_cancelled();
+            if cancelled {
+                table.lock(&arrival.id).pending.note_arrived(&arrival.id);
+            }
+            !cancelled
+        });
+    }
+
+    /// Some caller waits for stable storage, or something was flushed because its time had come.
+    fn wants_sync(&self) -> bool {
+        self.taken.iter().any(|taken| match taken {
+            Taken::Ticketed(..) => true,
+            Taken::Arrived(arrival) => arrival.floor == Floor::Synced,
+            Taken::Shown { .. } | Taken::Note => false,
+        })
+    }
+
+    /// Answers those who asked for no more than the operating system to have their message.
+    fn answer_written(&mut self) {
+        for taken in &mut self.taken {
+            let shows = matches!(taken, Taken::Arrived(arrival)
+                if arrival.floor == Floor::Written && show_written(&self.shared, arrival));
+            if shows && let Taken::Arrived(arrival) = std::mem::replace(taken, Taken::Note) {
+                let Arrival { id, version, dirty, done, .. } = arrival;
+                *taken = Taken::Shown { id, version, dirty };
+                // The caller may be gone by now; the message stays.
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn sync(&mut self, started: Instant) -> Result<(), WriteError> {
+        let sync_started = Instant::now();
+        let synced = self.writer.sync()?;
+        let records = self.taken.iter().filter(|taken| !matches!(taken, Taken::Note)).count() as u64;
+        self.shared.budget.note_drained(self.taken_bytes, started.elapsed());
+        self.shared.stats.synced(sync_started.elapsed());
+        self.shared.stats.committed(records, self.taken_bytes, started.elapsed());
+        for (taken, durable) in self.taken.drain(..).zip(&synced.records) {
+            publish(&self.shared, &mut self.aborts, taken, durable);
+        }
+        self.settle(synced.finished);
+        (self.taken_bytes, self.oldest_taken) = (0, None);
+        if records > 0 {
+            // Something was acknowledged: when it gets quiet, the journal shall say so.
+            self.mark_at = Some(Instant::now() + self.shared.config.dirty_expire);
+        }
+        Ok(())
+    }
+
+    /// The index knows everything in these segments now.
+    fn settle(&self, finished: Vec<Arc<Segment>>) {
+        if finished.is_empty() {
+            return;
+        }
+        for segment in finished {
+            segment.settle();
+        }
+        self.shared.note_settled_seq(self.writer.durable_seq());
+        self.shared.filing.kick();
+    }
+
+    fn is_drained(&self) -> bool {
+        !self.has_work()
+            && self.taken.iter().all(|taken| matches!(taken, Taken::Note))
+            && self.shared.table.oldest_dirty().is_none()
+    }
+
+    /// Tells those who asked for a flush, once there is nothing left of what was dirty when they asked.
+    fn finish_flushes(&mut self) -> Result<(), WriteError> {
+        if self.writer.unsynced() > 0 || (self.flushes.is_empty() && !self.seal) {
+            return Ok(());
+        }
+        let reached = self.backlog.front().map_or(u64::MAX, |ticket| ticket.version);
+        if self.flushes.iter().any(|flush| flush.version >= reached) {
+            return Ok(());
+        }
+        if std::mem::take(&mut self.seal) {
+            self.writer.seal();
+            let finished = self.writer.sync()?.finished;
+            self.settle(finished);
+        }
+        for flush in self.flushes.drain(..) {
+            // Whoever asked may be gone.
+            let _ = flush.done.send(());
+        }
+        Ok(())
+    }
+
+    /// The last commit before a quiet time is known to have been durable only if a later record says so.
+    fn mark_when_idle(&mut self, now: Instant) -> Result<(), WriteError> {
+        if self.mark_at.is_none_or(|at| at > now) {
+            return Ok(());
+        }
+        self.mark_at = None;
+        if self.writer.active_generation().is_some() && self.writer.room(true) >= PAGE {
+            self.writer.append(SpoolId::from_bytes([0; 16]), Change::Mark);
+            self.taken.push(Taken::Note);
+            self.writer.write()?;
+        }
+        Ok(())
+    }
+
+    /// When the oldest version came in that this thread has in hand.
+    fn oldest(&self) -> Option<Instant> {
+        let waiting = self.arrivals.front().map(|arrival| arrival.at);
+        let flushed = self.backlog.front().map(|ticket| ticket.at);
+        [flushed, self.oldest_taken, waiting].into_iter().flatten().min()
+    }
+
+    fn failed(&mut self, error: &WriteError) {
+        match error {
+            WriteError::NoSegment => self.shared.filing.kick(),
+            WriteError::Write(source) => self.shared.disk_error(Site::JournalWrite, source),
+            WriteError::Sync(source) => self.shared.disk_error(Site::JournalSync, source),
+        }
+        self.shared.mailbox.pause(Instant::now() + self.retry);
+        self.retry = (self.retry * 2).min(RETRY.1);
+    }
+}
+
+/// Bytes of the journal that a version takes.
+fn cost(dirty: &Dirty) -> u64 {
+    let len = dirty.data.as_ref().map_or(0, |data| u32::try_from(data.len()).unwrap_or(u32::MAX));
+    footprint(len)
+}
+
+fn publish(shared: &Shared, aborts: &mut Vec<(SpoolId, u64)>, taken: Taken, durable: &Durable) {
+    match taken {
+        Taken::Ticketed(ticket, dirty) => {
+            publish_ticketed(shared, ticket.id, ticket.version, &dirty, durable.newest);
+        }
+        Taken::Shown { id, version, dirty } => publish_ticketed(shared, id, version, &dirty, durable.newest),
+        Taken::Arrived(arrival) if arrival.verdict.commit() => {
+            publish_arrival(shared, &arrival, durable.newest);
+            // The caller may have dropped its future just now; the message stays.
+            let _ = arrival.done.send(());
+        }
+        Taken::Arrived(arrival) => {
+            shared.table.lock(&arrival.id).pending.note_arrived(&arrival.id);
+            shared.stats.aborted();
+            aborts.push((arrival.id, durable.seq));
+        }
+        Taken::Note => {}
+    }
+}

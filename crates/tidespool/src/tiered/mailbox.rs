@@ -1,0 +1,249 @@
+//! What the committer waits for: synced stores, requests to flush, and the first dirty byte.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+use tidespool_core::SpoolId;
+use tokio::sync::oneshot;
+
+use crate::memory::Dirty;
+
+/// How durable a store must be before its caller gets `Ok`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Floor {
+    /// Handed to the operating system.
+    Written,
+    /// On stable storage.
+    Synced,
+}
+
+/// Who decides about a waiting store: whichever of committer and caller comes first.
+#[derive(Debug, Default)]
+pub(crate) struct Verdict(AtomicU8);
+
+const WAITING: u8 = 0;
+const COMMITTED: u8 = 1;
+const CANCELLED: u8 = 2;
+
+impl Verdict {
+    /// The committer's word: it is stored. False if the caller has given up.
+    pub(crate) fn commit(&self) -> bool {
+        self.decide(COMMITTED)
+    }
+
+    /// The caller's word: it is not to be stored. False if it is stored already.
+    pub(crate) fn cancel(&self) -> bool {
+        self.decide(CANCELLED)
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Acquire) == CANCELLED
+    }
+
+    fn decide(&self, verdict: u8) -> bool {
+        self.0.compare_exchange(WAITING, verdict, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+/// A store that waits for its commit, not visible yet.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub(crate) id: SpoolId,
+    pub(crate) version: u64,
+    pub(crate) dirty: Arc<Dirty>,
+    pub(crate) floor: Floor,
+    pub(crate) at: Instant,
+    pub(crate) verdict: Arc<Verdict>,
+    pub(crate) done: oneshot::Sender<()>,
+}
+
+/// The committer's mailbox. Its arrivals are bounded by `dirty_limit`: each holds its permit.
+#[derive(Debug, Default)]
+pub(crate) struct Mailbox {
+    state: Mutex<State>,
+    wake: Condvar,
+    /// Something is dirty, and the committer has set its timer.
+    dirty: AtomicBool,
+    /// Half of the dirty limit is used, and the committer knows.
+    urgent: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    arrivals: Vec<Arrival>,
+    flushes: Vec<oneshot::Sender<()>>,
+    kicked: bool,
+    seal: bool,
+    stop: Option<Stop>,
+}
+
+/// How the committer ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// When everything dirty is durable, or at this time at the latest.
+    Drained(Instant),
+    /// Now.
+    Abandon,
+}
+
+/// What was in the mailbox.
+#[derive(Debug, Default)]
+pub(crate) struct Mail {
+    pub(crate) arrivals: Vec<Arrival>,
+    pub(crate) flushes: Vec<oneshot::Sender<()>>,
+    /// The active segment is to be sealed.
+    pub(crate) seal: bool,
+    pub(crate) stop: Option<Stop>,
+}
+
+impl Mailbox {
+    /// Adds a synced store. `version` is drawn under the mailbox's lock, so that the order here is the order of versions.
+    pub(crate) fn arrive(&self, arrival: impl FnOnce() -> Arrival) {
+        let mut state = self.state.lock();
+        let arrival = arrival();
+        state.arrivals.push(arrival);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Asks for everything dirty to be made durable; the receiver hears when it is.
+    pub(crate) fn flush(&self, seal: bool) -> oneshot::Receiver<()> {
+        let (done, heard) = oneshot::channel();
+        let mut state = self.state.lock();
+        state.flushes.push(done);
+        state.seal |= seal;
+        drop(state);
+        self.wake.notify_one();
+        heard
+    }
+
+    /// Tells that something is dirty. One atomic read, unless it is the first since the last flush.
+    pub(crate) fn note_dirty(&self, urgent: bool) {
+        if !self.dirty.load(Ordering::SeqCst) || (urgent && !self.urgent.load(Ordering::SeqCst)) {
+            self.dirty.store(true, Ordering::SeqCst);
+            self.urgent.fetch_or(urgent, Ordering::SeqCst);
+            self.kick();
+        }
+    }
+
+    /// Makes the committer look again.
+    pub(crate) fn kick(&self) {
+        self.state.lock().kicked = true;
+        self.wake.notify_one();
+    }
+
+    /// Ends the committer. A stricter end replaces a milder one.
+    pub(crate) fn stop(&self, stop: Stop) {
+        let mut state = self.state.lock();
+        if state.stop != Some(Stop::Abandon) {
+            state.stop = Some(stop);
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// The committer's: from here on the first dirty byte kicks again. Call it before looking for dirty bytes.
+    pub(crate) fn rearm(&self) {
+        self.dirty.store(false, Ordering::SeqCst);
+        self.urgent.store(false, Ordering::SeqCst);
+    }
+
+    /// The committer's: it has set its timer.
+    pub(crate) fn timer_is_set(&self) {
+        self.dirty.store(true, Ordering::SeqCst);
+    }
+
+    /// The committer's: something became dirty that no timer is set for.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::SeqCst)
+    }
+
+    /// The committer's: half of the limit is dirty.
+    pub(crate) fn is_urgent(&self) -> bool {
+        self.urgent.load(Ordering::SeqCst)
+    }
+
+    /// The committer's: waits for mail, a kick or `until`.
+    pub(crate) fn wait(&self, until: Option<Instant>) -> Mail {
+        let mut state = self.state.lock();
+        while state.is_quiet() {
+            match until {
+                None => self.wake.wait(&mut state),
+                Some(until) => {
+                    if self.wake.wait_until(&mut state, until).timed_out() {
+                        break;
+                    }
+                }
+            }
+        }
+        state.take()
+    }
+
+    /// The committer's: the synced stores that came since.
+    pub(crate) fn take_arrivals(&self) -> Vec<Arrival> {
+        std::mem::take(&mut self.state.lock().arrivals)
+    }
+
+    /// The committer's: waits until `until` or for its end, whatever else arrives.
+    pub(crate) fn pause(&self, until: Instant) {
+        let mut state = self.state.lock();
+        while state.stop.is_none() && !self.wake.wait_until(&mut state, until).timed_out() {}
+    }
+}
+
+impl State {
+    fn is_quiet(&self) -> bool {
+        self.arrivals.is_empty() && self.flushes.is_empty() && !self.kicked && !self.seal && self.stop.is_none()
+    }
+
+    fn take(&mut self) -> Mail {
+        self.kicked = false;
+        Mail {
+            arrivals: std::mem::take(&mut self.arrivals),
+            flushes: std::mem::take(&mut self.flushes),
+            seal: std::mem::take(&mut self.seal),
+            stop: self.stop,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caller_and_committer_agree_on_who_was_first() {
+        let verdict = Verdict::default();
+        assert!(verdict.commit());
+        assert!(!verdict.cancel());
+        let verdict = Verdict::default();
+        assert!(verdict.cancel());
+        assert!(!verdict.commit() && verdict.is_cancelled());
+    }
+
+    #[test]
+    fn the_first_dirty_byte_kicks_and_the_next_ones_do_not() {
+        let mailbox = Mailbox::default();
+        mailbox.note_dirty(false);
+        assert!(mailbox.state.lock().kicked);
+        mailbox.wait(None);
+        mailbox.note_dirty(false);
+        assert!(!mailbox.state.lock().kicked);
+        mailbox.note_dirty(true);
+        assert!(mailbox.state.lock().kicked && mailbox.is_urgent());
+        mailbox.wait(None);
+        mailbox.rearm();
+        mailbox.note_dirty(false);
+        assert!(mailbox.state.lock().kicked);
+    }
+
+    #[test]
+    fn abandoning_is_not_taken_back() {
+        let mailbox = Mailbox::default();
+        mailbox.stop(Stop::Abandon);
+        mailbox.stop(Stop::Drained(Instant::now()));
+        assert_eq!(mailbox.wait(None).stop, Some(Stop::Abandon));
+    }
+}

@@ -1,0 +1,156 @@
+//! id → what is newest, in memory: pending and index, in shards.
+//!
+//! One shard's lock orders everything that happens to one id. No I/O and no await under it.
+
+use std::hash::BuildHasher as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use foldhash::fast::RandomState;
+use parking_lot::{Mutex, MutexGuard};
+use tidespool_core::SpoolId;
+
+use crate::checkpoint::Source;
+use crate::durable::{Class, Key};
+use crate::journal::{Index, Newest};
+use crate::memory::{Pending, Ticket};
+
+/// More than enough that two cores seldom meet on one.
+const SHARDS: usize = 64;
+
+/// The whole table.
+#[derive(Debug)]
+pub(crate) struct Table {
+    shards: Box<[Mutex<Shard>]>,
+    hasher: RandomState,
+    /// The newest version given out. Only advanced under a shard's lock.
+    version: AtomicU64,
+}
+
+/// What one lock guards.
+#[derive(Debug, Default)]
+pub(crate) struct Shard {
+    pub(crate) pending: Pending,
+    pub(crate) index: Index,
+    /// Counts the ids that left the index for sled: whoever saw an id in neither place can tell whether it stayed so.
+    pub(crate) exits: u64,
+    /// The highest keys that sled was ever told of.
+    filed: HighKeys,
+}
+
+/// The highest key of each class that was ever filed. Ids above it are not in sled: most removes need not be told to it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct HighKeys([Option<Key>; 3]);
+
+impl HighKeys {
+    /// Raises the bound of the key's class to it.
+    pub(crate) fn raise(&mut self, key: Key) {
+        let bound = &mut self.0[class_number(key.class())];
+        *bound = (*bound).max(Some(key));
+    }
+
+    /// True if the key may have been filed. Keys without a time come in no order: one of them filed speaks for all.
+    fn may_have(&self, key: &Key) -> bool {
+        match (key.class(), self.0[class_number(key.class())]) {
+            (_, None) => false,
+            (Class::Timeless, Some(_)) => true,
+            (_, Some(high)) => *key <= high,
+        }
+    }
+}
+
+const fn class_number(class: Class) -> usize {
+    match class {
+        Class::Timeless => 0,
+        Class::Ticks => 1,
+        Class::Millis => 2,
+    }
+}
+
+impl Table {
+    pub(crate) fn new() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::default(),
+            version: AtomicU64::new(0),
+        }
+    }
+
+    /// Locks the shard of an id.
+    pub(crate) fn lock(&self, id: &SpoolId) -> MutexGuard<'_, Shard> {
+        let hash = self.hasher.hash_one(id);
+        // The low bits choose a place within the shard's own tables.
+        let shard = usize::try_from(hash >> 58).unwrap_or(0) % SHARDS;
+        self.shards[shard].lock()
+    }
+
+    /// The next version. The caller holds the lock of the id that gets it, until it is in the table or in the queue.
+    pub(crate) fn next_version(&self) -> u64 {
+        self.version.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(crate) fn shards(&self) -> impl Iterator<Item = MutexGuard<'_, Shard>> + '_ {
+        self.shards.iter().map(|shard| shard.lock())
+    }
+
+    /// Moves out the tickets of everything stored up to `cutoff`, oldest first.
+    pub(crate) fn drain_tickets(&self, cutoff: Instant) -> Vec<Ticket> {
+        let mut tickets = Vec::new();
+        for mut shard in self.shards() {
+            shard.pending.drain_tickets(cutoff, &mut tickets);
+        }
+        tickets.sort_unstable();
+        tickets
+    }
+
+    /// When the oldest dirty version that waits for its flush was stored.
+    pub(crate) fn oldest_dirty(&self) -> Option<Instant> {
+        self.shards().filter_map(|mut shard| shard.pending.oldest()).min()
+    }
+
+    pub(crate) fn set_filed(&self, high: HighKeys) {
+        for mut shard in self.shards() {
+            shard.filed = high;
+        }
+    }
+}
+
+impl Shard {
+    /// True if something durable, or about to be, could bring `id` back: its removal must be written.
+    pub(crate) fn must_log_removal(&self, id: &SpoolId) -> bool {
+        match self.index.get(id) {
+            Some(newest) => newest.place.is_some() || self.pending.is_arriving(id),
+            None => self.pending.is_arriving(id) || self.filed.may_have(&Key::of(id)),
+        }
+    }
+}
+
+impl Source for Table {
+    fn collect(&self, up_to: u64) -> Vec<(SpoolId, Newest)> {
+        let mut found = Vec::new();
+        for shard in self.shards() {
+            found.extend(shard.index.iter().filter(|(_, newest)| newest.generation <= up_to));
+        }
+        found
+    }
+
+    fn is_newest(&self, id: &SpoolId, seq: u64) -> bool {
+        self.lock(id).index.get(id).is_some_and(|newest| newest.seq == seq)
+    }
+
+    fn will_file(&self, high: HighKeys) {
+        self.set_filed(high);
+    }
+
+    fn forget(&self, filed: &[(SpoolId, Newest)]) {
+        for (id, newest) in filed {
+            let mut shard = self.lock(id);
+            if shard.index.forget(id, newest.seq) {
+                shard.exits += 1;
+            }
+        }
+        for mut shard in self.shards() {
+            shard.index.trim();
+        }
+    }
+}
