@@ -13,6 +13,7 @@ mod stats;
 mod tiered;
 
 pub use config::{CachePolicy, Config, ConfigError, Durability, HealthConfig, PressureConfig};
-pub use stats::StatsSnapshot;
+pub use pressure::Level as PressureLevel;
+pub use stats::{Gauges, Latency, StatsSnapshot};
 pub use tidespool_core as core;
 pub use tiered::TieredSpool;
