@@ -1,1 +1,5 @@
-//! Placeholder.
+//! The memory-pressure monitor.
+
+mod level;
+
+pub use level::Level;

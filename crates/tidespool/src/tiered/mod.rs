@@ -39,7 +39,7 @@ impl TieredSpool {
     /// All counters and gauges, now.
     #[must_use]
     pub fn stats(&self) -> StatsSnapshot {
-        StatsSnapshot
+        StatsSnapshot::default()
     }
 
     /// The statistics in Prometheus' text format.

@@ -1,0 +1,332 @@
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::size::{GIB, KIB, MIB, TIB};
+use super::{CachePolicy, Config, ConfigError, Durability, HealthConfig, PressureConfig};
+
+fn config() -> Config {
+    Config::new("/spool")
+}
+
+#[track_caller]
+fn refused(config: &Config, setting: &str, value: &str, allowed: &str) {
+    let err = config.validate().unwrap_err();
+    let ConfigError::Invalid { setting: named, .. } = &err else { panic!("{err}") };
+    assert_eq!(*named, setting);
+    assert_eq!(err.to_string(), format!("{setting} = {value} is not allowed: it must be {allowed}"));
+}
+
+fn syntax_error(text: &str) -> String {
+    let err = Config::from_toml(text).unwrap_err();
+    assert!(matches!(err, ConfigError::Syntax { .. }), "{err}");
+    err.to_string()
+}
+
+#[test]
+fn the_defaults_are_valid_and_are_what_a_file_with_only_a_path_gives() {
+    config().validate().unwrap();
+    assert_eq!(Config::from_toml("path = \"/spool\"").unwrap(), config());
+    assert_eq!(config().effective_dirty_limit(), 64 * MIB);
+    assert_eq!(config().effective_sled_cache(), 16 * MIB);
+    assert_eq!(config().effective_dirty_age(), Duration::from_secs(5));
+}
+
+#[test]
+fn the_smallest_budget_is_valid_with_the_defaults_that_follow_from_it() {
+    let small = config().memory_budget(8 * MIB);
+    small.validate().unwrap();
+    assert_eq!(small.effective_dirty_limit(), 2 * MIB);
+    assert_eq!(small.effective_sled_cache(), MIB);
+    let (dirty, sled) = (small.effective_dirty_limit(), small.effective_sled_cache());
+    small.dirty_limit(dirty).sled_cache(sled).validate().unwrap();
+}
+
+#[test]
+fn sizes_and_times_are_read_in_every_form() {
+    let toml = r#"
+        path = "/spool"
+        memory_budget = 536870912
+        dirty_limit = "100 MiB"
+        segment_size = "65536"
+        max_message_size = "20MB"
+        dirty_expire = "1s 500ms"
+        store_deadline = "2min"
+        checkpoint_after = "0s"
+        durability = "synced"
+        cache_policy = "tiny_lfu"
+        pressure = { memory_limit = "1.5GiB", low = 0.5 }
+        health = { dirty_age = "1h", allow_unlatch = false }
+    "#;
+    let expected = config()
+        .memory_budget(512 * MIB)
+        .dirty_limit(100 * MIB)
+        .segment_size(64 * KIB)
+        .max_message_size(20_000_000)
+        .dirty_expire(Duration::from_millis(1_500))
+        .store_deadline(Duration::from_secs(120))
+        .checkpoint_after(Duration::ZERO)
+        .durability(Durability::Synced)
+        .cache_policy(CachePolicy::TinyLfu)
+        .pressure(PressureConfig::default().memory_limit(1_536 * MIB).low(0.5))
+        .health(HealthConfig::default().dirty_age(Duration::from_secs(3_600)).allow_unlatch(false));
+    assert_eq!(Config::from_toml(toml).unwrap(), expected);
+}
+
+#[test]
+fn every_setter_sets_its_own_field() {
+    let all = config()
+        .path(PathBuf::from("/other"))
+        .memory_budget(1)
+        .dirty_limit(2)
+        .dirty_expire(Duration::from_secs(3))
+        .durability(Durability::Written)
+        .store_deadline(Duration::from_secs(4))
+        .max_message_size(5)
+        .journal_capacity(6)
+        .segment_size(7)
+        .checkpoint_after(Duration::from_secs(8))
+        .separate_above(9)
+        .cache_policy(CachePolicy::TinyLfu)
+        .sled_cache(10)
+        .read_threads(11)
+        .shutdown_timeout(Duration::from_secs(12))
+        .ballast(13)
+        .pressure(
+            PressureConfig::default()
+                .enabled(false)
+                .interval(Duration::from_secs(14))
+                .memory_limit(15)
+                .low(0.16)
+                .critical(0.17)
+                .hysteresis(0.18),
+        )
+        .health(
+            HealthConfig::default()
+                .dirty_fraction(0.19)
+                .dirty_age(Duration::from_secs(20))
+                .backlog_latch_after(Duration::from_secs(21))
+                .disk_errors(22)
+                .disk_error_window(Duration::from_secs(23))
+                .min_free_bytes(24)
+                .min_free_fraction(0.25)
+                .unlatch_after(Duration::from_secs(26))
+                .allow_unlatch(false)
+                .sample_interval(Duration::from_secs(27)),
+        );
+    // As text, so that a field which no setter reached would still show its default here.
+    let expected = r#"path = "/other"
+memory_budget = "1B"
+dirty_limit = "2B"
+dirty_expire = "3s"
+durability = "written"
+store_deadline = "4s"
+max_message_size = "5B"
+journal_capacity = "6B"
+segment_size = "7B"
+checkpoint_after = "8s"
+separate_above = "9B"
+cache_policy = "tiny_lfu"
+sled_cache = "10B"
+read_threads = 11
+shutdown_timeout = "12s"
+ballast = "13B"
+
+[pressure]
+enabled = false
+interval = "14s"
+memory_limit = "15B"
+low = 0.16
+critical = 0.17
+hysteresis = 0.18
+
+[health]
+dirty_fraction = 0.19
+dirty_age = "20s"
+backlog_latch_after = "21s"
+disk_errors = 22
+disk_error_window = "23s"
+min_free_bytes = "24B"
+min_free_fraction = 0.25
+unlatch_after = "26s"
+allow_unlatch = false
+sample_interval = "27s"
+"#;
+    assert_eq!(all.to_toml().unwrap(), expected);
+}
+
+#[test]
+fn unknown_settings_are_refused_by_name() {
+    assert!(syntax_error("path = \"/x\"\nmemory_bugdet = 1").contains("unknown field `memory_bugdet`"));
+    assert!(syntax_error("path = \"/x\"\n[pressure]\nlowest = 0.1").contains("unknown field `lowest`"));
+    assert!(syntax_error("path = \"/x\"\n[health]\ndisk_error = 3").contains("unknown field `disk_error`"));
+}
+
+#[test]
+fn a_value_of_the_wrong_kind_is_refused_with_its_line_and_an_example() {
+    for (line, hint) in [
+        ("memory_budget = \"lots\"", "a size such as \"256MiB\""),
+        ("memory_budget = \"5 parsecs\"", "a size such as \"256MiB\""),
+        ("memory_budget = -1", "a size such as \"256MiB\""),
+        ("memory_budget = 1.5", "a size such as \"256MiB\""),
+        ("dirty_expire = 500", "a time with its unit"),
+        ("dirty_expire = \"500\"", "a time with its unit"),
+        ("dirty_expire = \"-1s\"", "a time with its unit"),
+        ("durability = \"disk\"", "expected one of `memory`, `written`, `synced`"),
+        ("read_threads = -1", "u32"),
+        ("path = 7", "path string"),
+        ("memory_budget = ", "memory_budget"),
+    ] {
+        let path = if line.starts_with("path") { "" } else { "path = \"/x\"\n" };
+        let err = syntax_error(&format!("{path}{line}"));
+        assert!(err.contains(hint) && err.contains(line.trim_end()), "{line}: {err}");
+    }
+}
+
+#[test]
+fn a_missing_path_is_refused() {
+    let err = Config::from_toml("memory_budget = \"64MiB\"").unwrap_err();
+    assert_eq!(err.to_string(), "path = \"\" is not allowed: it must be the directory of the spool");
+    refused(&Config::new(""), "path", "\"\"", "the directory of the spool");
+}
+
+#[test]
+fn sizes_out_of_bounds_are_refused() {
+    refused(&config().memory_budget(8 * MIB - 1), "memory_budget", "8388607B", "from 8MiB to 1TiB");
+    refused(&config().memory_budget(2 * TIB), "memory_budget", "2TiB", "from 8MiB to 1TiB");
+    refused(&config().max_message_size(0), "max_message_size", "0B", "from 1KiB to 1GiB");
+    refused(&config().max_message_size(2 * GIB), "max_message_size", "2GiB", "from 1KiB to 1GiB");
+    refused(&config().separate_above(6_657), "separate_above", "6657B", "from 0B to 6656B");
+    refused(&config().ballast(2 * GIB), "ballast", "2GiB", "from 0B to 1GiB");
+    refused(&config().segment_size(32 * KIB), "segment_size", "32KiB", "from 64KiB to 1GiB");
+    refused(&config().segment_size(64 * KIB + 1), "segment_size", "65537B", "a multiple of 4KiB");
+    let free = config().health(HealthConfig::default().min_free_bytes(2 * TIB));
+    refused(&free, "health.min_free_bytes", "2TiB", "from 0B to 1TiB");
+    let limit = config().pressure(PressureConfig::default().memory_limit(MIB));
+    refused(&limit, "pressure.memory_limit", "1MiB", "from 8MiB to 1024TiB");
+}
+
+#[test]
+fn sizes_that_depend_on_another_setting_say_so() {
+    let half = "from 1MiB to 128MiB (half of memory_budget)";
+    refused(&config().dirty_limit(129 * MIB), "dirty_limit", "129MiB", half);
+    refused(&config().dirty_limit(KIB), "dirty_limit", "1KiB", half);
+    let quarter = "from 1MiB to 64MiB (a quarter of memory_budget)";
+    refused(&config().sled_cache(65 * MIB), "sled_cache", "65MiB", quarter);
+    let four = "from 128MiB (4 × segment_size) to 1TiB";
+    refused(&config().journal_capacity(127 * MIB), "journal_capacity", "127MiB", four);
+    refused(&config().journal_capacity(2 * TIB), "journal_capacity", "2TiB", four);
+    config().dirty_limit(128 * MIB).sled_cache(64 * MIB).journal_capacity(128 * MIB).validate().unwrap();
+}
+
+#[test]
+fn times_out_of_bounds_are_refused() {
+    let ms = Duration::from_millis;
+    let day = Duration::from_secs(86_400);
+    refused(&config().dirty_expire(ms(9)), "dirty_expire", "9ms", "from 10ms to 1h");
+    refused(&config().store_deadline(Duration::ZERO), "store_deadline", "0s", "from 1ms to 1h");
+    refused(&config().checkpoint_after(8 * day), "checkpoint_after", "8days", "from 0s to 7days");
+    refused(&config().shutdown_timeout(ms(1)), "shutdown_timeout", "1ms", "from 100ms to 1h");
+    let slow = config().pressure(PressureConfig::default().interval(ms(61_000)));
+    refused(&slow, "pressure.interval", "1m 1s", "from 10ms to 1m");
+    let health = |health| config().health(health);
+    let default = HealthConfig::default;
+    refused(
+        &health(default().dirty_age(ms(499))),
+        "health.dirty_age",
+        "499ms",
+        "from 500ms (dirty_expire) to 1day",
+    );
+    refused(
+        &health(default().backlog_latch_after(day)),
+        "health.backlog_latch_after",
+        "1day",
+        "from 0s to 1h",
+    );
+    refused(
+        &health(default().disk_error_window(ms(1))),
+        "health.disk_error_window",
+        "1ms",
+        "from 1s to 1day",
+    );
+    refused(&health(default().unlatch_after(day)), "health.unlatch_after", "1day", "from 0s to 1h");
+    refused(&health(default().sample_interval(ms(1))), "health.sample_interval", "1ms", "from 10ms to 10s");
+}
+
+#[test]
+fn numbers_out_of_bounds_are_refused() {
+    refused(&config().read_threads(0), "read_threads", "0", "from 1 to 64");
+    refused(&config().read_threads(65), "read_threads", "65", "from 1 to 64");
+    let health = |health| config().health(health);
+    let default = HealthConfig::default;
+    refused(&health(default().disk_errors(0)), "health.disk_errors", "0", "from 1 to 1000");
+    refused(&health(default().dirty_fraction(1.1)), "health.dirty_fraction", "1.1", "above 0 and at most 1");
+    refused(
+        &health(default().dirty_fraction(f64::NAN)),
+        "health.dirty_fraction",
+        "NaN",
+        "above 0 and at most 1",
+    );
+    refused(&health(default().min_free_fraction(0.6)), "health.min_free_fraction", "0.6", "from 0 to 0.5");
+    let pressure = |pressure| config().pressure(pressure);
+    let default = PressureConfig::default;
+    refused(&pressure(default().critical(1.01)), "pressure.critical", "1.01", "above 0 and at most 1");
+    refused(
+        &pressure(default().low(0.95)),
+        "pressure.low",
+        "0.95",
+        "above 0 and below pressure.critical (0.92)",
+    );
+    refused(
+        &pressure(default().low(f64::NAN)),
+        "pressure.low",
+        "NaN",
+        "above 0 and below pressure.critical (0.92)",
+    );
+    refused(
+        &pressure(default().hysteresis(0.8)),
+        "pressure.hysteresis",
+        "0.8",
+        "at least 0 and below pressure.low (0.8)",
+    );
+    refused(
+        &pressure(default().hysteresis(-0.1)),
+        "pressure.hysteresis",
+        "-0.1",
+        "at least 0 and below pressure.low (0.8)",
+    );
+}
+
+#[test]
+fn from_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("spool.toml");
+    let wanted = config().memory_budget(64 * MIB).dirty_limit(3 * MIB);
+    std::fs::write(&file, wanted.to_toml().unwrap()).unwrap();
+    assert_eq!(Config::from_toml_file(&file).unwrap(), wanted);
+
+    let missing = dir.path().join("missing.toml");
+    let err = Config::from_toml_file(&missing).unwrap_err();
+    assert!(err.to_string().contains(&missing.display().to_string()), "{err}");
+    assert!(matches!(err, ConfigError::Read { kind: io::ErrorKind::NotFound, .. }), "{err}");
+}
+
+proptest! {
+    #[test]
+    fn every_size_and_time_survives_the_way_through_a_file(
+        bytes in prop_oneof![any::<u64>(), (0..64u32, 0..2_000u64).prop_map(|(shift, n)| n << (shift % 50))],
+        nanos in any::<u64>(),
+    ) {
+        let config = config().memory_budget(bytes).dirty_limit(bytes).dirty_expire(Duration::from_nanos(nanos));
+        let back: Config = toml::from_str(&config.to_toml().unwrap()).unwrap();
+        prop_assert_eq!(back, config);
+    }
+
+    #[test]
+    fn no_text_panics(text in "[ -~\n]{0,60}") {
+        let _ = Config::from_toml(&text);
+        let _ = Config::from_toml(&format!("path = \"/x\"\nmemory_budget = \"{text}\""));
+    }
+}

@@ -1,0 +1,329 @@
+//! The keys of the filing engine: an id, arranged so that the order of keys is the order of time.
+
+use std::fmt;
+use std::ops::Range;
+
+use chrono::{DateTime, Utc};
+use tidespool_core::SpoolId;
+
+/// Bytes of a key: its class, then the 16 bytes of the id.
+pub(crate) const KEY_LEN: usize = 17;
+
+/// From 1582-10-15, where UUID time starts, to 1970-01-01, in 100 ns.
+const UNIX_EPOCH_TICKS: i128 = 0x01b2_1dd2_1381_4000;
+/// One more than the newest time of a UUID 1 or 6, in 100 ns.
+const TICKS_END: i128 = 1 << 60;
+/// One more than the newest time of a UUID 7, in milliseconds.
+const MILLIS_END: i128 = 1 << 48;
+
+/// What an id tells about its time. Keys of one class are together, and in time order where there is a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Class {
+    /// No time: the 16 bytes as they are.
+    Timeless = 0,
+    /// UUID 1 and 6: 60 bits of time, the version digit, then the other 8 bytes as they are.
+    Ticks = 1,
+    /// UUID 7: the 16 bytes as they are, which start with the time.
+    Millis = 2,
+}
+
+impl Class {
+    /// Every class, in key order.
+    pub(crate) const ALL: [Self; 3] = [Self::Timeless, Self::Ticks, Self::Millis];
+
+    fn of(id: &SpoolId) -> Self {
+        let bytes = id.as_bytes();
+        // The same condition as in `SpoolId::created`: the variant of RFC 9562, then the version.
+        match (bytes[8] >> 6, bytes[6] >> 4) {
+            (0b10, 1 | 6) => Self::Ticks,
+            (0b10, 7) => Self::Millis,
+            _ => Self::Timeless,
+        }
+    }
+}
+
+/// The key of a message in the filing engine. Every id has exactly one, and it leads back to the id.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Key([u8; KEY_LEN]);
+
+/// The bytes are not the key of any id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{} bytes that are not a key: {}", bytes.len(), hex(bytes))]
+pub(crate) struct NotAKey {
+    /// What was found in the place of a key (the first 64 bytes of it).
+    pub(crate) bytes: Box<[u8]>,
+}
+
+impl Key {
+    /// The key of `id`.
+    pub(crate) fn of(id: &SpoolId) -> Self {
+        let class = Class::of(id);
+        let bytes = id.as_bytes();
+        let mut key = [0; KEY_LEN];
+        key[0] = class as u8;
+        key[1..].copy_from_slice(bytes);
+        if class == Class::Ticks {
+            let version = u64::from(bytes[6] >> 4);
+            key[1..9].copy_from_slice(&(ticks_of(bytes) << 4 | version).to_be_bytes());
+        }
+        Self(key)
+    }
+
+    /// The key with these bytes.
+    pub(crate) fn from_slice(bytes: &[u8]) -> Result<Self, NotAKey> {
+        let refuse = || NotAKey { bytes: bytes.iter().copied().take(64).collect() };
+        let key = Self(bytes.try_into().map_err(|_| refuse())?);
+        if Self::of(&key.id()) == key { Ok(key) } else { Err(refuse()) }
+    }
+
+    /// Its bytes: what is ordered, and what the filing engine is given.
+    pub(crate) const fn as_bytes(&self) -> &[u8; KEY_LEN] {
+        &self.0
+    }
+
+    /// The id it was made of.
+    pub(crate) fn id(&self) -> SpoolId {
+        let [class, bytes @ ..] = self.0;
+        if class != Class::Ticks as u8 {
+            return SpoolId::from_bytes(bytes);
+        }
+        let [t0, t1, t2, t3, t4, t5, t6, t7, rest @ ..] = bytes;
+        let time_and_version = u64::from_be_bytes([t0, t1, t2, t3, t4, t5, t6, t7]);
+        let (ticks, version) = (time_and_version >> 4, time_and_version & 0xf);
+        let head = if version == 1 {
+            ticks << 32 | (ticks >> 16 & 0xffff_0000) | version << 12 | ticks >> 48
+        } else {
+            (ticks >> 12) << 16 | version << 12 | (ticks & 0xfff)
+        };
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&head.to_be_bytes());
+        id[8..].copy_from_slice(&rest);
+        SpoolId::from_bytes(id)
+    }
+
+    /// Its class.
+    pub(crate) const fn class(&self) -> Class {
+        match self.0[0] {
+            0 => Class::Timeless,
+            1 => Class::Ticks,
+            _ => Class::Millis,
+        }
+    }
+}
+
+/// The time of a UUID 1 or 6, in 100 ns since 1582-10-15.
+fn ticks_of(bytes: &[u8; 16]) -> u64 {
+    let [b0, b1, b2, b3, b4, b5, b6, b7, ..] = *bytes;
+    let head = u64::from_be_bytes([b0, b1, b2, b3, b4, b5, b6, b7]);
+    if b6 >> 4 == 1 {
+        // time_low (32 bits), time_mid (16), version (4), time_hi (12)
+        (head & 0xfff) << 48 | (head >> 16 & 0xffff) << 32 | head >> 32
+    } else {
+        (head >> 16) << 12 | (head & 0xfff)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({:?} {})", self.class(), self.id())
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Keys from one (included) to another (not included).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KeyRange(Range<[u8; KEY_LEN]>);
+
+impl KeyRange {
+    /// Every key there can be, and whatever damage put in the place of one.
+    pub(crate) const ALL: Self = Self([0; KEY_LEN]..[0xff; KEY_LEN]);
+
+    /// The keys of all ids with `created() < start`, and of all ids without a time. In key order.
+    pub(crate) fn created_before(start: DateTime<Utc>) -> [Self; 3] {
+        // A leap second counts on beyond 10^9: every time that an id can tell in that second is before it.
+        let nanos_of_second = i128::from(start.timestamp_subsec_nanos()).min(1_000_000_000);
+        let nanos = i128::from(start.timestamp()) * 1_000_000_000 + nanos_of_second;
+        let ticks = (ceil_div(nanos, 100) + UNIX_EPOCH_TICKS).clamp(0, TICKS_END);
+        let millis = ceil_div(nanos, 1_000_000).clamp(0, MILLIS_END);
+        [
+            Self(first_of(0, 0)..first_of(1, 0)),
+            Self(first_of(1, 0)..first_of(1, ticks << 4)),
+            Self(first_of(2, 0)..first_of(2, millis << 16)),
+        ]
+    }
+
+    /// Whether `key` is in it.
+    pub(crate) fn contains(&self, key: &Key) -> bool {
+        self.0.contains(key.as_bytes())
+    }
+
+    /// The bytes from which (included) to which (not included) it goes.
+    pub(crate) const fn bounds(&self) -> &Range<[u8; KEY_LEN]> {
+        &self.0
+    }
+}
+
+/// The lowest key of `class` whose next 8 bytes are `head` (of 64 bits; one more than they can hold is the next class).
+fn first_of(class: u128, head: i128) -> [u8; KEY_LEN] {
+    let head = u128::try_from(head).unwrap_or_default();
+    let [.., c, h0, h1, h2, h3, h4, h5, h6, h7] = ((class << 64) + head).to_be_bytes();
+    let mut key = [0; KEY_LEN];
+    key[..9].copy_from_slice(&[c, h0, h1, h2, h3, h4, h5, h6, h7]);
+    key
+}
+
+fn ceil_div(a: i128, b: i128) -> i128 {
+    -(-a).div_euclid(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use proptest::prelude::*;
+    use uuid::Builder;
+
+    use super::*;
+
+    /// A UUID 1 or 6 of a certain moment and so many 100 ns after it.
+    fn minted(after: u64, counter: u16, node: [u8; 6], v1: bool) -> SpoolId {
+        let ticks = 0x01ec_9414_c232_ab00 + after;
+        SpoolId::from(if v1 {
+            Builder::from_gregorian_timestamp(ticks, counter, &node).into_uuid()
+        } else {
+            Builder::from_sorted_gregorian_timestamp(ticks, counter, &node).into_uuid()
+        })
+    }
+
+    /// Ids of each kind, with times near one another so that order matters.
+    fn ids() -> impl Strategy<Value = SpoolId> {
+        let whatever = any::<[u8; 16]>().prop_map(SpoolId::from_bytes);
+        let timed =
+            (any::<[u8; 16]>(), prop::sample::select(vec![1_u8, 4, 6, 7])).prop_map(|(mut b, version)| {
+                b[6] = b[6] & 0x0f | version << 4;
+                b[8] = b[8] & 0x3f | 0x80;
+                SpoolId::from_bytes(b)
+            });
+        let near = (0_u64..20_000, any::<u16>(), any::<[u8; 6]>(), any::<bool>())
+            .prop_map(|(after, counter, node, v1)| minted(after, counter, node, v1));
+        prop_oneof![whatever, timed, near]
+    }
+
+    proptest! {
+        #[test]
+        fn every_id_comes_back(id in ids()) {
+            let key = Key::of(&id);
+            prop_assert_eq!(key.id(), id);
+            prop_assert_eq!(Key::from_slice(key.as_bytes()).unwrap(), key);
+            prop_assert_eq!(key.class() == Class::Timeless, id.created().is_none());
+        }
+
+        #[test]
+        fn order_within_a_class_is_order_of_time(a in ids(), b in ids()) {
+            let (ka, kb) = (Key::of(&a), Key::of(&b));
+            if ka.class() == kb.class() && a.created() < b.created() {
+                prop_assert!(ka < kb);
+            }
+        }
+
+        #[test]
+        fn bytes_are_a_key_only_of_their_own_id(bytes in any::<[u8; KEY_LEN]>(), class in 0_u8..4) {
+            let mut bytes = bytes;
+            bytes[0] = class;
+            if let Ok(key) = Key::from_slice(&bytes) {
+                prop_assert_eq!(*Key::of(&key.id()).as_bytes(), bytes);
+            }
+        }
+
+        #[test]
+        fn the_ranges_hold_what_was_created_before(id in ids(), nanos in -400_i64..400, leap in any::<bool>()) {
+            let Some(created) = id.created() else {
+                let [timeless, ..] = KeyRange::created_before(Utc::now());
+                prop_assert!(timeless.contains(&Key::of(&id)));
+                return Ok(());
+            };
+            let mut start = created + TimeDelta::nanoseconds(nanos);
+            if leap {
+                let in_leap = start.timestamp_subsec_nanos() + 1_000_000_000;
+                start = DateTime::from_timestamp(start.timestamp().div_euclid(60) * 60 + 59, in_leap).unwrap();
+            }
+            let inside = KeyRange::created_before(start).iter().filter(|range| range.contains(&Key::of(&id))).count();
+            prop_assert_eq!(inside, usize::from(created < start), "{} and {}", created, start);
+        }
+    }
+
+    fn key(text: &str) -> Key {
+        Key::of(&text.parse().unwrap())
+    }
+
+    fn found_before(id: &str, start: DateTime<Utc>) -> bool {
+        KeyRange::created_before(start).iter().any(|range| range.contains(&key(id)))
+    }
+
+    #[test]
+    fn the_arrangement_is_the_one_on_disk() {
+        // The examples of RFC 9562, appendix A, which are of one moment.
+        let v1 = key("C232AB00-9414-11EC-B3C8-9F6BDECED846");
+        let v6 = key("1EC9414C-232A-6B00-B3C8-9F6BDECED846");
+        let v7 = key("017F22E2-79B0-7CC3-98C4-DC0C0C07398F");
+        assert_eq!(hex(v1.as_bytes()), "011ec9414c232ab001b3c89f6bdeced846");
+        assert_eq!(hex(v6.as_bytes()), "011ec9414c232ab006b3c89f6bdeced846");
+        assert_eq!(hex(v7.as_bytes()), "02017f22e279b07cc398c4dc0c0c07398f");
+        assert_eq!(
+            hex(key("919108f7-52d1-4320-9bac-f847db4148a8").as_bytes()),
+            "00919108f752d143209bacf847db4148a8"
+        );
+    }
+
+    #[test]
+    fn a_version_1_and_a_version_6_id_are_in_time_order_together() {
+        let keys: Vec<Key> =
+            (0..10_000_u64).map(|t| Key::of(&minted(t, 7, [u8::from(t % 2 == 0); 6], t % 2 == 0))).collect();
+        assert!(keys.is_sorted());
+    }
+
+    #[test]
+    fn the_bound_is_exact() {
+        for (id, step) in [
+            ("C232AB00-9414-11EC-B3C8-9F6BDECED846", 100),
+            ("1EC9414C-232A-6B00-B3C8-9F6BDECED846", 100),
+            ("017F22E2-79B0-7CC3-98C4-DC0C0C07398F", 1_000_000),
+        ] {
+            let created = id.parse::<SpoolId>().unwrap().created().unwrap();
+            assert!(!found_before(id, created - TimeDelta::nanoseconds(step)), "{id}");
+            assert!(!found_before(id, created), "{id}");
+            assert!(found_before(id, created + TimeDelta::nanoseconds(1)), "{id}");
+            assert!(found_before(id, created + TimeDelta::nanoseconds(step)), "{id}");
+        }
+    }
+
+    #[test]
+    fn the_ends_of_time_are_bounds_too() {
+        let timed = ["00000000-0000-1000-8000-000000000000", "ffffffff-ffff-6fff-bfff-ffffffffffff"];
+        let v7 = ["00000000-0000-7000-8000-000000000000", "ffffffff-ffff-7fff-bfff-ffffffffffff"];
+        for id in timed.into_iter().chain(v7) {
+            assert!(!found_before(id, DateTime::<Utc>::MIN_UTC), "{id}");
+            assert!(found_before(id, DateTime::<Utc>::MAX_UTC), "{id}");
+        }
+        assert!(found_before("ffffffff-ffff-ffff-ffff-ffffffffffff", DateTime::<Utc>::MIN_UTC));
+        let first = KeyRange::created_before(DateTime::<Utc>::MAX_UTC);
+        assert!(first.windows(2).all(|pair| pair[0].bounds().end == pair[1].bounds().start));
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused() {
+        let good = *key("C232AB00-9414-11EC-B3C8-9F6BDECED846").as_bytes();
+        let mut other_class = good;
+        other_class[0] = 2;
+        let mut no_class = good;
+        no_class[0] = 3;
+        let mut other_version = good;
+        other_version[8] = other_version[8] & 0xf0 | 4;
+        for bytes in [&good[1..], &[], &other_class, &no_class, &other_version, &[0; 18]] {
+            let err = Key::from_slice(bytes).unwrap_err();
+            assert!(err.to_string().contains("not a key"), "{err}");
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! sled 0.34.7 as the filing engine.
+//!
+//! What it needs from us, and where it gets that:
+//!
+//! * `flush` writes, and does not make durable: `fdatasync` of its data file follows, through a descriptor opened
+//!   before sled's ([`DataFile`]). It flushes when we say so, not every 500 ms.
+//! * No `apply_batch`: it leaks memory for each key. Single inserts and removes, in the order given.
+//! * No value above [`MAX_WHOLE`]: leaves would become files under `blobs/` that are never synced.
+//! * `open`, changes and `drop` can panic or hang: they run on sled's own thread ([`worker`](super::worker)). Reads
+//!   run on the caller's, with panics caught.
+//! * After any error it is not to be trusted: poisoned until it is opened again.
+//!
+//! `Mode` is left at its default: 0.34.7 stores the setting and never looks at it.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+
+use super::files::{self, DataFile};
+use super::handle::Opening;
+use super::worker::{Engine, Failure, Opened, Strays, Worker, guarded};
+use super::{
+    Change, Damaged, DurableError, DurableStore, Fdatasync, FileSync, Key, KeyRange, MAX_WHOLE, Op, Record,
+    Tally,
+};
+
+const TREE: &str = "messages";
+/// How long an open waits for the lock of an opening before: a killed process's, or one that was just dropped (sled's
+/// I/O threads hold its file for a moment longer).
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+/// One trip to sled's thread takes so many changes, or so many bytes, whichever is reached first.
+const TRIP_OPS: usize = 256;
+const TRIP_BYTES: usize = 512 * 1024;
+
+/// How sled is opened.
+#[derive(Clone)]
+pub(crate) struct SledOptions {
+    /// sled's own cache, in bytes. Resident memory is more: see [`DurableStore::memory_bytes`]. At least 1 MiB is
+    /// used.
+    pub(crate) cache_capacity: u64,
+    /// The longest wait for opening. Default = 60 s.
+    pub(crate) open_timeout: Duration,
+    /// The longest wait for one trip of changes, or for one flush and sync. Default = 60 s.
+    pub(crate) change_timeout: Duration,
+    /// How its files become durable. Default = [`Fdatasync`].
+    pub(crate) sync: Arc<dyn FileSync>,
+    /// Who keeps threads that do not end.
+    pub(crate) strays: Arc<Strays>,
+}
+
+impl SledOptions {
+    /// The defaults, with a cache of `cache_capacity` bytes.
+    pub(crate) fn new(cache_capacity: u64) -> Self {
+        Self {
+            cache_capacity,
+            open_timeout: Duration::from_secs(60),
+            change_timeout: Duration::from_secs(60),
+            sync: Arc::new(Fdatasync),
+            strays: Arc::default(),
+        }
+    }
+}
+
+/// sled, open.
+pub(crate) struct SledStore {
+    dir: PathBuf,
+    options: SledOptions,
+    /// `None` once it was let go.
+    engine: ArcSwapOption<Engine>,
+    /// The first error: nothing is asked of sled after it.
+    poison: OnceLock<String>,
+    data_file: Arc<DataFile>,
+    /// There may be something that was not synced: after opening always, as nobody knows.
+    unsynced: AtomicBool,
+    /// One `apply` at a time.
+    turn: Mutex<()>,
+    worker: Mutex<Option<Worker>>,
+    sizes: ValueSizes,
+}
+
+impl SledStore {
+    /// Opens sled in `dir`, and makes it where there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`DurableError::Locked`] after a second of trying; [`DurableError::Engine`] and [`DurableError::Timeout`] for
+    /// damaged files, I/O errors, and whatever else sled makes of them.
+    pub(crate) fn open(dir: &Path, options: SledOptions, opening: Opening) -> Result<Self, DurableError> {
+        let failed = |failure: Failure| engine_error(dir, "opening", failure);
+        if options.strays.are_too_many() {
+            let what = "earlier openings hang: the process has to be started again".to_owned();
+            return Err(failed(Failure { what, kind: None }));
+        }
+        let data_file = DataFile::prepare(dir).map_err(|err| failed(err.into()))?;
+        if opening == Opening::AfterError {
+            data_file.forget_cached_pages().map_err(|err| failed(err.into()))?;
+        }
+        let config = sled::Config::new()
+            .path(dir)
+            .cache_capacity(options.cache_capacity.max(1 << 20))
+            .use_compression(false)
+            .flush_every_ms(None);
+        let (sync, path) = (Arc::clone(&options.sync), dir.to_owned());
+        let open = move || {
+            let db = open_patiently(&config)?;
+            let tree = db.open_tree(TREE)?;
+            files::settle(&path, &*sync)?;
+            Ok((db, tree))
+        };
+        let (engine, worker) =
+            match Worker::start(options.open_timeout, open).map_err(|err| failed(err.into()))? {
+                Opened::Ready(engine, worker) => (engine, worker),
+                Opened::Failed(failure, worker) => {
+                    worker.join(options.open_timeout, &options.strays);
+                    return Err(if is_lock(&failure) {
+                        DurableError::Locked { path: dir.to_owned() }
+                    } else {
+                        failed(failure)
+                    });
+                }
+                Opened::Late(worker) => {
+                    worker.join(Duration::ZERO, &options.strays);
+                    return Err(DurableError::Timeout {
+                        path: dir.to_owned(),
+                        doing: "opening",
+                        after: options.open_timeout,
+                    });
+                }
+            };
+        Ok(Self {
+            dir: dir.to_owned(),
+            options,
+            engine: ArcSwapOption::from_pointee(engine),
+            poison: OnceLock::new(),
+            data_file: Arc::new(data_file),
+            unsynced: AtomicBool::new(true),
+            turn: Mutex::new(()),
+            worker: Mutex::new(Some(worker)),
+            sizes: ValueSizes::default(),
+        })
+    }
+
+    /// The engine, if it may be used.
+    fn engine(&self, doing: &'static str) -> Result<Arc<Engine>, DurableError> {
+        if let Some(first) = self.poison.get() {
+            let what = format!("an earlier error poisoned it: {first}");
+            return Err(engine_error(&self.dir, doing, Failure { what, kind: None }));
+        }
+        let closed = || DurableError::Unavailable { path: self.dir.clone(), why: "it was closed".to_owned() };
+        self.engine.load_full().ok_or_else(closed)
+    }
+
+    fn poison(&self, error: DurableError) -> DurableError {
+        // Only the first one: the others are mostly its consequences.
+        let _ = self.poison.set(error.to_string());
+        error
+    }
+
+    fn failed(&self, doing: &'static str, failure: Failure) -> DurableError {
+        self.poison(engine_error(&self.dir, doing, failure))
+    }
+
+    /// Runs `f` on sled's thread, within the time for a change.
+    fn run<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        f: impl FnOnce(&sled::Tree) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, DurableError> {
+        let after = self.options.change_timeout;
+        match self.engine(doing)?.run(after, |engine| f(engine.tree()?)) {
+            Some(Ok(value)) => Ok(value),
+            Some(Err(failure)) => Err(self.failed(doing, failure)),
+            None => Err(self.poison(DurableError::Timeout { path: self.dir.clone(), doing, after })),
+        }
+    }
+
+    /// Makes all that was changed durable.
+    fn flush(&self) -> Result<(), DurableError> {
+        if !self.unsynced.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let (data_file, sync) = (Arc::clone(&self.data_file), Arc::clone(&self.options.sync));
+        self.run("flushing", move |tree| {
+            tree.flush()?;
+            Ok(data_file.sync(&*sync)?)
+        })?;
+        self.unsynced.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Visits raw keys and values in `range`, in order, until `visit` says `false`: then the result is `false`.
+    fn walk(
+        &self,
+        doing: &'static str,
+        range: &KeyRange,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<bool, DurableError> {
+        let engine = self.engine(doing)?;
+        let failed = |failure| self.failed(doing, failure);
+        let (start, end) = (range.bounds().start, range.bounds().end);
+        let mut iter = guarded(|| Ok(engine.tree()?.range(start..end))).map_err(failed)?;
+        let mut last: Option<sled::IVec> = None;
+        loop {
+            let Some((key, value)) = guarded(|| Ok(iter.next().transpose()?)).map_err(failed)? else {
+                return Ok(true);
+            };
+            // In damaged trees, going in circles is possible.
+            if last.is_some_and(|last| last >= key) {
+                return Err(failed(Failure { what: "keys out of order".to_owned(), kind: None }));
+            }
+            self.sizes.saw(value.len());
+            if !visit(&key, &value) {
+                return Ok(false);
+            }
+            // Poisoned, or closed, by somebody else: a visit can have taken long.
+            self.engine(doing)?;
+            last = Some(key);
+        }
+    }
+}
+
+impl DurableStore for SledStore {
+    fn get(&self, key: &Key) -> Result<Option<Record>, DurableError> {
+        let doing = "reading";
+        let engine = self.engine(doing)?;
+        let value =
+            guarded(|| Ok(engine.tree()?.get(key.as_bytes())?)).map_err(|err| self.failed(doing, err))?;
+        let Some(value) = value else { return Ok(None) };
+        match Record::decode(key, &value) {
+            Ok(record) => Ok(Some(record)),
+            Err(err) => Err(DurableError::Damaged { id: key.id(), reason: err.to_string() }),
+        }
+    }
+
+    fn apply(
+        &self,
+        ops: &mut dyn Iterator<Item = Op>,
+        replaced: &mut dyn FnMut(&Key, Option<Record>),
+    ) -> Result<Tally, DurableError> {
+        let Some(_turn) = self.turn.try_lock_for(self.options.change_timeout) else {
+            let (doing, after) = ("waiting for another change", self.options.change_timeout);
+            return Err(DurableError::Timeout { path: self.dir.clone(), doing, after });
+        };
+        let mut delta = Tally::default();
+        loop {
+            let trip = pack(ops)?;
+            if trip.is_empty() {
+                break;
+            }
+            self.unsynced.store(true, Ordering::Release);
+            for change in self.run("changing", move |tree| make(tree, trip))? {
+                let Made { key, value, old } = change;
+                if let Some(value) = value {
+                    self.sizes.saw(value.len());
+                    delta.add(&key, &value);
+                }
+                if let Some(old) = &old {
+                    delta.subtract(&key, old);
+                }
+                replaced(&key, old.map(|old| decode_or_damaged(&key, &old)));
+            }
+        }
+        self.flush()?;
+        Ok(delta)
+    }
+
+    fn scan(
+        &self,
+        ranges: &[KeyRange],
+        visit: &mut dyn FnMut(Key, Result<Record, Damaged>) -> bool,
+    ) -> Result<(), DurableError> {
+        let mut foreign = None;
+        let mut count = 0_u64;
+        for range in ranges {
+            let all = self.walk("scanning", range, &mut |key, value| match Key::from_slice(key) {
+                Ok(key) => {
+                    visit(key, Record::decode(&key, value).map_err(|err| Damaged { reason: err.to_string() }))
+                }
+                Err(err) => {
+                    foreign.get_or_insert(err);
+                    count += 1;
+                    true
+                }
+            })?;
+            if !all {
+                return Ok(());
+            }
+        }
+        match foreign {
+            None => Ok(()),
+            Some(first) => {
+                Err(DurableError::ForeignKeys { path: self.dir.clone(), count, first: first.to_string() })
+            }
+        }
+    }
+
+    fn tally(&self) -> Result<Tally, DurableError> {
+        let mut tally = Tally::default();
+        self.walk("counting", &KeyRange::ALL, &mut |key, value| {
+            tally.add_raw(key, value);
+            true
+        })?;
+        Ok(tally)
+    }
+
+    fn size_on_disk(&self) -> Result<u64, DurableError> {
+        // Not an engine error: the files are not even opened.
+        files::size_of(&self.dir).map_err(|err| engine_error(&self.dir, "measuring", err.into()))
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        let cached = self.size_on_disk().unwrap_or(u64::MAX).min(self.options.cache_capacity);
+        self.sizes.resident(cached)
+    }
+
+    fn let_go(&self) {
+        self.engine.store(None);
+    }
+
+    fn close(&self, wait: Duration) -> Result<(), DurableError> {
+        self.let_go();
+        let worker = self.worker.lock().take();
+        let strays = &self.options.strays;
+        if worker.is_none_or(|worker| worker.join(wait, strays)) {
+            return Ok(());
+        }
+        Err(DurableError::Timeout { path: self.dir.clone(), doing: "closing", after: wait })
+    }
+}
+
+impl Drop for SledStore {
+    fn drop(&mut self) {
+        // Drop does not wait: the thread closes sled now, and somebody else joins it.
+        self.let_go();
+        if let Some(worker) = self.worker.lock().take() {
+            worker.join(Duration::ZERO, &self.options.strays);
+        }
+    }
+}
+
+/// One change, encoded.
+struct Packed {
+    key: Key,
+    value: Option<Vec<u8>>,
+}
+
+/// One change, made.
+struct Made {
+    key: Key,
+    value: Option<Vec<u8>>,
+    old: Option<sled::IVec>,
+}
+
+/// Takes the next changes, at most one trip of them. Empty at the end.
+fn pack(ops: &mut dyn Iterator<Item = Op>) -> Result<Vec<Packed>, DurableError> {
+    let mut trip = Vec::new();
+    let mut bytes = 0;
+    while trip.len() < TRIP_OPS && bytes < TRIP_BYTES {
+        let Some(Op { key, change }) = ops.next() else { break };
+        let value = match change {
+            Change::Remove => None,
+            Change::Put(Record::Whole { data, .. }) if data.len() > MAX_WHOLE => {
+                return Err(DurableError::TooLarge { id: key.id(), len: data.len(), limit: MAX_WHOLE });
+            }
+            Change::Put(record) => Some(record.encode(&key)),
+        };
+        bytes += value.as_ref().map_or(0, Vec::len);
+        trip.push(Packed { key, value });
+    }
+    Ok(trip)
+}
+
+/// Makes the changes. sled gives back what stood there before, and writes nothing where nothing changes.
+fn make(tree: &sled::Tree, trip: Vec<Packed>) -> Result<Vec<Made>, Failure> {
+    let mut made = Vec::with_capacity(trip.len());
+    for Packed { key, value } in trip {
+        let old = match &value {
+            Some(value) => tree.insert(key.as_bytes(), value.as_slice())?,
+            None => tree.remove(key.as_bytes())?,
+        };
+        made.push(Made { key, value, old });
+    }
+    Ok(made)
+}
+
+fn decode_or_damaged(key: &Key, value: &[u8]) -> Record {
+    Record::decode(key, value).unwrap_or_else(|err| Record::Damaged { seq: 0, reason: err.to_string() })
+}
+
+fn engine_error(dir: &Path, doing: &'static str, failure: Failure) -> DurableError {
+    let Failure { what, kind } = failure;
+    DurableError::Engine { path: dir.to_owned(), doing, what, kind }
+}
+
+fn open_patiently(config: &sled::Config) -> Result<sled::Db, Failure> {
+    let started = Instant::now();
+    loop {
+        match config.open().map_err(Failure::from) {
+            // There is nothing to wait on: the kernel tells nobody when such a lock is free.
+            Err(failure) if is_lock(&failure) && started.elapsed() < LOCK_PATIENCE => {
+                thread::sleep(LOCK_RETRY)
+            }
+            result => return result,
+        }
+    }
+}
+
+/// sled has no error of its own for this: an I/O error of kind `Other`, with a text.
+fn is_lock(failure: &Failure) -> bool {
+    failure.kind == Some(io::ErrorKind::Other) && failure.what.contains("could not acquire lock")
+}
+
+/// How large values are, as far as they were seen.
+#[derive(Debug, Default)]
+struct ValueSizes {
+    values: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl ValueSizes {
+    fn saw(&self, len: usize) {
+        self.values.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(len as u64, Ordering::Relaxed);
+    }
+
+    /// Resident bytes for `cached` bytes in sled's cache: measured as 3.5 times as much with values of 40 bytes and
+    /// 1.3 times with 1 500, so 1.25 times, and 90 bytes more for each value.
+    fn resident(&self, cached: u64) -> u64 {
+        let values = self.values.load(Ordering::Relaxed);
+        let average = self.bytes.load(Ordering::Relaxed).checked_div(values).unwrap_or(1_500).max(1);
+        cached + cached / 4 + cached.saturating_mul(90) / average
+    }
+}

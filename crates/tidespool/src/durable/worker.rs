@@ -1,0 +1,209 @@
+//! sled's own thread. It opens sled, makes its changes and drops it: each of these can panic or hang when files are
+//! damaged or after an I/O error, and then it is this thread that does, not a caller.
+//!
+//! # When a wait ends
+//!
+//! A caller waits for a bounded time, then gets an error. A thread cannot be ended from outside: it stays, with sled
+//! and its lock, and is kept in [`Strays`], which count it and join it once it has ended by itself. If it never does,
+//! sled cannot be opened again in this process (the lock is taken), and the process has to be started anew.
+
+use std::any::Any;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// The most threads that may be stuck before none is started any more.
+const MAX_STRAYS: usize = 4;
+
+/// Why a call into sled failed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) what: String,
+    pub(super) kind: Option<io::ErrorKind>,
+}
+
+impl From<sled::Error> for Failure {
+    fn from(err: sled::Error) -> Self {
+        let kind = if let sled::Error::Io(err) = &err { Some(err.kind()) } else { None };
+        Self { what: err.to_string(), kind }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(err: io::Error) -> Self {
+        Self { what: err.to_string(), kind: Some(err.kind()) }
+    }
+}
+
+/// Runs `f`; a panic in it becomes a failure.
+pub(super) fn guarded<T>(f: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(failure_of(&*panic)))
+}
+
+fn failure_of(panic: &(dyn Any + Send)) -> Failure {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+    Failure { what: format!("panic: {text}"), kind: None }
+}
+
+/// An open sled. Wherever the last owner lets go of it, it is dropped on its own thread: `Drop` here does not block.
+pub(super) struct Engine {
+    // Always there until `drop`.
+    parts: Option<(sled::Db, sled::Tree)>,
+    grave: Arc<Grave>,
+    // Dropped after `drop` has filled the grave: that is what wakes the thread.
+    jobs: SyncSender<Job>,
+}
+
+type Grave = Mutex<Option<(sled::Db, sled::Tree)>>;
+type Job = Box<dyn FnOnce() + Send>;
+
+impl Engine {
+    pub(super) fn tree(&self) -> Result<&sled::Tree, Failure> {
+        let gone = || Failure { what: "sled was dropped".to_owned(), kind: None };
+        self.parts.as_ref().map(|(_, tree)| tree).ok_or_else(gone)
+    }
+
+    /// Runs `f` on sled's thread and waits for it, at most for `wait`: `None` where that was not enough, and after
+    /// that nothing should be run any more.
+    pub(super) fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        wait: Duration,
+        f: impl FnOnce(&Self) -> Result<T, Failure> + Send + 'static,
+    ) -> Option<Result<T, Failure>> {
+        let (answer, answered) = sync_channel(1);
+        let engine = Arc::clone(self);
+        let job: Job = Box::new(move || {
+            let result = guarded(|| f(&engine));
+            // Before the answer: who has it may want to see sled closed.
+            drop(engine);
+            // Nobody waits for it any more: then it does not matter.
+            let _ = answer.send(result);
+        });
+        // One job at a time: if there is no room, the thread is stuck.
+        self.jobs.try_send(job).ok()?;
+        match answered.recv_timeout(wait) {
+            Ok(result) => Some(result),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => {
+                Some(Err(Failure { what: "sled's thread ended".to_owned(), kind: None }))
+            }
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        *self.grave.lock() = self.parts.take();
+    }
+}
+
+/// The thread, from the start of opening to the end of dropping.
+#[derive(Debug)]
+pub(super) struct Worker {
+    thread: JoinHandle<()>,
+    ended: Receiver<()>,
+}
+
+/// What became of an opening.
+pub(super) enum Opened {
+    /// It is open.
+    Ready(Engine, Worker),
+    /// It failed; the thread has ended, or is about to.
+    Failed(Failure, Worker),
+    /// It did not end in time. If it still does, sled is dropped right then.
+    Late(Worker),
+}
+
+impl Worker {
+    /// Starts the thread, lets it `open` sled, and waits for that, at most for `wait`.
+    pub(super) fn start(
+        wait: Duration,
+        open: impl FnOnce() -> Result<(sled::Db, sled::Tree), Failure> + Send + 'static,
+    ) -> io::Result<Opened> {
+        let (jobs, queue) = sync_channel::<Job>(1);
+        let (answer, answered) = sync_channel(1);
+        let (end, ended) = sync_channel::<()>(1);
+        let grave = Arc::new(Grave::default());
+        let thread = thread::Builder::new().name("tidespool-sled".to_owned()).spawn(move || {
+            let opened = guarded(open);
+            let engine = opened.map(|parts| Engine { parts: Some(parts), grave: Arc::clone(&grave), jobs });
+            // If nobody waits any more, the engine comes back and is dropped: into the grave.
+            drop(answer.send(engine));
+            queue.into_iter().for_each(|job| job());
+            let parts = grave.lock().take();
+            if let Err(failure) = guarded(|| Ok(drop(parts))) {
+                tracing::error!(what = failure.what, "sled failed while it was closed");
+            }
+            drop(end);
+        })?;
+        let worker = Self { thread, ended };
+        Ok(match answered.recv_timeout(wait) {
+            Ok(Ok(engine)) => Opened::Ready(engine, worker),
+            Ok(Err(failure)) => Opened::Failed(failure, worker),
+            Err(RecvTimeoutError::Timeout) => Opened::Late(worker),
+            Err(RecvTimeoutError::Disconnected) => {
+                Opened::Failed(Failure { what: "sled's thread ended".to_owned(), kind: None }, worker)
+            }
+        })
+    }
+
+    /// Waits until the thread has ended, at most for `wait`; a thread that has not is given to `strays`.
+    pub(super) fn join(self, wait: Duration, strays: &Strays) -> bool {
+        let ended = matches!(self.ended.recv_timeout(wait), Err(RecvTimeoutError::Disconnected));
+        strays.keep(self);
+        ended && {
+            strays.reap();
+            true
+        }
+    }
+}
+
+/// Threads that did not end in time. Shared by all that open sled in one spool.
+#[derive(Debug, Default)]
+pub(crate) struct Strays(Mutex<Vec<Worker>>);
+
+impl Strays {
+    fn keep(&self, worker: Worker) {
+        self.0.lock().push(worker);
+    }
+
+    /// Joins those that have ended by now, and says how many have not.
+    pub(crate) fn reap(&self) -> usize {
+        let mut workers = self.0.lock();
+        let (ended, running): (Vec<_>, Vec<_>) = workers.drain(..).partition(|worker| worker.has_ended());
+        *workers = running;
+        let left = workers.len();
+        drop(workers);
+        for worker in ended {
+            // Its last act was to drop a channel: this does not wait. A panic was caught and reported before.
+            let _ = worker.thread.join();
+        }
+        left
+    }
+
+    /// Whether so many are stuck that no more should be started.
+    pub(super) fn are_too_many(&self) -> bool {
+        self.reap() >= MAX_STRAYS
+    }
+
+    /// Waits for all of them, at most for `wait` in all, and says how many are left.
+    pub(crate) fn join_all(&self, wait: Duration) -> usize {
+        let until = Instant::now() + wait;
+        for worker in &*self.0.lock() {
+            let _ = worker.ended.recv_timeout(until.saturating_duration_since(Instant::now()));
+        }
+        self.reap()
+    }
+}
+
+impl Worker {
+    fn has_ended(&self) -> bool {
+        matches!(self.ended.try_recv(), Err(TryRecvError::Disconnected))
+    }
+}

@@ -1,0 +1,58 @@
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::pressure::Level;
+
+/// What the spool holds at one moment. The pieces know it; the tiered layer asks them and fills this in.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Gauges {
+    /// Bytes accepted and not yet on stable storage: what a crash would lose now.
+    pub dirty_bytes: u64,
+    /// The bound of `dirty_bytes`, at which stores wait.
+    pub dirty_limit: u64,
+    /// Messages and removals not yet on stable storage.
+    pub dirty_entries: u64,
+    /// The age of the oldest of them; zero where there is none. In JSON: seconds and nanoseconds.
+    pub oldest_dirty_age: Duration,
+
+    /// Payload bytes of the clean copies, with what the cache needs for each.
+    pub cache_bytes: u64,
+    /// Clean copies.
+    pub cache_entries: u64,
+    /// The bound of `cache_bytes` now; shrinks under memory pressure.
+    pub cache_capacity: u64,
+    /// Messages in the index: those younger than the last checkpoint.
+    pub index_entries: u64,
+    /// Memory of the index, in bytes.
+    pub index_bytes: u64,
+    /// Memory of sled, in bytes: an estimate.
+    pub sled_bytes: u64,
+    /// All memory that counts against the budget, in bytes: dirty, cache, index and sled.
+    pub accounted_bytes: u64,
+    /// The setting `memory_budget`, in bytes.
+    pub memory_budget: u64,
+    /// Resident memory of the whole process, in bytes; 0 where it is not known.
+    pub resident_bytes: u64,
+    /// The level that the memory-pressure monitor sees.
+    pub pressure_level: Level,
+    /// The share of the last 10 s in which some task waited for memory, 0 to 1, where the kernel tells it.
+    pub memory_stall_ratio: Option<f64>,
+
+    /// Bytes of sled's files.
+    pub sled_disk_bytes: u64,
+    /// Bytes of all segment files.
+    pub journal_bytes: u64,
+    /// Segments ready to be written.
+    pub journal_segments_free: u64,
+    /// Segments with records that are not all filed yet.
+    pub journal_segments_in_use: u64,
+    /// Filed segments kept for the large messages in them.
+    pub journal_segments_retained: u64,
+
+    /// The spool refuses new messages.
+    pub unhealthy: bool,
+    /// Live messages, where their number is known.
+    pub live_messages: Option<u64>,
+}

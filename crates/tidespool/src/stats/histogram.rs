@@ -1,0 +1,211 @@
+//! How long something took, in microseconds: counted in buckets, without a lock.
+//!
+//! Log-linear: each power of two is divided into eight buckets of equal width, so that a quantile is at most 12.5 %
+//! above the true value, from 1 µs to 19 hours, in 2.3 KB.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// Buckets in each power of two, as a power of two.
+const SUB_BITS: u32 = 3;
+const SUB: usize = 1 << SUB_BITS;
+/// Longer times are counted as this one: 2^36 µs, 19 hours.
+const MAX_US: u64 = (1 << 36) - 1;
+const BUCKETS: usize = bucket(MAX_US) + 1;
+
+/// The counters of one duration.
+#[derive(Debug)]
+pub(crate) struct Histogram {
+    buckets: [AtomicU64; BUCKETS],
+    sum_us: AtomicU64,
+    max_us: AtomicU64,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self {
+            buckets: [const { AtomicU64::new(0) }; BUCKETS],
+            sum_us: AtomicU64::new(0),
+            max_us: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Histogram {
+    pub(crate) fn record(&self, time: Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).min(MAX_US);
+        if let Some(bucket) = self.buckets.get(bucket(us)) {
+            bucket.fetch_add(1, Ordering::Relaxed);
+        }
+        self.sum_us.fetch_add(us, Ordering::Relaxed);
+        // Read first: the maximum is seldom beaten, and a line that is only read stays shared.
+        if us > self.max_us.load(Ordering::Relaxed) {
+            self.max_us.fetch_max(us, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Latency {
+        let buckets: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
+        let mut latency = Latency {
+            count: buckets.iter().sum(),
+            sum_us: self.sum_us.load(Ordering::Relaxed),
+            max_us: self.max_us.load(Ordering::Relaxed),
+            buckets,
+            ..Latency::default()
+        };
+        latency.p50_us = latency.quantile_us(0.5);
+        latency.p99_us = latency.quantile_us(0.99);
+        latency.p999_us = latency.quantile_us(0.999);
+        latency
+    }
+}
+
+/// How long something took, so far: counts and quantiles in microseconds. A quantile is the upper end of the bucket
+/// it falls into, at most 12.5 % too high, and never above the maximum.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Latency {
+    /// How often it happened.
+    pub count: u64,
+    /// All times together.
+    pub sum_us: u64,
+    /// The median. 0 where nothing was counted, as for the others.
+    pub p50_us: u64,
+    /// 99 of 100 took no longer.
+    pub p99_us: u64,
+    /// 999 of 1 000 took no longer.
+    pub p999_us: u64,
+    /// The longest.
+    pub max_us: u64,
+    #[serde(skip)]
+    buckets: Vec<u64>,
+}
+
+impl Latency {
+    /// The time that a fraction `q` (0 to 1) of all were not longer than. 0 where nothing was counted.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a rank: rounded, clamped, and exact enough far beyond any count met here"
+    )]
+    pub fn quantile_us(&self, q: f64) -> u64 {
+        let rank = ((self.count as f64 * q.clamp(0.0, 1.0)).ceil() as u64).max(1);
+        let mut seen = 0;
+        for (index, count) in self.buckets.iter().enumerate() {
+            seen += count;
+            if seen >= rank {
+                return upper_us(index).min(self.max_us);
+            }
+        }
+        0
+    }
+
+    /// How often it took less than 2^`power` microseconds.
+    pub(super) fn below_power_us(&self, power: u32) -> u64 {
+        let end = bucket(1 << power).min(self.buckets.len());
+        self.buckets.iter().take(end).sum()
+    }
+}
+
+/// The bucket of a time: the times below 8 µs have one each, then eight for each power of two.
+const fn bucket(us: u64) -> usize {
+    if us < SUB as u64 {
+        return to_index(us);
+    }
+    let shift = us.ilog2() - SUB_BITS;
+    (shift as usize) * SUB + to_index(us >> shift)
+}
+
+/// The largest time that falls into a bucket.
+const fn upper_us(index: usize) -> u64 {
+    if index < SUB {
+        return index as u64;
+    }
+    let shift = index / SUB - 1;
+    let lower = ((index % SUB + SUB) as u64) << shift;
+    lower + (1 << shift) - 1
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "called with at most four significant bits")]
+const fn to_index(us: u64) -> usize {
+    us as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn buckets_join_without_gap_or_overlap() {
+        let mut next = 0;
+        for index in 0..BUCKETS {
+            assert_eq!(bucket(next), index, "the first of bucket {index}");
+            assert_eq!(bucket(upper_us(index)), index, "the last of bucket {index}");
+            next = upper_us(index) + 1;
+        }
+        assert_eq!(next, MAX_US + 1);
+    }
+
+    #[test]
+    fn nothing_counted() {
+        let latency = Histogram::default().snapshot();
+        assert_eq!((latency.count, latency.p50_us, latency.p999_us, latency.max_us), (0, 0, 0, 0));
+    }
+
+    #[test]
+    fn one_value_is_every_quantile() {
+        let histogram = Histogram::default();
+        histogram.record(Duration::from_micros(1_001));
+        let latency = histogram.snapshot();
+        assert_eq!((latency.count, latency.sum_us, latency.max_us), (1, 1_001, 1_001));
+        assert_eq!((latency.p50_us, latency.p99_us, latency.quantile_us(0.0)), (1_001, 1_001, 1_001));
+    }
+
+    #[test]
+    fn times_off_the_scale_are_counted_as_the_longest() {
+        let histogram = Histogram::default();
+        histogram.record(Duration::MAX);
+        histogram.record(Duration::ZERO);
+        let latency = histogram.snapshot();
+        assert_eq!((latency.count, latency.max_us), (2, MAX_US));
+        assert_eq!(latency.below_power_us(0), 1);
+        assert_eq!(latency.below_power_us(36), 2);
+    }
+
+    #[test]
+    fn threads_lose_no_count() {
+        let histogram = Histogram::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10_000).for_each(|us| histogram.record(Duration::from_micros(us))));
+            }
+        });
+        let latency = histogram.snapshot();
+        assert_eq!((latency.count, latency.sum_us), (40_000, 4 * 9_999 * 10_000 / 2));
+    }
+
+    proptest! {
+        #[test]
+        fn a_quantile_is_never_too_low_and_at_most_an_eighth_too_high(
+            mut times in prop::collection::vec(0..1_u64 << 30, 1..200),
+            q in 0.0..=1.0_f64,
+        ) {
+            let histogram = Histogram::default();
+            for &us in &times {
+                histogram.record(Duration::from_micros(us));
+            }
+            times.sort_unstable();
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+            let rank = ((times.len() as f64 * q).ceil() as usize).max(1);
+            let exact = times[rank - 1];
+            let told = histogram.snapshot().quantile_us(q);
+            prop_assert!(exact <= told && told <= exact + exact / 8, "{told} for {exact}");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! A snapshot as OpenMetrics text.
+//!
+//! Names start with `tidespool_` and follow Prometheus' conventions: base units (seconds, bytes) in the name, `_total`
+//! on counters, one metric with a label where the parts add up to something.
+
+use std::fmt::{Error, Write as _};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::StatsSnapshot;
+use super::histogram::Latency;
+use crate::pressure::Level;
+
+/// The upper bounds of the histograms' buckets, as powers of two of a microsecond: 16 µs to 67 s. Fixed, so that
+/// scrapes can be compared, and on the edges of the finer buckets, so that nothing has to be guessed.
+const BOUNDS: std::ops::RangeInclusive<u32> = 4..=26;
+
+/// The whole exposition, `# EOF` included.
+pub(crate) fn encode(snapshot: &StatsSnapshot) -> String {
+    let mut registry = Registry::with_prefix("tidespool");
+    registry.register_collector(Box::new(Exposition(snapshot.clone())));
+    let mut text = String::new();
+    if text::encode(&mut text, &registry).is_err() {
+        // Writing to a `String` does not fail. Were that to change, a scraper must see a comment, not half a text.
+        text.clear();
+        let _ = writeln!(text, "# the statistics could not be written\n# EOF");
+    }
+    text
+}
+
+#[derive(Debug)]
+struct Exposition(StatsSnapshot);
+
+impl Collector for Exposition {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let stats = &self.0;
+        let mut out = Encoder(encoder);
+        loads(&mut out, stats)?;
+        stores(&mut out, stats)?;
+        commits(&mut out, stats)?;
+        checkpoints(&mut out, stats)?;
+        memory(&mut out, stats)?;
+        errors(&mut out, stats)?;
+        memory_gauges(&mut out, stats)?;
+        disk_gauges(&mut out, stats)
+    }
+}
+
+fn loads(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
+    let hits = [
+        ("pending", stats.hits_pending),
+        ("cache", stats.hits_cache),
+        ("journal", stats.hits_journal),
+        ("sled", stats.hits_sled),
+    ];
+    out.counters("load_hits", "Loads by the tier that had the message", "tier", &hits)?;
+    out.counter("load_misses", "Loads of ids that are not there", stats.misses)
+}
+
+fn stores(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
+    let at_once = stats.stores_synced;
+    let stores = [("synced", at_once), ("deferred", stats.stores.saturating_sub(at_once))];
+    out.counters("stores", "Stores acknowledged, by when they reach stable storage", "sync", &stores)?;
+    out.byte_counter("stored", "Payload bytes of the stores acknowledged", stats.stored_bytes)?;
+    let refusals = [
+        ("unhealthy", stats.refused_unhealthy),
+        ("caller_deadline", stats.refused_caller_deadline),
+        ("backpressure", stats.refused_backpressure),
+        ("too_large", stats.refused_too_large),
+        ("closed", stats.refused_closed),
+    ];
+    out.counters("store_refusals", "Stores refused", "reason", &refusals)?;
+    out.histogram("store_wait", "Time that stores waited for room", &stats.store_wait)?;
+    out.counter("removes", "Messages removed", stats.removes)?;
+    out.counter("aborts", "Puts in the journal that were taken back", stats.aborts)?;
+    out.counter("elided_writes", "Writes that never had to be made", stats.elided_writes)?;
+    out.byte_counter("elided", "Payload bytes that never had to be written", stats.elided_bytes)
+}
+
+fn commits(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
+    out.histogram("commit_duration", "Group commits", &stats.commit)?;
+    out.histogram("sync_duration", "Syncs of the journal", &stats.sync)?;
+    out.counter("committed_records", "Records written to the journal", stats.committed_records)?;
+    out.byte_counter("committed", "Bytes written to the journal", stats.committed_bytes)
+}
+
+fn checkpoints(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
+    out.counter("checkpoints", "Checkpoints that ended well", stats.checkpoints)?;
+    out.counter("checkpointed_records", "Records that checkpoints filed", stats.checkpointed_records)?;
+    out.counter("checkpointed_segments", "Segments that checkpoints filed", stats.checkpointed_segments)?;
+    out.seconds_counter("checkpoint_time", "Time that checkpoints took", stats.checkpoint_time)?;
+    out.counter("segments_recycled", "Segments made ready to be written again", stats.segments_recycled)?;
+    out.counter(
+        "segments_rewritten",
+        "Retained segments whose survivors were moved",
+        stats.segments_rewritten,
+    )?;
+    out.byte_counter("rewritten", "Bytes of the survivors that were moved", stats.rewritten_bytes)
+}
+
+fn memory(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
+    out.counter("cache_evictions", "Clean copies pushed out of the cache", stats.cache_evicted_entries)?;
+    out.byte_counter("cache_evicted", "Bytes of the clean copies pushed out", stats.cache_evicted_bytes)?;
+    out.counter("low_memory_calls", "Calls of advise_low_memory", stats.low_memory_calls)?;
+    out.byte_counter("low_memory_freed", "Bytes that these calls freed", stats.low_memory_freed_bytes)?;
+    out.counter("pressure_changes", "Changes of the memory-pressure level", stats.pressure_changes)
+}
+
+fn errors(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
+    let sites = [
+        ("journal_write", stats.errors_journal_write),
+        ("journal_sync", stats.errors_journal_sync),
+        ("journal_read", stats.errors_journal_read),
+        ("sled", stats.errors_sled),
+        ("ledger", stats.errors_ledger),
+    ];
+    out.counters("disk_errors", "Disk errors", "site", &sites)?;
+    out.counter("corrupt_messages", "Messages found damaged", stats.corrupt)?;
+    out.counter("lost_messages", "Acknowledged messages that are lost", stats.lost)?;
+    out.counter("recovered_records", "Records read from the journal at open", stats.recovered_records)?;
+    out.counter("torn_records", "Records cut from the end of the journal at open", stats.torn_records)
+}
+
+fn memory_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
+    let now = &stats.gauges;
+    out.byte_gauge("dirty", "Bytes accepted and not yet on stable storage", now.dirty_bytes)?;
+    out.byte_gauge("dirty_limit", "Dirty bytes at which stores wait", now.dirty_limit)?;
+    out.gauge("dirty_entries", "Messages and removals not yet on stable storage", now.dirty_entries)?;
+    let age = now.oldest_dirty_age.as_secs_f64();
+    out.float_gauge("oldest_dirty_age", "Age of the oldest dirty entry", &Unit::Seconds, age)?;
+    out.byte_gauge("cache", "Bytes of the clean copies", now.cache_bytes)?;
+    out.gauge("cache_entries", "Clean copies", now.cache_entries)?;
+    out.byte_gauge("cache_capacity", "Bound of the clean copies", now.cache_capacity)?;
+    out.gauge("index_entries", "Messages in the index", now.index_entries)?;
+    out.byte_gauge("index", "Memory of the index", now.index_bytes)?;
+    out.byte_gauge("sled_memory", "Memory of sled, estimated", now.sled_bytes)?;
+    out.byte_gauge("accounted", "Memory that counts against the budget", now.accounted_bytes)?;
+    out.byte_gauge("memory_budget", "The setting memory_budget", now.memory_budget)?;
+    out.byte_gauge("resident", "Resident memory of the process", now.resident_bytes)?;
+    let level = match now.pressure_level {
+        Level::Normal => 0,
+        Level::Low => 1,
+        Level::Critical => 2,
+    };
+    out.gauge("pressure_level", "Memory pressure: 0 normal, 1 low, 2 critical", level)?;
+    match now.memory_stall_ratio {
+        Some(ratio) => {
+            let unit = Unit::Other("ratio".to_owned());
+            out.float_gauge(
+                "memory_stall",
+                "Share of the last 10 s with a task waiting for memory",
+                &unit,
+                ratio,
+            )
+        }
+        None => Ok(()),
+    }
+}
+
+fn disk_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
+    let now = &stats.gauges;
+    out.byte_gauge("sled_disk", "Bytes of sled's files", now.sled_disk_bytes)?;
+    out.byte_gauge("journal", "Bytes of all segment files", now.journal_bytes)?;
+    let segments = [
+        ("free", now.journal_segments_free),
+        ("in_use", now.journal_segments_in_use),
+        ("retained", now.journal_segments_retained),
+    ];
+    out.gauges("journal_segments", "Segments", "state", &segments)?;
+    out.gauge("unhealthy", "1 while new messages are refused", u64::from(now.unhealthy))?;
+    match now.live_messages {
+        Some(messages) => out.gauge("live_messages", "Live messages", messages),
+        None => Ok(()),
+    }
+}
+
+/// Writes one metric a call.
+struct Encoder<'a>(DescriptorEncoder<'a>);
+
+impl Encoder<'_> {
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> Result<(), Error> {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
+    }
+
+    fn byte_counter(&mut self, name: &str, help: &str, value: u64) -> Result<(), Error> {
+        let mut metric = self.0.encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
+    }
+
+    fn seconds_counter(&mut self, name: &str, help: &str, value: Duration) -> Result<(), Error> {
+        let mut metric = self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, _, u64>(&value.as_secs_f64(), None)
+    }
+
+    fn counters(&mut self, name: &str, help: &str, label: &str, values: &[(&str, u64)]) -> Result<(), Error> {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for &(value_of_label, value) in values {
+            let labels = [(label, value_of_label)];
+            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+        }
+        Ok(())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> Result<(), Error> {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        metric.encode_gauge(&value)
+    }
+
+    fn byte_gauge(&mut self, name: &str, help: &str, value: u64) -> Result<(), Error> {
+        let mut metric = self.0.encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Gauge)?;
+        metric.encode_gauge(&value)
+    }
+
+    fn float_gauge(&mut self, name: &str, help: &str, unit: &Unit, value: f64) -> Result<(), Error> {
+        let mut metric = self.0.encode_descriptor(name, help, Some(unit), MetricType::Gauge)?;
+        metric.encode_gauge(&value)
+    }
+
+    fn gauges(&mut self, name: &str, help: &str, label: &str, values: &[(&str, u64)]) -> Result<(), Error> {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for &(value_of_label, value) in values {
+            let labels = [(label, value_of_label)];
+            metric.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, latency: &Latency) -> Result<(), Error> {
+        let seconds = |us: u64| Duration::from_micros(us).as_secs_f64();
+        let mut buckets = Vec::new();
+        let mut below = 0;
+        for power in BOUNDS {
+            let up_to = latency.below_power_us(power);
+            buckets.push((seconds(1 << power), up_to - below));
+            below = up_to;
+        }
+        buckets.push((f64::INFINITY, latency.count - below));
+        let mut metric = self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        metric.encode_histogram::<NoLabelSet>(seconds(latency.sum_us), latency.count, &buckets, None)
+    }
+}

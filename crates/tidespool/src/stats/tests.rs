@@ -1,0 +1,285 @@
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::prometheus::encode;
+use super::{Gauges, Refusal, Site, Stats, StatsSnapshot, Tier};
+use crate::pressure::Level;
+
+fn times(n: usize, event: impl Fn()) {
+    (0..n).for_each(|_| event());
+}
+
+/// Every event, each a different number of times, so that no counter can stand in for another.
+fn busy() -> Stats {
+    let stats = Stats::default();
+    times(2, || stats.hit(Tier::Pending));
+    times(3, || stats.hit(Tier::Cache));
+    times(4, || stats.hit(Tier::Journal));
+    times(5, || stats.hit(Tier::Sled));
+    times(6, || stats.miss());
+    times(7, || stats.stored(100, false));
+    times(8, || stats.stored(1_000, true));
+    times(9, || stats.removed());
+    stats.elided(10, 11_000);
+    times(12, || stats.committed(2, 4_096, Duration::from_millis(1)));
+    times(13, || stats.synced(Duration::from_micros(250)));
+    times(14, || stats.checkpoint(3, 2, Duration::from_millis(500)));
+    times(15, || stats.segment_recycled());
+    times(16, || stats.segment_rewritten(10));
+    times(17, || stats.store_refused(Refusal::Unhealthy));
+    times(18, || stats.store_refused(Refusal::CallerDeadline));
+    times(19, || stats.store_refused(Refusal::Backpressure));
+    times(20, || stats.store_refused(Refusal::TooLarge));
+    times(21, || stats.store_refused(Refusal::Closed));
+    times(22, || stats.aborted());
+    times(23, || stats.disk_error(Site::JournalWrite));
+    times(24, || stats.disk_error(Site::JournalSync));
+    times(25, || stats.disk_error(Site::JournalRead));
+    times(26, || stats.disk_error(Site::Sled));
+    times(27, || stats.disk_error(Site::Ledger));
+    times(28, || stats.corrupt());
+    stats.lost(29);
+    stats.cache_evicted(30, 31_000);
+    times(32, || stats.low_memory(50));
+    stats.low_memory(-1_000);
+    times(34, || stats.pressure_changed());
+    stats.recovered(35);
+    stats.torn(36);
+    times(37, || stats.store_waited(Duration::from_secs(100)));
+    stats
+}
+
+fn gauges() -> Gauges {
+    Gauges {
+        dirty_bytes: 1_001,
+        dirty_limit: 1_002,
+        dirty_entries: 1_003,
+        oldest_dirty_age: Duration::from_millis(1_500),
+        cache_bytes: 1_004,
+        cache_entries: 1_005,
+        cache_capacity: 1_006,
+        index_entries: 1_007,
+        index_bytes: 1_008,
+        sled_bytes: 1_009,
+        accounted_bytes: 1_010,
+        memory_budget: 1_011,
+        resident_bytes: 1_012,
+        pressure_level: Level::Critical,
+        memory_stall_ratio: Some(0.25),
+        sled_disk_bytes: 1_013,
+        journal_bytes: 1_014,
+        journal_segments_free: 1_015,
+        journal_segments_in_use: 1_016,
+        journal_segments_retained: 1_017,
+        unhealthy: true,
+        live_messages: Some(1_018),
+    }
+}
+
+#[test]
+fn each_event_is_counted_in_its_own_place() {
+    let stats = busy().snapshot(gauges());
+    assert_eq!((stats.hits_pending, stats.hits_cache, stats.hits_journal, stats.hits_sled), (2, 3, 4, 5));
+    assert_eq!((stats.hits(), stats.misses, stats.loads()), (14, 6, 20));
+    assert_eq!((stats.stores, stats.stores_synced, stats.stored_bytes), (15, 8, 8_700));
+    assert_eq!((stats.removes, stats.elided_writes, stats.elided_bytes, stats.aborts), (9, 10, 11_000, 22));
+    assert_eq!((stats.commit.count, stats.committed_records, stats.committed_bytes), (12, 24, 49_152));
+    assert_eq!((stats.sync.count, stats.sync.sum_us, stats.sync.p99_us), (13, 3_250, 250));
+    assert_eq!((stats.checkpoints, stats.checkpointed_records, stats.checkpointed_segments), (14, 42, 28));
+    assert_eq!(stats.checkpoint_time, Duration::from_secs(7));
+    assert_eq!((stats.segments_recycled, stats.segments_rewritten, stats.rewritten_bytes), (15, 16, 160));
+    assert_eq!(
+        (stats.refused_unhealthy, stats.refused_caller_deadline, stats.refused_backpressure),
+        (17, 18, 19)
+    );
+    assert_eq!((stats.refused_too_large, stats.refused_closed, stats.refused()), (20, 21, 95));
+    assert_eq!(
+        (stats.errors_journal_write, stats.errors_journal_sync, stats.errors_journal_read),
+        (23, 24, 25)
+    );
+    assert_eq!((stats.errors_sled, stats.errors_ledger, stats.disk_errors()), (26, 27, 125));
+    assert_eq!((stats.corrupt, stats.lost, stats.recovered_records, stats.torn_records), (28, 29, 35, 36));
+    assert_eq!((stats.cache_evicted_entries, stats.cache_evicted_bytes), (30, 31_000));
+    assert_eq!(
+        (stats.low_memory_calls, stats.low_memory_freed_bytes, stats.pressure_changes),
+        (33, 1_600, 34)
+    );
+    assert_eq!(stats.store_wait.count, 37);
+    assert_eq!(stats.gauges, gauges());
+}
+
+#[test]
+fn hit_ratio_is_the_share_served_from_memory() {
+    assert_eq!(StatsSnapshot::default().hit_ratio(), None);
+    let stats = Stats::default();
+    stats.miss();
+    assert_eq!(stats.snapshot(Gauges::default()).hit_ratio(), None, "a miss is no successful load");
+    stats.hit(Tier::Sled);
+    assert_eq!(stats.snapshot(Gauges::default()).hit_ratio(), Some(0.0));
+    stats.hit(Tier::Pending);
+    stats.hit(Tier::Cache);
+    stats.hit(Tier::Cache);
+    assert_eq!(stats.snapshot(Gauges::default()).hit_ratio(), Some(0.75));
+}
+
+#[test]
+fn threads_lose_no_count() {
+    let stats = Stats::default();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| times(10_000, || stats.stored(2, true)));
+        }
+    });
+    let snapshot = stats.snapshot(Gauges::default());
+    assert_eq!((snapshot.stores, snapshot.stores_synced, snapshot.stored_bytes), (40_000, 40_000, 80_000));
+}
+
+#[test]
+fn the_snapshot_is_json() {
+    let json = serde_json::to_value(busy().snapshot(gauges())).unwrap();
+    assert_eq!(json["hits_cache"], 3);
+    assert_eq!(json["commit"]["count"], 12);
+    assert_eq!(json["gauges"]["pressure_level"], "critical");
+    assert_eq!(json["gauges"]["live_messages"], 1_018);
+}
+
+/// Checks the text line by line as OpenMetrics has it, and returns the samples.
+fn parse(text: &str) -> HashMap<String, f64> {
+    let mut samples = HashMap::new();
+    let (mut family, mut kind, mut has_help) = (String::new(), "", false);
+    let body = text.strip_suffix("# EOF\n").expect("ends in # EOF");
+    for line in body.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            let (name, text) = help.split_once(' ').expect("a help text");
+            assert!(name.starts_with("tidespool_") && text.len() > 5, "{line}");
+            (family, has_help) = (name.to_owned(), true);
+        } else if let Some(typed) = line.strip_prefix("# TYPE ") {
+            let (name, of) = typed.split_once(' ').expect("a type");
+            assert!(name == family && has_help, "{line}");
+            kind = of;
+        } else if let Some(unit) = line.strip_prefix("# UNIT ") {
+            let (name, unit) = unit.split_once(' ').expect("a unit");
+            assert!(name == family && name.ends_with(&format!("_{unit}")), "{line}");
+        } else {
+            let (series, value) = line.rsplit_once(' ').expect("a value");
+            let name = series.split('{').next().unwrap_or_default();
+            let suffix =
+                name.strip_prefix(family.as_str()).unwrap_or_else(|| panic!("{line} is not of {family}"));
+            let suffixes: &[&str] = match kind {
+                "counter" => &["_total"],
+                "gauge" => &[""],
+                "histogram" => &["_bucket", "_sum", "_count"],
+                _ => panic!("{line}: type {kind}"),
+            };
+            assert!(suffixes.contains(&suffix), "{line}");
+            let earlier = samples.insert(series.to_owned(), value.parse().expect("a number"));
+            assert!(earlier.is_none(), "twice: {line}");
+        }
+    }
+    samples
+}
+
+#[test]
+fn prometheus_text_is_well_formed_and_says_what_the_snapshot_says() {
+    let text = encode(&busy().snapshot(gauges()));
+    let samples = parse(&text);
+    let expected: &[(&str, f64)] = &[
+        ("load_hits_total{tier=\"pending\"}", 2.0),
+        ("load_hits_total{tier=\"cache\"}", 3.0),
+        ("load_hits_total{tier=\"journal\"}", 4.0),
+        ("load_hits_total{tier=\"sled\"}", 5.0),
+        ("load_misses_total", 6.0),
+        ("stores_total{sync=\"synced\"}", 8.0),
+        ("stores_total{sync=\"deferred\"}", 7.0),
+        ("stored_bytes_total", 8_700.0),
+        ("store_refusals_total{reason=\"unhealthy\"}", 17.0),
+        ("store_refusals_total{reason=\"caller_deadline\"}", 18.0),
+        ("store_refusals_total{reason=\"backpressure\"}", 19.0),
+        ("store_refusals_total{reason=\"too_large\"}", 20.0),
+        ("store_refusals_total{reason=\"closed\"}", 21.0),
+        ("store_wait_seconds_count", 37.0),
+        ("store_wait_seconds_sum", 3_700.0),
+        ("removes_total", 9.0),
+        ("aborts_total", 22.0),
+        ("elided_writes_total", 10.0),
+        ("elided_bytes_total", 11_000.0),
+        ("commit_duration_seconds_count", 12.0),
+        ("sync_duration_seconds_count", 13.0),
+        ("sync_duration_seconds_sum", 0.00325),
+        ("committed_records_total", 24.0),
+        ("committed_bytes_total", 49_152.0),
+        ("checkpoints_total", 14.0),
+        ("checkpointed_records_total", 42.0),
+        ("checkpointed_segments_total", 28.0),
+        ("checkpoint_time_seconds_total", 7.0),
+        ("segments_recycled_total", 15.0),
+        ("segments_rewritten_total", 16.0),
+        ("rewritten_bytes_total", 160.0),
+        ("cache_evictions_total", 30.0),
+        ("cache_evicted_bytes_total", 31_000.0),
+        ("low_memory_calls_total", 33.0),
+        ("low_memory_freed_bytes_total", 1_600.0),
+        ("pressure_changes_total", 34.0),
+        ("disk_errors_total{site=\"journal_write\"}", 23.0),
+        ("disk_errors_total{site=\"journal_sync\"}", 24.0),
+        ("disk_errors_total{site=\"journal_read\"}", 25.0),
+        ("disk_errors_total{site=\"sled\"}", 26.0),
+        ("disk_errors_total{site=\"ledger\"}", 27.0),
+        ("corrupt_messages_total", 28.0),
+        ("lost_messages_total", 29.0),
+        ("recovered_records_total", 35.0),
+        ("torn_records_total", 36.0),
+        ("dirty_bytes", 1_001.0),
+        ("dirty_limit_bytes", 1_002.0),
+        ("dirty_entries", 1_003.0),
+        ("oldest_dirty_age_seconds", 1.5),
+        ("cache_bytes", 1_004.0),
+        ("cache_entries", 1_005.0),
+        ("cache_capacity_bytes", 1_006.0),
+        ("index_entries", 1_007.0),
+        ("index_bytes", 1_008.0),
+        ("sled_memory_bytes", 1_009.0),
+        ("accounted_bytes", 1_010.0),
+        ("memory_budget_bytes", 1_011.0),
+        ("resident_bytes", 1_012.0),
+        ("pressure_level", 2.0),
+        ("memory_stall_ratio", 0.25),
+        ("sled_disk_bytes", 1_013.0),
+        ("journal_bytes", 1_014.0),
+        ("journal_segments{state=\"free\"}", 1_015.0),
+        ("journal_segments{state=\"in_use\"}", 1_016.0),
+        ("journal_segments{state=\"retained\"}", 1_017.0),
+        ("unhealthy", 1.0),
+        ("live_messages", 1_018.0),
+    ];
+    for (name, value) in expected {
+        assert_eq!(samples.get(&format!("tidespool_{name}")), Some(value), "{name} in\n{text}");
+    }
+    let unnamed = samples.keys().filter(|name| {
+        !name.contains("_bucket{")
+            && !expected.iter().any(|(known, _)| **name == format!("tidespool_{known}"))
+    });
+    let unnamed: Vec<_> = unnamed.filter(|name| *name != "tidespool_commit_duration_seconds_sum").collect();
+    assert!(unnamed.is_empty(), "not checked: {unnamed:?}");
+}
+
+#[test]
+fn prometheus_buckets_grow_to_the_count() {
+    let samples = parse(&encode(&busy().snapshot(gauges())));
+    let bucket =
+        |metric: &str, le: &str| samples[&format!("tidespool_{metric}_seconds_bucket{{le=\"{le}\"}}")];
+    // 250 µs lies below 256 µs and above 128 µs.
+    assert_eq!(bucket("sync_duration", "0.000128"), 0.0);
+    assert_eq!(bucket("sync_duration", "0.000256"), 13.0);
+    assert_eq!(bucket("sync_duration", "+Inf"), 13.0);
+    // 100 s are above the last bound.
+    assert_eq!(bucket("store_wait", "67.108864"), 0.0);
+    assert_eq!(bucket("store_wait", "+Inf"), 37.0);
+}
+
+#[test]
+fn prometheus_leaves_out_what_is_not_known() {
+    let text = encode(&StatsSnapshot::default());
+    parse(&text);
+    assert!(!text.contains("live_messages") && !text.contains("memory_stall"), "{text}");
+}
