@@ -191,7 +191,12 @@ impl Durable {
         Ok(())
     }
 
-    fn with<T>(
+    /// Runs `f` with the engine in use.
+    ///
+    /// # Errors
+    ///
+    /// [`DurableError::Unavailable`] where there is none; what `f` returns. One that poisons takes the engine out of use.
+    pub(crate) fn with<T>(
         &self,
         f: impl FnOnce(&dyn DurableStore) -> Result<T, DurableError>,
     ) -> Result<T, DurableError> {

@@ -155,6 +155,17 @@ impl KeyRange {
         ]
     }
 
+    /// What is left of it after `key`.
+    pub(crate) fn after(&self, key: &Key) -> Self {
+        let next = (u128::from_be_bytes(last_16(key.as_bytes()))).wrapping_add(1);
+        let mut start = *key.as_bytes();
+        start[1..].copy_from_slice(&next.to_be_bytes());
+        if next == 0 {
+            start[0] = start[0].saturating_add(1);
+        }
+        Self(start.max(self.0.start)..self.0.end)
+    }
+
     /// Whether `key` is in it.
     pub(crate) fn contains(&self, key: &Key) -> bool {
         self.0.contains(key.as_bytes())
@@ -173,6 +184,12 @@ fn first_of(class: u128, head: i128) -> [u8; KEY_LEN] {
     let mut key = [0; KEY_LEN];
     key[..9].copy_from_slice(&[c, h0, h1, h2, h3, h4, h5, h6, h7]);
     key
+}
+
+fn last_16(key: &[u8; KEY_LEN]) -> [u8; 16] {
+    let mut last = [0; 16];
+    last.copy_from_slice(&key[1..]);
+    last
 }
 
 fn ceil_div(a: i128, b: i128) -> i128 {

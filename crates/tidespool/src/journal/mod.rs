@@ -6,12 +6,14 @@
 //! * `segment` – one segment file in one of its uses.
 //! * `segments` – those in use, by generation.
 //! * `pool` – those free for use, prewritten ahead.
+//! * `cold` – what survives older segments, written together.
 //! * `index` – id → place of the newest record, for one shard (pure).
 //! * `writer` – the end of the journal: append, write, sync.
 //! * `scan` – every record of a segment, from its bytes.
 //! * `replay` – what all records amount to (pure).
 //! * `recovery` – the segment files at open.
 
+mod cold;
 mod index;
 mod pool;
 mod record;
@@ -22,6 +24,7 @@ mod segment;
 mod segments;
 mod writer;
 
+pub(crate) use cold::ColdWriter;
 pub(crate) use index::{Index, Newest, Place};
 pub(crate) use pool::{FreeSegment, Pool, PoolEvents, RESERVED};
 pub(crate) use record::{Kind, footprint};

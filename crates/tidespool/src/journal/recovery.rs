@@ -26,6 +26,8 @@ pub(crate) struct Filed {
     pub(crate) durable_seq: u64,
     /// Filed segments that are kept for the large payloads in them.
     pub(crate) retained: BTreeSet<u64>,
+    /// There is no ledger to tell the rest: what is there is taken as it is.
+    pub(crate) unknown: bool,
 }
 
 /// Something that is wrong with a file, and what was done about it.
@@ -186,11 +188,14 @@ fn begins_with_zeros(file: &dyn StorageFile, size: u64) -> io::Result<bool> {
 }
 
 fn replay(journal: &[Arc<Segment>], spool: [u8; 16], filed: &Filed) -> Result<Replayed, RecoveryError> {
-    let mut replay = Replay::new(filed.seq, filed.durable_seq);
+    let mut replay =
+        if filed.unknown { Replay::unknown() } else { Replay::new(filed.seq, filed.durable_seq) };
     for segment in journal {
-        scan(&*segment.file, salt_of(spool), segment.generation, &mut |found| replay.take(found)).map_err(
-            |source| RecoveryError { doing: "reading", path: segment.path.clone(), source },
-        )?;
+        scan(&*segment.file, salt_of(spool), segment.generation, &mut |found| {
+            segment.note_last_seq(found.header.seq);
+            replay.take(found);
+        })
+        .map_err(|source| RecoveryError { doing: "reading", path: segment.path.clone(), source })?;
     }
     Ok(replay.finish())
 }

@@ -64,9 +64,17 @@ impl Replay {
         }
     }
 
+    /// Where nothing is known of what was before: the first record that is there is the first that is expected.
+    pub(crate) fn unknown() -> Self {
+        Self { expected: 0, ..Self::new(0, 0) }
+    }
+
     /// Takes the next record.
     pub(crate) fn take(&mut self, found: Found) {
         let seq = found.header.seq;
+        if self.expected == 0 {
+            (self.expected, self.durable) = (seq, seq - 1);
+        }
         self.durable = self.durable.max(found.header.durable_seq);
         if seq < self.expected {
             // Written again into a fresh segment: the newer place counts, if it can be read.
@@ -82,6 +90,7 @@ impl Replay {
     /// Ends the replay.
     pub(crate) fn finish(mut self) -> Replayed {
         self.settle();
+        self.expected = self.expected.max(1);
         if self.expected <= self.durable {
             self.state.gaps.push(Gap { first: self.expected, last: self.durable });
             self.expected = self.durable + 1;

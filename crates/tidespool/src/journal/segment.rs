@@ -2,8 +2,9 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use thiserror::Error;
 use tidespool_core::SpoolId;
@@ -91,14 +92,16 @@ pub(crate) struct Segment {
     pub(crate) size: u64,
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<dyn StorageFile>,
-    /// No more is written to it, and the index knows everything in it.
-    settled: AtomicBool,
     /// A write or sync failed: the file is deleted when its time comes, never used again.
     failed: AtomicBool,
     /// A sync covered some record in it.
     holds_durable: AtomicBool,
     /// It counts against the journal's capacity.
     counted: AtomicBool,
+    /// The highest sequence number in it that is durable.
+    last_seq: AtomicU64,
+    /// Since when no more is written to it, and the index knows everything in it.
+    settled_at: OnceLock<Instant>,
 }
 
 /// How a segment comes into use.
@@ -143,19 +146,29 @@ impl Segment {
             size: header.size,
             path,
             file,
-            settled: AtomicBool::new(use_of.settled),
             failed: AtomicBool::new(false),
             holds_durable: AtomicBool::new(use_of.settled),
             counted: AtomicBool::new(use_of.counted),
+            last_seq: AtomicU64::new(0),
+            settled_at: if use_of.settled { OnceLock::from(Instant::now()) } else { OnceLock::new() },
         }
     }
 
     pub(crate) fn settle(&self) {
-        self.settled.store(true, Ordering::Release);
+        self.settled_at.get_or_init(Instant::now);
     }
 
-    pub(crate) fn is_settled(&self) -> bool {
-        self.settled.load(Ordering::Acquire)
+    /// When it was settled, if it is.
+    pub(crate) fn settled_at(&self) -> Option<Instant> {
+        self.settled_at.get().copied()
+    }
+
+    pub(crate) fn note_last_seq(&self, seq: u64) {
+        self.last_seq.fetch_max(seq, Ordering::Relaxed);
+    }
+
+    pub(crate) fn last_seq(&self) -> u64 {
+        self.last_seq.load(Ordering::Relaxed)
     }
 
     pub(crate) fn mark_failed(&self) {

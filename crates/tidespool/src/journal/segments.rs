@@ -1,6 +1,7 @@
 //! The segments in use, by generation.
 
 use std::collections::BTreeMap;
+use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,6 +9,7 @@ use parking_lot::RwLock;
 
 use super::pool::{FreeSegment, Pool};
 use super::segment::{Role, Segment, SegmentHeader, Use};
+use crate::storage::{StorageFile, write_all_at};
 
 /// Every segment that holds something: the journal's and the retained ones.
 #[derive(Debug)]
@@ -64,6 +66,14 @@ impl Segments {
         self.by_generation.read().values().cloned().collect()
     }
 
+    /// So that even without the ledger nobody takes its records for live ones. Not synced, and no matter if it fails: the ledger counts.
+    fn mark_free(&self, file: &dyn StorageFile, size: u64) {
+        let header = SegmentHeader { role: Role::Free, generation: 0, size, spool: self.spool }.encode();
+        if let Err(error) = write_all_at(file, &mut [IoSlice::new(&header)], 0) {
+            tracing::debug!(%error, "a recycled segment could not be marked as free");
+        }
+    }
+
     /// Keeps a filed segment for the large payloads in it: it no longer counts against the journal's capacity.
     pub(crate) fn retain(&self, segment: &Segment) {
         if segment.uncount() {
@@ -96,6 +106,7 @@ impl Segments {
                 self.pool.delete(&segment.path);
             } else {
                 let Segment { slot, path, file, size, .. } = segment;
+                self.mark_free(&*file, size);
                 self.pool.give(FreeSegment { slot, path, file, size });
             }
         }

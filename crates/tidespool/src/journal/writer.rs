@@ -167,6 +167,8 @@ impl Writer {
         }
         for segment in self.touched.drain(..) {
             segment.mark_durable();
+            let last = self.entries.iter().rfind(|entry| entry.generation == segment.generation);
+            segment.note_last_seq(last.map_or(0, |entry| entry.seq));
         }
         self.written = 0;
         self.distrust_pool = false;

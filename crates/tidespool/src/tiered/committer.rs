@@ -67,6 +67,8 @@ pub(super) struct Committer {
     /// When to write a mark, if nothing else comes.
     mark_at: Option<Instant>,
     retry: Duration,
+    /// Something waits for which no segment has room.
+    blocked: bool,
 }
 
 impl Committer {
@@ -85,6 +87,7 @@ impl Committer {
             flush_at: None,
             mark_at: None,
             retry: RETRY.0,
+            blocked: false,
         }
     }
 
@@ -111,7 +114,7 @@ impl Committer {
     /// When to wake at the latest. `None`: there is nothing to do until somebody kicks.
     fn wake_at(&self) -> Option<Instant> {
         let now = Instant::now();
-        if self.has_work() && self.writer.room(false) > 0 {
+        if self.has_work() && !self.blocked {
             return Some(now);
         }
         let sync_at = self.oldest_taken.map(|at| at + self.flush_age());
@@ -204,6 +207,7 @@ impl Committer {
         if batch.is_empty() {
             self.take_removes(&mut batch);
         }
+        self.blocked = batch.is_empty();
         // For one id, what is newer must be written later.
         batch.sort_unstable_by_key(|(version, _)| *version);
         for (_, taken) in batch {
@@ -322,7 +326,6 @@ impl Committer {
         for segment in finished {
             segment.settle();
         }
-        self.shared.note_settled_seq(self.writer.durable_seq());
         self.shared.filing.kick();
     }
 

@@ -10,8 +10,8 @@ use foldhash::fast::RandomState;
 use parking_lot::{Mutex, MutexGuard};
 use tidespool_core::SpoolId;
 
-use crate::checkpoint::Source;
-use crate::durable::{Class, Key};
+use crate::checkpoint::{HighKeys, Source};
+use crate::durable::Key;
 use crate::journal::{Index, Newest};
 use crate::memory::{Pending, Ticket};
 
@@ -36,35 +36,6 @@ pub(crate) struct Shard {
     pub(crate) exits: u64,
     /// The highest keys that sled was ever told of.
     filed: HighKeys,
-}
-
-/// The highest key of each class that was ever filed. Ids above it are not in sled: most removes need not be told to it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct HighKeys([Option<Key>; 3]);
-
-impl HighKeys {
-    /// Raises the bound of the key's class to it.
-    pub(crate) fn raise(&mut self, key: Key) {
-        let bound = &mut self.0[class_number(key.class())];
-        *bound = (*bound).max(Some(key));
-    }
-
-    /// True if the key may have been filed. Keys without a time come in no order: one of them filed speaks for all.
-    fn may_have(&self, key: &Key) -> bool {
-        match (key.class(), self.0[class_number(key.class())]) {
-            (_, None) => false,
-            (Class::Timeless, Some(_)) => true,
-            (_, Some(high)) => *key <= high,
-        }
-    }
-}
-
-const fn class_number(class: Class) -> usize {
-    match class {
-        Class::Timeless => 0,
-        Class::Ticks => 1,
-        Class::Millis => 2,
-    }
 }
 
 impl Table {

@@ -1,0 +1,356 @@
+//! The checkpoint thread. It alone changes what sled holds.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidespool_core::SpoolId;
+
+use super::filing::{FilingMail, FilingTask};
+use super::ledger::{Ledger, LedgerFile};
+use super::ballast::Ballast;
+use super::opening::take_stock;
+use super::retained::{Retained, account, choose, copy_survivors, locator};
+use super::verify::{Finding, verify_filed};
+use super::{Filing, FilingError, FilingEvents, Source};
+use crate::durable::{Change, Durable, DurableError, DurableStore, Key, Op, Record, Tally};
+use crate::journal::{Newest, Place, ReadError, Role, Segment, Segments};
+
+/// First and longest pause after a failure.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+type RetainedMap = BTreeMap<u64, Retained>;
+
+/// What the thread is told once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FilerSettings {
+    /// Payloads up to this many bytes go into sled whole.
+    pub(crate) separate_above: u64,
+    /// Sealed segments are filed at this age.
+    pub(crate) checkpoint_after: Duration,
+}
+
+/// The thread's state.
+pub(crate) struct Filer {
+    pub(crate) segments: Arc<Segments>,
+    pub(crate) durable: Arc<Durable>,
+    pub(crate) source: Arc<dyn Source>,
+    pub(crate) filing: Arc<Filing>,
+    pub(crate) events: Arc<dyn FilingEvents>,
+    pub(crate) ledger_file: LedgerFile,
+    pub(crate) ledger: Ledger,
+    pub(crate) ballast: Ballast,
+    pub(crate) settings: FilerSettings,
+    pub(crate) retry: Retry,
+}
+
+/// The pause after failures.
+#[derive(Debug, Default)]
+pub(crate) struct Retry {
+    pause: Option<Duration>,
+    at: Option<Instant>,
+}
+
+impl Retry {
+    fn failed(&mut self) {
+        let pause = self.pause.map_or(RETRY.0, |pause| (pause * 2).min(RETRY.1));
+        (self.pause, self.at) = (Some(pause), Some(Instant::now() + pause));
+    }
+}
+
+impl Filer {
+    /// Runs until it is stopped; returns the ledger as it stands then.
+    pub(crate) fn run(mut self) -> Self {
+        loop {
+            match self.filing.wait(self.wake_at()) {
+                FilingMail::Stop => return self,
+                FilingMail::Look => self.look(),
+                FilingMail::Tasks(tasks) => tasks.into_iter().for_each(|task| self.perform(task)),
+            }
+        }
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        if self.retry.at.is_some() {
+            return self.retry.at;
+        }
+        let oldest = self.unfiled().first().and_then(|segment| segment.settled_at());
+        oldest.map(|at| at + self.settings.checkpoint_after)
+    }
+
+    fn look(&mut self) {
+        if self.retry.at.is_some_and(|at| at > Instant::now()) {
+            return;
+        }
+        let done = self.checkpoint_due().and_then(|()| self.tidy(false));
+        self.note(&done);
+    }
+
+    fn note<T>(&mut self, done: &Result<T, FilingError>) {
+        match done {
+            Ok(_) => self.retry = Retry::default(),
+            Err(error) => {
+                self.events.failed(error);
+                self.retry.failed();
+            }
+        }
+    }
+
+    fn perform(&mut self, task: FilingTask) {
+        // Whoever asked may be gone; the work is done all the same.
+        match task {
+            FilingTask::Cleanup(done) => {
+                let result = self.checkpoint_due().and_then(|()| self.tidy(false));
+                self.note(&result);
+                let _ = done.send(result);
+            }
+            FilingTask::Compact(done) => {
+                let result = self.compact();
+                self.note(&result);
+                let _ = done.send(result);
+            }
+        }
+    }
+
+    fn compact(&mut self) -> Result<Vec<Finding>, FilingError> {
+        if let Some(newest) = self.unfiled().last().map(|segment| segment.generation) {
+            self.checkpoint(newest)?;
+        }
+        self.tidy(true)?;
+        let mut findings = Vec::new();
+        verify_filed(&self.segments, &self.durable, &mut |finding| findings.push(finding))?;
+        for finding in &findings {
+            self.events.found_damage(&finding.id, &finding.what);
+        }
+        Ok(findings)
+    }
+
+    /// The journal's segments that can be filed, oldest first.
+    fn unfiled(&self) -> Vec<Arc<Segment>> {
+        let mut segments = self.segments.all();
+        segments.retain(|segment| {
+            segment.role == Role::Journal && segment.generation > self.ledger.filed_generation
+        });
+        let settled = segments.iter().take_while(|segment| segment.settled_at().is_some()).count();
+        segments.truncate(settled);
+        segments
+    }
+
+    fn checkpoint_due(&mut self) -> Result<(), FilingError> {
+        let unfiled = self.unfiled();
+        let now = Instant::now();
+        let pool = self.segments.pool();
+        // Nearly out of segments: file until half of the capacity is free again.
+        let missing = match pool.headroom() {
+            headroom if headroom * 4 < pool.capacity() => (pool.capacity() / 2).saturating_sub(headroom),
+            _ => 0,
+        };
+        let due = |at: Instant| at + self.settings.checkpoint_after <= now;
+        let count = unfiled
+            .iter()
+            .enumerate()
+            .take_while(|(number, segment)| *number < missing || segment.settled_at().is_some_and(due))
+            .count();
+        match count.checked_sub(1).map(|last| unfiled[last].generation) {
+            Some(generation) => self.checkpoint(generation),
+            None => Ok(()),
+        }
+    }
+
+    /// Files everything in segments up to `up_to`.
+    fn checkpoint(&mut self, up_to: u64) -> Result<(), FilingError> {
+        let started = Instant::now();
+        self.ensure_open()?;
+        let mut entries: Vec<(Key, SpoolId, Newest)> =
+            self.source.collect(up_to).into_iter().map(|(id, newest)| (Key::of(&id), id, newest)).collect();
+        entries.sort_unstable_by_key(|(key, _, _)| *key);
+        let mut next = self.ledger.clone();
+        entries.iter().filter(|(_, _, newest)| newest.place.is_some()).for_each(|(key, ..)| next.high.raise(*key));
+        self.source.will_file(next.high);
+        if !entries.is_empty() {
+            self.apply_marked(&mut next, |filer, retained| filer.file(&entries, retained))?;
+        }
+        let filed: Vec<Arc<Segment>> =
+            self.unfiled().into_iter().filter(|segment| segment.generation <= up_to).collect();
+        next.number += 1;
+        next.filed_generation = up_to;
+        let last_seq = filed.iter().map(|segment| segment.last_seq()).max().unwrap_or(0);
+        next.filed_seq = next.filed_seq.max(last_seq);
+        next.durable_seq = next.durable_seq.max(next.filed_seq);
+        next.retained.retain(|_, segment| segment.live > 0);
+        self.ledger_file.write(&next)?;
+        let before = std::mem::replace(&mut self.ledger, next);
+        let entries: Vec<(SpoolId, Newest)> = entries.into_iter().map(|(_, id, newest)| (id, newest)).collect();
+        self.source.forget(&entries);
+        self.release(before.retained.keys().copied().chain(filed.iter().map(|segment| segment.generation)));
+        self.events.filed(entries.len() as u64, filed.len() as u64, started.elapsed());
+        Ok(())
+    }
+
+    /// Recycles those of `generations` in which nothing lives, and retains the others.
+    fn release(&self, generations: impl Iterator<Item = u64>) {
+        for generation in generations {
+            if self.ledger.retained.contains_key(&generation) {
+                if let Some(segment) = self.segments.get(generation) {
+                    self.segments.retain(&segment);
+                }
+            } else {
+                self.segments.retire(generation);
+                self.events.recycled();
+            }
+        }
+        self.segments.release_unread();
+    }
+
+    /// Changes sled between two ledgers: one that says that sled may hold some of the change, and (written by the caller) one that counts
+    /// it. After an error the state on disk is counted anew before anything else.
+    fn apply_marked(
+        &mut self,
+        next: &mut Ledger,
+        apply: impl FnOnce(&Self, &mut RetainedMap) -> Result<Tally, FilingError>,
+    ) -> Result<(), FilingError> {
+        let marked = Ledger { filing: true, high: next.high, retained: next.retained.clone(), ..self.ledger.clone() };
+        self.ledger_file.write(&marked)?;
+        self.ledger = marked;
+        let delta = apply(self, &mut next.retained)?;
+        next.tally = self.ledger.tally.plus(delta);
+        next.filing = false;
+        Ok(())
+    }
+
+    fn file(&self, entries: &[(Key, SpoolId, Newest)], retained: &mut RetainedMap) -> Result<Tally, FilingError> {
+        let mut failure = None;
+        let mut ops = entries.iter().map_while(|(key, id, newest)| {
+            self.op(*key, id, *newest).map_err(|error| failure = Some(error)).ok()
+        });
+        let delta = self.apply_counted(&mut ops.by_ref().flatten(), retained);
+        drop(ops);
+        match failure {
+            Some(error) => Err(error),
+            None => Ok(delta?),
+        }
+    }
+
+    /// Applies `ops`, and counts what lives in each retained segment by them.
+    fn apply_counted(
+        &self,
+        ops: &mut dyn Iterator<Item = Op>,
+        retained: &mut RetainedMap,
+    ) -> Result<Tally, DurableError> {
+        // The engine reads some ops ahead before it tells what the first of them replaced.
+        let ahead = RefCell::new(VecDeque::new());
+        let mut ops = ops.inspect(|op| {
+            ahead.borrow_mut().push_back(match &op.change {
+                Change::Put(record @ Record::Locator { .. }) => Some(record.clone()),
+                Change::Put(_) | Change::Remove => None,
+            });
+        });
+        self.durable.apply(&mut ops, &mut |_, before| {
+            let after = ahead.borrow_mut().pop_front().flatten();
+            account(retained, |generation| self.size_of(generation), before.as_ref(), after.as_ref());
+        })
+    }
+
+    fn size_of(&self, generation: u64) -> u64 {
+        self.segments.get(generation).map_or(0, |segment| segment.size)
+    }
+
+    /// What sled is to be told of an id: nothing, if something newer is there by now.
+    fn op(&self, key: Key, id: &SpoolId, newest: Newest) -> Result<Option<Op>, FilingError> {
+        if !self.source.is_newest(id, newest.seq) {
+            return Ok(None);
+        }
+        let change = match newest.place {
+            Some(place) => Change::Put(self.record(id, newest.seq, place)?),
+            None => Change::Remove,
+        };
+        Ok(Some(Op { key, change }))
+    }
+
+    fn record(&self, id: &SpoolId, seq: u64, place: Place) -> Result<Record, FilingError> {
+        let Some(segment) = self.segments.get(place.generation) else {
+            let reason = format!("its segment (generation {}) is missing", place.generation);
+            return Ok(Record::Damaged { seq, reason });
+        };
+        let salt = self.segments.salt();
+        let read = if u64::from(place.len) <= self.settings.separate_above {
+            let whole = segment.read_put(salt, id, place);
+            whole.map(|(data, _)| Record::Whole { seq, data: data.into_boxed_slice() })
+        } else {
+            segment.read_payload_crc(salt, id, place).map(|crc| locator(seq, place, crc))
+        };
+        match read {
+            Ok(record) => Ok(record),
+            Err(error @ ReadError::Io { .. }) => Err(error.into()),
+            Err(error @ ReadError::Damaged { .. }) => {
+                self.events.found_damage(id, &error.to_string());
+                Ok(Record::Damaged { seq, reason: error.to_string() })
+            }
+        }
+    }
+
+    /// Rewrites retained segments that are mostly dead; with `all`, every one with something dead in it.
+    fn tidy(&mut self, all: bool) -> Result<(), FilingError> {
+        self.segments.release_unread();
+        let victims = choose(&self.ledger.retained, all);
+        if victims.is_empty() || self.filing.is_stopped() {
+            return Ok(());
+        }
+        self.ensure_open()?;
+        let moved = copy_survivors(&self.segments, &self.durable, &victims)?;
+        let mut next = self.ledger.clone();
+        for segment in &moved.cold {
+            next.retained.insert(segment.generation, Retained { size: segment.size, ..Retained::default() });
+        }
+        let bytes = moved.bytes;
+        let cold = moved.cold.clone();
+        let result = self.apply_marked(&mut next, |filer, retained| {
+            Ok(filer.apply_counted(&mut moved.ops.into_iter(), retained)?)
+        });
+        if let Err(error) = result {
+            // If not even the first ledger was written, nothing points there; else the next count tells.
+            if !self.ledger.filing {
+                cold.iter().for_each(|segment| self.segments.retire(segment.generation));
+            }
+            return Err(error);
+        }
+        next.number += 1;
+        next.retained.retain(|_, segment| segment.live > 0);
+        self.ledger_file.write(&next)?;
+        let before = std::mem::replace(&mut self.ledger, next);
+        self.release(before.retained.keys().copied().filter(|generation| self.segments.get(*generation).is_some()));
+        self.events.rewritten(bytes);
+        Ok(())
+    }
+
+    /// After an error: opens sled again, and counts what it holds.
+    fn ensure_open(&mut self) -> Result<(), FilingError> {
+        if self.durable.is_open() && !self.ledger.filing {
+            return Ok(());
+        }
+        let (segments, ledger, ballast) = (&self.segments, &self.ledger, &self.ballast);
+        let least = ledger.tally.records.saturating_sub(self.source.collect(u64::MAX).len() as u64);
+        let mut stock = None;
+        let mut count = |store: &dyn DurableStore| {
+            let found = take_stock(store, segments)?;
+            if found.tally.records < least {
+                let what = format!("{} records are there, at least {least} should be", found.tally.records);
+                let path = self.ledger_file.path().to_owned();
+                return Err(DurableError::Engine { path, doing: "counting again", what, kind: None });
+            }
+            stock = Some(found);
+            Ok(())
+        };
+        if self.durable.is_open() {
+            self.durable.with(|store| count(store))?;
+        } else {
+            self.durable.reopen(&mut || Ok(ballast.release()), &mut count)?;
+            ballast.restore();
+        }
+        if let Some(stock) = stock {
+            self.ledger = Ledger { tally: stock.tally, retained: stock.retained, filing: false, ..ledger.clone() };
+        }
+        Ok(())
+    }
+}

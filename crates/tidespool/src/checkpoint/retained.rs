@@ -1,0 +1,224 @@
+//! Segments that are filed and kept, for the large payloads in them. Accounting is pure; rewriting moves the survivors of segments that
+//! are mostly dead into a cold one.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tidespool_core::SpoolId;
+
+use super::FilingError;
+use crate::durable::{Durable, Key, Op, Record};
+use crate::journal::{ColdWriter, Found, Kind, Place, Segment, Segments, scan};
+
+/// A retained segment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Retained {
+    /// Of its file, in bytes.
+    pub(crate) size: u64,
+    /// Payload bytes that sled points to.
+    pub(crate) live_bytes: u64,
+    /// Payloads that sled points to.
+    pub(crate) live: u64,
+}
+
+impl Retained {
+    pub(crate) fn gain(&mut self, len: u32) {
+        self.live += 1;
+        self.live_bytes += u64::from(len);
+    }
+
+    pub(crate) fn lose(&mut self, len: u32) {
+        self.live = self.live.saturating_sub(1);
+        self.live_bytes = self.live_bytes.saturating_sub(u64::from(len));
+    }
+}
+
+/// Retained files may take half as much again as what lives in them.
+const MAX_SPREAD: (u64, u64) = (3, 2);
+
+/// Which segments to rewrite now: the emptiest ones, as many as it takes to keep the files within one and a half times what lives in them, and
+/// none that is more than half alive. With `all`, every one with something dead in it.
+pub(crate) fn choose(retained: &BTreeMap<u64, Retained>, all: bool) -> Vec<u64> {
+    let mut size: u64 = retained.values().map(|segment| segment.size).sum();
+    let live: u64 = retained.values().map(|segment| segment.live_bytes).sum();
+    let mut candidates: Vec<(u64, Retained)> = retained
+        .iter()
+        .map(|(generation, segment)| (*generation, *segment))
+        .filter(|(_, segment)| segment.live > 0 && (all || segment.live_bytes * 2 < segment.size))
+        .collect();
+    candidates.sort_by_key(|(_, segment)| segment.live_bytes * 1000 / segment.size.max(1));
+    let mut chosen = Vec::new();
+    for (generation, segment) in candidates {
+        // A header of 56 bytes a payload, padding and a page: such a segment is as good as full.
+        let is_full = segment.live_bytes + segment.live * 64 + 4096 + segment.size / 50 >= segment.size;
+        if all && is_full {
+            continue;
+        }
+        if !all && size * MAX_SPREAD.1 <= live * MAX_SPREAD.0 {
+            break;
+        }
+        size = size - segment.size + segment.live_bytes;
+        chosen.push(generation);
+    }
+    chosen
+}
+
+/// Payloads moved: what sled is to be told, and the segments they are in now.
+#[derive(Debug, Default)]
+pub(crate) struct Moved {
+    pub(crate) ops: Vec<Op>,
+    pub(crate) cold: Vec<Arc<Segment>>,
+    pub(crate) bytes: u64,
+}
+
+/// Copies what lives in `victims` to cold segments, durably. sled still points to the old places.
+pub(crate) fn copy_survivors(
+    segments: &Segments,
+    durable: &Durable,
+    victims: &[u64],
+) -> Result<Moved, FilingError> {
+    let mut writer = ColdWriter::new(segments);
+    let mut moved = Moved::default();
+    let result = copy_all(segments, durable, victims, &mut writer, &mut moved);
+    match result.and_then(|()| Ok(writer.finish()?)) {
+        Ok(cold) => {
+            moved.cold = cold;
+            Ok(moved)
+        }
+        Err(error) => {
+            writer.discard();
+            Err(error)
+        }
+    }
+}
+
+fn copy_all(
+    segments: &Segments,
+    durable: &Durable,
+    victims: &[u64],
+    writer: &mut ColdWriter<'_>,
+    moved: &mut Moved,
+) -> Result<(), FilingError> {
+    for segment in victims.iter().filter_map(|generation| segments.get(*generation)) {
+        for found in puts_in(segments, &segment)? {
+            let (id, place) = (found.header.id, place_of(&found));
+            let key = Key::of(&id);
+            let Some(Record::Locator { seq, crc, .. }) =
+                durable.get(&key)?.filter(|record| points_to(record, place))
+            else {
+                continue;
+            };
+            // One that is damaged stays where it is: its segment is then not given up either.
+            let Ok((data, read_crc)) = segment.read_put(segments.salt(), &id, place) else { continue };
+            debug_assert_eq!(crc, read_crc);
+            let to = writer.append(id, seq, &data, read_crc)?;
+            let record = locator(seq, to, read_crc);
+            moved.bytes += u64::from(place.len);
+            moved.ops.push(Op { key, change: crate::durable::Change::Put(record) });
+        }
+    }
+    moved.ops.sort_by_key(|op| op.key);
+    Ok(())
+}
+
+/// The puts in a segment, in the order in which they stand there.
+pub(crate) fn puts_in(segments: &Segments, segment: &Segment) -> io::Result<Vec<Found>> {
+    let mut puts = Vec::new();
+    scan(&*segment.file, segments.salt(), segment.generation, &mut |found| {
+        if found.header.kind == Kind::Put {
+            puts.push(found);
+        }
+    })?;
+    Ok(puts)
+}
+
+pub(crate) fn place_of(found: &Found) -> Place {
+    let (header, offset) = (&found.header, found.offset);
+    Place { generation: header.generation, offset, len: header.payload_len }
+}
+
+pub(crate) fn locator(seq: u64, place: Place, crc: u32) -> Record {
+    Record::Locator { seq, generation: place.generation, offset: place.offset, len: place.len, crc }
+}
+
+/// The place that a record points to, if it does.
+pub(crate) fn pointed_to(record: &Record) -> Option<Place> {
+    match record {
+        Record::Locator { generation, offset, len, .. } => {
+            Some(Place { generation: *generation, offset: *offset, len: *len })
+        }
+        Record::Whole { .. } | Record::Damaged { .. } => None,
+    }
+}
+
+fn points_to(record: &Record, place: Place) -> bool {
+    pointed_to(record) == Some(place)
+}
+
+/// The live payload bytes of each segment that `record` changes, when it takes the place of `before`.
+pub(crate) fn account(
+    retained: &mut BTreeMap<u64, Retained>,
+    size_of: impl Fn(u64) -> u64,
+    before: Option<&Record>,
+    after: Option<&Record>,
+) {
+    if let Some(place) = before.and_then(pointed_to)
+        && let Some(segment) = retained.get_mut(&place.generation)
+    {
+        segment.lose(place.len);
+    }
+    if let Some(place) = after.and_then(pointed_to) {
+        let segment = retained.entry(place.generation).or_default();
+        segment.size = size_of(place.generation);
+        segment.gain(place.len);
+    }
+}
+
+/// Names what a locator points to, for a report.
+pub(crate) fn describe(id: &SpoolId, place: Place) -> String {
+    format!("message {id} in the segment of generation {} at byte {}", place.generation, place.offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(size: u64, live_bytes: u64) -> Retained {
+        Retained { size, live_bytes, live: u64::from(live_bytes > 0) }
+    }
+
+    #[test]
+    fn the_emptiest_are_chosen_until_the_files_are_within_their_bound() {
+        let retained = BTreeMap::from([
+            (1, segment(1000, 900)),
+            (2, segment(1000, 100)),
+            (3, segment(1000, 300)),
+            (4, segment(1000, 450)),
+        ]);
+        assert_eq!(choose(&retained, false), [2, 3]);
+        let full = BTreeMap::from([(1, segment(1000, 900)), (2, segment(1000, 700))]);
+        assert!(choose(&full, false).is_empty());
+        assert!(choose(&BTreeMap::new(), true).is_empty());
+    }
+
+    #[test]
+    fn a_segment_with_nothing_alive_is_not_rewritten_but_recycled() {
+        let retained = BTreeMap::from([(1, segment(1000, 0))]);
+        assert!(choose(&retained, false).is_empty() && choose(&retained, true).is_empty());
+    }
+
+    #[test]
+    fn replacing_and_removing_locators_is_accounted() {
+        let place = |generation, len| Place { generation, offset: 4096, len };
+        let mut retained = BTreeMap::new();
+        let (a, b) = (locator(1, place(7, 100), 0), locator(2, place(8, 50), 0));
+        account(&mut retained, |_| 1000, None, Some(&a));
+        assert_eq!(retained[&7], Retained { size: 1000, live_bytes: 100, live: 1 });
+        account(&mut retained, |_| 1000, Some(&a), Some(&b));
+        assert_eq!((retained[&7].live, retained[&8].live_bytes), (0, 50));
+        account(&mut retained, |_| 1000, Some(&b), None);
+        assert_eq!(retained[&8], Retained { size: 1000, live_bytes: 0, live: 0 });
+    }
+}
