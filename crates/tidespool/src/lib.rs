@@ -3,10 +3,10 @@
 mod config;
 #[allow(dead_code, reason = "wired up with the tiered layer")]
 mod durable;
-#[allow(dead_code, reason = "wired up with the tiered layer")]
+#[allow(dead_code, unused_imports, reason = "wired up with the tiered layer")]
 mod health;
 pub mod inspect;
-#[allow(dead_code, reason = "wired up with the tiered layer")]
+#[allow(dead_code, unused_imports, reason = "wired up with the tiered layer")]
 mod pressure;
 #[allow(dead_code, reason = "wired up with the tiered layer")]
 mod stats;

@@ -133,13 +133,17 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Keys from one (included) to another (not included).
+/// Keys from one (included) to another (not included), or all there are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct KeyRange(Range<[u8; KEY_LEN]>);
+pub(crate) struct KeyRange(Option<Range<[u8; KEY_LEN]>>);
 
 impl KeyRange {
-    /// Every key there can be, and whatever damage put in the place of one.
-    pub(crate) const ALL: Self = Self([0; KEY_LEN]..[0xff; KEY_LEN]);
+    /// Everything there is, and so also what stands in the place of a key and is none.
+    pub(crate) const ALL: Self = Self(None);
+
+    const fn between(start: [u8; KEY_LEN], end: [u8; KEY_LEN]) -> Self {
+        Self(Some(start..end))
+    }
 
     /// The keys of all ids with `created() < start`, and of all ids without a time. In key order.
     pub(crate) fn created_before(start: DateTime<Utc>) -> [Self; 3] {
@@ -149,9 +153,9 @@ impl KeyRange {
         let ticks = (ceil_div(nanos, 100) + UNIX_EPOCH_TICKS).clamp(0, TICKS_END);
         let millis = ceil_div(nanos, 1_000_000).clamp(0, MILLIS_END);
         [
-            Self(first_of(0, 0)..first_of(1, 0)),
-            Self(first_of(1, 0)..first_of(1, ticks << 4)),
-            Self(first_of(2, 0)..first_of(2, millis << 16)),
+            Self::between(first_of(0, 0), first_of(1, 0)),
+            Self::between(first_of(1, 0), first_of(1, ticks << 4)),
+            Self::between(first_of(2, 0), first_of(2, millis << 16)),
         ]
     }
 
@@ -168,12 +172,12 @@ impl KeyRange {
 
     /// Whether `key` is in it.
     pub(crate) fn contains(&self, key: &Key) -> bool {
-        self.0.contains(key.as_bytes())
+        self.0.as_ref().is_none_or(|range| range.contains(key.as_bytes()))
     }
 
-    /// The bytes from which (included) to which (not included) it goes.
-    pub(crate) const fn bounds(&self) -> &Range<[u8; KEY_LEN]> {
-        &self.0
+    /// The bytes from which (included) to which (not included) it goes. `None`: from the first to the last there are.
+    pub(crate) const fn bounds(&self) -> Option<&Range<[u8; KEY_LEN]>> {
+        self.0.as_ref()
     }
 }
 
@@ -325,8 +329,9 @@ mod tests {
             assert!(found_before(id, DateTime::<Utc>::MAX_UTC), "{id}");
         }
         assert!(found_before("ffffffff-ffff-ffff-ffff-ffffffffffff", DateTime::<Utc>::MIN_UTC));
-        let first = KeyRange::created_before(DateTime::<Utc>::MAX_UTC);
-        assert!(first.windows(2).all(|pair| pair[0].bounds().end == pair[1].bounds().start));
+        let ranges = KeyRange::created_before(DateTime::<Utc>::MAX_UTC);
+        let [a, b, c] = ranges.each_ref().map(|range| range.bounds().unwrap());
+        assert!(a.end == b.start && b.end == c.start, "no gaps");
     }
 
     #[test]

@@ -6,9 +6,11 @@
 //! * [`handle`]: what the spool holds: the engine, or none while it is broken.
 //! * [`sled_store`]: sled 0.34.7, with what it needs from us: see there.
 //! * [`worker`], [`files`]: sled's own thread; its files and their syncing.
+//! * [`footprint`]: how much memory it uses.
 
 mod error;
 mod files;
+mod footprint;
 mod handle;
 mod key;
 mod record;
@@ -22,8 +24,11 @@ use std::time::Duration;
 
 pub(crate) use error::DurableError;
 pub(crate) use files::{Fdatasync, FileSync};
+#[allow(unused_imports, reason = "wired up with the tiered layer")]
 pub(crate) use handle::{Durable, Opening, Reopened};
+#[allow(unused_imports, reason = "wired up with the tiered layer")]
 pub(crate) use key::{Class, Key, KeyRange};
+#[allow(unused_imports, reason = "wired up with the tiered layer")]
 pub(crate) use record::{MAX_WHOLE, Record, RecordError};
 pub(crate) use sled_store::{SledOptions, SledStore};
 pub(crate) use tally::Tally;

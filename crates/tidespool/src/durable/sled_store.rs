@@ -13,7 +13,7 @@
 //! `Mode` is left at its default: 0.34.7 stores the setting and never looks at it.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use std::{io, thread};
@@ -22,7 +22,9 @@ use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 
 use super::files::{self, DataFile};
+use super::footprint::Footprint;
 use super::handle::Opening;
+use super::key::KEY_LEN;
 use super::worker::{Engine, Failure, Opened, Strays, Worker, guarded};
 use super::{
     Change, Damaged, DurableError, DurableStore, Fdatasync, FileSync, Key, KeyRange, MAX_WHOLE, Op, Record,
@@ -37,6 +39,9 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// One trip to sled's thread takes so many changes, or so many bytes, whichever is reached first.
 const TRIP_OPS: usize = 256;
 const TRIP_BYTES: usize = 512 * 1024;
+/// After so many bytes, sled is made to write what it buffers. It takes changes faster than a disk does, and would
+/// let hundreds of megabytes wait in memory.
+const BACKLOG_BYTES: usize = 8 << 20;
 
 /// How sled is opened.
 #[derive(Clone)]
@@ -81,7 +86,7 @@ pub(crate) struct SledStore {
     /// One `apply` at a time.
     turn: Mutex<()>,
     worker: Mutex<Option<Worker>>,
-    sizes: ValueSizes,
+    footprint: Footprint,
 }
 
 impl SledStore {
@@ -142,7 +147,7 @@ impl SledStore {
             unsynced: AtomicBool::new(true),
             turn: Mutex::new(()),
             worker: Mutex::new(Some(worker)),
-            sizes: ValueSizes::default(),
+            footprint: Footprint::default(),
         })
     }
 
@@ -203,8 +208,11 @@ impl SledStore {
     ) -> Result<bool, DurableError> {
         let engine = self.engine(doing)?;
         let failed = |failure| self.failed(doing, failure);
-        let (start, end) = (range.bounds().start, range.bounds().end);
-        let mut iter = guarded(|| Ok(engine.tree()?.range(start..end))).map_err(failed)?;
+        let open = |tree: &sled::Tree| match range.bounds() {
+            Some(bounds) => tree.range(bounds.clone()),
+            None => tree.iter(),
+        };
+        let mut iter = guarded(|| Ok(open(engine.tree()?))).map_err(failed)?;
         let mut last: Option<sled::IVec> = None;
         loop {
             let Some((key, value)) = guarded(|| Ok(iter.next().transpose()?)).map_err(failed)? else {
@@ -214,7 +222,7 @@ impl SledStore {
             if last.is_some_and(|last| last >= key) {
                 return Err(failed(Failure { what: "keys out of order".to_owned(), kind: None }));
             }
-            self.sizes.saw(value.len());
+            self.footprint.saw(value.len());
             if !visit(&key, &value) {
                 return Ok(false);
             }
@@ -248,24 +256,31 @@ impl DurableStore for SledStore {
             return Err(DurableError::Timeout { path: self.dir.clone(), doing, after });
         };
         let mut delta = Tally::default();
+        let mut backlog = 0;
         loop {
-            let trip = pack(ops)?;
-            if trip.is_empty() {
+            let Trip { changes, bytes } = pack(ops)?;
+            if changes.is_empty() {
                 break;
             }
+            backlog += bytes;
+            let write = backlog >= BACKLOG_BYTES;
+            backlog = if write { 0 } else { backlog };
             self.unsynced.store(true, Ordering::Release);
-            for change in self.run("changing", move |tree| make(tree, trip))? {
+            for change in self.run("changing", move |tree| make(tree, changes, write))? {
                 let Made { key, value, old } = change;
                 if let Some(value) = value {
-                    self.sizes.saw(value.len());
+                    self.footprint.saw(value.len());
                     delta.add(&key, &value);
                 }
                 if let Some(old) = &old {
+                    // The leaf that it was in is written again.
+                    backlog += old.len();
                     delta.subtract(&key, old);
                 }
                 replaced(&key, old.map(|old| decode_or_damaged(&key, &old)));
             }
         }
+        self.footprint.changed(delta.records);
         self.flush()?;
         Ok(delta)
     }
@@ -306,6 +321,7 @@ impl DurableStore for SledStore {
             tally.add_raw(key, value);
             true
         })?;
+        self.footprint.counted(tally.records);
         Ok(tally)
     }
 
@@ -315,8 +331,7 @@ impl DurableStore for SledStore {
     }
 
     fn memory_bytes(&self) -> u64 {
-        let cached = self.size_on_disk().unwrap_or(u64::MAX).min(self.options.cache_capacity);
-        self.sizes.resident(cached)
+        self.footprint.resident_bytes(self.options.cache_capacity, self.size_on_disk().unwrap_or(0))
     }
 
     fn let_go(&self) {
@@ -357,11 +372,17 @@ struct Made {
     old: Option<sled::IVec>,
 }
 
+/// Changes that go to sled's thread together.
+struct Trip {
+    changes: Vec<Packed>,
+    /// Bytes that sled has to write for them, about.
+    bytes: usize,
+}
+
 /// Takes the next changes, at most one trip of them. Empty at the end.
-fn pack(ops: &mut dyn Iterator<Item = Op>) -> Result<Vec<Packed>, DurableError> {
-    let mut trip = Vec::new();
-    let mut bytes = 0;
-    while trip.len() < TRIP_OPS && bytes < TRIP_BYTES {
+fn pack(ops: &mut dyn Iterator<Item = Op>) -> Result<Trip, DurableError> {
+    let mut trip = Trip { changes: Vec::new(), bytes: 0 };
+    while trip.changes.len() < TRIP_OPS && trip.bytes < TRIP_BYTES {
         let Some(Op { key, change }) = ops.next() else { break };
         let value = match change {
             Change::Remove => None,
@@ -370,21 +391,24 @@ fn pack(ops: &mut dyn Iterator<Item = Op>) -> Result<Vec<Packed>, DurableError> 
             }
             Change::Put(record) => Some(record.encode(&key)),
         };
-        bytes += value.as_ref().map_or(0, Vec::len);
-        trip.push(Packed { key, value });
+        trip.bytes += KEY_LEN + value.as_ref().map_or(0, Vec::len);
+        trip.changes.push(Packed { key, value });
     }
     Ok(trip)
 }
 
 /// Makes the changes. sled gives back what stood there before, and writes nothing where nothing changes.
-fn make(tree: &sled::Tree, trip: Vec<Packed>) -> Result<Vec<Made>, Failure> {
-    let mut made = Vec::with_capacity(trip.len());
-    for Packed { key, value } in trip {
+fn make(tree: &sled::Tree, changes: Vec<Packed>, write: bool) -> Result<Vec<Made>, Failure> {
+    let mut made = Vec::with_capacity(changes.len());
+    for Packed { key, value } in changes {
         let old = match &value {
             Some(value) => tree.insert(key.as_bytes(), value.as_slice())?,
             None => tree.remove(key.as_bytes())?,
         };
         made.push(Made { key, value, old });
+    }
+    if write {
+        tree.flush()?;
     }
     Ok(made)
 }
@@ -404,7 +428,7 @@ fn open_patiently(config: &sled::Config) -> Result<sled::Db, Failure> {
         match config.open().map_err(Failure::from) {
             // There is nothing to wait on: the kernel tells nobody when such a lock is free.
             Err(failure) if is_lock(&failure) && started.elapsed() < LOCK_PATIENCE => {
-                thread::sleep(LOCK_RETRY)
+                thread::sleep(LOCK_RETRY);
             }
             result => return result,
         }
@@ -414,26 +438,4 @@ fn open_patiently(config: &sled::Config) -> Result<sled::Db, Failure> {
 /// sled has no error of its own for this: an I/O error of kind `Other`, with a text.
 fn is_lock(failure: &Failure) -> bool {
     failure.kind == Some(io::ErrorKind::Other) && failure.what.contains("could not acquire lock")
-}
-
-/// How large values are, as far as they were seen.
-#[derive(Debug, Default)]
-struct ValueSizes {
-    values: AtomicU64,
-    bytes: AtomicU64,
-}
-
-impl ValueSizes {
-    fn saw(&self, len: usize) {
-        self.values.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(len as u64, Ordering::Relaxed);
-    }
-
-    /// Resident bytes for `cached` bytes in sled's cache: measured as 3.5 times as much with values of 40 bytes and
-    /// 1.3 times with 1 500, so 1.25 times, and 90 bytes more for each value.
-    fn resident(&self, cached: u64) -> u64 {
-        let values = self.values.load(Ordering::Relaxed);
-        let average = self.bytes.load(Ordering::Relaxed).checked_div(values).unwrap_or(1_500).max(1);
-        cached + cached / 4 + cached.saturating_mul(90) / average
-    }
 }

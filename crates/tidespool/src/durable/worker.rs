@@ -137,7 +137,7 @@ impl Worker {
             drop(answer.send(engine));
             queue.into_iter().for_each(|job| job());
             let parts = grave.lock().take();
-            if let Err(failure) = guarded(|| Ok(drop(parts))) {
+            if let Err(failure) = close(parts) {
                 tracing::error!(what = failure.what, "sled failed while it was closed");
             }
             drop(end);
@@ -164,6 +164,14 @@ impl Worker {
     }
 }
 
+/// Drops sled: it writes what is not written, and panics if it cannot sync.
+fn close(parts: Option<(sled::Db, sled::Tree)>) -> Result<(), Failure> {
+    guarded(|| {
+        drop(parts);
+        Ok(())
+    })
+}
+
 /// Threads that did not end in time. Shared by all that open sled in one spool.
 #[derive(Debug, Default)]
 pub(crate) struct Strays(Mutex<Vec<Worker>>);
@@ -176,7 +184,7 @@ impl Strays {
     /// Joins those that have ended by now, and says how many have not.
     pub(crate) fn reap(&self) -> usize {
         let mut workers = self.0.lock();
-        let (ended, running): (Vec<_>, Vec<_>) = workers.drain(..).partition(|worker| worker.has_ended());
+        let (ended, running): (Vec<_>, Vec<_>) = workers.drain(..).partition(Worker::has_ended);
         *workers = running;
         let left = workers.len();
         drop(workers);

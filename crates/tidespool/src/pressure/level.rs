@@ -1,5 +1,7 @@
 use serde::Serialize;
 
+use crate::PressureConfig;
+
 /// How short memory is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -11,4 +13,119 @@ pub enum Level {
     Low,
     /// Everything that can go goes at once.
     Critical,
+}
+
+/// Where the levels begin and end, as fractions of the limit.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Thresholds {
+    low: f64,
+    critical: f64,
+    hysteresis: f64,
+}
+
+impl Thresholds {
+    pub(crate) fn new(config: &PressureConfig) -> Self {
+        Self { low: config.low, critical: config.critical, hysteresis: config.hysteresis }
+    }
+
+    /// The level that follows `current` when `fraction` of the limit is in use.
+    ///
+    /// A level begins at its threshold and ends when use has fallen below the threshold by the hysteresis.
+    pub(crate) fn next(&self, current: Level, fraction: f64) -> Level {
+        let begun = Self::level_at(fraction, self.low, self.critical);
+        let not_ended = Self::level_at(fraction, self.low - self.hysteresis, self.critical - self.hysteresis);
+        begun.max(not_ended.min(current))
+    }
+
+    /// The fraction below which everything is normal again: what relief aims at.
+    pub(crate) fn target(&self) -> f64 {
+        self.low - self.hysteresis
+    }
+
+    fn level_at(fraction: f64, low: f64, critical: f64) -> Level {
+        if fraction >= critical {
+            Level::Critical
+        } else if fraction >= low {
+            Level::Low
+        } else {
+            Level::Normal
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::Level::{Critical, Low, Normal};
+    use super::*;
+
+    fn thresholds(hysteresis: f64) -> Thresholds {
+        Thresholds { low: 0.80, critical: 0.92, hysteresis }
+    }
+
+    #[test]
+    fn levels_begin_at_their_thresholds() {
+        let thresholds = thresholds(0.05);
+        for (fraction, level) in
+            [(0.0, Normal), (0.79, Normal), (0.80, Low), (0.91, Low), (0.92, Critical), (1.7, Critical)]
+        {
+            assert_eq!(thresholds.next(Normal, fraction), level, "{fraction}");
+        }
+    }
+
+    #[test]
+    fn levels_end_below_their_thresholds_by_the_hysteresis() {
+        let thresholds = thresholds(0.05);
+        for (current, fraction, level) in [
+            (Low, 0.76, Low),
+            (Low, 0.74, Normal),
+            (Critical, 0.88, Critical),
+            (Critical, 0.86, Low),
+            (Critical, 0.76, Low),
+            (Critical, 0.74, Normal),
+            (Low, 0.88, Low),
+        ] {
+            assert_eq!(thresholds.next(current, fraction), level, "{current:?} at {fraction}");
+        }
+    }
+
+    #[test]
+    fn use_that_hovers_about_a_threshold_changes_the_level_once() {
+        let thresholds = thresholds(0.05);
+        let mut level = Normal;
+        let mut changes = 0;
+        for fraction in [0.79, 0.81, 0.79, 0.80, 0.78, 0.82, 0.77, 0.80] {
+            let next = thresholds.next(level, fraction);
+            changes += usize::from(next != level);
+            level = next;
+        }
+        assert_eq!((level, changes), (Low, 1));
+    }
+
+    #[test]
+    fn an_unknown_fraction_is_no_pressure() {
+        assert_eq!(thresholds(0.05).next(Critical, f64::NAN), Normal);
+    }
+
+    proptest! {
+        #[test]
+        fn more_use_never_means_a_lower_level(
+            a in 0.0..1.2_f64, b in 0.0..1.2_f64, hysteresis in 0.0..0.79_f64, current in 0..3_usize,
+        ) {
+            let thresholds = thresholds(hysteresis);
+            let current = [Normal, Low, Critical][current];
+            let (less, more) = (a.min(b), a.max(b));
+            prop_assert!(thresholds.next(current, less) <= thresholds.next(current, more));
+        }
+
+        #[test]
+        fn the_same_use_twice_changes_nothing(
+            fraction in 0.0..1.2_f64, hysteresis in 0.0..0.79_f64, current in 0..3_usize,
+        ) {
+            let thresholds = thresholds(hysteresis);
+            let once = thresholds.next([Normal, Low, Critical][current], fraction);
+            prop_assert_eq!(thresholds.next(once, fraction), once);
+        }
+    }
 }

@@ -1,0 +1,114 @@
+//! Free space of the file system that the spool is on.
+
+use std::io;
+use std::path::Path;
+
+use crate::HealthConfig;
+
+/// Fewer free inodes than this are too few, where they are fewer than `min_free_fraction` as well. The spool itself
+/// needs a handful, for new segments, the ledger and sled's snapshots.
+const MIN_FREE_INODES: u64 = 1_000;
+
+/// What a file system has left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Space {
+    /// Bytes that an ordinary user may still write.
+    pub(crate) free_bytes: u64,
+    pub(crate) total_bytes: u64,
+    pub(crate) free_inodes: u64,
+    /// 0 on a file system that makes inodes as it needs them.
+    pub(crate) total_inodes: u64,
+}
+
+impl Space {
+    /// Of the file system on which `path` lies.
+    ///
+    /// # Errors
+    ///
+    /// The path is gone, or the file system does not answer.
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
+        let stat = rustix::fs::statvfs(path)?;
+        Ok(Self {
+            free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+            total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+            free_inodes: stat.f_favail,
+            total_inodes: stat.f_files,
+        })
+    }
+
+    /// Free bytes are under `min_free_bytes` and under `min_free_fraction`, or so are the inodes. A total of 0 means
+    /// that the file system does not tell.
+    pub(crate) fn is_short(&self, config: &HealthConfig) -> bool {
+        let below = |free, total, least| free < least && is_under(free, total, config.min_free_fraction);
+        // 0 switches the check off, the one of inodes too.
+        config.min_free_bytes > 0
+            && (below(self.free_bytes, self.total_bytes, config.min_free_bytes)
+                || below(self.free_inodes, self.total_inodes, MIN_FREE_INODES))
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a share of a whole file system")]
+fn is_under(free: u64, total: u64, fraction: f64) -> bool {
+    total > 0 && (free as f64) < total as f64 * fraction
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+
+    fn bytes(free_bytes: u64, total_bytes: u64) -> Space {
+        Space { free_bytes, total_bytes, free_inodes: 1_000_000, total_inodes: 2_000_000 }
+    }
+
+    #[track_caller]
+    fn short(space: Space) -> bool {
+        space.is_short(&HealthConfig::default())
+    }
+
+    #[test]
+    fn on_a_large_disk_the_bytes_decide() {
+        assert!(!short(bytes(257 * MIB, 1_000 * GIB)));
+        assert!(short(bytes(255 * MIB, 1_000 * GIB)));
+    }
+
+    #[test]
+    fn on_a_small_disk_the_fraction_decides() {
+        assert!(!short(bytes(60 * MIB, GIB)), "5 % of 1 GiB is 51 MiB");
+        assert!(short(bytes(50 * MIB, GIB)));
+        assert!(short(bytes(0, GIB)));
+    }
+
+    #[test]
+    fn inodes_run_short_as_well() {
+        let inodes = |free_inodes, total_inodes| Space { free_inodes, total_inodes, ..bytes(GIB, 2 * GIB) };
+        assert!(short(inodes(999, 1_000_000)));
+        assert!(!short(inodes(1_000, 1_000_000)));
+        assert!(!short(inodes(900, 1_000)), "a small file system with nearly all its inodes free");
+        assert!(!short(inodes(0, 0)), "made as they are needed");
+    }
+
+    #[test]
+    fn zero_switches_the_check_off() {
+        let full = Space { free_bytes: 0, total_bytes: GIB, free_inodes: 0, total_inodes: 1_000 };
+        assert!(!full.is_short(&HealthConfig::default().min_free_bytes(0)));
+        assert!(!full.is_short(&HealthConfig::default().min_free_fraction(0.0)));
+        assert!(full.is_short(&HealthConfig::default()));
+    }
+
+    #[test]
+    fn a_file_system_that_does_not_tell_its_size_is_not_short() {
+        assert!(!short(Space::default()));
+    }
+
+    #[test]
+    fn this_file_system_tells() {
+        let dir = tempfile::tempdir().unwrap();
+        let space = Space::of(dir.path()).unwrap();
+        assert!(space.total_bytes >= space.free_bytes && space.total_bytes > 0, "{space:?}");
+        let err = Space::of(&dir.path().join("missing")).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,98 @@
+//! Memory of the control group that this process is in, versions 2 and 1.
+//!
+//! Usage as the kernel counts it holds page cache that it would give up at no cost, so the *working set* is what is
+//! compared with the limit: usage less `inactive_file`, but never less than the anonymous memory, which can't be
+//! given up.
+//!
+//! A limit may sit on any ancestor of the group. The one that is nearest to being reached counts.
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+/// Use and limit of one group, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CgroupMemory {
+    pub(super) working_set: u64,
+    pub(super) limit: u64,
+}
+
+/// Where a version keeps what.
+struct Layout {
+    /// Below the root directory.
+    mount: &'static str,
+    usage: &'static str,
+    limits: &'static [&'static str],
+    inactive_file: &'static str,
+    anonymous: &'static str,
+}
+
+const V2: Layout = Layout {
+    mount: "sys/fs/cgroup",
+    usage: "memory.current",
+    // Above `high` the kernel throttles the group until it has given memory back: it is a limit too.
+    limits: &["memory.max", "memory.high"],
+    inactive_file: "inactive_file",
+    anonymous: "anon",
+};
+
+const V1: Layout = Layout {
+    mount: "sys/fs/cgroup/memory",
+    usage: "memory.usage_in_bytes",
+    limits: &["memory.limit_in_bytes"],
+    inactive_file: "total_inactive_file",
+    anonymous: "total_rss",
+};
+
+/// Version 1 writes "no limit" as the largest number of bytes in whole pages. Nothing near it is a limit.
+const NO_LIMIT: u64 = 1 << 62;
+
+/// The group under version 2, below `root`. `None` where there is none, or none with a limit.
+pub(super) fn v2(root: &Path) -> Option<CgroupMemory> {
+    nearest_limit(root, &V2, &own_group(root, str::is_empty)?)
+}
+
+/// The group under version 1, below `root`. `None` where there is none, or none with a limit.
+pub(super) fn v1(root: &Path) -> Option<CgroupMemory> {
+    let memory = |controllers: &str| controllers.split(',').any(|controller| controller == "memory");
+    nearest_limit(root, &V1, &own_group(root, memory)?)
+}
+
+/// The path of this process's group, from the line of `/proc/self/cgroup` (`number:controllers:path`) that
+/// `is_wanted` picks by its controllers.
+fn own_group(root: &Path, is_wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
+    let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
+    let path = groups.lines().find_map(|line| {
+        let (_number, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        is_wanted(controllers).then_some(path)
+    })?;
+    // Relative, and without the `..` that a group outside of the namespace has.
+    Some(Path::new(path).components().filter(|part| matches!(part, Component::Normal(_))).collect())
+}
+
+/// Looks at the group and all above it. In a container the mount often shows the group itself as its root, and the
+/// path leads nowhere: then only that root is found, which is right.
+fn nearest_limit(root: &Path, layout: &Layout, group: &Path) -> Option<CgroupMemory> {
+    let mount = root.join(layout.mount);
+    let levels = group.ancestors().filter_map(|level| read_group(&mount.join(level), layout));
+    levels.min_by_key(|level| level.limit.saturating_sub(level.working_set))
+}
+
+fn read_group(dir: &Path, layout: &Layout) -> Option<CgroupMemory> {
+    let limits = layout.limits.iter().filter_map(|file| read_number(&dir.join(file)));
+    let limit = limits.filter(|limit| (1..NO_LIMIT).contains(limit)).min()?;
+    let usage = read_number(&dir.join(layout.usage))?;
+    let stat = fs::read_to_string(dir.join("memory.stat")).ok()?;
+    let inactive_file = stat_field(&stat, layout.inactive_file)?;
+    let anonymous = stat_field(&stat, layout.anonymous)?;
+    Some(CgroupMemory { working_set: usage.saturating_sub(inactive_file).max(anonymous), limit })
+}
+
+/// `None` for `max`, too, which is how version 2 writes "no limit".
+fn read_number(file: &Path) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+fn stat_field(stat: &str, name: &str) -> Option<u64> {
+    stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
