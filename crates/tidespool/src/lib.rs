@@ -1,19 +1,19 @@
 //! A tiered memory-plus-disk message spool.
 
+mod checkpoint;
 mod config;
-#[allow(dead_code, reason = "wired up with the tiered layer")]
 mod durable;
-#[allow(dead_code, unused_imports, reason = "wired up with the tiered layer")]
 mod health;
 pub mod inspect;
-#[allow(dead_code, unused_imports, reason = "wired up with the tiered layer")]
+mod journal;
+mod memory;
 mod pressure;
-#[allow(dead_code, reason = "wired up with the tiered layer")]
 mod stats;
+pub mod storage;
 mod tiered;
 
 pub use config::{CachePolicy, Config, ConfigError, Durability, HealthConfig, PressureConfig};
 pub use pressure::Level as PressureLevel;
 pub use stats::{Gauges, Latency, StatsSnapshot};
 pub use tidespool_core as core;
-pub use tiered::TieredSpool;
+pub use tiered::{RecoveryReport, TieredSpool};

@@ -100,6 +100,8 @@ pub(crate) struct Segment {
     counted: AtomicBool,
     /// The highest sequence number in it that is durable.
     last_seq: AtomicU64,
+    /// When this use of it began.
+    pub(crate) used_since: Instant,
     /// Since when no more is written to it, and the index knows everything in it.
     settled_at: OnceLock<Instant>,
 }
@@ -150,6 +152,7 @@ impl Segment {
             holds_durable: AtomicBool::new(use_of.settled),
             counted: AtomicBool::new(use_of.counted),
             last_seq: AtomicU64::new(0),
+            used_since: Instant::now(),
             settled_at: if use_of.settled { OnceLock::from(Instant::now()) } else { OnceLock::new() },
         }
     }

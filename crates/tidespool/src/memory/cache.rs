@@ -12,61 +12,89 @@ const ENTRY_OVERHEAD: u64 = 304;
 
 type Inner = Cache<SpoolId, Arc<Box<[u8]>>, foldhash::fast::RandomState>;
 
-/// The clean cache. Its moka is replaced as a whole to shrink it: that frees at once.
+/// The clean cache. Its moka is replaced as a whole to change its size: that frees at once.
 #[derive(Debug)]
 pub(crate) struct CleanCache {
-    inner: ArcSwap<Inner>,
-    capacity: u64,
+    inner: ArcSwap<Sized>,
+    /// When there is no pressure, in bytes.
+    full_capacity: u64,
     lru: bool,
+}
+
+#[derive(Debug)]
+struct Sized {
+    cache: Inner,
+    capacity: u64,
 }
 
 impl CleanCache {
     /// `capacity`: bytes, overhead included. `lru`: least recently used first, else TinyLFU.
     pub(crate) fn new(capacity: u64, lru: bool) -> Self {
-        Self { inner: ArcSwap::from_pointee(build(capacity, lru)), capacity, lru }
+        let inner = Sized { cache: build(capacity, lru), capacity };
+        Self { inner: ArcSwap::from_pointee(inner), full_capacity: capacity, lru }
     }
 
     pub(crate) fn get(&self, id: &SpoolId) -> Option<Arc<Box<[u8]>>> {
-        self.inner.load().get(id)
+        self.inner.load().cache.get(id)
     }
 
-    /// Offers a clean copy. Call it under the lock that orders the id's changes.
+    /// Takes a clean copy in, in place of an earlier one. Call it under the lock that orders the id's changes.
     pub(crate) fn insert(&self, id: SpoolId, data: Arc<Box<[u8]>>) {
+        let inner = self.inner.load();
         // A message that would push out an eighth of the rest is cheaper to read again.
-        if cost(&data) <= self.capacity / 8 {
-            self.inner.load().insert(id, data);
+        if cost(&data) <= inner.capacity / 8 {
+            inner.cache.insert(id, data);
+        } else {
+            inner.cache.invalidate(&id);
         }
     }
 
     pub(crate) fn remove(&self, id: &SpoolId) {
-        self.inner.load().invalidate(id);
+        self.inner.load().cache.invalidate(id);
     }
 
-    /// Drops every copy, at once, and returns the bytes they took.
+    /// Drops every copy, at once; says how many there were and how many bytes they took.
     pub(crate) fn clear(&self) -> (u64, u64) {
-        let before = self.inner.swap(Arc::new(build(self.capacity, self.lru)));
-        before.run_pending_tasks();
-        (before.entry_count(), before.weighted_size())
+        self.resize(self.capacity())
+    }
+
+    /// Drops every copy and goes on with half the capacity, down to an eighth of the full one.
+    pub(crate) fn shrink(&self) -> (u64, u64) {
+        self.resize((self.capacity() / 2).max(self.full_capacity / 8))
+    }
+
+    /// Doubles the capacity, up to the full one. The copies go with the old cache: they were few.
+    pub(crate) fn grow(&self) {
+        if self.capacity() < self.full_capacity {
+            self.resize((self.capacity() * 2).min(self.full_capacity));
+        }
+    }
+
+    fn resize(&self, capacity: u64) -> (u64, u64) {
+        let next = Sized { cache: build(capacity, self.lru), capacity };
+        let before = self.inner.swap(Arc::new(next));
+        before.cache.run_pending_tasks();
+        (before.cache.entry_count(), before.cache.weighted_size())
     }
 
     /// Does what moka put off: without it, removed entries keep their memory and the counts lag.
     pub(crate) fn upkeep(&self) {
-        self.inner.load().run_pending_tasks();
+        self.inner.load().cache.run_pending_tasks();
     }
 
     /// Bytes, overhead included, as of the last upkeep.
     pub(crate) fn bytes(&self) -> u64 {
-        self.inner.load().weighted_size()
+        self.inner.load().cache.weighted_size()
     }
 
     /// Messages, as of the last upkeep.
     pub(crate) fn entries(&self) -> u64 {
-        self.inner.load().entry_count()
+        self.inner.load().cache.entry_count()
     }
 
-    /// The most bytes it may take.
+    /// The most bytes it may take now.
     pub(crate) fn capacity(&self) -> u64 {
-        self.capacity
+        self.inner.load().capacity
     }
 }
 
@@ -114,10 +142,26 @@ mod tests {
     }
 
     #[test]
+    fn it_shrinks_and_grows_within_its_bounds() {
+        let cache = CleanCache::new(800_000, true);
+        for _ in 0..10 {
+            cache.shrink();
+        }
+        assert_eq!(cache.capacity(), 100_000);
+        cache.grow();
+        assert_eq!(cache.capacity(), 200_000);
+        for _ in 0..10 {
+            cache.grow();
+        }
+        assert_eq!(cache.capacity(), 800_000);
+    }
+
+    #[test]
     fn a_message_too_large_for_the_cache_is_not_taken() {
         let cache = CleanCache::new(100_000, true);
         let id = SpoolId::new();
+        cache.insert(id, message(10));
         cache.insert(id, message(50_000));
-        assert!(cache.get(&id).is_none());
+        assert!(cache.get(&id).is_none(), "nor does it leave its earlier version there");
     }
 }

@@ -50,6 +50,17 @@ pub(crate) enum Site {
     Ledger,
 }
 
+/// Totals of what went wrong on disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Errors {
+    /// Failed writes and syncs of the journal.
+    pub(crate) journal_writes: u64,
+    /// Failures of sled and of the ledger.
+    pub(crate) filing: u64,
+    pub(crate) reads: u64,
+    pub(crate) corrupt: u64,
+}
+
 /// The counters of one spool. Grouped by the threads that write them, each group on cache lines of its own.
 #[derive(Debug, Default)]
 pub(crate) struct Stats {
@@ -262,6 +273,18 @@ impl Stats {
     }
 
     /// Everything counted so far, with the gauges that the caller read.
+    /// What the health gate counts.
+    pub(crate) fn errors(&self) -> Errors {
+        let upkeep = &self.upkeep;
+        Errors {
+            journal_writes: upkeep.journal_write_errors.get() + upkeep.journal_sync_errors.get(),
+            filing: upkeep.sled_errors.get() + upkeep.ledger_errors.get(),
+            reads: upkeep.journal_read_errors.get(),
+            corrupt: upkeep.corrupt.get(),
+        }
+    }
+
+    /// Everything, now.
     pub(crate) fn snapshot(&self, gauges: Gauges) -> StatsSnapshot {
         let Self { loads, stores, commits, upkeep } = self;
         StatsSnapshot {

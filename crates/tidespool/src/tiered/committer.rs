@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
+use super::crew::Committed;
 use super::mailbox::{Arrival, Floor, Mail, Stop};
 use super::publish::{publish_arrival, publish_ticketed, show_written};
 use super::shared::Shared;
@@ -91,24 +92,28 @@ impl Committer {
         }
     }
 
-    /// Runs until it is stopped. The result says whether everything dirty is durable.
-    pub(super) fn run(mut self) -> bool {
+    /// Runs until it is stopped.
+    pub(super) fn run(mut self) -> Committed {
         loop {
             let mail = self.shared.mailbox.wait(self.wake_at());
             let stop = mail.stop;
             if stop == Some(Stop::Abandon) {
-                return false;
+                return self.ended(false);
             }
             if let Err(error) = self.turn(mail) {
                 self.failed(&error);
             }
             self.shared.note_oldest_dirty(self.oldest());
             match stop {
-                Some(Stop::Drained(_)) if self.is_drained() => return true,
-                Some(Stop::Drained(by)) if Instant::now() >= by => return false,
+                Some(Stop::Drained(_)) if self.is_drained() => return self.ended(true),
+                Some(Stop::Drained(by)) if Instant::now() >= by => return self.ended(false),
                 _ => {}
             }
         }
+    }
+
+    fn ended(&self, all: bool) -> Committed {
+        Committed { all, durable_seq: self.writer.durable_seq() }
     }
 
     /// When to wake at the latest. `None`: there is nothing to do until somebody kicks.

@@ -1,81 +1,192 @@
-//! The tiered spool.
+//! The only place that knows every tier.
+//!
+//! # Layout
+//!
+//! One file a verb: `store`, `load`, `remove`, `enumerate`, `relief` (`advise_low_memory`), `maintain` (`cleanup`, `compact`), `open`,
+//! `crew` (`shutdown`). Between them:
+//!
+//! * `shared` – what callers and threads of one spool share.
+//! * `table` – pending and index of each id, in shards.
+//! * `mailbox`, `committer`, `publish` – from many callers to one write, and back.
+//! * `lookup`, `readers` – from the top tier down, on threads that may block.
+//! * `directory`, `threads`, `closing`, `watch` – lock, threads, their end, and health.
+
+mod closing;
+mod committer;
+mod crew;
+mod directory;
+mod enumerate;
+mod load;
+mod lookup;
+mod mailbox;
+mod maintain;
+mod open;
+mod publish;
+mod readers;
+mod relief;
+mod remove;
+mod shared;
+mod store;
+mod table;
+mod threads;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use async_channel::Sender;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use tidespool_core::{Spool, SpoolEntry, SpoolId};
 
+pub(crate) use directory::{Directory, FORMAT_VERSION};
+
+use crate::inspect::Damage;
+use crate::storage::{OsStorage, Storage};
 use crate::{Config, StatsSnapshot};
 
-/// The tiered spool.
-#[derive(Debug)]
-pub struct TieredSpool;
+/// The tiered spool. See the [crate's documentation](crate) for what it promises.
+///
+/// Share it as `Arc<TieredSpool>` or `Arc<dyn Spool>`. End it with [`Spool::shutdown`]; dropping it without is like a crash: at most what was
+/// dirty is lost.
+pub struct TieredSpool {
+    shared: Arc<shared::Shared>,
+    crew: Arc<crew::Crew>,
+    report: RecoveryReport,
+}
+
+/// What opening a spool found and did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct RecoveryReport {
+    /// Journal records that were replayed.
+    pub records: u64,
+    /// Records of a torn tail that were cut: never acknowledged as written.
+    pub torn: u64,
+    /// Messages that were filed anew from the segments, because sled had lost them.
+    pub refiled: u64,
+    /// Messages that are gone without their id being known.
+    pub lost: u64,
+    /// Everything that is wrong, by message where one can be named.
+    pub damage: Vec<Damage>,
+}
 
 impl TieredSpool {
-    /// Opens the spool, creating its directory where there is none.
+    /// Opens the spool in the directory that `config` names, and makes it where there is none.
     ///
     /// # Errors
     ///
-    /// Bad settings, a locked directory, a newer format, I/O errors.
+    /// [`ConfigError`](crate::ConfigError) for settings out of bounds; [`Locked`](tidespool_core::Locked) where a process has the spool
+    /// open; [`UnsupportedFormat`](tidespool_core::UnsupportedFormat) where the directory holds something else, or a newer layout;
+    /// otherwise an error that names the file and what the system said of it. Nothing is lost by an `Err`.
     pub async fn open(config: Config) -> Result<Self> {
-        let _ = config;
-        anyhow::bail!("not there yet")
+        Self::open_on(config, Arc::new(OsStorage)).await
     }
 
-    /// The message without copying it.
+    /// The same on another [`Storage`] under the journal and the ledger, for tests that break it.
+    ///
+    /// # Errors
+    ///
+    /// As [`TieredSpool::open`].
+    pub async fn open_on(config: Config, storage: Arc<dyn Storage>) -> Result<Self> {
+        let path = config.path.clone();
+        let opened = tokio::task::spawn_blocking(move || open::open(config, storage)).await?;
+        let open::OpenSpool { shared, crew, report } =
+            opened.with_context(|| format!("opening the spool {}", path.display()))?;
+        Ok(Self { shared, crew: Arc::new(crew), report })
+    }
+
+    /// What was found and done when the spool was opened.
+    #[must_use]
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.report
+    }
+
+    /// The message without a copy of its bytes.
     ///
     /// # Errors
     ///
     /// As [`Spool::load`].
     pub async fn load_shared(&self, id: SpoolId) -> Result<Arc<Box<[u8]>>> {
-        let _ = id;
-        anyhow::bail!("not there yet")
+        load::load_shared(&self.shared, id).await
     }
 
-    /// All counters and gauges, now.
+    /// All counters and gauges, now. Takes each shard's lock for a moment: for monitoring, not for each message.
     #[must_use]
     pub fn stats(&self) -> StatsSnapshot {
-        StatsSnapshot::default()
+        self.shared.snapshot()
     }
 
-    /// The statistics in Prometheus' text format.
+    /// The statistics in the text format of Prometheus (OpenMetrics 1.0).
     #[must_use]
     pub fn prometheus_text(&self) -> String {
-        String::new()
+        crate::stats::prometheus::encode(&self.stats())
     }
 }
 
+#[deny(clippy::missing_trait_methods)]
 #[async_trait]
 impl Spool for TieredSpool {
-    async fn load(&self, _id: SpoolId) -> Result<Vec<u8>> {
-        anyhow::bail!("not there yet")
+    async fn load(&self, id: SpoolId) -> Result<Vec<u8>> {
+        let data = self.load_shared(id).await?;
+        // A copy is made only if somebody else (pending, the cache) holds the message too.
+        Ok(Arc::try_unwrap(data).map_or_else(|data| data.to_vec(), <[u8]>::into_vec))
     }
-    async fn remove(&self, _id: SpoolId) -> Result<()> {
-        anyhow::bail!("not there yet")
+
+    async fn remove(&self, id: SpoolId) -> Result<()> {
+        remove::remove(&self.shared, id)
     }
+
     async fn store(
         &self,
-        _id: SpoolId,
-        _data: Arc<Box<[u8]>>,
-        _force_sync: bool,
-        _deadline: Option<Instant>,
+        id: SpoolId,
+        data: Arc<Box<[u8]>>,
+        force_sync: bool,
+        deadline: Option<Instant>,
     ) -> Result<()> {
-        anyhow::bail!("not there yet")
+        store::store(&self.shared, id, data, force_sync, deadline).await
     }
-    fn enumerate(&self, _sender: Sender<SpoolEntry>, _start_time: DateTime<Utc>) -> Result<()> {
-        anyhow::bail!("not there yet")
+
+    fn enumerate(&self, sender: Sender<SpoolEntry>, start_time: DateTime<Utc>) -> Result<()> {
+        self.shared.check_open()?;
+        let enumeration = enumerate::Enumeration { shared: self.shared.clone(), sender, start_time };
+        self.crew.enumerate(move || enumeration.run()).context("starting an enumeration")
     }
+
     async fn cleanup(&self) -> Result<()> {
-        anyhow::bail!("not there yet")
+        maintain::cleanup(&self.shared).await
     }
+
     async fn shutdown(&self) -> Result<()> {
-        anyhow::bail!("not there yet")
+        let (crew, shared) = (self.crew.clone(), self.shared.clone());
+        tokio::task::spawn_blocking(move || crew.end(&shared)).await?
     }
+
     async fn advise_low_memory(&self) -> Result<isize> {
-        anyhow::bail!("not there yet")
+        self.shared.check_open()?;
+        Ok(relief::advise(&self.shared).await)
+    }
+
+    async fn compact(&self) -> Result<()> {
+        maintain::compact(&self.shared).await
+    }
+
+    fn unhealthy_reason(&self) -> Option<&'static str> {
+        self.shared.gate.reason()
+    }
+}
+
+impl Drop for TieredSpool {
+    fn drop(&mut self) {
+        // After a shutdown there is nobody left to hear it.
+        crew::Crew::abandon(&self.shared);
+    }
+}
+
+impl std::fmt::Debug for TieredSpool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TieredSpool").field("path", &self.shared.config.path).finish_non_exhaustive()
     }
 }

@@ -1,0 +1,151 @@
+//! The spool's threads, and their orderly end.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use anyhow::{Result, anyhow};
+use parking_lot::Mutex;
+
+use super::directory::Directory;
+use super::mailbox::Stop;
+use super::shared::Shared;
+use super::threads::Starter;
+use crate::checkpoint::{Filer, Ledger};
+use crate::pressure::{Monitor, Relief};
+
+/// Enumerations at a time. A server needs one, at its start.
+const MAX_ENUMERATIONS: usize = 64;
+
+/// Everything that runs, and what must outlive it.
+pub(super) struct Crew {
+    running: Mutex<Option<Running>>,
+    enumerations: Mutex<Vec<JoinHandle<()>>>,
+    /// How the end went, for those who ask again.
+    ended: Mutex<Option<String>>,
+    starter: Starter,
+}
+
+struct Running {
+    committer: JoinHandle<Committed>,
+    filer: JoinHandle<Filer>,
+    others: Vec<JoinHandle<()>>,
+    /// The monitor looks at it through a weak pointer.
+    _relief: Option<Arc<dyn Relief>>,
+    /// Its lock is held until everything else has ended.
+    directory: Directory,
+}
+
+/// How the committer ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Committed {
+    /// Everything dirty is durable.
+    pub(super) all: bool,
+    /// Records up to this number are durable.
+    pub(super) durable_seq: u64,
+}
+
+impl Crew {
+    pub(super) fn new(
+        committer: JoinHandle<Committed>,
+        filer: JoinHandle<Filer>,
+        others: Vec<JoinHandle<()>>,
+        relief: Option<Arc<dyn Relief>>,
+        directory: Directory,
+        starter: Starter,
+    ) -> Self {
+        let running = Running { committer, filer, others, _relief: relief, directory };
+        Self {
+            running: Mutex::new(Some(running)),
+            enumerations: Mutex::default(),
+            ended: Mutex::default(),
+            starter,
+        }
+    }
+
+    /// Starts a thread for an enumeration.
+    pub(super) fn enumerate(&self, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let mut enumerations = self.enumerations.lock();
+        enumerations.retain(|thread| !thread.is_finished());
+        if enumerations.len() >= MAX_ENUMERATIONS {
+            let what = format!("{MAX_ENUMERATIONS} enumerations are running: wait for one to end");
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, what));
+        }
+        enumerations.push(self.starter.start("tidespool-enum", run)?);
+        Ok(())
+    }
+
+    /// Ends everything in order. Blocks. Whoever comes second waits for the first, and hears the same.
+    pub(super) fn end(&self, shared: &Shared) -> Result<()> {
+        let mut running = self.running.lock();
+        let Some(crew) = running.take() else {
+            return self.ended.lock().clone().map_or(Ok(()), |error| Err(anyhow!(error)));
+        };
+        let result = self.end_running(shared, crew);
+        *self.ended.lock() = result.as_ref().err().map(|error| format!("{error:#}"));
+        result
+    }
+
+    fn end_running(&self, shared: &Shared, crew: Running) -> Result<()> {
+        let mut problems = Vec::new();
+        shared.close();
+        shared.closing.close();
+        let monitor = shared.monitor.get();
+        monitor.inspect(|monitor| monitor.stop());
+        for thread in self.enumerations.lock().drain(..) {
+            note_panic(thread.join().map(drop), &mut problems);
+        }
+        shared.mailbox.stop(Stop::Drained(Instant::now() + shared.config.shutdown_timeout));
+        let committed = crew.committer.join();
+        if let Ok(Committed { all: false, .. }) = &committed {
+            let bytes = shared.budget.dirty();
+            let what = format!("{bytes} dirty bytes could not be written within shutdown_timeout and are lost");
+            problems.push(what);
+        }
+        shared.filing.stop();
+        shared.segments.pool().stop();
+        shared.readers.close();
+        let filer = crew.filer.join();
+        if let (Ok(committed), Ok(filer)) = (&committed, &filer) {
+            let ledger = Ledger {
+                durable_seq: committed.durable_seq.max(filer.ledger.durable_seq),
+                ..filer.ledger.clone()
+            };
+            if let Err(error) = filer.ledger_file.write(&ledger) {
+                problems.push(error.to_string());
+            }
+        }
+        note_panic(committed.map(drop), &mut problems);
+        note_panic(filer.map(drop), &mut problems);
+        for thread in crew.others {
+            note_panic(thread.join().map(drop), &mut problems);
+        }
+        monitor.inspect(|monitor: &&Monitor| monitor.join());
+        if let Err(error) = shared.durable.close() {
+            problems.push(error.to_string());
+        }
+        drop(crew.directory);
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(anyhow!("shutting down {}: {}", shared.config.path.display(), problems.join("; "))),
+        }
+    }
+
+    /// Tells everything to end at once, without waiting: what a crash would do.
+    pub(super) fn abandon(shared: &Shared) {
+        shared.close();
+        shared.closing.close();
+        shared.monitor.get().inspect(|monitor| monitor.stop());
+        shared.mailbox.stop(Stop::Abandon);
+        shared.filing.stop();
+        shared.segments.pool().stop();
+        shared.readers.close();
+    }
+}
+
+fn note_panic(ended: std::thread::Result<()>, problems: &mut Vec<String>) {
+    if ended.is_err() {
+        problems.push("a thread had panicked".to_owned());
+    }
+}

@@ -1,0 +1,232 @@
+//! The spool's directory: its format file and its lock.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use rustix::fs::{FlockOperation, flock};
+use tidespool_core::{Locked, UnsupportedFormat};
+use uuid::Uuid;
+
+/// The layout that this version writes, and the only one that it reads.
+pub(crate) const FORMAT_VERSION: u32 = 1;
+
+const FORMAT_FILE: &str = "FORMAT";
+const LOCK_FILE: &str = "LOCK";
+
+/// A process that was killed may hold its lock for a moment longer.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What may be in a directory in which a spool was never completely made.
+const UNFINISHED: [&str; 2] = [LOCK_FILE, "FORMAT.new"];
+
+/// The directory, held by this process.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    pub(crate) path: PathBuf,
+    /// The spool's own random id.
+    pub(crate) spool: [u8; 16],
+    /// It was made just now.
+    pub(crate) fresh: bool,
+    _lock: File,
+}
+
+impl Directory {
+    /// Opens the directory, and makes the spool in it if it is new or empty.
+    pub(crate) fn open_or_create(path: &Path) -> Result<Self> {
+        let doing = || format!("opening the spool directory {}", path.display());
+        match fs::metadata(path) {
+            Ok(metadata) if !metadata.is_dir() => {
+                return Err(io::Error::from(io::ErrorKind::NotADirectory)).with_context(doing);
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => create_dir(path)?,
+            Err(error) => return Err(error).with_context(doing),
+        }
+        // Before anything is written: what is not ours stays untouched, lock file included.
+        let known = read_format(path)?;
+        if known.is_none() {
+            refuse_foreign(path)?;
+        }
+        let lock = lock(path)?;
+        // Whoever held the lock may have made it meanwhile.
+        if let Some(spool) = read_format(path)? {
+            return Ok(Self { path: path.to_owned(), spool, fresh: false, _lock: lock });
+        }
+        let spool = *Uuid::new_v4().as_bytes();
+        Ok(Self { path: path.to_owned(), spool, fresh: true, _lock: lock })
+    }
+
+    /// Opens the directory of a spool that exists, for looking.
+    pub(crate) fn open_existing(path: &Path) -> Result<Self> {
+        match read_format(path)? {
+            Some(spool) => {
+                Ok(Self { path: path.to_owned(), spool, fresh: false, _lock: lock(path)? })
+            }
+            None => Err(not_a_spool(path, "there is no FORMAT file")),
+        }
+    }
+
+    /// Says that everything of a fresh spool is there: from now on it is one.
+    pub(crate) fn finish_creation(&self) -> Result<()> {
+        if !self.fresh {
+            return Ok(());
+        }
+        let text = format!("tidespool {FORMAT_VERSION}\nid {}\n", Uuid::from_bytes(self.spool).simple());
+        let (temporary, target) = (self.path.join("FORMAT.new"), self.path.join(FORMAT_FILE));
+        let write = || -> io::Result<()> {
+            let mut file = file_options().truncate(true).open(&temporary)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&temporary, &target)?;
+            File::open(&self.path)?.sync_all()?;
+            match self.path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                Some(parent) => File::open(parent)?.sync_all(),
+                None => Ok(()),
+            }
+        };
+        write().with_context(|| format!("writing {}", target.display()))
+    }
+}
+
+fn create_dir(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("creating the spool directory {}", path.display()))
+}
+
+fn file_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).mode(0o600);
+    options
+}
+
+/// The spool's id; `None` where there is no format file.
+fn read_format(dir: &Path) -> Result<Option<[u8; 16]>> {
+    let path = dir.join(FORMAT_FILE);
+    let mut text = String::new();
+    let read = File::open(&path).and_then(|file| file.take(4096).read_to_string(&mut text));
+    match read {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => text = "(not text)".to_owned(),
+        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+    match parse_format(&text) {
+        Ok(spool) => Ok(Some(spool)),
+        Err(found) => {
+            let supported = format!("layout version {FORMAT_VERSION}");
+            Err(UnsupportedFormat { path, found, supported }.into())
+        }
+    }
+}
+
+fn parse_format(text: &str) -> Result<[u8; 16], String> {
+    let mut lines = text.lines();
+    let version = lines.next().and_then(|line| line.strip_prefix("tidespool "));
+    let Some(version) = version.and_then(|version| version.parse::<u32>().ok()) else {
+        let begin: String = text.chars().take(40).collect();
+        return Err(format!("it is not a spool's format file (it begins with {begin:?})"));
+    };
+    if version != FORMAT_VERSION {
+        return Err(format!("layout version {version}"));
+    }
+    let id = lines.next().and_then(|line| line.strip_prefix("id "));
+    id.and_then(|id| Uuid::try_parse(id).ok())
+        .map(Uuid::into_bytes)
+        .ok_or_else(|| "the spool's id is damaged".to_owned())
+}
+
+/// A directory with other things in it is somebody else's.
+fn refuse_foreign(path: &Path) -> Result<()> {
+    let entries = fs::read_dir(path).with_context(|| format!("listing {}", path.display()))?;
+    for entry in entries {
+        let name = entry.with_context(|| format!("listing {}", path.display()))?.file_name();
+        let name = name.to_string_lossy();
+        let ours = UNFINISHED.contains(&&*name) || ["journal", "sled", "ledger", "ledger.new"].contains(&&*name);
+        if !ours {
+            return Err(not_a_spool(path, &format!("it holds {name:?} and no FORMAT file")));
+        }
+    }
+    Ok(())
+}
+
+fn not_a_spool(path: &Path, found: &str) -> anyhow::Error {
+    let supported = "spool directories, and makes new ones in empty directories".to_owned();
+    UnsupportedFormat { path: path.to_owned(), found: format!("not a spool: {found}"), supported }.into()
+}
+
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join(LOCK_FILE);
+    let mut file = file_options()
+        .truncate(false)
+        .open(&path)
+        .with_context(|| format!("opening {}: is the directory writable?", path.display()))?;
+    let began = Instant::now();
+    while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        if error != rustix::io::Errno::WOULDBLOCK {
+            return Err(io::Error::from(error)).with_context(|| format!("locking {}", path.display()));
+        }
+        if began.elapsed() >= LOCK_PATIENCE {
+            let mut pid = String::new();
+            // The owner writes its pid right after locking: without one it is just about to.
+            let _ = file.read_to_string(&mut pid);
+            return Err(Locked { path: dir.to_owned(), pid: pid.trim().parse().ok() }.into());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let write_pid = |file: &mut File| -> io::Result<()> {
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(file, "{}", std::process::id())
+    };
+    // A full disk must not keep a spool from being emptied: the lock holds without the pid.
+    let _ = write_pid(&mut file);
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_format_file_is_understood_or_its_content_named() {
+        let good = "tidespool 1\nid 0123456789abcdef0123456789abcdef\n";
+        assert_eq!(parse_format(good).unwrap()[0], 0x01);
+        for (bad, named) in [
+            ("", "not a spool's format file"),
+            ("hello", "\"hello\""),
+            ("tidespool 2\nid x\n", "layout version 2"),
+            ("tidespool 1\n", "id is damaged"),
+        ] {
+            let found = parse_format(bad).unwrap_err();
+            assert!(found.contains(named), "{bad:?}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_directory_with_other_things_in_it_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("thesis.txt"), "years of work").unwrap();
+        let error = Directory::open_or_create(dir.path()).unwrap_err();
+        assert!(error.root_cause().is::<UnsupportedFormat>(), "{error:#}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_second_opener_is_told_who_the_first_one_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Directory::open_or_create(dir.path()).unwrap();
+        first.finish_creation().unwrap();
+        let error = Directory::open_existing(dir.path()).unwrap_err();
+        let locked = error.root_cause().downcast_ref::<Locked>().expect("the right type");
+        assert_eq!(locked.pid, Some(std::process::id()));
+        drop(first);
+        assert!(!Directory::open_or_create(dir.path()).unwrap().fresh);
+    }
+}

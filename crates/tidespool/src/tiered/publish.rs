@@ -1,0 +1,66 @@
+//! What is durable becomes visible as durable: lower tier first, upper tier after.
+
+use std::sync::Arc;
+
+use tidespool_core::SpoolId;
+
+use super::mailbox::Arrival;
+use super::shared::Shared;
+use super::table::Shard;
+use crate::journal::Newest;
+use crate::memory::Dirty;
+
+/// A flushed version (or one that was visible as written) is durable.
+pub(super) fn publish_ticketed(
+    shared: &Shared,
+    id: SpoolId,
+    version: u64,
+    dirty: &Arc<Dirty>,
+    newest: Newest,
+) {
+    let mut shard = shared.table.lock(&id);
+    settle(shared, &mut shard, id, version, dirty, newest);
+}
+
+/// A synced store is durable: now it is visible. The caller has the committer's word already.
+pub(super) fn publish_arrival(shared: &Shared, arrival: &Arrival, newest: Newest) {
+    let mut shard = shared.table.lock(&arrival.id);
+    settle(shared, &mut shard, arrival.id, arrival.version, &arrival.dirty, newest);
+    shard.pending.note_arrived(&arrival.id);
+}
+
+fn settle(
+    shared: &Shared,
+    shard: &mut Shard,
+    id: SpoolId,
+    version: u64,
+    dirty: &Arc<Dirty>,
+    newest: Newest,
+) {
+    shard.index.learn(id, newest);
+    let elided = shard.pending.settle(&id, version);
+    let is_newest = shard.pending.get(&id).is_none()
+        && shard.index.get(&id).is_some_and(|indexed| indexed.seq == newest.seq);
+    match &dirty.data {
+        Some(data) if is_newest => shared.cache.insert(id, data.clone()),
+        // An earlier clean copy must not outlive the version that replaced it.
+        _ => shared.cache.remove(&id),
+    }
+    if let Some(elided) = elided {
+        shared.stats.elided(1, elided.bytes());
+    }
+}
+
+/// A store was handed to the operating system, which is all that its caller asked for: it is visible now, and dirty until its sync. False if
+/// the caller has given up.
+pub(super) fn show_written(shared: &Shared, arrival: &Arrival) -> bool {
+    let mut shard = shared.table.lock(&arrival.id);
+    if !arrival.verdict.commit() {
+        return false;
+    }
+    shard.pending.note_arrived(&arrival.id);
+    if let Some(elided) = shard.pending.insert_written(arrival.id, arrival.version, arrival.dirty.clone()) {
+        shared.stats.elided(1, elided.bytes());
+    }
+    true
+}

@@ -1,0 +1,51 @@
+//! What the spool does when memory is short, and `advise_low_memory`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_lite::future;
+
+use super::shared::Shared;
+use crate::pressure::{Level, Relief};
+
+/// The pressure monitor's hand on the spool.
+pub(super) struct SpoolRelief(pub(super) Arc<Shared>);
+
+impl Relief for SpoolRelief {
+    fn relieve(&self, level: Level, _excess_bytes: u64) -> isize {
+        if level != Level::Normal {
+            let (entries, bytes) = self.0.cache.shrink();
+            self.0.stats.cache_evicted(entries, bytes);
+            let more = future::block_on(advise(&self.0));
+            return more.saturating_add(isize::try_from(bytes).unwrap_or(isize::MAX));
+        }
+        0
+    }
+
+    fn level_changed(&self, _level: Level) {
+        self.0.stats.pressure_changed();
+    }
+
+    fn memory_returned(&self) {
+        self.0.cache.grow();
+    }
+}
+
+/// Makes dirty data durable, then drops the clean copies. Returns by how much the accounted memory fell.
+pub(super) async fn advise(shared: &Shared) -> isize {
+    let before = shared.accounted_bytes();
+    let flushed = shared.mailbox.flush(false);
+    // A disk that does not answer keeps its dirty bytes; the clean copies can go all the same.
+    let gone = async {
+        shared.closing.closed().await;
+        Ok(())
+    };
+    let _ = future::or(flushed, gone).await;
+    let (entries, bytes) = shared.cache.clear();
+    shared.stats.cache_evicted(entries, bytes);
+    let after = shared.accounted_bytes();
+    let freed = i64::try_from(before).unwrap_or(i64::MAX).saturating_sub_unsigned(after);
+    let freed = isize::try_from(freed).unwrap_or(isize::MAX);
+    shared.stats.low_memory(freed);
+    freed
+}

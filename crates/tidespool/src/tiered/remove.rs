@@ -1,0 +1,33 @@
+//! `remove`: out of every tier at once; a tombstone only where something could come back.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use tidespool_core::SpoolId;
+
+use super::shared::Shared;
+use crate::memory::{Dirty, Ticket};
+
+pub(super) fn remove(shared: &Shared, id: SpoolId) -> Result<()> {
+    let mut shard = shared.table.lock(&id);
+    shared.check_open()?;
+    let taken = shard.pending.take(&id);
+    let in_flight = taken.as_ref().is_some_and(|(_, in_flight)| *in_flight);
+    let logged = in_flight || shard.must_log_removal(&id);
+    if logged {
+        let dirty = Arc::new(Dirty::tombstone(shared.budget.admit_removal()));
+        let ticket = Ticket { version: shared.table.next_version(), at: Instant::now(), id };
+        shard.pending.insert(ticket, dirty);
+    }
+    shared.cache.remove(&id);
+    drop(shard);
+    if let Some((dirty, false)) = taken {
+        shared.stats.elided(1, dirty.bytes());
+    }
+    if logged {
+        shared.mailbox.note_dirty(false);
+    }
+    shared.stats.removed();
+    Ok(())
+}

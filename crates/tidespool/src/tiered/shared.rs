@@ -1,0 +1,233 @@
+//! Everything that the callers and the threads of one spool share.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tidespool_core::{Closed, SpoolId};
+
+use super::closing::Closing;
+use super::mailbox::Mailbox;
+use super::readers::Readers;
+use super::table::Table;
+use crate::Config;
+use crate::checkpoint::{Filing, FilingError, FilingEvents};
+use crate::durable::Durable;
+use crate::health::HealthGate;
+use crate::journal::{PAGE, PoolEvents, Segments};
+use crate::memory::{Budget, CleanCache};
+use crate::pressure::{Level, Monitor};
+use crate::stats::{Gauges, Site, Stats, StatsSnapshot};
+
+/// The spool.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) table: Arc<Table>,
+    pub(crate) cache: CleanCache,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) segments: Arc<Segments>,
+    pub(crate) durable: Arc<Durable>,
+    pub(crate) filing: Arc<Filing>,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) gate: HealthGate,
+    pub(crate) readers: Readers,
+    pub(crate) monitor: OnceLock<Monitor>,
+    pub(crate) closing: Closing,
+    /// Some thread panicked.
+    pub(crate) worker_dead: Arc<AtomicBool>,
+    closed: AtomicBool,
+    started: Instant,
+    /// When the oldest version came in that the committer has in hand: nanoseconds since `started`, plus 1; 0 is none.
+    oldest_in_hand: AtomicU64,
+}
+
+/// The parts of [`Shared`] that are made before it.
+pub(crate) struct Parts {
+    pub(crate) config: Config,
+    pub(crate) table: Arc<Table>,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) segments: Arc<Segments>,
+    pub(crate) durable: Arc<Durable>,
+    pub(crate) filing: Arc<Filing>,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) readers: Readers,
+    pub(crate) worker_dead: Arc<AtomicBool>,
+}
+
+impl Shared {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let config = parts.config;
+        Self {
+            cache: CleanCache::new(cache_capacity(&config), config.cache_policy == crate::CachePolicy::Lru),
+            budget: Arc::new(Budget::new(config.effective_dirty_limit())),
+            table: parts.table,
+            mailbox: parts.mailbox,
+            segments: parts.segments,
+            durable: parts.durable,
+            filing: parts.filing,
+            stats: parts.stats,
+            gate: HealthGate::default(),
+            readers: parts.readers,
+            monitor: OnceLock::new(),
+            closing: Closing::new(),
+            worker_dead: parts.worker_dead,
+            closed: AtomicBool::new(false),
+            started: Instant::now(),
+            oldest_in_hand: AtomicU64::new(0),
+            config,
+        }
+    }
+
+    pub(crate) fn check_open(&self) -> Result<(), Closed> {
+        if self.closed.load(Ordering::Acquire) { Err(Closed) } else { Ok(()) }
+    }
+
+    /// From here on nothing new comes in. Whatever was acknowledged before is in the table or in the mailbox when this returns.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        // Whoever looked before this holds a shard's lock until what it brings is in.
+        self.table.shards().for_each(drop);
+    }
+
+    pub(crate) fn note_oldest_dirty(&self, at: Option<Instant>) {
+        let nanos = at.map_or(0, |at| at.saturating_duration_since(self.started).as_nanos() + 1);
+        self.oldest_in_hand.store(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The age of the oldest version that is not durable.
+    pub(crate) fn oldest_dirty_age(&self) -> Duration {
+        let in_hand = match self.oldest_in_hand.load(Ordering::Relaxed) {
+            0 => None,
+            nanos => Some(self.started + Duration::from_nanos(nanos - 1)),
+        };
+        let oldest = [in_hand, self.table.oldest_dirty()].into_iter().flatten().min();
+        oldest.map_or(Duration::ZERO, |oldest| oldest.elapsed())
+    }
+
+    /// True if a record of `cost` bytes goes into what is left of `room`; one that is larger than a segment gets one of its own.
+    pub(crate) fn fits(&self, cost: u64, room: u64, used: u64) -> bool {
+        used + cost <= room || cost > self.segments.pool().segment_size() - PAGE
+    }
+
+    /// An error of the disk, for those who count.
+    pub(crate) fn disk_error(&self, site: Site, error: &io::Error) {
+        self.stats.disk_error(site);
+        tracing::error!(?site, %error, "disk error");
+    }
+
+    /// A message's bytes were found to be damaged.
+    pub(crate) fn found_damage(&self, id: &SpoolId, what: &str) {
+        self.stats.corrupt();
+        tracing::error!(%id, what, "a message is damaged");
+    }
+
+    /// Memory that counts against the budget, in bytes.
+    pub(crate) fn accounted_bytes(&self) -> u64 {
+        self.cache.upkeep();
+        self.budget.dirty() + self.cache.bytes() + self.index_size().1 + self.durable.memory_bytes()
+    }
+
+    /// Entries of the index, and the bytes they take.
+    fn index_size(&self) -> (u64, u64) {
+        let sizes = self.table.shards().map(|shard| (shard.index.len() as u64, shard.index.bytes()));
+        sizes.fold((0, 0), |(entries, bytes), (more, size)| (entries + more, bytes + size))
+    }
+
+    pub(crate) fn snapshot(&self) -> StatsSnapshot {
+        let (index_entries, index_bytes) = self.index_size();
+        let all = self.segments.all();
+        let in_use = all.iter().filter(|segment| segment.is_counted()).count() as u64;
+        let free = self.segments.pool().free() as u64;
+        let pressure = self.monitor.get().and_then(Monitor::latest);
+        let gauges = Gauges {
+            dirty_bytes: self.budget.dirty(),
+            dirty_limit: self.budget.limit(),
+            dirty_entries: self.table.shards().map(|shard| shard.pending.len() as u64).sum(),
+            oldest_dirty_age: self.oldest_dirty_age(),
+            accounted_bytes: self.accounted_bytes(),
+            cache_bytes: self.cache.bytes(),
+            cache_entries: self.cache.entries(),
+            cache_capacity: self.cache.capacity(),
+            index_entries,
+            index_bytes,
+            sled_bytes: self.durable.memory_bytes(),
+            memory_budget: self.config.memory_budget,
+            resident_bytes: pressure.and_then(|sample| sample.resident).unwrap_or(0),
+            pressure_level: self.pressure_level(),
+            memory_stall_ratio: pressure.and_then(|sample| sample.stall_ratio),
+            sled_disk_bytes: self.durable.size_on_disk().unwrap_or(0),
+            journal_bytes: all.iter().map(|segment| segment.size).sum::<u64>()
+                + free * self.segments.pool().segment_size(),
+            journal_segments_free: free,
+            journal_segments_in_use: in_use,
+            journal_segments_retained: all.len() as u64 - in_use,
+            unhealthy: self.gate.reason().is_some(),
+            live_messages: None,
+        };
+        self.stats.snapshot(gauges)
+    }
+
+    fn pressure_level(&self) -> Level {
+        self.monitor.get().map_or(Level::Normal, Monitor::level)
+    }
+}
+
+/// What is left of the budget for clean copies: without the dirty bytes, what sled really takes, and an eighth for the index.
+fn cache_capacity(config: &Config) -> u64 {
+    let others = config.effective_dirty_limit() + 2 * config.effective_sled_cache() + config.memory_budget / 8;
+    config.memory_budget.saturating_sub(others).max(1 << 20)
+}
+
+/// What the checkpoint reports.
+pub(crate) struct FilingReports(pub(crate) Arc<Stats>);
+
+impl FilingEvents for FilingReports {
+    fn filed(&self, records: u64, segments: u64, took: Duration) {
+        self.0.checkpoint(records, segments, took);
+    }
+
+    fn recycled(&self) {
+        self.0.segment_recycled();
+    }
+
+    fn rewritten(&self, bytes: u64) {
+        self.0.segment_rewritten(bytes);
+    }
+
+    fn failed(&self, error: &FilingError) {
+        self.0.disk_error(match error {
+            FilingError::Engine(_) => Site::Sled,
+            FilingError::Ledger(_) => Site::Ledger,
+            FilingError::Segment(_) => Site::JournalRead,
+            FilingError::Rewrite(_) => Site::JournalWrite,
+        });
+        tracing::error!(%error, "a checkpoint failed, and will be tried again");
+    }
+
+    fn found_damage(&self, id: &SpoolId, what: &str) {
+        self.0.corrupt();
+        tracing::error!(%id, what, "a message is damaged");
+    }
+}
+
+/// What the pool of segments reports.
+pub(crate) struct PoolReports {
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) stats: Arc<Stats>,
+}
+
+impl PoolEvents for PoolReports {
+    fn segment_free(&self) {
+        self.mailbox.kick();
+    }
+
+    fn prewrite_failed(&self, error: &io::Error) {
+        // A full disk is no fault of the disk: the gate looks at free space, and at free segments.
+        if error.kind() != io::ErrorKind::StorageFull {
+            self.stats.disk_error(Site::JournalWrite);
+        }
+        tracing::warn!(%error, "a journal segment could not be prepared");
+    }
+}

@@ -1,0 +1,231 @@
+//! `store`: size, health, room, then memory or the commit.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use tidespool_core::{
+    Closed, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId, SpoolUnhealthyError, TooLarge,
+};
+use tokio::sync::oneshot;
+
+use super::mailbox::{Arrival, Floor, Verdict};
+use super::shared::Shared;
+use crate::Durability;
+use crate::memory::{Dirty, Permit, Ticket, cannot_meet, hold_back};
+use crate::stats::Refusal;
+
+pub(super) async fn store(
+    shared: &Shared,
+    id: SpoolId,
+    data: Arc<Box<[u8]>>,
+    force_sync: bool,
+    deadline: Option<Instant>,
+) -> Result<()> {
+    let len = data.len() as u64;
+    let floor = floor(shared.config.durability, force_sync);
+    match try_store(shared, id, data, floor, deadline).await {
+        Ok(()) => {
+            shared.stats.stored(len, floor == Some(Floor::Synced));
+            Ok(())
+        }
+        Err(refused) => {
+            shared.stats.store_refused(refused.counted_as());
+            Err(refused.into())
+        }
+    }
+}
+
+/// `None`: memory is enough.
+fn floor(durability: Durability, force_sync: bool) -> Option<Floor> {
+    match (durability, force_sync) {
+        (_, true) | (Durability::Synced, _) => Some(Floor::Synced),
+        (Durability::Written, false) => Some(Floor::Written),
+        (Durability::Memory, false) => None,
+    }
+}
+
+/// Why a store did not happen. Nothing of it is left behind.
+enum Refused {
+    Unhealthy,
+    Closed,
+    TooLarge(TooLarge),
+    Late(Late),
+}
+
+/// Whose deadline passed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Late {
+    Caller,
+    Spool,
+}
+
+impl Refused {
+    fn counted_as(&self) -> Refusal {
+        match self {
+            Self::Unhealthy => Refusal::Unhealthy,
+            Self::Closed => Refusal::Closed,
+            Self::TooLarge(_) => Refusal::TooLarge,
+            Self::Late(Late::Caller) => Refusal::CallerDeadline,
+            Self::Late(Late::Spool) => Refusal::Backpressure,
+        }
+    }
+}
+
+impl From<Refused> for anyhow::Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Unhealthy => SpoolUnhealthyError.into(),
+            Refused::Closed => Closed.into(),
+            Refused::TooLarge(error) => error.into(),
+            Refused::Late(Late::Caller) => SpoolCallerDeadlineExceeded.into(),
+            Refused::Late(Late::Spool) => SpoolBackpressureTimeout.into(),
+        }
+    }
+}
+
+impl From<Closed> for Refused {
+    fn from(_: Closed) -> Self {
+        Self::Closed
+    }
+}
+
+/// The earlier of the caller's deadline and the spool's own.
+#[derive(Clone, Copy)]
+struct Deadline {
+    at: Instant,
+    whose: Late,
+}
+
+impl Deadline {
+    fn new(shared: &Shared, caller: Option<Instant>, now: Instant) -> Self {
+        let own = now + shared.config.store_deadline;
+        match caller {
+            Some(at) if at <= own => Self { at, whose: Late::Caller },
+            _ => Self { at: own, whose: Late::Spool },
+        }
+    }
+
+    async fn bound<T>(&self, future: impl Future<Output = T>) -> Result<T, Refused> {
+        tokio::time::timeout_at(self.at.into(), future).await.map_err(|_| Refused::Late(self.whose))
+    }
+}
+
+async fn try_store(
+    shared: &Shared,
+    id: SpoolId,
+    data: Arc<Box<[u8]>>,
+    floor: Option<Floor>,
+    caller: Option<Instant>,
+) -> Result<(), Refused> {
+    shared.check_open()?;
+    let (size, limit) = (data.len() as u64, shared.config.max_message_size);
+    if size > limit {
+        return Err(Refused::TooLarge(TooLarge { id, size, limit }));
+    }
+    if shared.gate.reason().is_some() {
+        return Err(Refused::Unhealthy);
+    }
+    let now = Instant::now();
+    let deadline = Deadline::new(shared, caller, now);
+    if deadline.at <= now {
+        return Err(Refused::Late(deadline.whose));
+    }
+    let permit = match shared.budget.try_admit(size) {
+        Some(permit) => permit,
+        None => wait_for_room(shared, size, now, deadline).await?,
+    };
+    let dirty = Arc::new(Dirty::put(data, permit));
+    match floor {
+        None => {
+            slow_down(shared, deadline).await?;
+            put_in_memory(shared, id, dirty)
+        }
+        Some(floor) => commit(shared, id, dirty, floor, deadline).await,
+    }
+}
+
+async fn wait_for_room(
+    shared: &Shared,
+    size: u64,
+    now: Instant,
+    deadline: Deadline,
+) -> Result<Permit, Refused> {
+    let budget = &shared.budget;
+    let ahead = budget.waiting() + size;
+    if cannot_meet(ahead, budget.drain_rate(), deadline.at.saturating_duration_since(now)) {
+        return Err(Refused::Late(deadline.whose));
+    }
+    shared.mailbox.note_dirty(true);
+    let closing = async {
+        shared.closing.closed().await;
+        Err(Refused::Closed)
+    };
+    let room = async { Ok(budget.admit(size).await) };
+    let got = deadline.bound(futures_lite::future::or(room, closing)).await;
+    shared.stats.store_waited(now.elapsed());
+    got?
+}
+
+/// Holds a store back a little as the limit nears, so that there is no cliff at the limit.
+async fn slow_down(shared: &Shared, deadline: Deadline) -> Result<(), Refused> {
+    let delay = hold_back(shared.budget.dirty(), shared.budget.limit());
+    if delay == Duration::ZERO {
+        return Ok(());
+    }
+    deadline.bound(tokio::time::sleep(delay)).await
+}
+
+fn put_in_memory(shared: &Shared, id: SpoolId, dirty: Arc<Dirty>) -> Result<(), Refused> {
+    let mut shard = shared.table.lock(&id);
+    // Under the lock: a shutdown that begins now waits for it, and then finds what was brought in.
+    shared.check_open()?;
+    let ticket = Ticket { version: shared.table.next_version(), at: Instant::now(), id };
+    let elided = shard.pending.insert(ticket, dirty);
+    drop(shard);
+    if let Some(elided) = elided {
+        shared.stats.elided(1, elided.bytes());
+    }
+    let urgent = shared.budget.dirty() > shared.budget.limit() / 2;
+    shared.mailbox.note_dirty(urgent);
+    Ok(())
+}
+
+/// Takes the word back when the caller goes away before the committer has spoken.
+struct Claim(Arc<Verdict>);
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+async fn commit(
+    shared: &Shared,
+    id: SpoolId,
+    dirty: Arc<Dirty>,
+    floor: Floor,
+    deadline: Deadline,
+) -> Result<(), Refused> {
+    let claim = Claim(Arc::default());
+    let (done, mut heard) = oneshot::channel();
+    {
+        let mut shard = shared.table.lock(&id);
+        shared.check_open()?;
+        shard.pending.note_arriving(id);
+        let (verdict, at) = (claim.0.clone(), Instant::now());
+        shared.mailbox.arrive(|| {
+            let version = shared.table.next_version();
+            Arrival { id, version, dirty, floor, at, verdict, done }
+        });
+    }
+    match deadline.bound(&mut heard).await {
+        Ok(Ok(())) => Ok(()),
+        // The committer is gone without having stored it.
+        Ok(Err(_)) => Err(Refused::Closed),
+        Err(late) if claim.0.cancel() => Err(late),
+        // It was stored at the same moment. It is visible when the committer says so, which is next.
+        Err(_) => heard.await.map_err(|_| Refused::Closed),
+    }
+}
