@@ -5,7 +5,7 @@
 //! * [`key`], [`record`], [`tally`]: what is filed, as bytes, and its digest. Pure.
 //! * [`handle`]: what the spool holds: the engine, or none while it is broken.
 //! * [`sled_store`]: sled 0.34.7, with what it needs from us: see there.
-//! * [`worker`], [`files`]: sled's own thread; its files and their syncing.
+//! * [`trip`], [`worker`], [`files`]: changes on their way to sled; its own thread; its files and their syncing.
 //! * [`footprint`]: how much memory it uses.
 
 mod error;
@@ -18,6 +18,7 @@ mod sled_store;
 mod tally;
 #[cfg(test)]
 mod tests;
+mod trip;
 mod worker;
 
 use std::time::Duration;

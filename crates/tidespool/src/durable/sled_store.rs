@@ -5,7 +5,7 @@
 //! * `flush` writes, and does not make durable: `fdatasync` of its data file follows, through a descriptor opened
 //!   before sled's ([`DataFile`]). It flushes when we say so, not every 500 ms.
 //! * No `apply_batch`: it leaks memory for each key. Single inserts and removes, in the order given.
-//! * No value above [`MAX_WHOLE`]: leaves would become files under `blobs/` that are never synced.
+//! * No value above [`MAX_WHOLE`](super::MAX_WHOLE) and a header: leaves would become files under `blobs/` that are never synced.
 //! * `open`, changes and `drop` can panic or hang: they run on sled's own thread ([`worker`](super::worker)). Reads
 //!   run on the caller's, with panics caught.
 //! * After any error it is not to be trusted: poisoned until it is opened again.
@@ -24,21 +24,15 @@ use parking_lot::Mutex;
 use super::files::{self, DataFile};
 use super::footprint::Footprint;
 use super::handle::Opening;
-use super::key::KEY_LEN;
+use super::trip::{Made, Trip};
 use super::worker::{Engine, Failure, Opened, Strays, Worker, guarded};
-use super::{
-    Change, Damaged, DurableError, DurableStore, Fdatasync, FileSync, Key, KeyRange, MAX_WHOLE, Op, Record,
-    Tally,
-};
+use super::{Damaged, DurableError, DurableStore, Fdatasync, FileSync, Key, KeyRange, Op, Record, Tally};
 
 const TREE: &str = "messages";
 /// How long an open waits for the lock of an opening before: a killed process's, or one that was just dropped (sled's
 /// I/O threads hold its file for a moment longer).
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOCK_RETRY: Duration = Duration::from_millis(20);
-/// One trip to sled's thread takes so many changes, or so many bytes, whichever is reached first.
-const TRIP_OPS: usize = 256;
-const TRIP_BYTES: usize = 512 * 1024;
 /// After so many bytes, sled is made to write what it buffers. It takes changes faster than a disk does, and would
 /// let hundreds of megabytes wait in memory.
 const BACKLOG_BYTES: usize = 8 << 20;
@@ -258,16 +252,16 @@ impl DurableStore for SledStore {
         let mut delta = Tally::default();
         let mut backlog = 0;
         loop {
-            let Trip { changes, bytes } = pack(ops)?;
-            if changes.is_empty() {
+            let trip = Trip::pack(ops)?;
+            if trip.is_empty() {
                 break;
             }
-            backlog += bytes;
+            backlog += trip.bytes();
             let write = backlog >= BACKLOG_BYTES;
             backlog = if write { 0 } else { backlog };
             self.unsynced.store(true, Ordering::Release);
-            for change in self.run("changing", move |tree| make(tree, changes, write))? {
-                let Made { key, value, old } = change;
+            for made in self.run("changing", move |tree| trip.make(tree, write))? {
+                let Made { key, value, old } = made;
                 if let Some(value) = value {
                     self.footprint.saw(value.len());
                     delta.add(&key, &value);
@@ -357,60 +351,6 @@ impl Drop for SledStore {
             worker.join(Duration::ZERO, &self.options.strays);
         }
     }
-}
-
-/// One change, encoded.
-struct Packed {
-    key: Key,
-    value: Option<Vec<u8>>,
-}
-
-/// One change, made.
-struct Made {
-    key: Key,
-    value: Option<Vec<u8>>,
-    old: Option<sled::IVec>,
-}
-
-/// Changes that go to sled's thread together.
-struct Trip {
-    changes: Vec<Packed>,
-    /// Bytes that sled has to write for them, about.
-    bytes: usize,
-}
-
-/// Takes the next changes, at most one trip of them. Empty at the end.
-fn pack(ops: &mut dyn Iterator<Item = Op>) -> Result<Trip, DurableError> {
-    let mut trip = Trip { changes: Vec::new(), bytes: 0 };
-    while trip.changes.len() < TRIP_OPS && trip.bytes < TRIP_BYTES {
-        let Some(Op { key, change }) = ops.next() else { break };
-        let value = match change {
-            Change::Remove => None,
-            Change::Put(Record::Whole { data, .. }) if data.len() > MAX_WHOLE => {
-                return Err(DurableError::TooLarge { id: key.id(), len: data.len(), limit: MAX_WHOLE });
-            }
-            Change::Put(record) => Some(record.encode(&key)),
-        };
-        trip.bytes += KEY_LEN + value.as_ref().map_or(0, Vec::len);
-        trip.changes.push(Packed { key, value });
-    }
-    Ok(trip)
-}
-
-/// Makes the changes. sled gives back what stood there before, and writes nothing where nothing changes.
-fn make(tree: &sled::Tree, changes: Vec<Packed>, write: bool) -> Result<Vec<Made>, Failure> {
-    let mut made = Vec::with_capacity(changes.len());
-    for Packed { key, value } in changes {
-        let old = match &value {
-            Some(value) => tree.insert(key.as_bytes(), value.as_slice())?,
-            None => tree.remove(key.as_bytes())?,
-        };
-        made.push(Made { key, value, old });
-    }
-    if write {
-        tree.flush()?;
-    }
-    Ok(made)
 }
 
 fn decode_or_damaged(key: &Key, value: &[u8]) -> Record {

@@ -165,7 +165,7 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+    use std::sync::mpsc::{Receiver, Sender, channel};
 
     use super::super::sample::Source;
     use super::*;
@@ -178,6 +178,7 @@ mod tests {
         Changed(Level),
         Relieved(Level, u64),
         Returned,
+        Gone,
     }
 
     struct Recorder(Mutex<Sender<Event>>);
@@ -185,6 +186,12 @@ mod tests {
     impl Recorder {
         fn send(&self, event: Event) {
             let _ = self.0.lock().send(event);
+        }
+    }
+
+    impl Drop for Recorder {
+        fn drop(&mut self) {
+            self.send(Event::Gone);
         }
     }
 
@@ -285,16 +292,24 @@ mod tests {
     }
 
     #[test]
-    fn the_monitor_does_not_keep_the_spool_alive_and_ends_with_it() {
+    fn the_monitor_does_not_keep_the_spool_alive_while_it_waits() {
+        let mut rig = rig(Duration::from_secs(3_600));
+        rig.samples.send(Some(850)).unwrap();
+        rig.expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 150)]);
+        rig.relief = Arc::new(Recorder(Mutex::new(channel().0)));
+        rig.expect(&[Event::Gone]);
+        rig.monitor.stop();
+        must_end(rig.monitor);
+    }
+
+    #[test]
+    fn the_monitor_ends_with_the_spool() {
         let Rig { monitor, relief, samples, events } = rig(Duration::from_millis(1));
         samples.send(Some(100)).unwrap();
-        let alive = Arc::downgrade(&relief);
         drop(relief);
-        // Whatever the thread holds, it holds for one look at most.
         drop(samples);
         must_end(monitor);
-        assert!(alive.upgrade().is_none());
-        assert_eq!(events.recv_timeout(HANG), Err(RecvTimeoutError::Disconnected));
+        assert_eq!(events.recv_timeout(HANG), Ok(Event::Gone));
     }
 
     #[test]
