@@ -24,8 +24,7 @@ pub(crate) use ballast::Ballast;
 pub(crate) use filer::{Filer, FilerSettings, Retry};
 pub(crate) use filing::{Filing, FilingTask};
 pub(crate) use ledger::{HighKeys, Ledger, LedgerError, LedgerFile};
-pub(crate) use opening::{Opened, OpeningError, Places, Settled, open_filed, settle, without_segment};
-pub(crate) use retained::Retained;
+pub(crate) use opening::{Opened, Places, open_filed, settle, without_segment};
 pub(crate) use verify::{Finding, verify_filed};
 
 

@@ -280,7 +280,7 @@ pub(crate) fn settle(
     }
     let refiled = ops.len() as u64;
     if refiled > 0 {
-        let mut ops = ops.into_iter().map(|(key, found)| Op { key, change: Change::Put(refiled(&found)) });
+        let mut ops = ops.into_iter().map(|(key, found)| Op { key, change: Change::Put(record_of(&found)) });
         durable.apply(&mut ops, &mut |_, _| {})?;
     }
     let stock = durable.with(|store| take_stock(store, segments))?;
@@ -296,7 +296,7 @@ pub(crate) fn settle(
 }
 
 /// The record of a payload that stays where it is, however small: it may be the only copy.
-fn refiled(found: &Found) -> Record {
+fn record_of(found: &Found) -> Record {
     locator(found.header.seq, place_of(found), found.header.payload_crc)
 }
 

@@ -167,7 +167,10 @@ impl KeyRange {
         if next == 0 {
             start[0] = start[0].saturating_add(1);
         }
-        Self(start.max(self.0.start)..self.0.end)
+        match &self.0 {
+            Some(range) => Self::between(start.max(range.start), range.end),
+            None => Self::between(start, [0xff; KEY_LEN]),
+        }
     }
 
     /// Whether `key` is in it.

@@ -1,7 +1,6 @@
 //! What the spool does when memory is short, and `advise_low_memory`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_lite::future;
 
@@ -22,7 +21,8 @@ impl Relief for SpoolRelief {
         0
     }
 
-    fn level_changed(&self, _level: Level) {
+    fn level_changed(&self, level: Level) {
+        *self.0.pressure_level.lock() = level;
         self.0.stats.pressure_changed();
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tidespool_core::{Closed, SpoolId};
 
 use super::closing::Closing;
@@ -37,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) closing: Closing,
     /// Some thread panicked.
     pub(crate) worker_dead: Arc<AtomicBool>,
+    /// What the monitor said last.
+    pub(crate) pressure_level: Mutex<Level>,
     closed: AtomicBool,
     started: Instant,
     /// When the oldest version came in that the committer has in hand: nanoseconds since `started`, plus 1; 0 is none.
@@ -73,6 +76,7 @@ impl Shared {
             monitor: OnceLock::new(),
             closing: Closing::new(),
             worker_dead: parts.worker_dead,
+            pressure_level: Mutex::default(),
             closed: AtomicBool::new(false),
             started: Instant::now(),
             oldest_in_hand: AtomicU64::new(0),
@@ -155,7 +159,7 @@ impl Shared {
             sled_bytes: self.durable.memory_bytes(),
             memory_budget: self.config.memory_budget,
             resident_bytes: pressure.and_then(|sample| sample.resident).unwrap_or(0),
-            pressure_level: self.pressure_level(),
+            pressure_level: *self.pressure_level.lock(),
             memory_stall_ratio: pressure.and_then(|sample| sample.stall_ratio),
             sled_disk_bytes: self.durable.size_on_disk().unwrap_or(0),
             journal_bytes: all.iter().map(|segment| segment.size).sum::<u64>()
@@ -167,10 +171,6 @@ impl Shared {
             live_messages: None,
         };
         self.stats.snapshot(gauges)
-    }
-
-    fn pressure_level(&self) -> Level {
-        self.monitor.get().map_or(Level::Normal, Monitor::level)
     }
 }
 
