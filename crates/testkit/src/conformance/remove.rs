@@ -29,6 +29,7 @@ pub async fn a_removed_message_is_gone_at_once(subject: &mut Subject) {
         for len in [0, 100, 4096, 100_000] {
             let id = SpoolId::new();
             put_as(spool, id, 1, len, force_sync).await;
+            assert_holds(spool, id, 1, len).await;
             spool.remove(id).await.expect("remove");
             assert_absent(spool, id).await;
         }

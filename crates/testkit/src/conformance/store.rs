@@ -75,6 +75,8 @@ pub async fn the_last_store_counts(subject: &mut Subject) {
         {
             let id = SpoolId::new();
             put_as(spool, id, 1, before, first).await;
+            // A load in between, so that a copy kept for loads would show.
+            assert_holds(spool, id, 1, before).await;
             put_as(spool, id, 2, after, second).await;
             assert_holds(spool, id, 2, after).await;
             stored.push((id, 2, after));
@@ -101,6 +103,7 @@ pub async fn a_settled_version_is_replaced(subject: &mut Subject) {
     }
     all_upkeep(spool).await;
     for &(id, version, len, force_sync) in &stored {
+        drop(get(spool, id).await);
         put_as(spool, id, version, len, force_sync).await;
         assert_holds(spool, id, version, len).await;
     }

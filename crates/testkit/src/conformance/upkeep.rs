@@ -1,12 +1,12 @@
 //! Upkeep moves messages about. It loses none.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidespool_core::SpoolId;
 
 use super::Subject;
-use super::calls::{LENGTHS, all_upkeep, assert_holds, assert_lists, put, put_as};
+use super::calls::{LENGTHS, all_upkeep, assert_absent, assert_holds, assert_lists, put, put_as};
 
 /// advise_low_memory, cleanup and compact, each alone and more than once.
 pub async fn upkeep_keeps_every_message(subject: &mut Subject) {
@@ -42,28 +42,34 @@ pub async fn upkeep_of_an_empty_spool_is_ok(subject: &mut Subject) {
 
 /// Upkeep runs beside stores, loads and removes without harm to any of them.
 pub async fn upkeep_beside_traffic_loses_nothing(subject: &mut Subject) {
-    let done = Arc::new(AtomicBool::new(false));
+    const MESSAGES: usize = 150;
+    const ROUNDS: u64 = 8;
+    let rounds = Arc::new(AtomicU64::new(0));
     let upkeep = tokio::spawn({
-        let (spool, done) = (subject.shared(), done.clone());
+        let (spool, rounds) = (subject.shared(), rounds.clone());
         async move {
-            while !done.load(Ordering::Relaxed) {
+            while rounds.fetch_add(1, Ordering::Relaxed) < ROUNDS {
                 all_upkeep(spool.as_ref()).await;
             }
         }
     });
     let spool = subject.spool();
-    let mut stored = Vec::new();
-    for n in 0..150 {
-        let (short, long) = (SpoolId::new(), SpoolId::new());
-        put(spool, short, 1, 50 + n).await;
-        put_as(spool, long, 1, 3000 + n * 10, n % 10 == 0).await;
-        put(spool, long, 2, 3000 + n * 7).await;
-        assert_holds(spool, short, 1, 50 + n).await;
-        assert_holds(spool, long, 2, 3000 + n * 7).await;
-        spool.remove(short).await.expect("remove");
-        stored.push((long, 2, 3000 + n * 7));
+    let mut stored: Vec<(SpoolId, u64, usize)> = (0..MESSAGES).map(|_| (SpoolId::new(), 0, 0)).collect();
+    let mut turn = 0;
+    // As long as the upkeep goes on, and at least once for each message.
+    while turn < MESSAGES || rounds.load(Ordering::Relaxed) <= ROUNDS {
+        let (id, version, len) = &mut stored[turn % MESSAGES];
+        *version += 1;
+        *len = 100 + turn * 131 % 9000;
+        put_as(spool, *id, *version, *len, turn % 10 == 0).await;
+        let passing = SpoolId::new();
+        put(spool, passing, 1, *len / 2).await;
+        tokio::task::yield_now().await;
+        assert_holds(spool, *id, *version, *len).await;
+        spool.remove(passing).await.expect("remove");
+        assert_absent(spool, passing).await;
+        turn += 1;
     }
-    done.store(true, Ordering::Relaxed);
     upkeep.await.expect("upkeep");
     for &(id, version, len) in &stored {
         assert_holds(spool, id, version, len).await;
