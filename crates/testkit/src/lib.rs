@@ -19,7 +19,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a broken promise ends the test")]
 
 pub mod conformance;
-// pub mod crash;
+pub mod crash;
 pub mod ids;
 pub mod model;
 pub mod payload;

@@ -1,13 +1,14 @@
 //! The end of a spool.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use chrono::Utc;
 use tidespool_core::{Closed, Spool, SpoolId};
 
 use super::Subject;
-use super::calls::{put, put_as};
-use crate::payload;
+use super::calls::{assert_lists, put, put_as};
+use crate::{payload, wait};
 
 /// Once, again, and from several callers at a time.
 pub async fn shutdown_is_safe_to_repeat(subject: &mut Subject) {
@@ -52,31 +53,39 @@ fn assert_closed<T>(call: &str, result: anyhow::Result<T>) {
 
 /// Stores under way when the shutdown begins are either kept or refused, and always answered.
 pub async fn stores_beside_a_shutdown_are_answered(subject: &mut Subject) {
-    let ids: Vec<SpoolId> = (0..64).map(|_| SpoolId::new()).collect();
-    let stores: Vec<_> = ids
-        .iter()
-        .enumerate()
-        .map(|(n, &id)| {
-            let spool: Arc<dyn Spool> = subject.shared();
-            let data = payload::shared(id, 1, 2000);
-            tokio::spawn(async move { (id, spool.store(id, data, n % 2 == 0, None).await) })
-        })
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    let callers: Vec<_> = (0..8)
+        .map(|n| tokio::spawn(store_until_closed(subject.shared(), n % 2 == 0, acknowledged.clone())))
         .collect();
+    wait::until("64 stores are acknowledged", || acknowledged.load(Ordering::Relaxed) >= 64).await;
     subject.spool().shutdown().await.expect("shutdown");
     let mut kept = Vec::new();
-    for store in stores {
-        match store.await.expect("store does not panic") {
-            (id, Ok(())) => kept.push(id),
-            (_, Err(err)) => assert!(err.root_cause().is::<Closed>(), "store beside a shutdown: {err:#}"),
-        }
+    for caller in callers {
+        kept.extend(caller.await.expect("store does not panic"));
     }
     if !subject.factory().persists() {
         return;
     }
     subject.reopen().await;
-    let found = super::calls::list(subject.spool()).await;
-    assert_eq!(found.len(), kept.len(), "what was refused is not there, what was accepted is");
-    for id in kept {
-        payload::assert_is(id, 1, 2000, &found[&id]);
+    let kept: Vec<_> = kept.into_iter().map(|id| (id, 1, 2000)).collect();
+    assert_lists(subject.spool(), &kept).await;
+}
+
+/// Stores one message after the other until it is refused; returns those that were acknowledged.
+async fn store_until_closed(
+    spool: Arc<dyn Spool>,
+    force_sync: bool,
+    acknowledged: Arc<AtomicU64>,
+) -> Vec<SpoolId> {
+    let mut kept = Vec::new();
+    loop {
+        let id = SpoolId::new();
+        if let Err(err) = spool.store(id, payload::shared(id, 1, 2000), force_sync, None).await {
+            assert!(err.root_cause().is::<Closed>(), "store beside a shutdown: {err:#}");
+            return kept;
+        }
+        kept.push(id);
+        acknowledged.fetch_add(1, Ordering::Relaxed);
+        tokio::task::yield_now().await;
     }
 }

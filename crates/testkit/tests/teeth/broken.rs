@@ -145,7 +145,9 @@ impl Broken {
         let limit = 2 * 1024 * 1024 - usize::from(self.has(Fault::TheLimitIsOneByteLess));
         if data.len() > limit {
             match self.notes.fault {
-                Fault::ATooLargeMessageIsStoredAnyway => self.inner.store(id, data.clone(), true, None).await?,
+                Fault::ATooLargeMessageIsStoredAnyway => {
+                    self.inner.store(id, data.clone(), true, None).await?;
+                }
                 Fault::ATooLargeMessageRemovesTheEarlierVersion => self.inner.remove(id).await?,
                 _ => {}
             }
@@ -208,7 +210,13 @@ impl Spool for Broken {
         self.inner.remove(self.key(id)).await
     }
 
-    async fn store(&self, id: SpoolId, data: Data, force_sync: bool, deadline: Option<Instant>) -> Result<()> {
+    async fn store(
+        &self,
+        id: SpoolId,
+        data: Data,
+        force_sync: bool,
+        deadline: Option<Instant>,
+    ) -> Result<()> {
         let id = self.key(id);
         self.refuse(id, &data, deadline).await?;
         let nth = self.notes.stores.fetch_add(1, Ordering::SeqCst);
@@ -334,7 +342,9 @@ async fn walk(
         Fault::StartTimeIsInclusive => {
             start = start.checked_add_signed(TimeDelta::nanoseconds(100)).unwrap_or(start);
         }
-        Fault::RestartForgetsTimes if notes.opened.load(Ordering::SeqCst) > 1 => start = DateTime::<Utc>::MAX_UTC,
+        Fault::RestartForgetsTimes if notes.opened.load(Ordering::SeqCst) > 1 => {
+            start = DateTime::<Utc>::MAX_UTC;
+        }
         _ => {}
     }
     let mut all = list(&spool).await;

@@ -62,7 +62,10 @@ pub(crate) enum Fault {
 pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::AnAbsentMessageIsAnIoError, &["an_absent_message_is_not_found"]),
     (Fault::AnEmptyMessageIsNotStored, &["messages_of_every_size_come_back", "the_last_store_counts"]),
-    (Fault::LongMessagesLoseTheirLastByte, &["messages_of_every_size_come_back", "the_largest_message_is_taken"]),
+    (
+        Fault::LongMessagesLoseTheirLastByte,
+        &["messages_of_every_size_come_back", "the_largest_message_is_taken"],
+    ),
     (Fault::BytesAreTakenForText, &["bytes_of_every_value_come_back"]),
     (Fault::TheFirstStoreCounts, &["the_last_store_counts", "a_settled_version_is_replaced"]),
     (
