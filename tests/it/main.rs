@@ -1,1 +1,12 @@
-//! placeholder
+//! The integration tests: one binary, so that everything is linked once.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod setup; // small spools in directories of their own, and the calls that most tests are made of
+
+mod conformance; // every promise that can be seen from outside, in each durability
+mod damage; // files that were changed, truncated or deleted behind the spool's back
+mod enumerate; // enumeration while everything moves
+mod lifecycle; // opening, locking, paths, modes, formats
+mod limits; // room, deadlines, sizes
+mod model; // random operations and restarts against the reference

@@ -1,1 +1,28 @@
-//! placeholder
+//! How a spool is put to the proof. Everything here works on any [`Spool`](tidespool_core::Spool).
+//!
+//! # Layout
+//!
+//! * [`payload`] – messages that tell what they are, so that torn, mixed or foreign bytes are always recognised.
+//! * [`ids`] – ids of every kind that a spool may meet.
+//! * [`reference`] – a small, correct spool in memory: what the others are compared with.
+//! * [`conformance`] – every promise of a spool that can be seen from outside, one named test each:
+//!   [`conformance_tests!`].
+//! * [`model`] – random operations and restarts, compared with the reference spool step by step.
+//! * [`crash`] – the two sides of a `kill -9` test: the child that works, the parent that keeps the log, and the
+//!   judge that compares the log with what came back.
+//! * [`wait`] – bounded waits for what happens elsewhere.
+//!
+//! # What it is not
+//!
+//! Not for use outside of tests: it panics where a spool breaks a promise. That is its job.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a broken promise ends the test")]
+
+pub mod conformance;
+pub mod crash;
+pub mod ids;
+pub mod model;
+pub mod payload;
+pub mod reference;
+pub mod rng;
+pub mod wait;

@@ -1,0 +1,91 @@
+//! The end of a spool.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use chrono::Utc;
+use tidespool_core::{Closed, Spool, SpoolId};
+
+use super::Subject;
+use super::calls::{assert_lists, put, put_as};
+use crate::{payload, wait};
+
+/// Once, again, and from several callers at a time.
+pub async fn shutdown_is_safe_to_repeat(subject: &mut Subject) {
+    put(subject.spool(), SpoolId::new(), 1, 5000).await;
+    put_as(subject.spool(), SpoolId::new(), 1, 5000, true).await;
+    let callers: Vec<_> = (0..4)
+        .map(|_| {
+            let spool = subject.shared();
+            tokio::spawn(async move { spool.shutdown().await })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.expect("shutdown does not panic").expect("shutdown");
+    }
+    subject.spool().shutdown().await.expect("shutdown again");
+}
+
+/// A spool that is shut down says so, whatever is asked of it.
+pub async fn calls_after_shutdown_are_refused(subject: &mut Subject) {
+    let id = SpoolId::new();
+    let spool = subject.spool();
+    put(spool, id, 1, 5000).await;
+    spool.shutdown().await.expect("shutdown");
+    assert_closed("load", spool.load(id).await);
+    assert_closed("load of an absent id", spool.load(SpoolId::new()).await);
+    assert_closed("remove", spool.remove(id).await);
+    for force_sync in [false, true] {
+        assert_closed("store", spool.store(id, payload::shared(id, 2, 10), force_sync, None).await);
+    }
+    let (sender, receiver) = async_channel::bounded(1);
+    assert_closed("enumerate", spool.enumerate(sender, Utc::now()));
+    assert!(receiver.recv().await.is_err(), "an enumeration after shutdown sent something");
+    assert_closed("cleanup", spool.cleanup().await);
+    assert_closed("compact", spool.compact().await);
+    assert_closed("advise_low_memory", spool.advise_low_memory().await);
+}
+
+fn assert_closed<T>(call: &str, result: anyhow::Result<T>) {
+    let Err(err) = result else { panic!("{call} after shutdown went on") };
+    assert!(err.root_cause().is::<Closed>(), "{call} after shutdown: {err:#}");
+}
+
+/// Stores under way when the shutdown begins are either kept or refused, and always answered.
+pub async fn stores_beside_a_shutdown_are_answered(subject: &mut Subject) {
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    let callers: Vec<_> = (0..8)
+        .map(|n| tokio::spawn(store_until_closed(subject.shared(), n % 2 == 0, acknowledged.clone())))
+        .collect();
+    wait::until("64 stores are acknowledged", || acknowledged.load(Ordering::Relaxed) >= 64).await;
+    subject.spool().shutdown().await.expect("shutdown");
+    let mut kept = Vec::new();
+    for caller in callers {
+        kept.extend(caller.await.expect("store does not panic"));
+    }
+    if !subject.factory().persists() {
+        return;
+    }
+    subject.reopen().await;
+    let kept: Vec<_> = kept.into_iter().map(|id| (id, 1, 2000)).collect();
+    assert_lists(subject.spool(), &kept).await;
+}
+
+/// Stores one message after the other until it is refused; returns those that were acknowledged.
+async fn store_until_closed(
+    spool: Arc<dyn Spool>,
+    force_sync: bool,
+    acknowledged: Arc<AtomicU64>,
+) -> Vec<SpoolId> {
+    let mut kept = Vec::new();
+    loop {
+        let id = SpoolId::new();
+        if let Err(err) = spool.store(id, payload::shared(id, 1, 2000), force_sync, None).await {
+            assert!(err.root_cause().is::<Closed>(), "store beside a shutdown: {err:#}");
+            return kept;
+        }
+        kept.push(id);
+        acknowledged.fetch_add(1, Ordering::Relaxed);
+        tokio::task::yield_now().await;
+    }
+}

@@ -1,0 +1,131 @@
+//! Enumeration beside traffic, as at the start of a server that is already taking mail.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use chrono::Utc;
+use tidespool_core::{Spool, SpoolId};
+
+use super::Subject;
+use super::calls::{all_upkeep, assert_absent, collect, put, put_as};
+use crate::rng::Rng;
+use crate::{ids, payload};
+
+/// How many of each kind.
+const STABLE: u64 = 200;
+const REPLACED: u64 = 60;
+const REMOVED: u64 = 60;
+
+/// A message that is re-saved all the time, and how far that has come.
+struct Resaved {
+    id: SpoolId,
+    started: AtomicU64,
+    stored: AtomicU64,
+}
+
+/// Messages present throughout are seen exactly once, in a version that stood at some time meanwhile; removed ones
+/// never; those that come and go at most once.
+pub async fn messages_present_throughout_are_seen_once(subject: &mut Subject) {
+    let spool = subject.shared();
+    let assorted = ids::assorted(Utc::now() - chrono::TimeDelta::hours(1), STABLE + REPLACED + REMOVED);
+    let (stable, rest) = assorted.split_at(usize::try_from(STABLE).expect("small"));
+    let (replaced, removed) = rest.split_at(usize::try_from(REPLACED).expect("small"));
+    for (n, &id) in assorted.iter().enumerate() {
+        put_as(spool.as_ref(), id, 1, 20 + n * 25, n % 16 == 0).await;
+        if n == 150 {
+            all_upkeep(spool.as_ref()).await;
+        }
+    }
+    for &id in removed {
+        spool.remove(id).await.expect("remove");
+    }
+    let resaved = |&id: &SpoolId| Resaved { id, started: AtomicU64::new(1), stored: AtomicU64::new(1) };
+    let resaved: Arc<Vec<Resaved>> = Arc::new(replaced.iter().map(resaved).collect());
+    let done = Arc::new(AtomicBool::new(false));
+    let traffic = [
+        tokio::spawn(come_and_go(spool.clone(), done.clone(), 1)),
+        tokio::spawn(come_and_go(spool.clone(), done.clone(), 2)),
+        tokio::spawn(resave(spool.clone(), done.clone(), resaved.clone())),
+        tokio::spawn(keep_up(spool.clone(), done.clone())),
+    ];
+
+    for _ in 0..4 {
+        let floor: Vec<u64> = resaved.iter().map(|message| message.stored.load(Ordering::SeqCst)).collect();
+        let found = enumerate_slowly(spool.as_ref()).await;
+        for (n, &id) in stable.iter().enumerate() {
+            let data = found.get(&id).unwrap_or_else(|| panic!("stable message {id} was not enumerated"));
+            payload::assert_is(id, 1, 20 + n * 25, data);
+        }
+        for (message, floor) in resaved.iter().zip(floor) {
+            let id = message.id;
+            let data = found.get(&id).unwrap_or_else(|| panic!("re-saved message {id} was not enumerated"));
+            let version = payload::read(id, data).expect("whole").version.expect("a version");
+            let ceiling = message.started.load(Ordering::SeqCst);
+            assert!(
+                (floor..=ceiling).contains(&version),
+                "{id}: version {version} not in {floor}..={ceiling}"
+            );
+        }
+        for id in removed {
+            assert!(!found.contains_key(id), "message {id} was removed before, and enumerated");
+        }
+    }
+    done.store(true, Ordering::Relaxed);
+    for task in traffic {
+        task.await.expect("traffic");
+    }
+    for &id in removed {
+        assert_absent(spool.as_ref(), id).await;
+    }
+}
+
+async fn enumerate_slowly(spool: &dyn Spool) -> BTreeMap<SpoolId, Vec<u8>> {
+    let (sender, receiver) = async_channel::bounded(4);
+    spool.enumerate(sender, Utc::now()).expect("enumerate");
+    let mut found = BTreeMap::new();
+    while let Ok(entry) = receiver.recv().await {
+        let id = entry.id();
+        collect(&mut found, entry);
+        payload::read(id, &found[&id]).expect("whole");
+        tokio::task::yield_now().await;
+    }
+    found
+}
+
+/// Stores new messages, never the same id twice, and removes most of them.
+async fn come_and_go(spool: Arc<dyn Spool>, done: Arc<AtomicBool>, seed: u64) {
+    let mut rng = Rng::new(seed);
+    let mut here = Vec::new();
+    while !done.load(Ordering::Relaxed) {
+        let id = if rng.chance(50) { SpoolId::new() } else { ids::v4(rng.number()) };
+        let len = usize::try_from(rng.below(6000)).expect("small");
+        put_as(spool.as_ref(), id, 1, len, rng.chance(2)).await;
+        here.push(id);
+        if here.len() > 20 {
+            let id = here.swap_remove(usize::try_from(rng.below(20)).expect("small"));
+            spool.remove(id).await.expect("remove");
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn resave(spool: Arc<dyn Spool>, done: Arc<AtomicBool>, messages: Arc<Vec<Resaved>>) {
+    let mut version = 1;
+    while !done.load(Ordering::Relaxed) {
+        version += 1;
+        for message in messages.iter() {
+            message.started.store(version, Ordering::SeqCst);
+            put(spool.as_ref(), message.id, version, 800).await;
+            message.stored.store(version, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn keep_up(spool: Arc<dyn Spool>, done: Arc<AtomicBool>) {
+    while !done.load(Ordering::Relaxed) {
+        all_upkeep(spool.as_ref()).await;
+        tokio::task::yield_now().await;
+    }
+}

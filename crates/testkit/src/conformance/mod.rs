@@ -1,0 +1,43 @@
+//! Every promise of a spool that can be seen through `dyn Spool`, one named case each.
+//!
+//! A [`Factory`] says how the spool under test is opened; [`conformance_tests!`](crate::conformance_tests) makes a
+//! `#[test]` of each case, so that a broken promise is a test that fails by name:
+//!
+//! ```
+//! mod reference {
+//!     # use std::sync::Arc;
+//!     # use tidespool_core::Spool;
+//!     # use tidespool_testkit::{conformance::Factory, reference::{ReferenceSpool, ReferenceStorage}};
+//!     #[derive(Default)]
+//!     struct InMemory(ReferenceStorage);
+//!
+//!     #[async_trait::async_trait]
+//!     impl Factory for InMemory {
+//!         async fn open(&self) -> anyhow::Result<Arc<dyn Spool>> {
+//!             Ok(Arc::new(ReferenceSpool::open_with_limit(&self.0, self.max_message_size())))
+//!         }
+//!     }
+//!
+//!     tidespool_testkit::conformance_tests!(InMemory::default());
+//! }
+//! ```
+//!
+//! A new case is a function in one of the modules here, and a line in `cases.rs`.
+
+mod calls;
+mod cases;
+mod subject;
+
+pub mod closing;
+pub mod concurrent;
+pub mod dropped;
+pub mod enumerate;
+pub mod enumerate_traffic;
+pub mod refuse;
+pub mod remove;
+pub mod reopen;
+pub mod store;
+pub mod upkeep;
+
+pub use cases::{CASES, NamedCase};
+pub use subject::{Case, Factory, Outcome, Subject, check, run};

@@ -1,0 +1,176 @@
+//! What the child says, one line each.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::str::SplitAsciiWhitespace;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tidespool_core::SpoolId;
+
+/// Tells a line of the child from what a test harness prints around it.
+const MARK: &str = "@tidespool ";
+
+/// Something that the child was about to do, or that was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The spool is open.
+    Opened,
+    /// About to store.
+    Store {
+        /// The number of this operation: its answer has the same.
+        op: u64,
+        /// The message.
+        id: SpoolId,
+        /// Its version: no other store of this id has the same.
+        version: u64,
+        /// Its length in bytes.
+        len: usize,
+        /// With `force_sync`.
+        forced: bool,
+    },
+    /// About to remove.
+    Remove {
+        /// The number of this operation.
+        op: u64,
+        /// The message.
+        id: SpoolId,
+    },
+    /// Operation `op` was answered with `Ok`.
+    Done {
+        /// Its number.
+        op: u64,
+    },
+    /// Operation `op` was answered with an error which promises that nothing was left behind.
+    Failed {
+        /// Its number.
+        op: u64,
+    },
+    /// The child saw a promise broken.
+    Wrong {
+        /// How.
+        what: String,
+    },
+    /// Time goes on.
+    Tick,
+}
+
+/// An event, and when: microseconds since the child began. Times never go back from one line to the next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// Intents: before it was begun. Answers: after it was given.
+    pub at_us: u64,
+    /// What.
+    pub event: Event,
+}
+
+impl Line {
+    fn encode(&self) -> String {
+        let at = self.at_us;
+        match &self.event {
+            Event::Opened => format!("{MARK}{at} opened"),
+            Event::Store { op, id, version, len, forced } => {
+                format!("{MARK}{at} store {op} {id} {version} {len} {forced}")
+            }
+            Event::Remove { op, id } => format!("{MARK}{at} remove {op} {id}"),
+            Event::Done { op } => format!("{MARK}{at} done {op}"),
+            Event::Failed { op } => format!("{MARK}{at} failed {op}"),
+            Event::Wrong { what } => format!("{MARK}{at} wrong {}", what.replace('\n', " / ")),
+            Event::Tick => format!("{MARK}{at} tick"),
+        }
+    }
+
+    /// The line in `text`. `None` where it is not one of the child's, or was cut short by the kill.
+    #[must_use]
+    pub fn decode(text: &str) -> Option<Self> {
+        let (_, text) = text.split_once(MARK)?;
+        let mut words = text.split_ascii_whitespace();
+        let at_us = number(&mut words)?;
+        let event = match words.next()? {
+            "opened" => Event::Opened,
+            "store" => Event::Store {
+                op: number(&mut words)?,
+                id: words.next()?.parse().ok()?,
+                version: number(&mut words)?,
+                len: words.next()?.parse().ok()?,
+                forced: words.next()?.parse().ok()?,
+            },
+            "remove" => Event::Remove { op: number(&mut words)?, id: words.next()?.parse().ok()? },
+            "done" => Event::Done { op: number(&mut words)? },
+            "failed" => Event::Failed { op: number(&mut words)? },
+            "wrong" => Event::Wrong { what: words.collect::<Vec<_>>().join(" ") },
+            "tick" => Event::Tick,
+            _ => return None,
+        };
+        Some(Self { at_us, event })
+    }
+}
+
+fn number(words: &mut SplitAsciiWhitespace<'_>) -> Option<u64> {
+    words.next()?.parse().ok()
+}
+
+/// The child's mouth: each line is one unbuffered write to the standard output, so that a kill takes nothing back of
+/// what was said.
+#[derive(Debug)]
+pub struct Report {
+    out: Mutex<File>,
+    began: Instant,
+    ops: AtomicU64,
+}
+
+impl Report {
+    /// Speaks on the standard output from now on.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no standard output.
+    pub fn on_stdout() -> std::io::Result<Self> {
+        let out = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
+        Ok(Self { out: Mutex::new(out), began: Instant::now(), ops: AtomicU64::new(0) })
+    }
+
+    /// The number of the next operation.
+    pub fn next_op(&self) -> u64 {
+        self.ops.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Says it. Without a listener there is no point in going on: the process ends.
+    pub fn say(&self, event: Event) {
+        let mut out = self.out.lock();
+        // Taken under the lock, so that times and lines have one order.
+        let at_us = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let line = format!("\n{}\n", Line { at_us, event }.encode());
+        if out.write_all(line.as_bytes()).is_err() {
+            std::process::exit(0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_read_back() {
+        let id = SpoolId::new();
+        let events = [
+            Event::Opened,
+            Event::Store { op: 1, id, version: 2, len: 3, forced: true },
+            Event::Remove { op: 4, id },
+            Event::Done { op: 5 },
+            Event::Failed { op: 6 },
+            Event::Wrong { what: "a b c".to_owned() },
+            Event::Tick,
+        ];
+        for (n, event) in events.into_iter().enumerate() {
+            let line = Line { at_us: 17 + n as u64, event };
+            assert_eq!(Line::decode(&line.encode()), Some(line.clone()));
+            assert_eq!(Line::decode(&format!("test x ... {}", line.encode())), Some(line));
+        }
+        assert_eq!(Line::decode("running 1 test"), None);
+        assert_eq!(Line::decode("@tidespool 12 store 1"), None);
+    }
+}

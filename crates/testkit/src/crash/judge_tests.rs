@@ -1,0 +1,297 @@
+//! The judge is lied to in every way, and must notice; and is told the truth, and must not complain.
+
+use super::*;
+use crate::payload::Seen;
+use std::time::Duration;
+use tidespool_core::SpoolId;
+
+const MEMORY: Promise = Promise {
+    floor: Floor::Memory,
+    dirty_expire: Duration::from_millis(50),
+    slack: Duration::from_millis(50),
+};
+const KILL: Promise = Promise { floor: Floor::Kill, ..MEMORY };
+
+/// A log, written line by line, 1 ms apart unless time is let pass.
+#[derive(Default)]
+struct Story {
+    log: Vec<Line>,
+    now_us: u64,
+    ops: u64,
+    before: Stock,
+    after: Stock,
+}
+
+impl Story {
+    fn say(&mut self, event: Event) {
+        self.now_us += 1000;
+        self.log.push(Line { at_us: self.now_us, event });
+    }
+
+    /// About to store; the operation's number is its version.
+    fn begin(&mut self, id: SpoolId, forced: bool) -> u64 {
+        self.ops += 1;
+        self.say(Event::Store { op: self.ops, id, version: self.ops, len: 100, forced });
+        self.ops
+    }
+
+    fn store(&mut self, id: SpoolId, forced: bool) -> u64 {
+        let op = self.begin(id, forced);
+        self.say(Event::Done { op });
+        op
+    }
+
+    fn fail(&mut self, id: SpoolId, forced: bool) -> u64 {
+        let op = self.begin(id, forced);
+        self.say(Event::Failed { op });
+        op
+    }
+
+    fn begin_remove(&mut self, id: SpoolId) -> u64 {
+        self.ops += 1;
+        self.say(Event::Remove { op: self.ops, id });
+        self.ops
+    }
+
+    fn remove(&mut self, id: SpoolId) {
+        let op = self.begin_remove(id);
+        self.say(Event::Done { op });
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now_us += u64::try_from(time.as_micros()).unwrap();
+        self.say(Event::Tick);
+    }
+
+    /// After the kill, version `version` of `id` is there.
+    fn finds(&mut self, id: SpoolId, version: u64) {
+        self.after.insert(id, Found::Whole(Seen { version: Some(version), len: 100 }));
+    }
+
+    fn violations(&self, promise: Promise) -> Vec<Violation> {
+        judge(promise, &self.before, &self.log, &self.after).violations
+    }
+}
+
+fn id() -> SpoolId {
+    SpoolId::new()
+}
+
+#[test]
+fn an_honest_spool_is_not_accused() {
+    let mut story = Story::default();
+    let (synced, removed, old, young, doubted, failed) = (id(), id(), id(), id(), id(), id());
+    let kept = story.store(synced, true);
+    story.store(removed, true);
+    story.remove(removed);
+    let aged = story.store(old, false);
+    story.pass(Duration::from_secs(1));
+    story.store(young, false);
+    story.fail(failed, true);
+    story.begin(doubted, true);
+    story.finds(synced, kept);
+    story.finds(old, aged);
+    let verdict = judge(MEMORY, &story.before, &story.log, &story.after);
+    assert_eq!(verdict.violations, []);
+    let expected = Coverage {
+        acknowledged: 5,
+        had_to_survive: 4,
+        old_enough: 2,
+        in_doubt: 1,
+        lost_young: 1,
+        came_back: 2,
+    };
+    assert_eq!(verdict.coverage, expected);
+}
+
+#[test]
+fn what_was_in_doubt_may_have_happened_or_not() {
+    let (stored, removed, replaced) = (id(), id(), id());
+    let story = |happened: bool| {
+        let mut story = Story::default();
+        let there = story.store(removed, true);
+        let old = story.store(replaced, true);
+        let doubted = story.begin(stored, true);
+        let new = story.begin(replaced, true);
+        story.begin_remove(removed);
+        if happened {
+            story.finds(stored, doubted);
+            story.finds(replaced, new);
+        } else {
+            story.finds(removed, there);
+            story.finds(replaced, old);
+        }
+        story.violations(KILL)
+    };
+    assert_eq!(story(true), []);
+    assert_eq!(story(false), []);
+}
+
+#[test]
+fn i1_a_lost_synced_message_is_noticed() {
+    let mut story = Story::default();
+    let lost = id();
+    story.store(lost, true);
+    assert!(matches!(story.violations(MEMORY)[..], [Violation::DurableLost(id, _)] if id == lost));
+}
+
+#[test]
+fn i1_an_earlier_version_of_a_synced_message_is_noticed() {
+    let mut story = Story::default();
+    let stale = id();
+    let old = story.store(stale, true);
+    story.store(stale, true);
+    story.finds(stale, old);
+    assert!(matches!(story.violations(MEMORY)[..], [Violation::DurableLost(id, _)] if id == stale));
+}
+
+#[test]
+fn i1_a_message_from_before_the_child_is_noticed_when_lost() {
+    let mut story = Story::default();
+    let (lost, failed) = (id(), id());
+    for id in [lost, failed] {
+        story.before.insert(id, Found::Whole(Seen { version: Some(900), len: 100 }));
+    }
+    story.fail(failed, true);
+    story.say(Event::Opened);
+    assert!(matches!(story.violations(MEMORY)[..], [Violation::DurableLost(..), Violation::DurableLost(..)]));
+    story.finds(lost, 900);
+    story.finds(failed, 900);
+    assert_eq!(story.violations(MEMORY), []);
+}
+
+#[test]
+fn i1_with_the_floor_at_written_every_acknowledged_store_counts() {
+    let mut story = Story::default();
+    let lost = id();
+    story.store(lost, false);
+    assert_eq!(story.violations(MEMORY), []);
+    assert!(matches!(story.violations(KILL)[..], [Violation::DurableLost(id, _)] if id == lost));
+}
+
+#[test]
+fn i2_an_old_unsynced_message_is_noticed_when_lost() {
+    let mut story = Story::default();
+    let lost = id();
+    story.store(lost, false);
+    story.pass(Duration::from_millis(90));
+    assert_eq!(story.violations(MEMORY), []);
+    story.pass(Duration::from_millis(20));
+    assert!(matches!(story.violations(MEMORY)[..], [Violation::OldLost(id, _)] if id == lost));
+}
+
+#[test]
+fn i2_an_old_message_re_saved_all_the_time_is_noticed_when_lost() {
+    let mut story = Story::default();
+    let lost = id();
+    for _ in 0..100 {
+        story.store(lost, false);
+    }
+    assert!(matches!(story.violations(MEMORY)[..], [Violation::OldLost(id, _)] if id == lost));
+}
+
+#[test]
+fn i2_a_slow_disk_is_not_taken_for_a_broken_promise() {
+    let mut story = Story::default();
+    let (lost, probe) = (id(), id());
+    story.store(lost, false);
+    let slow = story.begin(probe, true);
+    story.pass(Duration::from_millis(200));
+    // Not answered yet, then answered: a commit takes 200 ms here.
+    assert_eq!(story.violations(MEMORY), []);
+    story.say(Event::Done { op: slow });
+    story.finds(probe, slow);
+    story.pass(Duration::from_millis(200));
+    assert_eq!(story.violations(MEMORY), []);
+    story.pass(Duration::from_millis(500));
+    assert!(matches!(story.violations(MEMORY)[..], [Violation::OldLost(id, _)] if id == lost));
+}
+
+#[test]
+fn i2_a_hole_is_noticed() {
+    let mut story = Story::default();
+    let (lost, kept) = (id(), id());
+    story.store(lost, false);
+    let newer = story.store(kept, false);
+    story.finds(kept, newer);
+    assert_eq!(story.violations(MEMORY), [Violation::Hole(lost, kept)]);
+}
+
+#[test]
+fn i2_what_looks_like_a_hole_and_is_none() {
+    let (older, newer) = (id(), id());
+    // Removed or replaced meanwhile; the newer one synced, or begun before the older one was answered.
+    let mut removed = Story::default();
+    removed.store(older, false);
+    let version = removed.store(newer, false);
+    removed.begin_remove(older);
+    removed.finds(newer, version);
+    let mut replaced = Story::default();
+    replaced.store(older, false);
+    let version = replaced.store(newer, false);
+    replaced.begin(older, false);
+    replaced.finds(newer, version);
+    let mut synced = Story::default();
+    synced.store(older, false);
+    let version = synced.store(newer, true);
+    synced.finds(newer, version);
+    let mut beside = Story::default();
+    let first = beside.begin(older, false);
+    let second = beside.begin(newer, false);
+    beside.say(Event::Done { op: first });
+    beside.say(Event::Done { op: second });
+    beside.finds(newer, second);
+    for story in [removed, replaced, synced, beside] {
+        assert_eq!(story.violations(MEMORY), [], "{:?}", story.log);
+    }
+}
+
+#[test]
+fn i3_an_undone_removal_is_noticed_once_it_is_old() {
+    let mut story = Story::default();
+    let removed = id();
+    let version = story.store(removed, true);
+    story.remove(removed);
+    story.finds(removed, version);
+    // Delivered again after a crash within dirty_expire: allowed.
+    assert_eq!(story.violations(KILL), []);
+    story.pass(Duration::from_secs(1));
+    assert!(matches!(story.violations(KILL)[..], [Violation::Resurrected(id, _)] if id == removed));
+}
+
+#[test]
+fn i3_a_message_from_nowhere_is_noticed() {
+    let mut story = Story::default();
+    let (unknown, other_version) = (id(), id());
+    story.store(other_version, false);
+    story.finds(unknown, 7);
+    story.finds(other_version, 700);
+    assert!(matches!(story.violations(MEMORY)[..], [Violation::Resurrected(..), Violation::Resurrected(..)]));
+}
+
+#[test]
+fn i4_wrong_bytes_are_noticed() {
+    let mut story = Story::default();
+    let torn = id();
+    story.store(torn, false);
+    story.after.insert(torn, Found::Wrong("byte 7 of 100".to_owned()));
+    assert!(matches!(story.violations(MEMORY)[..], [Violation::WrongBytes(id, _)] if id == torn));
+}
+
+#[test]
+fn what_a_failed_store_left_behind_is_noticed() {
+    let mut story = Story::default();
+    let (fresh, replaced) = (id(), id());
+    story.store(replaced, true);
+    let (a, b) = (story.fail(fresh, false), story.fail(replaced, true));
+    story.finds(fresh, a);
+    story.finds(replaced, b);
+    assert!(matches!(story.violations(KILL)[..], [Violation::LeftBehind(..), Violation::LeftBehind(..)]));
+}
+
+#[test]
+fn what_the_child_saw_is_passed_on() {
+    let mut story = Story::default();
+    story.say(Event::Wrong { what: "lost while running".to_owned() });
+    assert_eq!(story.violations(MEMORY), [Violation::SeenByTheChild("lost while running".to_owned())]);
+}

@@ -1,0 +1,86 @@
+//! What is there after the kill.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, bail};
+use chrono::{DateTime, Utc};
+use tidespool_core::{NotFound, Spool, SpoolEntry, SpoolId};
+
+use super::{Event, Line};
+use crate::payload;
+
+/// A message, as it came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Every byte is right.
+    Whole(payload::Seen),
+    /// It is there, and it is not a message that was ever stored.
+    Wrong(String),
+}
+
+/// Everything that a spool holds.
+pub type Stock = BTreeMap<SpoolId, Found>;
+
+/// Reads everything that `spool` holds, by enumeration and by loading each message, those that the log names
+/// included: both ways must tell the same.
+///
+/// # Errors
+///
+/// Where an error other than `NotFound` came back, or the two ways differ.
+pub async fn take_stock(spool: &dyn Spool, log: &[Line]) -> Result<Stock> {
+    let (sender, receiver) = async_channel::bounded(64);
+    spool.enumerate(sender, DateTime::<Utc>::MAX_UTC).context("enumerate")?;
+    let mut stock = Stock::new();
+    while let Ok(entry) = receiver.recv().await {
+        let (id, found) = match entry {
+            SpoolEntry::Item { id, data } => (id, examine(id, &data)),
+            SpoolEntry::Corrupt { id, error } => {
+                (id, Found::Wrong(format!("enumerated as damaged: {error}")))
+            }
+        };
+        if stock.insert(id, found).is_some() {
+            bail!("message {id} was enumerated twice");
+        }
+    }
+    let named = log.iter().filter_map(|line| match line.event {
+        Event::Store { id, .. } | Event::Remove { id, .. } => Some(id),
+        _ => None,
+    });
+    let mut ids: Vec<SpoolId> = named.chain(stock.keys().copied()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    for id in ids {
+        let loaded = match spool.load(id).await {
+            Ok(data) => Some(examine(id, &data)),
+            Err(err) if err.root_cause().is::<NotFound>() => None,
+            Err(err) => Some(Found::Wrong(format!("load: {err:#}"))),
+        };
+        if loaded.as_ref() != stock.get(&id) {
+            let listed = stock.get(&id);
+            bail!("message {id}: load says {loaded:?}, enumerate says {listed:?}");
+        }
+    }
+    Ok(stock)
+}
+
+fn examine(id: SpoolId, data: &[u8]) -> Found {
+    match payload::read(id, data) {
+        Ok(seen) => Found::Whole(seen),
+        Err(err) => Found::Wrong(err.to_string()),
+    }
+}
+
+/// Removes messages, in the order of their ids, until `keep` are left, so that many cycles on one directory do not
+/// fill it.
+///
+/// # Errors
+///
+/// Where a remove fails.
+pub async fn remove_surplus(spool: &dyn Spool, stock: &mut Stock, keep: usize) -> Result<()> {
+    while stock.len() > keep
+        && let Some((id, _)) = stock.pop_first()
+    {
+        spool.remove(id).await.with_context(|| format!("remove of {id}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! The child's side: a random mix of work, each step reported.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidespool_core::{
+    NotFound, Spool, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId, SpoolUnhealthyError,
+};
+use tokio::task::JoinSet;
+
+use super::{Event, Report};
+use crate::rng::Rng;
+use crate::{ids, payload};
+
+/// Tasks that store, replace, load and remove. Each has its own ids, so that what happens to one id has one order.
+const WORKERS: u64 = 8;
+
+/// How many messages a worker has at most.
+const HELD: usize = 24;
+
+/// Ids that every child of a directory uses again, for each worker.
+const LASTING_IDS: u64 = 6;
+
+/// Works until the process is killed. `cycle` tells the versions of one child from those of the next.
+///
+/// # Panics
+///
+/// Where a task panics: the parent hears of it.
+pub async fn work(spool: Arc<dyn Spool>, seed: u64, cycle: u64, report: Arc<Report>) {
+    report.say(Event::Opened);
+    let mut tasks = JoinSet::new();
+    for number in 0..WORKERS {
+        let worker = Worker {
+            spool: spool.clone(),
+            report: report.clone(),
+            rng: Rng::new(seed).fork(number),
+            number,
+            first_version: cycle << 32,
+            held: BTreeMap::new(),
+        };
+        tasks.spawn(worker.run());
+    }
+    tasks.spawn(probe(spool.clone(), report.clone(), cycle));
+    tasks.spawn(upkeep(spool, report.clone(), Rng::new(seed).fork(WORKERS)));
+    tasks.spawn(tick(report.clone()));
+    if let Some(ended) = tasks.join_next().await {
+        report.say(Event::Wrong { what: format!("a task of the child ended: {ended:?}") });
+    }
+}
+
+/// One of the tasks.
+struct Worker {
+    spool: Arc<dyn Spool>,
+    report: Arc<Report>,
+    rng: Rng,
+    number: u64,
+    first_version: u64,
+    /// What this worker knows to be there: id → version, length.
+    held: BTreeMap<SpoolId, (u64, usize)>,
+}
+
+impl Worker {
+    async fn run(mut self) {
+        loop {
+            let full = self.held.len() >= HELD;
+            match self.rng.below(100) {
+                0..45 if !full => self.store_new().await,
+                0..60 => self.resave().await,
+                60..80 => self.remove().await,
+                _ => self.load().await,
+            }
+            // A pace that a disk can follow, so that the spool does more than to push back.
+            tokio::time::sleep(Duration::from_micros(self.rng.below(1500))).await;
+        }
+    }
+
+    async fn store_new(&mut self) {
+        let id = if self.rng.chance(80) { SpoolId::new() } else { self.lasting_id() };
+        let len = match self.rng.below(10) {
+            0..5 => self.rng.below(2_000),
+            5..9 => self.rng.below(64_000),
+            _ => self.rng.below(200_000),
+        };
+        let forced = self.rng.chance(25);
+        self.store(id, len, forced).await;
+    }
+
+    /// As a server re-saves the metadata of a message.
+    async fn resave(&mut self) {
+        let Some(id) = self.pick() else { return };
+        let len = 500 + self.rng.below(1500);
+        let forced = self.rng.chance(15);
+        self.store(id, len, forced).await;
+    }
+
+    async fn store(&mut self, id: SpoolId, len: u64, forced: bool) {
+        // Nothing between 1 and the header's length: such messages cannot tell their version.
+        let len = usize::try_from(len).unwrap_or(0);
+        let len = if (1..payload::HEADER_BYTES).contains(&len) { 0 } else { len };
+        let op = self.report.next_op();
+        let version = self.first_version + op;
+        let data = payload::shared(id, version, len);
+        let hurried = self.rng.chance(3);
+        let deadline = hurried.then(|| Instant::now() + Duration::from_micros(self.rng.below(3000)));
+        self.report.say(Event::Store { op, id, version, len, forced });
+        match self.spool.store(id, data, forced, deadline).await {
+            Ok(()) => {
+                self.held.insert(id, (version, len));
+                self.report.say(Event::Done { op });
+            }
+            Err(err) if may_fail_so(&err) => self.report.say(Event::Failed { op }),
+            Err(err) => self.wrong(format!("store of {id}: {err:#}")),
+        }
+    }
+
+    async fn remove(&mut self) {
+        let Some(id) = self.pick() else { return };
+        let op = self.report.next_op();
+        self.report.say(Event::Remove { op, id });
+        match self.spool.remove(id).await {
+            Ok(()) => {
+                self.held.remove(&id);
+                self.report.say(Event::Done { op });
+            }
+            Err(err) => self.wrong(format!("remove of {id}: {err:#}")),
+        }
+    }
+
+    async fn load(&mut self) {
+        let Some(id) = self.pick() else { return };
+        let Some(&(version, len)) = self.held.get(&id) else { return };
+        match self.spool.load(id).await {
+            Ok(data) => match payload::read(id, &data) {
+                Ok(seen) if seen.len == len && seen.version.is_none_or(|found| found == version) => {}
+                Ok(seen) => self.wrong(format!("load of {id}: {seen:?}, stored {version}, {len} bytes")),
+                Err(err) => self.wrong(err.to_string()),
+            },
+            Err(err) if err.root_cause().is::<NotFound>() => {
+                self.wrong(format!("{id} is lost while running"));
+            }
+            Err(err) => self.wrong(format!("load of {id}: {err:#}")),
+        }
+    }
+
+    fn pick(&mut self) -> Option<SpoolId> {
+        let place = usize::try_from(self.rng.below(self.held.len() as u64)).unwrap_or(0);
+        self.held.keys().nth(place).copied()
+    }
+
+    /// An id without a time, or of a time long past, the same in every child.
+    fn lasting_id(&mut self) -> SpoolId {
+        let n = self.number * LASTING_IDS + self.rng.below(LASTING_IDS);
+        ids::assorted(chrono::DateTime::UNIX_EPOCH + chrono::TimeDelta::days(20_000), n + 1)
+            .last()
+            .copied()
+            .unwrap_or_default()
+    }
+
+    fn wrong(&self, what: String) {
+        self.report.say(Event::Wrong { what });
+    }
+}
+
+/// A store may be refused for want of time or room. It leaves nothing behind then.
+fn may_fail_so(err: &anyhow::Error) -> bool {
+    let root = err.root_cause();
+    root.is::<SpoolCallerDeadlineExceeded>()
+        || root.is::<SpoolBackpressureTimeout>()
+        || root.is::<SpoolUnhealthyError>()
+}
+
+/// Synced stores, one after the other: the judge learns from them how long a commit takes just now.
+async fn probe(spool: Arc<dyn Spool>, report: Arc<Report>, cycle: u64) {
+    let id = ids::v4(u64::MAX);
+    loop {
+        let op = report.next_op();
+        let version = (cycle << 32) + op;
+        report.say(Event::Store { op, id, version, len: 64, forced: true });
+        match spool.store(id, payload::shared(id, version, 64), true, None).await {
+            Ok(()) => report.say(Event::Done { op }),
+            Err(err) if may_fail_so(&err) => report.say(Event::Failed { op }),
+            Err(err) => report.say(Event::Wrong { what: format!("store of the probe: {err:#}") }),
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn upkeep(spool: Arc<dyn Spool>, report: Arc<Report>, mut rng: Rng) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(rng.below(150))).await;
+        let done = match rng.below(10) {
+            0..5 => spool.cleanup().await,
+            5..8 => spool.advise_low_memory().await.map(drop),
+            _ => spool.compact().await,
+        };
+        if let Err(err) = done {
+            report.say(Event::Wrong { what: format!("upkeep: {err:#}") });
+        }
+    }
+}
+
+async fn tick(report: Arc<Report>) {
+    loop {
+        report.say(Event::Tick);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

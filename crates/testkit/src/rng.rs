@@ -1,0 +1,72 @@
+//! Random numbers that a seed repeats.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// `SplitMix64`: small, quick, and the same on every machine.
+///
+/// Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
+#[derive(Debug, Clone)]
+pub struct Rng(u64);
+
+impl Rng {
+    /// The generator with this seed.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next number.
+    pub fn number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(self.0)
+    }
+
+    /// A number below `bound`, 0 where `bound` is 0.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.number().checked_rem(bound).unwrap_or(0)
+    }
+
+    /// True in `percent` of all cases.
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+
+    /// A generator of its own for part number `part` of the work.
+    #[must_use]
+    pub fn fork(&self, part: u64) -> Self {
+        Self(mix(self.0 ^ mix(part.wrapping_add(1))))
+    }
+}
+
+/// The finishing step of `SplitMix64`: each input bit changes about half of the output bits.
+#[must_use]
+pub const fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+/// The seed in the environment variable `name`, else one from the clock. The caller prints it.
+///
+/// # Panics
+///
+/// Where the variable is set and is not a number.
+#[must_use]
+pub fn seed_from_env(name: &str) -> u64 {
+    number_from_env(name).unwrap_or_else(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        mix(u64::from(since.subsec_nanos()) ^ since.as_secs().rotate_left(32)) % 1_000_000_000
+    })
+}
+
+/// The number in the environment variable `name`, `None` where it is not set.
+///
+/// # Panics
+///
+/// Where the variable is set and is not a number.
+#[must_use]
+pub fn number_from_env(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    let number = text.trim().parse();
+    Some(number.unwrap_or_else(|_| panic!("{name} is {text:?}: expected a whole number")))
+}

@@ -1,0 +1,30 @@
+//! The reference spool keeps every promise, and agrees with itself.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tidespool_core::Spool;
+use tidespool_testkit::conformance::Factory;
+use tidespool_testkit::model;
+use tidespool_testkit::reference::{ReferenceSpool, ReferenceStorage};
+
+#[derive(Default)]
+struct Reference(ReferenceStorage);
+
+#[async_trait]
+impl Factory for Reference {
+    async fn open(&self) -> anyhow::Result<Arc<dyn Spool>> {
+        Ok(Arc::new(ReferenceSpool::open_with_limit(&self.0, self.max_message_size())))
+    }
+}
+
+mod conformance {
+    use super::Reference;
+
+    tidespool_testkit::conformance_tests!(Reference::default());
+}
+
+#[test]
+fn model() {
+    model::run(1, Reference::default);
+}

@@ -1,0 +1,42 @@
+use tidespool::Durability;
+use tidespool_testkit::reference::{ReferenceSpool, ReferenceStorage};
+
+use crate::setup::Tiered;
+
+mod memory {
+    use super::*;
+    tidespool_testkit::conformance_tests!(Tiered::with(Durability::Memory));
+}
+
+mod written {
+    use super::*;
+    tidespool_testkit::conformance_tests!(Tiered::with(Durability::Written));
+}
+
+mod synced {
+    use super::*;
+    tidespool_testkit::conformance_tests!(Tiered::with(Durability::Synced));
+}
+
+/// What the others are compared with must keep the promises itself.
+mod reference {
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use tidespool_core::Spool;
+    use tidespool_testkit::conformance::Factory;
+
+    use super::{ReferenceSpool, ReferenceStorage};
+
+    #[derive(Default)]
+    struct Reference(ReferenceStorage);
+
+    #[async_trait]
+    impl Factory for Reference {
+        async fn open(&self) -> anyhow::Result<Arc<dyn Spool>> {
+            Ok(Arc::new(ReferenceSpool::open_with_limit(&self.0, self.max_message_size())))
+        }
+    }
+
+    tidespool_testkit::conformance_tests!(Reference::default());
+}

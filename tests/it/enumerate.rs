@@ -1,0 +1,109 @@
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, Utc};
+use tidespool_core::{Spool, SpoolEntry, SpoolId};
+use tidespool_testkit::payload;
+
+use crate::setup::{Tiered, enumerate, put, stop};
+
+/// Messages small and large, some filed, some retained, some fresh.
+async fn fill(spool: &dyn Spool, count: usize) -> BTreeSet<SpoolId> {
+    let mut stored = BTreeSet::new();
+    for n in 0..count {
+        let len = if n % 3 == 0 { 6000 + n } else { 100 + n };
+        stored.insert(put(spool, len, n % 100 == 0).await);
+        if n == count / 3 {
+            spool.compact().await.expect("compact");
+        }
+        if n == count / 2 {
+            spool.advise_low_memory().await.expect("advise_low_memory");
+        }
+    }
+    stored
+}
+
+fn whole(entry: SpoolEntry) -> SpoolId {
+    match entry {
+        SpoolEntry::Item { id, data } => {
+            payload::read(id, &data).expect("whole");
+            id
+        }
+        SpoolEntry::Corrupt { id, error } => panic!("{id}: {error}"),
+    }
+}
+
+/// A checkpoint that moves everything to another place in the middle of an enumeration makes nothing come twice, and
+/// nothing be left out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_in_the_middle_changes_nothing() {
+    let tiered = Tiered::new(|config| config);
+    let spool = tiered.start().await;
+    let stored = fill(spool.as_ref(), 900).await;
+    for read_before in [0, 1, 200, 450, 899] {
+        let (sender, receiver) = async_channel::bounded(1);
+        spool.enumerate(sender, DateTime::<Utc>::MAX_UTC).expect("enumerate");
+        let mut found = BTreeSet::new();
+        for _ in 0..read_before {
+            assert!(found.insert(whole(receiver.recv().await.expect("an entry"))));
+        }
+        spool.compact().await.expect("compact");
+        while let Ok(entry) = receiver.recv().await {
+            let id = whole(entry);
+            assert!(found.insert(id), "{id} came twice, with {read_before} read before the checkpoint");
+        }
+        assert!(found == stored, "{} of {} came, {read_before} before the checkpoint", found.len(), stored.len());
+    }
+    stop(spool).await;
+}
+
+/// What is removed or stored while a slow receiver waits comes at most once, and what stays comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn removals_and_stores_in_the_middle_disturb_nobody_else() {
+    let tiered = Tiered::new(|config| config);
+    let spool = tiered.start().await;
+    let stored: Vec<SpoolId> = fill(spool.as_ref(), 600).await.into_iter().collect();
+    let (sender, receiver) = async_channel::bounded(1);
+    spool.enumerate(sender, DateTime::<Utc>::MAX_UTC).expect("enumerate");
+    let mut found = BTreeSet::new();
+    let mut later = Vec::new();
+    let mut turn = 0;
+    while let Ok(entry) = receiver.recv().await {
+        assert!(found.insert(whole(entry)));
+        // Every other message goes, one by one, from the far end; new ones come; all is moved now and then.
+        if let Some(id) = stored.iter().rev().step_by(2).nth(turn) {
+            spool.remove(*id).await.expect("remove");
+        }
+        if turn < 600 {
+            later.push(put(spool.as_ref(), 50 + turn * 20, false).await);
+        }
+        if turn % 150 == 149 {
+            spool.compact().await.expect("compact");
+        }
+        turn += 1;
+    }
+    for id in stored.iter().rev().skip(1).step_by(2) {
+        assert!(found.contains(id), "{id} was there throughout and did not come");
+    }
+    let known: BTreeSet<SpoolId> = stored.iter().copied().chain(later).collect();
+    assert!(found.is_subset(&known));
+    stop(spool).await;
+}
+
+/// A receiver that never reads holds up neither work, nor upkeep, nor the shutdown; then it sees the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_never_reads_holds_up_nothing() {
+    let tiered = Tiered::new(|config| config);
+    let spool = tiered.start().await;
+    let mut stored = fill(spool.as_ref(), 300).await;
+    let (sender, receiver) = async_channel::bounded(1);
+    spool.enumerate(sender, DateTime::<Utc>::MAX_UTC).expect("enumerate");
+    stored.extend(fill(spool.as_ref(), 300).await);
+    spool.cleanup().await.expect("cleanup");
+    assert_eq!(enumerate(spool.as_ref()).await.len(), stored.len());
+    stop(spool).await;
+    let mut entries = 0;
+    while receiver.recv().await.is_ok() {
+        entries += 1;
+    }
+    assert!(entries < 300, "{entries} entries came through a channel of 1 that nobody read");
+}

@@ -1,0 +1,223 @@
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+use tidespool::TieredSpool;
+use tidespool_core::{Locked, Spool, UnsupportedFormat};
+
+use crate::setup::{Tiered, assert_holds, put, small, stop, walk};
+
+/// Set for the child of [`a_spool_in_use_by_another_process_is_named`]: the directory it opens.
+const CHILD_DIR: &str = "TIDESPOOL_LIFECYCLE_DIR";
+
+async fn refusal(path: &Path) -> anyhow::Error {
+    match TieredSpool::open(small(path)).await {
+        Ok(_) => panic!("{} was opened", path.display()),
+        Err(err) => err,
+    }
+}
+
+/// In one process too a directory has one owner at a time, and the next one after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_opener_is_told_who_has_it() {
+    let tiered = Tiered::new(|config| config);
+    let first = tiered.start().await;
+    let id = put(first.as_ref(), 5000, false).await;
+    let err = refusal(&tiered.path()).await;
+    let locked = err.root_cause().downcast_ref::<Locked>().unwrap_or_else(|| panic!("{err:#}"));
+    assert_eq!(locked.pid, Some(std::process::id()));
+    assert_eq!(locked.path, tiered.path());
+    // The first one was not disturbed, and gives the directory back when it is shut down.
+    assert_holds(first.as_ref(), id, 5000).await;
+    first.shutdown().await.expect("shutdown");
+    let second = tiered.start().await;
+    assert_holds(second.as_ref(), id, 5000).await;
+    drop(first);
+    assert_holds(second.as_ref(), id, 5000).await;
+    stop(second).await;
+}
+
+/// Not a test by itself: the other process.
+#[tokio::test(flavor = "multi_thread")]
+async fn child_that_holds_a_spool() {
+    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
+    let spool = TieredSpool::open(small(Path::new(&dir))).await.expect("open");
+    println!("\nopened");
+    // Until the parent lets go of our input.
+    std::io::stdin().read_line(&mut String::new()).expect("reading the input");
+    spool.shutdown().await.expect("shutdown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_in_use_by_another_process_is_named() {
+    let tiered = Tiered::new(|config| config);
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "lifecycle::child_that_holds_a_spool", "--nocapture", "--test-threads=1"])
+        .env(CHILD_DIR, tiered.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap() == "opened"), "the child did not open the spool");
+    let err = refusal(&tiered.path()).await;
+    let locked = err.root_cause().downcast_ref::<Locked>().unwrap_or_else(|| panic!("{err:#}"));
+    assert_eq!(locked.pid, Some(child.id()));
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    stop(tiered.start().await).await;
+}
+
+/// The kernel lets go of a dead owner's lock: what it left behind stops nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lock_of_a_dead_process_stops_nobody() {
+    let tiered = Tiered::new(|config| config);
+    stop(tiered.start().await).await;
+    std::fs::write(tiered.path().join("LOCK"), "999999999\n").unwrap();
+    stop(tiered.start().await).await;
+}
+
+/// Where the directory cannot be made or written, the error says which.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_cannot_be_is_named() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "not a directory").unwrap();
+    for path in [file.clone(), file.join("spool"), dir.path().join("not-there").join("spool")] {
+        let err = format!("{:#}", refusal(&path).await);
+        assert!(err.contains(&*path.to_string_lossy()), "{} is not named: {err}", path.display());
+    }
+    assert_eq!(std::fs::read(&file).unwrap(), b"not a directory");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_directory_is_named() {
+    if rustix::process::geteuid().is_root() {
+        println!("skipped: permission bits do not stop root");
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o500)).unwrap();
+    let path = dir.path().join("spool");
+    let err = format!("{:#}", refusal(&path).await);
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    assert!(err.contains(&*path.to_string_lossy()), "{err}");
+}
+
+/// A name is bytes to the file system, and so it is to the spool.
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_paths_work() {
+    let dir = TempDir::new().unwrap();
+    let real = dir.path().join("real");
+    std::fs::create_dir(&real).unwrap();
+    std::os::unix::fs::symlink(&real, dir.path().join("link")).unwrap();
+    let not_utf8 = OsString::from_vec(b"not \xff utf-8".to_vec());
+    let paths = [
+        relative(&dir.path().join("relative")),
+        dir.path().join("with spaces, ünïcödé and \"quotes\""),
+        dir.path().join(not_utf8),
+        dir.path().join("real/../dots/."),
+        dir.path().join("slash/"),
+        dir.path().join("link"),
+    ];
+    for path in paths {
+        // Two rounds: one makes the spool, one finds it.
+        let mut stored = Vec::new();
+        for len in [100, 9000] {
+            let spool = TieredSpool::open(small(&path)).await;
+            let spool = spool.unwrap_or_else(|err| panic!("{}: {err:#}", path.display()));
+            stored.push((put(&spool, len, false).await, len));
+            for &(id, len) in &stored {
+                assert_holds(&spool, id, len).await;
+            }
+            spool.compact().await.expect("compact");
+            spool.shutdown().await.expect("shutdown");
+        }
+    }
+}
+
+/// The same place, seen from the working directory.
+fn relative(path: &Path) -> PathBuf {
+    let here = std::env::current_dir().unwrap().canonicalize().unwrap();
+    let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
+    let parent = path.parent().unwrap().canonicalize().unwrap();
+    up.join(parent.strip_prefix("/").unwrap()).join(path.file_name().unwrap())
+}
+
+/// Mail is nobody else's business, whatever the umask.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_for_their_owner_alone() {
+    let tiered = Tiered::new(|config| config.ballast(64 * 1024));
+    let spool = tiered.start().await;
+    for len in [10, 5000, 600_000] {
+        put(spool.as_ref(), len, true).await;
+    }
+    spool.compact().await.expect("compact");
+    let check = |when: &str| {
+        for path in walk(&tiered.path()) {
+            let metadata = path.symlink_metadata().unwrap();
+            let expected = if metadata.is_dir() { 0o700 } else { 0o600 };
+            let mode = metadata.permissions().mode() & 0o7777;
+            assert_eq!(mode, expected, "{} has mode {mode:o} {when}", path.display());
+        }
+    };
+    check("while the spool is open");
+    stop(spool).await;
+    check("after shutdown");
+}
+
+/// What a later version has written is left as it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_format_is_refused_untouched() {
+    let tiered = Tiered::new(|config| config);
+    let spool = tiered.start().await;
+    put(spool.as_ref(), 9000, true).await;
+    stop(spool).await;
+    let format = tiered.path().join("FORMAT");
+    let text = std::fs::read_to_string(&format).unwrap();
+    std::fs::write(&format, with_first_number(&text, "987654")).unwrap();
+
+    let before = contents(&tiered.path());
+    let err = refusal(&tiered.path()).await;
+    let refused = err.root_cause().downcast_ref::<UnsupportedFormat>().unwrap_or_else(|| panic!("{err:#}"));
+    assert!(refused.found.contains("987654"), "{refused}");
+    assert!(contents(&tiered.path()) == before, "something was changed");
+
+    // Put back, it opens again.
+    std::fs::write(&format, text).unwrap();
+    stop(tiered.start().await).await;
+}
+
+/// A format file that says nothing is no licence to start anew over the messages.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_format_is_refused_untouched() {
+    let tiered = Tiered::new(|config| config);
+    let spool = tiered.start().await;
+    put(spool.as_ref(), 9000, true).await;
+    stop(spool).await;
+    for text in ["", "something else entirely\n"] {
+        std::fs::write(tiered.path().join("FORMAT"), text).unwrap();
+        let before = contents(&tiered.path());
+        let err = format!("{:#}", refusal(&tiered.path()).await);
+        assert!(err.contains("FORMAT"), "{err}");
+        assert!(contents(&tiered.path()) == before, "something was changed");
+    }
+}
+
+/// `text`, with another number in the place of its first one: the version of the layout.
+fn with_first_number(text: &str, number: &str) -> String {
+    let from = text.find(|c: char| c.is_ascii_digit()).expect("a version");
+    let rest = text[from..].trim_start_matches(|c: char| c.is_ascii_digit());
+    format!("{}{number}{rest}", &text[..from])
+}
+
+/// Every file and what is in it. Taking the lock may write the lock file.
+fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let files = walk(dir).into_iter().filter(|path| path.is_file() && !path.ends_with("LOCK"));
+    files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+}

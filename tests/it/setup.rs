@@ -1,0 +1,127 @@
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use tempfile::TempDir;
+use tidespool::{Config, Durability, HealthConfig, PressureConfig, TieredSpool};
+use tidespool_core::{NotFound, Spool, SpoolEntry, SpoolId};
+use tidespool_testkit::conformance::Factory;
+use tidespool_testkit::payload;
+
+pub(crate) const KIB: u64 = 1024;
+pub(crate) const MIB: u64 = 1024 * KIB;
+
+/// A spool so small that segments fill, recycle and are filed within a test. What the machine has of memory and disk
+/// plays no part.
+pub(crate) fn small(path: &Path) -> Config {
+    Config::new(path)
+        .memory_budget(32 * MIB)
+        .dirty_limit(4 * MIB)
+        .dirty_expire(Duration::from_millis(50))
+        .store_deadline(Duration::from_secs(60))
+        .max_message_size(2 * MIB)
+        .segment_size(256 * KIB)
+        .journal_capacity(8 * MIB)
+        .checkpoint_after(Duration::from_millis(100))
+        .separate_above(4 * KIB)
+        .ballast(0)
+        .pressure(PressureConfig::default().enabled(false))
+        .health(
+            HealthConfig::default()
+                .min_free_bytes(0)
+                .min_free_fraction(0.0)
+                .backlog_latch_after(Duration::from_secs(3600)),
+        )
+}
+
+/// A directory for a spool, and how the spool in it is opened.
+pub(crate) struct Tiered {
+    pub(crate) config: Config,
+    dir: TempDir,
+}
+
+impl Tiered {
+    /// With the settings that `adjust` makes of [`small`].
+    pub(crate) fn new(adjust: impl FnOnce(Config) -> Config) -> Self {
+        let dir = TempDir::new().unwrap();
+        let config = adjust(small(&dir.path().join("spool")));
+        Self { config, dir }
+    }
+
+    pub(crate) fn with(durability: Durability) -> Self {
+        Self::new(|config| config.durability(durability))
+    }
+
+    /// The directory of the spool.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.path().join("spool")
+    }
+
+    pub(crate) async fn start(&self) -> Arc<TieredSpool> {
+        Arc::new(TieredSpool::open(self.config.clone()).await.expect("open"))
+    }
+}
+
+#[async_trait]
+impl Factory for Tiered {
+    async fn open(&self) -> anyhow::Result<Arc<dyn Spool>> {
+        Ok(Arc::new(TieredSpool::open(self.config.clone()).await?))
+    }
+
+    fn max_message_size(&self) -> u64 {
+        self.config.max_message_size
+    }
+}
+
+/// An orderly end.
+pub(crate) async fn stop(spool: Arc<TieredSpool>) {
+    spool.shutdown().await.expect("shutdown");
+}
+
+/// Stores `len` bytes under a new id.
+pub(crate) async fn put(spool: &dyn Spool, len: usize, force_sync: bool) -> SpoolId {
+    let id = SpoolId::new();
+    spool.store(id, payload::shared(id, 1, len), force_sync, None).await.expect("store");
+    id
+}
+
+pub(crate) async fn assert_holds(spool: &dyn Spool, id: SpoolId, len: usize) {
+    let data = spool.load(id).await.unwrap_or_else(|err| panic!("load of {id}: {err:#}"));
+    payload::assert_is(id, 1, len, &data);
+}
+
+pub(crate) async fn assert_absent(spool: &dyn Spool, id: SpoolId) {
+    let err = spool.load(id).await.expect_err("it should not be there");
+    assert!(err.root_cause().is::<NotFound>(), "{err:#}");
+}
+
+/// Everything that is enumerated, damaged messages included, in the order of coming.
+pub(crate) async fn enumerate(spool: &dyn Spool) -> Vec<SpoolEntry> {
+    let (sender, receiver) = async_channel::bounded(64);
+    spool.enumerate(sender, DateTime::<Utc>::MAX_UTC).expect("enumerate");
+    let mut entries = Vec::new();
+    while let Ok(entry) = receiver.recv().await {
+        entries.push(entry);
+    }
+    entries
+}
+
+/// All files and directories below `dir`, itself included.
+pub(crate) fn walk(dir: &Path) -> Vec<PathBuf> {
+    let mut found = vec![dir.to_owned()];
+    let mut place = 0;
+    while let Some(path) = found.get(place).cloned() {
+        place += 1;
+        if path.is_dir() {
+            found.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+    }
+    found
+}
+
+/// All bytes in files below `dir`.
+pub(crate) fn disk_bytes(dir: &Path) -> u64 {
+    walk(dir).iter().filter(|path| path.is_file()).map(|path| path.metadata().unwrap().len()).sum()
+}
