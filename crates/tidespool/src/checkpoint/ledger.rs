@@ -232,8 +232,9 @@ mod tests {
         let file = LedgerFile::new(Arc::new(OsStorage), dir.path());
         assert!(file.read().unwrap().is_none());
         file.write(&Ledger::default()).unwrap();
-        file.write(&sample()).unwrap();
-        assert_eq!(file.read().unwrap(), Some(sample()));
+        let ledger = sample();
+        file.write(&ledger).unwrap();
+        assert_eq!(file.read().unwrap(), Some(ledger));
     }
 
     #[test]
