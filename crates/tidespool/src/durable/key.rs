@@ -304,6 +304,18 @@ mod tests {
     }
 
     #[test]
+    fn a_leap_second_ends_before_the_next_second() {
+        let minute = 1_645_557_720_u32;
+        let leap = DateTime::from_timestamp(i64::from(minute) - 1, 1_500_000_000).unwrap();
+        let ticks = u64::try_from(UNIX_EPOCH_TICKS).unwrap() + u64::from(minute) * 10_000_000;
+        for (ticks, before) in [(ticks - 1, true), (ticks, false), (ticks + 1, false)] {
+            let id = SpoolId::from(Builder::from_sorted_gregorian_timestamp(ticks, 0, &[0; 6]).into_uuid());
+            assert_eq!(id.created().unwrap() < leap, before);
+            assert_eq!(found_before(&id.to_string(), leap), before, "{id}");
+        }
+    }
+
+    #[test]
     fn the_ends_of_time_are_bounds_too() {
         let timed = ["00000000-0000-1000-8000-000000000000", "ffffffff-ffff-6fff-bfff-ffffffffffff"];
         let v7 = ["00000000-0000-7000-8000-000000000000", "ffffffff-ffff-7fff-bfff-ffffffffffff"];

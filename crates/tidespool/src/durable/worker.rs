@@ -215,3 +215,26 @@ impl Worker {
         matches!(self.ended.try_recv(), Err(TryRecvError::Disconnected))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_failure_with_its_text() {
+        let what = |f: fn() -> Result<(), Failure>| guarded(f).unwrap_err().what;
+        assert_eq!(what(|| panic!("broken {}", 7)), "panic: broken 7");
+        assert_eq!(what(|| panic!("broken")), "panic: broken");
+        assert_eq!(what(|| std::panic::panic_any(7)), "panic: no message");
+    }
+
+    #[test]
+    fn an_opening_that_panics_fails_and_its_thread_ends() {
+        let strays = Strays::default();
+        let opened = Worker::start(Duration::from_secs(60), || panic!("damaged")).unwrap();
+        let Opened::Failed(failure, worker) = opened else { panic!("opened") };
+        assert_eq!(failure.what, "panic: damaged");
+        assert!(worker.join(Duration::from_secs(60), &strays));
+        assert_eq!(strays.reap(), 0);
+    }
+}
