@@ -1,9 +1,9 @@
 //! A file for each message, as KumoMTA's local disk spool keeps them: what most mail servers do, to compare with.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -15,9 +15,6 @@ use tidespool_core::{Closed, Locked, NotFound, Spool, SpoolCallerDeadlineExceede
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-/// How often a rename makes the directory it goes to, when a cleanup removes it in between.
-const PLACE_ATTEMPTS: usize = 3;
-
 /// A spool of plain files. For comparison, not for mail: it has no checksums, and it does not sync directories.
 ///
 /// * A message is written to a temporary file in `new/` and renamed to `data/xx/yy/<id>`. With `force_sync` the file is
@@ -28,6 +25,8 @@ pub struct LocalDiskSpool {
     root: PathBuf,
     runtime: Handle,
     closed: AtomicBool,
+    /// Read while a directory is made and a message put into it, written while empty ones are removed.
+    directories: Arc<RwLock<()>>,
     /// Owned, so that `shutdown` can end them.
     enumerations: Mutex<JoinSet<()>>,
     /// Held open: the lock lives as long as the file.
@@ -52,6 +51,7 @@ impl LocalDiskSpool {
             root,
             runtime,
             closed: AtomicBool::new(false),
+            directories: Arc::default(),
             enumerations: Mutex::new(JoinSet::new()),
             _lock: lock,
         })
@@ -101,42 +101,57 @@ fn place(root: &Path, id: SpoolId) -> PathBuf {
     root.join("data").join(format!("{first:02x}/{second:02x}/{id}"))
 }
 
-fn write(root: &Path, id: SpoolId, data: &[u8], sync: bool, deadline: Option<Instant>) -> Result<()> {
-    let in_time = || match deadline {
-        Some(deadline) if Instant::now() >= deadline => Err(SpoolCallerDeadlineExceeded),
-        _ => Ok(()),
-    };
-    in_time()?;
-    let mut file = NamedTempFile::new_in(root.join("new"))
-        .with_context(|| format!("creating a temporary file for {id} in {}", root.display()))?;
-    file.write_all(data).with_context(|| format!("writing {}", file.path().display()))?;
-    if sync {
-        file.as_file().sync_data().with_context(|| format!("syncing {}", file.path().display()))?;
+/// One `store`.
+struct Write {
+    root: PathBuf,
+    directories: Arc<RwLock<()>>,
+    id: SpoolId,
+    data: Arc<Box<[u8]>>,
+    sync: bool,
+    deadline: Option<Instant>,
+}
+
+impl Write {
+    fn run(self) -> Result<()> {
+        self.in_time()?;
+        let Self { root, id, .. } = &self;
+        let mut file = NamedTempFile::new_in(root.join("new"))
+            .with_context(|| format!("creating a temporary file for {id} in {}", root.display()))?;
+        file.write_all(&self.data).with_context(|| format!("writing {}", file.path().display()))?;
+        if self.sync {
+            file.as_file().sync_data().with_context(|| format!("syncing {}", file.path().display()))?;
+        }
+        // The last moment at which an error leaves nothing behind.
+        self.in_time()?;
+        let path = place(root, *id);
+        rename(file, &path, &self.directories).with_context(|| format!("renaming to {}", path.display()))
     }
-    // The last moment at which an error leaves nothing behind.
-    in_time()?;
-    let path = place(root, id);
-    rename(file, &path).with_context(|| format!("renaming to {}", path.display()))
+
+    fn in_time(&self) -> Result<(), SpoolCallerDeadlineExceeded> {
+        match self.deadline {
+            Some(deadline) if Instant::now() >= deadline => Err(SpoolCallerDeadlineExceeded),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The directory is there nearly always, so it is made only when the rename misses it.
-fn rename(mut file: NamedTempFile, path: &Path) -> io::Result<()> {
-    for _ in 1..PLACE_ATTEMPTS {
-        match file.persist(path) {
-            Ok(_) => return Ok(()),
-            Err(err) if err.error.kind() == ErrorKind::NotFound => file = err.file,
-            Err(err) => return Err(err.error),
-        }
-        std::fs::create_dir_all(path.parent().unwrap_or(path))?;
-    }
+fn rename(file: NamedTempFile, path: &Path, directories: &RwLock<()>) -> io::Result<()> {
+    let file = match file.persist(path) {
+        Ok(_) => return Ok(()),
+        Err(err) if err.error.kind() == ErrorKind::NotFound => err.file,
+        Err(err) => return Err(err.error),
+    };
+    let _no_cleanup = directories.read().unwrap_or_else(PoisonError::into_inner);
+    std::fs::create_dir_all(path.parent().unwrap_or(path))?;
     file.persist(path).map(drop).map_err(|err| err.error)
 }
 
-/// What is in a directory; nothing, where it was removed meanwhile.
+/// What is in a directory; nothing, where it was removed meanwhile or is a stray file.
 fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     match std::fs::read_dir(dir) {
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
-        Err(err) if err.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(err) if matches!(err.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(Vec::new()),
         Err(err) => Err(err),
     }
 }
@@ -197,8 +212,9 @@ impl Spool for LocalDiskSpool {
         if self.closed.load(Ordering::Acquire) {
             return Err(Closed.into());
         }
-        let root = self.root.clone();
-        self.blocking(move || write(&root, id, &data, force_sync, deadline)).await
+        let (root, directories) = (self.root.clone(), Arc::clone(&self.directories));
+        let write = Write { root, directories, id, data, sync: force_sync, deadline };
+        self.blocking(move || write.run()).await
     }
 
     fn enumerate(&self, sender: Sender<SpoolEntry>, start_time: DateTime<Utc>) -> Result<()> {
@@ -221,9 +237,10 @@ impl Spool for LocalDiskSpool {
 
     /// Removes empty directories.
     async fn cleanup(&self) -> Result<()> {
-        let data = self.data();
+        let (data, directories) = (self.data(), Arc::clone(&self.directories));
         self.blocking(move || {
             for first in list(&data)? {
+                let _no_new_ones = directories.write().unwrap_or_else(PoisonError::into_inner);
                 for second in list(&first)? {
                     // Only an empty directory can be removed, so trying is the check.
                     drop(std::fs::remove_dir(second));

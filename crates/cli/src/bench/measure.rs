@@ -24,7 +24,10 @@ impl Latency {
 
     pub(super) fn record(&mut self, took: Duration) {
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.histogram.saturating_record(ns);
+        if self.histogram.record(ns).is_err() {
+            // It could not grow: what it holds already is its limit.
+            self.histogram.saturating_record(ns);
+        }
         self.max_ns = self.max_ns.max(ns);
     }
 

@@ -277,7 +277,7 @@ impl Random {
     }
 
     fn choose<'a, T>(&mut self, items: &'a [T]) -> Option<&'a T> {
-        let place = u128::from(self.next()) * items.len() as u128 >> 64;
+        let place = (u128::from(self.next()) * items.len() as u128) >> 64;
         items.get(usize::try_from(place).unwrap_or(0))
     }
 

@@ -65,7 +65,7 @@ async fn messages_are_there_when_opened_again() {
 async fn enumerates_what_is_older_than_the_start_and_what_has_no_time() {
     let (spool, dir) = spool().await;
     let mut expected = HashMap::new();
-    for n in 0..300 {
+    for n in 0..40 {
         let id = SpoolId::new();
         spool.store(id, payload(&n.to_string()), false, None).await.unwrap();
         expected.insert(id, n.to_string().into_bytes());
@@ -73,7 +73,7 @@ async fn enumerates_what_is_older_than_the_start_and_what_has_no_time() {
     let timeless = SpoolId::from(Uuid::new_v4());
     spool.store(timeless, payload("timeless"), false, None).await.unwrap();
     expected.insert(timeless, b"timeless".to_vec());
-    std::fs::write(dir.path().join("data/not-a-message"), "").unwrap_or_default();
+    std::fs::write(dir.path().join("data/not-a-message"), "").unwrap();
 
     let newest = SpoolId::new();
     spool.store(newest, payload("new"), false, None).await.unwrap();
