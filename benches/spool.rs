@@ -123,10 +123,11 @@ fn remove_young(criterion: &mut Criterion) {
 /// From memory: `load` copies the message, `load_shared` does not.
 fn load_hit(criterion: &mut Criterion) {
     let (bench, data) = (Bench::open(), payload(16 * KIB));
+    let spool = &bench.spool;
     let ids: Vec<SpoolId> = bench.runtime.block_on(async {
         let mut ids = Vec::with_capacity(LOAD_SET);
         for _ in 0..LOAD_SET {
-            ids.push(store(&bench.spool, &data).await);
+            ids.push(store(spool, &data).await);
         }
         ids
     });
@@ -135,14 +136,14 @@ fn load_hit(criterion: &mut Criterion) {
         let mut next = ids.iter().cycle().copied();
         bencher.to_async(&bench.runtime).iter(|| {
             let id = next.next().expect("ids");
-            async move { black_box(bench.spool.load(id).await.expect("load")).len() }
+            async move { black_box(spool.load(id).await.expect("load")).len() }
         });
     });
     group.bench_function("load_shared", |bencher| {
         let mut next = ids.iter().cycle().copied();
         bencher.to_async(&bench.runtime).iter(|| {
             let id = next.next().expect("ids");
-            async move { black_box(bench.spool.load_shared(id).await.expect("load_shared")).len() }
+            async move { black_box(spool.load_shared(id).await.expect("load_shared")).len() }
         });
     });
     group.finish();

@@ -1,5 +1,11 @@
 //! Runs the real `tidespool` binary: what it says and how it ends, above all where something is wrong.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests are outside of the test functions"
+)]
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 

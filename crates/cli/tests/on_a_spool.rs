@@ -1,5 +1,11 @@
 //! Runs the real `tidespool` binary on the directory of a real spool.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests are outside of the test functions"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;

@@ -71,7 +71,10 @@ pub(super) fn clock_overhead_us() -> Result<f64> {
 ///
 /// The kernel counts a page when it becomes dirty in the page cache, not when it reaches the device: a page that is
 /// changed again before it is written out counts once, and what is truncated or unlinked before is taken off again
-/// (`cancelled_write_bytes`). tmpfs has no device and counts nothing.
+/// (`cancelled_write_bytes`). tmpfs has no device and counts nothing. Where the file system keeps large folios in the
+/// cache, a small change in a clean folio counts as the whole folio, though only the changed blocks are written: on
+/// Linux 6.18 and ext4, 1 000 synced writes of 4 096 bytes into a file that had been written in steps of 1 MiB counted
+/// as 1 048 576 000 bytes, where the device saw 4 096 000.
 pub(super) fn disk_write_bytes() -> Result<u64> {
     let io = read_proc("/proc/self/io")?;
     let field = |name| field(&io, name).with_context(|| format!("no {name} in /proc/self/io"));

@@ -46,7 +46,8 @@ pub struct Interrupted;
 ///
 /// Written is what the kernel counts for this process (write_bytes less cancelled_write_bytes of /proc/self/io: pages
 /// made dirty on a block device; tmpfs counts nothing) from the end of the warm-up to the end of the orderly shutdown,
-/// so that what is still in memory at the end of the run is counted when it is drained.
+/// so that what is still in memory at the end of the run is counted when it is drained. It is an upper bound: where a
+/// file system keeps large folios, a small change in a folio that was clean counts as all of it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// What to measure.
