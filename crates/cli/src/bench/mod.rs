@@ -35,7 +35,7 @@ const MAX_DURATION_SECS: f64 = 86_400.0;
 
 /// The run was interrupted from outside. There is no report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("interrupted: the bench directory was removed")]
+#[error("interrupted: there is no report")]
 pub struct Interrupted;
 
 /// Measure what a spool does on this machine.
