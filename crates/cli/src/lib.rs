@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //!
-//! * one file per subcommand: `ls`, `get`, `stat`, `verify`, and the folder [`bench`];
+//! * one file per subcommand: `ls`, `get`, `stat`, `verify`, and the folder [`bench`](mod@bench);
 //! * `spool_dir` – opens a directory for those that look into one;
 //! * `output` – tables, exit codes and the one line that an error gets;
 //! * `size` – sizes on the command line.
