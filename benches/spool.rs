@@ -1,1 +1,177 @@
-fn main() {}
+//! The calls of a spool, one at a time from one caller: what each of them costs. What many callers reach together, and
+//! what the disk does meanwhile, is measured by `tidespool bench`.
+//!
+//! `cargo bench`, or one of them: `cargo bench -- "load hit"`.
+
+#![expect(clippy::expect_used, reason = "a bench whose calls fail must not give a figure")]
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
+use tempfile::TempDir;
+use tidespool::{Config, TieredSpool};
+use tidespool_core::{Spool, SpoolId};
+use tokio::runtime::Runtime;
+
+/// Messages stored, or removed, between two looks at the clock: the counterpart of what is measured is not.
+const CHUNK: u64 = 256;
+
+/// Messages that `load hit` reads: 16 MiB, which any cache holds.
+const LOAD_SET: usize = 1_024;
+
+const KIB: usize = 1_024;
+
+type Payload = Arc<Box<[u8]>>;
+
+/// An open spool in a directory of its own.
+struct Bench {
+    runtime: Runtime,
+    spool: TieredSpool,
+    _dir: TempDir,
+}
+
+impl Bench {
+    fn open() -> Self {
+        let dir = TempDir::new().expect("a temporary directory");
+        let runtime = Runtime::new().expect("a runtime");
+        let spool = runtime.block_on(TieredSpool::open(Config::new(dir.path()))).expect("open");
+        Self { runtime, spool, _dir: dir }
+    }
+
+    fn close(self) {
+        self.runtime.block_on(self.spool.shutdown()).expect("shutdown");
+    }
+}
+
+async fn store(spool: &TieredSpool, data: &Payload) -> SpoolId {
+    let id = SpoolId::new();
+    spool.store(id, Arc::clone(data), false, None).await.expect("store");
+    id
+}
+
+async fn remove(spool: &TieredSpool, id: SpoolId) {
+    spool.remove(id).await.expect("remove");
+}
+
+/// How long `count` stores took, and how long the removes of the same messages.
+async fn stores_and_removes(spool: &TieredSpool, data: &Payload, count: u64) -> (Duration, Duration) {
+    let (mut storing, mut removing) = (Duration::ZERO, Duration::ZERO);
+    let mut ids = Vec::with_capacity(usize::try_from(CHUNK).unwrap_or_default());
+    let mut left = count;
+    while left > 0 {
+        let chunk = left.min(CHUNK);
+        left -= chunk;
+        let begun = Instant::now();
+        for _ in 0..chunk {
+            ids.push(store(spool, data).await);
+        }
+        storing += begun.elapsed();
+        let begun = Instant::now();
+        for id in ids.drain(..) {
+            remove(spool, id).await;
+        }
+        removing += begun.elapsed();
+    }
+    (storing, removing)
+}
+
+/// Bytes that do not compress: xorshift64*.
+fn payload(size: usize) -> Payload {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(size + 8);
+    while bytes.len() < size {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        bytes.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+    }
+    bytes.truncate(size);
+    Arc::new(bytes.into_boxed_slice())
+}
+
+fn group<'a>(criterion: &'a mut Criterion, name: &str, size: usize) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(name);
+    group.throughput(Throughput::Bytes(size as u64));
+    group
+}
+
+/// Not synced: into memory.
+fn store_unforced(criterion: &mut Criterion) {
+    for size in [KIB, 16 * KIB] {
+        let (bench, data) = (Bench::open(), payload(size));
+        group(criterion, "store", size).bench_function(format!("{} KiB", size / KIB), |bencher| {
+            bencher
+                .to_async(&bench.runtime)
+                .iter_custom(async |count| stores_and_removes(&bench.spool, &data, count).await.0);
+        });
+        bench.close();
+    }
+}
+
+fn remove_young(criterion: &mut Criterion) {
+    let (bench, data) = (Bench::open(), payload(16 * KIB));
+    criterion.bench_function("remove", |bencher| {
+        bencher
+            .to_async(&bench.runtime)
+            .iter_custom(async |count| stores_and_removes(&bench.spool, &data, count).await.1);
+    });
+    bench.close();
+}
+
+/// From memory: `load` copies the message, `load_shared` does not.
+fn load_hit(criterion: &mut Criterion) {
+    let (bench, data) = (Bench::open(), payload(16 * KIB));
+    let spool = &bench.spool;
+    let ids: Vec<SpoolId> = bench.runtime.block_on(async {
+        let mut ids = Vec::with_capacity(LOAD_SET);
+        for _ in 0..LOAD_SET {
+            ids.push(store(spool, &data).await);
+        }
+        ids
+    });
+    let mut group = group(criterion, "load hit", 16 * KIB);
+    group.bench_function("load", |bencher| {
+        let mut next = ids.iter().cycle().copied();
+        bencher.to_async(&bench.runtime).iter(|| {
+            let id = next.next().expect("ids");
+            async move { black_box(spool.load(id).await.expect("load")).len() }
+        });
+    });
+    group.bench_function("load_shared", |bencher| {
+        let mut next = ids.iter().cycle().copied();
+        bencher.to_async(&bench.runtime).iter(|| {
+            let id = next.next().expect("ids");
+            async move { black_box(spool.load_shared(id).await.expect("load_shared")).len() }
+        });
+    });
+    group.finish();
+    bench.close();
+}
+
+/// Store, load and remove of one message: what a message costs that is delivered at once.
+fn lifecycle(criterion: &mut Criterion) {
+    let (bench, data) = (Bench::open(), payload(16 * KIB));
+    group(criterion, "lifecycle", 16 * KIB).bench_function("16 KiB", |bencher| {
+        bencher.to_async(&bench.runtime).iter(async || {
+            let id = store(&bench.spool, &data).await;
+            black_box(bench.spool.load(id).await.expect("load"));
+            remove(&bench.spool, id).await;
+        });
+    });
+    bench.close();
+}
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(4))
+        .configure_from_args();
+    store_unforced(&mut criterion);
+    load_hit(&mut criterion);
+    remove_young(&mut criterion);
+    lifecycle(&mut criterion);
+    criterion.final_summary();
+}

@@ -1,0 +1,97 @@
+//! `tidespool stat`: what a spool's directory holds, in numbers.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use tidespool::inspect::Summary;
+
+use crate::output::{Outcome, bytes, json_line, two_columns};
+use crate::spool_dir;
+
+/// Count what the spool holds: messages, segments, bytes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The directory of the spool. No process may have it open.
+    dir: PathBuf,
+    /// One JSON object on one line.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
+    let spool = spool_dir::open(&args.dir)?;
+    let summary = spool.summary().with_context(|| format!("counting what is in {}", args.dir.display()))?;
+    if args.json {
+        json_line(out, &summary)?;
+    } else {
+        table(out, &args.dir, &summary)?;
+    }
+    Ok(Outcome::Fine)
+}
+
+fn table(out: &mut dyn Write, dir: &Path, summary: &Summary) -> io::Result<()> {
+    two_columns(
+        out,
+        &[
+            ("spool", dir.display().to_string()),
+            ("format version", summary.format_version.to_string()),
+            ("last shutdown", if summary.clean_shutdown { "orderly" } else { "not orderly" }.to_owned()),
+            ("messages", counted(summary.messages, &summary.messages_by_home)),
+            ("message bytes", bytes(summary.message_bytes)),
+            ("segments", counted(summary.segments_by_state.values().sum(), &summary.segments_by_state)),
+            ("segment bytes", bytes(summary.segment_bytes)),
+            ("sled bytes", bytes(summary.sled_bytes)),
+            ("records in sled", format!("{} (from the ledger)", summary.ledger_records)),
+        ],
+    )
+}
+
+/// `5 (journal 3, sled 2)`.
+fn counted(total: u64, parts: &BTreeMap<String, u64>) -> String {
+    if parts.is_empty() {
+        return total.to_string();
+    }
+    let parts: Vec<String> = parts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    format!("{total} ({})", parts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_reads_like_this() {
+        let summary = Summary {
+            format_version: 1,
+            messages: 5,
+            message_bytes: 2_048,
+            messages_by_home: [("journal".into(), 3), ("sled".into(), 2)].into(),
+            segments_by_state: [("free".into(), 7), ("journal".into(), 1)].into(),
+            segment_bytes: 8,
+            sled_bytes: 0,
+            ledger_records: 2,
+            clean_shutdown: true,
+        };
+        let mut out = Vec::new();
+        table(&mut out, Path::new("/spool"), &summary).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "spool            /spool\n\
+             format version   1\n\
+             last shutdown    orderly\n\
+             messages         5 (journal 3, sled 2)\n\
+             message bytes    2.0 KiB (2048 bytes)\n\
+             segments         8 (free 7, journal 1)\n\
+             segment bytes    8 bytes\n\
+             sled bytes       0 bytes\n\
+             records in sled  2 (from the ledger)\n"
+        );
+    }
+
+    #[test]
+    fn an_empty_spool_has_no_parts() {
+        assert_eq!(counted(0, &BTreeMap::new()), "0");
+    }
+}

@@ -1,0 +1,111 @@
+//! `tidespool verify`: every byte of a spool against its checksums.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use tidespool::inspect::Verification;
+
+use crate::output::{Outcome, bytes, is_broken_pipe, json_line, plural};
+use crate::spool_dir;
+
+/// Read every byte of every message and compare it with its checksum. Exit code 0: whole, 2: damaged, 1: an error.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The directory of the spool. No process may have it open. Nothing in it is changed.
+    dir: PathBuf,
+    /// One JSON object on one line: whole, messages, bytes, damage (a list of path, id, what).
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
+    let spool = spool_dir::open(&args.dir)?;
+    let found = spool.verify().with_context(|| format!("verifying {}", args.dir.display()))?;
+    match print(out, args, &found) {
+        // The exit code is the answer, whether anybody reads the text to its end or not.
+        Err(err) if !is_broken_pipe(&err) => return Err(err),
+        _ => {}
+    }
+    Ok(if found.damage.is_empty() { Outcome::Fine } else { Outcome::Damaged })
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    whole: bool,
+    #[serde(flatten)]
+    found: &'a Verification,
+}
+
+fn print(out: &mut dyn Write, args: &Args, found: &Verification) -> Result<()> {
+    if args.json {
+        json_line(out, &Line { whole: found.damage.is_empty(), found })?;
+    } else {
+        text(out, &args.dir, found)?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+fn text(out: &mut dyn Write, dir: &Path, found: &Verification) -> Result<()> {
+    for damage in &found.damage {
+        write!(out, "{}: ", damage.path)?;
+        if let Some(id) = damage.id {
+            write!(out, "message {id}: ")?;
+        }
+        writeln!(out, "{}", damage.what)?;
+    }
+    let read = format!("{} read, {}", plural(found.messages, "message"), bytes(found.bytes));
+    match found.damage.len() as u64 {
+        0 => writeln!(out, "{} is whole: {read}", dir.display())?,
+        count => writeln!(out, "{} is damaged in {}: {read}", dir.display(), plural(count, "place"))?,
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tidespool::inspect::Damage;
+
+    use super::*;
+
+    fn damaged() -> Verification {
+        let id = "1EC9414C-232A-6B00-B3C8-9F6BDECED846".parse().ok();
+        Verification {
+            messages: 9,
+            bytes: 900,
+            damage: vec![
+                Damage { path: "journal/00000001.seg".into(), id, what: "payload at 4152".into() },
+                Damage { path: "ledger".into(), id: None, what: "bad checksum".into() },
+            ],
+        }
+    }
+
+    fn printed(json: bool, found: &Verification) -> String {
+        let mut out = Vec::new();
+        print(&mut out, &Args { dir: "/spool".into(), json }, found).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn damage_is_named_one_a_line() {
+        assert_eq!(
+            printed(false, &damaged()),
+            "journal/00000001.seg: message 1ec9414c232a6b00b3c89f6bdeced846: payload at 4152\n\
+             ledger: bad checksum\n\
+             /spool is damaged in 2 places: 9 messages read, 900 bytes\n"
+        );
+        let whole = Verification { messages: 1, bytes: 1, damage: Vec::new() };
+        assert_eq!(printed(false, &whole), "/spool is whole: 1 message read, 1 byte\n");
+    }
+
+    #[test]
+    fn json_says_whether_it_is_whole() {
+        let json: serde_json::Value = serde_json::from_str(&printed(true, &damaged())).unwrap();
+        assert_eq!(json["whole"], false);
+        assert_eq!(json["messages"], 9);
+        assert_eq!(json["damage"][0]["id"], "1ec9414c232a6b00b3c89f6bdeced846");
+        assert_eq!(json["damage"][1]["id"], serde_json::Value::Null);
+    }
+}
