@@ -8,7 +8,7 @@ use tidespool::TieredSpool;
 use tidespool_core::{Corrupt, NotFound, Spool, SpoolEntry, SpoolId};
 use tidespool_testkit::payload;
 
-use crate::setup::{Tiered, assert_absent, assert_holds, enumerate, put, stop, walk};
+use crate::setup::{Tiered, assert_absent, assert_holds, enumerate, healthy, put, stop, walk};
 
 /// Larger than `separate_above`: these stay in segments. The others are whole in sled.
 const LARGE: usize = 20_000;
@@ -109,6 +109,7 @@ async fn a_flipped_bit_is_noticed_by_a_running_spool() {
     flip_a_bit(&tiered.path(), damaged, len, LARGE / 2);
     assert_only_this_is_damaged(spool.as_ref(), &stored, damaged).await;
     // A new version is a new message.
+    healthy(spool.as_ref()).await;
     spool.store(damaged, payload::shared(damaged, 1, len), true, None).await.expect("store");
     for &(id, len) in &stored {
         assert_holds(spool.as_ref(), id, len).await;
@@ -153,7 +154,7 @@ async fn account(spool: &TieredSpool, stored: &[(SpoolId, usize)]) -> Account {
 
 fn assert_large_are_whole(account: &Account, stored: &[(SpoolId, usize)]) {
     for (id, len) in stored.iter().filter(|(_, len)| *len >= LARGE) {
-        assert_eq!(account.whole.get(id), Some(len), "large message {id}");
+        assert_eq!(account.whole.get(id), Some(len), "large message {id}: {account:?}");
     }
 }
 
@@ -170,6 +171,7 @@ async fn without_sleds_directory_large_messages_come_back() {
     let found = account(&spool, &stored).await;
     assert_large_are_whole(&found, &stored);
     assert!(!found.missing.is_empty(), "small messages cannot come back: is sled's directory elsewhere?");
+    healthy(spool.as_ref()).await;
     let id = put(spool.as_ref(), SMALL, true).await;
     stop(spool).await;
     // Reported once: what is there now is complete.

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tidespool::{Config, Durability, HealthConfig, PressureConfig, TieredSpool};
 use tidespool_core::{NotFound, Spool, SpoolEntry, SpoolId};
 use tidespool_testkit::conformance::Factory;
-use tidespool_testkit::payload;
+use tidespool_testkit::{payload, wait};
 
 pub(crate) const KIB: u64 = 1024;
 pub(crate) const MIB: u64 = 1024 * KIB;
@@ -32,7 +32,9 @@ pub(crate) fn small(path: &Path) -> Config {
             HealthConfig::default()
                 .min_free_bytes(0)
                 .min_free_fraction(0.0)
-                .backlog_latch_after(Duration::from_secs(3600)),
+                .backlog_latch_after(Duration::from_secs(3600))
+                .unlatch_after(Duration::from_millis(10))
+                .sample_interval(Duration::from_millis(10)),
         )
 }
 
@@ -78,6 +80,11 @@ impl Factory for Tiered {
 /// An orderly end.
 pub(crate) async fn stop(spool: Arc<TieredSpool>) {
     spool.shutdown().await.expect("shutdown");
+}
+
+/// Waits until stores are accepted again: damage that was found shuts the gate for a while.
+pub(crate) async fn healthy(spool: &dyn Spool) {
+    wait::until("the spool is healthy again", || spool.unhealthy_reason().is_none()).await;
 }
 
 /// Stores `len` bytes under a new id.

@@ -273,7 +273,7 @@ pub(crate) fn settle(
             let key = Key::of(&found.header.id);
             // A cold segment is newer than what it holds: the number tells which version is the newest.
             let known = ops.get(&key).is_some_and(|other: &Found| other.header.seq >= found.header.seq);
-            if found.intact && !known && !replayed.contains_key(&found.header.id) && durable.get(&key)?.is_none() {
+            if found.intact && !known && !replayed.contains_key(&found.header.id) && is_lost(durable, segments, &key, found.header.seq)? {
                 ops.insert(key, found);
             }
         }
@@ -293,6 +293,19 @@ pub(crate) fn settle(
     (ledger.tally, ledger.retained, ledger.high) = (stock.tally, stock.retained, high);
     ledger_file.write(ledger)?;
     Ok(Settled { refiled, lost })
+}
+
+/// There is no record of the version `seq`: none at all, an older one (sled itself went back in time), or none that leads anywhere.
+fn is_lost(durable: &Durable, segments: &Segments, key: &Key, seq: u64) -> Result<bool, DurableError> {
+    match durable.get(key) {
+        Ok(None | Some(Record::Damaged { .. })) | Err(DurableError::Damaged { .. }) => Ok(true),
+        Ok(Some(record)) => {
+            let leads_nowhere =
+                pointed_to(&record).is_some_and(|place| segments.get(place.generation).is_none());
+            Ok(leads_nowhere || record.seq() < seq)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The record of a payload that stays where it is, however small: it may be the only copy.

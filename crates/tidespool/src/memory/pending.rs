@@ -51,8 +51,14 @@ pub(crate) enum Visible {
 #[derive(Debug)]
 struct Entry {
     version: u64,
+    at: Instant,
+    /// The version of the ticket that speaks for it. A version that replaces a dirty one inherits that one's place in the order, or a message
+    /// that is saved again and again would never be written.
+    ticket: u64,
+    /// The ticket is with the committer.
+    is_due: bool,
     dirty: Arc<Dirty>,
-    /// A commit has it: a removal must be written, for the commit may succeed.
+    /// A commit has it: it will be written, whatever becomes of it.
     in_flight: bool,
 }
 
@@ -61,8 +67,9 @@ struct Entry {
 pub(crate) struct Pending {
     entries: HashMap<SpoolId, Entry, foldhash::fast::RandomState>,
     tickets: VecDeque<Ticket>,
-    /// Synced stores of an id that are on their way and not visible yet.
-    arriving: HashMap<SpoolId, u32, foldhash::fast::RandomState>,
+    /// Versions of an id that are on their way to the disk: synced stores that wait for their commit, and everything that a commit has. A
+    /// removal of such an id must be written, whatever was stored or removed since.
+    under_way: HashMap<SpoolId, u32, foldhash::fast::RandomState>,
 }
 
 impl Pending {
@@ -76,43 +83,52 @@ impl Pending {
     /// Makes `dirty` the newest version of `id`, to be flushed in its turn. Returns the version that it replaces, if that one will now
     /// never be written.
     pub(crate) fn insert(&mut self, ticket: Ticket, dirty: Arc<Dirty>) -> Option<Arc<Dirty>> {
-        self.tickets.push_back(ticket);
+        let inherited = self.entries.get(&ticket.id).filter(|entry| !entry.in_flight && !entry.is_due);
+        let speaks = inherited.map_or(ticket.version, |entry| entry.ticket);
+        if speaks == ticket.version {
+            self.tickets.push_back(ticket);
+        }
+        let Ticket { version, at, id } = ticket;
+        let replaced = self.show(id, Entry { version, at, ticket: speaks, is_due: false, dirty, in_flight: false });
         self.drop_stale_tickets();
-        self.show(ticket.id, ticket.version, dirty, false)
+        replaced
     }
 
-    /// Makes a version visible that was written already and waits for its sync only.
-    pub(crate) fn insert_written(&mut self, id: SpoolId, version: u64, dirty: Arc<Dirty>) -> Option<Arc<Dirty>> {
+    /// Makes a version visible that was written already and waits for its sync only. It is under way since it arrived.
+    pub(crate) fn insert_written(&mut self, ticket: Ticket, dirty: Arc<Dirty>) -> Option<Arc<Dirty>> {
+        let Ticket { version, at, id } = ticket;
         if self.entries.get(&id).is_some_and(|entry| entry.version > version) {
             return None;
         }
-        self.show(id, version, dirty, true)
+        self.show(id, Entry { version, at, ticket: version, is_due: true, dirty, in_flight: true })
     }
 
-    fn show(&mut self, id: SpoolId, version: u64, dirty: Arc<Dirty>, in_flight: bool) -> Option<Arc<Dirty>> {
-        let before = self.entries.insert(id, Entry { version, dirty, in_flight });
+    fn show(&mut self, id: SpoolId, entry: Entry) -> Option<Arc<Dirty>> {
+        let before = self.entries.insert(id, entry);
         before.filter(|before| !before.in_flight).map(|before| before.dirty)
     }
 
-    /// Takes the newest version out, for a removal. True beside it where a commit has it.
-    pub(crate) fn take(&mut self, id: &SpoolId) -> Option<(Arc<Dirty>, bool)> {
-        self.entries.remove(id).map(|entry| (entry.dirty, entry.in_flight))
+    /// Takes the newest version out, for a removal. Returns what will now never be written.
+    pub(crate) fn take(&mut self, id: &SpoolId) -> Option<Arc<Dirty>> {
+        self.entries.remove(id).filter(|entry| !entry.in_flight).map(|entry| entry.dirty)
     }
 
-    /// True if some version of `id` may become durable without having been asked about again.
-    pub(crate) fn is_arriving(&self, id: &SpoolId) -> bool {
-        self.arriving.contains_key(id)
+    /// True if some version of `id` may become durable without being asked about again.
+    pub(crate) fn is_under_way(&self, id: &SpoolId) -> bool {
+        self.under_way.contains_key(id)
     }
 
-    pub(crate) fn note_arriving(&mut self, id: SpoolId) {
-        *self.arriving.entry(id).or_default() += 1;
+    /// A version sets out for the disk.
+    pub(crate) fn set_out(&mut self, id: SpoolId) {
+        *self.under_way.entry(id).or_default() += 1;
     }
 
-    pub(crate) fn note_arrived(&mut self, id: &SpoolId) {
-        if let Some(count) = self.arriving.get_mut(id) {
+    /// It is there, and the index knows; or it was called back before it was written.
+    pub(crate) fn arrive(&mut self, id: &SpoolId) {
+        if let Some(count) = self.under_way.get_mut(id) {
             *count -= 1;
             if *count == 0 {
-                self.arriving.remove(id);
+                self.under_way.remove(id);
             }
         }
     }
@@ -127,6 +143,7 @@ impl Pending {
     pub(crate) fn commit(&mut self, ticket: &Ticket) {
         if let Some(entry) = self.entries.get_mut(&ticket.id).filter(|entry| entry.version == ticket.version) {
             entry.in_flight = true;
+            self.set_out(ticket.id);
         }
     }
 
@@ -140,28 +157,38 @@ impl Pending {
         (entry.version < version && !entry.in_flight).then_some(entry.dirty)
     }
 
-    /// Moves the tickets of everything stored up to `cutoff` out, in order.
-    pub(crate) fn drain_tickets(&mut self, cutoff: Instant, into: &mut Vec<Ticket>) {
-        while let Some(ticket) = self.tickets.pop_front_if(|ticket| ticket.at <= cutoff) {
-            if self.is_current(&ticket) {
-                into.push(ticket);
-            }
+    /// Moves the tickets of everything that has been dirty since `cutoff` or longer out, each for the version that is the newest now.
+    ///
+    /// Returns the time up to which everything must be moved out with them: that of the youngest version among them. Otherwise a newer message could
+    /// be kept in a crash while an older one is lost.
+    pub(crate) fn drain_tickets(&mut self, cutoff: Instant, into: &mut Vec<Ticket>) -> Instant {
+        let mut reach = cutoff;
+        while let Some(ticket) = self.tickets.pop_front_if(|ticket| ticket.at <= reach) {
+            let Some(entry) = self.entries.get_mut(&ticket.id).filter(|entry| entry.is_spoken_for_by(&ticket)) else {
+                continue;
+            };
+            entry.is_due = true;
+            into.push(Ticket { version: entry.version, ..ticket });
+            reach = reach.max(entry.at);
         }
+        reach
+    }
+
+    /// When the version was stored that has replaced the one of a due ticket and waits for its own turn.
+    pub(crate) fn replaced_at(&self, ticket: &Ticket) -> Option<Instant> {
+        let entry = self.entries.get(&ticket.id)?;
+        (entry.version > ticket.version && !entry.is_due && !entry.in_flight).then_some(entry.at)
     }
 
     /// When the oldest version that waits for its flush was stored.
     pub(crate) fn oldest(&mut self) -> Option<Instant> {
         while let Some(ticket) = self.tickets.front() {
-            if self.is_current(ticket) {
+            if self.entries.get(&ticket.id).is_some_and(|entry| entry.is_spoken_for_by(ticket)) {
                 return Some(ticket.at);
             }
             self.tickets.pop_front();
         }
         None
-    }
-
-    pub(crate) fn is_current(&self, ticket: &Ticket) -> bool {
-        self.entries.get(&ticket.id).is_some_and(|entry| entry.version == ticket.version)
     }
 
     /// Messages that are visible here.
@@ -173,13 +200,19 @@ impl Pending {
         self.entries.len()
     }
 
-    /// Replaced and removed versions leave their tickets behind. Here they are bounded by the versions that count.
+    /// Removed versions leave their tickets behind. Here they are bounded by the versions that count.
     fn drop_stale_tickets(&mut self) {
         if self.tickets.len() > 64 + 2 * self.entries.len() {
             let entries = &self.entries;
             self.tickets
-                .retain(|ticket| entries.get(&ticket.id).is_some_and(|entry| entry.version == ticket.version));
+                .retain(|ticket| entries.get(&ticket.id).is_some_and(|entry| entry.is_spoken_for_by(ticket)));
         }
+    }
+}
+
+impl Entry {
+    fn is_spoken_for_by(&self, ticket: &Ticket) -> bool {
+        self.ticket == ticket.version && !self.is_due
     }
 }
 
@@ -241,14 +274,19 @@ mod tests {
     }
 
     #[test]
-    fn removing_tells_whether_a_commit_has_it() {
+    fn what_a_commit_has_is_under_way_until_it_arrives_whatever_replaced_it() {
         let (mut bench, id) = (Bench::new(), SpoolId::new());
-        bench.store(id, 1);
-        assert!(!bench.pending.take(&id).unwrap().1);
-        let again = bench.store(id, 2);
-        bench.pending.commit(&again);
-        assert!(bench.pending.take(&id).unwrap().1);
-        assert!(bench.pending.take(&id).is_none());
+        let first = bench.store(id, 1);
+        assert!(!bench.pending.is_under_way(&id));
+        bench.pending.commit(&first);
+        bench.store(id, 2);
+        assert!(bench.pending.take(&id).is_some(), "the second version is never written");
+        assert!(bench.pending.is_under_way(&id), "the first one may be");
+        bench.pending.arrive(&id);
+        assert!(!bench.pending.is_under_way(&id));
+        let third = bench.store(id, 3);
+        bench.pending.commit(&third);
+        assert!(bench.pending.take(&id).is_none(), "a commit has it");
     }
 
     #[test]
@@ -260,26 +298,55 @@ mod tests {
     }
 
     #[test]
+    fn a_message_saved_again_and_again_keeps_its_turn() {
+        let (mut bench, id) = (Bench::new(), SpoolId::new());
+        let first = bench.store(id, 1);
+        let other = bench.store(SpoolId::new(), 2);
+        let last = bench.store(id, 3);
+        let mut due = Vec::new();
+        assert_eq!(bench.pending.oldest(), Some(first.at));
+        assert_eq!(bench.pending.drain_tickets(first.at, &mut due), last.at);
+        assert_eq!(due[0].version, last.version, "what is flushed is the newest version");
+        // And with it everything that is older than that version.
+        assert_eq!(due[1].version, other.version);
+    }
+
+    #[test]
+    fn a_version_stored_after_its_turn_came_is_found() {
+        let (mut bench, id) = (Bench::new(), SpoolId::new());
+        let first = bench.store(id, 1);
+        let mut due = Vec::new();
+        bench.pending.drain_tickets(first.at, &mut due);
+        assert_eq!(bench.pending.replaced_at(&due[0]), None);
+        let second = bench.store(id, 2);
+        assert!(bench.pending.peek(&due[0]).is_none());
+        assert_eq!(bench.pending.replaced_at(&due[0]), Some(second.at));
+        bench.pending.drain_tickets(second.at, &mut due);
+        assert!(bench.pending.peek(&due[1]).is_some());
+    }
+
+    #[test]
     fn stale_tickets_do_not_pile_up_and_do_not_count_as_age() {
         let (mut bench, id) = (Bench::new(), SpoolId::new());
         for _ in 0..10_000 {
             bench.store(id, 1);
+            bench.pending.take(&id);
         }
         assert!(bench.pending.tickets.len() <= 100);
-        assert!(bench.pending.oldest().is_some());
-        bench.pending.take(&id);
         assert_eq!(bench.pending.oldest(), None);
+        bench.store(id, 1);
+        assert!(bench.pending.oldest().is_some());
     }
 
     #[test]
-    fn arrivals_are_counted() {
+    fn those_under_way_are_counted() {
         let (mut pending, id) = (Pending::default(), SpoolId::new());
-        pending.note_arriving(id);
-        pending.note_arriving(id);
-        pending.note_arrived(&id);
-        assert!(pending.is_arriving(&id));
-        pending.note_arrived(&id);
-        assert!(!pending.is_arriving(&id));
-        pending.note_arrived(&id);
+        pending.set_out(id);
+        pending.set_out(id);
+        pending.arrive(&id);
+        assert!(pending.is_under_way(&id));
+        pending.arrive(&id);
+        assert!(!pending.is_under_way(&id));
+        pending.arrive(&id);
     }
 }

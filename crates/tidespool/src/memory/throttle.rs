@@ -8,7 +8,7 @@ const THRESHOLD: f64 = 0.75;
 /// The delay at the limit itself.
 const MAX_DELAY: Duration = Duration::from_millis(20);
 
-/// How long a store is held back, for the share of `dirty_limit` that is dirty with it admitted: nothing below three quarters, then growing
+/// How long a store is held back, for the share of `dirty_limit` that is dirty beside it: nothing below three quarters, then growing
 /// with the square of what is above, to 20 ms at the limit. Whole milliseconds, as timers go.
 pub(crate) fn hold_back(dirty: u64, limit: u64) -> Duration {
     if limit == 0 {

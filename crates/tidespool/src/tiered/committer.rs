@@ -238,7 +238,13 @@ impl Committer {
         while let Some(ticket) = self.backlog.front().copied() {
             let mut shard = self.shared.table.lock(&ticket.id);
             let Some(dirty) = shard.pending.peek(&ticket) else {
+                // Replaced a moment ago: its place in the order is inherited.
+                let replaced_at = shard.pending.replaced_at(&ticket);
+                drop(shard);
                 self.backlog.pop_front();
+                if let Some(at) = replaced_at {
+                    self.backlog.extend(self.shared.table.drain_tickets(at));
+                }
                 continue;
             };
             if !self.shared.fits(cost(&dirty), room, used) {
@@ -259,7 +265,7 @@ impl Committer {
             let mut shard = self.shared.table.lock(&ticket.id);
             let Some(dirty) = shard.pending.peek(ticket) else { return false };
             // An older put of the id that still waits must not be written after its removal.
-            let waits = dirty.data.is_some() || shard.pending.is_arriving(&ticket.id);
+            let waits = dirty.data.is_some() || shard.pending.is_under_way(&ticket.id);
             if waits || used + cost(&dirty) + PAGE > room {
                 return true;
             }
@@ -275,7 +281,7 @@ impl Committer {
         self.arrivals.retain(|arrival| {
             let cancelled = arrival.verdict.is_cancelled();
             if cancelled {
-                table.lock(&arrival.id).pending.note_arrived(&arrival.id);
+                table.lock(&arrival.id).pending.arrive(&arrival.id);
             }
             !cancelled
         });
@@ -411,7 +417,7 @@ fn publish(shared: &Shared, aborts: &mut Vec<(SpoolId, u64)>, taken: Taken, dura
             let _ = arrival.done.send(());
         }
         Taken::Arrived(arrival) => {
-            shared.table.lock(&arrival.id).pending.note_arrived(&arrival.id);
+            shared.table.lock(&arrival.id).pending.arrive(&arrival.id);
             shared.stats.aborted();
             aborts.push((arrival.id, durable.seq));
         }

@@ -92,12 +92,14 @@ impl Directory {
     }
 }
 
+/// Its parent must be there: a spool on a file system that is not mounted shall not begin anew below the mount point.
 fn create_dir(path: &Path) -> Result<()> {
+    // Without a `.` at the end, which is fine for a directory that is there and not for one to be made.
+    let plain: PathBuf = path.components().collect();
     DirBuilder::new()
-        .recursive(true)
         .mode(0o700)
-        .create(path)
-        .with_context(|| format!("creating the spool directory {}", path.display()))
+        .create(plain)
+        .with_context(|| format!("creating the spool directory {}: its parent must exist", path.display()))
 }
 
 fn file_options() -> OpenOptions {

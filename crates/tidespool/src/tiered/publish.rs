@@ -8,7 +8,7 @@ use super::mailbox::Arrival;
 use super::shared::Shared;
 use super::table::Shard;
 use crate::journal::Newest;
-use crate::memory::Dirty;
+use crate::memory::{Dirty, Ticket};
 
 /// A flushed version (or one that was visible as written) is durable.
 pub(super) fn publish_ticketed(
@@ -26,7 +26,6 @@ pub(super) fn publish_ticketed(
 pub(super) fn publish_arrival(shared: &Shared, arrival: &Arrival, newest: Newest) {
     let mut shard = shared.table.lock(&arrival.id);
     settle(shared, &mut shard, arrival.id, arrival.version, &arrival.dirty, newest);
-    shard.pending.note_arrived(&arrival.id);
 }
 
 fn settle(
@@ -38,6 +37,7 @@ fn settle(
     newest: Newest,
 ) {
     shard.index.learn(id, newest);
+    shard.pending.arrive(&id);
     let elided = shard.pending.settle(&id, version);
     let is_newest = shard.pending.get(&id).is_none()
         && shard.index.get(&id).is_some_and(|indexed| indexed.seq == newest.seq);
@@ -58,8 +58,8 @@ pub(super) fn show_written(shared: &Shared, arrival: &Arrival) -> bool {
     if !arrival.verdict.commit() {
         return false;
     }
-    shard.pending.note_arrived(&arrival.id);
-    if let Some(elided) = shard.pending.insert_written(arrival.id, arrival.version, arrival.dirty.clone()) {
+    let ticket = Ticket { version: arrival.version, at: arrival.at, id: arrival.id };
+    if let Some(elided) = shard.pending.insert_written(ticket, arrival.dirty.clone()) {
         shared.stats.elided(1, elided.bytes());
     }
     true

@@ -12,9 +12,8 @@ use crate::memory::{Dirty, Ticket};
 pub(super) fn remove(shared: &Shared, id: SpoolId) -> Result<()> {
     let mut shard = shared.table.lock(&id);
     shared.check_open()?;
-    let taken = shard.pending.take(&id);
-    let in_flight = taken.as_ref().is_some_and(|(_, in_flight)| *in_flight);
-    let logged = in_flight || shard.must_log_removal(&id);
+    let elided = shard.pending.take(&id);
+    let logged = shard.must_log_removal(&id);
     if logged {
         let dirty = Arc::new(Dirty::tombstone(shared.budget.admit_removal()));
         let ticket = Ticket { version: shared.table.next_version(), at: Instant::now(), id };
@@ -22,8 +21,8 @@ pub(super) fn remove(shared: &Shared, id: SpoolId) -> Result<()> {
     }
     shared.cache.remove(&id);
     drop(shard);
-    if let Some((dirty, false)) = taken {
-        shared.stats.elided(1, dirty.bytes());
+    if let Some(elided) = elided {
+        shared.stats.elided(1, elided.bytes());
     }
     if logged {
         shared.mailbox.note_dirty(false);

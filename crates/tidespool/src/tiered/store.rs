@@ -139,7 +139,7 @@ async fn try_store(
     let dirty = Arc::new(Dirty::put(data, permit));
     match floor {
         None => {
-            slow_down(shared, deadline).await?;
+            slow_down(shared, &dirty, deadline).await;
             put_in_memory(shared, id, dirty)
         }
         Some(floor) => commit(shared, id, dirty, floor, deadline).await,
@@ -168,13 +168,14 @@ async fn wait_for_room(
     got?
 }
 
-/// Holds a store back a little as the limit nears, so that there is no cliff at the limit.
-async fn slow_down(shared: &Shared, deadline: Deadline) -> Result<(), Refused> {
-    let delay = hold_back(shared.budget.dirty(), shared.budget.limit());
-    if delay == Duration::ZERO {
-        return Ok(());
+/// Holds a store back a little as the limit nears, so that there is no cliff at the limit. Never so long that it comes too late.
+async fn slow_down(shared: &Shared, dirty: &Dirty, deadline: Deadline) {
+    let others = shared.budget.dirty().saturating_sub(dirty.bytes());
+    let delay = hold_back(others, shared.budget.limit());
+    if delay > Duration::ZERO {
+        let left = deadline.at.saturating_duration_since(Instant::now());
+        tokio::time::sleep(delay.min(left / 2)).await;
     }
-    deadline.bound(tokio::time::sleep(delay)).await
 }
 
 fn put_in_memory(shared: &Shared, id: SpoolId, dirty: Arc<Dirty>) -> Result<(), Refused> {
@@ -213,7 +214,7 @@ async fn commit(
     {
         let mut shard = shared.table.lock(&id);
         shared.check_open()?;
-        shard.pending.note_arriving(id);
+        shard.pending.set_out(id);
         let (verdict, at) = (claim.0.clone(), Instant::now());
         shared.mailbox.arrive(|| {
             let version = shared.table.next_version();

@@ -64,11 +64,20 @@ impl Table {
         self.shards.iter().map(|shard| shard.lock())
     }
 
-    /// Moves out the tickets of everything stored up to `cutoff`, oldest first.
+    /// Moves out the tickets of everything that has been dirty since `cutoff` or longer, oldest version first; and of everything older than the
+    /// youngest version among them.
     pub(crate) fn drain_tickets(&self, cutoff: Instant) -> Vec<Ticket> {
         let mut tickets = Vec::new();
-        for mut shard in self.shards() {
-            shard.pending.drain_tickets(cutoff, &mut tickets);
+        let mut cutoff = cutoff;
+        loop {
+            let mut reach = cutoff;
+            for mut shard in self.shards() {
+                reach = reach.max(shard.pending.drain_tickets(cutoff, &mut tickets));
+            }
+            if reach == cutoff {
+                break;
+            }
+            cutoff = reach;
         }
         tickets.sort_unstable();
         tickets
@@ -89,10 +98,11 @@ impl Table {
 impl Shard {
     /// True if something durable, or about to be, could bring `id` back: its removal must be written.
     pub(crate) fn must_log_removal(&self, id: &SpoolId) -> bool {
-        match self.index.get(id) {
-            Some(newest) => newest.place.is_some() || self.pending.is_arriving(id),
-            None => self.pending.is_arriving(id) || self.filed.may_have(&Key::of(id)),
-        }
+        let indexed = match self.index.get(id) {
+            Some(newest) => newest.place.is_some(),
+            None => self.filed.may_have(&Key::of(id)),
+        };
+        indexed || self.pending.is_under_way(id)
     }
 }
 
