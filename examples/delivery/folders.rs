@@ -45,7 +45,7 @@ fn require_folder(dir: &Path, option: &str) -> Result<(), BadInput> {
 fn not_empty(files: Vec<PathBuf>, dir: &Path, what: &str) -> Result<Vec<PathBuf>, BadInput> {
     if files.is_empty() {
         return Err(BadInput::new(format!(
-            "{} has {what}; give a folder with messages, or no input option for the example's own",
+            "{} has {what}; give a folder with messages (a Maildir with --maildir, other folders with --eml), or no input option for the example's own",
             dir.display()
         )));
     }

@@ -75,7 +75,7 @@ impl Notes {
     /// Reads the notes of an unfinished run, if there are any, and how many bytes of the file are whole lines.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Option<(Self, u64)>> {
         let text = match std::fs::read(path) {
-            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(err) if is_absent(&err) => return Ok(None),
             read => read.with_context(|| format!("cannot read {}", path.display()))?,
         };
         Self::parse(&text).map_err(|(line, reason)| {
@@ -119,6 +119,11 @@ impl Notes {
         let done: BTreeSet<u64> = self.accepted.values().map(|accepted| accepted.index).collect();
         (0..self.run.messages).filter(|index| !done.contains(index)).collect()
     }
+}
+
+/// A file in the place of the spool directory is found, and named, when the directory is claimed.
+fn is_absent(err: &io::Error) -> bool {
+    matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// The file, open for further lines.

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::progress::per_second;
 use crate::resume::Recovery;
 use crate::server::Server;
+use crate::spools::DIRTY_EXPIRE;
 use crate::verify::Arrived;
 
 /// How the check ended.
@@ -168,9 +169,10 @@ impl Summary {
                 format!("OK: what arrived equals what was sent ({} messages, {compared}).", self.accepted)
             }
             Verdict::LostUnsynced => format!(
-                "All that was on disk arrived ({compared}). {} messages were acknowledged less than the\n\
-                 time of dirty_expire before the kill, and not yet on disk: the documented risk without --sync.",
-                self.lost
+                "All that was on disk arrived ({compared}). {} messages were acknowledged in the last moments\n\
+                 before the kill and not yet on disk: the documented risk without --sync (dirty_expire, {} ms).",
+                self.lost,
+                DIRTY_EXPIRE.as_millis()
             ),
             Verdict::Wrong => format!("WRONG: {} problems, the first are above.", self.problems),
         }

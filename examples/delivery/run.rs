@@ -56,13 +56,16 @@ pub(crate) async fn run(args: Args) -> Result<Ending> {
     let mut progress = Progress::new(args.json);
     let input = read_input(&args)?;
     let workplace = Workplace::claim(&args.spool_dir(), &args.sink_dir())?;
-    let job = match Notes::read(&workplace.notes())? {
-        Some((notes, whole_bytes)) => {
-            resume(&args, input, &workplace, notes, whole_bytes, &mut progress).await?
+    let prepared = prepare(&args, input, &workplace, &mut progress).await;
+    let Job { server, found, indexes, recovery } = match prepared {
+        Ok(job) => job,
+        Err(err) => {
+            if err.is::<BadInput>() {
+                workplace.abandon();
+            }
+            return Err(err);
         }
-        None => start(&args, input, &workplace, &mut progress).await?,
     };
-    let Job { server, found, indexes, recovery } = job;
     let started = Instant::now();
     let stop = serve(&args, Arc::clone(&server), found, indexes, &mut progress).await;
     let seconds = started.elapsed().as_secs_f64();
@@ -88,6 +91,13 @@ fn read_input(args: &Args) -> Result<Input> {
     let unfinished = Notes::read(&args.spool_dir().join(crate::workplace::NOTES))?;
     let messages = unfinished.map_or(args.messages, |(notes, _)| notes.run.messages);
     Ok(Input::read(args, messages)?)
+}
+
+async fn prepare(args: &Args, input: Input, workplace: &Workplace, progress: &mut Progress) -> Result<Job> {
+    match Notes::read(&workplace.notes())? {
+        Some((notes, whole_bytes)) => resume(args, input, workplace, notes, whole_bytes, progress).await,
+        None => start(args, input, workplace, progress).await,
+    }
 }
 
 /// A new run.
@@ -253,14 +263,14 @@ async fn finish(
     seconds: f64,
 ) -> Result<Ending> {
     let problems = &server.counters.problems;
-    for spool in [server.spools.meta(), server.spools.data()] {
+    for (name, spool) in [("meta", server.spools.meta()), ("data", server.spools.data())] {
         let mut left = BTreeSet::new();
         each(spool, |entry| {
             left.insert(entry.id());
             Ok(())
         })
         .await?;
-        verify::check_spools(&left, problems);
+        verify::check_spool(name, &left, problems);
     }
     let (notes, _) = Notes::read(&workplace.notes())?.context("the notes of the run are gone")?;
     let arrived =

@@ -97,10 +97,10 @@ fn check_indexes(notes: &Notes, problems: &Problems) {
     }
 }
 
-/// Both spools have to be empty when everything is delivered.
-pub(crate) fn check_spools(left: &BTreeSet<SpoolId>, problems: &Problems) {
+/// A spool has to be empty when everything is delivered.
+pub(crate) fn check_spool(name: &str, left: &BTreeSet<SpoolId>, problems: &Problems) {
     for id in left {
-        problems.add(format!("message {id} is still in a spool"));
+        problems.add(format!("message {id} was removed and is still in the {name} spool"));
     }
 }
 

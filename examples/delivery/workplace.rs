@@ -28,8 +28,8 @@ const LOCK_FILE: &str = "delivery.lock";
 pub(crate) struct Workplace {
     spool: PathBuf,
     sink: PathBuf,
-    _spool_lock: Claim,
-    _sink_lock: Claim,
+    spool_claim: Claim,
+    sink_claim: Claim,
 }
 
 impl Workplace {
@@ -38,14 +38,18 @@ impl Workplace {
         let spool_claim = Claim::new(spool, "--spool")?;
         let claimed = Self::claim_sink(spool, sink);
         match claimed {
-            Ok((spool, sink, sink_claim)) => {
-                Ok(Self { spool, sink, _spool_lock: spool_claim, _sink_lock: sink_claim })
-            }
+            Ok((spool, sink, sink_claim)) => Ok(Self { spool, sink, spool_claim, sink_claim }),
             Err(err) => {
                 spool_claim.undo();
                 Err(err)
             }
         }
+    }
+
+    /// Takes away what claiming has made: for a run that is refused before it began.
+    pub(crate) fn abandon(self) {
+        self.sink_claim.undo();
+        self.spool_claim.undo();
     }
 
     fn claim_sink(spool: &Path, sink: &Path) -> Result<(PathBuf, PathBuf, Claim), BadInput> {
@@ -242,6 +246,8 @@ mod tests {
             assert!(Workplace::claim(&spool, &sink).unwrap_err().to_string().contains("inside the spool"));
             assert!(!spool.exists());
         }
-        Workplace::claim(&spool, &spool.join("sink")).unwrap();
+        let claimed = Workplace::claim(&spool, &spool.join("sink")).unwrap();
+        claimed.abandon();
+        assert!(!spool.exists());
     }
 }
