@@ -21,7 +21,8 @@ use anyhow::{Context as _, Result};
 use tidespool::{Config, Durability, HealthConfig, PressureConfig, TieredSpool};
 use tidespool_core::Spool;
 use tidespool_testkit::crash::{
-    Coverage, Event, Floor, Line, Moment, Promise, Report, Stock, Victim, judge, remove_surplus, take_stock, work,
+    Coverage, Event, Floor, Line, Moment, Promise, Report, Stock, Victim, judge, remove_surplus, take_stock,
+    work,
 };
 use tidespool_testkit::rng::{Rng, number_from_env, seed_from_env};
 
@@ -111,7 +112,8 @@ fn kill_again_and_again(durability: Durability, floor: Floor) {
     println!("crash, {}: {cycles} cycles, TIDESPOOL_CRASH_SEED={seed}", name(durability));
     let dir = tempfile::Builder::new().prefix("tidespool-crash-").tempdir().unwrap();
     let path = dir.path().join("spool");
-    let mut run = Run { durability, floor, path: &path, seed, stock: Stock::new(), covered: Coverage::default() };
+    let mut run =
+        Run { durability, floor, path: &path, seed, stock: Stock::new(), covered: Coverage::default() };
     for cycle in 0..cycles {
         if let Err(err) = run.cycle(cycle) {
             let kept = dir.keep();
@@ -166,7 +168,8 @@ impl Run<'_> {
     fn settle(&mut self, log: &[Line]) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let mut after = runtime.block_on(async {
-            let spool = TieredSpool::open(config(self.path, self.durability)).await.context("open after the kill")?;
+            let spool =
+                TieredSpool::open(config(self.path, self.durability)).await.context("open after the kill")?;
             let stock = take_stock(&spool, log).await.context("taking stock")?;
             spool.shutdown().await.context("shutdown")?;
             anyhow::Ok(stock)

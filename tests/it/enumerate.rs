@@ -51,7 +51,12 @@ async fn a_checkpoint_in_the_middle_changes_nothing() {
             let id = whole(entry);
             assert!(found.insert(id), "{id} came twice, with {read_before} read before the checkpoint");
         }
-        assert!(found == stored, "{} of {} came, {read_before} before the checkpoint", found.len(), stored.len());
+        assert!(
+            found == stored,
+            "{} of {} came, {read_before} before the checkpoint",
+            found.len(),
+            stored.len()
+        );
     }
     stop(spool).await;
 }

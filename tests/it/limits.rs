@@ -146,7 +146,11 @@ async fn waiting_stores_that_are_dropped_give_their_room_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_journal_is_filed_while_stores_wait() {
     let tiered = Tiered::new(|config| {
-        config.segment_size(64 * KIB).journal_capacity(256 * KIB).checkpoint_after(HOUR).separate_above(4 * KIB)
+        config
+            .segment_size(64 * KIB)
+            .journal_capacity(256 * KIB)
+            .checkpoint_after(HOUR)
+            .separate_above(4 * KIB)
     });
     let spool = tiered.start().await;
     let mut stored = Vec::new();

@@ -4,7 +4,7 @@
 //!
 //! * [`payload`] – messages that tell what they are, so that torn, mixed or foreign bytes are always recognised.
 //! * [`ids`] – ids of every kind that a spool may meet.
-//! * [`reference`] – a small, correct spool in memory: what the others are compared with.
+//! * [`mod@reference`] – a small, correct spool in memory: what the others are compared with.
 //! * [`conformance`] – every promise of a spool that can be seen from outside, one named test each:
 //!   [`conformance_tests!`].
 //! * [`model`] – random operations and restarts, compared with the reference spool step by step.

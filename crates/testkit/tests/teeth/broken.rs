@@ -131,7 +131,7 @@ impl Broken {
             }
             Fault::UpkeepWritesBackWhatItRead => {
                 for (id, data) in self.all().await {
-                    yield_now().await;
+                    pause().await;
                     self.inner.store(id, Arc::new(data.into_boxed_slice()), true, None).await?;
                 }
             }
@@ -187,7 +187,7 @@ impl Spool for Broken {
         match self.notes.fault {
             Fault::LongMessagesLoseTheirLastByte if data.len() > 4096 => drop(data.pop()),
             Fault::LoadsAreTorn => {
-                yield_now().await;
+                pause().await;
                 let later = self.inner.load(id).await?;
                 let half = data.len().min(later.len()) / 2;
                 data.truncate(half);
@@ -239,7 +239,7 @@ impl Spool for Broken {
             Fault::StoresAreDoneInTwoSteps => {
                 let half = Arc::new(Box::from(&data[..data.len() / 2]));
                 self.inner.store(id, half, force_sync, deadline).await?;
-                yield_now().await;
+                pause().await;
             }
             Fault::DroppedStoresLeakRoom if force_sync => {
                 let bytes = u32::try_from(data.len())?;
@@ -250,9 +250,7 @@ impl Spool for Broken {
             Fault::DroppedStoresHappenLate if force_sync => {
                 let inner = self.inner.clone();
                 let late = async move {
-                    for _ in 0..20 {
-                        yield_now().await;
-                    }
+                    pause().await;
                     inner.store(id, data, force_sync, None).await
                 };
                 return tokio::spawn(late).await?;
@@ -316,6 +314,13 @@ impl Spool for Broken {
 
     fn unhealthy_reason(&self) -> Option<&'static str> {
         self.has(Fault::NeverHealthy).then_some("never")
+    }
+}
+
+/// Lets the others go on, so that a race which is there is also seen.
+async fn pause() {
+    for _ in 0..50 {
+        yield_now().await;
     }
 }
 

@@ -62,7 +62,6 @@ fn the_model_finds_and_shrinks() {
         Fault::AnEmptyMessageIsNotStored,
         Fault::UpkeepLosesLargeMessages,
         Fault::StartTimeIsInclusive,
-        Fault::DroppedStoresHappenLate,
     ];
     for fault in faults {
         let found = model::search(300, 1, &|| BrokenStorage::new(fault));

@@ -1,0 +1,161 @@
+//! Clients send messages, the server stores and acknowledges them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tidespool_core::{SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId, SpoolUnhealthyError};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::input::Template;
+use crate::manifest::{Accepted, Line};
+use crate::meta::{Meta, now_ms};
+use crate::resume::Found;
+use crate::schedule;
+use crate::server::{Server, Slot, Ticket};
+
+/// How long a store may wait for room and for the disk.
+const STORE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A client that was refused comes again after this time …
+const COME_AGAIN: Duration = Duration::from_millis(250);
+
+/// … and no more often than this.
+const MAX_REFUSALS: u32 = 20;
+
+/// What the clients share.
+struct Clients {
+    /// The messages to send.
+    indexes: Vec<u64>,
+    next: AtomicUsize,
+    started: Instant,
+    messages_per_s: u32,
+}
+
+/// Queues what an earlier run left, sends the messages `indexes`, waits until all of it is delivered.
+pub(crate) async fn all(
+    server: Arc<Server>,
+    found: Vec<Found>,
+    indexes: Vec<u64>,
+    messages_per_s: u32,
+    concurrency: u16,
+) -> Result<()> {
+    for message in found {
+        let Some(slot) = server.slot().await else { return Ok(()) };
+        let wait_ms = u64::try_from(message.next_try_ms - now_ms()).unwrap_or(0);
+        let due = Instant::now() + Duration::from_millis(wait_ms);
+        let Found { id, attempts, .. } = message;
+        server.later.put(Ticket { id, attempts, due, acknowledged: None, slot }).await;
+    }
+    let clients =
+        Arc::new(Clients { indexes, next: AtomicUsize::new(0), started: Instant::now(), messages_per_s });
+    let mut tasks = JoinSet::new();
+    for _ in 0..concurrency {
+        tasks.spawn(client(Arc::clone(&server), Arc::clone(&clients)));
+    }
+    while let Some(joined) = tasks.join_next().await {
+        joined.context("a client")??;
+    }
+    server.idle().await;
+    server.close_queues();
+    Ok(())
+}
+
+/// Sends one message after the other, each at its time.
+async fn client(server: Arc<Server>, clients: Arc<Clients>) -> Result<()> {
+    loop {
+        let nth = clients.next.fetch_add(1, Ordering::Relaxed);
+        let Some(index) = clients.indexes.get(nth) else { return Ok(()) };
+        let due = clients.started + schedule::due(nth as u64, clients.messages_per_s);
+        if !server.wait_until(due).await {
+            return Ok(());
+        }
+        let Some(slot) = server.slot().await else { return Ok(()) };
+        accept(&server, *index, slot).await?;
+    }
+}
+
+/// Stores the message, acknowledges it, hands it to delivery. Tries again where the spool refuses it for now.
+async fn accept(server: &Server, index: u64, slot: Slot) -> Result<()> {
+    let template = server.input.template(index);
+    let mut refusals = 0;
+    loop {
+        let id = SpoolId::new();
+        let began = Instant::now();
+        match store(server, id, index, template).await {
+            Ok(at_ms) => {
+                server.counters.accept_time.record(began.elapsed());
+                // Before delivery may begin: nothing arrives that is not noted.
+                server.manifest.append(&Line::Accepted(Accepted {
+                    id,
+                    index,
+                    at_ms,
+                    synced: server.sync,
+                }))?;
+                server.counters.accepted.add(1);
+                server.counters.accepted_bytes.add(template.bytes.len() as u64);
+                let now = Instant::now();
+                let ticket = Ticket { id, attempts: 0, due: now, acknowledged: Some(now), slot };
+                server.ready.put(ticket).await;
+                return Ok(());
+            }
+            Err(err) if is_refusal(&err) && refusals < MAX_REFUSALS => {
+                refusals += 1;
+                server.counters.refused.add(1);
+                if !server.wait_until(Instant::now() + COME_AGAIN).await {
+                    return Ok(());
+                }
+            }
+            Err(err) => return Err(err.context(format!("cannot accept {}", template.name))),
+        }
+    }
+}
+
+/// Data first: metadata without data would be a message that cannot be delivered. Returns when it was accepted.
+async fn store(server: &Server, id: SpoolId, index: u64, template: &Template) -> Result<i64> {
+    let deadline = Some(std::time::Instant::now() + STORE_DEADLINE);
+    server.spools.data().store(id, Arc::clone(&template.bytes), server.sync, deadline).await?;
+    let accepted_ms = now_ms();
+    let meta = Meta {
+        index,
+        sender: template.envelope.sender.clone(),
+        recipient: template.envelope.recipient.clone(),
+        attempts: 0,
+        next_try_ms: accepted_ms,
+        accepted_ms,
+        synced: server.sync,
+        length: template.bytes.len() as u64,
+        crc32c: template.crc32c,
+    };
+    let bytes = Arc::new(meta.to_bytes()?);
+    if let Err(err) = server.spools.meta().store(id, bytes, server.sync, deadline).await {
+        server.spools.data().remove(id).await.context("taking back the data of a refused message")?;
+        return Err(err);
+    }
+    Ok(accepted_ms)
+}
+
+/// Errors that pass: a client is asked to come again later.
+pub(crate) fn is_refusal(err: &anyhow::Error) -> bool {
+    let root = err.root_cause();
+    root.is::<SpoolUnhealthyError>()
+        || root.is::<SpoolCallerDeadlineExceeded>()
+        || root.is::<SpoolBackpressureTimeout>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_from_failures() {
+        let refusal = anyhow::Error::from(SpoolUnhealthyError).context("storing");
+        assert!(is_refusal(&refusal));
+        assert!(is_refusal(&SpoolBackpressureTimeout.into()));
+        assert!(is_refusal(&SpoolCallerDeadlineExceeded.into()));
+        assert!(!is_refusal(&tidespool_core::Closed.into()));
+        assert!(!is_refusal(&std::io::Error::other("disk").into()));
+    }
+}

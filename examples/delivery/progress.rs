@@ -1,0 +1,85 @@
+//! One line a second: redrawn in place on a terminal, else one below the other.
+
+use std::io::{IsTerminal as _, Write};
+use std::time::Instant;
+
+use crate::report::{bytes, percent};
+use crate::server::Server;
+
+/// Where the lines go, and what the last one said.
+pub(crate) struct Progress {
+    out: Box<dyn Write + Send>,
+    in_place: bool,
+    started: Instant,
+    last: Instant,
+    last_done: u64,
+    drawn: bool,
+}
+
+impl Progress {
+    /// With `to_stderr`, stdout is left to the result.
+    pub(crate) fn new(to_stderr: bool) -> Self {
+        let now = Instant::now();
+        let (out, in_place): (Box<dyn Write + Send>, bool) = if to_stderr {
+            (Box::new(std::io::stderr()), std::io::stderr().is_terminal())
+        } else {
+            (Box::new(std::io::stdout()), std::io::stdout().is_terminal())
+        };
+        Self { out, in_place, started: now, last: now, last_done: 0, drawn: false }
+    }
+
+    pub(crate) fn show(&mut self, server: &Server) {
+        let now = Instant::now();
+        let counters = &server.counters;
+        let done = counters.delivered.get() + counters.bounced.get();
+        let rate = per_second(done - self.last_done, now.duration_since(self.last).as_secs_f64());
+        let (data, meta) = (server.spools.data_figures(), server.spools.meta_figures());
+        let line = format!(
+            "{:3} s  accepted {}  delivered {}  retried {}  in flight {}  hits {}  dirty {}  {rate:.0} msg/s",
+            self.started.elapsed().as_secs(),
+            counters.accepted.get(),
+            counters.delivered.get(),
+            counters.retried.get(),
+            server.in_flight(),
+            percent(data.hit_ratio),
+            bytes(data.dirty_bytes + meta.dirty_bytes),
+        );
+        (self.last, self.last_done) = (now, done);
+        self.write(&line);
+    }
+
+    /// A line that stays.
+    pub(crate) fn say(&mut self, text: &str) {
+        let _ = writeln!(self.out, "{text}");
+    }
+
+    /// Ends the line that is redrawn, so that what follows starts on its own.
+    pub(crate) fn finish(&mut self) {
+        if self.in_place && self.drawn {
+            let _ = writeln!(self.out);
+        }
+    }
+
+    /// A reader that went away (`| head`) is no reason to stop delivering mail.
+    fn write(&mut self, line: &str) {
+        let written = if self.in_place {
+            // No wrapping while it is drawn: a narrow terminal cuts the line instead of leaving its halves behind.
+            write!(self.out, "\r\x1b[2K\x1b[?7l{line}\x1b[?7h")
+        } else {
+            writeln!(self.out, "{line}")
+        };
+        let _ = written.and_then(|()| self.out.flush());
+        self.drawn = true;
+    }
+}
+
+/// The result, on stdout.
+pub(crate) fn print(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Zero where no time passed.
+#[expect(clippy::cast_precision_loss, reason = "for people to read")]
+pub(crate) fn per_second(count: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
+}

@@ -1,0 +1,115 @@
+//! The two spools of a mail server, and all that this example knows of Tidespool beyond the trait.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tidespool::{Config, TieredSpool};
+use tidespool_core::{Spool, SpoolEntry};
+
+use crate::input::MAX_MESSAGE_BYTES;
+
+/// An acknowledged message is on stable storage within this time, also without `--sync`.
+pub(crate) const DIRTY_EXPIRE: Duration = Duration::from_millis(500);
+
+const MIB: u64 = 1 << 20;
+
+/// The messages, and what is known about each of them.
+#[derive(Debug)]
+pub(crate) struct Spools {
+    data: Arc<TieredSpool>,
+    meta: Arc<TieredSpool>,
+}
+
+/// What a spool tells about itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SpoolFigures {
+    /// Loads that needed no disk, of all loads. `None` before the first.
+    pub(crate) hit_ratio: Option<f64>,
+    /// Bytes accepted and not yet on stable storage.
+    pub(crate) dirty_bytes: u64,
+    /// Stores that never had to be written, because the message was removed or replaced before.
+    pub(crate) elided_writes: u64,
+}
+
+impl Spools {
+    /// Opens both. A mail server does so once, at its start.
+    pub(crate) async fn open(data: PathBuf, meta: PathBuf) -> Result<Self> {
+        // Messages are large and stay as they are; metadata is small and saved again and again.
+        let data = Config::new(data)
+            .memory_budget(64 * MIB)
+            .segment_size(16 * MIB)
+            .journal_capacity(128 * MIB)
+            .max_message_size(MAX_MESSAGE_BYTES)
+            .dirty_expire(DIRTY_EXPIRE);
+        let meta = Config::new(meta)
+            .memory_budget(16 * MIB)
+            .segment_size(4 * MIB)
+            .journal_capacity(32 * MIB)
+            .max_message_size(MIB)
+            .dirty_expire(DIRTY_EXPIRE);
+        let data = open_one(data).await?;
+        let meta = match open_one(meta).await {
+            Ok(meta) => meta,
+            Err(err) => {
+                data.shutdown().await.context("closing the data spool")?;
+                return Err(err);
+            }
+        };
+        Ok(Self { data: Arc::new(data), meta: Arc::new(meta) })
+    }
+
+    pub(crate) fn data(&self) -> &dyn Spool {
+        self.data.as_ref()
+    }
+
+    pub(crate) fn meta(&self) -> &dyn Spool {
+        self.meta.as_ref()
+    }
+
+    pub(crate) fn data_figures(&self) -> SpoolFigures {
+        figures(&self.data)
+    }
+
+    pub(crate) fn meta_figures(&self) -> SpoolFigures {
+        figures(&self.meta)
+    }
+
+    /// Makes everything durable and closes both, also where one of them fails.
+    pub(crate) async fn shutdown(&self) -> Result<()> {
+        let (data, meta) = tokio::join!(self.data.shutdown(), self.meta.shutdown());
+        data.context("closing the data spool")?;
+        meta.context("closing the meta spool")
+    }
+}
+
+async fn open_one(config: Config) -> Result<TieredSpool> {
+    let path = config.path.clone();
+    TieredSpool::open(config).await.with_context(|| format!("cannot open the spool {}", shown(&path)))
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn figures(spool: &TieredSpool) -> SpoolFigures {
+    let stats = spool.stats();
+    SpoolFigures {
+        hit_ratio: stats.hit_ratio(),
+        dirty_bytes: stats.dirty_bytes,
+        elided_writes: stats.elided_writes,
+    }
+}
+
+/// Calls `visit` for each message in the spool.
+pub(crate) async fn each(spool: &dyn Spool, mut visit: impl FnMut(SpoolEntry) -> Result<()>) -> Result<()> {
+    // Few at a time: an entry carries the whole message.
+    let (sender, receiver) = async_channel::bounded(16);
+    // Ids of a burst may run a little ahead of the clock; all of them are wanted.
+    spool.enumerate(sender, chrono::Utc::now() + chrono::TimeDelta::hours(1))?;
+    while let Ok(entry) = receiver.recv().await {
+        visit(entry)?;
+    }
+    Ok(())
+}
