@@ -97,7 +97,7 @@ fn figures(spool: &TieredSpool) -> SpoolFigures {
     let stats = spool.stats();
     SpoolFigures {
         hit_ratio: stats.hit_ratio(),
-        dirty_bytes: stats.dirty_bytes,
+        dirty_bytes: stats.gauges.dirty_bytes,
         elided_writes: stats.elided_writes,
     }
 }

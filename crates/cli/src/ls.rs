@@ -107,6 +107,7 @@ fn home(home: Home) -> &'static str {
         Home::Journal => "journal",
         Home::Sled => "sled",
         Home::Segment => "segment",
+        Home::Damaged => "damaged",
     }
 }
 

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use tidespool_core::SpoolId;
 
+use super::ballast::Ballast;
 use super::filing::{FilingMail, FilingTask};
 use super::ledger::{Ledger, LedgerFile};
-use super::ballast::Ballast;
 use super::opening::take_stock;
 use super::retained::{Retained, account, choose, copy_survivors, locator};
 use super::verify::{Finding, verify_filed};
@@ -119,7 +119,7 @@ impl Filer {
         }
         self.tidy(true)?;
         let mut findings = Vec::new();
-        verify_filed(&self.segments, &self.durable, &mut |finding| findings.push(finding))?;
+        verify_filed(&self.segments, &self.durable, &|_| true, &mut |finding| findings.push(finding))?;
         for finding in &findings {
             self.events.found_damage(&finding.id, &finding.what);
         }
@@ -166,7 +166,10 @@ impl Filer {
             self.source.collect(up_to).into_iter().map(|(id, newest)| (Key::of(&id), id, newest)).collect();
         entries.sort_unstable_by_key(|(key, _, _)| *key);
         let mut next = self.ledger.clone();
-        entries.iter().filter(|(_, _, newest)| newest.place.is_some()).for_each(|(key, ..)| next.high.raise(*key));
+        entries
+            .iter()
+            .filter(|(_, _, newest)| newest.place.is_some())
+            .for_each(|(key, ..)| next.high.raise(*key));
         self.source.will_file(next.high);
         if !entries.is_empty() {
             self.apply_marked(&mut next, |filer, retained| filer.file(&entries, retained))?;
@@ -181,7 +184,8 @@ impl Filer {
         next.retained.retain(|_, segment| segment.live > 0);
         self.ledger_file.write(&next)?;
         let before = std::mem::replace(&mut self.ledger, next);
-        let entries: Vec<(SpoolId, Newest)> = entries.into_iter().map(|(_, id, newest)| (id, newest)).collect();
+        let entries: Vec<(SpoolId, Newest)> =
+            entries.into_iter().map(|(_, id, newest)| (id, newest)).collect();
         self.source.forget(&entries);
         self.release(before.retained.keys().copied().chain(filed.iter().map(|segment| segment.generation)));
         self.events.filed(entries.len() as u64, filed.len() as u64, started.elapsed());
@@ -210,7 +214,8 @@ impl Filer {
         next: &mut Ledger,
         apply: impl FnOnce(&Self, &mut RetainedMap) -> Result<Tally, FilingError>,
     ) -> Result<(), FilingError> {
-        let marked = Ledger { filing: true, high: next.high, retained: next.retained.clone(), ..self.ledger.clone() };
+        let marked =
+            Ledger { filing: true, high: next.high, retained: next.retained.clone(), ..self.ledger.clone() };
         self.ledger_file.write(&marked)?;
         self.ledger = marked;
         let delta = apply(self, &mut next.retained)?;
@@ -219,7 +224,11 @@ impl Filer {
         Ok(())
     }
 
-    fn file(&self, entries: &[(Key, SpoolId, Newest)], retained: &mut RetainedMap) -> Result<Tally, FilingError> {
+    fn file(
+        &self,
+        entries: &[(Key, SpoolId, Newest)],
+        retained: &mut RetainedMap,
+    ) -> Result<Tally, FilingError> {
         let mut failure = None;
         let mut ops = entries.iter().map_while(|(key, id, newest)| {
             self.op(*key, id, *newest).map_err(|error| failure = Some(error)).ok()
@@ -319,7 +328,9 @@ impl Filer {
         next.retained.retain(|_, segment| segment.live > 0);
         self.ledger_file.write(&next)?;
         let before = std::mem::replace(&mut self.ledger, next);
-        self.release(before.retained.keys().copied().filter(|generation| self.segments.get(*generation).is_some()));
+        self.release(
+            before.retained.keys().copied().filter(|generation| self.segments.get(*generation).is_some()),
+        );
         self.events.rewritten(bytes);
         Ok(())
     }
@@ -345,11 +356,16 @@ impl Filer {
         if self.durable.is_open() {
             self.durable.with(|store| count(store))?;
         } else {
-            self.durable.reopen(&mut || Ok(ballast.release()), &mut count)?;
+            let mut make_room = || {
+                ballast.release();
+                Ok(())
+            };
+            self.durable.reopen(&mut make_room, &mut count)?;
             ballast.restore();
         }
         if let Some(stock) = stock {
-            self.ledger = Ledger { tally: stock.tally, retained: stock.retained, filing: false, ..ledger.clone() };
+            self.ledger =
+                Ledger { tally: stock.tally, retained: stock.retained, filing: false, ..ledger.clone() };
         }
         Ok(())
     }

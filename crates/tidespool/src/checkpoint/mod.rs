@@ -24,9 +24,8 @@ pub(crate) use ballast::Ballast;
 pub(crate) use filer::{Filer, FilerSettings, Retry};
 pub(crate) use filing::{Filing, FilingTask};
 pub(crate) use ledger::{HighKeys, Ledger, LedgerError, LedgerFile};
-pub(crate) use opening::{Opened, Places, open_filed, settle, without_segment};
-pub(crate) use verify::{Finding, verify_filed};
-
+pub(crate) use opening::{Examined, Opened, Places, examine, open_filed, settle, without_segment};
+pub(crate) use verify::verify_filed;
 
 use crate::journal::Newest;
 

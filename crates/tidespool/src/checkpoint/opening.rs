@@ -13,7 +13,9 @@ use super::retained::{Retained, account, locator, place_of, pointed_to, puts_in}
 use crate::durable::{
     Change, Durable, DurableError, DurableStore, Key, KeyRange, Op, Record, SledOptions, Tally,
 };
-use crate::journal::{FileDamage, Filed, Found, Newest, Recovered, RecoveryError, Segment, Segments, recover};
+use crate::journal::{
+    FileDamage, Filed, Found, Newest, Recovered, RecoveryError, Segment, Segments, recover,
+};
 use crate::storage::Storage;
 
 /// Why the spool can't be opened. Nothing was lost by trying.
@@ -26,10 +28,7 @@ pub(crate) enum OpeningError {
     #[error(transparent)]
     Engine(#[from] DurableError),
     #[error("moving the damaged {from} aside: {source}", from = from.display())]
-    MoveAside {
-        from: PathBuf,
-        source: std::io::Error,
-    },
+    MoveAside { from: PathBuf, source: std::io::Error },
 }
 
 /// Where everything is.
@@ -45,7 +44,7 @@ impl Places {
         self.dir.join("journal")
     }
 
-    fn sled(&self) -> PathBuf {
+    pub(crate) fn sled(&self) -> PathBuf {
         self.dir.join("sled")
     }
 }
@@ -109,14 +108,24 @@ fn count(store: &dyn DurableStore) -> Result<Stock, DurableError> {
     Ok(stock)
 }
 
-/// Reads the ledger, opens sled, replays the journal, and compares. With `repair` false nothing of ours is changed.
-pub(crate) fn open_filed(
+/// What a directory holds, before anything is decided about it.
+pub(crate) struct Examined {
+    /// `None`: it is missing or damaged.
+    pub(crate) ledger: Option<Ledger>,
+    pub(crate) stock: Stock,
+    pub(crate) recovered: Recovered,
+    pub(crate) damage: Vec<FileDamage>,
+    /// What is wrong with what sled holds.
+    pub(crate) disagrees: Option<String>,
+}
+
+/// Reads the ledger, counts sled, replays the journal, and compares. With `repair` false nothing is changed.
+pub(crate) fn examine(
     places: &Places,
-    options: &SledOptions,
-    ballast: &Ballast,
+    durable: Option<&Durable>,
     fresh: bool,
     repair: bool,
-) -> Result<Opened, OpeningError> {
+) -> Result<Examined, OpeningError> {
     let mut damage = Vec::new();
     let ledger_file = LedgerFile::new(places.storage.clone(), &places.dir);
     let ledger = match ledger_file.read() {
@@ -132,11 +141,24 @@ pub(crate) fn open_filed(
         }
         Err(error) => return Err(error.into()),
     };
-    let (durable, unopened) = open_engine(places, options, ballast, repair)?;
-    let stock = durable.with(count)?;
+    let stock = durable.map_or_else(|| Ok(Stock::default()), |durable| durable.with(count))?;
     let filed = filed_by(ledger.as_ref(), &stock);
     let recovered = recover(&places.storage, &places.journal(), places.spool, &filed, repair)?;
-    let disagrees = unopened.or_else(|| disagreement(ledger.as_ref(), &stock, &recovered));
+    let disagrees = disagreement(ledger.as_ref(), &stock, &recovered);
+    Ok(Examined { ledger, stock, recovered, damage, disagrees })
+}
+
+/// Opens sled, looks at everything, and says what is to be done about it.
+pub(crate) fn open_filed(
+    places: &Places,
+    options: &SledOptions,
+    ballast: &Ballast,
+    fresh: bool,
+) -> Result<Opened, OpeningError> {
+    let (durable, unopened) = open_engine(places, options, ballast)?;
+    let Examined { ledger, stock, recovered, damage, disagrees } =
+        examine(places, Some(&durable), fresh, true)?;
+    let disagrees = unopened.or(disagrees);
     let ledger = match ledger {
         // What a checkpoint that did not end has filed already is counted here.
         Some(ledger) if disagrees.is_none() => {
@@ -169,7 +191,6 @@ fn open_engine(
     places: &Places,
     options: &SledOptions,
     ballast: &Ballast,
-    repair: bool,
 ) -> Result<(Durable, Option<String>), OpeningError> {
     let dir = places.sled();
     let error = match Durable::open_sled(&dir, options.clone()) {
@@ -182,7 +203,7 @@ fn open_engine(
     };
     // An I/O error may pass, and a time-out may be a slow disk: only what sled itself calls damaged is given up.
     let beyond_opening = matches!(error, DurableError::Engine { kind: None, .. });
-    if !beyond_opening || !repair {
+    if !beyond_opening {
         return Err(error.into());
     }
     let aside = unused_name(places, "sled.damaged")?;
@@ -260,7 +281,9 @@ pub(crate) fn settle(
     let short: Vec<u64> = ledger
         .retained
         .iter()
-        .filter(|(generation, wanted)| before.retained.get(generation).is_none_or(|has| has.live < wanted.live))
+        .filter(|(generation, wanted)| {
+            before.retained.get(generation).is_none_or(|has| has.live < wanted.live)
+        })
         .map(|(generation, _)| *generation)
         .collect();
     let mut ops = BTreeMap::new();
@@ -273,7 +296,11 @@ pub(crate) fn settle(
             let key = Key::of(&found.header.id);
             // A cold segment is newer than what it holds: the number tells which version is the newest.
             let known = ops.get(&key).is_some_and(|other: &Found| other.header.seq >= found.header.seq);
-            if found.intact && !known && !replayed.contains_key(&found.header.id) && is_lost(durable, segments, &key, found.header.seq)? {
+            if found.intact
+                && !known
+                && !replayed.contains_key(&found.header.id)
+                && is_lost(durable, segments, &key, found.header.seq)?
+            {
                 ops.insert(key, found);
             }
         }

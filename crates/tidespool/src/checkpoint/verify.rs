@@ -21,27 +21,33 @@ pub(crate) struct Verified {
     pub(crate) bytes: u64,
 }
 
-/// Checks each record in sled, and each payload that one points to.
+/// Checks each record in sled that is `wanted`, and each payload that one points to.
 pub(crate) fn verify_filed(
     segments: &Segments,
     durable: &Durable,
+    wanted: &dyn Fn(&SpoolId) -> bool,
     report: &mut dyn FnMut(Finding),
 ) -> Result<Verified, FilingError> {
     let mut verified = Verified::default();
     let mut failure = None;
-    durable.scan(&[KeyRange::ALL], &mut |key, record| match check(segments, durable, key, record) {
-        Ok(Checked::Whole(bytes)) => {
-            verified.messages += 1;
-            verified.bytes += bytes;
-            true
+    durable.scan(&[KeyRange::ALL], &mut |key, record| {
+        if !wanted(&key.id()) {
+            return true;
         }
-        Ok(Checked::Damaged(what)) => {
-            report(Finding { id: key.id(), what });
-            true
-        }
-        Err(error) => {
-            failure = Some(error);
-            false
+        match check(segments, durable, key, record) {
+            Ok(Checked::Whole(bytes)) => {
+                verified.messages += 1;
+                verified.bytes += bytes;
+                true
+            }
+            Ok(Checked::Damaged(what)) => {
+                report(Finding { id: key.id(), what });
+                true
+            }
+            Err(error) => {
+                failure = Some(error);
+                false
+            }
         }
     })?;
     failure.map_or(Ok(verified), Err)

@@ -84,6 +84,7 @@ impl DurableError {
     }
 
     /// It may succeed when tried again, after the engine was opened again: the message itself is not at fault.
+    #[cfg(test)]
     pub(crate) const fn is_retryable(&self) -> bool {
         self.poisons() || matches!(self, Self::Locked { .. } | Self::Unavailable { .. })
     }

@@ -112,6 +112,7 @@ impl Durable {
     }
 
     /// As [`DurableStore::tally`].
+    #[cfg(test)]
     pub(crate) fn tally(&self) -> Result<Tally, DurableError> {
         self.with(|store| store.tally())
     }
@@ -133,6 +134,7 @@ impl Durable {
     }
 
     /// Threads of engines that did not end in time. More than 0 for long: the process has to be started again.
+    #[cfg(test)]
     pub(crate) fn stuck_threads(&self) -> usize {
         self.strays.reap()
     }

@@ -28,9 +28,6 @@ pub(crate) enum Class {
 }
 
 impl Class {
-    /// Every class, in key order.
-    pub(crate) const ALL: [Self; 3] = [Self::Timeless, Self::Ticks, Self::Millis];
-
     fn of(id: &SpoolId) -> Self {
         let bytes = id.as_bytes();
         // The same condition as in `SpoolId::created`: the variant of RFC 9562, then the version.
@@ -174,6 +171,7 @@ impl KeyRange {
     }
 
     /// Whether `key` is in it.
+    #[cfg(test)]
     pub(crate) fn contains(&self, key: &Key) -> bool {
         self.0.as_ref().is_none_or(|range| range.contains(key.as_bytes()))
     }

@@ -9,6 +9,7 @@ pub(crate) const MAX_WHOLE: usize = 7_000;
 /// Bytes before what a record is about: kind, checksum, sequence number.
 const HEADER: usize = 13;
 /// The largest value, in bytes.
+#[cfg(test)]
 pub(crate) const MAX_VALUE: usize = HEADER + MAX_WHOLE;
 
 const WHOLE: u8 = 1;

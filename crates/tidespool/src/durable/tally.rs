@@ -48,6 +48,7 @@ impl Tally {
     }
 
     /// What has to be added to `earlier` to get this. Its `records` is modulo 2⁶⁴ where there are fewer now.
+    #[cfg(test)]
     #[must_use]
     pub(crate) const fn since(self, earlier: Self) -> Self {
         Self {

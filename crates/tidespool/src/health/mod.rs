@@ -12,7 +12,6 @@ mod space;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use cause::Cause;
 pub(crate) use gate::HealthGate;
-pub(crate) use latch::{Latch, Sample, Transition};
+pub(crate) use latch::{Latch, Sample};
 pub(crate) use space::Space;

@@ -95,7 +95,8 @@ impl Replay {
             self.state.gaps.push(Gap { first: self.expected, last: self.durable });
             self.expected = self.durable + 1;
         }
-        self.state.torn = self.doubtful.values().map(|found| (found.header.generation, found.offset)).collect();
+        self.state.torn =
+            self.doubtful.values().map(|found| (found.header.generation, found.offset)).collect();
         self.state.next_seq = self.expected;
         self.state
     }
@@ -124,12 +125,8 @@ impl Replay {
         self.state.records += 1;
         self.state.damaged.retain(|damaged| damaged.seq != header.seq);
         if !intact {
-            let damaged = DamagedRecord {
-                id: header.id,
-                seq: header.seq,
-                generation: header.generation,
-                offset,
-            };
+            let damaged =
+                DamagedRecord { id: header.id, seq: header.seq, generation: header.generation, offset };
             self.state.damaged.push(damaged);
         }
         let place = Place { generation: header.generation, offset, len: header.payload_len };
@@ -196,7 +193,15 @@ mod tests {
             Self { replay: Replay::new(0, 0), generation: 1, offset: 4096 }
         }
 
-        fn record(mut self, seq: u64, durable_seq: u64, id: SpoolId, kind: Kind, intact: bool, abort_of: Option<u64>) -> Self {
+        fn record(
+            mut self,
+            seq: u64,
+            durable_seq: u64,
+            id: SpoolId,
+            kind: Kind,
+            intact: bool,
+            abort_of: Option<u64>,
+        ) -> Self {
             let header = Header {
                 kind,
                 generation: self.generation,
@@ -347,8 +352,7 @@ mod tests {
 
     #[test]
     fn a_removal_is_kept_for_sled_to_know() {
-        let replayed =
-            Script::new().put(1, 0, 1).record(2, 1, id(1), Kind::Remove, true, None).end();
+        let replayed = Script::new().put(1, 0, 1).record(2, 1, id(1), Kind::Remove, true, None).end();
         assert_eq!(replayed.newest[&id(1)].place, None);
     }
 }

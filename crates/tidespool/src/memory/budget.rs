@@ -98,7 +98,8 @@ impl Budget {
         if bytes < 64 * 1024 {
             return;
         }
-        let rate = (bytes as f64 / took.as_secs_f64().max(1e-6)).min(1e15) as u64;
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
+        let rate = bytes.saturating_mul(1_000_000) / micros;
         let before = self.drain_rate.load(Ordering::Relaxed);
         let smoothed = if before == 0 { rate } else { before / 8 * 7 + rate / 8 };
         self.drain_rate.store(smoothed.max(1), Ordering::Relaxed);

@@ -13,4 +13,4 @@ mod sample;
 
 pub use level::Level;
 pub(crate) use monitor::{Monitor, Relief};
-pub(crate) use sample::{Sample, Sampler, Source, SystemSampler};
+pub(crate) use sample::SystemSampler;

@@ -94,13 +94,14 @@ impl Crew {
         let monitor = shared.monitor.get();
         monitor.inspect(|monitor| monitor.stop());
         for thread in self.enumerations.lock().drain(..) {
-            note_panic(thread.join().map(drop), &mut problems);
+            note_panic(&thread.join().map(drop), &mut problems);
         }
         shared.mailbox.stop(Stop::Drained(Instant::now() + shared.config.shutdown_timeout));
         let committed = crew.committer.join();
         if let Ok(Committed { all: false, .. }) = &committed {
             let bytes = shared.budget.dirty();
-            let what = format!("{bytes} dirty bytes could not be written within shutdown_timeout and are lost");
+            let what =
+                format!("{bytes} dirty bytes could not be written within shutdown_timeout and are lost");
             problems.push(what);
         }
         shared.filing.stop();
@@ -116,10 +117,10 @@ impl Crew {
                 problems.push(error.to_string());
             }
         }
-        note_panic(committed.map(drop), &mut problems);
-        note_panic(filer.map(drop), &mut problems);
+        note_panic(&committed.map(drop), &mut problems);
+        note_panic(&filer.map(drop), &mut problems);
         for thread in crew.others {
-            note_panic(thread.join().map(drop), &mut problems);
+            note_panic(&thread.join().map(drop), &mut problems);
         }
         monitor.inspect(|monitor: &&Monitor| monitor.join());
         if let Err(error) = shared.durable.close() {
@@ -144,7 +145,7 @@ impl Crew {
     }
 }
 
-fn note_panic(ended: std::thread::Result<()>, problems: &mut Vec<String>) {
+fn note_panic(ended: &std::thread::Result<()>, problems: &mut Vec<String>) {
     if ended.is_err() {
         problems.push("a thread had panicked".to_owned());
     }

@@ -63,9 +63,7 @@ impl Directory {
     /// Opens the directory of a spool that exists, for looking.
     pub(crate) fn open_existing(path: &Path) -> Result<Self> {
         match read_format(path)? {
-            Some(spool) => {
-                Ok(Self { path: path.to_owned(), spool, fresh: false, _lock: lock(path)? })
-            }
+            Some(spool) => Ok(Self { path: path.to_owned(), spool, fresh: false, _lock: lock(path)? }),
             None => Err(not_a_spool(path, "there is no FORMAT file")),
         }
     }
@@ -150,7 +148,8 @@ fn refuse_foreign(path: &Path) -> Result<()> {
     for entry in entries {
         let name = entry.with_context(|| format!("listing {}", path.display()))?.file_name();
         let name = name.to_string_lossy();
-        let ours = UNFINISHED.contains(&&*name) || ["journal", "sled", "ledger", "ledger.new"].contains(&&*name);
+        let ours =
+            UNFINISHED.contains(&&*name) || ["journal", "sled", "ledger", "ledger.new"].contains(&&*name);
         if !ours {
             return Err(not_a_spool(path, &format!("it holds {name:?} and no FORMAT file")));
         }

@@ -44,7 +44,7 @@ pub(super) fn open(config: Config, storage: Arc<dyn Storage>) -> Result<OpenSpoo
         .with_context(|| format!("creating {}", places.journal().display()))?;
     let ballast = Ballast::new(storage.clone(), &directory.path, config.ballast);
     let options = SledOptions::new(config.effective_sled_cache());
-    let mut opened = open_filed(&places, &options, &ballast, directory.fresh, true)?;
+    let mut opened = open_filed(&places, &options, &ballast, directory.fresh)?;
 
     let (stats, mailbox) = (Arc::new(Stats::default()), Arc::new(Mailbox::default()));
     let segments = segments(&config, &places, &mut opened, &mailbox, &stats);
@@ -135,8 +135,11 @@ fn settle_disagreement(
     stats: &Stats,
 ) -> Result<RecoveryReport> {
     let replayed = &opened.recovered.replayed;
-    let mut report =
-        RecoveryReport { records: replayed.records, torn: opened.recovered.torn_records, ..Default::default() };
+    let mut report = RecoveryReport {
+        records: replayed.records,
+        torn: opened.recovered.torn_records,
+        ..Default::default()
+    };
     let mut note = |path: &std::path::Path, id, what: String| {
         report.damage.push(Damage { path: path.display().to_string(), id, what });
     };
@@ -149,7 +152,8 @@ fn settle_disagreement(
     }
     for damaged in &replayed.damaged {
         let what = format!("the payload of record {} fails its checksum", damaged.seq);
-        let path = segments.get(damaged.generation).map_or_else(Default::default, |segment| segment.path.clone());
+        let path =
+            segments.get(damaged.generation).map_or_else(Default::default, |segment| segment.path.clone());
         note(&path, Some(damaged.id), what);
     }
     let sled = ledger_file.path().with_file_name("sled");
