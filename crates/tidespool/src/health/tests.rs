@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::{Cause, Latch, Sample, Transition};
+use super::cause::Cause;
+use super::latch::Transition;
+use super::{Latch, Sample};
 use crate::{Config, HealthConfig};
 
 const TICK: Duration = Duration::from_millis(100);
