@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tidespool_core::SpoolId;
 
 use super::ballast::Ballast;
+use super::dead::DeadSegments;
 use super::filing::{FilingMail, FilingTask};
 use super::ledger::{Ledger, LedgerFile};
 use super::opening::take_stock;
@@ -43,6 +44,7 @@ pub(crate) struct Filer {
     pub(crate) ballast: Ballast,
     pub(crate) settings: FilerSettings,
     pub(crate) retry: Retry,
+    pub(crate) dead: DeadSegments,
 }
 
 /// The pause after failures.
@@ -152,6 +154,7 @@ impl Filer {
             .enumerate()
             .take_while(|(number, segment)| *number < missing || segment.settled_at().is_some_and(due))
             .count();
+        let count = count.max(self.dead.count(&unfiled, &*self.source));
         match count.checked_sub(1).map(|last| unfiled[last].generation) {
             Some(generation) => self.checkpoint(generation),
             None => Ok(()),
@@ -162,8 +165,11 @@ impl Filer {
     fn checkpoint(&mut self, up_to: u64) -> Result<(), FilingError> {
         let started = Instant::now();
         self.ensure_open()?;
+        let collected = self.source.collect(up_to);
         let mut entries: Vec<(Key, SpoolId, Newest)> =
-            self.source.collect(up_to).into_iter().map(|(id, newest)| (Key::of(&id), id, newest)).collect();
+            collected.iter().map(|(id, newest)| (Key::of(id), *id, *newest)).collect();
+        // Removals of what was never filed: sled need not hear of them.
+        entries.retain(|(key, _, newest)| newest.place.is_some() || self.ledger.high.may_have(key));
         entries.sort_unstable_by_key(|(key, _, _)| *key);
         let mut next = self.ledger.clone();
         entries

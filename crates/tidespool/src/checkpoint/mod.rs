@@ -4,6 +4,7 @@
 //!
 //! * `filing` – the thread's mailbox: who asks for what.
 //! * `filer` – one checkpoint: collect, file in key order, ledger, forget, recycle.
+//! * `dead` – which segments are filed early, because nothing much lives in them.
 //! * `retained` – segments kept for the large payloads in them, and their rewriting.
 //! * `ballast` – a file to delete when sled needs room on a full disk.
 //! * `ledger` – what sled must contain, outside sled.
@@ -11,6 +12,7 @@
 //! * `verify` – every byte of everything filed.
 
 mod ballast;
+mod dead;
 mod filer;
 mod filing;
 mod ledger;
@@ -18,9 +20,12 @@ mod opening;
 mod retained;
 mod verify;
 
+use std::collections::BTreeMap;
+
 use tidespool_core::SpoolId;
 
 pub(crate) use ballast::Ballast;
+pub(crate) use dead::DeadSegments;
 pub(crate) use filer::{Filer, FilerSettings, Retry};
 pub(crate) use filing::{Filing, FilingTask};
 pub(crate) use ledger::{HighKeys, Ledger, LedgerError, LedgerFile};
@@ -33,6 +38,9 @@ use crate::journal::Newest;
 pub(crate) trait Source: Send + Sync {
     /// What the index knows of segments up to this generation.
     fn collect(&self, up_to: u64) -> Vec<(SpoolId, Newest)>;
+
+    /// Payload bytes that live in each segment, by generation.
+    fn live_bytes(&self) -> BTreeMap<u64, u64>;
 
     /// True while this record is the newest of its id.
     fn is_newest(&self, id: &SpoolId, seq: u64) -> bool;

@@ -176,7 +176,8 @@ impl Pool {
     }
 
     fn create_at(&self, path: &std::path::Path, size: u64) -> io::Result<Arc<dyn StorageFile>> {
-        const STEP: usize = 1 << 20;
+        // Synced step by step: one long sync would hold up the journal's own.
+        const STEP: usize = 2 << 20;
         let file = self.storage.open(path, OpenMode::Create)?;
         let zeros = vec![0; STEP];
         let header = SegmentHeader { role: Role::Free, generation: 0, size, spool: self.spool }.encode();
@@ -185,9 +186,9 @@ impl Pool {
         while offset < size {
             let step = usize::try_from(size - offset).unwrap_or(STEP).min(STEP);
             write_all_at(&*file, &mut [IoSlice::new(&zeros[..step])], offset)?;
+            file.sync_data()?;
             offset += step as u64;
         }
-        file.sync_data()?;
         self.storage.sync_dir(&self.dir)?;
         Ok(file)
     }

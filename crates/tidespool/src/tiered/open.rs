@@ -16,8 +16,8 @@ use super::table::Table;
 use super::threads::Starter;
 use super::watch::watch;
 use crate::checkpoint::{
-    Ballast, Filer, FilerSettings, Filing, LedgerFile, Opened, Places, Retry, Source as _, open_filed,
-    settle, without_segment,
+    Ballast, DeadSegments, Filer, FilerSettings, Filing, LedgerFile, Opened, Places, Retry, Source as _,
+    open_filed, settle, without_segment,
 };
 use crate::durable::SledOptions;
 use crate::inspect::Damage;
@@ -81,6 +81,7 @@ pub(super) fn open(config: Config, storage: Arc<dyn Storage>) -> Result<OpenSpoo
             checkpoint_after: config.checkpoint_after,
         },
         retry: Retry::default(),
+        dead: DeadSegments::default(),
     };
     let parts = Parts {
         config,

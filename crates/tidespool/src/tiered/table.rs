@@ -2,6 +2,7 @@
 //!
 //! One shard's lock orders everything that happens to one id. No I/O and no await under it.
 
+use std::collections::BTreeMap;
 use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -113,6 +114,16 @@ impl Source for Table {
             found.extend(shard.index.iter().filter(|(_, newest)| newest.generation <= up_to));
         }
         found
+    }
+
+    fn live_bytes(&self) -> BTreeMap<u64, u64> {
+        let mut live = BTreeMap::new();
+        for shard in self.shards() {
+            for place in shard.index.iter().filter_map(|(_, newest)| newest.place) {
+                *live.entry(place.generation).or_default() += u64::from(place.len);
+            }
+        }
+        live
     }
 
     fn is_newest(&self, id: &SpoolId, seq: u64) -> bool {
