@@ -91,10 +91,17 @@ impl Filer {
 
     fn note<T>(&mut self, done: &Result<T, FilingError>) {
         match done {
-            Ok(_) => self.retry = Retry::default(),
+            Ok(_) if self.retry.at.is_some() => {
+                self.retry = Retry::default();
+                self.ballast.restore();
+            }
+            Ok(_) => {}
             Err(error) => {
                 self.events.failed(error);
                 self.retry.failed();
+                if error.is_full_disk() {
+                    self.ballast.release();
+                }
             }
         }
     }

@@ -32,6 +32,7 @@ pub(crate) use ledger::{HighKeys, Ledger, LedgerError, LedgerFile};
 pub(crate) use opening::{Examined, Opened, Places, examine, open_filed, settle, without_segment};
 pub(crate) use verify::verify_filed;
 
+use crate::durable::DurableError;
 use crate::journal::Newest;
 
 /// The index, as the checkpoint needs it.
@@ -66,12 +67,26 @@ pub(crate) trait FilingEvents: Send + Sync {
     fn found_damage(&self, id: &SpoolId, what: &str);
 }
 
+impl FilingError {
+    /// It would have succeeded with more room on disk.
+    fn is_full_disk(&self) -> bool {
+        use std::io::ErrorKind::StorageFull;
+        match self {
+            Self::Engine(DurableError::Engine { kind, .. }) => *kind == Some(StorageFull),
+            Self::Ledger(LedgerError::Io { source, .. }) | Self::Rewrite(source) => {
+                source.kind() == StorageFull
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Why a checkpoint did not come to its end. Everything is as before, or will be when it is repeated.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FilingError {
     /// sled.
     #[error(transparent)]
-    Engine(#[from] crate::durable::DurableError),
+    Engine(#[from] DurableError),
     /// The ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),

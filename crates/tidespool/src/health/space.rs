@@ -36,6 +36,17 @@ impl Space {
         })
     }
 
+    /// Free bytes below which [`is_short`](Self::is_short) is true; 0 where it never is.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share of a whole file system"
+    )]
+    pub(crate) fn minimum(&self, config: &HealthConfig) -> u64 {
+        config.min_free_bytes.min((self.total_bytes as f64 * config.min_free_fraction) as u64)
+    }
+
     /// Free bytes are under `min_free_bytes` and under `min_free_fraction`, or so are the inodes. A total of 0 means
     /// that the file system does not tell.
     pub(crate) fn is_short(&self, config: &HealthConfig) -> bool {

@@ -10,7 +10,7 @@ use tidespool_core::{Corrupt, NotFound, SpoolId};
 use super::{Damage, Entry, Home, Summary, Verification};
 use crate::checkpoint::{Examined, Places, examine, verify_filed};
 use crate::durable::{Durable, DurableError, Key, KeyRange, Record, SledOptions};
-use crate::journal::{Newest, Place, Pool, PoolEvents, ReadError, Segment, Segments};
+use crate::journal::{Newest, Place, Pool, PoolEvents, PoolSettings, ReadError, Segment, Segments};
 use crate::storage::OsStorage;
 use crate::tiered::{Directory, FORMAT_VERSION};
 
@@ -79,15 +79,15 @@ impl Look {
                 + size(&recovered.retained)
                 + recovered.free.iter().map(|free| free.size).sum::<u64>(),
         };
-        let pool = Pool::new(
-            places.storage.clone(),
-            places.journal(),
-            places.spool,
-            1 << 20,
-            4 << 20,
-            recovered.next_slot,
-            Arc::new(Nobody),
-        );
+        let settings = PoolSettings {
+            dir: places.journal(),
+            spool: places.spool,
+            segment_size: 1 << 20,
+            capacity: 4 << 20,
+            keep_free: 0,
+            next_slot: recovered.next_slot,
+        };
+        let pool = Pool::new(places.storage.clone(), settings, Arc::new(Nobody));
         let segments = Segments::new(Arc::new(pool), places.spool, recovered.next_generation);
         recovered.journal.into_iter().chain(recovered.retained).for_each(|segment| segments.insert(segment));
         let newest = recovered.replayed.newest;

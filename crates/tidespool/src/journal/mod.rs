@@ -26,7 +26,7 @@ mod writer;
 
 pub(crate) use cold::ColdWriter;
 pub(crate) use index::{Index, Newest, Place};
-pub(crate) use pool::{Pool, PoolEvents, RESERVED};
+pub(crate) use pool::{Pool, PoolEvents, PoolSettings, RESERVED};
 pub(crate) use record::{Kind, footprint};
 pub(crate) use recovery::{FileDamage, Filed, Recovered, RecoveryError, recover};
 pub(crate) use scan::{Found, scan};

@@ -43,6 +43,8 @@ pub(crate) struct Pool {
     spool: [u8; 16],
     segment_size: u64,
     max_counted: usize,
+    /// Bytes of the file system that new segments leave to others: to the ledger and to sled, without which no segment is ever recycled.
+    keep_free: u64,
     state: Mutex<State>,
     wake: Condvar,
     events: Arc<dyn PoolEvents>,
@@ -54,7 +56,24 @@ struct State {
     /// Segments that count against the capacity: the free ones and the journal's, not the retained ones.
     counted: usize,
     next_slot: u32,
+    /// The last new segment found no room on disk: there is no headroom beyond what is free.
+    disk_full: bool,
     stopped: bool,
+}
+
+/// What a pool is made of.
+#[derive(Debug)]
+pub(crate) struct PoolSettings {
+    pub(crate) dir: PathBuf,
+    pub(crate) spool: [u8; 16],
+    /// Bytes of a segment.
+    pub(crate) segment_size: u64,
+    /// Bytes of the segments that count.
+    pub(crate) capacity: u64,
+    /// Bytes of the file system that are left to others.
+    pub(crate) keep_free: u64,
+    /// The first slot that no file has.
+    pub(crate) next_slot: u32,
 }
 
 impl std::fmt::Debug for Pool {
@@ -66,21 +85,19 @@ impl std::fmt::Debug for Pool {
 impl Pool {
     pub(crate) fn new(
         storage: Arc<dyn Storage>,
-        dir: PathBuf,
-        spool: [u8; 16],
-        segment_size: u64,
-        capacity: u64,
-        next_slot: u32,
+        settings: PoolSettings,
         events: Arc<dyn PoolEvents>,
     ) -> Self {
+        let PoolSettings { dir, spool, segment_size, capacity, keep_free, next_slot } = settings;
         let max_counted = usize::try_from(capacity / segment_size).unwrap_or(usize::MAX).max(4);
-        let state = State { free: Vec::new(), counted: 0, next_slot, stopped: false };
+        let state = State { free: Vec::new(), counted: 0, next_slot, disk_full: false, stopped: false };
         Self {
             storage,
             dir,
             spool,
             segment_size,
             max_counted,
+            keep_free,
             state: Mutex::new(state),
             wake: Condvar::new(),
             events,
@@ -110,7 +127,8 @@ impl Pool {
     /// How many more segments the capacity allows, free ones included.
     pub(crate) fn headroom(&self) -> usize {
         let state = self.state.lock();
-        state.free.len() + self.max_counted.saturating_sub(state.counted)
+        let more = if state.disk_full { 0 } else { self.max_counted.saturating_sub(state.counted) };
+        state.free.len() + more
     }
 
     /// The most segments that the capacity allows.
@@ -193,10 +211,18 @@ impl Pool {
         Ok(file)
     }
 
+    /// Makes an ordinary segment, if that leaves enough of the disk to others.
+    fn create_if_room(&self) -> io::Result<FreeSegment> {
+        if self.storage.free_bytes(&self.dir)? < self.segment_size + self.keep_free {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.create(self.segment_size)
+    }
+
     /// Makes the segments that a new spool starts with.
     pub(crate) fn fill(&self) -> io::Result<()> {
         while self.wants_one(&self.state.lock()) {
-            self.give(self.create(self.segment_size)?);
+            self.give(self.create_if_room()?);
         }
         Ok(())
     }
@@ -214,13 +240,14 @@ impl Pool {
                 continue;
             }
             drop(state);
-            let made = self.create(self.segment_size);
+            let made = self.create_if_room();
             let failed = made.is_err();
             match made {
                 Ok(segment) => self.give(segment),
                 Err(error) => self.events.prewrite_failed(&error),
             }
             state = self.state.lock();
+            state.disk_full = failed;
             if failed && !state.stopped {
                 self.wake.wait_for(&mut state, RETRY_AFTER);
             }

@@ -60,6 +60,16 @@ pub trait Storage: Debug + Send + Sync {
     /// The operating system's.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
 
+    /// Bytes that are free for this process in the file system of `path`.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(path)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
     /// Makes the names in a directory durable (`fsync` of the directory).
     ///
     /// # Errors

@@ -20,8 +20,9 @@ use crate::checkpoint::{
     open_filed, settle, without_segment,
 };
 use crate::durable::SledOptions;
+use crate::health::Space;
 use crate::inspect::Damage;
-use crate::journal::{Pool, Segments, Writer};
+use crate::journal::{Pool, PoolSettings, Segments, Writer};
 use crate::pressure::{Monitor, Relief, SystemSampler};
 use crate::stats::Stats;
 use crate::storage::Storage;
@@ -109,16 +110,17 @@ fn segments(
     stats: &Arc<Stats>,
 ) -> Arc<Segments> {
     let recovered = &mut opened.recovered;
-    let pool = Arc::new(Pool::new(
-        places.storage.clone(),
-        places.journal(),
-        places.spool,
-        config.segment_size,
-        config.journal_capacity,
-        recovered.next_slot,
-        Arc::new(PoolReports { mailbox: mailbox.clone(), stats: stats.clone() }),
-    ));
-    let segments = Segments::new(pool, places.spool, recovered.next_generation);
+    let settings = PoolSettings {
+        dir: places.journal(),
+        spool: places.spool,
+        segment_size: config.segment_size,
+        capacity: config.journal_capacity,
+        keep_free: keep_free(config),
+        next_slot: recovered.next_slot,
+    };
+    let reports = PoolReports { mailbox: mailbox.clone(), stats: stats.clone() };
+    let pool = Pool::new(places.storage.clone(), settings, Arc::new(reports));
+    let segments = Segments::new(Arc::new(pool), places.spool, recovered.next_generation);
     for segment in recovered.journal.drain(..) {
         segments.pool().count_existing();
         segments.insert(segment);
@@ -126,6 +128,13 @@ fn segments(
     recovered.retained.drain(..).for_each(|segment| segments.insert(segment));
     recovered.free.drain(..).for_each(|free| segments.pool().give(free));
     Arc::new(segments)
+}
+
+/// What new segments leave of the disk: more than the health gate's minimum, so that the spool never shuts its own gate; and room for ballast, ledger
+/// and sled.
+fn keep_free(config: &Config) -> u64 {
+    let minimum = Space::of(&config.path).map_or(0, |space| space.minimum(&config.health));
+    minimum + minimum / 4 + config.ballast + (4 << 20)
 }
 
 /// Makes sled hold what it should, as far as that can be, and says what could not be.
