@@ -16,10 +16,13 @@ use super::retained::{Retained, account, choose, copy_survivors, locator};
 use super::verify::{Finding, verify_filed};
 use super::{Filing, FilingError, FilingEvents, Source};
 use crate::durable::{Change, Durable, DurableError, DurableStore, Key, Op, Record, Tally};
-use crate::journal::{Newest, Place, ReadError, Role, Segment, Segments};
+use crate::journal::{Newest, Place, RESERVED, ReadError, Role, Segment, Segments};
 
 /// First and longest pause after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// A checkpoint takes at most so many segments: what it collects stays small, and the first of them are free soon.
+const AT_ONCE: usize = 8;
 
 type RetainedMap = BTreeMap<u64, Retained>;
 
@@ -64,6 +67,8 @@ impl Retry {
 impl Filer {
     /// Runs until it is stopped; returns the ledger as it stands then.
     pub(crate) fn run(mut self) -> Self {
+        // A journal that was found full waits for this.
+        self.look();
         loop {
             match self.filing.wait(self.wake_at()) {
                 FilingMail::Stop => return self,
@@ -85,8 +90,18 @@ impl Filer {
         if self.retry.at.is_some_and(|at| at > Instant::now()) {
             return;
         }
-        let done = self.checkpoint_due().and_then(|()| self.tidy(false));
+        let done = self.tend();
         self.note(&done);
+    }
+
+    /// Everything that is due.
+    fn tend(&mut self) -> Result<(), FilingError> {
+        if !self.durable.is_open() {
+            // Loads need it, whether there is something to file or not.
+            self.ensure_open()?;
+        }
+        while self.checkpoint_due()? && !self.filing.is_stopped() {}
+        self.tidy(false)
     }
 
     fn note<T>(&mut self, done: &Result<T, FilingError>) {
@@ -110,7 +125,7 @@ impl Filer {
         // Whoever asked may be gone; the work is done all the same.
         match task {
             FilingTask::Cleanup(done) => {
-                let result = self.checkpoint_due().and_then(|()| self.tidy(false));
+                let result = self.tend();
                 self.note(&result);
                 let _ = done.send(result);
             }
@@ -128,7 +143,9 @@ impl Filer {
         }
         self.tidy(true)?;
         let mut findings = Vec::new();
-        verify_filed(&self.segments, &self.durable, &|_| true, &mut |finding| findings.push(finding))?;
+        verify_filed(&self.segments, &self.durable, &|_| !self.filing.is_stopped(), &mut |finding| {
+            findings.push(finding)
+        })?;
         for finding in &findings {
             self.events.found_damage(&finding.id, &finding.what);
         }
@@ -146,13 +163,16 @@ impl Filer {
         segments
     }
 
-    fn checkpoint_due(&mut self) -> Result<(), FilingError> {
+    /// Files a few segments, if some are due. True if there were.
+    fn checkpoint_due(&mut self) -> Result<bool, FilingError> {
         let unfiled = self.unfiled();
         let now = Instant::now();
         let pool = self.segments.pool();
         // Nearly out of segments: file until half of the capacity is free again.
         let missing = match pool.headroom() {
-            headroom if headroom * 4 < pool.capacity() => (pool.capacity() / 2).saturating_sub(headroom),
+            headroom if headroom <= RESERVED + 1 || headroom * 4 < pool.capacity() => {
+                (pool.capacity() / 2).saturating_sub(headroom)
+            }
             _ => 0,
         };
         let due = |at: Instant| at + self.settings.checkpoint_after <= now;
@@ -161,10 +181,10 @@ impl Filer {
             .enumerate()
             .take_while(|(number, segment)| *number < missing || segment.settled_at().is_some_and(due))
             .count();
-        let count = count.max(self.dead.count(&unfiled, &*self.source));
+        let count = count.max(self.dead.count(&unfiled, &*self.source)).min(AT_ONCE);
         match count.checked_sub(1).map(|last| unfiled[last].generation) {
-            Some(generation) => self.checkpoint(generation),
-            None => Ok(()),
+            Some(generation) => self.checkpoint(generation).map(|()| true),
+            None => Ok(false),
         }
     }
 
@@ -191,28 +211,31 @@ impl Filer {
             self.unfiled().into_iter().filter(|segment| segment.generation <= up_to).collect();
         next.number += 1;
         next.filed_generation = up_to;
+        next.next_generation = self.segments.reserved_generation();
         let last_seq = filed.iter().map(|segment| segment.last_seq()).max().unwrap_or(0);
         next.filed_seq = next.filed_seq.max(last_seq);
         next.durable_seq = next.durable_seq.max(next.filed_seq);
         next.retained.retain(|_, segment| segment.live > 0);
         self.ledger_file.write(&next)?;
-        let before = std::mem::replace(&mut self.ledger, next);
-        let entries: Vec<(SpoolId, Newest)> =
-            entries.into_iter().map(|(_, id, newest)| (id, newest)).collect();
-        self.source.forget(&entries);
-        self.release(before.retained.keys().copied().chain(filed.iter().map(|segment| segment.generation)));
+        self.ledger = next;
+        self.source.forget(&collected);
+        self.release();
         self.events.filed(entries.len() as u64, filed.len() as u64, started.elapsed());
         Ok(())
     }
 
-    /// Recycles those of `generations` in which nothing lives, and retains the others.
-    fn release(&self, generations: impl Iterator<Item = u64>) {
-        for generation in generations {
-            if self.ledger.retained.contains_key(&generation) {
-                if let Some(segment) = self.segments.get(generation) {
-                    self.segments.retain(&segment);
-                }
+    /// Recycles every filed segment in which nothing lives, and retains the others.
+    fn release(&self) {
+        for segment in self.segments.all() {
+            let filed = segment.role == Role::Cold || segment.generation <= self.ledger.filed_generation;
+            if !filed {
+                continue;
+            }
+            if self.ledger.retained.contains_key(&segment.generation) {
+                self.segments.retain(&segment);
             } else {
+                let generation = segment.generation;
+                drop(segment);
                 self.segments.retire(generation);
                 self.events.recycled();
             }
@@ -243,13 +266,15 @@ impl Filer {
         retained: &mut RetainedMap,
     ) -> Result<Tally, FilingError> {
         let mut failure = None;
-        let mut ops = entries.iter().map_while(|(key, id, newest)| {
-            self.op(*key, id, *newest).map_err(|error| failure = Some(error)).ok()
-        });
+        let mut ops =
+            entries.iter().take_while(|_| !self.filing.is_stopped()).map_while(|(key, id, newest)| {
+                self.op(*key, id, *newest).map_err(|error| failure = Some(error)).ok()
+            });
         let delta = self.apply_counted(&mut ops.by_ref().flatten(), retained);
         drop(ops);
         match failure {
             Some(error) => Err(error),
+            None if self.filing.is_stopped() => Err(FilingError::Stopped),
             None => Ok(delta?),
         }
     }
@@ -314,7 +339,7 @@ impl Filer {
 
     /// Rewrites retained segments that are mostly dead; with `all`, every one with something dead in it.
     fn tidy(&mut self, all: bool) -> Result<(), FilingError> {
-        self.segments.release_unread();
+        self.release();
         let victims = choose(&self.ledger.retained, all);
         if victims.is_empty() || self.filing.is_stopped() {
             return Ok(());
@@ -340,10 +365,8 @@ impl Filer {
         next.number += 1;
         next.retained.retain(|_, segment| segment.live > 0);
         self.ledger_file.write(&next)?;
-        let before = std::mem::replace(&mut self.ledger, next);
-        self.release(
-            before.retained.keys().copied().filter(|generation| self.segments.get(*generation).is_some()),
-        );
+        self.ledger = next;
+        self.release();
         self.events.rewritten(bytes);
         Ok(())
     }

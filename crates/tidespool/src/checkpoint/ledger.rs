@@ -71,6 +71,8 @@ pub(crate) struct Ledger {
     pub(crate) retained: BTreeMap<u64, Retained>,
     /// Messages that were reported lost since the spool was made.
     pub(crate) lost: u64,
+    /// No segment ever had this generation or a higher one. A generation that was used again could bring the records of its earlier use back.
+    pub(crate) next_generation: u64,
 }
 
 /// [`Ledger`] as it is written.
@@ -85,6 +87,7 @@ struct Line {
     high: Vec<Vec<u8>>,
     retained: BTreeMap<u64, Retained>,
     lost: u64,
+    next_generation: u64,
 }
 
 /// Why there is no ledger.
@@ -163,6 +166,7 @@ fn render(ledger: &Ledger) -> Result<String, serde_json::Error> {
         high: ledger.high.keys().map(|key| key.as_bytes().to_vec()).collect(),
         retained: ledger.retained.clone(),
         lost: ledger.lost,
+        next_generation: ledger.next_generation,
     };
     let json = serde_json::to_string(&line)?;
     Ok(format!("{json}\n{:08x}\n", crc32c::crc32c(json.as_bytes())))
@@ -190,6 +194,7 @@ fn parse(bytes: &[u8]) -> Result<Ledger, String> {
         high,
         retained: line.retained,
         lost: line.lost,
+        next_generation: line.next_generation,
     })
 }
 
@@ -216,6 +221,7 @@ mod tests {
             high,
             retained,
             lost: 7,
+            next_generation: 10,
         }
     }
 

@@ -93,6 +93,9 @@ pub(crate) enum FilingError {
     /// A segment.
     #[error(transparent)]
     Segment(#[from] crate::journal::ReadError),
+    /// The spool is shutting down.
+    #[error("the spool is shutting down: the checkpoint is repeated at the next start")]
+    Stopped,
     /// A segment for survivors.
     #[error("rewriting a segment: {0}")]
     Rewrite(#[from] std::io::Error),

@@ -232,6 +232,7 @@ fn filed_by(ledger: Option<&Ledger>, stock: &Stock) -> Filed {
             seq: ledger.filed_seq,
             durable_seq: ledger.durable_seq,
             retained: ledger.retained.keys().copied().collect(),
+            next_generation: ledger.next_generation,
             unknown: false,
         },
         None => {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tidespool_core::SpoolId;
 
 use super::index::Place;
+use super::pool::RESERVED;
 use super::record::{HEADER_LEN, Header, Kind, footprint};
 use super::segment::{PAGE, Role, Segment};
 use super::segments::Segments;
@@ -28,7 +29,7 @@ impl<'a> ColdWriter<'a> {
     /// Appends a payload. It is durable after [`ColdWriter::finish`].
     pub(crate) fn append(&mut self, id: SpoolId, seq: u64, data: &[u8], crc: u32) -> io::Result<Place> {
         let len = u32::try_from(data.len()).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-        let need = footprint(len);
+        let need = footprint(u64::from(len));
         let segment = match self.filled.last() {
             Some(segment) if self.tail + need <= segment.size => segment.clone(),
             _ => self.next(need)?,
@@ -53,7 +54,16 @@ impl<'a> ColdWriter<'a> {
     fn next(&mut self, need: u64) -> io::Result<Arc<Segment>> {
         let pool = self.segments.pool();
         let size = pool.segment_size().max((PAGE + need).next_multiple_of(PAGE));
-        let (segment, header) = self.segments.activate(pool.create(size)?, Role::Cold, false);
+        // On a full disk a free segment is all there is, and rewriting is what frees others.
+        let spare = if size == pool.segment_size() { pool.take(RESERVED) } else { None };
+        let free = match spare {
+            Some(spare) => {
+                pool.count_out();
+                spare
+            }
+            None => pool.create(size)?,
+        };
+        let (segment, header) = self.segments.activate(free, Role::Cold, false);
         self.filled.push(segment.clone());
         write_all_at(&*segment.file, &mut [IoSlice::new(&header.encode())], 0)?;
         self.tail = PAGE;

@@ -26,10 +26,10 @@ mod writer;
 
 pub(crate) use cold::ColdWriter;
 pub(crate) use index::{Index, Newest, Place};
-pub(crate) use pool::{Pool, PoolEvents, PoolSettings, RESERVED};
+pub(crate) use pool::{Pool, PoolEvents, PoolSettings, RESERVED, is_segment_file_name};
 pub(crate) use record::{Kind, footprint};
 pub(crate) use recovery::{FileDamage, Filed, Recovered, RecoveryError, recover};
 pub(crate) use scan::{Found, scan};
 pub(crate) use segment::{PAGE, ReadError, Role, Segment};
 pub(crate) use segments::Segments;
-pub(crate) use writer::{Change, Durable, WriteError, Writer};
+pub(crate) use writer::{Change, Durable, Room, WriteError, Writer};

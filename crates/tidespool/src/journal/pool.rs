@@ -266,6 +266,11 @@ pub(crate) fn segment_file_name(slot: u32) -> String {
     format!("{slot:08x}.seg")
 }
 
+/// True for names that segments have.
+pub(crate) fn is_segment_file_name(name: &str) -> bool {
+    parse_segment_file_name(name).is_some()
+}
+
 /// The slot in a segment's file name, or `None` for any other file.
 pub(crate) fn parse_segment_file_name(name: &str) -> Option<u32> {
     let slot = name.strip_suffix(".seg").filter(|slot| slot.len() == 8)?;

@@ -97,13 +97,13 @@ impl Header {
 
     /// Bytes from this record's start to where the next one of its batch starts.
     pub(crate) const fn footprint(&self) -> u64 {
-        footprint(self.payload_len)
+        footprint(self.payload_len as u64)
     }
 }
 
 /// Bytes that a record with such a payload takes in a batch.
-pub(crate) const fn footprint(payload_len: u32) -> u64 {
-    (HEADER_LEN as u64 + payload_len as u64).next_multiple_of(RECORD_ALIGN)
+pub(crate) const fn footprint(payload_len: u64) -> u64 {
+    (HEADER_LEN as u64 + payload_len).next_multiple_of(RECORD_ALIGN)
 }
 
 /// Checksum of a payload.

@@ -26,6 +26,8 @@ pub(crate) struct Filed {
     pub(crate) durable_seq: u64,
     /// Filed segments that are kept for the large payloads in them.
     pub(crate) retained: BTreeSet<u64>,
+    /// No segment ever had this generation or a higher one.
+    pub(crate) next_generation: u64,
     /// There is no ledger to tell the rest: what is there is taken as it is.
     pub(crate) unknown: bool,
 }
@@ -69,7 +71,10 @@ pub(crate) fn recover(
     filed: &Filed,
     repair: bool,
 ) -> Result<Recovered, RecoveryError> {
-    let mut found = Recovered { next_generation: filed.generation + 1, ..Recovered::default() };
+    let mut found = Recovered {
+        next_generation: filed.next_generation.max(filed.generation + 1),
+        ..Recovered::default()
+    };
     let mut by_generation = BTreeMap::new();
     for (slot, path) in segment_files(storage, dir)? {
         found.next_slot = found.next_slot.max(slot + 1);
@@ -82,7 +87,10 @@ pub(crate) fn recover(
             source,
         })?;
         match class {
-            Class::Free(size) => found.free.push(FreeSegment { slot, path, file, size }),
+            Class::Free { size, used_by } => {
+                found.next_generation = found.next_generation.max(used_by + 1);
+                found.free.push(FreeSegment { slot, path, file, size });
+            }
             Class::Foreign(what) => found.damage.push(FileDamage { path, what }),
             Class::Used(header, remark) => {
                 if let Some(what) = remark {
@@ -135,8 +143,8 @@ fn segment_files(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Vec<(u32, Pat
 }
 
 enum Class {
-    /// A segment file of this size without content that counts.
-    Free(u64),
+    /// A segment file of this size without content that counts, last used under that generation.
+    Free { size: u64, used_by: u64 },
     /// In use; with a remark where its header page had to be guessed.
     Used(SegmentHeader, Option<String>),
     /// Not ours: left alone.
@@ -158,7 +166,8 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
             Role::Cold => filed.retained.contains(&header.generation),
         };
         if !used {
-            return Ok(Class::Free(if size == header.size { size } else { 0 }));
+            let size = if size == header.size { size } else { 0 };
+            return Ok(Class::Free { size, used_by: header.generation });
         }
         let remark =
             (size < header.size).then(|| format!("cut short: {size} of {} bytes are there", header.size));
@@ -170,8 +179,8 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
             let what = "its first page is damaged; the records after it were read".to_owned();
             Ok(Class::Used(header, Some(what)))
         }
-        Some(_) => Ok(Class::Free(size)),
-        None if begins_with_zeros(file, size)? => Ok(Class::Free(0)),
+        Some(used_by) => Ok(Class::Free { size, used_by }),
+        None if begins_with_zeros(file, size)? => Ok(Class::Free { size: 0, used_by: 0 }),
         None => {
             Ok(Class::Foreign("neither its first page nor any record can be read: left alone".to_owned()))
         }
@@ -199,12 +208,17 @@ fn replay(journal: &[Arc<Segment>], spool: [u8; 16], filed: &Filed) -> Result<Re
         if filed.unknown { Replay::unknown() } else { Replay::new(filed.seq, filed.durable_seq) };
     for segment in journal {
         scan(&*segment.file, salt_of(spool), segment.generation, &mut |found| {
-            segment.note_last_seq(found.header.seq);
             replay.take(found);
         })
         .map_err(|source| RecoveryError { doing: "reading", path: segment.path.clone(), source })?;
     }
-    Ok(replay.finish())
+    let replayed = replay.finish();
+    for segment in journal {
+        let last = replayed.last_seqs.get(&segment.generation).copied();
+        // Nothing from the cut end on: those numbers are used again.
+        segment.note_last_seq(last.unwrap_or(0).min(replayed.next_seq.saturating_sub(1)));
+    }
+    Ok(replayed)
 }
 
 /// Overwrites the headers of records that were never acknowledged: their numbers are used again.

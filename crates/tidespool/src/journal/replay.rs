@@ -36,6 +36,8 @@ pub(crate) struct Replayed {
     pub(crate) damaged: Vec<DamagedRecord>,
     /// Where records of a torn tail stand, which must never be read again: generation and offset.
     pub(crate) torn: Vec<(u64, u64)>,
+    /// The highest number of a record that counts in each segment, by generation.
+    pub(crate) last_seqs: HashMap<u64, u64>,
 }
 
 /// Takes the records of all segments in generation order.
@@ -50,6 +52,8 @@ pub(crate) struct Replay {
     durable: u64,
     /// Records after a missing or damaged one, until it is known which of torn and damaged that was.
     doubtful: BTreeMap<u64, Found>,
+    /// Everything that was doubtful at some time: number, generation, offset. What stays above the cut end is cut, every copy of it.
+    doubted: Vec<(u64, u64, u64)>,
 }
 
 impl Replay {
@@ -61,6 +65,7 @@ impl Replay {
             expected: filed_seq + 1,
             durable: durable_seq.max(filed_seq),
             doubtful: BTreeMap::new(),
+            doubted: Vec::new(),
         }
     }
 
@@ -81,8 +86,13 @@ impl Replay {
             if found.intact {
                 self.apply(found);
             }
-        } else if found.intact || self.doubtful.get(&seq).is_none_or(|other| !other.intact) {
-            self.doubtful.insert(seq, found);
+        } else {
+            if seq != self.expected || !found.intact {
+                self.doubted.push((seq, found.header.generation, found.offset));
+            }
+            if found.intact || self.doubtful.get(&seq).is_none_or(|other| !other.intact) {
+                self.doubtful.insert(seq, found);
+            }
         }
         self.settle();
     }
@@ -95,8 +105,8 @@ impl Replay {
             self.state.gaps.push(Gap { first: self.expected, last: self.durable });
             self.expected = self.durable + 1;
         }
-        self.state.torn =
-            self.doubtful.values().map(|found| (found.header.generation, found.offset)).collect();
+        let cut = self.doubted.iter().filter(|(seq, ..)| *seq >= self.expected);
+        self.state.torn = cut.map(|(_, generation, offset)| (*generation, *offset)).collect();
         self.state.next_seq = self.expected;
         self.state
     }
@@ -123,6 +133,8 @@ impl Replay {
     fn apply(&mut self, found: Found) {
         let Found { header, offset, intact, abort_of } = found;
         self.state.records += 1;
+        let last = self.state.last_seqs.entry(header.generation).or_default();
+        *last = (*last).max(header.seq);
         self.state.damaged.retain(|damaged| damaged.seq != header.seq);
         if !intact {
             let damaged =
@@ -298,6 +310,14 @@ mod tests {
         assert_eq!(replayed.newest[&id(2)].generation, 2);
         assert_eq!(replayed.newest[&id(3)].generation, 2);
         assert!(replayed.damaged.is_empty() && replayed.gaps.is_empty() && replayed.torn.is_empty());
+    }
+
+    #[test]
+    fn every_copy_of_a_torn_record_is_cut() {
+        let replayed = Script::new().put(1, 0, 1).put(3, 1, 3).segment().put(1, 0, 1).put(3, 1, 3).end();
+        assert_eq!((seqs(&replayed), replayed.next_seq), (vec![1], 2));
+        assert_eq!(replayed.torn, [(1, 4160), (2, 4160)]);
+        assert_eq!(replayed.last_seqs[&1], 1, "what is cut does not count as written");
     }
 
     #[test]

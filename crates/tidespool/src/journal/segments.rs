@@ -11,6 +11,9 @@ use super::pool::{FreeSegment, Pool};
 use super::segment::{Role, Segment, SegmentHeader, Use};
 use crate::storage::{StorageFile, write_all_at};
 
+/// More segments than could ever be used between two ledgers.
+const GENERATIONS_AHEAD: u64 = 1 << 20;
+
 /// Every segment that holds something: the journal's and the retained ones.
 #[derive(Debug)]
 pub(crate) struct Segments {
@@ -41,6 +44,11 @@ impl Segments {
 
     pub(crate) fn salt(&self) -> u32 {
         self.salt
+    }
+
+    /// Generations from this one on are not used before the ledger was written again.
+    pub(crate) fn reserved_generation(&self) -> u64 {
+        self.next_generation.load(Ordering::Relaxed) + GENERATIONS_AHEAD
     }
 
     /// Takes a free file into use under the next generation. The caller writes the header page with its first batch.

@@ -3,6 +3,7 @@
 //! Everything since the last good sync stays in memory here. After a failed write or sync all of it is written again, into a fresh
 //! segment and with the same sequence numbers, by the next call: the file that failed is never trusted again.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
@@ -59,6 +60,31 @@ pub(crate) struct Synced {
     pub(crate) finished: Vec<Arc<Segment>>,
 }
 
+/// Room for records, filled up in the way in which they will be written: none of them spans two segments.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// In the segment that is being filled.
+    left: u64,
+    /// Segments after it.
+    free: usize,
+    /// Of each of those.
+    usable: u64,
+}
+
+impl Room {
+    /// Takes `cost` bytes, if they fit.
+    pub(crate) fn take(&mut self, cost: u64) -> bool {
+        if cost > self.left {
+            if cost > self.usable || self.free == 0 {
+                return false;
+            }
+            (self.free, self.left) = (self.free - 1, self.usable);
+        }
+        self.left -= cost;
+        true
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     id: SpoolId,
@@ -93,6 +119,10 @@ pub(crate) struct Writer {
     touched: Vec<Arc<Segment>>,
     /// Full or failed segments whose end is not yet told to the caller.
     finished: Vec<Arc<Segment>>,
+    /// Segments of failed tries that hold nothing durable: given up when what was in them is written elsewhere.
+    doomed: Vec<u64>,
+    /// Files for records that are larger than a segment, in their order.
+    prepared: VecDeque<FreeSegment>,
     /// The last try failed: the next segment is a file made for it, not one that may be as bad.
     distrust_pool: bool,
     /// Reused between batches.
@@ -110,6 +140,8 @@ impl Writer {
             written: 0,
             touched: Vec::new(),
             finished: Vec::new(),
+            doomed: Vec::new(),
+            prepared: VecDeque::new(),
             distrust_pool: false,
             scratch: Vec::new(),
         }
@@ -125,12 +157,24 @@ impl Writer {
         self.entries.len()
     }
 
-    /// Payload bytes that can be appended before a segment must be found beyond the pool's. Removes may use the reserve.
-    pub(crate) fn room(&self, for_removes: bool) -> u64 {
-        let keep = if for_removes { 0 } else { RESERVED };
-        let free = self.segments.pool().free().saturating_sub(keep) as u64;
-        let usable = self.segments.pool().segment_size() - PAGE;
-        self.active.as_ref().map_or(0, Active::room) + free * usable
+    /// What fits into the segments that there are. Messages leave the reserve to removes, as a free segment or as the active one.
+    pub(crate) fn room(&self, for_removes: bool) -> Room {
+        let pool = self.segments.pool();
+        let free = pool.free();
+        let active = self.active.as_ref().map_or(0, Active::room);
+        let usable = pool.segment_size() - PAGE;
+        match for_removes {
+            true => Room { left: active, free, usable },
+            false if free < RESERVED => Room { left: 0, free: 0, usable },
+            false => Room { left: active, free: free - RESERVED, usable },
+        }
+    }
+
+    /// Makes the file for a record of `cost` bytes that is larger than a segment. It has to be appended next.
+    pub(crate) fn prepare_large(&mut self, cost: u64) -> io::Result<()> {
+        let prepared = self.segments.pool().create(PAGE + cost.next_multiple_of(PAGE))?;
+        self.prepared.push_back(prepared);
+        Ok(())
     }
 
     /// Queues a record. It gets the next sequence number, which is returned.
@@ -149,11 +193,20 @@ impl Writer {
 
     /// Hands everything queued to the operating system: safe from then on if the process is killed.
     pub(crate) fn write(&mut self) -> Result<(), WriteError> {
-        self.write_queued().inspect_err(|error| {
-            if !matches!(error, WriteError::NoSegment) {
-                self.distrust();
+        match self.write_queued() {
+            Ok(()) => {
+                for generation in self.doomed.drain(..) {
+                    self.segments.retire(generation);
+                }
+                Ok(())
             }
-        })
+            Err(error) => {
+                if !matches!(error, WriteError::NoSegment) {
+                    self.distrust();
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Writes everything queued and makes it durable.
@@ -201,7 +254,7 @@ impl Writer {
                 // Made after the first failure and no better: it holds nothing that stands nowhere else, and a sick disk must
                 // not use up the journal's capacity.
                 self.finished.retain(|other| other.generation != segment.generation);
-                self.segments.retire(segment.generation);
+                self.doomed.push(segment.generation);
             }
         }
     }
@@ -222,11 +275,13 @@ impl Writer {
         Ok(())
     }
 
-    fn next_segment(&self, need: u64) -> Result<Active, WriteError> {
+    fn next_segment(&mut self, need: u64) -> Result<Active, WriteError> {
         let pool = self.segments.pool();
         let free = if need > pool.segment_size() - PAGE {
             let size = PAGE + need.next_multiple_of(PAGE);
-            (pool.create(size).map_err(WriteError::Write)?, false)
+            let prepared = self.prepared.pop_front().filter(|prepared| prepared.size == size);
+            // Written again after a failure, it needs a new file.
+            (prepared.map_or_else(|| pool.create(size), Ok).map_err(WriteError::Write)?, false)
         } else {
             (self.ordinary_segment()?, true)
         };
@@ -296,7 +351,7 @@ impl Active {
 
 impl Entry {
     fn footprint(&self) -> u64 {
-        footprint(self.payload_len)
+        footprint(u64::from(self.payload_len))
     }
 
     fn durable(&self) -> Durable {

@@ -11,10 +11,10 @@ use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
 use super::crew::Committed;
-use super::mailbox::{Arrival, Floor, Mail, Stop};
+use super::mailbox::{Arrival, Floor, Mail, Mailbox, Stop};
 use super::publish::{publish_arrival, publish_ticketed, show_written};
 use super::shared::Shared;
-use crate::journal::{Change, Durable, PAGE, Segment, WriteError, Writer, footprint};
+use crate::journal::{Change, Durable, PAGE, Room, Segment, WriteError, Writer, footprint};
 use crate::memory::{Dirty, Ticket};
 use crate::stats::Site;
 
@@ -38,8 +38,9 @@ enum Taken {
         version: u64,
         dirty: Arc<Dirty>,
     },
-    /// An abort or a mark.
-    Note,
+    /// The abort of a put of this id, which counts as under way until it is durable.
+    Abort(SpoolId),
+    Mark,
 }
 
 /// Somebody who waits for everything up to `version` to be durable.
@@ -98,6 +99,7 @@ impl Committer {
 
     /// Runs until it is stopped.
     pub(super) fn run(mut self) -> Committed {
+        let _end = End(self.shared.mailbox.clone());
         loop {
             let mail = self.shared.mailbox.wait(self.wake_at());
             let stop = mail.stop;
@@ -114,6 +116,20 @@ impl Committer {
                 _ => {}
             }
         }
+    }
+
+    /// Where no segment is free: what the active one holds may be what frees the others, and only a sealed one is filed.
+    fn make_room(&mut self) -> Result<(), WriteError> {
+        if !self.blocked {
+            return Ok(());
+        }
+        let can_be_filed = |segment: &Arc<Segment>| segment.is_counted() && segment.settled_at().is_some();
+        if !self.shared.segments.all().iter().any(can_be_filed) {
+            self.writer.seal();
+            self.sync(Instant::now())?;
+        }
+        self.shared.filing.kick();
+        Ok(())
     }
 
     fn ended(&self, all: bool) -> Committed {
@@ -164,6 +180,7 @@ impl Committer {
         }
         self.retry = RETRY.0;
         self.finish_flushes()?;
+        self.make_room()?;
         self.mark_when_idle(now)
     }
 
@@ -192,34 +209,32 @@ impl Committer {
     /// Appends what waits and fits: all synced stores, and flushed data up to [`BATCH_BYTES`].
     fn append_batch(&mut self) {
         self.drop_cancelled();
-        if self.writer.room(true) >= PAGE {
+        if self.writer.room(true).take(PAGE) {
             for (id, target) in self.aborts.drain(..) {
                 self.writer.append(id, Change::Abort(target));
-                self.taken.push(Taken::Note);
+                self.taken.push(Taken::Abort(id));
             }
         }
-        let room = self.writer.room(false);
+        let mut room = self.writer.room(false);
         let mut batch = Vec::new();
-        let mut used = 0;
-        while let Some(arrival) =
-            self.arrivals.pop_front_if(|next| self.shared.fits(cost(&next.dirty), room, used))
-        {
-            used += cost(&arrival.dirty);
+        while let Some(arrival) = self.take_arrival(&mut room) {
+            let mut shard = self.shared.table.lock(&arrival.id);
+            if let Some((ticket, dirty)) = shard.pending.commit_older(&arrival.id, arrival.version) {
+                batch.push((ticket.version, Taken::Ticketed(ticket, dirty)));
+            }
+            drop(shard);
             batch.push((arrival.version, Taken::Arrived(arrival)));
         }
-        while self.arrivals.is_empty() && used < BATCH_BYTES {
-            match self.take_ticket(room, used) {
-                Some((ticket, dirty)) => {
-                    used += cost(&dirty);
-                    batch.push((ticket.version, Taken::Ticketed(ticket, dirty)));
-                }
-                None => break,
-            }
+        let mut bytes = 0;
+        while self.arrivals.is_empty() && bytes < BATCH_BYTES {
+            let Some((ticket, dirty)) = self.take_ticket(&mut room) else { break };
+            bytes += cost(&dirty);
+            batch.push((ticket.version, Taken::Ticketed(ticket, dirty)));
         }
         if batch.is_empty() {
             self.take_removes(&mut batch);
         }
-        self.blocked = batch.is_empty();
+        self.blocked = batch.is_empty() && self.has_work();
         // For one id, what is newer must be written later.
         batch.sort_unstable_by_key(|(version, _)| *version);
         for (_, taken) in batch {
@@ -231,7 +246,7 @@ impl Committer {
         let (id, at, dirty) = match &taken {
             Taken::Ticketed(ticket, dirty) => (ticket.id, ticket.at, dirty),
             Taken::Arrived(arrival) => (arrival.id, arrival.at, &arrival.dirty),
-            Taken::Shown { .. } | Taken::Note => return,
+            Taken::Shown { .. } | Taken::Abort(_) | Taken::Mark => return,
         };
         let change = dirty.data.clone().map_or(Change::Remove, Change::Put);
         self.writer.append(id, change);
@@ -240,8 +255,37 @@ impl Committer {
         self.taken.push(taken);
     }
 
+    /// The next synced store, if it fits.
+    fn take_arrival(&mut self, room: &mut Room) -> Option<Arrival> {
+        loop {
+            let dirty = &self.arrivals.front()?.dirty;
+            let (cost, is_large) = (cost(dirty), self.shared.needs_own_segment(len(dirty)));
+            if !is_large && !room.take(cost) {
+                return None;
+            }
+            let arrival = self.arrivals.pop_front()?;
+            if !is_large {
+                return Some(arrival);
+            }
+            match self.writer.prepare_large(cost) {
+                Ok(()) => return Some(arrival),
+                // Nobody else waits for the one that is too large for the disk.
+                Err(error) => self.refuse(arrival, &error),
+            }
+        }
+    }
+
+    fn refuse(&self, arrival: Arrival, error: &std::io::Error) {
+        self.shared.table.lock(&arrival.id).pending.arrive(&arrival.id);
+        tracing::warn!(id = %arrival.id, %error, "no room for a message that is larger than a segment");
+        if arrival.verdict.commit() {
+            // The caller may be gone.
+            let _ = arrival.done.send(false);
+        }
+    }
+
     /// The next flushed version that was not replaced or removed meanwhile, if it fits.
-    fn take_ticket(&mut self, room: u64, used: u64) -> Option<(Ticket, Arc<Dirty>)> {
+    fn take_ticket(&mut self, room: &mut Room) -> Option<(Ticket, Arc<Dirty>)> {
         while let Some(ticket) = self.backlog.front().copied() {
             let mut shard = self.shared.table.lock(&ticket.id);
             let Some(dirty) = shard.pending.peek(&ticket) else {
@@ -254,7 +298,7 @@ impl Committer {
                 }
                 continue;
             };
-            if !self.shared.fits(cost(&dirty), room, used) {
+            if !room.take(cost(&dirty)) {
                 return None;
             }
             shard.pending.commit(&ticket);
@@ -266,18 +310,16 @@ impl Committer {
 
     /// Where no segment is left for messages, removes are written all the same: they are what frees one.
     fn take_removes(&mut self, batch: &mut Vec<(u64, Taken)>) {
-        let room = self.writer.room(true);
-        let mut used = 0;
+        let mut room = self.writer.room(true);
         self.backlog.retain(|ticket| {
             let mut shard = self.shared.table.lock(&ticket.id);
             let Some(dirty) = shard.pending.peek(ticket) else { return false };
             // An older put of the id that still waits must not be written after its removal.
             let waits = dirty.data.is_some() || shard.pending.is_under_way(&ticket.id);
-            if waits || used + cost(&dirty) + PAGE > room {
+            if waits || !room.take(cost(&dirty)) {
                 return true;
             }
             shard.pending.commit(ticket);
-            used += cost(&dirty);
             batch.push((ticket.version, Taken::Ticketed(*ticket, dirty)));
             false
         });
@@ -297,9 +339,10 @@ impl Committer {
     /// Some caller waits for stable storage, or something was flushed because its time had come.
     fn wants_sync(&self) -> bool {
         self.taken.iter().any(|taken| match taken {
-            Taken::Ticketed(..) => true,
+            // An abort is as urgent: its caller was told that nothing is left behind.
+            Taken::Ticketed(..) | Taken::Abort(_) => true,
             Taken::Arrived(arrival) => arrival.floor == Floor::Synced,
-            Taken::Shown { .. } | Taken::Note => false,
+            Taken::Shown { .. } | Taken::Mark => false,
         })
     }
 
@@ -308,11 +351,11 @@ impl Committer {
         for taken in &mut self.taken {
             let shows = matches!(taken, Taken::Arrived(arrival)
                 if arrival.floor == Floor::Written && show_written(&self.shared, arrival));
-            if shows && let Taken::Arrived(arrival) = std::mem::replace(taken, Taken::Note) {
+            if shows && let Taken::Arrived(arrival) = std::mem::replace(taken, Taken::Mark) {
                 let Arrival { id, version, dirty, done, .. } = arrival;
                 *taken = Taken::Shown { id, version, dirty };
                 // The caller may be gone by now; the message stays.
-                let _ = done.send(());
+                let _ = done.send(true);
             }
         }
     }
@@ -320,7 +363,7 @@ impl Committer {
     fn sync(&mut self, started: Instant) -> Result<(), WriteError> {
         let sync_started = Instant::now();
         let synced = self.writer.sync()?;
-        let records = self.taken.iter().filter(|taken| !matches!(taken, Taken::Note)).count() as u64;
+        let records = self.taken.iter().filter(|taken| !matches!(taken, Taken::Mark)).count() as u64;
         self.shared.budget.note_drained(self.taken_bytes, started.elapsed());
         self.shared.stats.synced(sync_started.elapsed());
         self.shared.stats.committed(records, self.taken_bytes, started.elapsed());
@@ -349,7 +392,7 @@ impl Committer {
 
     fn is_drained(&self) -> bool {
         !self.has_work()
-            && self.taken.iter().all(|taken| matches!(taken, Taken::Note))
+            && self.taken.iter().all(|taken| matches!(taken, Taken::Mark))
             && self.shared.table.oldest_dirty().is_none()
     }
 
@@ -359,15 +402,14 @@ impl Committer {
             return Ok(());
         }
         let reached = self.backlog.front().map_or(u64::MAX, |ticket| ticket.version);
-        if self.flushes.iter().any(|flush| flush.version >= reached) {
+        if self.seal && self.flushes.iter().any(|flush| flush.version >= reached) {
             return Ok(());
         }
         if std::mem::take(&mut self.seal) {
             self.writer.seal();
-            let finished = self.writer.sync()?.finished;
-            self.settle(finished);
+            self.sync(Instant::now())?;
         }
-        for flush in self.flushes.drain(..) {
+        for flush in self.flushes.extract_if(.., |flush| flush.version < reached) {
             // Whoever asked may be gone.
             let _ = flush.done.send(());
         }
@@ -380,9 +422,9 @@ impl Committer {
             return Ok(());
         }
         self.mark_at = None;
-        if self.writer.active_generation().is_some() && self.writer.room(true) >= PAGE {
+        if self.writer.active_generation().is_some() && self.writer.room(true).take(PAGE) {
             self.writer.append(SpoolId::from_bytes([0; 16]), Change::Mark);
-            self.taken.push(Taken::Note);
+            self.taken.push(Taken::Mark);
             self.writer.write()?;
         }
         Ok(())
@@ -406,10 +448,22 @@ impl Committer {
     }
 }
 
+/// Tells the mailbox when the thread is gone, however it went.
+struct End(Arc<Mailbox>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 /// Bytes of the journal that a version takes.
 fn cost(dirty: &Dirty) -> u64 {
-    let len = dirty.data.as_ref().map_or(0, |data| u32::try_from(data.len()).unwrap_or(u32::MAX));
-    footprint(len)
+    footprint(len(dirty))
+}
+
+fn len(dirty: &Dirty) -> u64 {
+    dirty.data.as_ref().map_or(0, |data| data.len() as u64)
 }
 
 fn publish(shared: &Shared, aborts: &mut Vec<(SpoolId, u64)>, taken: Taken, durable: &Durable) {
@@ -421,13 +475,13 @@ fn publish(shared: &Shared, aborts: &mut Vec<(SpoolId, u64)>, taken: Taken, dura
         Taken::Arrived(arrival) if arrival.verdict.commit() => {
             publish_arrival(shared, &arrival, durable.newest);
             // The caller may have dropped its future just now; the message stays.
-            let _ = arrival.done.send(());
+            let _ = arrival.done.send(true);
         }
         Taken::Arrived(arrival) => {
-            shared.table.lock(&arrival.id).pending.arrive(&arrival.id);
             shared.stats.aborted();
             aborts.push((arrival.id, durable.seq));
         }
-        Taken::Note => {}
+        Taken::Abort(id) => shared.table.lock(&id).pending.arrive(&id),
+        Taken::Mark => {}
     }
 }

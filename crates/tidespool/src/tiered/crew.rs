@@ -34,7 +34,7 @@ struct Running {
     /// The monitor looks at it through a weak pointer.
     _relief: Option<Arc<dyn Relief>>,
     /// Its lock is held until everything else has ended.
-    directory: Directory,
+    directory: Arc<Directory>,
 }
 
 /// How the committer ended.
@@ -52,7 +52,7 @@ impl Crew {
         filer: JoinHandle<Filer>,
         others: Vec<JoinHandle<()>>,
         relief: Option<Arc<dyn Relief>>,
-        directory: Directory,
+        directory: Arc<Directory>,
         starter: Starter,
     ) -> Self {
         let running = Running { committer, filer, others, _relief: relief, directory };

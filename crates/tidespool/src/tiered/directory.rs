@@ -21,7 +21,7 @@ const LOCK_FILE: &str = "LOCK";
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What may be in a directory in which a spool was never completely made.
-const UNFINISHED: [&str; 2] = [LOCK_FILE, "FORMAT.new"];
+const UNFINISHED: [&str; 7] = [LOCK_FILE, "FORMAT.new", "journal", "sled", "ledger", "ledger.new", "ballast"];
 
 /// The directory, held by this process.
 #[derive(Debug)]
@@ -148,9 +148,7 @@ fn refuse_foreign(path: &Path) -> Result<()> {
     for entry in entries {
         let name = entry.with_context(|| format!("listing {}", path.display()))?.file_name();
         let name = name.to_string_lossy();
-        let ours =
-            UNFINISHED.contains(&&*name) || ["journal", "sled", "ledger", "ledger.new"].contains(&&*name);
-        if !ours {
+        if !UNFINISHED.contains(&&*name) {
             return Err(not_a_spool(path, &format!("it holds {name:?} and no FORMAT file")));
         }
     }

@@ -15,7 +15,7 @@ use tidespool_core::{SpoolEntry, SpoolId};
 
 use super::lookup::{InMemory, LookupError, in_memory, on_disk};
 use super::shared::Shared;
-use crate::durable::{Key, KeyRange};
+use crate::durable::{DurableError, Key, KeyRange};
 
 /// Keys taken from sled at once. No scan is open while an entry waits to be received.
 const STEP: usize = 256;
@@ -80,7 +80,14 @@ impl Enumeration {
                 keys.push(key);
                 keys.len() < STEP
             });
-            scanned.map(|()| keys).map_err(|error| error.to_string())
+            match scanned {
+                // What nobody can name is no message; it was told when the spool was opened.
+                Ok(()) | Err(DurableError::ForeignKeys { .. }) => Ok(keys),
+                Err(error) => {
+                    self.shared.filing.kick();
+                    Err(error.to_string())
+                }
+            }
         })
     }
 

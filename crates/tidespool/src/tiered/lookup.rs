@@ -125,6 +125,8 @@ fn filed(shared: &Shared, id: &SpoolId) -> Result<Filed, LookupError> {
         Err(error) => {
             let error = io::Error::other(error.to_string());
             shared.disk_error(Site::Sled, &error);
+            // It opens sled again.
+            shared.filing.kick();
             Err(LookupError::Io(error))
         }
     }

@@ -56,7 +56,8 @@ pub(crate) struct Arrival {
     pub(crate) floor: Floor,
     pub(crate) at: Instant,
     pub(crate) verdict: Arc<Verdict>,
-    pub(crate) done: oneshot::Sender<()>,
+    /// Hears whether it was stored; false where it was refused.
+    pub(crate) done: oneshot::Sender<bool>,
 }
 
 /// The committer's mailbox. Its arrivals are bounded by `dirty_limit`: each holds its permit.
@@ -77,6 +78,10 @@ struct State {
     kicked: bool,
     seal: bool,
     stop: Option<Stop>,
+    /// The committer knows of `stop`.
+    stop_heard: bool,
+    /// The committer is gone: what is brought now is dropped, which tells whoever waits for it.
+    ended: bool,
 }
 
 /// How the committer ends.
@@ -103,7 +108,9 @@ impl Mailbox {
     pub(crate) fn arrive(&self, arrival: impl FnOnce() -> Arrival) {
         let mut state = self.state.lock();
         let arrival = arrival();
-        state.arrivals.push(arrival);
+        if !state.ended {
+            state.arrivals.push(arrival);
+        }
         drop(state);
         self.wake.notify_one();
     }
@@ -112,8 +119,10 @@ impl Mailbox {
     pub(crate) fn flush(&self, seal: bool) -> oneshot::Receiver<()> {
         let (done, heard) = oneshot::channel();
         let mut state = self.state.lock();
-        state.flushes.push(done);
-        state.seal |= seal;
+        if !state.ended {
+            state.flushes.push(done);
+            state.seal |= seal;
+        }
         drop(state);
         self.wake.notify_one();
         heard
@@ -138,7 +147,7 @@ impl Mailbox {
     pub(crate) fn stop(&self, stop: Stop) {
         let mut state = self.state.lock();
         if state.stop != Some(Stop::Abandon) {
-            state.stop = Some(stop);
+            (state.stop, state.stop_heard) = (Some(stop), false);
         }
         drop(state);
         self.wake.notify_one();
@@ -186,10 +195,28 @@ impl Mailbox {
         std::mem::take(&mut self.state.lock().arrivals)
     }
 
-    /// The committer's: waits until `until` or for its end, whatever else arrives.
+    /// The committer's: waits until `until` whatever arrives, but not longer than it has for its own end.
     pub(crate) fn pause(&self, until: Instant) {
         let mut state = self.state.lock();
-        while state.stop.is_none() && !self.wake.wait_until(&mut state, until).timed_out() {}
+        loop {
+            let until = match state.stop {
+                Some(Stop::Abandon) => return,
+                Some(Stop::Drained(by)) => until.min(by),
+                None => until,
+            };
+            if self.wake.wait_until(&mut state, until).timed_out() {
+                return;
+            }
+        }
+    }
+
+    /// The committer's last word: nothing that comes from now on is heard, and nobody waits for it.
+    pub(crate) fn end(&self) {
+        let mut state = self.state.lock();
+        state.ended = true;
+        let left = (std::mem::take(&mut state.arrivals), std::mem::take(&mut state.flushes));
+        drop(state);
+        drop(left);
     }
 }
 
@@ -199,11 +226,12 @@ impl State {
             && self.flushes.is_empty()
             && !self.kicked
             && !self.seal
-            && self.stop.is_none()
+            && (self.stop.is_none() || self.stop_heard)
     }
 
     fn take(&mut self) -> Mail {
         self.kicked = false;
+        self.stop_heard = self.stop.is_some();
         Mail {
             arrivals: std::mem::take(&mut self.arrivals),
             flushes: std::mem::take(&mut self.flushes),
@@ -241,6 +269,16 @@ mod tests {
         mailbox.rearm();
         mailbox.note_dirty(false);
         assert!(mailbox.state.lock().kicked);
+    }
+
+    #[test]
+    fn after_the_end_nobody_waits_in_vain() {
+        let mailbox = Mailbox::default();
+        let mut before = mailbox.flush(false);
+        mailbox.end();
+        let mut after = mailbox.flush(false);
+        let gone = Err(oneshot::error::TryRecvError::Closed);
+        assert_eq!((before.try_recv(), after.try_recv()), (gone, gone));
     }
 
     #[test]

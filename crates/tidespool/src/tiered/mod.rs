@@ -92,10 +92,12 @@ impl TieredSpool {
     /// As [`TieredSpool::open`].
     pub async fn open_on(config: Config, storage: Arc<dyn Storage>) -> Result<Self> {
         let path = config.path.clone();
-        let opened = tokio::task::spawn_blocking(move || open::open(config, storage)).await?;
-        let open::OpenSpool { shared, crew, report } =
-            opened.with_context(|| format!("opening the spool {}", path.display()))?;
-        Ok(Self { shared, crew: Arc::new(crew), report })
+        let opening = tokio::task::spawn_blocking(move || {
+            let open::OpenSpool { shared, crew, report } = open::open(config, storage)?;
+            // Made here: where nobody waits for it any more, it is dropped, and so abandoned.
+            anyhow::Ok(Self { shared, crew: Arc::new(crew), report })
+        });
+        opening.await?.with_context(|| format!("opening the spool {}", path.display()))
     }
 
     /// What was found and done when the spool was opened.

@@ -22,7 +22,7 @@ use crate::checkpoint::{
 use crate::durable::SledOptions;
 use crate::health::Space;
 use crate::inspect::Damage;
-use crate::journal::{Pool, PoolSettings, Segments, Writer};
+use crate::journal::{Pool, PoolSettings, Segments, Writer, is_segment_file_name};
 use crate::pressure::{Monitor, Relief, SystemSampler};
 use crate::stats::Stats;
 use crate::storage::Storage;
@@ -43,6 +43,9 @@ pub(super) fn open(config: Config, storage: Arc<dyn Storage>) -> Result<OpenSpoo
     storage
         .create_dir(&places.journal())
         .with_context(|| format!("creating {}", places.journal().display()))?;
+    if directory.fresh {
+        remove_unfinished(&places)?;
+    }
     let ballast = Ballast::new(storage.clone(), &directory.path, config.ballast);
     let options = SledOptions::new(config.effective_sled_cache());
     let mut opened = open_filed(&places, &options, &ballast, directory.fresh)?;
@@ -53,9 +56,11 @@ pub(super) fn open(config: Config, storage: Arc<dyn Storage>) -> Result<OpenSpoo
     let report = settle_disagreement(&mut opened, &segments, &ledger_file, &stats)?;
     if directory.fresh {
         segments.pool().fill().with_context(|| format!("preparing {}", places.journal().display()))?;
-        ledger_file.write(&opened.ledger)?;
-        directory.finish_creation()?;
     }
+    // Before any segment is used: its generation must never have been another's.
+    opened.ledger.next_generation = segments.reserved_generation();
+    ledger_file.write(&opened.ledger)?;
+    directory.finish_creation()?;
     ballast.restore();
 
     let table = Arc::new(Table::new());
@@ -96,9 +101,23 @@ pub(super) fn open(config: Config, storage: Arc<dyn Storage>) -> Result<OpenSpoo
         worker_dead: dead.clone(),
     };
     let shared = Arc::new(Shared::new(parts));
+    let directory = Arc::new(directory);
     let crew = start(&shared, filer, Writer::new(segments, next_seq), &queue, directory, Starter::new(dead))
+        .inspect_err(|_| Crew::abandon(&shared))
         .context("starting the spool's threads")?;
     Ok(OpenSpool { shared, crew, report })
+}
+
+/// The making of this spool was cut off before: nothing was ever acknowledged in it.
+fn remove_unfinished(places: &Places) -> Result<()> {
+    let journal = places.journal();
+    let doing = || format!("clearing {}", journal.display());
+    for name in places.storage.list(&journal).with_context(doing)? {
+        if is_segment_file_name(&name) {
+            places.storage.remove_file(&journal.join(name)).with_context(doing)?;
+        }
+    }
+    Ok(())
 }
 
 /// Hands what recovery found to the pool and to the table of segments.
@@ -192,20 +211,31 @@ fn settle_disagreement(
     Ok(report)
 }
 
-/// Starts every thread there is. Where one can't be started, those before it end with what they share.
+/// Starts every thread there is. Those that write hold the directory: its lock is free when the last of them has ended.
 fn start(
     shared: &Arc<Shared>,
     filer: Filer,
     writer: Writer,
     queue: &async_channel::Receiver<Box<dyn FnOnce() + Send>>,
-    directory: Directory,
+    directory: Arc<Directory>,
     starter: Starter,
 ) -> Result<Crew> {
     let committer = Committer::new(shared.clone(), writer);
-    let committer = starter.start("tidespool-commit", move || committer.run())?;
-    let filer = starter.start("tidespool-filer", move || filer.run())?;
-    let pool = shared.segments.clone();
-    let mut others = vec![starter.start("tidespool-prewrite", move || pool.pool().run_prewriter())?];
+    let held = directory.clone();
+    let committer = starter.start("tidespool-commit", move || {
+        let _held = held;
+        committer.run()
+    })?;
+    let held = directory.clone();
+    let filer = starter.start("tidespool-filer", move || {
+        let _held = held;
+        filer.run()
+    })?;
+    let (pool, held) = (shared.segments.clone(), directory.clone());
+    let mut others = vec![starter.start("tidespool-prewrite", move || {
+        let _held = held;
+        pool.pool().run_prewriter();
+    })?];
     let watched = shared.clone();
     others.push(starter.start("tidespool-watch", move || watch(&watched))?);
     for number in 0..shared.config.read_threads {

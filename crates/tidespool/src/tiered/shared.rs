@@ -16,7 +16,7 @@ use crate::Config;
 use crate::checkpoint::{Filing, FilingError, FilingEvents};
 use crate::durable::Durable;
 use crate::health::HealthGate;
-use crate::journal::{PAGE, PoolEvents, Segments};
+use crate::journal::{PAGE, PoolEvents, Segments, footprint};
 use crate::memory::{Budget, CleanCache};
 use crate::pressure::{Level, Monitor};
 use crate::stats::{Gauges, Site, Stats, StatsSnapshot};
@@ -110,9 +110,9 @@ impl Shared {
         oldest.map_or(Duration::ZERO, |oldest| oldest.elapsed())
     }
 
-    /// True if a record of `cost` bytes goes into what is left of `room`; one that is larger than a segment gets one of its own.
-    pub(crate) fn fits(&self, cost: u64, room: u64, used: u64) -> bool {
-        used + cost <= room || cost > self.segments.pool().segment_size() - PAGE
+    /// True if a message of `len` bytes is larger than a segment: it gets one of its own.
+    pub(crate) fn needs_own_segment(&self, len: u64) -> bool {
+        footprint(len) > self.segments.pool().segment_size() - PAGE
     }
 
     /// An error of the disk, for those who count.
@@ -198,12 +198,13 @@ impl FilingEvents for FilingReports {
     }
 
     fn failed(&self, error: &FilingError) {
-        self.0.disk_error(match error {
+        let site = match error {
+            FilingError::Stopped => return,
             FilingError::Engine(_) => Site::Sled,
-            FilingError::Ledger(_) => Site::Ledger,
+            FilingError::Ledger(_) | FilingError::Rewrite(_) => Site::Ledger,
             FilingError::Segment(_) => Site::JournalRead,
-            FilingError::Rewrite(_) => Site::JournalWrite,
-        });
+        };
+        self.0.disk_error(site);
         tracing::error!(%error, "a checkpoint failed, and will be tried again");
     }
 

@@ -24,7 +24,11 @@ pub(super) async fn store(
     deadline: Option<Instant>,
 ) -> Result<()> {
     let len = data.len() as u64;
-    let floor = floor(shared.config.durability, force_sync);
+    let mut floor = floor(shared.config.durability, force_sync);
+    if floor.is_none() && shared.needs_own_segment(len) {
+        // Whether there is room for such a file is known when it is there: not after the caller had its answer.
+        floor = Some(Floor::Written);
+    }
     match try_store(shared, id, data, floor, deadline).await {
         Ok(()) => {
             shared.stats.stored(len, floor == Some(Floor::Synced));
@@ -222,11 +226,16 @@ async fn commit(
         });
     }
     match deadline.bound(&mut heard).await {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) => Err(Refused::Late(Late::Spool)),
         // The committer is gone without having stored it.
         Ok(Err(_)) => Err(Refused::Closed),
         Err(late) if claim.0.cancel() => Err(late),
         // It was stored at the same moment. It is visible when the committer says so, which is next.
-        Err(_) => heard.await.map_err(|_| Refused::Closed),
+        Err(late) => match heard.await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(late),
+            Err(_) => Err(Refused::Closed),
+        },
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -66,10 +67,11 @@ fn is_short_of_space(shared: &Shared) -> bool {
 /// Writes, syncs and reads a small file where the spool is.
 fn probe(dir: &Path) -> io::Result<()> {
     let path = dir.join("probe");
-    let mut file = fs::File::create(&path)?;
-    file.write_all(b"probe")?;
-    file.sync_all()?;
-    let back = fs::read(&path)?;
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+    let written = file.write_all(b"probe").and_then(|()| file.sync_all());
+    let back = written.and_then(|()| fs::read(&path));
     fs::remove_file(&path)?;
+    let back = back?;
     if back == b"probe" { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
