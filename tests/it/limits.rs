@@ -13,7 +13,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// Far more callers than there is room for.
 fn crowded(config: Config) -> Config {
-    config.dirty_limit(MIB)
+    // Segments that hold the largest of these messages: others need a file of their own first.
+    config.dirty_limit(MIB).segment_size(2 * MIB).journal_capacity(16 * MIB)
 }
 
 /// Dirty bytes stay within their limit however many push, and everybody gets a turn.

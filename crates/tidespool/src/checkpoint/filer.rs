@@ -400,8 +400,7 @@ impl Filer {
             ballast.restore();
         }
         if let Some(stock) = stock {
-            self.ledger =
-                Ledger { tally: stock.tally, retained: stock.retained, filing: false, ..ledger.clone() };
+            self.ledger.take_stock(&stock);
         }
         Ok(())
     }

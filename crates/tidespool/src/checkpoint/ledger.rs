@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::opening::Stock;
 use super::retained::Retained;
 use crate::durable::{Class, Key, Tally};
 use crate::storage::{OpenMode, Storage, read_exact_at, write_all_at};
@@ -73,6 +74,25 @@ pub(crate) struct Ledger {
     pub(crate) lost: u64,
     /// No segment ever had this generation or a higher one. A generation that was used again could bring the records of its earlier use back.
     pub(crate) next_generation: u64,
+}
+
+impl Ledger {
+    /// Takes over what was counted in sled. Segments of the journal that are not filed yet stay the journal's, even where a checkpoint that did not
+    /// end has made sled point to them: they still have to be replayed.
+    pub(crate) fn take_stock(&mut self, stock: &Stock) {
+        let filed = self.filed_generation;
+        let before = std::mem::take(&mut self.retained);
+        let is_retained = |generation: &u64| *generation <= filed || before.contains_key(generation);
+        self.retained = stock
+            .retained
+            .iter()
+            .filter(|(generation, _)| is_retained(generation))
+            .map(|(g, r)| (*g, *r))
+            .collect();
+        self.tally = stock.tally;
+        self.high.merge(&stock.high);
+        self.filing = false;
+    }
 }
 
 /// [`Ledger`] as it is written.

@@ -159,23 +159,40 @@ pub(crate) fn open_filed(
     let Examined { ledger, stock, recovered, damage, disagrees } =
         examine(places, Some(&durable), fresh, true)?;
     let disagrees = unopened.or(disagrees);
-    let ledger = match ledger {
-        // What a checkpoint that did not end has filed already is counted here.
-        Some(ledger) if disagrees.is_none() => {
-            let mut retained = stock.retained;
-            set_sizes(&mut retained, &recovered.retained);
-            Ledger { tally: stock.tally, retained, filing: false, ..ledger }
+    let mut recovered = recovered;
+    if ledger.is_none() {
+        // Everything was replayed, filed or not: what sled knows as well or better is sled's.
+        let filed_seqs = seqs_of(&durable, recovered.replayed.newest.keys())?;
+        recovered.replayed.newest.retain(|id, newest| filed_seqs.get(id).is_none_or(|seq| *seq < newest.seq));
+    }
+    let was_known = ledger.is_some();
+    let mut ledger = ledger.unwrap_or_else(|| Ledger { filed_seq: stock.max_seq, ..Ledger::default() });
+    if disagrees.is_none() {
+        if !was_known {
+            // Cold segments can't be told from garbage but by this.
+            ledger.retained =
+                recovered.retained.iter().map(|segment| (segment.generation, Retained::default())).collect();
         }
-        Some(ledger) => ledger,
-        None => Ledger {
-            filed_seq: stock.max_seq,
-            tally: stock.tally,
-            high: stock.high,
-            retained: stock.retained,
-            ..Ledger::default()
-        },
-    };
+        ledger.take_stock(&stock);
+        set_sizes(&mut ledger.retained, &recovered.retained);
+    }
     Ok(Opened { durable, ledger, recovered, damage, damaged: stock.damaged, disagrees })
+}
+
+/// The numbers of the records that sled has of these messages.
+fn seqs_of<'a>(
+    durable: &Durable,
+    ids: impl Iterator<Item = &'a SpoolId>,
+) -> Result<HashMap<SpoolId, u64>, DurableError> {
+    let mut seqs = HashMap::new();
+    for id in ids {
+        match durable.get(&Key::of(id)) {
+            Ok(Some(record)) => seqs.insert(*id, record.seq()),
+            Ok(None) | Err(DurableError::Damaged { .. }) => None,
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(seqs)
 }
 
 fn set_sizes(retained: &mut BTreeMap<u64, Retained>, segments: &[Arc<Segment>]) {
@@ -313,12 +330,9 @@ pub(crate) fn settle(
     }
     let stock = durable.with(|store| take_stock(store, segments))?;
     let lost = should.saturating_sub(stock.tally.records);
-    let mut high = ledger.high;
-    high.merge(&stock.high);
     ledger.number += 1;
-    ledger.filing = false;
     ledger.lost += lost;
-    (ledger.tally, ledger.retained, ledger.high) = (stock.tally, stock.retained, high);
+    ledger.take_stock(&stock);
     ledger_file.write(ledger)?;
     Ok(Settled { refiled, lost })
 }

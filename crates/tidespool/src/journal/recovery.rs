@@ -97,7 +97,9 @@ pub(crate) fn recover(
                     found.damage.push(FileDamage { path: path.clone(), what });
                 }
                 found.next_generation = found.next_generation.max(header.generation + 1);
-                let retained = filed.retained.contains(&header.generation);
+                // A checkpoint that did not end may have made sled point into the journal: that is to be replayed all the same.
+                let retained = filed.retained.contains(&header.generation)
+                    && (header.role == Role::Cold || header.generation <= filed.generation);
                 let segment =
                     Segment::new(header, slot, path.clone(), file, Use { settled: true, counted: !retained });
                 if let Some(other) = by_generation.insert(header.generation, Arc::new(segment)) {
@@ -112,8 +114,7 @@ pub(crate) fn recover(
         let what = format!("the segment of generation {generation} is missing");
         found.damage.push(FileDamage { path: dir.to_owned(), what });
     }
-    (found.retained, found.journal) =
-        by_generation.into_values().partition(|segment| filed.retained.contains(&segment.generation));
+    (found.retained, found.journal) = by_generation.into_values().partition(|segment| !segment.is_counted());
     found.replayed = replay(&found.journal, spool, filed)?;
     found.torn_records = found.replayed.torn.len() as u64;
     if repair {
