@@ -22,6 +22,8 @@ mod replay;
 mod scan;
 mod segment;
 mod segments;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub(crate) use cold::ColdWriter;

@@ -34,8 +34,26 @@ pub(crate) struct Replayed {
     pub(crate) records: u64,
     pub(crate) gaps: Vec<Gap>,
     pub(crate) damaged: Vec<DamagedRecord>,
-    /// Where records of a torn tail stand, which must never be read again: generation and offset.
-    pub(crate) torn: Vec<(u64, u64)>,
+    /// Where records of a torn tail stand, which must never be read again.
+    pub(crate) torn: Vec<Torn>,
+    /// Set where only records in `torn` tell that something before them was durable once, and some of that is missing or damaged. It
+    /// must go on being told when they are cut.
+    pub(crate) witness: Option<Witness>,
+}
+
+/// Where a record of a torn tail stands, and what it tells of those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Torn {
+    pub(crate) generation: u64,
+    pub(crate) offset: u64,
+    pub(crate) durable_seq: u64,
+}
+
+/// The mark that takes the place of a torn record, and tells what it told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Witness {
+    pub(crate) seq: u64,
+    pub(crate) durable_seq: u64,
 }
 
 /// Takes the records of all segments in generation order.
@@ -48,8 +66,12 @@ pub(crate) struct Replay {
     expected: u64,
     /// Every number up to this one was durable once.
     durable: u64,
+    /// The same, as far as records that are kept tell it.
+    told: u64,
     /// Records after a missing or damaged one, until it is known which of torn and damaged that was.
     doubtful: BTreeMap<u64, Found>,
+    /// Other places of records that are or were in `doubtful`.
+    copies: Vec<Found>,
 }
 
 impl Replay {
@@ -60,7 +82,9 @@ impl Replay {
             earlier: HashMap::new(),
             expected: filed_seq + 1,
             durable: durable_seq.max(filed_seq),
+            told: durable_seq.max(filed_seq),
             doubtful: BTreeMap::new(),
+            copies: Vec::new(),
         }
     }
 
@@ -73,7 +97,7 @@ impl Replay {
     pub(crate) fn take(&mut self, found: Found) {
         let seq = found.header.seq;
         if self.expected == 0 {
-            (self.expected, self.durable) = (seq, seq - 1);
+            (self.expected, self.durable, self.told) = (seq, seq - 1, seq - 1);
         }
         self.durable = self.durable.max(found.header.durable_seq);
         if seq < self.expected {
@@ -82,7 +106,9 @@ impl Replay {
                 self.apply(found);
             }
         } else if found.intact || self.doubtful.get(&seq).is_none_or(|other| !other.intact) {
-            self.doubtful.insert(seq, found);
+            self.copies.extend(self.doubtful.insert(seq, found));
+        } else {
+            self.copies.push(found);
         }
         self.settle();
     }
@@ -92,12 +118,34 @@ impl Replay {
         self.settle();
         self.expected = self.expected.max(1);
         if self.expected <= self.durable {
-            self.state.gaps.push(Gap { first: self.expected, last: self.durable });
-            self.expected = self.durable + 1;
+            self.skip_to(self.durable + 1);
         }
-        self.state.torn = self.doubtful.values().map(|found| (found.header.generation, found.offset)).collect();
+        // One that was written again is torn at each of its places: whichever stayed would be taken for the next of its number.
+        let copies = self.copies.iter().filter(|found| found.header.seq >= self.expected);
+        let torn = self.doubtful.values().chain(copies).map(|found| Torn {
+            generation: found.header.generation,
+            offset: found.offset,
+            durable_seq: found.header.durable_seq,
+        });
+        self.state.torn = torn.collect();
+        let (gaps, damaged) = (&self.state.gaps, &self.state.damaged);
+        let is_bad = gaps.iter().any(|gap| gap.last > self.told) || damaged.iter().any(|one| one.seq > self.told);
+        if is_bad && !self.state.torn.is_empty() {
+            self.state.witness = Some(Witness { seq: self.expected, durable_seq: self.durable });
+            self.expected += 1;
+        }
         self.state.next_seq = self.expected;
         self.state
+    }
+
+    /// What lies between is missing.
+    fn skip_to(&mut self, next: u64) {
+        let (first, last) = (self.expected, next - 1);
+        match self.state.gaps.last_mut() {
+            Some(gap) if gap.last + 1 == first => gap.last = last,
+            _ => self.state.gaps.push(Gap { first, last }),
+        }
+        self.expected = next;
     }
 
     /// Applies everything of which it is known what it is.
@@ -110,9 +158,7 @@ impl Replay {
                 self.apply(found);
                 self.expected = seq + 1;
             } else if self.expected < seq && self.expected <= self.durable {
-                let last = self.durable.min(seq - 1);
-                self.state.gaps.push(Gap { first: self.expected, last });
-                self.expected = last + 1;
+                self.skip_to(seq.min(self.durable + 1));
             } else {
                 return;
             }
@@ -122,6 +168,7 @@ impl Replay {
     fn apply(&mut self, found: Found) {
         let Found { header, offset, intact, abort_of } = found;
         self.state.records += 1;
+        self.told = self.told.max(header.durable_seq);
         self.state.damaged.retain(|damaged| damaged.seq != header.seq);
         if !intact {
             let damaged = DamagedRecord {
@@ -265,7 +312,10 @@ mod tests {
     fn a_hole_that_reaches_beyond_what_was_durable_is_both() {
         let replayed = Script::new().put(1, 0, 1).put(6, 3, 6).end();
         assert_eq!(replayed.gaps, [Gap { first: 2, last: 3 }]);
-        assert_eq!((replayed.next_seq, replayed.torn.len()), (4, 1));
+        assert_eq!(replayed.torn.len(), 1);
+        // The torn record alone tells of the loss: a mark will do so in its place.
+        assert_eq!(replayed.witness, Some(Witness { seq: 4, durable_seq: 3 }));
+        assert_eq!(replayed.next_seq, 5);
     }
 
     #[test]
