@@ -187,16 +187,18 @@ fn start(
     directory: Directory,
     starter: Starter,
 ) -> Result<Crew> {
+    let directory = Arc::new(directory);
     let committer = Committer::new(shared.clone(), writer);
-    let committer = starter.start("tidespool-commit", move || committer.run())?;
-    let filer = starter.start("tidespool-filer", move || filer.run())?;
+    let committer = starter.start("tidespool-commit", &directory, move || committer.run())?;
+    let filer = starter.start("tidespool-filer", &directory, move || filer.run())?;
     let pool = shared.segments.clone();
-    let mut others = vec![starter.start("tidespool-prewrite", move || pool.pool().run_prewriter())?];
+    let mut others = vec![starter.start("tidespool-prewrite", &directory, move || pool.pool().run_prewriter())?];
     let watched = shared.clone();
-    others.push(starter.start("tidespool-watch", move || watch(&watched))?);
+    others.push(starter.start("tidespool-watch", &directory, move || watch(&watched))?);
     for number in 0..shared.config.read_threads {
         let queue = queue.clone();
-        others.push(starter.start(&format!("tidespool-read-{number}"), move || run_reader(&queue))?);
+        let name = format!("tidespool-read-{number}");
+        others.push(starter.start(&name, &directory, move || run_reader(&queue))?);
     }
     let relief: Option<Arc<dyn Relief>> = match shared.config.pressure.enabled {
         true => {
