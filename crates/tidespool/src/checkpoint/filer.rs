@@ -180,22 +180,26 @@ impl Filer {
         next.durable_seq = next.durable_seq.max(next.filed_seq);
         next.retained.retain(|_, segment| segment.live > 0);
         self.ledger_file.write(&next)?;
-        let before = std::mem::replace(&mut self.ledger, next);
+        self.ledger = next;
+        let segments = filed.len() as u64;
+        drop(filed);
         let entries: Vec<(SpoolId, Newest)> = entries.into_iter().map(|(_, id, newest)| (id, newest)).collect();
         self.source.forget(&entries);
-        self.release(before.retained.keys().copied().chain(filed.iter().map(|segment| segment.generation)));
-        self.events.filed(entries.len() as u64, filed.len() as u64, started.elapsed());
+        self.release();
+        self.events.filed(entries.len() as u64, segments, started.elapsed());
         Ok(())
     }
 
-    /// Recycles those of `generations` in which nothing lives, and retains the others.
-    fn release(&self, generations: impl Iterator<Item = u64>) {
-        for generation in generations {
-            if self.ledger.retained.contains_key(&generation) {
-                if let Some(segment) = self.segments.get(generation) {
-                    self.segments.retain(&segment);
-                }
-            } else {
+    /// Of the segments that are filed, recycles those in which nothing lives, and retains the others. It asks the ledger and not what the last step
+    /// changed: a step before that may have failed half-way.
+    fn release(&self) {
+        for segment in self.segments.all() {
+            let is_filed = segment.role == Role::Cold || segment.generation <= self.ledger.filed_generation;
+            if self.ledger.retained.contains_key(&segment.generation) {
+                self.segments.retain(&segment);
+            } else if is_filed {
+                let generation = segment.generation;
+                drop(segment);
                 self.segments.retire(generation);
                 self.events.recycled();
             }
@@ -318,8 +322,8 @@ impl Filer {
         next.number += 1;
         next.retained.retain(|_, segment| segment.live > 0);
         self.ledger_file.write(&next)?;
-        let before = std::mem::replace(&mut self.ledger, next);
-        self.release(before.retained.keys().copied().filter(|generation| self.segments.get(*generation).is_some()));
+        self.ledger = next;
+        self.release();
         self.events.rewritten(bytes);
         Ok(())
     }
