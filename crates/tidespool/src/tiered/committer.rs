@@ -68,6 +68,8 @@ pub(super) struct Committer {
     /// When to write a mark, if nothing else comes.
     mark_at: Option<Instant>,
     retry: Duration,
+    /// The last turn failed: what it was at is tried again after a pause, whatever else comes.
+    failing: bool,
     /// Something waits for which no segment has room.
     blocked: bool,
 }
@@ -88,6 +90,7 @@ impl Committer {
             flush_at: None,
             mark_at: None,
             retry: RETRY.0,
+            failing: false,
             blocked: false,
         }
     }
@@ -100,8 +103,10 @@ impl Committer {
             if stop == Some(Stop::Abandon) {
                 return self.ended(false);
             }
-            if let Err(error) = self.turn(mail) {
-                self.failed(&error);
+            let result = self.turn(mail);
+            self.failing = result.is_err();
+            if let Err(error) = result {
+                self.failed(&error, stop);
             }
             self.shared.note_oldest_dirty(self.oldest());
             match stop {
@@ -119,7 +124,7 @@ impl Committer {
     /// When to wake at the latest. `None`: there is nothing to do until somebody kicks.
     fn wake_at(&self) -> Option<Instant> {
         let now = Instant::now();
-        if self.has_work() && !self.blocked {
+        if self.failing || (self.has_work() && !self.blocked) {
             return Some(now);
         }
         let sync_at = self.oldest_taken.map(|at| at + self.flush_age());
@@ -150,6 +155,8 @@ impl Committer {
         self.arrivals.extend(self.shared.mailbox.take_arrivals());
 
         self.append_batch();
+        // Before the disk is asked: it may hang, and then this is what tells.
+        self.shared.note_oldest_dirty(self.oldest());
         let started = Instant::now();
         self.writer.write()?;
         self.answer_written();
@@ -191,6 +198,8 @@ impl Committer {
             for (id, target) in self.aborts.drain(..) {
                 self.writer.append(id, Change::Abort(target));
                 self.taken.push(Taken::Note);
+                // The caller has the `Err` already: what it says must be durable as soon as a dirty message would be.
+                self.oldest_taken.get_or_insert_with(Instant::now);
             }
         }
         let room = self.writer.room(false);
@@ -388,13 +397,15 @@ impl Committer {
         [flushed, self.oldest_taken, waiting].into_iter().flatten().min()
     }
 
-    fn failed(&mut self, error: &WriteError) {
+    fn failed(&mut self, error: &WriteError, stop: Option<Stop>) {
         match error {
             WriteError::NoSegment => self.shared.filing.kick(),
             WriteError::Write(source) => self.shared.disk_error(Site::JournalWrite, source),
             WriteError::Sync(source) => self.shared.disk_error(Site::JournalSync, source),
         }
-        self.shared.mailbox.pause(Instant::now() + self.retry);
+        let until = Instant::now() + self.retry;
+        let until = if let Some(Stop::Drained(by)) = stop { until.min(by) } else { until };
+        self.shared.mailbox.pause(until, stop);
         self.retry = (self.retry * 2).min(RETRY.1);
     }
 }

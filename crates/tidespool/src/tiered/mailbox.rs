@@ -186,10 +186,10 @@ impl Mailbox {
         std::mem::take(&mut self.state.lock().arrivals)
     }
 
-    /// The committer's: waits until `until` or for its end, whatever else arrives.
-    pub(crate) fn pause(&self, until: Instant) {
+    /// The committer's: waits until `until`, or for an end other than `known`, whatever else arrives.
+    pub(crate) fn pause(&self, until: Instant, known: Option<Stop>) {
         let mut state = self.state.lock();
-        while state.stop.is_none() && !self.wake.wait_until(&mut state, until).timed_out() {}
+        while state.stop == known && !self.wake.wait_until(&mut state, until).timed_out() {}
     }
 }
 
