@@ -84,7 +84,9 @@ async fn what_fails_once_in_writing_the_journal_is_made_good() {
         broken.disk.inject(committing(fault.clone()));
         let id = SpoolId::new();
         let store = spool.store(id, payload::shared(id, 1, LARGE), true, None);
-        wait::bounded("a store beside a fault", store).await.unwrap_or_else(|err| panic!("{fault:?}: {err:#}"));
+        wait::bounded("a store beside a fault", store)
+            .await
+            .unwrap_or_else(|err| panic!("{fault:?}: {err:#}"));
         if is_error {
             wait::until("the error is noticed", || spool.stats().disk_errors() > 0).await;
         }
@@ -119,7 +121,8 @@ async fn while_syncs_fail_stores_wait_or_leave_nothing_behind() {
     wait::bounded("the first store", first_store).await.unwrap().expect("it was synced");
 
     for store in gave_up {
-        let err = wait::bounded("a store with a deadline", store).await.unwrap().expect_err("nothing was synced");
+        let err =
+            wait::bounded("a store with a deadline", store).await.unwrap().expect_err("nothing was synced");
         assert!(err.root_cause().is::<SpoolCallerDeadlineExceeded>(), "{err:#}");
     }
     wait::until("the spool is unhealthy", || spool.unhealthy_reason().is_some()).await;
@@ -188,7 +191,8 @@ async fn a_shutdown_on_a_failing_disk_ends_and_says_what_is_lost() {
 /// locked until the hanging call has returned.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hanging_disk_hangs_nobody() {
-    let broken = Broken::new(|config| config.shutdown_timeout(Duration::from_millis(400)).checkpoint_after(HOUR));
+    let broken =
+        Broken::new(|config| config.shutdown_timeout(Duration::from_millis(400)).checkpoint_after(HOUR));
     let spool = broken.start().await;
     let kept = put(spool.as_ref(), LARGE, true).await;
     broken.disk.inject(committing(Fault::on(Call::Sync)).always().block());
@@ -222,7 +226,8 @@ async fn on_a_hanging_disk_the_spools_deadline_holds() {
     let spool = broken.start().await;
     broken.disk.inject(committing(Fault::on(Call::Sync)).always().block());
     let id = SpoolId::new();
-    let err = wait::bounded("the store", begin(&spool, id, 1, 100, None)).await.unwrap().expect_err("it hangs");
+    let err =
+        wait::bounded("the store", begin(&spool, id, 1, 100, None)).await.unwrap().expect_err("it hangs");
     assert!(err.root_cause().is::<SpoolBackpressureTimeout>(), "{err:#}");
     assert_absent(spool.as_ref(), id).await;
     broken.disk.heal();
@@ -237,8 +242,11 @@ async fn a_lasting_backlog_shuts_the_gate_until_it_is_gone() {
     for by_age in [false, true] {
         let broken = Broken::new(|config| {
             let health = config.health.clone().backlog_latch_after(Duration::from_millis(50));
-            let health =
-                if by_age { health.dirty_age(Duration::from_millis(200)) } else { health.dirty_age(HOUR).dirty_fraction(0.5) };
+            let health = if by_age {
+                health.dirty_age(Duration::from_millis(200))
+            } else {
+                health.dirty_age(HOUR).dirty_fraction(0.5)
+            };
             config.health(health).dirty_limit(MIB)
         });
         let spool = broken.start().await;
@@ -390,7 +398,11 @@ async fn a_read_error_is_neither_a_missing_nor_a_damaged_message() {
         let root = spool.load(*id).await.expect_err("the disk fails");
         let root = root.root_cause();
         assert!(!root.is::<NotFound>() && !root.is::<Corrupt>(), "{root}");
-        assert_eq!(root.downcast_ref::<std::io::Error>().map(|err| err.to_string().contains(".seg")), Some(true), "{root}");
+        assert_eq!(
+            root.downcast_ref::<std::io::Error>().map(|err| err.to_string().contains(".seg")),
+            Some(true),
+            "{root}"
+        );
     }
     let before = broken.disk.count(Call::Read);
     let enumeration = {
@@ -419,7 +431,11 @@ async fn a_read_error_is_neither_a_missing_nor_a_damaged_message() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_journal_comes_through_failing_syncs() {
     let broken = Broken::new(|config| {
-        config.segment_size(64 * KIB).journal_capacity(256 * KIB).dirty_limit(MIB).checkpoint_after(Duration::ZERO)
+        config
+            .segment_size(64 * KIB)
+            .journal_capacity(256 * KIB)
+            .dirty_limit(MIB)
+            .checkpoint_after(Duration::ZERO)
     });
     let spool = broken.start().await;
     let mut stored = vec![(put(spool.as_ref(), 3000, true).await, 3000)];

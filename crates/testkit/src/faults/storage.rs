@@ -87,7 +87,12 @@ impl FaultyStorage {
     #[must_use]
     pub fn count_where(&self, call: Call, name: impl Fn(&str) -> bool) -> u64 {
         let state = self.0.state.lock();
-        state.calls.iter().filter(|((kind, file), _)| *kind == call && name(file)).map(|(_, count)| count).sum()
+        state
+            .calls
+            .iter()
+            .filter(|((kind, file), _)| *kind == call && name(file))
+            .map(|(_, count)| count)
+            .sum()
     }
 
     /// All calls so far: the last [`Moment::number`].

@@ -78,7 +78,8 @@ impl Unsynced {
                 let next = next.min(end);
                 if !keep() {
                     let part = at - undo.offset..next - undo.offset;
-                    let [from, to] = [part.start, part.end].map(|at| usize::try_from(at).unwrap_or(usize::MAX));
+                    let [from, to] =
+                        [part.start, part.end].map(|at| usize::try_from(at).unwrap_or(usize::MAX));
                     file.write_all_at(&undo.before[from..to], at)?;
                 }
                 at = next;

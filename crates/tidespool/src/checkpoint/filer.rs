@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use tidespool_core::SpoolId;
 
+use super::ballast::Ballast;
 use super::filing::{FilingMail, FilingTask};
 use super::ledger::{Ledger, LedgerFile};
-use super::ballast::Ballast;
 use super::opening::take_stock;
 use super::retained::{Retained, account, choose, copy_survivors, locator};
 use super::verify::{Finding, verify_filed};
@@ -166,7 +166,10 @@ impl Filer {
             self.source.collect(up_to).into_iter().map(|(id, newest)| (Key::of(&id), id, newest)).collect();
         entries.sort_unstable_by_key(|(key, _, _)| *key);
         let mut next = self.ledger.clone();
-        entries.iter().filter(|(_, _, newest)| newest.place.is_some()).for_each(|(key, ..)| next.high.raise(*key));
+        entries
+            .iter()
+            .filter(|(_, _, newest)| newest.place.is_some())
+            .for_each(|(key, ..)| next.high.raise(*key));
         self.source.will_file(next.high);
         if !entries.is_empty() {
             self.apply_marked(&mut next, |filer, retained| filer.file(&entries, retained))?;
@@ -183,7 +186,8 @@ impl Filer {
         self.ledger = next;
         let segments = filed.len() as u64;
         drop(filed);
-        let entries: Vec<(SpoolId, Newest)> = entries.into_iter().map(|(_, id, newest)| (id, newest)).collect();
+        let entries: Vec<(SpoolId, Newest)> =
+            entries.into_iter().map(|(_, id, newest)| (id, newest)).collect();
         self.source.forget(&entries);
         self.release();
         self.events.filed(entries.len() as u64, segments, started.elapsed());
@@ -214,7 +218,8 @@ impl Filer {
         next: &mut Ledger,
         apply: impl FnOnce(&Self, &mut RetainedMap) -> Result<Tally, FilingError>,
     ) -> Result<(), FilingError> {
-        let marked = Ledger { filing: true, high: next.high, retained: next.retained.clone(), ..self.ledger.clone() };
+        let marked =
+            Ledger { filing: true, high: next.high, retained: next.retained.clone(), ..self.ledger.clone() };
         self.ledger_file.write(&marked)?;
         self.ledger = marked;
         let delta = apply(self, &mut next.retained)?;
@@ -223,7 +228,11 @@ impl Filer {
         Ok(())
     }
 
-    fn file(&self, entries: &[(Key, SpoolId, Newest)], retained: &mut RetainedMap) -> Result<Tally, FilingError> {
+    fn file(
+        &self,
+        entries: &[(Key, SpoolId, Newest)],
+        retained: &mut RetainedMap,
+    ) -> Result<Tally, FilingError> {
         let mut failure = None;
         let mut ops = entries.iter().map_while(|(key, id, newest)| {
             self.op(*key, id, *newest).map_err(|error| failure = Some(error)).ok()
@@ -353,7 +362,8 @@ impl Filer {
             ballast.restore();
         }
         if let Some(stock) = stock {
-            self.ledger = Ledger { tally: stock.tally, retained: stock.retained, filing: false, ..ledger.clone() };
+            self.ledger =
+                Ledger { tally: stock.tally, retained: stock.retained, filing: false, ..ledger.clone() };
         }
         Ok(())
     }

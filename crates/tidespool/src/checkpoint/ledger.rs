@@ -92,17 +92,10 @@ struct Line {
 pub(crate) enum LedgerError {
     /// Reading or writing failed.
     #[error("{doing} {path}: {source}", path = path.display())]
-    Io {
-        doing: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
     /// The file is not a ledger, or not whole.
     #[error("{path} is damaged: {what}", path = path.display())]
-    Damaged {
-        path: PathBuf,
-        what: String,
-    },
+    Damaged { path: PathBuf, what: String },
 }
 
 /// The ledger's file.

@@ -27,7 +27,6 @@ pub(crate) use ledger::{HighKeys, Ledger, LedgerError, LedgerFile};
 pub(crate) use opening::{Opened, Places, open_filed, settle, without_segment};
 pub(crate) use verify::{Finding, verify_filed};
 
-
 use crate::journal::Newest;
 
 /// The index, as the checkpoint needs it.

@@ -13,7 +13,9 @@ use super::retained::{Retained, account, locator, place_of, pointed_to, puts_in}
 use crate::durable::{
     Change, Durable, DurableError, DurableStore, Key, KeyRange, Op, Record, SledOptions, Tally,
 };
-use crate::journal::{FileDamage, Filed, Found, Newest, Recovered, RecoveryError, Segment, Segments, recover};
+use crate::journal::{
+    FileDamage, Filed, Found, Newest, Recovered, RecoveryError, Segment, Segments, recover,
+};
 use crate::storage::Storage;
 
 /// Why the spool can't be opened. Nothing was lost by trying.
@@ -26,10 +28,7 @@ pub(crate) enum OpeningError {
     #[error(transparent)]
     Engine(#[from] DurableError),
     #[error("moving the damaged {from} aside: {source}", from = from.display())]
-    MoveAside {
-        from: PathBuf,
-        source: std::io::Error,
-    },
+    MoveAside { from: PathBuf, source: std::io::Error },
 }
 
 /// Where everything is.
@@ -260,7 +259,9 @@ pub(crate) fn settle(
     let short: Vec<u64> = ledger
         .retained
         .iter()
-        .filter(|(generation, wanted)| before.retained.get(generation).is_none_or(|has| has.live < wanted.live))
+        .filter(|(generation, wanted)| {
+            before.retained.get(generation).is_none_or(|has| has.live < wanted.live)
+        })
         .map(|(generation, _)| *generation)
         .collect();
     let mut ops = BTreeMap::new();
@@ -273,7 +274,11 @@ pub(crate) fn settle(
             let key = Key::of(&found.header.id);
             // A cold segment is newer than what it holds: the number tells which version is the newest.
             let known = ops.get(&key).is_some_and(|other: &Found| other.header.seq >= found.header.seq);
-            if found.intact && !known && !replayed.contains_key(&found.header.id) && is_lost(durable, segments, &key, found.header.seq)? {
+            if found.intact
+                && !known
+                && !replayed.contains_key(&found.header.id)
+                && is_lost(durable, segments, &key, found.header.seq)?
+            {
                 ops.insert(key, found);
             }
         }

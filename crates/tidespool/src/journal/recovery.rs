@@ -80,8 +80,11 @@ pub(crate) fn recover(
         let file = storage
             .open(&path, if repair { OpenMode::Write } else { OpenMode::Read })
             .map_err(|source| RecoveryError { doing: "opening", path: path.clone(), source })?;
-        let class = classify(&*file, spool, filed)
-            .map_err(|source| RecoveryError { doing: "reading", path: path.clone(), source })?;
+        let class = classify(&*file, spool, filed).map_err(|source| RecoveryError {
+            doing: "reading",
+            path: path.clone(),
+            source,
+        })?;
         match class {
             Class::Free(size) => found.free.push(FreeSegment { slot, path, file, size }),
             Class::Foreign(what) => found.damage.push(FileDamage { path, what }),
@@ -125,9 +128,11 @@ const fn generation_after(used: u64) -> u64 {
 }
 
 fn segment_files(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Vec<(u32, PathBuf)>, RecoveryError> {
-    let names = storage
-        .list(dir)
-        .map_err(|source| RecoveryError { doing: "listing", path: dir.to_owned(), source })?;
+    let names = storage.list(dir).map_err(|source| RecoveryError {
+        doing: "listing",
+        path: dir.to_owned(),
+        source,
+    })?;
     let mut files: Vec<(u32, PathBuf)> =
         names.iter().filter_map(|name| Some((parse_segment_file_name(name)?, dir.join(name)))).collect();
     files.sort_unstable();
@@ -160,8 +165,8 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
         if !used {
             return Ok(Class::Free(if size == header.size { size } else { 0 }));
         }
-        let remark = (size < header.size)
-            .then(|| format!("cut short: {size} of {} bytes are there", header.size));
+        let remark =
+            (size < header.size).then(|| format!("cut short: {size} of {} bytes are there", header.size));
         return Ok(Class::Used(header, remark));
     }
     match newest_generation(file, salt_of(spool))? {
@@ -172,7 +177,9 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
         }
         Some(_) => Ok(Class::Free(size)),
         None if begins_with_zeros(file, size)? => Ok(Class::Free(0)),
-        None => Ok(Class::Foreign("neither its first page nor any record can be read: left alone".to_owned())),
+        None => {
+            Ok(Class::Foreign("neither its first page nor any record can be read: left alone".to_owned()))
+        }
     }
 }
 
@@ -234,7 +241,9 @@ fn mark_of(torn: &Torn, witness: Witness) -> Header {
 }
 
 fn overwrite(journal: &[Arc<Segment>], torn: &Torn, header: &[u8; HEADER_LEN]) -> Result<(), RecoveryError> {
-    let Some(segment) = journal.iter().find(|segment| segment.generation == torn.generation) else { return Ok(()) };
+    let Some(segment) = journal.iter().find(|segment| segment.generation == torn.generation) else {
+        return Ok(());
+    };
     write_all_at(&*segment.file, &mut [IoSlice::new(header)], torn.offset).map_err(|source| RecoveryError {
         doing: "cutting the torn end of",
         path: segment.path.clone(),

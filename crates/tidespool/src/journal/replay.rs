@@ -129,7 +129,8 @@ impl Replay {
         });
         self.state.torn = torn.collect();
         let (gaps, damaged) = (&self.state.gaps, &self.state.damaged);
-        let is_bad = gaps.iter().any(|gap| gap.last > self.told) || damaged.iter().any(|one| one.seq > self.told);
+        let is_bad =
+            gaps.iter().any(|gap| gap.last > self.told) || damaged.iter().any(|one| one.seq > self.told);
         if is_bad && !self.state.torn.is_empty() {
             self.state.witness = Some(Witness { seq: self.expected, durable_seq: self.durable });
             self.expected += 1;
@@ -171,12 +172,8 @@ impl Replay {
         self.told = self.told.max(header.durable_seq);
         self.state.damaged.retain(|damaged| damaged.seq != header.seq);
         if !intact {
-            let damaged = DamagedRecord {
-                id: header.id,
-                seq: header.seq,
-                generation: header.generation,
-                offset,
-            };
+            let damaged =
+                DamagedRecord { id: header.id, seq: header.seq, generation: header.generation, offset };
             self.state.damaged.push(damaged);
         }
         let place = Place { generation: header.generation, offset, len: header.payload_len };
@@ -243,7 +240,15 @@ mod tests {
             Self { replay: Replay::new(0, 0), generation: 1, offset: 4096 }
         }
 
-        fn record(mut self, seq: u64, durable_seq: u64, id: SpoolId, kind: Kind, intact: bool, abort_of: Option<u64>) -> Self {
+        fn record(
+            mut self,
+            seq: u64,
+            durable_seq: u64,
+            id: SpoolId,
+            kind: Kind,
+            intact: bool,
+            abort_of: Option<u64>,
+        ) -> Self {
             let header = Header {
                 kind,
                 generation: self.generation,
@@ -397,8 +402,7 @@ mod tests {
 
     #[test]
     fn a_removal_is_kept_for_sled_to_know() {
-        let replayed =
-            Script::new().put(1, 0, 1).record(2, 1, id(1), Kind::Remove, true, None).end();
+        let replayed = Script::new().put(1, 0, 1).record(2, 1, id(1), Kind::Remove, true, None).end();
         assert_eq!(replayed.newest[&id(1)].place, None);
     }
 }

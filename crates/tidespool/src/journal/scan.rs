@@ -40,8 +40,7 @@ pub(crate) fn scan(
         };
         let payload_at = offset + HEADER_LEN as u64;
         let payload_end = payload_at + u64::from(header.payload_len);
-        let intact =
-            payload_end <= window.end && window.crc(payload_at, payload_end)? == header.payload_crc;
+        let intact = payload_end <= window.end && window.crc(payload_at, payload_end)? == header.payload_crc;
         let abort_of = match header.kind {
             Kind::Abort if intact && header.payload_len == 8 => Some(window.u64_at(payload_at)?),
             _ => None,

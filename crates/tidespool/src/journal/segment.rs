@@ -120,17 +120,10 @@ pub(crate) struct Use {
 pub(crate) enum ReadError {
     /// Reading failed, which says nothing about the record.
     #[error("reading {path}: {source}", path = path.display())]
-    Io {
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
     /// The bytes are not the record that was written.
     #[error("{path} at byte {offset}: {what}", path = path.display())]
-    Damaged {
-        path: PathBuf,
-        offset: u64,
-        what: &'static str,
-    },
+    Damaged { path: PathBuf, offset: u64, what: &'static str },
 }
 
 impl Segment {
@@ -200,7 +193,12 @@ impl Segment {
     }
 
     /// The payload of the put of `id` at `place`, checked; with its checksum.
-    pub(crate) fn read_put(&self, salt: u32, id: &SpoolId, place: Place) -> Result<(Vec<u8>, u32), ReadError> {
+    pub(crate) fn read_put(
+        &self,
+        salt: u32,
+        id: &SpoolId,
+        place: Place,
+    ) -> Result<(Vec<u8>, u32), ReadError> {
         let mut bytes = vec![0; HEADER_LEN + place.len as usize];
         self.read_at(&mut bytes, place.offset)?;
         let mut header = [0; HEADER_LEN];

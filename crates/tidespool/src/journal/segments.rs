@@ -44,10 +44,16 @@ impl Segments {
     }
 
     /// Takes a free file into use under the next generation. The caller writes the header page with its first batch.
-    pub(crate) fn activate(&self, free: FreeSegment, role: Role, counted: bool) -> (Arc<Segment>, SegmentHeader) {
+    pub(crate) fn activate(
+        &self,
+        free: FreeSegment,
+        role: Role,
+        counted: bool,
+    ) -> (Arc<Segment>, SegmentHeader) {
         let generation = self.next_generation.fetch_add(1, Ordering::Relaxed);
         let header = SegmentHeader { role, generation, size: free.size, spool: self.spool };
-        let segment = Arc::new(Segment::new(header, free.slot, free.path, free.file, Use { settled: false, counted }));
+        let segment =
+            Arc::new(Segment::new(header, free.slot, free.path, free.file, Use { settled: false, counted }));
         self.insert(segment.clone());
         (segment, header)
     }

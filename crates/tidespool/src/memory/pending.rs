@@ -89,7 +89,8 @@ impl Pending {
             self.tickets.push_back(ticket);
         }
         let Ticket { version, at, id } = ticket;
-        let replaced = self.show(id, Entry { version, at, ticket: speaks, is_due: false, dirty, in_flight: false });
+        let replaced =
+            self.show(id, Entry { version, at, ticket: speaks, is_due: false, dirty, in_flight: false });
         self.drop_stale_tickets();
         replaced
     }
@@ -141,7 +142,8 @@ impl Pending {
 
     /// Marks the version that the ticket stands for as being committed, if it is still the newest one.
     pub(crate) fn commit(&mut self, ticket: &Ticket) {
-        if let Some(entry) = self.entries.get_mut(&ticket.id).filter(|entry| entry.version == ticket.version) {
+        if let Some(entry) = self.entries.get_mut(&ticket.id).filter(|entry| entry.version == ticket.version)
+        {
             entry.in_flight = true;
             self.set_out(ticket.id);
         }
@@ -164,7 +166,9 @@ impl Pending {
     pub(crate) fn drain_tickets(&mut self, cutoff: Instant, into: &mut Vec<Ticket>) -> Instant {
         let mut reach = cutoff;
         while let Some(ticket) = self.tickets.pop_front_if(|ticket| ticket.at <= reach) {
-            let Some(entry) = self.entries.get_mut(&ticket.id).filter(|entry| entry.is_spoken_for_by(&ticket)) else {
+            let Some(entry) =
+                self.entries.get_mut(&ticket.id).filter(|entry| entry.is_spoken_for_by(&ticket))
+            else {
                 continue;
             };
             entry.is_due = true;

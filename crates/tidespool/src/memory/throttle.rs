@@ -40,7 +40,9 @@ mod tests {
         assert_eq!(hold_back(3 * limit, limit), MAX_DELAY);
         assert_eq!(hold_back(5, 0), Duration::ZERO);
         let delays: Vec<Duration> = (0..=1000).map(|share| hold_back(share * 1000, limit)).collect();
-        assert!(delays.windows(2).all(|pair| pair[0] <= pair[1] && pair[1] - pair[0] <= Duration::from_millis(1)));
+        assert!(
+            delays.windows(2).all(|pair| pair[0] <= pair[1] && pair[1] - pair[0] <= Duration::from_millis(1))
+        );
     }
 
     #[test]

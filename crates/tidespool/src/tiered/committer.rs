@@ -33,7 +33,11 @@ enum Taken {
     Ticketed(Ticket, Arc<Dirty>),
     Arrived(Arrival),
     /// A written store whose caller has the answer already.
-    Shown { id: SpoolId, version: u64, dirty: Arc<Dirty> },
+    Shown {
+        id: SpoolId,
+        version: u64,
+        dirty: Arc<Dirty>,
+    },
     /// An abort or a mark.
     Note,
 }
@@ -185,7 +189,8 @@ impl Committer {
         }
         // A few flushes in the time that is left: the later a message is written, the likelier it is gone by then.
         let soonest = now + self.shared.config.dirty_expire / 8;
-        self.flush_at = self.shared.table.oldest_dirty().map(|oldest| (oldest + self.flush_age()).max(soonest));
+        self.flush_at =
+            self.shared.table.oldest_dirty().map(|oldest| (oldest + self.flush_age()).max(soonest));
         if self.flush_at.is_some() {
             mailbox.timer_is_set();
         }
@@ -205,7 +210,9 @@ impl Committer {
         let room = self.writer.room(false);
         let mut batch = Vec::new();
         let mut used = 0;
-        while let Some(arrival) = self.arrivals.pop_front_if(|next| self.shared.fits(cost(&next.dirty), room, used)) {
+        while let Some(arrival) =
+            self.arrivals.pop_front_if(|next| self.shared.fits(cost(&next.dirty), room, used))
+        {
             used += cost(&arrival.dirty);
             batch.push((arrival.version, Taken::Arrived(arrival)));
         }

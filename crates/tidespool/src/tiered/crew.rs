@@ -106,7 +106,8 @@ impl Crew {
         let committed = note_end(crew.committer.join_by(by), "writing the journal", &mut problems);
         if committed.is_none_or(|committed| !committed.all) {
             let bytes = shared.budget.dirty();
-            let what = format!("{bytes} dirty bytes could not be written within shutdown_timeout and are lost");
+            let what =
+                format!("{bytes} dirty bytes could not be written within shutdown_timeout and are lost");
             problems.push(what);
         }
         shared.filing.stop();

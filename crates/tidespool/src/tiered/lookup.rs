@@ -3,8 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
-use tidespool_core::SpoolId;
 use thiserror::Error;
+use tidespool_core::SpoolId;
 
 use super::shared::Shared;
 use crate::durable::{DurableError, Key, Record};

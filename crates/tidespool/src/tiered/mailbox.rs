@@ -195,7 +195,11 @@ impl Mailbox {
 
 impl State {
     fn is_quiet(&self) -> bool {
-        self.arrivals.is_empty() && self.flushes.is_empty() && !self.kicked && !self.seal && self.stop.is_none()
+        self.arrivals.is_empty()
+            && self.flushes.is_empty()
+            && !self.kicked
+            && !self.seal
+            && self.stop.is_none()
     }
 
     fn take(&mut self) -> Mail {

@@ -135,8 +135,11 @@ fn settle_disagreement(
     stats: &Stats,
 ) -> Result<RecoveryReport> {
     let replayed = &opened.recovered.replayed;
-    let mut report =
-        RecoveryReport { records: replayed.records, torn: opened.recovered.torn_records, ..Default::default() };
+    let mut report = RecoveryReport {
+        records: replayed.records,
+        torn: opened.recovered.torn_records,
+        ..Default::default()
+    };
     let mut note = |path: &std::path::Path, id, what: String| {
         report.damage.push(Damage { path: path.display().to_string(), id, what });
     };
@@ -149,7 +152,8 @@ fn settle_disagreement(
     }
     for damaged in &replayed.damaged {
         let what = format!("the payload of record {} fails its checksum", damaged.seq);
-        let path = segments.get(damaged.generation).map_or_else(Default::default, |segment| segment.path.clone());
+        let path =
+            segments.get(damaged.generation).map_or_else(Default::default, |segment| segment.path.clone());
         note(&path, Some(damaged.id), what);
     }
     let sled = ledger_file.path().with_file_name("sled");
@@ -192,7 +196,8 @@ fn start(
     let committer = starter.start("tidespool-commit", &directory, move || committer.run())?;
     let filer = starter.start("tidespool-filer", &directory, move || filer.run())?;
     let pool = shared.segments.clone();
-    let mut others = vec![starter.start("tidespool-prewrite", &directory, move || pool.pool().run_prewriter())?];
+    let mut others =
+        vec![starter.start("tidespool-prewrite", &directory, move || pool.pool().run_prewriter())?];
     let watched = shared.clone();
     others.push(starter.start("tidespool-watch", &directory, move || watch(&watched))?);
     for number in 0..shared.config.read_threads {

@@ -28,14 +28,7 @@ pub(super) fn publish_arrival(shared: &Shared, arrival: &Arrival, newest: Newest
     settle(shared, &mut shard, arrival.id, arrival.version, &arrival.dirty, newest);
 }
 
-fn settle(
-    shared: &Shared,
-    shard: &mut Shard,
-    id: SpoolId,
-    version: u64,
-    dirty: &Arc<Dirty>,
-    newest: Newest,
-) {
+fn settle(shared: &Shared, shard: &mut Shard, id: SpoolId, version: u64, dirty: &Arc<Dirty>, newest: Newest) {
     shard.index.learn(id, newest);
     shard.pending.arrive(&id);
     let elided = shard.pending.settle(&id, version);

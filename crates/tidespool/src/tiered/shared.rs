@@ -176,7 +176,8 @@ impl Shared {
 
 /// What is left of the budget for clean copies: without the dirty bytes, what sled really takes, and an eighth for the index.
 fn cache_capacity(config: &Config) -> u64 {
-    let others = config.effective_dirty_limit() + 2 * config.effective_sled_cache() + config.memory_budget / 8;
+    let others =
+        config.effective_dirty_limit() + 2 * config.effective_sled_cache() + config.memory_budget / 8;
     config.memory_budget.saturating_sub(others).max(1 << 20)
 }
 

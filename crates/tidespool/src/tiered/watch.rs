@@ -41,7 +41,8 @@ fn sample(shared: &Shared, space_short: bool, probe_ok: bool) -> Sample {
     Sample {
         dirty_fraction: shared.budget.dirty() as f64 / shared.budget.limit().max(1) as f64,
         oldest_dirty_age: shared.oldest_dirty_age(),
-        no_free_segment: pool.free() <= crate::journal::RESERVED && pool.headroom() <= crate::journal::RESERVED,
+        no_free_segment: pool.free() <= crate::journal::RESERVED
+            && pool.headroom() <= crate::journal::RESERVED,
         journal_write_errors: errors.journal_writes,
         sled_errors: errors.filing,
         read_errors: errors.reads,

@@ -189,7 +189,8 @@ enum Content {
 /// Every id that the journal knows, read.
 fn contents(recovered: &Recovered) -> BTreeMap<SpoolId, Content> {
     let read = |id: &SpoolId, place: Place| {
-        let segment = recovered.journal.iter().find(|segment| segment.generation == place.generation).unwrap();
+        let segment =
+            recovered.journal.iter().find(|segment| segment.generation == place.generation).unwrap();
         match segment.read_put(salt_of(SPOOL), id, place) {
             Ok((data, _)) => Content::Whole(data),
             Err(ReadError::Damaged { .. }) => Content::Damaged,

@@ -9,7 +9,8 @@ fn gap(first: u64, last: u64) -> Gap {
 
 #[test]
 fn every_record_of_every_batch_is_found() {
-    let first = Made::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, vec![2; 9000])]).batch(2, &[remove(3, 1)]);
+    let first =
+        Made::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, vec![2; 9000])]).batch(2, &[remove(3, 1)]);
     let second = Made::new(2).batch(3, &[put(4, 4, ""), put(5, 2, "new")]).batch(5, &[mark(6)]);
     // The slots are in another order than the generations.
     let recovered = Bench::new(&[&second, &first]).recover();
@@ -151,9 +152,8 @@ fn a_record_in_a_damaged_message_is_not_taken_for_one() {
     let mut bait = other_spool.record(9, &put(7, 7, "of another spool"));
     bait.resize(bait.len().next_multiple_of(8), 0);
     bait.extend(Made::new(3).record(9, &put(8, 8, "of another generation")));
-    let made = Made::new(1)
-        .batch(0, &[put(1, 1, "one"), put(2, 2, bait), put(3, 3, "three")])
-        .batch(3, &[mark(4)]);
+    let made =
+        Made::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, bait), put(3, 3, "three")]).batch(3, &[mark(4)]);
     // Whole, the message is skipped; without its header, recovery looks for records at every eighth byte of it.
     let whole = Bench::new(&[&made]).recover();
     assert_eq!(whole.replayed.next_seq, 5);
@@ -190,9 +190,8 @@ fn a_filed_segment_with_a_damaged_first_page_is_free() {
 
 #[test]
 fn a_truncated_file_loses_what_was_in_it_and_says_so() {
-    let first = Made::new(1)
-        .batch(0, &[put(1, 1, "one"), put(2, 2, "two")])
-        .batch(2, &[put(3, 3, vec![3; 9000])]);
+    let first =
+        Made::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, "two")]).batch(2, &[put(3, 3, vec![3; 9000])]);
     let second = Made::new(2).batch(3, &[put(4, 4, "four")]);
     let bench = Bench::new(&[&first, &second]);
     // In the middle of a payload, before a record, in the first page, and at nothing.
@@ -366,7 +365,10 @@ fn a_retained_segment_that_is_missing_is_named() {
 
 #[test]
 fn without_repair_nothing_is_changed() {
-    let torn = Made::new(1).batch(0, &[put(1, 1, "one")]).batch(1, &[put(2, 2, "two"), put(3, 3, "x")]).flip(2, PAYLOAD);
+    let torn = Made::new(1)
+        .batch(0, &[put(1, 1, "one")])
+        .batch(1, &[put(2, 2, "two"), put(3, 3, "x")])
+        .flip(2, PAYLOAD);
     let bench = Bench::new(&[&torn]);
     let recovered = recover(&bench.storage, bench.dir.path(), SPOOL, &Filed::default(), false).unwrap();
     assert_eq!(recovered.torn_records, 2);

@@ -271,13 +271,17 @@ fn after_a_failed_sync_the_same_numbers_go_to_a_fresh_file() {
 
     assert_eq!(desk.put(4, b"four"), 4);
     let synced = desk.writer.sync().unwrap();
-    let records: Vec<(u64, u64)> = synced.records.iter().map(|durable| (durable.seq, durable.newest.generation)).collect();
+    let records: Vec<(u64, u64)> =
+        synced.records.iter().map(|durable| (durable.seq, durable.newest.generation)).collect();
     assert_eq!(records, [(2, 2), (3, 2), (4, 2)]);
     assert_eq!(desk.writer.durable_seq(), 4);
     assert_eq!(synced.finished.len(), 1);
     assert!(synced.finished[0].has_failed() && synced.finished[0].holds_durable());
     let (written, synced) = desk.touched();
-    assert!(written.iter().chain(&synced).all(|name| *name != first[0]), "the file that failed is used again");
+    assert!(
+        written.iter().chain(&synced).all(|name| *name != first[0]),
+        "the file that failed is used again"
+    );
 
     let recovered = desk.bench.recover();
     assert_holds(&recovered, &[(1, b"one"), (2, b"two"), (3, &[3; 9000]), (4, b"four")]);
@@ -296,7 +300,8 @@ fn after_a_write_that_was_cut_short_by_an_error_all_is_written_again() {
     assert!(matches!(desk.writer.sync(), Err(WriteError::Write(_))));
     assert!(matches!(desk.writer.sync(), Err(WriteError::Write(_))));
     // Killed here, the first message is all that there is.
-    let recovered = recover(&desk.bench.storage, desk.bench.dir.path(), SPOOL, &Filed::default(), false).unwrap();
+    let recovered =
+        recover(&desk.bench.storage, desk.bench.dir.path(), SPOOL, &Filed::default(), false).unwrap();
     assert_holds(&recovered, &[(1, b"one")]);
     assert_eq!(desk.writer.sync().unwrap().records.len(), 2);
     let recovered = desk.bench.recover();
