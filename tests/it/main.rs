@@ -5,8 +5,10 @@
 mod setup; // small spools in directories of their own, and the calls that most tests are made of
 
 mod conformance; // every promise that can be seen from outside, in each durability
+mod crash_images; // the directory as a crash at each step would leave it, opened again
 mod damage; // files that were changed, truncated or deleted behind the spool's back
 mod enumerate; // enumeration while everything moves
+mod faults; // a disk that fails, hangs or is full
 mod lifecycle; // opening, locking, paths, modes, formats
 mod limits; // room, deadlines, sizes
 mod model; // random operations and restarts against the reference

@@ -1,4 +1,4 @@
-//! How a spool is put to the proof. Everything here works on any [`Spool`](tidespool_core::Spool).
+//! How a spool is put to the proof. Everything here but [`faults`] works on any [`Spool`](tidespool_core::Spool).
 //!
 //! # Layout
 //!
@@ -10,6 +10,7 @@
 //! * [`model`] – random operations and restarts, compared with the reference spool step by step.
 //! * [`crash`] – the two sides of a `kill -9` test: the child that works, the parent that keeps the log, and the
 //!   judge that compares the log with what came back.
+//! * [`faults`] – a storage that breaks as told, for the spools that are built on [`tidespool::storage`].
 //! * [`wait`] – bounded waits for what happens elsewhere.
 //!
 //! # What it is not
@@ -20,6 +21,7 @@
 
 pub mod conformance;
 pub mod crash;
+pub mod faults;
 pub mod ids;
 pub mod model;
 pub mod payload;

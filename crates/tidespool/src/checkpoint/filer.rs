@@ -218,17 +218,21 @@ impl Filer {
         next.retained.retain(|_, segment| segment.live > 0);
         self.ledger_file.write(&next)?;
         self.ledger = next;
+        let segments = filed.len() as u64;
+        // Nobody holds them any more when they are to be recycled.
+        drop(filed);
         self.source.forget(&collected);
         self.release();
-        self.events.filed(entries.len() as u64, filed.len() as u64, started.elapsed());
+        self.events.filed(entries.len() as u64, segments, started.elapsed());
         Ok(())
     }
 
-    /// Recycles every filed segment in which nothing lives, and retains the others.
+    /// Of the segments that are filed, recycles those in which nothing lives, and retains the others. It asks the ledger and not what the last step
+    /// changed: a step before that may have failed half-way.
     fn release(&self) {
         for segment in self.segments.all() {
-            let filed = segment.role == Role::Cold || segment.generation <= self.ledger.filed_generation;
-            if !filed {
+            let is_filed = segment.role == Role::Cold || segment.generation <= self.ledger.filed_generation;
+            if !is_filed {
                 continue;
             }
             if self.ledger.retained.contains_key(&segment.generation) {

@@ -77,18 +77,10 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Takes over what was counted in sled. Segments of the journal that are not filed yet stay the journal's, even where a checkpoint that did not
-    /// end has made sled point to them: they still have to be replayed.
+    /// Takes over what was counted in sled. Where a checkpoint did not end, that may name segments of the journal which are not filed yet: they are
+    /// counted here, and replayed all the same.
     pub(crate) fn take_stock(&mut self, stock: &Stock) {
-        let filed = self.filed_generation;
-        let before = std::mem::take(&mut self.retained);
-        let is_retained = |generation: &u64| *generation <= filed || before.contains_key(generation);
-        self.retained = stock
-            .retained
-            .iter()
-            .filter(|(generation, _)| is_retained(generation))
-            .map(|(g, r)| (*g, *r))
-            .collect();
+        self.retained = stock.retained.clone();
         self.tally = stock.tally;
         self.high.merge(&stock.high);
         self.filing = false;

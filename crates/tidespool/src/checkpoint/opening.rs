@@ -165,16 +165,10 @@ pub(crate) fn open_filed(
         let filed_seqs = seqs_of(&durable, recovered.replayed.newest.keys())?;
         recovered.replayed.newest.retain(|id, newest| filed_seqs.get(id).is_none_or(|seq| *seq < newest.seq));
     }
-    let was_known = ledger.is_some();
     let mut ledger = ledger.unwrap_or_else(|| Ledger { filed_seq: stock.max_seq, ..Ledger::default() });
     if disagrees.is_none() {
-        if !was_known {
-            // Cold segments can't be told from garbage but by this.
-            ledger.retained =
-                recovered.retained.iter().map(|segment| (segment.generation, Retained::default())).collect();
-        }
         ledger.take_stock(&stock);
-        set_sizes(&mut ledger.retained, &recovered.retained);
+        set_sizes(&mut ledger.retained, recovered.retained.iter().chain(&recovered.journal));
     }
     Ok(Opened { durable, ledger, recovered, damage, damaged: stock.damaged, disagrees })
 }
@@ -195,7 +189,7 @@ fn seqs_of<'a>(
     Ok(seqs)
 }
 
-fn set_sizes(retained: &mut BTreeMap<u64, Retained>, segments: &[Arc<Segment>]) {
+fn set_sizes<'a>(retained: &mut BTreeMap<u64, Retained>, segments: impl Iterator<Item = &'a Arc<Segment>>) {
     for segment in segments {
         if let Some(entry) = retained.get_mut(&segment.generation) {
             entry.size = segment.size;

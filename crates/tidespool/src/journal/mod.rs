@@ -22,11 +22,13 @@ mod replay;
 mod scan;
 mod segment;
 mod segments;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub(crate) use cold::ColdWriter;
 pub(crate) use index::{Index, Newest, Place};
-pub(crate) use pool::{Pool, PoolEvents, PoolSettings, RESERVED, is_segment_file_name};
+pub(crate) use pool::{Pool, PoolEvents, PoolSettings, RESERVED};
 pub(crate) use record::{Kind, footprint};
 pub(crate) use recovery::{FileDamage, Filed, Recovered, RecoveryError, recover};
 pub(crate) use scan::{Found, scan};

@@ -175,13 +175,7 @@ impl Pool {
 
     /// Makes a segment file of `size` bytes, written full of zeros, its name and its blocks durable.
     pub(crate) fn create(&self, size: u64) -> io::Result<FreeSegment> {
-        let slot = {
-            let mut state = self.state.lock();
-            let slot = state.next_slot;
-            state.next_slot += 1;
-            slot
-        };
-        let path = self.dir.join(segment_file_name(slot));
+        let (slot, path) = self.unused_slot()?;
         let made = self.create_at(&path, size);
         match made {
             Ok(file) => Ok(FreeSegment { slot, path, file, size }),
@@ -189,6 +183,24 @@ impl Pool {
                 // Half a segment is of no use, and on a full disk its blocks are wanted.
                 let _ = self.storage.remove_file(&path);
                 Err(error)
+            }
+        }
+    }
+
+    /// The next slot of which no file is there: names go round after the last, and others may put files here.
+    fn unused_slot(&self) -> io::Result<(u32, PathBuf)> {
+        loop {
+            let slot = {
+                let mut state = self.state.lock();
+                let slot = state.next_slot;
+                state.next_slot = slot.wrapping_add(1);
+                slot
+            };
+            let path = self.dir.join(segment_file_name(slot));
+            match self.storage.open(&path, OpenMode::Read) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((slot, path)),
+                Err(error) => return Err(error),
             }
         }
     }
@@ -264,11 +276,6 @@ impl Pool {
 /// The name of a segment's file.
 pub(crate) fn segment_file_name(slot: u32) -> String {
     format!("{slot:08x}.seg")
-}
-
-/// True for names that segments have.
-pub(crate) fn is_segment_file_name(name: &str) -> bool {
-    parse_segment_file_name(name).is_some()
 }
 
 /// The slot in a segment's file name, or `None` for any other file.

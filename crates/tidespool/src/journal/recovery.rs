@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use thiserror::Error;
+use tidespool_core::SpoolId;
 
 use super::pool::{FreeSegment, parse_segment_file_name};
-use super::record::HEADER_LEN;
-use super::replay::{Replay, Replayed};
+use super::record::{HEADER_LEN, Header, Kind, payload_crc};
+use super::replay::{Replay, Replayed, Torn, Witness};
 use super::scan::{newest_generation, scan};
 use super::segment::{PAGE, Role, Segment, SegmentHeader, Use};
 use super::segments::salt_of;
@@ -71,13 +72,14 @@ pub(crate) fn recover(
     filed: &Filed,
     repair: bool,
 ) -> Result<Recovered, RecoveryError> {
-    let mut found = Recovered {
-        next_generation: filed.next_generation.max(filed.generation + 1),
-        ..Recovered::default()
-    };
+    let mut found = Recovered::default();
     let mut by_generation = BTreeMap::new();
-    for (slot, path) in segment_files(storage, dir)? {
-        found.next_slot = found.next_slot.max(slot + 1);
+    let files = segment_files(storage, dir)?;
+    // Whoever makes the next file looks whether the name is taken: what comes after the last number is no danger.
+    found.next_slot = files.last().map_or(0, |(slot, _)| slot.wrapping_add(1));
+    let after_filed = if files.is_empty() { 1 } else { generation_after(filed.generation) };
+    found.next_generation = filed.next_generation.max(after_filed);
+    for (slot, path) in files {
         let file = storage
             .open(&path, if repair { OpenMode::Write } else { OpenMode::Read })
             .map_err(|source| RecoveryError { doing: "opening", path: path.clone(), source })?;
@@ -88,6 +90,7 @@ pub(crate) fn recover(
         })?;
         match class {
             Class::Free { size, used_by } => {
+                // Nobody else tells of a cold segment that the ledger never knew.
                 found.next_generation = found.next_generation.max(used_by + 1);
                 found.free.push(FreeSegment { slot, path, file, size });
             }
@@ -96,7 +99,7 @@ pub(crate) fn recover(
                 if let Some(what) = remark {
                     found.damage.push(FileDamage { path: path.clone(), what });
                 }
-                found.next_generation = found.next_generation.max(header.generation + 1);
+                found.next_generation = found.next_generation.max(generation_after(header.generation));
                 // A checkpoint that did not end may have made sled point into the journal: that is to be replayed all the same.
                 let retained = filed.retained.contains(&header.generation)
                     && (header.role == Role::Cold || header.generation <= filed.generation);
@@ -118,17 +121,18 @@ pub(crate) fn recover(
     found.replayed = replay(&found.journal, spool, filed)?;
     found.torn_records = found.replayed.torn.len() as u64;
     if repair {
-        cut_torn_tail(&found.journal, &found.replayed.torn)?;
-        for segment in &found.journal {
-            // What a killed process wrote may still be in the kernel's memory only, and it counts as durable from now on.
-            segment.file.sync_data().map_err(|source| RecoveryError {
-                doing: "syncing",
-                path: segment.path.clone(),
-                source,
-            })?;
-        }
+        cut_torn_tail(&found.journal, &found.replayed, salt_of(spool))?;
     }
     Ok(found)
+}
+
+/// The first generation that no use of a segment can have had so far.
+///
+/// A crash can lose a use's first page and leave its records, or leave a cold segment of which no ledger tells. Such a file counts as free, and
+/// its generation must not be given to it again, or its old records would count. Which one it was is not known; that it is one of the
+/// 2^32 that the last run had for itself is.
+const fn generation_after(used: u64) -> u64 {
+    (used | 0xffff_ffff) + 1
 }
 
 fn segment_files(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Vec<(u32, PathBuf)>, RecoveryError> {
@@ -222,18 +226,51 @@ fn replay(journal: &[Arc<Segment>], spool: [u8; 16], filed: &Filed) -> Result<Re
     Ok(replayed)
 }
 
-/// Overwrites the headers of records that were never acknowledged: their numbers are used again.
-fn cut_torn_tail(journal: &[Arc<Segment>], torn: &[(u64, u64)]) -> Result<(), RecoveryError> {
-    for segment in journal {
-        for (_, offset) in torn.iter().filter(|(generation, _)| *generation == segment.generation) {
-            write_all_at(&*segment.file, &mut [IoSlice::new(&[0; HEADER_LEN])], *offset).map_err(
-                |source| RecoveryError {
-                    doing: "cutting the torn end of",
-                    path: segment.path.clone(),
-                    source,
-                },
-            )?;
-        }
+/// Overwrites the headers of records that were never acknowledged: their numbers are used again. Makes the rest durable.
+fn cut_torn_tail(journal: &[Arc<Segment>], replayed: &Replayed, salt: u32) -> Result<(), RecoveryError> {
+    // What the witness replaces is cut last: until then it tells by itself.
+    let keeper = replayed.witness.and_then(|_| replayed.torn.iter().max_by_key(|torn| torn.durable_seq));
+    for torn in replayed.torn.iter().filter(|torn| Some(*torn) != keeper) {
+        overwrite(journal, torn, &[0; HEADER_LEN])?;
+    }
+    // What a killed process wrote may still be in the kernel's memory only, and it counts as durable from now on.
+    sync(journal.iter())?;
+    if let (Some(torn), Some(witness)) = (keeper, replayed.witness) {
+        overwrite(journal, torn, &mark_of(torn, witness).encode(salt))?;
+        sync(journal.iter().filter(|segment| segment.generation == torn.generation))?;
     }
     Ok(())
+}
+
+fn mark_of(torn: &Torn, witness: Witness) -> Header {
+    Header {
+        kind: Kind::Mark,
+        generation: torn.generation,
+        seq: witness.seq,
+        durable_seq: witness.durable_seq,
+        id: SpoolId::from_bytes([0; 16]),
+        payload_len: 0,
+        payload_crc: payload_crc(&[]),
+    }
+}
+
+fn overwrite(journal: &[Arc<Segment>], torn: &Torn, header: &[u8; HEADER_LEN]) -> Result<(), RecoveryError> {
+    let Some(segment) = journal.iter().find(|segment| segment.generation == torn.generation) else {
+        return Ok(());
+    };
+    write_all_at(&*segment.file, &mut [IoSlice::new(header)], torn.offset).map_err(|source| RecoveryError {
+        doing: "cutting the torn end of",
+        path: segment.path.clone(),
+        source,
+    })
+}
+
+fn sync<'a>(mut segments: impl Iterator<Item = &'a Arc<Segment>>) -> Result<(), RecoveryError> {
+    segments.try_for_each(|segment| {
+        segment.file.sync_data().map_err(|source| RecoveryError {
+            doing: "syncing",
+            path: segment.path.clone(),
+            source,
+        })
+    })
 }

@@ -34,10 +34,28 @@ pub(crate) struct Replayed {
     pub(crate) records: u64,
     pub(crate) gaps: Vec<Gap>,
     pub(crate) damaged: Vec<DamagedRecord>,
-    /// Where records of a torn tail stand, which must never be read again: generation and offset.
-    pub(crate) torn: Vec<(u64, u64)>,
     /// The highest number of a record that counts in each segment, by generation.
     pub(crate) last_seqs: HashMap<u64, u64>,
+    /// Where records of a torn tail stand, which must never be read again.
+    pub(crate) torn: Vec<Torn>,
+    /// Set where only records in `torn` tell that something before them was durable once, and some of that is missing or damaged. It
+    /// must go on being told when they are cut.
+    pub(crate) witness: Option<Witness>,
+}
+
+/// Where a record of a torn tail stands, and what it tells of those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Torn {
+    pub(crate) generation: u64,
+    pub(crate) offset: u64,
+    pub(crate) durable_seq: u64,
+}
+
+/// The mark that takes the place of a torn record, and tells what it told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Witness {
+    pub(crate) seq: u64,
+    pub(crate) durable_seq: u64,
 }
 
 /// Takes the records of all segments in generation order.
@@ -50,10 +68,12 @@ pub(crate) struct Replay {
     expected: u64,
     /// Every number up to this one was durable once.
     durable: u64,
+    /// The same, as far as records that are kept tell it.
+    told: u64,
     /// Records after a missing or damaged one, until it is known which of torn and damaged that was.
     doubtful: BTreeMap<u64, Found>,
-    /// Everything that was doubtful at some time: number, generation, offset. What stays above the cut end is cut, every copy of it.
-    doubted: Vec<(u64, u64, u64)>,
+    /// Other places of records that are or were in `doubtful`.
+    copies: Vec<Found>,
 }
 
 impl Replay {
@@ -64,8 +84,9 @@ impl Replay {
             earlier: HashMap::new(),
             expected: filed_seq + 1,
             durable: durable_seq.max(filed_seq),
+            told: durable_seq.max(filed_seq),
             doubtful: BTreeMap::new(),
-            doubted: Vec::new(),
+            copies: Vec::new(),
         }
     }
 
@@ -78,7 +99,7 @@ impl Replay {
     pub(crate) fn take(&mut self, found: Found) {
         let seq = found.header.seq;
         if self.expected == 0 {
-            (self.expected, self.durable) = (seq, seq - 1);
+            (self.expected, self.durable, self.told) = (seq, seq - 1, seq - 1);
         }
         self.durable = self.durable.max(found.header.durable_seq);
         if seq < self.expected {
@@ -86,13 +107,10 @@ impl Replay {
             if found.intact {
                 self.apply(found);
             }
+        } else if found.intact || self.doubtful.get(&seq).is_none_or(|other| !other.intact) {
+            self.copies.extend(self.doubtful.insert(seq, found));
         } else {
-            if seq != self.expected || !found.intact {
-                self.doubted.push((seq, found.header.generation, found.offset));
-            }
-            if found.intact || self.doubtful.get(&seq).is_none_or(|other| !other.intact) {
-                self.doubtful.insert(seq, found);
-            }
+            self.copies.push(found);
         }
         self.settle();
     }
@@ -102,13 +120,35 @@ impl Replay {
         self.settle();
         self.expected = self.expected.max(1);
         if self.expected <= self.durable {
-            self.state.gaps.push(Gap { first: self.expected, last: self.durable });
-            self.expected = self.durable + 1;
+            self.skip_to(self.durable + 1);
         }
-        let cut = self.doubted.iter().filter(|(seq, ..)| *seq >= self.expected);
-        self.state.torn = cut.map(|(_, generation, offset)| (*generation, *offset)).collect();
+        // One that was written again is torn at each of its places: whichever stayed would be taken for the next of its number.
+        let copies = self.copies.iter().filter(|found| found.header.seq >= self.expected);
+        let torn = self.doubtful.values().chain(copies).map(|found| Torn {
+            generation: found.header.generation,
+            offset: found.offset,
+            durable_seq: found.header.durable_seq,
+        });
+        self.state.torn = torn.collect();
+        let (gaps, damaged) = (&self.state.gaps, &self.state.damaged);
+        let is_bad =
+            gaps.iter().any(|gap| gap.last > self.told) || damaged.iter().any(|one| one.seq > self.told);
+        if is_bad && !self.state.torn.is_empty() {
+            self.state.witness = Some(Witness { seq: self.expected, durable_seq: self.durable });
+            self.expected += 1;
+        }
         self.state.next_seq = self.expected;
         self.state
+    }
+
+    /// What lies between is missing.
+    fn skip_to(&mut self, next: u64) {
+        let (first, last) = (self.expected, next - 1);
+        match self.state.gaps.last_mut() {
+            Some(gap) if gap.last + 1 == first => gap.last = last,
+            _ => self.state.gaps.push(Gap { first, last }),
+        }
+        self.expected = next;
     }
 
     /// Applies everything of which it is known what it is.
@@ -121,9 +161,7 @@ impl Replay {
                 self.apply(found);
                 self.expected = seq + 1;
             } else if self.expected < seq && self.expected <= self.durable {
-                let last = self.durable.min(seq - 1);
-                self.state.gaps.push(Gap { first: self.expected, last });
-                self.expected = last + 1;
+                self.skip_to(seq.min(self.durable + 1));
             } else {
                 return;
             }
@@ -135,6 +173,7 @@ impl Replay {
         self.state.records += 1;
         let last = self.state.last_seqs.entry(header.generation).or_default();
         *last = (*last).max(header.seq);
+        self.told = self.told.max(header.durable_seq);
         self.state.damaged.retain(|damaged| damaged.seq != header.seq);
         if !intact {
             let damaged =
@@ -282,7 +321,10 @@ mod tests {
     fn a_hole_that_reaches_beyond_what_was_durable_is_both() {
         let replayed = Script::new().put(1, 0, 1).put(6, 3, 6).end();
         assert_eq!(replayed.gaps, [Gap { first: 2, last: 3 }]);
-        assert_eq!((replayed.next_seq, replayed.torn.len()), (4, 1));
+        assert_eq!(replayed.torn.len(), 1);
+        // The torn record alone tells of the loss: a mark will do so in its place.
+        assert_eq!(replayed.witness, Some(Witness { seq: 4, durable_seq: 3 }));
+        assert_eq!(replayed.next_seq, 5);
     }
 
     #[test]
@@ -316,7 +358,9 @@ mod tests {
     fn every_copy_of_a_torn_record_is_cut() {
         let replayed = Script::new().put(1, 0, 1).put(3, 1, 3).segment().put(1, 0, 1).put(3, 1, 3).end();
         assert_eq!((seqs(&replayed), replayed.next_seq), (vec![1], 2));
-        assert_eq!(replayed.torn, [(1, 4160), (2, 4160)]);
+        let mut torn: Vec<_> = replayed.torn.iter().map(|torn| (torn.generation, torn.offset)).collect();
+        torn.sort_unstable();
+        assert_eq!(torn, [(1, 4160), (2, 4160)]);
         assert_eq!(replayed.last_seqs[&1], 1, "what is cut does not count as written");
     }
 

@@ -72,6 +72,12 @@ pub(crate) struct Room {
 }
 
 impl Room {
+    /// All of it.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.left + self.free as u64 * self.usable
+    }
+
     /// Takes `cost` bytes, if they fit.
     pub(crate) fn take(&mut self, cost: u64) -> bool {
         if cost > self.left {

@@ -73,6 +73,8 @@ pub(super) struct Committer {
     /// When to write a mark, if nothing else comes.
     mark_at: Option<Instant>,
     retry: Duration,
+    /// The last turn failed: what it was at is tried again after a pause, whatever else comes.
+    failing: bool,
     /// Something waits for which no segment has room.
     blocked: bool,
 }
@@ -93,6 +95,7 @@ impl Committer {
             flush_at: None,
             mark_at: None,
             retry: RETRY.0,
+            failing: false,
             blocked: false,
         }
     }
@@ -106,7 +109,9 @@ impl Committer {
             if stop == Some(Stop::Abandon) {
                 return self.ended(false);
             }
-            if let Err(error) = self.turn(mail) {
+            let result = self.turn(mail);
+            self.failing = result.is_err();
+            if let Err(error) = result {
                 self.failed(&error);
             }
             self.shared.note_oldest_dirty(self.oldest());
@@ -139,7 +144,7 @@ impl Committer {
     /// When to wake at the latest. `None`: there is nothing to do until somebody kicks.
     fn wake_at(&self) -> Option<Instant> {
         let now = Instant::now();
-        if self.has_work() && !self.blocked {
+        if self.failing || (self.has_work() && !self.blocked) {
             return Some(now);
         }
         let sync_at = self.oldest_taken.map(|at| at + self.flush_age());
@@ -170,6 +175,8 @@ impl Committer {
         self.arrivals.extend(self.shared.mailbox.take_arrivals());
 
         self.append_batch();
+        // Before the disk is asked: it may hang, and then this is what tells.
+        self.shared.note_oldest_dirty(self.oldest());
         let started = Instant::now();
         self.writer.write()?;
         self.answer_written();

@@ -2,16 +2,16 @@
 
 use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use parking_lot::Mutex;
+use tidespool_core::Closed;
 
 use super::directory::Directory;
 use super::mailbox::Stop;
 use super::shared::Shared;
-use super::threads::Starter;
+use super::threads::{Starter, Thread};
 use crate::checkpoint::{Filer, Ledger};
 use crate::pressure::{Monitor, Relief};
 
@@ -21,16 +21,16 @@ const MAX_ENUMERATIONS: usize = 64;
 /// Everything that runs, and what must outlive it.
 pub(super) struct Crew {
     running: Mutex<Option<Running>>,
-    enumerations: Mutex<Vec<JoinHandle<()>>>,
+    enumerations: Mutex<Vec<Thread<()>>>,
     /// How the end went, for those who ask again.
     ended: Mutex<Option<String>>,
     starter: Starter,
 }
 
 struct Running {
-    committer: JoinHandle<Committed>,
-    filer: JoinHandle<Filer>,
-    others: Vec<JoinHandle<()>>,
+    committer: Thread<Committed>,
+    filer: Thread<Filer>,
+    others: Vec<Thread<()>>,
     /// The monitor looks at it through a weak pointer.
     _relief: Option<Arc<dyn Relief>>,
     /// Its lock is held until everything else has ended.
@@ -48,9 +48,9 @@ pub(super) struct Committed {
 
 impl Crew {
     pub(super) fn new(
-        committer: JoinHandle<Committed>,
-        filer: JoinHandle<Filer>,
-        others: Vec<JoinHandle<()>>,
+        committer: Thread<Committed>,
+        filer: Thread<Filer>,
+        others: Vec<Thread<()>>,
         relief: Option<Arc<dyn Relief>>,
         directory: Arc<Directory>,
         starter: Starter,
@@ -66,13 +66,16 @@ impl Crew {
 
     /// Starts a thread for an enumeration.
     pub(super) fn enumerate(&self, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        // A shutdown that begins now waits for this, and then ends it.
+        let running = self.running.lock();
+        let Some(crew) = &*running else { return Err(io::Error::other(Closed)) };
         let mut enumerations = self.enumerations.lock();
         enumerations.retain(|thread| !thread.is_finished());
         if enumerations.len() >= MAX_ENUMERATIONS {
             let what = format!("{MAX_ENUMERATIONS} enumerations are running: wait for one to end");
             return Err(io::Error::new(io::ErrorKind::WouldBlock, what));
         }
-        enumerations.push(self.starter.start("tidespool-enum", run)?);
+        enumerations.push(self.starter.start("tidespool-enum", &crew.directory, run)?);
         Ok(())
     }
 
@@ -89,16 +92,19 @@ impl Crew {
 
     fn end_running(&self, shared: &Shared, crew: Running) -> Result<()> {
         let mut problems = Vec::new();
+        let timeout = shared.config.shutdown_timeout;
+        let by = Instant::now() + timeout;
         shared.close();
         shared.closing.close();
         let monitor = shared.monitor.get();
         monitor.inspect(|monitor| monitor.stop());
         for thread in self.enumerations.lock().drain(..) {
-            note_panic(&thread.join().map(drop), &mut problems);
+            note_end(thread.join_by(by), "an enumeration", &mut problems);
         }
-        shared.mailbox.stop(Stop::Drained(Instant::now() + shared.config.shutdown_timeout));
-        let committed = crew.committer.join();
-        if let Ok(Committed { all: false, .. }) = &committed {
+        // The last quarter of the time is for the threads to end.
+        shared.mailbox.stop(Stop::Drained(by - timeout / 4));
+        let committed = note_end(crew.committer.join_by(by), "writing the journal", &mut problems);
+        if committed.is_none_or(|committed| !committed.all) {
             let bytes = shared.budget.dirty();
             let what =
                 format!("{bytes} dirty bytes could not be written within shutdown_timeout and are lost");
@@ -107,8 +113,8 @@ impl Crew {
         shared.filing.stop();
         shared.segments.pool().stop();
         shared.readers.close();
-        let filer = crew.filer.join();
-        if let (Ok(committed), Ok(filer)) = (&committed, &filer) {
+        let filer = note_end(crew.filer.join_by(by), "a checkpoint", &mut problems);
+        if let (Some(committed), Some(filer)) = (committed, filer) {
             let ledger = Ledger {
                 durable_seq: committed.durable_seq.max(filer.ledger.durable_seq),
                 ..filer.ledger.clone()
@@ -117,10 +123,8 @@ impl Crew {
                 problems.push(error.to_string());
             }
         }
-        note_panic(&committed.map(drop), &mut problems);
-        note_panic(&filer.map(drop), &mut problems);
         for thread in crew.others {
-            note_panic(&thread.join().map(drop), &mut problems);
+            note_end(thread.join_by(by), "reading or preparing segments", &mut problems);
         }
         monitor.inspect(|monitor: &&Monitor| monitor.join());
         if let Err(error) = shared.durable.close() {
@@ -145,8 +149,12 @@ impl Crew {
     }
 }
 
-fn note_panic(ended: &std::thread::Result<()>, problems: &mut Vec<String>) {
-    if ended.is_err() {
-        problems.push("a thread had panicked".to_owned());
+/// What the thread returned, if it has ended as it should.
+fn note_end<T>(ended: Option<std::thread::Result<T>>, at: &str, problems: &mut Vec<String>) -> Option<T> {
+    match ended {
+        Some(Ok(returned)) => return Some(returned),
+        Some(Err(_)) => problems.push("a thread had panicked".to_owned()),
+        None => problems.push(format!("a thread hangs in {at}: the directory stays locked until it returns")),
     }
+    None
 }

@@ -16,12 +16,15 @@ pub(crate) const FORMAT_VERSION: u32 = 1;
 
 const FORMAT_FILE: &str = "FORMAT";
 const LOCK_FILE: &str = "LOCK";
+/// The format file of a spool that is being made.
+const UNFINISHED_FORMAT: &str = "FORMAT.new";
 
 /// A process that was killed may hold its lock for a moment longer.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What may be in a directory in which a spool was never completely made.
-const UNFINISHED: [&str; 7] = [LOCK_FILE, "FORMAT.new", "journal", "sled", "ledger", "ledger.new", "ballast"];
+const UNFINISHED: [&str; 7] =
+    [LOCK_FILE, UNFINISHED_FORMAT, "journal", "sled", "ledger", "ledger.new", "ballast"];
 
 /// The directory, held by this process.
 #[derive(Debug)]
@@ -56,7 +59,7 @@ impl Directory {
         if let Some(spool) = read_format(path)? {
             return Ok(Self { path: path.to_owned(), spool, fresh: false, _lock: lock });
         }
-        let spool = *Uuid::new_v4().as_bytes();
+        let spool = begin_creation(path)?;
         Ok(Self { path: path.to_owned(), spool, fresh: true, _lock: lock })
     }
 
@@ -73,13 +76,9 @@ impl Directory {
         if !self.fresh {
             return Ok(());
         }
-        let text = format!("tidespool {FORMAT_VERSION}\nid {}\n", Uuid::from_bytes(self.spool).simple());
-        let (temporary, target) = (self.path.join("FORMAT.new"), self.path.join(FORMAT_FILE));
+        let target = self.path.join(FORMAT_FILE);
         let write = || -> io::Result<()> {
-            let mut file = file_options().truncate(true).open(&temporary)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&temporary, &target)?;
+            fs::rename(self.path.join(UNFINISHED_FORMAT), &target)?;
             File::open(&self.path)?.sync_all()?;
             match self.path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
                 Some(parent) => File::open(parent)?.sync_all(),
@@ -88,6 +87,25 @@ impl Directory {
         };
         write().with_context(|| format!("writing {}", target.display()))
     }
+}
+
+/// Chooses the spool's id and writes it down before anything else is made. A making that was cut off is taken up again under the same id: what it
+/// left would else be somebody else's for good.
+fn begin_creation(dir: &Path) -> Result<[u8; 16]> {
+    let path = dir.join(UNFINISHED_FORMAT);
+    if let Some(spool) = fs::read_to_string(&path).ok().and_then(|text| parse_format(&text).ok()) {
+        return Ok(spool);
+    }
+    let spool = *Uuid::new_v4().as_bytes();
+    let text = format!("tidespool {FORMAT_VERSION}\nid {}\n", Uuid::from_bytes(spool).simple());
+    let write = || -> io::Result<()> {
+        let mut file = file_options().truncate(true).open(&path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        File::open(dir)?.sync_all()
+    };
+    write().with_context(|| format!("writing {}", path.display()))?;
+    Ok(spool)
 }
 
 /// Its parent must be there: a spool on a file system that is not mounted shall not begin anew below the mount point.

@@ -22,7 +22,7 @@ use crate::checkpoint::{
 use crate::durable::SledOptions;
 use crate::health::Space;
 use crate::inspect::Damage;
-use crate::journal::{Pool, PoolSettings, Segments, Writer, is_segment_file_name};
+use crate::journal::{Pool, PoolSettings, Segments, Writer};
 use crate::pressure::{Monitor, Relief, SystemSampler};
 use crate::stats::Stats;
 use crate::storage::Storage;
@@ -43,9 +43,6 @@ pub(super) fn open(config: Config, storage: Arc<dyn Storage>) -> Result<OpenSpoo
     storage
         .create_dir(&places.journal())
         .with_context(|| format!("creating {}", places.journal().display()))?;
-    if directory.fresh {
-        remove_unfinished(&places)?;
-    }
     let ballast = Ballast::new(storage.clone(), &directory.path, config.ballast);
     let options = SledOptions::new(config.effective_sled_cache());
     let mut opened = open_filed(&places, &options, &ballast, directory.fresh)?;
@@ -106,18 +103,6 @@ pub(super) fn open(config: Config, storage: Arc<dyn Storage>) -> Result<OpenSpoo
         .inspect_err(|_| Crew::abandon(&shared))
         .context("starting the spool's threads")?;
     Ok(OpenSpool { shared, crew, report })
-}
-
-/// The making of this spool was cut off before: nothing was ever acknowledged in it.
-fn remove_unfinished(places: &Places) -> Result<()> {
-    let journal = places.journal();
-    let doing = || format!("clearing {}", journal.display());
-    for name in places.storage.list(&journal).with_context(doing)? {
-        if is_segment_file_name(&name) {
-            places.storage.remove_file(&journal.join(name)).with_context(doing)?;
-        }
-    }
-    Ok(())
 }
 
 /// Hands what recovery found to the pool and to the table of segments.
@@ -221,26 +206,17 @@ fn start(
     starter: Starter,
 ) -> Result<Crew> {
     let committer = Committer::new(shared.clone(), writer);
-    let held = directory.clone();
-    let committer = starter.start("tidespool-commit", move || {
-        let _held = held;
-        committer.run()
-    })?;
-    let held = directory.clone();
-    let filer = starter.start("tidespool-filer", move || {
-        let _held = held;
-        filer.run()
-    })?;
-    let (pool, held) = (shared.segments.clone(), directory.clone());
-    let mut others = vec![starter.start("tidespool-prewrite", move || {
-        let _held = held;
-        pool.pool().run_prewriter();
-    })?];
+    let committer = starter.start("tidespool-commit", &directory, move || committer.run())?;
+    let filer = starter.start("tidespool-filer", &directory, move || filer.run())?;
+    let pool = shared.segments.clone();
+    let mut others =
+        vec![starter.start("tidespool-prewrite", &directory, move || pool.pool().run_prewriter())?];
     let watched = shared.clone();
-    others.push(starter.start("tidespool-watch", move || watch(&watched))?);
+    others.push(starter.start("tidespool-watch", &directory, move || watch(&watched))?);
     for number in 0..shared.config.read_threads {
         let queue = queue.clone();
-        others.push(starter.start(&format!("tidespool-read-{number}"), move || run_reader(&queue))?);
+        let name = format!("tidespool-read-{number}");
+        others.push(starter.start(&name, &directory, move || run_reader(&queue))?);
     }
     let relief: Option<Arc<dyn Relief>> = match shared.config.pressure.enabled {
         true => {

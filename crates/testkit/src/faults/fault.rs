@@ -1,0 +1,159 @@
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+/// A kind of call to the storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Call {
+    /// A file is made.
+    Create,
+    /// A file that is there is opened.
+    Open,
+    /// Bytes are read.
+    Read,
+    /// Bytes are written.
+    Write,
+    /// A file is synced.
+    Sync,
+    /// A file is renamed. Its name here is the new one.
+    Rename,
+    /// A file is removed.
+    Remove,
+    /// A directory is synced.
+    SyncDir,
+    /// A directory is made or listed.
+    Dir,
+}
+
+/// One call, as a fault or a watcher sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment<'a> {
+    /// What is called.
+    pub call: Call,
+    /// The file's name, without its directory.
+    pub name: &'a str,
+    /// Which call of all it is, from 1.
+    pub number: u64,
+}
+
+type Filter = Arc<dyn Fn(&Moment<'_>) -> bool + Send + Sync>;
+
+/// What breaks. Made with [`Fault::on`] or [`Fault::on_any`]; without more it breaks once, the next time, with EIO.
+#[derive(Clone)]
+pub struct Fault {
+    filter: Filter,
+    when: When,
+    pub(super) effect: Effect,
+    seen: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    Nth(u64),
+    Always,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// The call fails with this error of the system.
+    Fail(i32),
+    /// Of a write, so many bytes are written and reported.
+    Short(usize),
+    /// Of a write, so many bytes are written, and then it fails.
+    Torn(usize, i32),
+    /// The call waits until the storage is healed, and is then made.
+    Block,
+}
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+impl Fault {
+    /// Calls of this kind.
+    #[must_use]
+    pub fn on(call: Call) -> Self {
+        Self::on_any().only(move |moment| moment.call == call)
+    }
+
+    /// Calls of every kind.
+    #[must_use]
+    pub fn on_any() -> Self {
+        Self { filter: Arc::new(|_| true), when: When::Nth(1), effect: Effect::Fail(EIO), seen: 0 }
+    }
+
+    /// Of those, only the calls for which `filter` is true.
+    #[must_use]
+    pub fn only(self, filter: impl Fn(&Moment<'_>) -> bool + Send + Sync + 'static) -> Self {
+        let before = self.filter;
+        Self { filter: Arc::new(move |moment| before(moment) && filter(moment)), ..self }
+    }
+
+    /// Of those, only the calls on files whose name ends so.
+    #[must_use]
+    pub fn file(self, end: &'static str) -> Self {
+        self.only(move |moment| moment.name.ends_with(end))
+    }
+
+    /// Only the `n`-th of them, from 1, counted from when the fault is injected.
+    #[must_use]
+    pub fn nth(self, n: u64) -> Self {
+        Self { when: When::Nth(n), ..self }
+    }
+
+    /// All of them, until the storage is healed.
+    #[must_use]
+    pub fn always(self) -> Self {
+        Self { when: When::Always, ..self }
+    }
+
+    /// With ENOSPC instead of EIO.
+    #[must_use]
+    pub fn full_disk(self) -> Self {
+        Self { effect: Effect::Fail(ENOSPC), ..self }
+    }
+
+    /// Of a write, `bytes` are written and reported: no error.
+    #[must_use]
+    pub fn short(self, bytes: usize) -> Self {
+        Self { effect: Effect::Short(bytes), ..self }
+    }
+
+    /// Of a write, `bytes` are written before it fails with EIO.
+    #[must_use]
+    pub fn torn(self, bytes: usize) -> Self {
+        Self { effect: Effect::Torn(bytes, EIO), ..self }
+    }
+
+    /// The call waits until the storage is healed.
+    #[must_use]
+    pub fn block(self) -> Self {
+        Self { effect: Effect::Block, ..self }
+    }
+
+    /// Counts the call, and says whether it breaks.
+    pub(super) fn strikes(&mut self, moment: &Moment<'_>) -> bool {
+        if !(self.filter)(moment) {
+            return false;
+        }
+        self.seen += 1;
+        match self.when {
+            When::Nth(n) => self.seen == n,
+            When::Always => true,
+        }
+    }
+}
+
+impl fmt::Debug for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { when, effect, seen, .. } = self;
+        f.debug_struct("Fault")
+            .field("when", when)
+            .field("effect", effect)
+            .field("seen", seen)
+            .finish_non_exhaustive()
+    }
+}
+
+pub(super) fn system_error(code: i32) -> io::Error {
+    io::Error::from_raw_os_error(code)
+}

@@ -1,0 +1,282 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+use tidespool::storage::{OpenMode, OsStorage, Storage, StorageFile};
+
+use super::fault::{Effect, system_error};
+use super::unsynced::{Undo, Unsynced};
+use super::{Call, Fault, Moment};
+
+type Watcher = Arc<dyn Fn(&Moment<'_>) + Send + Sync>;
+
+/// The operating system's files, with faults in between. Cloning it gives another handle to the same storage.
+#[derive(Clone, Default)]
+pub struct FaultyStorage(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    state: Mutex<State>,
+    healed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    faults: Vec<Fault>,
+    calls: BTreeMap<(Call, String), u64>,
+    total: u64,
+    blocked: usize,
+    /// Raised when blocked calls are let go: who waits, waits for the next.
+    healings: u64,
+    /// Files of which a sync failed.
+    distrusted: BTreeSet<PathBuf>,
+    /// Of those, the ones that were synced again.
+    trusted_again: Vec<String>,
+    watcher: Option<Watcher>,
+    unsynced: Option<Unsynced>,
+}
+
+impl FaultyStorage {
+    /// One that works.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// As [`tidespool::TieredSpool::open_on`] takes it.
+    #[must_use]
+    pub fn storage(&self) -> Arc<dyn Storage> {
+        Arc::new(self.clone())
+    }
+
+    /// Adds a fault to the script. Each fault counts for itself; of those that strike together the first counts.
+    pub fn inject(&self, fault: Fault) {
+        self.0.state.lock().faults.push(fault);
+    }
+
+    /// From now on everything works; calls that are blocked go on.
+    pub fn heal(&self) {
+        let mut state = self.0.state.lock();
+        state.faults.clear();
+        state.healings += 1;
+        self.0.healed.notify_all();
+    }
+
+    /// Lets the calls go on that are blocked now. The script stays as it is.
+    pub fn release(&self) {
+        self.0.state.lock().healings += 1;
+        self.0.healed.notify_all();
+    }
+
+    /// Calls that are blocked now.
+    #[must_use]
+    pub fn blocked(&self) -> usize {
+        self.0.state.lock().blocked
+    }
+
+    /// Calls of a kind so far, failed ones included.
+    #[must_use]
+    pub fn count(&self, call: Call) -> u64 {
+        self.count_where(call, |_| true)
+    }
+
+    /// Calls of a kind on files whose name fits.
+    #[must_use]
+    pub fn count_where(&self, call: Call, name: impl Fn(&str) -> bool) -> u64 {
+        let state = self.0.state.lock();
+        state
+            .calls
+            .iter()
+            .filter(|((kind, file), _)| *kind == call && name(file))
+            .map(|(_, count)| count)
+            .sum()
+    }
+
+    /// All calls so far: the last [`Moment::number`].
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.state.lock().total
+    }
+
+    /// Files that were synced after a sync of them had failed. What such a sync says is worth nothing.
+    #[must_use]
+    pub fn trusted_again(&self) -> Vec<String> {
+        self.0.state.lock().trusted_again.clone()
+    }
+
+    /// Calls `watcher` before each call, on the caller's thread.
+    pub fn watch(&self, watcher: impl Fn(&Moment<'_>) + Send + Sync + 'static) {
+        self.0.state.lock().watcher = Some(Arc::new(watcher));
+    }
+
+    /// Ends watching.
+    pub fn unwatch(&self) {
+        self.0.state.lock().watcher = None;
+    }
+
+    /// From now on remembers what is written and not synced yet.
+    pub fn remember_unsynced(&self) {
+        self.0.state.lock().unsynced = Some(Unsynced::default());
+    }
+
+    /// What was written since [`remember_unsynced`](Self::remember_unsynced) and is not synced yet.
+    #[must_use]
+    pub fn unsynced(&self) -> Unsynced {
+        self.0.state.lock().unsynced.clone().unwrap_or_default()
+    }
+
+    /// Counts the call, lets the watcher see it, waits or fails as the script says. What is left is for writes.
+    fn enter(&self, call: Call, path: &Path) -> io::Result<Option<Effect>> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut state = self.0.state.lock();
+        state.total += 1;
+        *state.calls.entry((call, name.clone())).or_insert(0) += 1;
+        let moment = Moment { call, name: &name, number: state.total };
+        if let Some(watcher) = state.watcher.clone() {
+            drop(state);
+            watcher(&moment);
+            state = self.0.state.lock();
+        }
+        if call == Call::Sync && state.distrusted.contains(path) {
+            state.trusted_again.push(name.clone());
+        }
+        let mut effect = None;
+        for fault in &mut state.faults {
+            if fault.strikes(&moment) {
+                effect = effect.or(Some(fault.effect));
+            }
+        }
+        match effect {
+            Some(Effect::Fail(code)) => {
+                if call == Call::Sync {
+                    state.distrusted.insert(path.to_owned());
+                }
+                Err(system_error(code))
+            }
+            Some(Effect::Block) => {
+                let healings = state.healings;
+                state.blocked += 1;
+                self.0.healed.wait_while(&mut state, |state| state.healings == healings);
+                state.blocked -= 1;
+                Ok(None)
+            }
+            effect => Ok(effect),
+        }
+    }
+
+    fn note(&self, note: impl FnOnce(&mut Unsynced)) {
+        if let Some(unsynced) = &mut self.0.state.lock().unsynced {
+            note(unsynced);
+        }
+    }
+
+    fn remembers(&self) -> bool {
+        self.0.state.lock().unsynced.is_some()
+    }
+}
+
+impl fmt::Debug for FaultyStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.0.state.lock();
+        f.debug_struct("FaultyStorage")
+            .field("faults", &state.faults)
+            .field("total", &state.total)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Storage for FaultyStorage {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.enter(Call::Dir, path)?;
+        OsStorage.create_dir(path)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
+        let is_new = mode == OpenMode::Create;
+        self.enter(if is_new { Call::Create } else { Call::Open }, path)?;
+        let file = OsStorage.open(path, mode)?;
+        if is_new {
+            self.0.state.lock().distrusted.remove(path);
+            self.note(|unsynced| unsynced.forget(path));
+        }
+        Ok(Arc::new(FaultyFile { storage: self.clone(), path: path.to_owned(), file }))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.enter(Call::Dir, path)?;
+        OsStorage.list(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.enter(Call::Rename, to)?;
+        OsStorage.rename(from, to)?;
+        self.note(|unsynced| unsynced.rename(from, to));
+        Ok(())
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.enter(Call::Remove, path)?;
+        OsStorage.remove_file(path)?;
+        self.note(|unsynced| unsynced.forget(path));
+        Ok(())
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.enter(Call::SyncDir, path)?;
+        OsStorage.sync_dir(path)
+    }
+}
+
+#[derive(Debug)]
+struct FaultyFile {
+    storage: FaultyStorage,
+    path: PathBuf,
+    file: Arc<dyn StorageFile>,
+}
+
+impl FaultyFile {
+    fn write(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        if self.storage.remembers() {
+            let len: usize = bufs.iter().map(|buf| buf.len()).sum();
+            let before = Undo::of(&*self.file, offset, len)?;
+            self.storage.note(|unsynced| unsynced.add(&self.path, before));
+        }
+        self.file.write_vectored_at(bufs, offset)
+    }
+}
+
+impl StorageFile for FaultyFile {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.storage.enter(Call::Read, &self.path)?;
+        self.file.read_at(buf, offset)
+    }
+
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        match self.storage.enter(Call::Write, &self.path)? {
+            Some(Effect::Short(bytes)) => self.write(&[IoSlice::new(&first(bufs, bytes.max(1)))], offset),
+            Some(Effect::Torn(bytes, code)) => {
+                self.write(&[IoSlice::new(&first(bufs, bytes))], offset)?;
+                Err(system_error(code))
+            }
+            _ => self.write(bufs, offset),
+        }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.storage.enter(Call::Sync, &self.path)?;
+        self.file.sync_data()?;
+        self.storage.note(|unsynced| unsynced.forget(&self.path));
+        Ok(())
+    }
+}
+
+fn first(bufs: &[IoSlice<'_>], bytes: usize) -> Vec<u8> {
+    bufs.iter().flat_map(|buf| buf.iter().copied()).take(bytes).collect()
+}

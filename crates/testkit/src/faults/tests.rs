@@ -1,0 +1,183 @@
+use std::fs;
+use std::io::{ErrorKind, IoSlice};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tempfile::TempDir;
+use tidespool::storage::{OpenMode, Storage as _, StorageFile};
+
+use super::{Call, Fault, FaultyStorage};
+
+struct Bench {
+    dir: TempDir,
+    storage: FaultyStorage,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { dir: TempDir::new().unwrap(), storage: FaultyStorage::new() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn create(&self, name: &str) -> Arc<dyn StorageFile> {
+        self.storage.open(&self.path(name), OpenMode::Create).unwrap()
+    }
+}
+
+fn write(file: &dyn StorageFile, offset: u64, data: &[u8]) -> std::io::Result<usize> {
+    file.write_vectored_at(&[IoSlice::new(data)], offset)
+}
+
+#[test]
+fn each_kind_of_call_fails_when_it_is_told_to() {
+    let bench = Bench::new();
+    let file = bench.create("a.seg");
+    let storage = &bench.storage;
+    let again = |mode| storage.open(&bench.path("a.seg"), mode).map(drop);
+    let call = |call: Call| match call {
+        Call::Create => storage.open(&bench.path("b"), OpenMode::Create).map(drop),
+        Call::Open => again(OpenMode::Read),
+        Call::Read => file.read_at(&mut [0; 4], 0).map(drop),
+        Call::Write => write(&*file, 0, b"data").map(drop),
+        Call::Sync => file.sync_data(),
+        Call::Rename => storage.rename(&bench.path("a.seg"), &bench.path("a.seg")),
+        Call::Remove => storage.remove_file(&bench.path("b")),
+        Call::SyncDir => storage.sync_dir(bench.dir.path()),
+        Call::Dir => storage.list(bench.dir.path()).map(drop),
+    };
+    use Call::{Create, Dir, Open, Read, Remove, Rename, Sync, SyncDir, Write};
+    for kind in [Create, Open, Read, Write, Sync, Rename, Remove, SyncDir, Dir] {
+        let before = storage.count(kind);
+        storage.inject(Fault::on(kind));
+        assert_eq!(call(kind).unwrap_err().raw_os_error(), Some(5), "{kind:?}");
+        call(kind).unwrap_or_else(|err| panic!("{kind:?} fails again: {err}"));
+        if kind == Remove {
+            call(Create).unwrap();
+        }
+        assert_eq!(storage.count(kind), before + 2, "{kind:?}");
+    }
+    assert!(storage.total() > 18);
+}
+
+#[test]
+fn a_fault_strikes_the_call_it_is_meant_for() {
+    let bench = Bench::new();
+    let (a, b) = (bench.create("a.seg"), bench.create("ledger.new"));
+    bench.storage.inject(Fault::on(Call::Sync).file(".new").nth(2));
+    for _ in 0..3 {
+        a.sync_data().unwrap();
+    }
+    b.sync_data().unwrap();
+    assert!(b.sync_data().is_err());
+    b.sync_data().unwrap();
+    bench.storage.inject(Fault::on(Call::Write).always().full_disk());
+    for _ in 0..3 {
+        assert_eq!(write(&*a, 0, b"x").unwrap_err().kind(), ErrorKind::StorageFull);
+        a.sync_data().unwrap();
+    }
+    bench.storage.heal();
+    write(&*a, 0, b"x").unwrap();
+    assert_eq!(bench.storage.count_where(Call::Sync, |name| name == "a.seg"), 6);
+}
+
+#[test]
+fn the_nth_call_of_all_can_fail() {
+    let bench = Bench::new();
+    let file = bench.create("a");
+    bench.storage.inject(Fault::on_any().nth(2));
+    write(&*file, 0, b"x").unwrap();
+    assert!(file.sync_data().is_err());
+    file.sync_data().unwrap();
+}
+
+#[test]
+fn writes_are_short_or_torn() {
+    let bench = Bench::new();
+    let file = bench.create("a");
+    bench.storage.inject(Fault::on(Call::Write).short(3));
+    assert_eq!(write(&*file, 0, b"abcdef").unwrap(), 3);
+    bench.storage.inject(Fault::on(Call::Write).torn(2));
+    assert!(write(&*file, 3, b"defg").is_err());
+    assert_eq!(fs::read(bench.path("a")).unwrap(), b"abcde");
+}
+
+#[test]
+fn a_sync_after_a_failed_one_is_noted() {
+    let bench = Bench::new();
+    let (a, b) = (bench.create("a"), bench.create("b"));
+    bench.storage.inject(Fault::on(Call::Sync).file("a"));
+    assert!(a.sync_data().is_err());
+    b.sync_data().unwrap();
+    assert_eq!(bench.storage.trusted_again(), [""; 0]);
+    a.sync_data().unwrap();
+    assert_eq!(bench.storage.trusted_again(), ["a"]);
+}
+
+#[test]
+fn a_blocked_call_waits_to_be_healed() {
+    let bench = Bench::new();
+    let file = bench.create("a");
+    bench.storage.inject(Fault::on(Call::Sync).always().block());
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| file.sync_data());
+        while bench.storage.blocked() == 0 {
+            std::thread::yield_now();
+        }
+        write(&*file, 0, b"x").unwrap();
+        assert!(!waits.is_finished());
+        bench.storage.heal();
+        waits.join().unwrap().unwrap();
+    });
+    assert_eq!(bench.storage.blocked(), 0);
+    file.sync_data().unwrap();
+}
+
+#[test]
+fn a_watcher_sees_each_call_before_it_is_made() {
+    let bench = Bench::new();
+    let (seen, path) = (Arc::new(AtomicU64::new(0)), bench.path("a"));
+    let counter = seen.clone();
+    bench.storage.watch(move |moment| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(moment.call == Call::Create, !path.exists());
+    });
+    let file = bench.create("a");
+    file.sync_data().unwrap();
+    bench.storage.unwatch();
+    file.sync_data().unwrap();
+    assert_eq!(seen.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn a_power_cut_takes_what_was_not_synced_and_nothing_else() {
+    let bench = Bench::new();
+    let file = bench.create("a");
+    write(&*file, 0, &[1; 8192]).unwrap();
+    file.sync_data().unwrap();
+    bench.storage.remember_unsynced();
+    write(&*file, 0, &[2; 4096]).unwrap();
+    file.sync_data().unwrap();
+    assert!(bench.storage.unsynced().is_empty());
+    write(&*file, 4096, &[3; 8192]).unwrap();
+    write(&*file, 100, &[4; 4096]).unwrap();
+
+    let copied = TempDir::new().unwrap();
+    let image = copied.path().join("a");
+    let cut = |keep: &mut dyn FnMut() -> bool| {
+        fs::copy(bench.path("a"), &image).unwrap();
+        bench.storage.unsynced().cut(bench.dir.path(), copied.path(), keep).unwrap();
+        fs::read(&image).unwrap()
+    };
+    assert_eq!(cut(&mut || true), fs::read(bench.path("a")).unwrap());
+    assert_eq!(cut(&mut || false), [vec![2; 4096], vec![1; 4096]].concat());
+    // The newest write is undone first: of the last one the first page is kept.
+    let mut kept = [true, false, false, false, false].into_iter();
+    let torn = cut(&mut || kept.next().unwrap());
+    assert_eq!((torn[99], torn[100], torn[4095], torn[4096]), (2, 4, 4, 1));
+    file.sync_data().unwrap();
+    assert_eq!(cut(&mut || false), fs::read(bench.path("a")).unwrap());
+}

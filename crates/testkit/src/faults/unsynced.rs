@@ -1,0 +1,93 @@
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use tidespool::storage::StorageFile;
+
+/// The unit in which a disk keeps or loses what was written, in bytes.
+const PAGE: u64 = 4096;
+
+/// What was written and is not synced yet: a power cut keeps any part of it.
+#[derive(Debug, Clone, Default)]
+pub struct Unsynced {
+    /// In the order of writing.
+    writes: Vec<(PathBuf, Undo)>,
+}
+
+/// What stood where something was written.
+#[derive(Debug, Clone)]
+pub(super) struct Undo {
+    offset: u64,
+    /// How long the file was.
+    len: u64,
+    before: Vec<u8>,
+}
+
+impl Undo {
+    pub(super) fn of(file: &dyn StorageFile, offset: u64, len: usize) -> io::Result<Self> {
+        let mut before = vec![0; len];
+        let mut have = 0;
+        while have < len {
+            match file.read_at(&mut before[have..], offset + have as u64)? {
+                0 => break,
+                read => have += read,
+            }
+        }
+        Ok(Self { offset, len: file.len()?, before })
+    }
+}
+
+impl Unsynced {
+    /// True where a power cut would change nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
+    pub(super) fn add(&mut self, path: &Path, undo: Undo) {
+        self.writes.push((path.to_owned(), undo));
+    }
+
+    pub(super) fn forget(&mut self, path: &Path) {
+        self.writes.retain(|(other, _)| other != path);
+    }
+
+    pub(super) fn rename(&mut self, from: &Path, to: &Path) {
+        self.forget(to);
+        self.writes.iter_mut().filter(|(path, _)| path == from).for_each(|(path, _)| *path = to.to_owned());
+    }
+
+    /// Makes a copy of the storage, in `copy` what is in `original` here, look as after a power cut: each page of each unsynced write is
+    /// kept if `keep` says so, and else is as it was.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub fn cut(&self, original: &Path, copy: &Path, mut keep: impl FnMut() -> bool) -> io::Result<()> {
+        for (path, undo) in self.writes.iter().rev() {
+            let inside = path.strip_prefix(original).map_err(io::Error::other)?;
+            let file = match fs::File::options().write(true).open(copy.join(inside)) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let (mut at, end) = (undo.offset, undo.offset + undo.before.len() as u64);
+            while at < end {
+                let next = (at / PAGE + 1) * PAGE;
+                let next = next.min(end);
+                if !keep() {
+                    let part = at - undo.offset..next - undo.offset;
+                    let [from, to] =
+                        [part.start, part.end].map(|at| usize::try_from(at).unwrap_or(usize::MAX));
+                    file.write_all_at(&undo.before[from..to], at)?;
+                }
+                at = next;
+            }
+            if file.metadata()?.len() > undo.len && !keep() {
+                file.set_len(undo.len)?;
+            }
+        }
+        Ok(())
+    }
+}

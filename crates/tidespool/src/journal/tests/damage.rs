@@ -1,0 +1,156 @@
+//! Arbitrary damage to a valid journal: right bytes or a report, the same however often it is asked.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Of the journal below: each version of each message.
+fn versions() -> BTreeMap<SpoolId, BTreeSet<Vec<u8>>> {
+    let mut versions: BTreeMap<SpoolId, BTreeSet<Vec<u8>>> = BTreeMap::new();
+    for record in records().into_iter().filter(|record| record.kind == Kind::Put) {
+        versions.entry(record.id).or_default().insert(record.payload);
+    }
+    versions
+}
+
+fn records() -> Vec<Rec> {
+    (1..=24)
+        .map(|seq: u8| {
+            let n = 1 + seq % 9;
+            match seq % 8 {
+                6 => remove(seq.into(), n),
+                7 => abort(seq.into(), 1 + (seq - 2) % 9, u64::from(seq - 2)),
+                _ => put(seq.into(), n, vec![seq; usize::from(seq) * 150]),
+            }
+        })
+        .collect()
+}
+
+/// Two segments with three batches each, the last of them not known to have been durable.
+fn journal() -> [Made; 2] {
+    let records = records();
+    let batch = |made: Made, from: usize| made.batch(from as u64, &records[from..from + 4]);
+    let first = [0, 4, 8].into_iter().fold(Made::new(3), batch);
+    let second = [12, 16, 20].into_iter().fold(Made::new(4), batch);
+    [first, second]
+}
+
+/// One change of a file's bytes.
+#[derive(Debug, Clone)]
+enum Blow {
+    Flip { file: usize, at: usize, bits: u8 },
+    Overwrite { file: usize, at: usize, bytes: Vec<u8> },
+    Zero { file: usize, page: usize },
+    Copy { file: usize, from: usize, to: usize, len: usize },
+    Cut { file: usize, keep: usize },
+}
+
+fn blow() -> impl Strategy<Value = Blow> {
+    // Where the records are; the rest of a segment is zeros.
+    const USED: usize = 48 * 1024;
+    prop_oneof![
+        4 => (0..2usize, 0..USED, 1..=255u8).prop_map(|(file, at, bits)| Blow::Flip { file, at, bits }),
+        2 => (0..2usize, 0..USED, proptest::collection::vec(any::<u8>(), 1..200))
+            .prop_map(|(file, at, bytes)| Blow::Overwrite { file, at, bytes }),
+        2 => (0..2usize, 0..USED / 4096).prop_map(|(file, page)| Blow::Zero { file, page }),
+        1 => (0..2usize, 0..USED, 0..USED, 1..9000usize)
+            .prop_map(|(file, from, to, len)| Blow::Copy { file, from, to, len }),
+        1 => (0..2usize, 0..USED).prop_map(|(file, keep)| Blow::Cut { file, keep }),
+    ]
+}
+
+fn strike(files: &mut [Vec<u8>], blow: &Blow) {
+    match blow {
+        Blow::Flip { file, at, bits } => {
+            if let Some(byte) = files[*file].get_mut(*at) {
+                *byte ^= bits;
+            }
+        }
+        Blow::Overwrite { file, at, bytes } => {
+            for (place, byte) in files[*file].iter_mut().skip(*at).zip(bytes) {
+                *place = *byte;
+            }
+        }
+        Blow::Zero { file, page } => {
+            files[*file].iter_mut().skip(page * 4096).take(4096).for_each(|byte| *byte = 0);
+        }
+        Blow::Copy { file, from, to, len } => {
+            let copied: Vec<u8> = files[*file].iter().skip(*from).take(*len).copied().collect();
+            for (place, byte) in files[1 - *file].iter_mut().skip(*to).zip(copied) {
+                *place = byte;
+            }
+        }
+        Blow::Cut { file, keep } => files[*file].truncate(*keep),
+    }
+}
+
+/// What must not depend on how often the journal was recovered.
+fn told(recovered: &Recovered) -> String {
+    let Recovered { replayed, damage, .. } = recovered;
+    let newest: BTreeMap<_, _> = replayed.newest.iter().collect();
+    let contents: Vec<_> = contents(recovered)
+        .into_iter()
+        .map(|(id, content)| match content {
+            Content::Whole(data) => format!("{id}: {} bytes, {:08x}", data.len(), payload_crc(&data)),
+            other => format!("{id}: {other:?}"),
+        })
+        .collect();
+    let (gaps, next) = (&replayed.gaps, replayed.next_seq);
+    format!("{newest:?}\n{next} {gaps:?} {:?}\n{damage:?}\n{contents:#?}", replayed.damaged)
+}
+
+/// Each case syncs files some ten times. `PROPTEST_CASES` asks for more.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
+
+    #[test]
+    fn damage_gives_right_bytes_or_a_report_and_never_panics(blows in proptest::collection::vec(blow(), 1..5)) {
+        let mut files: Vec<Vec<u8>> = journal().into_iter().map(|made| made.bytes).collect();
+        blows.iter().for_each(|blow| strike(&mut files, blow));
+        let bench = Bench::new(&[]);
+        (0..).zip(&files).for_each(|(slot, bytes)| bench.write(slot, bytes));
+
+        let first = bench.recover();
+        let versions = versions();
+        for (id, content) in contents(&first) {
+            if let Content::Whole(data) = content {
+                prop_assert!(versions.get(&id).is_some_and(|known| known.contains(&data)), "{id}: foreign bytes");
+            }
+        }
+        // What is known to have been durable is there, or its absence is told.
+        let replayed = &first.replayed;
+        let missing: u64 = replayed.gaps.iter().map(|gap| gap.last - gap.first + 1).sum();
+        let numbers = replayed.next_seq - 1 - missing - u64::from(replayed.witness.is_some());
+        prop_assert!(replayed.records >= numbers, "{} of {numbers} records are silently gone", replayed.records);
+
+        let second = bench.recover();
+        prop_assert_eq!(told(&first), told(&second));
+        let third = bench.recover();
+        prop_assert_eq!(told(&second), told(&third));
+        prop_assert_eq!(third.torn_records, 0);
+    }
+}
+
+#[test]
+fn the_undamaged_journal_is_whole() {
+    let [first, second] = journal();
+    let recovered = Bench::new(&[&first, &second]).recover();
+    assert_clean(&recovered);
+    assert_eq!((recovered.replayed.records, recovered.replayed.next_seq), (24, 25));
+    for (id, newest) in &recovered.replayed.newest {
+        let header =
+            SegmentHeader { role: Role::Journal, generation: newest.generation, size: SIZE, spool: SPOOL };
+        let slot = u32::try_from(newest.generation - 3).unwrap();
+        if let Some(place) = newest.place {
+            open_segment(&Bench::new(&[&first, &second]), slot, header)
+                .read_put(salt_of(SPOOL), id, place)
+                .unwrap();
+        }
+    }
+}

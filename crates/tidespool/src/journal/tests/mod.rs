@@ -1,0 +1,225 @@
+//! Recovery from journals made by hand, byte by byte; and the writer, seen through the files that it leaves.
+
+mod damage;
+mod recovery;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tempfile::TempDir;
+use tidespool_core::SpoolId;
+
+use super::pool::segment_file_name;
+use super::record::{Header, Kind, footprint, payload_crc};
+use super::segment::{ReadError, SegmentHeader, Use};
+use super::segments::salt_of;
+use super::{Filed, PAGE, Place, Recovered, Role, Segment, recover};
+use crate::storage::{OsStorage, Storage};
+
+const SPOOL: [u8; 16] = [7; 16];
+
+/// Of an ordinary segment made here.
+const SIZE: u64 = 64 * 1024;
+
+fn id(n: u8) -> SpoolId {
+    SpoolId::from_bytes([n; 16])
+}
+
+/// A record as a test says it.
+#[derive(Debug, Clone)]
+struct Rec {
+    kind: Kind,
+    seq: u64,
+    id: SpoolId,
+    payload: Vec<u8>,
+}
+
+fn put(seq: u64, n: u8, payload: impl Into<Vec<u8>>) -> Rec {
+    Rec { kind: Kind::Put, seq, id: id(n), payload: payload.into() }
+}
+
+fn remove(seq: u64, n: u8) -> Rec {
+    Rec { kind: Kind::Remove, seq, id: id(n), payload: Vec::new() }
+}
+
+fn abort(seq: u64, n: u8, of: u64) -> Rec {
+    Rec { kind: Kind::Abort, seq, id: id(n), payload: of.to_le_bytes().to_vec() }
+}
+
+fn mark(seq: u64) -> Rec {
+    Rec { kind: Kind::Mark, seq, id: id(0), payload: Vec::new() }
+}
+
+/// The bytes of one segment file, under construction.
+#[derive(Debug, Clone)]
+struct Made {
+    generation: u64,
+    spool: [u8; 16],
+    bytes: Vec<u8>,
+    tail: usize,
+    /// Where each record stands.
+    places: BTreeMap<u64, usize>,
+}
+
+impl Made {
+    fn new(generation: u64) -> Self {
+        Self::sized(generation, SIZE)
+    }
+
+    fn sized(generation: u64, size: u64) -> Self {
+        let mut bytes = vec![0; usize::try_from(size).unwrap()];
+        let header = SegmentHeader { role: Role::Journal, generation, size, spool: SPOOL };
+        bytes[..4096].copy_from_slice(&header.encode());
+        Self { generation, spool: SPOOL, bytes, tail: 4096, places: BTreeMap::new() }
+    }
+
+    /// The file's next use: what it holds stays behind the new header page.
+    fn recycled(mut self, generation: u64) -> Self {
+        let header =
+            SegmentHeader { role: Role::Journal, generation, size: self.bytes.len() as u64, spool: SPOOL };
+        self.bytes[..4096].copy_from_slice(&header.encode());
+        Self { generation, tail: 4096, places: BTreeMap::new(), ..self }
+    }
+
+    /// The first page says that the file is free, as after it was recycled.
+    fn marked_free(mut self) -> Self {
+        let header =
+            SegmentHeader { role: Role::Free, generation: 0, size: self.bytes.len() as u64, spool: SPOOL };
+        self.bytes[..4096].copy_from_slice(&header.encode());
+        self
+    }
+
+    /// Appends a batch as the writer does: from a multiple of 4096, records aligned to 8.
+    fn batch(mut self, durable_seq: u64, records: &[Rec]) -> Self {
+        for record in records {
+            let bytes = self.record(durable_seq, record);
+            self.bytes[self.tail..self.tail + bytes.len()].copy_from_slice(&bytes);
+            self.places.insert(record.seq, self.tail);
+            self.tail += usize::try_from(footprint(record.payload.len() as u64)).unwrap();
+        }
+        self.tail = self.tail.next_multiple_of(4096);
+        self
+    }
+
+    fn record(&self, durable_seq: u64, record: &Rec) -> Vec<u8> {
+        let header = Header {
+            kind: record.kind,
+            generation: self.generation,
+            seq: record.seq,
+            durable_seq,
+            id: record.id,
+            payload_len: u32::try_from(record.payload.len()).unwrap(),
+            payload_crc: payload_crc(&record.payload),
+        };
+        [&header.encode(salt_of(self.spool))[..], &record.payload].concat()
+    }
+
+    /// Zeros from a record's start on, as if nothing of it and of what follows had reached the disk.
+    fn cut_at(mut self, seq: u64) -> Self {
+        let at = self.places[&seq];
+        self.bytes[at..].fill(0);
+        self
+    }
+
+    /// The page that a byte of a record is in did not reach the disk.
+    fn without_page_of(mut self, seq: u64, byte: usize) -> Self {
+        let page = (self.places[&seq] + byte) / 4096 * 4096;
+        self.bytes[page..page + 4096].fill(0);
+        self
+    }
+
+    /// Flips a bit of a record, counted from its header's first byte.
+    fn flip(mut self, seq: u64, byte: usize) -> Self {
+        let at = self.places[&seq] + byte;
+        self.bytes[at] ^= 0x20;
+        self
+    }
+
+    fn flip_first_page(mut self) -> Self {
+        self.bytes[20] ^= 1;
+        self
+    }
+}
+
+/// A byte of a record's payload.
+const PAYLOAD: usize = super::record::HEADER_LEN;
+
+/// A journal's directory, filled by hand.
+struct Bench {
+    dir: TempDir,
+    storage: Arc<dyn Storage>,
+}
+
+impl Bench {
+    fn new(made: &[&Made]) -> Self {
+        let bench = Self { dir: TempDir::new().unwrap(), storage: Arc::new(OsStorage) };
+        for (slot, made) in (0..).zip(made) {
+            bench.write(slot, &made.bytes);
+        }
+        bench
+    }
+
+    fn path(&self, slot: u32) -> PathBuf {
+        self.dir.path().join(segment_file_name(slot))
+    }
+
+    fn write(&self, slot: u32, bytes: &[u8]) {
+        std::fs::write(self.path(slot), bytes).unwrap();
+    }
+
+    fn recover(&self) -> Recovered {
+        self.recover_with(&Filed::default())
+    }
+
+    fn recover_with(&self, filed: &Filed) -> Recovered {
+        recover(&self.storage, self.dir.path(), SPOOL, filed, true).unwrap()
+    }
+}
+
+/// What reading a message from a recovered journal gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Content {
+    Whole(Vec<u8>),
+    Damaged,
+    Removed,
+}
+
+/// Every id that the journal knows, read.
+fn contents(recovered: &Recovered) -> BTreeMap<SpoolId, Content> {
+    let read = |id: &SpoolId, place: Place| {
+        let segment =
+            recovered.journal.iter().find(|segment| segment.generation == place.generation).unwrap();
+        match segment.read_put(salt_of(SPOOL), id, place) {
+            Ok((data, _)) => Content::Whole(data),
+            Err(ReadError::Damaged { .. }) => Content::Damaged,
+            Err(error @ ReadError::Io { .. }) => panic!("{error}"),
+        }
+    };
+    let all = recovered.replayed.newest.iter();
+    all.map(|(id, newest)| (*id, newest.place.map_or(Content::Removed, |place| read(id, place)))).collect()
+}
+
+/// Exactly these messages are there, whole.
+fn assert_holds(recovered: &Recovered, messages: &[(u8, &[u8])]) {
+    let expected: BTreeMap<SpoolId, Content> =
+        messages.iter().map(|(n, data)| (id(*n), Content::Whole(data.to_vec()))).collect();
+    let mut found = contents(recovered);
+    found.retain(|_, content| *content != Content::Removed);
+    assert_eq!(found, expected);
+}
+
+/// Nothing is missing or wrong.
+fn assert_clean(recovered: &Recovered) {
+    assert_eq!(recovered.replayed.gaps, []);
+    assert_eq!(recovered.replayed.damaged, []);
+    assert_eq!(recovered.damage, []);
+}
+
+/// A segment of a file that is there.
+fn open_segment(bench: &Bench, slot: u32, header: SegmentHeader) -> Segment {
+    let path = bench.path(slot);
+    let file = bench.storage.open(&path, crate::storage::OpenMode::Read).unwrap();
+    Segment::new(header, slot, path, file, Use { settled: true, counted: true })
+}

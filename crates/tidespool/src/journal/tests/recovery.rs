@@ -1,0 +1,376 @@
+//! One hand-made journal a test, and what recovery makes of it.
+
+use super::super::replay::Gap;
+use super::*;
+
+fn gap(first: u64, last: u64) -> Gap {
+    Gap { first, last }
+}
+
+#[test]
+fn every_record_of_every_batch_is_found() {
+    let first =
+        Made::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, vec![2; 9000])]).batch(2, &[remove(3, 1)]);
+    let second = Made::new(2).batch(3, &[put(4, 4, ""), put(5, 2, "new")]).batch(5, &[mark(6)]);
+    // The slots are in another order than the generations.
+    let recovered = Bench::new(&[&second, &first]).recover();
+    assert_holds(&recovered, &[(2, b"new"), (4, b"")]);
+    assert_clean(&recovered);
+    assert_eq!(recovered.replayed.next_seq, 7);
+    assert_eq!(recovered.replayed.records, 6);
+    assert!(recovered.next_generation > 2);
+    assert_eq!(recovered.next_slot, 2);
+}
+
+#[test]
+fn a_torn_tail_is_cut_and_stays_cut_with_new_records_behind_it() {
+    let torn = Made::new(1)
+        .batch(0, &[put(1, 1, "kept")])
+        .batch(1, &[put(2, 2, vec![2; 9000]), put(3, 3, "after it"), put(4, 1, "newer")])
+        .without_page_of(2, 4096);
+    let bench = Bench::new(&[&torn]);
+    let recovered = bench.recover();
+    assert_holds(&recovered, &[(1, b"kept")]);
+    assert_clean(&recovered);
+    assert_eq!((recovered.replayed.next_seq, recovered.torn_records), (2, 3));
+
+    // The numbers are used again, for other messages.
+    let next = Made::new(recovered.next_generation).batch(1, &[put(2, 5, "five")]);
+    bench.write(1, &next.bytes);
+    let recovered = bench.recover();
+    assert_holds(&recovered, &[(1, b"kept"), (5, b"five")]);
+    assert_clean(&recovered);
+    assert_eq!((recovered.replayed.next_seq, recovered.torn_records), (3, 0));
+
+    let more = Made::new(recovered.next_generation).batch(2, &[put(3, 6, "six"), put(4, 7, "seven")]);
+    bench.write(2, &more.bytes);
+    let recovered = bench.recover();
+    assert_holds(&recovered, &[(1, b"kept"), (5, b"five"), (6, b"six"), (7, b"seven")]);
+    assert_clean(&recovered);
+}
+
+#[test]
+fn pages_that_came_out_of_order_are_a_torn_tail() {
+    // Of one batch only the last record reached the disk; and of the one before, nothing.
+    let torn = Made::new(1)
+        .batch(0, &[put(1, 1, "kept")])
+        .batch(1, &[put(2, 2, vec![2; 5000]), put(3, 3, vec![3; 5000]), put(4, 4, vec![4; 100])])
+        .batch(1, &[put(5, 5, "five")])
+        .without_page_of(2, 0)
+        .without_page_of(2, 4096);
+    let bench = Bench::new(&[&torn]);
+    let recovered = bench.recover();
+    assert_holds(&recovered, &[(1, b"kept")]);
+    assert_clean(&recovered);
+    assert_eq!(recovered.replayed.next_seq, 2);
+    let again = bench.recover();
+    assert_holds(&again, &[(1, b"kept")]);
+    assert_eq!((again.replayed.next_seq, again.torn_records), (2, 0));
+}
+
+/// A record of a torn tail can stand in two segments: in one whose sync failed, and in the one after it. If one of them stayed, it would
+/// be taken for the record that gets its number next, and be newer than what it is older than.
+#[test]
+fn both_places_of_a_torn_record_are_cut() {
+    let failed = Made::new(1)
+        .batch(0, &[put(1, 1, "kept")])
+        .batch(1, &[put(2, 2, vec![2; 5000]), put(3, 3, "older")])
+        .flip(2, PAYLOAD + 3);
+    let fresh = Made::new(2).batch(1, &[put(2, 2, vec![2; 5000]), put(3, 3, "older")]).flip(2, PAYLOAD + 3);
+    for intact_first in [true, false] {
+        let failed = if intact_first { failed.clone() } else { failed.clone().flip(3, PAYLOAD) };
+        let bench = Bench::new(&[&failed, &fresh]);
+        let recovered = bench.recover();
+        assert_holds(&recovered, &[(1, b"kept")]);
+        assert_eq!(recovered.replayed.next_seq, 2);
+        let next = Made::new(recovered.next_generation).batch(1, &[put(2, 3, "newer"), put(3, 4, "four")]);
+        bench.write(2, &next.bytes);
+        let recovered = bench.recover();
+        assert_holds(&recovered, &[(1, b"kept"), (3, b"newer"), (4, b"four")]);
+        assert_clean(&recovered);
+    }
+}
+
+#[test]
+fn a_damaged_header_in_the_middle_is_a_gap_and_what_follows_is_kept() {
+    let made = Made::new(1)
+        .batch(0, &[put(1, 1, "one"), put(2, 2, vec![2; 9000]), put(3, 3, "three")])
+        .batch(3, &[put(4, 4, "four")])
+        .flip(2, 17);
+    let recovered = Bench::new(&[&made]).recover();
+    assert_holds(&recovered, &[(1, b"one"), (3, b"three"), (4, b"four")]);
+    assert_eq!(recovered.replayed.gaps, [gap(2, 2)]);
+    assert_eq!(recovered.replayed.next_seq, 5);
+}
+
+#[test]
+fn a_damaged_payload_in_the_middle_is_named_and_what_follows_is_kept() {
+    let made = Made::new(1)
+        .batch(0, &[put(1, 1, "one"), put(2, 2, vec![2; 9000]), put(3, 3, "three")])
+        .batch(3, &[put(4, 4, "four")])
+        .flip(2, PAYLOAD + 4000);
+    let recovered = Bench::new(&[&made]).recover();
+    let mut found = contents(&recovered);
+    assert_eq!(found.remove(&id(2)), Some(Content::Damaged));
+    assert_eq!(found.len(), 3);
+    assert_eq!(recovered.replayed.gaps, []);
+    let damaged: Vec<SpoolId> = recovered.replayed.damaged.iter().map(|damaged| damaged.id).collect();
+    assert_eq!(damaged, [id(2)]);
+}
+
+#[test]
+fn stale_records_behind_a_short_new_use_are_not_read() {
+    let old = Made::new(1).batch(0, &[put(1, 1, "old")]).batch(1, &[put(2, 2, "stale"), remove(3, 9)]);
+    let reused = old.recycled(5).batch(3, &[put(4, 4, "four")]);
+    let filed = Filed { generation: 4, seq: 3, durable_seq: 3, ..Filed::default() };
+    let recovered = Bench::new(&[&reused]).recover_with(&filed);
+    assert_holds(&recovered, &[(4, b"four")]);
+    assert_eq!(contents(&recovered).len(), 1);
+    assert_clean(&recovered);
+}
+
+/// A power cut can keep the records of a segment's new use and lose its header page. Nothing tells then that the generation was used: if
+/// it were given out again, to this very file, what is behind the new records would count.
+#[test]
+fn records_whose_header_page_was_lost_never_count_later() {
+    let active = Made::new(1).batch(0, &[put(1, 1, "one")]);
+    let lost = Made::new(2).batch(1, &[put(2, 2, "lost")]).batch(1, &[put(3, 3, "lost too")]).marked_free();
+    let bench = Bench::new(&[&active, &lost]);
+    let recovered = bench.recover();
+    assert_holds(&recovered, &[(1, b"one")]);
+    assert_eq!(recovered.free.len(), 1);
+    let reused = lost.recycled(recovered.next_generation).batch(1, &[put(2, 3, "newer")]);
+    bench.write(1, &reused.bytes);
+    let recovered = bench.recover();
+    assert_holds(&recovered, &[(1, b"one"), (3, b"newer")]);
+}
+
+#[test]
+fn a_record_in_a_damaged_message_is_not_taken_for_one() {
+    // A message that contains whole records: of another spool, and of another generation of this one.
+    let other_spool = Made { spool: [9; 16], ..Made::new(1) };
+    let mut bait = other_spool.record(9, &put(7, 7, "of another spool"));
+    bait.resize(bait.len().next_multiple_of(8), 0);
+    bait.extend(Made::new(3).record(9, &put(8, 8, "of another generation")));
+    let made =
+        Made::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, bait), put(3, 3, "three")]).batch(3, &[mark(4)]);
+    // Whole, the message is skipped; without its header, recovery looks for records at every eighth byte of it.
+    let whole = Bench::new(&[&made]).recover();
+    assert_eq!(whole.replayed.next_seq, 5);
+    assert_clean(&whole);
+    let recovered = Bench::new(&[&made.flip(2, 3)]).recover();
+    assert_holds(&recovered, &[(1, b"one"), (3, b"three")]);
+    assert_eq!(recovered.replayed.gaps, [gap(2, 2)]);
+}
+
+#[test]
+fn records_are_read_behind_a_damaged_first_page() {
+    let first = Made::new(1).batch(0, &[put(1, 1, "one")]);
+    // Used before: the newest generation in it is the one that counts.
+    let old = Made::new(2).batch(1, &[put(2, 2, "stale")]).batch(2, &[put(3, 3, "stale")]);
+    let second = old.recycled(4).batch(1, &[put(2, 2, "two")]).flip_first_page();
+    let third = Made::new(5).batch(2, &[put(3, 3, "three")]);
+    let bench = Bench::new(&[&first, &second, &third]);
+    let recovered = bench.recover();
+    assert_holds(&recovered, &[(1, b"one"), (2, b"two"), (3, b"three")]);
+    assert_eq!(recovered.damage.len(), 1);
+    assert_eq!(recovered.damage[0].path, bench.path(1));
+}
+
+#[test]
+fn a_filed_segment_with_a_damaged_first_page_is_free() {
+    let filed = Made::new(1).batch(0, &[put(1, 1, "one")]).flip_first_page();
+    let next = Made::new(2).batch(1, &[put(2, 2, "two")]);
+    let what = Filed { generation: 1, seq: 1, durable_seq: 1, ..Filed::default() };
+    let recovered = Bench::new(&[&filed, &next]).recover_with(&what);
+    assert_holds(&recovered, &[(2, b"two")]);
+    assert_eq!(recovered.free.len(), 1);
+    assert_clean(&recovered);
+}
+
+#[test]
+fn a_truncated_file_loses_what_was_in_it_and_says_so() {
+    let first =
+        Made::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, "two")]).batch(2, &[put(3, 3, vec![3; 9000])]);
+    let second = Made::new(2).batch(3, &[put(4, 4, "four")]);
+    let bench = Bench::new(&[&first, &second]);
+    // In the middle of a payload, before a record, in the first page, and at nothing.
+    for (keep, held, gaps) in [
+        (first.places[&3] + 5000, 3, vec![]),
+        (first.places[&3], 3, vec![gap(3, 3)]),
+        (first.places[&2] + 30, 2, vec![gap(2, 3)]),
+        (100, 1, vec![gap(1, 3)]),
+        (0, 1, vec![gap(1, 3)]),
+    ] {
+        bench.write(0, &first.bytes[..keep]);
+        let recovered = bench.recover();
+        let whole = contents(&recovered).into_values().filter(|content| matches!(content, Content::Whole(_)));
+        assert_eq!(whole.count(), held, "{keep} bytes");
+        assert_eq!(recovered.replayed.gaps, gaps, "{keep} bytes");
+        assert_eq!(recovered.replayed.damaged.len(), usize::from(keep > first.places[&3]), "{keep} bytes");
+        assert_eq!(recovered.damage.is_empty(), keep == 0, "{keep} bytes: {:?}", recovered.damage);
+    }
+}
+
+#[test]
+fn a_copy_of_a_segment_changes_nothing() {
+    let first = Made::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, "two")]);
+    let second = Made::new(2).batch(2, &[remove(3, 1), put(4, 2, "newer")]);
+    for files in [[&first, &second, &first], [&first, &first, &second], [&second, &first, &second]] {
+        let bench = Bench::new(&files);
+        let recovered = bench.recover();
+        assert_holds(&recovered, &[(2, b"newer")]);
+        assert_eq!(recovered.damage.len(), 1);
+        assert!(recovered.damage[0].what.contains("a copy of"), "{:?}", recovered.damage);
+        assert!(recovered.free.is_empty(), "left alone");
+    }
+}
+
+#[test]
+fn foreign_files_are_left_alone_and_named() {
+    let ours = Made::new(1).batch(0, &[put(1, 1, "one")]);
+    let mut theirs = Made::new(1);
+    let header = SegmentHeader { role: Role::Journal, generation: 1, size: SIZE, spool: [9; 16] };
+    theirs.bytes[..4096].copy_from_slice(&header.encode());
+    theirs = Made { spool: [9; 16], ..theirs }.batch(0, &[put(1, 9, "theirs")]);
+    let bench = Bench::new(&[&ours, &theirs]);
+    bench.write(2, &[0x5a; 70_000]);
+    bench.write(3, b"a note");
+    let recovered = bench.recover();
+    assert_holds(&recovered, &[(1, b"one")]);
+    let named: Vec<PathBuf> = recovered.damage.iter().map(|damage| damage.path.clone()).collect();
+    assert_eq!(named, [bench.path(1), bench.path(2), bench.path(3)]);
+    assert!(recovered.free.is_empty());
+    assert_eq!(std::fs::read(bench.path(1)).unwrap(), theirs.bytes);
+    assert_eq!(std::fs::read(bench.path(3)).unwrap(), b"a note");
+}
+
+#[test]
+fn empty_files_and_files_of_zeros_are_free() {
+    let bench = Bench::new(&[&Made::new(1).batch(0, &[put(1, 1, "one")])]);
+    bench.write(1, &[]);
+    bench.write(2, &[0; 100]);
+    bench.write(3, &vec![0; usize::try_from(SIZE).unwrap()]);
+    let recovered = bench.recover();
+    assert_holds(&recovered, &[(1, b"one")]);
+    assert_clean(&recovered);
+    assert_eq!(recovered.free.len(), 3);
+    let nothing = Bench::new(&[]).recover();
+    assert_eq!((nothing.replayed.next_seq, nothing.next_slot), (1, 0));
+}
+
+#[test]
+fn what_was_written_again_after_a_failed_sync_counts_at_its_newer_place() {
+    let failed = Made::new(1)
+        .batch(0, &[put(1, 1, "one")])
+        .batch(1, &[put(2, 2, "two"), put(3, 3, "three")])
+        .flip(2, PAYLOAD)
+        .cut_at(3);
+    let fresh = Made::new(2).batch(1, &[put(2, 2, "two"), put(3, 3, "three"), put(4, 4, "four")]);
+    let recovered = Bench::new(&[&failed, &fresh]).recover();
+    assert_holds(&recovered, &[(1, b"one"), (2, b"two"), (3, b"three"), (4, b"four")]);
+    assert_clean(&recovered);
+    assert_eq!(recovered.replayed.newest[&id(2)].generation, 2);
+    assert_eq!((recovered.replayed.next_seq, recovered.torn_records), (5, 0));
+}
+
+#[test]
+fn an_aborted_put_was_never_there() {
+    let made = Made::new(1)
+        .batch(0, &[put(1, 1, "one")])
+        .batch(1, &[put(2, 1, "not stored"), put(3, 2, "not stored")])
+        .batch(3, &[abort(4, 1, 2), abort(5, 2, 3)]);
+    let recovered = Bench::new(&[&made]).recover();
+    assert_holds(&recovered, &[(1, b"one")]);
+    assert_clean(&recovered);
+    // An abort that cannot be read is damage like any other: the store may be there, and the gap is told.
+    let recovered = Bench::new(&[&made.batch(5, &[mark(6)]).flip(5, 5)]).recover();
+    assert_holds(&recovered, &[(1, b"one"), (2, b"not stored")]);
+    assert_eq!(recovered.replayed.gaps, [gap(5, 5)]);
+}
+
+#[test]
+fn a_segment_larger_than_usual_is_read() {
+    let large = Made::sized(2, 3 << 20).batch(1, &[put(2, 2, vec![0xab; (3 << 20) - 8192])]);
+    let recovered = Bench::new(&[
+        &Made::new(1).batch(0, &[put(1, 1, "one")]),
+        &large,
+        &Made::new(3).batch(2, &[put(3, 3, "three")]),
+    ])
+    .recover();
+    assert_holds(&recovered, &[(1, b"one"), (2, &vec![0xab; (3 << 20) - 8192]), (3, b"three")]);
+    assert_clean(&recovered);
+}
+
+#[test]
+fn the_end_of_the_journal_gone_altogether_is_noticed() {
+    let made = Made::new(1).batch(0, &[put(1, 1, "one")]);
+    let filed = Filed { durable_seq: 4, ..Filed::default() };
+    let bench = Bench::new(&[&made]);
+    let recovered = bench.recover_with(&filed);
+    assert_holds(&recovered, &[(1, b"one")]);
+    assert_eq!(recovered.replayed.gaps, [gap(2, 4)]);
+    assert_eq!(recovered.replayed.next_seq, 5);
+    assert_eq!(bench.recover_with(&filed).replayed.gaps, [gap(2, 4)]);
+}
+
+/// What was durable once and is gone is told by a record behind it. That record may be one that has to be cut; what it told must not be cut with
+/// it: a process that dies before it reports the loss would else hide it.
+#[test]
+fn a_loss_that_only_a_torn_record_tells_is_told_again() {
+    let made = Made::new(1)
+        .batch(0, &[put(1, 1, "one")])
+        .batch(1, &[put(2, 2, "two"), put(3, 3, "three")])
+        .batch(3, &[put(4, 4, vec![4; 5000]), put(5, 5, "five")])
+        .without_page_of(2, 0)
+        .without_page_of(4, 0);
+    let bench = Bench::new(&[&made]);
+    let first = bench.recover();
+    assert_holds(&first, &[(1, b"one")]);
+    assert_eq!(first.replayed.gaps, [gap(2, 3)]);
+    let second = bench.recover();
+    assert_holds(&second, &[(1, b"one")]);
+    assert_eq!(second.replayed.gaps, [gap(2, 3)]);
+    assert_eq!(second.replayed.next_seq, first.replayed.next_seq);
+    // Told once and gone on: the numbers behind the loss are used.
+    let next = Made::new(second.next_generation).batch(3, &[put(second.replayed.next_seq, 6, "six")]);
+    bench.write(1, &next.bytes);
+    let third = bench.recover();
+    assert_holds(&third, &[(1, b"one"), (6, b"six")]);
+    assert_eq!(third.replayed.gaps, [gap(2, 3)]);
+}
+
+/// The next slot's number must not run over: segments would be made over files that are there.
+#[test]
+fn a_file_with_the_highest_slot_is_no_danger() {
+    let bench = Bench::new(&[&Made::new(1).batch(0, &[put(1, 1, "one")])]);
+    bench.write(u32::MAX, b"somebody else's");
+    let recovered = bench.recover();
+    assert_holds(&recovered, &[(1, b"one")]);
+    let pool = writer::pool(&bench, recovered.next_slot);
+    for _ in 0..2 {
+        pool.create(SIZE).unwrap();
+    }
+    assert_eq!(std::fs::read(bench.path(u32::MAX)).unwrap(), b"somebody else's");
+    assert_holds(&bench.recover(), &[(1, b"one")]);
+}
+
+#[test]
+fn a_retained_segment_that_is_missing_is_named() {
+    let filed = Filed { generation: 3, seq: 9, durable_seq: 9, retained: [2].into(), ..Filed::default() };
+    let recovered = Bench::new(&[]).recover_with(&filed);
+    assert_eq!(recovered.damage.len(), 1);
+    assert!(recovered.damage[0].what.contains("generation 2"), "{:?}", recovered.damage);
+}
+
+#[test]
+fn without_repair_nothing_is_changed() {
+    let torn = Made::new(1)
+        .batch(0, &[put(1, 1, "one")])
+        .batch(1, &[put(2, 2, "two"), put(3, 3, "x")])
+        .flip(2, PAYLOAD);
+    let bench = Bench::new(&[&torn]);
+    let recovered = recover(&bench.storage, bench.dir.path(), SPOOL, &Filed::default(), false).unwrap();
+    assert_eq!(recovered.torn_records, 2);
+    assert_eq!(std::fs::read(bench.path(0)).unwrap(), torn.bytes);
+}
