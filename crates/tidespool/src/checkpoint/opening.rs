@@ -140,7 +140,7 @@ pub(crate) fn open_filed(
         // What a checkpoint that did not end has filed already is counted here.
         Some(ledger) if disagrees.is_none() => {
             let mut retained = stock.retained;
-            set_sizes(&mut retained, &recovered.retained);
+            set_sizes(&mut retained, recovered.retained.iter().chain(&recovered.journal));
             Ledger { tally: stock.tally, retained, filing: false, ..ledger }
         }
         Some(ledger) => ledger,
@@ -155,7 +155,7 @@ pub(crate) fn open_filed(
     Ok(Opened { durable, ledger, recovered, damage, damaged: stock.damaged, disagrees })
 }
 
-fn set_sizes(retained: &mut BTreeMap<u64, Retained>, segments: &[Arc<Segment>]) {
+fn set_sizes<'a>(retained: &mut BTreeMap<u64, Retained>, segments: impl Iterator<Item = &'a Arc<Segment>>) {
     for segment in segments {
         if let Some(entry) = retained.get_mut(&segment.generation) {
             entry.size = segment.size;

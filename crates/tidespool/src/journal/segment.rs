@@ -150,6 +150,11 @@ impl Segment {
         }
     }
 
+    /// What its first page says.
+    pub(crate) fn header(&self, spool: [u8; 16]) -> SegmentHeader {
+        SegmentHeader { role: self.role, generation: self.generation, size: self.size, spool }
+    }
+
     pub(crate) fn settle(&self) {
         self.settled_at.get_or_init(Instant::now);
     }
