@@ -180,7 +180,8 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
     match newest_generation(file, salt_of(spool))? {
         Some(generation) if matters(generation) => {
             // One that is retained and not filed is a cold one, but for a crash in the middle of a checkpoint.
-            let is_cold = generation > filed.generation && filed.retained.contains(&generation) && !filed.unknown;
+            let is_cold =
+                generation > filed.generation && filed.retained.contains(&generation) && !filed.unknown;
             let role = if is_cold { Role::Cold } else { Role::Journal };
             let header = SegmentHeader { role, generation, size, spool };
             let what = "its first page is damaged; the records after it were read".to_owned();
