@@ -144,7 +144,7 @@ impl Filer {
         self.tidy(true)?;
         let mut findings = Vec::new();
         verify_filed(&self.segments, &self.durable, &|_| !self.filing.is_stopped(), &mut |finding| {
-            findings.push(finding)
+            findings.push(finding);
         })?;
         for finding in &findings {
             self.events.found_damage(&finding.id, &finding.what);

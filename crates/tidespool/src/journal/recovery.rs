@@ -33,6 +33,14 @@ pub(crate) struct Filed {
     pub(crate) unknown: bool,
 }
 
+impl Filed {
+    /// A checkpoint that did not end has sled point into segments that are not filed: these are the journal's all the same.
+    fn is_retained(&self, header: &SegmentHeader) -> bool {
+        let is_filed = self.unknown || header.role == Role::Cold || header.generation <= self.generation;
+        is_filed && self.retained.contains(&header.generation)
+    }
+}
+
 /// Something that is wrong with a file, and what was done about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FileDamage {
@@ -100,9 +108,7 @@ pub(crate) fn recover(
                     found.damage.push(FileDamage { path: path.clone(), what });
                 }
                 found.next_generation = found.next_generation.max(generation_after(header.generation));
-                // A checkpoint that did not end may have made sled point into the journal: that is to be replayed all the same.
-                let retained = filed.retained.contains(&header.generation)
-                    && (header.role == Role::Cold || header.generation <= filed.generation);
+                let retained = filed.is_retained(&header);
                 let segment =
                     Segment::new(header, slot, path.clone(), file, Use { settled: true, counted: !retained });
                 if let Some(other) = by_generation.insert(header.generation, Arc::new(segment)) {
@@ -180,7 +186,11 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
     }
     match newest_generation(file, salt_of(spool))? {
         Some(generation) if matters(generation) => {
-            let header = SegmentHeader { role: Role::Journal, generation, size, spool };
+            // One that is retained and not filed is a cold one, but for a crash in the middle of a checkpoint.
+            let is_cold =
+                generation > filed.generation && filed.retained.contains(&generation) && !filed.unknown;
+            let role = if is_cold { Role::Cold } else { Role::Journal };
+            let header = SegmentHeader { role, generation, size, spool };
             let what = "its first page is damaged; the records after it were read".to_owned();
             Ok(Class::Used(header, Some(what)))
         }

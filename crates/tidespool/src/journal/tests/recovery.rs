@@ -374,3 +374,17 @@ fn without_repair_nothing_is_changed() {
     assert_eq!(recovered.torn_records, 2);
     assert_eq!(std::fs::read(bench.path(0)).unwrap(), torn.bytes);
 }
+
+/// The checkpoint is in the middle of a segment when the process dies, so that sled points into it. It is started again, and ended in an orderly way
+/// before the next checkpoint: the ledger lists the segment as retained, and it is not filed.
+#[test]
+fn a_segment_that_is_not_filed_is_replayed_though_the_ledger_retains_it() {
+    let first = Made::new(1).batch(0, &[put(1, 1, "one")]);
+    let second = Made::new(2).batch(1, &[put(2, 2, "two"), put(3, 3, "three")]);
+    let filed = Filed { generation: 1, seq: 1, durable_seq: 3, retained: [1, 2].into(), ..Filed::default() };
+    let recovered = Bench::new(&[&first, &second]).recover_with(&filed);
+    assert_holds(&recovered, &[(2, b"two"), (3, b"three")]);
+    assert_clean(&recovered);
+    let retained: Vec<u64> = recovered.retained.iter().map(|segment| segment.generation).collect();
+    assert_eq!(retained, [1]);
+}
