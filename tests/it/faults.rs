@@ -468,3 +468,55 @@ async fn a_small_journal_comes_through_failing_syncs() {
     stop(spool).await;
     broken.assert_reopens_with(&stored).await;
 }
+
+/// A commit that fails is tried again while older versions of the same messages come due: they must not be written after it. They once were,
+/// and an acknowledged store was replaced by the version before it, for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_version_never_overtakes_a_commit_that_is_tried_again() {
+    let broken = Broken::new(|config| config.checkpoint_after(HOUR));
+    let spool = broken.start().await;
+    let (stored, removed) = (SpoolId::new(), put(spool.as_ref(), 300, true).await);
+    spool.store(stored, payload::shared(stored, 1, 300), false, None).await.expect("store");
+    spool.remove(removed).await.expect("remove");
+    broken.disk.inject(committing(Fault::on(Call::Sync)).always());
+    let before = broken.disk.count(Call::Sync);
+    let stores = [begin(&spool, stored, 2, 300, None), begin(&spool, removed, 2, 300, None)];
+    // By then the older versions are due, too.
+    wait::until("it was tried again and again", || broken.disk.count(Call::Sync) > before + 4).await;
+    broken.disk.heal();
+    for store in stores {
+        wait::bounded("the store", store).await.unwrap().expect("it is acknowledged");
+    }
+    for id in [stored, removed] {
+        payload::assert_is(id, 2, 300, &spool.load(id).await.expect("load"));
+    }
+    drop(spool);
+    let spool = broken.start().await;
+    for id in [stored, removed] {
+        payload::assert_is(id, 2, 300, &spool.load(id).await.expect("load after a crash"));
+    }
+    stop(spool).await;
+}
+
+/// A message that needs a file of its own, on a disk that has no room for it, is refused; nobody waits behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_too_large_for_a_full_disk_keeps_nobody_waiting() {
+    let broken = Broken::new(|config| config.checkpoint_after(HOUR));
+    let spool = broken.start().await;
+    let small = put(spool.as_ref(), 300, true).await;
+    wait::until("segments are ready", || spool.stats().gauges.journal_segments_free == 2).await;
+    broken.disk.inject(Fault::on(Call::Create).file(".seg").always().full_disk());
+    for force_sync in [false, true] {
+        let large = SpoolId::new();
+        let store = spool.store(large, payload::shared(large, 1, 1_000_000), force_sync, None);
+        let err = wait::bounded("the large message", store).await.expect_err("there is no room");
+        assert!(err.root_cause().is::<SpoolBackpressureTimeout>(), "{err:#}");
+        assert_absent(spool.as_ref(), large).await;
+    }
+    let next = put(spool.as_ref(), 300, true).await;
+    spool.remove(small).await.expect("remove");
+    wait::until("the removal is durable", || spool.stats().gauges.dirty_bytes == 0).await;
+    assert_eq!(spool.unhealthy_reason(), None);
+    drop(spool);
+    broken.assert_reopens_with(&[(next, 300)]).await;
+}

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use tempfile::TempDir;
 use tidespool::TieredSpool;
 use tidespool_core::{Locked, Spool, UnsupportedFormat};
+use tidespool_testkit::wait;
 
 use crate::setup::{Tiered, assert_holds, put, small, stop, walk};
 
@@ -220,4 +221,26 @@ fn with_first_number(text: &str, number: &str) -> String {
 fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let files = walk(dir).into_iter().filter(|path| path.is_file() && !path.ends_with("LOCK"));
     files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+}
+
+/// Whoever gives up waiting for the spool to open leaves nothing behind that keeps it from being opened.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_opening_that_nobody_waits_for_is_abandoned() {
+    let tiered = Tiered::new(|config| config);
+    stop(tiered.start().await).await;
+    for _ in 0..3 {
+        let mut opening = Box::pin(TieredSpool::open(tiered.config.clone()));
+        assert!(futures_lite::future::poll_once(&mut opening).await.is_none());
+        drop(opening);
+        let opened = wait::bounded("the next opening", async {
+            loop {
+                match TieredSpool::open(tiered.config.clone()).await {
+                    Ok(spool) => break spool,
+                    // The one before is still at it, and ends by itself.
+                    Err(err) => assert!(format!("{err:#}").contains("in use"), "{err:#}"),
+                }
+            }
+        });
+        opened.await.shutdown().await.expect("shutdown");
+    }
 }

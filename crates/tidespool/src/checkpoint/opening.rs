@@ -164,6 +164,8 @@ pub(crate) fn open_filed(
         // Everything was replayed, filed or not: what sled knows as well or better is sled's.
         let filed_seqs = seqs_of(&durable, recovered.replayed.newest.keys())?;
         recovered.replayed.newest.retain(|id, newest| filed_seqs.get(id).is_none_or(|seq| *seq < newest.seq));
+        // New records are newer than what is filed, also where the journal is empty.
+        recovered.replayed.next_seq = recovered.replayed.next_seq.max(stock.max_seq + 1);
     }
     let mut ledger = ledger.unwrap_or_else(|| Ledger { filed_seq: stock.max_seq, ..Ledger::default() });
     if disagrees.is_none() {

@@ -1,8 +1,10 @@
 //! What the spool does when memory is short, and `advise_low_memory`.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_lite::future;
+use tokio::sync::oneshot::error::TryRecvError;
 
 use super::shared::Shared;
 use crate::pressure::{Level, Relief};
@@ -15,7 +17,7 @@ impl Relief for SpoolRelief {
         if level != Level::Normal {
             let (entries, bytes) = self.0.cache.shrink();
             self.0.stats.cache_evicted(entries, bytes);
-            let more = future::block_on(advise(&self.0));
+            let more = advise_blocking(&self.0);
             return more.saturating_add(isize::try_from(bytes).unwrap_or(isize::MAX));
         }
         0
@@ -31,16 +33,35 @@ impl Relief for SpoolRelief {
     }
 }
 
-/// Makes dirty data durable, then drops the clean copies. Returns by how much the accounted memory fell.
+/// Makes dirty data durable, then drops the clean copies. Returns by how much the accounted memory fell. A disk that does not answer within
+/// `store_deadline` keeps its dirty bytes; the clean copies go all the same.
 pub(super) async fn advise(shared: &Shared) -> isize {
     let before = shared.accounted_bytes();
     let flushed = shared.mailbox.flush(false);
-    // A disk that does not answer keeps its dirty bytes; the clean copies can go all the same.
     let gone = async {
         shared.closing.closed().await;
         Ok(())
     };
-    let _ = future::or(flushed, gone).await;
+    // However it ends: what is left dirty is counted as such.
+    let _ = tokio::time::timeout(shared.config.store_deadline, future::or(flushed, gone)).await;
+    drop_clean_copies(shared, before)
+}
+
+/// The same from a thread that is not the runtime's.
+fn advise_blocking(shared: &Shared) -> isize {
+    const LOOK: Duration = Duration::from_millis(20);
+    let before = shared.accounted_bytes();
+    let mut flushed = shared.mailbox.flush(false);
+    let until = Instant::now() + shared.config.store_deadline;
+    while flushed.try_recv() == Err(TryRecvError::Empty) && Instant::now() < until {
+        if shared.closing.wait(LOOK) {
+            break;
+        }
+    }
+    drop_clean_copies(shared, before)
+}
+
+fn drop_clean_copies(shared: &Shared, before: u64) -> isize {
     let (entries, bytes) = shared.cache.clear();
     shared.stats.cache_evicted(entries, bytes);
     let after = shared.accounted_bytes();
