@@ -25,12 +25,9 @@ use std::time::Duration;
 
 pub(crate) use error::DurableError;
 pub(crate) use files::{Fdatasync, FileSync};
-#[allow(unused_imports, reason = "wired up with the tiered layer")]
-pub(crate) use handle::{Durable, Opening, Reopened};
-#[allow(unused_imports, reason = "wired up with the tiered layer")]
+pub(crate) use handle::Durable;
 pub(crate) use key::{Class, Key, KeyRange};
-#[allow(unused_imports, reason = "wired up with the tiered layer")]
-pub(crate) use record::{MAX_WHOLE, Record, RecordError};
+pub(crate) use record::{MAX_WHOLE, Record};
 pub(crate) use sled_store::{SledOptions, SledStore};
 pub(crate) use tally::Tally;
 

@@ -7,8 +7,9 @@ use chrono::{TimeDelta, Utc};
 use proptest::prelude::*;
 
 use super::*;
+use crate::durable::record::RecordError;
 use crate::durable::record::tests::records;
-use crate::durable::{KeyRange, MAX_WHOLE, RecordError};
+use crate::durable::{KeyRange, MAX_WHOLE};
 
 fn all(store: &dyn DurableStore) -> Vec<(Key, Record)> {
     let mut found = Vec::new();

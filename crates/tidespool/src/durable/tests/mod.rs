@@ -13,7 +13,8 @@ use std::path::Path;
 use tempfile::TempDir;
 use tidespool_core::SpoolId;
 
-use super::{Change, DurableError, DurableStore, Key, Op, Opening, Record, SledOptions, SledStore, Tally};
+use super::handle::Opening;
+use super::{Change, DurableError, DurableStore, Key, Op, Record, SledOptions, SledStore, Tally};
 
 const CACHE: u64 = 8 << 20;
 

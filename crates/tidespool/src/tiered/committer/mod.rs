@@ -3,6 +3,8 @@
 //! One loop with one batch at a time. What it has taken and not yet made durable it keeps; after a failure it tries again, with a
 //! pause, for as long as the spool lives.
 
+mod batch;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,12 +16,9 @@ use super::crew::Committed;
 use super::mailbox::{Arrival, Floor, Mail, Mailbox, Stop};
 use super::publish::{publish_arrival, publish_ticketed, show_written};
 use super::shared::Shared;
-use crate::journal::{Change, Durable, PAGE, Room, Segment, WriteError, Writer, footprint};
+use crate::journal::{Change, Durable, PAGE, Segment, WriteError, Writer};
 use crate::memory::{Dirty, Ticket};
 use crate::stats::Site;
-
-/// A batch ends at about so many bytes of flushed data, so that synced stores behind it don't wait for long.
-const BATCH_BYTES: u64 = 8 << 20;
 
 /// How long to wait for a free segment before looking again.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -213,136 +212,6 @@ impl Committer {
         }
     }
 
-    /// Appends what waits and fits: all synced stores, and flushed data up to [`BATCH_BYTES`].
-    fn append_batch(&mut self) {
-        self.drop_cancelled();
-        if self.writer.room(true).take(PAGE) {
-            for (id, target) in self.aborts.drain(..) {
-                self.writer.append(id, Change::Abort(target));
-                self.taken.push(Taken::Abort(id));
-            }
-        }
-        let mut room = self.writer.room(false);
-        let mut batch = Vec::new();
-        while let Some(arrival) = self.take_arrival(&mut room) {
-            let mut shard = self.shared.table.lock(&arrival.id);
-            if let Some((ticket, dirty)) = shard.pending.commit_older(&arrival.id, arrival.version) {
-                batch.push((ticket.version, Taken::Ticketed(ticket, dirty)));
-            }
-            drop(shard);
-            batch.push((arrival.version, Taken::Arrived(arrival)));
-        }
-        let mut bytes = 0;
-        while self.arrivals.is_empty() && bytes < BATCH_BYTES {
-            let Some((ticket, dirty)) = self.take_ticket(&mut room) else { break };
-            bytes += cost(&dirty);
-            batch.push((ticket.version, Taken::Ticketed(ticket, dirty)));
-        }
-        if batch.is_empty() {
-            self.take_removes(&mut batch);
-        }
-        self.blocked = batch.is_empty() && self.has_work();
-        // For one id, what is newer must be written later.
-        batch.sort_unstable_by_key(|(version, _)| *version);
-        for (_, taken) in batch {
-            self.append(taken);
-        }
-    }
-
-    fn append(&mut self, taken: Taken) {
-        let (id, at, dirty) = match &taken {
-            Taken::Ticketed(ticket, dirty) => (ticket.id, ticket.at, dirty),
-            Taken::Arrived(arrival) => (arrival.id, arrival.at, &arrival.dirty),
-            Taken::Shown { .. } | Taken::Abort(_) | Taken::Mark => return,
-        };
-        let change = dirty.data.clone().map_or(Change::Remove, Change::Put);
-        self.writer.append(id, change);
-        self.oldest_taken = Some(self.oldest_taken.map_or(at, |oldest| oldest.min(at)));
-        self.taken_bytes += dirty.bytes();
-        self.taken.push(taken);
-    }
-
-    /// The next synced store, if it fits.
-    fn take_arrival(&mut self, room: &mut Room) -> Option<Arrival> {
-        loop {
-            let dirty = &self.arrivals.front()?.dirty;
-            let (cost, is_large) = (cost(dirty), self.shared.needs_own_segment(len(dirty)));
-            if !is_large && !room.take(cost) {
-                return None;
-            }
-            let arrival = self.arrivals.pop_front()?;
-            if !is_large {
-                return Some(arrival);
-            }
-            match self.writer.prepare_large(cost) {
-                Ok(()) => return Some(arrival),
-                // Nobody else waits for the one that is too large for the disk.
-                Err(error) => self.refuse(arrival, &error),
-            }
-        }
-    }
-
-    fn refuse(&self, arrival: Arrival, error: &std::io::Error) {
-        self.shared.table.lock(&arrival.id).pending.arrive(&arrival.id);
-        tracing::warn!(id = %arrival.id, %error, "no room for a message that is larger than a segment");
-        if arrival.verdict.commit() {
-            // The caller may be gone.
-            let _ = arrival.done.send(false);
-        }
-    }
-
-    /// The next flushed version that was not replaced or removed meanwhile, if it fits.
-    fn take_ticket(&mut self, room: &mut Room) -> Option<(Ticket, Arc<Dirty>)> {
-        while let Some(ticket) = self.backlog.front().copied() {
-            let mut shard = self.shared.table.lock(&ticket.id);
-            let Some(dirty) = shard.pending.peek(&ticket) else {
-                // Replaced a moment ago: its place in the order is inherited.
-                let replaced_at = shard.pending.replaced_at(&ticket);
-                drop(shard);
-                self.backlog.pop_front();
-                if let Some(at) = replaced_at {
-                    self.backlog.extend(self.shared.table.drain_tickets(at));
-                }
-                continue;
-            };
-            if !room.take(cost(&dirty)) {
-                return None;
-            }
-            shard.pending.commit(&ticket);
-            self.backlog.pop_front();
-            return Some((ticket, dirty));
-        }
-        None
-    }
-
-    /// Where no segment is left for messages, removes are written all the same: they are what frees one.
-    fn take_removes(&mut self, batch: &mut Vec<(u64, Taken)>) {
-        let mut room = self.writer.room(true);
-        self.backlog.retain(|ticket| {
-            let mut shard = self.shared.table.lock(&ticket.id);
-            let Some(dirty) = shard.pending.peek(ticket) else { return false };
-            // An older put of the id that still waits must not be written after its removal.
-            let waits = dirty.data.is_some() || shard.pending.is_under_way(&ticket.id);
-            if waits || !room.take(cost(&dirty)) {
-                return true;
-            }
-            shard.pending.commit(ticket);
-            batch.push((ticket.version, Taken::Ticketed(*ticket, dirty)));
-            false
-        });
-    }
-
-    fn drop_cancelled(&mut self) {
-        let table = &self.shared.table;
-        self.arrivals.retain(|arrival| {
-            let cancelled = arrival.verdict.is_cancelled();
-            if cancelled {
-                table.lock(&arrival.id).pending.arrive(&arrival.id);
-            }
-            !cancelled
-        });
-    }
-
     /// Some caller waits for stable storage, or something was flushed because its time had come.
     fn wants_sync(&self) -> bool {
         self.taken.iter().any(|taken| match taken {
@@ -462,15 +331,6 @@ impl Drop for End {
     fn drop(&mut self) {
         self.0.end();
     }
-}
-
-/// Bytes of the journal that a version takes.
-fn cost(dirty: &Dirty) -> u64 {
-    footprint(len(dirty))
-}
-
-fn len(dirty: &Dirty) -> u64 {
-    dirty.data.as_ref().map_or(0, |data| data.len() as u64)
 }
 
 fn publish(shared: &Shared, aborts: &mut Vec<(SpoolId, u64)>, taken: Taken, durable: &Durable) {
