@@ -37,6 +37,13 @@ pub(super) struct Stamp {
     exits: u64,
 }
 
+impl Stamp {
+    /// What is known to be the record with this number.
+    pub(super) fn of_record(seq: u64) -> Self {
+        Self { seq: Some(seq), exits: 0 }
+    }
+}
+
 /// Why a message could not be read.
 #[derive(Debug, Error)]
 pub(super) enum LookupError {

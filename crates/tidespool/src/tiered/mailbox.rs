@@ -47,6 +47,17 @@ impl Verdict {
     }
 }
 
+/// What became of a store that waited for its commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It is on stable storage, as the record with this number.
+    Durable(u64),
+    /// It is with the operating system, visible and dirty.
+    Written,
+    /// There was no room for it.
+    Refused,
+}
+
 /// A store that waits for its commit, not visible yet.
 #[derive(Debug)]
 pub(crate) struct Arrival {
@@ -56,8 +67,8 @@ pub(crate) struct Arrival {
     pub(crate) floor: Floor,
     pub(crate) at: Instant,
     pub(crate) verdict: Arc<Verdict>,
-    /// Hears whether it was stored; false where it was refused.
-    pub(crate) done: oneshot::Sender<bool>,
+    /// Hears what became of it.
+    pub(crate) done: oneshot::Sender<Outcome>,
 }
 
 /// The committer's mailbox. Its arrivals are bounded by `dirty_limit`: each holds its permit.

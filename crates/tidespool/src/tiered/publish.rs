@@ -19,29 +19,32 @@ pub(super) fn publish_ticketed(
     newest: Newest,
 ) {
     let mut shard = shared.table.lock(&id);
-    settle(shared, &mut shard, id, version, dirty, newest);
-}
-
-/// A synced store is durable: now it is visible. The caller has the committer's word already.
-pub(super) fn publish_arrival(shared: &Shared, arrival: &Arrival, newest: Newest) {
-    let mut shard = shared.table.lock(&arrival.id);
-    settle(shared, &mut shard, arrival.id, arrival.version, &arrival.dirty, newest);
-}
-
-fn settle(shared: &Shared, shard: &mut Shard, id: SpoolId, version: u64, dirty: &Arc<Dirty>, newest: Newest) {
-    shard.index.learn(id, newest);
-    shard.pending.arrive(&id);
-    let elided = shard.pending.settle(&id, version);
-    let is_newest = shard.pending.get(&id).is_none()
-        && shard.index.get(&id).is_some_and(|indexed| indexed.seq == newest.seq);
+    let is_newest = settle(shared, &mut shard, id, version, newest);
     match &dirty.data {
         Some(data) if is_newest => shared.cache.insert(id, data.clone()),
         // An earlier clean copy must not outlive the version that replaced it.
         _ => shared.cache.remove(&id),
     }
-    if let Some(elided) = elided {
+}
+
+/// A synced store is durable: now it is visible. The caller has the committer's word already.
+pub(super) fn publish_arrival(shared: &Shared, arrival: &Arrival, newest: Newest) {
+    let mut shard = shared.table.lock(&arrival.id);
+    // Its caller offers the clean copy, in its own time: all others wait for this thread.
+    if shard.may_have_copy(&arrival.id) {
+        shared.cache.remove(&arrival.id);
+    }
+    settle(shared, &mut shard, arrival.id, arrival.version, newest);
+}
+
+/// True if the version is the newest one.
+fn settle(shared: &Shared, shard: &mut Shard, id: SpoolId, version: u64, newest: Newest) -> bool {
+    shard.index.learn(id, newest);
+    shard.pending.arrive(&id);
+    if let Some(elided) = shard.pending.settle(&id, version) {
         shared.stats.elided(1, elided.bytes());
     }
+    shard.pending.get(&id).is_none() && shard.index.get(&id).is_some_and(|indexed| indexed.seq == newest.seq)
 }
 
 /// A store was handed to the operating system, which is all that its caller asked for: it is visible now, and dirty until its sync. False if

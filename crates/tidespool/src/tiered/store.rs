@@ -10,7 +10,8 @@ use tidespool_core::{
 };
 use tokio::sync::oneshot;
 
-use super::mailbox::{Arrival, Floor, Verdict};
+use super::lookup::{Stamp, fill_cache};
+use super::mailbox::{Arrival, Floor, Outcome, Verdict};
 use super::shared::Shared;
 use crate::Durability;
 use crate::memory::{Dirty, Permit, Ticket, cannot_meet, hold_back};
@@ -215,6 +216,7 @@ async fn commit(
 ) -> Result<(), Refused> {
     let claim = Claim(Arc::default());
     let (done, mut heard) = oneshot::channel();
+    let data = dirty.data.clone();
     {
         let mut shard = shared.table.lock(&id);
         shared.check_open()?;
@@ -226,16 +228,31 @@ async fn commit(
         });
     }
     match deadline.bound(&mut heard).await {
-        Ok(Ok(true)) => Ok(()),
-        Ok(Ok(false)) => Err(Refused::Late(Late::Spool)),
+        Ok(Ok(outcome)) => conclude(shared, id, data, outcome, Late::Spool),
         // The committer is gone without having stored it.
         Ok(Err(_)) => Err(Refused::Closed),
         Err(late) if claim.0.cancel() => Err(late),
         // It was stored at the same moment. It is visible when the committer says so, which is next.
-        Err(late) => match heard.await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(late),
+        Err(_) => match heard.await {
+            Ok(outcome) => conclude(shared, id, data, outcome, deadline.whose),
             Err(_) => Err(Refused::Closed),
         },
+    }
+}
+
+fn conclude(
+    shared: &Shared,
+    id: SpoolId,
+    data: Option<Arc<Box<[u8]>>>,
+    outcome: Outcome,
+    whose: Late,
+) -> Result<(), Refused> {
+    match (outcome, data) {
+        (Outcome::Refused, _) => Err(Refused::Late(whose)),
+        (Outcome::Durable(seq), Some(data)) => {
+            fill_cache(shared, id, &data, Stamp::of_record(seq));
+            Ok(())
+        }
+        (Outcome::Durable(_) | Outcome::Written, _) => Ok(()),
     }
 }

@@ -97,6 +97,11 @@ impl Table {
 }
 
 impl Shard {
+    /// True if there may be an earlier durable version of `id`, and so a clean copy of it.
+    pub(crate) fn may_have_copy(&self, id: &SpoolId) -> bool {
+        self.index.get(id).is_some() || self.filed.may_have(&Key::of(id))
+    }
+
     /// True if something durable, or about to be, could bring `id` back: its removal must be written.
     pub(crate) fn must_log_removal(&self, id: &SpoolId) -> bool {
         let indexed = match self.index.get(id) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::mailbox::Arrival;
+use super::super::mailbox::{Arrival, Outcome};
 use super::{Committer, Taken};
 use crate::journal::{Change, PAGE, Room, footprint};
 use crate::memory::{Dirty, Ticket};
@@ -85,7 +85,7 @@ impl Committer {
         tracing::warn!(id = %arrival.id, %error, "no room for a message that is larger than a segment");
         if arrival.verdict.commit() {
             // The caller may be gone.
-            let _ = arrival.done.send(false);
+            let _ = arrival.done.send(Outcome::Refused);
         }
     }
 

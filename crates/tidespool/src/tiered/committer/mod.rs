@@ -13,7 +13,7 @@ use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
 use super::crew::Committed;
-use super::mailbox::{Arrival, Floor, Mail, Mailbox, Stop};
+use super::mailbox::{Arrival, Floor, Mail, Mailbox, Outcome, Stop};
 use super::publish::{publish_arrival, publish_ticketed, show_written};
 use super::shared::Shared;
 use crate::journal::{Change, Durable, PAGE, Segment, WriteError, Writer};
@@ -231,7 +231,7 @@ impl Committer {
                 let Arrival { id, version, dirty, done, .. } = arrival;
                 *taken = Taken::Shown { id, version, dirty };
                 // The caller may be gone by now; the message stays.
-                let _ = done.send(true);
+                let _ = done.send(Outcome::Written);
             }
         }
     }
@@ -342,7 +342,7 @@ fn publish(shared: &Shared, aborts: &mut Vec<(SpoolId, u64)>, taken: Taken, dura
         Taken::Arrived(arrival) if arrival.verdict.commit() => {
             publish_arrival(shared, &arrival, durable.newest);
             // The caller may have dropped its future just now; the message stays.
-            let _ = arrival.done.send(true);
+            let _ = arrival.done.send(Outcome::Durable(durable.seq));
         }
         Taken::Arrived(arrival) => {
             shared.stats.aborted();
