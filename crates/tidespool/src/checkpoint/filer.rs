@@ -384,6 +384,8 @@ impl Filer {
         let least = ledger.tally.records.saturating_sub(self.source.collect(u64::MAX).len() as u64);
         let mut stock = None;
         let mut count = |store: &dyn DurableStore| {
+            // What is counted must be on stable storage: segments are given up on the strength of it.
+            store.apply(&mut std::iter::empty(), &mut |_, _| {})?;
             let found = take_stock(store, segments)?;
             if found.tally.records < least {
                 let what = format!("{} records are there, at least {least} should be", found.tally.records);
@@ -405,6 +407,7 @@ impl Filer {
         }
         if let Some(stock) = stock {
             self.ledger.take_stock(&stock);
+            self.ledger_file.write(&self.ledger)?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::ballast::Ballast;
 use super::opening::Stock;
 use super::retained::Retained;
 use crate::durable::{Class, Key, Tally};
@@ -157,6 +158,17 @@ impl LedgerFile {
         file.sync_data().map_err(io)?;
         self.storage.rename(&temporary, &self.path).map_err(io)?;
         self.storage.sync_dir(&self.dir).map_err(io)
+    }
+
+    /// The same; on a full disk the ballast makes room. A spool that can't be opened can't be emptied.
+    pub(crate) fn write_somehow(&self, ledger: &Ledger, ballast: &Ballast) -> Result<(), LedgerError> {
+        match self.write(ledger) {
+            Err(LedgerError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+                ballast.release();
+                self.write(ledger)
+            }
+            written => written,
+        }
     }
 
     fn damaged(&self, what: String) -> LedgerError {

@@ -156,6 +156,8 @@ pub(crate) fn open_filed(
     fresh: bool,
 ) -> Result<Opened, OpeningError> {
     let (durable, unopened) = open_engine(places, options, ballast)?;
+    // What is counted must be on stable storage: the ledger will say that it is.
+    durable.apply(&mut std::iter::empty(), &mut |_, _| {})?;
     let Examined { ledger, stock, recovered, damage, disagrees } =
         examine(places, Some(&durable), fresh, true)?;
     let disagrees = unopened.or(disagrees);
@@ -287,6 +289,7 @@ pub(crate) fn settle(
     segments: &Segments,
     ledger: &mut Ledger,
     ledger_file: &LedgerFile,
+    ballast: &Ballast,
     replayed: &HashMap<SpoolId, Newest>,
 ) -> Result<Settled, OpeningError> {
     let should = ledger.tally.records;
@@ -329,7 +332,7 @@ pub(crate) fn settle(
     ledger.number += 1;
     ledger.lost += lost;
     ledger.take_stock(&stock);
-    ledger_file.write(ledger)?;
+    ledger_file.write_somehow(ledger, ballast)?;
     Ok(Settled { refiled, lost })
 }
 

@@ -223,18 +223,18 @@ impl Pool {
         Ok(file)
     }
 
-    /// Makes an ordinary segment, if that leaves enough of the disk to others.
-    fn create_if_room(&self) -> io::Result<FreeSegment> {
-        if self.storage.free_bytes(&self.dir)? < self.segment_size + self.keep_free {
+    /// Makes a segment, if that leaves enough of the disk to others.
+    pub(crate) fn create_if_room(&self, size: u64) -> io::Result<FreeSegment> {
+        if self.storage.free_bytes(&self.dir)? < size + self.keep_free {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        self.create(self.segment_size)
+        self.create(size)
     }
 
     /// Makes the segments that a new spool starts with.
     pub(crate) fn fill(&self) -> io::Result<()> {
         while self.wants_one(&self.state.lock()) {
-            self.give(self.create_if_room()?);
+            self.give(self.create_if_room(self.segment_size)?);
         }
         Ok(())
     }
@@ -252,7 +252,7 @@ impl Pool {
                 continue;
             }
             drop(state);
-            let made = self.create_if_room();
+            let made = self.create_if_room(self.segment_size);
             let failed = made.is_err();
             match made {
                 Ok(segment) => self.give(segment),

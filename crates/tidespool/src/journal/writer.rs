@@ -163,12 +163,21 @@ impl Writer {
         self.entries.len()
     }
 
+    /// Something is queued that has no place yet, or lost it by an error.
+    pub(crate) fn has_unwritten(&self) -> bool {
+        self.written < self.entries.len()
+    }
+
     /// What fits into the segments that there are. Messages leave the reserve to removes, as a free segment or as the active one.
     pub(crate) fn room(&self, for_removes: bool) -> Room {
         let pool = self.segments.pool();
         let free = pool.free();
         let active = self.active.as_ref().map_or(0, Active::room);
         let usable = pool.segment_size() - PAGE;
+        if self.has_unwritten() {
+            // What is queued already goes first, and it may take all there is.
+            return Room { left: 0, free: 0, usable };
+        }
         match for_removes {
             true => Room { left: active, free, usable },
             false if free < RESERVED => Room { left: 0, free: 0, usable },
@@ -178,7 +187,7 @@ impl Writer {
 
     /// Makes the file for a record of `cost` bytes that is larger than a segment. It has to be appended next.
     pub(crate) fn prepare_large(&mut self, cost: u64) -> io::Result<()> {
-        let prepared = self.segments.pool().create(PAGE + cost.next_multiple_of(PAGE))?;
+        let prepared = self.segments.pool().create_if_room(PAGE + cost.next_multiple_of(PAGE))?;
         self.prepared.push_back(prepared);
         Ok(())
     }
@@ -215,9 +224,13 @@ impl Writer {
         }
     }
 
-    /// Writes everything queued and makes it durable.
+    /// Writes everything queued and makes it durable. Where the segments do not suffice for all of it, that is done with what has a place: the
+    /// segments that it fills can then be filed, which is what frees others.
     pub(crate) fn sync(&mut self) -> Result<Synced, WriteError> {
-        self.write()?;
+        match self.write() {
+            Err(WriteError::NoSegment) if self.written > 0 => {}
+            written => written?,
+        }
         for segment in &self.touched {
             if let Err(error) = segment.file.sync_data() {
                 self.distrust();
@@ -229,10 +242,10 @@ impl Writer {
             let last = self.entries.iter().rfind(|entry| entry.generation == segment.generation);
             segment.note_last_seq(last.map_or(0, |entry| entry.seq));
         }
-        self.written = 0;
         self.distrust_pool = false;
-        self.durable_seq = self.next_seq - 1;
-        let records = self.entries.drain(..).map(|entry| entry.durable()).collect();
+        let records: Vec<Durable> =
+            self.entries.drain(..std::mem::take(&mut self.written)).map(|entry| entry.durable()).collect();
+        self.durable_seq = self.entries.first().map_or(self.next_seq, |next| next.seq) - 1;
         Ok(Synced { records, finished: std::mem::take(&mut self.finished) })
     }
 
@@ -285,7 +298,13 @@ impl Writer {
         let pool = self.segments.pool();
         let free = if need > pool.segment_size() - PAGE {
             let size = PAGE + need.next_multiple_of(PAGE);
-            let prepared = self.prepared.pop_front().filter(|prepared| prepared.size == size);
+            let prepared = self.prepared.pop_front().and_then(|prepared| {
+                if prepared.size != size {
+                    pool.delete(&prepared.path);
+                    return None;
+                }
+                Some(prepared)
+            });
             // Written again after a failure, it needs a new file.
             (prepared.map_or_else(|| pool.create(size), Ok).map_err(WriteError::Write)?, false)
         } else {

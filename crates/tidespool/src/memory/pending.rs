@@ -140,6 +140,12 @@ impl Pending {
         (entry.version == ticket.version && !entry.in_flight).then(|| entry.dirty.clone())
     }
 
+    /// Payload bytes of what [`Pending::commit_older`] would commit.
+    pub(crate) fn older_bytes(&self, id: &SpoolId, version: u64) -> Option<u64> {
+        let entry = self.entries.get(id).filter(|entry| entry.version < version && !entry.in_flight)?;
+        Some(entry.dirty.data.as_ref().map_or(0, |data| data.len() as u64))
+    }
+
     /// Commits what is dirty of `id` and older than `version`, which is about to be committed itself: were it flushed in a later batch, it would
     /// come back over the newer one.
     pub(crate) fn commit_older(&mut self, id: &SpoolId, version: u64) -> Option<(Ticket, Arc<Dirty>)> {

@@ -98,9 +98,6 @@ impl Crew {
         shared.closing.close();
         let monitor = shared.monitor.get();
         monitor.inspect(|monitor| monitor.stop());
-        for thread in self.enumerations.lock().drain(..) {
-            note_end(thread.join_by(by), "an enumeration", &mut problems);
-        }
         // The last quarter of the time is for the threads to end.
         shared.mailbox.stop(Stop::Drained(by - timeout / 4));
         let committed = note_end(crew.committer.join_by(by), "writing the journal", &mut problems);
@@ -109,6 +106,9 @@ impl Crew {
             let what =
                 format!("{bytes} dirty bytes could not be written within shutdown_timeout and are lost");
             problems.push(what);
+        }
+        for thread in self.enumerations.lock().drain(..) {
+            note_end(thread.join_by(by), "an enumeration", &mut problems);
         }
         shared.filing.stop();
         shared.segments.pool().stop();

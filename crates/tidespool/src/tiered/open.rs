@@ -50,13 +50,13 @@ pub(super) fn open(config: Config, storage: Arc<dyn Storage>) -> Result<OpenSpoo
     let (stats, mailbox) = (Arc::new(Stats::default()), Arc::new(Mailbox::default()));
     let segments = segments(&config, &places, &mut opened, &mailbox, &stats);
     let ledger_file = LedgerFile::new(storage, &directory.path);
-    let report = settle_disagreement(&mut opened, &segments, &ledger_file, &stats)?;
+    let report = settle_disagreement(&mut opened, &segments, &ledger_file, &ballast, &stats)?;
     if directory.fresh {
         segments.pool().fill().with_context(|| format!("preparing {}", places.journal().display()))?;
     }
     // Before any segment is used: its generation must never have been another's.
     opened.ledger.next_generation = segments.reserved_generation();
-    ledger_file.write(&opened.ledger)?;
+    ledger_file.write_somehow(&opened.ledger, &ballast)?;
     directory.finish_creation()?;
     ballast.restore();
 
@@ -146,6 +146,7 @@ fn settle_disagreement(
     opened: &mut Opened,
     segments: &Segments,
     ledger_file: &LedgerFile,
+    ballast: &Ballast,
     stats: &Stats,
 ) -> Result<RecoveryReport> {
     let replayed = &opened.recovered.replayed;
@@ -177,7 +178,8 @@ fn settle_disagreement(
     let mut lost = replayed.gaps.iter().map(|gap| gap.last - gap.first + 1).sum::<u64>();
     let mut refiled = 0;
     if let Some(what) = opened.disagrees.take() {
-        let settled = settle(&opened.durable, segments, &mut opened.ledger, ledger_file, &replayed.newest)?;
+        let settled =
+            settle(&opened.durable, segments, &mut opened.ledger, ledger_file, ballast, &replayed.newest)?;
         (refiled, lost) = (settled.refiled, lost + settled.lost);
         let what = format!("{what}; {} messages were filed anew, {} are lost", settled.refiled, settled.lost);
         note(&sled, None, what);

@@ -14,15 +14,26 @@ impl Committer {
     /// Appends what waits and fits: all synced stores, and flushed data up to [`BATCH_BYTES`].
     pub(super) fn append_batch(&mut self) {
         self.drop_cancelled();
-        if self.writer.room(true).take(PAGE) {
-            for (id, target) in self.aborts.drain(..) {
-                self.writer.append(id, Change::Abort(target));
-                self.taken.push(Taken::Abort(id));
-            }
+        let mut room = self.writer.room(true);
+        let mut aborts = self.aborts.len();
+        while aborts > 0 && !room.take(footprint(8) * aborts as u64 + PAGE) {
+            aborts /= 2;
+        }
+        for (id, target) in self.aborts.drain(..aborts) {
+            self.writer.append(id, Change::Abort(target));
+            self.taken.push(Taken::Abort(id));
+        }
+        let mut batch = Vec::new();
+        if aborts > 0 {
+            // They are in nobody's way, and what is left of the room is known when they are written.
+            self.blocked = false;
+            return;
         }
         let mut room = self.writer.room(false);
-        let mut batch = Vec::new();
-        while let Some(arrival) = self.take_arrival(&mut room) {
+        let mut is_large = false;
+        while !is_large && let Some(arrival) = self.take_arrival(&mut room) {
+            // It ends its segment and the batch: what follows it is packed anew.
+            is_large = self.shared.needs_own_segment(len(&arrival.dirty));
             let mut shard = self.shared.table.lock(&arrival.id);
             if let Some((ticket, dirty)) = shard.pending.commit_older(&arrival.id, arrival.version) {
                 batch.push((ticket.version, Taken::Ticketed(ticket, dirty)));
@@ -31,7 +42,7 @@ impl Committer {
             batch.push((arrival.version, Taken::Arrived(arrival)));
         }
         let mut bytes = 0;
-        while self.arrivals.is_empty() && bytes < BATCH_BYTES {
+        while !is_large && self.arrivals.is_empty() && bytes < BATCH_BYTES {
             let Some((ticket, dirty)) = self.take_ticket(&mut room) else { break };
             bytes += cost(&dirty);
             batch.push((ticket.version, Taken::Ticketed(ticket, dirty)));
@@ -39,7 +50,7 @@ impl Committer {
         if batch.is_empty() {
             self.take_removes(&mut batch);
         }
-        self.blocked = batch.is_empty() && self.has_work();
+        self.blocked = batch.is_empty() && self.has_work() && !self.writer.has_unwritten();
         // For one id, what is newer must be written later.
         batch.sort_unstable_by_key(|(version, _)| *version);
         for (_, taken) in batch {
@@ -63,16 +74,21 @@ impl Committer {
     /// The next synced store, if it fits.
     fn take_arrival(&mut self, room: &mut Room) -> Option<Arrival> {
         loop {
-            let dirty = &self.arrivals.front()?.dirty;
-            let (cost, is_large) = (cost(dirty), self.shared.needs_own_segment(len(dirty)));
-            if !is_large && !room.take(cost) {
+            let front = self.arrivals.front()?;
+            let is_large = self.shared.needs_own_segment(len(&front.dirty));
+            // Its older version goes with it.
+            let older = self.shared.table.lock(&front.id).pending.older_bytes(&front.id, front.version);
+            let costs = [older.map(footprint), (!is_large).then(|| cost(&front.dirty))];
+            let mut left = *room;
+            if !costs.into_iter().flatten().all(|cost| left.take(cost)) {
                 return None;
             }
+            *room = left;
             let arrival = self.arrivals.pop_front()?;
             if !is_large {
                 return Some(arrival);
             }
-            match self.writer.prepare_large(cost) {
+            match self.writer.prepare_large(cost(&arrival.dirty)) {
                 Ok(()) => return Some(arrival),
                 // Nobody else waits for the one that is too large for the disk.
                 Err(error) => self.refuse(arrival, &error),

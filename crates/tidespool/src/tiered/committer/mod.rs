@@ -177,7 +177,11 @@ impl Committer {
         // Before the disk is asked: it may hang, and then this is what tells.
         self.shared.note_oldest_dirty(self.oldest());
         let started = Instant::now();
-        self.writer.write()?;
+        match self.writer.write() {
+            // What has a place is made durable: the segments that it fills can then be filed.
+            Err(WriteError::NoSegment) => return self.sync(started).and(Err(WriteError::NoSegment)),
+            written => written?,
+        }
         self.answer_written();
         let due = self.oldest_taken.is_some_and(|at| at + self.flush_age() <= now);
         let flushing = !self.flushes.is_empty() || everything;
@@ -243,11 +247,13 @@ impl Committer {
         self.shared.budget.note_drained(self.taken_bytes, started.elapsed());
         self.shared.stats.synced(sync_started.elapsed());
         self.shared.stats.committed(records, self.taken_bytes, started.elapsed());
-        for (taken, durable) in self.taken.drain(..).zip(&synced.records) {
+        for (taken, durable) in self.taken.drain(..synced.records.len()).zip(&synced.records) {
             publish(&self.shared, &mut self.aborts, taken, durable);
         }
         self.settle(synced.finished);
-        (self.taken_bytes, self.oldest_taken) = (0, None);
+        if self.taken.is_empty() {
+            (self.taken_bytes, self.oldest_taken) = (0, None);
+        }
         if records > 0 {
             // Something was acknowledged: when it gets quiet, the journal shall say so.
             self.mark_at = Some(Instant::now() + self.shared.config.dirty_expire);
