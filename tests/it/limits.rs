@@ -214,3 +214,33 @@ async fn load_shared_gives_what_load_gives() {
     }
     stop(spool).await;
 }
+
+/// More is to be written at once than the journal has room for: synced stores over larger dirty versions of the same messages. What fits is made
+/// durable and filed, and the rest follows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_larger_than_the_journal_does_not_block_it() {
+    let tiered = Tiered::new(|config| {
+        let config = config.segment_size(64 * KIB).journal_capacity(256 * KIB).dirty_limit(MIB);
+        config.checkpoint_after(HOUR).dirty_expire(Duration::from_secs(10)).separate_above(KIB)
+    });
+    let spool = tiered.start().await;
+    let ids: Vec<SpoolId> = (0..15).map(|_| SpoolId::new()).collect();
+    for &id in &ids {
+        spool.store(id, payload::shared(id, 1, 30_000), false, None).await.expect("store");
+    }
+    let mut stores = JoinSet::new();
+    for id in ids.clone() {
+        let spool = spool.clone();
+        stores.spawn(async move { spool.store(id, payload::shared(id, 2, 1000), true, None).await });
+    }
+    wait::bounded("all are stored", async {
+        while let Some(stored) = stores.join_next().await {
+            stored.unwrap().expect("a synced store");
+        }
+    })
+    .await;
+    for &id in &ids {
+        payload::assert_is(id, 2, 1000, &spool.load(id).await.expect("load"));
+    }
+    stop(spool).await;
+}
