@@ -175,7 +175,8 @@ impl Writer {
         let active = self.active.as_ref().map_or(0, Active::room);
         let usable = pool.segment_size() - PAGE;
         if self.has_unwritten() {
-            // What is queued already goes first, and it may take all there is.
+            // What is queued goes first, and it may take all there is. Nor may anything join a batch that has to be tried again: by now an older
+            // version of an id in it may have come due, and would be written after the newer one.
             return Room { left: 0, free: 0, usable };
         }
         match for_removes {

@@ -140,22 +140,6 @@ impl Pending {
         (entry.version == ticket.version && !entry.in_flight).then(|| entry.dirty.clone())
     }
 
-    /// Payload bytes of what [`Pending::commit_older`] would commit.
-    pub(crate) fn older_bytes(&self, id: &SpoolId, version: u64) -> Option<u64> {
-        let entry = self.entries.get(id).filter(|entry| entry.version < version && !entry.in_flight)?;
-        Some(entry.dirty.data.as_ref().map_or(0, |data| data.len() as u64))
-    }
-
-    /// Commits what is dirty of `id` and older than `version`, which is about to be committed itself: were it flushed in a later batch, it would
-    /// come back over the newer one.
-    pub(crate) fn commit_older(&mut self, id: &SpoolId, version: u64) -> Option<(Ticket, Arc<Dirty>)> {
-        let entry = self.entries.get_mut(id).filter(|entry| entry.version < version && !entry.in_flight)?;
-        entry.in_flight = true;
-        let committed = (Ticket { version: entry.version, at: entry.at, id: *id }, entry.dirty.clone());
-        self.set_out(*id);
-        Some(committed)
-    }
-
     /// Marks the version that the ticket stands for as being committed, if it is still the newest one.
     pub(crate) fn commit(&mut self, ticket: &Ticket) {
         if let Some(entry) = self.entries.get_mut(&ticket.id).filter(|entry| entry.version == ticket.version)
@@ -356,18 +340,6 @@ mod tests {
         assert_eq!(bench.pending.oldest(), None);
         bench.store(id, 1);
         assert!(bench.pending.oldest().is_some());
-    }
-
-    #[test]
-    fn what_is_older_is_committed_with_what_is_newer() {
-        let (mut bench, id) = (Bench::new(), SpoolId::new());
-        let older = bench.store(id, 1);
-        assert!(bench.pending.commit_older(&id, older.version).is_none());
-        let (ticket, dirty) = bench.pending.commit_older(&id, older.version + 1).unwrap();
-        assert_eq!((ticket.version, dirty.data.as_ref().unwrap()[0]), (older.version, 1));
-        assert!(bench.pending.peek(&older).is_none(), "it is not committed twice");
-        assert!(bench.pending.commit_older(&id, older.version + 1).is_none());
-        assert!(bench.pending.is_under_way(&id));
     }
 
     #[test]

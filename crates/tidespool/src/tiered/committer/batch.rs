@@ -34,11 +34,6 @@ impl Committer {
         while !is_large && let Some(arrival) = self.take_arrival(&mut room) {
             // It ends its segment and the batch: what follows it is packed anew.
             is_large = self.shared.needs_own_segment(len(&arrival.dirty));
-            let mut shard = self.shared.table.lock(&arrival.id);
-            if let Some((ticket, dirty)) = shard.pending.commit_older(&arrival.id, arrival.version) {
-                batch.push((ticket.version, Taken::Ticketed(ticket, dirty)));
-            }
-            drop(shard);
             batch.push((arrival.version, Taken::Arrived(arrival)));
         }
         let mut bytes = 0;
@@ -76,14 +71,9 @@ impl Committer {
         loop {
             let front = self.arrivals.front()?;
             let is_large = self.shared.needs_own_segment(len(&front.dirty));
-            // Its older version goes with it.
-            let older = self.shared.table.lock(&front.id).pending.older_bytes(&front.id, front.version);
-            let costs = [older.map(footprint), (!is_large).then(|| cost(&front.dirty))];
-            let mut left = *room;
-            if !costs.into_iter().flatten().all(|cost| left.take(cost)) {
+            if !is_large && !room.take(cost(&front.dirty)) {
                 return None;
             }
-            *room = left;
             let arrival = self.arrivals.pop_front()?;
             if !is_large {
                 return Some(arrival);
