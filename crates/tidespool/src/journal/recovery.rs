@@ -68,7 +68,7 @@ pub(crate) struct Recovered {
     pub(crate) damage: Vec<FileDamage>,
     pub(crate) next_slot: u32,
     pub(crate) next_generation: u64,
-    /// Bytes of torn records that were cut.
+    /// Records of a torn tail that were cut.
     pub(crate) torn_records: u64,
 }
 

@@ -272,7 +272,6 @@ impl Stats {
         self.upkeep.torn.add(records);
     }
 
-    /// Everything counted so far, with the gauges that the caller read.
     /// What the health gate counts.
     pub(crate) fn errors(&self) -> Errors {
         let upkeep = &self.upkeep;
