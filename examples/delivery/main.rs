@@ -51,8 +51,13 @@ use crate::args::Args;
 use crate::bad_input::BadInput;
 use crate::run::Ending;
 
+fn main() -> ExitCode {
+    tidespool::keep_the_heap_small();
+    deliver()
+}
+
 #[tokio::main]
-async fn main() -> ExitCode {
+async fn deliver() -> ExitCode {
     match run::run(Args::parse()).await {
         Ok(Ending::AllArrived) => ExitCode::SUCCESS,
         Ok(Ending::Wrong) => ExitCode::from(1),

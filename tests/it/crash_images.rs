@@ -88,7 +88,7 @@ struct Studio {
     rng: Mutex<Rng>,
     failures: Mutex<Vec<String>>,
     images: Mutex<u64>,
-    /// The checkpoint thread renamed a ledger over the one before: to an even number in all, while it changes nothing in sled.
+    /// The checkpoint thread synced a ledger: an even number in all, while it changes nothing in sled.
     ledgers: AtomicU64,
 }
 
@@ -120,10 +120,10 @@ impl Studio {
     }
 
     fn take(&self, moment: &Moment<'_>) {
-        let changes = !matches!(moment.call, Call::Open | Call::Read | Call::Dir);
+        let changes = !matches!(moment.call, Call::Open | Call::Read | Call::ReadInMemory | Call::Dir);
         let thread = std::thread::current().name().unwrap_or_default().to_owned();
         let is_filer = thread == "tidespool-filer";
-        if is_filer && moment.call == Call::Rename {
+        if is_filer && moment.call == Call::Sync && moment.name.starts_with("ledger") {
             self.ledgers.fetch_add(1, Ordering::SeqCst);
         }
         let is_still = is_filer || self.ledgers.load(Ordering::SeqCst).is_multiple_of(2);

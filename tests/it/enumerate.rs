@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tidespool_core::{Spool, SpoolEntry, SpoolId};
@@ -111,4 +112,50 @@ async fn a_receiver_that_never_reads_holds_up_nothing() {
         entries += 1;
     }
     assert!(entries < 300, "{entries} entries came through a channel of 1 that nobody read");
+}
+
+/// What was read ahead is not sent when something newer came while the receiver let it wait, wherever that is by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_ahead_is_not_sent_when_it_is_old() {
+    for (filed, moved) in [(false, false), (false, true), (true, false), (true, true)] {
+        let tiered = Tiered::new(|config| config.checkpoint_after(Duration::from_secs(3600)));
+        let spool = tiered.start().await;
+        let mut stored = Vec::new();
+        for n in 0..200 {
+            stored.push(put(spool.as_ref(), if n % 2 == 0 { 6000 } else { 100 }, n == 199).await);
+        }
+        if filed {
+            spool.compact().await.expect("compact");
+        }
+        let (sender, receiver) = async_channel::bounded(1);
+        spool.enumerate(sender, DateTime::<Utc>::MAX_UTC).expect("enumerate");
+        // All of them have been read by then. One more may be in the channel, and one on its way into it.
+        let first = whole(receiver.recv().await.expect("an entry"));
+        let (removed, replaced) = stored.split_at(100);
+        for id in removed {
+            spool.remove(*id).await.expect("remove");
+        }
+        for id in replaced {
+            spool.store(*id, payload::shared(*id, 2, 500), true, None).await.expect("store");
+        }
+        if moved {
+            spool.compact().await.expect("compact");
+        }
+        let mut found = BTreeSet::from([first]);
+        let mut number = 0;
+        while let Ok(entry) = receiver.recv().await {
+            let SpoolEntry::Item { id, data } = entry else { panic!("{entry:?}") };
+            assert!(found.insert(id), "{id} came twice");
+            number += 1;
+            if number > 2 {
+                assert!(replaced.contains(&id), "{id} was removed (filed: {filed}, moved: {moved})");
+                let seen = payload::read(id, &data).expect("whole");
+                assert_eq!(seen.version, Some(2), "{number}: {id} (filed: {filed}, moved: {moved})");
+            }
+        }
+        for id in replaced {
+            assert!(found.contains(id), "{id} did not come (filed: {filed}, moved: {moved})");
+        }
+        stop(spool).await;
+    }
 }

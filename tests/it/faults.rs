@@ -12,27 +12,29 @@ use tokio::task::JoinHandle;
 use crate::setup::{KIB, MIB, Tiered, assert_absent, assert_holds, enumerate, healthy, put, stop};
 
 /// Larger than `separate_above`: these stay in segments.
-const LARGE: usize = 20_000;
-const HOUR: Duration = Duration::from_secs(3600);
+pub(crate) const LARGE: usize = 20_000;
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+/// Of a slow disk: a sync that nothing else ends.
+pub(crate) const SLOW: Duration = Duration::from_millis(100);
 
 /// A spool on a storage that breaks as told.
-struct Broken {
-    tiered: Tiered,
-    disk: FaultyStorage,
+pub(crate) struct Broken {
+    pub(crate) tiered: Tiered,
+    pub(crate) disk: FaultyStorage,
 }
 
 impl Broken {
-    fn new(adjust: impl FnOnce(Config) -> Config) -> Self {
+    pub(crate) fn new(adjust: impl FnOnce(Config) -> Config) -> Self {
         Self { tiered: Tiered::new(adjust), disk: FaultyStorage::new() }
     }
 
-    async fn start(&self) -> Arc<TieredSpool> {
+    pub(crate) async fn start(&self) -> Arc<TieredSpool> {
         let opened = TieredSpool::open_on(self.tiered.config.clone(), self.disk.storage()).await;
         Arc::new(opened.expect("open"))
     }
 
     /// After a shutdown or a crash, on a disk that works: exactly these messages, and nothing to report.
-    async fn assert_reopens_with(&self, messages: &[(SpoolId, usize)]) {
+    pub(crate) async fn assert_reopens_with(&self, messages: &[(SpoolId, usize)]) {
         self.disk.heal();
         let spool = self.start().await;
         assert_eq!(spool.recovery().damage, []);
@@ -44,17 +46,19 @@ impl Broken {
     }
 }
 
-/// Only what the thread does that writes the journal: segments are prepared on another.
-fn committing(fault: Fault) -> Fault {
-    fault.only(|moment| moment.name.ends_with(".seg") && is_thread("tidespool-commit"))
+/// Only what the threads do that write the journal: segments are prepared on another.
+pub(crate) fn committing(fault: Fault) -> Fault {
+    fault.only(|moment| {
+        moment.name.ends_with(".seg") && (is_thread("tidespool-commit") || is_thread("tidespool-sync"))
+    })
 }
 
-fn is_thread(name: &str) -> bool {
+pub(crate) fn is_thread(name: &str) -> bool {
     std::thread::current().name() == Some(name)
 }
 
 /// A store that goes on by itself.
-fn begin(
+pub(crate) fn begin(
     spool: &Arc<TieredSpool>,
     id: SpoolId,
     version: u64,
@@ -178,7 +182,7 @@ async fn a_shutdown_on_a_failing_disk_ends_and_says_what_is_lost() {
     for _ in 0..2 {
         let ended = wait::bounded("the shutdown", spool.shutdown()).await;
         let err = format!("{:#}", ended.expect_err("something is lost"));
-        assert!(err.contains("5192 dirty bytes could not be written"), "{err}");
+        assert!(err.contains("5256 dirty bytes could not be written"), "{err}");
     }
     let tries = broken.disk.count(Call::Sync) - before;
     assert!(tries < 100, "{tries} syncs");
@@ -308,15 +312,20 @@ async fn on_a_full_disk_removes_go_on_and_make_room() {
     broken.assert_reopens_with(&[(id, LARGE)]).await;
 }
 
-/// Whichever call of writing the ledger fails, and in whichever of a checkpoint's two writes: the checkpoint is made again, and
-/// nothing is lost, not even if the process dies before.
+/// Whichever call of writing the ledger fails, in whichever of a checkpoint's two writes, and in the file that then takes its place: the
+/// checkpoint is made again, and nothing is lost, not even if the process dies before.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ledger_that_cannot_be_written_costs_nothing() {
-    let is_ledgers = |fault: Fault| fault.only(|_| is_thread("tidespool-filer"));
-    for call in [Call::Create, Call::Write, Call::Sync, Call::Rename, Call::SyncDir] {
-        for nth in [1, 2] {
+    let is_ledgers = |fault: Fault| {
+        fault.only(|moment| {
+            is_thread("tidespool-filer")
+                && (moment.name.starts_with("ledger") || moment.call == Call::SyncDir)
+        })
+    };
+    for (call, nth) in [(Call::Write, 1), (Call::Write, 2), (Call::Sync, 1), (Call::Sync, 2)] {
+        for then in [None, Some(Call::Create), Some(Call::Sync), Some(Call::Rename), Some(Call::SyncDir)] {
             for dies in [false, true] {
-                let what = format!("{call:?} {nth}, dies: {dies}");
+                let what = format!("{call:?} {nth}, then {then:?}, dies: {dies}");
                 let broken = Broken::new(|config| config.checkpoint_after(HOUR));
                 let spool = broken.start().await;
                 let mut stored = Vec::new();
@@ -330,9 +339,14 @@ async fn a_ledger_that_cannot_be_written_costs_nothing() {
                     spool.remove(id).await.expect("remove");
                 }
                 stored.push((put(spool.as_ref(), LARGE, true).await, LARGE));
+                // Twice: what was removed may have made the thread rewrite a segment before it is asked for anything.
                 broken.disk.inject(is_ledgers(Fault::on(call)).nth(nth));
                 broken.disk.inject(is_ledgers(Fault::on(call)).nth(nth + 1));
                 spool.compact().await.expect_err(&what);
+                if let Some(then) = then {
+                    broken.disk.inject(is_ledgers(Fault::on(then)).always());
+                    spool.compact().await.expect_err(&what);
+                }
                 for &(id, len) in &stored {
                     assert_holds(spool.as_ref(), id, len).await;
                 }
@@ -427,6 +441,36 @@ async fn a_read_error_is_neither_a_missing_nor_a_damaged_message() {
         assert_holds(spool.as_ref(), id, len).await;
     }
     healthy(spool.as_ref()).await;
+    stop(spool).await;
+    broken.assert_reopens_with(&stored).await;
+}
+
+/// What the system has in memory is read without a reading thread, and what it has not, or cannot read so, on one: the message is the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_asks_the_disk_only_for_what_is_not_in_memory() {
+    let broken = Broken::new(|config| config.checkpoint_after(HOUR));
+    let spool = broken.start().await;
+    let mut stored = Vec::new();
+    for n in 0..20 {
+        stored.push((put(spool.as_ref(), LARGE + n, true).await, LARGE + n));
+    }
+    drop(spool);
+    // A start with an empty cache: everything is in the journal.
+    let spool = broken.start().await;
+    let before = broken.disk.count(Call::Read);
+    for &(id, len) in &stored[..10] {
+        assert_holds(spool.as_ref(), id, len).await;
+    }
+    assert_eq!(broken.disk.count(Call::ReadInMemory), 10);
+    // A file system that can't tell, or bytes that are not there.
+    broken.disk.inject(Fault::on(Call::ReadInMemory).always());
+    let asked = broken.disk.count(Call::Read);
+    for &(id, len) in &stored[10..] {
+        assert_holds(spool.as_ref(), id, len).await;
+    }
+    assert!(broken.disk.count(Call::Read) >= asked + 10, "{asked} {before}");
+    assert_eq!(spool.stats().disk_errors(), 0);
+    broken.disk.heal();
     stop(spool).await;
     broken.assert_reopens_with(&stored).await;
 }

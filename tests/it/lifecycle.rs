@@ -5,13 +5,14 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use tempfile::TempDir;
-use tidespool::TieredSpool;
+use tidespool::{Config, TieredSpool};
 use tidespool_core::{Locked, Spool, UnsupportedFormat};
 use tidespool_testkit::wait;
 
-use crate::setup::{Tiered, assert_holds, put, small, stop, walk};
+use crate::setup::{MIB, Tiered, assert_holds, put, small, stop, walk};
 
 /// Set for the child of [`a_spool_in_use_by_another_process_is_named`]: the directory it opens.
 const CHILD_DIR: &str = "TIDESPOOL_LIFECYCLE_DIR";
@@ -243,4 +244,33 @@ async fn an_opening_that_nobody_waits_for_is_abandoned() {
         });
         opened.await.shutdown().await.expect("shutdown");
     }
+}
+
+/// The directory may be somebody else's by then, and the files that were free the ones that hold messages.
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_changed_after_the_shutdown_touch_nothing() {
+    let hour = Duration::from_secs(3600);
+    let tiered = Tiered::new(|config| config.checkpoint_after(hour));
+    let before = tiered.start().await;
+    for _ in 0..60 {
+        let id = put(before.as_ref(), 50_000, true).await;
+        before.remove(id).await.unwrap();
+    }
+    before.compact().await.unwrap();
+    assert!(before.stats().gauges.journal_segments_free > 4);
+    before.shutdown().await.unwrap();
+    let after = tiered.start().await;
+    let mut ids = Vec::new();
+    for _ in 0..60 {
+        ids.push(put(after.as_ref(), 50_000, true).await);
+    }
+    let changed = before.reconfigure(Config::clone(&before.config()).journal_capacity(MIB));
+    stop(after).await;
+    let after = tiered.start().await;
+    assert_eq!(after.recovery().damage, []);
+    for id in ids {
+        assert_holds(after.as_ref(), id, 50_000).await;
+    }
+    stop(after).await;
+    assert!(changed.is_err(), "nor does it say that anything was changed");
 }

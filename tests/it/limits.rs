@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tidespool::{Config, TieredSpool};
+use tidespool::{Config, Durability, TieredSpool};
 use tidespool_core::{Spool, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId};
 use tidespool_testkit::{payload, wait};
 use tokio::task::JoinSet;
@@ -241,6 +241,23 @@ async fn a_batch_larger_than_the_journal_does_not_block_it() {
     .await;
     for &id in &ids {
         payload::assert_is(id, 2, 1000, &spool.load(id).await.expect("load"));
+    }
+    stop(spool).await;
+}
+
+/// Where nobody waits for the disk, those who wait for room do: what was only written is synced for them, whatever its age.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_only_written_makes_room_for_those_who_wait_for_it() {
+    let tiered = Tiered::new(|config| {
+        config
+            .durability(Durability::Written)
+            .dirty_limit(MIB)
+            .dirty_expire(HOUR)
+            .store_deadline(Duration::from_secs(10))
+    });
+    let spool = tiered.start().await;
+    for _ in 0..40 {
+        put(spool.as_ref(), 100_000, false).await;
     }
     stop(spool).await;
 }

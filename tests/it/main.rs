@@ -4,6 +4,8 @@
 
 mod setup; // small spools in directories of their own, and the calls that most tests are made of
 
+mod backlog; // more than the journal holds, and its room given back
+mod budget; // memory budgets that are kept and changed, and memory given back
 mod conformance; // every promise that can be seen from outside, in each durability
 mod crash_images; // the directory as a crash at each step would leave it, opened again
 mod damage; // files that were changed, truncated or deleted behind the spool's back
@@ -11,4 +13,9 @@ mod enumerate; // enumeration while everything moves
 mod faults; // a disk that fails, hangs or is full
 mod lifecycle; // opening, locking, paths, modes, formats
 mod limits; // room, deadlines, sizes
+
 mod model; // random operations and restarts against the reference
+mod overload; // more comes than the disk takes: who waits, who is refused, and what is given back
+mod pipeline; // the next batch is written while the one before it is synced, and what fails then
+mod pressure; // a machine that runs short of memory, as told by files that the test writes
+mod reopen; // what an opening counts, and what it takes for granted

@@ -49,7 +49,7 @@ enum Command {
     Get(get::Args),
     Stat(stat::Args),
     Verify(verify::Args),
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
 }
 
 impl Command {

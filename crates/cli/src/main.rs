@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    tidespool::keep_the_heap_small();
     tidespool_cli::run(std::env::args_os())
 }

@@ -85,6 +85,7 @@
 //! * [`core`] – the contract: the trait [`Spool`](core::Spool), ids, entries, errors. Servers are written against it.
 //! * [`Config`] – every setting, with unit, default and bounds.
 //! * [`TieredSpool`] – the spool; [`RecoveryReport`] – what opening it found.
+//! * [`PressureMonitor`] – watches memory; a process with several spools gives them one in common.
 //! * [`StatsSnapshot`] – every counter and gauge; also as Prometheus text.
 //! * [`inspect`] – a look at a spool's directory while nobody has it open.
 //! * [`storage`] – the files under the journal, as a trait, for tests that break them.
@@ -106,7 +107,8 @@ pub mod storage;
 mod tiered;
 
 pub use config::{CachePolicy, Config, ConfigError, Durability, HealthConfig, PressureConfig};
-pub use pressure::Level as PressureLevel;
+pub use memory::keep_the_heap_small;
+pub use pressure::{Level as PressureLevel, PressureMonitor, PressureReading, Source as PressureSource};
 pub use stats::{Gauges, Latency, StatsSnapshot};
 pub use tidespool_core as core;
 pub use tiered::{RecoveryReport, TieredSpool};

@@ -1,42 +1,59 @@
-//! `tidespool bench`: what a spool does on this machine.
+//! `tidespool bench`: what a spool does on this machine. Also the library with which other engines are measured alike.
+//!
+//! An engine is what an [`Opener`] opens; [`run_one`] runs a [`Plan`] on it and returns a [`Report`]. [`PlanArgs`] are the
+//! arguments of a plan on a command line, [`Builtin`] the engines that `tidespool bench` knows.
 //!
 //! # Layout
 //!
-//! * `engine` – what is measured: the tiered spool, [`LocalDiskSpool`], or the raw journal (`raw_journal`);
-//! * `workload` – what the callers do;
-//! * `measure` – latencies, and what the kernel says of this process;
-//! * `report` – the JSON line and the table.
+//! * `plan`, `args` – what is asked; `report` – what was found;
+//! * `engine` – what is measured; `builtin` – the tiered spool, [`LocalDiskSpool`], or the raw journal (`raw_journal`);
+//! * `run` – from the plan to the report;
+//! * `workloads` – what the callers do, one workload a file;
+//! * `callers`, `payload`, `latency` – what workloads share: tasks and their clock, messages, what is recorded;
+//! * `set`, `live` – messages that are stored and gone through; messages with a lifetime;
+//! * `disk`, `progress` – room, use and syncs of the disk; how far a long phase is;
+//! * `child` – the process that is killed;
+//! * `chart`, `plot` – lines as SVG; a run as a picture;
+//! * `proc` – what the kernel says of this process.
 
+mod args;
+mod builtin;
+mod callers;
+pub mod chart;
+mod child;
+mod disk;
 mod engine;
+mod latency;
+mod live;
 mod local_disk;
-mod measure;
+mod payload;
+mod plan;
+mod plot;
+mod proc;
+mod progress;
 mod raw_journal;
 mod report;
-mod workload;
+mod run;
+mod set;
+mod workloads;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
+pub use self::args::PlanArgs;
+pub use self::builtin::Builtin;
+pub use self::child::fill;
+pub use self::engine::{Engine, Needs, Opener};
 pub use self::local_disk::LocalDiskSpool;
+pub use self::plan::{DEFAULT_JOURNAL_CAPACITY, Drain, Lifetime, Plan, Size, Workload};
+pub use self::raw_journal::RawJournal;
+pub use self::report::{Moment, Report, Second};
+pub use self::run::{Interrupted, run_one};
+use self::workloads::memory::{self, Mix};
 
-use self::engine::{Engine, Kind, Settings};
-use self::report::{Report, rounded};
-use self::workload::{Plan, Workload};
-use crate::output::{Outcome, complain, json_line};
-use crate::size;
-
-/// The longest run: a day.
-const MAX_DURATION_SECS: f64 = 86_400.0;
-
-/// The run was interrupted from outside. There is no report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("interrupted: there is no report")]
-pub struct Interrupted;
+use crate::output::{Outcome, json_line};
 
 /// Measure what a spool does on this machine.
 ///
@@ -51,56 +68,66 @@ pub struct Interrupted;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// What to measure.
-    #[arg(long, value_enum, default_value_t = Kind::Tidespool)]
-    engine: Kind,
-    /// What the callers do.
-    #[arg(long, value_enum, default_value_t = Workload::Store)]
-    workload: Workload,
-    /// Payload bytes of a message, 1 to 1GiB: 16384, or 16KiB.
-    #[arg(long, value_name = "BYTES", default_value = "16KiB", value_parser = size::parse_payload)]
-    size: usize,
-    /// Callers at a time, 1 to 65536.
-    #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    concurrency: u32,
-    /// How long to run, the warm-up included. Fractions are understood.
-    #[arg(long, value_name = "SECS", default_value = "5", value_parser = parse_duration)]
-    duration: Duration,
-    /// Each store returns only when its message is on stable storage. Nothing changes for `load`.
-    #[arg(long)]
-    force_sync: bool,
+    #[arg(long, value_enum, default_value_t = Builtin::Tidespool)]
+    engine: Builtin,
+    #[command(flatten)]
+    plan: PlanArgs,
     /// Work in a new directory inside DIR, removed at the end [default: the system's directory for temporary files].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// One JSON object on one line.
+    /// One JSON object on one line, with the latency curve and the latency over time.
     #[arg(long)]
     json: bool,
-    /// The spool's memory budget, only for --engine tidespool [default: the spool's own].
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
-    memory_budget: Option<u64>,
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    match text.parse::<f64>() {
-        Ok(secs) if secs > 0.0 && secs <= MAX_DURATION_SECS => Ok(Duration::from_secs_f64(secs)),
-        _ => Err(format!("expected seconds, more than 0 and at most {MAX_DURATION_SECS}")),
-    }
+    /// overload: latency and dirty bytes over time as a picture, into FILE.
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+    /// In the child process of open-killed: fill DIR as the plan, JSON, says, and wait to be killed.
+    #[arg(long, hide = true, num_args = 2, value_names = ["DIR", "PLAN"])]
+    fill: Option<Vec<String>>,
+    /// memory: a smaller budget, fewer messages and less time [default budget: 64 MiB; messages: 100000].
+    #[arg(long)]
+    quick: bool,
+    /// memory: only these mixes [default: all].
+    #[arg(long, value_enum, value_name = "MIX")]
+    mix: Vec<Mix>,
+    /// In a child process of memory: run --mix in DIR.
+    #[arg(long, hide = true, value_name = "DIR")]
+    mix_dir: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
-    args.check()?;
-    let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let dir = tempfile::Builder::new()
-        .prefix("tidespool-bench-")
-        .tempdir_in(&parent)
-        .with_context(|| format!("creating a directory in {}: give one with --dir", parent.display()))?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .enable_all()
         .build()
         .context("starting the worker threads")?;
-    let clock_us = measure::clock_overhead_us()?;
-    let report = runtime.block_on(measure(args, dir.path()));
+    if let Some([dir, plan]) = args.fill.as_deref() {
+        let plan = serde_json::from_str(plan).context("reading the plan")?;
+        runtime.block_on(fill(&args.engine, &plan, dir.as_ref()))?;
+        return Ok(Outcome::Fine);
+    }
+    if let (Some(dir), [mix]) = (&args.mix_dir, &*args.mix) {
+        let mut line = Vec::new();
+        runtime.block_on(memory::run_mix(*mix, &args.plan.plan(), args.quick, dir, &mut line))?;
+        out.write_all(&line)?;
+        return Ok(Outcome::Fine);
+    }
+    args.check()?;
+    if args.plan.plan().workload == Workload::Memory {
+        // An interrupt ends the child; this process goes on, and clears up.
+        runtime.spawn(tokio::signal::ctrl_c());
+        let asked =
+            memory::Asked { quick: args.quick, only: &args.mix, dir: args.dir.as_deref(), json: args.json };
+        memory::run(&args.plan.plan(), &asked, out)?;
+        return Ok(Outcome::Fine);
+    }
+    let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let dir = tempfile::Builder::new()
+        .prefix("tidespool-bench-")
+        .tempdir_in(&parent)
+        .with_context(|| format!("creating a directory in {}: give one with --dir", parent.display()))?;
+    let report = runtime.block_on(run_one(&args.engine, args.plan.plan(), dir.path()));
     // Nothing may still have a file open in the directory when it goes.
     drop(runtime);
     let path = dir.path().to_owned();
@@ -110,111 +137,49 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
     if args.json {
         json_line(out, &report)?;
     } else {
-        report.table(out, clock_us)?;
+        report.table(out)?;
+    }
+    // Last: the figures are there whatever becomes of it.
+    if let Some(file) = &args.plot {
+        out.flush()?;
+        std::fs::write(file, plot::overload(&report))
+            .with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(Outcome::Fine)
 }
 
 impl Args {
-    /// What the parser cannot see: how the arguments fit together.
+    /// What the parser cannot see: how the engine and the plan fit together.
     fn check(&self) -> Result<()> {
-        if self.engine == Kind::RawJournal && self.workload != Workload::Store {
+        let plan = self.plan.plan();
+        if self.engine == Builtin::RawJournal && plan.workload != Workload::Store {
             bail!("--engine raw-journal can only store: give --workload store, or another engine");
         }
-        if self.engine != Kind::Tidespool && self.memory_budget.is_some() {
+        if self.engine != Builtin::Tidespool && plan.workload == Workload::LoadShared {
+            bail!("only tidespool can load without a copy: give --workload load, or --engine tidespool");
+        }
+        if self.engine != Builtin::Tidespool && plan.workload == Workload::Memory {
+            bail!("only tidespool has a memory budget: give --engine tidespool, or another workload");
+        }
+        if self.engine != Builtin::Tidespool && plan.memory_budget.is_some() {
             bail!("--memory-budget is a setting of the spool: give --engine tidespool, or leave it out");
         }
+        if self.plot.is_some() && plan.workload != Workload::Overload {
+            bail!("--plot draws what overload measures: give --workload overload, or leave it out");
+        }
+        if let Some(file) = &self.plot {
+            // Before a run of half a minute, and not after it.
+            let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+            if file.is_dir() || parent.is_some_and(|parent| !parent.is_dir()) {
+                bail!("--plot {}: give a file in a directory that is there", file.display());
+            }
+        }
+        if (self.quick || !self.mix.is_empty()) && plan.workload != Workload::Memory {
+            bail!("--quick and --mix are for memory: give --workload memory, or leave them out");
+        }
+        if plan.force_sync && plan.workload == Workload::Overload {
+            bail!("overload is about stores that are not synced: leave --force-sync out");
+        }
         Ok(())
-    }
-
-    fn settings(&self) -> Settings {
-        Settings {
-            kind: self.engine,
-            size: self.size,
-            concurrency: self.callers(),
-            force_sync: self.force_sync,
-            memory_budget: self.memory_budget,
-        }
-    }
-
-    fn plan(&self) -> Plan {
-        Plan {
-            workload: self.workload,
-            size: self.size,
-            concurrency: self.callers(),
-            force_sync: self.force_sync,
-            duration: self.duration,
-            memory_budget: self.memory_budget,
-        }
-    }
-
-    fn callers(&self) -> usize {
-        usize::try_from(self.concurrency).unwrap_or(usize::MAX)
-    }
-}
-
-/// Opens the engine, runs the workload, shuts the engine down whatever happened, and reports.
-async fn measure(args: &Args, dir: &Path) -> Result<Report> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let watcher = tokio::spawn(watch_for_interrupts(Arc::clone(&stop), dir.to_owned()));
-    measure::reset_peak_rss();
-    let engine = Arc::new(Engine::open(args.settings(), dir).await?);
-    let measured = workload::run(&engine, args.plan(), &stop).await;
-    let interrupted = measured.is_ok() && stop.load(Ordering::Relaxed);
-    let closed = engine.shutdown().await;
-    let measured = measured?;
-    closed?;
-    watcher.abort();
-    if interrupted {
-        return Err(Interrupted.into());
-    }
-    let written = measure::disk_write_bytes()?.saturating_sub(measured.disk_write_bytes_before);
-    let ops = measured.latency.count();
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    let (count, size) = (ops as f64, args.size as f64);
-    let ops_per_s = if measured.seconds > 0.0 { count / measured.seconds } else { 0.0 };
-    Ok(Report {
-        engine: args.engine,
-        workload: args.workload,
-        size: args.size,
-        concurrency: args.callers(),
-        force_sync: args.force_sync,
-        seconds: rounded(measured.seconds),
-        ops,
-        ops_per_s: rounded(ops_per_s),
-        mb_per_s: rounded(ops_per_s * size / 1e6),
-        p50_us: rounded(measured.latency.quantile_us(0.5)),
-        p99_us: rounded(measured.latency.quantile_us(0.99)),
-        p999_us: rounded(measured.latency.quantile_us(0.999)),
-        max_us: rounded(measured.latency.max_us()),
-        disk_write_bytes: written,
-        peak_rss_bytes: measure::peak_rss_bytes()?,
-    })
-}
-
-/// The first interrupt ends the run in order; the second one ends the process.
-async fn watch_for_interrupts(stop: Arc<AtomicBool>, dir: PathBuf) {
-    if tokio::signal::ctrl_c().await.is_err() {
-        // Without a handler an interrupt just ends the process.
-        return;
-    }
-    stop.store(true, Ordering::Relaxed);
-    if tokio::signal::ctrl_c().await.is_ok() {
-        complain(&format!("interrupted twice: {} is left behind, remove it", dir.display()));
-        std::process::exit(130);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_seconds() {
-        assert_eq!(parse_duration("5"), Ok(Duration::from_secs(5)));
-        assert_eq!(parse_duration("0.2"), Ok(Duration::from_millis(200)));
-        for text in ["", "0", "-1", "5s", "NaN", "inf", "1e9"] {
-            assert!(parse_duration(text).is_err(), "{text:?}");
-        }
     }
 }

@@ -37,9 +37,9 @@ enum Request {
     Stop,
 }
 
-/// The handle on the writer thread.
+/// A journal that is never read. The handle on its writer thread.
 #[derive(Debug)]
-pub(super) struct RawJournal {
+pub struct RawJournal {
     requests: mpsc::Sender<Request>,
     writer: Mutex<Option<JoinHandle<Result<()>>>>,
 }
@@ -47,8 +47,12 @@ pub(super) struct RawJournal {
 impl RawJournal {
     /// Prewrites the segments in `dir` and starts the writer. Blocks.
     ///
-    /// At most `concurrency` messages wait at a time, of at most `largest` bytes each.
-    pub(super) fn create(dir: &Path, concurrency: usize, largest: usize, sync: bool) -> Result<Self> {
+    /// At most `concurrency` messages wait at a time, of at most `largest` bytes each. `sync`: each batch is synced.
+    ///
+    /// # Errors
+    ///
+    /// An I/O error that names the file.
+    pub fn create(dir: &Path, concurrency: usize, largest: usize, sync: bool) -> Result<Self> {
         let segments = Segments::create(dir, SEGMENT_SIZE.max(padded(largest)))?;
         let (requests, waiting) = mpsc::channel(concurrency);
         let writer = std::thread::Builder::new()
@@ -194,7 +198,7 @@ fn padded(bytes: usize) -> usize {
 }
 
 /// A file full of zeros, synced: from now on writing into it changes no metadata.
-fn prewritten(path: &Path, size: usize) -> io::Result<File> {
+pub(super) fn prewritten(path: &Path, size: usize) -> io::Result<File> {
     let file = File::create_new(path)?;
     let zeros = vec![0; 1 << 20];
     let mut position = 0;

@@ -1,16 +1,24 @@
 //! The calls that most cases are made of.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use tidespool_core::{NotFound, Spool, SpoolEntry, SpoolId};
 
-use crate::payload;
+use crate::{payload, wait};
 
 /// A length on each side of what spools treat differently: nothing, less than a header, a page, a record that is
 /// filed whole or not, a segment.
 pub(super) const LENGTHS: [usize; 8] = [0, 1, 100, 4095, 4096, 4097, 100 * 1024, 1024 * 1024];
+
+/// Waits until each of `turns` has grown by `by`: a race is only tried where both sides run, however loaded the machine.
+pub(super) async fn advance(what: &str, turns: &[AtomicU64], by: u64) {
+    let counts = || turns.iter().map(|turns| turns.load(Ordering::Relaxed));
+    let before: Vec<u64> = counts().collect();
+    wait::until(what, || counts().zip(&before).all(|(now, before)| now >= before + by)).await;
+}
 
 /// Stores version `version` of `id`, `len` bytes, not synced.
 pub(super) async fn put(spool: &dyn Spool, id: SpoolId, version: u64, len: usize) {

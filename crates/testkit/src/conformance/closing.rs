@@ -63,9 +63,6 @@ pub async fn stores_beside_a_shutdown_are_answered(subject: &mut Subject) {
     for caller in callers {
         kept.extend(caller.await.expect("store does not panic"));
     }
-    if !subject.factory().persists() {
-        return;
-    }
     subject.reopen().await;
     let kept: Vec<_> = kept.into_iter().map(|id| (id, 1, 2000)).collect();
     assert_lists(subject.spool(), &kept).await;

@@ -8,7 +8,7 @@ use chrono::Utc;
 use tidespool_core::{Spool, SpoolId};
 
 use super::Subject;
-use super::calls::{all_upkeep, assert_absent, collect, put, put_as};
+use super::calls::{advance, all_upkeep, assert_absent, collect, put, put_as};
 use crate::rng::Rng;
 use crate::{ids, payload};
 
@@ -16,6 +16,23 @@ use crate::{ids, payload};
 const STABLE: u64 = 200;
 const REPLACED: u64 = 60;
 const REMOVED: u64 = 60;
+
+/// What goes on beside the enumerations.
+#[derive(Default)]
+struct Traffic {
+    done: AtomicBool,
+    /// Turns of each task.
+    turns: [AtomicU64; 3],
+}
+
+impl Traffic {
+    /// One turn is over. False: no more.
+    async fn turn(&self, task: usize) -> bool {
+        self.turns[task].fetch_add(1, Ordering::Relaxed);
+        tokio::task::yield_now().await;
+        !self.done.load(Ordering::Relaxed)
+    }
+}
 
 /// A message that is re-saved all the time, and how far that has come.
 struct Resaved {
@@ -42,17 +59,17 @@ pub async fn messages_present_throughout_are_seen_once(subject: &mut Subject) {
     }
     let resaved = |&id: &SpoolId| Resaved { id, started: AtomicU64::new(1), stored: AtomicU64::new(1) };
     let resaved: Arc<Vec<Resaved>> = Arc::new(replaced.iter().map(resaved).collect());
-    let done = Arc::new(AtomicBool::new(false));
-    let traffic = [
-        tokio::spawn(come_and_go(spool.clone(), done.clone(), 1)),
-        tokio::spawn(come_and_go(spool.clone(), done.clone(), 2)),
-        tokio::spawn(resave(spool.clone(), done.clone(), resaved.clone())),
-        tokio::spawn(keep_up(spool.clone(), done.clone())),
+    let traffic = Arc::new(Traffic::default());
+    let tasks = [
+        tokio::spawn(come_and_go(spool.clone(), traffic.clone(), 0)),
+        tokio::spawn(come_and_go(spool.clone(), traffic.clone(), 1)),
+        tokio::spawn(resave(spool.clone(), traffic.clone(), 2, resaved.clone())),
+        tokio::spawn(keep_up(spool.clone(), traffic.clone())),
     ];
 
     for _ in 0..4 {
         let floor: Vec<u64> = resaved.iter().map(|message| message.stored.load(Ordering::SeqCst)).collect();
-        let found = enumerate_slowly(spool.as_ref()).await;
+        let found = enumerate_slowly(spool.as_ref(), &traffic).await;
         for (n, &id) in stable.iter().enumerate() {
             let data = found.get(&id).unwrap_or_else(|| panic!("stable message {id} was not enumerated"));
             payload::assert_is(id, 1, 20 + n * 25, data);
@@ -71,8 +88,8 @@ pub async fn messages_present_throughout_are_seen_once(subject: &mut Subject) {
             assert!(!found.contains_key(id), "message {id} was removed before, and enumerated");
         }
     }
-    done.store(true, Ordering::Relaxed);
-    for task in traffic {
+    traffic.done.store(true, Ordering::Relaxed);
+    for task in tasks {
         task.await.expect("traffic");
     }
     for &id in removed {
@@ -80,7 +97,8 @@ pub async fn messages_present_throughout_are_seen_once(subject: &mut Subject) {
     }
 }
 
-async fn enumerate_slowly(spool: &dyn Spool) -> BTreeMap<SpoolId, Vec<u8>> {
+/// In the midst of it, more is stored, re-saved and removed.
+async fn enumerate_slowly(spool: &dyn Spool, traffic: &Traffic) -> BTreeMap<SpoolId, Vec<u8>> {
     let (sender, receiver) = async_channel::bounded(4);
     spool.enumerate(sender, Utc::now()).expect("enumerate");
     let mut found = BTreeMap::new();
@@ -88,16 +106,19 @@ async fn enumerate_slowly(spool: &dyn Spool) -> BTreeMap<SpoolId, Vec<u8>> {
         let id = entry.id();
         collect(&mut found, entry);
         payload::read(id, &found[&id]).expect("whole");
+        if found.len() == 100 {
+            advance("the traffic", &traffic.turns, 40).await;
+        }
         tokio::task::yield_now().await;
     }
     found
 }
 
 /// Stores new messages, never the same id twice, and removes most of them.
-async fn come_and_go(spool: Arc<dyn Spool>, done: Arc<AtomicBool>, seed: u64) {
-    let mut rng = Rng::new(seed);
+async fn come_and_go(spool: Arc<dyn Spool>, traffic: Arc<Traffic>, task: usize) {
+    let mut rng = Rng::new(task as u64);
     let mut here = Vec::new();
-    while !done.load(Ordering::Relaxed) {
+    while traffic.turn(task).await {
         let id = if rng.chance(50) { SpoolId::new() } else { ids::v4(rng.number()) };
         let len = usize::try_from(rng.below(6000)).expect("small");
         put_as(spool.as_ref(), id, 1, len, rng.chance(2)).await;
@@ -106,25 +127,24 @@ async fn come_and_go(spool: Arc<dyn Spool>, done: Arc<AtomicBool>, seed: u64) {
             let id = here.swap_remove(usize::try_from(rng.below(20)).expect("small"));
             spool.remove(id).await.expect("remove");
         }
-        tokio::task::yield_now().await;
     }
 }
 
-async fn resave(spool: Arc<dyn Spool>, done: Arc<AtomicBool>, messages: Arc<Vec<Resaved>>) {
-    let mut version = 1;
-    while !done.load(Ordering::Relaxed) {
-        version += 1;
+async fn resave(spool: Arc<dyn Spool>, traffic: Arc<Traffic>, task: usize, messages: Arc<Vec<Resaved>>) {
+    for version in 2.. {
         for message in messages.iter() {
+            if !traffic.turn(task).await {
+                return;
+            }
             message.started.store(version, Ordering::SeqCst);
             put(spool.as_ref(), message.id, version, 800).await;
             message.stored.store(version, Ordering::SeqCst);
-            tokio::task::yield_now().await;
         }
     }
 }
 
-async fn keep_up(spool: Arc<dyn Spool>, done: Arc<AtomicBool>) {
-    while !done.load(Ordering::Relaxed) {
+async fn keep_up(spool: Arc<dyn Spool>, traffic: Arc<Traffic>) {
+    while !traffic.done.load(Ordering::Relaxed) {
         all_upkeep(spool.as_ref()).await;
         tokio::task::yield_now().await;
     }

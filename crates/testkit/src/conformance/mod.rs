@@ -26,6 +26,7 @@
 
 mod calls;
 mod cases;
+mod claims;
 mod subject;
 
 pub mod closing;
@@ -40,4 +41,5 @@ pub mod store;
 pub mod upkeep;
 
 pub use cases::{CASES, NamedCase};
+pub use claims::{Claim, Claims};
 pub use subject::{Case, Factory, Outcome, Subject, check, run};

@@ -11,9 +11,6 @@ use crate::ids;
 
 /// Of every size, synced or not, settled or fresh; and after a second restart too.
 pub async fn stored_messages_survive_a_restart(subject: &mut Subject) {
-    if !subject.factory().persists() {
-        return;
-    }
     let mut stored = Vec::new();
     for round in 0..2 {
         for force_sync in [false, true] {
@@ -38,9 +35,6 @@ pub async fn stored_messages_survive_a_restart(subject: &mut Subject) {
 
 /// In their newest version, whether the old one was fresh, settled, or from before another restart.
 pub async fn replaced_messages_survive_as_replaced(subject: &mut Subject) {
-    if !subject.factory().persists() {
-        return;
-    }
     let ids: Vec<SpoolId> = ids::assorted(Utc::now(), 12);
     let mut expected = Vec::new();
     for version in 1..=5 {
@@ -63,9 +57,6 @@ pub async fn replaced_messages_survive_as_replaced(subject: &mut Subject) {
 
 /// Removed while fresh, after settling, or after an earlier restart: gone after the next one, and the one after.
 pub async fn removed_messages_stay_away_after_a_restart(subject: &mut Subject) {
-    if !subject.factory().persists() {
-        return;
-    }
     let ids = ids::assorted(Utc::now(), 16);
     for (n, &id) in ids.iter().enumerate() {
         put_as(subject.spool(), id, 1, n * 900, n % 2 == 0).await;
@@ -91,9 +82,6 @@ pub async fn removed_messages_stay_away_after_a_restart(subject: &mut Subject) {
 
 /// An id that was removed and stored again has its newest message after a restart.
 pub async fn a_message_stored_after_its_removal_survives(subject: &mut Subject) {
-    if !subject.factory().persists() {
-        return;
-    }
     let ids: Vec<SpoolId> = (0..6).map(|_| SpoolId::new()).collect();
     let mut expected = Vec::new();
     for (n, &id) in ids.iter().enumerate() {
@@ -115,9 +103,6 @@ pub async fn a_message_stored_after_its_removal_survives(subject: &mut Subject) 
 
 /// The time bound of an enumeration holds for messages from before the restart.
 pub async fn start_time_holds_after_a_restart(subject: &mut Subject) {
-    if !subject.factory().persists() {
-        return;
-    }
     let from = Utc::now() - TimeDelta::hours(1);
     let ids = ids::assorted(from, 40);
     for &id in &ids {
@@ -134,9 +119,6 @@ pub async fn start_time_holds_after_a_restart(subject: &mut Subject) {
 
 /// Dropping a spool without shutting it down loses no more than a crash would: nothing that was synced.
 pub async fn synced_messages_survive_a_drop(subject: &mut Subject) {
-    if !subject.factory().persists() {
-        return;
-    }
     let mut stored = Vec::new();
     for round in 0..3 {
         for len in [0, 100, 5000, 200_000] {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tidespool_core::SpoolId;
 
 use super::Subject;
-use super::calls::{LENGTHS, all_upkeep, assert_absent, assert_holds, assert_lists, put, put_as};
+use super::calls::{LENGTHS, advance, all_upkeep, assert_absent, assert_holds, assert_lists, put, put_as};
 
 /// advise_low_memory, cleanup and compact, each alone and more than once.
 pub async fn upkeep_keeps_every_message(subject: &mut Subject) {
@@ -45,11 +45,14 @@ pub async fn upkeep_beside_traffic_loses_nothing(subject: &mut Subject) {
     const MESSAGES: usize = 150;
     const ROUNDS: u64 = 8;
     let rounds = Arc::new(AtomicU64::new(0));
+    let turns: Arc<[AtomicU64; 1]> = Arc::default();
     let upkeep = tokio::spawn({
-        let (spool, rounds) = (subject.shared(), rounds.clone());
+        let (spool, rounds, turns) = (subject.shared(), rounds.clone(), turns.clone());
         async move {
             while rounds.fetch_add(1, Ordering::Relaxed) < ROUNDS {
                 all_upkeep(spool.as_ref()).await;
+                // The next round begins beside traffic, too.
+                advance("the traffic", turns.as_ref(), 1).await;
             }
         }
     });
@@ -69,6 +72,7 @@ pub async fn upkeep_beside_traffic_loses_nothing(subject: &mut Subject) {
         spool.remove(passing).await.expect("remove");
         assert_absent(spool, passing).await;
         turn += 1;
+        turns[0].fetch_add(1, Ordering::Relaxed);
     }
     upkeep.await.expect("upkeep");
     for &(id, version, len) in &stored {

@@ -11,6 +11,9 @@ pub enum Call {
     Open,
     /// Bytes are read.
     Read,
+    /// Bytes are read if they are in memory, without waiting for the disk. A fault here stands for bytes that are not: whoever reads so asks the disk
+    /// then, which is a [`Read`](Call::Read).
+    ReadInMemory,
     /// Bytes are written.
     Write,
     /// A file is synced.
@@ -128,6 +131,12 @@ impl Fault {
     #[must_use]
     pub fn block(self) -> Self {
         Self { effect: Effect::Block, ..self }
+    }
+
+    /// Whether it is for such calls, and its time may come yet.
+    pub(super) fn is_for(&self, moment: &Moment<'_>) -> bool {
+        let is_over = matches!(self.when, When::Nth(n) if self.seen >= n);
+        !is_over && (self.filter)(moment)
     }
 
     /// Counts the call, and says whether it breaks.

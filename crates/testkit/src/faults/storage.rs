@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,6 +37,9 @@ struct State {
     trusted_again: Vec<String>,
     watcher: Option<Watcher>,
     unsynced: Option<Unsynced>,
+    /// Of each open file: a renamed one is what it is called now.
+    open: BTreeMap<u64, PathBuf>,
+    next_file: u64,
 }
 
 impl FaultyStorage {
@@ -167,6 +170,14 @@ impl FaultyStorage {
         }
     }
 
+    /// Whether the script has something for such a call, now or later. Does not count it.
+    fn breaks(&self, call: Call, path: &Path) -> bool {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let state = self.0.state.lock();
+        let moment = Moment { call, name: &name, number: state.total + 1 };
+        state.faults.iter().any(|fault| fault.is_for(&moment))
+    }
+
     fn note(&self, note: impl FnOnce(&mut Unsynced)) {
         if let Some(unsynced) = &mut self.0.state.lock().unsynced {
             note(unsynced);
@@ -202,7 +213,12 @@ impl Storage for FaultyStorage {
             self.0.state.lock().distrusted.remove(path);
             self.note(|unsynced| unsynced.forget(path));
         }
-        Ok(Arc::new(FaultyFile { storage: self.clone(), path: path.to_owned(), file }))
+        let mut state = self.0.state.lock();
+        state.next_file += 1;
+        let number = state.next_file;
+        state.open.insert(number, path.to_owned());
+        drop(state);
+        Ok(Arc::new(FaultyFile { storage: self.clone(), number, file }))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
@@ -214,6 +230,8 @@ impl Storage for FaultyStorage {
         self.enter(Call::Rename, to)?;
         OsStorage.rename(from, to)?;
         self.note(|unsynced| unsynced.rename(from, to));
+        let mut state = self.0.state.lock();
+        state.open.values_mut().filter(|path| *path == from).for_each(|path| *path = to.to_owned());
         Ok(())
     }
 
@@ -233,16 +251,27 @@ impl Storage for FaultyStorage {
 #[derive(Debug)]
 struct FaultyFile {
     storage: FaultyStorage,
-    path: PathBuf,
+    number: u64,
     file: Arc<dyn StorageFile>,
 }
 
+impl Drop for FaultyFile {
+    fn drop(&mut self) {
+        self.storage.0.state.lock().open.remove(&self.number);
+    }
+}
+
 impl FaultyFile {
+    fn path(&self) -> PathBuf {
+        self.storage.0.state.lock().open.get(&self.number).cloned().unwrap_or_default()
+    }
+
     fn write(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         if self.storage.remembers() {
             let len: usize = bufs.iter().map(|buf| buf.len()).sum();
             let before = Undo::of(&*self.file, offset, len)?;
-            self.storage.note(|unsynced| unsynced.add(&self.path, before));
+            let path = self.path();
+            self.storage.note(|unsynced| unsynced.add(&path, before));
         }
         self.file.write_vectored_at(bufs, offset)
     }
@@ -254,12 +283,26 @@ impl StorageFile for FaultyFile {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.storage.enter(Call::Read, &self.path)?;
+        self.storage.enter(Call::Read, &self.path())?;
         self.file.read_at(buf, offset)
     }
 
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
+        self.storage.enter(Call::Read, &self.path())?;
+        self.file.read_vectored_at(bufs, offset)
+    }
+
+    fn read_in_memory_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
+        if self.storage.breaks(Call::Read, &self.path()) {
+            // A disk that is broken for this file is asked, so that it can show it: none of it is in memory.
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.storage.enter(Call::ReadInMemory, &self.path())?;
+        self.file.read_in_memory_at(bufs, offset)
+    }
+
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        match self.storage.enter(Call::Write, &self.path)? {
+        match self.storage.enter(Call::Write, &self.path())? {
             Some(Effect::Short(bytes)) => self.write(&[IoSlice::new(&first(bufs, bytes.max(1)))], offset),
             Some(Effect::Torn(bytes, code)) => {
                 self.write(&[IoSlice::new(&first(bufs, bytes))], offset)?;
@@ -269,10 +312,28 @@ impl StorageFile for FaultyFile {
         }
     }
 
+    /// Fails as a write does: a full disk has no room for either.
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        self.storage.enter(Call::Write, &self.path())?;
+        if self.storage.remembers() {
+            let before = Undo::of(&*self.file, 0, 0)?;
+            let path = self.path();
+            self.storage.note(|unsynced| unsynced.add(&path, before));
+        }
+        self.file.allocate(len)
+    }
+
+    fn forget_cached(&self) {
+        self.file.forget_cached();
+    }
+
     fn sync_data(&self) -> io::Result<()> {
-        self.storage.enter(Call::Sync, &self.path)?;
+        self.storage.enter(Call::Sync, &self.path())?;
+        // What is written while the sync is under way is not covered by it.
+        let (path, mut covered) = (self.path(), 0);
+        self.storage.note(|unsynced| covered = unsynced.count(&path));
         self.file.sync_data()?;
-        self.storage.note(|unsynced| unsynced.forget(&self.path));
+        self.storage.note(|unsynced| unsynced.forget_first(&path, covered));
         Ok(())
     }
 }

@@ -1,12 +1,13 @@
 use std::fs;
-use std::io::{ErrorKind, IoSlice};
-use std::path::PathBuf;
+use std::io::{ErrorKind, IoSlice, IoSliceMut};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tempfile::TempDir;
 use tidespool::storage::{OpenMode, Storage as _, StorageFile};
 
+use super::unsynced::{Undo, Unsynced};
 use super::{Call, Fault, FaultyStorage};
 
 struct Bench {
@@ -42,6 +43,7 @@ fn each_kind_of_call_fails_when_it_is_told_to() {
         Call::Create => storage.open(&bench.path("b"), OpenMode::Create).map(drop),
         Call::Open => again(OpenMode::Read),
         Call::Read => file.read_at(&mut [0; 4], 0).map(drop),
+        Call::ReadInMemory => file.read_in_memory_at(&mut [IoSliceMut::new(&mut [0; 4])], 0).map(drop),
         Call::Write => write(&*file, 0, b"data").map(drop),
         Call::Sync => file.sync_data(),
         Call::Rename => storage.rename(&bench.path("a.seg"), &bench.path("a.seg")),
@@ -49,8 +51,8 @@ fn each_kind_of_call_fails_when_it_is_told_to() {
         Call::SyncDir => storage.sync_dir(bench.dir.path()),
         Call::Dir => storage.list(bench.dir.path()).map(drop),
     };
-    use Call::{Create, Dir, Open, Read, Remove, Rename, Sync, SyncDir, Write};
-    for kind in [Create, Open, Read, Write, Sync, Rename, Remove, SyncDir, Dir] {
+    use Call::{Create, Dir, Open, Read, ReadInMemory, Remove, Rename, Sync, SyncDir, Write};
+    for kind in [Create, Open, Read, ReadInMemory, Write, Sync, Rename, Remove, SyncDir, Dir] {
         let before = storage.count(kind);
         storage.inject(Fault::on(kind));
         assert_eq!(call(kind).unwrap_err().raw_os_error(), Some(5), "{kind:?}");
@@ -180,4 +182,36 @@ fn a_power_cut_takes_what_was_not_synced_and_nothing_else() {
     assert_eq!((torn[99], torn[100], torn[4095], torn[4096]), (2, 4, 4, 1));
     file.sync_data().unwrap();
     assert_eq!(cut(&mut || false), fs::read(bench.path("a")).unwrap());
+}
+
+/// The ledger's file is renamed once and then written in place: for a while no power cut took anything of that.
+#[test]
+fn what_is_written_after_a_renaming_is_taken_too() {
+    let bench = Bench::new();
+    let file = bench.create("new");
+    write(&*file, 0, &[1; 4096]).unwrap();
+    file.sync_data().unwrap();
+    bench.storage.rename(&bench.path("new"), &bench.path("old")).unwrap();
+    bench.storage.remember_unsynced();
+    write(&*file, 0, &[2; 4096]).unwrap();
+
+    let copied = TempDir::new().unwrap();
+    let image = copied.path().join("old");
+    fs::copy(bench.path("old"), &image).unwrap();
+    bench.storage.unsynced().cut(bench.dir.path(), copied.path(), || false).unwrap();
+    assert_eq!(fs::read(&image).unwrap(), [1; 4096]);
+}
+
+/// Callers are served while the disk is at the batch before: what is written during a sync is not covered by it.
+#[test]
+fn a_sync_covers_what_was_written_before_it_and_not_what_came_meanwhile() {
+    let (bench, mut unsynced, path) = (Bench::new(), Unsynced::default(), Path::new("a"));
+    let file = bench.create("a");
+    unsynced.add(path, Undo::of(&*file, 0, 1).unwrap());
+    let covered = unsynced.count(path);
+    unsynced.add(path, Undo::of(&*file, 1, 1).unwrap());
+    unsynced.forget_first(path, covered);
+    assert_eq!(unsynced.count(path), 1);
+    unsynced.forget_first(path, 1);
+    assert!(unsynced.is_empty());
 }

@@ -49,6 +49,21 @@ impl Unsynced {
         self.writes.push((path.to_owned(), undo));
     }
 
+    /// How many writes there are to a file.
+    pub(super) fn count(&self, path: &Path) -> usize {
+        self.writes.iter().filter(|(other, _)| other == path).count()
+    }
+
+    /// The first `count` writes to a file are on the disk.
+    pub(super) fn forget_first(&mut self, path: &Path, count: usize) {
+        let mut left = count;
+        self.writes.retain(|(other, _)| {
+            let forgotten = left > 0 && other == path;
+            left -= usize::from(forgotten);
+            !forgotten
+        });
+    }
+
     pub(super) fn forget(&mut self, path: &Path) {
         self.writes.retain(|(other, _)| other != path);
     }

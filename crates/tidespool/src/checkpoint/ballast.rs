@@ -20,6 +20,11 @@ impl Ballast {
         Self { storage, path: dir.join("ballast"), size }
     }
 
+    /// Bytes that it takes.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Gives its room to others.
     pub(crate) fn release(&self) {
         match self.storage.remove_file(&self.path) {

@@ -1,18 +1,21 @@
 //! The checkpoint thread. It alone changes what sled holds.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use tidespool_core::SpoolId;
 
 use super::ballast::Ballast;
 use super::dead::DeadSegments;
+use super::drained::Drained;
 use super::filing::{FilingMail, FilingTask};
 use super::ledger::{Ledger, LedgerFile};
 use super::opening::take_stock;
-use super::retained::{Retained, account, choose, copy_survivors, locator};
+use super::recount::Recount;
+use super::retained::{RetainedMap, account, locator};
 use super::verify::{Finding, verify_filed};
 use super::{Filing, FilingError, FilingEvents, Source};
 use crate::durable::{Change, Durable, DurableError, DurableStore, Key, Op, Record, Tally};
@@ -24,9 +27,16 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// A checkpoint takes at most so many segments: what it collects stays small, and the first of them are free soon.
 const AT_ONCE: usize = 8;
 
-type RetainedMap = BTreeMap<u64, Retained>;
+/// And so many records, or one segment: small ones are half a million in a segment.
+const RECORDS_AT_ONCE: u64 = 128 * 1024;
 
-/// What the thread is told once.
+/// Changes after which sled is synced.
+const SYNC_AFTER: usize = 16_384;
+
+/// Changes after which the thread rests a little.
+const REST_AFTER: usize = 1_024;
+
+/// What the thread is told. It may change at any time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FilerSettings {
     /// Payloads up to this many bytes go into sled whole.
@@ -45,9 +55,11 @@ pub(crate) struct Filer {
     pub(crate) ledger_file: LedgerFile,
     pub(crate) ledger: Ledger,
     pub(crate) ballast: Ballast,
-    pub(crate) settings: FilerSettings,
+    pub(crate) settings: Arc<ArcSwap<FilerSettings>>,
     pub(crate) retry: Retry,
     pub(crate) dead: DeadSegments,
+    pub(crate) recount: Recount,
+    pub(crate) drained: Drained,
 }
 
 /// The pause after failures.
@@ -78,12 +90,15 @@ impl Filer {
         }
     }
 
-    fn wake_at(&self) -> Option<Instant> {
+    pub(super) fn wake_at(&self) -> Option<Instant> {
         if self.retry.at.is_some() {
             return self.retry.at;
         }
         let oldest = self.unfiled().first().and_then(|segment| segment.settled_at());
-        oldest.map(|at| at + self.settings.checkpoint_after)
+        let due_at = oldest.map(|at| at + self.settings.load().checkpoint_after);
+        // While sled may hold some of a change there is nothing to compare it with.
+        let recount_at = self.recount.due_at().filter(|_| !self.ledger.filing);
+        [due_at, self.drained.wake_at(), recount_at].into_iter().flatten().min()
     }
 
     fn look(&mut self) {
@@ -95,13 +110,17 @@ impl Filer {
     }
 
     /// Everything that is due.
-    fn tend(&mut self) -> Result<(), FilingError> {
+    pub(super) fn tend(&mut self) -> Result<(), FilingError> {
         if !self.durable.is_open() {
             // Loads need it, whether there is something to file or not.
             self.ensure_open()?;
         }
         while self.checkpoint_due()? && !self.filing.is_stopped() {}
-        self.tidy(false)
+        // On a full disk nothing can be moved, and what was removed is what gives room.
+        let tidied = self.tidy(false);
+        self.keep_within_bound();
+        tidied?;
+        self.recount()
     }
 
     fn note<T>(&mut self, done: &Result<T, FilingError>) {
@@ -164,7 +183,7 @@ impl Filer {
     }
 
     /// Files a few segments, if some are due. True if there were.
-    fn checkpoint_due(&mut self) -> Result<bool, FilingError> {
+    pub(super) fn checkpoint_due(&mut self) -> Result<bool, FilingError> {
         let unfiled = self.unfiled();
         let now = Instant::now();
         let pool = self.segments.pool();
@@ -175,13 +194,21 @@ impl Filer {
             }
             _ => 0,
         };
-        let due = |at: Instant| at + self.settings.checkpoint_after <= now;
+        let checkpoint_after = self.settings.load().checkpoint_after;
+        let due = |at: Instant| at + checkpoint_after <= now;
+        let wanted = |segment: &Segment| segment.generation <= self.drained.due();
         let count = unfiled
             .iter()
             .enumerate()
-            .take_while(|(number, segment)| *number < missing || segment.settled_at().is_some_and(due))
+            .take_while(|(number, segment)| {
+                *number < missing || wanted(segment) || segment.settled_at().is_some_and(due)
+            })
             .count();
         let count = count.max(self.dead.count(&unfiled, &*self.source)).min(AT_ONCE);
+        let few = |segment: &&Arc<Segment>| {
+            segment.last_seq().saturating_sub(self.ledger.filed_seq) <= RECORDS_AT_ONCE
+        };
+        let count = count.min(unfiled.iter().take_while(few).count().max(1));
         match count.checked_sub(1).map(|last| unfiled[last].generation) {
             Some(generation) => self.checkpoint(generation).map(|()| true),
             None => Ok(false),
@@ -192,20 +219,21 @@ impl Filer {
     fn checkpoint(&mut self, up_to: u64) -> Result<(), FilingError> {
         let started = Instant::now();
         self.ensure_open()?;
-        let collected = self.source.collect(up_to);
-        let mut entries: Vec<(Key, SpoolId, Newest)> =
-            collected.iter().map(|(id, newest)| (Key::of(id), *id, *newest)).collect();
+        // One list, without the keys: there may be many.
+        let mut collected = self.source.collect(up_to);
+        collected.sort_unstable_by_key(|(id, _)| Key::of(id));
         // Removals of what was never filed: sled need not hear of them.
-        entries.retain(|(key, _, newest)| newest.place.is_some() || self.ledger.high.may_have(key));
-        entries.sort_unstable_by_key(|(key, _, _)| *key);
+        let high = self.ledger.high;
+        let is_filed = |id: &SpoolId, newest: &Newest| newest.place.is_some() || high.may_have(&Key::of(id));
+        let records = collected.iter().filter(|(id, newest)| is_filed(id, newest)).count() as u64;
         let mut next = self.ledger.clone();
-        entries
+        collected
             .iter()
-            .filter(|(_, _, newest)| newest.place.is_some())
-            .for_each(|(key, ..)| next.high.raise(*key));
+            .filter(|(_, newest)| newest.place.is_some())
+            .for_each(|(id, _)| next.high.raise(Key::of(id)));
         self.source.will_file(next.high);
-        if !entries.is_empty() {
-            self.apply_marked(&mut next, |filer, retained| filer.file(&entries, retained))?;
+        if records > 0 {
+            self.apply_marked(&mut next, |filer, retained| filer.file(&collected, &is_filed, retained))?;
         }
         let filed: Vec<Arc<Segment>> =
             self.unfiled().into_iter().filter(|segment| segment.generation <= up_to).collect();
@@ -223,13 +251,13 @@ impl Filer {
         drop(filed);
         self.source.forget(&collected);
         self.release();
-        self.events.filed(entries.len() as u64, segments, started.elapsed());
+        self.events.filed(records, segments, started.elapsed());
         Ok(())
     }
 
     /// Of the segments that are filed, recycles those in which nothing lives, and retains the others. It asks the ledger and not what the last step
     /// changed: a step before that may have failed half-way.
-    fn release(&self) {
+    pub(super) fn release(&self) {
         for segment in self.segments.all() {
             let is_filed = segment.role == Role::Cold || segment.generation <= self.ledger.filed_generation;
             if !is_filed {
@@ -249,7 +277,7 @@ impl Filer {
 
     /// Changes sled between two ledgers: one that says that sled may hold some of the change, and (written by the caller) one that counts
     /// it. After an error the state on disk is counted anew before anything else.
-    fn apply_marked(
+    pub(super) fn apply_marked(
         &mut self,
         next: &mut Ledger,
         apply: impl FnOnce(&Self, &mut RetainedMap) -> Result<Tally, FilingError>,
@@ -266,14 +294,39 @@ impl Filer {
 
     fn file(
         &self,
-        entries: &[(Key, SpoolId, Newest)],
+        entries: &[(SpoolId, Newest)],
+        is_filed: &dyn Fn(&SpoolId, &Newest) -> bool,
+        retained: &mut RetainedMap,
+    ) -> Result<Tally, FilingError> {
+        self.filing.begin();
+        let mut delta = Tally::default();
+        // Each of them ends with a sync of sled: many small ones hold up the journal's less than a long one.
+        for some in entries.chunks(SYNC_AFTER) {
+            delta = delta.plus(self.file_some(some, is_filed, retained)?);
+        }
+        Ok(delta)
+    }
+
+    fn file_some(
+        &self,
+        entries: &[(SpoolId, Newest)],
+        is_filed: &dyn Fn(&SpoolId, &Newest) -> bool,
         retained: &mut RetainedMap,
     ) -> Result<Tally, FilingError> {
         let mut failure = None;
-        let mut ops =
-            entries.iter().take_while(|_| !self.filing.is_stopped()).map_while(|(key, id, newest)| {
-                self.op(*key, id, *newest).map_err(|error| failure = Some(error)).ok()
-            });
+        let mut step = Instant::now();
+        let mut ops = entries.iter().enumerate().take_while(|_| !self.filing.is_stopped()).map_while(
+            |(number, (id, newest))| {
+                if number % REST_AFTER == REST_AFTER - 1 {
+                    self.filing.rest(step.elapsed(), self.is_urgent());
+                    step = Instant::now();
+                }
+                if !is_filed(id, newest) {
+                    return Some(None);
+                }
+                self.op(Key::of(id), id, *newest).map_err(|error| failure = Some(error)).ok()
+            },
+        );
         let delta = self.apply_counted(&mut ops.by_ref().flatten(), retained);
         drop(ops);
         match failure {
@@ -283,8 +336,15 @@ impl Filer {
         }
     }
 
+    /// The journal is about to run full: stores would wait for what is filed now.
+    pub(super) fn is_urgent(&self) -> bool {
+        let pool = self.segments.pool();
+        let headroom = pool.headroom();
+        headroom <= RESERVED + 1 || headroom * 8 < pool.capacity()
+    }
+
     /// Applies `ops`, and counts what lives in each retained segment by them.
-    fn apply_counted(
+    pub(super) fn apply_counted(
         &self,
         ops: &mut dyn Iterator<Item = Op>,
         retained: &mut RetainedMap,
@@ -325,7 +385,7 @@ impl Filer {
             return Ok(Record::Damaged { seq, reason });
         };
         let salt = self.segments.salt();
-        let read = if u64::from(place.len) <= self.settings.separate_above {
+        let read = if u64::from(place.len) <= self.settings.load().separate_above {
             let whole = segment.read_put(salt, id, place);
             whole.map(|(data, _)| Record::Whole { seq, data: data.into_boxed_slice() })
         } else {
@@ -341,42 +401,8 @@ impl Filer {
         }
     }
 
-    /// Rewrites retained segments that are mostly dead; with `all`, every one with something dead in it.
-    fn tidy(&mut self, all: bool) -> Result<(), FilingError> {
-        self.release();
-        let victims = choose(&self.ledger.retained, all);
-        if victims.is_empty() || self.filing.is_stopped() {
-            return Ok(());
-        }
-        self.ensure_open()?;
-        let moved = copy_survivors(&self.segments, &self.durable, &victims)?;
-        let mut next = self.ledger.clone();
-        for segment in &moved.cold {
-            next.retained.insert(segment.generation, Retained { size: segment.size, ..Retained::default() });
-        }
-        let bytes = moved.bytes;
-        let cold = moved.cold.clone();
-        let result = self.apply_marked(&mut next, |filer, retained| {
-            Ok(filer.apply_counted(&mut moved.ops.into_iter(), retained)?)
-        });
-        if let Err(error) = result {
-            // If not even the first ledger was written, nothing points there; else the next count tells.
-            if !self.ledger.filing {
-                cold.iter().for_each(|segment| self.segments.retire(segment.generation));
-            }
-            return Err(error);
-        }
-        next.number += 1;
-        next.retained.retain(|_, segment| segment.live > 0);
-        self.ledger_file.write(&next)?;
-        self.ledger = next;
-        self.release();
-        self.events.rewritten(bytes);
-        Ok(())
-    }
-
     /// After an error: opens sled again, and counts what it holds.
-    fn ensure_open(&mut self) -> Result<(), FilingError> {
+    pub(super) fn ensure_open(&mut self) -> Result<(), FilingError> {
         if self.durable.is_open() && !self.ledger.filing {
             return Ok(());
         }
@@ -405,9 +431,18 @@ impl Filer {
             self.durable.reopen(&mut make_room, &mut count)?;
             ballast.restore();
         }
-        if let Some(stock) = stock {
+        let Some(stock) = stock else { return Ok(()) };
+        // Nothing was being changed: it must hold what the ledger says, neither less nor anything else.
+        let is_exact = !self.ledger.filing;
+        if is_exact && stock.tally != self.ledger.tally {
+            self.recount = Recount::Due(Instant::now());
+            self.make_agree()?;
+        } else {
             self.ledger.take_stock(&stock);
             self.ledger_file.write(&self.ledger)?;
+        }
+        if is_exact {
+            self.recount = Recount::Done;
         }
         Ok(())
     }

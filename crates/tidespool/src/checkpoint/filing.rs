@@ -1,11 +1,13 @@
 //! What the checkpoint thread waits for.
 
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::FilingError;
+use super::pace::Pace;
 use super::verify::Finding;
 
 /// The result of a task, for those who asked.
@@ -17,6 +19,13 @@ pub(crate) type CompactDone = oneshot::Sender<Result<Vec<Finding>, FilingError>>
 pub(crate) struct Filing {
     state: Mutex<State>,
     wake: Condvar,
+    /// Removals of filed messages since the thread last counted them.
+    removals: AtomicU64,
+    /// The thread wants to hear when there are so many.
+    hear_at: AtomicU64,
+    /// What a sync of the journal took lately, in microseconds; 0 where there was none.
+    sync_us: AtomicU64,
+    pace: Mutex<Pace>,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +59,54 @@ impl Filing {
         self.wake.notify_one();
     }
 
+    /// What a sync of the journal took lately, on average; `None` where there was none.
+    pub(crate) fn note_sync(&self, took: Option<Duration>) {
+        let us = took.map_or(0, |took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
+        self.sync_us.store(us, Ordering::Relaxed);
+    }
+
+    fn sync_latency(&self) -> Option<Duration> {
+        let us = self.sync_us.load(Ordering::Relaxed);
+        (us > 0).then(|| Duration::from_micros(us))
+    }
+
+    /// The thread's: a checkpoint begins.
+    pub(crate) fn begin(&self) {
+        self.pace.lock().begin(self.sync_latency());
+    }
+
+    /// The thread's: rests after having worked for so long, as long as commits want it. Only the end cuts it short.
+    pub(crate) fn rest(&self, worked: Duration, is_urgent: bool) {
+        let rest = self.pace.lock().rest(worked, self.sync_latency(), is_urgent);
+        if rest.is_zero() {
+            return;
+        }
+        let until = Instant::now() + rest;
+        let mut state = self.state.lock();
+        while !state.stopped && !self.wake.wait_until(&mut state, until).timed_out() {}
+    }
+
+    /// A message was removed of which sled must be told.
+    pub(crate) fn note_removal(&self) {
+        if self.removals.fetch_add(1, Ordering::SeqCst) + 1 == self.hear_at.load(Ordering::SeqCst) {
+            self.kick();
+        }
+    }
+
+    /// The thread's: counts anew from here on.
+    pub(crate) fn count_removals(&self) {
+        self.removals.store(0, Ordering::SeqCst);
+    }
+
+    /// The thread's: kicks it after so many removals.
+    pub(crate) fn hear_of_removals(&self, count: u64) {
+        self.hear_at.store(count, Ordering::SeqCst);
+        // They came while it was counting.
+        if self.removals.load(Ordering::SeqCst) >= count {
+            self.kick();
+        }
+    }
+
     pub(crate) fn ask(&self, task: FilingTask) {
         let mut state = self.state.lock();
         // After the end the task is dropped here, which tells its sender.
@@ -71,6 +128,12 @@ impl Filing {
     /// Asked between the steps of long work.
     pub(crate) fn is_stopped(&self) -> bool {
         self.state.lock().stopped
+    }
+
+    /// Asked in the middle of work that can wait.
+    pub(crate) fn is_asked(&self) -> bool {
+        let state = self.state.lock();
+        state.stopped || !state.tasks.is_empty()
     }
 
     /// The thread's: waits for something to do, or until `until`.

@@ -5,14 +5,15 @@ use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::ballast::Ballast;
 use super::opening::Stock;
 use super::retained::Retained;
-use crate::durable::{Class, Key, Tally};
-use crate::storage::{OpenMode, Storage, read_exact_at, write_all_at};
+use crate::durable::{Class, Fingerprint, Key, Tally};
+use crate::storage::{OpenMode, Storage, StorageFile, read_exact_at, write_all_at};
 
 /// The highest key of each class that sled was ever told of. Ids above it are not in sled: most removes need not be told to it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -75,6 +76,9 @@ pub(crate) struct Ledger {
     pub(crate) lost: u64,
     /// No segment ever had this generation or a higher one. A generation that was used again could bring the records of its earlier use back.
     pub(crate) next_generation: u64,
+    /// After an orderly end: what sled's files were when it was closed, and held what is said here. Not in the ledger of a spool that is
+    /// open, for sled changes its files whenever it likes.
+    pub(crate) files: Option<Fingerprint>,
 }
 
 impl Ledger {
@@ -91,6 +95,10 @@ impl Ledger {
 /// [`Ledger`] as it is written.
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
+    /// Of the two in a file the one with the higher number counts.
+    turn: u64,
+    /// Bytes of a slot: the file is twice as long.
+    slot_len: u64,
     number: u64,
     filed_generation: u64,
     filed_seq: u64,
@@ -101,6 +109,8 @@ struct Line {
     retained: BTreeMap<u64, Retained>,
     lost: u64,
     next_generation: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    files: Option<Fingerprint>,
 }
 
 /// Why there is no ledger.
@@ -114,17 +124,34 @@ pub(crate) enum LedgerError {
     Damaged { path: PathBuf, what: String },
 }
 
-/// The ledger's file.
-#[derive(Debug, Clone)]
+/// The ledger's file: two slots, written in turn. A crash while one is written leaves the other.
+///
+/// They are written in place, into blocks that the file has already: a new file for each checkpoint would make the file system commit its own
+/// journal, for which every commit that is under way waits.
+#[derive(Debug)]
 pub(crate) struct LedgerFile {
     storage: Arc<dyn Storage>,
     dir: PathBuf,
     path: PathBuf,
+    /// `None` before the first write, and after an error: a file that failed is replaced, not trusted again.
+    slots: Mutex<Option<Slots>>,
 }
+
+/// A file that is written in place.
+#[derive(Debug)]
+struct Slots {
+    file: Arc<dyn StorageFile>,
+    slot_len: u64,
+    /// Of the last write. Even numbers are in the first slot.
+    turn: u64,
+}
+
+/// The smallest slot: room for some hundred retained segments.
+const MIN_SLOT_LEN: u64 = 32 << 10;
 
 impl LedgerFile {
     pub(crate) fn new(storage: Arc<dyn Storage>, dir: &Path) -> Self {
-        Self { storage, dir: dir.to_owned(), path: dir.join("ledger") }
+        Self { storage, dir: dir.to_owned(), path: dir.join("ledger"), slots: Mutex::new(None) }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -145,19 +172,47 @@ impl LedgerFile {
         }
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
         read_exact_at(&*file, &mut bytes, 0).map_err(io)?;
-        parse(&bytes).map(Some).map_err(|what| self.damaged(what))
+        newest(&bytes).map(Some).map_err(|what| self.damaged(what))
     }
 
     /// Replaces it, durably.
     pub(crate) fn write(&self, ledger: &Ledger) -> Result<(), LedgerError> {
         let io = |source| LedgerError::Io { doing: "writing", path: self.path.clone(), source };
-        let text = render(ledger).map_err(|err| io(io::Error::other(err)))?;
+        let mut slots = self.slots.lock();
+        // Put back when all went well.
+        let written = match slots.take() {
+            Some(current) => self.write_in_turn(current, ledger),
+            None => self.write_anew(ledger),
+        };
+        *slots = Some(written.map_err(io)?);
+        Ok(())
+    }
+
+    fn write_in_turn(&self, slots: Slots, ledger: &Ledger) -> io::Result<Slots> {
+        let turn = slots.turn + 1;
+        let text = render(ledger, turn, slots.slot_len)?;
+        if text.len() as u64 > slots.slot_len {
+            return self.write_anew(ledger);
+        }
+        let offset = turn % 2 * slots.slot_len;
+        write_all_at(&*slots.file, &mut [IoSlice::new(text.as_bytes())], offset)?;
+        slots.file.sync_data()?;
+        Ok(Slots { turn, ..slots })
+    }
+
+    /// A new file in place of the old one, with room for a ledger that grows.
+    fn write_anew(&self, ledger: &Ledger) -> io::Result<Slots> {
+        let need = render(ledger, 0, u64::MAX)?.len() as u64;
+        let slot_len = (2 * need).next_power_of_two().max(MIN_SLOT_LEN);
+        let mut bytes = render(ledger, 0, slot_len)?.into_bytes();
+        bytes.resize(usize::try_from(2 * slot_len).unwrap_or(usize::MAX), 0);
         let temporary = self.dir.join("ledger.new");
-        let file = self.storage.open(&temporary, OpenMode::Create).map_err(io)?;
-        write_all_at(&*file, &mut [IoSlice::new(text.as_bytes())], 0).map_err(io)?;
-        file.sync_data().map_err(io)?;
-        self.storage.rename(&temporary, &self.path).map_err(io)?;
-        self.storage.sync_dir(&self.dir).map_err(io)
+        let file = self.storage.open(&temporary, OpenMode::Create)?;
+        write_all_at(&*file, &mut [IoSlice::new(&bytes)], 0)?;
+        file.sync_data()?;
+        self.storage.rename(&temporary, &self.path)?;
+        self.storage.sync_dir(&self.dir)?;
+        Ok(Slots { file, slot_len, turn: 0 })
     }
 
     /// The same; on a full disk the ballast makes room. A spool that can't be opened can't be emptied.
@@ -179,8 +234,10 @@ impl LedgerFile {
 /// A ledger is small: a line for each retained segment at most.
 const MAX_LEN: u64 = 64 << 20;
 
-fn render(ledger: &Ledger) -> Result<String, serde_json::Error> {
+fn render(ledger: &Ledger, turn: u64, slot_len: u64) -> io::Result<String> {
     let line = Line {
+        turn,
+        slot_len,
         number: ledger.number,
         filed_generation: ledger.filed_generation,
         filed_seq: ledger.filed_seq,
@@ -191,24 +248,43 @@ fn render(ledger: &Ledger) -> Result<String, serde_json::Error> {
         retained: ledger.retained.clone(),
         lost: ledger.lost,
         next_generation: ledger.next_generation,
+        files: ledger.files,
     };
     let json = serde_json::to_string(&line)?;
     Ok(format!("{json}\n{:08x}\n", crc32c::crc32c(json.as_bytes())))
 }
 
-fn parse(bytes: &[u8]) -> Result<Ledger, String> {
-    let text = std::str::from_utf8(bytes).map_err(|_| "it is not text".to_owned())?;
-    let (json, crc) =
-        text.strip_suffix('\n').and_then(|text| text.rsplit_once('\n')).ok_or("it is cut off")?;
-    if u32::from_str_radix(crc, 16).ok() != Some(crc32c::crc32c(json.as_bytes())) {
+/// The newer of the two ledgers in a file, or of what is left of them.
+fn newest(bytes: &[u8]) -> Result<Ledger, String> {
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    let (line, ledger) = match (parse(first), parse(second)) {
+        (Ok(first), Ok(second)) => std::cmp::max_by_key(first, second, |(line, _)| line.turn),
+        (Ok(one), Err(_)) | (Err(_), Ok(one)) => one,
+        // The second slot of a new file is empty: what is wrong with the first one says more.
+        (Err(what), Err(_)) => return Err(what),
+    };
+    match line.slot_len.checked_mul(2) == Some(bytes.len() as u64) {
+        true => Ok(ledger),
+        false => Err(format!("{} bytes are not its length", bytes.len())),
+    }
+}
+
+/// The ledger at the start of a slot. What follows it is of no account.
+fn parse(slot: &[u8]) -> Result<(Line, Ledger), String> {
+    let mut lines = slot.splitn(3, |byte| *byte == b'\n');
+    let (Some(json), Some(crc), Some(_)) = (lines.next(), lines.next(), lines.next()) else {
+        return Err("it is cut off".to_owned());
+    };
+    let expected = format!("{:08x}", crc32c::crc32c(json));
+    if crc != expected.as_bytes() {
         return Err("its checksum is of other bytes".to_owned());
     }
-    let line: Line = serde_json::from_str(json).map_err(|err| err.to_string())?;
+    let line: Line = serde_json::from_slice(json).map_err(|err| err.to_string())?;
     let mut high = HighKeys::default();
     for key in &line.high {
         high.raise(Key::from_slice(key).map_err(|err| err.to_string())?);
     }
-    Ok(Ledger {
+    let ledger = Ledger {
         number: line.number,
         filed_generation: line.filed_generation,
         filed_seq: line.filed_seq,
@@ -216,10 +292,12 @@ fn parse(bytes: &[u8]) -> Result<Ledger, String> {
         filing: line.filing,
         tally: line.tally,
         high,
-        retained: line.retained,
+        retained: line.retained.clone(),
         lost: line.lost,
         next_generation: line.next_generation,
-    })
+        files: line.files,
+    };
+    Ok((line, ledger))
 }
 
 #[cfg(test)]
@@ -246,6 +324,11 @@ mod tests {
             retained,
             lost: 7,
             next_generation: 10,
+            files: Some(
+                Fingerprint::of(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/checkpoint").as_path(), None)
+                    .unwrap()
+                    .unwrap(),
+            ),
         }
     }
 
@@ -261,15 +344,57 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_byte_or_a_missing_end_is_damage() {
-        let text = render(&sample()).unwrap();
-        for at in 0..text.len() {
-            let mut bytes = text.clone().into_bytes();
-            bytes[at] ^= 1;
-            assert!(parse(&bytes).is_err(), "byte {at}");
-            assert!(parse(&text.as_bytes()[..at]).is_err(), "cut at {at}");
+    fn the_newest_of_many_is_read_back_and_a_crash_in_the_next_one_leaves_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = LedgerFile::new(Arc::new(OsStorage), dir.path());
+        let mut ledger = sample();
+        for number in 0..5 {
+            ledger.number = number;
+            file.write(&ledger).unwrap();
+            assert_eq!(file.read().unwrap().as_ref(), Some(&ledger));
         }
-        assert!(parse(&[0; 100]).is_err());
+        let whole = std::fs::read(file.path()).unwrap();
+        // The fifth is in the first slot; the sixth gets as far as any number of its bytes.
+        let next = render(&Ledger { number: 5, ..ledger.clone() }, 5, MIN_SLOT_LEN).unwrap();
+        let slot = usize::try_from(MIN_SLOT_LEN).unwrap();
+        for cut in 0..next.len() - 1 {
+            let mut torn = whole.clone();
+            torn[slot..slot + cut].copy_from_slice(&next.as_bytes()[..cut]);
+            assert_eq!(newest(&torn).as_ref(), Ok(&ledger), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn it_grows_with_what_is_retained() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = LedgerFile::new(Arc::new(OsStorage), dir.path());
+        let mut ledger = sample();
+        for generation in 0..5_000 {
+            ledger.retained.insert(generation, Retained { size: 1 << 20, live_bytes: 77, live: 2 });
+            if generation % 500 == 0 {
+                file.write(&ledger).unwrap();
+            }
+        }
+        file.write(&ledger).unwrap();
+        assert_eq!(file.read().unwrap(), Some(ledger));
+    }
+
+    #[test]
+    fn a_changed_byte_or_a_missing_end_is_damage() {
+        let ledger = sample();
+        let text = render(&ledger, 0, MIN_SLOT_LEN).unwrap().into_bytes();
+        let mut whole = text.clone();
+        whole.resize(2 * usize::try_from(MIN_SLOT_LEN).unwrap(), 0);
+        assert_eq!(newest(&whole), Ok(ledger));
+        for at in 0..text.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            assert!(newest(&bytes).is_err(), "byte {at}");
+        }
+        for len in 0..whole.len() {
+            assert!(newest(&whole[..len]).is_err(), "cut at {len}");
+        }
+        assert!(newest(&[0; 100]).is_err());
     }
 
     #[test]

@@ -5,19 +5,29 @@
 //! * `filing` – the thread's mailbox: who asks for what.
 //! * `filer` – one checkpoint: collect, file in key order, ledger, forget, recycle.
 //! * `dead` – which segments are filed early, because nothing much lives in them.
+//! * `drained` – when removals are filed early, because much is dead on disk until they are.
+//! * `pace` – rests between the steps of a checkpoint.
 //! * `retained` – segments kept for the large payloads in them, and their rewriting.
+//! * `tidy` – keeping the files within their bound.
 //! * `ballast` – a file to delete when sled needs room on a full disk.
 //! * `ledger` – what sled must contain, outside sled.
 //! * `opening` – sled, ledger and segments compared at open; what is missing filed anew.
+//! * `recount` – sled counted after an opening that did not.
 //! * `verify` – every byte of everything filed.
 
 mod ballast;
 mod dead;
+mod drained;
 mod filer;
 mod filing;
 mod ledger;
 mod opening;
+mod pace;
+mod recount;
 mod retained;
+#[cfg(test)]
+mod tests;
+mod tidy;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -26,11 +36,17 @@ use tidespool_core::SpoolId;
 
 pub(crate) use ballast::Ballast;
 pub(crate) use dead::DeadSegments;
+pub(crate) use drained::{Drained, Survey};
 pub(crate) use filer::{Filer, FilerSettings, Retry};
 pub(crate) use filing::{Filing, FilingTask};
 pub(crate) use ledger::{HighKeys, Ledger, LedgerError, LedgerFile};
-pub(crate) use opening::{Examined, Opened, Places, examine, open_filed, settle, without_segment};
+pub(crate) use opening::{
+    Examined, Opened, Places, Stock, count_filed, examine, open_filed, read_ledger, settle, without_segment,
+};
+pub(crate) use recount::Recount;
 pub(crate) use verify::verify_filed;
+
+use opening::OpeningError;
 
 use crate::durable::DurableError;
 use crate::journal::Newest;
@@ -42,6 +58,9 @@ pub(crate) trait Source: Send + Sync {
 
     /// Payload bytes that live in each segment, by generation.
     fn live_bytes(&self) -> BTreeMap<u64, u64>;
+
+    /// What lives in the journal, and how many removals sled was not told of.
+    fn survey(&self) -> Survey;
 
     /// True while this record is the newest of its id.
     fn is_newest(&self, id: &SpoolId, seq: u64) -> bool;
@@ -59,12 +78,16 @@ pub(crate) trait FilingEvents: Send + Sync {
     fn filed(&self, records: u64, segments: u64, took: std::time::Duration);
     /// A segment was recycled.
     fn recycled(&self);
+    /// The active segment is to be ended, so that it can be filed.
+    fn wants_seal(&self);
     /// The survivors of a segment, of so many bytes, were moved.
     fn rewritten(&self, bytes: u64);
     /// The ledger or a segment could not be read or written.
     fn failed(&self, error: &FilingError);
     /// A damaged message was found.
     fn found_damage(&self, id: &SpoolId, what: &str);
+    /// Messages were found to be gone.
+    fn found_loss(&self, messages: u64, what: &str);
 }
 
 impl FilingError {

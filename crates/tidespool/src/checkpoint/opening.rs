@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use thiserror::Error;
 use tidespool_core::SpoolId;
@@ -11,10 +12,11 @@ use super::ballast::Ballast;
 use super::ledger::{HighKeys, Ledger, LedgerError, LedgerFile};
 use super::retained::{Retained, account, locator, place_of, pointed_to, puts_in};
 use crate::durable::{
-    Change, Durable, DurableError, DurableStore, Key, KeyRange, Op, Record, SledOptions, Tally,
+    Change, Durable, DurableError, DurableStore, Fingerprint, Key, KeyRange, Op, Record, SledOptions, Tally,
+    Visitor,
 };
 use crate::journal::{
-    FileDamage, Filed, Found, Newest, Recovered, RecoveryError, Segment, Segments, recover,
+    FileDamage, Filed, Found, NewestById, Recovered, RecoveryError, Segment, Segments, recover,
 };
 use crate::storage::Storage;
 
@@ -59,6 +61,8 @@ pub(crate) struct Opened {
     pub(crate) damaged: Vec<(SpoolId, String)>,
     /// sled does not hold what the ledger says: [`settle`] has to be called.
     pub(crate) disagrees: Option<String>,
+    /// What sled holds was counted, and not taken from the ledger because its files are what they were.
+    pub(crate) counted: bool,
 }
 
 /// What sled holds, counted.
@@ -71,42 +75,99 @@ pub(crate) struct Stock {
     pub(crate) damaged: Vec<(SpoolId, String)>,
 }
 
+impl Stock {
+    /// What the ledger says, where it is known to be so.
+    fn by(ledger: &Ledger) -> Self {
+        Self {
+            tally: ledger.tally,
+            retained: ledger.retained.clone(),
+            high: ledger.high,
+            max_seq: ledger.filed_seq,
+            damaged: Vec::new(),
+        }
+    }
+
+    fn count(&mut self, key: Key, value: &[u8]) {
+        self.high.raise(key);
+        self.tally.add(&key, value);
+        match Record::outline(&key, value) {
+            Ok(record) => {
+                self.max_seq = self.max_seq.max(record.seq());
+                account(&mut self.retained, |_| 0, None, Some(&record));
+                if let Record::Damaged { reason, .. } = record {
+                    self.damaged.push((key.id(), reason));
+                }
+            }
+            Err(error) => self.damaged.push((key.id(), error.to_string())),
+        }
+    }
+
+    /// Both together, of parts that have no record in common.
+    fn plus(mut self, other: Self) -> Self {
+        self.tally = self.tally.plus(other.tally);
+        for (generation, more) in other.retained {
+            let entry = self.retained.entry(generation).or_default();
+            entry.live += more.live;
+            entry.live_bytes += more.live_bytes;
+        }
+        self.high.merge(&other.high);
+        self.max_seq = self.max_seq.max(other.max_seq);
+        self.damaged.extend(other.damaged);
+        self
+    }
+
+    fn set_sizes(&mut self, segments: &Segments) {
+        for (generation, retained) in &mut self.retained {
+            retained.size = segments.get(*generation).map_or(0, |segment| segment.size);
+        }
+    }
+}
+
+/// Threads that count sled at open: nothing else can be done before.
+const COUNTING: usize = 2;
+
 /// Counts everything that sled holds.
 pub(crate) fn take_stock(store: &dyn DurableStore, segments: &Segments) -> Result<Stock, DurableError> {
     let mut stock = count(store)?;
-    for (generation, retained) in &mut stock.retained {
-        retained.size = segments.get(*generation).map_or(0, |segment| segment.size);
-    }
+    stock.set_sizes(segments);
     Ok(stock)
 }
 
 fn count(store: &dyn DurableStore) -> Result<Stock, DurableError> {
-    let mut stock = Stock::default();
-    let mut unreadable = false;
-    store.scan(&[KeyRange::ALL], &mut |key, record| {
-        stock.high.raise(key);
-        match record {
-            Ok(record) => {
-                stock.tally.add(&key, &record.encode(&key));
-                stock.max_seq = stock.max_seq.max(record.seq());
-                account(&mut stock.retained, |_| 0, None, Some(&record));
-                if let Record::Damaged { reason, .. } = record {
-                    stock.damaged.push((key.id(), reason));
-                }
-            }
-            Err(damaged) => {
-                unreadable = true;
-                stock.damaged.push((key.id(), damaged.reason));
-            }
-        }
-        true
-    })?;
-    if unreadable {
-        // Its digest is over bytes that only the engine sees.
-        stock.tally = store.tally()?;
-    }
+    let mut stocks = [const { None }; COUNTING].map(|_: Option<()>| Stock::default());
+    let mut visitors = stocks.each_mut().map(|stock| -> Visitor<'_> {
+        Box::new(|key, value| {
+            stock.count(key, value);
+            true
+        })
+    });
+    store.survey(&mut visitors)?;
+    drop(visitors);
+    let stock = stocks.into_iter().fold(Stock::default(), Stock::plus);
+    store.note_records(stock.tally.records);
     Ok(stock)
 }
+
+/// The same on the caller's thread alone, for as long as `go_on` says so.
+pub(super) fn take_stock_beside(
+    store: &dyn DurableStore,
+    segments: &Segments,
+    go_on: &(dyn Fn() -> bool + Sync),
+) -> Result<Option<Stock>, DurableError> {
+    let mut stock = Stock::default();
+    let mut stopped = false;
+    let visitor: Visitor<'_> = Box::new(|key, value| {
+        stock.count(key, value);
+        stopped = stock.tally.records % BETWEEN_LOOKS == 0 && !go_on();
+        !stopped
+    });
+    store.survey(&mut [visitor])?;
+    stock.set_sizes(segments);
+    Ok((!stopped).then_some(stock))
+}
+
+/// Records that are counted before it is asked again whether to go on.
+const BETWEEN_LOOKS: u64 = 256;
 
 /// What a directory holds, before anything is decided about it.
 pub(crate) struct Examined {
@@ -119,33 +180,81 @@ pub(crate) struct Examined {
     pub(crate) disagrees: Option<String>,
 }
 
-/// Reads the ledger, counts sled, replays the journal, and compares. With `repair` false nothing is changed.
-pub(crate) fn examine(
+/// The ledger, or what is wrong with it. `None` without damage: there is none and need not be one.
+pub(crate) struct LedgerFound {
+    ledger: Option<Ledger>,
+    damage: Vec<FileDamage>,
+}
+
+/// Reads the ledger. In a `fresh` directory there need not be one.
+pub(crate) fn read_ledger(places: &Places, fresh: bool) -> Result<LedgerFound, OpeningError> {
+    let file = LedgerFile::new(places.storage.clone(), &places.dir);
+    let damaged = |path: PathBuf, what| LedgerFound { ledger: None, damage: vec![FileDamage { path, what }] };
+    match file.read() {
+        Ok(Some(ledger)) => Ok(LedgerFound { ledger: Some(ledger), damage: Vec::new() }),
+        Ok(None) if fresh => Ok(LedgerFound { ledger: Some(Ledger::default()), damage: Vec::new() }),
+        Ok(None) => Ok(damaged(file.path().to_owned(), "it is missing".to_owned())),
+        Err(LedgerError::Damaged { path, what }) => Ok(damaged(path, what)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether sled's files are, byte for byte, what they were when the ledger was written: then what it says of them need not be counted again. To be
+/// asked before sled is opened.
+fn are_as_they_were(places: &Places, ledger: Option<&Ledger>) -> bool {
+    let Some(then) = ledger.and_then(|ledger| ledger.files) else { return false };
+    match Fingerprint::of(&places.sled(), None) {
+        Ok(now) => now == Some(then),
+        Err(error) => {
+            // Whoever opens them next has more to say.
+            tracing::warn!(%error, "sled's files could not be compared with what they were");
+            false
+        }
+    }
+}
+
+/// Counts sled, replays the journal, and compares both with the ledger. With `repair` false nothing is changed.
+///
+/// `engine` opens and counts sled; beside it, the journal is read, which waits for it only where there is no ledger to tell what is filed.
+pub(crate) fn examine<E>(
     places: &Places,
-    durable: Option<&Durable>,
-    fresh: bool,
+    found: LedgerFound,
     repair: bool,
-) -> Result<Examined, OpeningError> {
-    let mut damage = Vec::new();
-    let ledger_file = LedgerFile::new(places.storage.clone(), &places.dir);
-    let ledger = match ledger_file.read() {
-        Ok(Some(ledger)) => Some(ledger),
-        Ok(None) if fresh => Some(Ledger::default()),
-        Ok(None) => {
-            damage.push(FileDamage { path: ledger_file.path().to_owned(), what: "it is missing".to_owned() });
-            None
-        }
-        Err(LedgerError::Damaged { path, what }) => {
-            damage.push(FileDamage { path, what });
-            None
-        }
-        Err(error) => return Err(error.into()),
+    engine: impl FnOnce(Option<&Ledger>) -> Result<(E, Stock), OpeningError>,
+) -> Result<(E, Examined), OpeningError> {
+    let LedgerFound { ledger, damage } = found;
+    let replay = |filed: &Filed| recover(&places.storage, &places.journal(), places.spool, filed, repair);
+    let ((engine, stock), recovered) = if let Some(ledger) = &ledger {
+        let filed = filed_by(ledger);
+        let (opened, recovered) = thread::scope(|scope| {
+            let thread = thread::Builder::new().name("tidespool-open".to_owned());
+            let replaying = thread.spawn_scoped(scope, || replay(&filed));
+            let opened = engine(Some(ledger));
+            let recovered = match replaying {
+                Ok(thread) => thread.join().unwrap_or_else(|_| Err(panicked(places))),
+                Err(_) => replay(&filed),
+            };
+            (opened, recovered)
+        });
+        // Of two errors, the engine's.
+        (opened?, recovered?)
+    } else {
+        let (engine, stock) = engine(None)?;
+        let recovered = replay(&filed_of_stock(&stock))?;
+        ((engine, stock), recovered)
     };
-    let stock = durable.map_or_else(|| Ok(Stock::default()), |durable| durable.with(count))?;
-    let filed = filed_by(ledger.as_ref(), &stock);
-    let recovered = recover(&places.storage, &places.journal(), places.spool, &filed, repair)?;
     let disagrees = disagreement(ledger.as_ref(), &stock, &recovered);
-    Ok(Examined { ledger, stock, recovered, damage, disagrees })
+    Ok((engine, Examined { ledger, stock, recovered, damage, disagrees }))
+}
+
+fn panicked(places: &Places) -> RecoveryError {
+    let source = std::io::Error::other("a thread panicked");
+    RecoveryError { doing: "reading", path: places.journal(), source }
+}
+
+/// Counts what sled holds.
+pub(crate) fn count_filed(durable: &Durable) -> Result<Stock, OpeningError> {
+    Ok(durable.with(count)?)
 }
 
 /// Opens sled, looks at everything, and says what is to be done about it.
@@ -155,11 +264,25 @@ pub(crate) fn open_filed(
     ballast: &Ballast,
     fresh: bool,
 ) -> Result<Opened, OpeningError> {
-    let (durable, unopened) = open_engine(places, options, ballast)?;
-    // What is counted must be on stable storage: the ledger will say that it is.
-    durable.apply(&mut std::iter::empty(), &mut |_, _| {})?;
-    let Examined { ledger, stock, recovered, damage, disagrees } =
-        examine(places, Some(&durable), fresh, true)?;
+    let found = read_ledger(places, fresh)?;
+    let unchanged = are_as_they_were(places, found.ledger.as_ref());
+    let ((durable, unopened), examined) = examine(places, found, true, |ledger| {
+        let (durable, unopened) = open_engine(places, options, ballast)?;
+        // What is counted must be on stable storage: the ledger will say that it is.
+        durable.apply(&mut std::iter::empty(), &mut |_, _| {})?;
+        let stock = match ledger {
+            Some(ledger) if unchanged && unopened.is_none() => {
+                durable.with(|store| {
+                    store.note_records(ledger.tally.records);
+                    Ok(())
+                })?;
+                Stock::by(ledger)
+            }
+            _ => count_filed(&durable)?,
+        };
+        Ok(((durable, unopened), stock))
+    })?;
+    let Examined { ledger, stock, recovered, damage, disagrees } = examined;
     let disagrees = unopened.or(disagrees);
     let mut recovered = recovered;
     if ledger.is_none() {
@@ -170,11 +293,14 @@ pub(crate) fn open_filed(
         recovered.replayed.next_seq = recovered.replayed.next_seq.max(stock.max_seq + 1);
     }
     let mut ledger = ledger.unwrap_or_else(|| Ledger { filed_seq: stock.max_seq, ..Ledger::default() });
+    // From here on sled's files change.
+    ledger.files = None;
     if disagrees.is_none() {
         ledger.take_stock(&stock);
         set_sizes(&mut ledger.retained, recovered.retained.iter().chain(&recovered.journal));
     }
-    Ok(Opened { durable, ledger, recovered, damage, damaged: stock.damaged, disagrees })
+    let counted = !unchanged;
+    Ok(Opened { durable, ledger, recovered, damage, damaged: stock.damaged, disagrees, counted })
 }
 
 /// The numbers of the records that sled has of these messages.
@@ -240,20 +366,19 @@ fn unused_name(places: &Places, stem: &str) -> Result<PathBuf, OpeningError> {
     Ok(places.dir.join(free.unwrap_or_else(|| stem.to_owned())))
 }
 
-fn filed_by(ledger: Option<&Ledger>, stock: &Stock) -> Filed {
-    match ledger {
-        Some(ledger) => Filed {
-            generation: ledger.filed_generation,
-            seq: ledger.filed_seq,
-            durable_seq: ledger.durable_seq,
-            retained: ledger.retained.keys().copied().collect(),
-            next_generation: ledger.next_generation,
-            unknown: false,
-        },
-        None => {
-            Filed { retained: stock.retained.keys().copied().collect(), unknown: true, ..Filed::default() }
-        }
+fn filed_by(ledger: &Ledger) -> Filed {
+    Filed {
+        generation: ledger.filed_generation,
+        seq: ledger.filed_seq,
+        durable_seq: ledger.durable_seq,
+        retained: ledger.retained.keys().copied().collect(),
+        next_generation: ledger.next_generation,
+        unknown: false,
     }
+}
+
+fn filed_of_stock(stock: &Stock) -> Filed {
+    Filed { retained: stock.retained.keys().copied().collect(), unknown: true, ..Filed::default() }
 }
 
 /// Says what is wrong with what sled holds, if anything is.
@@ -290,7 +415,7 @@ pub(crate) fn settle(
     ledger: &mut Ledger,
     ledger_file: &LedgerFile,
     ballast: &Ballast,
-    replayed: &HashMap<SpoolId, Newest>,
+    replayed: &NewestById,
 ) -> Result<Settled, OpeningError> {
     let should = ledger.tally.records;
     let before = durable.with(|store| take_stock(store, segments))?;

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tidespool_core::SpoolId;
 
 use super::FilingError;
 use crate::durable::{Durable, Key, Op, Record};
-use crate::journal::{ColdWriter, Found, Kind, Place, Segment, Segments, scan};
+use crate::journal::{ColdWriter, Found, Kind, PAGE, Place, Segment, Segments, scan};
 
 /// A retained segment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,41 +30,72 @@ impl Retained {
         self.live_bytes += u64::from(len);
     }
 
+    /// What its survivors take: a header of 56 bytes each, and padding.
+    fn record_bytes(&self) -> u64 {
+        self.live_bytes + self.live * 64
+    }
+
+    /// The same in a segment of their own.
+    fn packed_bytes(&self) -> u64 {
+        (PAGE + self.record_bytes()).next_multiple_of(PAGE)
+    }
+
+    /// So much lives in it that rewriting it frees next to nothing.
+    fn is_full(&self) -> bool {
+        self.packed_bytes() + self.size / 50 >= self.size
+    }
+
+    /// Both together.
+    pub(crate) fn plus(self, other: &Self) -> Self {
+        Self {
+            size: self.size + other.size,
+            live_bytes: self.live_bytes + other.live_bytes,
+            live: self.live + other.live,
+        }
+    }
+
     pub(crate) fn lose(&mut self, len: u32) {
         self.live = self.live.saturating_sub(1);
         self.live_bytes = self.live_bytes.saturating_sub(u64::from(len));
     }
 }
 
+/// By generation.
+pub(crate) type RetainedMap = BTreeMap<u64, Retained>;
+
 /// Retained files may take half as much again as what lives in them.
 const MAX_SPREAD: (u64, u64) = (3, 2);
 
+/// Survivors that are moved at once, in bytes: as much more room is needed until their old segments are recycled.
+const ROUND_BYTES: u64 = 64 << 20;
+
 /// Which segments to rewrite now: the emptiest ones, as many as it takes to keep the files within one and a half times what lives in them, and
-/// none that is more than half alive. With `all`, every one with something dead in it.
-pub(crate) fn choose(retained: &BTreeMap<u64, Retained>, all: bool) -> Vec<u64> {
+/// no more than [`ROUND_BYTES`] of survivors. With `all`, those with something dead in them, whatever the files take. Only generations before
+/// `before`: those that were made meanwhile are as full as they get.
+pub(crate) fn choose(retained: &RetainedMap, all: bool, before: u64) -> Vec<u64> {
     let mut size: u64 = retained.values().map(|segment| segment.size).sum();
     let live: u64 = retained.values().map(|segment| segment.live_bytes).sum();
     let mut candidates: Vec<(u64, Retained)> = retained
-        .iter()
+        .range(..before)
         .map(|(generation, segment)| (*generation, *segment))
-        .filter(|(_, segment)| segment.live > 0 && (all || segment.live_bytes * 2 < segment.size))
+        .filter(|(_, segment)| segment.live > 0 && !segment.is_full())
         .collect();
     candidates.sort_by_key(|(_, segment)| segment.live_bytes * 1000 / segment.size.max(1));
-    let mut chosen = Vec::new();
+    let (mut chosen, mut moved) = (Vec::new(), 0);
     for (generation, segment) in candidates {
-        // A header of 56 bytes a payload, padding and a page: such a segment is as good as full.
-        let is_full = segment.live_bytes + segment.live * 64 + 4096 + segment.size / 50 >= segment.size;
-        if all && is_full {
-            continue;
-        }
-        if !all && size * MAX_SPREAD.1 <= live * MAX_SPREAD.0 {
+        let is_enough = !all && size * MAX_SPREAD.1 <= live * MAX_SPREAD.0;
+        if is_enough || (moved > 0 && moved + segment.live_bytes > ROUND_BYTES) {
             break;
         }
-        size = size - segment.size + segment.live_bytes;
+        size = size - segment.size + segment.packed_bytes();
+        moved += segment.live_bytes;
         chosen.push(generation);
     }
     chosen
 }
+
+/// Bytes moved after which the thread rests a little.
+const REST_AFTER: u64 = 1 << 20;
 
 /// Payloads moved: what sled is to be told, and the segments they are in now.
 #[derive(Debug, Default)]
@@ -73,15 +105,18 @@ pub(crate) struct Moved {
     pub(crate) bytes: u64,
 }
 
-/// Copies what lives in `victims` to cold segments, durably. sled still points to the old places.
+/// Copies what lives in `victims` to cold segments, durably; `expected` says how much that is. `rest` is called between steps, with the time
+/// that the step took. sled still points to the old places.
 pub(crate) fn copy_survivors(
     segments: &Segments,
     durable: &Durable,
     victims: &[u64],
+    expected: Retained,
+    rest: &dyn Fn(Duration),
 ) -> Result<Moved, FilingError> {
-    let mut writer = ColdWriter::new(segments);
+    let mut writer = ColdWriter::new(segments, expected.record_bytes());
     let mut moved = Moved::default();
-    let result = copy_all(segments, durable, victims, &mut writer, &mut moved);
+    let result = copy_all(segments, durable, victims, &mut writer, &mut moved, rest);
     match result.and_then(|()| Ok(writer.finish()?)) {
         Ok(cold) => {
             moved.cold = cold;
@@ -100,7 +135,9 @@ fn copy_all(
     victims: &[u64],
     writer: &mut ColdWriter<'_>,
     moved: &mut Moved,
+    rest: &dyn Fn(Duration),
 ) -> Result<(), FilingError> {
+    let (mut step, mut rested_at) = (Instant::now(), 0);
     for segment in victims.iter().filter_map(|generation| segments.get(*generation)) {
         for found in puts_in(segments, &segment)? {
             let (id, place) = (found.header.id, place_of(&found));
@@ -117,6 +154,10 @@ fn copy_all(
             let record = locator(seq, to, read_crc);
             moved.bytes += u64::from(place.len);
             moved.ops.push(Op { key, change: crate::durable::Change::Put(record) });
+            if moved.bytes - rested_at >= REST_AFTER {
+                rest(step.elapsed());
+                (step, rested_at) = (Instant::now(), moved.bytes);
+            }
         }
     }
     moved.ops.sort_by_key(|op| op.key);
@@ -185,28 +226,67 @@ pub(crate) fn describe(id: &SpoolId, place: Place) -> String {
 mod tests {
     use super::*;
 
-    fn segment(size: u64, live_bytes: u64) -> Retained {
-        Retained { size, live_bytes, live: u64::from(live_bytes > 0) }
+    const MIB: u64 = 1 << 20;
+
+    fn segment(mib: u64, live_mib: u64) -> Retained {
+        Retained { size: mib * MIB, live_bytes: live_mib * MIB, live: u64::from(live_mib > 0) }
     }
 
     #[test]
     fn the_emptiest_are_chosen_until_the_files_are_within_their_bound() {
         let retained = BTreeMap::from([
-            (1, segment(1000, 900)),
-            (2, segment(1000, 100)),
-            (3, segment(1000, 300)),
-            (4, segment(1000, 450)),
+            (1, segment(10, 9)),
+            (2, segment(10, 1)),
+            (3, segment(10, 3)),
+            (4, segment(10, 5)),
         ]);
-        assert_eq!(choose(&retained, false), [2, 3]);
-        let full = BTreeMap::from([(1, segment(1000, 900)), (2, segment(1000, 700))]);
-        assert!(choose(&full, false).is_empty());
-        assert!(choose(&BTreeMap::new(), true).is_empty());
+        assert_eq!(choose(&retained, false, u64::MAX), [2, 3]);
+        let full = BTreeMap::from([(1, segment(10, 9)), (2, segment(10, 7))]);
+        assert!(choose(&full, false, u64::MAX).is_empty());
+        assert!(choose(&BTreeMap::new(), true, u64::MAX).is_empty());
+    }
+
+    #[test]
+    fn removals_in_random_order_leave_all_of_them_more_than_half_alive_and_the_bound_holds() {
+        let mut retained: RetainedMap = (0..100).map(|generation| (generation, segment(10, 6))).collect();
+        let mut rewritten = 0;
+        loop {
+            let chosen = choose(&retained, false, u64::MAX);
+            if chosen.is_empty() {
+                break;
+            }
+            for generation in &chosen {
+                let packed = retained[generation].packed_bytes();
+                retained.insert(*generation, Retained { size: packed, ..retained[generation] });
+                rewritten += 1;
+            }
+        }
+        let all = retained.values().fold(Retained::default(), Retained::plus);
+        assert!(all.size * 2 <= all.live_bytes * 3, "{all:?}");
+        assert!((25..28).contains(&rewritten), "no more than that takes: {rewritten}");
+    }
+
+    #[test]
+    fn the_survivors_of_one_round_are_few_and_what_was_rewritten_is_left_alone() {
+        let many: RetainedMap = (0..100).map(|generation| (generation, segment(32, 16))).collect();
+        assert_eq!(choose(&many, true, u64::MAX).len(), 4);
+        let alone = segment(32, 1);
+        assert_eq!(choose(&BTreeMap::from([(1, alone)]), false, u64::MAX), [1]);
+        let packed = Retained { size: alone.packed_bytes(), ..alone };
+        for all in [false, true] {
+            assert!(choose(&BTreeMap::from([(1, packed)]), all, u64::MAX).is_empty());
+        }
+        // Large messages leave room that no rewriting gives back.
+        let halves = BTreeMap::from([(1, segment(32, 17)), (5, segment(32, 17))]);
+        assert_eq!(choose(&halves, true, 5), [1]);
     }
 
     #[test]
     fn a_segment_with_nothing_alive_is_not_rewritten_but_recycled() {
-        let retained = BTreeMap::from([(1, segment(1000, 0))]);
-        assert!(choose(&retained, false).is_empty() && choose(&retained, true).is_empty());
+        let retained = BTreeMap::from([(1, segment(10, 0))]);
+        assert!(
+            choose(&retained, false, u64::MAX).is_empty() && choose(&retained, true, u64::MAX).is_empty()
+        );
     }
 
     #[test]

@@ -35,4 +35,21 @@ pub enum ConfigError {
         /// What is allowed, with the settings on which the bounds depend.
         allowed: String,
     },
+    /// A setting that a running spool can't change.
+    #[error(
+        "{setting} cannot be changed from {now} to {value} on a running spool: shut it down and open it again"
+    )]
+    Fixed {
+        /// The setting.
+        setting: &'static str,
+        /// What it is.
+        now: String,
+        /// What it was to be.
+        value: String,
+    },
+    /// The spool was shut down: nothing was changed.
+    #[error(
+        "the spool is shut down: settings are changed on a running one, or given when it is opened again"
+    )]
+    Closed,
 }

@@ -81,7 +81,7 @@ pub enum CachePolicy {
 /// journal_capacity = "1GiB"
 /// segment_size = "32MiB"
 /// checkpoint_after = "60s"
-/// separate_above = "4KiB"
+/// separate_above = "256B"
 /// cache_policy = "lru"              # lru, tiny_lfu
 /// sled_cache = "16MiB"              # default: a sixteenth of memory_budget
 /// read_threads = 2
@@ -91,10 +91,11 @@ pub enum CachePolicy {
 /// [pressure]
 /// enabled = true
 /// interval = "500ms"
-/// memory_limit = "4GiB"             # default: the control group's, else 75 % of the physical memory
+/// memory_limit = "4GiB"             # default: none in a control group with a limit, else 75 % of the physical memory
 /// low = 0.80
 /// critical = 0.92
 /// hysteresis = 0.05
+/// stall_ratio = 0.10
 ///
 /// [health]
 /// dirty_fraction = 0.98
@@ -120,7 +121,8 @@ pub struct Config {
     /// Required.
     pub path: PathBuf,
 
-    /// Memory, in bytes, for dirty messages, clean copies, the index and sled's cache together.
+    /// Memory, in bytes, for dirty messages, clean copies, the index, the journal's writer and sled together. A limit of the control group or
+    /// of the machine that is lower bounds it while the pressure monitor runs.
     ///
     /// Default = 256 MiB. Bounds: 8 MiB to 1 TiB.
     #[serde(with = "size")]
@@ -183,7 +185,9 @@ pub struct Config {
     /// sled neither syncs nor reliably deletes (ARCHITECTURE.md, "Living with sled"). The upper bound leaves room
     /// for the record's header.
     ///
-    /// Default = 4 KiB. Bounds: 0 to 6.5 KiB; 0 keeps every message in the segments.
+    /// Whatever goes into sled is written several times there, and sled's file does not shrink when messages are removed.
+    ///
+    /// Default = 256 bytes. Bounds: 0 to 6.5 KiB; 0 keeps every message in the segments.
     #[serde(with = "size")]
     pub separate_above: u64,
 
@@ -192,8 +196,8 @@ pub struct Config {
     /// Default = `lru`.
     pub cache_policy: CachePolicy,
 
-    /// The `cache_capacity` given to sled, in bytes. What sled really uses is more (1.3 to 3.5 times as much) and is
-    /// what counts against `memory_budget`.
+    /// Memory for the pages that sled caches, in bytes. sled itself is told a quarter of it, for it counts what they take on disk. What
+    /// it is estimated to use is what counts against `memory_budget`. Changed on a running spool, it holds from the next opening on.
     ///
     /// Default = a sixteenth of `memory_budget`, at least 1 MiB, see [`effective_sled_cache`](Self::effective_sled_cache).
     /// Bounds: 1 MiB to a quarter of `memory_budget`.
@@ -239,7 +243,7 @@ impl Config {
             journal_capacity: size::GIB,
             segment_size: 32 * size::MIB,
             checkpoint_after: Duration::from_secs(60),
-            separate_above: 4 * size::KIB,
+            separate_above: 256,
             cache_policy: CachePolicy::default(),
             sled_cache: None,
             read_threads: 2,

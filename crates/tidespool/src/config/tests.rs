@@ -101,7 +101,8 @@ fn every_setter_sets_its_own_field() {
                 .memory_limit(15)
                 .low(0.16)
                 .critical(0.17)
-                .hysteresis(0.18),
+                .hysteresis(0.18)
+                .stall_ratio(0.185),
         )
         .health(
             HealthConfig::default()
@@ -141,6 +142,7 @@ memory_limit = "15B"
 low = 0.16
 critical = 0.17
 hysteresis = 0.18
+stall_ratio = 0.185
 
 [health]
 dirty_fraction = 0.19
@@ -297,6 +299,8 @@ fn numbers_out_of_bounds_are_refused() {
         "-0.1",
         "at least 0 and below pressure.low (0.8)",
     );
+    refused(&pressure(default().stall_ratio(1.5)), "pressure.stall_ratio", "1.5", "from 0 to 1");
+    refused(&pressure(default().stall_ratio(f64::NAN)), "pressure.stall_ratio", "NaN", "from 0 to 1");
 }
 
 #[test]

@@ -38,6 +38,15 @@ impl Config {
         self.health.validate(self.dirty_expire)
     }
 
+    /// Checks that a spool which runs with these settings can go on with `next`.
+    pub(crate) fn validate_change(&self, next: &Self) -> Result<(), ConfigError> {
+        let path = |config: &Self| config.path.display().to_string();
+        fixed("path", &path(self), &path(next))?;
+        fixed("segment_size", &size::show(self.segment_size), &size::show(next.segment_size))?;
+        fixed("read_threads", &self.read_threads.to_string(), &next.read_threads.to_string())?;
+        fixed("ballast", &size::show(self.ballast), &size::show(next.ballast))
+    }
+
     fn validate_memory(&self) -> Result<(), ConfigError> {
         bytes("memory_budget", self.memory_budget, 8 * MIB, TIB, "")?;
         let budget = self.memory_budget;
@@ -73,7 +82,7 @@ impl Config {
 }
 
 impl PressureConfig {
-    fn validate(&self) -> Result<(), ConfigError> {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         time("pressure.interval", self.interval, Duration::from_millis(10), Duration::from_secs(60))?;
         if let Some(limit) = self.memory_limit {
             bytes("pressure.memory_limit", limit, 8 * MIB, 1_024 * TIB, "")?;
@@ -89,6 +98,9 @@ impl PressureConfig {
         if !(self.hysteresis >= 0.0 && self.hysteresis < self.low) {
             let allowed = format!("at least 0 and below pressure.low ({})", self.low);
             return Err(invalid("pressure.hysteresis", self.hysteresis, allowed));
+        }
+        if !(0.0..=1.0).contains(&self.stall_ratio) {
+            return Err(invalid("pressure.stall_ratio", self.stall_ratio, "from 0 to 1".to_owned()));
         }
         Ok(())
     }
@@ -148,6 +160,13 @@ fn time(setting: &'static str, value: Duration, min: Duration, max: Duration) ->
     }
     let allowed = format!("from {} to {}", duration::show(min), duration::show(max));
     Err(invalid(setting, duration::show(value), allowed))
+}
+
+fn fixed(setting: &'static str, now: &str, value: &str) -> Result<(), ConfigError> {
+    if now == value {
+        return Ok(());
+    }
+    Err(ConfigError::Fixed { setting, now: now.to_owned(), value: value.to_owned() })
 }
 
 fn invalid(setting: &'static str, value: impl Display, allowed: String) -> ConfigError {

@@ -92,3 +92,14 @@ pub(super) fn size_of(dir: &Path) -> io::Result<u64> {
     }
     Ok(bytes)
 }
+
+/// Removes the snapshots that a kill left half written. sled would take an empty one for the newest, and not open: everything in it was lost so once.
+pub(super) fn remove_unfinished_snapshots(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().ends_with(".generating") {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}

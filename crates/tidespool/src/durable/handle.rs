@@ -1,5 +1,6 @@
 //! What the spool holds: the filing engine, or none while it is broken.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +9,10 @@ use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 
 use super::worker::Strays;
-use super::{Damaged, DurableError, DurableStore, Key, KeyRange, Op, Record, SledOptions, SledStore, Tally};
+use super::{
+    Damaged, DurableError, DurableStore, Fingerprint, Key, KeyRange, Op, Record, SledOptions, SledStore,
+    Tally,
+};
 
 /// Why the engine is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,6 +141,16 @@ impl Durable {
     #[cfg(test)]
     pub(crate) fn stuck_threads(&self) -> usize {
         self.strays.reap()
+    }
+
+    /// What its files are, if that can be told by `until`. Only of use while it is closed.
+    pub(crate) fn fingerprint(&self, until: Instant) -> io::Result<Option<Fingerprint>> {
+        Fingerprint::of(&self.path, Some(until))
+    }
+
+    /// Whether some engine of this handle failed while it was closed: what it wrote last may not be there.
+    pub(crate) fn closing_failed(&self) -> bool {
+        self.strays.closing_failed()
     }
 
     /// Opens the engine again after an error. Waits until the broken one has closed (as long as a closing may take),

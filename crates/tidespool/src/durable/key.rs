@@ -156,6 +156,11 @@ impl KeyRange {
         ]
     }
 
+    /// Each class of keys, in order.
+    pub(super) fn classes() -> [Range<[u8; KEY_LEN]>; 3] {
+        [0, 1, 2].map(|class| first_of(class, 0)..first_of(class + 1, 0))
+    }
+
     /// What is left of it after `key`.
     pub(crate) fn after(&self, key: &Key) -> Self {
         let next = (u128::from_be_bytes(last_16(key.as_bytes()))).wrapping_add(1);
@@ -189,6 +194,23 @@ fn first_of(class: u128, head: i128) -> [u8; KEY_LEN] {
     let mut key = [0; KEY_LEN];
     key[..9].copy_from_slice(&[c, h0, h1, h2, h3, h4, h5, h6, h7]);
     key
+}
+
+/// Bounds that cut what lies between two keys of one class into at most `parts` equal parts. None where these are no keys.
+pub(super) fn between(first: &[u8], last: &[u8], parts: usize) -> Vec<[u8; KEY_LEN]> {
+    let keys = <[u8; KEY_LEN]>::try_from(first).ok().zip(<[u8; KEY_LEN]>::try_from(last).ok());
+    let Some((first, last)) = keys else { return Vec::new() };
+    let [from, to] = [&first, &last].map(|key| u128::from_be_bytes(last_16(key)));
+    let step = to.saturating_sub(from) / parts.max(1) as u128;
+    if step == 0 {
+        return Vec::new();
+    }
+    let cut = |n: u128| {
+        let mut key = first;
+        key[1..].copy_from_slice(&(from + n * step).to_be_bytes());
+        key
+    };
+    (1..parts.max(1) as u128).map(cut).collect()
 }
 
 fn last_16(key: &[u8; KEY_LEN]) -> [u8; 16] {

@@ -6,10 +6,12 @@
 //! * [`handle`]: what the spool holds: the engine, or none while it is broken.
 //! * [`sled_store`]: sled 0.34.7, with what it needs from us: see there.
 //! * [`trip`], [`worker`], [`files`]: changes on their way to sled; its own thread; its files and their syncing.
+//! * [`fingerprint`]: whether its files are still what they were.
 //! * [`footprint`]: how much memory it uses.
 
 mod error;
 mod files;
+mod fingerprint;
 mod footprint;
 mod handle;
 mod key;
@@ -25,6 +27,7 @@ use std::time::Duration;
 
 pub(crate) use error::DurableError;
 pub(crate) use files::{Fdatasync, FileSync};
+pub(crate) use fingerprint::Fingerprint;
 pub(crate) use handle::Durable;
 pub(crate) use key::{Class, Key, KeyRange};
 pub(crate) use record::{MAX_WHOLE, Record};
@@ -55,6 +58,9 @@ pub(crate) struct Damaged {
     /// What is wrong with it.
     pub(crate) reason: String,
 }
+
+/// Is shown each key with its value as it stands there.
+pub(crate) type Visitor<'a> = Box<dyn FnMut(Key, &[u8]) -> bool + Send + 'a>;
 
 /// A filing engine: the durable home of each message's record.
 ///
@@ -100,12 +106,24 @@ pub(crate) trait DurableStore: Send + Sync {
         visit: &mut dyn FnMut(Key, Result<Record, Damaged>) -> bool,
     ) -> Result<(), DurableError>;
 
+    /// Shows everything there is to `visitors`, each on a thread of its own: each part of the keys to one of them, in no order of parts. A
+    /// visitor that returns `false` ends it for all. Beside changes it says of none of them whether it was seen.
+    ///
+    /// # Errors
+    ///
+    /// As [`DurableStore::scan`].
+    fn survey(&self, visitors: &mut [Visitor<'_>]) -> Result<(), DurableError>;
+
     /// Counts everything there is, readable or not: a full scan.
     ///
     /// # Errors
     ///
     /// Engine errors.
+    #[cfg(test)]
     fn tally(&self) -> Result<Tally, DurableError>;
+
+    /// Is told how many records there are, by whoever counted them or took somebody's word for it.
+    fn note_records(&self, records: u64);
 
     /// Bytes of its files.
     ///

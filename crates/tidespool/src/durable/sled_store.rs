@@ -12,8 +12,9 @@
 //!
 //! `Mode` is left at its default: 0.34.7 stores the setting and never looks at it.
 
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use std::{io, thread};
@@ -22,11 +23,14 @@ use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 
 use super::files::{self, DataFile};
-use super::footprint::Footprint;
+use super::footprint::{CACHE_FACTOR, Footprint};
 use super::handle::Opening;
+use super::key::{self, KEY_LEN, NotAKey};
 use super::trip::{Made, Trip};
 use super::worker::{Engine, Failure, Opened, Strays, Worker, guarded};
-use super::{Damaged, DurableError, DurableStore, Fdatasync, FileSync, Key, KeyRange, Op, Record, Tally};
+use super::{
+    Damaged, DurableError, DurableStore, Fdatasync, FileSync, Key, KeyRange, Op, Record, Tally, Visitor,
+};
 
 const TREE: &str = "messages";
 /// How long an open waits for the lock of an opening before: a killed process's, or one that was just dropped (sled's
@@ -36,12 +40,14 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// After so many bytes, sled is made to write what it buffers. It takes changes faster than a disk does, and would
 /// let hundreds of megabytes wait in memory.
 const BACKLOG_BYTES: usize = 8 << 20;
+/// Each thread of a survey takes about so many parts: keys are not spread evenly over their range.
+const PARTS_A_THREAD: usize = 16;
 
 /// How sled is opened.
 #[derive(Clone)]
 pub(crate) struct SledOptions {
-    /// sled's own cache, in bytes. Resident memory is more: see [`DurableStore::memory_bytes`]. At least 1 MiB is
-    /// used.
+    /// Memory for the pages that sled caches, in bytes. sled is given a quarter of it, at least 1 MiB: it takes about four
+    /// times what it counts. Resident memory is more: see [`DurableStore::memory_bytes`].
     pub(crate) cache_capacity: u64,
     /// The longest wait for opening. Default = 60 s.
     pub(crate) open_timeout: Duration,
@@ -63,6 +69,11 @@ impl SledOptions {
             sync: Arc::new(Fdatasync),
             strays: Arc::default(),
         }
+    }
+
+    /// What sled is told.
+    fn sled_cache(&self) -> u64 {
+        (self.cache_capacity / CACHE_FACTOR).max(1 << 20)
     }
 }
 
@@ -97,12 +108,13 @@ impl SledStore {
             return Err(failed(Failure { what, kind: None }));
         }
         let data_file = DataFile::prepare(dir).map_err(|err| failed(err.into()))?;
+        files::remove_unfinished_snapshots(dir).map_err(|err| failed(err.into()))?;
         if opening == Opening::AfterError {
             data_file.forget_cached_pages().map_err(|err| failed(err.into()))?;
         }
         let config = sled::Config::new()
             .path(dir)
-            .cache_capacity(options.cache_capacity.max(1 << 20))
+            .cache_capacity(options.sled_cache())
             .use_compression(false)
             .flush_every_ms(None);
         let (sync, path) = (Arc::clone(&options.sync), dir.to_owned());
@@ -112,26 +124,27 @@ impl SledStore {
             files::settle(&path, &*sync)?;
             Ok((db, tree))
         };
-        let (engine, worker) =
-            match Worker::start(options.open_timeout, open).map_err(|err| failed(err.into()))? {
-                Opened::Ready(engine, worker) => (engine, worker),
-                Opened::Failed(failure, worker) => {
-                    worker.join(options.open_timeout, &options.strays);
-                    return Err(if is_lock(&failure) {
-                        DurableError::Locked { path: dir.to_owned() }
-                    } else {
-                        failed(failure)
-                    });
-                }
-                Opened::Late(worker) => {
-                    worker.join(Duration::ZERO, &options.strays);
-                    return Err(DurableError::Timeout {
-                        path: dir.to_owned(),
-                        doing: "opening",
-                        after: options.open_timeout,
-                    });
-                }
-            };
+        let (engine, worker) = match Worker::start(options.open_timeout, &options.strays, open)
+            .map_err(|err| failed(err.into()))?
+        {
+            Opened::Ready(engine, worker) => (engine, worker),
+            Opened::Failed(failure, worker) => {
+                worker.join(options.open_timeout, &options.strays);
+                return Err(if is_lock(&failure) {
+                    DurableError::Locked { path: dir.to_owned() }
+                } else {
+                    failed(failure)
+                });
+            }
+            Opened::Late(worker) => {
+                worker.join(Duration::ZERO, &options.strays);
+                return Err(DurableError::Timeout {
+                    path: dir.to_owned(),
+                    doing: "opening",
+                    after: options.open_timeout,
+                });
+            }
+        };
         Ok(Self {
             dir: dir.to_owned(),
             options,
@@ -197,17 +210,14 @@ impl SledStore {
     fn walk(
         &self,
         doing: &'static str,
-        range: &KeyRange,
+        range: Bounds<'_>,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<bool, DurableError> {
         let engine = self.engine(doing)?;
         let failed = |failure| self.failed(doing, failure);
-        let open = |tree: &sled::Tree| match range.bounds() {
-            Some(bounds) => tree.range(bounds.clone()),
-            None => tree.iter(),
-        };
-        let mut iter = guarded(|| Ok(open(engine.tree()?))).map_err(failed)?;
+        let mut iter = guarded(|| Ok(engine.tree()?.range::<&[u8], _>(range))).map_err(failed)?;
         let mut last: Option<sled::IVec> = None;
+        let mut seen = self.footprint.watch();
         loop {
             let Some((key, value)) = guarded(|| Ok(iter.next().transpose()?)).map_err(failed)? else {
                 return Ok(true);
@@ -216,14 +226,70 @@ impl SledStore {
             if last.is_some_and(|last| last >= key) {
                 return Err(failed(Failure { what: "keys out of order".to_owned(), kind: None }));
             }
-            self.footprint.saw(value.len());
+            seen.saw(value.len());
             if !visit(&key, &value) {
                 return Ok(false);
             }
             // Poisoned, or closed, by somebody else: a visit can have taken long.
-            self.engine(doing)?;
+            if self.poison.get().is_some() || self.engine.load().is_none() {
+                self.engine(doing)?;
+            }
             last = Some(key);
         }
+    }
+
+    /// Bounds between parts of the keys that hold about the same number, in order, for `threads` threads to share.
+    fn cuts(&self, threads: usize) -> Result<Vec<[u8; KEY_LEN]>, DurableError> {
+        if threads < 2 {
+            return Ok(Vec::new());
+        }
+        let doing = "counting";
+        let engine = self.engine(doing)?;
+        let mut cuts = Vec::new();
+        for class in KeyRange::classes() {
+            let ends = guarded(|| {
+                let range = || Ok::<_, Failure>(engine.tree()?.range(class.clone()));
+                let (first, last) = (range()?.next().transpose()?, range()?.next_back().transpose()?);
+                Ok(first.zip(last).map(|((first, _), (last, _))| (first, last)))
+            });
+            if let Some((first, last)) = ends.map_err(|failure| self.failed(doing, failure))? {
+                cuts.extend(key::between(&first, &last, threads * PARTS_A_THREAD));
+            }
+        }
+        cuts.sort_unstable();
+        cuts.dedup();
+        Ok(cuts)
+    }
+}
+
+type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
+fn bounds(range: &KeyRange) -> Bounds<'_> {
+    range.bounds().map_or((Bound::Unbounded, Bound::Unbounded), |range| {
+        (Bound::Included(&range.start), Bound::Excluded(&range.end))
+    })
+}
+
+/// What stands in the place of keys and is none.
+#[derive(Default)]
+struct Foreign {
+    count: u64,
+    first: Option<String>,
+}
+
+impl Foreign {
+    fn note(&mut self, what: &NotAKey) {
+        self.count += 1;
+        self.first.get_or_insert_with(|| what.to_string());
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self { count: self.count + other.count, first: self.first.or(other.first) }
+    }
+
+    fn report(self, path: &Path) -> Result<(), DurableError> {
+        let Self { count, first } = self;
+        first.map_or(Ok(()), |first| Err(DurableError::ForeignKeys { path: path.to_owned(), count, first }))
     }
 }
 
@@ -234,6 +300,7 @@ impl DurableStore for SledStore {
         let value =
             guarded(|| Ok(engine.tree()?.get(key.as_bytes())?)).map_err(|err| self.failed(doing, err))?;
         let Some(value) = value else { return Ok(None) };
+        self.footprint.read(value.len());
         match Record::decode(key, &value) {
             Ok(record) => Ok(Some(record)),
             Err(err) => Err(DurableError::Damaged { id: key.id(), reason: err.to_string() }),
@@ -250,7 +317,7 @@ impl DurableStore for SledStore {
             return Err(DurableError::Timeout { path: self.dir.clone(), doing, after });
         };
         let mut delta = Tally::default();
-        let mut backlog = 0;
+        let (mut backlog, mut changed) = (0, 0);
         loop {
             let trip = Trip::pack(ops)?;
             if trip.is_empty() {
@@ -263,18 +330,19 @@ impl DurableStore for SledStore {
             for made in self.run("changing", move |tree| trip.make(tree, write))? {
                 let Made { key, value, old } = made;
                 if let Some(value) = value {
-                    self.footprint.saw(value.len());
+                    self.footprint.wrote(value.len());
                     delta.add(&key, &value);
                 }
                 if let Some(old) = &old {
                     // The leaf that it was in is written again.
                     backlog += old.len();
+                    changed += 1;
                     delta.subtract(&key, old);
                 }
                 replaced(&key, old.map(|old| decode_or_damaged(&key, &old)));
             }
         }
-        self.footprint.changed(delta.records);
+        self.footprint.changed(delta.records, changed);
         self.flush()?;
         Ok(delta)
     }
@@ -284,16 +352,14 @@ impl DurableStore for SledStore {
         ranges: &[KeyRange],
         visit: &mut dyn FnMut(Key, Result<Record, Damaged>) -> bool,
     ) -> Result<(), DurableError> {
-        let mut foreign = None;
-        let mut count = 0_u64;
+        let mut foreign = Foreign::default();
         for range in ranges {
-            let all = self.walk("scanning", range, &mut |key, value| match Key::from_slice(key) {
+            let all = self.walk("scanning", bounds(range), &mut |key, value| match Key::from_slice(key) {
                 Ok(key) => {
                     visit(key, Record::decode(&key, value).map_err(|err| Damaged { reason: err.to_string() }))
                 }
                 Err(err) => {
-                    foreign.get_or_insert(err);
-                    count += 1;
+                    foreign.note(&err);
                     true
                 }
             })?;
@@ -301,22 +367,75 @@ impl DurableStore for SledStore {
                 return Ok(());
             }
         }
-        match foreign {
-            None => Ok(()),
-            Some(first) => {
-                Err(DurableError::ForeignKeys { path: self.dir.clone(), count, first: first.to_string() })
-            }
-        }
+        foreign.report(&self.dir)
     }
 
+    fn survey(&self, visitors: &mut [Visitor<'_>]) -> Result<(), DurableError> {
+        let cuts = self.cuts(visitors.len())?;
+        let (next, stopped) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let work = |visit: &mut Visitor<'_>| {
+            let mut foreign = Foreign::default();
+            loop {
+                let part = next.fetch_add(1, Ordering::Relaxed);
+                if part > cuts.len() || stopped.load(Ordering::Relaxed) {
+                    return Ok(foreign);
+                }
+                let from = part.checked_sub(1).map(|before| &cuts[before]);
+                let range = (
+                    from.map_or(Bound::Unbounded, |cut| Bound::Included(&cut[..])),
+                    cuts.get(part).map_or(Bound::Unbounded, |cut| Bound::Excluded(&cut[..])),
+                );
+                let walked = self.walk("counting", range, &mut |key, value| {
+                    let go_on = match Key::from_slice(key) {
+                        Ok(key) => visit(key, value),
+                        Err(err) => {
+                            foreign.note(&err);
+                            true
+                        }
+                    };
+                    go_on && !stopped.load(Ordering::Relaxed)
+                });
+                if !matches!(walked, Ok(true)) {
+                    stopped.store(true, Ordering::Relaxed);
+                    walked?;
+                }
+            }
+        };
+        let Some((first, others)) = visitors.split_first_mut() else { return Ok(()) };
+        let results = thread::scope(|scope| {
+            // Where no thread can be had, the first does it all.
+            let start = |visit| {
+                thread::Builder::new()
+                    .name("tidespool-open".to_owned())
+                    .spawn_scoped(scope, move || work(visit))
+                    .ok()
+            };
+            let helpers: Vec<_> = others.iter_mut().filter_map(start).collect();
+            let mut results = vec![work(first)];
+            results.extend(helpers.into_iter().map(|helper| {
+                helper.join().unwrap_or_else(|_| {
+                    let what = "a counting thread panicked".to_owned();
+                    Err(engine_error(&self.dir, "counting", Failure { what, kind: None }))
+                })
+            }));
+            results
+        });
+        let foreign = results.into_iter().try_fold(Foreign::default(), |sum, found| Ok(sum.plus(found?)))?;
+        foreign.report(&self.dir)
+    }
+
+    #[cfg(test)]
     fn tally(&self) -> Result<Tally, DurableError> {
         let mut tally = Tally::default();
-        self.walk("counting", &KeyRange::ALL, &mut |key, value| {
+        self.walk("counting", bounds(&KeyRange::ALL), &mut |key, value| {
             tally.add_raw(key, value);
             true
         })?;
-        self.footprint.counted(tally.records);
         Ok(tally)
+    }
+
+    fn note_records(&self, records: u64) {
+        self.footprint.counted(records);
     }
 
     fn size_on_disk(&self) -> Result<u64, DurableError> {
@@ -325,7 +444,7 @@ impl DurableStore for SledStore {
     }
 
     fn memory_bytes(&self) -> u64 {
-        self.footprint.resident_bytes(self.options.cache_capacity, self.size_on_disk().unwrap_or(0))
+        self.footprint.resident_bytes(self.options.sled_cache(), self.size_on_disk().unwrap_or(0))
     }
 
     fn let_go(&self) {

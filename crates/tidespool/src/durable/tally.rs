@@ -58,7 +58,7 @@ impl Tally {
     }
 }
 
-fn number_of(key: &[u8], value: &[u8]) -> u64 {
+pub(super) fn number_of(key: &[u8], value: &[u8]) -> u64 {
     [key, value].into_iter().fold(0, |hash, bytes| {
         let (words, tail) = bytes.as_chunks::<8>();
         let mut last = [0; 8];

@@ -11,6 +11,7 @@ use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -124,12 +125,14 @@ impl Worker {
     /// Starts the thread, lets it `open` sled, and waits for that, at most for `wait`.
     pub(super) fn start(
         wait: Duration,
+        strays: &Strays,
         open: impl FnOnce() -> Result<(sled::Db, sled::Tree), Failure> + Send + 'static,
     ) -> io::Result<Opened> {
         let (jobs, queue) = sync_channel::<Job>(1);
         let (answer, answered) = sync_channel(1);
         let (end, ended) = sync_channel::<()>(1);
         let grave = Arc::new(Grave::default());
+        let failed = Arc::clone(&strays.closing_failed);
         let thread = thread::Builder::new().name("tidespool-sled".to_owned()).spawn(move || {
             let opened = guarded(open);
             let engine = opened.map(|parts| Engine { parts: Some(parts), grave: Arc::clone(&grave), jobs });
@@ -139,6 +142,7 @@ impl Worker {
             let parts = grave.lock().take();
             if let Err(failure) = close(parts) {
                 tracing::error!(what = failure.what, "sled failed while it was closed");
+                failed.store(true, Ordering::Release);
             }
             drop(end);
         })?;
@@ -174,16 +178,20 @@ fn close(parts: Option<(sled::Db, sled::Tree)>) -> Result<(), Failure> {
 
 /// Threads that did not end in time. Shared by all that open sled in one spool.
 #[derive(Debug, Default)]
-pub(crate) struct Strays(Mutex<Vec<Worker>>);
+pub(crate) struct Strays {
+    workers: Mutex<Vec<Worker>>,
+    /// Some sled could not write or sync its last when it was closed.
+    closing_failed: Arc<AtomicBool>,
+}
 
 impl Strays {
     fn keep(&self, worker: Worker) {
-        self.0.lock().push(worker);
+        self.workers.lock().push(worker);
     }
 
     /// Joins those that have ended by now, and says how many have not.
     pub(crate) fn reap(&self) -> usize {
-        let mut workers = self.0.lock();
+        let mut workers = self.workers.lock();
         let (ended, running): (Vec<_>, Vec<_>) = workers.drain(..).partition(Worker::has_ended);
         *workers = running;
         let left = workers.len();
@@ -195,6 +203,11 @@ impl Strays {
         left
     }
 
+    /// Whether some sled failed while it was closed.
+    pub(crate) fn closing_failed(&self) -> bool {
+        self.closing_failed.load(Ordering::Acquire)
+    }
+
     /// Whether so many are stuck that no more should be started.
     pub(super) fn are_too_many(&self) -> bool {
         self.reap() >= MAX_STRAYS
@@ -203,7 +216,7 @@ impl Strays {
     /// Waits for all of them, at most for `wait` in all, and says how many are left.
     pub(crate) fn join_all(&self, wait: Duration) -> usize {
         let until = Instant::now() + wait;
-        for worker in &*self.0.lock() {
+        for worker in &*self.workers.lock() {
             let _ = worker.ended.recv_timeout(until.saturating_duration_since(Instant::now()));
         }
         self.reap()
@@ -231,7 +244,7 @@ mod tests {
     #[test]
     fn an_opening_that_panics_fails_and_its_thread_ends() {
         let strays = Strays::default();
-        let opened = Worker::start(Duration::from_secs(60), || panic!("damaged")).unwrap();
+        let opened = Worker::start(Duration::from_secs(60), &strays, || panic!("damaged")).unwrap();
         let Opened::Failed(failure, worker) = opened else { panic!("opened") };
         assert_eq!(failure.what, "panic: damaged");
         assert!(worker.join(Duration::from_secs(60), &strays));

@@ -69,6 +69,14 @@ impl Latch {
         }
     }
 
+    /// Goes on with other settings. What was seen so far counts by them.
+    pub(crate) fn reconfigure(&mut self, config: &Config) {
+        self.dirty_age = config.effective_dirty_age();
+        self.sled_errors.reconfigure(&config.health);
+        self.read_errors.reconfigure(&config.health);
+        self.config = config.health.clone();
+    }
+
     /// Takes in a sample. Says when the gate has to move, once for each move.
     pub(crate) fn observe(&mut self, now: Instant, sample: &Sample) -> Option<Transition> {
         let at_once = self.hard_fault(sample);
@@ -174,8 +182,15 @@ struct Window {
 
 impl Window {
     fn new(config: &HealthConfig) -> Self {
-        let too_many = usize::try_from(config.disk_errors).unwrap_or(usize::MAX);
-        Self { times: VecDeque::new(), too_many, length: config.disk_error_window }
+        let mut window = Self { times: VecDeque::new(), too_many: 0, length: Duration::ZERO };
+        window.reconfigure(config);
+        window
+    }
+
+    fn reconfigure(&mut self, config: &HealthConfig) {
+        self.too_many = usize::try_from(config.disk_errors).unwrap_or(usize::MAX);
+        self.length = config.disk_error_window;
+        self.times.truncate(self.too_many);
     }
 
     /// Adds `errors` of this moment. Returns whether they are too many now, together with those in the window.

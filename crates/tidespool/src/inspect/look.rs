@@ -1,6 +1,5 @@
 //! What stands behind [`Inspector`](super::Inspector): the spool's own recovery, told to change nothing.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,9 +7,9 @@ use anyhow::Result;
 use tidespool_core::{Corrupt, NotFound, SpoolId};
 
 use super::{Damage, Entry, Home, Summary, Verification};
-use crate::checkpoint::{Examined, Places, examine, verify_filed};
+use crate::checkpoint::{Examined, Places, Stock, count_filed, examine, read_ledger, verify_filed};
 use crate::durable::{Durable, DurableError, Key, KeyRange, Record, SledOptions};
-use crate::journal::{Newest, Place, Pool, PoolEvents, PoolSettings, ReadError, Segment, Segments};
+use crate::journal::{NewestById, Place, Pool, PoolEvents, PoolSettings, ReadError, Segment, Segments};
 use crate::storage::OsStorage;
 use crate::tiered::{Directory, FORMAT_VERSION};
 
@@ -21,7 +20,7 @@ pub(super) struct Look {
     places: Places,
     /// `None`: sled's files are missing, or beyond opening.
     durable: Option<Durable>,
-    newest: HashMap<SpoolId, Newest>,
+    newest: NewestById,
     segments: Segments,
     numbers: Numbers,
     damage: Vec<Damage>,
@@ -62,8 +61,12 @@ impl Look {
         let directory = Directory::open_existing(path)?;
         let places = Places { storage: Arc::new(OsStorage), dir: path.to_owned(), spool: directory.spool };
         let mut damage = Vec::new();
-        let durable = open_sled(&places, &mut damage)?;
-        let examined = examine(&places, durable.as_ref(), false, false)?;
+        let found = read_ledger(&places, false)?;
+        let (durable, examined) = examine(&places, found, false, |_| {
+            let durable = open_sled(&places, &mut damage)?;
+            let stock = durable.as_ref().map_or_else(|| Ok(Stock::default()), count_filed)?;
+            Ok((durable, stock))
+        })?;
         note_damage(&places, &examined, &mut damage);
         let recovered = examined.recovered;
         let size = |segments: &[Arc<Segment>]| segments.iter().map(|segment| segment.size).sum::<u64>();
@@ -231,7 +234,7 @@ impl Look {
 }
 
 /// Opens sled. That it can't be opened is damage, and no reason not to look at the rest.
-fn open_sled(places: &Places, found: &mut Vec<Damage>) -> Result<Option<Durable>> {
+fn open_sled(places: &Places, found: &mut Vec<Damage>) -> Result<Option<Durable>, DurableError> {
     let dir = places.sled();
     if !dir.is_dir() {
         found.push(damage(&dir, None, "it is missing".to_owned()));
@@ -243,7 +246,7 @@ fn open_sled(places: &Places, found: &mut Vec<Damage>) -> Result<Option<Durable>
             found.push(damage(&dir, None, error.to_string()));
             Ok(None)
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tidespool_core::SpoolId;
 
 use super::index::Place;
-use super::pool::RESERVED;
+use super::pool::{FreeSegment, Pool, RESERVED};
 use super::record::{HEADER_LEN, Header, Kind, footprint};
 use super::segment::{PAGE, Role, Segment};
 use super::segments::Segments;
@@ -19,11 +19,19 @@ pub(crate) struct ColdWriter<'a> {
     filled: Vec<Arc<Segment>>,
     /// Where the next record goes in the last of `filled`.
     tail: u64,
+    /// Bytes of the records that are still to come, about.
+    expected: u64,
+    /// Bytes written since the last sync.
+    unsynced: u64,
 }
 
+/// Synced step by step: one long sync would hold up the journal's own.
+const SYNC_STEP: u64 = 2 << 20;
+
 impl<'a> ColdWriter<'a> {
-    pub(crate) fn new(segments: &'a Segments) -> Self {
-        Self { segments, filled: Vec::new(), tail: 0 }
+    /// For records of about `expected` bytes, headers included: the last segment is no larger than it has to be.
+    pub(crate) fn new(segments: &'a Segments, expected: u64) -> Self {
+        Self { segments, filled: Vec::new(), tail: 0, expected, unsynced: 0 }
     }
 
     /// Appends a payload. It is durable after [`ColdWriter::finish`].
@@ -48,21 +56,38 @@ impl<'a> ColdWriter<'a> {
         let place = Place { generation: segment.generation, offset: self.tail, len };
         debug_assert!(HEADER_LEN as u64 + u64::from(len) <= need);
         self.tail += need;
+        self.expected = self.expected.saturating_sub(need);
+        self.unsynced += need;
+        if self.unsynced >= SYNC_STEP {
+            segment.file.sync_data()?;
+            self.unsynced = 0;
+        }
         Ok(place)
     }
 
     fn next(&mut self, need: u64) -> io::Result<Arc<Segment>> {
         let pool = self.segments.pool();
-        let size = pool.segment_size().max((PAGE + need).next_multiple_of(PAGE));
-        // On a full disk a free segment is all there is, and rewriting is what frees others.
-        let spare = if size == pool.segment_size() { pool.take(RESERVED) } else { None };
-        let free = match spare {
+        let size = (PAGE + self.expected).min(pool.segment_size()).max(PAGE + need).next_multiple_of(PAGE);
+        let free = match pool.allocate_if_room(size) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => Self::last_resort(pool, size)?,
+            made => made?,
+        };
+        self.begin(free)
+    }
+
+    /// On a full disk a free segment may be all there is, and rewriting is what frees others.
+    fn last_resort(pool: &Pool, size: u64) -> io::Result<FreeSegment> {
+        let spare = if size <= pool.segment_size() { pool.take(RESERVED) } else { None };
+        match spare {
             Some(spare) => {
                 pool.count_out();
-                spare
+                Ok(spare)
             }
-            None => pool.create(size)?,
-        };
+            None => pool.allocate(size),
+        }
+    }
+
+    fn begin(&mut self, free: FreeSegment) -> io::Result<Arc<Segment>> {
         let (segment, header) = self.segments.activate(free, Role::Cold, false);
         self.filled.push(segment.clone());
         write_all_at(&*segment.file, &mut [IoSlice::new(&header.encode())], 0)?;

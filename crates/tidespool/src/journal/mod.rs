@@ -6,22 +6,30 @@
 //! * `segment` – one segment file in one of its uses.
 //! * `segments` – those in use, by generation.
 //! * `pool` – those free for use, prewritten ahead.
+//! * `buffers` – how much memory the writer takes.
 //! * `cold` – what survives older segments, written together.
 //! * `index` – id → place of the newest record, for one shard (pure).
-//! * `writer` – the end of the journal: append, write, sync.
+//! * `neighbours` – many records with one call (reads).
+//! * `writer` – the end of the journal: append, write, sync; with `room` (what fits) and `sync_job` (a sync for another thread).
 //! * `scan` – every record of a segment, from its bytes.
+//! * `scan_ahead` – the same for many segments, on threads of their own.
 //! * `replay` – what all records amount to (pure).
 //! * `recovery` – the segment files at open.
 
+mod buffers;
 mod cold;
 mod index;
+mod neighbours;
 mod pool;
 mod record;
 mod recovery;
 mod replay;
+mod room;
 mod scan;
+mod scan_ahead;
 mod segment;
 mod segments;
+mod sync_job;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -29,9 +37,12 @@ mod writer;
 pub(crate) use cold::ColdWriter;
 pub(crate) use index::{Index, Newest, Place};
 pub(crate) use pool::{Pool, PoolEvents, PoolSettings, RESERVED};
-pub(crate) use record::{Kind, footprint};
+pub(crate) use record::{Kind, footprint, payload_crc};
 pub(crate) use recovery::{FileDamage, Filed, Recovered, RecoveryError, recover};
+pub(crate) use replay::NewestById;
+pub(crate) use room::Room;
 pub(crate) use scan::{Found, scan};
 pub(crate) use segment::{PAGE, ReadError, Role, Segment};
 pub(crate) use segments::Segments;
-pub(crate) use writer::{Change, Durable, Room, WriteError, Writer};
+pub(crate) use sync_job::{SyncEnd, SyncJob};
+pub(crate) use writer::{Change, Durable, WriteError, Writer};

@@ -11,10 +11,14 @@ use tidespool_core::SpoolId;
 use super::pool::{FreeSegment, parse_segment_file_name};
 use super::record::{HEADER_LEN, Header, Kind, payload_crc};
 use super::replay::{Replay, Replayed, Torn, Witness};
-use super::scan::{newest_generation, scan};
+use super::scan::newest_generation;
+use super::scan_ahead::scan_in_order;
 use super::segment::{PAGE, Role, Segment, SegmentHeader, Use};
 use super::segments::salt_of;
 use crate::storage::{OpenMode, Storage, StorageFile, read_exact_at, write_all_at};
+
+/// Room is made ahead for so many records at most: what the first segment holds need not be true of the others.
+const MOST_RESERVED: usize = 4 << 20;
 
 /// What the ledger says of the journal.
 #[derive(Debug, Clone, Default)]
@@ -221,12 +225,23 @@ fn begins_with_zeros(file: &dyn StorageFile, size: u64) -> io::Result<bool> {
 fn replay(journal: &[Arc<Segment>], spool: [u8; 16], filed: &Filed) -> Result<Replayed, RecoveryError> {
     let mut replay =
         if filed.unknown { Replay::unknown() } else { Replay::new(filed.seq, filed.durable_seq) };
-    for segment in journal {
-        scan(&*segment.file, salt_of(spool), segment.generation, &mut |found| {
-            replay.take(found);
-        })
-        .map_err(|source| RecoveryError { doing: "reading", path: segment.path.clone(), source })?;
-    }
+    let mut first = 0_usize;
+    scan_in_order(journal, salt_of(spool), &mut |number, found| {
+        match number {
+            0 => first += 1,
+            // The others will hold about as many.
+            _ if first > 0 => {
+                replay.reserve((std::mem::take(&mut first) * (journal.len() - 1)).min(MOST_RESERVED));
+            }
+            _ => {}
+        }
+        replay.take(found);
+    })
+    .map_err(|(number, source)| RecoveryError {
+        doing: "reading",
+        path: journal[number].path.clone(),
+        source,
+    })?;
     let replayed = replay.finish();
     for segment in journal {
         let last = replayed.last_seqs.get(&segment.generation).copied();

@@ -1,5 +1,6 @@
 //! What the records of a journal amount to: which are there, which are missing, which were never acknowledged. Pure.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use tidespool_core::SpoolId;
@@ -24,10 +25,13 @@ pub(crate) struct DamagedRecord {
     pub(crate) offset: u64,
 }
 
+/// The newest record of each id.
+pub(crate) type NewestById = HashMap<SpoolId, Newest, foldhash::fast::RandomState>;
+
 /// What is left when all records are read.
 #[derive(Debug, Default)]
 pub(crate) struct Replayed {
-    pub(crate) newest: HashMap<SpoolId, Newest>,
+    pub(crate) newest: NewestById,
     /// The number that the next record gets.
     pub(crate) next_seq: u64,
     /// Records read and valid.
@@ -35,7 +39,7 @@ pub(crate) struct Replayed {
     pub(crate) gaps: Vec<Gap>,
     pub(crate) damaged: Vec<DamagedRecord>,
     /// The highest number of a record that counts in each segment, by generation.
-    pub(crate) last_seqs: HashMap<u64, u64>,
+    pub(crate) last_seqs: HashMap<u64, u64, foldhash::fast::RandomState>,
     /// Where records of a torn tail stand, which must never be read again.
     pub(crate) torn: Vec<Torn>,
     /// Set where only records in `torn` tell that something before them was durable once, and some of that is missing or damaged. It
@@ -95,9 +99,21 @@ impl Replay {
         Self { expected: 0, ..Self::new(0, 0) }
     }
 
+    /// Makes room for so many more records.
+    pub(crate) fn reserve(&mut self, records: usize) {
+        self.state.newest.reserve(records);
+    }
+
     /// Takes the next record.
     pub(crate) fn take(&mut self, found: Found) {
         let seq = found.header.seq;
+        if seq == self.expected && found.intact && self.doubtful.is_empty() && seq != 0 {
+            // So it is with all of them, but for a crash or damage.
+            self.durable = self.durable.max(found.header.durable_seq);
+            self.apply(found);
+            self.expected = seq + 1;
+            return;
+        }
         if self.expected == 0 {
             (self.expected, self.durable, self.told) = (seq, seq - 1, seq - 1);
         }
@@ -195,9 +211,12 @@ impl Replay {
     }
 
     fn learn(&mut self, id: SpoolId, newest: Newest) {
-        let Some(current) = self.state.newest.get_mut(&id) else {
-            self.state.newest.insert(id, newest);
-            return;
+        let current = match self.state.newest.entry(id) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                entry.insert(newest);
+                return;
+            }
         };
         if current.seq < newest.seq {
             let before = std::mem::replace(current, newest);

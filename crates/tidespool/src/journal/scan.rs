@@ -35,7 +35,7 @@ pub(crate) fn scan(
     let mut offset = PAGE;
     while offset + HEADER_LEN as u64 <= window.end {
         let Some(header) = window.header(offset, salt, generation)? else {
-            offset += RECORD_ALIGN;
+            offset = window.next_candidate(offset + RECORD_ALIGN, generation)?;
             continue;
         };
         let payload_at = offset + HEADER_LEN as u64;
@@ -97,6 +97,21 @@ impl<'a> Window<'a> {
         let mut header = [0; HEADER_LEN];
         header.copy_from_slice(self.bytes(offset, HEADER_LEN as u64)?);
         Ok(Header::decode(&header, salt, generation))
+    }
+
+    /// The first place from `offset` on where a header of this generation may stand, as far as what is in memory tells.
+    fn next_candidate(&mut self, offset: u64, generation: u64) -> io::Result<u64> {
+        if offset + HEADER_LEN as u64 > self.end {
+            return Ok(offset);
+        }
+        // At least one header's bytes are there after this.
+        self.bytes(offset, HEADER_LEN as u64)?;
+        let from = usize::try_from(offset - self.start).unwrap_or(0);
+        let (words, _) = self.bytes[from..].as_chunks::<8>();
+        // The generation is the second word of a header.
+        let found = words[1..].iter().position(|word| u64::from_le_bytes(*word) == generation);
+        let passed = found.unwrap_or(words.len() - 1) as u64;
+        Ok(offset + passed * RECORD_ALIGN)
     }
 
     fn u64_at(&mut self, offset: u64) -> io::Result<u64> {

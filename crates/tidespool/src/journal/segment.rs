@@ -1,6 +1,6 @@
 //! One segment file in one of its uses: the header page, and reading a record back.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -11,7 +11,7 @@ use tidespool_core::SpoolId;
 
 use super::index::Place;
 use super::record::{HEADER_LEN, Header, Kind, payload_crc};
-use crate::storage::{StorageFile, read_exact_at};
+use crate::storage::{StorageFile, read_exact_at, read_exact_vectored_at};
 
 /// Bytes before the first record; also the alignment of a batch.
 pub(crate) const PAGE: u64 = 4096;
@@ -94,8 +94,10 @@ pub(crate) struct Segment {
     pub(crate) file: Arc<dyn StorageFile>,
     /// A write or sync failed: the file is deleted when its time comes, never used again.
     failed: AtomicBool,
-    /// A sync covered some record in it.
-    holds_durable: AtomicBool,
+    /// Found at open: what it holds is durable.
+    found: bool,
+    /// Syncs that covered some record in it.
+    syncs: AtomicU64,
     /// It counts against the journal's capacity.
     counted: AtomicBool,
     /// The highest sequence number in it that is durable.
@@ -142,7 +144,8 @@ impl Segment {
             path,
             file,
             failed: AtomicBool::new(false),
-            holds_durable: AtomicBool::new(use_of.settled),
+            found: use_of.settled,
+            syncs: AtomicU64::new(0),
             counted: AtomicBool::new(use_of.counted),
             last_seq: AtomicU64::new(0),
             used_since: Instant::now(),
@@ -176,11 +179,16 @@ impl Segment {
     }
 
     pub(crate) fn mark_durable(&self) {
-        self.holds_durable.store(true, Ordering::Release);
+        self.syncs.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often something in it was made durable since the spool was opened.
+    pub(crate) fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Acquire)
     }
 
     pub(crate) fn holds_durable(&self) -> bool {
-        self.holds_durable.load(Ordering::Acquire)
+        self.found || self.syncs() > 0
     }
 
     pub(crate) fn is_counted(&self) -> bool {
@@ -199,20 +207,41 @@ impl Segment {
         id: &SpoolId,
         place: Place,
     ) -> Result<(Vec<u8>, u32), ReadError> {
-        let mut bytes = vec![0; HEADER_LEN + place.len as usize];
-        self.read_at(&mut bytes, place.offset)?;
-        let mut header = [0; HEADER_LEN];
-        header.copy_from_slice(&bytes[..HEADER_LEN]);
-        let header = Header::decode(&header, salt, self.generation)
+        let (mut header, mut payload) = ([0; HEADER_LEN], vec![0; place.len as usize]);
+        let mut bufs = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut payload)];
+        read_exact_vectored_at(&*self.file, &mut bufs, place.offset)
+            .map_err(|source| self.failed(place.offset, source))?;
+        let crc = self.check_put(salt, id, place, &header, &payload)?;
+        Ok((payload, crc))
+    }
+
+    /// The same if all of it is in memory, and is what it should be: never waits for a disk. `None` says nothing about the record.
+    pub(crate) fn read_put_in_memory(&self, salt: u32, id: &SpoolId, place: Place) -> Option<Vec<u8>> {
+        let (mut header, mut payload) = ([0; HEADER_LEN], vec![0; place.len as usize]);
+        let mut bufs = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut payload)];
+        let read = self.file.read_in_memory_at(&mut bufs, place.offset).ok()?;
+        let is_whole = read == HEADER_LEN + payload.len();
+        (is_whole && self.check_put(salt, id, place, &header, &payload).is_ok()).then_some(payload)
+    }
+
+    /// The checksum of the payload, if these are the record.
+    pub(super) fn check_put(
+        &self,
+        salt: u32,
+        id: &SpoolId,
+        place: Place,
+        header: &[u8; HEADER_LEN],
+        payload: &[u8],
+    ) -> Result<u32, ReadError> {
+        let header = Header::decode(header, salt, self.generation)
             .ok_or_else(|| self.damaged(place.offset, "the record's header fails its checksum"))?;
         if header.id != *id || header.kind != Kind::Put || header.payload_len != place.len {
             return Err(self.damaged(place.offset, "another record stands there"));
         }
-        if header.payload_crc != payload_crc(&bytes[HEADER_LEN..]) {
+        if header.payload_crc != payload_crc(payload) {
             return Err(self.damaged(place.offset, "the payload fails its checksum"));
         }
-        bytes.drain(..HEADER_LEN);
-        Ok((bytes, header.payload_crc))
+        Ok(header.payload_crc)
     }
 
     /// The checksum in a record's header, without reading the payload.
@@ -226,10 +255,14 @@ impl Segment {
     }
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<(), ReadError> {
-        read_exact_at(&*self.file, bytes, offset).map_err(|source| match source.kind() {
+        read_exact_at(&*self.file, bytes, offset).map_err(|source| self.failed(offset, source))
+    }
+
+    fn failed(&self, offset: u64, source: io::Error) -> ReadError {
+        match source.kind() {
             io::ErrorKind::UnexpectedEof => self.damaged(offset, "the file ends before the record does"),
             _ => ReadError::Io { path: self.path.clone(), source },
-        })
+        }
     }
 
     fn damaged(&self, offset: u64, what: &'static str) -> ReadError {

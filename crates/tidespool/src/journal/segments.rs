@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
+use super::buffers::Buffers;
 use super::pool::{FreeSegment, Pool};
 use super::segment::{Role, Segment, SegmentHeader, Use};
 use crate::storage::{StorageFile, write_all_at};
@@ -24,6 +25,7 @@ pub(crate) struct Segments {
     spool: [u8; 16],
     salt: u32,
     pool: Arc<Pool>,
+    buffers: Buffers,
 }
 
 impl Segments {
@@ -35,7 +37,18 @@ impl Segments {
             spool,
             salt: salt_of(spool),
             pool,
+            buffers: Buffers::default(),
         }
+    }
+
+    /// The gauge of the writer's memory.
+    pub(super) fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+
+    /// Memory of the writer in bytes: queued records and the buffer of a batch, without the messages, whose permits count them.
+    pub(crate) fn buffer_bytes(&self) -> u64 {
+        self.buffers.bytes()
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -51,6 +64,11 @@ impl Segments {
         self.next_generation.load(Ordering::Relaxed) + GENERATIONS_AHEAD
     }
 
+    /// What the next use of a segment will have.
+    pub(crate) fn next_generation(&self) -> u64 {
+        self.next_generation.load(Ordering::Relaxed)
+    }
+
     /// Takes a free file into use under the next generation. The caller writes the header page with its first batch.
     pub(crate) fn activate(
         &self,
@@ -58,12 +76,24 @@ impl Segments {
         role: Role,
         counted: bool,
     ) -> (Arc<Segment>, SegmentHeader) {
+        if role == Role::Journal
+            && let Some(bytes) = self.batch_bytes()
+        {
+            self.pool.note_batch_bytes(bytes);
+        }
         let generation = self.next_generation.fetch_add(1, Ordering::Relaxed);
         let header = SegmentHeader { role, generation, size: free.size, spool: self.spool };
         let segment =
             Arc::new(Segment::new(header, free.slot, free.path, free.file, Use { settled: false, counted }));
         self.insert(segment.clone());
         (segment, header)
+    }
+
+    /// What a sync of the journal's last segment covered, on average.
+    fn batch_bytes(&self) -> Option<u64> {
+        let segments = self.by_generation.read();
+        let last = segments.values().rfind(|segment| segment.role == Role::Journal)?;
+        last.size.checked_div(last.syncs())
     }
 
     pub(crate) fn insert(&self, segment: Arc<Segment>) {

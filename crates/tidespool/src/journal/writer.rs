@@ -2,6 +2,8 @@
 //!
 //! Everything since the last good sync stays in memory here. After a failed write or sync all of it is written again, into a fresh
 //! segment and with the same sequence numbers, by the next call: the file that failed is never trusted again.
+//!
+//! A sync can be taken out as a [`SyncJob`], to be done elsewhere while more is written here.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -10,11 +12,14 @@ use std::sync::Arc;
 use thiserror::Error;
 use tidespool_core::SpoolId;
 
+use super::buffers::{bytes_of, shrink};
 use super::index::{Newest, Place};
 use super::pool::{FreeSegment, RESERVED};
 use super::record::{HEADER_LEN, Header, Kind, RECORD_ALIGN, footprint, payload_crc};
+use super::room::Room;
 use super::segment::{PAGE, Role, Segment};
 use super::segments::Segments;
+use super::sync_job::{SyncEnd, SyncJob};
 use crate::storage::write_all_at;
 
 /// Payloads up to this many bytes are copied beside their header: cheaper than a slice of their own for the kernel.
@@ -23,7 +28,8 @@ const COPY_UP_TO: usize = 2048;
 /// What a record says, with what it needs to say it.
 #[derive(Debug, Clone)]
 pub(crate) enum Change {
-    Put(Arc<Box<[u8]>>),
+    /// A message, with the checksum of its bytes.
+    Put(Arc<Box<[u8]>>, u32),
     Remove,
     /// The put of this sequence number did not happen.
     Abort(u64),
@@ -60,37 +66,6 @@ pub(crate) struct Synced {
     pub(crate) finished: Vec<Arc<Segment>>,
 }
 
-/// Room for records, filled up in the way in which they will be written: none of them spans two segments.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Room {
-    /// In the segment that is being filled.
-    left: u64,
-    /// Segments after it.
-    free: usize,
-    /// Of each of those.
-    usable: u64,
-}
-
-impl Room {
-    /// All of it.
-    #[cfg(test)]
-    pub(crate) fn bytes(&self) -> u64 {
-        self.left + self.free as u64 * self.usable
-    }
-
-    /// Takes `cost` bytes, if they fit.
-    pub(crate) fn take(&mut self, cost: u64) -> bool {
-        if cost > self.left {
-            if cost > self.usable || self.free == 0 {
-                return false;
-            }
-            (self.free, self.left) = (self.free - 1, self.usable);
-        }
-        self.left -= cost;
-        true
-    }
-}
-
 #[derive(Debug)]
 struct Entry {
     id: SpoolId,
@@ -121,8 +96,12 @@ pub(crate) struct Writer {
     entries: Vec<Entry>,
     /// How many of `entries` are written.
     written: usize,
-    /// Segments written to since the last good sync.
+    /// Segments written to since the last sync was taken out.
     touched: Vec<Arc<Segment>>,
+    /// Segments that are being synced, each with the `up_to` of its job.
+    syncing: Vec<(u64, Arc<Segment>)>,
+    /// Counts errors: jobs from before one are of no account.
+    epoch: u64,
     /// Full or failed segments whose end is not yet told to the caller.
     finished: Vec<Arc<Segment>>,
     /// Segments of failed tries that hold nothing durable: given up when what was in them is written elsewhere.
@@ -145,6 +124,8 @@ impl Writer {
             entries: Vec::new(),
             written: 0,
             touched: Vec::new(),
+            syncing: Vec::new(),
+            epoch: 0,
             finished: Vec::new(),
             doomed: Vec::new(),
             prepared: VecDeque::new(),
@@ -158,9 +139,24 @@ impl Writer {
         self.durable_seq
     }
 
+    /// The sequence number of the last record that was appended.
+    pub(crate) fn last_seq(&self) -> u64 {
+        self.next_seq - 1
+    }
+
     /// Records that are not durable yet.
     pub(crate) fn unsynced(&self) -> usize {
         self.entries.len()
+    }
+
+    /// Records that are written, and not known to be durable.
+    pub(crate) fn written(&self) -> usize {
+        self.written
+    }
+
+    /// A job was taken of which nobody told how it ended.
+    pub(crate) fn is_syncing(&self) -> bool {
+        !self.syncing.is_empty()
     }
 
     /// Something is queued that has no place yet, or lost it by an error.
@@ -199,7 +195,7 @@ impl Writer {
         self.next_seq += 1;
         let (payload_len, payload_crc) = match &change {
             // `max_message_size` is at most 1 GiB, checked in `store`.
-            Change::Put(data) => (u32::try_from(data.len()).unwrap_or(u32::MAX), payload_crc(data)),
+            Change::Put(data, crc) => (u32::try_from(data.len()).unwrap_or(u32::MAX), *crc),
             Change::Abort(target) => (8, payload_crc(&target.to_le_bytes())),
             Change::Remove | Change::Mark => (0, payload_crc(&[])),
         };
@@ -209,7 +205,12 @@ impl Writer {
 
     /// Hands everything queued to the operating system: safe from then on if the process is killed.
     pub(crate) fn write(&mut self) -> Result<(), WriteError> {
-        match self.write_queued() {
+        let written = self.write_queued();
+        self.note_memory();
+        // Refilled with each batch.
+        self.scratch.clear();
+        shrink(&mut self.scratch);
+        match written {
             Ok(()) => {
                 for generation in self.doomed.drain(..) {
                     self.segments.retire(generation);
@@ -227,27 +228,54 @@ impl Writer {
 
     /// Writes everything queued and makes it durable. Where the segments do not suffice for all of it, that is done with what has a place: the
     /// segments that it fills can then be filed, which is what frees others.
+    #[cfg(test)]
     pub(crate) fn sync(&mut self) -> Result<Synced, WriteError> {
         match self.write() {
             Err(WriteError::NoSegment) if self.written > 0 => {}
             written => written?,
         }
-        for segment in &self.touched {
-            if let Err(error) = segment.file.sync_data() {
-                self.distrust();
-                return Err(WriteError::Sync(error));
-            }
+        let job = self.take_sync();
+        Ok(self.end_sync(job.run())?.unwrap_or_default())
+    }
+
+    /// The sync of everything that is written and in no job yet. Jobs are done in the order in which they were taken.
+    pub(crate) fn take_sync(&mut self) -> SyncJob {
+        let last = self.written.checked_sub(1).and_then(|last| self.entries.get(last));
+        let up_to = last.map_or(self.durable_seq, |entry| entry.seq);
+        let segments = std::mem::take(&mut self.touched);
+        self.syncing.extend(segments.iter().map(|segment| (up_to, segment.clone())));
+        SyncJob { segments, up_to, epoch: self.epoch }
+    }
+
+    /// Learns how a job ended. `None`: it is of no account, for all that it was for is being written again.
+    pub(crate) fn end_sync(&mut self, end: SyncEnd) -> Result<Option<Synced>, WriteError> {
+        if let Err(error) = end.result {
+            self.distrust();
+            return Err(WriteError::Sync(error));
         }
-        for segment in self.touched.drain(..) {
+        if end.epoch != self.epoch {
+            return Ok(None);
+        }
+        let covered = self.entries.iter().take_while(|entry| entry.seq <= end.up_to).count();
+        for (_, segment) in self.syncing.extract_if(.., |(up_to, _)| *up_to <= end.up_to) {
             segment.mark_durable();
-            let last = self.entries.iter().rfind(|entry| entry.generation == segment.generation);
-            segment.note_last_seq(last.map_or(0, |entry| entry.seq));
+            let of_it = |entry: &&Entry| entry.generation == segment.generation;
+            let last = self.entries[..covered].iter().rfind(of_it);
+            last.inspect(|entry| segment.note_last_seq(entry.seq));
         }
         self.distrust_pool = false;
-        let records: Vec<Durable> =
-            self.entries.drain(..std::mem::take(&mut self.written)).map(|entry| entry.durable()).collect();
+        let records: Vec<Durable> = self.entries.drain(..covered).map(|entry| entry.durable()).collect();
+        self.written -= covered;
+        shrink(&mut self.entries);
+        self.note_memory();
         self.durable_seq = self.entries.first().map_or(self.next_seq, |next| next.seq) - 1;
-        Ok(Synced { records, finished: std::mem::take(&mut self.finished) })
+        let has_more = |segment: &Segment| self.entries.iter().any(|e| e.generation == segment.generation);
+        let finished = self.finished.extract_if(.., |segment| !has_more(segment)).collect();
+        Ok(Some(Synced { records, finished }))
+    }
+
+    fn note_memory(&self) {
+        self.segments.buffers().note(bytes_of(&self.entries) + bytes_of(&self.scratch));
     }
 
     /// Ends the active segment, so that a checkpoint can take it. It is told by the next [`Writer::sync`].
@@ -265,10 +293,17 @@ impl Writer {
     /// After an error nothing that was written since the last good sync counts: all of it goes to a fresh segment.
     fn distrust(&mut self) {
         self.written = 0;
+        self.epoch += 1;
+        // They have no place.
+        self.entries.iter_mut().for_each(|entry| entry.generation = 0);
         let fresh_failed = self.distrust_pool;
         self.distrust_pool = true;
         self.seal();
-        for segment in self.touched.drain(..) {
+        let syncing = self.syncing.drain(..).map(|(_, segment)| segment);
+        let mut failed: Vec<Arc<Segment>> = syncing.chain(self.touched.drain(..)).collect();
+        failed.sort_unstable_by_key(|segment| segment.generation);
+        failed.dedup_by_key(|segment| segment.generation);
+        for segment in failed {
             segment.mark_failed();
             if fresh_failed && !segment.holds_durable() {
                 // Made after the first failure and no better: it holds nothing that stands nowhere else, and a sick disk must
@@ -382,7 +417,7 @@ impl Entry {
 
     fn durable(&self) -> Durable {
         let place = Place { generation: self.generation, offset: self.offset, len: self.payload_len };
-        let place = matches!(self.change, Change::Put(_)).then_some(place);
+        let place = matches!(self.change, Change::Put(..)).then_some(place);
         Durable { seq: self.seq, newest: Newest { seq: self.seq, generation: self.generation, place } }
     }
 }
@@ -418,7 +453,7 @@ fn encode<'a>(
     let mut from = 0;
     for entry in entries {
         let kind = match entry.change {
-            Change::Put(_) => Kind::Put,
+            Change::Put(..) => Kind::Put,
             Change::Remove => Kind::Remove,
             Change::Abort(_) => Kind::Abort,
             Change::Mark => Kind::Mark,
@@ -434,12 +469,12 @@ fn encode<'a>(
         };
         scratch.extend_from_slice(&header.encode(salt));
         match &entry.change {
-            Change::Put(data) if data.len() > COPY_UP_TO => {
+            Change::Put(data, _) if data.len() > COPY_UP_TO => {
                 pieces.push(Piece::Scratch(from, scratch.len()));
                 from = scratch.len();
                 pieces.push(Piece::Payload(data));
             }
-            Change::Put(data) => scratch.extend_from_slice(data),
+            Change::Put(data, _) => scratch.extend_from_slice(data),
             Change::Abort(target) => scratch.extend_from_slice(&target.to_le_bytes()),
             Change::Remove | Change::Mark => {}
         }

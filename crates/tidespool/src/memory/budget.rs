@@ -2,94 +2,195 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use super::queue::{Load, Place, Queue, Turn};
+use super::throttle::{Lane, cannot_meet};
 
 /// What a dirty message costs in memory beside its bytes: its entries in the tables, its ticket, its reference counts.
-pub(crate) const DIRTY_OVERHEAD: u64 = 192;
+pub(crate) const DIRTY_OVERHEAD: u64 = 256;
 
-/// Room for dirty bytes. Waiters are served in the order in which they came.
+/// In [`Budget::puts`]: somebody waits.
+const WAITING: u64 = 1;
+
+/// Room for dirty bytes.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    room: Semaphore,
-    limit: u64,
-    dirty: AtomicU64,
-    waiting: AtomicU64,
+    /// Twice the dirty bytes of messages, plus [`WAITING`]: whoever gives room back learns in the same step whether somebody waits for it.
+    puts: AtomicU64,
+    /// Dirty bytes of tombstones.
+    removals: AtomicU64,
+    limit: AtomicU64,
     /// Bytes a second that a commit makes durable while it is at it; 0 until measured.
     drain_rate: AtomicU64,
+    /// Bytes of the newest commits, and the nanoseconds they took; older ones count ever less.
+    drained: AtomicU64,
+    drained_in: AtomicU64,
+    /// When the last of them ended, in nanoseconds since `started`.
+    drained_at: AtomicU64,
+    line: Mutex<Line>,
+    /// Of those who wait one looks at the clock for all.
+    watch: tokio::sync::Mutex<()>,
+    /// Tells that one that it has something to do.
+    changed: Notify,
+    started: Instant,
+}
+
+/// Those who wait. Bounded by the callers: each is a caller's future.
+#[derive(Debug)]
+struct Line {
+    queue: Queue<oneshot::Sender<Permit>>,
+    /// When the one at the clock looks again, in nanoseconds since `started`. `None`: when it is told.
+    watched_until: Option<u64>,
+    /// The one at the clock was told that the first has no room.
+    is_full: bool,
 }
 
 /// Room for one dirty version. It is given back when the last holder of the version lets go: not earlier, and on every path.
 #[derive(Debug)]
 pub(crate) struct Permit {
     budget: Arc<Budget>,
-    room: usize,
     bytes: u64,
+    is_removal: bool,
+}
+
+/// What there is to do for the one at the clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    /// Look again at this time, or when told.
+    Until(Instant),
+    /// When told.
+    Quiet,
+    /// The same; and whoever makes room is to hear that somebody needs it.
+    Full,
 }
 
 impl Budget {
     /// `limit`: bytes.
     pub(crate) fn new(limit: u64) -> Self {
-        let room = usize::try_from(limit).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self {
-            room: Semaphore::new(room),
-            limit,
-            dirty: AtomicU64::new(0),
-            waiting: AtomicU64::new(0),
+            puts: AtomicU64::new(0),
+            removals: AtomicU64::new(0),
+            limit: AtomicU64::new(limit),
             drain_rate: AtomicU64::new(0),
+            drained: AtomicU64::new(0),
+            drained_in: AtomicU64::new(0),
+            drained_at: AtomicU64::new(0),
+            line: Mutex::new(Line { queue: Queue::new(), watched_until: None, is_full: false }),
+            watch: tokio::sync::Mutex::new(()),
+            changed: Notify::new(),
+            started: Instant::now(),
         }
     }
 
-    /// Room for a message of `len` bytes, if there is some and nobody waits for it.
-    pub(crate) fn try_admit(self: &Arc<Self>, len: u64) -> Option<Permit> {
-        let (room, bytes) = self.price(len);
-        self.room.try_acquire_many(room).ok()?.forget();
-        Some(self.permit(room, bytes))
+    /// Room for a message of `len` bytes, if there is some and nobody has to wait.
+    pub(crate) fn try_admit(self: &Arc<Self>, len: u64, lane: Lane) -> Option<Permit> {
+        let bytes = len + DIRTY_OVERHEAD;
+        let free = lane.free_below(self.limit()).saturating_sub(self.removals.load(Ordering::Relaxed));
+        let mut puts = self.puts.load(Ordering::Relaxed);
+        while puts & WAITING == 0 && (puts >> 1) + bytes <= free {
+            match self.puts.compare_exchange_weak(
+                puts,
+                puts + (bytes << 1),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return Some(self.permit(bytes)),
+                Err(now) => puts = now,
+            }
+        }
+        self.try_admit_in_turn(bytes, lane)
     }
 
-    /// Waits for room for a message of `len` bytes. Dropping the future gives up its place.
-    pub(crate) async fn admit(self: &Arc<Self>, len: u64) -> Permit {
-        let (room, bytes) = self.price(len);
-        let waiting = Waiting { budget: self, bytes };
-        self.waiting.fetch_add(bytes, Ordering::Relaxed);
-        // The semaphore is never closed.
-        if let Ok(acquired) = self.room.acquire_many(room).await {
-            acquired.forget();
+    /// The same where the limit is near.
+    #[cold]
+    fn try_admit_in_turn(self: &Arc<Self>, bytes: u64, lane: Lane) -> Option<Permit> {
+        let mut line = self.line.lock();
+        loop {
+            let (now, puts) = (self.now(), self.puts.load(Ordering::Acquire));
+            let load = self.load(now, puts);
+            let place = line.queue.place(now, bytes, self.drain_rate());
+            let (turn, _) = line.queue.turn_beside(now, &load, Some((lane, place, bytes)));
+            if turn != Turn::Of(lane, place) {
+                return None;
+            }
+            if self.take(puts, bytes) {
+                line.queue.let_in(now, lane, bytes, &load);
+                return Some(self.permit(bytes));
+            }
         }
-        drop(waiting);
-        self.permit(room, bytes)
+    }
+
+    /// Takes a place in the queue for a message of `len` bytes. Dropping what is returned gives the place back, and the room if it was given.
+    pub(crate) fn wait(self: &Arc<Self>, len: u64, lane: Lane) -> Waiter {
+        let bytes = len + DIRTY_OVERHEAD;
+        let (served, permit) = oneshot::channel();
+        let mut line = self.line.lock();
+        let place = line.queue.place(self.now(), bytes, self.drain_rate());
+        line.queue.join(lane, place, bytes, served);
+        // Before the next look at the room: whoever gives some back after that look sees this.
+        self.puts.fetch_or(WAITING, Ordering::AcqRel);
+        drop(line);
+        self.serve();
+        Waiter { budget: self.clone(), lane, place, permit }
+    }
+
+    /// True where a message of `len` bytes that has to wait can't be let in within `left`: its slot is later, or what is to be drained first takes
+    /// more than twice that time at the measured rate.
+    pub(crate) fn cannot_meet(&self, len: u64, lane: Lane, left: Duration) -> bool {
+        let bytes = len + DIRTY_OVERHEAD;
+        let mut line = self.line.lock();
+        let now = self.now();
+        let load = self.load(now, self.puts.load(Ordering::Acquire));
+        if Duration::from_nanos(line.queue.until_due(now, lane, &load)) > left {
+            return true;
+        }
+        // More than the limit has room for, once all that is ahead of it is in.
+        let to_drain =
+            |ahead: u64| (load.puts + ahead + bytes.min(load.limit)).saturating_sub(load.limit).max(ahead);
+        if !cannot_meet(to_drain(line.queue.bytes()), self.drain_rate(), left) {
+            return false;
+        }
+        let place = line.queue.place(now, bytes, self.drain_rate());
+        cannot_meet(to_drain(line.queue.ahead_of(place)), self.drain_rate(), left)
     }
 
     /// Room for a tombstone. Removes never wait: they are what makes room.
     pub(crate) fn admit_removal(self: &Arc<Self>) -> Permit {
-        self.permit(0, DIRTY_OVERHEAD)
+        self.removals.fetch_add(DIRTY_OVERHEAD, Ordering::Relaxed);
+        Permit { budget: self.clone(), bytes: DIRTY_OVERHEAD, is_removal: true }
     }
 
-    /// What a message takes of the semaphore, and what it counts. One that is larger than the limit takes all of it: it is alone.
-    fn price(&self, len: u64) -> (u32, u64) {
-        let bytes = len + DIRTY_OVERHEAD;
-        (u32::try_from(bytes.min(self.limit)).unwrap_or(u32::MAX), bytes)
+    /// True if the first in the queue has no room. Whoever brings something in tells the committer then: it was asked to write what was dirty before.
+    pub(crate) fn lacks_room(&self) -> bool {
+        self.puts.load(Ordering::Acquire) & WAITING != 0 && self.line.lock().is_full
     }
 
-    fn permit(self: &Arc<Self>, room: u32, bytes: u64) -> Permit {
-        self.dirty.fetch_add(bytes, Ordering::Relaxed);
-        Permit { budget: self.clone(), room: room as usize, bytes }
+    /// Changes the limit, in bytes. Where more is dirty already, nothing is let in until enough has drained.
+    pub(crate) fn set_limit(self: &Arc<Self>, limit: u64) {
+        let line = self.line.lock();
+        self.limit.store(limit, Ordering::Relaxed);
+        drop(line);
+        self.serve();
     }
 
     /// Dirty bytes now, overhead included.
     pub(crate) fn dirty(&self) -> u64 {
-        self.dirty.load(Ordering::Relaxed)
+        (self.puts.load(Ordering::Relaxed) >> 1) + self.removals.load(Ordering::Relaxed)
     }
 
     /// The limit, in bytes.
     pub(crate) fn limit(&self) -> u64 {
-        self.limit
+        self.limit.load(Ordering::Relaxed)
     }
 
     /// Bytes that stores wait to bring in.
+    #[cfg(test)]
     pub(crate) fn waiting(&self) -> u64 {
-        self.waiting.load(Ordering::Relaxed)
+        self.line.lock().queue.bytes()
     }
 
     /// Learns how long a commit of so many bytes took.
@@ -98,29 +199,147 @@ impl Budget {
         if bytes < 64 * 1024 {
             return;
         }
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
-        let rate = bytes.saturating_mul(1_000_000) / micros;
-        let before = self.drain_rate.load(Ordering::Relaxed);
-        let smoothed = if before == 0 { rate } else { before / 8 * 7 + rate / 8 };
-        self.drain_rate.store(smoothed.max(1), Ordering::Relaxed);
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
+        // Bytes and times apart: a mean of rates would make a disk that is now quick and now slow look quick.
+        let bytes = self.drained.load(Ordering::Relaxed) / 8 * 7 + bytes;
+        let time = (self.drained_in.load(Ordering::Relaxed) / 8 * 7).saturating_add(took);
+        self.drained.store(bytes, Ordering::Relaxed);
+        self.drained_in.store(time, Ordering::Relaxed);
+        self.drained_at.store(self.now(), Ordering::Relaxed);
+        self.drain_rate.store(rate(bytes, time), Ordering::Relaxed);
+    }
+
+    /// The same, where the time counts as well in which no commit has ended since: while the disk pauses, less and less is let in.
+    fn rate_at(&self, now: u64) -> u64 {
+        let bytes = self.drained.load(Ordering::Relaxed);
+        if bytes == 0 {
+            return 0;
+        }
+        let quiet = now.saturating_sub(self.drained_at.load(Ordering::Relaxed));
+        rate(bytes, self.drained_in.load(Ordering::Relaxed).saturating_add(quiet))
     }
 
     /// The measured rate, in bytes a second; 0 until something was measured.
     pub(crate) fn drain_rate(&self) -> u64 {
         self.drain_rate.load(Ordering::Relaxed)
     }
-}
 
-/// Counts a waiter out, whether it got its room or was dropped.
-struct Waiting<'a> {
-    budget: &'a Budget,
-    bytes: u64,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.budget.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
+    /// Lets in everybody whose turn it is.
+    fn serve(self: &Arc<Self>) {
+        while let Some((waiter, permit)) = self.next_served() {
+            // Dropped at this moment: its room is for the next one.
+            if let Err(mut permit) = waiter.send(permit) {
+                permit.give_back();
+            }
+        }
     }
+
+    fn next_served(self: &Arc<Self>) -> Option<(oneshot::Sender<Permit>, Permit)> {
+        let mut line = self.line.lock();
+        loop {
+            let (now, puts) = (self.now(), self.puts.load(Ordering::Acquire));
+            let load = self.load(now, puts);
+            match line.queue.turn(now, &load) {
+                (Turn::Of(lane, place), bytes) => {
+                    if !self.take(puts, bytes) {
+                        continue;
+                    }
+                    line.queue.let_in(now, lane, bytes, &load);
+                    let (_, waiter) = line.queue.leave(lane, place)?;
+                    line.is_full = false;
+                    self.note_left(&line);
+                    return Some((waiter, self.permit(bytes)));
+                }
+                (Turn::Nobody, _) => return None,
+                (Turn::Later(due), _) => {
+                    if line.watched_until.is_none_or(|until| due < until) {
+                        self.changed.notify_one();
+                    }
+                    return None;
+                }
+                (Turn::Full, _) => {
+                    if !std::mem::replace(&mut line.is_full, true) {
+                        self.changed.notify_one();
+                    }
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Serves whoever can be served, and says what there is to wait for. For the one at the clock.
+    fn look(self: &Arc<Self>) -> Watch {
+        self.serve();
+        let mut line = self.line.lock();
+        let now = self.now();
+        let load = self.load(now, self.puts.load(Ordering::Acquire));
+        let (turn, _) = line.queue.turn(now, &load);
+        line.watched_until = None;
+        match turn {
+            // Its time has come just now.
+            Turn::Of(..) => {
+                line.watched_until = Some(0);
+                Watch::Until(Instant::now())
+            }
+            Turn::Later(due) => {
+                line.watched_until = Some(due);
+                Watch::Until(self.started + Duration::from_nanos(due))
+            }
+            Turn::Full => {
+                line.is_full = true;
+                Watch::Full
+            }
+            Turn::Nobody => Watch::Quiet,
+        }
+    }
+
+    /// Gives up a place, if it was not served.
+    fn leave(self: &Arc<Self>, lane: Lane, place: Place) {
+        let mut line = self.line.lock();
+        if line.queue.leave(lane, place).is_none() {
+            return;
+        }
+        line.is_full = false;
+        self.note_left(&line);
+        drop(line);
+        // It may have been the one that nobody passes.
+        self.serve();
+    }
+
+    /// Under the lock: where it was the last one, nobody waits.
+    fn note_left(&self, line: &Line) {
+        if line.queue.is_empty() {
+            self.puts.fetch_and(!WAITING, Ordering::AcqRel);
+        }
+    }
+
+    /// Takes the room that was there when `puts` was read. False if it has changed since.
+    fn take(&self, puts: u64, bytes: u64) -> bool {
+        self.puts.compare_exchange(puts, puts + (bytes << 1), Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    fn load(&self, now: u64, puts: u64) -> Load {
+        Load {
+            puts: puts >> 1,
+            removals: self.removals.load(Ordering::Relaxed),
+            limit: self.limit(),
+            rate: self.rate_at(now),
+        }
+    }
+
+    fn permit(self: &Arc<Self>, bytes: u64) -> Permit {
+        Permit { budget: self.clone(), bytes, is_removal: false }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Bytes a second, at least one.
+fn rate(bytes: u64, nanos: u64) -> u64 {
+    let rate = u128::from(bytes) * 1_000_000_000 / u128::from(nanos.max(1));
+    u64::try_from(rate).unwrap_or(u64::MAX).max(1)
 }
 
 impl Permit {
@@ -128,69 +347,73 @@ impl Permit {
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
+
+    /// Gives the room back. True if somebody waits for it.
+    fn give_back(&mut self) -> bool {
+        let bytes = std::mem::take(&mut self.bytes);
+        if !self.is_removal {
+            return self.budget.puts.fetch_sub(bytes << 1, Ordering::AcqRel) & WAITING != 0;
+        }
+        self.budget.removals.fetch_sub(bytes, Ordering::AcqRel);
+        self.budget.puts.load(Ordering::Acquire) & WAITING != 0
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.budget.dirty.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.budget.room.add_permits(self.room);
+        if self.bytes > 0 && self.give_back() {
+            self.budget.serve();
+        }
+    }
+}
+
+/// A place in the queue. Dropping it gives the place back, and the room if it was given at the same moment.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    budget: Arc<Budget>,
+    lane: Lane,
+    place: Place,
+    permit: oneshot::Receiver<Permit>,
+}
+
+/// The budget is gone with all who waited. It is not: each of them holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gone;
+
+impl Waiter {
+    /// Waits for the room. `on_full` is called when the first in the queue needs room that is not there, by one of those who wait.
+    pub(crate) async fn admitted(mut self, on_full: impl Fn()) -> Result<Permit, Gone> {
+        let budget = self.budget.clone();
+        let watch = async {
+            // Whoever is first here looks at the clock for all, until it is served or gives up. Should it not be polled meanwhile, the others
+            // still get what others give back.
+            let _watch = budget.watch.lock().await;
+            loop {
+                let until = match budget.look() {
+                    Watch::Until(at) => Some(at),
+                    Watch::Quiet => None,
+                    Watch::Full => {
+                        on_full();
+                        None
+                    }
+                };
+                let told = budget.changed.notified();
+                match until {
+                    Some(at) => futures_lite::future::or(told, tokio::time::sleep_until(at.into())).await,
+                    None => told.await,
+                }
+            }
+        };
+        let served = async { (&mut self.permit).await.map_err(|_| Gone) };
+        futures_lite::future::or(served, watch).await
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.budget.leave(self.lane, self.place);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use futures_lite::future::{block_on, poll_once};
-
-    use super::*;
-
-    #[test]
-    fn room_comes_back_with_the_permit_and_dirty_bytes_with_it() {
-        let budget = Arc::new(Budget::new(10_000));
-        let first = budget.try_admit(9_000).unwrap();
-        assert_eq!(budget.dirty(), 9_000 + DIRTY_OVERHEAD);
-        assert!(budget.try_admit(9_000).is_none());
-        drop(first);
-        assert_eq!(budget.dirty(), 0);
-        assert!(budget.try_admit(9_000).is_some());
-    }
-
-    #[test]
-    fn a_message_over_the_limit_is_admitted_alone() {
-        let budget = Arc::new(Budget::new(10_000));
-        let small = budget.try_admit(1).unwrap();
-        assert!(budget.try_admit(1 << 20).is_none());
-        drop(small);
-        let huge = budget.try_admit(1 << 20).unwrap();
-        assert_eq!(budget.dirty(), (1 << 20) + DIRTY_OVERHEAD);
-        assert!(budget.try_admit(0).is_none());
-        drop(huge);
-        assert!(budget.try_admit(0).is_some());
-    }
-
-    #[test]
-    fn a_dropped_waiter_leaks_nothing_and_the_next_one_is_served() {
-        let budget = Arc::new(Budget::new(10_000));
-        let first = budget.try_admit(9_000).unwrap();
-        let mut gone = Box::pin(budget.admit(9_000));
-        let mut next = Box::pin(budget.admit(5_000));
-        block_on(async {
-            assert!(poll_once(&mut gone).await.is_none());
-            assert!(poll_once(&mut next).await.is_none());
-            assert_eq!(budget.waiting(), 14_000 + 2 * DIRTY_OVERHEAD);
-            drop(first);
-            drop(gone);
-            assert!(poll_once(&mut next).await.is_some());
-        });
-        drop(next);
-        assert_eq!((budget.dirty(), budget.waiting()), (0, 0));
-        assert!(budget.try_admit(9_000).is_some(), "all room is back");
-    }
-
-    #[test]
-    fn removals_are_counted_and_never_wait() {
-        let budget = Arc::new(Budget::new(1_000));
-        let _full = budget.try_admit(10_000).unwrap();
-        let removal = budget.admit_removal();
-        assert_eq!(removal.bytes(), DIRTY_OVERHEAD);
-    }
-}
+mod tests;

@@ -3,16 +3,25 @@
 //! # Layout
 //!
 //! * `pending` – id → newest dirty version, for one shard (pure).
-//! * `budget` – dirty bytes admitted, and who waits for room.
-//! * `throttle` – how long a store is held back as the limit nears (pure).
+//! * `budget` – dirty bytes admitted, and those who wait for room.
+//! * `queue` – the order in which they are served (pure).
+//! * `throttle` – how stores are slowed as the limit nears (pure).
 //! * `cache` – clean copies in moka.
+//! * `allowance` – how much memory there may be, and which part may take what (pure).
+//! * `heap` – freed memory, back to the operating system.
 
+mod allowance;
 mod budget;
 mod cache;
+mod heap;
 mod pending;
+mod queue;
 mod throttle;
 
+pub(crate) use allowance::{Allowance, Held};
 pub(crate) use budget::{Budget, Permit};
-pub(crate) use cache::CleanCache;
+pub(crate) use cache::{CleanCache, Evicted};
+pub use heap::keep_the_heap_small;
+pub(crate) use heap::{resident, trim};
 pub(crate) use pending::{Dirty, Pending, Ticket, Visible};
-pub(crate) use throttle::{cannot_meet, hold_back};
+pub(crate) use throttle::Lane;

@@ -80,6 +80,11 @@ impl Pending {
         })
     }
 
+    /// The ids whose newest version is a tombstone.
+    pub(crate) fn removals(&self) -> impl Iterator<Item = &SpoolId> {
+        self.entries.iter().filter(|(_, entry)| entry.dirty.data.is_none()).map(|(id, _)| id)
+    }
+
     /// Makes `dirty` the newest version of `id`, to be flushed in its turn. Returns the version that it replaces, if that one will now
     /// never be written.
     pub(crate) fn insert(&mut self, ticket: Ticket, dirty: Arc<Dirty>) -> Option<Arc<Dirty>> {
@@ -195,6 +200,22 @@ impl Pending {
         None
     }
 
+    /// Gives back the memory of a burst, when most of a table is empty.
+    pub(crate) fn trim(&mut self) {
+        fn is_sparse(len: usize, capacity: usize) -> bool {
+            capacity > 256 && len < capacity / 4
+        }
+        if is_sparse(self.entries.len(), self.entries.capacity()) {
+            self.entries.shrink_to(self.entries.len() * 2);
+        }
+        if is_sparse(self.under_way.len(), self.under_way.capacity()) {
+            self.under_way.shrink_to(self.under_way.len() * 2);
+        }
+        if is_sparse(self.tickets.len(), self.tickets.capacity()) {
+            self.tickets.shrink_to(self.tickets.len() * 2);
+        }
+    }
+
     /// Messages that are visible here.
     pub(crate) fn ids(&self) -> impl Iterator<Item = (SpoolId, bool)> + '_ {
         self.entries.iter().map(|(id, entry)| (*id, entry.dirty.data.is_some()))
@@ -223,6 +244,7 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::super::budget::Budget;
+    use super::super::throttle::Lane;
     use super::*;
 
     struct Bench {
@@ -233,13 +255,13 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
-            Self { budget: Arc::new(Budget::new(1 << 20)), pending: Pending::default(), version: 0 }
+            Self { budget: Arc::new(Budget::new(4 << 20)), pending: Pending::default(), version: 0 }
         }
 
         fn store(&mut self, id: SpoolId, byte: u8) -> Ticket {
             self.version += 1;
             let ticket = Ticket { version: self.version, at: Instant::now(), id };
-            let permit = self.budget.try_admit(1).unwrap();
+            let permit = self.budget.try_admit(1, Lane::Memory).unwrap();
             let dirty = Dirty::put(Arc::new(vec![byte].into_boxed_slice()), permit);
             self.pending.insert(ticket, Arc::new(dirty));
             ticket
@@ -352,5 +374,27 @@ mod tests {
         pending.arrive(&id);
         assert!(!pending.is_under_way(&id));
         pending.arrive(&id);
+    }
+
+    #[test]
+    fn what_a_burst_left_is_given_back() {
+        let mut bench = Bench::new();
+        let ids: Vec<SpoolId> = (0..2_000).map(|_| SpoolId::new()).collect();
+        let tickets: Vec<Ticket> = ids.iter().map(|id| bench.store(*id, 1)).collect();
+        bench.pending.trim();
+        let full = bench.pending.entries.capacity();
+        assert!(full >= 2_000 && bench.pending.tickets.capacity() >= 2_000, "it is in use");
+        let mut due = Vec::new();
+        bench.pending.drain_tickets(Instant::now(), &mut due);
+        for ticket in &tickets[10..] {
+            bench.pending.commit(ticket);
+            bench.pending.settle(&ticket.id, ticket.version);
+            bench.pending.arrive(&ticket.id);
+        }
+        bench.pending.trim();
+        let Pending { entries, tickets, under_way } = &bench.pending;
+        let left = [entries.capacity(), tickets.capacity(), under_way.capacity()];
+        assert!(left.iter().all(|capacity| *capacity < 100), "{left:?} of {full}");
+        assert!(ids[..10].iter().all(|id| bench.seen(id) == Some(1)));
     }
 }

@@ -1,23 +1,88 @@
-//! How stores are slowed as dirty bytes near their limit. Pure.
+//! How stores are slowed as dirty bytes near their limit. Pure: times and rates are arguments.
+//!
+//! As ZFS's write throttle and Linux's `balance_dirty_pages` do: nothing below a threshold; above it stores are let in at `drain rate / g`,
+//! where g grows from 0 without a step. Where g is 1 as much comes in as goes out, so that dirty bytes stay about there however many callers
+//! push: at 87.5 % of the limit, which leaves an eighth of it for a disk that pauses.
 
 use std::time::Duration;
 
-/// Below this share of the limit nobody waits.
-const THRESHOLD: f64 = 0.75;
+/// The drain rate that is assumed until one was measured, in bytes a second.
+const ASSUMED_RATE: u64 = 64 << 20;
 
-/// The delay at the limit itself.
-const MAX_DELAY: Duration = Duration::from_millis(20);
+/// The most that a store is slowed. So much that the last bytes of room outlast a disk that pauses: what has no room at all waits until there is some.
+const MAX_G: f64 = 1_000.0;
 
-/// How long a store is held back, for the share of `dirty_limit` that is dirty beside it: nothing below three quarters, then growing
-/// with the square of what is above, to 20 ms at the limit. Whole milliseconds, as timers go.
-pub(crate) fn hold_back(dirty: u64, limit: u64) -> Duration {
-    if limit == 0 {
-        return Duration::ZERO;
+/// Timers are in milliseconds: who would wait for less is let in at once.
+const TIMER: u64 = 1_000_000;
+
+/// A timer that is late may make up for so much, in nanoseconds.
+const CREDIT: u64 = 5_000_000;
+
+/// So far, in nanoseconds, may one message push back those that come after it: a huge one shall not stall the small ones.
+const LONGEST_SLOT: u64 = 50_000_000;
+
+/// Which stores are slowed together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Those that are answered from memory. They are slowed above three quarters of the limit.
+    Memory,
+    /// Those that wait for the disk anyway. They are slowed above nine tenths: only where they alone are more than it can do.
+    Disk,
+}
+
+impl Lane {
+    pub(crate) const ALL: [Self; 2] = [Self::Memory, Self::Disk];
+
+    /// Up to so many dirty bytes nobody is slowed.
+    pub(crate) fn free_below(self, limit: u64) -> u64 {
+        match self {
+            Self::Memory => limit - limit / 4,
+            Self::Disk => limit - limit / 10,
+        }
     }
-    let share = dirty as f64 / limit as f64;
-    let above = ((share - THRESHOLD) / (1.0 - THRESHOLD)).clamp(0.0, 1.0);
-    let delay = MAX_DELAY.mul_f64(above * above);
-    Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(0))
+
+    /// g: what a store has to wait for, in times of what its bytes take to drain. 0 at the threshold, 1 midway between it and the limit, 1000
+    /// at the limit: 2 x² / (1 − x), where x is 0 at the threshold and 1 at the limit. Were the disk to stop, the room that is left would shrink
+    /// by the same share again and again, so that what comes in ebbs away.
+    pub(crate) fn slowdown(self, dirty: u64, limit: u64) -> f64 {
+        let free = self.free_below(limit);
+        if dirty <= free {
+            return 0.0;
+        }
+        let x = (dirty - free) as f64 / (limit - free).max(1) as f64;
+        if x >= 1.0 { MAX_G } else { (2.0 * x * x / (1.0 - x)).min(MAX_G) }
+    }
+}
+
+/// When the next store of a lane is let in, in nanoseconds of the budget's clock. One store after the other moves it on, so it makes no
+/// difference how many callers there are.
+#[derive(Debug, Default)]
+pub(crate) struct Timeline {
+    next: u64,
+}
+
+impl Timeline {
+    /// The earliest moment at which the next one is let in.
+    pub(crate) fn due_at(&self) -> u64 {
+        self.next.saturating_sub(TIMER)
+    }
+
+    /// One is let in at `now`; the next one comes `cost` nanoseconds later.
+    pub(crate) fn let_in(&mut self, now: u64, cost: u64) {
+        self.next = self.next.max(now.saturating_sub(CREDIT)) + cost.min(LONGEST_SLOT);
+    }
+}
+
+/// The time in nanoseconds in which `bytes` drain at `bytes_per_second`; 0: not measured yet.
+pub(crate) fn drain_time(bytes: u64, bytes_per_second: u64) -> u64 {
+    let rate = if bytes_per_second == 0 { ASSUMED_RATE } else { bytes_per_second };
+    u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(rate)).unwrap_or(u64::MAX)
+}
+
+/// The same, `slowdown` times.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is not negative")]
+pub(crate) fn slot(bytes: u64, bytes_per_second: u64, slowdown: f64) -> u64 {
+    (drain_time(bytes, bytes_per_second) as f64 * slowdown) as u64
 }
 
 /// True where a store can't get its room in time: `ahead` bytes must drain first, at the measured `bytes_per_second`.
@@ -28,21 +93,28 @@ pub(crate) fn cannot_meet(ahead: u64, bytes_per_second: u64, left: Duration) -> 
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shares of small numbers")]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
+    const LIMIT: u64 = 64 << 20;
+    const RATE: u64 = 100_000_000;
+
     #[test]
-    fn the_delay_is_zero_below_the_threshold_and_grows_without_a_step() {
-        let limit = 1_000_000;
-        assert_eq!(hold_back(0, limit), Duration::ZERO);
-        assert_eq!(hold_back(750_000, limit), Duration::ZERO);
-        assert_eq!(hold_back(limit, limit), MAX_DELAY);
-        assert_eq!(hold_back(3 * limit, limit), MAX_DELAY);
-        assert_eq!(hold_back(5, 0), Duration::ZERO);
-        let delays: Vec<Duration> = (0..=1000).map(|share| hold_back(share * 1000, limit)).collect();
-        assert!(
-            delays.windows(2).all(|pair| pair[0] <= pair[1] && pair[1] - pair[0] <= Duration::from_millis(1))
-        );
+    fn nothing_below_the_threshold_one_midway_and_much_at_the_limit() {
+        for (lane, free, midway) in [(Lane::Memory, 750, 875), (Lane::Disk, 900, 950)] {
+            for dirty in [0, free - 1, free] {
+                assert_eq!(lane.slowdown(dirty, 1_000), 0.0);
+            }
+            assert!((lane.slowdown(midway, 1_000) - 1.0).abs() < 1e-9, "{}", lane.slowdown(midway, 1_000));
+            for dirty in [1_000, 1_001, u64::MAX] {
+                assert_eq!(lane.slowdown(dirty, 1_000), MAX_G);
+            }
+        }
+        assert_eq!(Lane::Memory.slowdown(0, 0), 0.0);
+        assert_eq!(Lane::Memory.slowdown(5, 0), MAX_G);
     }
 
     #[test]
@@ -53,5 +125,108 @@ mod tests {
         assert!(cannot_meet(2_100, 1_000, second));
         assert!(cannot_meet(1, 1_000, Duration::ZERO));
         assert!(!cannot_meet(0, 1_000, Duration::ZERO));
+    }
+
+    #[test]
+    fn a_huge_message_pushes_the_next_one_back_by_no_more_than_one_slot() {
+        let mut timeline = Timeline::default();
+        let now = 1_000_000_000;
+        timeline.let_in(now, slot(1 << 30, RATE, MAX_G));
+        assert!(timeline.due_at() <= now + LONGEST_SLOT);
+        assert!(timeline.due_at() > now + LONGEST_SLOT / 2);
+    }
+
+    #[test]
+    fn time_in_which_nobody_came_is_not_saved_up() {
+        let mut timeline = Timeline::default();
+        timeline.let_in(3_600_000_000_000, 10_000_000);
+        assert!(timeline.due_at() > 3_600_000_000_000);
+    }
+
+    /// Callers that always push, a disk that lands `RATE` in batches: what comes in is what goes out, and dirty bytes stay below what shuts the
+    /// health gate for most of the time.
+    #[test]
+    fn under_overload_the_inflow_is_the_drain_rate_and_the_equilibrium_is_midway() {
+        const STEP: u64 = 100_000;
+        const BATCH: u64 = 4 << 20;
+        for (lane, guessed) in
+            [(Lane::Memory, RATE), (Lane::Memory, RATE / 2), (Lane::Memory, RATE * 4), (Lane::Disk, RATE)]
+        {
+            let (mut timeline, mut dirty, mut drained, mut stored) = (Timeline::default(), 0, 0_u64, 0_u64);
+            let (mut shares, mut late) = (Vec::new(), 0_u64);
+            for now in (0..20_000_000_000).step_by(STEP as usize) {
+                let share = dirty as f64 / LIMIT as f64;
+                if now > 2_000_000_000 {
+                    shares.push(share);
+                    late += u64::from(share >= 0.98);
+                }
+                drained += RATE / (1_000_000_000 / STEP);
+                if drained >= BATCH && dirty >= BATCH {
+                    (drained, dirty) = (drained - BATCH, dirty - BATCH);
+                }
+                while timeline.due_at() <= now && dirty + 16_384 <= LIMIT {
+                    timeline.let_in(now, slot(16_384, guessed, lane.slowdown(dirty, LIMIT)));
+                    dirty += 16_384;
+                    stored += 16_384;
+                }
+            }
+            let inflow = stored as f64 / 20.0 / RATE as f64;
+            let mean = shares.iter().sum::<f64>() / shares.len() as f64;
+            assert!((0.95..1.05).contains(&inflow), "{lane:?} {guessed}: inflow {inflow}");
+            assert!((0.75..0.97).contains(&mean), "{lane:?} {guessed}: mean {mean}");
+            assert!(
+                late * 5 < shares.len() as u64,
+                "{lane:?} {guessed}: {late} of {} near the limit",
+                shares.len()
+            );
+        }
+    }
+
+    /// A disk that stops for a third of a second in the middle of it: what comes in ebbs away, and no time of 100 ms passes without a store.
+    #[test]
+    fn a_disk_that_pauses_is_outlasted() {
+        let (mut timeline, mut dirty, mut last) = (Timeline::default(), LIMIT / 8 * 7, 0);
+        for now in (0..350_000_000_u64).step_by(1_000_000) {
+            while timeline.due_at() <= now && dirty + 16_384 <= LIMIT {
+                timeline.let_in(now, slot(16_384, 4 * RATE, Lane::Memory.slowdown(dirty, LIMIT)));
+                dirty += 16_384;
+                last = now;
+            }
+            assert!(now - last < 100_000_000, "nothing since {last} at {now}, {dirty} dirty");
+        }
+        assert!(dirty > LIMIT / 100 * 98);
+    }
+
+    proptest! {
+        #[test]
+        fn more_dirty_is_never_less_slow_and_there_is_no_step(limit in 1_u64 << 20..1 << 40, share in 0.0_f64..1.2) {
+            for lane in Lane::ALL {
+                let dirty = (limit as f64 * share) as u64;
+                let here = lane.slowdown(dirty, limit);
+                let there = lane.slowdown(dirty + limit / 100_000, limit);
+                prop_assert!((0.0..=MAX_G).contains(&here));
+                prop_assert!(here <= there, "{here} {there}");
+                // What it waits, and what comes in: the one has its slope where nothing is slowed any more, the other at the limit.
+                let step = if here < 1.0 { there - here } else { 1.0 / here - 1.0 / there };
+                prop_assert!(step < 0.001, "{lane:?} at {share}: {here} then {there}");
+            }
+        }
+
+        #[test]
+        fn the_next_one_is_never_further_away_than_a_slot(costs in prop::collection::vec((0_u64..1 << 40, 0_u64..1 << 34), 1..50)) {
+            let (mut timeline, mut now) = (Timeline::default(), 0);
+            for (cost, pause) in costs {
+                now = (now + pause).max(timeline.due_at());
+                timeline.let_in(now, cost);
+                prop_assert!(timeline.due_at() <= now + LONGEST_SLOT);
+            }
+        }
+
+        #[test]
+        fn slots_never_overflow(bytes: u64, rate: u64, share in 0.0_f64..2.0) {
+            let slowdown = Lane::Memory.slowdown((1e9 * share) as u64, 1_000_000_000);
+            let mut timeline = Timeline::default();
+            timeline.let_in(u64::MAX / 2, slot(bytes, rate, slowdown));
+        }
     }
 }

@@ -57,6 +57,22 @@ pub(super) fn v1(root: &Path) -> Option<CgroupMemory> {
     nearest_limit(root, &V1, &own_group(root, memory)?)
 }
 
+/// The share of the last 10 s in which some task of the group waited for memory, 0 to 1. Version 2 only.
+pub(super) fn stall_ratio(root: &Path) -> Option<f64> {
+    let mount = root.join(V2.mount);
+    let group = own_group(root, str::is_empty)?;
+    // In a container the mount shows the group itself, and the path leads nowhere.
+    let texts = [mount.join(group), mount].map(|dir| fs::read_to_string(dir.join("memory.pressure")));
+    parse_stalls(&texts.into_iter().find_map(Result::ok)?)
+}
+
+/// `avg10` of the line `some`, as the kernel writes it for a group and for the machine.
+pub(super) fn parse_stalls(text: &str) -> Option<f64> {
+    let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
+    let percent: f64 = some.split(' ').find_map(|field| field.strip_prefix("avg10="))?.parse().ok()?;
+    (0.0..=100.0).contains(&percent).then_some(percent / 100.0)
+}
+
 /// The path of this process's group, from the line of `/proc/self/cgroup` (`number:controllers:path`) that
 /// `is_wanted` picks by its controllers.
 fn own_group(root: &Path, is_wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {

@@ -21,11 +21,13 @@ pub(crate) struct Thresholds {
     low: f64,
     critical: f64,
     hysteresis: f64,
+    stall_ratio: f64,
 }
 
 impl Thresholds {
     pub(crate) fn new(config: &PressureConfig) -> Self {
-        Self { low: config.low, critical: config.critical, hysteresis: config.hysteresis }
+        let &PressureConfig { low, critical, hysteresis, stall_ratio, .. } = config;
+        Self { low, critical, hysteresis, stall_ratio }
     }
 
     /// The level that follows `current` when `fraction` of the limit is in use.
@@ -35,6 +37,15 @@ impl Thresholds {
         let begun = Self::level_at(fraction, self.low, self.critical);
         let not_ended = Self::level_at(fraction, self.low - self.hysteresis, self.critical - self.hysteresis);
         begun.max(not_ended.min(current))
+    }
+
+    /// Whether stalls count as pressure, where `ratio` of the time was lost to them and `before` is what this said last.
+    ///
+    /// They begin to at `stall_ratio`, and end below half of it: the kernel's figure is a mean that falls slowly, so
+    /// that a smaller step would be passed by chance. Where nothing is told, there are none.
+    pub(crate) fn stalled(&self, before: bool, ratio: Option<f64>) -> bool {
+        let threshold = if before { self.stall_ratio / 2.0 } else { self.stall_ratio };
+        self.stall_ratio > 0.0 && ratio.is_some_and(|ratio| ratio >= threshold)
     }
 
     /// The fraction below which everything is normal again: what relief aims at.
@@ -61,7 +72,7 @@ mod tests {
     use super::*;
 
     fn thresholds(hysteresis: f64) -> Thresholds {
-        Thresholds { low: 0.80, critical: 0.92, hysteresis }
+        Thresholds { low: 0.80, critical: 0.92, hysteresis, stall_ratio: 0.10 }
     }
 
     #[test]
@@ -108,7 +119,35 @@ mod tests {
         assert_eq!(thresholds(0.05).next(Critical, f64::NAN), Normal);
     }
 
+    #[test]
+    fn stalls_begin_at_their_threshold_and_end_below_half_of_it() {
+        let thresholds = thresholds(0.05);
+        for (before, ratio, stalled) in [
+            (false, Some(0.09), false),
+            (false, Some(0.10), true),
+            (true, Some(0.06), true),
+            (true, Some(0.049), false),
+            (true, None, false),
+            (false, Some(f64::NAN), false),
+        ] {
+            assert_eq!(thresholds.stalled(before, ratio), stalled, "{ratio:?} after {before}");
+        }
+        let off = Thresholds { stall_ratio: 0.0, ..thresholds };
+        assert!(!off.stalled(true, Some(1.0)), "0 turns them off");
+    }
+
     proptest! {
+        #[test]
+        fn more_stalls_never_mean_less_pressure(
+            a in 0.0..1.0_f64, b in 0.0..1.0_f64, threshold in 0.0..1.0_f64, before in any::<bool>(),
+        ) {
+            let thresholds = Thresholds { stall_ratio: threshold, ..thresholds(0.05) };
+            let (less, more) = (a.min(b), a.max(b));
+            prop_assert!(thresholds.stalled(before, Some(less)) <= thresholds.stalled(before, Some(more)));
+            let once = thresholds.stalled(before, Some(a));
+            prop_assert_eq!(thresholds.stalled(once, Some(a)), once);
+        }
+
         #[test]
         fn more_use_never_means_a_lower_level(
             a in 0.0..1.2_f64, b in 0.0..1.2_f64, hysteresis in 0.0..0.79_f64, current in 0..3_usize,

@@ -1,327 +1,247 @@
-//! The thread that watches memory.
+//! The handle on the monitor's thread.
 
 use std::io;
-use std::sync::{Arc, Weak};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use tracing::{debug, error, info, warn};
+use serde::Serialize;
+use tracing::error;
 
 use super::level::Level;
-use super::pacer::Pacer;
-use super::sample::{Sample, Sampler};
-use crate::PressureConfig;
+use super::sample::{Sampler, Source, SystemSampler};
+use super::spools::Spools;
+use super::watch::Watch;
+use crate::{ConfigError, PressureConfig};
 
-/// What can give memory back. Called from the monitor's thread, which does nothing else meanwhile.
-pub(crate) trait Relief: Send + Sync {
-    /// Gives back memory: about `excess_bytes`, or all that can go at [`Level::Critical`]. Returns the bytes by
-    /// which the accounted memory fell, negative where it grew.
-    fn relieve(&self, level: Level, excess_bytes: u64) -> isize;
-
-    /// The level changed. Comes before the first `relieve` at that level.
-    fn level_changed(&self, level: Level);
-
-    /// Memory is normal again after there was pressure. Comes at each look from then on: let the cache grow by a
-    /// small step each time, up to its size of before.
-    fn memory_returned(&self);
+/// Watches how much memory is in use, and asks the spools that are registered with it to give some back.
+///
+/// A spool opened with [`TieredSpool::open`](crate::TieredSpool::open) has one of its own. A process with several spools
+/// gives them one in common, with [`TieredSpool::open_watched`](crate::TieredSpool::open_watched): then memory is looked at
+/// once for all of them, and what is too much is shared among them in proportion to what each has to give.
+///
+/// It runs on a thread of its own, `tidespool-pressure`. Clones are handles on the same monitor. It ends with
+/// [`shutdown`](Self::shutdown), or when the last handle is dropped; the spools opened with it hold one each until their own
+/// shutdown, which does not end it. Whenever it ends or is turned off, its spools are told that memory is normal.
+///
+/// ```
+/// use tidespool::{Config, PressureConfig, PressureMonitor, TieredSpool};
+///
+/// #[tokio::main]
+/// async fn main() -> anyhow::Result<()> {
+/// #   use tidespool::core::Spool as _;
+/// #   let dir = tempfile::tempdir()?;
+/// #   let path = dir.path().to_owned();
+///     let monitor = PressureMonitor::start(PressureConfig::default().memory_limit(4 << 30))?;
+///     let meta = TieredSpool::open_watched(Config::new(path.join("meta")), &monitor).await?;
+///     let data = TieredSpool::open_watched(Config::new(path.join("data")), &monitor).await?;
+///
+///     if let Some(now) = monitor.latest() {
+///         println!("{} of {} bytes ({}): {:?}", now.used, now.limit, now.source.name(), now.level);
+///     }
+/// #   meta.shutdown().await?;
+/// #   data.shutdown().await?;
+///     Ok(())
+/// }
+/// ```
+#[derive(Debug, Clone)]
+pub struct PressureMonitor {
+    handle: Arc<Handle>,
 }
 
-/// Owns the thread. Dropping it asks the thread to end and does not wait.
-#[derive(Debug)]
-pub(crate) struct Monitor {
-    shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+/// What the monitor saw when it last looked.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct PressureReading {
+    /// What is compared with `limit`, in bytes.
+    pub used: u64,
+    /// The limit that is nearest to being reached, in bytes. Never 0.
+    pub limit: u64,
+    /// What was compared with what.
+    pub source: Source,
+    /// Resident memory of this process in bytes, where it can be read.
+    pub resident: Option<u64>,
+    /// The share of the last 10 s in which some task waited for memory, 0 to 1; where the kernel tells it, and where it
+    /// counts (see [`PressureConfig::stall_ratio`]).
+    pub stall_ratio: Option<f64>,
+    /// The level that follows from it and from what was before.
+    pub level: Level,
 }
 
-#[derive(Debug, Default)]
-struct Shared {
-    stopping: Mutex<bool>,
-    wake: Condvar,
-    latest: Mutex<Option<Sample>>,
-}
-
-impl Monitor {
-    /// Starts the thread `tidespool-pressure`. It does not keep `relief` alive: it ends when that is gone.
+impl PressureMonitor {
+    /// Starts the monitor's thread. Memory is looked at once before this returns, so that
+    /// [`latest`](Self::latest) has an answer.
     ///
     /// # Errors
     ///
-    /// The operating system cannot start a thread.
-    pub(crate) fn start(
-        config: &PressureConfig,
-        sampler: Box<dyn Sampler>,
-        relief: &Arc<dyn Relief>,
-    ) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
-        let watch = Watch {
-            pacer: Pacer::new(config),
-            interval: config.interval,
-            sampler,
-            relief: Arc::downgrade(relief),
-            shared: Arc::clone(&shared),
-            is_blind: false,
-        };
+    /// [`io::ErrorKind::InvalidInput`], with the [`ConfigError`] inside, for settings out of bounds; otherwise what the
+    /// operating system says when it cannot start a thread.
+    pub fn start(config: PressureConfig) -> io::Result<Self> {
+        let sampler = SystemSampler::new(config.memory_limit);
+        Self::start_with(config, Box::new(sampler))
+    }
+
+    /// The same with every file looked for below `root` in the place of `/`, and nothing read from anywhere else: for
+    /// tests, which write there what they want the spool to see.
+    ///
+    /// | below `root` | what is read of it |
+    /// |---|---|
+    /// | `proc/self/status` | `VmRSS`: the resident memory of the process |
+    /// | `proc/meminfo` | `MemTotal`, `MemAvailable`: the machine's memory |
+    /// | `proc/pressure/memory` | `some avg10`: stalls of the machine, in percent |
+    /// | `proc/self/cgroup` | the process's groups |
+    /// | `sys/fs/cgroup/GROUP/` | `memory.current`, `memory.max`, `memory.high`, `memory.stat` (`anon`, `inactive_file`), `memory.pressure`: version 2 |
+    /// | `sys/fs/cgroup/memory/GROUP/` | `memory.usage_in_bytes`, `memory.limit_in_bytes`, `memory.stat` (`total_rss`, `total_inactive_file`): version 1 |
+    ///
+    /// A file that is missing or makes no sense is passed over. They are read anew at each look: put a changed one in
+    /// place with a rename, or it may be seen half written.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_below(root: impl Into<PathBuf>, config: PressureConfig) -> io::Result<Self> {
+        let sampler = SystemSampler::below(root.into(), config.memory_limit);
+        Self::start_with(config, Box::new(sampler))
+    }
+
+    pub(super) fn start_with(config: PressureConfig, sampler: Box<dyn Sampler>) -> io::Result<Self> {
+        config.validate().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let state = Arc::new(State::default());
+        let mut watch = Watch::new(config, sampler, Arc::clone(&state));
+        watch.peek();
         let thread =
             thread::Builder::new().name("tidespool-pressure".to_owned()).spawn(move || watch.run())?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+        Ok(Self { handle: Arc::new(Handle { state, thread: Mutex::new(Some(thread)) }) })
     }
 
-    /// The newest reading; `None` before the first one and where memory cannot be read.
-    pub(crate) fn latest(&self) -> Option<Sample> {
-        *self.shared.latest.lock()
+    /// The newest reading; `None` where memory cannot be read, while the monitor is turned off, and after its end.
+    #[must_use]
+    pub fn latest(&self) -> Option<PressureReading> {
+        *self.handle.state.latest.lock()
     }
 
-    /// Asks the thread to end, which it does as soon as it is not inside of [`Relief`].
-    pub(crate) fn stop(&self) {
-        *self.shared.stopping.lock() = true;
-        self.shared.wake.notify_all();
+    /// Goes on with other settings, from a look on that is taken at once. With `enabled = false` it looks no more: the
+    /// level is normal, the spools go back to their full size, and the thread sleeps until the next call of this.
+    ///
+    /// After [`shutdown`](Self::shutdown) it does nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`] for settings out of bounds. Those of before hold.
+    pub fn reconfigure(&self, config: PressureConfig) -> Result<(), ConfigError> {
+        config.validate()?;
+        self.state().control.lock().config = Some(config);
+        self.state().wake.notify_all();
+        Ok(())
     }
 
-    /// Waits until the thread has ended. Call [`stop`](Self::stop) before. The second call returns at once.
-    pub(crate) fn join(&self) {
-        let Some(thread) = self.thread.lock().take() else { return };
-        // The last owner of the spool may be the thread itself, for the moment in which it calls the spool. It cannot
-        // wait for itself, and is about to end.
-        if thread.thread().id() == thread::current().id() {
+    /// Ends the thread and waits for that: until it is back from asking a spool for memory, which takes about a second at
+    /// most. From asynchronous code, call it where blocking is allowed. The second call returns when the first does.
+    ///
+    /// The spools that are still open go on without a monitor, at the level normal.
+    pub fn shutdown(&self) {
+        self.handle.stop();
+        self.join();
+    }
+
+    /// Asks the thread to end.
+    pub(super) fn stop(&self) {
+        self.handle.stop();
+    }
+
+    /// Waits until the thread has ended. Call [`stop`](Self::stop) before.
+    pub(super) fn join(&self) {
+        let mut thread = self.handle.thread.lock();
+        // The last owner of a spool may be the thread itself, for the moment in which it calls the spool. It cannot wait
+        // for itself, and is about to end.
+        if thread.as_ref().is_none_or(|thread| thread.thread().id() == thread::current().id()) {
             return;
         }
-        if thread.join().is_err() {
+        if thread.take().is_some_and(|thread| thread.join().is_err()) {
             error!("the memory-pressure monitor panicked; memory was not watched from then on");
         }
     }
+
+    pub(super) fn state(&self) -> &State {
+        &self.handle.state
+    }
 }
 
-impl Drop for Monitor {
+/// Owns the thread. Dropping the last one asks the thread to end and does not wait: a drop must not block.
+#[derive(Debug)]
+struct Handle {
+    state: Arc<State>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Handle {
+    fn stop(&self) {
+        self.state.control.lock().is_stopping = true;
+        self.state.wake.notify_all();
+    }
+}
+
+impl Drop for Handle {
     fn drop(&mut self) {
         self.stop();
     }
 }
 
-/// What the thread works with.
-struct Watch {
-    pacer: Pacer,
-    interval: Duration,
-    sampler: Box<dyn Sampler>,
-    relief: Weak<dyn Relief>,
-    shared: Arc<Shared>,
-    /// The last reading failed: told once.
-    is_blind: bool,
+/// What the thread and the handles share.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    control: Mutex<Control>,
+    wake: Condvar,
+    latest: Mutex<Option<PressureReading>>,
+    pub(super) spools: Spools,
 }
 
-impl Watch {
-    fn run(mut self) {
+#[derive(Debug, Default)]
+struct Control {
+    is_stopping: bool,
+    /// Settings that the thread has not taken over yet.
+    config: Option<PressureConfig>,
+}
+
+/// Why the thread's pause is over.
+#[derive(Debug)]
+pub(super) enum Wait {
+    Elapsed,
+    Reconfigured(PressureConfig),
+    Stopped,
+}
+
+impl State {
+    pub(super) fn is_stopping(&self) -> bool {
+        self.control.lock().is_stopping
+    }
+
+    pub(super) fn publish(&self, reading: Option<PressureReading>) {
+        *self.latest.lock() = reading;
+    }
+
+    /// Waits for `pause`, or without end where there is none.
+    pub(super) fn wait(&self, pause: Option<Duration>) -> Wait {
+        let end = pause.and_then(|pause| Instant::now().checked_add(pause));
+        let mut control = self.control.lock();
         loop {
-            let Some(relief) = self.relief.upgrade() else { return };
-            self.look(&*relief);
-            // Not held while waiting: the spool must be able to go.
-            drop(relief);
-            if self.shared.wait(self.interval) {
-                return;
+            if control.is_stopping {
+                return Wait::Stopped;
+            }
+            if let Some(config) = control.config.take() {
+                return Wait::Reconfigured(config);
+            }
+            match end {
+                None => self.wake.wait(&mut control),
+                Some(end) => {
+                    if Instant::now() >= end {
+                        return Wait::Elapsed;
+                    }
+                    self.wake.wait_until(&mut control, end);
+                }
             }
         }
-    }
-
-    fn look(&mut self, relief: &dyn Relief) {
-        let sample = self.sampler.sample();
-        *self.shared.latest.lock() = sample;
-        let Some(sample) = sample else {
-            if !self.is_blind {
-                warn!("memory use cannot be read: the memory-pressure monitor does nothing until it can");
-            }
-            self.is_blind = true;
-            return;
-        };
-        self.is_blind = false;
-        let step = self.pacer.observe(Instant::now(), &sample);
-        if let Some(level) = step.level_changed {
-            let Sample { used, limit, source, .. } = sample;
-            info!(?level, used, limit, ?source, "memory pressure changed");
-            relief.level_changed(level);
-        }
-        if let Some((level, excess)) = step.relieve {
-            let freed = relief.relieve(level, excess);
-            debug!(?level, excess, freed, "gave memory back");
-            self.pacer.relieved(Instant::now(), freed);
-        }
-        if step.memory_returned {
-            relief.memory_returned();
-        }
-    }
-}
-
-impl Shared {
-    /// Waits for `interval`, or until it is time to end. Returns whether it is.
-    fn wait(&self, interval: Duration) -> bool {
-        let end = Instant::now() + interval;
-        let mut stopping = self.stopping.lock();
-        while !*stopping {
-            if self.wake.wait_until(&mut stopping, end).timed_out() {
-                break;
-            }
-        }
-        *stopping
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::mpsc::{Receiver, Sender, channel};
-
-    use super::super::sample::Source;
-    use super::*;
-
-    /// Never reached where the code is right: it only turns a hang into a failure.
-    const HANG: Duration = Duration::from_secs(30);
-
-    #[derive(Debug, PartialEq, Eq)]
-    enum Event {
-        Changed(Level),
-        Relieved(Level, u64),
-        Returned,
-        Gone,
-    }
-
-    struct Recorder(Mutex<Sender<Event>>);
-
-    impl Recorder {
-        fn send(&self, event: Event) {
-            let _ = self.0.lock().send(event);
-        }
-    }
-
-    impl Drop for Recorder {
-        fn drop(&mut self) {
-            self.send(Event::Gone);
-        }
-    }
-
-    impl Relief for Recorder {
-        fn relieve(&self, level: Level, excess_bytes: u64) -> isize {
-            self.send(Event::Relieved(level, excess_bytes));
-            1
-        }
-        fn level_changed(&self, level: Level) {
-            self.send(Event::Changed(level));
-        }
-        fn memory_returned(&self) {
-            self.send(Event::Returned);
-        }
-    }
-
-    /// Blocks until the test says what memory looks like. When the test is done with it, it sees nothing more.
-    struct Scripted(Receiver<Option<u64>>);
-
-    impl Sampler for Scripted {
-        fn sample(&mut self) -> Option<Sample> {
-            let used = self.0.recv().ok()??;
-            Some(Sample { used, limit: 1_000, source: Source::Process, resident: Some(5), stall_ratio: None })
-        }
-    }
-
-    struct Rig {
-        monitor: Monitor,
-        relief: Arc<dyn Relief>,
-        samples: Sender<Option<u64>>,
-        events: Receiver<Event>,
-    }
-
-    fn rig(interval: Duration) -> Rig {
-        let config = PressureConfig::default().interval(interval).low(0.8).critical(0.9).hysteresis(0.1);
-        let (samples, script) = channel();
-        let (recorder, events) = channel();
-        let relief: Arc<dyn Relief> = Arc::new(Recorder(Mutex::new(recorder)));
-        let monitor = Monitor::start(&config, Box::new(Scripted(script)), &relief).unwrap();
-        Rig { monitor, relief, samples, events }
-    }
-
-    impl Rig {
-        #[track_caller]
-        fn expect(&self, events: &[Event]) {
-            for expected in events {
-                assert_eq!(&self.events.recv_timeout(HANG).unwrap(), expected);
-            }
-        }
-    }
-
-    /// Joins on another thread, so that a monitor that does not end fails the test instead of hanging it.
-    #[track_caller]
-    fn must_end(monitor: Monitor) {
-        let (done, ended) = channel();
-        thread::spawn(move || {
-            monitor.join();
-            let _ = done.send(());
-        });
-        assert_eq!(ended.recv_timeout(HANG), Ok(()), "the monitor did not end");
-    }
-
-    #[test]
-    fn pressure_comes_is_relieved_and_goes() {
-        let rig = rig(Duration::from_millis(1));
-        rig.samples.send(Some(850)).unwrap();
-        rig.expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 150)]);
-        rig.samples.send(Some(950)).unwrap();
-        rig.expect(&[Event::Changed(Level::Critical), Event::Relieved(Level::Critical, 250)]);
-        // A reading that fails changes nothing.
-        rig.samples.send(None).unwrap();
-        rig.samples.send(Some(900)).unwrap();
-        rig.expect(&[Event::Relieved(Level::Critical, 200)]);
-        assert_eq!(rig.monitor.latest().unwrap().used, 900);
-        rig.samples.send(Some(100)).unwrap();
-        rig.expect(&[Event::Changed(Level::Normal), Event::Returned]);
-        rig.monitor.stop();
-        drop(rig.samples);
-        must_end(rig.monitor);
-    }
-
-    #[test]
-    fn stop_does_not_wait_for_the_interval() {
-        let rig = rig(Duration::from_secs(3_600));
-        rig.samples.send(Some(850)).unwrap();
-        rig.expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 150)]);
-        rig.monitor.stop();
-        must_end(rig.monitor);
-    }
-
-    #[test]
-    fn join_may_be_called_twice() {
-        let rig = rig(Duration::from_secs(3_600));
-        drop(rig.samples);
-        rig.monitor.stop();
-        rig.monitor.join();
-        rig.monitor.join();
-    }
-
-    #[test]
-    fn the_monitor_does_not_keep_the_spool_alive_while_it_waits() {
-        let mut rig = rig(Duration::from_secs(3_600));
-        rig.samples.send(Some(850)).unwrap();
-        rig.expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 150)]);
-        rig.relief = Arc::new(Recorder(Mutex::new(channel().0)));
-        rig.expect(&[Event::Gone]);
-        rig.monitor.stop();
-        must_end(rig.monitor);
-    }
-
-    #[test]
-    fn the_monitor_ends_with_the_spool() {
-        let Rig { monitor, relief, samples, events } = rig(Duration::from_millis(1));
-        samples.send(Some(100)).unwrap();
-        drop(relief);
-        drop(samples);
-        must_end(monitor);
-        assert_eq!(events.recv_timeout(HANG), Ok(Event::Gone));
-    }
-
-    #[test]
-    fn dropping_the_handle_ends_the_thread() {
-        let Rig { monitor, relief, samples, events } = rig(Duration::from_secs(3_600));
-        samples.send(Some(850)).unwrap();
-        assert_eq!(events.recv_timeout(HANG), Ok(Event::Changed(Level::Low)));
-        let thread = monitor.thread.lock().take().unwrap();
-        drop(monitor);
-        let (done, ended) = channel();
-        thread::spawn(move || done.send(thread.join().is_ok()));
-        assert_eq!(ended.recv_timeout(HANG), Ok(true));
-        drop(relief);
     }
 }

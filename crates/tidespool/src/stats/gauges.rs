@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::pressure::Level;
+use crate::pressure::{Level, Source};
 
 /// What the spool holds at one moment. The pieces know it; the tiered layer asks them and fills this in.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -29,12 +29,22 @@ pub struct Gauges {
     pub index_bytes: u64,
     /// Memory of sled, in bytes: an estimate.
     pub sled_bytes: u64,
-    /// All memory that counts against the budget, in bytes: dirty, cache, index and sled.
+    /// Memory of the journal's writer, in bytes: what is queued, without the messages themselves.
+    pub journal_buffer_bytes: u64,
+    /// All memory that counts against the budget, in bytes: dirty, cache, index, sled and the journal's writer.
     pub accounted_bytes: u64,
     /// The setting `memory_budget`, in bytes.
     pub memory_budget: u64,
+    /// What the spool may take now, in bytes: the budget, or less while memory is short.
+    pub memory_allowed: u64,
     /// Resident memory of the whole process, in bytes; 0 where it is not known.
     pub resident_bytes: u64,
+    /// What the memory-pressure monitor compares with `pressure_limit`, in bytes; 0 where it does not know, or is off.
+    pub pressure_used: u64,
+    /// The limit that is nearest to being reached, in bytes; 0 as above.
+    pub pressure_limit: u64,
+    /// What these two are of.
+    pub pressure_source: Option<Source>,
     /// The level that the memory-pressure monitor sees.
     pub pressure_level: Level,
     /// The share of the last 10 s in which some task waited for memory, 0 to 1, where the kernel tells it.

@@ -46,6 +46,12 @@ impl Histogram {
         }
     }
 
+    /// How many there were, and their sum in microseconds.
+    pub(crate) fn totals(&self) -> (u64, u64) {
+        let count = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum();
+        (count, self.sum_us.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn snapshot(&self) -> Latency {
         let buckets: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
         let mut latency = Latency {

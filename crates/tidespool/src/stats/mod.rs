@@ -194,6 +194,11 @@ impl Stats {
         self.commits.bytes.add(bytes);
     }
 
+    /// Syncs of the journal so far, and the microseconds they took together.
+    pub(crate) fn syncs(&self) -> (u64, u64) {
+        self.commits.syncs.totals()
+    }
+
     /// The journal was synced.
     pub(crate) fn synced(&self, time: Duration) {
         self.commits.syncs.record(time);

@@ -139,13 +139,32 @@ fn memory_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Err
     out.byte_gauge("index", "Memory of the index", now.index_bytes)?;
     out.byte_gauge("sled_memory", "Memory of sled, estimated", now.sled_bytes)?;
     out.byte_gauge("accounted", "Memory that counts against the budget", now.accounted_bytes)?;
+    out.byte_gauge(
+        "journal_buffer",
+        "Memory of the journal's writer, without the messages",
+        now.journal_buffer_bytes,
+    )?;
     out.byte_gauge("memory_budget", "The setting memory_budget", now.memory_budget)?;
+    out.byte_gauge(
+        "memory_allowed",
+        "What the spool may take now: less while memory is short",
+        now.memory_allowed,
+    )?;
     out.byte_gauge("resident", "Resident memory of the process", now.resident_bytes)?;
     let level = match now.pressure_level {
         Level::Normal => 0,
         Level::Low => 1,
         Level::Critical => 2,
     };
+    out.byte_gauge("pressure_used", "Memory that is compared with the limit", now.pressure_used)?;
+    out.byte_gauge(
+        "pressure_limit",
+        "The memory limit that is nearest to being reached",
+        now.pressure_limit,
+    )?;
+    if let Some(source) = now.pressure_source {
+        out.gauges("pressure_source", "What is compared with what", "source", &[(source.name(), 1)])?;
+    }
     out.gauge("pressure_level", "Memory pressure: 0 normal, 1 low, 2 critical", level)?;
     match now.memory_stall_ratio {
         Some(ratio) => {

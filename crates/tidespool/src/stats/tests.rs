@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::prometheus::encode;
 use super::{Gauges, Refusal, Site, Stats, StatsSnapshot, Tier};
-use crate::pressure::Level;
+use crate::pressure::{Level, Source};
 
 fn times(n: usize, event: impl Fn()) {
     (0..n).for_each(|_| event());
@@ -62,8 +62,13 @@ fn gauges() -> Gauges {
         index_bytes: 1_008,
         sled_bytes: 1_009,
         accounted_bytes: 1_010,
+        journal_buffer_bytes: 1_013,
         memory_budget: 1_011,
+        memory_allowed: 1_012,
         resident_bytes: 1_012,
+        pressure_used: 1_019,
+        pressure_limit: 1_020,
+        pressure_source: Some(Source::CgroupV1),
         pressure_level: Level::Critical,
         memory_stall_ratio: Some(0.25),
         sled_disk_bytes: 1_013,
@@ -240,8 +245,13 @@ fn prometheus_text_is_well_formed_and_says_what_the_snapshot_says() {
         ("index_bytes", 1_008.0),
         ("sled_memory_bytes", 1_009.0),
         ("accounted_bytes", 1_010.0),
+        ("journal_buffer_bytes", 1_013.0),
         ("memory_budget_bytes", 1_011.0),
+        ("memory_allowed_bytes", 1_012.0),
         ("resident_bytes", 1_012.0),
+        ("pressure_used_bytes", 1_019.0),
+        ("pressure_limit_bytes", 1_020.0),
+        ("pressure_source{source=\"cgroup_v1\"}", 1.0),
         ("pressure_level", 2.0),
         ("memory_stall_ratio", 0.25),
         ("sled_disk_bytes", 1_013.0),
@@ -282,4 +292,5 @@ fn prometheus_leaves_out_what_is_not_known() {
     let text = encode(&StatsSnapshot::default());
     parse(&text);
     assert!(!text.contains("live_messages") && !text.contains("memory_stall"), "{text}");
+    assert!(!text.contains("pressure_source"), "{text}");
 }

@@ -6,7 +6,7 @@
 mod os;
 
 use std::fmt::Debug;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -103,12 +103,47 @@ pub trait StorageFile: Debug + Send + Sync {
     /// The operating system's.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
+    /// Reads into `bufs`, one after the other, from `offset`; 0 is the end of the file. Default: [`read_at`](Self::read_at) into the first of them
+    /// that has room.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
+        bufs.iter_mut().find(|buf| !buf.is_empty()).map_or(Ok(0), |buf| self.read_at(buf, offset))
+    }
+
+    /// The same without ever waiting for a disk: what is read is what is in memory already, and may end anywhere. Default: never anything.
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) where that is nothing; the operating system's, `Unsupported` among them. None says anything about
+    /// what [`read_at`](Self::read_at) would do.
+    fn read_in_memory_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
+        let _ = (bufs, offset);
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
     /// Writes some of the bytes of `bufs` at `offset`, and says how many.
     ///
     /// # Errors
     ///
     /// The operating system's.
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize>;
+
+    /// Reserves room for the first `len` bytes, and makes the file that long: what is not written reads as zeros, and writing it can't fail for
+    /// want of room. Durable with the next sync.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's; `Unsupported` where the file system can't, and by default.
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        let _ = len;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Lets the system forget what it keeps of the file in memory, as far as it is on disk. A hint. Default: does nothing.
+    fn forget_cached(&self) {}
 
     /// Puts what was written onto stable storage (`fdatasync`).
     ///
@@ -125,6 +160,27 @@ pub(crate) fn read_exact_at(file: &dyn StorageFile, mut buf: &mut [u8], mut offs
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(n) => {
                 buf = &mut buf[n..];
+                offset += n as u64;
+            }
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(())
+}
+
+/// The same into several buffers, as if they were one.
+pub(crate) fn read_exact_vectored_at(
+    file: &dyn StorageFile,
+    mut bufs: &mut [IoSliceMut<'_>],
+    mut offset: u64,
+) -> io::Result<()> {
+    IoSliceMut::advance_slices(&mut bufs, 0);
+    while !bufs.is_empty() {
+        match file.read_vectored_at(bufs, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
+                IoSliceMut::advance_slices(&mut bufs, n);
                 offset += n as u64;
             }
             Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
@@ -176,5 +232,48 @@ mod tests {
         assert_eq!(file.len().unwrap(), whole.len() as u64 + 5);
         let err = read_exact_at(&*file, &mut back, 6).unwrap_err();
         assert_eq!(err.kind(), io::ErrorKind::UnexpectedEof);
+        let (mut first, mut rest) = ([0; 7], vec![0; whole.len() - 7]);
+        let mut bufs = [IoSliceMut::new(&mut first), IoSliceMut::new(&mut []), IoSliceMut::new(&mut rest)];
+        read_exact_vectored_at(&*file, &mut bufs, 5).unwrap();
+        assert_eq!([&first[..], &rest].concat(), whole);
+        let mut bufs = [IoSliceMut::new(&mut first), IoSliceMut::new(&mut rest)];
+        let err = read_exact_vectored_at(&*file, &mut bufs, 6).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    /// A storage that only has what it must have.
+    #[derive(Debug)]
+    struct Plain(Vec<u8>);
+
+    impl StorageFile for Plain {
+        fn len(&self) -> io::Result<u64> {
+            Ok(self.0.len() as u64)
+        }
+
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            let rest = &self.0[usize::try_from(offset).unwrap().min(self.0.len())..];
+            let len = buf.len().min(rest.len()).min(3);
+            buf[..len].copy_from_slice(&rest[..len]);
+            Ok(len)
+        }
+
+        fn write_vectored_at(&self, _bufs: &[IoSlice<'_>], _offset: u64) -> io::Result<usize> {
+            Ok(0)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_storage_without_vectored_reads_is_read_all_the_same() {
+        let file = Plain((0..100).collect());
+        let (mut first, mut rest) = ([0; 10], [0; 50]);
+        read_exact_vectored_at(&file, &mut [IoSliceMut::new(&mut first), IoSliceMut::new(&mut rest)], 20)
+            .unwrap();
+        assert_eq!([&first[..], &rest].concat(), (20..80).collect::<Vec<u8>>());
+        let err = file.read_in_memory_at(&mut [IoSliceMut::new(&mut first)], 0).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::WouldBlock);
     }
 }

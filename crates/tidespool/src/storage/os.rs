@@ -1,8 +1,11 @@
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
+
+use rustix::fs::FallocateFlags;
+use rustix::io::ReadWriteFlags;
 
 use super::{OpenMode, Storage, StorageFile};
 
@@ -55,8 +58,26 @@ impl StorageFile for OsFile {
         self.0.read_at(buf, offset)
     }
 
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::preadv(&self.0, bufs, offset)?)
+    }
+
+    fn read_in_memory_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::preadv2(&self.0, bufs, offset, ReadWriteFlags::NOWAIT)?)
+    }
+
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         Ok(rustix::io::pwritev(&self.0, bufs, offset)?)
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        let allocate = || rustix::fs::fallocate(&self.0, FallocateFlags::empty(), 0, len);
+        Ok(rustix::io::retry_on_intr(allocate)?)
+    }
+
+    fn forget_cached(&self) {
+        // It is only a hint, and nothing depends on it.
+        let _ = rustix::fs::fadvise(&self.0, 0, None, rustix::fs::Advice::DontNeed);
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -33,6 +33,10 @@ impl Closing {
         let _ = self.receiver.recv().await;
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        *self.closed.lock()
+    }
+
     /// Blocks for `pause`, or until the spool closes. True if it is closed.
     pub(crate) fn wait(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause;

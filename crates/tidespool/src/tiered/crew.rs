@@ -12,8 +12,8 @@ use super::directory::Directory;
 use super::mailbox::Stop;
 use super::shared::Shared;
 use super::threads::{Starter, Thread};
-use crate::checkpoint::{Filer, Ledger};
-use crate::pressure::{Monitor, Relief};
+use crate::checkpoint::{Filer, Ledger, LedgerError, LedgerFile};
+use crate::pressure::Relief;
 
 /// Enumerations at a time. A server needs one, at its start.
 const MAX_ENUMERATIONS: usize = 64;
@@ -32,7 +32,7 @@ struct Running {
     filer: Thread<Filer>,
     others: Vec<Thread<()>>,
     /// The monitor looks at it through a weak pointer.
-    _relief: Option<Arc<dyn Relief>>,
+    _relief: Arc<dyn Relief>,
     /// Its lock is held until everything else has ended.
     directory: Arc<Directory>,
 }
@@ -51,7 +51,7 @@ impl Crew {
         committer: Thread<Committed>,
         filer: Thread<Filer>,
         others: Vec<Thread<()>>,
-        relief: Option<Arc<dyn Relief>>,
+        relief: Arc<dyn Relief>,
         directory: Arc<Directory>,
         starter: Starter,
     ) -> Self {
@@ -92,7 +92,7 @@ impl Crew {
 
     fn end_running(&self, shared: &Shared, crew: Running) -> Result<()> {
         let mut problems = Vec::new();
-        let timeout = shared.config.shutdown_timeout;
+        let timeout = shared.config.load().shutdown_timeout;
         let by = Instant::now() + timeout;
         shared.close();
         shared.closing.close();
@@ -113,7 +113,9 @@ impl Crew {
         shared.filing.stop();
         shared.segments.pool().stop();
         shared.readers.close();
+        shared.keeper.close();
         let filer = note_end(crew.filer.join_by(by), "a checkpoint", &mut problems);
+        let mut closed = None;
         if let (Some(committed), Some(filer)) = (committed, filer) {
             let ledger = Ledger {
                 durable_seq: committed.durable_seq.max(filer.ledger.durable_seq),
@@ -122,18 +124,33 @@ impl Crew {
             if let Err(error) = filer.ledger_file.write(&ledger) {
                 problems.push(error.to_string());
             }
+            // Of what was neither counted nor whole, the next opening shall not take anybody's word.
+            let is_whole = shared.durable.is_open() && shared.stats.errors().corrupt == 0;
+            if filer.recount.is_done() && !ledger.filing && is_whole {
+                closed = Some((filer.ledger_file, ledger));
+            }
         }
         for thread in crew.others {
             note_end(thread.join_by(by), "reading or preparing segments", &mut problems);
         }
-        monitor.inspect(|monitor: &&Monitor| monitor.join());
+        if monitor.is_some_and(|monitor| !monitor.join_by(by)) {
+            problems.push("the memory-pressure monitor hangs in asking the spool for memory".to_owned());
+        }
         if let Err(error) = shared.durable.close() {
+            problems.push(error.to_string());
+        }
+        if let Some((file, ledger)) = closed
+            && problems.is_empty()
+            && let Err(error) = leave_fingerprint(shared, &file, ledger, by)
+        {
             problems.push(error.to_string());
         }
         drop(crew.directory);
         match problems.is_empty() {
             true => Ok(()),
-            false => Err(anyhow!("shutting down {}: {}", shared.config.path.display(), problems.join("; "))),
+            false => {
+                Err(anyhow!("shutting down {}: {}", shared.config.load().path.display(), problems.join("; ")))
+            }
         }
     }
 
@@ -146,6 +163,28 @@ impl Crew {
         shared.filing.stop();
         shared.segments.pool().stop();
         shared.readers.close();
+        shared.keeper.close();
+    }
+}
+
+/// Notes in the ledger what sled's files are, now that it is closed: if they still are at the next opening, nothing in them has to be counted. Not
+/// where it would take longer than until `by`.
+fn leave_fingerprint(
+    shared: &Shared,
+    file: &LedgerFile,
+    ledger: Ledger,
+    by: Instant,
+) -> Result<(), LedgerError> {
+    if shared.durable.closing_failed() {
+        return Ok(());
+    }
+    match shared.durable.fingerprint(by) {
+        Ok(Some(files)) => file.write(&Ledger { files: Some(files), ..ledger }),
+        Ok(None) => Ok(()),
+        Err(error) => {
+            tracing::warn!(%error, "sled's files could not be read: they are counted at the next start");
+            Ok(())
+        }
     }
 }
 

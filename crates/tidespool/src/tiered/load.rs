@@ -5,12 +5,12 @@ use std::sync::Arc;
 use anyhow::Result;
 use tidespool_core::{Corrupt, NotFound, SpoolId};
 
-use super::lookup::{InMemory, LookupError, fill_cache, in_memory, on_disk};
+use super::lookup::{InMemory, LookupError, at_once, fill_cache, in_memory, on_disk};
 use super::shared::Shared;
 
 pub(super) async fn load_shared(shared: &Arc<Shared>, id: SpoolId) -> Result<Arc<Box<[u8]>>> {
     shared.check_open()?;
-    match in_memory(shared, &id) {
+    let newest = match in_memory(shared, &id) {
         InMemory::Found(data, tier) => {
             shared.stats.hit(tier);
             return Ok(data);
@@ -19,11 +19,16 @@ pub(super) async fn load_shared(shared: &Arc<Shared>, id: SpoolId) -> Result<Arc
             shared.stats.miss();
             return Err(NotFound { id }.into());
         }
-        InMemory::Unknown => {}
-    }
-    // Reading blocks: it is done on a thread for that.
-    let reader = shared.clone();
-    let read = shared.readers.run(move || on_disk(&reader, &id)).await?;
+        InMemory::Elsewhere(newest) => newest,
+    };
+    let read = match newest.and_then(|newest| at_once(shared, &id, newest)) {
+        Some(found) => Ok(Some(found)),
+        None => {
+            // Reading may block: it is done on a thread for that.
+            let reader = shared.clone();
+            shared.readers.run(move || on_disk(&reader, &id)).await?
+        }
+    };
     match read {
         Ok(Some(found)) => {
             shared.stats.hit(found.tier);

@@ -8,7 +8,7 @@ use tidespool_core::SpoolId;
 
 use super::shared::Shared;
 use crate::durable::{DurableError, Key, Record};
-use crate::journal::{Place, ReadError};
+use crate::journal::{Newest, Place, ReadError};
 use crate::memory::Visible;
 use crate::stats::{Site, Tier};
 
@@ -17,8 +17,8 @@ pub(super) enum InMemory {
     Found(Arc<Box<[u8]>>, Tier),
     /// It was removed.
     Removed,
-    /// Only the disk can tell.
-    Unknown,
+    /// Its bytes are not here. The newest record of it, if the index has one; if not, only sled can tell.
+    Elsewhere(Option<Newest>),
 }
 
 /// A message read from disk.
@@ -68,7 +68,18 @@ pub(super) fn in_memory(shared: &Shared, id: &SpoolId) -> InMemory {
     if newest.is_some_and(|newest| newest.place.is_none()) {
         return InMemory::Removed;
     }
-    shared.cache.get(id).map_or(InMemory::Unknown, |data| InMemory::Found(data, Tier::Cache))
+    shared.cache.get(id).map_or(InMemory::Elsewhere(newest), |data| InMemory::Found(data, Tier::Cache))
+}
+
+/// Messages up to so many bytes are read on the caller's thread, if the system has them in memory: copying more would keep other tasks waiting.
+const AT_ONCE: u32 = 256 << 10;
+
+/// Reads what the index names, if the system has it in memory. Never waits for a disk. `None` says nothing: ask [`on_disk`].
+pub(super) fn at_once(shared: &Shared, id: &SpoolId, newest: Newest) -> Option<OnDisk> {
+    let place = newest.place.filter(|place| place.len <= AT_ONCE)?;
+    let segment = shared.segments.get(place.generation)?;
+    let data = segment.read_put_in_memory(shared.segments.salt(), id, place)?;
+    Some(OnDisk { data, tier: Tier::Journal, stamp: Stamp::of_record(newest.seq) })
 }
 
 /// Looks everywhere. Blocks on I/O. `None`: there is no such message.
@@ -140,7 +151,7 @@ fn filed(shared: &Shared, id: &SpoolId) -> Result<Filed, LookupError> {
 }
 
 /// `None`: the segment is gone.
-fn read(shared: &Shared, id: &SpoolId, place: Place) -> Result<Option<Vec<u8>>, LookupError> {
+pub(super) fn read(shared: &Shared, id: &SpoolId, place: Place) -> Result<Option<Vec<u8>>, LookupError> {
     let Some(segment) = shared.segments.get(place.generation) else { return Ok(None) };
     match segment.read_put(shared.segments.salt(), id, place) {
         Ok((data, _)) => Ok(Some(data)),

@@ -8,6 +8,7 @@ use parking_lot::{Condvar, Mutex};
 use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
+use crate::journal::SyncEnd;
 use crate::memory::Dirty;
 
 /// How durable a store must be before its caller gets `Ok`.
@@ -64,12 +65,17 @@ pub(crate) struct Arrival {
     pub(crate) id: SpoolId,
     pub(crate) version: u64,
     pub(crate) dirty: Arc<Dirty>,
+    /// Of its bytes: computed by its caller, for all others wait for the committer.
+    pub(crate) payload_crc: u32,
     pub(crate) floor: Floor,
     pub(crate) at: Instant,
     pub(crate) verdict: Arc<Verdict>,
     /// Hears what became of it.
     pub(crate) done: oneshot::Sender<Outcome>,
 }
+
+/// While a sync is under way, arrivals wait until there are so many bytes of them, or until it has ended: each write costs a page at its end.
+const WORTH_A_WRITE: u64 = 256 << 10;
 
 /// The committer's mailbox. Its arrivals are bounded by `dirty_limit`: each holds its permit.
 #[derive(Debug, Default)]
@@ -78,15 +84,25 @@ pub(crate) struct Mailbox {
     wake: Condvar,
     /// Something is dirty, and the committer has set its timer.
     dirty: AtomicBool,
-    /// Half of the dirty limit is used, and the committer knows.
+    /// Much of the dirty limit is used, and the committer knows.
     urgent: AtomicBool,
+    /// A store waits for room, and the committer knows.
+    starved: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct State {
     arrivals: Vec<Arrival>,
+    /// Bytes of `arrivals`.
+    bytes: u64,
+    /// The committer waits for a sync, and is not to be woken for a few bytes.
+    patient: bool,
+    /// Syncs that have ended.
+    synced: Vec<SyncEnd>,
     flushes: Vec<oneshot::Sender<()>>,
     kicked: bool,
+    /// A segment has become free.
+    room: bool,
     seal: bool,
     stop: Option<Stop>,
     /// The committer knows of `stop`.
@@ -108,6 +124,8 @@ pub(crate) enum Stop {
 #[derive(Debug, Default)]
 pub(crate) struct Mail {
     pub(crate) arrivals: Vec<Arrival>,
+    /// Syncs that have ended, in their order.
+    pub(crate) synced: Vec<SyncEnd>,
     pub(crate) flushes: Vec<oneshot::Sender<()>>,
     /// The active segment is to be sealed.
     pub(crate) seal: bool,
@@ -120,9 +138,19 @@ impl Mailbox {
         let mut state = self.state.lock();
         let arrival = arrival();
         if !state.ended {
+            state.bytes += arrival.dirty.bytes();
             state.arrivals.push(arrival);
         }
+        let wake = !state.is_quiet();
         drop(state);
+        if wake {
+            self.wake.notify_one();
+        }
+    }
+
+    /// The syncer's: tells how a sync ended.
+    pub(crate) fn synced(&self, end: SyncEnd) {
+        self.state.lock().synced.push(end);
         self.wake.notify_one();
     }
 
@@ -148,6 +176,12 @@ impl Mailbox {
         }
     }
 
+    /// Tells that a store waits for room.
+    pub(crate) fn note_starved(&self) {
+        self.starved.store(true, Ordering::SeqCst);
+        self.kick();
+    }
+
     /// Makes the committer look again.
     pub(crate) fn kick(&self) {
         self.state.lock().kicked = true;
@@ -164,10 +198,11 @@ impl Mailbox {
         self.wake.notify_one();
     }
 
-    /// The committer's: from here on the first dirty byte kicks again. Call it before looking for dirty bytes.
-    pub(crate) fn rearm(&self) {
+    /// The committer's: from here on the first dirty byte kicks again. Call it before looking for dirty bytes. True if a store waits for room.
+    pub(crate) fn rearm(&self) -> bool {
         self.dirty.store(false, Ordering::SeqCst);
         self.urgent.store(false, Ordering::SeqCst);
+        self.starved.swap(false, Ordering::SeqCst)
     }
 
     /// The committer's: it has set its timer.
@@ -180,14 +215,20 @@ impl Mailbox {
         self.dirty.load(Ordering::SeqCst)
     }
 
-    /// The committer's: half of the limit is dirty.
+    /// The committer's: a store waits for room.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.starved.load(Ordering::SeqCst)
+    }
+
+    /// The committer's: much of the limit is dirty.
     pub(crate) fn is_urgent(&self) -> bool {
         self.urgent.load(Ordering::SeqCst)
     }
 
-    /// The committer's: waits for mail, a kick or `until`.
-    pub(crate) fn wait(&self, until: Option<Instant>) -> Mail {
+    /// The committer's: waits for mail, a kick or `until`. `syncing`: a sync is under way.
+    pub(crate) fn wait(&self, until: Option<Instant>, syncing: bool) -> Mail {
         let mut state = self.state.lock();
+        state.patient = syncing;
         while state.is_quiet() {
             match until {
                 None => self.wake.wait(&mut state),
@@ -201,15 +242,39 @@ impl Mailbox {
         state.take()
     }
 
-    /// The committer's: the synced stores that came since.
-    pub(crate) fn take_arrivals(&self) -> Vec<Arrival> {
-        std::mem::take(&mut self.state.lock().arrivals)
+    /// The committer's: waits for a sync to end, whatever else there is.
+    pub(crate) fn wait_synced(&self) -> Vec<SyncEnd> {
+        let mut state = self.state.lock();
+        while state.synced.is_empty() {
+            self.wake.wait(&mut state);
+        }
+        std::mem::take(&mut state.synced)
     }
 
-    /// The committer's: waits until `until` whatever arrives, but not longer than it has for its own end.
-    pub(crate) fn pause(&self, until: Instant) {
+    /// The committer's: the synced stores that came since.
+    pub(crate) fn take_arrivals(&self) -> Vec<Arrival> {
+        let mut state = self.state.lock();
+        state.bytes = 0;
+        std::mem::take(&mut state.arrivals)
+    }
+
+    /// A segment has become free.
+    pub(crate) fn room_came(&self) {
+        let mut state = self.state.lock();
+        (state.kicked, state.room) = (true, true);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// The committer's: waits until `until` whatever arrives, but not longer than it has for its own end; and only until a segment is free, if it is
+    /// one that it waits `for_room`.
+    pub(crate) fn pause(&self, until: Instant, for_room: bool) {
         let mut state = self.state.lock();
         loop {
+            // One that came before this is as good.
+            if std::mem::take(&mut state.room) && for_room {
+                return;
+            }
             let until = match state.stop {
                 Some(Stop::Abandon) => return,
                 Some(Stop::Drained(by)) => until.min(by),
@@ -233,7 +298,8 @@ impl Mailbox {
 
 impl State {
     fn is_quiet(&self) -> bool {
-        self.arrivals.is_empty()
+        let few = self.arrivals.is_empty() || (self.patient && self.bytes < WORTH_A_WRITE);
+        few && self.synced.is_empty()
             && self.flushes.is_empty()
             && !self.kicked
             && !self.seal
@@ -241,10 +307,11 @@ impl State {
     }
 
     fn take(&mut self) -> Mail {
-        self.kicked = false;
+        (self.kicked, self.patient, self.bytes) = (false, false, 0);
         self.stop_heard = self.stop.is_some();
         Mail {
             arrivals: std::mem::take(&mut self.arrivals),
+            synced: std::mem::take(&mut self.synced),
             flushes: std::mem::take(&mut self.flushes),
             seal: std::mem::take(&mut self.seal),
             stop: self.stop,
@@ -271,12 +338,12 @@ mod tests {
         let mailbox = Mailbox::default();
         mailbox.note_dirty(false);
         assert!(mailbox.state.lock().kicked);
-        mailbox.wait(None);
+        mailbox.wait(None, false);
         mailbox.note_dirty(false);
         assert!(!mailbox.state.lock().kicked);
         mailbox.note_dirty(true);
         assert!(mailbox.state.lock().kicked && mailbox.is_urgent());
-        mailbox.wait(None);
+        mailbox.wait(None, false);
         mailbox.rearm();
         mailbox.note_dirty(false);
         assert!(mailbox.state.lock().kicked);
@@ -298,6 +365,6 @@ mod tests {
         let mailbox = Mailbox::default();
         mailbox.stop(Stop::Abandon);
         mailbox.stop(Stop::Drained(Instant::now()));
-        assert_eq!(mailbox.wait(None).stop, Some(Stop::Abandon));
+        assert_eq!(mailbox.wait(None, false).stop, Some(Stop::Abandon));
     }
 }

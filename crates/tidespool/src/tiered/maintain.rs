@@ -41,8 +41,9 @@ async fn flush(shared: &Shared, seal: bool) -> Result<()> {
 
 /// The active segment was begun longer than `checkpoint_after` ago.
 fn has_old_records(shared: &Shared) -> bool {
+    let checkpoint_after = shared.config.load().checkpoint_after;
     shared.segments.all().iter().any(|segment| {
         let active = segment.role == Role::Journal && segment.settled_at().is_none();
-        active && segment.used_since.elapsed() >= shared.config.checkpoint_after
+        active && segment.used_since.elapsed() >= checkpoint_after
     })
 }

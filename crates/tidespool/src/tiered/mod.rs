@@ -8,6 +8,7 @@
 //! * `shared` – what callers and threads of one spool share.
 //! * `table` – pending and index of each id, in shards.
 //! * `mailbox`, `committer`, `publish` – from many callers to one write, and back.
+//! * `keeper`, `reconfigure`, `terms` – memory within its budget; settings that change while it runs.
 //! * `lookup`, `readers` – from the top tier down, on threads that may block.
 //! * `directory`, `threads`, `closing`, `watch` – lock, threads, their end, and health.
 
@@ -16,6 +17,7 @@ mod committer;
 mod crew;
 mod directory;
 mod enumerate;
+mod keeper;
 mod load;
 mod lookup;
 mod mailbox;
@@ -23,11 +25,13 @@ mod maintain;
 mod open;
 mod publish;
 mod readers;
+mod reconfigure;
 mod relief;
 mod remove;
 mod shared;
 mod store;
 mod table;
+mod terms;
 mod threads;
 mod watch;
 
@@ -45,7 +49,7 @@ pub(crate) use directory::{Directory, FORMAT_VERSION};
 
 use crate::inspect::Damage;
 use crate::storage::{OsStorage, Storage};
-use crate::{Config, StatsSnapshot};
+use crate::{Config, ConfigError, PressureMonitor, StatsSnapshot};
 
 /// The tiered spool. See the [crate's documentation](crate) for what it promises.
 ///
@@ -61,6 +65,9 @@ pub struct TieredSpool {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RecoveryReport {
+    /// What is filed was counted. If not, its files are byte for byte those of the last orderly shutdown; they are counted later, beside the traffic,
+    /// and what is missing then is in the statistics.
+    pub counted: bool,
     /// Journal records that were replayed.
     pub records: u64,
     /// Records of a torn tail that were cut: never acknowledged as written.
@@ -82,7 +89,17 @@ impl TieredSpool {
     /// open; [`UnsupportedFormat`](tidespool_core::UnsupportedFormat) where the directory holds something else, or a newer layout;
     /// otherwise an error that names the file and what the system said of it. Nothing is lost by an `Err`.
     pub async fn open(config: Config) -> Result<Self> {
-        Self::open_on(config, Arc::new(OsStorage)).await
+        Self::open_with(config, Arc::new(OsStorage), None).await
+    }
+
+    /// The same, watched by a monitor that other spools of the process may share. `config.pressure` is not used: the
+    /// monitor has settings of its own, and goes on after the spool's shutdown.
+    ///
+    /// # Errors
+    ///
+    /// As [`TieredSpool::open`]; and where the monitor was shut down.
+    pub async fn open_watched(config: Config, monitor: &PressureMonitor) -> Result<Self> {
+        Self::open_with(config, Arc::new(OsStorage), Some(monitor.clone())).await
     }
 
     /// The same on another [`Storage`] under the journal and the ledger, for tests that break it.
@@ -91,9 +108,17 @@ impl TieredSpool {
     ///
     /// As [`TieredSpool::open`].
     pub async fn open_on(config: Config, storage: Arc<dyn Storage>) -> Result<Self> {
+        Self::open_with(config, storage, None).await
+    }
+
+    async fn open_with(
+        config: Config,
+        storage: Arc<dyn Storage>,
+        monitor: Option<PressureMonitor>,
+    ) -> Result<Self> {
         let path = config.path.clone();
         let opening = tokio::task::spawn_blocking(move || {
-            let open::OpenSpool { shared, crew, report } = open::open(config, storage)?;
+            let open::OpenSpool { shared, crew, report } = open::open(config, storage, monitor)?;
             // Made here: where nobody waits for it any more, it is dropped, and so abandoned.
             anyhow::Ok(Self { shared, crew: Arc::new(crew), report })
         });
@@ -113,6 +138,39 @@ impl TieredSpool {
     /// As [`Spool::load`].
     pub async fn load_shared(&self, id: SpoolId) -> Result<Arc<Box<[u8]>>> {
         load::load_shared(&self.shared, id).await
+    }
+
+    /// The settings as they are now.
+    #[must_use]
+    pub fn config(&self) -> Arc<Config> {
+        self.shared.config.load_full()
+    }
+
+    /// Changes the settings of the running spool: all of them, or with an error none. They take effect at the next call; a lowered budget or
+    /// dirty limit is reached within a second on a disk that works, a lowered `journal_capacity` when enough is filed.
+    ///
+    /// `path`, `segment_size`, `read_threads` and `ballast` can't be changed; `sled_cache` (its default, a part of `memory_budget`, too) holds from the next
+    /// opening on; `pressure` is for the
+    /// spool's own monitor, not for one that it shares.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> anyhow::Result<()> {
+    /// # use tidespool::{Config, TieredSpool, core::Spool as _};
+    /// # let dir = tempfile::tempdir()?;
+    /// let spool = TieredSpool::open(Config::new(dir.path().join("spool"))).await?;
+    /// let config = Config::clone(&spool.config()).memory_budget(512 << 20);
+    /// spool.reconfigure(config)?;
+    /// # spool.shutdown().await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`] for settings out of bounds, [`ConfigError::Fixed`] for one that can't be changed, [`ConfigError::Closed`] after the
+    /// shutdown.
+    pub fn reconfigure(&self, config: Config) -> Result<(), ConfigError> {
+        reconfigure::reconfigure(&self.shared, config)
     }
 
     /// All counters and gauges, now. Takes each shard's lock for a moment: for monitoring, not for each message.
@@ -168,7 +226,7 @@ impl Spool for TieredSpool {
 
     async fn advise_low_memory(&self) -> Result<isize> {
         self.shared.check_open()?;
-        Ok(relief::advise(&self.shared).await)
+        Ok(self.shared.advice.follow(&self.shared).await?)
     }
 
     async fn compact(&self) -> Result<()> {
@@ -189,6 +247,6 @@ impl Drop for TieredSpool {
 
 impl std::fmt::Debug for TieredSpool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TieredSpool").field("path", &self.shared.config.path).finish_non_exhaustive()
+        f.debug_struct("TieredSpool").field("path", &self.shared.config.load().path).finish_non_exhaustive()
     }
 }

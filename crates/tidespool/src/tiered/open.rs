@@ -4,29 +4,32 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, Result};
+use arc_swap::ArcSwap;
 
-use super::committer::Committer;
+use super::committer::{Committer, Syncer};
 use super::crew::Crew;
 use super::directory::Directory;
+use super::keeper::keep;
 use super::mailbox::Mailbox;
 use super::readers::{Readers, run_reader};
+use super::reconfigure::filer_settings;
 use super::relief::SpoolRelief;
 use super::shared::{FilingReports, Parts, PoolReports, Shared};
 use super::table::Table;
 use super::threads::Starter;
 use super::watch::watch;
 use crate::checkpoint::{
-    Ballast, DeadSegments, Filer, FilerSettings, Filing, LedgerFile, Opened, Places, Retry, Source as _,
+    Ballast, DeadSegments, Drained, Filer, Filing, LedgerFile, Opened, Places, Recount, Retry, Source as _,
     open_filed, settle, without_segment,
 };
 use crate::durable::SledOptions;
 use crate::health::Space;
 use crate::inspect::Damage;
 use crate::journal::{Pool, PoolSettings, Segments, Writer};
-use crate::pressure::{Monitor, Relief, SystemSampler};
+use crate::pressure::{Registration, Relief};
 use crate::stats::Stats;
 use crate::storage::Storage;
-use crate::{Config, RecoveryReport};
+use crate::{Config, PressureMonitor, RecoveryReport};
 
 /// An open spool: what its callers share, its threads, and what was found on the way.
 pub(super) struct OpenSpool {
@@ -35,8 +38,12 @@ pub(super) struct OpenSpool {
     pub(super) report: RecoveryReport,
 }
 
-/// Opens it. Blocks on I/O.
-pub(super) fn open(config: Config, storage: Arc<dyn Storage>) -> Result<OpenSpool> {
+/// Opens it. Blocks on I/O. Without a `monitor` it gets one of its own.
+pub(super) fn open(
+    config: Config,
+    storage: Arc<dyn Storage>,
+    monitor: Option<PressureMonitor>,
+) -> Result<OpenSpool> {
     config.validate()?;
     let directory = Directory::open_or_create(&config.path)?;
     let places = Places { storage: storage.clone(), dir: directory.path.clone(), spool: directory.spool };
@@ -68,23 +75,23 @@ pub(super) fn open(config: Config, storage: Arc<dyn Storage>) -> Result<OpenSpoo
     let dead = Arc::new(AtomicBool::new(false));
     let (readers, queue) = Readers::new();
     let next_seq = opened.recovered.replayed.next_seq;
-    let (durable, ledger) = (Arc::new(opened.durable), opened.ledger);
+    let (durable, ledger, counted) = (Arc::new(opened.durable), opened.ledger, opened.counted);
     let filing = Arc::new(Filing::default());
+    let settings = Arc::new(ArcSwap::from_pointee(filer_settings(&config)));
     let filer = Filer {
         segments: segments.clone(),
         durable: durable.clone(),
         source: table.clone(),
         filing: filing.clone(),
-        events: Arc::new(FilingReports(stats.clone())),
+        events: Arc::new(FilingReports { stats: stats.clone(), mailbox: mailbox.clone() }),
         ledger_file,
         ledger,
         ballast,
-        settings: FilerSettings {
-            separate_above: config.separate_above,
-            checkpoint_after: config.checkpoint_after,
-        },
+        settings: settings.clone(),
         retry: Retry::default(),
         dead: DeadSegments::default(),
+        recount: Recount::after_opening(counted),
+        drained: Drained::default(),
     };
     let parts = Parts {
         config,
@@ -96,10 +103,13 @@ pub(super) fn open(config: Config, storage: Arc<dyn Storage>) -> Result<OpenSpoo
         stats,
         readers,
         worker_dead: dead.clone(),
+        filer_settings: settings,
     };
     let shared = Arc::new(Shared::new(parts));
     let directory = Arc::new(directory);
-    let crew = start(&shared, filer, Writer::new(segments, next_seq), &queue, directory, Starter::new(dead))
+    let relief = register(&shared, monitor)?;
+    let writer = Writer::new(segments, next_seq);
+    let crew = start(&shared, filer, writer, &queue, directory, Starter::new(dead), relief)
         .inspect_err(|_| Crew::abandon(&shared))
         .context("starting the spool's threads")?;
     Ok(OpenSpool { shared, crew, report })
@@ -136,7 +146,7 @@ fn segments(
 
 /// What new segments leave of the disk: more than the health gate's minimum, so that the spool never shuts its own gate; and room for ballast, ledger
 /// and sled.
-fn keep_free(config: &Config) -> u64 {
+pub(super) fn keep_free(config: &Config) -> u64 {
     let minimum = Space::of(&config.path).map_or(0, |space| space.minimum(&config.health));
     minimum + minimum / 4 + config.ballast + (4 << 20)
 }
@@ -151,6 +161,7 @@ fn settle_disagreement(
 ) -> Result<RecoveryReport> {
     let replayed = &opened.recovered.replayed;
     let mut report = RecoveryReport {
+        counted: opened.counted,
         records: replayed.records,
         torn: opened.recovered.torn_records,
         ..Default::default()
@@ -198,6 +209,18 @@ fn settle_disagreement(
     Ok(report)
 }
 
+/// Puts the spool under the eyes of `monitor`, or of one of its own: one that is turned off sleeps, until the settings change.
+fn register(shared: &Arc<Shared>, monitor: Option<PressureMonitor>) -> Result<Arc<dyn Relief>> {
+    let relief: Arc<dyn Relief> = Arc::new(SpoolRelief(shared.clone()));
+    let registration = match monitor {
+        Some(monitor) => Registration::shared(monitor, &relief),
+        None => Registration::own(shared.config.load().pressure.clone(), &relief),
+    };
+    // Set here and nowhere else.
+    let _ = shared.monitor.set(registration.context("watching memory")?);
+    Ok(relief)
+}
+
 /// Starts every thread there is. Those that write hold the directory: its lock is free when the last of them has ended.
 fn start(
     shared: &Arc<Shared>,
@@ -206,30 +229,26 @@ fn start(
     queue: &async_channel::Receiver<Box<dyn FnOnce() + Send>>,
     directory: Arc<Directory>,
     starter: Starter,
+    relief: Arc<dyn Relief>,
 ) -> Result<Crew> {
-    let committer = Committer::new(shared.clone(), writer);
+    let syncer = Arc::<Syncer>::default();
+    let committer = Committer::new(shared.clone(), syncer.clone(), writer);
     let committer = starter.start("tidespool-commit", &directory, move || committer.run())?;
+    let mailbox = shared.mailbox.clone();
+    let syncer = starter.start("tidespool-sync", &directory, move || syncer.run(&mailbox))?;
     let filer = starter.start("tidespool-filer", &directory, move || filer.run())?;
     let pool = shared.segments.clone();
     let mut others =
-        vec![starter.start("tidespool-prewrite", &directory, move || pool.pool().run_prewriter())?];
+        vec![syncer, starter.start("tidespool-prewrite", &directory, move || pool.pool().run_prewriter())?];
     let watched = shared.clone();
     others.push(starter.start("tidespool-watch", &directory, move || watch(&watched))?);
-    for number in 0..shared.config.read_threads {
+    let kept = shared.clone();
+    others.push(starter.start("tidespool-memory", &directory, move || keep(&kept))?);
+    let config = shared.config.load_full();
+    for number in 0..config.read_threads {
         let queue = queue.clone();
         let name = format!("tidespool-read-{number}");
         others.push(starter.start(&name, &directory, move || run_reader(&queue))?);
     }
-    let relief: Option<Arc<dyn Relief>> = match shared.config.pressure.enabled {
-        true => {
-            let relief: Arc<dyn Relief> = Arc::new(SpoolRelief(shared.clone()));
-            let sampler = Box::new(SystemSampler::new(shared.config.pressure.memory_limit));
-            let monitor = Monitor::start(&shared.config.pressure, sampler, &relief)?;
-            // Set here and nowhere else.
-            let _ = shared.monitor.set(monitor);
-            Some(relief)
-        }
-        false => None,
-    };
     Ok(Crew::new(committer, filer, others, relief, directory, starter))
 }

@@ -23,7 +23,9 @@ pub(super) fn publish_ticketed(
     match &dirty.data {
         Some(data) if is_newest => shared.cache.insert(id, data.clone()),
         // An earlier clean copy must not outlive the version that replaced it.
-        _ => shared.cache.remove(&id),
+        Some(_) => shared.cache.remove(&id),
+        // The removal took it out, and nothing came in behind a tombstone.
+        None => {}
     }
 }
 

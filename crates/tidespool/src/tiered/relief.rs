@@ -1,26 +1,39 @@
 //! What the spool does when memory is short, and `advise_low_memory`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
+use tidespool_core::Closed;
+use tokio::sync::oneshot::Receiver;
 use tokio::sync::oneshot::error::TryRecvError;
 
 use super::shared::Shared;
 use crate::pressure::{Level, Relief};
 
+/// The monitor looks at nothing meanwhile, and watches other spools, too: it is not kept for longer.
+const PATIENCE: Duration = Duration::from_millis(300);
+
 /// The pressure monitor's hand on the spool.
 pub(super) struct SpoolRelief(pub(super) Arc<Shared>);
 
 impl Relief for SpoolRelief {
-    fn relieve(&self, level: Level, _excess_bytes: u64) -> isize {
-        if level != Level::Normal {
-            let (entries, bytes) = self.0.cache.shrink();
-            self.0.stats.cache_evicted(entries, bytes);
-            let more = advise_blocking(&self.0);
-            return more.saturating_add(isize::try_from(bytes).unwrap_or(isize::MAX));
-        }
-        0
+    fn relieve(&self, level: Level, excess_bytes: u64) -> isize {
+        let shared = &self.0;
+        let until = Instant::now() + PATIENCE;
+        shared.keeper.press(shared.accounted_bytes(), excess_bytes);
+        let Some(first) = wait(shared, shared.keeper.settle(), until) else { return 0 };
+        // What could not be written by then goes on being written.
+        wait(shared, shared.mailbox.flush(false), until);
+        let last = match level {
+            Level::Critical => shared.keeper.clear(),
+            Level::Low | Level::Normal => shared.keeper.settle(),
+        };
+        let Some(last) = wait(shared, last, Instant::now() + PATIENCE) else { return 0 };
+        let freed = difference(first.before, last.after);
+        shared.stats.low_memory(freed);
+        freed
     }
 
     fn level_changed(&self, level: Level) {
@@ -28,45 +41,76 @@ impl Relief for SpoolRelief {
         self.0.stats.pressure_changed();
     }
 
-    fn memory_returned(&self) {
-        self.0.cache.grow();
+    fn memory_returned(&self) -> bool {
+        self.0.keeper.release()
+    }
+
+    fn reclaimable_bytes(&self) -> u64 {
+        self.0.cache.bytes() + self.0.budget.dirty()
     }
 }
 
-/// Makes dirty data durable, then drops the clean copies. Returns by how much the accounted memory fell. A disk that does not answer within
-/// `store_deadline` keeps its dirty bytes; the clean copies go all the same.
-pub(super) async fn advise(shared: &Shared) -> isize {
-    let before = shared.accounted_bytes();
+/// Waits on a thread that is not the runtime's, until `until` or until the spool closes.
+fn wait<T>(shared: &Shared, mut receiver: Receiver<T>, until: Instant) -> Option<T> {
+    const LOOK: Duration = Duration::from_millis(5);
+    loop {
+        match receiver.try_recv() {
+            Ok(told) => return Some(told),
+            Err(TryRecvError::Closed) => return None,
+            Err(TryRecvError::Empty) if Instant::now() >= until || shared.closing.wait(LOOK) => return None,
+            Err(TryRecvError::Empty) => {}
+        }
+    }
+}
+
+/// `advise_low_memory`: who asks while it runs shares the next run with all who ask meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct Advice {
+    asked: AtomicU64,
+    last: tokio::sync::Mutex<Run>,
+}
+
+/// A run that has ended.
+#[derive(Debug, Default)]
+struct Run {
+    /// It began after so many had asked.
+    after: u64,
+    freed: isize,
+}
+
+impl Advice {
+    /// Makes everything dirty durable that was dirty when it was called, and drops the clean copies. Returns by how much the accounted memory fell.
+    /// A disk that does not answer within `store_deadline` keeps its dirty bytes; the clean copies go all the same.
+    pub(super) async fn follow(&self, shared: &Shared) -> Result<isize, Closed> {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut last = self.last.lock().await;
+        if last.after < number {
+            let after = self.asked.load(Ordering::Relaxed);
+            let freed = run(shared).await?;
+            *last = Run { after, freed };
+        }
+        Ok(last.freed)
+    }
+}
+
+async fn run(shared: &Shared) -> Result<isize, Closed> {
+    let first = shared.keeper.clear().await.map_err(|_| Closed)?;
     let flushed = shared.mailbox.flush(false);
     let gone = async {
         shared.closing.closed().await;
         Ok(())
     };
+    let patience = shared.config.load().store_deadline;
     // However it ends: what is left dirty is counted as such.
-    let _ = tokio::time::timeout(shared.config.store_deadline, future::or(flushed, gone)).await;
-    drop_clean_copies(shared, before)
-}
-
-/// The same from a thread that is not the runtime's.
-fn advise_blocking(shared: &Shared) -> isize {
-    const LOOK: Duration = Duration::from_millis(20);
-    let before = shared.accounted_bytes();
-    let mut flushed = shared.mailbox.flush(false);
-    let until = Instant::now() + shared.config.store_deadline;
-    while flushed.try_recv() == Err(TryRecvError::Empty) && Instant::now() < until {
-        if shared.closing.wait(LOOK) {
-            break;
-        }
-    }
-    drop_clean_copies(shared, before)
-}
-
-fn drop_clean_copies(shared: &Shared, before: u64) -> isize {
-    let (entries, bytes) = shared.cache.clear();
-    shared.stats.cache_evicted(entries, bytes);
-    let after = shared.accounted_bytes();
-    let freed = i64::try_from(before).unwrap_or(i64::MAX).saturating_sub_unsigned(after);
-    let freed = isize::try_from(freed).unwrap_or(isize::MAX);
+    let _ = tokio::time::timeout(patience, future::or(flushed, gone)).await;
+    // What was flushed is clean now.
+    let last = shared.keeper.clear().await.map_err(|_| Closed)?;
+    let freed = difference(first.before, last.after);
     shared.stats.low_memory(freed);
-    freed
+    Ok(freed)
+}
+
+fn difference(before: u64, after: u64) -> isize {
+    let freed = i64::try_from(before).unwrap_or(i64::MAX).saturating_sub_unsigned(after);
+    isize::try_from(freed).unwrap_or(isize::MAX)
 }

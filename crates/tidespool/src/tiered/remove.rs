@@ -14,6 +14,8 @@ pub(super) fn remove(shared: &Shared, id: SpoolId) -> Result<()> {
     shared.check_open()?;
     let elided = shard.pending.take(&id);
     let logged = shard.must_log_removal(&id);
+    // Not in the index, it is in sled: its bytes on disk are free when sled was told.
+    let filed = logged && shard.index.get(&id).is_none();
     if logged {
         let dirty = Arc::new(Dirty::tombstone(shared.budget.admit_removal()));
         let ticket = Ticket { version: shared.table.next_version(), at: Instant::now(), id };
@@ -25,7 +27,10 @@ pub(super) fn remove(shared: &Shared, id: SpoolId) -> Result<()> {
         shared.stats.elided(1, elided.bytes());
     }
     if logged {
-        shared.mailbox.note_dirty(false);
+        shared.mailbox.note_dirty(shared.is_flush_urgent());
+    }
+    if filed {
+        shared.filing.note_removal();
     }
     shared.stats.removed();
     Ok(())

@@ -5,25 +5,36 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tidespool_core::{Closed, SpoolId};
 
 use super::closing::Closing;
+use super::keeper::Keeper;
 use super::mailbox::Mailbox;
 use super::readers::Readers;
+use super::relief::Advice;
 use super::table::Table;
+use super::terms::Terms;
 use crate::Config;
-use crate::checkpoint::{Filing, FilingError, FilingEvents};
+use crate::checkpoint::{FilerSettings, Filing, FilingError, FilingEvents};
 use crate::durable::Durable;
 use crate::health::HealthGate;
 use crate::journal::{PAGE, PoolEvents, Segments, footprint};
-use crate::memory::{Budget, CleanCache};
-use crate::pressure::{Level, Monitor};
+use crate::memory::{Allowance, Budget, CleanCache, Held};
+use crate::pressure::{Level, Registration};
 use crate::stats::{Gauges, Site, Stats, StatsSnapshot};
 
 /// The spool.
 pub(crate) struct Shared {
-    pub(crate) config: Config,
+    /// As they are now: whoever needs several that belong together loads them once.
+    pub(crate) config: ArcSwap<Config>,
+    pub(crate) terms: Terms,
+    pub(crate) filer_settings: Arc<ArcSwap<FilerSettings>>,
+    /// Held while the settings change.
+    pub(crate) reconfiguring: Mutex<()>,
+    pub(super) keeper: Keeper,
+    pub(super) advice: Advice,
     pub(crate) table: Arc<Table>,
     pub(crate) cache: CleanCache,
     pub(crate) budget: Arc<Budget>,
@@ -34,7 +45,7 @@ pub(crate) struct Shared {
     pub(crate) stats: Arc<Stats>,
     pub(crate) gate: HealthGate,
     pub(crate) readers: Readers,
-    pub(crate) monitor: OnceLock<Monitor>,
+    pub(crate) monitor: OnceLock<Registration>,
     pub(crate) closing: Closing,
     /// Some thread panicked.
     pub(crate) worker_dead: Arc<AtomicBool>,
@@ -57,14 +68,22 @@ pub(crate) struct Parts {
     pub(crate) stats: Arc<Stats>,
     pub(crate) readers: Readers,
     pub(crate) worker_dead: Arc<AtomicBool>,
+    pub(crate) filer_settings: Arc<ArcSwap<FilerSettings>>,
 }
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Self {
         let config = parts.config;
+        let allowance = Allowance::new(config.memory_budget);
+        let shares = allowance.shares(config.effective_dirty_limit(), Held::default());
         Self {
-            cache: CleanCache::new(cache_capacity(&config), config.cache_policy == crate::CachePolicy::Lru),
-            budget: Arc::new(Budget::new(config.effective_dirty_limit())),
+            cache: CleanCache::new(shares.cache, config.cache_policy == crate::CachePolicy::Lru),
+            budget: Arc::new(Budget::new(shares.dirty_limit)),
+            terms: Terms::of(&config),
+            keeper: Keeper::new(config.memory_budget),
+            advice: Advice::default(),
+            filer_settings: parts.filer_settings,
+            reconfiguring: Mutex::new(()),
             table: parts.table,
             mailbox: parts.mailbox,
             segments: parts.segments,
@@ -80,7 +99,7 @@ impl Shared {
             closed: AtomicBool::new(false),
             started: Instant::now(),
             oldest_in_hand: AtomicU64::new(0),
-            config,
+            config: ArcSwap::from_pointee(config),
         }
     }
 
@@ -93,11 +112,23 @@ impl Shared {
         self.closed.store(true, Ordering::Release);
         // Whoever looked before this holds a shard's lock until what it brings is in.
         self.table.shards().for_each(drop);
+        // Whoever changes the settings may be deleting files that the next owner of the directory would use.
+        drop(self.reconfiguring.lock());
     }
 
     pub(crate) fn note_oldest_dirty(&self, at: Option<Instant>) {
         let nanos = at.map_or(0, |at| at.saturating_duration_since(self.started).as_nanos() + 1);
         self.oldest_in_hand.store(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// So much is dirty that the timer can't be waited for. Stores are not held back yet: that begins at three quarters.
+    pub(crate) fn is_flush_urgent(&self) -> bool {
+        self.budget.dirty() > self.budget.limit() / 8 * 5
+    }
+
+    /// More is dirty than may be.
+    pub(crate) fn is_over_limit(&self) -> bool {
+        self.budget.dirty() > self.budget.limit()
     }
 
     /// The age of the oldest version that is not durable.
@@ -127,10 +158,19 @@ impl Shared {
         tracing::error!(%id, what, "a message is damaged");
     }
 
-    /// Memory that counts against the budget, in bytes.
+    /// Memory that counts against the budget, in bytes: clean copies as of the keeper's last look.
     pub(crate) fn accounted_bytes(&self) -> u64 {
-        self.cache.upkeep();
-        self.budget.dirty() + self.cache.bytes() + self.index_size().1 + self.durable.memory_bytes()
+        let held = self.held();
+        self.budget.dirty() + self.cache.bytes() + held.index + held.sled + held.journal
+    }
+
+    /// The part of it that can't be dropped.
+    pub(crate) fn held(&self) -> Held {
+        Held {
+            index: self.index_size().1,
+            sled: self.durable.memory_bytes(),
+            journal: self.segments.buffer_bytes(),
+        }
     }
 
     /// Entries of the index, and the bytes they take.
@@ -144,7 +184,7 @@ impl Shared {
         let all = self.segments.all();
         let in_use = all.iter().filter(|segment| segment.is_counted()).count() as u64;
         let free = self.segments.pool().free() as u64;
-        let pressure = self.monitor.get().and_then(Monitor::latest);
+        let pressure = self.monitor.get().and_then(Registration::latest);
         let gauges = Gauges {
             dirty_bytes: self.budget.dirty(),
             dirty_limit: self.budget.limit(),
@@ -157,10 +197,15 @@ impl Shared {
             index_entries,
             index_bytes,
             sled_bytes: self.durable.memory_bytes(),
-            memory_budget: self.config.memory_budget,
-            resident_bytes: pressure.and_then(|sample| sample.resident).unwrap_or(0),
+            journal_buffer_bytes: self.segments.buffer_bytes(),
+            memory_budget: self.config.load().memory_budget,
+            memory_allowed: self.keeper.allowed(),
+            resident_bytes: pressure.and_then(|now| now.resident).unwrap_or(0),
+            pressure_used: pressure.map_or(0, |now| now.used),
+            pressure_limit: pressure.map_or(0, |now| now.limit),
+            pressure_source: pressure.map(|now| now.source),
             pressure_level: *self.pressure_level.lock(),
-            memory_stall_ratio: pressure.and_then(|sample| sample.stall_ratio),
+            memory_stall_ratio: pressure.and_then(|now| now.stall_ratio),
             sled_disk_bytes: self.durable.size_on_disk().unwrap_or(0),
             journal_bytes: all.iter().map(|segment| segment.size).sum::<u64>()
                 + free * self.segments.pool().segment_size(),
@@ -174,27 +219,28 @@ impl Shared {
     }
 }
 
-/// What is left of the budget for clean copies: without the dirty bytes, what sled really takes, and an eighth for the index.
-fn cache_capacity(config: &Config) -> u64 {
-    let others =
-        config.effective_dirty_limit() + 2 * config.effective_sled_cache() + config.memory_budget / 8;
-    config.memory_budget.saturating_sub(others).max(1 << 20)
-}
-
 /// What the checkpoint reports.
-pub(crate) struct FilingReports(pub(crate) Arc<Stats>);
+pub(crate) struct FilingReports {
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) mailbox: Arc<Mailbox>,
+}
 
 impl FilingEvents for FilingReports {
     fn filed(&self, records: u64, segments: u64, took: Duration) {
-        self.0.checkpoint(records, segments, took);
+        self.stats.checkpoint(records, segments, took);
     }
 
     fn recycled(&self) {
-        self.0.segment_recycled();
+        self.stats.segment_recycled();
+    }
+
+    fn wants_seal(&self) {
+        // Nobody waits for it: the checkpoint is told when the segment is settled.
+        drop(self.mailbox.flush(true));
     }
 
     fn rewritten(&self, bytes: u64) {
-        self.0.segment_rewritten(bytes);
+        self.stats.segment_rewritten(bytes);
     }
 
     fn failed(&self, error: &FilingError) {
@@ -204,13 +250,19 @@ impl FilingEvents for FilingReports {
             FilingError::Ledger(_) | FilingError::Rewrite(_) => Site::Ledger,
             FilingError::Segment(_) => Site::JournalRead,
         };
-        self.0.disk_error(site);
+        self.stats.disk_error(site);
         tracing::error!(%error, "a checkpoint failed, and will be tried again");
     }
 
     fn found_damage(&self, id: &SpoolId, what: &str) {
-        self.0.corrupt();
+        self.stats.corrupt();
         tracing::error!(%id, what, "a message is damaged");
+    }
+
+    fn found_loss(&self, messages: u64, what: &str) {
+        self.stats.corrupt();
+        self.stats.lost(messages);
+        tracing::error!(what, "found damage");
     }
 }
 
@@ -222,7 +274,7 @@ pub(crate) struct PoolReports {
 
 impl PoolEvents for PoolReports {
     fn segment_free(&self) {
-        self.mailbox.kick();
+        self.mailbox.room_came();
     }
 
     fn prewrite_failed(&self, error: &io::Error) {

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 use tidespool_core::{
@@ -14,7 +14,8 @@ use super::lookup::{Stamp, fill_cache};
 use super::mailbox::{Arrival, Floor, Outcome, Verdict};
 use super::shared::Shared;
 use crate::Durability;
-use crate::memory::{Dirty, Permit, Ticket, cannot_meet, hold_back};
+use crate::journal::payload_crc;
+use crate::memory::{Dirty, Lane, Permit, Ticket};
 use crate::stats::Refusal;
 
 pub(super) async fn store(
@@ -25,7 +26,7 @@ pub(super) async fn store(
     deadline: Option<Instant>,
 ) -> Result<()> {
     let len = data.len() as u64;
-    let mut floor = floor(shared.config.durability, force_sync);
+    let mut floor = floor(shared.terms.durability(), force_sync);
     if floor.is_none() && shared.needs_own_segment(len) {
         // Whether there is room for such a file is known when it is there: not after the caller had its answer.
         floor = Some(Floor::Written);
@@ -105,7 +106,7 @@ struct Deadline {
 
 impl Deadline {
     fn new(shared: &Shared, caller: Option<Instant>, now: Instant) -> Self {
-        let own = now + shared.config.store_deadline;
+        let own = now + shared.terms.store_deadline();
         match caller {
             Some(at) if at <= own => Self { at, whose: Late::Caller },
             _ => Self { at: own, whose: Late::Spool },
@@ -125,7 +126,7 @@ async fn try_store(
     caller: Option<Instant>,
 ) -> Result<(), Refused> {
     shared.check_open()?;
-    let (size, limit) = (data.len() as u64, shared.config.max_message_size);
+    let (size, limit) = (data.len() as u64, shared.terms.max_message_size());
     if size > limit {
         return Err(Refused::TooLarge(TooLarge { id, size, limit }));
     }
@@ -137,50 +138,43 @@ async fn try_store(
     if deadline.at <= now {
         return Err(Refused::Late(deadline.whose));
     }
-    let permit = match shared.budget.try_admit(size) {
+    let lane = if floor.is_some() { Lane::Disk } else { Lane::Memory };
+    let permit = match shared.budget.try_admit(size, lane) {
         Some(permit) => permit,
-        None => wait_for_room(shared, size, now, deadline).await?,
+        // Boxed, as all that seldom happens here: every store pays for the size of its future.
+        None => Box::pin(wait_for_room(shared, size, lane, now, deadline)).await?,
     };
     let dirty = Arc::new(Dirty::put(data, permit));
     match floor {
-        None => {
-            slow_down(shared, &dirty, deadline).await;
-            put_in_memory(shared, id, dirty)
-        }
+        None => put_in_memory(shared, id, dirty),
         Some(floor) => commit(shared, id, dirty, floor, deadline).await,
     }
 }
 
+/// Waits for its turn and its room. It holds nothing but its place meanwhile, and that is given up when this future is dropped.
 async fn wait_for_room(
     shared: &Shared,
     size: u64,
+    lane: Lane,
     now: Instant,
     deadline: Deadline,
 ) -> Result<Permit, Refused> {
-    let budget = &shared.budget;
-    let ahead = budget.waiting() + size;
-    if cannot_meet(ahead, budget.drain_rate(), deadline.at.saturating_duration_since(now)) {
+    if shared.budget.cannot_meet(size, lane, deadline.at.saturating_duration_since(now)) {
         return Err(Refused::Late(deadline.whose));
     }
-    shared.mailbox.note_dirty(true);
+    let waiter = shared.budget.wait(size, lane);
+    if lane == Lane::Disk {
+        // What was only written is synced for nobody else.
+        shared.mailbox.note_starved();
+    }
+    let room = async { waiter.admitted(|| shared.mailbox.note_starved()).await.map_err(|_| Refused::Closed) };
     let closing = async {
         shared.closing.closed().await;
         Err(Refused::Closed)
     };
-    let room = async { Ok(budget.admit(size).await) };
     let got = deadline.bound(futures_lite::future::or(room, closing)).await;
     shared.stats.store_waited(now.elapsed());
     got?
-}
-
-/// Holds a store back a little as the limit nears, so that there is no cliff at the limit. Never so long that it comes too late.
-async fn slow_down(shared: &Shared, dirty: &Dirty, deadline: Deadline) {
-    let others = shared.budget.dirty().saturating_sub(dirty.bytes());
-    let delay = hold_back(others, shared.budget.limit());
-    if delay > Duration::ZERO {
-        let left = deadline.at.saturating_duration_since(Instant::now());
-        tokio::time::sleep(delay.min(left / 2)).await;
-    }
 }
 
 fn put_in_memory(shared: &Shared, id: SpoolId, dirty: Arc<Dirty>) -> Result<(), Refused> {
@@ -193,8 +187,11 @@ fn put_in_memory(shared: &Shared, id: SpoolId, dirty: Arc<Dirty>) -> Result<(), 
     if let Some(elided) = elided {
         shared.stats.elided(1, elided.bytes());
     }
-    let urgent = shared.budget.dirty() > shared.budget.limit() / 2;
+    let urgent = shared.is_flush_urgent();
     shared.mailbox.note_dirty(urgent);
+    if shared.budget.lacks_room() {
+        shared.mailbox.note_starved();
+    }
     Ok(())
 }
 
@@ -217,6 +214,7 @@ async fn commit(
     let claim = Claim(Arc::default());
     let (done, mut heard) = oneshot::channel();
     let data = dirty.data.clone();
+    let payload_crc = data.as_ref().map_or(0, |data| payload_crc(data));
     {
         let mut shard = shared.table.lock(&id);
         shared.check_open()?;
@@ -224,8 +222,11 @@ async fn commit(
         let (verdict, at) = (claim.0.clone(), Instant::now());
         shared.mailbox.arrive(|| {
             let version = shared.table.next_version();
-            Arrival { id, version, dirty, floor, at, verdict, done }
+            Arrival { id, version, dirty, payload_crc, floor, at, verdict, done }
         });
+    }
+    if floor == Floor::Written && shared.budget.lacks_room() {
+        shared.mailbox.note_starved();
     }
     match deadline.bound(&mut heard).await {
         Ok(Ok(outcome)) => conclude(shared, id, data, outcome, Late::Spool),

@@ -1,4 +1,4 @@
-//! The thread that samples health and does moka's upkeep, beside the path.
+//! The thread that samples health, beside the path.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::shared::Shared;
+use crate::Config;
 use crate::health::{Latch, Sample, Space};
 
 /// Free space is asked this often.
@@ -16,21 +17,30 @@ const SPACE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs until the spool closes.
 pub(super) fn watch(shared: &Arc<Shared>) {
-    let mut latch = Latch::new(&shared.config);
+    let mut config = shared.config.load_full();
+    let mut latch = Latch::new(&config);
     let mut space_at = None;
     let mut space_short = false;
+    let mut syncs = (0, 0);
     loop {
         let now = Instant::now();
+        if !Arc::ptr_eq(&config, &shared.config.load()) {
+            config = shared.config.load_full();
+            latch.reconfigure(&config);
+        }
         if space_at.is_none_or(|at| at <= now) {
             space_at = Some(now + SPACE_INTERVAL);
-            space_short = is_short_of_space(shared);
+            space_short = is_short_of_space(&config);
         }
-        let probe_ok = latch.wants_probe(now) && probe(&shared.config.path).is_ok();
+        let probe_ok = latch.wants_probe(now) && probe(&config.path).is_ok();
         if let Some(transition) = latch.observe(now, &sample(shared, space_short, probe_ok)) {
             shared.gate.follow(transition);
         }
-        shared.cache.upkeep();
-        if shared.closing.wait(shared.config.health.sample_interval) {
+        let now = shared.stats.syncs();
+        let (count, sum_us): (u64, u64) = (now.0 - syncs.0, now.1 - syncs.1);
+        shared.filing.note_sync(sum_us.checked_div(count).map(Duration::from_micros));
+        syncs = now;
+        if shared.closing.wait(config.health.sample_interval) {
             return;
         }
     }
@@ -54,9 +64,9 @@ fn sample(shared: &Shared, space_short: bool, probe_ok: bool) -> Sample {
     }
 }
 
-fn is_short_of_space(shared: &Shared) -> bool {
-    match Space::of(&shared.config.path) {
-        Ok(space) => space.is_short(&shared.config.health),
+fn is_short_of_space(config: &Config) -> bool {
+    match Space::of(&config.path) {
+        Ok(space) => space.is_short(&config.health),
         Err(error) => {
             tracing::warn!(%error, "the free space of the file system is not known");
             false

@@ -3,10 +3,12 @@
 //! * `filing`: what is put in comes out: apply, get, scan, tally, reopening.
 //! * `faults`: syncs that fail or hang, locks, poison, the handle's reopening.
 //! * `damage`: sled's files changed behind its back, in a process of its own.
+//! * `measure`: what the estimate of memory is worth; run by hand.
 
 mod damage;
 mod faults;
 mod filing;
+mod measure;
 
 use std::path::Path;
 

@@ -1,22 +1,72 @@
 //! Recovery from journals made by hand, byte by byte; and the writer, seen through the files that it leaves.
 
 mod damage;
+mod pool;
 mod recovery;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tempfile::TempDir;
 use tidespool_core::SpoolId;
 
-use super::pool::segment_file_name;
+use super::pool::{PoolEvents, segment_file_name};
 use super::record::{Header, Kind, footprint, payload_crc};
 use super::segment::{ReadError, SegmentHeader, Use};
 use super::segments::salt_of;
 use super::{Filed, PAGE, Place, Recovered, Role, Segment, recover};
-use crate::storage::{OsStorage, Storage};
+use crate::storage::{OpenMode, OsStorage, Storage, StorageFile};
+
+/// The pool tells nobody.
+struct Silent;
+
+impl PoolEvents for Silent {
+    fn segment_free(&self) {}
+    fn prewrite_failed(&self, _: &io::Error) {}
+}
+
+/// The system's files, each as what the function makes of it and its name.
+struct Wrapping<F>(F);
+
+impl<F> std::fmt::Debug for Wrapping<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Wrapping")
+    }
+}
+
+impl<F, W> Storage for Wrapping<F>
+where
+    F: Fn(String, Arc<dyn StorageFile>) -> Arc<W> + Send + Sync,
+    W: StorageFile + 'static,
+{
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        OsStorage.create_dir(path)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        Ok((self.0)(name, OsStorage.open(path, mode)?))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        OsStorage.list(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        OsStorage.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        OsStorage.remove_file(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        OsStorage.sync_dir(path)
+    }
+}
 
 const SPOOL: [u8; 16] = [7; 16];
 

@@ -6,18 +6,9 @@ use std::path::Path;
 
 use parking_lot::Mutex;
 
-use super::super::pool::PoolEvents;
 use super::super::{Change, Pool, PoolSettings, RESERVED, Segments, WriteError, Writer};
 use super::*;
-use crate::storage::{OpenMode, StorageFile};
-
-/// The pool tells nobody.
-struct Silent;
-
-impl PoolEvents for Silent {
-    fn segment_free(&self) {}
-    fn prewrite_failed(&self, _error: &io::Error) {}
-}
+use crate::storage::StorageFile;
 
 /// A pool without a segment, in the bench's directory.
 pub(super) fn pool(bench: &Bench, next_slot: u32) -> Pool {
@@ -56,37 +47,6 @@ struct WatchedFile {
     name: String,
     file: Arc<dyn StorageFile>,
     watched: Arc<Watched>,
-}
-
-#[derive(Debug)]
-struct WatchedStorage(Arc<Watched>);
-
-impl Storage for WatchedStorage {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        OsStorage.create_dir(path)
-    }
-
-    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        let file = OsStorage.open(path, mode)?;
-        Ok(Arc::new(WatchedFile { name, file, watched: self.0.clone() }))
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        OsStorage.list(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        OsStorage.rename(from, to)
-    }
-
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        OsStorage.remove_file(path)
-    }
-
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        OsStorage.sync_dir(path)
-    }
 }
 
 impl StorageFile for WatchedFile {
@@ -134,7 +94,10 @@ struct Desk {
 impl Desk {
     fn new() -> Self {
         let (bench, watched) = (Bench::new(&[]), Arc::<Watched>::default());
-        let pool = Arc::new(pool_on(Arc::new(WatchedStorage(watched.clone())), bench.dir.path(), 0));
+        let watcher = watched.clone();
+        let storage =
+            Wrapping(move |name, file| Arc::new(WatchedFile { name, file, watched: watcher.clone() }));
+        let pool = Arc::new(pool_on(Arc::new(storage), bench.dir.path(), 0));
         for _ in 0..3 {
             pool.give(pool.create(SIZE).unwrap());
         }
@@ -145,7 +108,7 @@ impl Desk {
     }
 
     fn put(&mut self, n: u8, data: &[u8]) -> u64 {
-        self.writer.append(id(n), Change::Put(Arc::new(data.into())))
+        self.writer.append(id(n), Change::Put(Arc::new(data.into()), payload_crc(data)))
     }
 
     fn calls(&self) -> Vec<Call> {
@@ -334,4 +297,23 @@ fn a_disk_that_goes_on_failing_does_not_use_up_the_journal() {
     let recovered = desk.bench.recover();
     assert_holds(&recovered, &[(1, b"one"), (2, b"two")]);
     assert_clean(&recovered);
+}
+
+#[test]
+fn the_gauge_tells_what_is_queued_and_a_burst_is_given_back() {
+    let mut desk = Desk::new();
+    assert_eq!(desk.segments.buffer_bytes(), 0);
+    let segment_full = SIZE / footprint(0);
+    for _ in 0..segment_full / 2 {
+        desk.writer.append(id(1), Change::Remove);
+    }
+    desk.writer.write().unwrap();
+    let few = desk.segments.buffer_bytes();
+    assert!(few > segment_full / 2 * footprint(0), "the batch is in the buffer: {few}");
+    // Far more than all segments can take: they stay queued.
+    for _ in 0..200_000 {
+        desk.writer.append(id(1), Change::Remove);
+    }
+    assert!(matches!(desk.writer.write(), Err(WriteError::NoSegment)));
+    assert!(desk.segments.buffer_bytes() > 200_000 * 48, "{}", desk.segments.buffer_bytes());
 }

@@ -4,16 +4,23 @@ use std::sync::Arc;
 
 use super::super::mailbox::{Arrival, Outcome};
 use super::{Committer, Taken};
-use crate::journal::{Change, PAGE, Room, footprint};
+use crate::journal::{Change, PAGE, Room, footprint, payload_crc};
 use crate::memory::{Dirty, Ticket};
 
-/// A batch ends at about so many bytes of flushed data, so that synced stores behind it don't wait for long.
+/// A batch ends at about so many bytes of flushed data.
 const BATCH_BYTES: u64 = 8 << 20;
+
+/// And so many records of it: a removal is small on disk, and about 400 bytes in the tables that it passes through.
+const BATCH_RECORDS: usize = 16 * 1024;
+
+/// Where a synced store waits for the same batch: so much flushed data joins it, and no more, for each record costs it time.
+const JOINING: (u64, usize) = (1 << 20, 512);
 
 impl Committer {
     /// Appends what waits and fits: all synced stores, and flushed data up to [`BATCH_BYTES`].
     pub(super) fn append_batch(&mut self) {
         self.drop_cancelled();
+        self.waits_for_other = false;
         let mut room = self.writer.room(true);
         let mut aborts = self.aborts.len();
         while aborts > 0 && !room.take(footprint(8) * aborts as u64 + PAGE) {
@@ -21,7 +28,7 @@ impl Committer {
         }
         for (id, target) in self.aborts.drain(..aborts) {
             self.writer.append(id, Change::Abort(target));
-            self.taken.push(Taken::Abort(id));
+            self.taken.push_back(Taken::Abort(id));
         }
         let mut batch = Vec::new();
         if aborts > 0 {
@@ -36,16 +43,18 @@ impl Committer {
             is_large = self.shared.needs_own_segment(len(&arrival.dirty));
             batch.push((arrival.version, Taken::Arrived(arrival)));
         }
-        let mut bytes = 0;
-        while !is_large && self.arrivals.is_empty() && bytes < BATCH_BYTES {
+        let (bytes, records) = self.share_of_flushed(!batch.is_empty() || self.writer.is_syncing());
+        let (mut taken, end) = (0, batch.len().saturating_add(records));
+        while !is_large && self.arrivals.is_empty() && taken < bytes && batch.len() < end {
             let Some((ticket, dirty)) = self.take_ticket(&mut room) else { break };
-            bytes += cost(&dirty);
+            taken += cost(&dirty);
             batch.push((ticket.version, Taken::Ticketed(ticket, dirty)));
         }
-        if batch.is_empty() {
+        if batch.is_empty() && !self.waits_for_other {
             self.take_removes(&mut batch);
         }
-        self.blocked = batch.is_empty() && self.has_work() && !self.writer.has_unwritten();
+        let is_stuck = batch.is_empty() && self.has_work() && !self.waits_for_other;
+        self.blocked = is_stuck && !self.writer.has_unwritten();
         // For one id, what is newer must be written later.
         batch.sort_unstable_by_key(|(version, _)| *version);
         for (_, taken) in batch {
@@ -53,17 +62,28 @@ impl Committer {
         }
     }
 
+    /// Bytes and records of flushed data that the next batch may take.
+    fn share_of_flushed(&self, joining: bool) -> (u64, usize) {
+        match joining && !self.backlog.is_empty() && !self.is_late() {
+            true => JOINING,
+            false => (BATCH_BYTES, BATCH_RECORDS),
+        }
+    }
+
     fn append(&mut self, taken: Taken) {
-        let (id, at, dirty) = match &taken {
-            Taken::Ticketed(ticket, dirty) => (ticket.id, ticket.at, dirty),
-            Taken::Arrived(arrival) => (arrival.id, arrival.at, &arrival.dirty),
+        let (id, at, dirty, known_crc) = match &taken {
+            Taken::Ticketed(ticket, dirty) => (ticket.id, ticket.at, dirty, None),
+            Taken::Arrived(arrival) => (arrival.id, arrival.at, &arrival.dirty, Some(arrival.payload_crc)),
             Taken::Shown { .. } | Taken::Abort(_) | Taken::Mark => return,
         };
-        let change = dirty.data.clone().map_or(Change::Remove, Change::Put);
+        let change = dirty.data.clone().map_or(Change::Remove, |data| {
+            let crc = known_crc.unwrap_or_else(|| payload_crc(&data));
+            Change::Put(data, crc)
+        });
         self.writer.append(id, change);
         self.oldest_taken = Some(self.oldest_taken.map_or(at, |oldest| oldest.min(at)));
         self.taken_bytes += dirty.bytes();
-        self.taken.push(taken);
+        self.taken.push_back(taken);
     }
 
     /// The next synced store, if it fits.
@@ -109,6 +129,13 @@ impl Committer {
                 }
                 continue;
             };
+            // A newer version of it may be on its way to the disk already, and must not be written before this one. When it is durable there is
+            // nothing to write here; if its caller has given up, this one is to be written after its abort.
+            let published = self.taken.is_empty() && self.landed.is_empty();
+            if !published && shard.pending.is_under_way(&ticket.id) {
+                self.waits_for_other = true;
+                return None;
+            }
             if !room.take(cost(&dirty)) {
                 return None;
             }
@@ -122,12 +149,21 @@ impl Committer {
     /// Where no segment is left for messages, removes are written all the same: they are what frees one.
     fn take_removes(&mut self, batch: &mut Vec<(u64, Taken)>) {
         let mut room = self.writer.room(true);
+        let mut is_full = false;
         self.backlog.retain(|ticket| {
+            if is_full {
+                return true;
+            }
             let mut shard = self.shared.table.lock(&ticket.id);
             let Some(dirty) = shard.pending.peek(ticket) else { return false };
             // An older put of the id that still waits must not be written after its removal.
             let waits = dirty.data.is_some() || shard.pending.is_under_way(&ticket.id);
-            if waits || !room.take(cost(&dirty)) {
+            if waits {
+                return true;
+            }
+            // All removes are of one size: with the first that does not fit, the look through a long backlog is over.
+            is_full = !room.take(cost(&dirty));
+            if is_full {
                 return true;
             }
             shard.pending.commit(ticket);

@@ -1,14 +1,17 @@
 //! The committer thread: takes everything that waits, writes it at once, syncs once, wakes all.
 //!
-//! One loop with one batch at a time. What it has taken and not yet made durable it keeps; after a failure it tries again, with a
-//! pause, for as long as the spool lives.
+//! One loop. A few records are synced here; for more, the syncer waits for the disk while the next batch is written here. What it has taken
+//! and not yet made durable it keeps; after a failure it tries again, with a pause, for as long as the spool lives.
 
 mod batch;
+mod landing;
+mod syncer;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub(super) use syncer::Syncer;
 use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
@@ -46,12 +49,26 @@ enum Taken {
 #[derive(Debug)]
 struct Flush {
     version: u64,
+    /// The last record that was appended when all of it was: set then.
+    last: Option<u64>,
     done: oneshot::Sender<()>,
+}
+
+/// Records that became part of a sync together.
+#[derive(Debug)]
+struct Submitted {
+    up_to: u64,
+    records: usize,
+    bytes: u64,
+    /// When the oldest of them came in.
+    oldest: Option<Instant>,
+    began: Instant,
 }
 
 /// The thread's state.
 pub(super) struct Committer {
     shared: Arc<Shared>,
+    syncer: Arc<Syncer>,
     writer: Writer,
     /// Tickets whose turn has come, oldest first.
     backlog: VecDeque<Ticket>,
@@ -60,11 +77,17 @@ pub(super) struct Committer {
     /// Puts to be taken back.
     aborts: Vec<(SpoolId, u64)>,
     /// What was appended since the last good sync: the writer's records, one for one.
-    taken: Vec<Taken>,
-    /// Dirty bytes in `taken`.
+    taken: VecDeque<Taken>,
+    /// Of `taken`, from the front: what is being synced.
+    submitted: VecDeque<Submitted>,
+    /// Dirty bytes in the rest of `taken`.
     taken_bytes: u64,
-    /// When the oldest record in `taken` came in.
+    /// When the oldest record in the rest of `taken` came in.
     oldest_taken: Option<Instant>,
+    /// Durable, and nobody knows yet.
+    landed: Vec<(Taken, Durable)>,
+    /// No more is written to these, and everything in them is in `landed` or was.
+    finished: Vec<Arc<Segment>>,
     flushes: Vec<Flush>,
     seal: bool,
     /// When the timer for dirty data rings.
@@ -76,19 +99,29 @@ pub(super) struct Committer {
     failing: bool,
     /// Something waits for which no segment has room.
     blocked: bool,
+    /// The first of the backlog waits for a version of its id that is under way.
+    waits_for_other: bool,
+    /// When the last sync ended.
+    landed_at: Option<Instant>,
+    /// When to end at the latest: a sync that hangs elsewhere is not waited for.
+    end_by: Option<Instant>,
 }
 
 impl Committer {
-    pub(super) fn new(shared: Arc<Shared>, writer: Writer) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, syncer: Arc<Syncer>, writer: Writer) -> Self {
         Self {
             shared,
+            syncer,
             writer,
             backlog: VecDeque::new(),
             arrivals: VecDeque::new(),
             aborts: Vec::new(),
-            taken: Vec::new(),
+            taken: VecDeque::new(),
+            submitted: VecDeque::new(),
             taken_bytes: 0,
             oldest_taken: None,
+            landed: Vec::new(),
+            finished: Vec::new(),
             flushes: Vec::new(),
             seal: false,
             flush_at: None,
@@ -96,19 +129,27 @@ impl Committer {
             retry: RETRY.0,
             failing: false,
             blocked: false,
+            waits_for_other: false,
+            landed_at: None,
+            end_by: None,
         }
     }
 
     /// Runs until it is stopped.
     pub(super) fn run(mut self) -> Committed {
-        let _end = End(self.shared.mailbox.clone());
+        let _end = End(self.shared.mailbox.clone(), self.syncer.clone());
         loop {
-            let mail = self.shared.mailbox.wait(self.wake_at());
+            let mail = self.shared.mailbox.wait(self.wake_at(), self.writer.is_syncing());
             let stop = mail.stop;
             if stop == Some(Stop::Abandon) {
                 return self.ended(false);
             }
+            if let Some(Stop::Drained(by)) = stop {
+                self.end_by = Some(by);
+            }
             let result = self.turn(mail);
+            // Whatever went wrong: what is durable is durable.
+            self.publish_landed();
             self.failing = result.is_err();
             if let Err(error) = result {
                 self.failed(&error);
@@ -124,7 +165,7 @@ impl Committer {
 
     /// Where no segment is free: what the active one holds may be what frees the others, and only a sealed one is filed.
     fn make_room(&mut self) -> Result<(), WriteError> {
-        if !self.blocked {
+        if !self.blocked || self.writer.is_syncing() {
             return Ok(());
         }
         let can_be_filed = |segment: &Arc<Segment>| segment.is_counted() && segment.settled_at().is_some();
@@ -143,13 +184,16 @@ impl Committer {
     /// When to wake at the latest. `None`: there is nothing to do until somebody kicks.
     fn wake_at(&self) -> Option<Instant> {
         let now = Instant::now();
-        if self.failing || (self.has_work() && !self.blocked) {
+        // While something is synced there will be word of that.
+        if self.failing || (self.has_work() && !self.blocked && !self.writer.is_syncing()) {
             return Some(now);
         }
         let sync_at = self.oldest_taken.map(|at| at + self.flush_age());
         // Whoever waits for a segment is kicked by the next free one; this is for what was not foreseen.
         let look_again = (self.has_work() || !self.flushes.is_empty()).then(|| now + LOOK_AGAIN);
-        [self.flush_at, self.mark_at, sync_at, look_again].into_iter().flatten().min()
+        // While something is synced no mark is written, however long the disk takes.
+        let mark_at = self.mark_at.filter(|_| !self.writer.is_syncing());
+        [self.flush_at, mark_at, sync_at, look_again, self.end_by].into_iter().flatten().min()
     }
 
     fn has_work(&self) -> bool {
@@ -158,20 +202,28 @@ impl Committer {
 
     /// Dirty data is written at this age: the other half of `dirty_expire` is for the writing.
     fn flush_age(&self) -> Duration {
-        self.shared.config.dirty_expire / 2
+        self.shared.config.load().dirty_expire / 2
+    }
+
+    /// The first of the backlog is nearly too old: it goes whatever it costs.
+    fn is_late(&self) -> bool {
+        let late = self.shared.config.load().dirty_expire / 4 * 3;
+        self.backlog.front().is_some_and(|ticket| ticket.at.elapsed() >= late)
     }
 
     /// One batch, or none.
     fn turn(&mut self, mail: Mail) -> Result<(), WriteError> {
         let now = Instant::now();
         let everything = mail.stop.is_some() || mail.seal || !mail.flushes.is_empty();
+        let landed = self.land_all(mail.synced);
         self.arrivals.extend(mail.arrivals);
         self.seal |= mail.seal;
-        self.take_due_tickets(now, everything);
+        let everything = self.take_due_tickets(now, everything);
         let version = self.backlog.back().map_or(0, |ticket| ticket.version);
-        self.flushes.extend(mail.flushes.into_iter().map(|done| Flush { version, done }));
+        self.flushes.extend(mail.flushes.into_iter().map(|done| Flush { version, last: None, done }));
         // After the tickets: of two versions of one id the older one is then never in a later batch.
         self.arrivals.extend(self.shared.mailbox.take_arrivals());
+        landed?;
 
         self.append_batch();
         // Before the disk is asked: it may hang, and then this is what tells.
@@ -184,51 +236,75 @@ impl Committer {
         }
         self.answer_written();
         let due = self.oldest_taken.is_some_and(|at| at + self.flush_age() <= now);
+        // Of those who wait for room nobody waits for the disk, where it is all only written.
         let flushing = !self.flushes.is_empty() || everything;
-        if self.writer.unsynced() > 0 && (due || flushing || self.wants_sync()) {
+        if self.waits_for_other && self.is_late() {
+            // Callers who give up again and again could keep it waiting for as long as there is always something under way.
             self.sync(started)?;
+        } else if self.writer.unsynced() > self.submitted_records() && (due || flushing || self.wants_sync())
+        {
+            self.start_sync(started)?;
         }
-        self.retry = RETRY.0;
+        if !self.writer.is_syncing() {
+            self.retry = RETRY.0;
+        }
+        // The disk is at the next records by now.
+        self.publish_landed();
         self.finish_flushes()?;
         self.make_room()?;
         self.mark_when_idle(now)
     }
 
-    /// Puts the tickets that are due behind the backlog, and sets the timer for the next ones.
-    fn take_due_tickets(&mut self, now: Instant, everything: bool) {
+    /// Puts the tickets that are due behind the backlog, and sets the timer for the next ones. True if what was only written is to be synced, too.
+    fn take_due_tickets(&mut self, now: Instant, everything: bool) -> bool {
         let mailbox = &self.shared.mailbox;
         let rang = self.flush_at.map_or(mailbox.is_dirty(), |at| at <= now);
-        let everything = everything || mailbox.is_urgent();
-        if !everything && !rang {
-            return;
+        let mut everything = everything || mailbox.is_starved();
+        // While the last ones are still being written, what they free is not known.
+        let urgent = mailbox.is_urgent() && self.backlog.is_empty() && !self.writer.is_syncing();
+        if !everything && !rang && !urgent {
+            return false;
         }
-        mailbox.rearm();
-        let age = if everything { Duration::ZERO } else { self.flush_age() };
+        everything |= mailbox.rearm();
+        let age = match everything {
+            true => Duration::ZERO,
+            // Removals don't wait for room, and a limit may be lowered.
+            false if urgent && self.shared.is_over_limit() => Duration::ZERO,
+            // The older half: the younger a message is, the likelier it is gone before its turn comes.
+            false if urgent && self.shared.is_flush_urgent() => {
+                let oldest = self.shared.table.oldest_dirty();
+                oldest.map_or(Duration::ZERO, |oldest| oldest.elapsed() / 2).min(self.flush_age())
+            }
+            false => self.flush_age(),
+        };
         if let Some(cutoff) = Instant::now().checked_sub(age) {
             self.backlog.extend(self.shared.table.drain_tickets(cutoff));
         }
         // A few flushes in the time that is left: the later a message is written, the likelier it is gone by then.
-        let soonest = now + self.shared.config.dirty_expire / 8;
+        let soonest = now + self.shared.config.load().dirty_expire / 8;
         self.flush_at =
             self.shared.table.oldest_dirty().map(|oldest| (oldest + self.flush_age()).max(soonest));
         if self.flush_at.is_some() {
             mailbox.timer_is_set();
         }
+        everything || urgent
     }
 
-    /// Some caller waits for stable storage, or something was flushed because its time had come.
+    /// Some caller waits for stable storage, or something was flushed because its time had come, or waits for what is not synced yet.
     fn wants_sync(&self) -> bool {
-        self.taken.iter().any(|taken| match taken {
-            // An abort is as urgent: its caller was told that nothing is left behind.
-            Taken::Ticketed(..) | Taken::Abort(_) => true,
-            Taken::Arrived(arrival) => arrival.floor == Floor::Synced,
-            Taken::Shown { .. } | Taken::Mark => false,
-        })
+        self.waits_for_other
+            || self.taken.iter().skip(self.submitted_records()).any(|taken| match taken {
+                // An abort is as urgent: its caller was told that nothing is left behind.
+                Taken::Ticketed(..) | Taken::Abort(_) => true,
+                Taken::Arrived(arrival) => arrival.floor == Floor::Synced,
+                Taken::Shown { .. } | Taken::Mark => false,
+            })
     }
 
     /// Answers those who asked for no more than the operating system to have their message.
     fn answer_written(&mut self) {
-        for taken in &mut self.taken {
+        let submitted = self.submitted_records();
+        for taken in self.taken.iter_mut().skip(submitted) {
             let shows = matches!(taken, Taken::Arrived(arrival)
                 if arrival.floor == Floor::Written && show_written(&self.shared, arrival));
             if shows && let Taken::Arrived(arrival) = std::mem::replace(taken, Taken::Mark) {
@@ -240,58 +316,33 @@ impl Committer {
         }
     }
 
-    fn sync(&mut self, started: Instant) -> Result<(), WriteError> {
-        let sync_started = Instant::now();
-        let synced = self.writer.sync()?;
-        let records = self.taken.iter().filter(|taken| !matches!(taken, Taken::Mark)).count() as u64;
-        self.shared.budget.note_drained(self.taken_bytes, started.elapsed());
-        self.shared.stats.synced(sync_started.elapsed());
-        self.shared.stats.committed(records, self.taken_bytes, started.elapsed());
-        for (taken, durable) in self.taken.drain(..synced.records.len()).zip(&synced.records) {
-            publish(&self.shared, &mut self.aborts, taken, durable);
-        }
-        self.settle(synced.finished);
-        if self.taken.is_empty() {
-            (self.taken_bytes, self.oldest_taken) = (0, None);
-        }
-        if records > 0 {
-            // Something was acknowledged: when it gets quiet, the journal shall say so.
-            self.mark_at = Some(Instant::now() + self.shared.config.dirty_expire);
-        }
-        Ok(())
-    }
-
-    /// The index knows everything in these segments now.
-    fn settle(&self, finished: Vec<Arc<Segment>>) {
-        if finished.is_empty() {
-            return;
-        }
-        for segment in finished {
-            segment.settle();
-        }
-        self.shared.filing.kick();
-    }
-
     fn is_drained(&self) -> bool {
         !self.has_work()
             && self.taken.iter().all(|taken| matches!(taken, Taken::Mark))
             && self.shared.table.oldest_dirty().is_none()
     }
 
-    /// Tells those who asked for a flush, once there is nothing left of what was dirty when they asked.
+    /// Tells those who asked for a flush, once there is nothing left of what was dirty when they asked. What came after it may be under way all
+    /// the time, and nobody waits for that.
     fn finish_flushes(&mut self) -> Result<(), WriteError> {
-        if self.writer.unsynced() > 0 || (self.flushes.is_empty() && !self.seal) {
+        if self.flushes.is_empty() && !self.seal {
             return Ok(());
         }
         let reached = self.backlog.front().map_or(u64::MAX, |ticket| ticket.version);
-        if self.seal && self.flushes.iter().any(|flush| flush.version >= reached) {
-            return Ok(());
+        if !self.seal || self.flushes.iter().all(|flush| flush.version < reached) {
+            let last = self.writer.last_seq();
+            for flush in self.flushes.iter_mut().filter(|flush| flush.version < reached) {
+                flush.last.get_or_insert(last);
+            }
+            if std::mem::take(&mut self.seal) {
+                self.writer.seal();
+                if self.writer.unsynced() == 0 {
+                    self.sync(Instant::now())?;
+                }
+            }
         }
-        if std::mem::take(&mut self.seal) {
-            self.writer.seal();
-            self.sync(Instant::now())?;
-        }
-        for flush in self.flushes.extract_if(.., |flush| flush.version < reached) {
+        let durable = self.writer.durable_seq();
+        for flush in self.flushes.extract_if(.., |flush| flush.last.is_some_and(|last| last <= durable)) {
             // Whoever asked may be gone.
             let _ = flush.done.send(());
         }
@@ -300,13 +351,13 @@ impl Committer {
 
     /// The last commit before a quiet time is known to have been durable only if a later record says so.
     fn mark_when_idle(&mut self, now: Instant) -> Result<(), WriteError> {
-        if self.mark_at.is_none_or(|at| at > now) {
+        if self.writer.is_syncing() || self.mark_at.is_none_or(|at| at > now) {
             return Ok(());
         }
         self.mark_at = None;
         if self.writer.active_generation().is_some() && self.writer.room(true).take(PAGE) {
             self.writer.append(SpoolId::from_bytes([0; 16]), Change::Mark);
-            self.taken.push(Taken::Mark);
+            self.taken.push_back(Taken::Mark);
             self.writer.write()?;
         }
         Ok(())
@@ -316,26 +367,36 @@ impl Committer {
     fn oldest(&self) -> Option<Instant> {
         let waiting = self.arrivals.front().map(|arrival| arrival.at);
         let flushed = self.backlog.front().map(|ticket| ticket.at);
-        [flushed, self.oldest_taken, waiting].into_iter().flatten().min()
+        let syncing = self.submitted.iter().filter_map(|submitted| submitted.oldest).min();
+        [flushed, self.oldest_taken, syncing, waiting].into_iter().flatten().min()
     }
 
     fn failed(&mut self, error: &WriteError) {
+        if !matches!(error, WriteError::NoSegment) {
+            // All of it is to be written again.
+            self.syncer.forget();
+            for submitted in self.submitted.drain(..) {
+                self.taken_bytes += submitted.bytes;
+                self.oldest_taken = [self.oldest_taken, submitted.oldest].into_iter().flatten().min();
+            }
+        }
         match error {
             WriteError::NoSegment => self.shared.filing.kick(),
             WriteError::Write(source) => self.shared.disk_error(Site::JournalWrite, source),
             WriteError::Sync(source) => self.shared.disk_error(Site::JournalSync, source),
         }
-        self.shared.mailbox.pause(Instant::now() + self.retry);
+        self.shared.mailbox.pause(Instant::now() + self.retry, matches!(error, WriteError::NoSegment));
         self.retry = (self.retry * 2).min(RETRY.1);
     }
 }
 
-/// Tells the mailbox when the thread is gone, however it went.
-struct End(Arc<Mailbox>);
+/// Tells the mailbox when the thread is gone, however it went, and ends the syncer.
+struct End(Arc<Mailbox>, Arc<Syncer>);
 
 impl Drop for End {
     fn drop(&mut self) {
         self.0.end();
+        self.1.stop();
     }
 }
 

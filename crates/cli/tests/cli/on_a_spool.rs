@@ -1,11 +1,5 @@
 //! Runs the real `tidespool` binary on the directory of a real spool.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "helpers of tests are outside of the test functions"
-)]
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -15,13 +9,7 @@ use tempfile::TempDir;
 use tidespool::{Config, TieredSpool};
 use tidespool_core::{Spool, SpoolId};
 
-fn tidespool(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tidespool")).args(args).output().unwrap()
-}
-
-fn path(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
+use crate::run::{path, tidespool};
 
 fn code(output: &Output) -> Option<i32> {
     output.status.code()

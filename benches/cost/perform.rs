@@ -1,0 +1,275 @@
+//! Does one operation so many times, and counts.
+//!
+//! Nothing here depends on the clock: every timer of the spool is set so far that it does not ring.
+
+use std::hint::black_box;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use chrono::{DateTime, Utc};
+use futures_lite::future::poll_once;
+use tidespool::{Config, HealthConfig, PressureConfig, TieredSpool};
+use tidespool_core::{Spool, SpoolId};
+use tidespool_testkit::ids;
+
+use super::counts::Counts;
+use super::operations::{CALLERS, Kind, Operation};
+use super::storage::CountingStorage;
+
+const MIB: u64 = 1 << 20;
+
+/// Messages beside the counted ones, on which everything that is made at its first use is made.
+const WARM_UP: usize = 64;
+
+type Payload = Arc<Box<[u8]>>;
+type Call<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
+
+/// Does `operation` as often as it says, on a new spool in `dir`. The spool is left open: whoever calls this ends the process.
+pub(crate) async fn perform(operation: &Operation, dir: &Path) -> Result<Counts> {
+    let ids = ids(WARM_UP + usize::try_from(operation.count)?);
+    let (warm_up, ids) = ids.split_at(WARM_UP);
+    let mut stage = Stage::open(operation, dir).await?;
+    match operation.kind {
+        Kind::Store => {
+            stage.store_all(warm_up).await?;
+            stage.count(async |stage| stage.store_all(ids).await).await
+        }
+        Kind::Resave => {
+            stage.store_all(warm_up).await?;
+            stage.count(async |stage| stage.store_all(&vec![warm_up[0]; ids.len()]).await).await
+        }
+        Kind::LoadDirty => {
+            stage.store_all(warm_up).await?;
+            stage.store_all(ids).await?;
+            stage.count(async |stage| stage.load_all(ids).await).await
+        }
+        Kind::LoadClean | Kind::LoadShared => {
+            stage.store_synced(warm_up).await?;
+            stage.store_synced(ids).await?;
+            stage.load_all(warm_up).await?;
+            match operation.kind {
+                Kind::LoadClean => stage.count(async |stage| stage.load_all(ids).await).await,
+                _ => stage.count(async |stage| stage.load_shared_all(ids).await).await,
+            }
+        }
+        Kind::RemoveYoung => {
+            stage.store_all(warm_up).await?;
+            stage.store_all(ids).await?;
+            stage.remove_all(warm_up).await?;
+            stage.count(async |stage| stage.remove_all(ids).await).await
+        }
+        Kind::RemoveJournaled => {
+            stage.store_synced(warm_up).await?;
+            stage.store_synced(ids).await?;
+            stage.remove_all(warm_up).await?;
+            stage.count(async |stage| stage.remove_all(ids).await).await
+        }
+        Kind::Lifecycle => {
+            stage.live(warm_up).await?;
+            stage.count(async |stage| stage.live(ids).await).await
+        }
+        Kind::Synced => {
+            stage.store_synced(warm_up).await?;
+            stage.count(async |stage| stage.store_one_by_one(ids).await).await
+        }
+        Kind::SyncedTogether => {
+            stage.store_synced(&warm_up[..1]).await?;
+            stage.store_together(warm_up, warm_up[0]).await?;
+            stage.rounds(ids, warm_up[0]).await
+        }
+        Kind::Checkpoint => {
+            stage.store_synced(ids).await?;
+            stage.count(async |stage| stage.spool.cleanup().await).await
+        }
+        Kind::ColdJournal | Kind::ColdFiled => {
+            stage.store_synced(warm_up).await?;
+            stage.store_synced(ids).await?;
+            if operation.kind == Kind::ColdFiled {
+                stage.spool.compact().await?;
+            }
+            stage = stage.reopen(operation, dir).await?;
+            stage.load_all(warm_up).await?;
+            stage.count(async |stage| stage.load_shared_all(ids).await).await
+        }
+    }
+}
+
+/// Ids of one second, the same in every run.
+fn ids(count: usize) -> Vec<SpoolId> {
+    let begin = DateTime::<Utc>::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    (0..count as u64).map(|n| ids::v1(begin + Duration::from_micros(n), n)).collect()
+}
+
+/// A spool under which everything is counted.
+struct Stage {
+    storage: CountingStorage,
+    spool: TieredSpool,
+    data: Payload,
+    /// The journal was not written yet.
+    untouched: bool,
+}
+
+impl Stage {
+    async fn open(operation: &Operation, dir: &Path) -> Result<Self> {
+        let storage = CountingStorage::default();
+        let spool = TieredSpool::open_on(config(operation, dir), storage.storage()).await?;
+        let data = Arc::new(vec![b'm'; operation.size].into_boxed_slice());
+        Ok(Self { storage, spool, data, untouched: true })
+    }
+
+    async fn reopen(self, operation: &Operation, dir: &Path) -> Result<Self> {
+        self.spool.shutdown().await?;
+        Self::open(operation, dir).await
+    }
+
+    async fn count(&mut self, operations: impl AsyncFnOnce(&mut Self) -> Result<()>) -> Result<Counts> {
+        border();
+        let before = Counts::at_begin(&self.storage)?;
+        operations(self).await?;
+        let counts = Counts::at_end(&self.storage)? - before;
+        border();
+        Ok(counts)
+    }
+
+    async fn store_all(&self, ids: &[SpoolId]) -> Result<()> {
+        for id in ids {
+            self.spool.store(*id, self.data.clone(), false, None).await?;
+        }
+        Ok(())
+    }
+
+    async fn load_all(&self, ids: &[SpoolId]) -> Result<()> {
+        for id in ids {
+            ensure!(self.spool.load(*id).await?.len() == self.data.len(), "{id} is not what was stored");
+        }
+        Ok(())
+    }
+
+    async fn load_shared_all(&self, ids: &[SpoolId]) -> Result<()> {
+        for id in ids {
+            ensure!(
+                self.spool.load_shared(*id).await?.len() == self.data.len(),
+                "{id} is not what was stored"
+            );
+        }
+        Ok(())
+    }
+
+    async fn remove_all(&self, ids: &[SpoolId]) -> Result<()> {
+        for id in ids {
+            self.spool.remove(*id).await?;
+        }
+        Ok(())
+    }
+
+    async fn live(&self, ids: &[SpoolId]) -> Result<()> {
+        for id in ids {
+            self.spool.store(*id, self.data.clone(), false, None).await?;
+            self.load_all(&[*id]).await?;
+            self.spool.remove(*id).await?;
+        }
+        Ok(())
+    }
+
+    async fn store_one_by_one(&self, ids: &[SpoolId]) -> Result<()> {
+        for id in ids {
+            self.store(*id).await?;
+        }
+        Ok(())
+    }
+
+    fn store(&self, id: SpoolId) -> Call<'_> {
+        self.spool.store(id, self.data.clone(), true, None)
+    }
+
+    /// Stores them as fast as they can be.
+    async fn store_synced(&mut self, ids: &[SpoolId]) -> Result<()> {
+        for ids in ids.chunks(WARM_UP) {
+            let dir_syncs = self.storage.dir_syncs();
+            if self.untouched {
+                // The first store takes a segment, and another is prepared in its place. No other is used up: `config`.
+                self.untouched = false;
+                self.store(ids[0]).await?;
+                self.storage.wait_for_dir_sync(dir_syncs)?;
+            }
+            finish(self.begin(ids).await?).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings each store before the committer. Gives those that it has not answered yet.
+    async fn begin(&self, ids: &[SpoolId]) -> Result<Vec<Call<'_>>> {
+        let mut waiting = Vec::with_capacity(ids.len());
+        for id in ids {
+            let mut call = self.store(*id);
+            match poll_once(&mut call).await {
+                Some(answer) => answer?,
+                None => waiting.push(call),
+            }
+        }
+        Ok(waiting)
+    }
+
+    async fn rounds(&self, ids: &[SpoolId], other: SpoolId) -> Result<Counts> {
+        let mut counts = Counts::default();
+        border();
+        for ids in ids.chunks(usize::try_from(CALLERS)?) {
+            counts += self.store_together(ids, other).await?;
+        }
+        border();
+        Ok(counts)
+    }
+
+    /// Stores them in one batch: while `other` is synced they all come to wait. Counts from then on.
+    async fn store_together(&self, ids: &[SpoolId], other: SpoolId) -> Result<Counts> {
+        self.storage.hold_syncs();
+        let first = self.begin(&[other]).await?;
+        self.storage.wait_until_held()?;
+        let before = Counts::at_begin(&self.storage)?;
+        let calls = self.begin(ids).await?;
+        self.storage.release();
+        finish(first).await?;
+        finish(calls).await?;
+        Ok(Counts::at_end(&self.storage)? - before)
+    }
+}
+
+/// Where what is counted begins and ends: `measure` makes valgrind tell its counts apart here.
+#[inline(never)]
+fn border() {
+    black_box(());
+}
+
+async fn finish(calls: Vec<Call<'_>>) -> Result<()> {
+    for call in calls {
+        call.await.context("storing")?;
+    }
+    Ok(())
+}
+
+/// No timer rings, no limit is near, and one segment takes everything.
+fn config(operation: &Operation, dir: &Path) -> Config {
+    let never = Duration::from_secs(3_600);
+    let checkpoint_after = if operation.kind == Kind::Checkpoint { Duration::ZERO } else { never };
+    Config::new(dir)
+        .memory_budget(1_024 * MIB)
+        .dirty_limit(512 * MIB)
+        .dirty_expire(never)
+        .store_deadline(never)
+        .segment_size(32 * MIB)
+        .journal_capacity(256 * MIB)
+        .checkpoint_after(checkpoint_after)
+        .read_threads(1)
+        .ballast(0)
+        .pressure(PressureConfig::default().enabled(false))
+        .health(
+            HealthConfig::default()
+                .min_free_bytes(0)
+                .min_free_fraction(0.0)
+                .backlog_latch_after(never)
+                .sample_interval(Duration::from_secs(10)),
+        )
+}

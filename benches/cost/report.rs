@@ -1,0 +1,68 @@
+//! The table, and what follows from it.
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, Table};
+
+use super::limits::{Limits, Tools, Verdict};
+use super::measure::Figures;
+use super::operations::Operation;
+
+/// Prints it. True where nothing is to be complained of.
+pub(crate) fn show(measured: &[(&Operation, Figures)], limits: &Limits, tools: &Tools) -> bool {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header(["operation", "figure", "measured", "limit", "tolerance", "verdict"]);
+    let (mut breaches, mut better) = (Vec::new(), Vec::new());
+    for (operation, figures) in measured {
+        let mut name = operation.name;
+        for (figure, value) in figures {
+            let verdict = limits.verdict(operation, *figure, *value);
+            let limit = limits.get(operation, *figure);
+            let shown = limit.map_or_else(|| "none".to_owned(), |limit| limit.limit.to_string());
+            let what = format!("{}: {} {value}, limit {shown}", operation.name, figure.name());
+            let said = match verdict {
+                Verdict::Kept => "ok",
+                Verdict::MuchBetter => "much better",
+                Verdict::Breach => "BREACH",
+                Verdict::NoLimit => "NO LIMIT",
+            };
+            match verdict {
+                Verdict::Kept => {}
+                Verdict::MuchBetter => better.push(what),
+                Verdict::Breach | Verdict::NoLimit => breaches.push(what),
+            }
+            let tolerance = limit.map_or_else(String::new, |limit| format!("{} %", limit.tolerance));
+            table.add_row([name, figure.name(), &value.to_string(), &shown, &tolerance, said]);
+            // Once for all its figures.
+            name = "";
+        }
+    }
+    for number in 2..5 {
+        if let Some(column) = table.column_mut(number) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    println!("{table}");
+    breaches.extend(limits.orphans().into_iter().map(|orphan| format!("{orphan}: a limit of nothing")));
+    say(&breaches, &better, limits, tools)
+}
+
+fn say(breaches: &[String], better: &[String], limits: &Limits, tools: &Tools) -> bool {
+    if !better.is_empty() {
+        println!("\nMuch better than the limit. Lower it: cargo bench --bench cost -- --bless");
+        better.iter().for_each(|line| println!("  {line}"));
+    }
+    if breaches.is_empty() {
+        println!("\nNo limit is broken.");
+        return true;
+    }
+    println!("\nLimits that are broken:");
+    breaches.iter().for_each(|line| println!("  {line}"));
+    if limits.measured_with != *tools {
+        println!("Measured with   {tools:?}\nthe limits with {:?}", limits.measured_with);
+    }
+    println!(
+        "Make it cheaper again; or, where it is worth it, say why in the commit and: cargo bench --bench cost -- --bless"
+    );
+    false
+}

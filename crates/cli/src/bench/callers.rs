@@ -1,0 +1,237 @@
+//! The callers: tasks, each with one message under way at a time.
+//!
+//! After each message a caller takes part in tokio's cooperative budget: a spool that answers from memory never waits,
+//! and would otherwise keep a worker thread to itself while most callers never ran.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tidespool_core::SpoolId;
+use tokio::task::JoinSet;
+
+use super::engine::Engine;
+use super::latency::Latency;
+use super::latency::{Recorder, Timeline};
+use super::payload::{Messages, Payload, Pool};
+use super::plan::Plan;
+use super::proc::disk_write_bytes;
+use super::report::Second;
+
+/// Set by an interrupt, and by a caller that failed.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// When to record and when to end.
+#[derive(Debug, Clone)]
+pub(super) struct Clock {
+    pub(super) warm_until: Instant,
+    /// `None`: the callers know themselves when they are done.
+    end: Option<Instant>,
+    stop: Stop,
+}
+
+impl Clock {
+    /// From now on, with a warm-up of a tenth of it, at most one second.
+    pub(super) fn timed(duration: Duration, stop: &Stop) -> Self {
+        let warm_up = Duration::from_secs(1).min(duration / 10);
+        let begun = Instant::now();
+        Self { warm_until: begun + warm_up, end: Some(begun + duration), stop: stop.clone() }
+    }
+
+    /// From now on, without a warm-up: each operation can be done only once.
+    pub(super) fn at_most(duration: Duration, stop: &Stop) -> Self {
+        let begun = Instant::now();
+        Self { warm_until: begun, end: Some(begun + duration), stop: stop.clone() }
+    }
+
+    /// From now on, until there is nothing left to do.
+    pub(super) fn counted(stop: &Stop) -> Self {
+        Self { warm_until: Instant::now(), end: None, stop: stop.clone() }
+    }
+}
+
+/// What the callers did after the warm-up.
+#[derive(Debug)]
+pub(super) struct Done {
+    /// From the end of the warm-up to the end of the last call.
+    pub(super) seconds: f64,
+    /// Payload bytes of what was recorded.
+    pub(super) bytes: u64,
+    pub(super) latency: Latency,
+    pub(super) series: Vec<Second>,
+    /// The kernel's count at the end of the warm-up.
+    pub(super) disk_write_bytes_before: u64,
+}
+
+/// One task.
+pub(super) struct Caller {
+    pub(super) engine: Arc<Engine>,
+    pub(super) plan: Arc<Plan>,
+    pub(super) messages: Messages,
+    pub(super) clock: Clock,
+    recorder: Recorder,
+    bytes: u64,
+    /// When its last call ended.
+    pub(super) now: Instant,
+}
+
+/// Runs `work` for each of the plan's callers; returns what they recorded, and what each of them returned.
+///
+/// # Errors
+///
+/// The first error of a caller. The others are told to stop, and it is returned after them.
+pub(super) async fn run<T, F, Fut>(
+    engine: &Arc<Engine>,
+    plan: &Arc<Plan>,
+    pool: &Arc<Pool>,
+    clock: Clock,
+    work: F,
+) -> Result<(Done, Vec<T>)>
+where
+    T: Send + 'static,
+    F: Fn(Caller) -> Fut,
+    Fut: Future<Output = Result<(Caller, T)>> + Send + 'static,
+{
+    let begun = Instant::now();
+    let timeline = Timeline::new(clock.warm_until);
+    let mut callers = JoinSet::new();
+    for number in 0..plan.concurrency {
+        let caller = Caller {
+            engine: Arc::clone(engine),
+            plan: Arc::clone(plan),
+            messages: Messages::new(Arc::clone(pool), plan.seed.wrapping_add(1 + number as u64)),
+            clock: clock.clone(),
+            recorder: Recorder::new(Arc::clone(&timeline))?,
+            bytes: 0,
+            now: begun,
+        };
+        let (stop, work) = (clock.stop.clone(), work(caller));
+        callers.spawn(async move {
+            let result = work.await.and_then(|(mut caller, more)| {
+                caller.recorder.hand_over()?;
+                Ok((caller.bytes, caller.now, more))
+            });
+            if result.is_err() {
+                // At once, not when this task is joined: the others may be waiting for a spool that has failed.
+                stop.set();
+            }
+            result
+        });
+    }
+    // On a thread of its own: an engine that blocks the worker threads would make a timer late.
+    let warm_until = clock.warm_until;
+    let baseline = tokio::task::spawn_blocking(move || {
+        std::thread::sleep(warm_until.saturating_duration_since(Instant::now()));
+        disk_write_bytes()
+    });
+    let disk_write_bytes_before = baseline.await?;
+    let (bytes, last, more) = join(callers, &clock).await?;
+    Ok((
+        Done {
+            seconds: last.duration_since(clock.warm_until).as_secs_f64(),
+            bytes,
+            latency: timeline.total()?,
+            series: timeline.series(),
+            disk_write_bytes_before: disk_write_bytes_before?,
+        },
+        more,
+    ))
+}
+
+type Ended<T> = Result<(u64, Instant, T)>;
+
+async fn join<T: 'static>(mut callers: JoinSet<Ended<T>>, clock: &Clock) -> Result<(u64, Instant, Vec<T>)> {
+    let (mut bytes, mut last, mut all) = (0, clock.warm_until, Vec::new());
+    let mut failure = None;
+    while let Some(ended) = callers.join_next().await {
+        match ended.map_err(Into::into).and_then(|ended| ended) {
+            Ok((some, now, more)) => {
+                bytes += some;
+                last = last.max(now);
+                all.push(more);
+            }
+            Err(err) => {
+                clock.stop.set();
+                failure.get_or_insert(err);
+            }
+        }
+    }
+    failure.map_or(Ok((bytes, last, all)), Err)
+}
+
+impl Caller {
+    pub(super) fn goes_on(&self) -> bool {
+        self.clock.end.is_none_or(|end| self.now < end) && !self.clock.stop.is_set()
+    }
+
+    /// What began in the warm-up does not count; what ends after the end does, and `seconds` with it.
+    pub(super) fn record(&mut self, begun: Instant, bytes: usize) -> Result<()> {
+        self.now = Instant::now();
+        self.record_took(begun, self.now - begun, bytes)
+    }
+
+    /// An operation of several calls, the first of which began at `begun`. `took`: all of them together.
+    pub(super) fn record_took(&mut self, begun: Instant, took: Duration, bytes: usize) -> Result<()> {
+        if self.is_warm(begun) {
+            self.recorder.record(self.now, took)?;
+            self.bytes += bytes as u64;
+        }
+        Ok(())
+    }
+
+    /// Whether what begins now is recorded.
+    pub(super) fn is_warm(&self, begun: Instant) -> bool {
+        begun >= self.clock.warm_until
+    }
+
+    /// Waits, without a call under way, until `when`.
+    pub(super) async fn sleep_until(&mut self, when: Instant) {
+        tokio::time::sleep_until(when.into()).await;
+        self.now = Instant::now();
+    }
+
+    pub(super) async fn store(&self, id: SpoolId, data: Payload, force_sync: bool) -> Result<()> {
+        self.engine.store(id, data, force_sync).await.with_context(|| {
+            let why = self.engine.unhealthy_reason();
+            failed("store", id) + &why.map_or_else(String::new, |why| format!(" (unhealthy: {why})"))
+        })
+    }
+
+    pub(super) async fn load(&self, id: SpoolId, len: usize) -> Result<()> {
+        let loaded = self.engine.load(id).await.with_context(|| failed("load", id))?;
+        check(id, len, loaded.len())
+    }
+
+    pub(super) async fn load_shared(&self, id: SpoolId, len: usize) -> Result<()> {
+        let loaded = self.engine.load_shared(id).await.with_context(|| failed("load", id))?;
+        check(id, len, loaded.len())
+    }
+
+    pub(super) async fn remove(&self, id: SpoolId) -> Result<()> {
+        self.engine.remove(id).await.with_context(|| failed("remove", id))
+    }
+}
+
+/// A cheap look: comparing every byte would be a part of what is measured. The conformance tests do that.
+fn check(id: SpoolId, stored: usize, loaded: usize) -> Result<()> {
+    if loaded != stored {
+        bail!("message {id} was stored with {stored} bytes and loaded with {loaded}");
+    }
+    Ok(())
+}
+
+fn failed(what: &str, id: SpoolId) -> String {
+    format!("the bench stopped: {what} of message {id} failed")
+}

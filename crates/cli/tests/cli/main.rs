@@ -1,0 +1,13 @@
+//! Runs the real `tidespool` binary. One test binary, so that everything is linked once.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests are outside of the test functions"
+)]
+
+mod run; // the binary, and what it says when it refuses
+
+mod bench; // `tidespool bench`: every workload on every engine that can do it, and what goes wrong
+mod command; // what it says and how it ends, above all where something is wrong
+mod on_a_spool; // on the directory of a real spool

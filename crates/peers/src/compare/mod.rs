@@ -1,0 +1,225 @@
+//! `tidespool-peers compare`: engines side by side.
+//!
+//! # Layout
+//!
+//! * `matrix` – which runs, and their order; `wording` – plans in words; `child` – a run in a process of its own;
+//! * `summary` – medians, spread and ratios;
+//! * `table`, `record`, `html` with `chart` – what is shown: text, JSON, a page.
+
+mod chart;
+mod child;
+mod html;
+mod machine;
+mod matrix;
+mod record;
+mod summary;
+mod table;
+mod wording;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tidespool_cli::bench::{Interrupted, Report, Size, Workload};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use self::child::Failed;
+use self::matrix::{Case, Choice, Turn};
+use self::record::{Comparison, RunRecord};
+use crate::engines::Peer;
+
+/// The longest run: a day.
+const MAX_DURATION_SECS: f64 = 86_400.0;
+
+/// Compare engines on this machine.
+///
+/// Each run is a process of its own; rounds are interleaved, A B C A B C …, and what is shown is the median over the
+/// rounds, with the least and the most. A ratio above 1 says that tidespool is ahead.
+///
+/// Without --quick this takes hours: it says how many before it starts, and --workload, --engine, --size and --concurrency
+/// make it less. A run that fails is named in one line and the others go on; the exit code is 1 then.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A part of all, in about three minutes: one round of 1 s runs.
+    #[arg(long)]
+    quick: bool,
+    /// Only these workloads. May be repeated, or separated by commas, as with the next three.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WORKLOAD")]
+    workload: Vec<Workload>,
+    /// Only these engines.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "ENGINE")]
+    engine: Vec<Peer>,
+    /// These payload bytes instead of the matrix's: 16384, 16KiB, or mix.
+    #[arg(long, value_delimiter = ',', value_name = "BYTES")]
+    size: Vec<Size>,
+    /// So many callers instead of the matrix's, 1 to 65536.
+    #[arg(long, value_delimiter = ',', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    concurrency: Vec<u32>,
+    /// Only synced cases, or only those that are not.
+    #[arg(long, value_name = "true|false")]
+    force_sync: Option<bool>,
+    /// How often each engine runs in each case, 1 to 100 [default: 3, with --quick 1].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: Option<u32>,
+    /// How long a run takes, where its work is not fixed [default: 5, with --quick 1].
+    #[arg(long, value_name = "SECS", value_parser = parse_duration)]
+    duration: Option<Duration>,
+    /// Work in new directories inside DIR, removed after each run [default: the system's directory for temporary files].
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Write everything, every single run included, to FILE as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a page with tables and latency curves to FILE. It needs nothing else to be looked at.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Say what would be run, and how long it would take.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(secs) if secs > 0.0 && secs <= MAX_DURATION_SECS => Ok(Duration::from_secs_f64(secs)),
+        _ => Err(format!("expected seconds, more than 0 and at most {MAX_DURATION_SECS}")),
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let cases = matrix::cases(&args.choice());
+    if cases.is_empty() {
+        bail!("nothing is left to run: no such engine does such a workload, or it was not compiled in");
+    }
+    let rounds = args.rounds.unwrap_or(if args.quick { 1 } else { 3 });
+    let turns = matrix::turns(&cases, rounds);
+    announce(&cases, &turns)?;
+    if args.dry_run {
+        return Ok(());
+    }
+    let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    std::fs::metadata(&dir)
+        .with_context(|| format!("looking at {}: give a directory with --dir", dir.display()))?;
+    args.check_outputs()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let machine = machine::describe(&dir);
+    let (runs, interrupted) = runtime.block_on(run_all(&cases, &turns, &dir))?;
+    let comparison = Comparison::new(machine, &cases, runs);
+    table::print(&mut std::io::stdout().lock(), &comparison)?;
+    args.write_outputs(&comparison)?;
+    let failed = comparison.runs.iter().filter(|run| run.report.is_none()).count();
+    if interrupted {
+        return Err(Interrupted.into());
+    }
+    if failed > 0 {
+        bail!("{failed} of {} runs failed, see above", comparison.runs.len());
+    }
+    Ok(())
+}
+
+impl Args {
+    fn choice(&self) -> Choice {
+        Choice {
+            quick: self.quick,
+            workloads: self.workload.clone(),
+            engines: self.engine.clone(),
+            sizes: self.size.clone(),
+            callers: self.concurrency.iter().filter_map(|&callers| usize::try_from(callers).ok()).collect(),
+            force_sync: self.force_sync,
+            duration: self.duration,
+        }
+    }
+
+    /// Finds out before the hours, not after them, that a file cannot be written. One that is there stays as it is.
+    fn check_outputs(&self) -> Result<()> {
+        for path in [&self.json, &self.html].into_iter().flatten() {
+            let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
+            opened.with_context(|| format!("opening {} for writing", path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn write_outputs(&self, comparison: &Comparison) -> Result<()> {
+        let write = |path: &Path, text: String| {
+            std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+        };
+        if let Some(path) = &self.json {
+            write(path, serde_json::to_string_pretty(comparison)?)?;
+        }
+        if let Some(path) = &self.html {
+            write(path, html::page(comparison))?;
+        }
+        Ok(())
+    }
+}
+
+/// What is going to happen, and for how long.
+fn announce(cases: &[Case], turns: &[Turn]) -> Result<()> {
+    let took = |turn: &Turn| cases.get(turn.case).map_or(Duration::ZERO, |case| matrix::estimate(&case.plan));
+    let total: Duration = turns.iter().map(took).sum();
+    let minutes = total.as_secs().div_ceil(60);
+    let time =
+        if minutes < 120 { format!("{minutes} min") } else { format!("{} hours", minutes.div_ceil(60)) };
+    writeln!(
+        std::io::stderr(),
+        "{} runs of {} cases: about {time}, more on a slow disk; Ctrl-C ends it and shows what is there",
+        turns.len(),
+        cases.len(),
+    )?;
+    Ok(())
+}
+
+/// All runs, one after the other. `true` where they were interrupted.
+async fn run_all(cases: &[Case], turns: &[Turn], dir: &Path) -> Result<(Vec<RunRecord>, bool)> {
+    let (interrupt, mut stop) = watch::channel(false);
+    let (mut ctrl_c, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut runs = Vec::new();
+    let work = async {
+        for (n, turn) in turns.iter().enumerate() {
+            let Some(case) = cases.get(turn.case) else { continue };
+            let run = run_one(case, *turn, dir, &mut stop).await;
+            if matches!(run, Err(Failed::Interrupted)) {
+                return Ok(true);
+            }
+            tell(n + 1, turns.len(), turn, case, &run)?;
+            runs.push(RunRecord::new(*turn, case, run));
+        }
+        Ok(false)
+    };
+    let listen = async {
+        tokio::select! { _ = ctrl_c.recv() => {}, _ = term.recv() => {} }
+        let _ = interrupt.send(true);
+        std::future::pending::<()>().await;
+    };
+    let interrupted: Result<bool> = tokio::select! { done = work => done, () = listen => Ok(true) };
+    Ok((runs, interrupted?))
+}
+
+/// One run in a directory of its own, which is gone afterwards, whatever happened.
+async fn run_one(case: &Case, turn: Turn, dir: &Path, stop: &mut child::Stop) -> Result<Report, Failed> {
+    if *stop.borrow() {
+        return Err(Failed::Interrupted);
+    }
+    let limit = matrix::estimate(&case.plan) * 20 + Duration::from_secs(600);
+    let io = |doing| move |err| Failed::Io { doing, err };
+    let dir = tempfile::Builder::new().prefix("tidespool-compare-").tempdir_in(dir);
+    let dir = dir.map_err(io("creating a directory"))?;
+    let report = child::run(&wording::arguments(turn.engine, &case.plan), dir.path(), limit, stop).await;
+    let removed = dir.close().map_err(io("removing the directory of the run"));
+    let report = report?;
+    removed?;
+    Ok(report)
+}
+
+/// One line a run, on standard error: how far it is, and what failed.
+fn tell(n: usize, of: usize, turn: &Turn, case: &Case, run: &Result<Report, Failed>) -> Result<()> {
+    let (engine, title) = (turn.engine.name(), wording::title(&case.plan));
+    let what = match run {
+        Ok(report) => {
+            format!("{:.0}/s, p50 {:.1} µs, p99 {:.1} µs", report.ops_per_s, report.p50_us, report.p99_us)
+        }
+        Err(err) => format!("FAILED: {err}"),
+    };
+    Ok(writeln!(std::io::stderr(), "[{n}/{of}] {engine}: {title}: {what}")?)
+}

@@ -1,0 +1,202 @@
+//! The engines side by side, each as the same [`Spool`].
+//!
+//! # Layout
+//!
+//! * one file an engine: `rocksdb/` (as KumoMTA sets it up, and tuned), `fjall`, `sled`, `redb`, `foyer`, `local_disk`;
+//! * `spool` – what is the same for all key-value stores: the manners of a spool;
+//! * `committer` – group commit for those that have none;
+//! * `write`, `error` – their words.
+
+mod committer;
+mod error;
+mod fjall;
+mod foyer;
+mod local_disk;
+mod redb;
+#[cfg(feature = "rocksdb")]
+mod rocksdb;
+mod sled;
+mod spool;
+mod write;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use tidespool::{Config, TieredSpool};
+use tidespool_core::Spool;
+
+pub use error::{EngineError, NotOffered};
+pub use spool::Setup;
+
+use spool::{Backend, EngineSpool};
+
+/// The smallest that the tiered spool takes: its clean cache has no more than a few MiB then.
+const TIDESPOOL_SMALLEST_MEMORY_BUDGET: u64 = 8 << 20;
+
+/// What an engine says it does beyond storing, loading and removing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claims {
+    /// A store with `force_sync` returns when the message is on stable storage.
+    pub syncs: bool,
+    /// `enumerate` finds every message.
+    pub enumerates: bool,
+    /// Messages outlive the spool: they are there when it is opened again.
+    pub persists: bool,
+    /// A store that its caller drops is done before anything that the caller asks for later, or not at all.
+    pub orders_dropped: bool,
+}
+
+impl Claims {
+    /// All that a spool promises.
+    pub const EVERYTHING: Self = Self { syncs: true, enumerates: true, persists: true, orders_dropped: true };
+    /// None of it.
+    pub const NOTHING: Self =
+        Self { syncs: false, enumerates: false, persists: false, orders_dropped: false };
+}
+
+/// The engines by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Peer {
+    /// The tiered spool with its default settings.
+    Tidespool,
+    /// RocksDB as KumoMTA sets it up and calls it.
+    #[value(name = "rocksdb")]
+    #[serde(rename = "rocksdb")]
+    RocksDb,
+    /// RocksDB at its best: BlobDB, recycled log, large buffers, batched writes.
+    #[value(name = "rocksdb-tuned")]
+    #[serde(rename = "rocksdb-tuned")]
+    RocksDbTuned,
+    /// fjall 3 with key-value separation.
+    Fjall,
+    /// sled 0.34 alone, made durable.
+    Sled,
+    /// redb 4.
+    Redb,
+    /// A file for each message, as KumoMTA's local disk spool.
+    LocalDisk,
+    /// foyer's hybrid cache: only unsynced stores and loads.
+    Foyer,
+    /// The machine's limit: appends and syncs, nothing else; only durable stores.
+    RawJournal,
+}
+
+impl Peer {
+    /// All of them, in the order of tables; without RocksDB where it was not compiled in.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        Self::value_variants().iter().copied().filter(|peer| peer.is_compiled_in()).collect()
+    }
+
+    /// Whether this program can open it.
+    #[must_use]
+    pub fn is_compiled_in(self) -> bool {
+        cfg!(feature = "rocksdb") || !matches!(self, Self::RocksDb | Self::RocksDbTuned)
+    }
+
+    /// Its name on the command line and in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tidespool => "tidespool",
+            Self::RocksDb => "rocksdb",
+            Self::RocksDbTuned => "rocksdb-tuned",
+            Self::Fjall => "fjall",
+            Self::Sled => "sled",
+            Self::Redb => "redb",
+            Self::LocalDisk => "local-disk",
+            Self::Foyer => "foyer",
+            Self::RawJournal => "raw-journal",
+        }
+    }
+
+    /// One line for reports: its version and the settings that matter.
+    #[must_use]
+    pub fn settings(self) -> String {
+        match self {
+            Self::Tidespool => {
+                let version = env!("CARGO_PKG_VERSION");
+                let budget = Config::new("").memory_budget >> 20;
+                format!("Tidespool {version}: default settings, memory budget {budget} MiB")
+            }
+            #[cfg(feature = "rocksdb")]
+            Self::RocksDb => rocksdb::KUMO_SETTINGS.to_owned(),
+            #[cfg(feature = "rocksdb")]
+            Self::RocksDbTuned => rocksdb::TUNED_SETTINGS.to_owned(),
+            #[cfg(not(feature = "rocksdb"))]
+            Self::RocksDb | Self::RocksDbTuned => "not compiled in".to_owned(),
+            Self::Fjall => fjall::SETTINGS.to_owned(),
+            Self::Sled => sled::SETTINGS.to_owned(),
+            Self::Redb => redb::SETTINGS.to_owned(),
+            Self::LocalDisk => local_disk::SETTINGS.to_owned(),
+            Self::Foyer => foyer::SETTINGS.to_owned(),
+            Self::RawJournal => "the same batches appended to 4 prewritten files of 32 MiB, one fdatasync a batch; no checksum, no index, \
+                 no recovery"
+                .to_owned(),
+        }
+    }
+
+    /// What it says it does.
+    #[must_use]
+    pub fn claims(self) -> Claims {
+        match self {
+            Self::Foyer => <foyer::Foyer as Backend>::CLAIMS,
+            // A blocking thread goes on with a store when its caller has gone.
+            Self::LocalDisk => Claims { orders_dropped: false, ..Claims::EVERYTHING },
+            Self::RawJournal => Claims { syncs: true, ..Claims::NOTHING },
+            _ => Claims::EVERYTHING,
+        }
+    }
+
+    /// Opens it in `dir`, creating it where there is none, within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`Locked`](tidespool_core::Locked) where it is open already, [`NotOffered`] for an engine that is no spool or was
+    /// not compiled in, else what the engine says.
+    pub async fn open(self, dir: &Path, setup: Setup) -> Result<Arc<dyn Spool>> {
+        std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+        let limit = setup.max_message_size;
+        match self {
+            Self::Tidespool => {
+                let mut config = Config::new(dir.join("spool")).max_message_size(limit);
+                if setup.small_caches {
+                    config = config.memory_budget(TIDESPOOL_SMALLEST_MEMORY_BUDGET);
+                }
+                Ok(Arc::new(TieredSpool::open(config).await?))
+            }
+            #[cfg(feature = "rocksdb")]
+            Self::RocksDb => blocking(dir, setup, rocksdb::Kumo::open).await,
+            #[cfg(feature = "rocksdb")]
+            Self::RocksDbTuned => blocking(dir, setup, rocksdb::Tuned::open).await,
+            #[cfg(not(feature = "rocksdb"))]
+            Self::RocksDb | Self::RocksDbTuned => {
+                let what = "code in this program (build with --features rocksdb)";
+                Err(NotOffered { engine: self.name(), what }.into())
+            }
+            Self::Fjall => blocking(dir, setup, fjall::Fjall::open).await,
+            Self::Sled => blocking(dir, setup, sled::Sled::open).await,
+            Self::Redb => blocking(dir, setup, redb::Redb::open).await,
+            Self::LocalDisk => Ok(Arc::new(local_disk::LocalDisk::open(dir, limit).await?)),
+            Self::Foyer => Ok(Arc::new(EngineSpool::new(foyer::Foyer::open(dir, setup).await?, limit))),
+            Self::RawJournal => {
+                Err(NotOffered { engine: self.name(), what: "spool (it only appends)" }.into())
+            }
+        }
+    }
+}
+
+/// Opens an engine where it may block.
+async fn blocking<B: Backend>(
+    dir: &Path,
+    setup: Setup,
+    open: fn(&Path, Setup) -> Result<B>,
+) -> Result<Arc<dyn Spool>> {
+    let dir = dir.to_owned();
+    let backend = tokio::task::spawn_blocking(move || open(&dir, setup)).await??;
+    Ok(Arc::new(EngineSpool::new(backend, setup.max_message_size)))
+}

@@ -1,0 +1,36 @@
+//! The engines, as the bench opens them.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use tidespool_cli::bench::{Builtin, Engine, Needs, Opener};
+
+use crate::engines::{Peer, Setup};
+
+#[async_trait]
+impl Opener for Peer {
+    fn name(&self) -> &str {
+        Self::name(*self)
+    }
+
+    async fn open(&self, dir: &Path, needs: &Needs) -> Result<Engine> {
+        match self {
+            // With what the bench asks of them alone.
+            Self::Tidespool => Opener::open(&Builtin::Tidespool, dir, needs).await,
+            Self::RawJournal => Opener::open(&Builtin::RawJournal, dir, needs).await,
+            peer => {
+                let setup = Setup { small_caches: needs.small_caches, ..Setup::default() };
+                Ok(Engine::Spool(Self::open(*peer, dir, setup).await?))
+            }
+        }
+    }
+
+    fn filler(&self) -> Result<Command> {
+        let program = std::env::current_exe().context("looking for this program's own file")?;
+        let mut command = Command::new(program);
+        command.args(["fill", "--engine", Self::name(*self)]);
+        Ok(command)
+    }
+}

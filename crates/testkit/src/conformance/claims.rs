@@ -1,0 +1,146 @@
+//! What a spool says it does, for those that do less than everything: a cache, say.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use async_channel::Sender;
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use tidespool_core::{Spool, SpoolEntry, SpoolId};
+
+/// What a spool says it does beyond storing, loading and removing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claims {
+    /// A store with `force_sync` returns when the message is on stable storage.
+    pub syncs: bool,
+    /// `enumerate` finds every message.
+    pub enumerates: bool,
+    /// Messages outlive the spool: they are there when it is opened again.
+    pub persists: bool,
+    /// A store that its caller drops is done before anything that the caller asks for later, or not at all.
+    pub orders_dropped: bool,
+}
+
+impl Claims {
+    /// All that a spool promises.
+    pub const EVERYTHING: Self = Self { syncs: true, enumerates: true, persists: true, orders_dropped: true };
+}
+
+/// One of the [`Claims`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// [`Claims::syncs`].
+    Syncs,
+    /// [`Claims::enumerates`].
+    Enumerates,
+    /// [`Claims::persists`].
+    Persists,
+    /// [`Claims::orders_dropped`].
+    OrdersDropped,
+}
+
+impl std::fmt::Display for Claim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Syncs => "stores with force_sync",
+            Self::Enumerates => "enumeration",
+            Self::Persists => "messages that outlive the spool",
+            Self::OrdersDropped => "the order of stores that were dropped",
+        })
+    }
+}
+
+/// The first thing that a case needed and the spool does not claim.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Needed(Arc<OnceLock<Claim>>);
+
+impl Needed {
+    /// Notes it; returns how an error says it.
+    pub(super) fn note(&self, claim: Claim) -> String {
+        let first = self.0.get_or_init(|| claim);
+        format!("not claimed: {first}")
+    }
+
+    pub(super) fn first(&self) -> Option<Claim> {
+        self.0.get().copied()
+    }
+}
+
+/// Notes, and keeps from the spool, each call that goes beyond its claims. So a case is left out only if it did need
+/// what is not claimed, never because somebody listed it.
+pub(super) struct OnlyWhatIsClaimed {
+    inner: Arc<dyn Spool>,
+    claims: Claims,
+    needed: Needed,
+}
+
+impl OnlyWhatIsClaimed {
+    pub(super) fn new(inner: Arc<dyn Spool>, claims: Claims, needed: Needed) -> Self {
+        Self { inner, claims, needed }
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl Spool for OnlyWhatIsClaimed {
+    async fn load(&self, id: SpoolId) -> Result<Vec<u8>> {
+        self.inner.load(id).await
+    }
+
+    async fn remove(&self, id: SpoolId) -> Result<()> {
+        self.inner.remove(id).await
+    }
+
+    async fn store(
+        &self,
+        id: SpoolId,
+        data: Arc<Box<[u8]>>,
+        force_sync: bool,
+        deadline: Option<Instant>,
+    ) -> Result<()> {
+        if force_sync && !self.claims.syncs {
+            bail!(self.needed.note(Claim::Syncs));
+        }
+        let guard = (!self.claims.orders_dropped).then(|| NotesADrop(&self.needed));
+        let stored = self.inner.store(id, data, force_sync, deadline).await;
+        std::mem::forget(guard);
+        stored
+    }
+
+    fn enumerate(&self, sender: Sender<SpoolEntry>, start_time: DateTime<Utc>) -> Result<()> {
+        if !self.claims.enumerates {
+            bail!(self.needed.note(Claim::Enumerates));
+        }
+        self.inner.enumerate(sender, start_time)
+    }
+
+    async fn cleanup(&self) -> Result<()> {
+        self.inner.cleanup().await
+    }
+
+    async fn shutdown(&self) -> Result<()> {
+        self.inner.shutdown().await
+    }
+
+    async fn advise_low_memory(&self) -> Result<isize> {
+        self.inner.advise_low_memory().await
+    }
+
+    async fn compact(&self) -> Result<()> {
+        self.inner.compact().await
+    }
+
+    fn unhealthy_reason(&self) -> Option<&'static str> {
+        self.inner.unhealthy_reason()
+    }
+}
+
+/// Notes that the future it lives in was dropped before its end.
+struct NotesADrop<'a>(&'a Needed);
+
+impl Drop for NotesADrop<'_> {
+    fn drop(&mut self) {
+        self.0.note(Claim::OrdersDropped);
+    }
+}

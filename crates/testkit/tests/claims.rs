@@ -1,0 +1,76 @@
+//! A spool that claims less is asked for less, and what it was not asked is said by name.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tidespool_core::Spool;
+use tidespool_testkit::conformance::{CASES, Claim, Claims, Factory, Outcome, check};
+use tidespool_testkit::reference::{ReferenceSpool, ReferenceStorage};
+
+/// Keeps every promise, and claims some of them.
+struct Modest {
+    storage: ReferenceStorage,
+    claims: Claims,
+}
+
+#[async_trait]
+impl Factory for Modest {
+    async fn open(&self) -> anyhow::Result<Arc<dyn Spool>> {
+        Ok(Arc::new(ReferenceSpool::open_with_limit(&self.storage, self.max_message_size())))
+    }
+
+    fn claims(&self) -> Claims {
+        self.claims
+    }
+}
+
+/// The cases that are not claimed with these claims, and why. All others are kept.
+fn not_claimed(claims: Claims) -> Vec<(&'static str, Claim)> {
+    let mut left_out = Vec::new();
+    for case in CASES {
+        match check(Box::new(Modest { storage: ReferenceStorage::default(), claims }), case.run) {
+            Outcome::Kept => {}
+            Outcome::NotClaimed(claim) => left_out.push((case.name, claim)),
+            outcome => panic!("{}: {outcome:?}", case.name),
+        }
+    }
+    left_out
+}
+
+fn reopening() -> BTreeSet<&'static str> {
+    let after = CASES.iter().position(|case| case.name == "stored_messages_survive_a_restart").unwrap();
+    CASES[after..].iter().map(|case| case.name).chain(["stores_beside_a_shutdown_are_answered"]).collect()
+}
+
+#[test]
+fn without_persistence_exactly_the_cases_that_reopen_are_left_out() {
+    let left_out = not_claimed(Claims { persists: false, ..Claims::EVERYTHING });
+    assert!(left_out.iter().all(|(_, claim)| *claim == Claim::Persists), "{left_out:?}");
+    assert_eq!(left_out.into_iter().map(|(name, _)| name).collect::<BTreeSet<_>>(), reopening());
+}
+
+#[test]
+fn a_case_that_needs_nothing_more_is_run_with_no_claims_at_all() {
+    let left_out =
+        not_claimed(Claims { syncs: false, enumerates: false, persists: false, orders_dropped: false });
+    let left_out: BTreeSet<&str> = left_out.into_iter().map(|(name, _)| name).collect();
+    assert!(!left_out.contains("an_absent_message_is_not_found"));
+    for name in ["every_message_is_enumerated_once", "synced_messages_survive_a_drop"] {
+        assert!(left_out.contains(name), "{name}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "synced_messages_survive_a_drop: not claimed: messages that outlive the spool")]
+fn a_test_of_what_is_not_claimed_does_not_pass() {
+    let case = CASES.iter().find(|case| case.name == "synced_messages_survive_a_drop").unwrap();
+    let claims = Claims { persists: false, ..Claims::EVERYTHING };
+    tidespool_testkit::conformance::run(
+        case.name,
+        Modest { storage: ReferenceStorage::default(), claims },
+        case.run,
+    );
+}

@@ -1,0 +1,195 @@
+//! What the engine's files are, in two numbers. Taken of closed files and compared before they are opened again: where every byte is what it was,
+//! nothing in them has to be counted anew.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use rustix::fs::{Advice, fadvise};
+use serde::{Deserialize, Serialize};
+
+use super::tally::number_of;
+
+/// What one thread takes at a time: so many bytes of one file.
+const PIECE: u64 = 8 << 20;
+
+/// Bytes read at once: little enough to be still in the processor's cache when they are summed up.
+const BLOCK: usize = 256 << 10;
+
+/// Files of so many bytes together get no fingerprint: reading them at the end would take longer than anybody likes to wait.
+const MAX_BYTES: u64 = 16 << 30;
+
+/// Length and digest of all files in a directory. Directories that differ by damage or by chance have the same one with a probability of about
+/// 2⁻³²; it is no protection against somebody who wants them to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Fingerprint {
+    /// Of all files.
+    bytes: u64,
+    /// The sum, modulo 2⁶⁴, of one number for each piece of 8 MiB: of the file's name and length, the piece's place and its CRC-32C.
+    digest: u64,
+}
+
+struct Listed {
+    path: PathBuf,
+    /// Within the directory.
+    name: Vec<u8>,
+    len: u64,
+}
+
+impl Fingerprint {
+    /// That of everything in `dir`. `None`: it would take longer than `until`, there are more than 16 GiB, or something in it is no plain file.
+    pub(crate) fn of(dir: &Path, until: Option<Instant>) -> io::Result<Option<Self>> {
+        let mut files = Vec::new();
+        if !list(dir, dir, &mut files)? {
+            return Ok(None);
+        }
+        let bytes = files.iter().map(|file| file.len).sum();
+        if bytes > MAX_BYTES {
+            return Ok(None);
+        }
+        // An empty file has a piece too: its name counts.
+        let pieces: Vec<(&Listed, u64)> = files
+            .iter()
+            .flat_map(|file| (0..file.len.div_ceil(PIECE).max(1)).map(move |n| (file, n * PIECE)))
+            .collect();
+        let next = AtomicUsize::new(0);
+        let work = || sum_up(&pieces, &next, until);
+        let (one, other) = thread::scope(|scope| {
+            let helper = thread::Builder::new().name("tidespool-open".to_owned()).spawn_scoped(scope, work);
+            let one = work();
+            // Where no second thread could be had, the first has done everything.
+            let other = helper.map_or(Ok(Ok(Some(0))), thread::ScopedJoinHandle::join);
+            (one, other.unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))))
+        });
+        let digest = one?.zip(other?).map(|(one, other)| one.wrapping_add(other));
+        Ok(digest.map(|digest| Self { bytes, digest }))
+    }
+}
+
+/// Lists the files in `dir`. `false`: there is something else too.
+fn list(root: &Path, dir: &Path, files: &mut Vec<Listed>) -> io::Result<bool> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let metadata = fs::symlink_metadata(&path)?;
+        if metadata.is_dir() {
+            if !list(root, &path, files)? {
+                return Ok(false);
+            }
+        } else if metadata.is_file() {
+            let name = path.strip_prefix(root).unwrap_or(&path).as_os_str().as_bytes().to_vec();
+            files.push(Listed { path, name, len: metadata.len() });
+        } else {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The digest of the pieces that fall to this thread.
+fn sum_up(pieces: &[(&Listed, u64)], next: &AtomicUsize, until: Option<Instant>) -> io::Result<Option<u64>> {
+    let mut block = vec![0; BLOCK];
+    let mut digest = 0_u64;
+    while let Some((file, offset)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+        if until.is_some_and(|until| until <= Instant::now()) {
+            return Ok(None);
+        }
+        let end = file.len.min(offset + PIECE);
+        let crc = crc_of(&file.path, *offset, end, &mut block)?;
+        let numbers = [file.len, *offset, u64::from(crc)].map(u64::to_le_bytes);
+        digest = digest.wrapping_add(number_of(&file.name, numbers.as_flattened()));
+    }
+    Ok(Some(digest))
+}
+
+fn crc_of(path: &Path, from: u64, to: u64, block: &mut [u8]) -> io::Result<u32> {
+    let file = File::open(path)?;
+    if let Some(len) = std::num::NonZeroU64::new(to - from) {
+        // The disk begins with all of it; where it can't be told so, it is read all the same.
+        let _ = fadvise(&file, from, Some(len), Advice::WillNeed);
+    }
+    let (mut crc, mut at) = (0, from);
+    while at < to {
+        let len = usize::try_from(to - at).unwrap_or(block.len()).min(block.len());
+        file.read_exact_at(&mut block[..len], at)?;
+        crc = crc32c::crc32c_append(crc, &block[..len]);
+        at += len as u64;
+    }
+    Ok(crc)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn files() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("blobs")).unwrap();
+        let large: Vec<u8> = (0..2 * PIECE + 12_345).map(|n| (n % 251) as u8).collect();
+        fs::write(dir.path().join("db"), large).unwrap();
+        fs::write(dir.path().join("conf"), "settings").unwrap();
+        fs::write(dir.path().join("blobs").join("7"), "").unwrap();
+        dir
+    }
+
+    fn of(dir: &Path) -> Fingerprint {
+        Fingerprint::of(dir, None).unwrap().unwrap()
+    }
+
+    #[test]
+    fn the_same_files_have_the_same_one_wherever_they_are() {
+        let (one, other) = (files(), files());
+        assert_eq!(of(one.path()), of(other.path()));
+    }
+
+    #[test]
+    fn every_change_is_seen() {
+        let dir = files();
+        let (root, good) = (dir.path(), of(dir.path()));
+        let db = fs::File::options().read(true).write(true).open(root.join("db")).unwrap();
+        let len = db.metadata().unwrap().len();
+        for at in [0, 4_095, PIECE - 1, PIECE, 2 * PIECE, len - 1] {
+            let mut byte = [0];
+            db.read_exact_at(&mut byte, at).unwrap();
+            db.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            assert_ne!(of(root), good, "byte {at}");
+            db.write_all_at(&byte, at).unwrap();
+        }
+        db.set_len(len + 1).unwrap();
+        assert_ne!(of(root), good, "a longer file");
+        db.set_len(len).unwrap();
+        fs::write(root.join("blobs").join("8"), "").unwrap();
+        assert_ne!(of(root), good, "one more file");
+        fs::remove_file(root.join("blobs").join("8")).unwrap();
+        fs::rename(root.join("blobs").join("7"), root.join("7")).unwrap();
+        assert_ne!(of(root), good, "a file in another place");
+        fs::rename(root.join("7"), root.join("blobs").join("7")).unwrap();
+        assert_eq!(of(root), good);
+    }
+
+    #[test]
+    fn pieces_that_changed_places_are_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let piece = usize::try_from(PIECE).unwrap();
+        fs::write(dir.path().join("db"), [vec![1; piece], vec![2; piece]].concat()).unwrap();
+        let good = of(dir.path());
+        fs::write(dir.path().join("db"), [vec![2; piece], vec![1; piece]].concat()).unwrap();
+        assert_ne!(of(dir.path()), good);
+    }
+
+    #[test]
+    fn there_is_none_in_too_little_time_or_of_a_link() {
+        let dir = files();
+        let past = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+        assert_eq!(Fingerprint::of(dir.path(), Some(past)).unwrap(), None);
+        std::os::unix::fs::symlink("db", dir.path().join("link")).unwrap();
+        assert_eq!(Fingerprint::of(dir.path(), None).unwrap(), None);
+        assert!(Fingerprint::of(&dir.path().join("missing"), None).is_err());
+    }
+}

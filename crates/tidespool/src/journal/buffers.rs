@@ -1,0 +1,56 @@
+//! How much memory the writer's own tables and buffers take. The messages in them are not counted: their permits are.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Of this many bytes, or fewer, nothing is given back: it would be taken again at once.
+const KEPT: usize = 1 << 20;
+
+/// The gauge. Written by the one writer, read by anybody.
+#[derive(Debug, Default)]
+pub(super) struct Buffers(AtomicU64);
+
+impl Buffers {
+    pub(super) fn note(&self, bytes: usize) {
+        self.0.store(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Gives back most of what a burst left: a table keeps its size when it is emptied.
+pub(super) fn shrink<T>(table: &mut Vec<T>) {
+    let size = size_of::<T>().max(1);
+    if table.capacity() * size > KEPT && table.len() < table.capacity() / 4 {
+        table.shrink_to((table.len() * 2).max(KEPT / size));
+    }
+}
+
+/// Bytes that a table takes, filled or not.
+pub(super) const fn bytes_of<T>(table: &Vec<T>) -> usize {
+    table.capacity() * size_of::<T>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_burst_left_is_given_back_and_little_is_kept() {
+        let mut table: Vec<u64> = (0..1 << 20).collect();
+        shrink(&mut table);
+        assert!(bytes_of(&table) >= 8 << 20, "it is full");
+        table.truncate(1_000);
+        shrink(&mut table);
+        assert!((8_000..=KEPT).contains(&bytes_of(&table)), "{}", bytes_of(&table));
+        let kept = table.capacity();
+        table.clear();
+        shrink(&mut table);
+        assert_eq!(table.capacity(), kept);
+        let mut half: Vec<u64> = Vec::with_capacity(1 << 20);
+        half.resize(1 << 19, 0);
+        shrink(&mut half);
+        assert_eq!(half.capacity(), 1 << 20, "it would grow again at once");
+    }
+}

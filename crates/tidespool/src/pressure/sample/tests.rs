@@ -1,0 +1,261 @@
+use tempfile::TempDir;
+
+use super::*;
+
+const GIB: u64 = 1 << 30;
+const MIB: u64 = 1 << 20;
+
+/// 16 GiB, of which half is available.
+struct FakeMachine;
+
+impl Machine for FakeMachine {
+    fn memory(&mut self) -> Option<MachineMemory> {
+        Some(MachineMemory { total: 16 * GIB, available: 8 * GIB })
+    }
+
+    fn resident(&mut self) -> Option<u64> {
+        Some(7 * MIB)
+    }
+}
+
+/// A directory that stands for `/`.
+struct Root(TempDir);
+
+impl Root {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn write(self, file: &str, text: &str) -> Self {
+        self.rewrite(file, text);
+        self
+    }
+
+    fn rewrite(&self, file: &str, text: &str) {
+        let path = self.0.path().join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    fn v2_group(self, group: &str, current: u64, max: &str, stat: &str) -> Self {
+        let dir = format!("sys/fs/cgroup{group}");
+        self.write(&format!("{dir}/memory.current"), &format!("{current}\n"))
+            .write(&format!("{dir}/memory.max"), &format!("{max}\n"))
+            .write(&format!("{dir}/memory.stat"), stat)
+    }
+
+    fn v1_group(self, group: &str, usage: u64, limit: &str, stat: &str) -> Self {
+        let dir = format!("sys/fs/cgroup/memory{group}");
+        self.write(&format!("{dir}/memory.usage_in_bytes"), &format!("{usage}\n"))
+            .write(&format!("{dir}/memory.limit_in_bytes"), &format!("{limit}\n"))
+            .write(&format!("{dir}/memory.stat"), stat)
+    }
+
+    fn sampler(&self, memory_limit: Option<u64>) -> SystemSampler {
+        SystemSampler { root: self.0.path().to_owned(), memory_limit, machine: Box::new(FakeMachine) }
+    }
+
+    fn sample(&self) -> Sample {
+        self.sampler(None).sample().unwrap()
+    }
+
+    #[track_caller]
+    fn gives(&self, source: Source, used: u64, limit: u64) {
+        let sample = self.sample();
+        assert_eq!((sample.source, sample.used, sample.limit), (source, used, limit));
+    }
+}
+
+fn v2_root() -> Root {
+    Root::new().write("proc/self/cgroup", "0::/mail/spool.service\n")
+}
+
+fn v1_root() -> Root {
+    let groups = "12:pids:/mail\n4:cpuset,memory:/mail\n1:name=systemd:/elsewhere\n0::/\n";
+    Root::new().write("proc/self/cgroup", groups)
+}
+
+const V2_STAT: &str = "anon 1000\nfile 700\nkernel 9\ninactive_anon 1\ninactive_file 600\nactive_file 100\n";
+const V1_STAT: &str =
+    "cache 7\nrss 3\ninactive_file 5\ntotal_cache 700\ntotal_rss 1000\ntotal_inactive_file 600\n";
+
+#[test]
+fn version_2_gives_usage_less_inactive_file() {
+    v2_root().v2_group("/mail/spool.service", 3_000, "8000", V2_STAT).gives(Source::CgroupV2, 2_400, 8_000);
+}
+
+#[test]
+fn version_1_gives_usage_less_inactive_file_of_the_whole_group() {
+    v1_root().v1_group("/mail", 3_000, "8000", V1_STAT).gives(Source::CgroupV1, 2_400, 8_000);
+}
+
+#[test]
+fn the_working_set_is_never_less_than_the_anonymous_memory() {
+    v2_root().v2_group("/mail/spool.service", 1_100, "8000", V2_STAT).gives(Source::CgroupV2, 1_000, 8_000);
+    v1_root().v1_group("/mail", 500, "8000", V1_STAT).gives(Source::CgroupV1, 1_000, 8_000);
+}
+
+#[test]
+fn the_limit_of_an_ancestor_counts_where_it_is_nearer() {
+    let root = v2_root()
+        .v2_group("/mail/spool.service", 3_000, "8000", V2_STAT)
+        .v2_group("/mail", 9_600, "10000", V2_STAT)
+        .v2_group("", 100_000, "max", V2_STAT);
+    root.gives(Source::CgroupV2, 9_000, 10_000);
+    let root = v2_root().v2_group("/mail/spool.service", 3_000, "max", V2_STAT);
+    root.v2_group("/mail", 9_600, "10000", V2_STAT).gives(Source::CgroupV2, 9_000, 10_000);
+}
+
+#[test]
+fn in_a_container_the_mount_is_the_group() {
+    v2_root().v2_group("", 3_000, "8000", V2_STAT).gives(Source::CgroupV2, 2_400, 8_000);
+    v1_root().v1_group("", 3_000, "8000", V1_STAT).gives(Source::CgroupV1, 2_400, 8_000);
+    let outside = Root::new().write("proc/self/cgroup", "0::/../../other\n");
+    outside.v2_group("", 3_000, "8000", V2_STAT).gives(Source::CgroupV2, 2_400, 8_000);
+}
+
+#[test]
+fn the_throttling_limit_counts_as_a_limit() {
+    let root = v2_root().v2_group("/mail/spool.service", 3_000, "max", V2_STAT);
+    let root = root.write("sys/fs/cgroup/mail/spool.service/memory.high", "5000\n");
+    root.gives(Source::CgroupV2, 2_400, 5_000);
+}
+
+#[test]
+fn no_limit_means_the_machine_or_the_process() {
+    let (used, limit) = (8 * GIB, 16 * GIB);
+    Root::new().gives(Source::System, used, limit);
+    v2_root().v2_group("/mail/spool.service", 3_000, "max", V2_STAT).gives(Source::System, used, limit);
+    v1_root().v1_group("/mail", 3_000, "9223372036854771712", V1_STAT).gives(Source::System, used, limit);
+    let more_than_there_is = (17 * GIB).to_string();
+    v1_root().v1_group("/mail", 3_000, &more_than_there_is, V1_STAT).gives(Source::System, used, limit);
+    // More than half of the 12 GiB that a process may take by itself.
+    let root = Root::new().write("proc/self/status", "VmRSS:\t 9437184 kB\n");
+    root.gives(Source::Process, 9 * GIB, 12 * GIB);
+}
+
+#[test]
+fn malformed_files_fall_through_to_the_next_source() {
+    let whole = || v2_root().v2_group("/mail/spool.service", 3_000, "8000", V2_STAT);
+    let dir = "sys/fs/cgroup/mail/spool.service";
+    for (file, text) in [
+        ("memory.max", "many\n"),
+        ("memory.max", ""),
+        ("memory.max", "0\n"),
+        ("memory.current", "-5\n"),
+        ("memory.current", "99999999999999999999999\n"),
+        ("memory.stat", "anon\ninactive_file x\n"),
+        ("memory.stat", ""),
+    ] {
+        let root = whole();
+        root.rewrite(&format!("{dir}/{file}"), text);
+        root.gives(Source::System, 8 * GIB, 16 * GIB);
+    }
+    Root::new().write("proc/self/cgroup", "nonsense\n::\n").gives(Source::System, 8 * GIB, 16 * GIB);
+    // Version 2 broken, version 1 whole, as on a machine with both.
+    let both = Root::new().write("proc/self/cgroup", "4:memory:/mail\n0::/\n");
+    let both = both.v1_group("/mail", 3_000, "8000", V1_STAT);
+    both.write("sys/fs/cgroup/memory.max", "?").gives(Source::CgroupV1, 2_400, 8_000);
+}
+
+#[test]
+fn unreadable_files_fall_through_to_the_next_source() {
+    let root = v2_root().v2_group("/mail/spool.service", 3_000, "8000", V2_STAT);
+    // A directory in the place of the file cannot be read, whoever runs the test.
+    let file = root.0.path().join("sys/fs/cgroup/mail/spool.service/memory.current");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    root.gives(Source::System, 8 * GIB, 16 * GIB);
+}
+
+#[test]
+fn a_limit_that_changes_is_seen_at_the_next_sample() {
+    let root = v2_root().v2_group("/mail/spool.service", 3_000, "8000", V2_STAT);
+    let mut sampler = root.sampler(None);
+    assert_eq!(sampler.sample().unwrap().limit, 8_000);
+    root.rewrite("sys/fs/cgroup/mail/spool.service/memory.max", "4000\n");
+    let sample = sampler.sample().unwrap();
+    assert_eq!(sample.limit, 4_000);
+    assert!((sample.fraction() - 0.6).abs() < 1e-9);
+    root.rewrite("sys/fs/cgroup/mail/spool.service/memory.max", "max\n");
+    assert_eq!(sampler.sample().unwrap().source, Source::System);
+}
+
+#[test]
+fn the_limit_that_is_nearest_to_being_reached_counts() {
+    let root = v2_root().v2_group("/mail/spool.service", 3_000, "8000", V2_STAT);
+    let own = |limit: u64| {
+        let sample = root.sampler(Some(limit)).sample().unwrap();
+        (sample.source, sample.used, sample.limit)
+    };
+    // The group: 0.3 of its limit. The process has 7 MiB.
+    assert_eq!(own(24 * MIB), (Source::CgroupV2, 2_400, 8_000));
+    assert_eq!(own(20 * MIB), (Source::Process, 7 * MIB, 20 * MIB));
+    // Without a group: the machine's half against the process.
+    assert_eq!(Root::new().sampler(Some(GIB)).sample().unwrap().source, Source::System);
+    let sample = Root::new().sampler(Some(8 * MIB)).sample().unwrap();
+    assert_eq!((sample.source, sample.used, sample.limit), (Source::Process, 7 * MIB, 8 * MIB));
+}
+
+#[test]
+fn resident_memory_is_read_where_it_is_told() {
+    assert_eq!(Root::new().sample().resident, Some(7 * MIB));
+    let root = Root::new().write("proc/self/status", "Name:\tspool\nVmHWM:\t  999 kB\nVmRSS:\t   2048 kB\n");
+    assert_eq!(root.sample().resident, Some(2 * MIB));
+    root.rewrite("proc/self/status", "VmRSS:\t lots kB\n");
+    assert_eq!(root.sample().resident, Some(7 * MIB));
+}
+
+fn stalls(percent: &str) -> String {
+    format!("some avg10={percent} avg60=1.00 avg300=0.00 total=7\nfull avg10=0.00 avg60=0 avg300=0 total=0\n")
+}
+
+#[test]
+fn the_machines_stalls_count_where_no_limit_is_on_the_group() {
+    assert_eq!(Root::new().sample().stall_ratio, None);
+    let root = v1_root().write("proc/pressure/memory", &stalls("12.50"));
+    assert_eq!(root.sample().stall_ratio, Some(0.125));
+    for text in [stalls("NaN"), stalls("-1"), stalls("101"), "full avg10=5.00\n".to_owned(), String::new()] {
+        root.rewrite("proc/pressure/memory", &text);
+        assert_eq!(root.sample().stall_ratio, None, "{text}");
+    }
+    let root = root.v1_group("/mail", 3_000, "8000", V1_STAT);
+    root.rewrite("proc/pressure/memory", &stalls("12.50"));
+    assert_eq!(root.sample().stall_ratio, None, "they may be those of others");
+}
+
+#[test]
+fn the_groups_own_stalls_count_before_those_of_the_machine() {
+    let root = v2_root().write("proc/pressure/memory", &stalls("50.00"));
+    let root = root.write("sys/fs/cgroup/mail/spool.service/memory.pressure", &stalls("2.00"));
+    assert_eq!(root.sample().stall_ratio, Some(0.02));
+    let root = root.v2_group("/mail/spool.service", 3_000, "8000", V2_STAT);
+    assert_eq!(root.sample().stall_ratio, Some(0.02));
+    // In a container.
+    let root = v2_root().write("sys/fs/cgroup/memory.pressure", &stalls("3.00"));
+    assert_eq!(root.sample().stall_ratio, Some(0.03));
+}
+
+#[test]
+fn below_a_directory_nothing_else_is_read() {
+    let root = Root::new();
+    let mut sampler = SystemSampler::below(root.0.path().to_owned(), None);
+    assert_eq!(sampler.sample(), None, "there is nothing to read");
+    root.rewrite("proc/meminfo", "MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:  400 kB\n");
+    let sample = sampler.sample().unwrap();
+    assert_eq!((sample.source, sample.used, sample.limit), (Source::System, 600 * 1_024, 1_000 * 1_024));
+    assert_eq!(sample.resident, None);
+    // Three quarters of all are the process's own limit.
+    root.rewrite("proc/self/status", "VmRSS:  700 kB\n");
+    let sample = sampler.sample().unwrap();
+    assert_eq!((sample.source, sample.used, sample.limit), (Source::Process, 700 * 1_024, 750 * 1_024));
+    sampler.set_memory_limit(Some(2_000 * 1_024));
+    assert_eq!(sampler.sample().unwrap().source, Source::System);
+}
+
+#[test]
+fn this_machine_tells_something_plausible() {
+    let sample = SystemSampler::new(None).sample().unwrap();
+    assert!(sample.used > 0 && sample.limit > MIB, "{sample:?}");
+    assert!(sample.resident.is_some_and(|resident| resident > 0), "{sample:?}");
+}

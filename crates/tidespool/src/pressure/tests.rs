@@ -1,0 +1,353 @@
+//! The thread, from outside: samples are put in, and what is asked of the spools comes out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::sample::{Sample, Sampler};
+use super::{Level, PressureMonitor, Registration, Relief, Source};
+use crate::PressureConfig;
+
+/// Never reached where the code is right: it only turns a hang into a failure.
+const HANG: Duration = Duration::from_secs(30);
+
+#[derive(Debug, PartialEq, Eq)]
+enum Event {
+    Changed(Level),
+    Relieved(Level, u64),
+    Returned,
+    Gone,
+}
+
+/// A spool that tells the test what is asked of it.
+struct Recorder {
+    events: Mutex<Sender<Event>>,
+    reclaimable: AtomicU64,
+    /// Steps that it still has to grow.
+    smaller_by: AtomicU64,
+    /// Where it is locked, `relieve` does not return.
+    gate: Mutex<()>,
+}
+
+impl Recorder {
+    fn send(&self, event: Event) {
+        let _ = self.events.lock().send(event);
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.send(Event::Gone);
+    }
+}
+
+impl Relief for Recorder {
+    fn relieve(&self, level: Level, excess_bytes: u64) -> isize {
+        self.send(Event::Relieved(level, excess_bytes));
+        drop(self.gate.lock());
+        isize::try_from(excess_bytes).unwrap()
+    }
+    fn reclaimable_bytes(&self) -> u64 {
+        self.reclaimable.load(Ordering::Relaxed)
+    }
+    fn level_changed(&self, level: Level) {
+        self.send(Event::Changed(level));
+    }
+    fn memory_returned(&self) -> bool {
+        self.send(Event::Returned);
+        let before = self.smaller_by.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        before.is_ok_and(|before| before > 1)
+    }
+}
+
+struct Spool {
+    recorder: Arc<Recorder>,
+    relief: Arc<dyn Relief>,
+    events: Receiver<Event>,
+    registration: Registration,
+}
+
+fn spool(monitor: &PressureMonitor, reclaimable: u64, smaller_by: u64) -> Spool {
+    let (sender, events) = channel();
+    let recorder = Arc::new(Recorder {
+        events: Mutex::new(sender),
+        reclaimable: reclaimable.into(),
+        smaller_by: smaller_by.into(),
+        gate: Mutex::default(),
+    });
+    let relief: Arc<dyn Relief> = recorder.clone();
+    let registration = Registration::shared(monitor.clone(), &relief).unwrap();
+    Spool { recorder, relief, events, registration }
+}
+
+impl Spool {
+    #[track_caller]
+    fn expect(&self, events: &[Event]) {
+        for expected in events {
+            assert_eq!(&self.events.recv_timeout(HANG).unwrap(), expected);
+        }
+    }
+
+    #[track_caller]
+    fn expect_nothing(&self) {
+        assert!(self.events.try_recv().is_err());
+    }
+}
+
+/// Blocks until the test says what memory looks like: how much is in use of 1000, and what stalls there are.
+struct Scripted {
+    script: Receiver<Option<(u64, f64)>>,
+    /// The samples that were taken.
+    taken: Sender<()>,
+    limit: u64,
+}
+
+impl Sampler for Scripted {
+    fn sample(&mut self) -> Option<Sample> {
+        let told = self.script.recv().ok();
+        let _ = self.taken.send(());
+        let (used, stalls) = told??;
+        let (resident, stall_ratio) = (Some(5), Some(stalls));
+        Some(Sample { used, limit: self.limit, source: Source::Process, resident, stall_ratio })
+    }
+
+    fn set_memory_limit(&mut self, limit: Option<u64>) {
+        self.limit = limit.map_or(1_000, |limit| limit >> 20);
+    }
+}
+
+struct Rig {
+    monitor: PressureMonitor,
+    samples: Sender<Option<(u64, f64)>>,
+    taken: Receiver<()>,
+}
+
+fn config(interval: Duration) -> PressureConfig {
+    PressureConfig::default().interval(interval).low(0.8).critical(0.9).hysteresis(0.1)
+}
+
+/// At the first two looks, the one at the start and the first of the thread, nothing is in use.
+fn rig(interval: Duration) -> Rig {
+    let (samples, script) = channel();
+    let (take, taken) = channel();
+    for _ in 0..2 {
+        samples.send(Some((0, 0.0))).unwrap();
+    }
+    let sampler = Scripted { script, taken: take, limit: 1_000 };
+    let monitor = PressureMonitor::start_with(config(interval), Box::new(sampler)).unwrap();
+    for _ in 0..2 {
+        taken.recv_timeout(HANG).unwrap();
+    }
+    Rig { monitor, samples, taken }
+}
+
+impl Rig {
+    fn used(&self, used: u64) {
+        self.samples.send(Some((used, 0.0))).unwrap();
+    }
+
+    /// As [`used`](Self::used), for several looks, and waits until the last of them has been seen.
+    fn seen(&self, used: &[u64]) {
+        for used in used {
+            self.used(*used);
+            self.taken.recv_timeout(HANG).unwrap();
+        }
+    }
+
+    /// Ends it, on another thread, so that a monitor that does not end fails the test instead of hanging it.
+    #[track_caller]
+    fn must_end(self) {
+        let Self { monitor, samples, taken: _taken } = self;
+        let (done, ended) = channel();
+        thread::spawn(move || {
+            // It may be waiting for a sample.
+            monitor.stop();
+            drop(samples);
+            monitor.shutdown();
+            let _ = done.send(());
+        });
+        assert_eq!(ended.recv_timeout(HANG), Ok(()), "the monitor did not end");
+    }
+}
+
+const TICK: Duration = Duration::from_millis(10);
+const HOUR_LIKE: Duration = Duration::from_secs(60);
+
+#[test]
+fn pressure_comes_is_relieved_and_goes() {
+    let rig = rig(TICK);
+    let spool = spool(&rig.monitor, 500, 2);
+    rig.used(850);
+    spool.expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 150)]);
+    rig.used(950);
+    spool.expect(&[Event::Changed(Level::Critical), Event::Relieved(Level::Critical, 250)]);
+    // A reading that fails changes nothing.
+    rig.samples.send(None).unwrap();
+    rig.used(900);
+    spool.expect(&[Event::Relieved(Level::Critical, 200)]);
+    let latest = rig.monitor.latest().unwrap();
+    assert_eq!((latest.used, latest.level, latest.resident), (900, Level::Critical, Some(5)));
+    rig.used(100);
+    spool.expect(&[Event::Changed(Level::Normal)]);
+    for _ in 0..100 {
+        rig.used(100);
+    }
+    spool.expect(&[Event::Returned, Event::Returned]);
+    while rig.taken.try_recv().is_ok() {}
+    rig.seen(&[100; 20]);
+    spool.expect_nothing();
+    rig.must_end();
+}
+
+#[test]
+fn several_spools_share_the_excess_by_what_they_have() {
+    let rig = rig(TICK);
+    let spools = [spool(&rig.monitor, 300, 0), spool(&rig.monitor, 100, 0), spool(&rig.monitor, 0, 0)];
+    rig.used(860);
+    spools[0].expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 120)]);
+    spools[1].expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 40)]);
+    spools[2].expect(&[Event::Changed(Level::Low)]);
+    // One goes: the others are asked for its part.
+    let [first, second, third] = spools;
+    first.registration.stop();
+    assert!(first.registration.join_by(Instant::now() + HANG));
+    rig.used(860);
+    second.expect(&[Event::Relieved(Level::Low, 160)]);
+    // One comes in the middle of it.
+    let late = spool(&rig.monitor, 300, 0);
+    rig.used(860);
+    late.expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 120)]);
+    second.expect(&[Event::Relieved(Level::Low, 40)]);
+    first.expect_nothing();
+    third.expect_nothing();
+    rig.must_end();
+    late.expect(&[Event::Changed(Level::Normal)]);
+}
+
+#[test]
+fn where_tasks_stall_a_part_of_what_there_is_goes() {
+    let rig = rig(TICK);
+    let spool = spool(&rig.monitor, 400, 0);
+    rig.samples.send(Some((100, 0.3))).unwrap();
+    spool.expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 50)]);
+    rig.used(100);
+    spool.expect(&[Event::Changed(Level::Normal)]);
+    rig.must_end();
+}
+
+#[test]
+fn other_settings_hold_at_once_and_off_means_normal() {
+    let rig = rig(HOUR_LIKE);
+    let spool = spool(&rig.monitor, 500, 3);
+    // The thread sleeps for about two seconds now: the new settings wake it.
+    rig.used(600);
+    rig.monitor.reconfigure(config(HOUR_LIKE).low(0.5)).unwrap();
+    spool.expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 200)]);
+    // Not 600 of 1000, but of 650.
+    rig.used(600);
+    rig.monitor.reconfigure(config(HOUR_LIKE).memory_limit(650 << 20)).unwrap();
+    spool.expect(&[Event::Changed(Level::Critical), Event::Relieved(Level::Critical, 145)]);
+    let refused = rig.monitor.reconfigure(config(HOUR_LIKE).low(2.0)).unwrap_err();
+    assert!(refused.to_string().starts_with("pressure.low = 2 "), "{refused}");
+    rig.monitor.reconfigure(config(HOUR_LIKE).enabled(false)).unwrap();
+    let returned = || Event::Returned;
+    spool.expect(&[Event::Changed(Level::Normal), returned(), returned(), returned()]);
+    assert_eq!(rig.monitor.latest(), None);
+    rig.used(950);
+    rig.monitor.reconfigure(config(HOUR_LIKE)).unwrap();
+    spool.expect(&[Event::Changed(Level::Critical), Event::Relieved(Level::Critical, 250)]);
+    rig.must_end();
+}
+
+#[test]
+fn settings_out_of_bounds_start_nothing() {
+    let error = PressureMonitor::start(PressureConfig::default().low(7.0)).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+    assert!(error.to_string().starts_with("pressure.low = 7 "), "{error}");
+}
+
+#[test]
+fn the_end_does_not_wait_for_the_interval_and_may_come_twice() {
+    let rig = rig(HOUR_LIKE);
+    let other = rig.monitor.clone();
+    let spool = spool(&rig.monitor, 1, 1);
+    rig.must_end();
+    other.shutdown();
+    other.reconfigure(config(TICK)).unwrap();
+    assert_eq!(other.latest(), None);
+    assert!(Registration::shared(other, &spool.relief).is_err(), "nobody would watch it");
+    spool.expect_nothing();
+}
+
+#[test]
+fn the_monitor_does_not_keep_a_spool_alive() {
+    let rig = rig(TICK);
+    let Spool { recorder, relief, events, registration } = spool(&rig.monitor, 1, 0);
+    drop((recorder, relief));
+    assert_eq!(events.recv_timeout(HANG), Ok(Event::Gone));
+    rig.seen(&[950, 950]);
+    drop(registration);
+    rig.must_end();
+}
+
+#[test]
+fn a_spool_that_leaves_waits_for_the_call_that_is_under_way() {
+    let rig = rig(TICK);
+    let spool = spool(&rig.monitor, 500, 0);
+    let gate = spool.recorder.gate.lock();
+    rig.used(850);
+    spool.expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 150)]);
+    spool.registration.stop();
+    assert!(!spool.registration.join_by(Instant::now()), "it is still inside");
+    drop(gate);
+    assert!(spool.registration.join_by(Instant::now() + HANG));
+    rig.must_end();
+}
+
+#[test]
+fn a_spools_own_monitor_ends_with_it() {
+    let (sender, _events) = channel();
+    let (reclaimable, smaller_by, gate) = (1.into(), 0.into(), Mutex::default());
+    let relief: Arc<dyn Relief> =
+        Arc::new(Recorder { events: Mutex::new(sender), reclaimable, smaller_by, gate });
+    let registration = Registration::own(config(HOUR_LIKE), &relief).unwrap();
+    assert!(registration.latest().is_some_and(|now| now.used > 0), "one look is taken at once");
+    registration.stop();
+    assert!(registration.join_by(Instant::now() + HANG));
+    assert_eq!(registration.latest(), None);
+}
+
+/// A sampler that says when it is dropped, which is when the thread has ended.
+struct Ends(Arc<AtomicBool>);
+
+impl Sampler for Ends {
+    fn sample(&mut self) -> Option<Sample> {
+        None
+    }
+    fn set_memory_limit(&mut self, _limit: Option<u64>) {}
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn dropping_the_last_handle_ends_the_thread() {
+    let ended = Arc::new(AtomicBool::new(false));
+    let monitor = PressureMonitor::start_with(config(HOUR_LIKE), Box::new(Ends(ended.clone()))).unwrap();
+    let other = monitor.clone();
+    drop(monitor);
+    assert!(!other.state().is_stopping());
+    drop(other);
+    let started = Instant::now();
+    while !ended.load(Ordering::Relaxed) {
+        assert!(started.elapsed() < HANG, "the thread did not end");
+        thread::yield_now();
+    }
+}

@@ -1,0 +1,76 @@
+//! The thread that waits for the disk, so that the committer fills the next batch meanwhile.
+
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::super::mailbox::Mailbox;
+use crate::journal::SyncJob;
+
+/// Its mailbox: at most one job, for one sync does for all that was written before it begins.
+#[derive(Debug, Default)]
+pub(crate) struct Syncer {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queued: Option<SyncJob>,
+    /// A sync failed, and the committer does not know yet: what it hands over meanwhile is not synced, for it may be in the same file.
+    failed: bool,
+    stopped: bool,
+}
+
+impl Syncer {
+    /// The committer's: has this synced, after what is being synced now.
+    pub(super) fn submit(&self, job: SyncJob) {
+        let mut state = self.state.lock();
+        if state.failed {
+            return;
+        }
+        match &mut state.queued {
+            Some(queued) => queued.merge(job),
+            None => state.queued = Some(job),
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// The committer's: what was handed over and not begun is of no account any more. It knows of every failure.
+    pub(super) fn forget(&self) {
+        let mut state = self.state.lock();
+        (state.queued, state.failed) = (None, false);
+    }
+
+    /// Ends the thread after what it is at.
+    pub(crate) fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.wake.notify_one();
+    }
+
+    /// The thread, until it is stopped.
+    pub(crate) fn run(&self, mailbox: &Arc<Mailbox>) {
+        while let Some(job) = self.next() {
+            let end = job.run();
+            if end.is_err() {
+                let mut state = self.state.lock();
+                (state.queued, state.failed) = (None, true);
+            }
+            mailbox.synced(end);
+        }
+    }
+
+    fn next(&self) -> Option<SyncJob> {
+        let mut state = self.state.lock();
+        loop {
+            if state.stopped {
+                return None;
+            }
+            match state.queued.take() {
+                Some(job) => return Some(job),
+                None => self.wake.wait(&mut state),
+            }
+        }
+    }
+}

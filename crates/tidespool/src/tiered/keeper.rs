@@ -1,0 +1,262 @@
+//! The thread that keeps memory within its bounds: it measures the parts, and gives each its share of what the spool may take.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
+
+use super::shared::Shared;
+use crate::Config;
+use crate::memory::{Allowance, Evicted, resident, trim};
+
+/// The parts are measured this often.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// So many bytes more than after the last search are worth another one for pages that can go back to the system.
+const WORTH_A_TRIM: u64 = 8 << 20;
+
+/// What the thread is asked for. Its queue is as long as there are callers that wait.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    state: Mutex<State>,
+    wake: Condvar,
+    /// What the parts were brought to last.
+    allowed: AtomicU64,
+}
+
+#[derive(Debug)]
+struct State {
+    allowance: Allowance,
+    asked: Vec<Ask>,
+    kicked: bool,
+    /// The cache gets its very share at the next turn: nothing comes later that would bring it nearer.
+    is_exact: bool,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Ask {
+    /// The clean copies go, all of them. If not, each part is only brought to its share.
+    clear: bool,
+    done: oneshot::Sender<Kept>,
+}
+
+/// Accounted memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kept {
+    pub(super) before: u64,
+    pub(super) after: u64,
+}
+
+impl Keeper {
+    /// `budget`: bytes.
+    pub(super) fn new(budget: u64) -> Self {
+        let state = State {
+            allowance: Allowance::new(budget),
+            asked: Vec::new(),
+            kicked: false,
+            is_exact: false,
+            closed: false,
+        };
+        Self { state: Mutex::new(state), wake: Condvar::new(), allowed: AtomicU64::new(budget) }
+    }
+
+    /// Drops every clean copy, and gives what is free back to the system. An error: the spool was closed before.
+    pub(super) fn clear(&self) -> oneshot::Receiver<Kept> {
+        self.ask(true)
+    }
+
+    /// Brings each part to its share now, and gives what is free back to the system. An error: the spool was closed before.
+    pub(super) fn settle(&self) -> oneshot::Receiver<Kept> {
+        self.ask(false)
+    }
+
+    fn ask(&self, clear: bool) -> oneshot::Receiver<Kept> {
+        let (done, heard) = oneshot::channel();
+        let mut state = self.state.lock();
+        // Dropped here after the end, which tells whoever asked.
+        if !state.closed {
+            state.asked.push(Ask { clear, done });
+        }
+        drop(state);
+        self.wake.notify_one();
+        heard
+    }
+
+    /// Memory is short: so many of the accounted bytes have to go, and not to come back before [`release`](Self::release).
+    pub(super) fn press(&self, accounted: u64, excess: u64) {
+        self.state.lock().allowance.press(accounted, excess);
+    }
+
+    /// Memory has returned: allows a little more. False: it is as before.
+    pub(super) fn release(&self) -> bool {
+        let mut state = self.state.lock();
+        let more = state.allowance.release();
+        state.is_exact |= !more;
+        drop(state);
+        self.kick();
+        more
+    }
+
+    /// The setting changed.
+    pub(super) fn set_budget(&self, budget: u64) {
+        let mut state = self.state.lock();
+        state.allowance.set_budget(budget);
+        state.is_exact = true;
+        drop(state);
+        self.kick();
+    }
+
+    /// Bytes that the spool may take now.
+    pub(super) fn allowed(&self) -> u64 {
+        self.allowed.load(Ordering::Relaxed)
+    }
+
+    fn kick(&self) {
+        self.state.lock().kicked = true;
+        self.wake.notify_one();
+    }
+
+    /// Ends the thread. What is asked is not done any more.
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.asked.clear();
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Waits for the next turn. `None`: it is over.
+    fn wait(&self) -> Option<Vec<Ask>> {
+        let until = Instant::now() + INTERVAL;
+        let mut state = self.state.lock();
+        while !state.closed && !state.kicked && state.asked.is_empty() {
+            if self.wake.wait_until(&mut state, until).timed_out() {
+                break;
+            }
+        }
+        state.kicked = false;
+        (!state.closed).then(|| std::mem::take(&mut state.asked))
+    }
+}
+
+/// The thread, until the spool closes.
+pub(super) fn keep(shared: &Arc<Shared>) {
+    let _end = End(&shared.keeper);
+    let mut heap = Heap::default();
+    // A limit of the system may be far below the budget: nothing is to come near it before the first turn.
+    balance(shared);
+    while let Some(asked) = shared.keeper.wait() {
+        shared.cache.upkeep();
+        // Nobody else wants to know.
+        let accounted = || if asked.is_empty() { 0 } else { shared.accounted_bytes() };
+        let before = accounted();
+        let mut evicted = Evicted::default();
+        if asked.iter().any(|ask| ask.clear) {
+            evicted = shared.cache.clear();
+        }
+        let resized = balance(shared);
+        let (entries, bytes) = (evicted.entries + resized.entries, evicted.bytes + resized.bytes);
+        if entries > 0 {
+            shared.stats.cache_evicted(entries, bytes);
+        }
+        shared.table.shards().for_each(|mut shard| shard.pending.trim());
+        heap.look(shared.config.load().memory_budget, !asked.is_empty() || bytes >= WORTH_A_TRIM);
+        if !asked.is_empty() {
+            // What came in meanwhile counts, too.
+            shared.cache.upkeep();
+        }
+        let after = accounted();
+        for ask in asked {
+            // Whoever asked may be gone.
+            let _ = ask.done.send(Kept { before, after });
+        }
+    }
+}
+
+/// Nobody waits for a thread that is gone, however it went.
+struct End<'a>(&'a Keeper);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// When the heap was last searched for what can go back to the system.
+#[derive(Debug, Default)]
+struct Heap {
+    /// Resident bytes after that, or the least since then.
+    least: u64,
+}
+
+impl Heap {
+    /// Searches it if the process has grown by a good part of the budget, or if somebody asks for it.
+    fn look(&mut self, budget: u64, is_asked: bool) {
+        let Some(now) = resident() else { return };
+        if is_asked || now > self.least + WORTH_A_TRIM.max(budget / 32) {
+            trim();
+            self.least = resident().unwrap_or(now);
+        } else {
+            self.least = self.least.min(now);
+        }
+    }
+}
+
+/// Gives each part its share. Says what had to leave the cache for it.
+fn balance(shared: &Shared) -> Evicted {
+    let config = shared.config.load();
+    let (allowance, is_exact) = {
+        let mut state = shared.keeper.state.lock();
+        (state.allowance, std::mem::take(&mut state.is_exact))
+    };
+    let allowance = allowance.within(at_most(shared, &config).unwrap_or(u64::MAX));
+    shared.keeper.allowed.store(allowance.bytes(), Ordering::Relaxed);
+    let shares = allowance.shares(config.effective_dirty_limit(), shared.held());
+    if shared.budget.limit() != shares.dirty_limit {
+        shared.budget.set_limit(shares.dirty_limit);
+        if shared.is_over_limit() {
+            shared.mailbox.note_dirty(true);
+        }
+    }
+    let (now, lru) = (shared.cache.capacity(), config.cache_policy == crate::CachePolicy::Lru);
+    // Each copy is touched for it: an eighth too much or too little is left as it is.
+    let differs = match is_exact {
+        true => shares.cache != now,
+        false => shares.cache < now / 8 * 7 || shares.cache / 8 * 7 > now,
+    };
+    if !differs && shared.cache.is_lru() == lru {
+        return Evicted::default();
+    }
+    shared.cache.resize(shares.cache, lru, |id| shared.table.lock(id))
+}
+
+/// Bytes that this process can have before memory counts as short, as the others use it now. `None` where nobody watches.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a part of the limit")]
+fn at_most(shared: &Shared, config: &Config) -> Option<u64> {
+    let reading = shared.monitor.get()?.latest()?;
+    let target = (reading.limit as f64 * (config.pressure.low - config.pressure.hysteresis)) as u64;
+    let others = reading.used.saturating_sub(reading.resident?);
+    Some(target.saturating_sub(others))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_thread_that_died() {
+        let keeper = Keeper::new(64 << 20);
+        let died = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let _end = End(&keeper);
+                panic!("of this test");
+            });
+            thread.join().is_err()
+        });
+        assert!(died);
+        assert!(keeper.clear().try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
+    }
+}

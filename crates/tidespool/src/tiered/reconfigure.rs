@@ -1,0 +1,39 @@
+//! Settings changed on a running spool.
+
+use std::sync::Arc;
+
+use super::open::keep_free;
+use super::shared::Shared;
+use crate::checkpoint::FilerSettings;
+use crate::{Config, ConfigError};
+
+/// Takes in `next` as a whole, or not at all.
+pub(super) fn reconfigure(shared: &Shared, next: Config) -> Result<(), ConfigError> {
+    next.validate()?;
+    // Of two at a time, one comes after the other in everything.
+    let _one = shared.reconfiguring.lock();
+    // Under the lock: a shutdown waits for it. After that the files may be somebody else's.
+    shared.check_open().map_err(|_| ConfigError::Closed)?;
+    let before = shared.config.load_full();
+    before.validate_change(&next)?;
+    if let Some(monitor) = shared.monitor.get() {
+        monitor.reconfigure(next.pressure.clone())?;
+    }
+    let next = Arc::new(next);
+    shared.config.store(next.clone());
+    // The others look at the settings each time they need them; these have their own copies.
+    shared.terms.set(&next);
+    shared.filer_settings.store(Arc::new(filer_settings(&next)));
+    shared.segments.pool().set_bounds(next.journal_capacity, keep_free(&next));
+    shared.filing.kick();
+    // Whoever set a timer by the old settings sets it anew. Nobody waits for it.
+    drop(shared.mailbox.flush(false));
+    shared.keeper.set_budget(next.memory_budget);
+    tracing::info!("the settings were changed");
+    Ok(())
+}
+
+/// What the checkpoint thread needs of the settings.
+pub(super) fn filer_settings(config: &Config) -> FilerSettings {
+    FilerSettings { separate_above: config.separate_above, checkpoint_after: config.checkpoint_after }
+}

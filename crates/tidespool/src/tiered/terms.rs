@@ -1,0 +1,83 @@
+//! The settings that each store asks for: in atomics, for it asks a million times a second. None depends on another.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::{Config, Durability};
+
+const MEMORY: u8 = 0;
+const WRITTEN: u8 = 1;
+const SYNCED: u8 = 2;
+
+/// As they are now.
+#[derive(Debug, Default)]
+pub(crate) struct Terms {
+    /// In one: between two there would be a moment with neither.
+    durability: AtomicU8,
+    max_message_size: AtomicU64,
+    store_deadline_us: AtomicU64,
+}
+
+impl Terms {
+    pub(crate) fn of(config: &Config) -> Self {
+        let terms = Self::default();
+        terms.set(config);
+        terms
+    }
+
+    pub(crate) fn set(&self, config: &Config) {
+        let durability = match config.durability {
+            Durability::Memory => MEMORY,
+            Durability::Written => WRITTEN,
+            Durability::Synced => SYNCED,
+        };
+        self.durability.store(durability, Ordering::Relaxed);
+        self.max_message_size.store(config.max_message_size, Ordering::Relaxed);
+        let us = u64::try_from(config.store_deadline.as_micros()).unwrap_or(u64::MAX);
+        self.store_deadline_us.store(us, Ordering::Relaxed);
+    }
+
+    pub(crate) fn durability(&self) -> Durability {
+        match self.durability.load(Ordering::Relaxed) {
+            MEMORY => Durability::Memory,
+            WRITTEN => Durability::Written,
+            _ => Durability::Synced,
+        }
+    }
+
+    /// In bytes.
+    pub(crate) fn max_message_size(&self) -> u64 {
+        self.max_message_size.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn store_deadline(&self) -> Duration {
+        Duration::from_micros(self.store_deadline_us.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    /// Each of them keeps a message through `kill -9`: so does the moment between them.
+    #[test]
+    fn a_change_of_durability_goes_through_nothing_weaker() {
+        let with = |durability| Config::new("/x").durability(durability);
+        let terms = Terms::of(&with(Durability::Synced));
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..300_000 {
+                    terms.set(&with(Durability::Written));
+                    terms.set(&with(Durability::Synced));
+                }
+                done.store(true, Ordering::SeqCst);
+            });
+            while !done.load(Ordering::SeqCst) {
+                assert_ne!(terms.durability(), Durability::Memory);
+            }
+        });
+    }
+}

@@ -1,0 +1,244 @@
+//! A spool in a control group (version 1) whose memory limit is far below the spool's budget: filled far past the
+//! limit, it must not be killed, and nothing that it acknowledged may be missing.
+//!
+//! The test runs itself again as a child, in a group made for it. Where no group can be made (version 2 only, not root) it
+//! says so on standard error, and passes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tidespool::{Config, HealthConfig, PressureConfig, TieredSpool};
+use tidespool_core::{Spool, SpoolId};
+use tidespool_testkit::payload;
+use tidespool_testkit::rng::Rng;
+use tokio::task::JoinSet;
+
+const MIB: u64 = 1 << 20;
+
+/// The limit of the group.
+const LIMIT: u64 = 192 * MIB;
+
+/// The budget of the spool in it.
+const BUDGET: u64 = 1024 * MIB;
+
+/// What is stored: eight times the limit.
+const STORED: u64 = 1536 * MIB;
+
+/// Callers that store.
+const CALLERS: u64 = 8;
+
+/// How long the child may take. Far above what is normal.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Set for the child: the group that it joins, and the directory that it works in.
+const CHILD_GROUP: &str = "TIDESPOOL_CGROUP_GROUP";
+const CHILD_DIR: &str = "TIDESPOOL_CGROUP_DIR";
+
+fn config(dir: &Path) -> Config {
+    // Its dirty limit alone, a quarter of the budget, is above the limit of the group.
+    Config::new(dir.join("spool"))
+        .memory_budget(BUDGET)
+        .ballast(0)
+        .pressure(PressureConfig::default())
+        .health(HealthConfig::default().min_free_bytes(0).min_free_fraction(0.0))
+}
+
+#[test]
+fn filled_far_past_the_limit_it_is_not_killed() {
+    let group = match Group::make() {
+        Ok(group) => group,
+        Err(why) => return eprintln!("not run: no control group can be made here: {why}"),
+    };
+    let dir = tempfile::Builder::new().prefix("tidespool-cgroup-").tempdir().unwrap();
+    let status = run_child(&group, dir.path());
+    println!("cgroup: {status}; {}", group.report());
+    assert!(status.success(), "the child ended with {status}; {}", group.report());
+    assert_eq!(group.kills(), 0, "{}", group.report());
+    assert!(group.number("memory.max_usage_in_bytes") > LIMIT / 2, "the limit was never near");
+
+    let stored = read_list(&dir.path().join("stored"));
+    assert!(stored.iter().map(|(_, len)| *len as u64).sum::<u64>() >= STORED);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let spool = TieredSpool::open(config(dir.path())).await.expect("open");
+        for (id, len) in stored {
+            let data = spool.load(id).await.unwrap_or_else(|err| panic!("{id}: {err:#}"));
+            payload::assert_is(id, 1, len, &data);
+        }
+        spool.shutdown().await.expect("shutdown");
+    });
+}
+
+fn run_child(group: &Group, dir: &Path) -> ExitStatus {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "child", "--nocapture", "--test-threads=1"]);
+    let child = command.env(CHILD_GROUP, &group.dir).env(CHILD_DIR, dir).spawn().unwrap();
+    let mut child = Running(child);
+    let started = Instant::now();
+    loop {
+        if let Some(status) = child.0.try_wait().unwrap() {
+            return status;
+        }
+        assert!(started.elapsed() < PATIENCE, "the child is not done after {PATIENCE:?}; {}", group.report());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Not a test: the process in the group.
+#[test]
+fn child() {
+    let (Some(group), Some(dir)) = (std::env::var_os(CHILD_GROUP), std::env::var_os(CHILD_DIR)) else {
+        return;
+    };
+    let dir = PathBuf::from(dir);
+    fs::write(Path::new(&group).join("cgroup.procs"), std::process::id().to_string())
+        .expect("join the group");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let stored = runtime.block_on(work(&dir));
+    let mut list = fs::File::create(dir.join("stored")).unwrap();
+    for (id, len) in stored {
+        writeln!(list, "{id} {len}").unwrap();
+    }
+}
+
+/// Stores, and loads now and then, as fast as it can. Returns what was acknowledged.
+async fn work(dir: &Path) -> Vec<(SpoolId, usize)> {
+    let spool = Arc::new(TieredSpool::open(config(dir)).await.expect("open"));
+    let (left, stored) = (Arc::new(AtomicU64::new(STORED)), Arc::new(Mutex::new(Vec::new())));
+    let started = Instant::now();
+    let mut callers = JoinSet::new();
+    for caller in 0..CALLERS {
+        let (spool, left, stored) = (spool.clone(), left.clone(), stored.clone());
+        callers.spawn(async move {
+            let mut rng = Rng::new(caller);
+            loop {
+                let len = 16 * 1024 + rng.below(48 * 1024 + 1);
+                let had = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                    (left > 0).then(|| left.saturating_sub(len))
+                });
+                if had.is_err() {
+                    return;
+                }
+                let (id, len) = (SpoolId::new(), usize::try_from(len).unwrap());
+                spool.store(id, payload::shared(id, 1, len), false, None).await.expect("store");
+                stored.lock().push((id, len));
+                if rng.chance(6) {
+                    let (id, len) = {
+                        let stored = stored.lock();
+                        stored[usize::try_from(rng.below(stored.len() as u64)).unwrap()]
+                    };
+                    payload::assert_is(id, 1, len, &spool.load(id).await.expect("load"));
+                }
+            }
+        });
+    }
+    while let Some(caller) = callers.join_next().await {
+        caller.unwrap();
+    }
+    let stats = spool.stats();
+    println!(
+        "cgroup: stored in {:.1?}; source {:?}, level {:?}, {} changes of the level, {} reliefs, {} MiB freed by them",
+        started.elapsed(),
+        stats.gauges.pressure_source,
+        stats.gauges.pressure_level,
+        stats.pressure_changes,
+        stats.low_memory_calls,
+        stats.low_memory_freed_bytes / MIB,
+    );
+    spool.shutdown().await.expect("shutdown");
+    std::mem::take(&mut *stored.lock())
+}
+
+fn read_list(file: &Path) -> Vec<(SpoolId, usize)> {
+    let text = fs::read_to_string(file).unwrap();
+    let entry = |line: &str| {
+        let (id, len) = line.split_once(' ').unwrap();
+        (id.parse().unwrap(), len.parse().unwrap())
+    };
+    text.lines().map(entry).collect()
+}
+
+/// A process that is killed when the test fails.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // After its orderly end there is nothing to kill.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A control group below the test's own one, removed when it is dropped.
+struct Group {
+    dir: PathBuf,
+}
+
+impl Group {
+    fn make() -> Result<Self, String> {
+        const MOUNT: &str = "/sys/fs/cgroup/memory";
+        let groups =
+            fs::read_to_string("/proc/self/cgroup").map_err(|err| format!("/proc/self/cgroup: {err}"))?;
+        let mut memory = groups.lines().filter_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            controllers.split(',').any(|controller| controller == "memory").then_some(path)
+        });
+        let own = memory.next().ok_or("no memory controller of version 1")?;
+        let own = Path::new(MOUNT).join(own.trim_start_matches('/'));
+        // In a container the mount shows the group itself.
+        let parent = if own.is_dir() { own } else { PathBuf::from(MOUNT) };
+        let dir = parent.join(format!("tidespool-test-{}", std::process::id()));
+        fs::create_dir(&dir).map_err(|err| format!("{}: {err}", dir.display()))?;
+        let group = Self { dir };
+        let limit = group.dir.join("memory.limit_in_bytes");
+        fs::write(&limit, LIMIT.to_string()).map_err(|err| format!("{}: {err}", limit.display()))?;
+        Ok(group)
+    }
+
+    fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.dir.join(file)).unwrap_or_default()
+    }
+
+    fn number(&self, file: &str) -> u64 {
+        self.read(file).trim().parse().unwrap_or(0)
+    }
+
+    /// Processes killed because the limit was reached.
+    fn kills(&self) -> u64 {
+        let control = self.read("memory.oom_control");
+        let kills = control.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        kills.map_or(0, |kills| kills.trim().parse().unwrap())
+    }
+
+    fn report(&self) -> String {
+        format!(
+            "limit {} MiB, at most {} MiB used (page cache included), limit hit {} times, {} kills",
+            LIMIT / MIB,
+            self.number("memory.max_usage_in_bytes") / MIB,
+            self.number("memory.failcnt"),
+            self.kills(),
+        )
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // A process that was waited for may still be on its way out of the group.
+        let started = Instant::now();
+        while let Err(err) = fs::remove_dir(&self.dir) {
+            if started.elapsed() > Duration::from_secs(10) {
+                eprintln!("{} is left behind: {err}", self.dir.display());
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}

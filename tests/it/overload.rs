@@ -1,0 +1,321 @@
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_lite::future::{or, poll_once};
+use tidespool::{Config, TieredSpool};
+use tidespool_core::{Spool, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId};
+use tidespool_testkit::faults::{Call, Fault, FaultyStorage};
+use tidespool_testkit::{payload, wait};
+use tokio::task::JoinSet;
+
+use crate::faults::{Broken, HOUR, SLOW, committing};
+use crate::setup::{KIB, MIB, Tiered, assert_holds, put, stop};
+
+const MESSAGE: usize = 64 * 1024;
+
+type Store = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
+/// Little room, and nothing that makes some but commits.
+fn narrow(config: Config) -> Config {
+    config.dirty_limit(MIB).segment_size(2 * MIB).journal_capacity(32 * MIB).checkpoint_after(HOUR)
+}
+
+fn store(spool: &Arc<TieredSpool>, len: usize, deadline: Option<Instant>) -> (SpoolId, Store) {
+    let (spool, id) = (spool.clone(), SpoolId::new());
+    (id, Box::pin(async move { spool.store(id, payload::shared(id, 1, len), false, deadline).await }))
+}
+
+/// No sync ends any more, until the disk is released or healed.
+fn hold(disk: &FaultyStorage) {
+    disk.inject(committing(Fault::on(Call::Sync)).always().block());
+}
+
+/// Stores until one has no room: on a disk that is held there is then none for long.
+async fn fill(spool: &Arc<TieredSpool>) -> (Vec<SpoolId>, Store) {
+    let mut stored = Vec::new();
+    wait::bounded("the room is used up", async {
+        loop {
+            let (id, mut next) = store(spool, MESSAGE, None);
+            let gauges = spool.stats().gauges;
+            if gauges.dirty_limit - gauges.dirty_bytes < MESSAGE as u64 + KIB {
+                assert!(poll_once(&mut next).await.is_none(), "there is no room for it");
+                return (stored, next);
+            }
+            next.await.expect("store");
+            stored.push(id);
+        }
+    })
+    .await
+}
+
+/// Lets one sync after the other end until `future` is done.
+async fn while_syncs_end<T>(disk: &FaultyStorage, future: impl Future<Output = T>) -> T {
+    let release = async {
+        loop {
+            disk.release();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    wait::bounded("stores while syncs end", or(future, release)).await
+}
+
+async fn assert_no_room_is_lost(spool: &TieredSpool) {
+    wait::until("all is written", || spool.stats().gauges.dirty_bytes == 0).await;
+    put(spool, 1024 * 1024 - 1024, false).await;
+}
+
+/// A message that needs all the room there is, many times over, waits first. Small ones that come after it don't wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn small_ones_come_in_before_a_huge_one_at_the_limit() {
+    let broken = Broken::new(|config| narrow(config).max_message_size(512 * MIB));
+    let spool = broken.start().await;
+    hold(&broken.disk);
+    let (stored, first) = fill(&spool).await;
+    // Nobody ever looks at its bytes.
+    let huge: Arc<Box<[u8]>> = Arc::new(vec![0; 256 << 20].into_boxed_slice());
+    let mut huge = Box::pin(spool.store(SpoolId::new(), huge, false, None));
+    assert!(poll_once(&mut huge).await.is_none());
+    let mut small: Vec<_> = (0..8).map(|_| store(&spool, MESSAGE, None)).collect();
+    for (_, store) in &mut small {
+        assert!(poll_once(store).await.is_none());
+    }
+    while_syncs_end(&broken.disk, async {
+        first.await.expect("the one that came before");
+        for (id, store) in small {
+            store.await.expect("a small one");
+            assert_holds(spool.as_ref(), id, MESSAGE).await;
+        }
+    })
+    .await;
+    assert!(poll_once(&mut huge).await.is_none());
+    drop(huge);
+    broken.disk.heal();
+    for id in stored {
+        assert_holds(spool.as_ref(), id, MESSAGE).await;
+    }
+    assert_no_room_is_lost(&spool).await;
+    stop(spool).await;
+}
+
+/// Small ones come without end. The one that needs all the room gets it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_huge_one_is_served_in_the_end() {
+    let tiered = Tiered::new(narrow);
+    let spool = tiered.start().await;
+    let done = Arc::new(AtomicBool::new(false));
+    let mut callers = JoinSet::new();
+    for _ in 0..16 {
+        let (spool, done) = (spool.clone(), done.clone());
+        callers.spawn(async move {
+            let mut stored = VecDeque::new();
+            while !done.load(Ordering::Relaxed) {
+                stored.push_back(put(spool.as_ref(), MESSAGE, false).await);
+                // Together four times what may be dirty: most of it has to be written.
+                if stored.len() > 4
+                    && let Some(oldest) = stored.pop_front()
+                {
+                    spool.remove(oldest).await.expect("remove");
+                }
+                // A store that has room never waits, and the others are to run, too.
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+    wait::until("there is a crowd", || spool.stats().stores > 100).await;
+    for len in [900 * 1024, 1024 * 1024, 1_900_000] {
+        let id = wait::bounded("a huge one", put(spool.as_ref(), len, false)).await;
+        assert_holds(spool.as_ref(), id, len).await;
+    }
+    done.store(true, Ordering::Relaxed);
+    while let Some(caller) = callers.join_next().await {
+        caller.unwrap();
+    }
+    stop(spool).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiters_that_are_dropped_take_nobodys_room() {
+    let broken = Broken::new(narrow);
+    let spool = broken.start().await;
+    hold(&broken.disk);
+    let (_, first) = fill(&spool).await;
+    let mut waiting: Vec<_> = (0..30).map(|n| store(&spool, MESSAGE + n, None)).collect();
+    for (_, store) in &mut waiting {
+        assert!(poll_once(store).await.is_none());
+    }
+    // Those that came first are among them.
+    let kept: Vec<_> = waiting.into_iter().enumerate().filter(|(n, _)| n % 3 == 2).collect();
+    drop(first);
+    while_syncs_end(&broken.disk, async {
+        for (n, (id, store)) in kept {
+            store.await.expect("store");
+            assert_holds(spool.as_ref(), id, MESSAGE + n).await;
+        }
+    })
+    .await;
+    broken.disk.heal();
+    assert_no_room_is_lost(&spool).await;
+    stop(spool).await;
+}
+
+/// Room is given at the same time as callers go away: whoever has it and never looks gives it back.
+#[tokio::test(flavor = "multi_thread")]
+async fn room_given_to_those_who_are_gone_comes_back() {
+    let broken = Broken::new(narrow);
+    let spool = broken.start().await;
+    for _ in 0..5 {
+        hold(&broken.disk);
+        let (_, first) = fill(&spool).await;
+        let mut waiting: Vec<_> = (0..10).map(|_| store(&spool, MESSAGE, None).1).collect();
+        for store in &mut waiting {
+            assert!(poll_once(store).await.is_none());
+        }
+        let gone = tokio::spawn(async move { drop((first, waiting)) });
+        broken.disk.heal();
+        gone.await.unwrap();
+        wait::until("all is written", || spool.stats().gauges.dirty_bytes == 0).await;
+    }
+    assert_no_room_is_lost(&spool).await;
+    stop(spool).await;
+}
+
+/// A disk that is known to be slow, and room that is used up: a deadline that is too near is refused at the first look, with the error of whoever
+/// set it.
+async fn refused_at_once<E>(store_deadline: Duration, deadline: impl Fn() -> Option<Instant>)
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let broken = Broken::new(|config| narrow(config).store_deadline(store_deadline));
+    let spool = broken.start().await;
+    broken.disk.watch(|moment| {
+        if moment.call == Call::Sync && moment.name.ends_with(".seg") {
+            std::thread::sleep(SLOW);
+        }
+    });
+    // Measures: less than 2 MB a second.
+    put(spool.as_ref(), 100_000, false).await;
+    wait::until("all is written", || spool.stats().gauges.dirty_bytes == 0).await;
+    broken.disk.unwatch();
+    hold(&broken.disk);
+    let mut stored = Vec::new();
+    let refused = wait::bounded("the room is used up", async {
+        loop {
+            let (id, mut next) = store(&spool, 200_000, deadline());
+            match poll_once(&mut next).await {
+                Some(Err(err)) => return (id, err),
+                Some(Ok(())) => {}
+                // It has room, and waits for its slot.
+                None => next.await.expect("a store that was not refused"),
+            }
+            stored.push(id);
+        }
+    })
+    .await;
+    let (id, err) = refused;
+    assert!(err.root_cause().is::<E>(), "{err:#}");
+    crate::setup::assert_absent(spool.as_ref(), id).await;
+    let gauges = spool.stats().gauges;
+    assert!(gauges.dirty_limit - gauges.dirty_bytes < 200_000 + KIB, "there was room for it");
+    broken.disk.heal();
+    for id in stored {
+        assert_holds(spool.as_ref(), id, 200_000).await;
+    }
+    assert_no_room_is_lost(&spool).await;
+    stop(spool).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_callers_deadline_that_the_disk_cannot_meet_is_refused_at_once() {
+    let soon = || Some(Instant::now() + Duration::from_millis(40));
+    refused_at_once::<SpoolCallerDeadlineExceeded>(HOUR, soon).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_spools_deadline_that_the_disk_cannot_meet_is_refused_at_once() {
+    refused_at_once::<SpoolBackpressureTimeout>(Duration::from_millis(40), || None).await;
+}
+
+/// Callers that push, give up and have deadlines: whatever was acknowledged is there, before and after a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_under_overload_is_there() {
+    let tiered = Tiered::new(narrow);
+    let spool = tiered.start().await;
+    let mut callers = JoinSet::new();
+    for n in 0..32 {
+        let spool = spool.clone();
+        callers.spawn(async move {
+            let mut stored = Vec::new();
+            for turn in 0..30 {
+                let len = 10_000 + 2_000 * n + turn;
+                let (id, data, sync) = (SpoolId::new(), (n + turn) % 7, n % 8 == 0);
+                let deadline = (data == 1).then(|| Instant::now() + Duration::from_millis(5));
+                let mut store = Box::pin(spool.store(id, payload::shared(id, 1, len), sync, deadline));
+                let result = match (data, poll_once(&mut store).await) {
+                    (_, Some(result)) => result,
+                    (0, None) => continue,
+                    (_, None) => store.await,
+                };
+                match result {
+                    Ok(()) => stored.push((id, len)),
+                    Err(err) => assert!(err.root_cause().is::<SpoolCallerDeadlineExceeded>(), "{err:#}"),
+                }
+            }
+            stored
+        });
+    }
+    let mut stored = Vec::new();
+    while let Some(caller) = callers.join_next().await {
+        stored.extend(caller.unwrap());
+    }
+    assert!(stored.len() > 32 * 15, "{}", stored.len());
+    for &(id, len) in &stored {
+        assert_holds(spool.as_ref(), id, len).await;
+    }
+    stop(spool).await;
+    let spool = tiered.start().await;
+    for &(id, len) in &stored {
+        assert_holds(spool.as_ref(), id, len).await;
+    }
+    stop(spool).await;
+}
+
+/// A huge message waits for all room to be free, and small ones come in before it. What they bring is written as well, however long it might stay
+/// dirty otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_overtakes_a_huge_one_does_not_keep_it_waiting() {
+    let deadline = Duration::from_secs(10);
+    let broken = Broken::new(|config| {
+        let config = config.dirty_expire(HOUR).checkpoint_after(HOUR).store_deadline(deadline);
+        config.max_message_size(30 * MIB).segment_size(32 * MIB).journal_capacity(128 * MIB)
+    });
+    let spool = broken.start().await;
+    put(spool.as_ref(), 1_000, false).await;
+    hold(&broken.disk);
+    // Below the size of a segment: it is answered from memory.
+    let (id, huge) = store(&spool, 30 << 20, None);
+    let huge = tokio::spawn(huge);
+    wait::until("room is made for it", || broken.disk.blocked() == 1).await;
+    let (first, mut first_store) = store(&spool, 1_000, None);
+    wait::bounded("it overtakes", &mut first_store).await.unwrap();
+    // By the second commit everything is written of which the committer was told when the huge one came.
+    broken.disk.release();
+    wait::until("the first commit has ended", || spool.stats().commit.count == 1).await;
+    wait::until("the second one has begun", || broken.disk.blocked() == 1).await;
+    let (second, mut second_store) = store(&spool, 1_000, None);
+    // On a machine that is slow just now it comes too late to overtake.
+    let has_overtaken = poll_once(&mut second_store).await.is_some();
+    broken.disk.heal();
+    wait::bounded("the huge one", huge).await.unwrap().unwrap();
+    if !has_overtaken {
+        second_store.await.unwrap();
+    }
+    assert_holds(spool.as_ref(), id, 30 << 20).await;
+    for small in [first, second] {
+        assert_holds(spool.as_ref(), small, 1_000).await;
+    }
+    stop(spool).await;
+}

@@ -1,0 +1,329 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tidespool::{Config, TieredSpool};
+use tidespool_core::{NotFound, Spool, SpoolId, SpoolUnhealthyError};
+use tidespool_testkit::faults::{Call, Fault};
+use tidespool_testkit::{payload, wait};
+use tokio::task::JoinHandle;
+
+use crate::faults::{Broken, HOUR, LARGE, SLOW, begin, committing, is_thread};
+use crate::setup::{KIB, MIB, assert_holds, healthy, put, stop};
+
+/// As a server does: while the gate is shut nothing is stored.
+async fn store_once_healthy(spool: &TieredSpool, id: SpoolId, version: u64, len: usize, synced: bool) {
+    loop {
+        healthy(spool).await;
+        match spool.store(id, payload::shared(id, version, len), synced, None).await {
+            Ok(()) => return,
+            Err(err) => assert!(err.root_cause().is::<SpoolUnhealthyError>(), "{err:#}"),
+        }
+    }
+}
+
+/// While many callers are served, one batch is being synced and the next is written. Whichever of the two fails, at whichever of the first batches:
+/// all of both is written again elsewhere, in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_while_the_next_batch_is_written_is_made_good() {
+    const CALLERS: u64 = 48;
+    for (call, thread) in [(Call::Sync, "tidespool-sync"), (Call::Write, "tidespool-commit")] {
+        for nth in [1, 2, 3, 5, 8] {
+            let what = format!("{call:?} {nth}");
+            let broken = Broken::new(|config| {
+                config
+                    .dirty_expire(HOUR)
+                    .checkpoint_after(HOUR)
+                    .segment_size(256 * KIB)
+                    .journal_capacity(8 * MIB)
+            });
+            let spool = broken.start().await;
+            let fails =
+                move |fault: Fault| fault.only(move |m| m.name.ends_with(".seg") && is_thread(thread));
+            broken.disk.inject(fails(Fault::on(call)).nth(nth));
+            let ids: Vec<SpoolId> = (0..CALLERS).map(|_| SpoolId::new()).collect();
+            let callers: Vec<_> = ids
+                .iter()
+                .map(|&id| {
+                    let spool = spool.clone();
+                    tokio::spawn(async move {
+                        for version in 1..=3 {
+                            // The dirty version in between is older than the next synced one.
+                            store_once_healthy(&spool, id, 2 * version, LARGE, true).await;
+                            store_once_healthy(&spool, id, 2 * version + 1, 700, false).await;
+                        }
+                        store_once_healthy(&spool, id, 8, LARGE, true).await;
+                    })
+                })
+                .collect();
+            for caller in callers {
+                wait::bounded(&what, caller).await.expect(&what);
+            }
+            wait::until("the error is noticed", || spool.stats().disk_errors() > 0).await;
+            for &id in &ids {
+                let data = spool.load(id).await.expect(&what);
+                payload::assert_is(id, 8, LARGE, &data);
+            }
+            assert_eq!(broken.disk.trusted_again(), [""; 0], "{what}");
+            // Like a crash.
+            drop(spool);
+            broken.disk.heal();
+            let spool = broken.start().await;
+            assert_eq!(spool.recovery().damage, [], "{what}");
+            for &id in &ids {
+                let data = spool.load(id).await.expect(&what);
+                payload::assert_is(id, 8, LARGE, &data);
+            }
+            stop(spool).await;
+        }
+    }
+}
+
+/// A spool whose syncer waits for the disk with a batch of eight stores, of the ids that are returned; whoever waits for them has the handles.
+async fn while_the_syncer_waits(
+    broken: &Broken,
+    spool: &Arc<TieredSpool>,
+) -> (Vec<SpoolId>, Vec<JoinHandle<anyhow::Result<()>>>) {
+    broken.disk.inject(committing(Fault::on(Call::Sync)).block());
+    broken.disk.inject(
+        Fault::on(Call::Sync)
+            .only(|moment| moment.name.ends_with(".seg") && is_thread("tidespool-sync"))
+            .block(),
+    );
+    // One holds the committer until there are enough of them for the other thread.
+    let mut stores = vec![begin(spool, SpoolId::new(), 1, 100, None)];
+    wait::until("the first sync hangs", || broken.disk.blocked() == 1).await;
+    let dirty = spool.stats().gauges.dirty_bytes;
+    let ids: Vec<SpoolId> = (0..8).map(|_| SpoolId::new()).collect();
+    stores.extend(ids.iter().map(|&id| begin(spool, id, 1, LARGE, None)));
+    let all = dirty + 8 * LARGE as u64;
+    wait::until("all have come", || spool.stats().gauges.dirty_bytes > all).await;
+    broken.disk.release();
+    wait::bounded("the first store", stores.remove(0)).await.unwrap().expect("store");
+    wait::until("the syncer's sync hangs", || broken.disk.blocked() == 1).await;
+    (ids, stores)
+}
+
+/// Nobody hears of a batch that the syncer has, and nobody sees it, before the disk has it: not even when the next one is written already.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_being_synced_is_not_acknowledged_when_the_next_batch_is_written() {
+    let broken = Broken::new(|config| {
+        config.dirty_expire(HOUR).checkpoint_after(HOUR).segment_size(4 * MIB).journal_capacity(16 * MIB)
+    });
+    let spool = broken.start().await;
+    let (ids, stores) = while_the_syncer_waits(&broken, &spool).await;
+    let written = || broken.disk.count_where(Call::Write, |name| name.ends_with(".seg"));
+    let before = written();
+    // Enough of them not to wait for the sync.
+    let next: Vec<_> = (0..20).map(|_| begin(&spool, SpoolId::new(), 1, LARGE, None)).collect();
+    wait::until("the next batch is written", || written() > before).await;
+    // One turn more, so that all that was to be told in the one before was told.
+    let again: Vec<_> = (0..20).map(|_| begin(&spool, SpoolId::new(), 1, LARGE, None)).collect();
+    wait::until("and the one after it", || written() > before + 1).await;
+    assert!(stores.iter().chain(&next).chain(&again).all(|store| !store.is_finished()));
+    for &id in &ids {
+        let error = spool.load(id).await.expect_err("it is not durable");
+        assert!(error.root_cause().is::<NotFound>(), "{error:#}");
+    }
+    broken.disk.release();
+    for store in stores.into_iter().chain(next).chain(again) {
+        wait::bounded("a store", store).await.unwrap().expect("store");
+    }
+    for &id in &ids {
+        assert_holds(spool.as_ref(), id, LARGE).await;
+    }
+    stop(spool).await;
+}
+
+/// What waits for an older version of its id to be known as durable is not taken for something that has no room: no segment is ended for it, and it
+/// is written as soon as that is known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_waits_for_the_one_before_it_ends_no_segment() {
+    let broken = Broken::new(|config| config.dirty_expire(HOUR).checkpoint_after(HOUR).segment_size(MIB));
+    let spool = broken.start().await;
+    let (ids, stores) = while_the_syncer_waits(&broken, &spool).await;
+    let id = ids[0];
+    spool.store(id, payload::shared(id, 2, LARGE), false, None).await.expect("store");
+    let mut flush = Box::pin(spool.advise_low_memory());
+    // Asked for, and not waited for.
+    tokio::time::timeout(Duration::ZERO, &mut flush).await.expect_err("the disk hangs");
+    broken.disk.release();
+    for store in stores {
+        wait::bounded("a store", store).await.unwrap().expect("store");
+    }
+    wait::bounded("the flush", flush).await.expect("advise_low_memory");
+    assert_eq!(spool.stats().gauges.dirty_bytes, 0);
+    payload::assert_is(id, 2, LARGE, &spool.load(id).await.expect("load"));
+    assert_eq!(spool.stats().gauges.journal_segments_in_use, 1);
+    stop(spool).await;
+}
+
+/// The time for a mark that comes while the disk hangs does not keep the committer busy.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_disk_hangs_nobody_runs_in_circles() {
+    let broken = Broken::new(|config| config.dirty_expire(Duration::from_millis(10)).checkpoint_after(HOUR));
+    let spool = broken.start().await;
+    let thread = Arc::new(std::sync::OnceLock::new());
+    let found = thread.clone();
+    broken.disk.watch(move |_| {
+        if is_thread("tidespool-commit") {
+            found.get_or_init(|| std::fs::read_link("/proc/thread-self").unwrap());
+        }
+    });
+    let (_, stores) = while_the_syncer_waits(&broken, &spool).await;
+    let used = || {
+        let path = std::path::Path::new("/proc").join(thread.get().unwrap()).join("schedstat");
+        let text = std::fs::read_to_string(path).unwrap();
+        Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+    };
+    let (before, hangs) = (used(), Duration::from_secs(1));
+    wait::until("it has hung for a while", || spool.stats().gauges.oldest_dirty_age > hangs).await;
+    let used = used() - before;
+    assert!(used < hangs / 10, "{used:?} of {hangs:?}");
+    broken.disk.heal();
+    for store in stores {
+        wait::bounded("a store", store).await.unwrap().expect("store");
+    }
+    stop(spool).await;
+}
+
+/// Callers that go on storing until they are told to stop.
+struct Callers {
+    go_on: Arc<AtomicBool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Callers {
+    /// Two groups of them: a slow disk is at the stores of one while those of the other are written, so that there is always something under way.
+    async fn keep_busy(broken: &Broken, spool: &Arc<TieredSpool>, sync_takes: Duration) -> Self {
+        let go_on = Arc::new(AtomicBool::new(true));
+        let store_on = |id, before: Option<JoinHandle<anyhow::Result<()>>>| {
+            let (spool, go_on) = (spool.clone(), go_on.clone());
+            tokio::spawn(async move {
+                if let Some(before) = before {
+                    before.await.unwrap().expect("store");
+                }
+                while go_on.load(Ordering::SeqCst) {
+                    store_once_healthy(&spool, id, 1, 64 << 10, true).await;
+                }
+            })
+        };
+        let (ids, stores) = while_the_syncer_waits(broken, spool).await;
+        let mut tasks: Vec<_> =
+            ids.into_iter().zip(stores).map(|(id, store)| store_on(id, Some(store))).collect();
+        let before = broken.disk.count(Call::Write);
+        tasks.extend((0..8).map(|_| store_on(SpoolId::new(), None)));
+        wait::until("the others are written", || broken.disk.count(Call::Write) > before).await;
+        let written = AtomicU64::new(0);
+        // A sync takes until the committer has written more, or a while if it has nothing to write.
+        broken.disk.watch(move |moment| {
+            if moment.call == Call::Write && is_thread("tidespool-commit") {
+                written.fetch_add(1, Ordering::SeqCst);
+            }
+            if moment.call == Call::Sync && is_thread("tidespool-sync") {
+                let (before, until) = (written.load(Ordering::SeqCst), Instant::now() + SLOW);
+                std::thread::sleep(sync_takes);
+                while written.load(Ordering::SeqCst) == before && Instant::now() < until {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        broken.disk.release();
+        Self { go_on, tasks }
+    }
+
+    async fn stop(self, broken: &Broken) {
+        self.go_on.store(false, Ordering::SeqCst);
+        for task in self.tasks {
+            wait::bounded("a caller", task).await.expect("a caller");
+        }
+        broken.disk.unwatch();
+    }
+}
+
+/// Room for what [`Callers`] store.
+fn roomy(config: Config) -> Config {
+    config.dirty_limit(16 * MIB).segment_size(MIB).journal_capacity(16 * MIB)
+}
+
+/// Whoever asks for a flush is told when what was dirty then is durable, however many stores go on meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_ends_while_stores_go_on() {
+    let broken = Broken::new(|config| roomy(config).dirty_expire(HOUR));
+    let spool = broken.start().await;
+    let callers = Callers::keep_busy(&broken, &spool, Duration::ZERO).await;
+    for _ in 0..3 {
+        let id = put(spool.as_ref(), 300, false).await;
+        let before = broken.disk.count(Call::Sync);
+        wait::bounded("the flush", spool.advise_low_memory()).await.expect("advise_low_memory");
+        let syncs = broken.disk.count(Call::Sync) - before;
+        // Two are enough, and a few more may come before this task hears of it.
+        assert!(syncs < 50, "{syncs}");
+        assert_holds(spool.as_ref(), id, 300).await;
+    }
+    callers.stop(&broken).await;
+    stop(spool).await;
+}
+
+/// A message that is stored again and again by callers who give up too soon is written in its time, as it was before them; and what waits behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_who_give_up_do_not_keep_an_older_version_from_the_disk() {
+    let broken = Broken::new(|config| roomy(config).dirty_expire(Duration::from_millis(200)));
+    let spool = broken.start().await;
+    let mut callers = Callers::keep_busy(&broken, &spool, Duration::from_millis(20)).await;
+    let id = SpoolId::new();
+    let give_up = |n: u64| {
+        let (spool, go_on) = (spool.clone(), callers.go_on.clone());
+        tokio::spawn(async move {
+            while go_on.load(Ordering::SeqCst) {
+                let deadline = Instant::now() + Duration::from_millis(4 + n);
+                let _ = spool.store(id, payload::shared(id, 2, 100), true, Some(deadline)).await;
+            }
+        })
+    };
+    let impatient: Vec<_> = (0..4).map(give_up).collect();
+    callers.tasks.extend(impatient);
+    wait::until("they give up", || spool.stats().aborts > 3).await;
+    spool.store(id, payload::shared(id, 1, 300), false, None).await.expect("store");
+    let stored = Instant::now();
+    let behind = put(spool.as_ref(), 300, false).await;
+    wait::until("both are written", || {
+        let since = stored.elapsed();
+        spool.stats().gauges.oldest_dirty_age < since
+    })
+    .await;
+    callers.stop(&broken).await;
+    assert_holds(spool.as_ref(), behind, 300).await;
+    stop(spool).await;
+}
+
+/// A shutdown while the syncer's disk hangs: the committer ends in its own time, and what is filed until then is.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_committer_does_not_wait_for_a_sync_that_hangs_longer_than_the_shutdown() {
+    let broken =
+        Broken::new(|config| config.shutdown_timeout(Duration::from_millis(400)).checkpoint_after(HOUR));
+    let spool = broken.start().await;
+    let kept = put(spool.as_ref(), LARGE, true).await;
+    let (ids, stores) = while_the_syncer_waits(&broken, &spool).await;
+    let err = wait::bounded("the shutdown", spool.shutdown()).await.expect_err("the disk hangs");
+    let err = format!("{err:#}");
+    assert!(err.contains("dirty bytes could not be written"), "{err}");
+    assert!(err.contains("hangs") && !err.contains("hangs in writing the journal"), "{err}");
+    for store in stores {
+        wait::bounded("a store", store).await.unwrap().expect_err("nobody knows");
+    }
+    drop(spool);
+    broken.disk.heal();
+    let mut again = TieredSpool::open_on(broken.tiered.config.clone(), broken.disk.storage()).await;
+    while again.as_ref().is_err_and(|err| err.root_cause().is::<tidespool_core::Locked>()) {
+        again = TieredSpool::open_on(broken.tiered.config.clone(), broken.disk.storage()).await;
+    }
+    let spool = Arc::new(again.expect("open"));
+    assert_eq!(spool.recovery().damage, []);
+    assert_holds(spool.as_ref(), kept, LARGE).await;
+    // Nobody was told that they are stored; they were written.
+    for id in ids {
+        assert_holds(spool.as_ref(), id, LARGE).await;
+    }
+    stop(spool).await;
+}
