@@ -144,6 +144,7 @@ impl Filer {
         // Whoever asked may be gone; the work is done all the same.
         match task {
             FilingTask::Cleanup(done) => {
+                self.recount.hurry();
                 let result = self.tend();
                 self.note(&result);
                 let _ = done.send(result);

@@ -33,6 +33,13 @@ impl Recount {
         self == Self::Done
     }
 
+    /// Somebody asks for maintenance: it is due now, also where something came in between a moment ago.
+    pub(super) fn hurry(&mut self) {
+        if let Self::Due(at) = self {
+            *at = Instant::now();
+        }
+    }
+
     pub(super) fn due_at(self) -> Option<Instant> {
         match self {
             Self::Done => None,
