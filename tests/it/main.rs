@@ -11,6 +11,7 @@ mod crash_images; // the directory as a crash at each step would leave it, opene
 mod damage; // files that were changed, truncated or deleted behind the spool's back
 mod enumerate; // enumeration while everything moves
 mod faults; // a disk that fails, hangs or is full
+mod health; // the gate of a whole spool: what shuts it, whom it lets in, what opens it again
 mod lifecycle; // opening, locking, paths, modes, formats
 mod limits; // room, deadlines, sizes
 

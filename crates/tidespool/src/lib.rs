@@ -106,7 +106,10 @@ mod stats;
 pub mod storage;
 mod tiered;
 
-pub use config::{CachePolicy, Config, ConfigError, Durability, HealthConfig, PressureConfig};
+pub use config::{
+    BacklogRefusal, CachePolicy, Config, ConfigError, Durability, HealthConfig, HealthSignal, PressureConfig,
+    SignalTimes,
+};
 pub use memory::keep_the_heap_small;
 pub use pressure::{Level as PressureLevel, PressureMonitor, PressureReading, Source as PressureSource};
 pub use stats::{Gauges, Latency, StatsSnapshot};

@@ -105,6 +105,7 @@ impl Filer {
         if self.retry.at.is_some_and(|at| at > Instant::now()) {
             return;
         }
+        self.filing.begin_work();
         let done = self.tend();
         self.note(&done);
     }
@@ -124,6 +125,9 @@ impl Filer {
     }
 
     fn note<T>(&mut self, done: &Result<T, FilingError>) {
+        if done.is_ok() {
+            self.filing.end_work();
+        }
         match done {
             Ok(_) if self.retry.at.is_some() => {
                 self.retry = Retry::default();
@@ -142,6 +146,7 @@ impl Filer {
 
     fn perform(&mut self, task: FilingTask) {
         // Whoever asked may be gone; the work is done all the same.
+        self.filing.begin_work();
         match task {
             FilingTask::Cleanup(done) => {
                 self.recount.hurry();
@@ -163,7 +168,11 @@ impl Filer {
         }
         self.tidy(true)?;
         let mut findings = Vec::new();
-        verify_filed(&self.segments, &self.durable, &|_| !self.filing.is_stopped(), &mut |finding| {
+        let go_on = |_: &SpoolId| {
+            self.filing.note_progress();
+            !self.filing.is_stopped()
+        };
+        verify_filed(&self.segments, &self.durable, &go_on, &mut |finding| {
             findings.push(finding);
         })?;
         for finding in &findings {
@@ -252,6 +261,7 @@ impl Filer {
         drop(filed);
         self.source.forget(&collected);
         self.release();
+        self.filing.note_progress();
         self.events.filed(records, segments, started.elapsed());
         Ok(())
     }

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::FilingError;
 use super::pace::Pace;
+use super::progress::Progress;
 use super::verify::Finding;
 
 /// The result of a task, for those who asked.
@@ -26,6 +27,7 @@ pub(crate) struct Filing {
     /// What a sync of the journal took lately, in microseconds; 0 where there was none.
     sync_us: AtomicU64,
     pace: Mutex<Pace>,
+    progress: Progress,
 }
 
 #[derive(Debug, Default)]
@@ -75,8 +77,29 @@ impl Filing {
         self.pace.lock().begin(self.sync_latency());
     }
 
+    /// The thread's: it has something to do.
+    pub(crate) fn begin_work(&self) {
+        self.progress.begin(Instant::now());
+    }
+
+    /// The thread's: a step of it is done.
+    pub(crate) fn note_progress(&self) {
+        self.progress.note(Instant::now());
+    }
+
+    /// The thread's: all of it is.
+    pub(crate) fn end_work(&self) {
+        self.progress.end();
+    }
+
+    /// For how long the thread has been at work without progress.
+    pub(crate) fn stalled_for(&self) -> Duration {
+        self.progress.stalled_for(Instant::now())
+    }
+
     /// The thread's: rests after having worked for so long, as long as commits want it. Only the end cuts it short.
     pub(crate) fn rest(&self, worked: Duration, is_urgent: bool) {
+        self.note_progress();
         let rest = self.pace.lock().rest(worked, self.sync_latency(), is_urgent);
         if rest.is_zero() {
             return;

@@ -12,6 +12,7 @@
 //! * `ballast` – a file to delete when sled needs room on a full disk.
 //! * `ledger` – what sled must contain, outside sled.
 //! * `opening` – sled, ledger and segments compared at open; what is missing filed anew.
+//! * `progress` – whether it gets anywhere.
 //! * `recount` – sled counted after an opening that did not.
 //! * `verify` – every byte of everything filed.
 
@@ -23,6 +24,7 @@ mod filing;
 mod ledger;
 mod opening;
 mod pace;
+mod progress;
 mod recount;
 mod retained;
 #[cfg(test)]

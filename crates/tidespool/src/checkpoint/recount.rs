@@ -57,7 +57,10 @@ impl Filer {
         }
         self.recount = Recount::Due(now + AGAIN_AFTER);
         let (filing, pool) = (&self.filing, self.segments.pool());
-        let go_on = || !filing.is_asked() && pool.headroom() > RESERVED + 1;
+        let go_on = || {
+            filing.note_progress();
+            !filing.is_asked() && pool.headroom() > RESERVED + 1
+        };
         let counted = self.durable.with(|store| take_stock_beside(store, &self.segments, &go_on))?;
         let Some(stock) = counted else { return Ok(()) };
         for (id, what) in &stock.damaged {

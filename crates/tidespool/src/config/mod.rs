@@ -19,7 +19,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
-pub use health::HealthConfig;
+pub use health::{BacklogRefusal, HealthConfig, HealthSignal, SignalTimes};
 pub use pressure::PressureConfig;
 
 /// How safe a message is when `store` returns `Ok`: the floor for every store. `force_sync` raises one store to
@@ -100,14 +100,24 @@ pub enum CachePolicy {
 /// [health]
 /// dirty_fraction = 0.98
 /// dirty_age = "5s"                  # default: 10 times dirty_expire
+/// backlog_refusal = "all"           # all, synced
 /// backlog_latch_after = "2s"
-/// disk_errors = 3
-/// disk_error_window = "60s"
+/// checkpoint_stall = "60s"
+/// journal_errors = 1
+/// sled_errors = 3
+/// read_errors = 3
+/// damage = 1
+/// error_window = "60s"
 /// min_free_bytes = "256MiB"
 /// min_free_fraction = 0.05
+/// min_free_inodes = 1000
 /// unlatch_after = "5s"
 /// allow_unlatch = true
 /// sample_interval = "100ms"
+///
+/// [health.signals.low_space]        # the times of one signal; none is needed
+/// latch_after = "500ms"             # default: 0; backlog_latch_after for a backlog; 500 ms for low_space
+/// unlatch_after = "5s"              # default: health.unlatch_after
 /// # "#)?;
 /// # assert_eq!(config.effective_dirty_limit(), tidespool::Config::new("/x").effective_dirty_limit());
 /// # Ok::<(), tidespool::ConfigError>(())

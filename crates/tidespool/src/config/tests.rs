@@ -5,7 +5,10 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::size::{GIB, KIB, MIB, TIB};
-use super::{CachePolicy, Config, ConfigError, Durability, HealthConfig, PressureConfig};
+use super::{
+    BacklogRefusal, CachePolicy, Config, ConfigError, Durability, HealthConfig, HealthSignal, PressureConfig,
+    SignalTimes,
+};
 
 fn config() -> Config {
     Config::new("/spool")
@@ -109,13 +112,25 @@ fn every_setter_sets_its_own_field() {
                 .dirty_fraction(0.19)
                 .dirty_age(Duration::from_secs(20))
                 .backlog_latch_after(Duration::from_secs(21))
-                .disk_errors(22)
-                .disk_error_window(Duration::from_secs(23))
+                .backlog_refusal(BacklogRefusal::Synced)
+                .checkpoint_stall(Duration::from_secs(22))
+                .journal_errors(220)
+                .sled_errors(221)
+                .read_errors(222)
+                .damage(223)
+                .error_window(Duration::from_secs(23))
                 .min_free_bytes(24)
                 .min_free_fraction(0.25)
+                .min_free_inodes(250)
                 .unlatch_after(Duration::from_secs(26))
                 .allow_unlatch(false)
-                .sample_interval(Duration::from_secs(27)),
+                .sample_interval(Duration::from_secs(27))
+                .signal(
+                    HealthSignal::LowSpace,
+                    SignalTimes::default()
+                        .latch_after(Duration::from_secs(28))
+                        .unlatch_after(Duration::from_secs(29)),
+                ),
         );
     // As text, so that a field which no setter reached would still show its default here.
     let expected = r#"path = "/other"
@@ -147,14 +162,24 @@ stall_ratio = 0.185
 [health]
 dirty_fraction = 0.19
 dirty_age = "20s"
+backlog_refusal = "synced"
 backlog_latch_after = "21s"
-disk_errors = 22
-disk_error_window = "23s"
+checkpoint_stall = "22s"
+journal_errors = 220
+sled_errors = 221
+read_errors = 222
+damage = 223
+error_window = "23s"
 min_free_bytes = "24B"
 min_free_fraction = 0.25
+min_free_inodes = 250
 unlatch_after = "26s"
 allow_unlatch = false
 sample_interval = "27s"
+
+[health.signals.low_space]
+latch_after = "28s"
+unlatch_after = "29s"
 "#;
     assert_eq!(all.to_toml().unwrap(), expected);
 }
@@ -163,7 +188,10 @@ sample_interval = "27s"
 fn unknown_settings_are_refused_by_name() {
     assert!(syntax_error("path = \"/x\"\nmemory_bugdet = 1").contains("unknown field `memory_bugdet`"));
     assert!(syntax_error("path = \"/x\"\n[pressure]\nlowest = 0.1").contains("unknown field `lowest`"));
-    assert!(syntax_error("path = \"/x\"\n[health]\ndisk_error = 3").contains("unknown field `disk_error`"));
+    assert!(syntax_error("path = \"/x\"\n[health]\nsled_error = 3").contains("unknown field `sled_error`"));
+    let signal = |line| syntax_error(&format!("path = \"/x\"\n[health.signals.{line}"));
+    assert!(signal("rain]").contains("unknown variant `rain`"));
+    assert!(signal("low_space]\nlatch = \"1s\"").contains("unknown field `latch`"));
 }
 
 #[test]
@@ -247,12 +275,14 @@ fn times_out_of_bounds_are_refused() {
         "1day",
         "from 0s to 1h",
     );
-    refused(
-        &health(default().disk_error_window(ms(1))),
-        "health.disk_error_window",
-        "1ms",
-        "from 1s to 1day",
-    );
+    refused(&health(default().error_window(ms(1))), "health.error_window", "1ms", "from 1s to 1day");
+    let stall = health(default().checkpoint_stall(ms(1)));
+    refused(&stall, "health.checkpoint_stall", "1ms", "from 1s to 1day");
+    let times = |times| health(default().signal(HealthSignal::Damage, times));
+    let latch = times(SignalTimes::default().latch_after(day));
+    refused(&latch, "health.signals.*.latch_after", "1day", "from 0s to 1h");
+    let unlatch = times(SignalTimes::default().unlatch_after(day));
+    refused(&unlatch, "health.signals.*.unlatch_after", "1day", "from 0s to 1h");
     refused(&health(default().unlatch_after(day)), "health.unlatch_after", "1day", "from 0s to 1h");
     refused(&health(default().sample_interval(ms(1))), "health.sample_interval", "1ms", "from 10ms to 10s");
 }
@@ -263,7 +293,12 @@ fn numbers_out_of_bounds_are_refused() {
     refused(&config().read_threads(65), "read_threads", "65", "from 1 to 64");
     let health = |health| config().health(health);
     let default = HealthConfig::default;
-    refused(&health(default().disk_errors(0)), "health.disk_errors", "0", "from 1 to 1000");
+    refused(&health(default().journal_errors(0)), "health.journal_errors", "0", "from 1 to 1000");
+    refused(&health(default().sled_errors(1_001)), "health.sled_errors", "1001", "from 1 to 1000");
+    refused(&health(default().read_errors(0)), "health.read_errors", "0", "from 1 to 1000");
+    refused(&health(default().damage(0)), "health.damage", "0", "from 1 to 1000");
+    let inodes = health(default().min_free_inodes(1_000_001));
+    refused(&inodes, "health.min_free_inodes", "1000001", "from 0 to 1000000");
     refused(&health(default().dirty_fraction(1.1)), "health.dirty_fraction", "1.1", "above 0 and at most 1");
     refused(
         &health(default().dirty_fraction(f64::NAN)),

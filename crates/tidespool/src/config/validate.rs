@@ -123,10 +123,18 @@ impl HealthConfig {
             return Err(invalid("health.dirty_age", duration::show(age), allowed));
         }
         time("health.backlog_latch_after", self.backlog_latch_after, Duration::ZERO, HOUR)?;
-        if !(1..=1_000).contains(&self.disk_errors) {
-            return Err(invalid("health.disk_errors", self.disk_errors, "from 1 to 1000".to_owned()));
+        time("health.checkpoint_stall", self.checkpoint_stall, Duration::from_secs(1), DAY)?;
+        for (setting, count) in [
+            ("health.journal_errors", self.journal_errors),
+            ("health.sled_errors", self.sled_errors),
+            ("health.read_errors", self.read_errors),
+            ("health.damage", self.damage),
+        ] {
+            if !(1..=1_000).contains(&count) {
+                return Err(invalid(setting, count, "from 1 to 1000".to_owned()));
+            }
         }
-        time("health.disk_error_window", self.disk_error_window, Duration::from_secs(1), DAY)?;
+        time("health.error_window", self.error_window, Duration::from_secs(1), DAY)?;
         bytes("health.min_free_bytes", self.min_free_bytes, 0, TIB, "")?;
         if !(0.0..=0.5).contains(&self.min_free_fraction) {
             return Err(invalid(
@@ -135,7 +143,16 @@ impl HealthConfig {
                 "from 0 to 0.5".to_owned(),
             ));
         }
+        if self.min_free_inodes > 1_000_000 {
+            let allowed = "from 0 to 1000000".to_owned();
+            return Err(invalid("health.min_free_inodes", self.min_free_inodes, allowed));
+        }
         time("health.unlatch_after", self.unlatch_after, Duration::ZERO, HOUR)?;
+        for times in self.signals.values() {
+            let or_zero = Option::unwrap_or_default;
+            time("health.signals.*.latch_after", or_zero(times.latch_after), Duration::ZERO, HOUR)?;
+            time("health.signals.*.unlatch_after", or_zero(times.unlatch_after), Duration::ZERO, HOUR)?;
+        }
         time(
             "health.sample_interval",
             self.sample_interval,

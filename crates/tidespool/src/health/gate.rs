@@ -1,60 +1,76 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use tokio::sync::watch;
 use tracing::{error, info};
 
-use super::cause::Cause;
 use super::latch::Transition;
+use crate::HealthSignal;
 
 /// Open, or shut for a reason. Asked on every connection and every message, so asking is one atomic read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct HealthGate {
-    /// [`OPEN`], or the [`code`] of the cause.
+    /// [`OPEN`], or the [`code`] of the signal. Written by one thread.
     state: AtomicU8,
+    /// The reason, for those who wait for another.
+    told: watch::Sender<Option<&'static str>>,
 }
 
 const OPEN: u8 = 0;
 
+impl Default for HealthGate {
+    fn default() -> Self {
+        Self { state: AtomicU8::new(OPEN), told: watch::Sender::new(None) }
+    }
+}
+
 impl HealthGate {
     /// `None` while the spool is healthy, else a bland text why it takes no new messages.
     pub(crate) fn reason(&self) -> Option<&'static str> {
+        self.cause().map(HealthSignal::reason)
+    }
+
+    /// `None` while the spool is healthy, else the worst that is wrong.
+    pub(crate) fn cause(&self) -> Option<HealthSignal> {
         // Relaxed: nothing else is read on the strength of it, and a store that slips through just before is as good
         // as one that came earlier.
-        cause(self.state.load(Ordering::Relaxed)).map(Cause::reason)
+        signal(self.state.load(Ordering::Relaxed))
     }
 
-    /// Does what the latch says.
+    /// Each change of the reason from now on.
+    pub(crate) fn changes(&self) -> watch::Receiver<Option<&'static str>> {
+        self.told.subscribe()
+    }
+
+    /// Does what the latch says, and logs it.
     pub(crate) fn follow(&self, transition: Transition) {
-        match transition {
-            Transition::Shut(cause) => self.shut(cause),
-            Transition::Open => self.open(),
+        let next = match transition {
+            Transition::Shut(signal) | Transition::Worse(signal) => Some(signal),
+            Transition::Open => None,
         };
-    }
-
-    /// Shuts the gate and logs it. Returns `false`, and changes nothing, where it is shut already.
-    pub(crate) fn shut(&self, why: Cause) -> bool {
-        let shut = self.state.compare_exchange(OPEN, code(why), Ordering::Relaxed, Ordering::Relaxed);
-        if shut.is_ok() {
-            error!(cause = %why, "the spool refuses new messages; loads and removes go on");
+        let was = signal(self.state.swap(next.map_or(OPEN, code), Ordering::Relaxed));
+        match (was, next) {
+            (_, Some(cause)) if was.is_none() => {
+                error!(signal = cause.name(), %cause, "the spool refuses new messages; loads and removes go on");
+            }
+            (_, Some(cause)) => {
+                error!(signal = cause.name(), %cause, "the spool goes on refusing new messages, also for this");
+            }
+            (Some(was), None) => {
+                info!(signal = was.name(), cause = %was, "the spool takes new messages again");
+            }
+            (None, None) => {}
         }
-        shut.is_ok()
-    }
-
-    /// Opens the gate and logs it. Returns `false` where it is open already.
-    pub(crate) fn open(&self) -> bool {
-        let was = cause(self.state.swap(OPEN, Ordering::Relaxed));
-        if let Some(was) = was {
-            info!(cause = %was, "the spool takes new messages again");
-        }
-        was.is_some()
+        let reason = next.map(HealthSignal::reason);
+        self.told.send_if_modified(|told| std::mem::replace(told, reason) != reason);
     }
 }
 
-fn code(cause: Cause) -> u8 {
-    cause as u8 + 1
+fn code(signal: HealthSignal) -> u8 {
+    signal as u8 + 1
 }
 
-fn cause(code: u8) -> Option<Cause> {
-    Cause::ALL.get(usize::from(code.checked_sub(1)?)).copied()
+fn signal(code: u8) -> Option<HealthSignal> {
+    HealthSignal::ALL.get(usize::from(code.checked_sub(1)?)).copied()
 }
 
 #[cfg(test)]
@@ -64,59 +80,53 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_cause_is_told_by_its_reason() {
-        for why in Cause::ALL {
+    fn each_signal_is_told_by_its_reason() {
+        for why in HealthSignal::ALL {
             let gate = HealthGate::default();
             assert_eq!(gate.reason(), None);
-            assert!(gate.shut(why));
-            assert_eq!(cause(gate.state.load(Ordering::Relaxed)), Some(why));
+            gate.follow(Transition::Shut(why));
+            assert_eq!(gate.cause(), Some(why));
             assert_eq!(gate.reason(), Some(why.reason()));
-            assert!(gate.open());
+            gate.follow(Transition::Open);
             assert_eq!(gate.reason(), None);
         }
     }
 
     #[test]
-    fn it_moves_once_and_the_first_cause_stands() {
+    fn who_waits_hears_of_each_other_reason_once() {
         let gate = HealthGate::default();
-        assert!(!gate.open());
-        assert!(gate.shut(Cause::DirtyAge));
-        assert!(!gate.shut(Cause::JournalWrite));
-        assert_eq!(gate.reason(), Some("the spool is catching up"));
-        assert!(gate.open());
-        assert!(!gate.open());
-    }
-
-    #[test]
-    fn threads_that_shut_it_together_shut_it_once() {
-        let gate = HealthGate::default();
-        let shut: usize = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..4).map(|_| scope.spawn(|| usize::from(gate.shut(Cause::NoSpace)))).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
-        });
-        assert_eq!(shut, 1);
-    }
-
-    #[test]
-    fn it_follows_the_latch() {
-        let gate = HealthGate::default();
-        gate.follow(Transition::Shut(Cause::NoSpace));
-        assert_eq!(gate.reason(), Some("the spool is short of disk space"));
+        let mut changes = gate.changes();
+        let heard = |changes: &mut watch::Receiver<Option<&'static str>>| {
+            changes.has_changed().unwrap().then(|| *changes.borrow_and_update())
+        };
+        assert_eq!(heard(&mut changes), None);
+        gate.follow(Transition::Shut(HealthSignal::DirtyAge));
+        assert_eq!(heard(&mut changes), Some(Some("the spool is catching up")));
+        gate.follow(Transition::Worse(HealthSignal::DirtyBytes));
+        assert_eq!(heard(&mut changes), None, "it reads the same");
+        gate.follow(Transition::Worse(HealthSignal::LowSpace));
+        assert_eq!(heard(&mut changes), Some(Some("the spool is short of disk space")));
         gate.follow(Transition::Open);
-        assert_eq!(gate.reason(), None);
+        assert_eq!(heard(&mut changes), Some(None));
     }
 
     #[test]
     fn a_broken_disk_reads_as_callers_expect_it() {
-        assert_eq!(Cause::JournalWrite.reason(), SpoolUnhealthyError.to_string());
+        assert_eq!(HealthSignal::JournalErrors.reason(), SpoolUnhealthyError.to_string());
+    }
+
+    #[test]
+    fn a_signal_is_called_the_same_everywhere() {
+        for signal in HealthSignal::ALL {
+            assert_eq!(serde_json::to_value(signal).unwrap(), signal.name());
+        }
     }
 
     #[test]
     fn reasons_tell_nothing_of_the_inside() {
-        for reason in Cause::ALL.map(Cause::reason) {
+        for reason in HealthSignal::ALL.map(HealthSignal::reason) {
             assert!(reason.starts_with("the spool is "), "{reason}");
-            for inside in ["journal", "sled", "segment", "dirty", "thread", "memory", "/"] {
+            for inside in ["journal", "sled", "segment", "dirty", "thread", "memory", "checkpoint", "/"] {
                 assert!(!reason.contains(inside), "{reason}");
             }
         }

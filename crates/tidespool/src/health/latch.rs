@@ -1,10 +1,12 @@
 //! When the gate shuts and when it opens again: pure, with the clock as an argument.
+//!
+//! Each signal is *raised* while it is beyond its threshold, and *latched* once it has been for its latch time. The gate is shut while one is latched,
+//! and tells of the worst. It opens when all has been quiet for the unlatch time of each of those, and a probe of the disk went well.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::cause::Cause;
-use crate::{Config, HealthConfig};
+use super::window::Window;
+use crate::{Config, HealthConfig, HealthSignal};
 
 /// The signals at one moment. Errors are totals since the spool was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -13,24 +15,40 @@ pub(crate) struct Sample {
     pub(crate) dirty_fraction: f64,
     pub(crate) oldest_dirty_age: Duration,
     pub(crate) no_free_segment: bool,
+    /// For how long the checkpoint thread has been at work without progress.
+    pub(crate) checkpoint_stall: Duration,
     /// Failed writes and failed syncs of the journal.
-    pub(crate) journal_write_errors: u64,
+    pub(crate) journal_errors: u64,
+    /// Of sled and its ledger.
     pub(crate) sled_errors: u64,
     pub(crate) read_errors: u64,
-    pub(crate) corruption: u64,
+    pub(crate) damage: u64,
     /// See [`Space::is_short`](super::Space::is_short).
-    pub(crate) space_short: bool,
-    pub(crate) worker_dead: bool,
-    /// The newest probe write succeeded. Only looked at while [`Latch::wants_probe`].
-    pub(crate) probe_ok: bool,
+    pub(crate) low_space: bool,
+    pub(crate) dead_worker: bool,
+    /// How the probe went that [`Latch::wants_probe`] asked for, if it has ended.
+    pub(crate) probe: Option<bool>,
 }
 
 /// The gate has to move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transition {
-    Shut(Cause),
+    /// It was open.
+    Shut(HealthSignal),
+    /// It was shut already, for something less bad.
+    Worse(HealthSignal),
     Open,
 }
+
+/// Signals that are counted in a window, in the order of [`Latch::windows`].
+const COUNTED: [HealthSignal; 4] =
+    [HealthSignal::JournalErrors, HealthSignal::SledErrors, HealthSignal::ReadErrors, HealthSignal::Damage];
+
+/// A gate that shuts again within so many times the quiet time after it opened was opened too early.
+const SOON: u32 = 4;
+
+/// The most by which the quiet time grows for that.
+const MOST_PATIENCE: u32 = 16;
 
 /// Remembers what it must of the samples so far.
 #[derive(Debug)]
@@ -39,169 +57,144 @@ pub(crate) struct Latch {
     dirty_age: Duration,
     /// The totals of the sample before. They start at zero, so that what happened before the first sample counts.
     before: Sample,
-    /// Since when there has been a backlog without a break.
-    backlog_since: Option<Instant>,
-    sled_errors: Window,
-    read_errors: Window,
-    state: State,
+    windows: [Window; COUNTED.len()],
+    watched: [Watched; HealthSignal::ALL.len()],
+    /// Since when nothing at all has been wrong.
+    quiet_since: Option<Instant>,
+    /// What the gate tells of: `None` while it is open.
+    told: Option<HealthSignal>,
+    /// The quiet times are multiplied by it.
+    patience: u32,
+    opened_at: Option<Instant>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Open,
-    Shut {
-        /// Since when nothing has been wrong.
-        quiet_since: Option<Instant>,
-    },
+/// One signal, over time.
+#[derive(Debug, Clone, Copy, Default)]
+struct Watched {
+    /// Since when it has been beyond its threshold without a break.
+    raised_since: Option<Instant>,
+    is_latched: bool,
+}
+
+impl Watched {
+    fn step(&mut self, now: Instant, is_raised: bool, latch_after: Duration) {
+        self.raised_since = is_raised.then(|| self.raised_since.unwrap_or(now));
+        self.is_latched |=
+            self.raised_since.is_some_and(|since| now.saturating_duration_since(since) >= latch_after);
+    }
 }
 
 impl Latch {
     pub(crate) fn new(config: &Config) -> Self {
         let health = &config.health;
+        let window = |signal| Window::new(too_many(health, signal), health.error_window);
         Self {
             dirty_age: config.effective_dirty_age(),
             before: Sample::default(),
-            backlog_since: None,
-            sled_errors: Window::new(health),
-            read_errors: Window::new(health),
-            state: State::Open,
+            windows: COUNTED.map(window),
+            watched: [Watched::default(); HealthSignal::ALL.len()],
+            quiet_since: None,
+            told: None,
+            patience: 1,
+            opened_at: None,
             config: health.clone(),
         }
     }
 
     /// Goes on with other settings. What was seen so far counts by them.
     pub(crate) fn reconfigure(&mut self, config: &Config) {
+        let health = &config.health;
         self.dirty_age = config.effective_dirty_age();
-        self.sled_errors.reconfigure(&config.health);
-        self.read_errors.reconfigure(&config.health);
-        self.config = config.health.clone();
+        for (window, signal) in self.windows.iter_mut().zip(COUNTED) {
+            window.reconfigure(too_many(health, signal), health.error_window);
+        }
+        self.config = health.clone();
     }
 
     /// Takes in a sample. Says when the gate has to move, once for each move.
     pub(crate) fn observe(&mut self, now: Instant, sample: &Sample) -> Option<Transition> {
-        let at_once = self.hard_fault(sample);
-        let too_often = self.counted_fault(now, sample);
-        let backlog = self.backlog(sample);
-        let is_noisy = at_once.is_some() || backlog.is_some() || self.has_new_errors(sample);
-        self.before = *sample;
-        let lasting_backlog = self.lasting(now, backlog);
-
-        match self.state {
-            State::Open => {
-                let cause = at_once.or(too_often).or(lasting_backlog)?;
-                self.state = State::Shut { quiet_since: None };
-                Some(Transition::Shut(cause))
+        let before = std::mem::replace(&mut self.before, *sample);
+        let mut is_quiet = sample.probe != Some(false);
+        for signal in HealthSignal::ALL {
+            let (is_raised, is_noisy) = self.look(now, signal, &before, sample);
+            self.watched[signal as usize].step(now, is_raised, self.config.latch_after_of(signal));
+            is_quiet &= !is_noisy;
+        }
+        self.quiet_since = is_quiet.then(|| self.quiet_since.unwrap_or(now));
+        let worst = self.latched().next()?;
+        match self.told.replace(worst) {
+            None => {
+                self.note_shut(now);
+                Some(Transition::Shut(worst))
             }
-            State::Shut { .. } if is_noisy => {
-                self.state = State::Shut { quiet_since: None };
-                None
-            }
-            State::Shut { quiet_since } => {
-                self.state = State::Shut { quiet_since: Some(quiet_since.unwrap_or(now)) };
-                (self.wants_probe(now) && sample.probe_ok).then(|| self.open())
-            }
+            Some(told) if told != worst => Some(Transition::Worse(worst)),
+            Some(_) => (sample.probe == Some(true) && self.wants_probe(now)).then(|| self.open(now)),
         }
     }
 
-    /// Everything has been quiet for long enough: only a successful probe write is missing for the gate to open.
+    /// Everything has been quiet for long enough: only a successful probe of the disk is missing for the gate to open.
     pub(crate) fn wants_probe(&self, now: Instant) -> bool {
-        let State::Shut { quiet_since: Some(quiet_since) } = self.state else { return false };
-        self.config.allow_unlatch && now.saturating_duration_since(quiet_since) >= self.config.unlatch_after
+        let (Some(_), Some(quiet_since)) = (self.told, self.quiet_since) else { return false };
+        let longest = self.latched().map(|signal| self.config.unlatch_after_of(signal)).max();
+        let quiet = longest.unwrap_or_default() * self.patience;
+        self.config.allow_unlatch && now.saturating_duration_since(quiet_since) >= quiet
     }
 
-    fn open(&mut self) -> Transition {
+    /// The worst first.
+    fn latched(&self) -> impl Iterator<Item = HealthSignal> + '_ {
+        HealthSignal::ALL.into_iter().filter(|signal| self.watched[*signal as usize].is_latched)
+    }
+
+    fn note_shut(&mut self, now: Instant) {
+        let Some(opened_at) = self.opened_at else { return };
+        let soon = self.config.unlatch_after * self.patience * SOON;
+        self.patience = match now.saturating_duration_since(opened_at) < soon {
+            true => (self.patience * 2).min(MOST_PATIENCE),
+            false => 1,
+        };
+    }
+
+    fn open(&mut self, now: Instant) -> Transition {
         // The errors that shut the gate must not shut it again together with a single new one.
-        self.sled_errors.clear();
-        self.read_errors.clear();
-        self.state = State::Open;
+        self.windows.iter_mut().for_each(Window::clear);
+        self.watched = [Watched::default(); HealthSignal::ALL.len()];
+        (self.told, self.opened_at) = (None, Some(now));
         Transition::Open
     }
 
-    /// What shuts the gate the first time it is seen.
-    fn hard_fault(&self, sample: &Sample) -> Option<Cause> {
-        if sample.worker_dead {
-            Some(Cause::WorkerDead)
-        } else if sample.journal_write_errors > self.before.journal_write_errors {
-            Some(Cause::JournalWrite)
-        } else if sample.corruption > self.before.corruption {
-            Some(Cause::Corruption)
-        } else if sample.space_short {
-            Some(Cause::NoSpace)
-        } else {
-            None
-        }
-    }
-
-    /// What shuts it when it happens too often.
-    fn counted_fault(&mut self, now: Instant, sample: &Sample) -> Option<Cause> {
-        let sled = self.sled_errors.add(now, sample.sled_errors.saturating_sub(self.before.sled_errors));
-        let read = self.read_errors.add(now, sample.read_errors.saturating_sub(self.before.read_errors));
-        if sled {
-            Some(Cause::SledErrors)
-        } else if read {
-            Some(Cause::ReadErrors)
-        } else {
-            None
-        }
-    }
-
-    /// What shuts it when it lasts.
-    fn backlog(&self, sample: &Sample) -> Option<Cause> {
-        if sample.no_free_segment {
-            Some(Cause::NoFreeSegment)
-        } else if sample.dirty_fraction >= self.config.dirty_fraction {
-            Some(Cause::DirtyBytes)
-        } else if sample.oldest_dirty_age > self.dirty_age {
-            Some(Cause::DirtyAge)
-        } else {
-            None
-        }
-    }
-
-    fn lasting(&mut self, now: Instant, backlog: Option<Cause>) -> Option<Cause> {
-        let Some(cause) = backlog else {
-            self.backlog_since = None;
-            return None;
+    /// Whether a signal is beyond its threshold, and whether it is anything but quiet.
+    fn look(&mut self, now: Instant, signal: HealthSignal, before: &Sample, sample: &Sample) -> (bool, bool) {
+        let counted = |sample: &Sample| match signal {
+            HealthSignal::JournalErrors => Some(sample.journal_errors),
+            HealthSignal::SledErrors => Some(sample.sled_errors),
+            HealthSignal::ReadErrors => Some(sample.read_errors),
+            HealthSignal::Damage => Some(sample.damage),
+            _ => None,
         };
-        let since = *self.backlog_since.get_or_insert(now);
-        (now.saturating_duration_since(since) >= self.config.backlog_latch_after).then_some(cause)
-    }
-
-    fn has_new_errors(&self, sample: &Sample) -> bool {
-        sample.sled_errors > self.before.sled_errors || sample.read_errors > self.before.read_errors
+        let window = COUNTED.iter().position(|counted| *counted == signal);
+        if let (Some(window), Some(total), Some(earlier)) = (window, counted(sample), counted(before)) {
+            let new = total.saturating_sub(earlier);
+            return (self.windows[window].add(now, new), new > 0);
+        }
+        let is_raised = match signal {
+            HealthSignal::DeadWorker => sample.dead_worker,
+            HealthSignal::LowSpace => sample.low_space,
+            HealthSignal::StalledCheckpoint => sample.checkpoint_stall >= self.config.checkpoint_stall,
+            HealthSignal::NoFreeSegment => sample.no_free_segment,
+            HealthSignal::DirtyBytes => sample.dirty_fraction >= self.config.dirty_fraction,
+            HealthSignal::DirtyAge => sample.oldest_dirty_age > self.dirty_age,
+            // Counted above.
+            _ => false,
+        };
+        (is_raised, is_raised)
     }
 }
 
-/// The newest errors of one kind, never more than it takes to be too many.
-#[derive(Debug)]
-struct Window {
-    times: VecDeque<Instant>,
-    too_many: usize,
-    length: Duration,
-}
-
-impl Window {
-    fn new(config: &HealthConfig) -> Self {
-        let mut window = Self { times: VecDeque::new(), too_many: 0, length: Duration::ZERO };
-        window.reconfigure(config);
-        window
-    }
-
-    fn reconfigure(&mut self, config: &HealthConfig) {
-        self.too_many = usize::try_from(config.disk_errors).unwrap_or(usize::MAX);
-        self.length = config.disk_error_window;
-        self.times.truncate(self.too_many);
-    }
-
-    /// Adds `errors` of this moment. Returns whether they are too many now, together with those in the window.
-    fn add(&mut self, now: Instant, errors: u64) -> bool {
-        self.times.retain(|time| now.saturating_duration_since(*time) < self.length);
-        let errors = usize::try_from(errors).unwrap_or(usize::MAX).min(self.too_many - self.times.len());
-        self.times.extend(std::iter::repeat_n(now, errors));
-        errors > 0 && self.times.len() >= self.too_many
-    }
-
-    fn clear(&mut self) {
-        self.times.clear();
+fn too_many(config: &HealthConfig, signal: HealthSignal) -> u32 {
+    match signal {
+        HealthSignal::JournalErrors => config.journal_errors,
+        HealthSignal::SledErrors => config.sled_errors,
+        HealthSignal::ReadErrors => config.read_errors,
+        _ => config.damage,
     }
 }

@@ -5,10 +5,6 @@ use std::path::Path;
 
 use crate::HealthConfig;
 
-/// Fewer free inodes than this are too few, where they are fewer than `min_free_fraction` as well. The spool itself
-/// needs a handful, for new segments, the ledger and sled's snapshots.
-const MIN_FREE_INODES: u64 = 1_000;
-
 /// What a file system has left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Space {
@@ -50,11 +46,10 @@ impl Space {
     /// Free bytes are under `min_free_bytes` and under `min_free_fraction`, or so are the inodes. A total of 0 means
     /// that the file system does not tell.
     pub(crate) fn is_short(&self, config: &HealthConfig) -> bool {
+        // A minimum of 0 switches its check off: nothing is below it.
         let below = |free, total, least| free < least && is_under(free, total, config.min_free_fraction);
-        // 0 switches the check off, the one of inodes too.
-        config.min_free_bytes > 0
-            && (below(self.free_bytes, self.total_bytes, config.min_free_bytes)
-                || below(self.free_inodes, self.total_inodes, MIN_FREE_INODES))
+        below(self.free_bytes, self.total_bytes, config.min_free_bytes)
+            || below(self.free_inodes, self.total_inodes, config.min_free_inodes)
     }
 }
 
@@ -104,7 +99,10 @@ mod tests {
     #[test]
     fn zero_switches_the_check_off() {
         let full = Space { free_bytes: 0, total_bytes: GIB, free_inodes: 0, total_inodes: 1_000 };
-        assert!(!full.is_short(&HealthConfig::default().min_free_bytes(0)));
+        let bytes_only = Space { free_inodes: 1_000, ..full };
+        assert!(!bytes_only.is_short(&HealthConfig::default().min_free_bytes(0)));
+        let inodes_only = Space { free_bytes: GIB, ..full };
+        assert!(!inodes_only.is_short(&HealthConfig::default().min_free_inodes(0)));
         assert!(!full.is_short(&HealthConfig::default().min_free_fraction(0.0)));
         assert!(full.is_short(&HealthConfig::default()));
     }

@@ -4,23 +4,23 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::cause::Cause;
 use super::latch::Transition;
 use super::{Latch, Sample};
-use crate::{Config, HealthConfig};
+use crate::{Config, HealthConfig, HealthSignal, SignalTimes};
 
 const TICK: Duration = Duration::from_millis(100);
 const QUIET: Sample = Sample {
     dirty_fraction: 0.1,
     oldest_dirty_age: Duration::ZERO,
     no_free_segment: false,
-    journal_write_errors: 0,
+    checkpoint_stall: Duration::ZERO,
+    journal_errors: 0,
     sled_errors: 0,
     read_errors: 0,
-    corruption: 0,
-    space_short: false,
-    worker_dead: false,
-    probe_ok: true,
+    damage: 0,
+    low_space: false,
+    dead_worker: false,
+    probe: Some(true),
 };
 
 /// A latch with its clock: what is fed is fed every 100 ms.
@@ -75,14 +75,17 @@ fn quiet_stays_open() {
 #[test]
 fn each_backlog_signal_shuts_the_gate_when_it_lasts_and_opens_it_after_quiet() {
     for (sample, cause) in [
-        (Sample { dirty_fraction: 0.98, ..QUIET }, Cause::DirtyBytes),
-        (Sample { oldest_dirty_age: Duration::from_millis(5_001), ..QUIET }, Cause::DirtyAge),
-        (Sample { no_free_segment: true, ..QUIET }, Cause::NoFreeSegment),
+        (Sample { dirty_fraction: 0.98, ..QUIET }, HealthSignal::DirtyBytes),
+        (Sample { oldest_dirty_age: Duration::from_millis(5_001), ..QUIET }, HealthSignal::DirtyAge),
+        (Sample { no_free_segment: true, ..QUIET }, HealthSignal::NoFreeSegment),
     ] {
+        // Not so soon after one another that the second quiet time is longer.
+
         let mut script = script();
         assert_eq!(script.feed_for(seconds(10), sample), [(2_000, Transition::Shut(cause))]);
         assert_eq!(script.feed_for(seconds(60), QUIET), [(5_000, Transition::Open)]);
         assert_eq!(script.feed_for(seconds(10), sample), [(2_000, Transition::Shut(cause))], "and again");
+        assert_eq!(script.feed_for(seconds(60), QUIET), [(5_000, Transition::Open)]);
     }
 }
 
@@ -103,18 +106,78 @@ fn a_short_burst_does_not_shut_the_gate() {
 }
 
 #[test]
-fn backlog_that_changes_its_face_is_one_backlog() {
+fn each_signal_has_to_last_for_itself() {
     let mut script = script();
     let bytes = Sample { dirty_fraction: 1.0, ..QUIET };
     let segments = Sample { no_free_segment: true, ..QUIET };
     assert_eq!(script.feed_for(seconds(1), bytes), []);
-    assert_eq!(script.feed_for(seconds(2), segments), [(1_000, Transition::Shut(Cause::NoFreeSegment))]);
+    let shut = [(2_000, Transition::Shut(HealthSignal::NoFreeSegment))];
+    assert_eq!(script.feed_for(seconds(3), segments), shut);
+}
+
+#[test]
+fn what_is_worse_takes_the_place_of_what_shut_the_gate() {
+    let mut script = script();
+    let backlog = Sample { oldest_dirty_age: seconds(6), ..QUIET };
+    assert_eq!(script.feed_for(seconds(4), backlog), [(2_000, Transition::Shut(HealthSignal::DirtyAge))]);
+    let broken = Sample { journal_errors: 1, ..backlog };
+    assert_eq!(script.feed(broken), Some(Transition::Worse(HealthSignal::JournalErrors)));
+    assert_eq!(script.feed_for(seconds(60), broken), [], "the backlog lasts");
+    let after = Sample { journal_errors: 1, ..QUIET };
+    assert_eq!(script.feed_for(seconds(60), after), [(5_000, Transition::Open)]);
+}
+
+#[test]
+fn each_signal_can_have_times_of_its_own() {
+    let times =
+        |latch, unlatch| SignalTimes::default().latch_after(seconds(latch)).unlatch_after(seconds(unlatch));
+    let health = HealthConfig::default()
+        .signal(HealthSignal::LowSpace, times(3, 20))
+        .signal(HealthSignal::ReadErrors, times(1, 7));
+    let mut script = Script::new(health);
+    let full = Sample { low_space: true, ..QUIET };
+    assert_eq!(script.feed_for(seconds(4), full), [(3_000, Transition::Shut(HealthSignal::LowSpace))]);
+    assert_eq!(script.feed_for(seconds(60), QUIET), [(20_000, Transition::Open)]);
+    let unread = Sample { read_errors: 3, ..QUIET };
+    assert_eq!(script.feed_for(seconds(2), unread), [(1_000, Transition::Shut(HealthSignal::ReadErrors))]);
+    // The longest of those that are latched counts.
+    let both = Sample { low_space: true, ..unread };
+    assert_eq!(script.feed_for(seconds(4), both), []);
+    assert_eq!(script.feed_for(seconds(60), unread), [(20_000, Transition::Open)]);
+}
+
+#[test]
+fn a_checkpoint_without_progress_shuts_the_gate_until_it_gets_on() {
+    let mut script = script();
+    let busy = Sample { checkpoint_stall: Duration::from_millis(59_900), ..QUIET };
+    assert_eq!(script.feed_for(seconds(60), busy), []);
+    let stuck = Sample { checkpoint_stall: seconds(60), ..QUIET };
+    assert_eq!(script.feed_for(seconds(9), stuck), [(0, Transition::Shut(HealthSignal::StalledCheckpoint))]);
+    assert_eq!(script.feed_for(seconds(60), busy), [(5_000, Transition::Open)]);
+}
+
+#[test]
+fn a_gate_that_opened_too_early_waits_longer_the_next_time() {
+    let mut script = script();
+    let mut now = QUIET;
+    for quiet_ms in [5_000, 10_000, 20_000, 40_000, 80_000, 80_000] {
+        now.journal_errors += 1;
+        assert_eq!(script.feed(now), Some(Transition::Shut(HealthSignal::JournalErrors)));
+        assert_eq!(script.feed_for(Duration::from_millis(quiet_ms), now), [], "{quiet_ms} ms");
+        assert_eq!(script.feed(now), Some(Transition::Open));
+        assert_eq!(script.feed_for(seconds(10), now), []);
+    }
+    // It holds: patience is over.
+    assert_eq!(script.feed_for(seconds(400), now), []);
+    now.journal_errors += 1;
+    assert_eq!(script.feed(now), Some(Transition::Shut(HealthSignal::JournalErrors)));
+    assert_eq!(script.feed_for(seconds(60), now), [(5_000, Transition::Open)]);
 }
 
 #[test]
 fn with_no_latch_time_backlog_shuts_at_once() {
     let mut script = Script::new(HealthConfig::default().backlog_latch_after(Duration::ZERO));
-    let shut = Transition::Shut(Cause::DirtyBytes);
+    let shut = Transition::Shut(HealthSignal::DirtyBytes);
     assert_eq!(script.feed(Sample { dirty_fraction: 1.0, ..QUIET }), Some(shut));
 }
 
@@ -122,13 +185,12 @@ fn with_no_latch_time_backlog_shuts_at_once() {
 fn hard_faults_shut_the_gate_at_once_and_open_it_after_quiet() {
     for (fault, after, cause) in [
         (
-            Sample { journal_write_errors: 1, ..QUIET },
-            Sample { journal_write_errors: 1, ..QUIET },
-            Cause::JournalWrite,
+            Sample { journal_errors: 1, ..QUIET },
+            Sample { journal_errors: 1, ..QUIET },
+            HealthSignal::JournalErrors,
         ),
-        (Sample { corruption: 1, ..QUIET }, Sample { corruption: 1, ..QUIET }, Cause::Corruption),
-        (Sample { space_short: true, ..QUIET }, QUIET, Cause::NoSpace),
-        (Sample { worker_dead: true, ..QUIET }, QUIET, Cause::WorkerDead),
+        (Sample { damage: 1, ..QUIET }, Sample { damage: 1, ..QUIET }, HealthSignal::Damage),
+        (Sample { dead_worker: true, ..QUIET }, QUIET, HealthSignal::DeadWorker),
     ] {
         let mut script = script();
         assert_eq!(script.feed_for(seconds(3), QUIET), []);
@@ -139,13 +201,23 @@ fn hard_faults_shut_the_gate_at_once_and_open_it_after_quiet() {
 
 #[test]
 fn faults_before_the_first_sample_count() {
-    let shut = Some(Transition::Shut(Cause::Corruption));
-    assert_eq!(script().feed(Sample { corruption: 1, ..QUIET }), shut);
+    let shut = Some(Transition::Shut(HealthSignal::Damage));
+    assert_eq!(script().feed(Sample { damage: 1, ..QUIET }), shut);
+}
+
+#[test]
+fn a_disk_that_is_full_for_a_moment_does_not_shut_the_gate() {
+    let mut script = script();
+    let full = Sample { low_space: true, ..QUIET };
+    assert_eq!(script.feed_for(Duration::from_millis(500), full), []);
+    assert_eq!(script.feed(QUIET), None);
+    assert_eq!(script.feed_for(seconds(5), full), [(500, Transition::Shut(HealthSignal::LowSpace))]);
+    assert_eq!(script.feed_for(seconds(60), QUIET), [(5_000, Transition::Open)]);
 }
 
 #[test]
 fn a_dead_worker_or_a_full_disk_keeps_the_gate_shut() {
-    for lasting in [Sample { worker_dead: true, ..QUIET }, Sample { space_short: true, ..QUIET }] {
+    for lasting in [Sample { dead_worker: true, ..QUIET }, Sample { low_space: true, ..QUIET }] {
         let mut script = script();
         assert_eq!(script.feed_for(seconds(600), lasting).len(), 1);
     }
@@ -154,9 +226,9 @@ fn a_dead_worker_or_a_full_disk_keeps_the_gate_shut() {
 #[test]
 fn read_and_sled_errors_shut_the_gate_at_the_third_within_the_window() {
     type Set = fn(&mut Sample, u64);
-    let kinds: [(Set, Cause); 2] = [
-        (|sample, n| sample.read_errors = n, Cause::ReadErrors),
-        (|sample, n| sample.sled_errors = n, Cause::SledErrors),
+    let kinds: [(Set, HealthSignal); 2] = [
+        (|sample, n| sample.read_errors = n, HealthSignal::ReadErrors),
+        (|sample, n| sample.sled_errors = n, HealthSignal::SledErrors),
     ];
     for (set, cause) in kinds {
         let errors = |n| {
@@ -188,8 +260,8 @@ fn errors_further_apart_than_the_window_allows_do_not_shut_the_gate() {
 #[test]
 fn noise_while_shut_starts_the_quiet_time_anew() {
     let mut script = script();
-    let mut now = Sample { journal_write_errors: 1, ..QUIET };
-    assert_eq!(script.feed(now), Some(Transition::Shut(Cause::JournalWrite)));
+    let mut now = Sample { journal_errors: 1, ..QUIET };
+    assert_eq!(script.feed(now), Some(Transition::Shut(HealthSignal::JournalErrors)));
     assert_eq!(script.feed_for(seconds(4), now), []);
     now.read_errors = 1;
     assert_eq!(script.feed(now), None, "one read error would not shut the gate, but it is not quiet either");
@@ -201,19 +273,25 @@ fn noise_while_shut_starts_the_quiet_time_anew() {
 #[test]
 fn the_gate_opens_only_after_a_successful_probe() {
     let mut script = script();
-    let failing = Sample { journal_write_errors: 1, probe_ok: false, ..QUIET };
-    assert!(script.feed(failing).is_some());
+    let untried = Sample { journal_errors: 1, probe: None, ..QUIET };
+    assert!(script.feed(untried).is_some());
+    assert_eq!(script.feed_for(Duration::from_millis(4_900), untried), []);
     assert!(!script.latch.wants_probe(script.now), "not before the quiet time is over");
-    assert_eq!(script.feed_for(seconds(60), failing), []);
+    assert_eq!(script.feed_for(seconds(60), untried), []);
     assert!(script.latch.wants_probe(script.now));
-    assert_eq!(script.feed(Sample { probe_ok: true, ..failing }), Some(Transition::Open));
+    assert_eq!(script.feed(Sample { probe: Some(false), ..untried }), None);
+    assert!(!script.latch.wants_probe(script.now), "a probe that fails is no quiet");
+    assert_eq!(script.feed(Sample { probe: Some(true), ..untried }), None, "it was not asked for");
+    assert_eq!(script.feed_for(seconds(5), untried), []);
+    assert!(script.latch.wants_probe(script.now));
+    assert_eq!(script.feed(Sample { probe: Some(true), ..untried }), Some(Transition::Open));
     assert!(!script.latch.wants_probe(script.now));
 }
 
 #[test]
 fn without_unlatching_the_gate_stays_shut() {
     let mut script = Script::new(HealthConfig::default().allow_unlatch(false));
-    let shut = [(2_000, Transition::Shut(Cause::NoFreeSegment))];
+    let shut = [(2_000, Transition::Shut(HealthSignal::NoFreeSegment))];
     assert_eq!(script.feed_for(seconds(3), Sample { no_free_segment: true, ..QUIET }), shut);
     assert_eq!(script.feed_for(seconds(3_600), QUIET), []);
     assert!(!script.latch.wants_probe(script.now));
@@ -224,10 +302,10 @@ fn a_signal_that_flickers_moves_the_gate_at_most_once_in_its_quiet_time() {
     let mut script = script();
     let mut moves = Vec::new();
     for n in 0..600 {
-        let sample = Sample { space_short: n % 2 == 0, ..QUIET };
+        let sample = Sample { journal_errors: n / 2, ..QUIET };
         moves.extend(script.feed(sample).map(|transition| (script.at(), transition)));
     }
-    assert_eq!(moves, [(100, Transition::Shut(Cause::NoSpace))]);
+    assert_eq!(moves, [(300, Transition::Shut(HealthSignal::JournalErrors))]);
 }
 
 proptest! {
@@ -240,12 +318,12 @@ proptest! {
         let mut now = QUIET;
         let mut shut_at = None;
         for (event, probe_ok) in events {
-            now = Sample { probe_ok, no_free_segment: false, space_short: false, dirty_fraction: 0.0, ..now };
+            now = Sample { probe: Some(probe_ok), no_free_segment: false, low_space: false, dirty_fraction: 0.0, ..now };
             match event {
-                0 => now.journal_write_errors += 1,
+                0 => now.journal_errors += 1,
                 1 => now.read_errors += 1,
                 2 => now.no_free_segment = true,
-                3 => now.space_short = true,
+                3 => now.low_space = true,
                 4 => now.dirty_fraction = 1.0,
                 // Quiet for long enough that it may open.
                 5 => script.now += seconds(1),
@@ -262,6 +340,7 @@ proptest! {
                     let shut = shut_at.take();
                     prop_assert!(shut.is_some_and(|shut| at - shut >= seconds(1)));
                 }
+                Some(Transition::Worse(_)) => prop_assert!(shut_at.is_some()),
                 None => {}
             }
         }

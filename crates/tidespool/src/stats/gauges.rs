@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::HealthSignal;
 use crate::pressure::{Level, Source};
 
 /// What the spool holds at one moment. The pieces know it; the tiered layer asks them and fills this in.
@@ -61,8 +62,8 @@ pub struct Gauges {
     /// Filed segments kept for the large messages in them.
     pub journal_segments_retained: u64,
 
-    /// The spool refuses new messages.
-    pub unhealthy: bool,
+    /// Why the spool refuses new messages, if it does: the worst of what is wrong.
+    pub unhealthy: Option<HealthSignal>,
     /// Live messages, where their number is known.
     pub live_messages: Option<u64>,
 }

@@ -190,7 +190,11 @@ fn disk_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error
         ("retained", now.journal_segments_retained),
     ];
     out.gauges("journal_segments", "Segments", "state", &segments)?;
-    out.gauge("unhealthy", "1 while new messages are refused", u64::from(now.unhealthy))?;
+    out.gauge("unhealthy", "1 while new messages are refused", u64::from(now.unhealthy.is_some()))?;
+    if let Some(signal) = now.unhealthy {
+        let help = "Why: the worst of what is wrong";
+        out.gauges("unhealthy_signal", help, "signal", &[(signal.name(), 1)])?;
+    }
     match now.live_messages {
         Some(messages) => out.gauge("live_messages", "Live messages", messages),
         None => Ok(()),

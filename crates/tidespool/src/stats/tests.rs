@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::prometheus::encode;
 use super::{Gauges, Refusal, Site, Stats, StatsSnapshot, Tier};
+use crate::HealthSignal;
 use crate::pressure::{Level, Source};
 
 fn times(n: usize, event: impl Fn()) {
@@ -76,7 +77,7 @@ fn gauges() -> Gauges {
         journal_segments_free: 1_015,
         journal_segments_in_use: 1_016,
         journal_segments_retained: 1_017,
-        unhealthy: true,
+        unhealthy: Some(HealthSignal::LowSpace),
         live_messages: Some(1_018),
     }
 }
@@ -260,6 +261,7 @@ fn prometheus_text_is_well_formed_and_says_what_the_snapshot_says() {
         ("journal_segments{state=\"in_use\"}", 1_016.0),
         ("journal_segments{state=\"retained\"}", 1_017.0),
         ("unhealthy", 1.0),
+        ("unhealthy_signal{signal=\"low_space\"}", 1.0),
         ("live_messages", 1_018.0),
     ];
     for (name, value) in expected {
@@ -292,5 +294,5 @@ fn prometheus_leaves_out_what_is_not_known() {
     let text = encode(&StatsSnapshot::default());
     parse(&text);
     assert!(!text.contains("live_messages") && !text.contains("memory_stall"), "{text}");
-    assert!(!text.contains("pressure_source"), "{text}");
+    assert!(!text.contains("pressure_source") && !text.contains("unhealthy_signal"), "{text}");
 }

@@ -10,7 +10,7 @@
 //! * `mailbox`, `committer`, `publish` – from many callers to one write, and back.
 //! * `keeper`, `reconfigure`, `terms` – memory within its budget; settings that change while it runs.
 //! * `lookup`, `readers` – from the top tier down, on threads that may block.
-//! * `directory`, `threads`, `closing`, `watch` – lock, threads, their end, and health.
+//! * `directory`, `threads`, `closing` – lock, threads, and their end. `watch`, `probe` – health.
 
 mod closing;
 mod committer;
@@ -23,6 +23,7 @@ mod lookup;
 mod mailbox;
 mod maintain;
 mod open;
+mod probe;
 mod publish;
 mod readers;
 mod reconfigure;
@@ -171,6 +172,31 @@ impl TieredSpool {
     /// shutdown.
     pub fn reconfigure(&self, config: Config) -> Result<(), ConfigError> {
         reconfigure::reconfigure(&self.shared, config)
+    }
+
+    /// Follows [`unhealthy_reason`](Spool::unhealthy_reason) without asking again and again: `changed().await` returns when it is another one than before. It
+    /// ends with an error when the spool is gone.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> anyhow::Result<()> {
+    /// # use tidespool::{Config, TieredSpool, core::Spool as _};
+    /// # let dir = tempfile::tempdir()?;
+    /// let spool = TieredSpool::open(Config::new(dir.path().join("spool"))).await?;
+    /// let mut health = spool.health_changes();
+    /// tokio::select! {
+    ///     changed = health.changed() => match *health.borrow_and_update() {
+    ///         Some(reason) => println!("no new messages: {reason}"),
+    ///         None => println!("new messages are welcome again"),
+    ///     },
+    ///     () = async {} => {}
+    /// }
+    /// # spool.shutdown().await
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn health_changes(&self) -> tokio::sync::watch::Receiver<Option<&'static str>> {
+        self.shared.gate.changes()
     }
 
     /// All counters and gauges, now. Takes each shard's lock for a moment: for monitoring, not for each message.

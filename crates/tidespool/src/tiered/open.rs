@@ -11,6 +11,7 @@ use super::crew::Crew;
 use super::directory::Directory;
 use super::keeper::keep;
 use super::mailbox::Mailbox;
+use super::probe::run_probe;
 use super::readers::{Readers, run_reader};
 use super::reconfigure::filer_settings;
 use super::relief::SpoolRelief;
@@ -56,7 +57,7 @@ pub(super) fn open(
 
     let (stats, mailbox) = (Arc::new(Stats::default()), Arc::new(Mailbox::default()));
     let segments = segments(&config, &places, &mut opened, &mailbox, &stats);
-    let ledger_file = LedgerFile::new(storage, &directory.path);
+    let ledger_file = LedgerFile::new(storage.clone(), &directory.path);
     let report = settle_disagreement(&mut opened, &segments, &ledger_file, &ballast, &stats)?;
     if directory.fresh {
         segments.pool().fill().with_context(|| format!("preparing {}", places.journal().display()))?;
@@ -95,6 +96,7 @@ pub(super) fn open(
     };
     let parts = Parts {
         config,
+        storage,
         table,
         mailbox,
         segments: segments.clone(),
@@ -242,6 +244,8 @@ fn start(
         vec![syncer, starter.start("tidespool-prewrite", &directory, move || pool.pool().run_prewriter())?];
     let watched = shared.clone();
     others.push(starter.start("tidespool-watch", &directory, move || watch(&watched))?);
+    let probed = shared.clone();
+    others.push(starter.start("tidespool-probe", &directory, move || run_probe(&probed))?);
     let kept = shared.clone();
     others.push(starter.start("tidespool-memory", &directory, move || keep(&kept))?);
     let config = shared.config.load_full();

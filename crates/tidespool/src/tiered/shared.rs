@@ -12,6 +12,7 @@ use tidespool_core::{Closed, SpoolId};
 use super::closing::Closing;
 use super::keeper::Keeper;
 use super::mailbox::Mailbox;
+use super::probe::Probe;
 use super::readers::Readers;
 use super::relief::Advice;
 use super::table::Table;
@@ -24,6 +25,7 @@ use crate::journal::{PAGE, PoolEvents, Segments, footprint};
 use crate::memory::{Allowance, Budget, CleanCache, Held};
 use crate::pressure::{Level, Registration};
 use crate::stats::{Gauges, Site, Stats, StatsSnapshot};
+use crate::storage::Storage;
 
 /// The spool.
 pub(crate) struct Shared {
@@ -44,6 +46,9 @@ pub(crate) struct Shared {
     pub(crate) filing: Arc<Filing>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) gate: HealthGate,
+    pub(crate) probe: Probe,
+    /// For the probe.
+    pub(crate) storage: Arc<dyn Storage>,
     pub(crate) readers: Readers,
     pub(crate) monitor: OnceLock<Registration>,
     pub(crate) closing: Closing,
@@ -60,6 +65,7 @@ pub(crate) struct Shared {
 /// The parts of [`Shared`] that are made before it.
 pub(crate) struct Parts {
     pub(crate) config: Config,
+    pub(crate) storage: Arc<dyn Storage>,
     pub(crate) table: Arc<Table>,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) segments: Arc<Segments>,
@@ -91,6 +97,8 @@ impl Shared {
             filing: parts.filing,
             stats: parts.stats,
             gate: HealthGate::default(),
+            probe: Probe::default(),
+            storage: parts.storage,
             readers: parts.readers,
             monitor: OnceLock::new(),
             closing: Closing::new(),
@@ -212,7 +220,7 @@ impl Shared {
             journal_segments_free: free,
             journal_segments_in_use: in_use,
             journal_segments_retained: all.len() as u64 - in_use,
-            unhealthy: self.gate.reason().is_some(),
+            unhealthy: self.gate.cause(),
             live_messages: None,
         };
         self.stats.snapshot(gauges)

@@ -13,10 +13,10 @@ use tokio::sync::oneshot;
 use super::lookup::{Stamp, fill_cache};
 use super::mailbox::{Arrival, Floor, Outcome, Verdict};
 use super::shared::Shared;
-use crate::Durability;
 use crate::journal::payload_crc;
 use crate::memory::{Dirty, Lane, Permit, Ticket};
 use crate::stats::Refusal;
+use crate::{BacklogRefusal, Durability, HealthSignal};
 
 pub(super) async fn store(
     shared: &Shared,
@@ -130,7 +130,9 @@ async fn try_store(
     if size > limit {
         return Err(Refused::TooLarge(TooLarge { id, size, limit }));
     }
-    if shared.gate.reason().is_some() {
+    if let Some(cause) = shared.gate.cause()
+        && refuses(shared, cause, floor)
+    {
         return Err(Refused::Unhealthy);
     }
     let now = Instant::now();
@@ -149,6 +151,12 @@ async fn try_store(
         None => put_in_memory(shared, id, dirty),
         Some(floor) => commit(shared, id, dirty, floor, deadline).await,
     }
+}
+
+/// Whether the shut gate is shut for this one.
+fn refuses(shared: &Shared, cause: HealthSignal, floor: Option<Floor>) -> bool {
+    let is_let_in = cause.is_backlog() && floor.is_none();
+    !is_let_in || shared.config.load().health.backlog_refusal == BacklogRefusal::All
 }
 
 /// Waits for its turn and its room. It holds nothing but its place meanwhile, and that is given up when this future is dropped.

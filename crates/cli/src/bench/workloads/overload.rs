@@ -284,7 +284,7 @@ impl Overload {
         looks.sum += fraction;
         looks.max = looks.max.max(fraction);
         looks.looks += 1;
-        looks.unhealthy += u64::from(stats.gauges.unhealthy);
+        looks.unhealthy += u64::from(stats.gauges.unhealthy.is_some());
         if looks.commits.1 != stats.commit.count {
             looks.commits = (now, stats.commit.count);
         }

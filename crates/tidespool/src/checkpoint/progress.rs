@@ -1,0 +1,53 @@
+//! Whether the checkpoint thread gets anywhere.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// Since when it has been at work without progress; `None` while it has nothing to do.
+#[derive(Debug, Default)]
+pub(super) struct Progress(Mutex<Option<Instant>>);
+
+impl Progress {
+    /// Work begins, or begins again after a failure: that alone is no progress.
+    pub(super) fn begin(&self, now: Instant) {
+        self.0.lock().get_or_insert(now);
+    }
+
+    /// A step was made.
+    pub(super) fn note(&self, now: Instant) {
+        if let Some(since) = &mut *self.0.lock() {
+            *since = now;
+        }
+    }
+
+    /// The work is done.
+    pub(super) fn end(&self) {
+        *self.0.lock() = None;
+    }
+
+    pub(super) fn stalled_for(&self, now: Instant) -> Duration {
+        self.0.lock().map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_steps_and_the_end_are_progress() {
+        let (progress, start) = (Progress::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let stalled_at = |seconds| progress.stalled_for(at(seconds)).as_secs();
+        progress.note(at(1));
+        assert_eq!(stalled_at(9), 0, "it has nothing to do");
+        progress.begin(at(10));
+        progress.begin(at(15));
+        assert_eq!(stalled_at(20), 10, "it failed at 15 and begins again");
+        progress.note(at(21));
+        assert_eq!(stalled_at(25), 4);
+        progress.end();
+        assert_eq!(stalled_at(100), 0);
+    }
+}

@@ -1,0 +1,72 @@
+use std::fmt;
+
+use crate::HealthSignal;
+
+impl HealthSignal {
+    /// In the order of their discriminants: what is worse is first.
+    pub(crate) const ALL: [Self; 10] = [
+        Self::JournalErrors,
+        Self::DeadWorker,
+        Self::Damage,
+        Self::SledErrors,
+        Self::ReadErrors,
+        Self::LowSpace,
+        Self::StalledCheckpoint,
+        Self::NoFreeSegment,
+        Self::DirtyBytes,
+        Self::DirtyAge,
+    ];
+
+    /// What a caller may show to its clients: bland, and nothing of the inside.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::JournalErrors
+            | Self::DeadWorker
+            | Self::Damage
+            | Self::SledErrors
+            | Self::ReadErrors
+            | Self::StalledCheckpoint => "the spool is not accepting writes",
+            Self::LowSpace => "the spool is short of disk space",
+            Self::NoFreeSegment | Self::DirtyBytes | Self::DirtyAge => "the spool is catching up",
+        }
+    }
+
+    /// More came in than the disk has taken so far: nothing is broken.
+    pub(crate) fn is_backlog(self) -> bool {
+        matches!(self, Self::NoFreeSegment | Self::DirtyBytes | Self::DirtyAge)
+    }
+
+    /// As it is called in the settings and in the metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::JournalErrors => "journal_errors",
+            Self::DeadWorker => "dead_worker",
+            Self::Damage => "damage",
+            Self::SledErrors => "sled_errors",
+            Self::ReadErrors => "read_errors",
+            Self::LowSpace => "low_space",
+            Self::StalledCheckpoint => "stalled_checkpoint",
+            Self::NoFreeSegment => "no_free_segment",
+            Self::DirtyBytes => "dirty_bytes",
+            Self::DirtyAge => "dirty_age",
+        }
+    }
+}
+
+/// For the log.
+impl fmt::Display for HealthSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::JournalErrors => "a write or a sync of the journal failed",
+            Self::DeadWorker => "a background thread has died",
+            Self::Damage => "damaged data was found",
+            Self::SledErrors => "sled failed too often",
+            Self::ReadErrors => "reading from disk failed too often",
+            Self::LowSpace => "the file system is nearly full",
+            Self::StalledCheckpoint => "a checkpoint makes no progress",
+            Self::NoFreeSegment => "no segment of the journal is free",
+            Self::DirtyBytes => "too many bytes wait to be written",
+            Self::DirtyAge => "the oldest bytes have been waiting too long to be written",
+        })
+    }
+}

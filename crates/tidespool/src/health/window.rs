@@ -1,0 +1,39 @@
+//! Errors of one kind, counted in a sliding window.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// The newest of them, never more than it takes to be too many.
+#[derive(Debug)]
+pub(super) struct Window {
+    times: VecDeque<Instant>,
+    too_many: usize,
+    length: Duration,
+}
+
+impl Window {
+    pub(super) fn new(too_many: u32, length: Duration) -> Self {
+        let mut window = Self { times: VecDeque::new(), too_many: 0, length };
+        window.reconfigure(too_many, length);
+        window
+    }
+
+    pub(super) fn reconfigure(&mut self, too_many: u32, length: Duration) {
+        self.too_many = usize::try_from(too_many).unwrap_or(usize::MAX);
+        self.length = length;
+        self.times.truncate(self.too_many);
+    }
+
+    /// Adds `errors` of this moment. Returns whether those in the window are too many now.
+    pub(super) fn add(&mut self, now: Instant, errors: u64) -> bool {
+        self.times.retain(|time| now.saturating_duration_since(*time) < self.length);
+        let errors = usize::try_from(errors).unwrap_or(usize::MAX).min(self.too_many - self.times.len());
+        self.times.extend(std::iter::repeat_n(now, errors));
+        self.times.len() >= self.too_many
+    }
+
+    /// What was counted is forgiven.
+    pub(super) fn clear(&mut self) {
+        self.times.clear();
+    }
+}
