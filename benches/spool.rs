@@ -163,6 +163,14 @@ fn lifecycle(criterion: &mut Criterion) {
     bench.close();
 }
 
+/// What a server asks on each connection and each message.
+fn unhealthy_reason(criterion: &mut Criterion) {
+    let bench = Bench::open();
+    let spool: &dyn Spool = black_box(&bench.spool);
+    criterion.bench_function("unhealthy_reason", |bencher| bencher.iter(|| spool.unhealthy_reason()));
+    bench.close();
+}
+
 fn main() {
     let mut criterion = Criterion::default()
         .sample_size(20)
@@ -173,5 +181,6 @@ fn main() {
     load_hit(&mut criterion);
     remove_young(&mut criterion);
     lifecycle(&mut criterion);
+    unhealthy_reason(&mut criterion);
     criterion.final_summary();
 }

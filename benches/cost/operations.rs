@@ -45,6 +45,8 @@ pub(crate) enum Kind {
     ColdJournal,
     /// A load of a message that is filed.
     ColdFiled,
+    /// Whether the spool is healthy: asked on every connection.
+    Health,
 }
 
 /// Callers of [`Kind::SyncedTogether`].
@@ -81,6 +83,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     operation("load cold, journal, 16 KiB", Kind::ColdJournal, 16 * KIB, SOME),
     operation("load cold, filed, 512 B", Kind::ColdFiled, 512, SOME),
     operation("load cold, filed, 16 KiB", Kind::ColdFiled, 16 * KIB, SOME),
+    operation("unhealthy_reason", Kind::Health, KIB, MANY),
 ];
 
 impl Operation {

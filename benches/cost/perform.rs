@@ -96,6 +96,7 @@ pub(crate) async fn perform(operation: &Operation, dir: &Path) -> Result<Counts>
             stage.load_all(warm_up).await?;
             stage.count(async |stage| stage.load_shared_all(ids).await).await
         }
+        Kind::Health => stage.count(async |stage| stage.ask_health(ids.len())).await,
     }
 }
 
@@ -139,6 +140,15 @@ impl Stage {
     async fn store_all(&self, ids: &[SpoolId]) -> Result<()> {
         for id in ids {
             self.spool.store(*id, self.data.clone(), false, None).await?;
+        }
+        Ok(())
+    }
+
+    fn ask_health(&self, times: usize) -> Result<()> {
+        // As a server asks.
+        let spool: &dyn Spool = black_box(&self.spool);
+        for _ in 0..times {
+            ensure!(spool.unhealthy_reason().is_none(), "the spool is not healthy");
         }
         Ok(())
     }

@@ -25,15 +25,29 @@ impl Default for HealthGate {
 
 impl HealthGate {
     /// `None` while the spool is healthy, else a bland text why it takes no new messages.
+    #[inline]
     pub(crate) fn reason(&self) -> Option<&'static str> {
-        self.cause().map(HealthSignal::reason)
+        match self.state() {
+            OPEN => None,
+            shut => reason(shut),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        self.state() == OPEN
+    }
+
+    #[inline]
+    fn state(&self) -> u8 {
+        // Relaxed: nothing else is read on the strength of it, and a store that slips through just before is as good
+        // as one that came earlier.
+        self.state.load(Ordering::Relaxed)
     }
 
     /// `None` while the spool is healthy, else the worst that is wrong.
     pub(crate) fn cause(&self) -> Option<HealthSignal> {
-        // Relaxed: nothing else is read on the strength of it, and a store that slips through just before is as good
-        // as one that came earlier.
-        signal(self.state.load(Ordering::Relaxed))
+        signal(self.state())
     }
 
     /// Each change of the reason from now on.
@@ -63,6 +77,12 @@ impl HealthGate {
         let reason = next.map(HealthSignal::reason);
         self.told.send_if_modified(|told| std::mem::replace(told, reason) != reason);
     }
+}
+
+/// Out of the way of those who find the gate open.
+#[cold]
+fn reason(code: u8) -> Option<&'static str> {
+    signal(code).map(HealthSignal::reason)
 }
 
 fn code(signal: HealthSignal) -> u8 {

@@ -130,9 +130,7 @@ async fn try_store(
     if size > limit {
         return Err(Refused::TooLarge(TooLarge { id, size, limit }));
     }
-    if let Some(cause) = shared.gate.cause()
-        && refuses(shared, cause, floor)
-    {
+    if !shared.gate.is_open() && refuses(shared, floor) {
         return Err(Refused::Unhealthy);
     }
     let now = Instant::now();
@@ -154,9 +152,10 @@ async fn try_store(
 }
 
 /// Whether the shut gate is shut for this one.
-fn refuses(shared: &Shared, cause: HealthSignal, floor: Option<Floor>) -> bool {
-    let is_let_in = cause.is_backlog() && floor.is_none();
-    !is_let_in || shared.config.load().health.backlog_refusal == BacklogRefusal::All
+#[cold]
+fn refuses(shared: &Shared, floor: Option<Floor>) -> bool {
+    let is_backlog = shared.gate.cause().is_none_or(HealthSignal::is_backlog);
+    !is_backlog || floor.is_some() || shared.config.load().health.backlog_refusal == BacklogRefusal::All
 }
 
 /// Waits for its turn and its room. It holds nothing but its place meanwhile, and that is given up when this future is dropped.

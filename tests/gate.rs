@@ -1,0 +1,52 @@
+//! Asking for health costs no allocation, whatever the answer. In a program of its own, because it counts the allocations of all threads.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::alloc::System;
+use std::hint::black_box;
+use std::sync::Arc;
+
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use tidespool::{Config, HealthConfig, TieredSpool};
+use tidespool_core::{Spool, SpoolId};
+use tidespool_testkit::faults::{Call, Fault, FaultyStorage};
+use tidespool_testkit::{payload, wait};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Asks so often between two looks at the counter.
+const CALLS: usize = 10_000;
+
+/// The spool's threads allocate now and then: calls that did would do so between any two looks.
+const LOOKS: usize = 1_000;
+
+/// The fewest allocations that so many calls were seen with.
+fn allocations_of_many_calls(spool: &dyn Spool) -> usize {
+    let looks = (0..LOOKS).map(|_| {
+        let before = ALLOCATOR.stats().allocations;
+        for _ in 0..CALLS {
+            black_box(spool.unhealthy_reason());
+        }
+        ALLOCATOR.stats().allocations - before
+    });
+    looks.min().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asking_for_health_allocates_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyStorage::new();
+    let health = HealthConfig::default().allow_unlatch(false).min_free_fraction(0.0);
+    let config = Config::new(dir.path().join("spool")).health(health);
+    let spool: Arc<dyn Spool> = Arc::new(TieredSpool::open_on(config, disk.storage()).await.unwrap());
+    assert_eq!(spool.unhealthy_reason(), None);
+    assert_eq!(allocations_of_many_calls(&*spool), 0);
+
+    disk.inject(Fault::on(Call::Sync).file(".seg"));
+    let id = SpoolId::new();
+    spool.store(id, payload::shared(id, 1, 100), true, None).await.unwrap();
+    wait::until("the gate is shut", || spool.unhealthy_reason().is_some()).await;
+    assert_eq!(allocations_of_many_calls(&*spool), 0);
+    spool.shutdown().await.unwrap();
+}
