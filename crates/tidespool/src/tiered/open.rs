@@ -52,7 +52,7 @@ pub(super) fn open(
         .create_dir(&places.journal())
         .with_context(|| format!("creating {}", places.journal().display()))?;
     let ballast = Ballast::new(storage.clone(), &directory.path, config.ballast);
-    let options = SledOptions::new(config.effective_sled_cache());
+    let options = SledOptions { storage: storage.clone(), ..SledOptions::new(config.effective_sled_cache()) };
     let mut opened = open_filed(&places, &options, &ballast, directory.fresh)?;
 
     let (stats, mailbox) = (Arc::new(Stats::default()), Arc::new(Mailbox::default()));
