@@ -266,6 +266,7 @@ pub(crate) fn open_filed(
 ) -> Result<Opened, OpeningError> {
     let found = read_ledger(places, fresh)?;
     let unchanged = are_as_they_were(places, found.ledger.as_ref());
+    let options = &SledOptions { unclean: !unchanged, ..options.clone() };
     let ((durable, unopened), examined) = examine(places, found, true, |ledger| {
         let (durable, unopened) = open_engine(places, options, ballast)?;
         // What is counted must be on stable storage: the ledger will say that it is.
@@ -373,6 +374,7 @@ fn filed_by(ledger: &Ledger) -> Filed {
         durable_seq: ledger.durable_seq,
         retained: ledger.retained.keys().copied().collect(),
         next_generation: ledger.next_generation,
+        clean_end: ledger.files.is_some(),
         unknown: false,
     }
 }

@@ -54,6 +54,8 @@ pub(crate) struct SledOptions {
     pub(crate) change_timeout: Duration,
     /// Through which its files are made durable; sled reads and writes them itself. Default = [`OsStorage`].
     pub(crate) storage: Arc<dyn Storage>,
+    /// The last run did not end well. What the system has of its files in memory may never have come to the disk. Default = false.
+    pub(crate) unclean: bool,
     /// Who keeps threads that do not end.
     pub(crate) strays: Arc<Strays>,
 }
@@ -66,6 +68,7 @@ impl SledOptions {
             open_timeout: Duration::from_secs(60),
             change_timeout: Duration::from_secs(60),
             storage: Arc::new(OsStorage),
+            unclean: false,
             strays: Arc::default(),
         }
     }
@@ -109,8 +112,14 @@ impl SledStore {
         let storage = Arc::clone(&options.storage);
         let data_file = DataFile::prepare(&*storage, dir).map_err(|err| failed(err.into()))?;
         files::remove_unfinished_snapshots(&*storage, dir).map_err(|err| failed(err.into()))?;
-        if opening == Opening::AfterError {
-            data_file.forget_cached_pages();
+        match opening {
+            Opening::First if options.unclean => {
+                // What was only not synced yet is synced now.
+                data_file.sync().map_err(|err| failed(err.into()))?;
+                data_file.forget_cached_pages();
+            }
+            Opening::First => {}
+            Opening::AfterError => data_file.forget_cached_pages(),
         }
         let config = sled::Config::new()
             .path(dir)

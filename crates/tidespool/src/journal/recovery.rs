@@ -33,6 +33,8 @@ pub(crate) struct Filed {
     pub(crate) retained: BTreeSet<u64>,
     /// No segment ever had this generation or a higher one.
     pub(crate) next_generation: u64,
+    /// The last run ended well: all that the segments hold was synced by it, without an error.
+    pub(crate) clean_end: bool,
     /// There is no ledger to tell the rest: what is there is taken as it is.
     pub(crate) unknown: bool,
 }
@@ -95,6 +97,13 @@ pub(crate) fn recover(
         let file = storage
             .open(&path, if repair { OpenMode::Write } else { OpenMode::Read })
             .map_err(|source| RecoveryError { doing: "opening", path: path.clone(), source })?;
+        if repair && !filed.clean_end {
+            read_from_disk(&*file).map_err(|source| RecoveryError {
+                doing: "syncing",
+                path: path.clone(),
+                source,
+            })?;
+        }
         let class = classify(&*file, spool, filed).map_err(|source| RecoveryError {
             doing: "reading",
             path: path.clone(),
@@ -134,6 +143,16 @@ pub(crate) fn recover(
         cut_torn_tail(&found.journal, &found.replayed, salt_of(spool))?;
     }
     Ok(found)
+}
+
+/// Has the file read from the disk, and not from what the system has of it in memory.
+///
+/// A sync that failed in the last run may have left there what never came to the disk, and the next sync would be content with it. What was only not
+/// synced yet is synced now.
+fn read_from_disk(file: &dyn StorageFile) -> io::Result<()> {
+    file.sync_data()?;
+    file.forget_cached();
+    Ok(())
 }
 
 /// The first generation that no use of a segment can have had so far.
