@@ -9,6 +9,7 @@ mod budget; // memory budgets that are kept and changed, and memory given back
 mod conformance; // every promise that can be seen from outside, in each durability
 mod crash_images; // the directory as a crash at each step would leave it, opened again
 mod damage; // files that were changed, truncated or deleted behind the spool's back
+mod damage_trials; // any file of a spool damaged in any way: opened, verified, repaired
 mod enumerate; // enumeration while everything moves
 mod faults; // a disk that fails, hangs or is full
 mod lifecycle; // opening, locking, paths, modes, formats

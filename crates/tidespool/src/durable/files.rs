@@ -93,6 +93,24 @@ pub(super) fn size_of(dir: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
+/// Those of sled's files that hold no message: snapshots, which spare it reading all of its data file, and its settings, which are always the same. It
+/// makes them anew where they are missing, and does not open where they are damaged.
+pub(crate) fn sled_helpers(dir: &Path) -> io::Result<Vec<(PathBuf, String)>> {
+    let entries = match fs::read_dir(dir) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name == "conf" || name.starts_with("snap.") {
+            found.push((entry.path(), name));
+        }
+    }
+    Ok(found)
+}
+
 /// Removes the snapshots that a kill left half written. sled would take an empty one for the newest, and not open: everything in it was lost so once.
 pub(super) fn remove_unfinished_snapshots(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
