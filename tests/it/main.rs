@@ -19,4 +19,5 @@ mod model; // random operations and restarts against the reference
 mod overload; // more comes than the disk takes: who waits, who is refused, and what is given back
 mod pipeline; // the next batch is written while the one before it is synced, and what fails then
 mod pressure; // a machine that runs short of memory, as told by files that the test writes
-mod reopen; // what an opening counts, and what it takes for granted
+mod reopen;
+mod repair; // what is whole in a damaged spool, saved into a new one; and what opening makes of such damage // what an opening counts, and what it takes for granted

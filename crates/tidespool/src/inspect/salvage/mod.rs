@@ -153,16 +153,18 @@ impl<'a> Rescue<'a> {
         let changed = recovered.replayed.newest.len() as u64;
         let should =
             ledger.as_ref().map(|ledger| (ledger.tally.records, if ledger.filing { changed } else { 0 }));
+        // What was read is, by its digest, all that sled should hold. An empty spool need not have a sled.
+        let is_all = disagrees.is_none() && ledger.as_ref().is_some_and(|ledger| !ledger.filing);
+        let wrong = unreadable.filter(|_| should != Some((0, 0))).or(disagrees);
+        if let Some(what) = &wrong {
+            report.damage.push(damage(&places.sled(), None, what.clone()));
+        }
+        let sled_wrong = wrong.filter(|_| !is_all);
         let short = ledger.map(|ledger| {
             let has = |generation: &u64| live.get(generation).copied().unwrap_or(0);
             let retained = ledger.retained.into_iter();
             retained.filter(|(generation, wanted)| has(generation) < wanted.live).map(|(it, _)| it).collect()
         });
-        // An empty spool need not have a sled.
-        let sled_wrong = unreadable.filter(|_| should != Some((0, 0))).or(disagrees);
-        if let Some(what) = &sled_wrong {
-            report.damage.push(damage(&places.sled(), None, what.clone()));
-        }
         let used = recovered.journal.into_iter().chain(recovered.retained);
         // The former ones first: of two with one generation the one in use counts.
         let segments = former.into_iter().chain(used).map(|segment| (segment.generation, segment)).collect();
