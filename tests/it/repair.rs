@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tidespool::TieredSpool;
 use tidespool::inspect::{Inspector, Salvage, salvage};
 use tidespool_core::{Corrupt, DamagedSpool, Spool, SpoolEntry, SpoolId};
-use tidespool_testkit::payload;
+use tidespool_testkit::{payload, wait};
 
 use crate::setup::{KIB, MIB, Tiered, assert_absent, assert_holds, enumerate, healthy, put, stop, walk};
 
@@ -285,8 +285,8 @@ async fn a_damaged_snapshot_of_sled_costs_no_message() {
     }
 }
 
-/// Three versions of one large message in a segment that is kept for another message, everything filed: the places of all three.
-async fn versions_in_one_segment(tiered: &Tiered, last: Option<u64>) -> (SpoolId, SpoolId) {
+/// Versions of one large message in a segment that is kept for other messages, everything filed; the last of them a removal where there is no `last`.
+async fn versions_in_one_segment(tiered: &Tiered, last: Option<u64>) -> (SpoolId, Vec<SpoolId>) {
     let spool = tiered.start().await;
     let id = SpoolId::new();
     for version in 1..=2 {
@@ -298,10 +298,18 @@ async fn versions_in_one_segment(tiered: &Tiered, last: Option<u64>) -> (SpoolId
         }
         None => spool.remove(id).await.expect("remove"),
     }
-    let other = put(spool.as_ref(), LARGE, true).await;
+    // The removal is to stand before the message that is kept.
+    wait::until("all of it is durable", || spool.stats().gauges.dirty_entries == 0).await;
+    // So much of it lives that it is not rewritten.
+    let mut others = Vec::new();
+    for _ in 0..9 {
+        others.push(put(spool.as_ref(), LARGE, true).await);
+    }
     spool.cleanup().await.expect("cleanup");
     stop(spool).await;
-    (id, other)
+    let homes = Inspector::open(&tiered.path()).unwrap().summary().unwrap().messages_by_home;
+    assert_eq!(homes["journal"], 0, "{homes:?}");
+    (id, others)
 }
 
 /// Flips a bit of this version, wherever it stands.
@@ -323,12 +331,12 @@ fn flip(dir: &Path, id: SpoolId, version: u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_segment_says_was_removed_stays_removed_without_sled() {
     let tiered = Tiered::new(|config| config.checkpoint_after(Duration::ZERO));
-    let (id, other) = versions_in_one_segment(&tiered, None).await;
+    let (id, others) = versions_in_one_segment(&tiered, None).await;
     fs::remove_dir_all(tiered.path().join("sled")).unwrap();
     let (_dir, new, _) = repair(&tiered);
-    assert_eq!(whole_in(&new).keys().collect::<Vec<_>>(), [&other]);
+    assert_eq!(whole_in(&new).into_keys().collect::<Vec<_>>(), others);
     let spool = tiered.start().await;
-    assert_holds(spool.as_ref(), other, LARGE).await;
+    assert_eq!(enumerate(spool.as_ref()).await.len(), others.len());
     assert_absent(spool.as_ref(), id).await;
     stop(spool).await;
 }
@@ -337,14 +345,14 @@ async fn what_a_segment_says_was_removed_stays_removed_without_sled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_newest_version_is_not_replaced_by_an_older_one() {
     let tiered = Tiered::new(|config| config.checkpoint_after(Duration::ZERO));
-    let (id, other) = versions_in_one_segment(&tiered, Some(3)).await;
+    let (id, others) = versions_in_one_segment(&tiered, Some(3)).await;
     fs::remove_dir_all(tiered.path().join("sled")).unwrap();
     flip(&tiered.path(), id, 3);
     let (_dir, new, report) = repair(&tiered);
-    assert_eq!(whole_in(&new).keys().collect::<Vec<_>>(), [&other]);
+    assert_eq!(whole_in(&new).into_keys().collect::<Vec<_>>(), others);
     assert_eq!(report.unsaved.iter().map(|damage| damage.id).collect::<Vec<_>>(), [Some(id)], "{report:?}");
     let spool = tiered.start().await;
-    assert_holds(spool.as_ref(), other, LARGE).await;
+    assert_holds(spool.as_ref(), others[0], LARGE).await;
     let error = spool.load(id).await.expect_err("an older version");
     assert!(error.root_cause().is::<Corrupt>(), "{error:#}");
     let is_it = |entry: &SpoolEntry| matches!(entry, SpoolEntry::Corrupt { id: one, .. } if *one == id);
