@@ -9,6 +9,7 @@ mod budget; // memory budgets that are kept and changed, and memory given back
 mod conformance; // every promise that can be seen from outside, in each durability
 mod crash_images; // the directory as a crash at each step would leave it, opened again
 mod damage; // files that were changed, truncated or deleted behind the spool's back
+mod damage_trials; // any file of a spool damaged in any way: opened, verified, repaired
 mod enumerate; // enumeration while everything moves
 mod faults; // a disk that fails, hangs or is full
 mod health; // the gate of a whole spool: what shuts it, whom it lets in, what opens it again
@@ -19,4 +20,5 @@ mod model; // random operations and restarts against the reference
 mod overload; // more comes than the disk takes: who waits, who is refused, and what is given back
 mod pipeline; // the next batch is written while the one before it is synced, and what fails then
 mod pressure; // a machine that runs short of memory, as told by files that the test writes
-mod reopen; // what an opening counts, and what it takes for granted
+mod reopen;
+mod repair; // what is whole in a damaged spool, saved into a new one; and what opening makes of such damage // what an opening counts, and what it takes for granted

@@ -1,8 +1,9 @@
-//! The `tidespool` command: look into a spool's directory, verify it, and measure what a spool does on this machine.
+//! The `tidespool` command: look into a spool's directory, verify it, save what is whole in a damaged one, and measure what a spool does on this
+//! machine.
 //!
 //! # Layout
 //!
-//! * one file per subcommand: `ls`, `get`, `stat`, `verify`, and the folder [`bench`](mod@bench);
+//! * one file per subcommand: `ls`, `get`, `stat`, `verify`, `repair`, and the folder [`bench`](mod@bench);
 //! * `spool_dir` – opens a directory for those that look into one;
 //! * `output` – tables, exit codes and the one line that an error gets;
 //! * `size` – sizes on the command line.
@@ -11,9 +12,9 @@
 //!
 //! | code | meaning |
 //! |---|---|
-//! | 0 | done; `verify`: the spool is whole |
+//! | 0 | done; `verify`: the spool is whole; `repair`: everything was saved |
 //! | 1 | an error, bad arguments included: one line on standard error |
-//! | 2 | damage was found |
+//! | 2 | damage was found; `repair`: something could not be saved |
 //! | 130 | interrupted |
 //!
 //! A closed pipe (`tidespool ls DIR | head`) is no error.
@@ -22,6 +23,7 @@ pub mod bench;
 mod get;
 mod ls;
 mod output;
+mod repair;
 mod size;
 mod spool_dir;
 mod stat;
@@ -35,7 +37,7 @@ use clap::{Parser, Subcommand};
 
 use crate::output::Outcome;
 
-/// Look into a spool's directory, verify it, and measure what a spool does on this machine.
+/// Look into a spool's directory, verify it, save what is whole in a damaged one, and measure what a spool does on this machine.
 #[derive(Debug, Parser)]
 #[command(name = "tidespool", version, arg_required_else_help = true)]
 struct Cli {
@@ -49,6 +51,7 @@ enum Command {
     Get(get::Args),
     Stat(stat::Args),
     Verify(verify::Args),
+    Repair(repair::Args),
     Bench(Box<bench::Args>),
 }
 
@@ -59,6 +62,7 @@ impl Command {
             Self::Get(args) => get::run(args, out),
             Self::Stat(args) => stat::run(args, out),
             Self::Verify(args) => verify::run(args, out),
+            Self::Repair(args) => repair::run(args, out),
             Self::Bench(args) => bench::run(args, out),
         }
     }

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use bytesize::ByteSize;
-use tidespool_core::Corrupt;
+use tidespool::inspect::Damage;
+use tidespool_core::{Corrupt, DamagedSpool};
 
 use crate::bench::Interrupted;
 
@@ -34,7 +35,7 @@ pub(crate) fn exit_code(result: Result<Outcome>, flushed: io::Result<()>) -> Exi
         Err(err) => {
             complain(&format!("{err:#}"));
             let root = err.root_cause();
-            ExitCode::from(if root.is::<Corrupt>() {
+            ExitCode::from(if root.is::<Corrupt>() || root.is::<DamagedSpool>() {
                 2
             } else if root.is::<Interrupted>() {
                 130
@@ -106,6 +107,15 @@ pub(crate) fn bytes(count: u64) -> String {
     if count < 1024 { plural(count, "byte") } else { format!("{} ({count} bytes)", ByteSize(count)) }
 }
 
+/// One thing that is wrong, on one line: the file, the message where one can be named, and what is wrong.
+pub(crate) fn damage_line(out: &mut dyn Write, damage: &Damage, verdict: &str) -> io::Result<()> {
+    write!(out, "{}: ", damage.path)?;
+    if let Some(id) = damage.id {
+        write!(out, "message {id}: ")?;
+    }
+    writeln!(out, "{verdict}{}", damage.what)
+}
+
 /// `1 message`, `2 messages`.
 pub(crate) fn plural(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
@@ -145,6 +155,9 @@ mod tests {
         assert_eq!(code(Ok(Outcome::Damaged), Ok(())), exit(2));
         assert_eq!(code(Err(anyhow::anyhow!("no")), Ok(())), exit(1));
         assert_eq!(code(Err(Corrupt { id, reason: "bits".into() }.into()), Ok(())), exit(2));
+        let damaged =
+            DamagedSpool { dir: "/s".into(), path: "/s/FORMAT".into(), what: "it is missing".into() };
+        assert_eq!(code(Err(damaged.into()), Ok(())), exit(2));
         assert_eq!(code(Err(Interrupted.into()), Ok(())), exit(130));
         // A reader that has gone changes nothing; a full disk does.
         assert_eq!(code(Ok(Outcome::Damaged), Err(ErrorKind::BrokenPipe.into())), exit(2));

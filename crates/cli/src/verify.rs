@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use tidespool::inspect::Verification;
+use tidespool::inspect::{Damage, Verification};
+use tidespool_core::DamagedSpool;
 
-use crate::output::{Outcome, bytes, is_broken_pipe, json_line, plural};
+use crate::output::{Outcome, bytes, damage_line, is_broken_pipe, json_line, plural};
 use crate::spool_dir;
 
 /// Read every byte of every message and compare it with its checksum. Exit code 0: whole, 2: damaged, 1: an error.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The directory of the spool. No process may have it open. Nothing in it is changed.
+    /// The directory of the spool. No process may have it open. No message in it is changed.
     dir: PathBuf,
     /// One JSON object on one line: whole, messages, bytes, damage (a list of path, id, what).
     #[arg(long)]
@@ -21,14 +22,28 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
-    let spool = spool_dir::open(&args.dir)?;
-    let found = spool.verify().with_context(|| format!("verifying {}", args.dir.display()))?;
+    let found = verify(&args.dir)?;
     match print(out, args, &found) {
         // The exit code is the answer, whether anybody reads the text to its end or not.
         Err(err) if !is_broken_pipe(&err) => return Err(err),
         _ => {}
     }
     Ok(if found.damage.is_empty() { Outcome::Fine } else { Outcome::Damaged })
+}
+
+fn verify(dir: &Path) -> Result<Verification> {
+    spool_dir::silence_panics_of_sled();
+    match spool_dir::open(dir) {
+        Ok(spool) => spool.verify().with_context(|| format!("verifying {}", dir.display())),
+        // Nothing more can be read of it; but this is what was asked.
+        Err(err) => match err.root_cause().downcast_ref::<DamagedSpool>() {
+            Some(DamagedSpool { path, what, .. }) => {
+                let damage = Damage { path: path.display().to_string(), id: None, what: what.clone() };
+                Ok(Verification { damage: vec![damage], ..Verification::default() })
+            }
+            None => Err(err),
+        },
+    }
 }
 
 #[derive(Serialize)]
@@ -50,24 +65,25 @@ fn print(out: &mut dyn Write, args: &Args, found: &Verification) -> Result<()> {
 
 fn text(out: &mut dyn Write, dir: &Path, found: &Verification) -> Result<()> {
     for damage in &found.damage {
-        write!(out, "{}: ", damage.path)?;
-        if let Some(id) = damage.id {
-            write!(out, "message {id}: ")?;
-        }
-        writeln!(out, "{}", damage.what)?;
+        damage_line(out, damage, "")?;
     }
     let read = format!("{} read, {}", plural(found.messages, "message"), bytes(found.bytes));
     match found.damage.len() as u64 {
         0 => writeln!(out, "{} is whole: {read}", dir.display())?,
-        count => writeln!(out, "{} is damaged in {}: {read}", dir.display(), plural(count, "place"))?,
+        count => {
+            writeln!(out, "{} is damaged in {}: {read}", dir.display(), plural(count, "place"))?;
+            writeln!(
+                out,
+                "`tidespool repair {} NEW_DIR` copies what can be saved into a new directory",
+                dir.display()
+            )?;
+        }
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use tidespool::inspect::Damage;
-
     use super::*;
 
     fn damaged() -> Verification {
@@ -94,7 +110,8 @@ mod tests {
             printed(false, &damaged()),
             "journal/00000001.seg: message 1ec9414c232a6b00b3c89f6bdeced846: payload at 4152\n\
              ledger: bad checksum\n\
-             /spool is damaged in 2 places: 9 messages read, 900 bytes\n"
+             /spool is damaged in 2 places: 9 messages read, 900 bytes\n\
+             `tidespool repair /spool NEW_DIR` copies what can be saved into a new directory\n"
         );
         let whole = Verification { messages: 1, bytes: 1, damage: Vec::new() };
         assert_eq!(printed(false, &whole), "/spool is whole: 1 message read, 1 byte\n");

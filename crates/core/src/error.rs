@@ -89,6 +89,24 @@ pub struct UnsupportedFormat {
     pub supported: String,
 }
 
+/// Something in the spool's directory is so damaged that the spool cannot be opened. Nothing was given up.
+///
+/// What to do: `tidespool repair DIR NEW_DIR` copies what can be saved into a new directory, and lists what cannot.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error(
+    "{} is damaged: {what}; run `tidespool repair {} NEW_DIR` to copy what can be saved into a new directory",
+    path.display(),
+    dir.display()
+)]
+pub struct DamagedSpool {
+    /// The spool's directory.
+    pub dir: PathBuf,
+    /// The damaged file or folder in it.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub what: String,
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::Context as _;
@@ -108,6 +126,14 @@ mod tests {
     #[test]
     fn unhealthy_is_worded_as_callers_expect_it() {
         assert_eq!(SpoolUnhealthyError.to_string(), "the spool is not accepting writes");
+    }
+
+    #[test]
+    fn a_damaged_spool_names_the_file_and_the_command() {
+        let (dir, path) = ("/var/spool/x".into(), "/var/spool/x/FORMAT".into());
+        let text = DamagedSpool { dir, path, what: "it is missing".to_owned() }.to_string();
+        assert!(text.starts_with("/var/spool/x/FORMAT is damaged: it is missing; "), "{text}");
+        assert!(text.contains("`tidespool repair /var/spool/x NEW_DIR`"), "{text}");
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod spool;
 
 pub use entry::SpoolEntry;
 pub use error::{
-    Closed, Corrupt, Locked, NotFound, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded,
+    Closed, Corrupt, DamagedSpool, Locked, NotFound, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded,
     SpoolUnhealthyError, TooLarge, UnsupportedFormat,
 };
 pub use id::{ParseSpoolIdError, SpoolId};

@@ -16,7 +16,8 @@ fn a_directory_that_is_no_spool_is_refused_and_left_alone() {
     std::fs::create_dir(&other).unwrap();
     std::fs::write(other.join("mail.txt"), "x").unwrap();
 
-    for command in ["ls", "get", "stat", "verify"] {
+    let new = dir.path().join("new");
+    for command in ["ls", "get", "stat", "verify", "repair"] {
         for (place, what) in
             [(&missing, "does not exist"), (&file, "is not a directory"), (&other, "is not a spool")]
         {
@@ -24,11 +25,14 @@ fn a_directory_that_is_no_spool_is_refused_and_left_alone() {
             if command == "get" {
                 args.push(AN_ID);
             }
+            if command == "repair" {
+                args.push(path(&new));
+            }
             assert_refused(&args, &[path(place), what, "give the directory of a spool"]);
         }
     }
     assert_eq!(names(&other), ["mail.txt"]);
-    assert!(!missing.exists());
+    assert!(!missing.exists() && !new.exists());
 }
 
 #[test]
@@ -37,6 +41,7 @@ fn bad_arguments_are_one_line_and_code_1() {
     for command in ["ls", "get", "stat", "verify"] {
         assert_refused(&[command], &["<DIR>", "--help"]);
     }
+    assert_refused(&["repair", "/tmp"], &["<NEW_DIR>", "--help"]);
     assert_refused(&["ls", "/tmp", "--limit", "many"], &["many", "--limit"]);
     assert_refused(&["get", "/tmp"], &["<ID>"]);
     assert_refused(&["get", "/tmp", "zz"], &["\"zz\" is not a spool id", "32 hexadecimal digits"]);
@@ -48,7 +53,7 @@ fn help_is_no_error_and_names_every_subcommand() {
     let output = tidespool(&["--help"]);
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0));
-    for command in ["ls", "get", "stat", "verify", "bench"] {
+    for command in ["ls", "get", "stat", "verify", "repair", "bench"] {
         assert!(said.contains(command), "{said}");
         assert_eq!(tidespool(&[command, "--help"]).status.code(), Some(0));
     }

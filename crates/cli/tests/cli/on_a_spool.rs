@@ -11,20 +11,20 @@ use tidespool_core::{Spool, SpoolId};
 
 use crate::run::{path, tidespool};
 
-fn code(output: &Output) -> Option<i32> {
+pub(crate) fn code(output: &Output) -> Option<i32> {
     output.status.code()
 }
 
-fn out(output: &Output) -> String {
+pub(crate) fn out(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// A directory with a spool of these messages, shut down in order.
-async fn spool_of(messages: &[Vec<u8>]) -> (TempDir, Vec<SpoolId>) {
+pub(crate) async fn spool_of(messages: &[Vec<u8>]) -> (TempDir, Vec<SpoolId>) {
     let dir = TempDir::new().unwrap();
     let spool = TieredSpool::open(Config::new(dir.path())).await.unwrap();
     let mut ids = Vec::new();
@@ -37,11 +37,11 @@ async fn spool_of(messages: &[Vec<u8>]) -> (TempDir, Vec<SpoolId>) {
     (dir, ids)
 }
 
-fn three_messages() -> Vec<Vec<u8>> {
+pub(crate) fn three_messages() -> Vec<Vec<u8>> {
     vec![b"small\r\n\0\xff".to_vec(), vec![b'x'; 20_000], Vec::new()]
 }
 
-fn files_below(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn files_below(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
 }

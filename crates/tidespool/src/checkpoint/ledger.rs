@@ -154,6 +154,11 @@ impl LedgerFile {
         Self { storage, dir: dir.to_owned(), path: dir.join("ledger"), slots: Mutex::new(None) }
     }
 
+    /// The spool's directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

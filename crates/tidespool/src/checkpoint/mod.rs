@@ -11,6 +11,7 @@
 //! * `tidy` – keeping the files within their bound.
 //! * `ballast` – a file to delete when sled needs room on a full disk.
 //! * `ledger` – what sled must contain, outside sled.
+//! * `leftover` – what filed segments still hold.
 //! * `opening` – sled, ledger and segments compared at open; what is missing filed anew.
 //! * `progress` – whether it gets anywhere.
 //! * `recount` – sled counted after an opening that did not.
@@ -22,6 +23,7 @@ mod drained;
 mod filer;
 mod filing;
 mod ledger;
+mod leftover;
 mod opening;
 mod pace;
 mod progress;
@@ -42,13 +44,14 @@ pub(crate) use drained::{Drained, Survey};
 pub(crate) use filer::{Filer, FilerSettings, Retry};
 pub(crate) use filing::{Filing, FilingTask};
 pub(crate) use ledger::{HighKeys, Ledger, LedgerError, LedgerFile};
+pub(crate) use leftover::newest_puts;
 pub(crate) use opening::{
-    Examined, Opened, Places, Stock, count_filed, examine, open_filed, read_ledger, settle, without_segment,
+    Examined, Opened, OpeningError, Places, Stock, count_filed, examine, open_filed, read_ledger, settle,
+    without_segment,
 };
 pub(crate) use recount::Recount;
+pub(crate) use retained::{place_of, pointed_to};
 pub(crate) use verify::verify_filed;
-
-use opening::OpeningError;
 
 use crate::durable::DurableError;
 use crate::journal::Newest;

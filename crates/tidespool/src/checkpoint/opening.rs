@@ -10,10 +10,11 @@ use tidespool_core::SpoolId;
 
 use super::ballast::Ballast;
 use super::ledger::{HighKeys, Ledger, LedgerError, LedgerFile};
-use super::retained::{Retained, account, locator, place_of, pointed_to, puts_in};
+use super::leftover::newest_puts;
+use super::retained::{Retained, account, describe, locator, place_of, pointed_to};
 use crate::durable::{
     Change, Durable, DurableError, DurableStore, Fingerprint, Key, KeyRange, Op, Record, SledOptions, Tally,
-    Visitor,
+    Visitor, sled_helpers,
 };
 use crate::journal::{
     FileDamage, Filed, Found, NewestById, Recovered, RecoveryError, Segment, Segments, recover,
@@ -87,7 +88,8 @@ impl Stock {
         }
     }
 
-    fn count(&mut self, key: Key, value: &[u8]) {
+    /// Counts one record.
+    pub(crate) fn count(&mut self, key: Key, value: &[u8]) {
         self.high.raise(key);
         self.tally.add(&key, value);
         match Record::outline(&key, value) {
@@ -193,7 +195,10 @@ pub(crate) fn read_ledger(places: &Places, fresh: bool) -> Result<LedgerFound, O
     match file.read() {
         Ok(Some(ledger)) => Ok(LedgerFound { ledger: Some(ledger), damage: Vec::new() }),
         Ok(None) if fresh => Ok(LedgerFound { ledger: Some(Ledger::default()), damage: Vec::new() }),
-        Ok(None) => Ok(damaged(file.path().to_owned(), "it is missing".to_owned())),
+        Ok(None) => {
+            let what = "it is missing: what sled should hold is not known";
+            Ok(damaged(file.path().to_owned(), what.to_owned()))
+        }
         Err(LedgerError::Damaged { path, what }) => Ok(damaged(path, what)),
         Err(error) => Err(error.into()),
     }
@@ -222,9 +227,9 @@ pub(crate) fn examine<E>(
     repair: bool,
     engine: impl FnOnce(Option<&Ledger>) -> Result<(E, Stock), OpeningError>,
 ) -> Result<(E, Examined), OpeningError> {
-    let LedgerFound { ledger, damage } = found;
+    let LedgerFound { mut ledger, mut damage } = found;
     let replay = |filed: &Filed| recover(&places.storage, &places.journal(), places.spool, filed, repair);
-    let ((engine, stock), recovered) = if let Some(ledger) = &ledger {
+    let ((engine, stock), mut recovered) = if let Some(ledger) = &ledger {
         let filed = filed_by(ledger);
         let (opened, recovered) = thread::scope(|scope| {
             let thread = thread::Builder::new().name("tidespool-open".to_owned());
@@ -243,6 +248,13 @@ pub(crate) fn examine<E>(
         let recovered = replay(&filed_of_stock(&stock))?;
         ((engine, stock), recovered)
     };
+    if ledger.as_ref().is_some_and(|ledger| is_stale(ledger, &stock, &recovered)) {
+        // Worse than none: what it does not list would count as free.
+        ledger = None;
+        let what = "it is of an earlier time than the rest: what sled should hold is not known".to_owned();
+        damage.push(FileDamage { path: places.dir.join("ledger"), what });
+        recovered = replay(&filed_of_stock(&stock))?;
+    }
     let disagrees = disagreement(ledger.as_ref(), &stock, &recovered);
     Ok((engine, Examined { ledger, stock, recovered, damage, disagrees }))
 }
@@ -349,11 +361,23 @@ fn open_engine(
         return Err(error.into());
     }
     let aside = unused_name(places, "sled.damaged")?;
-    places
-        .storage
-        .rename(&dir, &aside)
-        .map_err(|source| OpeningError::MoveAside { from: dir.clone(), source })?;
-    let reason = format!("{error}; its files are kept in {}", aside.display());
+    let move_aside = |from: &Path, to: &Path| -> std::io::Result<()> { places.storage.rename(from, to) };
+    let moving = |source| OpeningError::MoveAside { from: dir.clone(), source };
+    // Its messages are in one file; the others only tell where in it. Without them it reads all of that one.
+    let helpers = sled_helpers(&dir).map_err(moving)?;
+    if !helpers.is_empty() {
+        places.storage.create_dir(&aside).map_err(moving)?;
+        for (path, name) in &helpers {
+            move_aside(path, &aside.join(name)).map_err(moving)?;
+        }
+        if let Ok(durable) = Durable::open_sled(&dir, options.clone()) {
+            let what = format!("{error}; it was opened without what is kept in {}", aside.display());
+            return Ok((durable, Some(what)));
+        }
+    }
+    let rest = unused_name(places, "sled.damaged")?;
+    move_aside(&dir, &rest).map_err(moving)?;
+    let reason = format!("{error}; its files are kept in {}", rest.display());
     Ok((Durable::open_sled(&dir, options.clone())?, Some(reason)))
 }
 
@@ -381,6 +405,11 @@ fn filed_by(ledger: &Ledger) -> Filed {
 
 fn filed_of_stock(stock: &Stock) -> Filed {
     Filed { retained: stock.retained.keys().copied().collect(), unknown: true, ..Filed::default() }
+}
+
+/// The ledger knows less than the rest: it is a copy from earlier.
+fn is_stale(ledger: &Ledger, stock: &Stock, recovered: &Recovered) -> bool {
+    recovered.outran_ledger || (!ledger.filing && stock.max_seq > ledger.filed_seq)
 }
 
 /// Says what is wrong with what sled holds, if anything is.
@@ -430,29 +459,20 @@ pub(crate) fn settle(
         })
         .map(|(generation, _)| *generation)
         .collect();
-    let mut ops = BTreeMap::new();
-    for segment in short.iter().filter_map(|generation| segments.get(*generation)) {
-        for found in puts_in(segments, &segment).map_err(|source| RecoveryError {
-            doing: "reading",
-            path: segment.path.clone(),
-            source,
-        })? {
-            let key = Key::of(&found.header.id);
-            // A cold segment is newer than what it holds: the number tells which version is the newest.
-            let known = ops.get(&key).is_some_and(|other: &Found| other.header.seq >= found.header.seq);
-            if found.intact
-                && !known
-                && !replayed.contains_key(&found.header.id)
-                && is_lost(durable, segments, &key, found.header.seq)?
-            {
-                ops.insert(key, found);
-            }
+    let short: Vec<Arc<Segment>> = short.iter().filter_map(|generation| segments.get(*generation)).collect();
+    let puts = newest_puts(short.iter().map(|segment| &**segment), segments.salt()).map_err(
+        |(segment, source)| RecoveryError { doing: "reading", path: segment.path.clone(), source },
+    )?;
+    let (mut ops, mut refiled) = (Vec::new(), 0);
+    for (key, found) in puts {
+        let id = found.header.id;
+        if !replayed.contains_key(&id) && is_lost(durable, segments, &key, found.header.seq)? {
+            refiled += u64::from(found.intact);
+            ops.push(Op { key, change: Change::Put(record_of(&found)) });
         }
     }
-    let refiled = ops.len() as u64;
-    if refiled > 0 {
-        let mut ops = ops.into_iter().map(|(key, found)| Op { key, change: Change::Put(record_of(&found)) });
-        durable.apply(&mut ops, &mut |_, _| {})?;
+    if !ops.is_empty() {
+        durable.apply(&mut ops.into_iter(), &mut |_, _| {})?;
     }
     let stock = durable.with(|store| take_stock(store, segments))?;
     let lost = should.saturating_sub(stock.tally.records);
@@ -476,8 +496,17 @@ fn is_lost(durable: &Durable, segments: &Segments, key: &Key, seq: u64) -> Resul
     }
 }
 
-/// The record of a payload that stays where it is, however small: it may be the only copy.
+/// The record of a payload that stays where it is, however small: it may be the only copy. One that is damaged keeps its message from being just
+/// one fewer.
 fn record_of(found: &Found) -> Record {
+    if !found.intact {
+        let place = place_of(found);
+        let reason = format!(
+            "{}: the payload fails its checksum; sled had lost its record",
+            describe(&found.header.id, place)
+        );
+        return Record::Damaged { seq: found.header.seq, reason };
+    }
     locator(found.header.seq, place_of(found), found.header.payload_crc)
 }
 

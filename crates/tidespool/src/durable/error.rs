@@ -78,6 +78,18 @@ pub(crate) enum DurableError {
 }
 
 impl DurableError {
+    /// Its files are damaged, as far as the error tells: not an error of the disk, which may pass.
+    pub(crate) const fn is_damage(&self) -> bool {
+        use io::ErrorKind::{InvalidData, InvalidInput, NotFound, UnexpectedEof};
+        match self {
+            Self::Engine { kind, .. } => {
+                matches!(kind, None | Some(InvalidData | InvalidInput | NotFound | UnexpectedEof))
+            }
+            Self::ForeignKeys { .. } => true,
+            _ => false,
+        }
+    }
+
     /// The engine has to be opened again before anything can succeed.
     pub(crate) const fn poisons(&self) -> bool {
         matches!(self, Self::Engine { .. } | Self::Timeout { .. })

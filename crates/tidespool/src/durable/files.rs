@@ -5,7 +5,7 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::storage::{OpenMode, Storage, StorageFile};
@@ -78,6 +78,24 @@ pub(super) fn size_of(dir: &Path) -> io::Result<u64> {
         }
     }
     Ok(bytes)
+}
+
+/// Those of sled's files that hold no message: snapshots, which spare it reading all of its data file, and its settings, which are always the same. It
+/// makes them anew where they are missing, and does not open where they are damaged.
+pub(crate) fn sled_helpers(dir: &Path) -> io::Result<Vec<(PathBuf, String)>> {
+    let entries = match fs::read_dir(dir) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name == "conf" || name.starts_with("snap.") {
+            found.push((entry.path(), name));
+        }
+    }
+    Ok(found)
 }
 
 /// Removes the snapshots that a kill left half written. sled would take an empty one for the newest, and not open: everything in it was lost so once.

@@ -213,6 +213,19 @@ pub(super) fn between(first: &[u8], last: &[u8], parts: usize) -> Vec<[u8; KEY_L
     (1..parts.max(1) as u128).map(cut).collect()
 }
 
+/// Halfway between two bounds of keys, if there is anything between them.
+pub(super) fn middle(low: &[u8], high: &[u8]) -> Option<[u8; KEY_LEN]> {
+    let low = <[u8; KEY_LEN]>::try_from(low).ok()?;
+    let high = <[u8; KEY_LEN]>::try_from(high).ok()?;
+    // The end of a class is the first key of the next.
+    let to = if high[0] > low[0] { u128::MAX } else { u128::from_be_bytes(last_16(&high)) };
+    let from = u128::from_be_bytes(last_16(&low));
+    let half = to.checked_sub(from)? / 2;
+    let mut middle = low;
+    middle[1..].copy_from_slice(&(from + half).to_be_bytes());
+    (half > 0).then_some(middle)
+}
+
 fn last_16(key: &[u8; KEY_LEN]) -> [u8; 16] {
     let mut last = [0; 16];
     last.copy_from_slice(&key[1..]);

@@ -6,6 +6,7 @@
 //! * [`handle`]: what the spool holds: the engine, or none while it is broken.
 //! * [`sled_store`]: sled 0.34.7, with what it needs from us: see there.
 //! * [`trip`], [`worker`], [`files`]: changes on their way to sled; its own thread; its files and their syncing.
+//! * [`salvage`]: what can be read of damaged files.
 //! * [`fingerprint`]: whether its files are still what they were.
 //! * [`footprint`]: how much memory it uses.
 
@@ -16,6 +17,7 @@ mod footprint;
 mod handle;
 mod key;
 mod record;
+mod salvage;
 mod sled_store;
 mod tally;
 #[cfg(test)]
@@ -26,8 +28,9 @@ mod worker;
 use std::time::Duration;
 
 pub(crate) use error::DurableError;
+pub(crate) use files::sled_helpers;
 pub(crate) use fingerprint::Fingerprint;
-pub(crate) use handle::Durable;
+pub(crate) use handle::{Durable, Opening};
 pub(crate) use key::{Class, Key, KeyRange};
 pub(crate) use record::{MAX_WHOLE, Record};
 pub(crate) use sled_store::{SledOptions, SledStore};

@@ -168,7 +168,7 @@ impl SledStore {
     }
 
     /// The engine, if it may be used.
-    fn engine(&self, doing: &'static str) -> Result<Arc<Engine>, DurableError> {
+    pub(super) fn engine(&self, doing: &'static str) -> Result<Arc<Engine>, DurableError> {
         if let Some(first) = self.poison.get() {
             let what = format!("an earlier error poisoned it: {first}");
             return Err(engine_error(&self.dir, doing, Failure { what, kind: None }));

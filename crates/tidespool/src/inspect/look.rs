@@ -7,7 +7,9 @@ use anyhow::Result;
 use tidespool_core::{Corrupt, NotFound, SpoolId};
 
 use super::{Damage, Entry, Home, Summary, Verification};
-use crate::checkpoint::{Examined, Places, Stock, count_filed, examine, read_ledger, verify_filed};
+use crate::checkpoint::{
+    Examined, OpeningError, Places, Stock, count_filed, examine, read_ledger, verify_filed,
+};
 use crate::durable::{Durable, DurableError, Key, KeyRange, Record, SledOptions};
 use crate::journal::{NewestById, Place, Pool, PoolEvents, PoolSettings, ReadError, Segment, Segments};
 use crate::storage::OsStorage;
@@ -62,10 +64,9 @@ impl Look {
         let places = Places { storage: Arc::new(OsStorage), dir: path.to_owned(), spool: directory.spool };
         let mut damage = Vec::new();
         let found = read_ledger(&places, false)?;
-        let (durable, examined) = examine(&places, found, false, |_| {
-            let durable = open_sled(&places, &mut damage)?;
-            let stock = durable.as_ref().map_or_else(|| Ok(Stock::default()), count_filed)?;
-            Ok((durable, stock))
+        let (durable, examined) = examine(&places, found, false, |ledger| {
+            let needs_none = ledger.is_some_and(|ledger| !ledger.filing && ledger.tally.records == 0);
+            Ok(open_sled(&places, needs_none, &mut damage)?)
         })?;
         note_damage(&places, &examined, &mut damage);
         let recovered = examined.recovered;
@@ -233,20 +234,27 @@ impl Look {
     }
 }
 
-/// Opens sled. That it can't be opened is damage, and no reason not to look at the rest.
-fn open_sled(places: &Places, found: &mut Vec<Damage>) -> Result<Option<Durable>, DurableError> {
+/// Opens sled and counts what it holds. That it can't be opened or read is damage, and no reason not to look at the rest.
+fn open_sled(
+    places: &Places,
+    needs_none: bool,
+    found: &mut Vec<Damage>,
+) -> Result<(Option<Durable>, Stock), OpeningError> {
     let dir = places.sled();
+    let none = || (None, Stock::default());
     if !dir.is_dir() {
-        found.push(damage(&dir, None, "it is missing".to_owned()));
-        return Ok(None);
-    }
-    match Durable::open_sled(&dir, SledOptions::new(SLED_CACHE)) {
-        Ok(durable) => Ok(Some(durable)),
-        Err(error @ DurableError::Engine { kind: None, .. }) => {
-            found.push(damage(&dir, None, error.to_string()));
-            Ok(None)
+        if !needs_none {
+            found.push(damage(&dir, None, "it is missing".to_owned()));
         }
-        Err(error) => Err(error),
+        return Ok(none());
+    }
+    let opened = Durable::open_sled(&dir, SledOptions::new(SLED_CACHE)).map_err(OpeningError::from);
+    match opened.and_then(|durable| count_filed(&durable).map(|stock| (Some(durable), stock))) {
+        Err(OpeningError::Engine(error)) if error.is_damage() => {
+            found.push(damage(&dir, None, error.to_string()));
+            Ok(none())
+        }
+        opened => opened,
     }
 }
 

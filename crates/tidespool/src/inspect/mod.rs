@@ -1,15 +1,19 @@
-//! An offline look at a spool's directory, for tools: list, read and verify without changing a message.
+//! An offline look at a spool's directory, for tools: list, read and verify without changing a message; and a copy of what is whole in a damaged
+//! one, into a new spool.
 //!
 //! Blocking calls, no threads left behind but sled's own while it is open. Takes the directory's lock, so a running spool is never looked into.
 //! Nothing of Tidespool's own files is changed; sled, when it is opened after a crash, finishes its own recovery.
 
 mod look;
+mod salvage;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
 use tidespool_core::SpoolId;
+
+pub use salvage::{Salvage, salvage};
 
 /// An open directory. Closing it is dropping it.
 #[derive(Debug)]
@@ -90,7 +94,8 @@ impl Inspector {
     ///
     /// # Errors
     ///
-    /// [`Locked`](tidespool_core::Locked), [`UnsupportedFormat`](tidespool_core::UnsupportedFormat), or an I/O error that names the path.
+    /// [`Locked`](tidespool_core::Locked), [`UnsupportedFormat`](tidespool_core::UnsupportedFormat),
+    /// [`DamagedSpool`](tidespool_core::DamagedSpool) where the format file is damaged, or an I/O error that names the path.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         look::Look::open(path).map(Self)
     }

@@ -76,6 +76,8 @@ pub(crate) struct Recovered {
     pub(crate) next_generation: u64,
     /// Records of a torn tail that were cut.
     pub(crate) torn_records: u64,
+    /// A segment has a generation that the ledger says none ever had: the ledger is of an earlier time.
+    pub(crate) outran_ledger: bool,
 }
 
 /// Reads every segment in `dir`. With `repair`, cuts torn tails and makes what was read durable.
@@ -88,11 +90,18 @@ pub(crate) fn recover(
 ) -> Result<Recovered, RecoveryError> {
     let mut found = Recovered::default();
     let mut by_generation = BTreeMap::new();
-    let files = segment_files(storage, dir)?;
+    let files = match segment_files(storage, dir) {
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => {
+            found.damage.push(FileDamage { path: dir.to_owned(), what: "it is missing".to_owned() });
+            Vec::new()
+        }
+        files => files?,
+    };
     // Whoever makes the next file looks whether the name is taken: what comes after the last number is no danger.
     found.next_slot = files.last().map_or(0, |(slot, _)| slot.wrapping_add(1));
     let after_filed = if files.is_empty() { 1 } else { generation_after(filed.generation) };
     found.next_generation = filed.next_generation.max(after_filed);
+    let outran = |generation: u64| filed.next_generation > 0 && generation >= filed.next_generation;
     for (slot, path) in files {
         let file = storage
             .open(&path, if repair { OpenMode::Write } else { OpenMode::Read })
@@ -111,6 +120,7 @@ pub(crate) fn recover(
         })?;
         match class {
             Class::Free { size, used_by } => {
+                found.outran_ledger |= outran(used_by);
                 // Nobody else tells of a cold segment that the ledger never knew.
                 found.next_generation = found.next_generation.max(used_by + 1);
                 found.free.push(FreeSegment { slot, path, file, size });
@@ -120,6 +130,7 @@ pub(crate) fn recover(
                 if let Some(what) = remark {
                     found.damage.push(FileDamage { path: path.clone(), what });
                 }
+                found.outran_ledger |= outran(header.generation);
                 found.next_generation = found.next_generation.max(generation_after(header.generation));
                 let retained = filed.is_retained(&header);
                 let segment =
@@ -153,6 +164,24 @@ fn read_from_disk(file: &dyn StorageFile) -> io::Result<()> {
     file.sync_data()?;
     file.forget_cached();
     Ok(())
+}
+
+/// Segments that count as free and were never marked so: they hold records of their last use. What can't be read is left out.
+pub(crate) fn former_segments(free: &[FreeSegment], spool: [u8; 16]) -> Vec<Arc<Segment>> {
+    let former = free.iter().filter_map(|free| {
+        let size = free.file.len().ok()?;
+        let header = match read_header(&*free.file, size).ok()? {
+            Some(header) if header.role == Role::Free => return None,
+            Some(header) => header,
+            None => {
+                let generation = newest_generation(&*free.file, salt_of(spool)).ok()??;
+                SegmentHeader { role: Role::Cold, generation, size, spool }
+            }
+        };
+        let use_of = Use { settled: true, counted: false };
+        Some(Arc::new(Segment::new(header, free.slot, free.path.clone(), free.file.clone(), use_of)))
+    });
+    former.collect()
 }
 
 /// The first generation that no use of a segment can have had so far.

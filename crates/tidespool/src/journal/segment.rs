@@ -83,6 +83,11 @@ impl SegmentHeader {
     }
 }
 
+/// The spool of which a segment file with these first bytes is. `None`: they are no segment's.
+pub(crate) fn spool_of_segment(bytes: &[u8; 48]) -> Option<[u8; 16]> {
+    SegmentHeader::decode(bytes).map(|header| header.spool)
+}
+
 /// A segment in use. Whoever holds one may read from it: the file is recycled only when nobody else does.
 #[derive(Debug)]
 pub(crate) struct Segment {

@@ -11,13 +11,9 @@ use rustix::fs::{FlockOperation, flock};
 use tidespool_core::{Locked, UnsupportedFormat};
 use uuid::Uuid;
 
-/// The layout that this version writes, and the only one that it reads.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+use super::format::{self, FORMAT_FILE, UNFINISHED_FORMAT};
 
-const FORMAT_FILE: &str = "FORMAT";
 const LOCK_FILE: &str = "LOCK";
-/// The format file of a spool that is being made.
-const UNFINISHED_FORMAT: &str = "FORMAT.new";
 
 /// A process that was killed may hold its lock for a moment longer.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
@@ -50,13 +46,13 @@ impl Directory {
             Err(error) => return Err(error).with_context(doing),
         }
         // Before anything is written: what is not ours stays untouched, lock file included.
-        let known = read_format(path)?;
+        let known = format::read(path)?;
         if known.is_none() {
             refuse_foreign(path)?;
         }
         let lock = lock(path)?;
         // Whoever held the lock may have made it meanwhile.
-        if let Some(spool) = read_format(path)? {
+        if let Some(spool) = format::read(path)? {
             return Ok(Self { path: path.to_owned(), spool, fresh: false, _lock: lock });
         }
         let spool = begin_creation(path)?;
@@ -65,7 +61,7 @@ impl Directory {
 
     /// Opens the directory of a spool that exists, for looking.
     pub(crate) fn open_existing(path: &Path) -> Result<Self> {
-        match read_format(path)? {
+        match format::read(path)? {
             Some(spool) => Ok(Self { path: path.to_owned(), spool, fresh: false, _lock: lock(path)? }),
             None => Err(not_a_spool(path, "there is no FORMAT file")),
         }
@@ -93,11 +89,11 @@ impl Directory {
 /// left would else be somebody else's for good.
 fn begin_creation(dir: &Path) -> Result<[u8; 16]> {
     let path = dir.join(UNFINISHED_FORMAT);
-    if let Some(spool) = fs::read_to_string(&path).ok().and_then(|text| parse_format(&text).ok()) {
+    if let Some(spool) = format::unfinished(dir)? {
         return Ok(spool);
     }
     let spool = *Uuid::new_v4().as_bytes();
-    let text = format!("tidespool {FORMAT_VERSION}\nid {}\n", Uuid::from_bytes(spool).simple());
+    let text = format::render(spool);
     let write = || -> io::Result<()> {
         let mut file = file_options().truncate(true).open(&path)?;
         file.write_all(text.as_bytes())?;
@@ -106,6 +102,19 @@ fn begin_creation(dir: &Path) -> Result<[u8; 16]> {
     };
     write().with_context(|| format!("writing {}", path.display()))?;
     Ok(spool)
+}
+
+/// Holds the lock of a spool's directory without changing anything in it. Where there is no lock file nobody can hold it.
+pub(crate) fn lock_untouched(dir: &Path) -> Result<Option<File>> {
+    let path = dir.join(LOCK_FILE);
+    match File::open(&path) {
+        Ok(mut file) => {
+            wait_for_lock(dir, &mut file)?;
+            Ok(Some(file))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("opening {}", path.display())),
+    }
 }
 
 /// Its parent must be there: a spool on a file system that is not mounted shall not begin anew below the mount point.
@@ -124,42 +133,6 @@ fn file_options() -> OpenOptions {
     options
 }
 
-/// The spool's id; `None` where there is no format file.
-fn read_format(dir: &Path) -> Result<Option<[u8; 16]>> {
-    let path = dir.join(FORMAT_FILE);
-    let mut text = String::new();
-    let read = File::open(&path).and_then(|file| file.take(4096).read_to_string(&mut text));
-    match read {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => text = "(not text)".to_owned(),
-        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
-    }
-    match parse_format(&text) {
-        Ok(spool) => Ok(Some(spool)),
-        Err(found) => {
-            let supported = format!("layout version {FORMAT_VERSION}");
-            Err(UnsupportedFormat { path, found, supported }.into())
-        }
-    }
-}
-
-fn parse_format(text: &str) -> Result<[u8; 16], String> {
-    let mut lines = text.lines();
-    let version = lines.next().and_then(|line| line.strip_prefix("tidespool "));
-    let Some(version) = version.and_then(|version| version.parse::<u32>().ok()) else {
-        let begin: String = text.chars().take(40).collect();
-        return Err(format!("it is not a spool's format file (it begins with {begin:?})"));
-    };
-    if version != FORMAT_VERSION {
-        return Err(format!("layout version {version}"));
-    }
-    let id = lines.next().and_then(|line| line.strip_prefix("id "));
-    id.and_then(|id| Uuid::try_parse(id).ok())
-        .map(Uuid::into_bytes)
-        .ok_or_else(|| "the spool's id is damaged".to_owned())
-}
-
 /// A directory with other things in it is somebody else's.
 fn refuse_foreign(path: &Path) -> Result<()> {
     let entries = fs::read_dir(path).with_context(|| format!("listing {}", path.display()))?;
@@ -173,7 +146,7 @@ fn refuse_foreign(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn not_a_spool(path: &Path, found: &str) -> anyhow::Error {
+pub(super) fn not_a_spool(path: &Path, found: &str) -> anyhow::Error {
     let supported = "spool directories, and makes new ones in empty directories".to_owned();
     UnsupportedFormat { path: path.to_owned(), found: format!("not a spool: {found}"), supported }.into()
 }
@@ -184,19 +157,7 @@ fn lock(dir: &Path) -> Result<File> {
         .truncate(false)
         .open(&path)
         .with_context(|| format!("opening {}: is the directory writable?", path.display()))?;
-    let began = Instant::now();
-    while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        if error != rustix::io::Errno::WOULDBLOCK {
-            return Err(io::Error::from(error)).with_context(|| format!("locking {}", path.display()));
-        }
-        if began.elapsed() >= LOCK_PATIENCE {
-            let mut pid = String::new();
-            // The owner writes its pid right after locking: without one it is just about to.
-            let _ = file.read_to_string(&mut pid);
-            return Err(Locked { path: dir.to_owned(), pid: pid.trim().parse().ok() }.into());
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_for_lock(dir, &mut file)?;
     let write_pid = |file: &mut File| -> io::Result<()> {
         file.set_len(0)?;
         file.rewind()?;
@@ -207,24 +168,27 @@ fn lock(dir: &Path) -> Result<File> {
     Ok(file)
 }
 
+fn wait_for_lock(dir: &Path, file: &mut File) -> Result<()> {
+    let began = Instant::now();
+    while let Err(error) = flock(&*file, FlockOperation::NonBlockingLockExclusive) {
+        if error != rustix::io::Errno::WOULDBLOCK {
+            return Err(io::Error::from(error))
+                .with_context(|| format!("locking {}", dir.join(LOCK_FILE).display()));
+        }
+        if began.elapsed() >= LOCK_PATIENCE {
+            let mut pid = String::new();
+            // The owner writes its pid right after locking: without one it is just about to.
+            let _ = file.read_to_string(&mut pid);
+            return Err(Locked { path: dir.to_owned(), pid: pid.trim().parse().ok() }.into());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_format_file_is_understood_or_its_content_named() {
-        let good = "tidespool 1\nid 0123456789abcdef0123456789abcdef\n";
-        assert_eq!(parse_format(good).unwrap()[0], 0x01);
-        for (bad, named) in [
-            ("", "not a spool's format file"),
-            ("hello", "\"hello\""),
-            ("tidespool 2\nid x\n", "layout version 2"),
-            ("tidespool 1\n", "id is damaged"),
-        ] {
-            let found = parse_format(bad).unwrap_err();
-            assert!(found.contains(named), "{bad:?}: {found}");
-        }
-    }
 
     #[test]
     fn a_directory_with_other_things_in_it_is_left_alone() {

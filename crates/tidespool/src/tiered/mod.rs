@@ -10,13 +10,14 @@
 //! * `mailbox`, `committer`, `publish` – from many callers to one write, and back.
 //! * `keeper`, `reconfigure`, `terms` – memory within its budget; settings that change while it runs.
 //! * `lookup`, `readers` – from the top tier down, on threads that may block.
-//! * `directory`, `threads`, `closing` – lock, threads, and their end. `watch`, `probe` – health.
+//! * `directory`, `format`, `threads`, `closing` – lock, format file, threads, and their end. `watch`, `probe` – health.
 
 mod closing;
 mod committer;
 mod crew;
 mod directory;
 mod enumerate;
+mod format;
 mod keeper;
 mod load;
 mod lookup;
@@ -46,7 +47,8 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tidespool_core::{Spool, SpoolEntry, SpoolId};
 
-pub(crate) use directory::{Directory, FORMAT_VERSION};
+pub(crate) use directory::{Directory, lock_untouched};
+pub(crate) use format::{FORMAT_VERSION, identify};
 
 use crate::inspect::Damage;
 use crate::storage::{OsStorage, Storage};
@@ -88,6 +90,7 @@ impl TieredSpool {
     ///
     /// [`ConfigError`](crate::ConfigError) for settings out of bounds; [`Locked`](tidespool_core::Locked) where a process has the spool
     /// open; [`UnsupportedFormat`](tidespool_core::UnsupportedFormat) where the directory holds something else, or a newer layout;
+    /// [`DamagedSpool`](tidespool_core::DamagedSpool) where something is so damaged that only `tidespool repair` can go on with it;
     /// otherwise an error that names the file and what the system said of it. Nothing is lost by an `Err`.
     pub async fn open(config: Config) -> Result<Self> {
         Self::open_with(config, Arc::new(OsStorage), None).await

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
+use tidespool_core::DamagedSpool;
 
 use super::committer::{Committer, Syncer};
 use super::crew::Crew;
@@ -20,8 +21,8 @@ use super::table::Table;
 use super::threads::Starter;
 use super::watch::watch;
 use crate::checkpoint::{
-    Ballast, DeadSegments, Drained, Filer, Filing, LedgerFile, Opened, Places, Recount, Retry, Source as _,
-    open_filed, settle, without_segment,
+    Ballast, DeadSegments, Drained, Filer, Filing, LedgerFile, Opened, OpeningError, Places, Recount, Retry,
+    Source as _, open_filed, settle, without_segment,
 };
 use crate::durable::SledOptions;
 use crate::health::Space;
@@ -53,7 +54,8 @@ pub(super) fn open(
         .with_context(|| format!("creating {}", places.journal().display()))?;
     let ballast = Ballast::new(storage.clone(), &directory.path, config.ballast);
     let options = SledOptions { storage: storage.clone(), ..SledOptions::new(config.effective_sled_cache()) };
-    let mut opened = open_filed(&places, &options, &ballast, directory.fresh)?;
+    let mut opened = open_filed(&places, &options, &ballast, directory.fresh)
+        .map_err(|error| name_damage(error, &directory.path))?;
 
     let (stats, mailbox) = (Arc::new(Stats::default()), Arc::new(Mailbox::default()));
     let segments = segments(&config, &places, &mut opened, &mailbox, &stats);
@@ -117,6 +119,16 @@ pub(super) fn open(
     Ok(OpenSpool { shared, crew, report })
 }
 
+/// What only a repair can go on with is told as such.
+fn name_damage(error: OpeningError, dir: &std::path::Path) -> anyhow::Error {
+    match error {
+        OpeningError::Engine(error) if error.is_damage() => {
+            DamagedSpool { dir: dir.to_owned(), path: dir.join("sled"), what: error.to_string() }.into()
+        }
+        error => error.into(),
+    }
+}
+
 /// Hands what recovery found to the pool and to the table of segments.
 fn segments(
     config: &Config,
@@ -162,6 +174,7 @@ fn settle_disagreement(
     stats: &Stats,
 ) -> Result<RecoveryReport> {
     let replayed = &opened.recovered.replayed;
+    let dir = ledger_file.dir();
     let mut report = RecoveryReport {
         counted: opened.counted,
         records: replayed.records,
@@ -176,7 +189,7 @@ fn settle_disagreement(
     }
     for gap in &replayed.gaps {
         let what = format!("records {} to {} are missing", gap.first, gap.last);
-        note(ledger_file.path().with_file_name("journal").as_path(), None, what);
+        note(&dir.join("journal"), None, what);
     }
     for damaged in &replayed.damaged {
         let what = format!("the payload of record {} fails its checksum", damaged.seq);
@@ -184,7 +197,7 @@ fn settle_disagreement(
             segments.get(damaged.generation).map_or_else(Default::default, |segment| segment.path.clone());
         note(&path, Some(damaged.id), what);
     }
-    let sled = ledger_file.path().with_file_name("sled");
+    let sled = dir.join("sled");
     for (id, what) in opened.damaged.drain(..) {
         note(&sled, Some(id), what);
     }
@@ -192,12 +205,14 @@ fn settle_disagreement(
     let mut refiled = 0;
     if let Some(what) = opened.disagrees.take() {
         let settled =
-            settle(&opened.durable, segments, &mut opened.ledger, ledger_file, ballast, &replayed.newest)?;
+            settle(&opened.durable, segments, &mut opened.ledger, ledger_file, ballast, &replayed.newest)
+                .map_err(|error| name_damage(error, dir))?;
         (refiled, lost) = (settled.refiled, lost + settled.lost);
         let what = format!("{what}; {} messages were filed anew, {} are lost", settled.refiled, settled.lost);
         note(&sled, None, what);
     }
-    for id in without_segment(&opened.durable, segments, &opened.ledger.retained)? {
+    let gone = without_segment(&opened.durable, segments, &opened.ledger.retained);
+    for id in gone.map_err(|error| name_damage(error.into(), dir))? {
         note(&sled, Some(id), "its segment is missing".to_owned());
     }
     (report.lost, report.refiled) = (lost, refiled);

@@ -1,0 +1,128 @@
+//! `tidespool repair`: what is whole in a damaged spool, in a new one.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use tidespool::inspect::{Salvage, salvage};
+
+use crate::output::{Outcome, bytes, damage_line, is_broken_pipe, json_line, plural};
+use crate::spool_dir;
+
+/// Copy every whole message of a damaged spool into a new one, and list what could not be saved. Exit code 0: everything was saved, 2: something
+/// could not be, 1: an error, and there is no new spool.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The directory of the damaged spool. No process may have it open. Nothing in it is changed.
+    dir: PathBuf,
+    /// The directory of the new spool: not there yet, or empty. Until it is complete it is called `NEW_DIR.partial`; what an interrupted repair left
+    /// there is deleted by the next one.
+    #[arg(value_name = "NEW_DIR")]
+    new_dir: PathBuf,
+    /// One JSON object on one line: complete, saved, bytes, lost; unsaved, doubtful and damage (lists of path, id, what).
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
+    spool_dir::look_at(&args.dir)?;
+    spool_dir::silence_panics_of_sled();
+    let (dir, new_dir) = (args.dir.display(), args.new_dir.display());
+    let found =
+        salvage(&args.dir, &args.new_dir).with_context(|| format!("repairing {dir} into {new_dir}"))?;
+    match print(out, args, &found) {
+        // The new spool is there, whether anybody reads the text to its end or not.
+        Err(err) if !is_broken_pipe(&err) => return Err(err),
+        _ => {}
+    }
+    Ok(if found.is_complete() { Outcome::Fine } else { Outcome::Damaged })
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    complete: bool,
+    #[serde(flatten)]
+    found: &'a Salvage,
+}
+
+fn print(out: &mut dyn Write, args: &Args, found: &Salvage) -> Result<()> {
+    if args.json {
+        json_line(out, &Line { complete: found.is_complete(), found })?;
+    } else {
+        text(out, args, found)?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+fn text(out: &mut dyn Write, args: &Args, found: &Salvage) -> Result<()> {
+    for damage in &found.damage {
+        damage_line(out, damage, "")?;
+    }
+    for damage in &found.doubtful {
+        damage_line(out, damage, "saved, but ")?;
+    }
+    for damage in &found.unsaved {
+        damage_line(out, damage, "not saved: ")?;
+    }
+    if found.lost > 0 {
+        writeln!(out, "{} gone, of which not even the id is left", plural(found.lost, "message"))?;
+    }
+    let saved = format!("{} saved, {}", plural(found.saved, "message"), bytes(found.bytes));
+    let verdict = match found.is_complete() {
+        true => "everything".to_owned(),
+        false => "not everything".to_owned(),
+    };
+    writeln!(out, "{}: {saved}: {verdict} that {} held", args.new_dir.display(), args.dir.display())?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tidespool::inspect::Damage;
+
+    use super::*;
+
+    fn found() -> Salvage {
+        let id = "1EC9414C-232A-6B00-B3C8-9F6BDECED846".parse().ok();
+        let one = |path: &str, id, what: &str| vec![Damage { path: path.into(), id, what: what.into() }];
+        Salvage {
+            saved: 9,
+            bytes: 900,
+            unsaved: one("/s/journal/00000001.seg", id, "the payload fails its checksum"),
+            lost: 1,
+            doubtful: one("/s/sled", id, "it may have been removed before"),
+            damage: one("/s/ledger", None, "it is missing"),
+        }
+    }
+
+    fn printed(json: bool, found: &Salvage) -> String {
+        let mut out = Vec::new();
+        print(&mut out, &Args { dir: "/s".into(), new_dir: "/new".into(), json }, found).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn what_is_wrong_and_what_became_of_it_is_told_one_a_line() {
+        assert_eq!(
+            printed(false, &found()),
+            "/s/ledger: it is missing\n\
+             /s/sled: message 1ec9414c232a6b00b3c89f6bdeced846: saved, but it may have been removed before\n\
+             /s/journal/00000001.seg: message 1ec9414c232a6b00b3c89f6bdeced846: not saved: the payload fails its checksum\n\
+             1 message gone, of which not even the id is left\n\
+             /new: 9 messages saved, 900 bytes: not everything that /s held\n"
+        );
+        let whole = Salvage { saved: 1, bytes: 1, ..Salvage::default() };
+        assert_eq!(printed(false, &whole), "/new: 1 message saved, 1 byte: everything that /s held\n");
+    }
+
+    #[test]
+    fn json_says_whether_it_is_complete() {
+        let json: serde_json::Value = serde_json::from_str(&printed(true, &found())).unwrap();
+        assert_eq!(json["complete"], false);
+        assert_eq!((&json["saved"], &json["lost"]), (&9.into(), &1.into()));
+        assert_eq!(json["unsaved"][0]["what"], "the payload fails its checksum");
+        assert_eq!(json["damage"][0]["id"], serde_json::Value::Null);
+    }
+}

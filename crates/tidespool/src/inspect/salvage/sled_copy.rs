@@ -1,0 +1,112 @@
+//! sled's files, read from a copy: opening them changes them.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::durable::{DurableStore as _, Key, Opening, SledOptions, SledStore, sled_helpers};
+
+/// The longest wait for one record, and for opening and closing. In damaged files sled may hang.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Records that are read ahead.
+const AHEAD: usize = 256;
+/// Memory for sled's cache: everything is read twice.
+const CACHE: u64 = 16 << 20;
+
+/// sled, as far as it can be read. Once it hangs it is not asked again.
+pub(super) struct SledCopy(Option<Arc<SledStore>>);
+
+impl SledCopy {
+    /// Copies sled's files from `from` to `to`, and opens the copy. With what is wrong where it does not open.
+    pub(super) fn open(from: &Path, to: &Path) -> Result<(Self, Option<String>)> {
+        if !from.is_dir() {
+            return Ok((Self(None), Some("it is missing".to_owned())));
+        }
+        let copying = || format!("copying {} to {}", from.display(), to.display());
+        copy(from, to).with_context(copying)?;
+        let open = || {
+            let options = SledOptions { open_timeout: PATIENCE, ..SledOptions::new(CACHE) };
+            SledStore::open(to, options, Opening::First).map(Arc::new)
+        };
+        let wrong = match open() {
+            Ok(store) => return Ok((Self(Some(store)), None)),
+            // Of the copy: the name of the file would mislead.
+            Err(error) => reason(&error.to_string(), to),
+        };
+        // Anew: trying may have changed the copy.
+        fs::remove_dir_all(to).and_then(|()| copy(from, to)).with_context(copying)?;
+        for (path, _) in sled_helpers(to).with_context(copying)? {
+            fs::remove_file(path).with_context(copying)?;
+        }
+        match open() {
+            Ok(store) => {
+                let what = format!("it opens only without its snapshot and settings ({wrong})");
+                Ok((Self(Some(store)), Some(what)))
+            }
+            Err(_) => Ok((Self(None), Some(format!("it can't be opened ({wrong})")))),
+        }
+    }
+
+    /// Visits every record that can be read, and says what stood in the way. sled is read on a thread of its own: where that one hangs it is left
+    /// behind, for a thread can't be ended from outside.
+    ///
+    /// An error of the visitor ends it.
+    pub(super) fn visit(&mut self, visit: &mut dyn FnMut(Key, &[u8]) -> Result<()>) -> Result<Vec<String>> {
+        let Some(store) = self.0.clone() else { return Ok(Vec::new()) };
+        let (sender, receiver) = sync_channel::<(Key, Vec<u8>)>(AHEAD);
+        let reading = move || {
+            // An error: the receiver has gone.
+            store.visit_readable(&mut |key, value| sender.send((key, value.to_vec())).is_ok())
+        };
+        let thread = thread::Builder::new().name("tidespool-salvage".to_owned()).spawn(reading)?;
+        loop {
+            match receiver.recv_timeout(PATIENCE) {
+                Ok((key, value)) => visit(key, &value)?,
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.0 = None;
+                    return Ok(vec![format!("reading it did not go on within {} s", PATIENCE.as_secs())]);
+                }
+            }
+        }
+        Ok(match thread.join() {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => vec![error.to_string()],
+            Err(_) => vec!["reading it failed".to_owned()],
+        })
+    }
+
+    /// Closes it. It is a copy: what goes wrong here does not matter.
+    pub(super) fn close(self) {
+        if let Some(store) = self.0
+            && let Err(error) = store.close(PATIENCE)
+        {
+            tracing::debug!(%error, "the copy of sled's files did not close");
+        }
+    }
+}
+
+fn reason(text: &str, copy: &Path) -> String {
+    text.replace(&format!("{}: ", copy.display()), "").replace("; it has to be opened again", "")
+}
+
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        match entry.file_type()? {
+            kind if kind.is_dir() => copy(&entry.path(), &target)?,
+            kind if kind.is_file() => drop(fs::copy(entry.path(), target)?),
+            _ => {}
+        }
+    }
+    Ok(())
+}

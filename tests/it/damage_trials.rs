@@ -1,0 +1,501 @@
+//! Any file of a spool, damaged in any way: what opening, verifying and repairing make of it.
+//!
+//! Each few trials run in a process of their own: what sled does with damaged files can take its I/O threads down for a whole process.
+//! `TIDESPOOL_DAMAGE_TRIALS` says how many there are, `TIDESPOOL_DAMAGE_SEED` which is the first; a seed replays its trial.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+use tidespool::inspect::{Damage, Inspector, Salvage, Verification, salvage};
+use tidespool::{Config, RecoveryReport, TieredSpool};
+use tidespool_core::{Corrupt, DamagedSpool, NotFound, Spool, SpoolEntry, SpoolId, UnsupportedFormat};
+use tidespool_testkit::rng::{Rng, number_from_env, seed_from_env};
+use tidespool_testkit::{payload, wait};
+
+use crate::setup::{KIB, MIB, enumerate, small, stop, walk};
+
+const TRIALS_A_PROCESS: u64 = 10;
+/// Far more than any call of a trial needs; sled itself gets 60 s for each of its calls.
+const PATIENCE: Duration = Duration::from_secs(300);
+const SEEDS: &str = "TIDESPOOL_DAMAGE_SEEDS";
+const BASE: &str = "TIDESPOOL_DAMAGE_BASE";
+
+fn config(path: &Path) -> Config {
+    small(path)
+        .segment_size(64 * KIB)
+        .journal_capacity(2 * MIB)
+        .separate_above(2 * KIB)
+        .checkpoint_after(Duration::from_secs(3600))
+}
+
+/// What was stored: the newest version of each message and its length, and those that were removed.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+struct Book {
+    live: BTreeMap<SpoolId, (u64, usize)>,
+    removed: BTreeSet<SpoolId>,
+}
+
+impl Book {
+    /// The next id: of a seed, they are always the same.
+    fn id(&self) -> SpoolId {
+        let ticks = 0x01ec_9414_c232_ab00 + 1000 * (self.live.len() + self.removed.len()) as u64;
+        let head = (ticks >> 12) << 16 | 0x6000 | (ticks & 0xfff);
+        let mut id = [0x80; 16];
+        id[..8].copy_from_slice(&head.to_be_bytes());
+        SpoolId::from_bytes(id)
+    }
+
+    async fn put(&mut self, spool: &dyn Spool, id: SpoolId, version: u64, len: usize) {
+        spool.store(id, payload::shared(id, version, len), true, None).await.expect("store");
+        self.live.insert(id, (version, len));
+    }
+
+    async fn remove(&mut self, spool: &dyn Spool, id: SpoolId) {
+        spool.remove(id).await.expect("remove");
+        self.live.remove(&id);
+        self.removed.insert(id);
+    }
+
+    /// Some messages more, some new versions, some removals.
+    async fn work(&mut self, spool: &dyn Spool, rng: &mut Rng, messages: usize) {
+        for _ in 0..messages {
+            let len = match rng.below(4) {
+                0 => 16 + rng.below(200),
+                1 => 300 + rng.below(1500),
+                2 => 2100 + rng.below(6000),
+                _ => 8000 + rng.below(14_000),
+            };
+            self.put(spool, self.id(), 1, usize::try_from(len).unwrap()).await;
+        }
+        let ids: Vec<SpoolId> = self.live.keys().copied().collect();
+        for id in ids {
+            match rng.below(6) {
+                0 => self.remove(spool, id).await,
+                1 => {
+                    let (version, _) = self.live[&id];
+                    let len = 20 + usize::try_from(rng.below(9000)).unwrap();
+                    self.put(spool, id, version + 1, len).await;
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Three images of one spool: `stale` from earlier, `closed` in order, `killed` as a crash would leave it; with the books of the last two.
+async fn make_images(base: &Path, seed: u64) {
+    let mut rng = Rng::new(seed);
+    let mut book = Book::default();
+    let dir = base.join("spool");
+    fs::create_dir_all(base).unwrap();
+    let mut spool = Arc::new(TieredSpool::open(config(&dir)).await.expect("open"));
+    for round in 0..3 {
+        book.work(spool.as_ref(), &mut rng, 30).await;
+        match round {
+            0 => spool.compact().await.expect("compact"),
+            _ => spool.cleanup().await.expect("cleanup"),
+        }
+        stop(spool).await;
+        if round == 0 {
+            copy(&dir, &base.join("stale"));
+        }
+        spool = Arc::new(TieredSpool::open(config(&dir)).await.expect("open"));
+    }
+    spool.compact().await.expect("compact");
+    book.work(spool.as_ref(), &mut rng, 15).await;
+    stop(spool).await;
+    copy(&dir, &base.join("closed"));
+    write_book(base, "closed", &book);
+    let spool = Arc::new(TieredSpool::open(config(&dir)).await.expect("open"));
+    book.work(spool.as_ref(), &mut rng, 15).await;
+    // Removals are durable a moment later.
+    wait::until("all of it is durable", || spool.stats().gauges.dirty_entries == 0).await;
+    copy(&dir, &base.join("killed"));
+    write_book(base, "killed", &book);
+    stop(spool).await;
+}
+
+fn write_book(base: &Path, image: &str, book: &Book) {
+    fs::write(base.join(format!("{image}.json")), serde_json::to_string(book).unwrap()).unwrap();
+}
+
+fn copy(from: &Path, to: &Path) {
+    for path in walk(from) {
+        let target = to.join(path.strip_prefix(from).unwrap());
+        if path.is_dir() {
+            fs::create_dir_all(target).unwrap();
+        } else {
+            fs::copy(path, target).unwrap();
+        }
+    }
+}
+
+/// Everything below `dir`, byte for byte.
+fn contents(dir: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    walk(dir)
+        .into_iter()
+        .map(|path| (path.clone(), path.is_file().then(|| fs::read(&path).unwrap())))
+        .collect()
+}
+
+/// The files that say something, by kind: format, ledger, segments, sled's.
+fn files(dir: &Path) -> [Vec<PathBuf>; 5] {
+    let below = |dir: PathBuf| -> Vec<PathBuf> {
+        let mut files: Vec<_> = walk(&dir).into_iter().filter(|path| path.is_file()).collect();
+        files.sort();
+        files
+    };
+    let db = dir.join("sled").join("db");
+    let others = below(dir.join("sled")).into_iter().filter(|path| *path != db).collect();
+    [vec![dir.join("FORMAT")], vec![dir.join("ledger")], below(dir.join("journal")), vec![db], others]
+}
+
+/// Damages one file, and says which and how.
+fn damage(dir: &Path, stale: &Path, rng: &mut Rng) -> (PathBuf, String) {
+    let kinds = files(dir);
+    let pick = |rng: &mut Rng, from: &[PathBuf]| {
+        from[usize::try_from(rng.below(from.len() as u64)).unwrap()].clone()
+    };
+    let kind = [0, 1, 2, 2, 2, 3, 3, 4][usize::try_from(rng.below(8)).unwrap()];
+    let path = pick(rng, &kinds[kind]);
+    let name = path.strip_prefix(dir).unwrap().to_owned();
+    let shown = name.display();
+    let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+    let len = file.metadata().unwrap().len();
+    let at = rng.below(len);
+    let how = match rng.below(9) {
+        what @ (0 | 1) if len > 0 => {
+            let flips = if what == 0 { 1 } else { 2 + rng.below(100) };
+            for _ in 0..flips {
+                let (at, mut byte) = (rng.below(len), [0]);
+                file.read_exact_at(&mut byte, at).unwrap();
+                file.write_all_at(&[byte[0] ^ (1 << rng.below(8))], at).unwrap();
+            }
+            format!("{flips} bits flipped in {shown}")
+        }
+        2 if len > 0 => {
+            let (from, count) = (at / 4096 * 4096, 4096 * (1 + rng.below(3)));
+            let count = count.min(len - from);
+            file.write_all_at(&vec![0; usize::try_from(count).unwrap()], from).unwrap();
+            format!("{count} bytes of {shown} zeroed from {from}")
+        }
+        3 => {
+            file.set_len(at).unwrap();
+            format!("{shown} of {len} bytes cut at {at}")
+        }
+        4 => {
+            file.set_len(0).unwrap();
+            format!("{shown} emptied")
+        }
+        5 => {
+            let all: Vec<PathBuf> = kinds.iter().flatten().filter(|other| **other != path).cloned().collect();
+            let other = pick(rng, &all);
+            let (one, two) = (fs::read(&path).unwrap(), fs::read(&other).unwrap());
+            fs::write(&path, two).unwrap();
+            fs::write(&other, one).unwrap();
+            format!("{shown} and {} swapped", other.strip_prefix(dir).unwrap().display())
+        }
+        6 if stale.join(&name).is_file() => {
+            fs::copy(stale.join(&name), &path).unwrap();
+            format!("{shown} from earlier")
+        }
+        7 => {
+            let garbage: Vec<u8> =
+                (0..1 + rng.below(20_000)).map(|_| rng.number().to_le_bytes()[0]).collect();
+            file.write_all_at(&garbage, at).unwrap();
+            format!("{} bytes of rubbish in {shown} at {at}", garbage.len())
+        }
+        _ => {
+            fs::remove_file(&path).unwrap();
+            format!("{shown} deleted")
+        }
+    };
+    (name, how)
+}
+
+/// What came back.
+#[derive(Debug, Default)]
+struct Account {
+    /// In the newest version.
+    whole: BTreeSet<SpoolId>,
+    damaged: BTreeSet<SpoolId>,
+    missing: BTreeSet<SpoolId>,
+    older: BTreeSet<SpoolId>,
+    /// Removed, and there again.
+    back: BTreeSet<SpoolId>,
+}
+
+impl Account {
+    fn note(&mut self, book: &Book, id: SpoolId, data: Option<&[u8]>) {
+        let Some(data) = data else {
+            self.damaged.insert(id);
+            return;
+        };
+        let seen = payload::read(id, data).expect("wrong bytes");
+        match book.live.get(&id) {
+            Some((version, len)) if seen.version == Some(*version) && seen.len == *len => {
+                self.whole.insert(id)
+            }
+            Some(_) => self.older.insert(id),
+            None => {
+                assert!(book.removed.contains(&id), "{id} from nowhere");
+                self.back.insert(id)
+            }
+        };
+    }
+
+    fn end(&mut self, book: &Book) {
+        let is_here =
+            |id: &&SpoolId| self.whole.contains(id) || self.damaged.contains(id) || self.older.contains(id);
+        self.missing = book.live.keys().filter(|id| !is_here(id)).copied().collect();
+    }
+
+    /// Nothing is other than it should be, but for what says so itself.
+    fn is_honest(&self) -> bool {
+        self.missing.is_empty() && self.older.is_empty() && self.back.is_empty()
+    }
+
+    fn in_short(&self) -> String {
+        let Self { whole, damaged, missing, older, back } = self;
+        format!(
+            "{} whole, {} damaged, {} missing, {} older, {} back",
+            whole.len(),
+            damaged.len(),
+            missing.len(),
+            older.len(),
+            back.len()
+        )
+    }
+}
+
+/// Opens it and takes the account by load and by enumerate. `None`: a typed error.
+async fn open(dir: &Path, book: &Book) -> Result<(Account, RecoveryReport), String> {
+    let opened = tokio::time::timeout(PATIENCE, TieredSpool::open(config(dir))).await.expect("open hangs");
+    let spool = match opened {
+        Ok(spool) => Arc::new(spool),
+        Err(error) => {
+            let root = error.root_cause();
+            assert!(
+                root.is::<DamagedSpool>() || root.is::<UnsupportedFormat>(),
+                "not a typed error: {error:#}"
+            );
+            return Err(format!("{error:#}"));
+        }
+    };
+    let mut account = Account::default();
+    for id in book.live.keys().chain(&book.removed) {
+        match spool.load(*id).await {
+            Ok(data) => account.note(book, *id, Some(&data)),
+            Err(error) if error.root_cause().is::<Corrupt>() => account.note(book, *id, None),
+            Err(error) => assert!(error.root_cause().is::<NotFound>(), "{error:#}"),
+        }
+    }
+    account.end(book);
+    let mut listed = Account::default();
+    for entry in enumerate(spool.as_ref()).await {
+        match entry {
+            SpoolEntry::Item { id, data } => listed.note(book, id, Some(&data)),
+            SpoolEntry::Corrupt { id, .. } => listed.note(book, id, None),
+        }
+    }
+    listed.end(book);
+    assert_eq!(listed.in_short(), account.in_short(), "enumerate and load");
+    let report = spool.recovery().clone();
+    tokio::time::timeout(PATIENCE, spool.shutdown()).await.expect("shutdown hangs").ok();
+    Ok((account, report))
+}
+
+fn verify(dir: &Path) -> Verification {
+    match Inspector::open(dir) {
+        Ok(spool) => spool.verify().expect("verify"),
+        Err(error) => {
+            let root = error.root_cause();
+            assert!(root.is::<DamagedSpool>() || root.is::<UnsupportedFormat>(), "{error:#}");
+            let what = format!("{error:#}");
+            let damage = Damage { path: "FORMAT".to_owned(), id: None, what };
+            Verification { damage: vec![damage], ..Verification::default() }
+        }
+    }
+}
+
+/// Repairs it, and takes the account of the new spool.
+fn repair(dir: &Path, new: &Path, book: &Book) -> (Account, Salvage) {
+    let before = contents(dir);
+    let report = salvage(dir, new).unwrap_or_else(|error| panic!("repair: {error:#}"));
+    assert!(contents(dir) == before, "the damaged spool was changed");
+    let spool = Inspector::open(new).expect("the new spool");
+    let mut account = Account::default();
+    let mut ids = Vec::new();
+    spool
+        .entries(&mut |entry| {
+            ids.push(entry.id);
+            true
+        })
+        .unwrap();
+    assert_eq!(ids.len() as u64, report.saved);
+    for id in ids {
+        account.note(book, id, Some(&spool.load(id).expect("whole")));
+    }
+    account.end(book);
+    (account, report)
+}
+
+async fn trial(base: &Path, seed: u64) -> String {
+    let mut rng = Rng::new(seed);
+    let image = if rng.chance(50) { "closed" } else { "killed" };
+    let book: Book =
+        serde_json::from_str(&fs::read_to_string(base.join(format!("{image}.json"))).unwrap()).unwrap();
+    let dir = TempDir::new().unwrap();
+    let [damaged, opened] = ["damaged", "opened"].map(|name| dir.path().join(name));
+    copy(&base.join(image), &damaged);
+    let (name, how) = damage(&damaged, &base.join("stale"), &mut rng);
+    copy(&damaged, &opened);
+    let (saved, salvage) = repair(&damaged, &dir.path().join("new"), &book);
+    let verified = verify(&damaged);
+    let found = open(&opened, &book).await;
+
+    let line = format!(
+        "seed {seed}: {image}, {how}: open {}; verify {}; repair {}, {} unsaved, {} lost, {} doubtful",
+        match &found {
+            Ok((account, report)) => format!("{}, {} lost", account.in_short(), report.lost),
+            Err(error) => format!("refuses ({error})"),
+        },
+        if verified.damage.is_empty() { "whole" } else { "damaged" },
+        saved.in_short(),
+        salvage.unsaved.len(),
+        salvage.lost,
+        salvage.doubtful.len(),
+    );
+    // The end of a journal that was not closed is known to nobody but itself.
+    let end_may_go =
+        image == "killed" && name.starts_with("journal") && holds_the_end(base, image, &name, &how);
+    judge(&found, &verified, &saved, &salvage, end_may_go)
+        .unwrap_or_else(|what| panic!("{what}\n{line}\n{found:?}\n{verified:?}\n{saved:?}\n{salvage:?}"));
+    line
+}
+
+/// Whether this damage is to the newest segment.
+fn holds_the_end(base: &Path, image: &str, name: &Path, how: &str) -> bool {
+    // Of those that are the journal's: role 1.
+    let generation = |path: &PathBuf| {
+        let bytes = fs::read(path).unwrap();
+        let field = |from: usize, to: usize| bytes[from..to].try_into().unwrap();
+        (u32::from_le_bytes(bytes[12..16].try_into().unwrap()) == 1)
+            .then(|| u64::from_le_bytes(field(16, 24)))
+    };
+    let dir = base.join(image);
+    let newest = files(&dir)[2].iter().max_by_key(|path| generation(path)).unwrap().clone();
+    let newest = newest.strip_prefix(&dir).unwrap().to_owned();
+    name == newest || how.contains(&newest.display().to_string())
+}
+
+fn judge(
+    found: &Result<(Account, RecoveryReport), String>,
+    verified: &Verification,
+    saved: &Account,
+    salvage: &Salvage,
+    end_may_go: bool,
+) -> Result<(), String> {
+    let check = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
+    let whole = verified.damage.is_empty();
+    if let Ok((account, report)) = found {
+        let silent = report.damage.is_empty() && report.lost == 0;
+        check(
+            !silent || account.is_honest() || end_may_go,
+            "open: something is gone, and nothing is reported",
+        )?;
+        // Where records of an earlier time stand in for those that are gone, the number of records tells nothing of them.
+        let told = report.lost + (account.older.len() + account.back.len()) as u64;
+        let counted = account.missing.len() as u64 <= told;
+        // Without the ledger nobody knows, if more than that is damaged.
+        let not_known = |damage: &Damage| damage.what.contains("what sled should hold is not known");
+        let not_known = report.damage.len() > 1 && report.damage.iter().any(not_known);
+        check(counted || end_may_go || not_known, "open: more is missing than was counted")?;
+        check(account.older.is_empty() || !silent, "open: an older version, and nothing is reported")?;
+        check(
+            !whole || (account.is_honest() && account.damaged.is_empty()) || end_may_go,
+            "verify finds nothing, open does",
+        )?;
+        let less = account.whole.difference(&saved.whole).count();
+        check(less == 0, "repair saved less than open gives")?;
+    } else {
+        check(!whole, "verify finds nothing, and it can't be opened")?;
+    }
+    let named = salvage.unsaved.iter().filter(|damage| damage.id.is_some()).count() as u64;
+    let unknown = salvage.unsaved.iter().any(|damage| damage.id.is_none());
+    let gone = (saved.missing.len()) as u64;
+    check(gone <= named + salvage.lost || unknown || end_may_go, "repair: more is missing than was told")?;
+    let doubted: BTreeSet<SpoolId> = salvage.doubtful.iter().filter_map(|damage| damage.id).collect();
+    let odd = saved.older.union(&saved.back).filter(|id| !doubted.contains(id)).count();
+    check(
+        odd == 0 || unknown || salvage.lost > 0 || end_may_go,
+        "repair: removed or older ones are back, untold",
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trials_of_a_process() {
+    // Nothing to do when it is run as a test: the one below runs it.
+    let (Ok(seeds), Ok(base)) = (std::env::var(SEEDS), std::env::var(BASE)) else { return };
+    let (from, to) = seeds.split_once('-').unwrap();
+    for seed in from.parse().unwrap()..to.parse().unwrap() {
+        println!("\nseed {seed} begins");
+        println!("\n{}", trial(Path::new(&base), seed).await);
+    }
+}
+
+/// Right bytes, `Corrupt`, or a report; never silence, whatever file is damaged. And `verify` and `repair` say the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn any_damage_is_told_and_the_rest_is_saved() {
+    let first = seed_from_env("TIDESPOOL_DAMAGE_SEED");
+    let count = number_from_env("TIDESPOOL_DAMAGE_TRIALS").unwrap_or(100);
+    println!("TIDESPOOL_DAMAGE_SEED={first}");
+    let base = TempDir::new().unwrap();
+    // The images are those of each thousand seeds, so that a seed replays its trial.
+    let mut images = None;
+    let (mut lines, mut failures) = (Vec::new(), Vec::new());
+    let mut from = first;
+    while from < first + count {
+        let thousand = from / 1000;
+        let dir = base.path().join(thousand.to_string());
+        if images != Some(thousand) {
+            make_images(&dir, thousand).await;
+            images = Some(thousand);
+        }
+        let to = (from + TRIALS_A_PROCESS).min(first + count).min((thousand + 1) * 1000);
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "damage_trials::trials_of_a_process", "--nocapture"])
+            .env(SEEDS, format!("{from}-{to}"))
+            .env(BASE, &dir)
+            .env("RUST_BACKTRACE", "0")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let told: Vec<&str> = text.lines().filter(|line| line.starts_with("seed ")).collect();
+        lines.extend(told.iter().filter(|line| !line.ends_with("begins")).map(|&line| line.to_owned()));
+        from = to;
+        if !output.status.success() {
+            // What was under way failed; the seeds after it are still to be tried.
+            let errors = String::from_utf8_lossy(&output.stderr);
+            let last = told.last().unwrap_or(&"none");
+            failures.push(format!("{last}\n{errors}"));
+            let seed = last.split_whitespace().nth(1).and_then(|seed| seed.parse::<u64>().ok());
+            from = seed.map_or(to, |seed| seed + 1);
+        }
+    }
+    println!("{}", lines.join("\n"));
+    assert!(failures.is_empty(), "{} of {count} trials failed:\n{}", failures.len(), failures.join("\n"));
+    // Otherwise the trials would not try what they are for.
+    if count >= 100 {
+        for outcome in ["open refuses", "verify whole", "verify damaged", " lost; verify"] {
+            assert!(lines.iter().any(|line| line.contains(outcome)), "no {outcome}");
+        }
+    }
+}
