@@ -110,7 +110,7 @@ impl SledStore {
         let data_file = DataFile::prepare(&*storage, dir).map_err(|err| failed(err.into()))?;
         files::remove_unfinished_snapshots(&*storage, dir).map_err(|err| failed(err.into()))?;
         if opening == Opening::AfterError {
-            data_file.forget_cached_pages();
+            data_file.forget_cached_pages(&*storage, dir).map_err(|err| failed(err.into()))?;
         }
         let config = sled::Config::new()
             .path(dir)
