@@ -19,3 +19,4 @@ mod overload; // more comes than the disk takes: who waits, who is refused, and 
 mod pipeline; // the next batch is written while the one before it is synced, and what fails then
 mod pressure; // a machine that runs short of memory, as told by files that the test writes
 mod reopen; // what an opening counts, and what it takes for granted
+mod sweep; // the n-th call to the disk fails, for some n
