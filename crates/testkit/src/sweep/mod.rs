@@ -1,6 +1,6 @@
 //! The n-th call to the disk fails, for every n.
 //!
-//! One small spool lives four lives on a [`FaultyStorage`](crate::faults::FaultyStorage): it is made, worked on, filed, shut down; opened, worked on
+//! One small spool lives four lives on a [`FaultyStorage`]: it is made, worked on, filed, shut down; opened, worked on
 //! and cut off; opened with recovery; and at last opened on a disk that works. Without a fault this tells how many calls there are. Then it is
 //! lived once for each of them and each [`Kind`] of fault, and a book that is kept outside of the spool is compared with what callers see.
 //!

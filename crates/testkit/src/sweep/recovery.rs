@@ -32,6 +32,9 @@ impl Case {
         }
         if is_new && !self.is_sticky() {
             self.let_the_gate_open(open).await?;
+            // What was struck meanwhile met a gate that was shut, or on its way. From here on it stays shut again.
+            (self.seen, self.gate_was_shut) = (self.strikes().len(), false);
+            allow_unlatch(open, false)?;
         }
         Ok(())
     }
@@ -48,10 +51,7 @@ impl Case {
     }
 
     async fn let_the_gate_open(&mut self, open: &Open) -> Result<(), String> {
-        let config = Config::clone(&open.tiered.config());
-        let health = config.health.clone().allow_unlatch(true);
-        let changed = open.tiered.reconfigure(config.health(health));
-        changed.map_err(|error| format!("the settings could not be changed: {error}"))?;
+        allow_unlatch(open, true)?;
         match self.until(|| open.spool.unhealthy_reason().is_none()).await {
             true => Ok(()),
             false => Err(format!("the gate stays shut: {:?}", open.spool.unhealthy_reason())),
@@ -104,4 +104,12 @@ impl Case {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+}
+
+/// Whether the gate may open again.
+fn allow_unlatch(open: &Open, allow: bool) -> Result<(), String> {
+    let config = Config::clone(&open.tiered.config());
+    let health = config.health.clone().allow_unlatch(allow);
+    let changed = open.tiered.reconfigure(config.health(health));
+    changed.map_err(|error| format!("the settings could not be changed: {error}"))
 }

@@ -111,9 +111,9 @@ impl Report {
             self.runs
         );
         let kinds = self.by_kind.iter().map(|(kind, row)| (kind.name().to_owned(), row));
-        let _ = writeln!(text, "{}", table("fault", kinds));
+        let _ = writeln!(text, "{}\n", table("fault", kinds));
         let places = self.by_place.iter().map(|(place, row)| (place.clone(), row));
-        let _ = writeln!(text, "{}", table("first call that was struck", places));
+        let _ = writeln!(text, "{}\n", table("first call that was struck", places));
         let _ = writeln!(
             text,
             "slowest run: {:.1} s; violations: {}",
