@@ -564,3 +564,39 @@ async fn a_message_too_large_for_a_full_disk_keeps_nobody_waiting() {
     drop(spool);
     broken.assert_reopens_with(&[(next, 300)]).await;
 }
+
+/// A disk that can't write the file of a message larger than a segment is broken, not full. The gate once stayed open: only the store was refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_write_of_a_large_messages_file_shuts_the_gate() {
+    for call in [Call::Write, Call::Sync] {
+        // It stays shut, so that nobody misses it.
+        let broken = Broken::new(|config| {
+            let health = config.health.clone().allow_unlatch(false);
+            config.health(health).checkpoint_after(HOUR)
+        });
+        let spool = broken.start().await;
+        let kept = put(spool.as_ref(), 300, true).await;
+        broken.disk.inject(committing(Fault::on(call)));
+        let large = SpoolId::new();
+        let store = spool.store(large, payload::shared(large, 1, 1_000_000), true, None);
+        let err = wait::bounded("the large message", store).await.expect_err("the disk fails");
+        assert!(err.root_cause().is::<SpoolBackpressureTimeout>(), "{err:#}");
+        wait::until("the gate is shut", || spool.unhealthy_reason().is_some()).await;
+        assert_absent(spool.as_ref(), large).await;
+        drop(spool);
+        broken.assert_reopens_with(&[(kept, 300)]).await;
+    }
+}
+
+/// A disk that is full when a spool is made gives sled's settings no room; the ballast does. What a sync of them failed for is read from the disk
+/// before they are synced again: it once was taken from memory, where it may be all that there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_sled_could_not_sync_while_it_was_made_is_not_trusted() {
+    let broken = Broken::new(|config| config);
+    broken.disk.inject(Fault::on(Call::Sync).file("conf").full_disk());
+    let spool = broken.start().await;
+    assert_eq!(broken.disk.trusted_again(), [""; 0]);
+    let id = put(spool.as_ref(), LARGE, true).await;
+    stop(spool).await;
+    broken.assert_reopens_with(&[(id, LARGE)]).await;
+}

@@ -15,10 +15,10 @@ mod faults; // a disk that fails, hangs or is full
 mod health; // the gate of a whole spool: what shuts it, whom it lets in, what opens it again
 mod lifecycle; // opening, locking, paths, modes, formats
 mod limits; // room, deadlines, sizes
-
 mod model; // random operations and restarts against the reference
 mod overload; // more comes than the disk takes: who waits, who is refused, and what is given back
 mod pipeline; // the next batch is written while the one before it is synced, and what fails then
 mod pressure; // a machine that runs short of memory, as told by files that the test writes
-mod reopen;
-mod repair; // what is whole in a damaged spool, saved into a new one; and what opening makes of such damage // what an opening counts, and what it takes for granted
+mod reopen; // what an opening counts, and what it takes for granted
+mod repair; // what is whole in a damaged spool, saved into a new one; and what opening makes of such damage
+mod sweep; // the n-th call to the disk fails, for some n

@@ -1,4 +1,4 @@
-//! How a spool is put to the proof. Everything here but [`faults`] works on any [`Spool`](tidespool_core::Spool).
+//! How a spool is put to the proof. Everything here but [`faults`] and [`sweep`] works on any [`Spool`](tidespool_core::Spool).
 //!
 //! # Layout
 //!
@@ -11,6 +11,7 @@
 //! * [`crash`] – the two sides of a `kill -9` test: the child that works, the parent that keeps the log, and the
 //!   judge that compares the log with what came back.
 //! * [`faults`] – a storage that breaks as told, for the spools that are built on [`tidespool::storage`].
+//! * [`sweep`] – each call to the disk fails in turn, and a book that is kept outside of the spool is compared with what callers see.
 //! * [`wait`] – bounded waits for what happens elsewhere.
 //!
 //! # What it is not
@@ -27,4 +28,5 @@ pub mod model;
 pub mod payload;
 pub mod reference;
 pub mod rng;
+pub mod sweep;
 pub mod wait;

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A kind of call to the storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,6 +40,35 @@ pub struct Moment<'a> {
     pub number: u64,
 }
 
+/// A call, and who made it: one that a fault struck, for example.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Strike {
+    /// What was called.
+    pub call: Call,
+    /// The file's name, without its directory.
+    pub name: String,
+    /// Which call of all it was, from 1.
+    pub number: u64,
+    /// The thread that made it.
+    pub thread: String,
+}
+
+impl Strike {
+    /// The call that is made now, on this thread.
+    #[must_use]
+    pub fn of(moment: &Moment<'_>) -> Self {
+        let thread = std::thread::current().name().unwrap_or_default().to_owned();
+        Self { call: moment.call, name: moment.name.to_owned(), number: moment.number, thread }
+    }
+}
+
+impl fmt::Display for Strike {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { call, name, number, thread } = self;
+        write!(f, "{call:?} of {name} as call {number}, by {thread}")
+    }
+}
+
 type Filter = Arc<dyn Fn(&Moment<'_>) -> bool + Send + Sync>;
 
 /// What breaks. Made with [`Fault::on`] or [`Fault::on_any`]; without more it breaks once, the next time, with EIO.
@@ -50,22 +80,37 @@ pub struct Fault {
     seen: u64,
 }
 
+/// So many calls from this one on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum When {
-    Nth(u64),
-    Always,
+struct When {
+    from: u64,
+    times: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Effect {
     /// The call fails with this error of the system.
     Fail(i32),
-    /// Of a write, so many bytes are written and reported.
+    /// Of a write or a read, at most so many bytes are written or read, and reported.
     Short(usize),
     /// Of a write, so many bytes are written, and then it fails.
     Torn(usize, i32),
-    /// The call waits until the storage is healed, and is then made.
-    Block,
+    /// The call waits until the storage is healed, or for so long, and is then made.
+    Wait(Option<Duration>),
+    /// Of a write or a read, the first byte is changed on the way.
+    Corrupt,
+}
+
+impl Effect {
+    /// Whether it makes a difference to such a call.
+    pub(super) fn fits(self, call: Call) -> bool {
+        match self {
+            Self::Fail(_) | Self::Wait(_) => true,
+            Self::Short(_) => matches!(call, Call::Write | Call::Read),
+            Self::Torn(..) => call == Call::Write,
+            Self::Corrupt => matches!(call, Call::Write | Call::Read | Call::ReadInMemory),
+        }
+    }
 }
 
 const EIO: i32 = 5;
@@ -81,7 +126,12 @@ impl Fault {
     /// Calls of every kind.
     #[must_use]
     pub fn on_any() -> Self {
-        Self { filter: Arc::new(|_| true), when: When::Nth(1), effect: Effect::Fail(EIO), seen: 0 }
+        Self {
+            filter: Arc::new(|_| true),
+            when: When { from: 1, times: 1 },
+            effect: Effect::Fail(EIO),
+            seen: 0,
+        }
     }
 
     /// Of those, only the calls for which `filter` is true.
@@ -100,13 +150,25 @@ impl Fault {
     /// Only the `n`-th of them, from 1, counted from when the fault is injected.
     #[must_use]
     pub fn nth(self, n: u64) -> Self {
-        Self { when: When::Nth(n), ..self }
+        Self { when: When { from: n, times: 1 }, ..self }
     }
 
     /// All of them, until the storage is healed.
     #[must_use]
     pub fn always(self) -> Self {
-        Self { when: When::Always, ..self }
+        self.from(1)
+    }
+
+    /// The `n`-th of them and all after it, from 1, until the storage is healed.
+    #[must_use]
+    pub fn from(self, n: u64) -> Self {
+        Self { when: When { from: n, times: u64::MAX }, ..self }
+    }
+
+    /// Not one of them but so many, one after the other.
+    #[must_use]
+    pub fn times(self, times: u64) -> Self {
+        Self { when: When { times, ..self.when }, ..self }
     }
 
     /// With ENOSPC instead of EIO.
@@ -115,7 +177,7 @@ impl Fault {
         Self { effect: Effect::Fail(ENOSPC), ..self }
     }
 
-    /// Of a write, `bytes` are written and reported: no error.
+    /// Of a write or a read, at most `bytes` are written or read, and reported: no error.
     #[must_use]
     pub fn short(self, bytes: usize) -> Self {
         Self { effect: Effect::Short(bytes), ..self }
@@ -130,12 +192,24 @@ impl Fault {
     /// The call waits until the storage is healed.
     #[must_use]
     pub fn block(self) -> Self {
-        Self { effect: Effect::Block, ..self }
+        Self { effect: Effect::Wait(None), ..self }
+    }
+
+    /// The call takes this much longer; less where the storage is healed meanwhile.
+    #[must_use]
+    pub fn delay(self, time: Duration) -> Self {
+        Self { effect: Effect::Wait(Some(time)), ..self }
+    }
+
+    /// Of a write or a read, the first byte is changed on the way: no error.
+    #[must_use]
+    pub fn corrupt(self) -> Self {
+        Self { effect: Effect::Corrupt, ..self }
     }
 
     /// Whether it is for such calls, and its time may come yet.
     pub(super) fn is_for(&self, moment: &Moment<'_>) -> bool {
-        let is_over = matches!(self.when, When::Nth(n) if self.seen >= n);
+        let is_over = self.seen >= self.when.from.saturating_add(self.when.times.saturating_sub(1));
         !is_over && (self.filter)(moment)
     }
 
@@ -145,10 +219,7 @@ impl Fault {
             return false;
         }
         self.seen += 1;
-        match self.when {
-            When::Nth(n) => self.seen == n,
-            When::Always => true,
-        }
+        self.seen.checked_sub(self.when.from).is_some_and(|after| after < self.when.times)
     }
 }
 

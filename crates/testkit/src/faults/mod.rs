@@ -27,6 +27,6 @@ mod storage;
 mod tests;
 mod unsynced;
 
-pub use fault::{Call, Fault, Moment};
+pub use fault::{Call, Fault, Moment, Strike};
 pub use storage::FaultyStorage;
 pub use unsynced::Unsynced;

@@ -9,7 +9,7 @@ use tidespool::storage::{OpenMode, OsStorage, Storage, StorageFile};
 
 use super::fault::{Effect, system_error};
 use super::unsynced::{Undo, Unsynced};
-use super::{Call, Fault, Moment};
+use super::{Call, Fault, Moment, Strike};
 
 type Watcher = Arc<dyn Fn(&Moment<'_>) + Send + Sync>;
 
@@ -35,12 +35,17 @@ struct State {
     distrusted: BTreeMap<PathBuf, u64>,
     /// Of those, the ones that were synced again.
     trusted_again: Vec<String>,
+    /// What was struck, the first [`MAX_STRIKES`] of it.
+    strikes: Vec<Strike>,
     watcher: Option<Watcher>,
     unsynced: Option<Unsynced>,
     /// Of each open file: a renamed one is what it is called now.
     open: BTreeMap<u64, PathBuf>,
     next_file: u64,
 }
+
+/// A disk that stays broken is asked again and again: what comes later is like what came before.
+const MAX_STRIKES: usize = 10_000;
 
 impl FaultyStorage {
     /// One that works.
@@ -111,6 +116,23 @@ impl FaultyStorage {
         self.0.state.lock().trusted_again.clone()
     }
 
+    /// From now on a file of which a sync failed counts as any other: who opens it next is another process, as far as files can tell.
+    pub fn restarted(&self) {
+        self.0.state.lock().distrusted.clear();
+    }
+
+    /// The calls that faults struck, in their order.
+    #[must_use]
+    pub fn strikes(&self) -> Vec<Strike> {
+        self.0.state.lock().strikes.clone()
+    }
+
+    /// Files that are open now.
+    #[must_use]
+    pub fn open_files(&self) -> usize {
+        self.0.state.lock().open.len()
+    }
+
     /// Calls `watcher` before each call, on the caller's thread.
     pub fn watch(&self, watcher: impl Fn(&Moment<'_>) + Send + Sync + 'static) {
         self.0.state.lock().watcher = Some(Arc::new(watcher));
@@ -149,9 +171,12 @@ impl FaultyStorage {
         }
         let mut effect = None;
         for fault in &mut state.faults {
-            if fault.strikes(&moment) {
+            if fault.strikes(&moment) && fault.effect.fits(call) {
                 effect = effect.or(Some(fault.effect));
             }
+        }
+        if effect.is_some() && state.strikes.len() < MAX_STRIKES {
+            state.strikes.push(Strike::of(&moment));
         }
         match effect {
             Some(Effect::Fail(code)) => {
@@ -161,10 +186,14 @@ impl FaultyStorage {
                 }
                 Err(system_error(code))
             }
-            Some(Effect::Block) => {
+            Some(Effect::Wait(time)) => {
                 let healings = state.healings;
+                let waits = |state: &mut State| state.healings == healings;
                 state.blocked += 1;
-                self.0.healed.wait_while(&mut state, |state| state.healings == healings);
+                match time {
+                    None => self.0.healed.wait_while(&mut state, waits),
+                    Some(time) => drop(self.0.healed.wait_while_for(&mut state, waits, time)),
+                }
                 state.blocked -= 1;
                 Ok(None)
             }
@@ -234,6 +263,11 @@ impl Storage for FaultyStorage {
         self.note(|unsynced| unsynced.rename(from, to));
         let mut state = self.0.state.lock();
         state.open.values_mut().filter(|path| *path == from).for_each(|path| *path = to.to_owned());
+        // What was there is gone, and what is known of the other goes with it.
+        state.distrusted.remove(to);
+        if let Some(last) = state.distrusted.remove(from) {
+            state.distrusted.insert(to.to_owned(), last);
+        }
         Ok(())
     }
 
@@ -285,13 +319,30 @@ impl StorageFile for FaultyFile {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.storage.enter(Call::Read, &self.path())?;
-        self.file.read_at(buf, offset)
+        match self.storage.enter(Call::Read, &self.path())? {
+            Some(Effect::Short(bytes)) => {
+                let len = buf.len().min(bytes.max(1));
+                self.file.read_at(&mut buf[..len], offset)
+            }
+            Some(Effect::Corrupt) => {
+                let read = self.file.read_at(buf, offset)?;
+                buf[..read].iter_mut().take(1).for_each(spoil);
+                Ok(read)
+            }
+            _ => self.file.read_at(buf, offset),
+        }
     }
 
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
-        self.storage.enter(Call::Read, &self.path())?;
-        self.file.read_vectored_at(bufs, offset)
+        match self.storage.enter(Call::Read, &self.path())? {
+            Some(Effect::Short(bytes)) => {
+                let Some(buf) = bufs.iter_mut().find(|buf| !buf.is_empty()) else { return Ok(0) };
+                let len = buf.len().min(bytes.max(1));
+                self.file.read_at(&mut buf[..len], offset)
+            }
+            Some(Effect::Corrupt) => spoil_first(bufs, |bufs| self.file.read_vectored_at(bufs, offset)),
+            _ => self.file.read_vectored_at(bufs, offset),
+        }
     }
 
     fn read_in_memory_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
@@ -299,8 +350,10 @@ impl StorageFile for FaultyFile {
             // A disk that is broken for this file is asked, so that it can show it: none of it is in memory.
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        self.storage.enter(Call::ReadInMemory, &self.path())?;
-        self.file.read_in_memory_at(bufs, offset)
+        match self.storage.enter(Call::ReadInMemory, &self.path())? {
+            Some(Effect::Corrupt) => spoil_first(bufs, |bufs| self.file.read_in_memory_at(bufs, offset)),
+            _ => self.file.read_in_memory_at(bufs, offset),
+        }
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
@@ -310,13 +363,20 @@ impl StorageFile for FaultyFile {
                 self.write(&[IoSlice::new(&first(bufs, bytes))], offset)?;
                 Err(system_error(code))
             }
+            Some(Effect::Corrupt) => {
+                let mut changed = first(bufs, usize::MAX);
+                changed.iter_mut().take(1).for_each(spoil);
+                self.write(&[IoSlice::new(&changed)], offset)
+            }
             _ => self.write(bufs, offset),
         }
     }
 
     /// Fails as a write does: a full disk has no room for either.
     fn allocate(&self, len: u64) -> io::Result<()> {
-        self.storage.enter(Call::Write, &self.path())?;
+        if let Some(Effect::Torn(_, code)) = self.storage.enter(Call::Write, &self.path())? {
+            return Err(system_error(code));
+        }
         if self.storage.remembers() {
             let before = Undo::of(&*self.file, 0, 0)?;
             let path = self.path();
@@ -344,6 +404,22 @@ impl StorageFile for FaultyFile {
         self.storage.note(|unsynced| unsynced.forget_first(&path, covered));
         Ok(())
     }
+}
+
+/// Changes a byte as a bad cable would.
+fn spoil(byte: &mut u8) {
+    *byte ^= 0x10;
+}
+
+/// Changes the first byte that `read` puts there.
+fn spoil_first(
+    bufs: &mut [IoSliceMut<'_>],
+    read: impl FnOnce(&mut [IoSliceMut<'_>]) -> io::Result<usize>,
+) -> io::Result<usize> {
+    let count = read(bufs)?;
+    let bytes = bufs.iter_mut().flat_map(|buf| buf.iter_mut());
+    bytes.take(count.min(1)).for_each(spoil);
+    Ok(count)
 }
 
 fn first(bufs: &[IoSlice<'_>], bytes: usize) -> Vec<u8> {

@@ -3,6 +3,7 @@ use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tidespool::storage::{OpenMode, Storage as _, StorageFile};
@@ -119,6 +120,24 @@ fn a_sync_after_a_failed_one_is_noted() {
     assert_eq!(bench.storage.trusted_again(), ["a"]);
 }
 
+/// A new ledger takes the place of one that failed: it is another file under the same name.
+#[test]
+fn a_file_that_took_the_place_of_one_that_failed_may_be_synced() {
+    let bench = Bench::new();
+    let old = bench.create("ledger");
+    bench.storage.inject(Fault::on(Call::Sync));
+    assert!(old.sync_data().is_err());
+    let new = bench.create("ledger.new");
+    bench.storage.rename(&bench.path("ledger.new"), &bench.path("ledger")).unwrap();
+    new.sync_data().unwrap();
+    assert_eq!(bench.storage.trusted_again(), [""; 0]);
+    bench.storage.inject(Fault::on(Call::Sync));
+    assert!(new.sync_data().is_err());
+    bench.storage.rename(&bench.path("ledger"), &bench.path("ledger.old")).unwrap();
+    new.sync_data().unwrap();
+    assert_eq!(bench.storage.trusted_again(), ["ledger.old"]);
+}
+
 /// sled's data file goes on to be used after an error, under another descriptor and without what was in memory of it.
 #[test]
 fn a_file_that_was_opened_anew_and_forgotten_may_be_synced() {
@@ -153,6 +172,87 @@ fn a_blocked_call_waits_to_be_healed() {
     });
     assert_eq!(bench.storage.blocked(), 0);
     file.sync_data().unwrap();
+}
+
+#[test]
+fn from_the_nth_call_on_all_fail_until_the_storage_is_healed() {
+    let bench = Bench::new();
+    let file = bench.create("a.seg");
+    bench.storage.inject(Fault::on_any().from(3));
+    write(&*file, 0, b"x").unwrap();
+    file.sync_data().unwrap();
+    assert!(write(&*file, 0, b"x").is_err());
+    assert!(file.read_at(&mut [0; 4], 0).is_err());
+    let struck = bench.storage.strikes();
+    let struck: Vec<_> =
+        struck.iter().map(|strike| (strike.call, strike.name.as_str(), strike.number)).collect();
+    assert_eq!(struck, [(Call::Write, "a.seg", 4), (Call::Read, "a.seg", 5)]);
+    bench.storage.heal();
+    file.sync_data().unwrap();
+    assert_eq!(bench.storage.strikes().len(), 2);
+}
+
+#[test]
+fn some_calls_fail_one_after_the_other() {
+    let bench = Bench::new();
+    let file = bench.create("a");
+    bench.storage.inject(Fault::on(Call::Sync).nth(2).times(2));
+    assert_eq!([1, 2, 3, 4].map(|_| file.sync_data().is_ok()), [true, false, false, true]);
+}
+
+#[test]
+fn a_delayed_call_is_made_after_its_time_or_when_it_is_let_go() {
+    let bench = Bench::new();
+    let file = bench.create("a");
+    bench.storage.inject(Fault::on(Call::Write).delay(Duration::from_millis(1)));
+    write(&*file, 0, b"late").unwrap();
+    assert_eq!(fs::read(bench.path("a")).unwrap(), b"late");
+    bench.storage.inject(Fault::on(Call::Sync).delay(Duration::from_secs(3600)));
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| file.sync_data());
+        while bench.storage.blocked() == 0 {
+            std::thread::yield_now();
+        }
+        bench.storage.release();
+        waits.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn bytes_are_changed_on_the_way_to_the_disk_and_on_the_way_back() {
+    let bench = Bench::new();
+    let file = bench.create("a");
+    bench.storage.inject(Fault::on(Call::Write).nth(2).corrupt());
+    write(&*file, 0, b"abc").unwrap();
+    assert_eq!(fs::read(bench.path("a")).unwrap(), b"abc");
+    assert_eq!(write(&*file, 0, b"abc").unwrap(), 3);
+    assert_eq!(fs::read(bench.path("a")).unwrap(), b"qbc");
+    let mut back = [0; 3];
+    for call in [Call::Read, Call::ReadInMemory] {
+        bench.storage.inject(Fault::on(call).corrupt());
+    }
+    file.read_in_memory_at(&mut [IoSliceMut::new(&mut back)], 0).unwrap_err();
+    file.read_at(&mut back, 0).unwrap();
+    assert_eq!(&back, b"abc", "changed twice");
+    file.read_in_memory_at(&mut [IoSliceMut::new(&mut back)], 0).unwrap();
+    assert_eq!(&back, b"abc", "changed twice");
+    let (mut first, mut rest) = ([0; 1], [0; 2]);
+    bench.storage.inject(Fault::on(Call::Read).corrupt());
+    file.read_vectored_at(&mut [IoSliceMut::new(&mut first), IoSliceMut::new(&mut rest)], 0).unwrap();
+    assert_eq!((&first, &rest), (b"a", b"bc"), "changed twice");
+}
+
+#[test]
+fn reads_are_short() {
+    let bench = Bench::new();
+    let file = bench.create("a");
+    write(&*file, 0, b"abcdef").unwrap();
+    let mut back = [0; 6];
+    bench.storage.inject(Fault::on(Call::Read).short(2));
+    assert_eq!(file.read_at(&mut back, 0).unwrap(), 2);
+    bench.storage.inject(Fault::on(Call::Read).short(4));
+    assert_eq!(file.read_vectored_at(&mut [IoSliceMut::new(&mut back)], 2).unwrap(), 4);
+    assert_eq!(&back, b"cdef\0\0");
 }
 
 #[test]

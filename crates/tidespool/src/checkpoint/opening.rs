@@ -351,7 +351,7 @@ fn open_engine(
         Ok(durable) => return Ok((durable, None)),
         Err(DurableError::Engine { kind: Some(std::io::ErrorKind::StorageFull), .. }) => {
             ballast.release();
-            return Ok((Durable::open_sled(&dir, options.clone())?, None));
+            return Ok((Durable::open_sled_again(&dir, options.clone())?, None));
         }
         Err(error) => error,
     };

@@ -37,10 +37,23 @@ impl DataFile {
         self.0.sync_data()
     }
 
-    /// Lets the kernel forget the clean pages of the file. After a failed write-back they are what should be on disk,
+    /// Lets the kernel forget the clean pages of this file and of the settings. After a failed write-back they are what should be on disk,
     /// not what is: reading them would show data as there which the next power cut takes away.
-    pub(super) fn forget_cached_pages(&self) {
+    pub(super) fn forget_cached_pages(&self, storage: &dyn Storage, dir: &Path) -> io::Result<()> {
         self.0.forget_cached();
+        if let Some(conf) = open_conf(storage, dir)? {
+            conf.forget_cached();
+        }
+        Ok(())
+    }
+}
+
+/// sled's settings, which it writes once. `None` before it did.
+fn open_conf(storage: &dyn Storage, dir: &Path) -> io::Result<Option<Arc<dyn StorageFile>>> {
+    match storage.open(&dir.join("conf"), OpenMode::Read) {
+        Ok(file) => Ok(Some(file)),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(err),
     }
 }
 
@@ -52,10 +65,8 @@ pub(super) fn settle(storage: &dyn Storage, dir: &Path) -> io::Result<()> {
             fs::set_permissions(entry.path(), Permissions::from_mode(0o600))?;
         }
     }
-    match storage.open(&dir.join("conf"), OpenMode::Read) {
-        Ok(file) => file.sync_data()?,
-        Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-        Err(err) => return Err(err),
+    if let Some(conf) = open_conf(storage, dir)? {
+        conf.sync_data()?;
     }
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     for path in [&dir.join("blobs"), dir, parent] {

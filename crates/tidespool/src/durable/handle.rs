@@ -19,7 +19,7 @@ use super::{
 pub(crate) enum Opening {
     /// The spool is opened.
     First,
-    /// The engine failed before in this process. What the kernel holds of its files in memory may not be on disk.
+    /// The engine, or its opening, failed before in this process. What the kernel holds of its files in memory may not be on disk.
     AfterError,
 }
 
@@ -63,26 +63,28 @@ impl Durable {
     ///
     /// As [`SledStore::open`].
     pub(crate) fn open_sled(dir: &Path, options: SledOptions) -> Result<Self, DurableError> {
+        Self::open_sled_as(dir, options, Opening::First)
+    }
+
+    /// The same after an opening that failed: what memory holds of its files may not be what is on disk.
+    ///
+    /// # Errors
+    ///
+    /// As [`SledStore::open`].
+    pub(crate) fn open_sled_again(dir: &Path, options: SledOptions) -> Result<Self, DurableError> {
+        Self::open_sled_as(dir, options, Opening::AfterError)
+    }
+
+    fn open_sled_as(dir: &Path, options: SledOptions, opening: Opening) -> Result<Self, DurableError> {
         let (close_timeout, strays) = (options.open_timeout, Arc::clone(&options.strays));
         let path = dir.to_owned();
         let opener: Opener = Box::new(move |opening| {
             let store = SledStore::open(&path, options.clone(), opening)?;
             Ok(Box::new(store))
         });
-        Self::open(dir, opener, close_timeout, strays)
-    }
-
-    /// Opens whatever `opener` opens in `path`. A closing may take `close_timeout`; threads that take longer are kept
-    /// in `strays`.
-    pub(crate) fn open(
-        path: &Path,
-        opener: Opener,
-        close_timeout: Duration,
-        strays: Arc<Strays>,
-    ) -> Result<Self, DurableError> {
-        let store = opener(Opening::First)?;
+        let store = opener(opening)?;
         Ok(Self {
-            path: path.to_owned(),
+            path: dir.to_owned(),
             opener,
             close_timeout,
             strays,

@@ -112,14 +112,15 @@ impl SledStore {
         let storage = Arc::clone(&options.storage);
         let data_file = DataFile::prepare(&*storage, dir).map_err(|err| failed(err.into()))?;
         files::remove_unfinished_snapshots(&*storage, dir).map_err(|err| failed(err.into()))?;
+        let forget = || data_file.forget_cached_pages(&*storage, dir).map_err(|err| failed(err.into()));
         match opening {
             Opening::First if options.unclean => {
                 // What was only not synced yet is synced now.
                 data_file.sync().map_err(|err| failed(err.into()))?;
-                data_file.forget_cached_pages();
+                forget()?;
             }
             Opening::First => {}
-            Opening::AfterError => data_file.forget_cached_pages(),
+            Opening::AfterError => forget()?,
         }
         let config = sled::Config::new()
             .path(dir)

@@ -6,6 +6,7 @@ use super::super::mailbox::{Arrival, Outcome};
 use super::{Committer, Taken};
 use crate::journal::{Change, PAGE, Room, footprint, payload_crc};
 use crate::memory::{Dirty, Ticket};
+use crate::stats::Site;
 
 /// A batch ends at about so many bytes of flushed data.
 const BATCH_BYTES: u64 = 8 << 20;
@@ -108,7 +109,12 @@ impl Committer {
 
     fn refuse(&self, arrival: Arrival, error: &std::io::Error) {
         self.shared.table.lock(&arrival.id).pending.arrive(&arrival.id);
-        tracing::warn!(id = %arrival.id, %error, "no room for a message that is larger than a segment");
+        if error.kind() == std::io::ErrorKind::StorageFull {
+            tracing::warn!(id = %arrival.id, %error, "no room for a message that is larger than a segment");
+        } else {
+            // A disk that can't write this file can't write the others.
+            self.shared.disk_error(Site::JournalWrite, error);
+        }
         if arrival.verdict.commit() {
             // The caller may be gone.
             let _ = arrival.done.send(Outcome::Refused);

@@ -1,0 +1,106 @@
+use clap::ValueEnum;
+use serde::Serialize;
+
+use super::Point;
+use crate::faults::{Call, Fault};
+
+/// What breaks, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// The call fails with EIO.
+    EioOnce,
+    /// It and the two after it fail with EIO: what is done about an error fails, too.
+    EioThrice,
+    /// It and all after it fail with EIO, until the work of that life is done.
+    EioSticky,
+    /// The same, and the power goes before the disk works again.
+    EioCut,
+    /// The call fails with ENOSPC.
+    EnospcOnce,
+    /// It and all after it fail with ENOSPC, until the work of that life is done.
+    EnospcSticky,
+    /// A write writes a part, and says so.
+    Short,
+    /// A write writes a part, and fails with EIO.
+    Torn,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::EioOnce,
+        Self::EioThrice,
+        Self::EioSticky,
+        Self::EioCut,
+        Self::EnospcOnce,
+        Self::EnospcSticky,
+        Self::Short,
+        Self::Torn,
+    ];
+
+    /// As it is written on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EioOnce => "eio-once",
+            Self::EioThrice => "eio-thrice",
+            Self::EioSticky => "eio-sticky",
+            Self::EioCut => "eio-cut",
+            Self::EnospcOnce => "enospc-once",
+            Self::EnospcSticky => "enospc-sticky",
+            Self::Short => "short",
+            Self::Torn => "torn",
+        }
+    }
+
+    /// Its points are writes, and not calls of every kind.
+    #[must_use]
+    pub fn counts_writes(self) -> bool {
+        matches!(self, Self::Short | Self::Torn)
+    }
+
+    /// It lasts until the disk is healed.
+    pub(super) fn is_sticky(self) -> bool {
+        matches!(self, Self::EioSticky | Self::EioCut | Self::EnospcSticky)
+    }
+
+    pub(super) fn is_full_disk(self) -> bool {
+        matches!(self, Self::EnospcOnce | Self::EnospcSticky)
+    }
+
+    /// What is struck is told by an error.
+    pub(super) fn is_error(self) -> bool {
+        self != Self::Short
+    }
+}
+
+impl Point {
+    pub(super) fn fault(self) -> Fault {
+        let Self { number, kind } = self;
+        // Within a header, at its end, within a payload.
+        let part = [7, 56, 300, 4096, 5000][usize::try_from(number % 5).unwrap_or(0)];
+        match kind {
+            Kind::EioOnce => Fault::on_any().nth(number),
+            Kind::EioThrice => Fault::on_any().nth(number).times(3),
+            Kind::EioSticky | Kind::EioCut => Fault::on_any().from(number),
+            Kind::EnospcOnce => Fault::on_any().full_disk().nth(number),
+            Kind::EnospcSticky => Fault::on_any().full_disk().from(number),
+            Kind::Short => Fault::on(Call::Write).short(part).nth(number),
+            Kind::Torn => Fault::on(Call::Write).torn(part).nth(number),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_command_line() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::from_str(kind.name(), false), Ok(kind));
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        }
+    }
+}

@@ -1,0 +1,71 @@
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use tidespool_core::SpoolEntry;
+use tokio::time::timeout;
+
+use super::book::Found;
+use super::caller::{Loaded, load};
+use super::case::{Case, Open};
+use crate::payload;
+
+/// How long it takes to see that an enumeration waits for a broken disk.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+impl Case {
+    /// Everything that is there, enumerated and loaded. A disk that breaks meanwhile is healed, and what sled holds is waited for: it can be read when
+    /// sled is open again.
+    pub(super) async fn look(&mut self, open: &Open) -> Result<Found, String> {
+        let (began, mut enumeration) = (Instant::now(), std::pin::pin!(enumerate(open)));
+        let found = loop {
+            match timeout(LOOK_AGAIN, &mut enumeration).await {
+                Ok(found) => break found?,
+                Err(_) if began.elapsed() > self.subject.patience => {
+                    return Err("an enumeration hangs".to_owned());
+                }
+                Err(_) if self.is_broken() => self.heal(),
+                Err(_) => {}
+            }
+        };
+        let ids: Vec<_> = found.keys().copied().chain(self.book.ids()).collect();
+        for id in ids {
+            let began = Instant::now();
+            let is = loop {
+                match load(open, id).await? {
+                    Loaded::Version(version) => break Some(version),
+                    Loaded::Absent => break None,
+                    Loaded::Unknown(error)
+                        if !self.is_struck() || began.elapsed() > self.subject.patience =>
+                    {
+                        return Err(format!("a load fails on a disk that works: {error}"));
+                    }
+                    Loaded::Unknown(_) if self.is_broken() => self.heal(),
+                    Loaded::Unknown(_) => tokio::time::sleep(Duration::from_millis(2)).await,
+                }
+            };
+            if is != found.get(&id).copied() {
+                let listed = found.get(&id);
+                self.violations.push(format!("{id} is loaded as {is:?} and enumerated as {listed:?}"));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// All entries, each whole and once.
+pub(super) async fn enumerate(open: &Open) -> Result<Found, String> {
+    let (sender, receiver) = async_channel::bounded(8);
+    let begun = open.spool.enumerate(sender, DateTime::<Utc>::MAX_UTC);
+    begun.map_err(|error| format!("enumerate failed: {error:#}"))?;
+    let mut found = Found::new();
+    while let Ok(entry) = receiver.recv().await {
+        let SpoolEntry::Item { id, data } = entry else {
+            return Err(format!("enumerated as damaged: {entry:?}"));
+        };
+        let seen = payload::read(id, &data).map_err(|wrong| wrong.to_string())?;
+        if found.insert(id, seen.version.unwrap_or(0)).is_some() {
+            return Err(format!("{id} is enumerated twice"));
+        }
+    }
+    Ok(found)
+}

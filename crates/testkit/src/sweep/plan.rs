@@ -1,0 +1,89 @@
+use super::{Kind, Point, Ran};
+use crate::rng::Rng;
+
+/// How many points there are, counted without a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Points {
+    /// Calls of every kind.
+    pub calls: u64,
+    /// Of these, the writes.
+    pub writes: u64,
+}
+
+impl From<&Ran> for Points {
+    fn from(ran: &Ran) -> Self {
+        Self { calls: ran.calls, writes: ran.writes }
+    }
+}
+
+/// Which runs there are.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// How many there could be.
+    pub of: Points,
+    /// Each is one run.
+    pub points: Vec<Point>,
+    /// What the sample was drawn with; `None` for all points.
+    pub seed: Option<u64>,
+}
+
+impl Plan {
+    /// Every point.
+    #[must_use]
+    pub fn all(of: Points, kinds: &[Kind]) -> Self {
+        let points =
+            kinds.iter().flat_map(|&kind| (1..=of.count(kind)).map(move |number| Point { number, kind }));
+        Self { of, points: points.collect(), seed: None }
+    }
+
+    /// `sample` points of each kind, spread over the run: one in each equal part of it.
+    #[must_use]
+    pub fn sample(of: Points, kinds: &[Kind], sample: u64, seed: u64) -> Self {
+        let mut points = Vec::new();
+        for (place, &kind) in kinds.iter().enumerate() {
+            let (count, mut rng) = (of.count(kind), Rng::new(seed).fork(place as u64));
+            let sample = sample.min(count);
+            for part in 0..sample {
+                let (from, to) = (part * count / sample, (part + 1) * count / sample);
+                points.push(Point { number: from + 1 + rng.below(to - from), kind });
+            }
+        }
+        Self { of, points, seed: Some(seed) }
+    }
+
+    /// One run.
+    #[must_use]
+    pub fn one(of: Points, point: Point) -> Self {
+        Self { of, points: vec![point], seed: None }
+    }
+}
+
+impl Points {
+    fn count(&self, kind: Kind) -> u64 {
+        if kind.counts_writes() { self.writes } else { self.calls }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OF: Points = Points { calls: 100, writes: 30 };
+
+    #[test]
+    fn all_points_are_each_call_once_a_kind() {
+        let plan = Plan::all(OF, &Kind::ALL);
+        assert_eq!(plan.points.len(), 6 * 100 + 2 * 30);
+    }
+
+    #[test]
+    fn a_sample_is_spread_over_the_run_and_repeated_by_its_seed() {
+        let plan = Plan::sample(OF, &[Kind::EioOnce, Kind::Torn], 10, 7);
+        assert_eq!(plan.points, Plan::sample(OF, &[Kind::EioOnce, Kind::Torn], 10, 7).points);
+        for (part, point) in plan.points[..10].iter().enumerate() {
+            assert!((part as u64 * 10 + 1..=part as u64 * 10 + 10).contains(&point.number));
+        }
+        assert!(plan.points[10..].iter().all(|point| (1..=30).contains(&point.number)));
+        assert_eq!(Plan::sample(OF, &[Kind::Short], 1000, 7).points.len(), 30);
+    }
+}

@@ -1,0 +1,115 @@
+use std::time::{Duration, Instant};
+
+use tidespool::Config;
+use tidespool_core::SpoolId;
+use tokio::time::timeout;
+
+use super::caller::ask;
+use super::case::{Case, Open, Outcome};
+use super::script::{HUGE, Step};
+use crate::faults::{Call, Strike};
+
+impl Case {
+    /// After each step: if the journal could not be written, the gate has to be shut. A fault that is over lets it open again.
+    pub(super) async fn look_at_the_gate(&mut self, open: &Open, step: Option<Step>) -> Result<(), String> {
+        let strikes = self.strikes();
+        let new = &strikes[self.seen..];
+        let must_shut = new.iter().find(|strike| self.must_shut(strike, step)).cloned();
+        let is_new = !new.is_empty();
+        self.seen = strikes.len();
+        if let Some(strike) = must_shut
+            && !self.gate_was_shut
+        {
+            if !self.until(|| open.spool.unhealthy_reason().is_some()).await {
+                let Strike { call, name, thread, .. } = strike;
+                return Err(format!("the gate stayed open after a failed {call:?} of {name} by {thread}"));
+            }
+            self.gate_was_shut = true;
+        }
+        if open.spool.unhealthy_reason().is_some() {
+            self.noticed(Outcome::Recovered);
+            self.gate_was_shut = true;
+        }
+        if is_new && !self.is_sticky() {
+            self.let_the_gate_open(open).await?;
+            // What was struck meanwhile met a gate that was shut, or on its way. From here on it stays shut again.
+            (self.seen, self.gate_was_shut) = (self.strikes().len(), false);
+            allow_unlatch(open, false)?;
+        }
+        Ok(())
+    }
+
+    /// A journal that can't be written is told at once; that there is no room for a message larger than a segment is told to whoever stores it.
+    fn must_shut(&self, strike: &Strike, step: Option<Step>) -> bool {
+        let is_full = self.kind().is_some_and(super::Kind::is_full_disk);
+        let is_for_one = matches!(step, Some(Step::Store(_, HUGE, _)));
+        self.kind().is_some_and(super::Kind::is_error)
+            && matches!(strike.call, Call::Write | Call::Sync)
+            && strike.name.ends_with(".seg")
+            && ["tidespool-commit", "tidespool-sync"].contains(&strike.thread.as_str())
+            && !(is_full && is_for_one)
+    }
+
+    async fn let_the_gate_open(&mut self, open: &Open) -> Result<(), String> {
+        allow_unlatch(open, true)?;
+        match self.until(|| open.spool.unhealthy_reason().is_none()).await {
+            true => Ok(()),
+            false => Err(format!("the gate stays shut: {:?}", open.spool.unhealthy_reason())),
+        }
+    }
+
+    /// The fault is over. Without a restart, everything works again: the gate opens, stores succeed, what waited ends, and all is filed.
+    pub(super) async fn recover(&mut self, open: &Open) -> Result<(), String> {
+        if !self.healed {
+            self.heal();
+        }
+        self.look_at_the_gate(open, None).await?;
+        self.let_the_gate_open(open).await?;
+        self.store_again(open).await?;
+        for (what, upkeep) in std::mem::take(&mut self.pending) {
+            let ended = timeout(self.subject.patience, upkeep)
+                .await
+                .map_err(|_| format!("{what} hangs after the fault"))?;
+            // It met the fault, and may say so.
+            let _ = ended.map_err(|error| format!("{what} panicked: {error}"))?;
+        }
+        let flushed = timeout(self.subject.patience, open.spool.advise_low_memory()).await;
+        let flushed = flushed.map_err(|_| "a flush hangs after the fault".to_owned())?;
+        flushed.map_err(|error| format!("a flush fails after the fault: {error:#}"))?;
+        self.book.settle();
+        let compacted = timeout(self.subject.patience, open.spool.compact()).await;
+        let compacted = compacted.map_err(|_| "compact hangs after the fault".to_owned())?;
+        compacted.map_err(|error| format!("compact fails after the fault: {error:#}"))?;
+        let found = self.look(open).await?;
+        let wrong = self.book.differences(&found).into_iter().map(|what| format!("after the fault: {what}"));
+        self.violations.extend(wrong);
+        Ok(())
+    }
+
+    async fn store_again(&mut self, open: &Open) -> Result<(), String> {
+        let (began, id) = (Instant::now(), SpoolId::new());
+        loop {
+            self.version += 1;
+            let answer =
+                ask(open, id, self.version, 500, true, Instant::now() + Duration::from_secs(5)).await?;
+            let is_done = answer.is_ok();
+            let why = answer.as_ref().err().map(|error| format!("{error:#}"));
+            self.note_store(id, self.version, true, answer)?;
+            if is_done {
+                return Ok(());
+            }
+            if began.elapsed() > self.subject.patience {
+                return Err(format!("stores still fail after the fault: {}", why.unwrap_or_default()));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// Whether the gate may open again.
+fn allow_unlatch(open: &Open, allow: bool) -> Result<(), String> {
+    let config = Config::clone(&open.tiered.config());
+    let health = config.health.clone().allow_unlatch(allow);
+    let changed = open.tiered.reconfigure(config.health(health));
+    changed.map_err(|error| format!("the settings could not be changed: {error}"))
+}

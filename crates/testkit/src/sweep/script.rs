@@ -1,0 +1,151 @@
+use std::path::Path;
+use std::time::Duration;
+
+use tidespool::{Config, HealthConfig, PressureConfig};
+
+use super::Kind;
+
+/// What is asked of the spool. Messages go by the numbers that the script gives them.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Step {
+    Store(usize, usize, Waits),
+    /// So many synced stores at once, from this number on.
+    Together(usize, usize),
+    Remove(usize),
+    /// Everything dirty is made durable.
+    Flush,
+    /// Everything is filed and verified, retained segments are rewritten.
+    Compact,
+    Cleanup,
+    /// Each message is loaded, or found to be gone.
+    LoadAll,
+    Enumerate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waits {
+    Forced,
+    Lazy,
+}
+
+/// How a life ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Shutdown,
+    PowerCut,
+}
+
+use Step::{Cleanup, Compact, Enumerate, Flush, LoadAll, Remove, Store, Together};
+use Waits::{Forced, Lazy};
+
+/// Whole in sled, a locator there, several to fill a segment, and one that needs a segment of its own.
+const SMALL: usize = 300;
+const LARGE: usize = 9_000;
+const FILLING: usize = 20_000;
+pub(super) const HUGE: usize = 70_000;
+
+/// Messages that the scripts know.
+pub(super) const MESSAGES: usize = 40;
+
+pub(super) const LIVES: [(&[Step], End); 3] =
+    [(FIRST, End::Shutdown), (SECOND, End::PowerCut), (THIRD, End::Shutdown)];
+
+/// A new spool: commits, a checkpoint, removals, and a second one that rewrites and recycles.
+const FIRST: &[Step] = &[
+    Store(0, SMALL, Forced),
+    Store(1, LARGE, Forced),
+    Store(2, SMALL, Lazy),
+    Store(3, LARGE, Lazy),
+    Together(4, 4),
+    Flush,
+    Store(1, SMALL, Lazy),
+    Store(2, LARGE, Forced),
+    Remove(0),
+    Flush,
+    Store(8, FILLING, Lazy),
+    Store(9, FILLING, Lazy),
+    Store(10, FILLING, Forced),
+    Store(11, FILLING, Lazy),
+    Store(12, FILLING, Lazy),
+    Store(13, FILLING, Forced),
+    Store(14, HUGE, Forced),
+    Compact,
+    LoadAll,
+    Remove(8),
+    Remove(9),
+    Remove(11),
+    Remove(12),
+    Remove(4),
+    Store(5, SMALL, Forced),
+    Store(6, LARGE, Lazy),
+    Flush,
+    Compact,
+    Store(15, SMALL, Forced),
+    Store(16, LARGE, Lazy),
+    Cleanup,
+    Enumerate,
+    LoadAll,
+    Remove(16),
+    Store(17, SMALL, Lazy),
+];
+
+/// One that was shut down: what is filed is replaced and removed, and the power goes.
+const SECOND: &[Step] = &[
+    LoadAll,
+    Store(20, SMALL, Forced),
+    Store(21, FILLING, Lazy),
+    Store(2, SMALL, Forced),
+    Remove(13),
+    Remove(15),
+    Flush,
+    Compact,
+    Store(22, LARGE, Forced),
+    Store(23, FILLING, Forced),
+    Remove(20),
+    Store(24, SMALL, Lazy),
+    Together(25, 3),
+];
+
+/// One that recovers.
+const THIRD: &[Step] = &[
+    Enumerate,
+    Store(30, LARGE, Forced),
+    Remove(22),
+    Store(31, SMALL, Lazy),
+    Compact,
+    Remove(10),
+    Store(32, SMALL, Forced),
+    Cleanup,
+];
+
+/// So small that a few messages fill a segment. Nothing is filed but when it is asked for. The gate stays shut until it is told otherwise, so that
+/// nobody misses it.
+pub(super) fn config(path: &Path, kind: Option<Kind>) -> Config {
+    const KIB: u64 = 1024;
+    const HOUR: Duration = Duration::from_secs(3600);
+    // On a disk that stays broken nothing is gained by waiting for long.
+    let is_sticky = kind.is_some_and(Kind::is_sticky);
+    let shutdown_timeout = Duration::from_secs(if is_sticky { 3 } else { 60 });
+    Config::new(path)
+        .memory_budget(32 * KIB * KIB)
+        .dirty_limit(4 * KIB * KIB)
+        .dirty_expire(Duration::from_millis(200))
+        .shutdown_timeout(shutdown_timeout)
+        .max_message_size(256 * KIB)
+        .segment_size(64 * KIB)
+        .journal_capacity(KIB * KIB)
+        .checkpoint_after(HOUR)
+        .separate_above(4 * KIB)
+        .ballast(64 * KIB)
+        .read_threads(2)
+        .pressure(PressureConfig::default().enabled(false))
+        .health(
+            HealthConfig::default()
+                .min_free_bytes(0)
+                .min_free_fraction(0.0)
+                .backlog_latch_after(HOUR)
+                .unlatch_after(Duration::from_millis(10))
+                .sample_interval(Duration::from_millis(10))
+                .allow_unlatch(false),
+        )
+}
