@@ -240,3 +240,39 @@ async fn a_spool_has_a_monitor_of_its_own() {
     assert_holds(spool.as_ref(), id, LEN).await;
     stop(spool).await;
 }
+
+/// A machine that others fill to three quarters is no reason to be small: memory is not short, and no limit kills.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_use_of_the_machine_takes_nothing_while_memory_is_normal() {
+    let machine = Machine::new();
+    // 76 % of 64 GiB.
+    machine.write("proc/meminfo", "MemTotal:       67108864 kB\nMemAvailable:   16106127 kB\n");
+    let monitor = machine.monitor();
+    let tiered = Tiered::new(|config| config);
+    let spool = start(&tiered, &monitor).await;
+    fill(&spool).await;
+    let now = spool.stats().gauges;
+    assert_eq!(
+        (now.pressure_source, now.pressure_level),
+        (Some(PressureSource::System), PressureLevel::Normal)
+    );
+    assert_eq!(now.memory_allowed, tiered.config.memory_budget);
+    stop(spool).await;
+}
+
+/// Two spools in a group whose limit is below what was promised to them share what the others leave, from the start.
+#[tokio::test(flavor = "multi_thread")]
+async fn spools_of_one_group_share_its_limit() {
+    let machine = Machine::with_limit(100);
+    // Others, the process's own heap among them, and what the two spools take themselves: 70 % of 100 MiB are 70, of which 30 to 45 are left.
+    machine.uses(40);
+    let monitor = machine.monitor();
+    let (large, small) = (Tiered::new(|config| config.memory_budget(64 * MIB)), Tiered::new(|config| config));
+    let (first, second) = (start(&large, &monitor).await, start(&small, &monitor).await);
+    until(&first, "it has its part", |now| (20 * MIB..31 * MIB).contains(&now.memory_allowed)).await;
+    until(&second, "it has its part", |now| (9 * MIB..16 * MIB).contains(&now.memory_allowed)).await;
+    stop(first).await;
+    // What the other one had comes back, slowly.
+    until(&second, "it has more", |now| now.memory_allowed > 20 * MIB).await;
+    stop(second).await;
+}

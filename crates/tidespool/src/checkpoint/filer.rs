@@ -368,10 +368,13 @@ impl Filer {
                 Change::Put(_) | Change::Remove => None,
             });
         });
-        self.durable.apply(&mut ops, &mut |_, before| {
+        let delta = self.durable.apply(&mut ops, &mut |_, before| {
             let after = ahead.borrow_mut().pop_front().flatten();
             account(retained, |generation| self.size_of(generation), before.as_ref(), after.as_ref());
-        })
+        })?;
+        // What was only read would be read again after an error, for ever.
+        self.filing.note_progress();
+        Ok(delta)
     }
 
     fn size_of(&self, generation: u64) -> u64 {

@@ -99,7 +99,6 @@ impl Filing {
 
     /// The thread's: rests after having worked for so long, as long as commits want it. Only the end cuts it short.
     pub(crate) fn rest(&self, worked: Duration, is_urgent: bool) {
-        self.note_progress();
         let rest = self.pace.lock().rest(worked, self.sync_latency(), is_urgent);
         if rest.is_zero() {
             return;

@@ -11,7 +11,7 @@ use crate::{Config, HealthConfig, HealthSignal};
 /// The signals at one moment. Errors are totals since the spool was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Sample {
-    /// Dirty bytes by `dirty_limit`.
+    /// Dirty bytes by `dirty_limit`. A message larger than that is more than 1.
     pub(crate) dirty_fraction: f64,
     pub(crate) oldest_dirty_age: Duration,
     pub(crate) no_free_segment: bool,
@@ -21,6 +21,8 @@ pub(crate) struct Sample {
     pub(crate) journal_errors: u64,
     /// Of sled and its ledger.
     pub(crate) sled_errors: u64,
+    /// sled broke, and is not opened again yet.
+    pub(crate) sled_is_out: bool,
     pub(crate) read_errors: u64,
     pub(crate) damage: u64,
     /// See [`Space::is_short`](super::Space::is_short).
@@ -47,6 +49,9 @@ const COUNTED: [HealthSignal; 4] =
 /// A gate that shuts again within so many times the quiet time after it opened was opened too early.
 const SOON: u32 = 4;
 
+/// A shorter quiet time counts as this.
+const LEAST_WAIT: Duration = Duration::from_secs(1);
+
 /// The most by which the quiet time grows for that.
 const MOST_PATIENCE: u32 = 16;
 
@@ -55,6 +60,7 @@ const MOST_PATIENCE: u32 = 16;
 pub(crate) struct Latch {
     config: HealthConfig,
     dirty_age: Duration,
+    dirty_expire: Duration,
     /// The totals of the sample before. They start at zero, so that what happened before the first sample counts.
     before: Sample,
     windows: [Window; COUNTED.len()],
@@ -65,7 +71,8 @@ pub(crate) struct Latch {
     told: Option<HealthSignal>,
     /// The quiet times are multiplied by it.
     patience: u32,
-    opened_at: Option<Instant>,
+    /// When it was opened last, and after how long a quiet time.
+    opened: Option<(Instant, Duration)>,
 }
 
 /// One signal, over time.
@@ -90,13 +97,14 @@ impl Latch {
         let window = |signal| Window::new(too_many(health, signal), health.error_window);
         Self {
             dirty_age: config.effective_dirty_age(),
+            dirty_expire: config.dirty_expire,
             before: Sample::default(),
             windows: COUNTED.map(window),
             watched: [Watched::default(); HealthSignal::ALL.len()],
             quiet_since: None,
             told: None,
             patience: 1,
-            opened_at: None,
+            opened: None,
             config: health.clone(),
         }
     }
@@ -104,7 +112,7 @@ impl Latch {
     /// Goes on with other settings. What was seen so far counts by them.
     pub(crate) fn reconfigure(&mut self, config: &Config) {
         let health = &config.health;
-        self.dirty_age = config.effective_dirty_age();
+        (self.dirty_age, self.dirty_expire) = (config.effective_dirty_age(), config.dirty_expire);
         for (window, signal) in self.windows.iter_mut().zip(COUNTED) {
             window.reconfigure(too_many(health, signal), health.error_window);
         }
@@ -135,9 +143,13 @@ impl Latch {
     /// Everything has been quiet for long enough: only a successful probe of the disk is missing for the gate to open.
     pub(crate) fn wants_probe(&self, now: Instant) -> bool {
         let (Some(_), Some(quiet_since)) = (self.told, self.quiet_since) else { return false };
+        self.config.allow_unlatch && now.saturating_duration_since(quiet_since) >= self.quiet_time()
+    }
+
+    /// How long it has to be quiet.
+    fn quiet_time(&self) -> Duration {
         let longest = self.latched().map(|signal| self.config.unlatch_after_of(signal)).max();
-        let quiet = longest.unwrap_or_default() * self.patience;
-        self.config.allow_unlatch && now.saturating_duration_since(quiet_since) >= quiet
+        longest.unwrap_or_default() * self.patience
     }
 
     /// The worst first.
@@ -146,8 +158,8 @@ impl Latch {
     }
 
     fn note_shut(&mut self, now: Instant) {
-        let Some(opened_at) = self.opened_at else { return };
-        let soon = self.config.unlatch_after * self.patience * SOON;
+        let Some((opened_at, waited)) = self.opened else { return };
+        let soon = waited.max(LEAST_WAIT) * SOON;
         self.patience = match now.saturating_duration_since(opened_at) < soon {
             true => (self.patience * 2).min(MOST_PATIENCE),
             false => 1,
@@ -155,10 +167,11 @@ impl Latch {
     }
 
     fn open(&mut self, now: Instant) -> Transition {
+        self.opened = Some((now, self.quiet_time()));
         // The errors that shut the gate must not shut it again together with a single new one.
         self.windows.iter_mut().for_each(Window::clear);
         self.watched = [Watched::default(); HealthSignal::ALL.len()];
-        (self.told, self.opened_at) = (None, Some(now));
+        self.told = None;
         Transition::Open
     }
 
@@ -174,14 +187,19 @@ impl Latch {
         let window = COUNTED.iter().position(|counted| *counted == signal);
         if let (Some(window), Some(total), Some(earlier)) = (window, counted(sample), counted(before)) {
             let new = total.saturating_sub(earlier);
-            return (self.windows[window].add(now, new), new > 0);
+            let is_out = signal == HealthSignal::SledErrors && sample.sled_is_out;
+            return (self.windows[window].add(now, new), new > 0 || is_out);
         }
         let is_raised = match signal {
             HealthSignal::DeadWorker => sample.dead_worker,
             HealthSignal::LowSpace => sample.low_space,
             HealthSignal::StalledCheckpoint => sample.checkpoint_stall >= self.config.checkpoint_stall,
             HealthSignal::NoFreeSegment => sample.no_free_segment,
-            HealthSignal::DirtyBytes => sample.dirty_fraction >= self.config.dirty_fraction,
+            // Large messages, and callers that come as fast as the disk takes them, keep it full: it is a backlog if it is not written in time.
+            HealthSignal::DirtyBytes => {
+                sample.dirty_fraction >= self.config.dirty_fraction
+                    && sample.oldest_dirty_age > self.dirty_expire
+            }
             HealthSignal::DirtyAge => sample.oldest_dirty_age > self.dirty_age,
             // Counted above.
             _ => false,

@@ -9,6 +9,8 @@ use super::{Latch, Sample};
 use crate::{Config, HealthConfig, HealthSignal, SignalTimes};
 
 const TICK: Duration = Duration::from_millis(100);
+/// Later than it should be written, and not yet late enough for a signal of its own.
+const LATE: Duration = Duration::from_millis(600);
 const QUIET: Sample = Sample {
     dirty_fraction: 0.1,
     oldest_dirty_age: Duration::ZERO,
@@ -16,6 +18,7 @@ const QUIET: Sample = Sample {
     checkpoint_stall: Duration::ZERO,
     journal_errors: 0,
     sled_errors: 0,
+    sled_is_out: false,
     read_errors: 0,
     damage: 0,
     low_space: false,
@@ -75,7 +78,7 @@ fn quiet_stays_open() {
 #[test]
 fn each_backlog_signal_shuts_the_gate_when_it_lasts_and_opens_it_after_quiet() {
     for (sample, cause) in [
-        (Sample { dirty_fraction: 0.98, ..QUIET }, HealthSignal::DirtyBytes),
+        (Sample { dirty_fraction: 0.98, oldest_dirty_age: LATE, ..QUIET }, HealthSignal::DirtyBytes),
         (Sample { oldest_dirty_age: Duration::from_millis(5_001), ..QUIET }, HealthSignal::DirtyAge),
         (Sample { no_free_segment: true, ..QUIET }, HealthSignal::NoFreeSegment),
     ] {
@@ -89,6 +92,31 @@ fn each_backlog_signal_shuts_the_gate_when_it_lasts_and_opens_it_after_quiet() {
     }
 }
 
+/// Two callers that store large messages one after the other keep it full, and a disk that keeps up writes them in time.
+#[test]
+fn full_is_no_backlog_while_all_is_written_in_time() {
+    let full = Sample { dirty_fraction: 1.25, oldest_dirty_age: Duration::from_millis(500), ..QUIET };
+    assert_eq!(script().feed_for(seconds(60), full), []);
+}
+
+#[test]
+fn while_sled_is_out_the_gate_stays_shut() {
+    let mut script = script();
+    let broken = Sample { sled_errors: 3, sled_is_out: true, ..QUIET };
+    assert_eq!(script.feed_for(seconds(60), broken), [(0, Transition::Shut(HealthSignal::SledErrors))]);
+    let again = Sample { sled_is_out: false, ..broken };
+    assert_eq!(script.feed_for(seconds(60), again), [(5_000, Transition::Open)]);
+}
+
+#[test]
+fn the_newest_errors_count_also_where_there_are_more_than_enough() {
+    let times = SignalTimes::default().latch_after(seconds(5));
+    let mut script = Script::new(HealthConfig::default().signal(HealthSignal::ReadErrors, times));
+    assert_eq!(script.feed_for(seconds(4), Sample { read_errors: 3, ..QUIET }), []);
+    let shut = [(1_000, Transition::Shut(HealthSignal::ReadErrors))];
+    assert_eq!(script.feed_for(seconds(50), Sample { read_errors: 6, ..QUIET })[..1], shut);
+}
+
 #[test]
 fn backlog_at_its_limit_is_none() {
     let busy = Sample { dirty_fraction: 0.979, oldest_dirty_age: seconds(5), ..QUIET };
@@ -99,7 +127,7 @@ fn backlog_at_its_limit_is_none() {
 fn a_short_burst_does_not_shut_the_gate() {
     let mut script = script();
     for _ in 0..10 {
-        let burst = Sample { dirty_fraction: 1.0, ..QUIET };
+        let burst = Sample { dirty_fraction: 1.0, oldest_dirty_age: LATE, ..QUIET };
         assert_eq!(script.feed_for(Duration::from_millis(1_900), burst), []);
         assert_eq!(script.feed(QUIET), None);
     }
@@ -108,7 +136,7 @@ fn a_short_burst_does_not_shut_the_gate() {
 #[test]
 fn each_signal_has_to_last_for_itself() {
     let mut script = script();
-    let bytes = Sample { dirty_fraction: 1.0, ..QUIET };
+    let bytes = Sample { dirty_fraction: 1.0, oldest_dirty_age: LATE, ..QUIET };
     let segments = Sample { no_free_segment: true, ..QUIET };
     assert_eq!(script.feed_for(seconds(1), bytes), []);
     let shut = [(2_000, Transition::Shut(HealthSignal::NoFreeSegment))];
@@ -138,6 +166,7 @@ fn each_signal_can_have_times_of_its_own() {
     let full = Sample { low_space: true, ..QUIET };
     assert_eq!(script.feed_for(seconds(4), full), [(3_000, Transition::Shut(HealthSignal::LowSpace))]);
     assert_eq!(script.feed_for(seconds(60), QUIET), [(20_000, Transition::Open)]);
+    assert_eq!(script.feed_for(seconds(40), QUIET), [], "what comes now is not soon after it");
     let unread = Sample { read_errors: 3, ..QUIET };
     assert_eq!(script.feed_for(seconds(2), unread), [(1_000, Transition::Shut(HealthSignal::ReadErrors))]);
     // The longest of those that are latched counts.
@@ -178,7 +207,7 @@ fn a_gate_that_opened_too_early_waits_longer_the_next_time() {
 fn with_no_latch_time_backlog_shuts_at_once() {
     let mut script = Script::new(HealthConfig::default().backlog_latch_after(Duration::ZERO));
     let shut = Transition::Shut(HealthSignal::DirtyBytes);
-    assert_eq!(script.feed(Sample { dirty_fraction: 1.0, ..QUIET }), Some(shut));
+    assert_eq!(script.feed(Sample { dirty_fraction: 1.0, oldest_dirty_age: LATE, ..QUIET }), Some(shut));
 }
 
 #[test]
@@ -266,7 +295,7 @@ fn noise_while_shut_starts_the_quiet_time_anew() {
     now.read_errors = 1;
     assert_eq!(script.feed(now), None, "one read error would not shut the gate, but it is not quiet either");
     assert_eq!(script.feed_for(seconds(4), now), []);
-    assert_eq!(script.feed(Sample { dirty_fraction: 1.0, ..now }), None);
+    assert_eq!(script.feed(Sample { dirty_fraction: 1.0, oldest_dirty_age: LATE, ..now }), None);
     assert_eq!(script.feed_for(seconds(60), now), [(5_000, Transition::Open)]);
 }
 
@@ -324,7 +353,7 @@ proptest! {
                 1 => now.read_errors += 1,
                 2 => now.no_free_segment = true,
                 3 => now.low_space = true,
-                4 => now.dirty_fraction = 1.0,
+                4 => (now.dirty_fraction, now.oldest_dirty_age) = (1.0, LATE),
                 // Quiet for long enough that it may open.
                 5 => script.now += seconds(1),
                 _ => {}

@@ -21,15 +21,21 @@ impl Window {
     pub(super) fn reconfigure(&mut self, too_many: u32, length: Duration) {
         self.too_many = usize::try_from(too_many).unwrap_or(usize::MAX);
         self.length = length;
-        self.times.truncate(self.too_many);
+        self.keep_newest();
     }
 
     /// Adds `errors` of this moment. Returns whether those in the window are too many now.
     pub(super) fn add(&mut self, now: Instant, errors: u64) -> bool {
         self.times.retain(|time| now.saturating_duration_since(*time) < self.length);
-        let errors = usize::try_from(errors).unwrap_or(usize::MAX).min(self.too_many - self.times.len());
+        let errors = usize::try_from(errors).unwrap_or(usize::MAX).min(self.too_many);
         self.times.extend(std::iter::repeat_n(now, errors));
+        self.keep_newest();
         self.times.len() >= self.too_many
+    }
+
+    fn keep_newest(&mut self) {
+        let surplus = self.times.len().saturating_sub(self.too_many);
+        self.times.drain(..surplus);
     }
 
     /// What was counted is forgiven.

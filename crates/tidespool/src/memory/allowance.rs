@@ -1,5 +1,7 @@
 //! How much memory the spool may take now, and which part may take what. Pure.
 
+use std::time::{Duration, Instant};
+
 /// No part gets less.
 const LEAST: u64 = 1 << 20;
 
@@ -11,6 +13,31 @@ const FLOOR: u64 = 8 << 20;
 pub(crate) struct Allowance {
     budget: u64,
     allowed: u64,
+}
+
+/// What a limit of the system leaves, over time: it falls at once and rises slowly, or the cache would follow every move of the neighbours.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Bound(Option<(u64, Instant)>);
+
+/// The whole budget comes back in this time.
+const RISE: Duration = Duration::from_secs(30);
+
+impl Bound {
+    /// `most`: what may be had now, in bytes; `None` where there is no bound. Returns what counts.
+    pub(crate) fn follow(&mut self, now: Instant, most: Option<u64>, budget: u64) -> u64 {
+        let Some(most) = most else {
+            self.0 = None;
+            return u64::MAX;
+        };
+        let most = most.min(budget);
+        let bytes = self.0.map_or(most, |(bytes, at)| {
+            let elapsed = now.saturating_duration_since(at).as_millis();
+            let step = u128::from(budget) * elapsed / RISE.as_millis();
+            most.min(bytes.saturating_add(u64::try_from(step).unwrap_or(u64::MAX)))
+        });
+        self.0 = Some((bytes, now));
+        bytes
+    }
 }
 
 /// What can't be dropped, in bytes.
@@ -131,6 +158,23 @@ mod tests {
         assert_eq!(bounded.shares(256 * MIB, Held::default()).dirty_limit, 32 * MIB);
         assert_eq!(allowance.within(u64::MAX), allowance);
         assert_eq!(allowance.within(0).bytes(), FLOOR);
+    }
+
+    #[test]
+    fn a_bound_falls_at_once_and_rises_slowly() {
+        let (mut bound, start) = (Bound::default(), Instant::now());
+        let mut at = |seconds, most| {
+            let most = bound.follow(start + Duration::from_secs(seconds), most, 300 * MIB);
+            if most == u64::MAX { most } else { most / MIB }
+        };
+        assert_eq!(at(0, Some(250 * MIB)), 250);
+        assert_eq!(at(1, Some(50 * MIB)), 50);
+        assert_eq!(
+            [at(2, Some(400 * MIB)), at(12, Some(400 * MIB)), at(100, Some(400 * MIB))],
+            [60, 160, 300]
+        );
+        assert_eq!(at(101, None), u64::MAX);
+        assert_eq!(at(102, Some(9 * MIB)), 9);
     }
 
     #[test]

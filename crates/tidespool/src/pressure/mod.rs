@@ -4,6 +4,7 @@
 //! * `level.rs` – normal, low, critical, with hysteresis. Pure.
 //! * `pacer.rs` – what to do about a sample, and when to try again. `growth.rs` – when it may grow back. `cadence.rs` –
 //!   when to look again. Pure.
+//! * `room.rs` – what the spools may take together below a limit that kills. Pure.
 //! * `spools.rs` – who is watched, and how an excess is shared among them.
 //! * `watch.rs` – the thread. `monitor.rs` – the handle on it. `registration.rs` – a spool's place with it.
 
@@ -15,6 +16,7 @@ mod machine;
 mod monitor;
 mod pacer;
 mod registration;
+mod room;
 mod sample;
 mod spools;
 #[cfg(test)]

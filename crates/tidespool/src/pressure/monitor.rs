@@ -11,6 +11,7 @@ use serde::Serialize;
 use tracing::error;
 
 use super::level::Level;
+use super::room::Room;
 use super::sample::{Sampler, Source, SystemSampler};
 use super::spools::Spools;
 use super::watch::Watch;
@@ -119,7 +120,7 @@ impl PressureMonitor {
     /// The newest reading; `None` where memory cannot be read, while the monitor is turned off, and after its end.
     #[must_use]
     pub fn latest(&self) -> Option<PressureReading> {
-        *self.handle.state.latest.lock()
+        self.handle.state.latest.lock().0
     }
 
     /// Goes on with other settings, from a look on that is taken at once. With `enabled = false` it looks no more: the
@@ -194,7 +195,7 @@ impl Drop for Handle {
 pub(super) struct State {
     control: Mutex<Control>,
     wake: Condvar,
-    latest: Mutex<Option<PressureReading>>,
+    latest: Mutex<(Option<PressureReading>, Option<Room>)>,
     pub(super) spools: Spools,
 }
 
@@ -218,8 +219,19 @@ impl State {
         self.control.lock().is_stopping
     }
 
-    pub(super) fn publish(&self, reading: Option<PressureReading>) {
-        *self.latest.lock() = reading;
+    pub(super) fn publish(&self, reading: Option<PressureReading>, room: Option<Room>) {
+        *self.latest.lock() = (reading, room);
+    }
+
+    pub(super) fn room(&self) -> Option<Room> {
+        self.latest.lock().1
+    }
+
+    /// Another spool has come, which the newest reading does not count yet.
+    pub(super) fn note_joined(&self, budget: u64) {
+        if let Some(room) = &mut self.latest.lock().1 {
+            room.note_joined(budget);
+        }
     }
 
     /// Waits for `pause`, or without end where there is none.

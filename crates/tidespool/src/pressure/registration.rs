@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::monitor::{PressureMonitor, PressureReading};
+use super::room::Room;
 use super::spools::Relief;
 use crate::{ConfigError, PressureConfig};
 
@@ -22,8 +23,7 @@ impl Registration {
     /// As [`PressureMonitor::start`].
     pub(crate) fn own(config: PressureConfig, relief: &Arc<dyn Relief>) -> io::Result<Self> {
         let monitor = PressureMonitor::start(config)?;
-        let id = monitor.state().spools.enter(relief);
-        Ok(Self { monitor, id, owns_monitor: true })
+        Ok(Self::enter(monitor, relief, true))
     }
 
     /// With a monitor that others may share.
@@ -35,13 +35,23 @@ impl Registration {
         if monitor.state().is_stopping() {
             return Err(io::Error::other("the memory-pressure monitor was shut down: start another one"));
         }
+        Ok(Self::enter(monitor, relief, false))
+    }
+
+    fn enter(monitor: PressureMonitor, relief: &Arc<dyn Relief>, owns_monitor: bool) -> Self {
         let id = monitor.state().spools.enter(relief);
-        Ok(Self { monitor, id, owns_monitor: false })
+        monitor.state().note_joined(relief.accounted_of().1);
+        Self { monitor, id, owns_monitor }
     }
 
     /// See [`PressureMonitor::latest`].
     pub(crate) fn latest(&self) -> Option<PressureReading> {
         self.monitor.latest()
+    }
+
+    /// What its spools may take together, where a limit kills.
+    pub(crate) fn room(&self) -> Option<Room> {
+        self.monitor.state().room()
     }
 
     /// Gives other settings to the spool's own monitor. One that is shared has settings of its own.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use super::level::Level;
+use super::room::Together;
 
 /// What can give memory back. Called from the monitor's thread, which does nothing else meanwhile.
 pub(crate) trait Relief: Send + Sync {
@@ -15,6 +16,9 @@ pub(crate) trait Relief: Send + Sync {
 
     /// The bytes that could be given back: by this an excess is shared among several spools.
     fn reclaimable_bytes(&self) -> u64;
+
+    /// Its memory that counts against its budget, and the budget, in bytes. Must not wait for anything.
+    fn accounted_of(&self) -> (u64, u64);
 
     /// The level changed. Comes before the first `relieve` at that level.
     fn level_changed(&self, level: Level);
@@ -92,6 +96,16 @@ impl Spools {
                 entry.may_grow |= level != Level::Normal;
             });
         }
+    }
+
+    /// What they have, and what they were promised.
+    pub(super) fn together(&self) -> Together {
+        let ids = self.ids(|_| true);
+        let each = ids.into_iter().filter_map(|id| self.call(id, |relief| relief.accounted_of()));
+        each.fold(Together::default(), |sum, (accounted, budget)| Together {
+            accounted: sum.accounted.saturating_add(accounted),
+            budgets: sum.budgets.saturating_add(budget),
+        })
     }
 
     /// What all of them together could give back.

@@ -9,6 +9,7 @@ use super::cadence::Cadence;
 use super::level::Level;
 use super::monitor::{PressureReading, State, Wait};
 use super::pacer::{Ask, Pacer};
+use super::room::Room;
 use super::sample::{Sample, Sampler};
 use crate::PressureConfig;
 
@@ -42,7 +43,8 @@ impl Watch {
     pub(super) fn peek(&mut self) {
         if self.config.enabled {
             let sample = self.sampler.sample();
-            self.state.publish(sample.map(|sample| reading(&sample, Level::Normal)));
+            let room = sample.and_then(|sample| self.room(&sample));
+            self.state.publish(sample.map(|sample| reading(&sample, Level::Normal)), room);
         }
     }
 
@@ -56,8 +58,12 @@ impl Watch {
                 Wait::Stopped => break,
             }
         }
-        self.state.publish(None);
+        self.state.publish(None, None);
         self.state.spools.release();
+    }
+
+    fn room(&self, sample: &Sample) -> Option<Room> {
+        Room::of(sample, &self.config, self.state.spools.together())
     }
 
     fn reconfigure(&mut self, config: PressureConfig) {
@@ -67,7 +73,7 @@ impl Watch {
         self.config = config;
         if !self.config.enabled {
             self.pacer = Pacer::new(&self.config);
-            self.state.publish(None);
+            self.state.publish(None, None);
             self.state.spools.release();
         }
     }
@@ -79,13 +85,14 @@ impl Watch {
                 warn!("memory use cannot be read: the memory-pressure monitor does nothing until it can");
             }
             self.is_blind = true;
-            self.state.publish(None);
+            self.state.publish(None, None);
             return Some(self.cadence.blind());
         };
         self.is_blind = false;
         let now = Instant::now();
         let step = self.pacer.observe(now, &sample);
-        self.state.publish(Some(reading(&sample, step.level)));
+        let room = self.room(&sample);
+        self.state.publish(Some(reading(&sample, step.level)), room);
         if step.has_changed {
             let Sample { used, limit, source, stall_ratio, .. } = sample;
             info!(level = ?step.level, used, limit, ?source, ?stall_ratio, "memory pressure changed");

@@ -2,10 +2,12 @@
 //!
 //! * here – [`Stats`]: a method for each event, so that a hot path mentions it as one call.
 //! * `counter.rs`, `histogram.rs` – what the events are counted in: relaxed atomics, no lock.
+//! * `findings.rs` – damage, each piece of it once.
 //! * `gauges.rs`, `snapshot.rs` – what a caller sees.
 //! * `prometheus.rs` – the same as text for a scraper.
 
 mod counter;
+mod findings;
 mod gauges;
 mod histogram;
 pub(crate) mod prometheus;
@@ -16,10 +18,12 @@ mod tests;
 use std::time::Duration;
 
 use counter::{Counter, Padded};
+use findings::Findings;
 pub use gauges::Gauges;
 use histogram::Histogram;
 pub use histogram::Latency;
 pub use snapshot::StatsSnapshot;
+use tidespool_core::SpoolId;
 
 /// Where a load found its message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +132,7 @@ struct Upkeep {
     sled_errors: Counter,
     ledger_errors: Counter,
     corrupt: Counter,
+    findings: Findings,
     lost: Counter,
     recovered: Counter,
     torn: Counter,
@@ -257,7 +262,16 @@ impl Stats {
         counter.increment();
     }
 
-    /// A message was found damaged.
+    /// A message was found damaged. Counted, and true, the first time.
+    pub(crate) fn found_damage(&self, id: &SpoolId, what: &str) -> bool {
+        let is_new = self.upkeep.findings.is_new(id, what);
+        if is_new {
+            self.corrupt();
+        }
+        is_new
+    }
+
+    /// Something was found damaged.
     pub(crate) fn corrupt(&self) {
         self.upkeep.corrupt.increment();
     }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::shared::Shared;
 use crate::Config;
-use crate::memory::{Allowance, Evicted, resident, trim};
+use crate::memory::{Allowance, Bound, Evicted, resident, trim};
 
 /// The parts are measured this often.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -29,6 +29,7 @@ pub(super) struct Keeper {
 #[derive(Debug)]
 struct State {
     allowance: Allowance,
+    bound: Bound,
     asked: Vec<Ask>,
     kicked: bool,
     /// The cache gets its very share at the next turn: nothing comes later that would bring it nearer.
@@ -55,6 +56,7 @@ impl Keeper {
     pub(super) fn new(budget: u64) -> Self {
         let state = State {
             allowance: Allowance::new(budget),
+            bound: Bound::default(),
             asked: Vec::new(),
             kicked: false,
             is_exact: false,
@@ -208,11 +210,12 @@ impl Heap {
 /// Gives each part its share. Says what had to leave the cache for it.
 fn balance(shared: &Shared) -> Evicted {
     let config = shared.config.load();
+    let most = at_most(shared, &config);
     let (allowance, is_exact) = {
         let mut state = shared.keeper.state.lock();
-        (state.allowance, std::mem::take(&mut state.is_exact))
+        let most = state.bound.follow(Instant::now(), most, config.memory_budget);
+        (state.allowance.within(most), std::mem::take(&mut state.is_exact))
     };
-    let allowance = allowance.within(at_most(shared, &config).unwrap_or(u64::MAX));
     shared.keeper.allowed.store(allowance.bytes(), Ordering::Relaxed);
     let shares = allowance.shares(config.effective_dirty_limit(), shared.held());
     if shared.budget.limit() != shares.dirty_limit {
@@ -233,13 +236,10 @@ fn balance(shared: &Shared) -> Evicted {
     shared.cache.resize(shares.cache, lru, |id| shared.table.lock(id))
 }
 
-/// Bytes that this process can have before memory counts as short, as the others use it now. `None` where nobody watches.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a part of the limit")]
+/// Bytes that the spool can have without coming near to a limit that kills. `None` where there is none, or nobody watches.
 fn at_most(shared: &Shared, config: &Config) -> Option<u64> {
-    let reading = shared.monitor.get()?.latest()?;
-    let target = (reading.limit as f64 * (config.pressure.low - config.pressure.hysteresis)) as u64;
-    let others = reading.used.saturating_sub(reading.resident?);
-    Some(target.saturating_sub(others))
+    let room = shared.monitor.get()?.room()?;
+    Some(room.share(config.memory_budget, shared.accounted_bytes()))
 }
 
 #[cfg(test)]

@@ -36,6 +36,10 @@ impl Relief for SpoolRelief {
         freed
     }
 
+    fn accounted_of(&self) -> (u64, u64) {
+        (self.0.accounted_bytes(), self.0.config.load().memory_budget)
+    }
+
     fn level_changed(&self, level: Level) {
         *self.0.pressure_level.lock() = level;
         self.0.stats.pressure_changed();

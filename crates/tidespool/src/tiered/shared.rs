@@ -162,8 +162,9 @@ impl Shared {
 
     /// A message's bytes were found to be damaged.
     pub(crate) fn found_damage(&self, id: &SpoolId, what: &str) {
-        self.stats.corrupt();
-        tracing::error!(%id, what, "a message is damaged");
+        if self.stats.found_damage(id, what) {
+            tracing::error!(%id, what, "a message is damaged");
+        }
     }
 
     /// Memory that counts against the budget, in bytes: clean copies as of the keeper's last look.
@@ -263,8 +264,9 @@ impl FilingEvents for FilingReports {
     }
 
     fn found_damage(&self, id: &SpoolId, what: &str) {
-        self.stats.corrupt();
-        tracing::error!(%id, what, "a message is damaged");
+        if self.stats.found_damage(id, what) {
+            tracing::error!(%id, what, "a message is damaged");
+        }
     }
 
     fn found_loss(&self, messages: u64, what: &str) {

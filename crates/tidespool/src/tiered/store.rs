@@ -142,7 +142,14 @@ async fn try_store(
     let permit = match shared.budget.try_admit(size, lane) {
         Some(permit) => permit,
         // Boxed, as all that seldom happens here: every store pays for the size of its future.
-        None => Box::pin(wait_for_room(shared, size, lane, now, deadline)).await?,
+        None => {
+            let permit = Box::pin(wait_for_room(shared, size, lane, now, deadline)).await?;
+            // It may have been a while.
+            if !shared.gate.is_open() && refuses(shared, floor) {
+                return Err(Refused::Unhealthy);
+            }
+            permit
+        }
     };
     let dirty = Arc::new(Dirty::put(data, permit));
     match floor {

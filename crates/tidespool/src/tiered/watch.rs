@@ -49,6 +49,7 @@ fn sample(shared: &Shared, probe: Option<bool>) -> Sample {
         checkpoint_stall: shared.filing.stalled_for(),
         journal_errors: errors.journal_writes,
         sled_errors: errors.filing,
+        sled_is_out: !shared.durable.is_open(),
         read_errors: errors.reads,
         damage: errors.corrupt,
         low_space: shared.probe.has_low_space(),

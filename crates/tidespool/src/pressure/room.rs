@@ -1,0 +1,110 @@
+//! What the spools can have together before memory is short, where a limit kills: pure.
+
+use super::sample::{Sample, Source};
+use crate::PressureConfig;
+
+/// The spools of a monitor, added up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Together {
+    /// Their accounted memory, in bytes.
+    pub(super) accounted: u64,
+    /// Their budgets, in bytes.
+    pub(super) budgets: u64,
+}
+
+/// Bytes for all of them, as of the newest reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Up to here they may grow.
+    growth: u64,
+    /// Up to here they may keep what they have: more would make memory short.
+    stay: u64,
+    budgets: u64,
+}
+
+impl Room {
+    /// `None` where no limit kills: the machine's memory is others' as well, and what they take of it is no reason to be small as long as it suffices.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a part of the limit"
+    )]
+    pub(super) fn of(sample: &Sample, config: &PressureConfig, spools: Together) -> Option<Self> {
+        let kills = match sample.source {
+            Source::CgroupV1 | Source::CgroupV2 => true,
+            Source::Process => config.memory_limit.is_some(),
+            Source::System => false,
+        };
+        let others = sample.used.saturating_sub(spools.accounted);
+        let up_to = |part: f64| ((sample.limit as f64 * part) as u64).saturating_sub(others);
+        kills.then(|| Self {
+            growth: up_to(config.low - config.hysteresis),
+            stay: up_to(config.low),
+            budgets: spools.budgets,
+        })
+    }
+
+    /// One more spool has come, with this budget.
+    pub(super) fn note_joined(&mut self, budget: u64) {
+        self.budgets = self.budgets.saturating_add(budget);
+    }
+
+    /// The part of a spool with this budget, which has `accounted` bytes now.
+    pub(crate) fn share(&self, budget: u64, accounted: u64) -> u64 {
+        let part = |bytes: u64| {
+            let product =
+                u128::from(bytes) * u128::from(budget) / u128::from(self.budgets.max(budget).max(1));
+            u64::try_from(product).unwrap_or(u64::MAX)
+        };
+        accounted.clamp(part(self.growth), part(self.stay).max(part(self.growth)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn sample(used: u64, source: Source) -> Sample {
+        Sample { used: used * MIB, limit: 1000 * MIB, source, resident: None, stall_ratio: None }
+    }
+
+    /// Growth up to 75 % and staying up to 80 % of 1000 MiB.
+    fn room(used: u64, accounted: u64, budgets: u64) -> Room {
+        let spools = Together { accounted: accounted * MIB, budgets: budgets * MIB };
+        Room::of(&sample(used, Source::CgroupV2), &PressureConfig::default(), spools).unwrap()
+    }
+
+    #[test]
+    fn what_others_use_is_not_the_spools() {
+        // 300 of others, the process's own heap among them.
+        let room = room(500, 200, 400);
+        assert_eq!(room.share(400 * MIB, 200 * MIB), 450 * MIB);
+        assert_eq!(room.share(400 * MIB, 470 * MIB), 470 * MIB, "what it has it may keep");
+        assert_eq!(room.share(400 * MIB, 600 * MIB), 500 * MIB, "but for what would make memory short");
+    }
+
+    #[test]
+    fn several_spools_share_it_by_their_budgets() {
+        let room = room(0, 0, 2000);
+        assert_eq!(room.share(500 * MIB, 0) + room.share(1500 * MIB, 0), 750 * MIB);
+        assert_eq!(room.share(500 * MIB, 0) / MIB, 187);
+        // The reading is from before it came.
+        let mut before = self::room(0, 0, 500);
+        before.note_joined(250 * MIB);
+        assert_eq!(before.share(250 * MIB, 0), 250 * MIB);
+    }
+
+    #[test]
+    fn a_machine_that_others_fill_is_no_limit() {
+        let config = PressureConfig::default();
+        assert_eq!(Room::of(&sample(760, Source::System), &config, Together::default()), None);
+        assert_eq!(Room::of(&sample(760, Source::Process), &config, Together::default()), None);
+        let limited = config.memory_limit(1000 * MIB);
+        assert!(Room::of(&sample(760, Source::Process), &limited, Together::default()).is_some());
+        let full = Room::of(&sample(990, Source::CgroupV1), &limited, Together::default()).unwrap();
+        assert_eq!(full.share(MIB, 5 * MIB), 0);
+    }
+}

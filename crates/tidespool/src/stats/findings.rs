@@ -1,0 +1,40 @@
+//! Damage, each piece of it counted once: a message that is asked for again and again is damaged no more than before.
+
+use std::collections::HashSet;
+use std::hash::BuildHasher as _;
+
+use foldhash::fast::FixedState;
+use parking_lot::Mutex;
+use tidespool_core::SpoolId;
+
+/// More than this are not told apart from those known: by then nobody needs another one to know what is wrong.
+const MOST: usize = 4_096;
+
+/// What was found so far, as digests of message and finding.
+#[derive(Debug, Default)]
+pub(super) struct Findings(Mutex<HashSet<u64>>);
+
+impl Findings {
+    /// True the first time.
+    pub(super) fn is_new(&self, id: &SpoolId, what: &str) -> bool {
+        let digest = FixedState::default().hash_one((id, what));
+        let mut known = self.0.lock();
+        known.len() < MOST && known.insert(digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_is_new_once_and_there_are_not_too_many() {
+        let findings = Findings::default();
+        let id = SpoolId::new();
+        assert!(findings.is_new(&id, "bad bytes at 7"));
+        assert!(!findings.is_new(&id, "bad bytes at 7"));
+        assert!(findings.is_new(&id, "bad bytes at 9"), "stored anew, and damaged anew");
+        let new = (0..2 * MOST).filter(|n| findings.is_new(&SpoolId::new(), &n.to_string())).count();
+        assert_eq!(new + 2, MOST);
+    }
+}
