@@ -80,13 +80,12 @@ impl Case {
             return Ok(());
         };
         let root = error.root_cause();
-        self.noticed(Outcome::Unnoticed);
+        if self.is_struck() {
+            self.noticed(Outcome::Recovered);
+        }
         if root.is::<SpoolUnhealthyError>() {
             if self.is_struck() { Ok(()) } else { Err("the gate is shut on a disk that works".to_owned()) }
         } else if root.is::<SpoolCallerDeadlineExceeded>() || root.is::<SpoolBackpressureTimeout>() {
-            if self.is_struck() {
-                self.noticed(Outcome::Recovered);
-            }
             self.book.gave_up(id, version);
             Ok(())
         } else {
