@@ -201,7 +201,12 @@ impl<'a> Rescue<'a> {
 
     /// Compares what sled `held`, and what was restored in its place, with what it should have held.
     pub(super) fn count_lost(&self, held: u64, restored: u64, report: &mut Salvage) {
-        let Some(wrong) = &self.sled_wrong else { return };
+        let wrong = match &self.sled_wrong {
+            Some(wrong) => wrong,
+            // It did hold something once, or those would not be in segments that are filed.
+            None if self.should.is_none() && held == 0 && restored > 0 => "it is empty",
+            None => return,
+        };
         let unknown = |what: String| damage(&self.places.sled(), None, what);
         match self.should {
             Some((should, give_or_take)) => {
