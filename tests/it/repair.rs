@@ -255,6 +255,37 @@ async fn a_ledger_from_earlier_hides_no_message() {
     stop(spool).await;
 }
 
+/// With both the ledger and sled gone, opening went on with what was in the journal: what lay in segments of older messages was forgotten, and its
+/// room was free to be written over.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_ledger_and_sled_it_is_refused_and_what_the_segments_hold_is_saved() {
+    for emptied in [true, false] {
+        let tiered = slow_to_file();
+        let spool = tiered.start().await;
+        let live = stock(&spool).await;
+        spool.compact().await.expect("compact");
+        stop(spool).await;
+        fs::remove_file(tiered.path().join("ledger")).unwrap();
+        let db = tiered.path().join("sled").join("db");
+        let bytes = if emptied { Vec::new() } else { vec![0x5a; 600_000] };
+        fs::write(&db, bytes).unwrap();
+        for (path, name) in walk(&tiered.path().join("sled")).iter().filter_map(|p| Some((p, p.file_name()?)))
+        {
+            if emptied && name != "db" && path.is_file() {
+                fs::remove_file(path).unwrap();
+            }
+        }
+        let error = TieredSpool::open(tiered.config.clone()).await.expect_err("refused");
+        assert_eq!(damaged_spool(&error).path, tiered.path().join("sled"), "{error:#}");
+        let (_dir, new, report) = repair(&tiered);
+        assert!(!report.is_complete(), "{report:?}");
+        let saved = whole_in(&new);
+        for (id, what) in live.iter().filter(|(_, (_, len))| *len >= LARGE) {
+            assert_eq!(saved.get(id), Some(what), "{report:?}");
+        }
+    }
+}
+
 /// sled does not open where its snapshot or its settings are damaged. It can do without: but its whole directory was moved aside, and every small message
 /// in it was lost.
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,8 @@ use crate::durable::{
     Visitor, sled_helpers,
 };
 use crate::journal::{
-    FileDamage, Filed, Found, NewestById, Recovered, RecoveryError, Segment, Segments, recover,
+    FileDamage, Filed, Found, NewestById, Recovered, RecoveryError, Role, Segment, Segments, former_segments,
+    recover,
 };
 use crate::storage::Storage;
 
@@ -30,6 +31,9 @@ pub(crate) enum OpeningError {
     Ledger(#[from] LedgerError),
     #[error(transparent)]
     Engine(#[from] DurableError),
+    /// More than one of the things that tell of each other is damaged: going on would forget what can still be saved.
+    #[error("{path} is damaged: {what}", path = path.display())]
+    Beyond { path: PathBuf, what: String },
     #[error("moving the damaged {from} aside: {source}", from = from.display())]
     MoveAside { from: PathBuf, source: std::io::Error },
 }
@@ -199,7 +203,9 @@ pub(crate) fn read_ledger(places: &Places, fresh: bool) -> Result<LedgerFound, O
             let what = "it is missing: what sled should hold is not known";
             Ok(damaged(file.path().to_owned(), what.to_owned()))
         }
-        Err(LedgerError::Damaged { path, what }) => Ok(damaged(path, what)),
+        Err(LedgerError::Damaged { path, what }) => {
+            Ok(damaged(path, format!("{what}: what sled should hold is not known")))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -280,7 +286,7 @@ pub(crate) fn open_filed(
     let unchanged = are_as_they_were(places, found.ledger.as_ref());
     let options = &SledOptions { unclean: !unchanged, ..options.clone() };
     let ((durable, unopened), examined) = examine(places, found, true, |ledger| {
-        let (durable, unopened) = open_engine(places, options, ballast)?;
+        let (durable, unopened) = open_engine(places, options, ballast, ledger.is_some())?;
         // What is counted must be on stable storage: the ledger will say that it is.
         durable.apply(&mut std::iter::empty(), &mut |_, _| {})?;
         let stock = match ledger {
@@ -299,6 +305,15 @@ pub(crate) fn open_filed(
     let disagrees = unopened.or(disagrees);
     let mut recovered = recovered;
     if ledger.is_none() {
+        let has_moved = || {
+            let former = former_segments(&recovered.free, places.spool);
+            former.iter().any(|segment| segment.role == Role::Cold)
+        };
+        if stock.tally.records == 0 && has_moved() {
+            let what = "it is empty, though there are segments of filed messages; and without the ledger it is not known \
+                        what it held";
+            return Err(OpeningError::Beyond { path: places.sled(), what: what.to_owned() });
+        }
         // Everything was replayed, filed or not: what sled knows as well or better is sled's.
         let filed_seqs = seqs_of(&durable, recovered.replayed.newest.keys())?;
         recovered.replayed.newest.retain(|id, newest| filed_seqs.get(id).is_none_or(|seq| *seq < newest.seq));
@@ -340,11 +355,12 @@ fn set_sizes<'a>(retained: &mut BTreeMap<u64, Retained>, segments: impl Iterator
     }
 }
 
-/// Opens sled. Where its files are beyond opening they are moved aside, and it begins anew: with the reason.
+/// Opens sled. Where its files are beyond opening, and it `is_known` what they should hold, they are moved aside, and it begins anew: with the reason.
 fn open_engine(
     places: &Places,
     options: &SledOptions,
     ballast: &Ballast,
+    is_known: bool,
 ) -> Result<(Durable, Option<String>), OpeningError> {
     let dir = places.sled();
     let error = match Durable::open_sled(&dir, options.clone()) {
@@ -359,6 +375,10 @@ fn open_engine(
     let beyond_opening = matches!(error, DurableError::Engine { kind: None, .. });
     if !beyond_opening {
         return Err(error.into());
+    }
+    if !is_known {
+        let what = format!("{error}; and without the ledger it is not known what it held");
+        return Err(OpeningError::Beyond { path: dir, what });
     }
     let aside = unused_name(places, "sled.damaged")?;
     let move_aside = |from: &Path, to: &Path| -> std::io::Result<()> { places.storage.rename(from, to) };

@@ -66,7 +66,7 @@ impl Look {
         let found = read_ledger(&places, false)?;
         let (durable, examined) = examine(&places, found, false, |ledger| {
             let needs_none = ledger.is_some_and(|ledger| !ledger.filing && ledger.tally.records == 0);
-            Ok(open_sled(&places, needs_none, &mut damage)?)
+            open_sled(&places, needs_none, &mut damage)
         })?;
         note_damage(&places, &examined, &mut damage);
         let recovered = examined.recovered;

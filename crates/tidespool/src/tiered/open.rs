@@ -125,6 +125,7 @@ fn name_damage(error: OpeningError, dir: &std::path::Path) -> anyhow::Error {
         OpeningError::Engine(error) if error.is_damage() => {
             DamagedSpool { dir: dir.to_owned(), path: dir.join("sled"), what: error.to_string() }.into()
         }
+        OpeningError::Beyond { path, what } => DamagedSpool { dir: dir.to_owned(), path, what }.into(),
         error => error.into(),
     }
 }

@@ -1,0 +1,264 @@
+//! Which version of each message counts, and where it is read from.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use tidespool_core::SpoolId;
+
+use super::sled_copy::SledCopy;
+use super::target::Target;
+use super::{Salvage, damage};
+use crate::checkpoint::{Examined, Places, newest_puts, place_of, pointed_to};
+use crate::durable::{Key, Record};
+use crate::journal::{Found, NewestById, Place, Segment, former_segments, salt_of};
+
+/// What is known of the spool while it is being saved.
+pub(super) struct Rescue<'a> {
+    places: &'a Places,
+    salt: u32,
+    newest: NewestById,
+    segments: BTreeMap<u64, Arc<Segment>>,
+    /// What filed segments hold, and sled was not seen to know.
+    leftover: BTreeMap<Key, Found>,
+    /// Segments in which more lived than sled knows of. `None`: it is not known how much lived in any.
+    short: Option<Vec<u64>>,
+    /// Records that sled should hold, as many more or fewer as an unfinished checkpoint was to file. `None`: not known.
+    should: Option<(u64, u64)>,
+    /// Why sled is not to be trusted.
+    sled_wrong: Option<String>,
+}
+
+impl<'a> Rescue<'a> {
+    pub(super) fn new(
+        places: &'a Places,
+        examined: Examined,
+        live: &BTreeMap<u64, u64>,
+        unreadable: Option<String>,
+        report: &mut Salvage,
+    ) -> Result<Self> {
+        let Examined { ledger, recovered, damage: files, disagrees, .. } = examined;
+        for file in files.iter().chain(&recovered.damage) {
+            report.damage.push(damage(&file.path, None, file.what.clone()));
+        }
+        for gap in &recovered.replayed.gaps {
+            report.lost += gap.last - gap.first + 1;
+            let what = format!(
+                "records {} to {} are missing: what they removed or replaced is saved as it was before",
+                gap.first, gap.last
+            );
+            report.damage.push(damage(&places.journal(), None, what));
+        }
+        let former = former_segments(&recovered.free, places.spool);
+        let salt = salt_of(places.spool);
+        let filed = recovered.retained.iter().chain(&former).map(|segment| &**segment);
+        let leftover = newest_puts(filed, salt).map_err(|(segment, source)| {
+            anyhow::Error::new(source).context(format!("reading {}", segment.path.display()))
+        })?;
+        let changed = recovered.replayed.newest.len() as u64;
+        let should =
+            ledger.as_ref().map(|ledger| (ledger.tally.records, if ledger.filing { changed } else { 0 }));
+        // What was read is, by its digest, all that sled should hold. An empty spool need not have a sled.
+        let is_all = disagrees.is_none() && ledger.as_ref().is_some_and(|ledger| !ledger.filing);
+        let wrong = unreadable.filter(|_| should != Some((0, 0))).or(disagrees);
+        if let Some(what) = &wrong {
+            report.damage.push(damage(&places.sled(), None, what.clone()));
+        }
+        let sled_wrong = wrong.filter(|_| !is_all);
+        let short = ledger.map(|ledger| {
+            let has = |generation: &u64| live.get(generation).copied().unwrap_or(0);
+            let retained = ledger.retained.into_iter();
+            retained.filter(|(generation, wanted)| has(generation) < wanted.live).map(|(it, _)| it).collect()
+        });
+        let used = recovered.journal.into_iter().chain(recovered.retained);
+        // The former ones first: of two with one generation the one in use counts.
+        let segments = former.into_iter().chain(used).map(|segment| (segment.generation, segment)).collect();
+        let newest = recovered.replayed.newest;
+        Ok(Self { places, salt, newest, segments, leftover, short, should, sled_wrong })
+    }
+
+    /// Whether sled lost a newer version than the one that it has: it is of an earlier time itself.
+    fn is_newer(&self, found: &Found, record: &Record) -> bool {
+        found.header.seq > record.seq() && self.was_lost(found)
+    }
+
+    /// Whether sled should know of this put, if it does not.
+    fn was_lost(&self, found: &Found) -> bool {
+        match &self.short {
+            Some(short) => self.sled_wrong.is_some() && short.contains(&found.header.generation),
+            None => true,
+        }
+    }
+
+    /// Saves what sled has the newest version of. Says how many records it was seen to hold.
+    pub(super) fn save_filed(
+        &mut self,
+        sled: &mut SledCopy,
+        target: &mut Target,
+        report: &mut Salvage,
+    ) -> Result<u64> {
+        let mut held = 0;
+        let wrong = sled.visit(&mut |key, value| {
+            held += 1;
+            let id = key.id();
+            let leftover = self.leftover.remove(&key);
+            let record = match Record::decode(&key, value) {
+                Ok(record) => record,
+                // Damaged, and the journal has a newer one.
+                Err(_) if self.newest.contains_key(&id) => return Ok(()),
+                Err(error) => return self.without_record(id, &error.to_string(), leftover, target, report),
+            };
+            if let Some(newer) = leftover.filter(|found| self.is_newer(found, &record)) {
+                // Later, unless the journal has a newer one still.
+                self.leftover.insert(key, newer);
+                held -= 1;
+                return Ok(());
+            }
+            if let Some(known) = self.newest.get(&id) {
+                let is_same = known.seq == record.seq();
+                let readable = || known.place.is_none_or(|place| self.read(&id, place).is_ok());
+                if known.seq > record.seq() || (is_same && readable()) {
+                    return Ok(());
+                }
+                self.newest.remove(&id);
+            }
+            match (&record, pointed_to(&record)) {
+                (Record::Damaged { reason, .. }, _) => {
+                    self.without_record(id, reason, leftover, target, report)
+                }
+                (Record::Whole { data, .. }, _) => add(target, report, id, data.to_vec()),
+                (Record::Locator { .. }, Some(place)) => {
+                    // The same version may stand at another place, too.
+                    let copy = leftover.filter(|found| found.intact && found.header.seq == record.seq());
+                    let data = self.read(&id, place);
+                    let data = data
+                        .or_else(|what| copy.and_then(|it| self.read(&id, place_of(&it)).ok()).ok_or(what));
+                    match data {
+                        Ok(data) => add(target, report, id, data),
+                        Err(what) => {
+                            report.unsaved.push(damage(&self.path_of(place), Some(id), what));
+                            Ok(())
+                        }
+                    }
+                }
+                (Record::Locator { .. }, None) => Ok(()),
+            }
+        })?;
+        if self.sled_wrong.is_none() && !wrong.is_empty() {
+            let what = format!("not all of it can be read ({})", wrong.join("; "));
+            report.damage.push(damage(&self.places.sled(), None, what.clone()));
+            self.sled_wrong = Some(what);
+        }
+        Ok(held)
+    }
+
+    /// sled's record can't be read: what a segment has is the best there is, and may be of an earlier version.
+    fn without_record(
+        &self,
+        id: SpoolId,
+        what: &str,
+        leftover: Option<Found>,
+        target: &mut Target,
+        report: &mut Salvage,
+    ) -> Result<()> {
+        let data =
+            leftover.filter(|found| found.intact).and_then(|found| self.read(&id, place_of(&found)).ok());
+        let path = self.places.sled();
+        let Some(data) = data else {
+            report.unsaved.push(damage(&path, Some(id), what.to_owned()));
+            return Ok(());
+        };
+        let what = format!("its record is damaged ({what}): what a segment has may be an earlier version");
+        report.doubtful.push(damage(&path, Some(id), what));
+        add(target, report, id, data)
+    }
+
+    /// Saves what sled should know of and does not. Says how many those were.
+    pub(super) fn save_unfiled(&mut self, target: &mut Target, report: &mut Salvage) -> Result<u64> {
+        let mut restored = 0;
+        for (key, found) in std::mem::take(&mut self.leftover) {
+            let (id, place) = (key.id(), place_of(&found));
+            if !self.was_lost(&found) || self.newest.contains_key(&id) {
+                continue;
+            }
+            restored += 1;
+            let path = self.path_of(place);
+            match self.read(&id, place) {
+                Ok(data) => {
+                    let what = "sled does not know of it: it may have been removed before".to_owned();
+                    report.doubtful.push(damage(&path, Some(id), what));
+                    add(target, report, id, data)?;
+                }
+                Err(what) => {
+                    let what = format!("{what}; sled does not know of it: it may have been removed before");
+                    report.unsaved.push(damage(&path, Some(id), what));
+                }
+            }
+        }
+        Ok(restored)
+    }
+
+    /// Compares what sled `held`, and what was restored in its place, with what it should have held.
+    pub(super) fn count_lost(&self, held: u64, restored: u64, report: &mut Salvage) {
+        let wrong = match &self.sled_wrong {
+            Some(wrong) => wrong,
+            // It did hold something once, or those would not be in segments that are filed.
+            None if self.should.is_none() && held == 0 && restored > 0 => "it is empty",
+            None => return,
+        };
+        let unknown = |what: String| damage(&self.places.sled(), None, what);
+        match self.should {
+            Some((should, give_or_take)) => {
+                let lost = should.saturating_sub(held + restored + give_or_take);
+                report.lost += lost;
+                if lost == 0 && held >= should {
+                    let what =
+                        format!("{wrong}: some of them may be of an earlier time, and as many be missing");
+                    report.unsaved.push(unknown(what));
+                }
+            }
+            None => {
+                let what =
+                    format!("{wrong}, and without the ledger it is not known how many messages that were");
+                report.unsaved.push(unknown(what));
+            }
+        }
+    }
+
+    /// Saves what the journal has the newest version of.
+    pub(super) fn save_journal(&self, target: &mut Target, report: &mut Salvage) -> Result<()> {
+        let mut puts: Vec<(u64, SpoolId, Place)> =
+            self.newest.iter().filter_map(|(id, newest)| Some((newest.seq, *id, newest.place?))).collect();
+        puts.sort_unstable_by_key(|(seq, ..)| *seq);
+        for (_, id, place) in puts {
+            match self.read(&id, place) {
+                Ok(data) => add(target, report, id, data)?,
+                Err(what) => report.unsaved.push(damage(&self.path_of(place), Some(id), what)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The payload at a place, or what is wrong with it. What the disk can't read is as bad as what is damaged: there will be no better time.
+    fn read(&self, id: &SpoolId, place: Place) -> Result<Vec<u8>, String> {
+        let Some(segment) = self.segments.get(&place.generation) else {
+            return Err(format!("its segment (generation {}) is missing", place.generation));
+        };
+        segment
+            .read_put(self.salt, id, place)
+            .map(|(data, _)| data)
+            .map_err(|error| error.to_string().replace(&format!("{} ", segment.path.display()), ""))
+    }
+
+    fn path_of(&self, place: Place) -> PathBuf {
+        let segment = self.segments.get(&place.generation);
+        segment.map_or_else(|| self.places.journal(), |segment| segment.path.clone())
+    }
+}
+
+fn add(target: &mut Target, report: &mut Salvage, id: SpoolId, data: Vec<u8>) -> Result<()> {
+    report.saved += 1;
+    report.bytes += data.len() as u64;
+    target.put(id, data)
+}
