@@ -125,16 +125,15 @@ impl Filer {
 
     fn note<T>(&mut self, done: &Result<T, FilingError>) {
         match done {
-            Ok(_) if self.retry.at.is_some() => {
+            Ok(_) => {
                 self.retry = Retry::default();
                 self.ballast.restore();
             }
-            Ok(_) => {}
             Err(error) => {
                 self.events.failed(error);
                 self.retry.failed();
                 if error.is_full_disk() {
-                    self.ballast.release();
+                    self.ballast.release_for_filing();
                 }
             }
         }
@@ -234,6 +233,7 @@ impl Filer {
             .for_each(|(id, _)| next.high.raise(Key::of(id)));
         self.source.will_file(next.high);
         if records > 0 {
+            self.make_room_to_file(&collected)?;
             self.apply_marked(&mut next, |filer, retained| filer.file(&collected, &is_filed, retained))?;
         }
         let filed: Vec<Arc<Segment>> =
@@ -430,7 +430,6 @@ impl Filer {
                 Ok(())
             };
             self.durable.reopen(&mut make_room, &mut count)?;
-            ballast.restore();
         }
         let Some(stock) = stock else { return Ok(()) };
         // Nothing was being changed: it must hold what the ledger says, neither less nor anything else.

@@ -10,6 +10,7 @@
 //! * `retained` – segments kept for the large payloads in them, and their rewriting.
 //! * `tidy` – keeping the files within their bound.
 //! * `ballast` – a file to delete when sled needs room on a full disk.
+//! * `room` – room for what sled writes, made before it writes.
 //! * `ledger` – what sled must contain, outside sled.
 //! * `opening` – sled, ledger and segments compared at open; what is missing filed anew.
 //! * `recount` – sled counted after an opening that did not.
@@ -25,6 +26,7 @@ mod opening;
 mod pace;
 mod recount;
 mod retained;
+mod room;
 #[cfg(test)]
 mod tests;
 mod tidy;
@@ -41,12 +43,11 @@ pub(crate) use filer::{Filer, FilerSettings, Retry};
 pub(crate) use filing::{Filing, FilingTask};
 pub(crate) use ledger::{HighKeys, Ledger, LedgerError, LedgerFile};
 pub(crate) use opening::{
-    Examined, Opened, Places, Stock, count_filed, examine, open_filed, read_ledger, settle, without_segment,
+    Examined, Opened, OpeningError, Places, Stock, count_filed, examine, open_filed, read_ledger, settle,
+    without_segment,
 };
 pub(crate) use recount::Recount;
 pub(crate) use verify::verify_filed;
-
-use opening::OpeningError;
 
 use crate::durable::DurableError;
 use crate::journal::Newest;
@@ -99,6 +100,7 @@ impl FilingError {
             Self::Ledger(LedgerError::Io { source, .. }) | Self::Rewrite(source) => {
                 source.kind() == StorageFull
             }
+            Self::NoRoom { .. } => true,
             _ => false,
         }
     }
@@ -116,6 +118,14 @@ pub(crate) enum FilingError {
     /// A segment.
     #[error(transparent)]
     Segment(#[from] crate::journal::ReadError),
+    /// Nothing was changed.
+    #[error(
+        "the file system has fewer than {need} bytes left, which sled may need: filing goes on when it has more"
+    )]
+    NoRoom {
+        /// Bytes.
+        need: u64,
+    },
     /// The spool is shutting down.
     #[error("the spool is shutting down: the checkpoint is repeated at the next start")]
     Stopped,
