@@ -68,11 +68,12 @@ async fn runs_full(kind: Kind, step: Option<u64>) {
     }
     neighbour.fill();
     live.assert_are_all(&spool).await;
+    let checkpoints = spool.stats().checkpoints;
     live.remove(&spool, 3).await;
     if step.is_some() {
         durable(&spool).await;
     }
-    let (checkpoints, has_ballast) = (spool.stats().checkpoints, ballast_in(&mount));
+    let has_ballast = ballast_in(&mount);
     match spool.cleanup().await {
         Ok(()) if step.is_some() => assert!(spool.stats().checkpoints > checkpoints, "removals are filed"),
         Ok(()) => {}

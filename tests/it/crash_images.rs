@@ -2,8 +2,8 @@
 //! not synced is gone), and torn (any part of that is gone). Each copy is opened and compared with what callers had been told by then;
 //! some are worked on, crash again, and are opened once more.
 //!
-//! Only the journal and the ledger go through the storage that is watched here. sled's files are copied while the checkpoint thread does not change
-//! them, and are taken as they are.
+//! Of sled's files only the syncs go through the storage that is watched here. They are copied while the checkpoint thread does not change them, and are
+//! taken as they are.
 //!
 //! `TIDESPOOL_IMAGES_SEED` chooses sizes, what is torn, and which copies are worked on. It is printed.
 

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
@@ -31,8 +31,8 @@ struct State {
     blocked: usize,
     /// Raised when blocked calls are let go: who waits, waits for the next.
     healings: u64,
-    /// Files of which a sync failed.
-    distrusted: BTreeSet<PathBuf>,
+    /// Files of which a sync failed, each with the last descriptor that was opened before.
+    distrusted: BTreeMap<PathBuf, u64>,
     /// Of those, the ones that were synced again.
     trusted_again: Vec<String>,
     watcher: Option<Watcher>,
@@ -104,7 +104,8 @@ impl FaultyStorage {
         self.0.state.lock().total
     }
 
-    /// Files that were synced after a sync of them had failed. What such a sync says is worth nothing.
+    /// Files that were synced after a sync of them had failed. What such a sync says is worth nothing, unless the file was opened anew and
+    /// [forgotten](StorageFile::forget_cached) since: then it is what the disk holds.
     #[must_use]
     pub fn trusted_again(&self) -> Vec<String> {
         self.0.state.lock().trusted_again.clone()
@@ -143,7 +144,7 @@ impl FaultyStorage {
             watcher(&moment);
             state = self.0.state.lock();
         }
-        if call == Call::Sync && state.distrusted.contains(path) {
+        if call == Call::Sync && state.distrusted.contains_key(path) {
             state.trusted_again.push(name.clone());
         }
         let mut effect = None;
@@ -155,7 +156,8 @@ impl FaultyStorage {
         match effect {
             Some(Effect::Fail(code)) => {
                 if call == Call::Sync {
-                    state.distrusted.insert(path.to_owned());
+                    let last = state.next_file;
+                    state.distrusted.insert(path.to_owned(), last);
                 }
                 Err(system_error(code))
             }
@@ -325,6 +327,12 @@ impl StorageFile for FaultyFile {
 
     fn forget_cached(&self) {
         self.file.forget_cached();
+        // Opened since, and without what memory had of it: from here on it is what the disk holds, and only that.
+        let path = self.path();
+        let mut state = self.storage.0.state.lock();
+        if state.distrusted.get(&path).is_some_and(|last| self.number > *last) {
+            state.distrusted.remove(&path);
+        }
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -119,6 +119,23 @@ fn a_sync_after_a_failed_one_is_noted() {
     assert_eq!(bench.storage.trusted_again(), ["a"]);
 }
 
+/// sled's data file goes on to be used after an error, under another descriptor and without what was in memory of it.
+#[test]
+fn a_file_that_was_opened_anew_and_forgotten_may_be_synced() {
+    let bench = Bench::new();
+    let before = bench.create("db");
+    bench.storage.inject(Fault::on(Call::Sync));
+    assert!(before.sync_data().is_err());
+    before.forget_cached();
+    before.sync_data().unwrap();
+    let anew = bench.storage.open(&bench.path("db"), OpenMode::Write).unwrap();
+    anew.sync_data().unwrap();
+    assert_eq!(bench.storage.trusted_again(), ["db", "db"]);
+    anew.forget_cached();
+    anew.sync_data().unwrap();
+    assert_eq!(bench.storage.trusted_again().len(), 2);
+}
+
 #[test]
 fn a_blocked_call_waits_to_be_healed() {
     let bench = Bench::new();

@@ -26,7 +26,6 @@ mod worker;
 use std::time::Duration;
 
 pub(crate) use error::DurableError;
-pub(crate) use files::{Fdatasync, FileSync};
 pub(crate) use fingerprint::Fingerprint;
 pub(crate) use handle::Durable;
 pub(crate) use key::{Class, Key, KeyRange};

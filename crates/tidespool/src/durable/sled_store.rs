@@ -28,9 +28,8 @@ use super::handle::Opening;
 use super::key::{self, KEY_LEN, NotAKey};
 use super::trip::{Made, Trip};
 use super::worker::{Engine, Failure, Opened, Strays, Worker, guarded};
-use super::{
-    Damaged, DurableError, DurableStore, Fdatasync, FileSync, Key, KeyRange, Op, Record, Tally, Visitor,
-};
+use super::{Damaged, DurableError, DurableStore, Key, KeyRange, Op, Record, Tally, Visitor};
+use crate::storage::{OsStorage, Storage};
 
 const TREE: &str = "messages";
 /// How long an open waits for the lock of an opening before: a killed process's, or one that was just dropped (sled's
@@ -53,8 +52,8 @@ pub(crate) struct SledOptions {
     pub(crate) open_timeout: Duration,
     /// The longest wait for one trip of changes, or for one flush and sync. Default = 60 s.
     pub(crate) change_timeout: Duration,
-    /// How its files become durable. Default = [`Fdatasync`].
-    pub(crate) sync: Arc<dyn FileSync>,
+    /// Through which its files are made durable; sled reads and writes them itself. Default = [`OsStorage`].
+    pub(crate) storage: Arc<dyn Storage>,
     /// Who keeps threads that do not end.
     pub(crate) strays: Arc<Strays>,
 }
@@ -66,7 +65,7 @@ impl SledOptions {
             cache_capacity,
             open_timeout: Duration::from_secs(60),
             change_timeout: Duration::from_secs(60),
-            sync: Arc::new(Fdatasync),
+            storage: Arc::new(OsStorage),
             strays: Arc::default(),
         }
     }
@@ -107,21 +106,22 @@ impl SledStore {
             let what = "earlier openings hang: the process has to be started again".to_owned();
             return Err(failed(Failure { what, kind: None }));
         }
-        let data_file = DataFile::prepare(dir).map_err(|err| failed(err.into()))?;
-        files::remove_unfinished_snapshots(dir).map_err(|err| failed(err.into()))?;
+        let storage = Arc::clone(&options.storage);
+        let data_file = DataFile::prepare(&*storage, dir).map_err(|err| failed(err.into()))?;
+        files::remove_unfinished_snapshots(&*storage, dir).map_err(|err| failed(err.into()))?;
         if opening == Opening::AfterError {
-            data_file.forget_cached_pages().map_err(|err| failed(err.into()))?;
+            data_file.forget_cached_pages();
         }
         let config = sled::Config::new()
             .path(dir)
             .cache_capacity(options.sled_cache())
             .use_compression(false)
             .flush_every_ms(None);
-        let (sync, path) = (Arc::clone(&options.sync), dir.to_owned());
+        let path = dir.to_owned();
         let open = move || {
             let db = open_patiently(&config)?;
             let tree = db.open_tree(TREE)?;
-            files::settle(&path, &*sync)?;
+            files::settle(&*storage, &path)?;
             Ok((db, tree))
         };
         let (engine, worker) = match Worker::start(options.open_timeout, &options.strays, open)
@@ -197,10 +197,10 @@ impl SledStore {
         if !self.unsynced.load(Ordering::Acquire) {
             return Ok(());
         }
-        let (data_file, sync) = (Arc::clone(&self.data_file), Arc::clone(&self.options.sync));
+        let data_file = Arc::clone(&self.data_file);
         self.run("flushing", move |tree| {
             tree.flush()?;
-            Ok(data_file.sync(&*sync)?)
+            Ok(data_file.sync()?)
         })?;
         self.unsynced.store(false, Ordering::Release);
         Ok(())

@@ -102,7 +102,7 @@ impl TieredSpool {
         Self::open_with(config, Arc::new(OsStorage), Some(monitor.clone())).await
     }
 
-    /// The same on another [`Storage`] under the journal and the ledger, for tests that break it.
+    /// The same on another [`Storage`] under the journal, the ledger and the syncs of sled's files, for tests that break it.
     ///
     /// # Errors
     ///

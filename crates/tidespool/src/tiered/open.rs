@@ -136,7 +136,7 @@ fn look(config: &Config, places: &Places, ballast: &Ballast, fresh: bool) -> Res
     storage
         .create_dir(&places.journal())
         .with_context(|| format!("creating {}", places.journal().display()))?;
-    let options = SledOptions::new(config.effective_sled_cache());
+    let options = SledOptions { storage: storage.clone(), ..SledOptions::new(config.effective_sled_cache()) };
     let mut opened = open_filed(places, &options, ballast, fresh)?;
     let (stats, mailbox) = (Arc::new(Stats::default()), Arc::new(Mailbox::default()));
     let segments = segments(config, places, &mut opened, &mailbox, &stats);

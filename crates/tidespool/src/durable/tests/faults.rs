@@ -1,4 +1,3 @@
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::storage::{BeforeSync, options_with};
 use super::*;
-use crate::durable::{Durable, Fdatasync, FileSync};
+use crate::durable::Durable;
 
 /// Counts the syncs of sled's data file, and fails from the `fail_from`th on.
 #[derive(Default)]
@@ -20,7 +20,7 @@ struct CountingSync {
 
 impl CountingSync {
     fn options(self: &Arc<Self>) -> SledOptions {
-        SledOptions { sync: Arc::clone(self) as _, ..SledOptions::new(CACHE) }
+        options_with(self)
     }
 
     fn fail_from(&self, nth: usize) {
@@ -28,8 +28,8 @@ impl CountingSync {
     }
 }
 
-impl FileSync for CountingSync {
-    fn sync(&self, file: &File, path: &Path) -> io::Result<()> {
+impl BeforeSync for CountingSync {
+    fn before_sync(&self, path: &Path) -> io::Result<()> {
         if path.file_name().is_some_and(|name| name == "db") {
             let nth = self.of_data.fetch_add(1, Ordering::SeqCst) + 1;
             let fail_from = self.fail_from.load(Ordering::SeqCst);
@@ -37,7 +37,7 @@ impl FileSync for CountingSync {
                 return Err(io::Error::from_raw_os_error(5));
             }
         }
-        Fdatasync.sync(file, path)
+        Ok(())
     }
 }
 
@@ -46,18 +46,17 @@ struct HangingSync(Mutex<Receiver<()>>);
 
 fn hanging() -> (Sender<()>, SledOptions) {
     let (release, wait) = channel();
-    let sync = Arc::new(HangingSync(Mutex::new(wait)));
-    let options = SledOptions { sync, change_timeout: Duration::from_millis(50), ..SledOptions::new(CACHE) };
-    (release, options)
+    let options = options_with(&Arc::new(HangingSync(Mutex::new(wait))));
+    (release, SledOptions { change_timeout: Duration::from_millis(50), ..options })
 }
 
-impl FileSync for HangingSync {
-    fn sync(&self, file: &File, path: &Path) -> io::Result<()> {
+impl BeforeSync for HangingSync {
+    fn before_sync(&self, path: &Path) -> io::Result<()> {
         if path.ends_with("db") {
             // Ends when the other side is dropped.
             let _ = self.0.lock().recv();
         }
-        Fdatasync.sync(file, path)
+        Ok(())
     }
 }
 
@@ -97,18 +96,15 @@ fn each_change_ends_with_a_sync_of_the_data_file() {
 fn the_files_that_sled_never_syncs_are_synced_when_it_is_opened() {
     #[derive(Default)]
     struct Names(Mutex<Vec<String>>);
-    impl FileSync for Names {
-        fn sync(&self, file: &File, path: &Path) -> io::Result<()> {
+    impl BeforeSync for Names {
+        fn before_sync(&self, path: &Path) -> io::Result<()> {
             self.0.lock().push(path.file_name().unwrap().to_string_lossy().into_owned());
-            Fdatasync.sync(file, path)
+            Ok(())
         }
     }
     let dir = dir();
     let names = Arc::new(Names::default());
-    close(
-        open_with(dir.path(), SledOptions { sync: Arc::clone(&names) as _, ..SledOptions::new(CACHE) })
-            .unwrap(),
-    );
+    close(open_with(dir.path(), options_with(&names)).unwrap());
     let parent = dir.path().file_name().unwrap().to_string_lossy().into_owned();
     assert_eq!(*names.0.lock(), ["conf", "blobs", "sled", &parent]);
 }
@@ -173,16 +169,16 @@ fn no_thread_is_started_when_too_many_are_stuck() {
 #[test]
 fn an_opening_that_takes_too_long_is_a_timeout() {
     struct SlowSettle(Mutex<Receiver<()>>);
-    impl FileSync for SlowSettle {
-        fn sync(&self, _: &File, _: &Path) -> io::Result<()> {
+    impl BeforeSync for SlowSettle {
+        fn before_sync(&self, _: &Path) -> io::Result<()> {
             let _ = self.0.lock().recv();
             Ok(())
         }
     }
     let dir = dir();
     let (release, wait) = channel();
-    let sync = Arc::new(SlowSettle(Mutex::new(wait)));
-    let options = SledOptions { sync, open_timeout: Duration::from_millis(20), ..SledOptions::new(CACHE) };
+    let options = options_with(&Arc::new(SlowSettle(Mutex::new(wait))));
+    let options = SledOptions { open_timeout: Duration::from_millis(20), ..options };
     let strays = Arc::clone(&options.strays);
     let err = open_with(dir.path(), options).err().unwrap();
     assert!(matches!(err, DurableError::Timeout { doing: "opening", .. }), "{err}");

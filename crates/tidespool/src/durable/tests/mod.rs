@@ -4,11 +4,13 @@
 //! * `faults`: syncs that fail or hang, locks, poison, the handle's reopening.
 //! * `damage`: sled's files changed behind its back, in a process of its own.
 //! * `measure`: what the estimate of memory is worth; run by hand.
+//! * `storage`: files whose syncs a test has a say in.
 
 mod damage;
 mod faults;
 mod filing;
 mod measure;
+mod storage;
 
 use std::path::Path;
 
