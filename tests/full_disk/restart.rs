@@ -8,7 +8,7 @@ use tidespool_core::{Spool as _, SpoolId};
 use tidespool_testkit::payload;
 
 use crate::mount::{KINDS, Kind, Mount, Neighbour};
-use crate::setup::{Live, SIZE, SIZES, config, durable, healthy, short, start, start_with, stop};
+use crate::setup::{Live, MIN_FREE, SIZE, SIZES, config, durable, healthy, short, start, start_with, stop};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -76,7 +76,7 @@ const CHILD_DIR: &str = "TIDESPOOL_FULL_DISK_DIR";
 #[tokio::test(flavor = "multi_thread")]
 async fn child() {
     let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
-    let spool = start(Path::new(&dir)).await;
+    let spool = start_with(config(Path::new(&dir)).checkpoint_after(HOUR)).await;
     let tell = |what: &str, id: SpoolId, len: usize| {
         let mut out = std::io::stdout().lock();
         writeln!(out, "told {what} {id} {len}").and_then(|()| out.flush()).unwrap();
@@ -90,7 +90,7 @@ async fn child() {
             Err(_) => break,
         }
         stored.push((id, len));
-        if stored.len() > 150 {
+        if stored.len() > 60 {
             let (id, len) = stored.remove(0);
             tell("removes", id, len);
             spool.remove(id).await.unwrap();
@@ -146,8 +146,9 @@ async fn kill_and_open(kind: Kind) {
             "stored" => {
                 doubtful.0.remove(&id);
                 live.0.insert(id, len);
-                if live.0.len() == 100 {
-                    neighbour.fill();
+                if live.0.len() == 50 {
+                    // So little is left that the gate shuts.
+                    neighbour.grow(mount.left().0 - MIN_FREE / 2);
                 }
             }
             "removes" => {

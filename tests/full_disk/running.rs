@@ -22,7 +22,7 @@ fn traffic(spool: &Arc<TieredSpool>, mut live: Live) -> JoinHandle<(Live, anyhow
                 spool.remove(id).await.expect("remove");
             }
             // A backlog that fits: who stores is to be refused for want of room on disk alone.
-            while live.0.len() > 60 {
+            while live.0.len() > 20 {
                 let (id, _) = live.0.pop_first().unwrap();
                 spool.remove(id).await.expect("remove");
             }

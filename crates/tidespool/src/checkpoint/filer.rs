@@ -426,10 +426,15 @@ impl Filer {
             self.durable.with(|store| count(store))?;
         } else {
             let mut make_room = || {
-                ballast.release();
+                ballast.release_for_filing();
                 Ok(())
             };
-            self.durable.reopen(&mut make_room, &mut count)?;
+            let reopened = self.durable.reopen(&mut make_room, &mut count).map_err(FilingError::from);
+            if reopened.as_ref().is_err_and(FilingError::is_full_disk) {
+                // What is filed can't be read meanwhile: the rest of the ballast is for that, too.
+                ballast.release();
+            }
+            reopened?;
         }
         let Some(stock) = stock else { return Ok(()) };
         // Nothing was being changed: it must hold what the ledger says, neither less nor anything else.

@@ -118,7 +118,7 @@ pub(super) fn open(
 }
 
 /// What sled takes for being opened, in bytes: its snapshot, and the segments of its file that it begins.
-const TO_OPEN: u64 = 2 << 20;
+const TO_OPEN: u64 = 1 << 20;
 
 /// What is in the directory, made to agree.
 struct Found {
