@@ -16,6 +16,7 @@ mod health; // the gate of a whole spool: what shuts it, whom it lets in, what o
 mod lifecycle; // opening, locking, paths, modes, formats
 mod limits; // room, deadlines, sizes
 mod model; // random operations and restarts against the reference
+mod order; // what is on stable storage before what, and what is never in the cache alone
 mod overload; // more comes than the disk takes: who waits, who is refused, and what is given back
 mod pipeline; // the next batch is written while the one before it is synced, and what fails then
 mod pressure; // a machine that runs short of memory, as told by files that the test writes

@@ -129,16 +129,15 @@ impl Filer {
             self.filing.end_work();
         }
         match done {
-            Ok(_) if self.retry.at.is_some() => {
+            Ok(_) => {
                 self.retry = Retry::default();
                 self.ballast.restore();
             }
-            Ok(_) => {}
             Err(error) => {
                 self.events.failed(error);
                 self.retry.failed();
                 if error.is_full_disk() {
-                    self.ballast.release();
+                    self.ballast.release_for_filing();
                 }
             }
         }
@@ -243,6 +242,7 @@ impl Filer {
             .for_each(|(id, _)| next.high.raise(Key::of(id)));
         self.source.will_file(next.high);
         if records > 0 {
+            self.make_room_to_file(&collected)?;
             self.apply_marked(&mut next, |filer, retained| filer.file(&collected, &is_filed, retained))?;
         }
         let filed: Vec<Arc<Segment>> =
@@ -439,11 +439,15 @@ impl Filer {
             self.durable.with(|store| count(store))?;
         } else {
             let mut make_room = || {
-                ballast.release();
+                ballast.release_for_filing();
                 Ok(())
             };
-            self.durable.reopen(&mut make_room, &mut count)?;
-            ballast.restore();
+            let reopened = self.durable.reopen(&mut make_room, &mut count).map_err(FilingError::from);
+            if reopened.as_ref().is_err_and(FilingError::is_full_disk) {
+                // What is filed can't be read meanwhile: the rest of the ballast is for that, too.
+                ballast.release();
+            }
+            reopened?;
         }
         let Some(stock) = stock else { return Ok(()) };
         // Nothing was being changed: it must hold what the ledger says, neither less nor anything else.

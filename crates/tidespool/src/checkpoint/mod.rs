@@ -10,6 +10,7 @@
 //! * `retained` – segments kept for the large payloads in them, and their rewriting.
 //! * `tidy` – keeping the files within their bound.
 //! * `ballast` – a file to delete when sled needs room on a full disk.
+//! * `room` – room for what sled writes, made before it writes.
 //! * `ledger` – what sled must contain, outside sled.
 //! * `leftover` – what filed segments still hold.
 //! * `opening` – sled, ledger and segments compared at open; what is missing filed anew.
@@ -29,6 +30,7 @@ mod pace;
 mod progress;
 mod recount;
 mod retained;
+mod room;
 #[cfg(test)]
 mod tests;
 mod tidy;
@@ -104,6 +106,7 @@ impl FilingError {
             Self::Ledger(LedgerError::Io { source, .. }) | Self::Rewrite(source) => {
                 source.kind() == StorageFull
             }
+            Self::NoRoom { .. } => true,
             _ => false,
         }
     }
@@ -121,6 +124,14 @@ pub(crate) enum FilingError {
     /// A segment.
     #[error(transparent)]
     Segment(#[from] crate::journal::ReadError),
+    /// Nothing was changed.
+    #[error(
+        "the file system has fewer than {need} bytes left, which sled may need: filing goes on when it has more"
+    )]
+    NoRoom {
+        /// Bytes.
+        need: u64,
+    },
     /// The spool is shutting down.
     #[error("the spool is shutting down: the checkpoint is repeated at the next start")]
     Stopped,

@@ -36,6 +36,10 @@ impl Filer {
         if moved.ops.is_empty() {
             return Ok(0);
         }
+        if let Err(error) = self.make_room(moved.ops.len() as u64, 0) {
+            moved.cold.iter().for_each(|segment| self.segments.retire(segment.generation));
+            return Err(error);
+        }
         let mut next = self.ledger.clone();
         for segment in &moved.cold {
             next.retained.insert(segment.generation, Retained { size: segment.size, ..Retained::default() });

@@ -225,7 +225,8 @@ pub struct Config {
     #[serde(with = "duration")]
     pub shutdown_timeout: Duration,
 
-    /// Bytes of a file that is only there to be deleted: sled cannot be reopened on a full disk without it.
+    /// Bytes of two files that are only there to be deleted: one lets filing go on when the disk runs full, the other is for opening sled on a full
+    /// disk.
     ///
     /// Default = 8 MiB. Bounds: 0 to 1 GiB; 0 makes no file.
     #[serde(with = "size")]

@@ -15,6 +15,7 @@
 //! * `scan_ahead` – the same for many segments, on threads of their own.
 //! * `replay` – what all records amount to (pure).
 //! * `recovery` – the segment files at open.
+//! * `spare` – a free one given up when an opening finds the disk full.
 
 mod buffers;
 mod cold;
@@ -29,6 +30,7 @@ mod scan;
 mod scan_ahead;
 mod segment;
 mod segments;
+mod spare;
 mod sync_job;
 #[cfg(test)]
 mod tests;
@@ -44,5 +46,6 @@ pub(crate) use room::Room;
 pub(crate) use scan::{Found, scan};
 pub(crate) use segment::{PAGE, ReadError, Role, Segment, spool_of_segment};
 pub(crate) use segments::{Segments, salt_of};
+pub(crate) use spare::give_up_a_free_segment;
 pub(crate) use sync_job::{SyncEnd, SyncJob};
 pub(crate) use writer::{Change, Durable, WriteError, Writer};

@@ -19,8 +19,8 @@ const LOCK_FILE: &str = "LOCK";
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What may be in a directory in which a spool was never completely made.
-const UNFINISHED: [&str; 7] =
-    [LOCK_FILE, UNFINISHED_FORMAT, "journal", "sled", "ledger", "ledger.new", "ballast"];
+const UNFINISHED: [&str; 8] =
+    [LOCK_FILE, UNFINISHED_FORMAT, "journal", "sled", "ledger", "ledger.new", "ballast", "ballast.open"];
 
 /// The directory, held by this process.
 #[derive(Debug)]

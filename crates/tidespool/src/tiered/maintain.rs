@@ -1,5 +1,7 @@
 //! `cleanup` and `compact`: asked of the checkpoint thread, which alone changes what is filed.
 
+use std::io;
+
 use anyhow::{Context as _, Result};
 use tidespool_core::{Closed, Corrupt};
 use tokio::sync::oneshot;
@@ -11,8 +13,9 @@ use crate::journal::Role;
 /// Files what is old, recycles, prunes.
 pub(super) async fn cleanup(shared: &Shared) -> Result<()> {
     shared.check_open()?;
-    if has_old_records(shared) {
-        flush(shared, true).await?;
+    if has_old_records(shared) && !flush(shared).await? {
+        // What can be filed may be what gives the rest its room.
+        tracing::warn!("cleaning up does not wait any longer for what is dirty: the disk does not take it");
     }
     let (done, heard) = oneshot::channel();
     shared.filing.ask(FilingTask::Cleanup(done));
@@ -22,7 +25,10 @@ pub(super) async fn cleanup(shared: &Shared) -> Result<()> {
 /// Files everything, verifies every byte, rewrites retained segments.
 pub(super) async fn compact(shared: &Shared) -> Result<()> {
     shared.check_open()?;
-    flush(shared, true).await?;
+    if !flush(shared).await? {
+        let what = "what is dirty could not be written within store_deadline";
+        return Err(io::Error::new(io::ErrorKind::TimedOut, what)).context("compacting the spool");
+    }
     let (done, heard) = oneshot::channel();
     shared.filing.ask(FilingTask::Compact(done));
     let found = heard.await.map_err(|_| Closed)?.context("compacting the spool")?;
@@ -34,9 +40,13 @@ pub(super) async fn compact(shared: &Shared) -> Result<()> {
     }
 }
 
-/// Makes everything dirty durable; with `seal`, ends the active segment, so that it can be filed.
-async fn flush(shared: &Shared, seal: bool) -> Result<()> {
-    shared.mailbox.flush(seal).await.map_err(|_| Closed.into())
+/// Makes everything dirty durable, and ends the active segment, so that it can be filed. False where the disk did not take it within `store_deadline`.
+async fn flush(shared: &Shared) -> Result<bool> {
+    let patience = shared.config.load().store_deadline;
+    match tokio::time::timeout(patience, shared.mailbox.flush(true)).await {
+        Ok(flushed) => flushed.map(|()| true).map_err(|_| Closed.into()),
+        Err(_) => Ok(false),
+    }
 }
 
 /// The active segment was begun longer than `checkpoint_after` ago.

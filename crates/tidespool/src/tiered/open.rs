@@ -1,5 +1,6 @@
 //! Opens a spool: lock, recovery, threads.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -24,10 +25,10 @@ use crate::checkpoint::{
     Ballast, DeadSegments, Drained, Filer, Filing, LedgerFile, Opened, OpeningError, Places, Recount, Retry,
     Source as _, open_filed, settle, without_segment,
 };
-use crate::durable::SledOptions;
+use crate::durable::{DurableError, SledOptions};
 use crate::health::Space;
 use crate::inspect::Damage;
-use crate::journal::{Pool, PoolSettings, Segments, Writer};
+use crate::journal::{Pool, PoolSettings, Segments, Writer, give_up_a_free_segment};
 use crate::pressure::{Registration, Relief};
 use crate::stats::Stats;
 use crate::storage::Storage;
@@ -49,24 +50,24 @@ pub(super) fn open(
     config.validate()?;
     let directory = Directory::open_or_create(&config.path)?;
     let places = Places { storage: storage.clone(), dir: directory.path.clone(), spool: directory.spool };
-    storage
-        .create_dir(&places.journal())
-        .with_context(|| format!("creating {}", places.journal().display()))?;
     let ballast = Ballast::new(storage.clone(), &directory.path, config.ballast);
-    let options = SledOptions { storage: storage.clone(), ..SledOptions::new(config.effective_sled_cache()) };
-    let mut opened = open_filed(&places, &options, &ballast, directory.fresh)
-        .map_err(|error| name_damage(error, &directory.path))?;
-
-    let (stats, mailbox) = (Arc::new(Stats::default()), Arc::new(Mailbox::default()));
-    let segments = segments(&config, &places, &mut opened, &mailbox, &stats);
-    let ledger_file = LedgerFile::new(storage.clone(), &directory.path);
-    let report = settle_disagreement(&mut opened, &segments, &ledger_file, &ballast, &stats)?;
-    if directory.fresh {
-        segments.pool().fill().with_context(|| format!("preparing {}", places.journal().display()))?;
-    }
-    // Before any segment is used: its generation must never have been another's.
-    opened.ledger.next_generation = segments.reserved_generation();
-    ledger_file.write_somehow(&opened.ledger, &ballast)?;
+    let look = || look(&config, &places, &ballast, directory.fresh);
+    let Found { opened, stats, mailbox, segments, ledger_file, report } = match look() {
+        // A spool that can't be opened can't be emptied.
+        Err(error) if is_full_disk(&error) => {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the disk is full: opening with the room of ballast and spare segments"
+            );
+            ballast.release();
+            // It may have been used before, and its room be somebody else's now.
+            while !ballast.is_room_for(TO_OPEN)
+                && give_up_a_free_segment(&*places.storage, &places.journal(), places.spool)?
+            {}
+            look()?
+        }
+        found => found?,
+    };
     directory.finish_creation()?;
     ballast.restore();
 
@@ -128,6 +129,55 @@ fn name_damage(error: OpeningError, dir: &std::path::Path) -> anyhow::Error {
         OpeningError::Beyond { path, what } => DamagedSpool { dir: dir.to_owned(), path, what }.into(),
         error => error.into(),
     }
+}
+
+/// What sled takes for being opened, in bytes: its snapshot, and the segments of its file that it begins.
+const TO_OPEN: u64 = 1 << 20;
+
+/// What is in the directory, made to agree.
+struct Found {
+    opened: Opened,
+    stats: Arc<Stats>,
+    mailbox: Arc<Mailbox>,
+    segments: Arc<Segments>,
+    ledger_file: LedgerFile,
+    report: RecoveryReport,
+}
+
+/// Reads everything, and makes what is missing.
+fn look(config: &Config, places: &Places, ballast: &Ballast, fresh: bool) -> Result<Found> {
+    let storage = &places.storage;
+    storage
+        .create_dir(&places.journal())
+        .with_context(|| format!("creating {}", places.journal().display()))?;
+    let options = SledOptions { storage: storage.clone(), ..SledOptions::new(config.effective_sled_cache()) };
+    let mut opened =
+        open_filed(places, &options, ballast, fresh).map_err(|error| name_damage(error, &places.dir))?;
+    let (stats, mailbox) = (Arc::new(Stats::default()), Arc::new(Mailbox::default()));
+    let segments = segments(config, places, &mut opened, &mailbox, &stats);
+    let ledger_file = LedgerFile::new(storage.clone(), &places.dir);
+    let report = settle_disagreement(&mut opened, &segments, &ledger_file, ballast, &stats)?;
+    if fresh {
+        segments.pool().fill().with_context(|| format!("preparing {}", places.journal().display()))?;
+    }
+    // Before any segment is used: its generation must never have been another's.
+    opened.ledger.next_generation = segments.reserved_generation();
+    ledger_file.write_somehow(&opened.ledger, ballast)?;
+    Ok(Found { opened, stats, mailbox, segments, ledger_file, report })
+}
+
+/// Whether it would have succeeded with more room on disk.
+fn is_full_disk(error: &anyhow::Error) -> bool {
+    let engine = error.downcast_ref().or_else(|| match error.downcast_ref()? {
+        OpeningError::Engine(engine) => Some(engine),
+        _ => None,
+    });
+    let by_engine = engine.and_then(|error| match error {
+        DurableError::Engine { kind, .. } => *kind,
+        _ => None,
+    });
+    let by_system = error.chain().find_map(|cause| cause.downcast_ref().map(io::Error::kind));
+    by_engine.or(by_system) == Some(io::ErrorKind::StorageFull)
 }
 
 /// Hands what recovery found to the pool and to the table of segments.

@@ -255,6 +255,8 @@ impl FilingEvents for FilingReports {
     fn failed(&self, error: &FilingError) {
         let site = match error {
             FilingError::Stopped => return,
+            // No fault of the disk: the gate looks at free space.
+            FilingError::NoRoom { .. } => return tracing::warn!(%error, "a checkpoint waits"),
             FilingError::Engine(_) => Site::Sled,
             FilingError::Ledger(_) | FilingError::Rewrite(_) => Site::Ledger,
             FilingError::Segment(_) => Site::JournalRead,

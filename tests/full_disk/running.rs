@@ -1,0 +1,121 @@
+use std::sync::Arc;
+
+use tidespool::TieredSpool;
+use tidespool_core::{Spool, SpoolBackpressureTimeout, SpoolUnhealthyError};
+use tokio::task::JoinHandle;
+
+use crate::mount::{KINDS, Kind, Mount, Neighbour};
+use crate::setup::{KIB, Live, MIN_FREE, SIZE, durable, healthy, short, start, stop};
+
+/// Somebody who stores, and removes one of two, until a store is refused.
+fn traffic(spool: &Arc<TieredSpool>, mut live: Live) -> JoinHandle<(Live, anyhow::Error)> {
+    let spool = spool.clone();
+    tokio::spawn(async move {
+        loop {
+            for n in 0..4 {
+                if let Err(err) = live.store(&spool, n % 2 == 0).await {
+                    return (live, err);
+                }
+            }
+            for _ in 0..2 {
+                let (id, _) = live.0.pop_last().unwrap();
+                spool.remove(id).await.expect("remove");
+            }
+            // A backlog that fits: who stores is to be refused for want of room on disk alone.
+            while live.0.len() > 20 {
+                let (id, _) = live.0.pop_first().unwrap();
+                spool.remove(id).await.expect("remove");
+            }
+        }
+    })
+}
+
+/// The neighbour grows in steps (`step` bytes), each after some stores, or takes everything at once.
+async fn runs_full(kind: Kind, step: Option<u64>) {
+    let Some(mount) = Mount::make(kind, SIZE) else { return };
+    let spool = start(mount.path()).await;
+    let mut neighbour = Neighbour::of(&mount);
+    let mut live = Live::default();
+    live.store_all(&spool, 40).await;
+
+    // Until the gate is shut every store succeeds.
+    let stored = || spool.stats().stores;
+    let storing = traffic(&spool, live);
+    match step {
+        Some(step) => {
+            // Free space is looked at once a second, and this one is fast: it rests with half of the minimum left.
+            while mount.left().0 > MIN_FREE / 2 + step && neighbour.grow(step) {
+                let before = stored();
+                wait_until("some stores came", || stored() > before + 3 || storing.is_finished()).await;
+            }
+            short(&spool).await;
+            assert!(mount.left().0 > 0, "the disk is full before the gate is shut");
+        }
+        None => neighbour.fill(),
+    }
+    short(&spool).await;
+    let (mut live, refused) = storing.await.unwrap();
+    // Where all is full at once, what was stored before may take all segments: the next waits for one, and what is dirty stays so.
+    let waited = step.is_none() && refused.root_cause().is::<SpoolBackpressureTimeout>();
+    assert!(waited || refused.root_cause().is::<SpoolUnhealthyError>(), "{refused:#}");
+    let stats = spool.stats();
+    assert_eq!((stats.errors_journal_write, stats.errors_journal_sync), (0, 0), "a write failed");
+    assert!(mount.left().0 < MIN_FREE);
+
+    // The last byte goes, too. Everything goes on but stores.
+    if step.is_some() {
+        durable(&spool).await;
+    }
+    neighbour.fill();
+    live.assert_are_all(&spool).await;
+    let checkpoints = spool.stats().checkpoints;
+    live.remove(&spool, 3).await;
+    if step.is_some() {
+        durable(&spool).await;
+    }
+    let has_ballast = ballast_in(&mount);
+    match spool.cleanup().await {
+        Ok(()) if step.is_some() => assert!(spool.stats().checkpoints > checkpoints, "removals are filed"),
+        Ok(()) => {}
+        // The room of the ballast was used, and what it was used for has not given it back.
+        Err(err) => assert!(!has_ballast && format!("{err:#}").contains("bytes left"), "{err:#}"),
+    }
+    // Now there is no ballast either, nor the room that it gave.
+    neighbour.fill();
+    live.remove(&spool, 2).await;
+    let refused = live.store(&spool, false).await.expect_err("there is no room");
+    assert!(refused.root_cause().is::<SpoolUnhealthyError>(), "{refused:#}");
+    live.assert_are_all(&spool).await;
+
+    // There is room again.
+    neighbour.shrink(0);
+    healthy(&spool).await;
+    durable(&spool).await;
+    live.store_all(&spool, 80).await;
+    live.assert_are_all(&spool).await;
+    spool.cleanup().await.expect("cleanup");
+    stop(spool).await;
+    stop(live.open(mount.path()).await).await;
+}
+
+fn ballast_in(mount: &Mount) -> bool {
+    mount.path().join("spool/ballast").exists()
+}
+
+async fn wait_until(what: &str, condition: impl FnMut() -> bool) {
+    tidespool_testkit::wait::until(what, condition).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gate_shuts_before_a_growing_neighbour_fills_the_disk() {
+    for kind in KINDS {
+        runs_full(kind, Some(512 * KIB)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_at_once_costs_nothing_acknowledged() {
+    for kind in KINDS {
+        runs_full(kind, None).await;
+    }
+}
