@@ -327,3 +327,29 @@ async fn the_committer_does_not_wait_for_a_sync_that_hangs_longer_than_the_shutd
     }
     stop(spool).await;
 }
+
+/// A disk that pauses for longer than a shutdown waits, and then goes on. Stores that were told `Err` at the shutdown's deadline were once found after the
+/// restart: what is being synced is waited for, and its callers hear how it went.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_shutdown_left_in_the_disks_hands_is_told_as_it_ends() {
+    let broken =
+        Broken::new(|config| config.checkpoint_after(HOUR).shutdown_timeout(Duration::from_millis(200)));
+    let spool = broken.start().await;
+    let syncer = |fault: Fault| fault.only(|m| m.name.ends_with(".seg") && is_thread("tidespool-sync"));
+    broken.disk.inject(syncer(Fault::on(Call::Sync)).block());
+    // So many and so large that the syncer has them.
+    let ids: Vec<SpoolId> = (0..64).map(|_| SpoolId::new()).collect();
+    let stores: Vec<_> = ids.iter().map(|&id| begin(&spool, id, 1, LARGE, None)).collect();
+    wait::until("the sync hangs", || broken.disk.blocked() == 1).await;
+    wait::bounded("the shutdown", spool.shutdown()).await.expect_err("the disk hangs");
+    broken.disk.heal();
+    let mut stored = Vec::new();
+    for (id, store) in ids.iter().zip(stores) {
+        if wait::bounded("a store", store).await.unwrap().is_ok() {
+            stored.push((*id, LARGE));
+        }
+    }
+    assert!(!stored.is_empty(), "nothing was being synced");
+    drop(spool);
+    broken.assert_reopens_with(&stored).await;
+}

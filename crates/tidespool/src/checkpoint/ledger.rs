@@ -62,6 +62,8 @@ pub(crate) struct Ledger {
     pub(crate) filed_generation: u64,
     /// Records up to this number are filed.
     pub(crate) filed_seq: u64,
+    /// sled holds no record above this number: more than `filed_seq` after a checkpoint that did not end.
+    pub(crate) reached_seq: u64,
     /// Records up to this number were durable: at an orderly end that is all of them.
     pub(crate) durable_seq: u64,
     /// A checkpoint began and did not end: sled may hold some of what it was to file.
@@ -88,6 +90,7 @@ impl Ledger {
         self.retained = stock.retained.clone();
         self.tally = stock.tally;
         self.high.merge(&stock.high);
+        self.reached_seq = self.reached_seq.max(stock.max_seq);
         self.filing = false;
     }
 }
@@ -102,6 +105,8 @@ struct Line {
     number: u64,
     filed_generation: u64,
     filed_seq: u64,
+    #[serde(default)]
+    reached_seq: u64,
     durable_seq: u64,
     filing: bool,
     tally: Tally,
@@ -208,7 +213,13 @@ impl LedgerFile {
     /// A new file in place of the old one, with room for a ledger that grows.
     fn write_anew(&self, ledger: &Ledger) -> io::Result<Slots> {
         let need = render(ledger, 0, u64::MAX)?.len() as u64;
-        let slot_len = (2 * need).next_power_of_two().max(MIN_SLOT_LEN);
+        // No longer than what is read back.
+        let slot_len = (2 * need).next_power_of_two().clamp(MIN_SLOT_LEN, MAX_LEN / 2);
+        if need > slot_len {
+            return Err(io::Error::other(format!(
+                "a ledger of {need} bytes is too long: too many segments are retained"
+            )));
+        }
         let mut bytes = render(ledger, 0, slot_len)?.into_bytes();
         bytes.resize(usize::try_from(2 * slot_len).unwrap_or(usize::MAX), 0);
         let temporary = self.dir.join("ledger.new");
@@ -246,6 +257,7 @@ fn render(ledger: &Ledger, turn: u64, slot_len: u64) -> io::Result<String> {
         number: ledger.number,
         filed_generation: ledger.filed_generation,
         filed_seq: ledger.filed_seq,
+        reached_seq: ledger.reached_seq,
         durable_seq: ledger.durable_seq,
         filing: ledger.filing,
         tally: ledger.tally,
@@ -293,6 +305,7 @@ fn parse(slot: &[u8]) -> Result<(Line, Ledger), String> {
         number: line.number,
         filed_generation: line.filed_generation,
         filed_seq: line.filed_seq,
+        reached_seq: line.reached_seq,
         durable_seq: line.durable_seq,
         filing: line.filing,
         tally: line.tally,
@@ -322,6 +335,7 @@ mod tests {
             number: 1,
             filed_generation: 4,
             filed_seq: 8,
+            reached_seq: 11,
             durable_seq: 9,
             filing: true,
             tally,

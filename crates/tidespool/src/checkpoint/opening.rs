@@ -87,7 +87,7 @@ impl Stock {
             tally: ledger.tally,
             retained: ledger.retained.clone(),
             high: ledger.high,
-            max_seq: ledger.filed_seq,
+            max_seq: ledger.filed_seq.max(ledger.reached_seq),
             damaged: Vec::new(),
         }
     }
@@ -417,6 +417,12 @@ fn filed_by(ledger: &Ledger) -> Filed {
         seq: ledger.filed_seq,
         durable_seq: ledger.durable_seq,
         retained: ledger.retained.keys().copied().collect(),
+        unused: ledger
+            .retained
+            .iter()
+            .filter(|(_, kept)| kept.live == 0)
+            .map(|(generation, _)| *generation)
+            .collect(),
         next_generation: ledger.next_generation,
         clean_end: ledger.files.is_some(),
         unknown: false,
@@ -429,7 +435,9 @@ fn filed_of_stock(stock: &Stock) -> Filed {
 
 /// The ledger knows less than the rest: it is a copy from earlier.
 fn is_stale(ledger: &Ledger, stock: &Stock, recovered: &Recovered) -> bool {
-    recovered.outran_ledger || (!ledger.filing && stock.max_seq > ledger.filed_seq)
+    // A checkpoint that did not end leaves more in sled than is filed; whoever counted it since then said so.
+    let reached = ledger.filed_seq.max(ledger.reached_seq);
+    recovered.outran_ledger || (!ledger.filing && stock.max_seq > reached)
 }
 
 /// Says what is wrong with what sled holds, if anything is.

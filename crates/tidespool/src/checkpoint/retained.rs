@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tidespool_core::SpoolId;
 
 use super::FilingError;
-use crate::durable::{Durable, Key, Op, Record};
+use crate::durable::{Durable, DurableError, Key, Op, Record};
 use crate::journal::{ColdWriter, Found, Kind, PAGE, Place, Segment, Segments, scan};
 
 /// A retained segment.
@@ -142,8 +142,12 @@ fn copy_all(
         for found in puts_in(segments, &segment)? {
             let (id, place) = (found.header.id, place_of(&found));
             let key = Key::of(&id);
-            let Some(Record::Locator { seq, crc, .. }) =
-                durable.get(&key)?.filter(|record| points_to(record, place))
+            let record = match durable.get(&key) {
+                // It may point here, and is counted as if it did: the segment is not given up.
+                Err(DurableError::Damaged { .. }) => continue,
+                record => record?,
+            };
+            let Some(Record::Locator { seq, crc, .. }) = record.filter(|record| points_to(record, place))
             else {
                 continue;
             };

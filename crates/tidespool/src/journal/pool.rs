@@ -341,6 +341,8 @@ impl Pool {
         let mut state = self.state.lock();
         while !state.stopped {
             if !self.wants_one(&state) {
+                // Nothing is made now, and so nothing fails.
+                state.disk_full = false;
                 self.wake.wait(&mut state);
                 continue;
             }

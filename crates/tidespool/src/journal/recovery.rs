@@ -31,6 +31,8 @@ pub(crate) struct Filed {
     pub(crate) durable_seq: u64,
     /// Filed segments that are kept for the large payloads in them.
     pub(crate) retained: BTreeSet<u64>,
+    /// Of these, the ones in which nothing is known to live: it is no loss where they are gone.
+    pub(crate) unused: BTreeSet<u64>,
     /// No segment ever had this generation or a higher one.
     pub(crate) next_generation: u64,
     /// The last run ended well: all that the segments hold was synced by it, without an error.
@@ -143,7 +145,8 @@ pub(crate) fn recover(
             }
         }
     }
-    for generation in filed.retained.iter().filter(|generation| !by_generation.contains_key(generation)) {
+    let is_lost = |generation: &&u64| !by_generation.contains_key(generation);
+    for generation in filed.retained.difference(&filed.unused).filter(is_lost) {
         let what = format!("the segment of generation {generation} is missing");
         found.damage.push(FileDamage { path: dir.to_owned(), what });
     }

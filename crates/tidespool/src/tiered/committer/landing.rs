@@ -42,6 +42,18 @@ impl Committer {
         Ok(())
     }
 
+    /// Waits for what is being synced, and tells of it.
+    pub(super) fn land_submitted(&mut self) {
+        while self.writer.is_syncing() {
+            let ends = self.shared.mailbox.wait_synced();
+            let landed = self.land_all(ends);
+            self.publish_landed();
+            if let Err(error) = landed {
+                self.failed(&error);
+            }
+        }
+    }
+
     /// Notes that everything written so far is being synced.
     fn submit(&mut self, up_to: u64, began: Instant) {
         let records = self.writer.written() - self.submitted_records();

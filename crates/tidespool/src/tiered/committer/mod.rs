@@ -157,7 +157,11 @@ impl Committer {
             self.shared.note_oldest_dirty(self.oldest());
             match stop {
                 Some(Stop::Drained(_)) if self.is_drained() => return self.ended(true),
-                Some(Stop::Drained(by)) if Instant::now() >= by => return self.ended(false),
+                // What is being synced may yet be durable, and whoever waits for it is to hear the truth: no more is begun, and that is waited for.
+                Some(Stop::Drained(by)) if Instant::now() >= by => {
+                    self.land_submitted();
+                    return self.ended(self.is_drained());
+                }
                 _ => {}
             }
         }
