@@ -297,37 +297,6 @@ async fn callers_who_give_up_do_not_keep_an_older_version_from_the_disk() {
     stop(spool).await;
 }
 
-/// A shutdown while the syncer's disk hangs: the committer ends in its own time, and what is filed until then is.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_committer_does_not_wait_for_a_sync_that_hangs_longer_than_the_shutdown() {
-    let broken =
-        Broken::new(|config| config.shutdown_timeout(Duration::from_millis(400)).checkpoint_after(HOUR));
-    let spool = broken.start().await;
-    let kept = put(spool.as_ref(), LARGE, true).await;
-    let (ids, stores) = while_the_syncer_waits(&broken, &spool).await;
-    let err = wait::bounded("the shutdown", spool.shutdown()).await.expect_err("the disk hangs");
-    let err = format!("{err:#}");
-    assert!(err.contains("dirty bytes could not be written"), "{err}");
-    assert!(err.contains("hangs") && !err.contains("hangs in writing the journal"), "{err}");
-    for store in stores {
-        wait::bounded("a store", store).await.unwrap().expect_err("nobody knows");
-    }
-    drop(spool);
-    broken.disk.heal();
-    let mut again = TieredSpool::open_on(broken.tiered.config.clone(), broken.disk.storage()).await;
-    while again.as_ref().is_err_and(|err| err.root_cause().is::<tidespool_core::Locked>()) {
-        again = TieredSpool::open_on(broken.tiered.config.clone(), broken.disk.storage()).await;
-    }
-    let spool = Arc::new(again.expect("open"));
-    assert_eq!(spool.recovery().damage, []);
-    assert_holds(spool.as_ref(), kept, LARGE).await;
-    // Nobody was told that they are stored; they were written.
-    for id in ids {
-        assert_holds(spool.as_ref(), id, LARGE).await;
-    }
-    stop(spool).await;
-}
-
 /// A disk that pauses for longer than a shutdown waits, and then goes on. Stores that were told `Err` at the shutdown's deadline were once found after the
 /// restart: what is being synced is waited for, and its callers hear how it went.
 #[tokio::test(flavor = "multi_thread")]

@@ -69,7 +69,7 @@ impl Filer {
     pub(super) fn keep_within_bound(&mut self) {
         let (records, separate_above) = (self.ledger.tally.records, self.settings.load().separate_above);
         let others = || {
-            let sled = self.durable.size_on_disk().unwrap_or(0);
+            let sled = self.durable.size_on_disk();
             self.ballast.size() + sled.saturating_sub(records * (separate_above + RECORD_OVERHEAD))
         };
         let (ledger, segments) = (&self.ledger, &self.segments);

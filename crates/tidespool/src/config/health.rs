@@ -6,23 +6,23 @@ use serde::{Deserialize, Serialize};
 use super::builder::setters;
 use super::{duration, size};
 
-/// One thing that can shut the health gate. The names in a file and in the metrics are these in snake case.
+/// One thing that can shut the health gate, the worst first: what fails for want of room is told as want of room. The names in a file and in the metrics are these in snake case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum HealthSignal {
-    /// Writes or syncs of the journal failed: [`journal_errors`](HealthConfig::journal_errors).
-    JournalErrors,
     /// A background thread has died. It does not come back: the spool has to be opened anew.
     DeadWorker,
     /// Damaged data was found: [`damage`](HealthConfig::damage).
     Damage,
+    /// The file system is nearly full, or has hardly an inode left: [`min_free_bytes`](HealthConfig::min_free_bytes).
+    LowSpace,
+    /// Writes or syncs of the journal failed: [`journal_errors`](HealthConfig::journal_errors).
+    JournalErrors,
     /// sled or its ledger failed: [`sled_errors`](HealthConfig::sled_errors).
     SledErrors,
     /// Reading messages from disk failed: [`read_errors`](HealthConfig::read_errors).
     ReadErrors,
-    /// The file system is nearly full, or has hardly an inode left: [`min_free_bytes`](HealthConfig::min_free_bytes).
-    LowSpace,
     /// A checkpoint makes no progress: [`checkpoint_stall`](HealthConfig::checkpoint_stall).
     StalledCheckpoint,
     /// Backlog: no segment of the journal is free, and none can be made.

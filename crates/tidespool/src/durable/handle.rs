@@ -123,10 +123,9 @@ impl Durable {
         self.with(|store| store.tally())
     }
 
-    /// As [`DurableStore::size_on_disk`].
-    pub(crate) fn size_on_disk(&self) -> Result<u64, DurableError> {
-        let store = self.current.load_full().ok_or_else(|| self.unavailable())?;
-        store.size_on_disk()
+    /// As [`DurableStore::size_on_disk`]; 0 while there is none.
+    pub(crate) fn size_on_disk(&self) -> u64 {
+        self.current.load_full().map_or(0, |store| store.size_on_disk())
     }
 
     /// As [`DurableStore::memory_bytes`]; 0 while there is none.

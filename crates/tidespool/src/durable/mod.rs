@@ -127,12 +127,8 @@ pub(crate) trait DurableStore: Send + Sync {
     /// Is told how many records there are, by whoever counted them or took somebody's word for it.
     fn note_records(&self, records: u64);
 
-    /// Bytes of its files.
-    ///
-    /// # Errors
-    ///
-    /// Engine errors.
-    fn size_on_disk(&self) -> Result<u64, DurableError>;
+    /// Bytes of its files, as of the last opening or change.
+    fn size_on_disk(&self) -> u64;
 
     /// Bytes of memory that it uses, estimated.
     fn memory_bytes(&self) -> u64;

@@ -14,6 +14,7 @@
 
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -90,6 +91,8 @@ pub(crate) struct SledStore {
     data_file: Arc<DataFile>,
     /// There may be something that was not synced: after opening always, as nobody knows.
     unsynced: AtomicBool,
+    /// Bytes of its files, as of the last opening or change: whoever asks may be somebody who must not wait for the disk.
+    disk_bytes: AtomicU64,
     /// One `apply` at a time.
     turn: Mutex<()>,
     worker: Mutex<Option<Worker>>,
@@ -162,6 +165,7 @@ impl SledStore {
             poison: OnceLock::new(),
             data_file: Arc::new(data_file),
             unsynced: AtomicBool::new(true),
+            disk_bytes: AtomicU64::new(files::size_of(dir).map_err(|err| failed(err.into()))?),
             turn: Mutex::new(()),
             worker: Mutex::new(Some(worker)),
             footprint: Footprint::default(),
@@ -354,6 +358,10 @@ impl DurableStore for SledStore {
         }
         self.footprint.changed(delta.records, changed);
         self.flush()?;
+        // It was read a moment ago by sled itself; what it is exactly matters to nobody.
+        if let Ok(bytes) = files::size_of(&self.dir) {
+            self.disk_bytes.store(bytes, Ordering::Relaxed);
+        }
         Ok(delta)
     }
 
@@ -448,13 +456,12 @@ impl DurableStore for SledStore {
         self.footprint.counted(records);
     }
 
-    fn size_on_disk(&self) -> Result<u64, DurableError> {
-        // Not an engine error: the files are not even opened.
-        files::size_of(&self.dir).map_err(|err| engine_error(&self.dir, "measuring", err.into()))
+    fn size_on_disk(&self) -> u64 {
+        self.disk_bytes.load(Ordering::Relaxed)
     }
 
     fn memory_bytes(&self) -> u64 {
-        self.footprint.resident_bytes(self.options.sled_cache(), self.size_on_disk().unwrap_or(0))
+        self.footprint.resident_bytes(self.options.sled_cache(), self.size_on_disk())
     }
 
     fn let_go(&self) {

@@ -5,12 +5,12 @@ use crate::HealthSignal;
 impl HealthSignal {
     /// In the order of their discriminants: what is worse is first.
     pub(crate) const ALL: [Self; 10] = [
-        Self::JournalErrors,
         Self::DeadWorker,
         Self::Damage,
+        Self::LowSpace,
+        Self::JournalErrors,
         Self::SledErrors,
         Self::ReadErrors,
-        Self::LowSpace,
         Self::StalledCheckpoint,
         Self::NoFreeSegment,
         Self::DirtyBytes,

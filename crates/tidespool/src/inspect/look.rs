@@ -169,7 +169,7 @@ impl Look {
         let mut summary = Summary {
             format_version: FORMAT_VERSION,
             segment_bytes: self.numbers.segment_bytes,
-            sled_bytes: self.durable.as_ref().map_or(Ok(0), Durable::size_on_disk)?,
+            sled_bytes: self.durable.as_ref().map_or(0, Durable::size_on_disk),
             ledger_records: self.numbers.ledger_records,
             clean_shutdown: self.numbers.clean_shutdown,
             ..Summary::default()

@@ -153,8 +153,8 @@ impl Pool {
     pub(crate) fn set_bounds(&self, capacity: u64, keep_free: u64) {
         self.max_counted.store(max_counted(capacity, self.segment_size), Ordering::Relaxed);
         self.keep_free.store(keep_free, Ordering::Relaxed);
-        let surplus = self.state.lock().counted.saturating_sub(self.capacity());
-        self.trim(surplus as u64);
+        // Under the lock, or the thread may be between its look and its sleep. It also gives up what is too much: files are deleted for that.
+        drop(self.state.lock());
         self.wake.notify_one();
         self.events.segment_free();
     }
@@ -340,6 +340,13 @@ impl Pool {
     pub(crate) fn run_prewriter(&self) {
         let mut state = self.state.lock();
         while !state.stopped {
+            let surplus = state.counted.saturating_sub(self.capacity());
+            if surplus > 0 && state.free.len() > READY {
+                drop(state);
+                self.trim(surplus as u64);
+                state = self.state.lock();
+                continue;
+            }
             if !self.wants_one(&state) {
                 // Nothing is made now, and so nothing fails.
                 state.disk_full = false;

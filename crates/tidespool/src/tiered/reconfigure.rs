@@ -10,6 +10,8 @@ use crate::{Config, ConfigError};
 /// Takes in `next` as a whole, or not at all.
 pub(super) fn reconfigure(shared: &Shared, next: Config) -> Result<(), ConfigError> {
     next.validate()?;
+    // The file system is asked before anybody could wait for this.
+    let keep_free = keep_free(&next);
     // Of two at a time, one comes after the other in everything.
     let _one = shared.reconfiguring.lock();
     // Under the lock: a shutdown waits for it. After that the files may be somebody else's.
@@ -24,7 +26,7 @@ pub(super) fn reconfigure(shared: &Shared, next: Config) -> Result<(), ConfigErr
     // The others look at the settings each time they need them; these have their own copies.
     shared.terms.set(&next);
     shared.filer_settings.store(Arc::new(filer_settings(&next)));
-    shared.segments.pool().set_bounds(next.journal_capacity, keep_free(&next));
+    shared.segments.pool().set_bounds(next.journal_capacity, keep_free);
     shared.filing.kick();
     // Whoever set a timer by the old settings sets it anew. Nobody waits for it.
     drop(shared.mailbox.flush(false));

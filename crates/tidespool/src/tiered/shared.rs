@@ -215,7 +215,7 @@ impl Shared {
             pressure_source: pressure.map(|now| now.source),
             pressure_level: *self.pressure_level.lock(),
             memory_stall_ratio: pressure.and_then(|now| now.stall_ratio),
-            sled_disk_bytes: self.durable.size_on_disk().unwrap_or(0),
+            sled_disk_bytes: self.durable.size_on_disk(),
             journal_bytes: all.iter().map(|segment| segment.size).sum::<u64>()
                 + free * self.segments.pool().segment_size(),
             journal_segments_free: free,
