@@ -166,7 +166,7 @@ fn each_signal_can_have_times_of_its_own() {
     let full = Sample { low_space: true, ..QUIET };
     assert_eq!(script.feed_for(seconds(4), full), [(3_000, Transition::Shut(HealthSignal::LowSpace))]);
     assert_eq!(script.feed_for(seconds(60), QUIET), [(20_000, Transition::Open)]);
-    assert_eq!(script.feed_for(seconds(40), QUIET), [], "what comes now is not soon after it");
+    assert_eq!(script.feed_for(seconds(90), QUIET), [], "what comes now is not soon after it");
     let unread = Sample { read_errors: 3, ..QUIET };
     assert_eq!(script.feed_for(seconds(2), unread), [(1_000, Transition::Shut(HealthSignal::ReadErrors))]);
     // The longest of those that are latched counts.
