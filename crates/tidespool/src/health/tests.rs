@@ -171,7 +171,7 @@ fn each_signal_can_have_times_of_its_own() {
     assert_eq!(script.feed_for(seconds(2), unread), [(1_000, Transition::Shut(HealthSignal::ReadErrors))]);
     // The longest of those that are latched counts.
     let both = Sample { low_space: true, ..unread };
-    assert_eq!(script.feed_for(seconds(4), both), []);
+    assert_eq!(script.feed_for(seconds(4), both), [(3_000, Transition::Worse(HealthSignal::LowSpace))]);
     assert_eq!(script.feed_for(seconds(60), unread), [(20_000, Transition::Open)]);
 }
 
