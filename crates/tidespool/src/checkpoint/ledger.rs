@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::ballast::Ballast;
-use super::opening::Stock;
 use super::retained::Retained;
+use super::stock::Stock;
 use crate::durable::{Class, Fingerprint, Key, Tally};
 use crate::storage::{OpenMode, Storage, StorageFile, read_exact_at, write_all_at};
 

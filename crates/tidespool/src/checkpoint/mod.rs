@@ -16,6 +16,7 @@
 //! * `opening` – sled, ledger and segments compared at open; what is missing filed anew.
 //! * `progress` – whether it gets anywhere.
 //! * `recount` – sled counted after an opening that did not.
+//! * `stock` – what sled holds, counted.
 //! * `verify` – every byte of everything filed.
 
 mod ballast;
@@ -31,6 +32,7 @@ mod progress;
 mod recount;
 mod retained;
 mod room;
+mod stock;
 #[cfg(test)]
 mod tests;
 mod tidy;
@@ -48,11 +50,11 @@ pub(crate) use filing::{Filing, FilingTask};
 pub(crate) use ledger::{HighKeys, Ledger, LedgerError, LedgerFile};
 pub(crate) use leftover::newest_puts;
 pub(crate) use opening::{
-    Examined, Opened, OpeningError, Places, Stock, count_filed, examine, open_filed, read_ledger, settle,
-    without_segment,
+    Examined, Opened, OpeningError, Places, examine, open_filed, read_ledger, settle, without_segment,
 };
 pub(crate) use recount::Recount;
 pub(crate) use retained::{place_of, pointed_to};
+pub(crate) use stock::{Stock, count_filed};
 pub(crate) use verify::verify_filed;
 
 use crate::durable::DurableError;

@@ -7,7 +7,8 @@
 use std::time::{Duration, Instant};
 
 use super::filer::Filer;
-use super::opening::{settle, take_stock_beside};
+use super::opening::settle;
+use super::stock::take_stock_beside;
 use super::{FilingError, OpeningError};
 use crate::journal::{NewestById, RESERVED};
 

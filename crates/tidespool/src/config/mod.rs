@@ -131,8 +131,8 @@ pub struct Config {
     /// Required.
     pub path: PathBuf,
 
-    /// Memory, in bytes, for dirty messages, clean copies, the index, the journal's writer and sled together. A limit of the control group or
-    /// of the machine that is lower bounds it while the pressure monitor runs.
+    /// Memory, in bytes, for dirty messages, clean copies, the index, the journal's writer and sled together. A limit of the control group, or
+    /// [`memory_limit`](PressureConfig::memory_limit), that is lower bounds it while the pressure monitor runs, for all spools of a monitor together.
     ///
     /// Default = 256 MiB. Bounds: 8 MiB to 1 TiB.
     #[serde(with = "size")]

@@ -138,8 +138,8 @@ impl PressureMonitor {
         Ok(())
     }
 
-    /// Ends the thread and waits for that: until it is back from asking a spool for memory, which takes about a second at
-    /// most. From asynchronous code, call it where blocking is allowed. The second call returns when the first does.
+    /// Ends the thread and waits for that: until it is back from asking the spools for memory, which takes about a second for
+    /// each at most. From asynchronous code, call it where blocking is allowed. The second call returns when the first does.
     ///
     /// The spools that are still open go on without a monitor, at the level normal.
     pub fn shutdown(&self) {

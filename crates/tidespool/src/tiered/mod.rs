@@ -151,7 +151,8 @@ impl TieredSpool {
     }
 
     /// Changes the settings of the running spool: all of them, or with an error none. They take effect at the next call; a lowered budget or
-    /// dirty limit is reached within a second on a disk that works, a lowered `journal_capacity` when enough is filed.
+    /// dirty limit is reached within a second on a disk that works, as far as index and sled are below it; a lowered `journal_capacity` when enough is filed. Asks
+    /// the file system for its size: not for a thread that must not wait for that.
     ///
     /// `path`, `segment_size`, `read_threads` and `ballast` can't be changed; `sled_cache` (its default, a part of `memory_budget`, too) holds from the next
     /// opening on; `pressure` is for the
