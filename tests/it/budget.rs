@@ -351,3 +351,28 @@ async fn removals_alone_do_not_stay_above_the_limit() {
     wait::until("they are written", || spool.stats().gauges.dirty_bytes <= MIB).await;
     stop(spool).await;
 }
+
+/// While it waits for a disk that hangs, nobody else waits: stores, loads and removes of other callers go on in memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn advise_low_memory_keeps_no_store_waiting() {
+    let broken = Broken::new(|config| config.checkpoint_after(HOUR));
+    let spool = broken.start().await;
+    let before = put(spool.as_ref(), 5_000, true).await;
+    broken.disk.inject(committing(Fault::on(Call::Sync)).always().block());
+    put(spool.as_ref(), 5_000, false).await;
+    let advising = {
+        let spool = spool.clone();
+        tokio::spawn(async move { spool.advise_low_memory().await })
+    };
+    wait::until("it waits for the disk", || broken.disk.blocked() == 1).await;
+    for _ in 0..100 {
+        let id = put(spool.as_ref(), 5_000, false).await;
+        assert_holds(spool.as_ref(), id, 5_000).await;
+        spool.remove(id).await.expect("remove");
+    }
+    assert_holds(spool.as_ref(), before, 5_000).await;
+    assert!(!advising.is_finished());
+    broken.disk.heal();
+    wait::bounded("advising", advising).await.unwrap().expect("advise_low_memory");
+    stop(spool).await;
+}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tidespool::TieredSpool;
 use tidespool_core::{Corrupt, NotFound, Spool, SpoolEntry, SpoolId};
-use tidespool_testkit::payload;
+use tidespool_testkit::{payload, wait};
 
 use crate::setup::{Tiered, assert_absent, assert_holds, enumerate, healthy, put, stop, walk};
 
@@ -295,5 +295,25 @@ async fn a_segment_of_rubbish_takes_nothing_with_it() {
     fs::write(journal.join("00009998.seg"), "").unwrap();
     let spool = tiered.start().await;
     assert_eq!(account(&spool, &stored).await.whole.len(), stored.len());
+    stop(spool).await;
+}
+
+/// A message that is damaged is damaged once, however often it is asked for: retries once kept the gate shut for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_message_that_is_asked_for_again_and_again_is_one_finding() {
+    let tiered = Tiered::new(|config| config);
+    let (spool, stored) = filed(&tiered).await;
+    let (damaged, len) = stored[0];
+    spool.advise_low_memory().await.expect("advise_low_memory");
+    flip_a_bit(&tiered.path(), damaged, len, LARGE / 2);
+    assert_corrupt(spool.as_ref(), damaged).await;
+    wait::until("the gate is shut", || spool.unhealthy_reason().is_some()).await;
+    wait::bounded("the gate opens", async {
+        while spool.unhealthy_reason().is_some() {
+            assert_corrupt(spool.as_ref(), damaged).await;
+        }
+    })
+    .await;
+    assert_eq!(spool.stats().corrupt, 1);
     stop(spool).await;
 }
