@@ -627,3 +627,33 @@ async fn a_second_crash_after_a_checkpoint_that_did_not_end_costs_nothing() {
     }
     broken.assert_reopens_with(&stored).await;
 }
+
+/// Without a ledger nobody says whether a segment into which sled points is filed to its end. It was taken for that once, and what a checkpoint that did not
+/// end had not come to was missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_ledger_a_segment_that_was_filed_in_part_is_replayed() {
+    let broken = Broken::new(|config| config.checkpoint_after(HOUR));
+    let spool = broken.start().await;
+    let mut stored = Vec::new();
+    for n in 0..24 {
+        let len = if n % 2 == 0 { LARGE } else { 700 };
+        stored.push((put(spool.as_ref(), len, true).await, len));
+    }
+    // sled hears of the first of them, and not of the others: reading them fails.
+    broken.disk.inject(
+        Fault::on(Call::Read).only(|m| is_thread("tidespool-filer") && m.name.ends_with(".seg")).from(13),
+    );
+    spool.compact().await.expect_err("not all of it can be read");
+    drop(spool);
+    broken.disk.heal();
+    std::fs::remove_file(broken.tiered.path().join("ledger")).unwrap();
+    let spool = broken.start().await;
+    for &(id, len) in &stored {
+        assert_holds(spool.as_ref(), id, len).await;
+    }
+    assert_eq!(enumerate(spool.as_ref()).await.len(), stored.len());
+    assert_ne!(spool.recovery().damage, [], "the ledger is missing");
+    // Like a crash.
+    drop(spool);
+    broken.assert_reopens_with(&stored).await;
+}

@@ -151,7 +151,13 @@ pub(crate) fn recover(
         found.damage.push(FileDamage { path: dir.to_owned(), what });
     }
     (found.retained, found.journal) = by_generation.into_values().partition(|segment| !segment.is_counted());
-    found.replayed = replay(&found.journal, spool, filed)?;
+    let is_journal = |segment: &&Arc<Segment>| segment.role == Role::Journal;
+    let kept: Vec<Arc<Segment>> = match filed.unknown && repair {
+        // Nobody says whether all that is in them is filed: a crash may have come in between.
+        true => found.retained.iter().filter(is_journal).cloned().collect(),
+        false => Vec::new(),
+    };
+    found.replayed = replay(&found.journal, &kept, spool, filed)?;
     found.torn_records = found.replayed.torn.len() as u64;
     if repair {
         cut_torn_tail(&found.journal, &found.replayed, salt_of(spool))?;
@@ -273,7 +279,13 @@ fn begins_with_zeros(file: &dyn StorageFile, size: u64) -> io::Result<bool> {
     Ok(page.iter().all(|byte| *byte == 0))
 }
 
-fn replay(journal: &[Arc<Segment>], spool: [u8; 16], filed: &Filed) -> Result<Replayed, RecoveryError> {
+/// Replays the journal, and beside it what is in the segments `kept`, of which nobody knows what is missing between them.
+fn replay(
+    journal: &[Arc<Segment>],
+    kept: &[Arc<Segment>],
+    spool: [u8; 16],
+    filed: &Filed,
+) -> Result<Replayed, RecoveryError> {
     let mut replay =
         if filed.unknown { Replay::unknown() } else { Replay::new(filed.seq, filed.durable_seq) };
     let mut first = 0_usize;
@@ -293,8 +305,11 @@ fn replay(journal: &[Arc<Segment>], spool: [u8; 16], filed: &Filed) -> Result<Re
         path: journal[number].path.clone(),
         source,
     })?;
+    scan_in_order(kept, salt_of(spool), &mut |_, found| replay.take_kept(found)).map_err(
+        |(number, source)| RecoveryError { doing: "reading", path: kept[number].path.clone(), source },
+    )?;
     let replayed = replay.finish();
-    for segment in journal {
+    for segment in journal.iter().chain(kept) {
         let last = replayed.last_seqs.get(&segment.generation).copied();
         // Nothing from the cut end on: those numbers are used again.
         segment.note_last_seq(last.unwrap_or(0).min(replayed.next_seq.saturating_sub(1)));

@@ -78,6 +78,8 @@ pub(crate) struct Replay {
     doubtful: BTreeMap<u64, Found>,
     /// Other places of records that are or were in `doubtful`.
     copies: Vec<Found>,
+    /// The highest number of those taken by [`Replay::take_kept`].
+    kept: u64,
 }
 
 impl Replay {
@@ -91,6 +93,7 @@ impl Replay {
             told: durable_seq.max(filed_seq),
             doubtful: BTreeMap::new(),
             copies: Vec::new(),
+            kept: 0,
         }
     }
 
@@ -131,6 +134,14 @@ impl Replay {
         self.settle();
     }
 
+    /// Takes a record of a segment that may be filed, after all others. What is missing before it says nothing.
+    pub(crate) fn take_kept(&mut self, found: Found) {
+        if found.intact {
+            self.kept = self.kept.max(found.header.seq);
+            self.apply(found);
+        }
+    }
+
     /// Ends the replay.
     pub(crate) fn finish(mut self) -> Replayed {
         self.settle();
@@ -153,7 +164,7 @@ impl Replay {
             self.state.witness = Some(Witness { seq: self.expected, durable_seq: self.durable });
             self.expected += 1;
         }
-        self.state.next_seq = self.expected;
+        self.state.next_seq = self.expected.max(self.kept + 1);
         self.state
     }
 
