@@ -42,6 +42,12 @@ impl<'a> Rescue<'a> {
         for file in files.iter().chain(&recovered.damage) {
             report.damage.push(damage(&file.path, None, file.what.clone()));
         }
+        if ledger.is_none() {
+            // With it the numbers of the records tell what is missing.
+            let what = "what was in it is not known without the ledger: what it removed or replaced is saved as it was before";
+            let journal = recovered.damage.iter().map(|file| damage(&file.path, None, what.to_owned()));
+            report.unsaved.extend(journal);
+        }
         for gap in &recovered.replayed.gaps {
             report.lost += gap.last - gap.first + 1;
             let what = format!(
