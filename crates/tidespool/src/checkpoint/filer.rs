@@ -219,8 +219,21 @@ impl Filer {
         };
         let count = count.min(unfiled.iter().take_while(few).count().max(1));
         match count.checked_sub(1).map(|last| unfiled[last].generation) {
-            Some(generation) => self.checkpoint(generation).map(|()| true),
+            Some(generation) => match self.checkpoint(generation) {
+                Err(error) if error.is_full_disk() => self.checkpoint_dead(&unfiled, error),
+                filed => filed.map(|()| true),
+            },
             None => Ok(false),
+        }
+    }
+
+    /// On a full disk: files the oldest segments in which nothing lives, for which sled is not needed. They are what removes are written to next.
+    fn checkpoint_dead(&mut self, unfiled: &[Arc<Segment>], error: FilingError) -> Result<bool, FilingError> {
+        let live = self.source.live_bytes();
+        let is_dead = |segment: &&Arc<Segment>| !live.contains_key(&segment.generation);
+        match unfiled.iter().take_while(is_dead).last() {
+            Some(last) => self.checkpoint(last.generation).map(|()| true),
+            None => Err(error),
         }
     }
 

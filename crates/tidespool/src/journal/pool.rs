@@ -353,8 +353,15 @@ impl Pool {
                 self.wake.wait(&mut state);
                 continue;
             }
+            // The last one is for removes: it may use what others are to be left.
+            let is_reserve = state.free.len() < RESERVED;
             drop(state);
-            let made = self.create_if_room(self.segment_size);
+            let made = match self.create_if_room(self.segment_size) {
+                Err(error) if is_reserve && error.kind() == io::ErrorKind::StorageFull => {
+                    self.allocate(self.segment_size)
+                }
+                made => made,
+            };
             let failed = made.is_err();
             match made {
                 Ok(segment) => self.give(segment),
