@@ -170,6 +170,8 @@ pub(crate) fn recover(
 /// A sync that failed in the last run may have left there what never came to the disk, and the next sync would be content with it. What was only not
 /// synced yet is synced now.
 fn read_from_disk(file: &dyn StorageFile) -> io::Result<()> {
+    // First what a failed sync left: after that the next one says the truth of the rest.
+    file.forget_cached();
     file.sync_data()?;
     file.forget_cached();
     Ok(())
