@@ -118,7 +118,8 @@ impl SledStore {
         let forget = || data_file.forget_cached_pages(&*storage, dir).map_err(|err| failed(err.into()));
         match opening {
             Opening::First if options.unclean => {
-                // What was only not synced yet is synced now.
+                // First what a failed sync left; what was only not synced yet is synced then.
+                forget()?;
                 data_file.sync().map_err(|err| failed(err.into()))?;
                 forget()?;
             }
