@@ -1,6 +1,7 @@
 //! Finds out at open what the segment files hold.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -92,6 +93,7 @@ pub(crate) fn recover(
 ) -> Result<Recovered, RecoveryError> {
     let mut found = Recovered::default();
     let mut by_generation = BTreeMap::new();
+    let mut headless = Vec::new();
     let files = match segment_files(storage, dir) {
         Err(error) if error.source.kind() == io::ErrorKind::NotFound => {
             found.damage.push(FileDamage { path: dir.to_owned(), what: "it is missing".to_owned() });
@@ -108,8 +110,8 @@ pub(crate) fn recover(
         let file = storage
             .open(&path, if repair { OpenMode::Write } else { OpenMode::Read })
             .map_err(|source| RecoveryError { doing: "opening", path: path.clone(), source })?;
-        if repair && !filed.clean_end {
-            read_from_disk(&*file).map_err(|source| RecoveryError {
+        if repair {
+            read_from_disk(&*file, filed.clean_end).map_err(|source| RecoveryError {
                 doing: "syncing",
                 path: path.clone(),
                 source,
@@ -129,8 +131,11 @@ pub(crate) fn recover(
             }
             Class::Foreign(what) => found.damage.push(FileDamage { path, what }),
             Class::Used(header, remark) => {
-                if let Some(what) = remark {
-                    found.damage.push(FileDamage { path: path.clone(), what });
+                if let Some(remark) = remark {
+                    found.damage.push(FileDamage { path: path.clone(), what: remark.to_string() });
+                }
+                if remark == Some(Remark::Headless) {
+                    headless.push(path.clone());
                 }
                 found.outran_ledger |= outran(header.generation);
                 found.next_generation = found.next_generation.max(generation_after(header.generation));
@@ -160,6 +165,10 @@ pub(crate) fn recover(
     found.replayed = replay(&found.journal, &kept, spool, filed)?;
     found.torn_records = found.replayed.torn.len() as u64;
     if repair {
+        // First: where all that tells the segment's generation is torn, nothing would tell it afterwards.
+        for segment in found.journal.iter().filter(|segment| headless.contains(&segment.path)) {
+            write_first_page(segment, spool)?;
+        }
         cut_torn_tail(&found.journal, &found.replayed, salt_of(spool))?;
     }
     Ok(found)
@@ -167,13 +176,15 @@ pub(crate) fn recover(
 
 /// Has the file read from the disk, and not from what the system has of it in memory.
 ///
-/// A sync that failed in the last run may have left there what never came to the disk, and the next sync would be content with it. What was only not
-/// synced yet is synced now.
-fn read_from_disk(file: &dyn StorageFile) -> io::Result<()> {
+/// A sync that failed in the last run, or in an opening since, may have left there what never came to the disk, and the next sync would be content
+/// with it. What was only not synced yet is synced now; after a clean end there is nothing like that.
+fn read_from_disk(file: &dyn StorageFile, clean_end: bool) -> io::Result<()> {
     // First what a failed sync left: after that the next one says the truth of the rest.
     file.forget_cached();
-    file.sync_data()?;
-    file.forget_cached();
+    if !clean_end {
+        file.sync_data()?;
+        file.forget_cached();
+    }
     Ok(())
 }
 
@@ -219,10 +230,30 @@ fn segment_files(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Vec<(u32, Pat
 enum Class {
     /// A segment file of this size without content that counts, last used under that generation.
     Free { size: u64, used_by: u64 },
-    /// In use; with a remark where its header page had to be guessed.
-    Used(SegmentHeader, Option<String>),
+    /// In use.
+    Used(SegmentHeader, Option<Remark>),
     /// Not ours: left alone.
     Foreign(String),
+}
+
+/// What is wrong with a segment in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Remark {
+    /// It has no first page: its header is a guess.
+    Headless,
+    CutShort {
+        size: u64,
+        of: u64,
+    },
+}
+
+impl fmt::Display for Remark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Headless => f.write_str("its first page is damaged; the records after it were read"),
+            Self::CutShort { size, of } => write!(f, "cut short: {size} of {of} bytes are there"),
+        }
+    }
 }
 
 fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Result<Class> {
@@ -243,8 +274,7 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
             let size = if size == header.size { size } else { 0 };
             return Ok(Class::Free { size, used_by: header.generation });
         }
-        let remark =
-            (size < header.size).then(|| format!("cut short: {size} of {} bytes are there", header.size));
+        let remark = (size < header.size).then_some(Remark::CutShort { size, of: header.size });
         return Ok(Class::Used(header, remark));
     }
     match newest_generation(file, salt_of(spool))? {
@@ -254,8 +284,7 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
                 generation > filed.generation && filed.retained.contains(&generation) && !filed.unknown;
             let role = if is_cold { Role::Cold } else { Role::Journal };
             let header = SegmentHeader { role, generation, size, spool };
-            let what = "its first page is damaged; the records after it were read".to_owned();
-            Ok(Class::Used(header, Some(what)))
+            Ok(Class::Used(header, Some(Remark::Headless)))
         }
         Some(used_by) => Ok(Class::Free { size, used_by }),
         None if begins_with_zeros(file, size)? => Ok(Class::Free { size: 0, used_by: 0 }),
@@ -317,6 +346,19 @@ fn replay(
         segment.note_last_seq(last.unwrap_or(0).min(replayed.next_seq.saturating_sub(1)));
     }
     Ok(replayed)
+}
+
+/// Gives a segment the first page that it is taken to have had.
+fn write_first_page(segment: &Segment, spool: [u8; 16]) -> Result<(), RecoveryError> {
+    let Segment { role, generation, size, .. } = *segment;
+    let page = SegmentHeader { role, generation, size, spool }.encode();
+    write_all_at(&*segment.file, &mut [IoSlice::new(&page)], 0)
+        .and_then(|()| segment.file.sync_data())
+        .map_err(|source| RecoveryError {
+            doing: "writing the first page of",
+            path: segment.path.clone(),
+            source,
+        })
 }
 
 /// Overwrites the headers of records that were never acknowledged: their numbers are used again. Makes the rest durable.

@@ -177,6 +177,25 @@ fn records_are_read_behind_a_damaged_first_page() {
     assert_eq!(recovered.damage[0].path, bench.path(1));
 }
 
+/// Only batches tell the generation of a segment without its first page. Here one begins with a damaged record, and the other one is torn: what
+/// stands between stays readable when the torn one is cut.
+#[test]
+fn what_is_behind_a_damaged_first_page_stays_when_the_torn_end_is_cut() {
+    let made = Made::new(1)
+        .batch(0, &[put(1, 1, "one"), put(2, 2, "two"), put(3, 3, "three")])
+        .batch(0, &[put(5, 5, "torn")])
+        .flip(1, 3)
+        .flip_first_page();
+    let bench = Bench::new(&[&made]);
+    let filed = Filed { durable_seq: 3, ..Filed::default() };
+    for torn in [1, 0] {
+        let recovered = bench.recover_with(&filed);
+        assert_holds(&recovered, &[(2, b"two"), (3, b"three")]);
+        assert_eq!((recovered.replayed.gaps, recovered.torn_records), (vec![gap(1, 1)], torn));
+    }
+    assert_eq!(bench.recover_with(&filed).damage, []);
+}
+
 #[test]
 fn a_filed_segment_with_a_damaged_first_page_is_free() {
     let filed = Made::new(1).batch(0, &[put(1, 1, "one")]).flip_first_page();
