@@ -9,7 +9,7 @@ use tidespool_testkit::faults::{Call, Fault};
 use tidespool_testkit::{payload, wait};
 use tokio::task::JoinSet;
 
-use crate::faults::{Broken, committing};
+use crate::broken::{Broken, committing};
 use crate::setup::{KIB, MIB, Tiered, assert_absent, assert_holds, put, stop};
 
 const HOUR: Duration = Duration::from_secs(3600);

@@ -6,7 +6,7 @@ use tidespool_core::{NotFound, Spool, SpoolId, SpoolUnhealthyError};
 use tidespool_testkit::faults::{Call, Fault};
 use tidespool_testkit::{payload, wait};
 
-use crate::faults::{Broken, HOUR, LARGE, begin, committing, is_thread};
+use crate::broken::{Broken, HOUR, LARGE, begin, committing, is_thread};
 use crate::setup::{MIB, assert_absent, assert_holds, enumerate, healthy, put, stop};
 
 const BROKEN: &str = "the spool is not accepting writes";

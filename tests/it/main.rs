@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod broken; // the small spools of `setup`, on a disk that breaks as told
 mod setup; // small spools in directories of their own, and the calls that most tests are made of
 
 mod backlog; // more than the journal holds, and its room given back

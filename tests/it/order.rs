@@ -12,7 +12,7 @@ use tidespool_core::Spool as _;
 use tidespool_testkit::faults::{Call, Fault, FaultyStorage, Moment};
 use tidespool_testkit::wait;
 
-use crate::faults::{Broken, HOUR, LARGE, committing, is_thread};
+use crate::broken::{Broken, HOUR, LARGE, committing, is_thread};
 use crate::setup::{KIB, MIB, Tiered, assert_holds, put, stop};
 
 /// A checkpoint, as far as it can be seen.

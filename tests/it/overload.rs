@@ -12,7 +12,7 @@ use tidespool_testkit::faults::{Call, Fault, FaultyStorage};
 use tidespool_testkit::{payload, wait};
 use tokio::task::JoinSet;
 
-use crate::faults::{Broken, HOUR, SLOW, committing};
+use crate::broken::{Broken, HOUR, SLOW, committing};
 use crate::setup::{KIB, MIB, Tiered, assert_holds, put, stop};
 
 const MESSAGE: usize = 64 * 1024;

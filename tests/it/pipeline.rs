@@ -8,7 +8,7 @@ use tidespool_testkit::faults::{Call, Fault};
 use tidespool_testkit::{payload, wait};
 use tokio::task::JoinHandle;
 
-use crate::faults::{Broken, HOUR, LARGE, SLOW, begin, committing, is_thread};
+use crate::broken::{Broken, HOUR, LARGE, SLOW, begin, committing, is_thread};
 use crate::setup::{KIB, MIB, assert_holds, healthy, put, stop};
 
 /// As a server does: while the gate is shut nothing is stored.

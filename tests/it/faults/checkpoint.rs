@@ -1,0 +1,155 @@
+//! A checkpoint fails, or does not end.
+
+use tidespool::TieredSpool;
+use tidespool_core::{Spool, SpoolId};
+use tidespool_testkit::faults::{Call, Fault};
+
+use crate::broken::{Broken, HOUR, LARGE, is_thread};
+use crate::setup::{KIB, assert_holds, enumerate, healthy, put, stop};
+
+/// Whichever call of writing the ledger fails, in whichever of a checkpoint's two writes, and in the file that then takes its place: the
+/// checkpoint is made again, and nothing is lost, not even if the process dies before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_cannot_be_written_costs_nothing() {
+    let is_ledgers = |fault: Fault| {
+        fault.only(|moment| {
+            is_thread("tidespool-filer")
+                && (moment.name.starts_with("ledger") || moment.call == Call::SyncDir)
+        })
+    };
+    for (call, nth) in [(Call::Write, 1), (Call::Write, 2), (Call::Sync, 1), (Call::Sync, 2)] {
+        for then in [None, Some(Call::Create), Some(Call::Sync), Some(Call::Rename), Some(Call::SyncDir)] {
+            for dies in [false, true] {
+                let what = format!("{call:?} {nth}, then {then:?}, dies: {dies}");
+                let broken = Broken::new(|config| config.checkpoint_after(HOUR));
+                let spool = broken.start().await;
+                let mut stored = Vec::new();
+                for n in 0..12 {
+                    let len = if n % 2 == 0 { LARGE } else { 900 };
+                    stored.push((put(spool.as_ref(), len, true).await, len));
+                }
+                spool.compact().await.expect("compact");
+                // Of the filed ones some go, and some come.
+                for (id, _) in stored.drain(..6) {
+                    spool.remove(id).await.expect("remove");
+                }
+                stored.push((put(spool.as_ref(), LARGE, true).await, LARGE));
+                // Twice: what was removed may have made the thread rewrite a segment before it is asked for anything.
+                broken.disk.inject(is_ledgers(Fault::on(call)).nth(nth));
+                broken.disk.inject(is_ledgers(Fault::on(call)).nth(nth + 1));
+                spool.compact().await.expect_err(&what);
+                if let Some(then) = then {
+                    broken.disk.inject(is_ledgers(Fault::on(then)).always());
+                    spool.compact().await.expect_err(&what);
+                }
+                for &(id, len) in &stored {
+                    assert_holds(spool.as_ref(), id, len).await;
+                }
+                if !dies {
+                    broken.disk.heal();
+                    spool.compact().await.expect(&what);
+                    healthy(spool.as_ref()).await;
+                    stored.push((put(spool.as_ref(), 900, true).await, 900));
+                    for (id, _) in stored.drain(..2) {
+                        spool.remove(id).await.expect("remove");
+                    }
+                    spool.compact().await.expect(&what);
+                }
+                drop(spool);
+                broken.assert_reopens_with(&stored).await;
+            }
+        }
+    }
+}
+
+/// Segments that a failed checkpoint was to give back are given back by the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_checkpoint_leaks_no_segments() {
+    for nth in 1..=6 {
+        let broken = Broken::new(|config| config.checkpoint_after(HOUR).segment_size(64 * KIB));
+        let spool = broken.start().await;
+        let mut stored = Vec::new();
+        for _ in 0..12 {
+            stored.push(put(spool.as_ref(), LARGE, true).await);
+        }
+        spool.compact().await.expect("compact");
+        assert!(spool.stats().gauges.journal_segments_retained >= 4);
+        for (n, id) in stored.iter().enumerate() {
+            if n % 3 != 0 {
+                spool.remove(*id).await.expect("remove");
+            }
+        }
+        broken.disk.inject(Fault::on(Call::Rename).nth(nth));
+        let _ = spool.compact().await;
+        broken.disk.heal();
+        spool.compact().await.expect("compact");
+        for id in stored.iter().step_by(3) {
+            assert_holds(spool.as_ref(), *id, LARGE).await;
+            spool.remove(*id).await.expect("remove");
+        }
+        spool.compact().await.expect("compact");
+        let gauges = spool.stats().gauges;
+        assert_eq!(gauges.journal_segments_retained, 0, "failure {nth}: {gauges:?}");
+        stop(spool).await;
+        broken.assert_reopens_with(&[]).await;
+    }
+}
+
+/// 24 messages, every other one small enough for sled.
+async fn store_large_and_small(spool: &TieredSpool) -> Vec<(SpoolId, usize)> {
+    let mut stored = Vec::new();
+    for n in 0..24 {
+        let len = if n % 2 == 0 { LARGE } else { 700 };
+        stored.push((put(spool, len, true).await, len));
+    }
+    stored
+}
+
+/// A checkpoint that did not end leaves records in sled that the ledger does not count as filed. The opening after it counts them; the opening after the
+/// next crash once took the ledger for one of an earlier time, and did not replay the segment that was filed in part.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_crash_after_a_checkpoint_that_did_not_end_costs_nothing() {
+    let broken = Broken::new(|config| config.checkpoint_after(HOUR));
+    let spool = broken.start().await;
+    let stored = store_large_and_small(&spool).await;
+    broken.disk.inject(Fault::on(Call::Sync).file("db").always());
+    spool.compact().await.expect_err("sled can't be made durable");
+    drop(spool);
+    broken.disk.heal();
+    for round in ["first", "second", "third"] {
+        let spool = broken.start().await;
+        assert_eq!(spool.recovery().damage, [], "the {round} time");
+        for &(id, len) in &stored {
+            assert_holds(spool.as_ref(), id, len).await;
+        }
+        // Like a crash.
+        drop(spool);
+    }
+    broken.assert_reopens_with(&stored).await;
+}
+
+/// Without a ledger nobody says whether a segment into which sled points is filed to its end. It was taken for that once, and what a checkpoint that did not
+/// end had not come to was missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_ledger_a_segment_that_was_filed_in_part_is_replayed() {
+    let broken = Broken::new(|config| config.checkpoint_after(HOUR));
+    let spool = broken.start().await;
+    let stored = store_large_and_small(&spool).await;
+    // sled hears of the first of them, and not of the others: reading them fails.
+    broken.disk.inject(
+        Fault::on(Call::Read).only(|m| is_thread("tidespool-filer") && m.name.ends_with(".seg")).from(13),
+    );
+    spool.compact().await.expect_err("not all of it can be read");
+    drop(spool);
+    broken.disk.heal();
+    std::fs::remove_file(broken.tiered.path().join("ledger")).unwrap();
+    let spool = broken.start().await;
+    for &(id, len) in &stored {
+        assert_holds(spool.as_ref(), id, len).await;
+    }
+    assert_eq!(enumerate(spool.as_ref()).await.len(), stored.len());
+    assert_ne!(spool.recovery().damage, [], "the ledger is missing");
+    // Like a crash.
+    drop(spool);
+    broken.assert_reopens_with(&stored).await;
+}

@@ -1,0 +1,119 @@
+//! A disk that hangs, or fails until the spool is shut down.
+
+use std::time::Duration;
+
+use tidespool::TieredSpool;
+use tidespool_core::{Spool, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId};
+use tidespool_testkit::faults::{Call, Fault};
+use tidespool_testkit::{payload, wait};
+
+use crate::broken::{Broken, HOUR, LARGE, begin, committing};
+use crate::setup::{MIB, assert_absent, assert_holds, healthy, put, stop};
+
+/// A disk that hangs: no store waits longer than its deadline, memory goes on working, and the spool can be shut down. Its directory stays
+/// locked until the hanging call has returned.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hanging_disk_hangs_nobody() {
+    let broken =
+        Broken::new(|config| config.shutdown_timeout(Duration::from_millis(400)).checkpoint_after(HOUR));
+    let spool = broken.start().await;
+    let kept = put(spool.as_ref(), LARGE, true).await;
+    broken.disk.inject(committing(Fault::on(Call::Sync)).always().block());
+    let store = begin(&spool, SpoolId::new(), 1, 100, Some(Duration::from_millis(50)));
+    let err = wait::bounded("a synced store", store).await.unwrap().expect_err("the disk hangs");
+    assert!(err.root_cause().is::<SpoolCallerDeadlineExceeded>(), "{err:#}");
+    wait::until("the sync hangs", || broken.disk.blocked() == 1).await;
+    let unsynced = put(spool.as_ref(), 2000, false).await;
+    assert_holds(spool.as_ref(), unsynced, 2000).await;
+    assert_holds(spool.as_ref(), kept, LARGE).await;
+    spool.remove(kept).await.expect("remove");
+    assert_absent(spool.as_ref(), kept).await;
+
+    let err = wait::bounded("the shutdown", spool.shutdown()).await.expect_err("the disk hangs");
+    let err = format!("{err:#}");
+    assert!(err.contains("dirty bytes could not be written") && err.contains("hangs"), "{err}");
+    drop(spool);
+    let again = TieredSpool::open_on(broken.tiered.config.clone(), broken.disk.storage()).await;
+    let err = again.expect_err("somebody may still write there");
+    assert!(err.root_cause().is::<tidespool_core::Locked>(), "{err:#}");
+    broken.disk.heal();
+    let spool = broken.start().await;
+    assert_eq!(spool.recovery().damage, []);
+    stop(spool).await;
+}
+
+/// The spool's own bound ends the wait as well, with its own error.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_hanging_disk_the_spools_deadline_holds() {
+    let broken = Broken::new(|config| config.store_deadline(Duration::from_millis(100)));
+    let spool = broken.start().await;
+    broken.disk.inject(committing(Fault::on(Call::Sync)).always().block());
+    let id = SpoolId::new();
+    let err =
+        wait::bounded("the store", begin(&spool, id, 1, 100, None)).await.unwrap().expect_err("it hangs");
+    assert!(err.root_cause().is::<SpoolBackpressureTimeout>(), "{err:#}");
+    assert_absent(spool.as_ref(), id).await;
+    broken.disk.heal();
+    stop(spool).await;
+    broken.assert_reopens_with(&[]).await;
+}
+
+/// A backlog that lasts shuts the gate, by its bytes or by its age; when it is gone the gate opens.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lasting_backlog_shuts_the_gate_until_it_is_gone() {
+    const BACKLOG: &str = "the spool is catching up";
+    for by_age in [false, true] {
+        let broken = Broken::new(|config| {
+            let health = config.health.clone().backlog_latch_after(Duration::from_millis(50));
+            let health = if by_age {
+                health.dirty_age(Duration::from_millis(200))
+            } else {
+                health.dirty_age(HOUR).dirty_fraction(0.5)
+            };
+            config.health(health).dirty_limit(MIB)
+        });
+        let spool = broken.start().await;
+        broken.disk.inject(committing(Fault::on(Call::Sync)).always().block());
+        let mut stored = vec![(put(spool.as_ref(), 1000, false).await, 1000)];
+        if !by_age {
+            for _ in 0..3 {
+                stored.push((put(spool.as_ref(), 200_000, false).await, 200_000));
+            }
+        }
+        wait::until("the gate is shut", || spool.unhealthy_reason() == Some(BACKLOG)).await;
+        let id = SpoolId::new();
+        let refused = spool.store(id, payload::shared(id, 1, 10), false, None).await;
+        assert!(refused.unwrap_err().root_cause().is::<tidespool_core::SpoolUnhealthyError>());
+        for &(id, len) in &stored {
+            assert_holds(spool.as_ref(), id, len).await;
+        }
+        broken.disk.heal();
+        healthy(spool.as_ref()).await;
+        stored.push((put(spool.as_ref(), 1000, true).await, 1000));
+        stop(spool).await;
+        broken.assert_reopens_with(&stored).await;
+    }
+}
+
+/// Two shutdowns on a disk that fails: they end, and the first says how much is lost. The disk is not hammered meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_on_a_failing_disk_ends_and_says_what_is_lost() {
+    let broken = Broken::new(|config| config.shutdown_timeout(Duration::from_millis(400)));
+    let spool = broken.start().await;
+    let kept = put(spool.as_ref(), LARGE, true).await;
+    broken.disk.inject(committing(Fault::on(Call::Sync)).always());
+    put(spool.as_ref(), 5000, false).await;
+    let before = broken.disk.count(Call::Sync);
+    for _ in 0..2 {
+        let ended = wait::bounded("the shutdown", spool.shutdown()).await;
+        let err = format!("{:#}", ended.expect_err("something is lost"));
+        assert!(err.contains("5256 dirty bytes could not be written"), "{err}");
+    }
+    let tries = broken.disk.count(Call::Sync) - before;
+    assert!(tries < 100, "{tries} syncs");
+    drop(spool);
+    broken.disk.heal();
+    let spool = broken.start().await;
+    assert_holds(spool.as_ref(), kept, LARGE).await;
+    stop(spool).await;
+}

@@ -1,0 +1,48 @@
+//! Opening fails, and is tried again.
+
+use std::sync::Arc;
+
+use tidespool::TieredSpool;
+use tidespool_testkit::faults::{Call, Fault};
+
+use crate::broken::{Broken, HOUR, LARGE, is_thread};
+use crate::setup::{put, stop};
+
+/// A disk that is full when a spool is made gives sled's settings no room; the ballast does. What a sync of them failed for is read from the disk
+/// before they are synced again: it once was taken from memory, where it may be all that there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_sled_could_not_sync_while_it_was_made_is_not_trusted() {
+    let broken = Broken::new(|config| config);
+    broken.disk.inject(Fault::on(Call::Sync).file("conf").full_disk());
+    let spool = broken.start().await;
+    assert_eq!(broken.disk.trusted_again(), [""; 0]);
+    let id = put(spool.as_ref(), LARGE, true).await;
+    stop(spool).await;
+    broken.assert_reopens_with(&[(id, LARGE)]).await;
+}
+
+/// After an orderly end, too, recovery believes no file that it could not sync before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_an_opening_could_not_sync_is_not_trusted_by_the_next() {
+    for ends_well in [true, false] {
+        let broken = Broken::new(|config| config.checkpoint_after(HOUR));
+        let spool = broken.start().await;
+        let id = put(spool.as_ref(), LARGE, true).await;
+        if ends_well {
+            stop(spool).await;
+        } else {
+            drop(spool);
+        }
+        let syncs =
+            || Fault::on(Call::Sync).only(|m| is_thread("tidespool-open") && m.name.ends_with(".seg"));
+        broken.disk.inject(syncs().full_disk());
+        let opened = TieredSpool::open_on(broken.tiered.config.clone(), broken.disk.storage()).await;
+        // Tried again at once where giving up the ballast may help.
+        assert_eq!(broken.disk.strikes().len(), 1, "{opened:?}");
+        if let Ok(spool) = opened {
+            stop(Arc::new(spool)).await;
+        }
+        broken.assert_reopens_with(&[(id, LARGE)]).await;
+        assert_eq!(broken.disk.trusted_again(), [""; 0], "ends well: {ends_well}");
+    }
+}

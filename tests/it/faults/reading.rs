@@ -1,0 +1,83 @@
+//! Reading fails, or is not needed.
+
+use tidespool_core::{Corrupt, NotFound, Spool, SpoolEntry};
+use tidespool_testkit::faults::{Call, Fault};
+use tidespool_testkit::{payload, wait};
+
+use crate::broken::{Broken, HOUR, LARGE};
+use crate::setup::{assert_holds, enumerate, healthy, put, stop};
+
+/// A read that fails says nothing of the message: it is neither missing nor damaged. Enumerating waits until it can be told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_error_is_neither_a_missing_nor_a_damaged_message() {
+    let broken = Broken::new(|config| config);
+    let spool = broken.start().await;
+    let mut stored = Vec::new();
+    for n in 0..20 {
+        stored.push((put(spool.as_ref(), LARGE + n, n % 2 == 0).await, LARGE + n));
+    }
+    spool.compact().await.expect("compact");
+    spool.advise_low_memory().await.expect("advise_low_memory");
+    broken.disk.inject(Fault::on(Call::Read).file(".seg").always());
+    for (id, _) in &stored {
+        let root = spool.load(*id).await.expect_err("the disk fails");
+        let root = root.root_cause();
+        assert!(!root.is::<NotFound>() && !root.is::<Corrupt>(), "{root}");
+        assert_eq!(
+            root.downcast_ref::<std::io::Error>().map(|err| err.to_string().contains(".seg")),
+            Some(true),
+            "{root}"
+        );
+    }
+    let before = broken.disk.count(Call::Read);
+    let enumeration = {
+        let spool = spool.clone();
+        tokio::spawn(async move { enumerate(spool.as_ref()).await })
+    };
+    wait::until("enumerating tries again", || broken.disk.count(Call::Read) > before + 2).await;
+    assert!(!enumeration.is_finished());
+    broken.disk.heal();
+    let entries = wait::bounded("enumerating", enumeration).await.unwrap();
+    assert_eq!(entries.len(), stored.len());
+    for entry in entries {
+        let SpoolEntry::Item { id, data } = entry else { panic!("reported as damaged: {entry:?}") };
+        let len = stored.iter().find(|(other, _)| *other == id).map(|(_, len)| *len).unwrap();
+        payload::assert_is(id, 1, len, &data);
+    }
+    for &(id, len) in &stored {
+        assert_holds(spool.as_ref(), id, len).await;
+    }
+    healthy(spool.as_ref()).await;
+    stop(spool).await;
+    broken.assert_reopens_with(&stored).await;
+}
+
+/// What the system has in memory is read without a reading thread, and what it has not, or cannot read so, on one: the message is the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_asks_the_disk_only_for_what_is_not_in_memory() {
+    let broken = Broken::new(|config| config.checkpoint_after(HOUR));
+    let spool = broken.start().await;
+    let mut stored = Vec::new();
+    for n in 0..20 {
+        stored.push((put(spool.as_ref(), LARGE + n, true).await, LARGE + n));
+    }
+    drop(spool);
+    // A start with an empty cache: everything is in the journal.
+    let spool = broken.start().await;
+    let before = broken.disk.count(Call::Read);
+    for &(id, len) in &stored[..10] {
+        assert_holds(spool.as_ref(), id, len).await;
+    }
+    assert_eq!(broken.disk.count(Call::ReadInMemory), 10);
+    // A file system that can't tell, or bytes that are not there.
+    broken.disk.inject(Fault::on(Call::ReadInMemory).always());
+    let asked = broken.disk.count(Call::Read);
+    for &(id, len) in &stored[10..] {
+        assert_holds(spool.as_ref(), id, len).await;
+    }
+    assert!(broken.disk.count(Call::Read) >= asked + 10, "{asked} {before}");
+    assert_eq!(spool.stats().disk_errors(), 0);
+    broken.disk.heal();
+    stop(spool).await;
+    broken.assert_reopens_with(&stored).await;
+}
