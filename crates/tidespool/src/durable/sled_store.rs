@@ -499,7 +499,7 @@ fn engine_error(dir: &Path, doing: &'static str, failure: Failure) -> DurableErr
     DurableError::Engine { path: dir.to_owned(), doing, what, kind }
 }
 
-fn open_patiently(config: &sled::Config) -> Result<sled::Db, Failure> {
+pub(super) fn open_patiently(config: &sled::Config) -> Result<sled::Db, Failure> {
     let started = Instant::now();
     loop {
         match config.open().map_err(Failure::from) {

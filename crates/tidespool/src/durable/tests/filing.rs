@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::durable::record::RecordError;
 use crate::durable::record::tests::records;
+use crate::durable::sled_store::open_patiently;
 use crate::durable::{KeyRange, MAX_WHOLE};
 
 fn all(store: &dyn DurableStore) -> Vec<(Key, Record)> {
@@ -228,7 +229,8 @@ fn a_scan_beside_changes_visits_what_stays_exactly_once() {
 
 /// What damage inside a value, or another program, would leave.
 fn write_raw(dir: &Path, pairs: &[(&[u8], &[u8])]) {
-    let db = sled::Config::new().path(dir.join("sled")).flush_every_ms(None).open().unwrap();
+    // A sled that was dropped just now may still hold its lock.
+    let db = open_patiently(&sled::Config::new().path(dir.join("sled")).flush_every_ms(None)).unwrap();
     let tree = db.open_tree("messages").unwrap();
     for (key, value) in pairs {
         tree.insert(key, *value).unwrap();
