@@ -1,10 +1,12 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tidespool::{BacklogRefusal, Config, HealthConfig, HealthSignal, SignalTimes, TieredSpool};
 use tidespool_core::{NotFound, Spool, SpoolId, SpoolUnhealthyError};
 use tidespool_testkit::faults::{Call, Fault};
 use tidespool_testkit::{payload, wait};
+use tokio::task::JoinHandle;
 
 use crate::broken::{Broken, HOUR, LARGE, begin, committing, is_thread};
 use crate::setup::{MIB, assert_absent, assert_holds, enumerate, healthy, put, stop};
@@ -142,6 +144,185 @@ async fn a_sync_that_does_not_return_shuts_the_gate_and_hangs_nobody() {
     assert!(format!("{error:#}").contains("dirty bytes could not be written"), "{error:#}");
     drop(spool);
     broken.disk.heal();
+}
+
+/// A disk that hangs while the committer is at something that no store waits for: those that come then wait all the same, and are told of.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_hangs_before_anything_came_shuts_the_gate() {
+    let hurried = |config: Config| {
+        health(config.checkpoint_after(HOUR), |health| {
+            health.dirty_age(Duration::from_millis(200)).backlog_latch_after(Duration::from_millis(50))
+        })
+    };
+    // The mark that tells that the last commit was durable; and the file of a message larger than a segment.
+    for (call, len) in [(Call::Write, 500), (Call::Create, 1_000_000)] {
+        let broken = Broken::new(hurried);
+        let spool = broken.start().await;
+        let kept = put(spool.as_ref(), LARGE, true).await;
+        broken.disk.inject(committing(Fault::on(call)).block());
+        if call == Call::Write {
+            wait::until("the mark is being written", || broken.disk.blocked() == 1).await;
+        }
+        let id = SpoolId::new();
+        let store = begin(&spool, id, 1, len, None);
+        shut_for(&spool, HealthSignal::DirtyAge).await;
+        assert!(!store.is_finished());
+        assert_refused(&spool, true).await;
+        broken.disk.heal();
+        wait::bounded("the store", store).await.unwrap().expect("the disk works again");
+        healthy(spool.as_ref()).await;
+        stop(spool).await;
+        broken.assert_reopens_with(&[(kept, LARGE), (id, len)]).await;
+    }
+}
+
+/// Who waits for room when the gate shuts is told so at once: there is no hope of any for now.
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_wait_for_room_are_turned_away_when_the_gate_shuts() {
+    let broken = Broken::new(|config| config.checkpoint_after(HOUR).dirty_limit(MIB));
+    let spool = broken.start().await;
+    broken.disk.inject(committing(Fault::on(Call::Sync)).block());
+    let stores: Vec<_> = (0..20).map(|_| begin_in_memory(&spool, SpoolId::new(), 200_000)).collect();
+    wait::until("the sync hangs", || broken.disk.blocked() == 1).await;
+    let finished = || stores.iter().filter(|store| store.is_finished()).count();
+    wait::until("the room is used up", || spool.stats().gauges.dirty_bytes > MIB / 2).await;
+    assert!(finished() < stores.len(), "there is no room for all");
+    let config = Config::clone(&spool.config());
+    let strict = health(config, |health| health.dirty_fraction(0.3));
+    spool.reconfigure(health(strict, |health| health.backlog_latch_after(Duration::ZERO))).unwrap();
+    let mut turned_away = 0;
+    for store in stores {
+        if let Err(error) = wait::bounded("a store", store).await.unwrap() {
+            assert!(error.root_cause().is::<SpoolUnhealthyError>(), "{error:#}");
+            turned_away += 1;
+        }
+    }
+    assert!(turned_away > 0);
+    assert_eq!(broken.disk.blocked(), 1, "nothing got on");
+    broken.disk.heal();
+    healthy(spool.as_ref()).await;
+    stop(spool).await;
+}
+
+fn begin_in_memory(spool: &Arc<TieredSpool>, id: SpoolId, len: usize) -> JoinHandle<anyhow::Result<()>> {
+    let spool = spool.clone();
+    tokio::spawn(async move { spool.store(id, payload::shared(id, 1, len), false, None).await })
+}
+
+/// A sync fails beside the committer, which hangs in a write: the gate turns for the error, and not when the write returns.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_sync_shuts_the_gate_though_the_committer_hangs() {
+    let broken = Broken::new(|config| config.checkpoint_after(HOUR));
+    let spool = broken.start().await;
+    wait::until("segments are ready", || spool.stats().gauges.journal_segments_free == 2).await;
+    let store = || {
+        let id = SpoolId::new();
+        (id, begin(&spool, id, 1, 60_000, None))
+    };
+    broken.disk.inject(committing(Fault::on(Call::Sync)).block());
+    let mut stores = vec![store()];
+    wait::until("the first sync hangs", || broken.disk.blocked() == 1).await;
+    // These are one batch, for the syncer: its sync fails as soon as the committer hangs in the next.
+    let dirty = spool.stats().gauges.dirty_bytes;
+    stores.extend((0..8).map(|_| store()));
+    wait::until("all have come", || spool.stats().gauges.dirty_bytes > dirty + 8 * 60_000).await;
+    let (begun, disk) = (Arc::new(AtomicBool::new(false)), broken.disk.clone());
+    let (syncing, writing) = (begun.clone(), begun.clone());
+    broken.disk.watch(move |moment| {
+        if is_thread("tidespool-sync") && moment.call == Call::Sync {
+            syncing.store(true, Ordering::SeqCst);
+            while disk.blocked() == 0 {
+                std::thread::yield_now();
+            }
+        }
+    });
+    broken.disk.inject(Fault::on(Call::Sync).only(|_| is_thread("tidespool-sync")));
+    let is_next = move || is_thread("tidespool-commit") && writing.load(Ordering::SeqCst);
+    broken.disk.inject(Fault::on(Call::Write).only(move |_| is_next()).block());
+    broken.disk.release();
+    wait::until("the syncer is at it", || begun.load(Ordering::SeqCst)).await;
+    stores.extend((0..8).map(|_| store()));
+    shut_for(&spool, HealthSignal::JournalErrors).await;
+    assert_eq!(broken.disk.blocked(), 1, "the committer hangs");
+    broken.disk.unwatch();
+    broken.disk.heal();
+    let mut stored = Vec::new();
+    for (id, store) in stores {
+        match wait::bounded("a store", store).await.unwrap() {
+            Ok(()) => stored.push((id, 60_000)),
+            Err(error) => assert!(error.root_cause().is::<SpoolUnhealthyError>(), "{error:#}"),
+        }
+    }
+    healthy(spool.as_ref()).await;
+    assert_eq!(spool.stats().errors_journal_sync, 1, "counted once");
+    stop(spool).await;
+    broken.assert_reopens_with(&stored).await;
+}
+
+/// sled broke once, and is not open yet: that many loads find it so is no more errors than one.
+#[tokio::test(flavor = "multi_thread")]
+async fn loads_that_find_sled_out_count_as_no_error_each() {
+    let broken = Broken::new(|config| config.checkpoint_after(HOUR));
+    let spool = broken.start().await;
+    let id = put(spool.as_ref(), 700, true).await;
+    spool.compact().await.expect("compact");
+    // In sled alone from here on.
+    drop(spool);
+    let spool = broken.start().await;
+    broken.disk.inject(Fault::on(Call::Sync).file("db"));
+    broken.disk.inject(Fault::on(Call::Open).file("db").always().block());
+    put(spool.as_ref(), 700, true).await;
+    let compacting = {
+        let spool = spool.clone();
+        tokio::spawn(async move { spool.compact().await })
+    };
+    wait::until("sled is being opened again", || broken.disk.blocked() == 1).await;
+    let before = spool.stats().disk_errors();
+    for _ in 0..50 {
+        let error = spool.load(id).await.expect_err("it is out");
+        assert!(!error.root_cause().is::<NotFound>(), "{error:#}");
+    }
+    assert_eq!(spool.stats().disk_errors(), before);
+    broken.disk.heal();
+    // It failed, or was tried again when sled was there.
+    let _ = wait::bounded("compacting", compacting).await.unwrap();
+    healthy(spool.as_ref()).await;
+    wait::bounded("sled is open again", async {
+        while spool.load(id).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    stop(spool).await;
+}
+
+/// The ballast is put back after the work is done, and that hangs: no more is filed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ballast_that_hangs_when_it_is_put_back_shuts_the_gate() {
+    let broken = Broken::new(|config| {
+        let config = config.checkpoint_after(HOUR).ballast(MIB);
+        health(config, |health| health.checkpoint_stall(Duration::from_secs(1)))
+    });
+    let spool = broken.start().await;
+    let id = put(spool.as_ref(), LARGE, true).await;
+    // The ledger meets a full disk once, and the ballast goes.
+    broken.disk.inject(
+        Fault::on(Call::Write).only(|m| is_thread("tidespool-filer") && m.name == "ledger").full_disk(),
+    );
+    broken
+        .disk
+        .inject(Fault::on(Call::Sync).only(|m| is_thread("tidespool-filer") && m.name == "ballast").block());
+    let compacting = {
+        let spool = spool.clone();
+        tokio::spawn(async move { spool.compact().await })
+    };
+    wait::until("the ballast hangs", || broken.disk.blocked() == 1).await;
+    shut_for(&spool, HealthSignal::StalledCheckpoint).await;
+    broken.disk.heal();
+    let _ = wait::bounded("compacting", compacting).await.unwrap();
+    healthy(spool.as_ref()).await;
+    stop(spool).await;
+    broken.assert_reopens_with(&[(id, LARGE)]).await;
 }
 
 /// The thread that files hangs in the ledger's sync: nothing fails, and nothing gets on.

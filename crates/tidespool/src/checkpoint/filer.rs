@@ -125,13 +125,12 @@ impl Filer {
     }
 
     fn note<T>(&mut self, done: &Result<T, FilingError>) {
-        if done.is_ok() {
-            self.filing.end_work();
-        }
         match done {
             Ok(_) => {
                 self.retry = Retry::default();
                 self.ballast.restore();
+                // Now only: a disk that hangs may do so here as well.
+                self.filing.end_work();
             }
             Err(error) => {
                 self.events.failed(error);

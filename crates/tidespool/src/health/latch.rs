@@ -146,10 +146,14 @@ impl Latch {
         self.config.allow_unlatch && now.saturating_duration_since(quiet_since) >= self.quiet_time()
     }
 
-    /// How long it has to be quiet.
+    /// How long it has to be quiet. With no quiet time at all a gate would go on flapping, however patient.
     fn quiet_time(&self) -> Duration {
-        let longest = self.latched().map(|signal| self.config.unlatch_after_of(signal)).max();
-        longest.unwrap_or_default() * self.patience
+        let longest =
+            self.latched().map(|signal| self.config.unlatch_after_of(signal)).max().unwrap_or_default();
+        match self.patience {
+            1 => longest,
+            patience => longest.max(LEAST_WAIT / MOST_PATIENCE) * patience,
+        }
     }
 
     /// The worst first.

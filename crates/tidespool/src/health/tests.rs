@@ -203,6 +203,17 @@ fn a_gate_that_opened_too_early_waits_longer_the_next_time() {
     assert_eq!(script.feed_for(seconds(60), now), [(5_000, Transition::Open)]);
 }
 
+/// An error every second, and a gate that is told to open at once.
+#[test]
+fn with_no_quiet_time_the_gate_does_not_flap() {
+    let mut script = Script::new(HealthConfig::default().unlatch_after(Duration::ZERO));
+    let mut moves = Vec::new();
+    for second in 1..=60 {
+        moves.extend(script.feed_for(seconds(1), Sample { journal_errors: second, ..QUIET }));
+    }
+    assert!(moves.len() <= 10, "{} moves in a minute: {moves:?}", moves.len());
+}
+
 #[test]
 fn with_no_latch_time_backlog_shuts_at_once() {
     let mut script = Script::new(HealthConfig::default().backlog_latch_after(Duration::ZERO));

@@ -50,8 +50,8 @@ impl SyncJob {
 }
 
 impl SyncEnd {
-    pub(crate) fn is_err(&self) -> bool {
-        self.result.is_err()
+    pub(crate) fn error(&self) -> Option<&io::Error> {
+        self.result.as_ref().err()
     }
 
     /// How long the disk took.

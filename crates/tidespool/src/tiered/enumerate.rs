@@ -16,7 +16,7 @@ use chrono::{DateTime, Utc};
 use futures_lite::future;
 use tidespool_core::{Closed, SpoolEntry, SpoolId};
 
-use super::lookup::{InMemory, LookupError, in_memory, on_disk};
+use super::lookup::{InMemory, LookupError, in_memory, on_disk, sled_failed};
 use super::shared::Shared;
 use crate::durable::{DurableError, Key, KeyRange, Record};
 use crate::journal::{Newest, Place};
@@ -249,7 +249,7 @@ fn scan_step(shared: &Shared, range: &KeyRange) -> Result<Vec<(Key, Option<Recor
         // What nobody can name is no message; it was told when the spool was opened.
         Ok(()) | Err(DurableError::ForeignKeys { .. }) => Ok(records),
         Err(error) => {
-            shared.filing.kick();
+            sled_failed(shared, &error);
             Err(error.to_string())
         }
     }

@@ -141,13 +141,18 @@ fn filed(shared: &Shared, id: &SpoolId) -> Result<Filed, LookupError> {
             Err(LookupError::Corrupt(error.to_string()))
         }
         Err(error) => {
-            let error = io::Error::other(error.to_string());
-            shared.disk_error(Site::Sled, &error);
-            // It opens sled again.
-            shared.filing.kick();
-            Err(LookupError::Io(error))
+            sled_failed(shared, &error);
+            Err(LookupError::Io(io::Error::other(error.to_string())))
         }
     }
+}
+
+/// Counts what took sled out of use, not each time that somebody then finds it so; and has it opened again.
+pub(super) fn sled_failed(shared: &Shared, error: &DurableError) {
+    if error.poisons() {
+        shared.disk_error(Site::Sled, &io::Error::other(error.to_string()));
+    }
+    shared.filing.kick();
 }
 
 /// `None`: the segment is gone.

@@ -258,6 +258,11 @@ impl Mailbox {
         std::mem::take(&mut state.arrivals)
     }
 
+    /// When the first of the stores came that the committer has not taken yet. It takes none while it is with the disk, whatever for.
+    pub(crate) fn oldest_arrival(&self) -> Option<Instant> {
+        self.state.lock().arrivals.first().map(|arrival| arrival.at)
+    }
+
     /// A segment has become free.
     pub(crate) fn room_came(&self) {
         let mut state = self.state.lock();

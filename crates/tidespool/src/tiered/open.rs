@@ -302,8 +302,8 @@ fn start(
     let syncer = Arc::<Syncer>::default();
     let committer = Committer::new(shared.clone(), syncer.clone(), writer);
     let committer = starter.start("tidespool-commit", &directory, move || committer.run())?;
-    let mailbox = shared.mailbox.clone();
-    let syncer = starter.start("tidespool-sync", &directory, move || syncer.run(&mailbox))?;
+    let counted = shared.clone();
+    let syncer = starter.start("tidespool-sync", &directory, move || syncer.run(&counted))?;
     let filer = starter.start("tidespool-filer", &directory, move || filer.run())?;
     let pool = shared.segments.clone();
     let mut others =

@@ -145,7 +145,8 @@ impl Shared {
             0 => None,
             nanos => Some(self.started + Duration::from_nanos(nanos - 1)),
         };
-        let oldest = [in_hand, self.table.oldest_dirty()].into_iter().flatten().min();
+        let oldest = [in_hand, self.mailbox.oldest_arrival(), self.table.oldest_dirty()];
+        let oldest = oldest.into_iter().flatten().min();
         oldest.map_or(Duration::ZERO, |oldest| oldest.elapsed())
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
+use futures_lite::future;
 use tidespool_core::{
     Closed, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId, SpoolUnhealthyError, TooLarge,
 };
@@ -138,12 +139,11 @@ async fn try_store(
     if deadline.at <= now {
         return Err(Refused::Late(deadline.whose));
     }
-    let lane = if floor.is_some() { Lane::Disk } else { Lane::Memory };
-    let permit = match shared.budget.try_admit(size, lane) {
+    let permit = match shared.budget.try_admit(size, lane_of(floor)) {
         Some(permit) => permit,
         // Boxed, as all that seldom happens here: every store pays for the size of its future.
         None => {
-            let permit = Box::pin(wait_for_room(shared, size, lane, now, deadline)).await?;
+            let permit = Box::pin(wait_for_room(shared, size, floor, now, deadline)).await?;
             // It may have been a while.
             if !shared.gate.is_open() && refuses(shared, floor) {
                 return Err(Refused::Unhealthy);
@@ -165,14 +165,32 @@ fn refuses(shared: &Shared, floor: Option<Floor>) -> bool {
     !is_backlog || floor.is_some() || shared.config.load().health.backlog_refusal == BacklogRefusal::All
 }
 
+const fn lane_of(floor: Option<Floor>) -> Lane {
+    match floor {
+        Some(_) => Lane::Disk,
+        None => Lane::Memory,
+    }
+}
+
+/// Ends when the gate is shut for this one.
+async fn turned_away(shared: &Shared, floor: Option<Floor>) {
+    let mut changes = shared.gate.changes();
+    while shared.gate.is_open() || !refuses(shared, floor) {
+        if changes.changed().await.is_err() {
+            return future::pending().await;
+        }
+    }
+}
+
 /// Waits for its turn and its room. It holds nothing but its place meanwhile, and that is given up when this future is dropped.
 async fn wait_for_room(
     shared: &Shared,
     size: u64,
-    lane: Lane,
+    floor: Option<Floor>,
     now: Instant,
     deadline: Deadline,
 ) -> Result<Permit, Refused> {
+    let lane = lane_of(floor);
     if shared.budget.cannot_meet(size, lane, deadline.at.saturating_duration_since(now)) {
         return Err(Refused::Late(deadline.whose));
     }
@@ -186,7 +204,11 @@ async fn wait_for_room(
         shared.closing.closed().await;
         Err(Refused::Closed)
     };
-    let got = deadline.bound(futures_lite::future::or(room, closing)).await;
+    let shut = async {
+        turned_away(shared, floor).await;
+        Err(Refused::Unhealthy)
+    };
+    let got = deadline.bound(future::or(room, future::or(closing, shut))).await;
     shared.stats.store_waited(now.elapsed());
     got?
 }

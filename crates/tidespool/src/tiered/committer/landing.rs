@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Committer, Submitted, Taken, publish};
+use super::{Committer, Submitted, Taken, publish, syncer};
 use crate::journal::{SyncEnd, WriteError};
 
 /// A sync of fewer records, or fewer bytes, is done on the committer's own thread: handing it over would take longer than what it saves.
@@ -37,7 +37,7 @@ impl Committer {
         }
         let job = self.writer.take_sync();
         self.submit(job.up_to(), began);
-        self.land(job.run())?;
+        self.land(syncer::run(job, &self.shared))?;
         self.publish_landed();
         Ok(())
     }

@@ -229,9 +229,9 @@ impl Committer {
         self.arrivals.extend(self.shared.mailbox.take_arrivals());
         landed?;
 
-        self.append_batch();
-        // Before the disk is asked: it may hang, and then this is what tells.
+        // Before the disk is asked, for which a large message is reason enough: it may hang, and then this is what tells.
         self.shared.note_oldest_dirty(self.oldest());
+        self.append_batch();
         let started = Instant::now();
         match self.writer.write() {
             // What has a place is made durable: the segments that it fills can then be filed.
@@ -387,7 +387,8 @@ impl Committer {
         match error {
             WriteError::NoSegment => self.shared.filing.kick(),
             WriteError::Write(source) => self.shared.disk_error(Site::JournalWrite, source),
-            WriteError::Sync(source) => self.shared.disk_error(Site::JournalSync, source),
+            // Whoever did the sync has told.
+            WriteError::Sync(_) => {}
         }
         self.shared.mailbox.pause(Instant::now() + self.retry, matches!(error, WriteError::NoSegment));
         self.retry = (self.retry * 2).min(RETRY.1);

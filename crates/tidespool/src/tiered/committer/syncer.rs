@@ -1,11 +1,10 @@
 //! The thread that waits for the disk, so that the committer fills the next batch meanwhile.
 
-use std::sync::Arc;
-
 use parking_lot::{Condvar, Mutex};
 
-use super::super::mailbox::Mailbox;
-use crate::journal::SyncJob;
+use super::super::shared::Shared;
+use crate::journal::{SyncEnd, SyncJob};
+use crate::stats::Site;
 
 /// Its mailbox: at most one job, for one sync does for all that was written before it begins.
 #[derive(Debug, Default)]
@@ -50,14 +49,14 @@ impl Syncer {
     }
 
     /// The thread, until it is stopped.
-    pub(crate) fn run(&self, mailbox: &Arc<Mailbox>) {
+    pub(crate) fn run(&self, shared: &Shared) {
         while let Some(job) = self.next() {
-            let end = job.run();
-            if end.is_err() {
+            let end = run(job, shared);
+            if end.error().is_some() {
                 let mut state = self.state.lock();
                 (state.queued, state.failed) = (None, true);
             }
-            mailbox.synced(end);
+            shared.mailbox.synced(end);
         }
     }
 
@@ -73,4 +72,13 @@ impl Syncer {
             }
         }
     }
+}
+
+/// Syncs, and counts its failure at once: the committer, who is told next, may be waiting for the same disk.
+pub(super) fn run(job: SyncJob, shared: &Shared) -> SyncEnd {
+    let end = job.run();
+    if let Some(error) = end.error() {
+        shared.disk_error(Site::JournalSync, error);
+    }
+    end
 }
