@@ -8,7 +8,6 @@
 //! `TIDESPOOL_IMAGES_SEED` chooses sizes, what is torn, and which copies are worked on. It is printed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +22,7 @@ use tidespool_testkit::faults::{Call, FaultyStorage, Moment, Unsynced};
 use tidespool_testkit::payload;
 use tidespool_testkit::rng::{Rng, seed_from_env};
 
-use crate::setup::{KIB, MIB, enumerate, small, stop, walk};
+use crate::setup::{KIB, MIB, copy_dir, enumerate, small, stop};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -171,18 +170,6 @@ impl Studio {
     fn assert_all_well(&self) -> u64 {
         assert_eq!(*self.failures.lock(), [""; 0]);
         *self.images.lock()
-    }
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    for path in walk(from) {
-        let target = to.join(path.strip_prefix(from).unwrap());
-        if path.is_dir() {
-            fs::create_dir_all(target).unwrap();
-        } else if let Err(err) = fs::copy(&path, target) {
-            // Segments come and go while this looks.
-            assert_eq!(err.kind(), std::io::ErrorKind::NotFound, "{}: {err}", path.display());
-        }
     }
 }
 

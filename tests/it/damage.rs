@@ -3,12 +3,16 @@ use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidespool::TieredSpool;
+use tidespool::inspect::Inspector;
 use tidespool_core::{Corrupt, NotFound, Spool, SpoolEntry, SpoolId};
+use tidespool_testkit::faults::{Call, Fault};
 use tidespool_testkit::{payload, wait};
 
-use crate::setup::{Tiered, assert_absent, assert_holds, enumerate, healthy, put, stop, walk};
+use crate::broken::{Broken, HOUR};
+use crate::setup::{Tiered, assert_absent, assert_holds, copy_dir, enumerate, healthy, put, stop, walk};
 
 /// Larger than `separate_above`: these stay in segments. The others are whole in sled.
 const LARGE: usize = 20_000;
@@ -316,4 +320,88 @@ async fn a_damaged_message_that_is_asked_for_again_and_again_is_one_finding() {
     .await;
     assert_eq!(spool.stats().corrupt, 1);
     stop(spool).await;
+}
+
+/// A checkpoint that did not end leaves open what sled holds of it, and not of what was filed before: a sled from earlier is noticed. It once was taken
+/// for good wherever the journal had as many records as were missing, and segments that the lost ones pointed into were given up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sled_from_earlier_is_noticed_after_a_checkpoint_that_did_not_end() {
+    let broken = Broken::new(|config| config.checkpoint_after(HOUR));
+    let (sled, earlier) = (broken.tiered.path().join("sled"), broken.tiered.path().join("../earlier"));
+    let mut stored = Vec::new();
+    for round in 0..2 {
+        let spool = broken.start().await;
+        for _ in 0..50 {
+            stored.push(put(spool.as_ref(), SMALL, true).await);
+        }
+        spool.compact().await.expect("compact");
+        stop(spool).await;
+        if round == 0 {
+            copy_dir(&sled, &earlier);
+        }
+    }
+    let spool = broken.start().await;
+    let mut younger = Vec::new();
+    for _ in 0..200 {
+        younger.push(put(spool.as_ref(), SMALL, true).await);
+    }
+    // Everything is in sled by then, and not known to be on stable storage.
+    broken.disk.inject(Fault::on(Call::Sync).file("db").always());
+    spool.compact().await.expect_err("sled can't be made durable");
+    drop(spool);
+    broken.disk.heal();
+    fs::remove_dir_all(&sled).unwrap();
+    fs::rename(&earlier, &sled).unwrap();
+
+    let verified = Inspector::open(&broken.tiered.path()).expect("open").verify().expect("verify");
+    assert!(!verified.damage.is_empty(), "{verified:?}");
+    let spool = broken.start().await;
+    assert_eq!(spool.recovery().lost, 50, "{:?}", spool.recovery());
+    assert_eq!(enumerate(spool.as_ref()).await.len(), 250);
+    for id in stored[..50].iter().chain(&younger) {
+        assert_holds(spool.as_ref(), *id, SMALL).await;
+    }
+    stop(spool).await;
+    broken
+        .assert_reopens_with(&stored[..50].iter().chain(&younger).map(|id| (*id, SMALL)).collect::<Vec<_>>())
+        .await;
+}
+
+/// What was removed may come back with what sled lost. It does not make up for messages that are gone; nor is one lost that was removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn removed_messages_that_come_back_are_not_counted_for_lost_ones() {
+    for is_forgotten in [false, true] {
+        let broken = Broken::new(|config| config.checkpoint_after(Duration::ZERO));
+        let spool = broken.start().await;
+        let mut large = Vec::new();
+        for _ in 0..30 {
+            large.push(put(spool.as_ref(), LARGE, true).await);
+        }
+        for _ in 0..3 {
+            put(spool.as_ref(), SMALL, true).await;
+        }
+        spool.compact().await.expect("compact");
+        let filed = spool.stats().checkpointed_records;
+        for id in large.drain(..6) {
+            spool.remove(id).await.expect("remove");
+        }
+        wait::until("the removals are durable", || spool.stats().gauges.dirty_entries == 0).await;
+        let mut live = 27;
+        // The segment with the removals is used again when there is something else to file, and nothing tells of them then.
+        while is_forgotten && spool.stats().checkpointed_records < filed + 6 {
+            put(spool.as_ref(), SMALL, true).await;
+            live += 1;
+        }
+        stop(spool).await;
+        fs::remove_dir_all(broken.tiered.path().join("sled")).unwrap();
+        let spool = broken.start().await;
+        let report = spool.recovery().clone();
+        assert_eq!(report.refiled, if is_forgotten { 30 } else { 24 }, "{report:?}");
+        let found = enumerate(spool.as_ref()).await.len() as u64;
+        assert_eq!(report.lost, live - (found - (report.refiled - 24)), "{found} of {live}: {report:?}");
+        for id in large {
+            assert_holds(spool.as_ref(), id, LARGE).await;
+        }
+        stop(spool).await;
+    }
 }

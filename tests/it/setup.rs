@@ -128,6 +128,18 @@ pub(crate) fn walk(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Copies a directory and what is in it. Files that go meanwhile are left out.
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
+    for path in walk(from) {
+        let target = to.join(path.strip_prefix(from).unwrap());
+        if path.is_dir() {
+            std::fs::create_dir_all(target).unwrap();
+        } else if let Err(err) = std::fs::copy(&path, target) {
+            assert_eq!(err.kind(), std::io::ErrorKind::NotFound, "{}: {err}", path.display());
+        }
+    }
+}
+
 /// All bytes in files below `dir`.
 pub(crate) fn disk_bytes(dir: &Path) -> u64 {
     walk(dir).iter().filter(|path| path.is_file()).map(|path| path.metadata().unwrap().len()).sum()

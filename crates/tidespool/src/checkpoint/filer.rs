@@ -15,7 +15,7 @@ use super::filing::{FilingMail, FilingTask};
 use super::ledger::{Ledger, LedgerFile};
 use super::recount::Recount;
 use super::retained::{RetainedMap, account, locator};
-use super::stock::take_stock;
+use super::stock::{Unfinished, take_stock};
 use super::verify::{Finding, verify_filed};
 use super::{Filing, FilingError, FilingEvents, Source};
 use crate::durable::{Change, Durable, DurableError, DurableStore, Key, Op, Record, Tally};
@@ -305,8 +305,8 @@ impl Filer {
         next: &mut Ledger,
         apply: impl FnOnce(&Self, &mut RetainedMap) -> Result<Tally, FilingError>,
     ) -> Result<(), FilingError> {
-        let marked =
-            Ledger { filing: true, high: next.high, retained: next.retained.clone(), ..self.ledger.clone() };
+        // The highest keys are those of before: they tell what is new.
+        let marked = Ledger { filing: true, retained: next.retained.clone(), ..self.ledger.clone() };
         self.ledger_file.write(&marked)?;
         self.ledger = marked;
         let delta = apply(self, &mut next.retained)?;
@@ -433,14 +433,20 @@ impl Filer {
             return Ok(());
         }
         let (segments, ledger, ballast) = (&self.segments, &self.ledger, &self.ballast);
-        let least = ledger.tally.records.saturating_sub(self.source.collect(u64::MAX).len() as u64);
+        let journal = self.source.collect(u64::MAX);
+        let unfinished = match ledger.filing {
+            true => Unfinished::by(ledger, journal.iter().map(|(id, newest)| (id, newest))),
+            // What it holds then is compared below.
+            false => Unfinished::any(journal.len() as u64),
+        };
         let mut stock = None;
         let mut count = |store: &dyn DurableStore| {
             // What is counted must be on stable storage: segments are given up on the strength of it.
             store.apply(&mut std::iter::empty(), &mut |_, _| {})?;
-            let found = take_stock(store, segments)?;
-            if found.tally.records < least {
-                let what = format!("{} records are there, at least {least} should be", found.tally.records);
+            let found = take_stock(store, segments, ledger)?;
+            let missing = found.missing(ledger.tally.records, unfinished);
+            if missing > 0 {
+                let what = format!("{} records are there, {missing} more should be", found.tally.records);
                 let path = self.ledger_file.path().to_owned();
                 return Err(DurableError::Engine { path, doing: "counting again", what, kind: None });
             }

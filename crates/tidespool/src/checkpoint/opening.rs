@@ -12,7 +12,7 @@ use super::ballast::Ballast;
 use super::ledger::{Ledger, LedgerError, LedgerFile};
 use super::leftover::newest_puts;
 use super::retained::{Retained, describe, locator, place_of, pointed_to};
-use super::stock::{Stock, count_filed, take_stock};
+use super::stock::{Stock, Unfinished, count_filed, take_stock};
 use crate::durable::{
     Change, Durable, DurableError, Fingerprint, Key, KeyRange, Op, Record, SledOptions, sled_helpers,
 };
@@ -187,7 +187,7 @@ pub(crate) fn open_filed(
                 })?;
                 Stock::by(ledger)
             }
-            _ => count_filed(&durable)?,
+            _ => count_filed(&durable, ledger)?,
         };
         Ok(((durable, unopened), stock))
     })?;
@@ -341,9 +341,7 @@ fn disagreement(ledger: Option<&Ledger>, stock: &Stock, recovered: &Recovered) -
         });
     }
     // A checkpoint was under way: sled may hold any part of what it was to change.
-    let changed = recovered.replayed.newest.len() as u64;
-    (has + changed < should || has > should + changed)
-        .then(|| format!("sled holds {has} records and should hold {should}, give or take {changed}"))
+    stock.contradicts(ledger, Unfinished::by(ledger, recovered.replayed.newest.iter()))
 }
 
 /// What [`settle`] did.
@@ -367,7 +365,7 @@ pub(crate) fn settle(
     replayed: &NewestById,
 ) -> Result<Settled, OpeningError> {
     let should = ledger.tally.records;
-    let before = durable.with(|store| take_stock(store, segments))?;
+    let before = durable.with(|store| take_stock(store, segments, ledger))?;
     // Segments that hold as much alive as the ledger says have lost nothing: what is dead in them stays dead.
     let short: Vec<u64> = ledger
         .retained
@@ -381,19 +379,38 @@ pub(crate) fn settle(
     let puts = newest_puts(short.iter().map(|segment| &**segment), segments.salt()).map_err(
         |(segment, source)| RecoveryError { doing: "reading", path: segment.path.clone(), source },
     )?;
-    let (mut ops, mut refiled) = (Vec::new(), 0);
+    let (mut ops, mut refiled, mut places) = (Vec::new(), 0, HashMap::new());
     for (key, found) in puts {
         let id = found.header.id;
         if !replayed.contains_key(&id) && is_lost(durable, segments, &key, found.header.seq)? {
             refiled += u64::from(found.intact);
+            places.insert(key, found.header.generation);
             ops.push(Op { key, change: Change::Put(record_of(&found)) });
         }
     }
-    if !ops.is_empty() {
-        durable.apply(&mut ops.into_iter(), &mut |_, _| {})?;
+    let mut removed = 0;
+    for (id, _) in replayed.iter().filter(|(_, newest)| newest.place.is_none()) {
+        let key = Key::of(id);
+        removed +=
+            u64::from(ledger.high.may_have(&key) && durable.get(&key).is_ok_and(|found| found.is_none()));
     }
-    let stock = durable.with(|store| take_stock(store, segments))?;
-    let lost = should.saturating_sub(stock.tally.records);
+    let mut back: BTreeMap<u64, u64> = BTreeMap::new();
+    if !ops.is_empty() {
+        durable.apply(&mut ops.into_iter(), &mut |key, before| {
+            if let (None, Some(generation)) = (before, places.get(key)) {
+                *back.entry(*generation).or_default() += 1;
+            }
+        })?;
+    }
+    let stock = durable.with(|store| take_stock(store, segments, ledger))?;
+    // Of what is back some had been removed, and its removal is forgotten: no more of a segment than lived in it make up for what was lost.
+    let lived = |generation: &u64| {
+        let has = before.retained.get(generation).map_or(0, |has| has.live);
+        ledger.retained.get(generation).map_or(0, |wanted| wanted.live.saturating_sub(has))
+    };
+    let made_good: u64 = back.iter().map(|(generation, back)| (*back).min(lived(generation))).sum();
+    // Of what is not there some was removed, and sled had been told of it or not.
+    let lost = should.saturating_sub(before.kept() + removed + made_good);
     ledger.number += 1;
     ledger.lost += lost;
     ledger.take_stock(&stock);

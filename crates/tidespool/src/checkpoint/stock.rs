@@ -8,7 +8,7 @@ use super::ledger::{HighKeys, Ledger};
 use super::opening::OpeningError;
 use super::retained::{Retained, account};
 use crate::durable::{Durable, DurableError, DurableStore, Key, Record, Tally, Visitor};
-use crate::journal::Segments;
+use crate::journal::{Newest, Segments};
 
 /// What sled holds, counted.
 #[derive(Debug, Default)]
@@ -18,6 +18,46 @@ pub(crate) struct Stock {
     pub(crate) high: HighKeys,
     pub(crate) max_seq: u64,
     pub(crate) damaged: Vec<(SpoolId, String)>,
+    /// Where the ledger says that a checkpoint did not end: what was filed before it.
+    before: Option<Reached>,
+    /// Records that were certainly not there before that checkpoint.
+    fresh: u64,
+}
+
+/// How far sled had come before a checkpoint that did not end.
+#[derive(Debug, Clone, Copy)]
+struct Reached {
+    seq: u64,
+    high: HighKeys,
+}
+
+/// What a checkpoint that did not end may have done to what sled held before.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unfinished {
+    /// Records that it may have brought.
+    puts: u64,
+    /// Records that it may have removed.
+    removals: u64,
+}
+
+impl Unfinished {
+    /// So many changes, of whatever kind.
+    pub(super) fn any(changes: u64) -> Self {
+        Self { puts: changes, removals: changes }
+    }
+
+    /// By what is in the journal, and not filed.
+    pub(crate) fn by<'a>(ledger: &Ledger, journal: impl Iterator<Item = (&'a SpoolId, &'a Newest)>) -> Self {
+        let mut changes = Self { puts: 0, removals: 0 };
+        for (id, newest) in journal {
+            if newest.place.is_some() {
+                changes.puts += 1;
+            } else if ledger.high.may_have(&Key::of(id)) {
+                changes.removals += 1;
+            }
+        }
+        changes
+    }
 }
 
 impl Stock {
@@ -28,8 +68,40 @@ impl Stock {
             retained: ledger.retained.clone(),
             high: ledger.high,
             max_seq: ledger.filed_seq.max(ledger.reached_seq),
-            damaged: Vec::new(),
+            ..Self::default()
         }
+    }
+
+    /// One to count with. Of a checkpoint that did not end it tells what is new.
+    pub(crate) fn against(ledger: Option<&Ledger>) -> Self {
+        let unfinished = ledger.filter(|ledger| ledger.filing);
+        let before = unfinished
+            .map(|ledger| Reached { seq: ledger.filed_seq.max(ledger.reached_seq), high: ledger.high });
+        Self { before, ..Self::default() }
+    }
+
+    /// Of the records that were there before a checkpoint that did not end, so many are there, or a few more: where an id came out of order, what is new
+    /// and what was replaced can't be told apart.
+    pub(crate) fn kept(&self) -> u64 {
+        self.tally.records - self.fresh
+    }
+
+    /// Records that are missing, whatever an unfinished checkpoint did; as far as that can be known.
+    pub(crate) fn missing(&self, should: u64, unfinished: Unfinished) -> u64 {
+        should.saturating_sub(self.kept() + unfinished.removals)
+    }
+
+    /// Says what is wrong with what sled holds after a checkpoint that did not end, if anything is.
+    pub(crate) fn contradicts(&self, ledger: &Ledger, unfinished: Unfinished) -> Option<String> {
+        let (has, should, Unfinished { puts, removals }) =
+            (self.tally.records, ledger.tally.records, unfinished);
+        (self.missing(should, unfinished) > 0 || has > should + puts).then(|| {
+            let fresh = self.fresh;
+            format!(
+                "sled holds {has} records, {fresh} of them new, and held {should} before a checkpoint that did not end, of {puts} puts and \
+                 {removals} removals at most"
+            )
+        })
     }
 
     /// Counts one record.
@@ -39,6 +111,8 @@ impl Stock {
         match Record::outline(&key, value) {
             Ok(record) => {
                 self.max_seq = self.max_seq.max(record.seq());
+                let is_fresh = |before: &Reached| record.seq() > before.seq && !before.high.may_have(&key);
+                self.fresh += u64::from(self.before.as_ref().is_some_and(is_fresh));
                 account(&mut self.retained, |_| 0, None, Some(&record));
                 if let Record::Damaged { reason, .. } = record {
                     self.damaged.push((key.id(), reason));
@@ -58,6 +132,8 @@ impl Stock {
         }
         self.high.merge(&other.high);
         self.max_seq = self.max_seq.max(other.max_seq);
+        self.fresh += other.fresh;
+        self.before = self.before.or(other.before);
         self.damaged.extend(other.damaged);
         self
     }
@@ -72,15 +148,19 @@ impl Stock {
 /// Threads that count sled at open: nothing else can be done before.
 const COUNTING: usize = 2;
 
-/// Counts everything that sled holds.
-pub(crate) fn take_stock(store: &dyn DurableStore, segments: &Segments) -> Result<Stock, DurableError> {
-    let mut stock = count(store)?;
+/// Counts everything that sled holds, beside what the ledger says.
+pub(crate) fn take_stock(
+    store: &dyn DurableStore,
+    segments: &Segments,
+    ledger: &Ledger,
+) -> Result<Stock, DurableError> {
+    let mut stock = count(store, Some(ledger))?;
     stock.set_sizes(segments);
     Ok(stock)
 }
 
-fn count(store: &dyn DurableStore) -> Result<Stock, DurableError> {
-    let mut stocks = [const { None }; COUNTING].map(|_: Option<()>| Stock::default());
+fn count(store: &dyn DurableStore, ledger: Option<&Ledger>) -> Result<Stock, DurableError> {
+    let mut stocks: [Stock; COUNTING] = std::array::from_fn(|_| Stock::against(ledger));
     let mut visitors = stocks.each_mut().map(|stock| -> Visitor<'_> {
         Box::new(|key, value| {
             stock.count(key, value);
@@ -115,7 +195,7 @@ pub(super) fn take_stock_beside(
 /// Records that are counted before it is asked again whether to go on.
 const BETWEEN_LOOKS: u64 = 256;
 
-/// Counts what sled holds.
-pub(crate) fn count_filed(durable: &Durable) -> Result<Stock, OpeningError> {
-    Ok(durable.with(count)?)
+/// Counts what sled holds, beside what the ledger says.
+pub(crate) fn count_filed(durable: &Durable, ledger: Option<&Ledger>) -> Result<Stock, OpeningError> {
+    Ok(durable.with(|store| count(store, ledger))?)
 }

@@ -8,7 +8,7 @@ use tidespool_core::{Corrupt, NotFound, SpoolId};
 
 use super::{Damage, Entry, Home, Summary, Verification};
 use crate::checkpoint::{
-    Examined, OpeningError, Places, Stock, count_filed, examine, read_ledger, verify_filed,
+    Examined, Ledger, OpeningError, Places, Stock, count_filed, examine, read_ledger, verify_filed,
 };
 use crate::durable::{Durable, DurableError, Key, KeyRange, Record, SledOptions};
 use crate::journal::{NewestById, Place, Pool, PoolEvents, PoolSettings, ReadError, Segment, Segments};
@@ -66,7 +66,7 @@ impl Look {
         let found = read_ledger(&places, false)?;
         let (durable, examined) = examine(&places, found, false, |ledger| {
             let needs_none = ledger.is_some_and(|ledger| !ledger.filing && ledger.tally.records == 0);
-            open_sled(&places, needs_none, &mut damage)
+            open_sled(&places, ledger, needs_none, &mut damage)
         })?;
         note_damage(&places, &examined, &mut damage);
         let recovered = examined.recovered;
@@ -237,6 +237,7 @@ impl Look {
 /// Opens sled and counts what it holds. That it can't be opened or read is damage, and no reason not to look at the rest.
 fn open_sled(
     places: &Places,
+    ledger: Option<&Ledger>,
     needs_none: bool,
     found: &mut Vec<Damage>,
 ) -> Result<(Option<Durable>, Stock), OpeningError> {
@@ -249,7 +250,7 @@ fn open_sled(
         return Ok(none());
     }
     let opened = Durable::open_sled(&dir, SledOptions::new(SLED_CACHE)).map_err(OpeningError::from);
-    match opened.and_then(|durable| count_filed(&durable).map(|stock| (Some(durable), stock))) {
+    match opened.and_then(|durable| count_filed(&durable, ledger).map(|stock| (Some(durable), stock))) {
         Err(OpeningError::Engine(error)) if error.is_damage() => {
             found.push(damage(&dir, None, error.to_string()));
             Ok(none())
