@@ -18,7 +18,7 @@ struct Args {
     /// Only this kind of fault.
     #[arg(long, value_enum)]
     kind: Option<Kind>,
-    /// Only this call: of all, or for `short` and `torn` of the writes.
+    /// Only this call: of all, or for `short` and `torn` of the writes, for `misread` of the reads.
     #[arg(long, value_name = "N", requires = "kind", conflicts_with = "sample")]
     point: Option<u64>,
     /// Runs at a time.

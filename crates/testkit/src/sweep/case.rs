@@ -30,6 +30,8 @@ pub struct Ran {
     pub calls: u64,
     /// Of these, the writes.
     pub writes: u64,
+    /// And the reads.
+    pub reads: u64,
     /// How long it took.
     pub took: Duration,
     /// Each call, in a run without a fault.
@@ -133,7 +135,7 @@ impl Case {
 
     pub(super) async fn live(mut self) -> Ran {
         let (began, panics) = (Instant::now(), panics::count());
-        let mut counted = (0, 0);
+        let mut counted = (0, 0, 0);
         if let Err(violation) = self.lives(&mut counted).await {
             self.violations.push(violation);
         }
@@ -149,12 +151,12 @@ impl Case {
             self.outcome = self.outcome.max(Outcome::Unnoticed);
         }
         let Self { point, outcome, violations, trace, .. } = self;
-        let (calls, writes) = counted;
+        let (calls, writes, reads) = counted;
         let trace = std::mem::take(&mut *trace.lock());
-        Ran { point, struck, outcome, violations, calls, writes, took: began.elapsed(), trace }
+        Ran { point, struck, outcome, violations, calls, writes, reads, took: began.elapsed(), trace }
     }
 
-    async fn lives(&mut self, counted: &mut (u64, u64)) -> Result<(), String> {
+    async fn lives(&mut self, counted: &mut (u64, u64, u64)) -> Result<(), String> {
         for (number, (steps, end)) in LIVES.into_iter().enumerate() {
             // What was struck while the last life ended is no matter of this one's gate.
             self.strikes_before = self.strikes().len();
@@ -170,7 +172,7 @@ impl Case {
             }
             self.end(open, end).await?;
         }
-        *counted = (self.disk.total(), self.disk.count(Call::Write));
+        *counted = (self.disk.total(), self.disk.count(Call::Write), self.disk.count(Call::Read));
         self.heal();
         self.strikes_before = self.strikes().len();
         let open = self.open().await?;

@@ -24,11 +24,13 @@ pub enum Kind {
     Short,
     /// A write writes a part, and fails with EIO.
     Torn,
+    /// A read gives a wrong byte, once, and says nothing.
+    Misread,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::EioOnce,
         Self::EioThrice,
         Self::EioSticky,
@@ -37,6 +39,7 @@ impl Kind {
         Self::EnospcSticky,
         Self::Short,
         Self::Torn,
+        Self::Misread,
     ];
 
     /// As it is written on the command line.
@@ -51,13 +54,18 @@ impl Kind {
             Self::EnospcSticky => "enospc-sticky",
             Self::Short => "short",
             Self::Torn => "torn",
+            Self::Misread => "misread",
         }
     }
 
-    /// Its points are writes, and not calls of every kind.
+    /// The calls that are its points: all, where it is none of one sort.
     #[must_use]
-    pub fn counts_writes(self) -> bool {
-        matches!(self, Self::Short | Self::Torn)
+    pub fn only(self) -> Option<Call> {
+        match self {
+            Self::Short | Self::Torn => Some(Call::Write),
+            Self::Misread => Some(Call::Read),
+            _ => None,
+        }
     }
 
     /// It lasts until the disk is healed.
@@ -71,7 +79,7 @@ impl Kind {
 
     /// What is struck is told by an error.
     pub(super) fn is_error(self) -> bool {
-        self != Self::Short
+        !matches!(self, Self::Short | Self::Misread)
     }
 }
 
@@ -88,6 +96,7 @@ impl Point {
             Kind::EnospcSticky => Fault::on_any().full_disk().from(number),
             Kind::Short => Fault::on(Call::Write).short(part).nth(number),
             Kind::Torn => Fault::on(Call::Write).torn(part).nth(number),
+            Kind::Misread => Fault::on(Call::Read).corrupt().nth(number),
         }
     }
 }

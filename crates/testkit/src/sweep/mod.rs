@@ -81,7 +81,7 @@ impl Default for Subject {
 /// One fault, at one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Point {
-    /// Which call, from 1: of all, or of the writes, as the kind counts.
+    /// Which call, from 1: of all, or of the writes or reads, as the kind counts.
     pub number: u64,
     /// What happens to it.
     pub kind: Kind,

@@ -1,4 +1,5 @@
 use super::{Kind, Point, Ran};
+use crate::faults::Call;
 use crate::rng::Rng;
 
 /// How many points there are, counted without a fault.
@@ -8,11 +9,13 @@ pub struct Points {
     pub calls: u64,
     /// Of these, the writes.
     pub writes: u64,
+    /// And the reads.
+    pub reads: u64,
 }
 
 impl From<&Ran> for Points {
     fn from(ran: &Ran) -> Self {
-        Self { calls: ran.calls, writes: ran.writes }
+        Self { calls: ran.calls, writes: ran.writes, reads: ran.reads }
     }
 }
 
@@ -60,7 +63,11 @@ impl Plan {
 
 impl Points {
     fn count(&self, kind: Kind) -> u64 {
-        if kind.counts_writes() { self.writes } else { self.calls }
+        match kind.only() {
+            Some(Call::Write) => self.writes,
+            Some(Call::Read) => self.reads,
+            _ => self.calls,
+        }
     }
 }
 
@@ -68,12 +75,12 @@ impl Points {
 mod tests {
     use super::*;
 
-    const OF: Points = Points { calls: 100, writes: 30 };
+    const OF: Points = Points { calls: 100, writes: 30, reads: 20 };
 
     #[test]
     fn all_points_are_each_call_once_a_kind() {
         let plan = Plan::all(OF, &Kind::ALL);
-        assert_eq!(plan.points.len(), 6 * 100 + 2 * 30);
+        assert_eq!(plan.points.len(), 6 * 100 + 2 * 30 + 20);
     }
 
     #[test]

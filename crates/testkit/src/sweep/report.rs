@@ -103,11 +103,11 @@ impl Report {
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = String::new();
-        let Points { calls, writes } = self.of;
+        let Points { calls, writes, reads } = self.of;
         let seed = self.seed.map_or_else(String::new, |seed| format!(", --seed {seed}"));
         let _ = writeln!(
             text,
-            "{} runs; a run without a fault makes {calls} calls, {writes} of them writes{seed}",
+            "{} runs; a run without a fault makes {calls} calls, {writes} of them writes and {reads} reads{seed}",
             self.runs
         );
         let kinds = self.by_kind.iter().map(|(kind, row)| (kind.name().to_owned(), row));
@@ -135,6 +135,7 @@ impl Report {
         json!({
             "calls": self.of.calls,
             "writes": self.of.writes,
+            "reads": self.of.reads,
             "seed": self.seed,
             "runs": self.runs,
             "slowest_run_ms": u64::try_from(self.slowest.as_millis()).unwrap_or(u64::MAX),

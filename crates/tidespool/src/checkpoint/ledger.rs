@@ -182,6 +182,11 @@ impl LedgerFile {
         }
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
         read_exact_at(&*file, &mut bytes, 0).map_err(io)?;
+        if !is_whole(&bytes) {
+            // A slot that was only misread would have the older one count.
+            file.forget_cached();
+            read_exact_at(&*file, &mut bytes, 0).map_err(io)?;
+        }
         newest(&bytes).map(Some).map_err(|what| self.damaged(what))
     }
 
@@ -269,6 +274,12 @@ fn render(ledger: &Ledger, turn: u64, slot_len: u64) -> io::Result<String> {
     };
     let json = serde_json::to_string(&line)?;
     Ok(format!("{json}\n{:08x}\n", crc32c::crc32c(json.as_bytes())))
+}
+
+/// Both slots hold a ledger, or the first one does and the second was never written.
+fn is_whole(bytes: &[u8]) -> bool {
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    parse(first).is_ok() && (parse(second).is_ok() || second.iter().all(|byte| *byte == 0))
 }
 
 /// The newer of the two ledgers in a file, or of what is left of them.

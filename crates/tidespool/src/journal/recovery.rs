@@ -75,6 +75,8 @@ pub(crate) struct Recovered {
     pub(crate) retained: Vec<Arc<Segment>>,
     pub(crate) free: Vec<FreeSegment>,
     pub(crate) damage: Vec<FileDamage>,
+    /// Of which the first page is a guess.
+    headless: Vec<PathBuf>,
     pub(crate) next_slot: u32,
     pub(crate) next_generation: u64,
     /// Records of a torn tail that were cut.
@@ -84,7 +86,58 @@ pub(crate) struct Recovered {
 }
 
 /// Reads every segment in `dir`. With `repair`, cuts torn tails and makes what was read durable.
+///
+/// Nothing is cut on the strength of one reading: what is not as it should be is read again first.
 pub(crate) fn recover(
+    storage: &Arc<dyn Storage>,
+    dir: &Path,
+    spool: [u8; 16],
+    filed: &Filed,
+    repair: bool,
+) -> Result<Recovered, RecoveryError> {
+    let mut found = look(storage, dir, spool, filed, repair)?;
+    if !found.is_as_it_should_be() {
+        let again = look(storage, dir, spool, filed, repair)?;
+        if !again.tells_the_same(&found) {
+            let source = io::Error::other("read twice, it is not the same: the disk, or memory, is at fault");
+            return Err(RecoveryError { doing: "reading", path: dir.to_owned(), source });
+        }
+        found = again;
+    }
+    if repair {
+        // First: where all that tells the segment's generation is torn, nothing would tell it afterwards.
+        for segment in found.journal.iter().filter(|segment| found.headless.contains(&segment.path)) {
+            write_first_page(segment, spool)?;
+        }
+        cut_torn_tail(&found.journal, &found.replayed, salt_of(spool))?;
+    }
+    Ok(found)
+}
+
+impl Recovered {
+    fn is_as_it_should_be(&self) -> bool {
+        let Replayed { gaps, damaged, torn, .. } = &self.replayed;
+        self.damage.is_empty()
+            && gaps.is_empty()
+            && damaged.is_empty()
+            && torn.is_empty()
+            && !self.outran_ledger
+    }
+
+    fn tells_the_same(&self, other: &Self) -> bool {
+        let told = |found: &Self| {
+            let segments = |segments: &[Arc<Segment>]| -> Vec<u64> {
+                segments.iter().map(|segment| segment.generation).collect()
+            };
+            let free: Vec<u32> = found.free.iter().map(|free| free.slot).collect();
+            (segments(&found.journal), segments(&found.retained), free, found.outran_ledger)
+        };
+        self.damage == other.damage && self.replayed == other.replayed && told(self) == told(other)
+    }
+}
+
+/// Finds out what is there, and changes nothing.
+fn look(
     storage: &Arc<dyn Storage>,
     dir: &Path,
     spool: [u8; 16],
@@ -93,7 +146,6 @@ pub(crate) fn recover(
 ) -> Result<Recovered, RecoveryError> {
     let mut found = Recovered::default();
     let mut by_generation = BTreeMap::new();
-    let mut headless = Vec::new();
     let files = match segment_files(storage, dir) {
         Err(error) if error.source.kind() == io::ErrorKind::NotFound => {
             found.damage.push(FileDamage { path: dir.to_owned(), what: "it is missing".to_owned() });
@@ -135,7 +187,7 @@ pub(crate) fn recover(
                     found.damage.push(FileDamage { path: path.clone(), what: remark.to_string() });
                 }
                 if remark == Some(Remark::Headless) {
-                    headless.push(path.clone());
+                    found.headless.push(path.clone());
                 }
                 found.outran_ledger |= outran(header.generation);
                 found.next_generation = found.next_generation.max(generation_after(header.generation));
@@ -164,13 +216,6 @@ pub(crate) fn recover(
     };
     found.replayed = replay(&found.journal, &kept, spool, filed)?;
     found.torn_records = found.replayed.torn.len() as u64;
-    if repair {
-        // First: where all that tells the segment's generation is torn, nothing would tell it afterwards.
-        for segment in found.journal.iter().filter(|segment| headless.contains(&segment.path)) {
-            write_first_page(segment, spool)?;
-        }
-        cut_torn_tail(&found.journal, &found.replayed, salt_of(spool))?;
-    }
     Ok(found)
 }
 

@@ -29,7 +29,7 @@ pub(crate) struct DamagedRecord {
 pub(crate) type NewestById = HashMap<SpoolId, Newest, foldhash::fast::RandomState>;
 
 /// What is left when all records are read.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Replayed {
     pub(crate) newest: NewestById,
     /// The number that the next record gets.

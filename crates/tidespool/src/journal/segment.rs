@@ -212,12 +212,26 @@ impl Segment {
         id: &SpoolId,
         place: Place,
     ) -> Result<(Vec<u8>, u32), ReadError> {
-        let (mut header, mut payload) = ([0; HEADER_LEN], vec![0; place.len as usize]);
-        let mut bufs = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut payload)];
-        read_exact_vectored_at(&*self.file, &mut bufs, place.offset)
-            .map_err(|source| self.failed(place.offset, source))?;
-        let crc = self.check_put(salt, id, place, &header, &payload)?;
-        Ok((payload, crc))
+        self.twice(|| {
+            let (mut header, mut payload) = ([0; HEADER_LEN], vec![0; place.len as usize]);
+            let mut bufs = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut payload)];
+            read_exact_vectored_at(&*self.file, &mut bufs, place.offset)
+                .map_err(|source| self.failed(place.offset, source))?;
+            let crc = self.check_put(salt, id, place, &header, &payload)?;
+            Ok((payload, crc))
+        })
+    }
+
+    /// Reads again, from the disk, what was not right: what was wrong on the way, or in memory, is not damaged. For good is what is said of damage:
+    /// the filer gives up the record.
+    fn twice<T>(&self, read: impl Fn() -> Result<T, ReadError>) -> Result<T, ReadError> {
+        match read() {
+            Err(ReadError::Damaged { .. }) => {
+                self.file.forget_cached();
+                read()
+            }
+            first => first,
+        }
     }
 
     /// The same if all of it is in memory, and is what it should be: never waits for a disk. `None` says nothing about the record.
@@ -251,12 +265,14 @@ impl Segment {
 
     /// The checksum in a record's header, without reading the payload.
     pub(crate) fn read_payload_crc(&self, salt: u32, id: &SpoolId, place: Place) -> Result<u32, ReadError> {
-        let mut bytes = [0; HEADER_LEN];
-        self.read_at(&mut bytes, place.offset)?;
-        match Header::decode(&bytes, salt, self.generation) {
-            Some(header) if header.id == *id && header.payload_len == place.len => Ok(header.payload_crc),
-            _ => Err(self.damaged(place.offset, "the record's header fails its checksum")),
-        }
+        self.twice(|| {
+            let mut bytes = [0; HEADER_LEN];
+            self.read_at(&mut bytes, place.offset)?;
+            match Header::decode(&bytes, salt, self.generation) {
+                Some(header) if header.id == *id && header.payload_len == place.len => Ok(header.payload_crc),
+                _ => Err(self.damaged(place.offset, "the record's header fails its checksum")),
+            }
+        })
     }
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<(), ReadError> {
