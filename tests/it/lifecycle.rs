@@ -274,3 +274,24 @@ async fn settings_changed_after_the_shutdown_touch_nothing() {
     stop(after).await;
     assert!(changed.is_err(), "nor does it say that anything was changed");
 }
+
+/// Whatever has the name of one of the spool's files and is none is an error that names it. Opening a pipe would wait for somebody to write to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_in_place_of_a_file_hangs_nobody() {
+    for name in ["FORMAT", "ledger"] {
+        let tiered = Tiered::new(|config| config);
+        let spool = tiered.start().await;
+        let id = put(spool.as_ref(), 700, true).await;
+        stop(spool).await;
+        let (path, kept) = (tiered.path().join(name), tiered.path().join("kept"));
+        std::fs::rename(&path, &kept).unwrap();
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let opened = wait::bounded("opening", TieredSpool::open(tiered.config.clone())).await;
+        let error = format!("{:#}", opened.expect_err("it is no spool's"));
+        assert!(error.contains(&path.display().to_string()), "{error}");
+        std::fs::rename(&kept, &path).unwrap();
+        let spool = tiered.start().await;
+        assert_holds(spool.as_ref(), id, 700).await;
+        stop(spool).await;
+    }
+}

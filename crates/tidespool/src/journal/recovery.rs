@@ -12,11 +12,11 @@ use tidespool_core::SpoolId;
 use super::pool::{FreeSegment, parse_segment_file_name};
 use super::record::{HEADER_LEN, Header, Kind, payload_crc};
 use super::replay::{Replay, Replayed, Torn, Witness};
-use super::scan::newest_generation;
+use super::scan::{newest_generation, scan};
 use super::scan_ahead::scan_in_order;
 use super::segment::{PAGE, Role, Segment, SegmentHeader, Use};
 use super::segments::salt_of;
-use crate::storage::{OpenMode, Storage, StorageFile, read_exact_at, write_all_at};
+use crate::storage::{OpenMode, Storage, StorageFile, is_no_file, read_exact_at, write_all_at};
 
 /// Room is made ahead for so many records at most: what the first segment holds need not be true of the others.
 const MOST_RESERVED: usize = 4 << 20;
@@ -159,9 +159,14 @@ fn look(
     found.next_generation = filed.next_generation.max(after_filed);
     let outran = |generation: u64| filed.next_generation > 0 && generation >= filed.next_generation;
     for (slot, path) in files {
-        let file = storage
-            .open(&path, if repair { OpenMode::Write } else { OpenMode::Read })
-            .map_err(|source| RecoveryError { doing: "opening", path: path.clone(), source })?;
+        let file = match storage.open(&path, if repair { OpenMode::Write } else { OpenMode::Read }) {
+            Ok(file) => file,
+            Err(error) if is_no_file(&error) => {
+                found.damage.push(FileDamage { path, what: format!("{error}: left alone") });
+                continue;
+            }
+            Err(source) => return Err(RecoveryError { doing: "opening", path, source }),
+        };
         if repair {
             read_from_disk(&*file, filed.clean_end).map_err(|source| RecoveryError {
                 doing: "syncing",
@@ -328,6 +333,13 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
             let is_cold =
                 generation > filed.generation && filed.retained.contains(&generation) && !filed.unknown;
             let role = if is_cold { Role::Cold } else { Role::Journal };
+            // A cold segment that was given up looks the same, and what it holds may be replaced or removed since.
+            let may_be_old = role == Role::Journal && !filed.unknown && !filed.retained.contains(&generation);
+            if may_be_old && newest_seq(file, spool, generation)? <= filed.seq {
+                let what =
+                    "its first page is damaged, and nothing in it is newer than what is filed: left alone";
+                return Ok(Class::Foreign(what.to_owned()));
+            }
             let header = SegmentHeader { role, generation, size, spool };
             Ok(Class::Used(header, Some(Remark::Headless)))
         }
@@ -337,6 +349,12 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
             Ok(Class::Foreign("neither its first page nor any record can be read: left alone".to_owned()))
         }
     }
+}
+
+fn newest_seq(file: &dyn StorageFile, spool: [u8; 16], generation: u64) -> io::Result<u64> {
+    let mut newest = 0;
+    scan(file, salt_of(spool), generation, &mut |found| newest = newest.max(found.header.seq))?;
+    Ok(newest)
 }
 
 fn read_header(file: &dyn StorageFile, size: u64) -> io::Result<Option<SegmentHeader>> {

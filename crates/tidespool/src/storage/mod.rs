@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use os::OsStorage;
+pub(crate) use os::{is_no_file, open_regular};
 
 /// How [`Storage::open`] opens a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The format file: which layout a directory has, and the spool's own random id. What can be told where it is damaged.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _};
 use std::path::Path;
 
@@ -10,6 +10,7 @@ use tidespool_core::{DamagedSpool, UnsupportedFormat};
 use uuid::Uuid;
 
 use crate::journal::spool_of_segment;
+use crate::storage::{is_no_file, open_regular};
 
 /// The layout that this version writes, and the only one that it reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;
@@ -107,9 +108,12 @@ pub(super) fn unfinished(dir: &Path) -> Result<Option<[u8; 16]>> {
 
 fn text_of(path: &Path) -> io::Result<Option<String>> {
     let mut bytes = Vec::new();
-    match File::open(path).and_then(|file| file.take(4096).read_to_end(&mut bytes)) {
+    let open = || open_regular(OpenOptions::new().read(true), path);
+    match open().and_then(|file| file.take(4096).read_to_end(&mut bytes)) {
         Ok(_) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // It says nothing of a format.
+        Err(error) if is_no_file(&error) => Ok(Some(String::new())),
         Err(error) => Err(error),
     }
 }
@@ -128,7 +132,8 @@ fn spools_of_segments(dir: &Path, until: Option<[u8; 16]>) -> BTreeMap<[u8; 16],
     let names = fs::read_dir(dir.join("journal")).into_iter().flatten().filter_map(Result::ok);
     for path in names.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "seg")) {
         let mut bytes = [0; 48];
-        let read = File::open(&path).and_then(|mut file| file.read_exact(&mut bytes));
+        let open = || open_regular(OpenOptions::new().read(true), &path);
+        let read = open().and_then(|mut file| file.read_exact(&mut bytes));
         if let Some(spool) = read.ok().and_then(|()| spool_of_segment(&bytes)) {
             *spools.entry(spool).or_default() += 1;
             if until == Some(spool) {

@@ -196,6 +196,39 @@ fn what_is_behind_a_damaged_first_page_stays_when_the_torn_end_is_cut() {
     assert_eq!(bench.recover_with(&filed).damage, []);
 }
 
+/// A cold segment that was given up, and lost its first page before it was used again: were it taken for one of the journal, what was replaced and removed
+/// since would come back.
+#[test]
+fn old_records_behind_a_damaged_first_page_do_not_come_back() {
+    let old = Made::new(7).batch(1, &[put(1, 1, "replaced"), put(2, 2, "removed")]).flip_first_page();
+    let young = Made::new(6).batch(5, &[put(6, 6, "young")]);
+    let bench = Bench::new(&[&old, &young]);
+    let filed = Filed { generation: 5, seq: 5, durable_seq: 5, ..Filed::default() };
+    for _ in 0..2 {
+        let recovered = bench.recover_with(&filed);
+        assert_holds(&recovered, &[(6, b"young")]);
+        assert_eq!(contents(&recovered).len(), 1);
+        assert_eq!(recovered.damage.len(), 1, "{:?}", recovered.damage);
+        assert_eq!(recovered.damage[0].path, bench.path(0));
+    }
+    assert_eq!(std::fs::read(bench.path(0)).unwrap(), old.bytes, "left alone");
+}
+
+/// Neither waited for nor taken for a segment.
+#[test]
+fn what_is_no_file_is_left_alone_and_named() {
+    let bench = Bench::new(&[&Made::new(1).batch(0, &[put(1, 1, "one")])]);
+    std::fs::create_dir(bench.path(1)).unwrap();
+    let mode = rustix::fs::Mode::from_bits_truncate(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, bench.path(2), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    for repair in [false, true] {
+        let recovered = recover(&bench.storage, bench.dir.path(), SPOOL, &Filed::default(), repair).unwrap();
+        assert_holds(&recovered, &[(1, b"one")]);
+        let named: Vec<PathBuf> = recovered.damage.iter().map(|damage| damage.path.clone()).collect();
+        assert_eq!(named, [bench.path(1), bench.path(2)], "{:?}", recovered.damage);
+    }
+}
+
 #[test]
 fn a_filed_segment_with_a_damaged_first_page_is_free() {
     let filed = Made::new(1).batch(0, &[put(1, 1, "one")]).flip_first_page();
