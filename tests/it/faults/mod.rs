@@ -4,3 +4,4 @@ mod hanging; // nothing answers, or all fails until the spool is shut down
 mod journal; // writing the journal fails
 mod opening; // opening fails, and is tried again
 mod reading; // reading fails
+mod shutdown; // what a shutdown does on a disk that hangs

@@ -1,10 +1,11 @@
 //! Reading fails, or is not needed.
 
+use tidespool::HealthSignal;
 use tidespool_core::{Corrupt, NotFound, Spool, SpoolEntry};
 use tidespool_testkit::faults::{Call, Fault};
 use tidespool_testkit::{payload, wait};
 
-use crate::broken::{Broken, HOUR, LARGE};
+use crate::broken::{Broken, HOUR, LARGE, is_thread};
 use crate::setup::{assert_holds, enumerate, healthy, put, stop};
 
 /// A read that fails says nothing of the message: it is neither missing nor damaged. Enumerating waits until it can be told.
@@ -78,6 +79,27 @@ async fn a_load_asks_the_disk_only_for_what_is_not_in_memory() {
     assert!(broken.disk.count(Call::Read) >= asked + 10, "{asked} {before}");
     assert_eq!(spool.stats().disk_errors(), 0);
     broken.disk.heal();
+    stop(spool).await;
+    broken.assert_reopens_with(&stored).await;
+}
+
+/// A read that panicked was told as the end of the spool, and nobody else heard of it. It is an error, the gate shuts, and the other messages are read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_panics_is_an_error_and_shuts_the_gate() {
+    let broken = Broken::new(|config| config.checkpoint_after(HOUR).read_threads(1));
+    let spool = broken.start().await;
+    let stored = [(put(spool.as_ref(), LARGE, true).await, LARGE)];
+    spool.compact().await.expect("compact");
+    spool.advise_low_memory().await.expect("advise_low_memory");
+    broken
+        .disk
+        .watch(|moment| assert!(moment.call != Call::Read || !is_thread("tidespool-read-0"), "on purpose"));
+    let error = wait::bounded("the load", spool.load(stored[0].0)).await.expect_err("it panicked");
+    assert!(error.root_cause().is::<std::io::Error>(), "{error:#}");
+    let is_shut = || spool.stats().gauges.unhealthy == Some(HealthSignal::DeadWorker);
+    wait::until("the gate is shut", is_shut).await;
+    broken.disk.unwatch();
+    assert_holds(spool.as_ref(), stored[0].0, LARGE).await;
     stop(spool).await;
     broken.assert_reopens_with(&stored).await;
 }

@@ -184,14 +184,14 @@ fn what_sled_lost_when_it_was_opened_again_is_reported() {
     let filer = &mut bench.filer;
     let lost = keys[..2].iter().map(|key| Op { key: *key, change: Change::Remove });
     filer.durable.apply(&mut lost.into_iter(), &mut |_, _| {}).unwrap();
-    filer.durable.close().unwrap();
+    filer.durable.close(Instant::now() + Duration::from_secs(60)).unwrap();
 
     filer.ensure_open().unwrap();
     assert_eq!(filer.ledger.tally.records, 8);
     assert_eq!(bench.filer.durable.tally().unwrap(), bench.filer.ledger.tally);
     assert_eq!(bench.steps(), [Step::Lost(2)]);
     // And nothing is where nothing is lost.
-    bench.filer.durable.close().unwrap();
+    bench.filer.durable.close(Instant::now() + Duration::from_secs(60)).unwrap();
     bench.filer.ensure_open().unwrap();
     assert_eq!(bench.steps(), []);
     assert!(bench.filer.recount.is_done());

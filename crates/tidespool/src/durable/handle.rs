@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -46,6 +47,8 @@ pub(crate) struct Durable {
     current: ArcSwapOption<Box<dyn DurableStore>>,
     /// Held for the whole of a reopening.
     broken: Mutex<Option<Broken>>,
+    /// It was to be closed while a reopening hung: what that opens after all is let go.
+    given_up: AtomicBool,
     /// Why there is none, for those who ask meanwhile.
     why: Mutex<String>,
 }
@@ -90,6 +93,7 @@ impl Durable {
             strays,
             current: ArcSwapOption::from_pointee(store),
             broken: Mutex::default(),
+            given_up: AtomicBool::new(false),
             why: Mutex::default(),
         })
     }
@@ -185,27 +189,43 @@ impl Durable {
             return Err(err);
         }
         self.current.store(Some(Arc::new(store)));
+        if self.given_up.load(Ordering::SeqCst) {
+            self.abandon();
+            return Err(self.unavailable());
+        }
         Ok(Some(Reopened { why: std::mem::take(&mut self.why.lock()), took: started.elapsed() }))
     }
 
-    /// Closes the engine. It can be opened again by [`reopen`](Self::reopen).
+    /// Closes the engine, and waits for that until `by`. It can be opened again by [`reopen`](Self::reopen).
     ///
     /// # Errors
     ///
-    /// [`DurableError::Timeout`] where it, or a broken one before it, did not close in time.
-    pub(crate) fn close(&self) -> Result<(), DurableError> {
-        let started = Instant::now();
+    /// [`DurableError::Timeout`] where it, or a broken one before it, did not close in time, or is just being opened again. It closes when it can.
+    pub(crate) fn close(&self, by: Instant) -> Result<(), DurableError> {
+        let after = by.saturating_duration_since(Instant::now());
+        let late = |doing| DurableError::Timeout { path: self.path.clone(), doing, after };
         if let Some(store) = self.current.load_full() {
             self.retire(&store, "it was closed");
         }
-        let broken = self.broken.lock().take();
-        broken.map_or(Ok(()), |broken| broken.store.close(self.close_timeout))?;
-        let left = self.close_timeout.saturating_sub(started.elapsed());
-        if self.strays.join_all(left) > 0 {
-            let (path, after) = (self.path.clone(), self.close_timeout);
-            return Err(DurableError::Timeout { path, doing: "closing", after });
+        let Some(mut broken) = self.broken.try_lock_until(by) else {
+            self.given_up.store(true, Ordering::SeqCst);
+            self.abandon();
+            return Err(late("opening it again"));
+        };
+        let broken = broken.take();
+        let left = || by.saturating_duration_since(Instant::now());
+        broken.map_or(Ok(()), |broken| broken.store.close(left())).map_err(|_| late("closing"))?;
+        if self.strays.join_all(left()) > 0 {
+            return Err(late("closing"));
         }
         Ok(())
+    }
+
+    /// Lets go of what a reopening brought too late.
+    fn abandon(&self) {
+        if let Some(store) = self.current.swap(None) {
+            store.let_go();
+        }
     }
 
     /// Runs `f` with the engine in use.

@@ -35,6 +35,7 @@ pub(crate) use key::{Class, Key, KeyRange};
 pub(crate) use record::{MAX_WHOLE, Record};
 pub(crate) use sled_store::{SledOptions, SledStore};
 pub(crate) use tally::Tally;
+pub(crate) use worker::Strays;
 
 /// One change of what is filed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,14 +5,15 @@
 //!
 //! A caller waits for a bounded time, then gets an error. A thread cannot be ended from outside: it stays, with sled
 //! and its lock, and is kept in [`Strays`], which count it and join it once it has ended by itself. If it never does,
-//! sled cannot be opened again in this process (the lock is taken), and the process has to be started anew.
+//! sled cannot be opened again in this process (the lock is taken), and the process has to be started anew. It holds the spool's directory all
+//! the time, for it may still write there.
 
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -133,6 +134,7 @@ impl Worker {
         let (end, ended) = sync_channel::<()>(1);
         let grave = Arc::new(Grave::default());
         let failed = Arc::clone(&strays.closing_failed);
+        let held = strays.directory.as_ref().and_then(Weak::upgrade);
         let thread = thread::Builder::new().name("tidespool-sled".to_owned()).spawn(move || {
             let opened = guarded(open);
             let engine = opened.map(|parts| Engine { parts: Some(parts), grave: Arc::clone(&grave), jobs });
@@ -144,6 +146,7 @@ impl Worker {
                 tracing::error!(what = failure.what, "sled failed while it was closed");
                 failed.store(true, Ordering::Release);
             }
+            drop(held);
             drop(end);
         })?;
         let worker = Self { thread, ended };
@@ -182,9 +185,17 @@ pub(crate) struct Strays {
     workers: Mutex<Vec<Worker>>,
     /// Some sled could not write or sync its last when it was closed.
     closing_failed: Arc<AtomicBool>,
+    /// What each thread holds until it ends: the directory with its lock.
+    directory: Option<Weak<dyn Any + Send + Sync>>,
 }
 
 impl Strays {
+    /// Threads that hold `directory` for as long as they live.
+    pub(crate) fn holding<T: Any + Send + Sync>(directory: &Arc<T>) -> Self {
+        let directory: Weak<T> = Arc::downgrade(directory);
+        Self { directory: Some(directory), ..Self::default() }
+    }
+
     fn keep(&self, worker: Worker) {
         self.workers.lock().push(worker);
     }

@@ -14,5 +14,5 @@ mod tests;
 mod window;
 
 pub(crate) use gate::HealthGate;
-pub(crate) use latch::{Latch, Sample};
+pub(crate) use latch::{Latch, Sample, Transition};
 pub(crate) use space::Space;

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -112,8 +113,11 @@ impl PressureMonitor {
         let state = Arc::new(State::default());
         let mut watch = Watch::new(config, sampler, Arc::clone(&state));
         watch.peek();
-        let thread =
-            thread::Builder::new().name("tidespool-pressure".to_owned()).spawn(move || watch.run())?;
+        let death = Death(Arc::clone(&state));
+        let thread = thread::Builder::new().name("tidespool-pressure".to_owned()).spawn(move || {
+            let _death = death;
+            watch.run();
+        })?;
         Ok(Self { handle: Arc::new(Handle { state, thread: Mutex::new(Some(thread)) }) })
     }
 
@@ -197,6 +201,18 @@ pub(super) struct State {
     wake: Condvar,
     latest: Mutex<(Option<PressureReading>, Option<Room>)>,
     pub(super) spools: Spools,
+    has_died: AtomicBool,
+}
+
+/// Notes that the thread panicked: its spools go on without anybody who watches memory, and have to know.
+struct Death(Arc<State>);
+
+impl Drop for Death {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.has_died.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -217,6 +233,10 @@ pub(super) enum Wait {
 impl State {
     pub(super) fn is_stopping(&self) -> bool {
         self.control.lock().is_stopping
+    }
+
+    pub(super) fn has_died(&self) -> bool {
+        self.has_died.load(Ordering::Relaxed)
     }
 
     pub(super) fn publish(&self, reading: Option<PressureReading>, room: Option<Room>) {

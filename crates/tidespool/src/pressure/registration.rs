@@ -54,6 +54,11 @@ impl Registration {
         self.monitor.state().room()
     }
 
+    /// The monitor's thread panicked: nobody watches memory.
+    pub(crate) fn has_died(&self) -> bool {
+        self.monitor.state().has_died()
+    }
+
     /// Gives other settings to the spool's own monitor. One that is shared has settings of its own.
     ///
     /// # Errors

@@ -354,3 +354,34 @@ fn dropping_the_last_handle_ends_the_thread() {
         thread::yield_now();
     }
 }
+
+/// Nobody was told when the thread died: its spools went on as if memory were watched.
+#[test]
+fn the_spools_can_tell_that_the_thread_has_died() {
+    let rig = rig(HOUR_LIKE);
+    let spool = spool(&rig.monitor, 1, 1);
+    assert!(!spool.registration.has_died());
+    rig.monitor.shutdown();
+    assert!(!spool.registration.has_died(), "it was told to end");
+
+    let monitor = PressureMonitor::start_with(config(HOUR_LIKE), Box::new(Panics(0))).unwrap();
+    let spool = self::spool(&monitor, 1, 1);
+    let started = Instant::now();
+    while !spool.registration.has_died() {
+        assert!(started.elapsed() < HANG, "nobody heard of it");
+        thread::yield_now();
+    }
+    monitor.shutdown();
+}
+
+/// After the look that is taken before the thread starts.
+struct Panics(u32);
+
+impl Sampler for Panics {
+    fn sample(&mut self) -> Option<Sample> {
+        self.0 += 1;
+        assert!(self.0 < 2, "on purpose");
+        None
+    }
+    fn set_memory_limit(&mut self, _limit: Option<u64>) {}
+}

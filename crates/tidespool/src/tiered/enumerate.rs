@@ -17,6 +17,7 @@ use futures_lite::future;
 use tidespool_core::{Closed, SpoolEntry, SpoolId};
 
 use super::lookup::{InMemory, LookupError, in_memory, on_disk, sled_failed};
+use super::readers::NotRead;
 use super::shared::Shared;
 use crate::durable::{DurableError, Key, KeyRange, Record};
 use crate::journal::{Newest, Place};
@@ -98,7 +99,8 @@ impl Enumeration {
             let (shared, range) = (self.shared.clone(), range.clone());
             match future::block_on(self.shared.readers.run(move || scan_step(&shared, &range))) {
                 Ok(scanned) => scanned.map(Ok),
-                Err(closed) => Ok(Err(closed)),
+                Err(NotRead::Closed) => Ok(Err(Closed)),
+                Err(NotRead::Panicked(error)) => Err(error.to_string()),
             }
         })?;
         read.map_err(|Closed| Stopped)

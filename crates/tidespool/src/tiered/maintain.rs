@@ -13,6 +13,17 @@ use crate::journal::Role;
 /// Files what is old, recycles, prunes.
 pub(super) async fn cleanup(shared: &Shared) -> Result<()> {
     shared.check_open()?;
+    // The thread that does it may hang.
+    shared.closing.unless_over(clean_up(shared)).await?
+}
+
+/// Files everything, verifies every byte, rewrites retained segments.
+pub(super) async fn compact(shared: &Shared) -> Result<()> {
+    shared.check_open()?;
+    shared.closing.unless_over(compact_all(shared)).await?
+}
+
+async fn clean_up(shared: &Shared) -> Result<()> {
     if has_old_records(shared) && !flush(shared).await? {
         // What can be filed may be what gives the rest its room.
         tracing::warn!("cleaning up does not wait any longer for what is dirty: the disk does not take it");
@@ -22,9 +33,7 @@ pub(super) async fn cleanup(shared: &Shared) -> Result<()> {
     heard.await.map_err(|_| Closed)?.context("cleaning up the spool")
 }
 
-/// Files everything, verifies every byte, rewrites retained segments.
-pub(super) async fn compact(shared: &Shared) -> Result<()> {
-    shared.check_open()?;
+async fn compact_all(shared: &Shared) -> Result<()> {
     if !flush(shared).await? {
         let what = "what is dirty could not be written within store_deadline";
         return Err(io::Error::new(io::ErrorKind::TimedOut, what)).context("compacting the spool");

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use tidespool_core::DamagedSpool;
 
 use super::committer::{Committer, Syncer};
-use super::crew::Crew;
+use super::crew::{Crew, Running};
 use super::directory::Directory;
 use super::keeper::keep;
 use super::mailbox::Mailbox;
@@ -25,7 +25,7 @@ use crate::checkpoint::{
     Ballast, DeadSegments, Drained, Filer, Filing, LedgerFile, Opened, OpeningError, Places, Recount, Retry,
     Source as _, open_filed, settle, without_segment,
 };
-use crate::durable::{DurableError, SledOptions};
+use crate::durable::{DurableError, SledOptions, Strays};
 use crate::health::Space;
 use crate::inspect::Damage;
 use crate::journal::{Pool, PoolSettings, Segments, Writer, give_up_a_free_segment};
@@ -48,10 +48,10 @@ pub(super) fn open(
     monitor: Option<PressureMonitor>,
 ) -> Result<OpenSpool> {
     config.validate()?;
-    let directory = Directory::open_or_create(&config.path)?;
+    let directory = Arc::new(Directory::open_or_create(&config.path)?);
     let places = Places { storage: storage.clone(), dir: directory.path.clone(), spool: directory.spool };
     let ballast = Ballast::new(storage.clone(), &directory.path, config.ballast);
-    let look = || look(&config, &places, &ballast, directory.fresh);
+    let look = || look(&config, &places, &ballast, &directory);
     let Found { opened, stats, mailbox, segments, ledger_file, report } = match look() {
         // A spool that can't be opened can't be emptied.
         Err(error) if is_full_disk(&error) => {
@@ -77,7 +77,7 @@ pub(super) fn open(
     }
     table.will_file(opened.ledger.high);
     let dead = Arc::new(AtomicBool::new(false));
-    let (readers, queue) = Readers::new();
+    let (readers, queue) = Readers::new(dead.clone());
     let next_seq = opened.recovered.replayed.next_seq;
     let (durable, ledger, counted) = (Arc::new(opened.durable), opened.ledger, opened.counted);
     let filing = Arc::new(Filing::default());
@@ -111,7 +111,6 @@ pub(super) fn open(
         filer_settings: settings,
     };
     let shared = Arc::new(Shared::new(parts));
-    let directory = Arc::new(directory);
     let relief = register(&shared, monitor)?;
     let writer = Writer::new(segments, next_seq);
     let crew = start(&shared, filer, writer, &queue, directory, Starter::new(dead), relief)
@@ -145,12 +144,14 @@ struct Found {
 }
 
 /// Reads everything, and makes what is missing.
-fn look(config: &Config, places: &Places, ballast: &Ballast, fresh: bool) -> Result<Found> {
-    let storage = &places.storage;
+fn look(config: &Config, places: &Places, ballast: &Ballast, directory: &Arc<Directory>) -> Result<Found> {
+    let (storage, fresh) = (&places.storage, directory.fresh);
     storage
         .create_dir(&places.journal())
         .with_context(|| format!("creating {}", places.journal().display()))?;
-    let options = SledOptions { storage: storage.clone(), ..SledOptions::new(config.effective_sled_cache()) };
+    let strays = Arc::new(Strays::holding(directory));
+    let options =
+        SledOptions { storage: storage.clone(), strays, ..SledOptions::new(config.effective_sled_cache()) };
     let mut opened =
         open_filed(places, &options, ballast, fresh).map_err(|error| name_damage(error, &places.dir))?;
     let (stats, mailbox) = (Arc::new(Stats::default()), Arc::new(Mailbox::default()));
@@ -307,7 +308,7 @@ fn start(
     let filer = starter.start("tidespool-filer", &directory, move || filer.run())?;
     let pool = shared.segments.clone();
     let mut others =
-        vec![syncer, starter.start("tidespool-prewrite", &directory, move || pool.pool().run_prewriter())?];
+        vec![starter.start("tidespool-prewrite", &directory, move || pool.pool().run_prewriter())?];
     let watched = shared.clone();
     others.push(starter.start("tidespool-watch", &directory, move || watch(&watched))?);
     let probed = shared.clone();
@@ -320,5 +321,6 @@ fn start(
         let name = format!("tidespool-read-{number}");
         others.push(starter.start(&name, &directory, move || run_reader(&queue))?);
     }
-    Ok(Crew::new(committer, filer, others, relief, directory, starter))
+    let running = Running { committer, syncer, filer, others, _relief: relief, directory };
+    Ok(Crew::new(running, starter))
 }

@@ -68,6 +68,10 @@ impl Drop for AtEnd {
 }
 
 impl<T> Thread<T> {
+    pub(crate) fn name(&self) -> String {
+        self.handle.thread().name().unwrap_or("a thread").to_owned()
+    }
+
     pub(crate) fn is_finished(&self) -> bool {
         self.handle.is_finished()
     }

@@ -5,10 +5,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::shared::Shared;
-use crate::health::{Latch, Sample};
+use crate::HealthSignal;
+use crate::health::{HealthGate, Latch, Sample, Transition};
+use crate::pressure::Registration;
 
 /// Runs until the spool closes. Nothing here waits for the disk.
 pub(super) fn watch(shared: &Arc<Shared>) {
+    let _death = Death(&shared.gate);
     let mut config = shared.config.load_full();
     let mut latch = Latch::new(&config);
     let mut syncs = (0, 0);
@@ -38,6 +41,17 @@ pub(super) fn watch(shared: &Arc<Shared>) {
     }
 }
 
+/// Shuts the gate for good if the thread panics: nobody else would see that it has died.
+struct Death<'a>(&'a HealthGate);
+
+impl Drop for Death<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.follow(Transition::Shut(HealthSignal::DeadWorker));
+        }
+    }
+}
+
 fn sample(shared: &Shared, probe: Option<bool>) -> Sample {
     let errors = shared.stats.errors();
     let pool = shared.segments.pool();
@@ -53,7 +67,30 @@ fn sample(shared: &Shared, probe: Option<bool>) -> Sample {
         read_errors: errors.reads,
         damage: errors.corrupt,
         low_space: shared.probe.has_low_space(),
-        dead_worker: shared.worker_dead.load(Ordering::Relaxed),
+        dead_worker: shared.worker_dead.load(Ordering::Relaxed)
+            || shared.monitor.get().is_some_and(Registration::has_died),
         probe,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Its death was noted where only the thread itself looked: the gate stayed as it was, for ever.
+    #[test]
+    fn the_death_of_the_thread_shuts_the_gate() {
+        let gate = HealthGate::default();
+        drop(Death(&gate));
+        assert!(gate.is_open());
+        let died = std::thread::scope(|scope| {
+            let watch = scope.spawn(|| {
+                let _death = Death(&gate);
+                panic!("on purpose");
+            });
+            watch.join()
+        });
+        assert!(died.is_err());
+        assert_eq!(gate.cause(), Some(HealthSignal::DeadWorker));
     }
 }

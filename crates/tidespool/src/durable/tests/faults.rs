@@ -297,7 +297,7 @@ fn the_handle_takes_a_broken_engine_out_of_use_and_opens_it_again() {
     file(&durable, [remove(50)]).unwrap();
     assert_eq!(durable.tally().unwrap(), good);
     assert_eq!(durable.reopen(&mut || panic!("not called"), &mut |_| panic!("not called")).unwrap(), None);
-    durable.close().unwrap();
+    durable.close(Instant::now() + Duration::from_secs(60)).unwrap();
     assert_eq!(durable.stuck_threads(), 0);
 }
 
@@ -306,14 +306,14 @@ fn a_reopening_that_fails_can_be_tried_again() {
     let dir = dir();
     let durable = handle(dir.path(), SledOptions::new(CACHE));
     let filed = file(&durable, (0..50).map(|n| put(n, whole(1, 100)))).unwrap();
-    durable.close().unwrap();
+    durable.close(Instant::now() + Duration::from_secs(60)).unwrap();
     let no = || DurableError::Unavailable { path: dir.path().into(), why: "no room".to_owned() };
     assert_eq!(durable.reopen(&mut || Err(no()), &mut |_| panic!("not called")), Err(no()));
     assert_eq!(durable.reopen(&mut || Ok(()), &mut |_| Err(no())), Err(no()));
     assert!(!durable.is_open());
     durable.reopen(&mut || Ok(()), &mut |_| Ok(())).unwrap().unwrap();
     assert_eq!(durable.tally().unwrap(), filed);
-    durable.close().unwrap();
+    durable.close(Instant::now() + Duration::from_secs(60)).unwrap();
 }
 
 #[test]
@@ -325,7 +325,7 @@ fn a_damaged_message_does_not_take_the_engine_out_of_use() {
     assert!(matches!(err, DurableError::TooLarge { .. }));
     assert!(durable.is_open());
     assert!(durable.memory_bytes() > 0 && durable.size_on_disk() > 0);
-    durable.close().unwrap();
+    durable.close(Instant::now() + Duration::from_secs(60)).unwrap();
     assert_eq!(durable.memory_bytes(), 0);
 }
 
@@ -362,5 +362,5 @@ fn many_callers_meet_one_error_and_one_reopening() {
             assert_eq!(opened.filter(|opened| *opened).count(), 1);
         });
     }
-    durable.close().unwrap();
+    durable.close(Instant::now() + Duration::from_secs(60)).unwrap();
 }
