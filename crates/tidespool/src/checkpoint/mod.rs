@@ -53,7 +53,7 @@ pub(crate) use opening::{
     Examined, Opened, OpeningError, Places, examine, open_filed, read_ledger, settle, without_segment,
 };
 pub(crate) use recount::Recount;
-pub(crate) use retained::{place_of, pointed_to};
+pub(crate) use retained::{Retained, place_of, pointed_to};
 pub(crate) use stock::{Stock, count_filed};
 pub(crate) use verify::verify_filed;
 

@@ -98,9 +98,9 @@ fn save(places: &Places, target: &mut Target, report: &mut Salvage) -> Result<()
         sled_wrong = Some(format!("not all of it can be read ({})", wrong.join("; ")));
     }
     let found = read_ledger(places, false)?;
-    let live = stock.retained.iter().map(|(generation, has)| (*generation, has.live)).collect();
+    let known = stock.retained.iter().map(|(generation, has)| (*generation, has.live)).collect();
     let ((), examined) = examine(places, found, false, |_| Ok(((), stock)))?;
-    let mut rescue = Rescue::new(places, examined, &live, sled_wrong, report)?;
+    let mut rescue = Rescue::new(places, examined, known, sled_wrong, report)?;
     let held = rescue.save_filed(&mut sled, target, report)?;
     sled.close();
     let restored = rescue.save_unfiled(target, report)?;

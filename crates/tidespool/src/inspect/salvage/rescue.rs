@@ -10,9 +10,24 @@ use tidespool_core::SpoolId;
 use super::sled_copy::SledCopy;
 use super::target::Target;
 use super::{Salvage, damage};
-use crate::checkpoint::{Examined, Places, newest_puts, place_of, pointed_to};
-use crate::durable::{Key, Record};
+use crate::checkpoint::{Examined, Places, Retained, newest_puts, place_of, pointed_to};
+use crate::durable::{Key, MAX_WHOLE, Record};
 use crate::journal::{Found, NewestById, Place, Segment, former_segments, salt_of};
+
+/// Puts that were restored from one segment.
+#[derive(Debug, Clone, Copy, Default)]
+struct Puts {
+    /// Too large for sled: of what lives of them it has the places.
+    large: u64,
+    small: u64,
+}
+
+/// How many of the records that sled should hold were restored in its place: not known exactly where some of them may have been removed before.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Restored {
+    least: u64,
+    most: u64,
+}
 
 /// What is known of the spool while it is being saved.
 pub(super) struct Rescue<'a> {
@@ -22,8 +37,10 @@ pub(super) struct Rescue<'a> {
     segments: BTreeMap<u64, Arc<Segment>>,
     /// What filed segments hold, and sled was not seen to know.
     leftover: BTreeMap<Key, Found>,
-    /// Segments in which more lived than sled knows of. `None`: it is not known how much lived in any.
-    short: Option<Vec<u64>>,
+    /// What the ledger says of each segment that is kept for messages in it. `None`: there is no ledger.
+    retained: Option<BTreeMap<u64, Retained>>,
+    /// Of how many messages in each of them sled knows.
+    known: BTreeMap<u64, u64>,
     /// Records that sled should hold, as many more or fewer as an unfinished checkpoint was to file. `None`: not known.
     should: Option<(u64, u64)>,
     /// Why sled is not to be trusted.
@@ -34,7 +51,7 @@ impl<'a> Rescue<'a> {
     pub(super) fn new(
         places: &'a Places,
         examined: Examined,
-        live: &BTreeMap<u64, u64>,
+        known: BTreeMap<u64, u64>,
         unreadable: Option<String>,
         report: &mut Salvage,
     ) -> Result<Self> {
@@ -72,16 +89,12 @@ impl<'a> Rescue<'a> {
             report.damage.push(damage(&places.sled(), None, what.clone()));
         }
         let sled_wrong = wrong.filter(|_| !is_all);
-        let short = ledger.map(|ledger| {
-            let has = |generation: &u64| live.get(generation).copied().unwrap_or(0);
-            let retained = ledger.retained.into_iter();
-            retained.filter(|(generation, wanted)| has(generation) < wanted.live).map(|(it, _)| it).collect()
-        });
+        let retained = ledger.map(|ledger| ledger.retained);
         let used = recovered.journal.into_iter().chain(recovered.retained);
         // The former ones first: of two with one generation the one in use counts.
         let segments = former.into_iter().chain(used).map(|segment| (segment.generation, segment)).collect();
         let newest = recovered.replayed.newest;
-        Ok(Self { places, salt, newest, segments, leftover, short, should, sled_wrong })
+        Ok(Self { places, salt, newest, segments, leftover, retained, known, should, sled_wrong })
     }
 
     /// Whether sled lost a newer version than the one that it has: it is of an earlier time itself.
@@ -91,10 +104,13 @@ impl<'a> Rescue<'a> {
 
     /// Whether sled should know of this put, if it does not.
     fn was_lost(&self, found: &Found) -> bool {
-        match &self.short {
-            Some(short) => self.sled_wrong.is_some() && short.contains(&found.header.generation),
-            None => true,
-        }
+        self.retained.is_none() || (self.sled_wrong.is_some() && self.missing(found.header.generation) > 0)
+    }
+
+    /// Messages that lived in a segment, by the ledger, and of which sled does not know.
+    fn missing(&self, generation: u64) -> u64 {
+        let lived = self.retained.as_ref().and_then(|all| all.get(&generation)).map_or(0, |kept| kept.live);
+        lived.saturating_sub(self.known.get(&generation).copied().unwrap_or(0))
     }
 
     /// Saves what sled has the newest version of. Says how many records it was seen to hold.
@@ -180,15 +196,20 @@ impl<'a> Rescue<'a> {
         add(target, report, id, data)
     }
 
-    /// Saves what sled should know of and does not. Says how many those were.
-    pub(super) fn save_unfiled(&mut self, target: &mut Target, report: &mut Salvage) -> Result<u64> {
-        let mut restored = 0;
+    /// Saves what sled should know of and does not.
+    pub(super) fn save_unfiled(&mut self, target: &mut Target, report: &mut Salvage) -> Result<Restored> {
+        let mut by_generation = BTreeMap::<u64, Puts>::new();
         for (key, found) in std::mem::take(&mut self.leftover) {
             let (id, place) = (key.id(), place_of(&found));
-            if !self.was_lost(&found) || self.newest.contains_key(&id) {
+            if !self.was_lost(&found) {
                 continue;
             }
-            restored += 1;
+            // What the journal has a newer version of sled should have known, too.
+            let puts = by_generation.entry(place.generation).or_default();
+            *(if place.len as usize > MAX_WHOLE { &mut puts.large } else { &mut puts.small }) += 1;
+            if self.newest.contains_key(&id) {
+                continue;
+            }
             let path = self.path_of(place);
             match self.read(&id, place) {
                 Ok(data) => {
@@ -202,23 +223,37 @@ impl<'a> Rescue<'a> {
                 }
             }
         }
-        Ok(restored)
+        Ok(self.count_restored(&by_generation))
+    }
+
+    /// A segment may hold puts of messages that were removed since, whose removals are gone. No more came back from it than had lived there: the rest
+    /// must not be counted in place of what was lost elsewhere.
+    fn count_restored(&self, by_generation: &BTreeMap<u64, Puts>) -> Restored {
+        let mut restored = Restored { least: 0, most: 0 };
+        for (generation, Puts { large, small }) in by_generation {
+            let lived = if self.retained.is_some() { self.missing(*generation) } else { u64::MAX };
+            restored.least += lived.min(large + small);
+            // A small one may have been whole in sled, and lived in no segment.
+            restored.most += lived.min(*large) + small;
+        }
+        restored
     }
 
     /// Compares what sled `held`, and what was restored in its place, with what it should have held.
-    pub(super) fn count_lost(&self, held: u64, restored: u64, report: &mut Salvage) {
+    pub(super) fn count_lost(&self, held: u64, restored: Restored, report: &mut Salvage) {
         let wrong = match &self.sled_wrong {
             Some(wrong) => wrong,
             // It did hold something once, or those would not be in segments that are filed.
-            None if self.should.is_none() && held == 0 && restored > 0 => "it is empty",
+            None if self.should.is_none() && held == 0 && restored.most > 0 => "it is empty",
             None => return,
         };
         let unknown = |what: String| damage(&self.places.sled(), None, what);
         match self.should {
             Some((should, give_or_take)) => {
-                let lost = should.saturating_sub(held + restored + give_or_take);
+                let missing = |restored| should.saturating_sub(held + restored + give_or_take);
+                let lost = missing(restored.most);
                 report.lost += lost;
-                if lost == 0 && held >= should {
+                if missing(restored.least) > lost || (lost == 0 && held >= should) {
                     let what =
                         format!("{wrong}: some of them may be of an earlier time, and as many be missing");
                     report.unsaved.push(unknown(what));
