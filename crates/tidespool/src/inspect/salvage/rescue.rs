@@ -129,7 +129,12 @@ impl<'a> Rescue<'a> {
                 Ok(record) => record,
                 // Damaged, and the journal has a newer one.
                 Err(_) if self.newest.contains_key(&id) => return Ok(()),
-                Err(error) => return self.without_record(id, &error.to_string(), leftover, target, report),
+                Err(error) => {
+                    // Where its number is that of a put, the damage is elsewhere in it.
+                    let seq = Record::claimed_seq(value);
+                    let seq = seq.filter(|seq| leftover.is_some_and(|found| found.header.seq == *seq));
+                    return self.without_record(id, seq, &error.to_string(), leftover, target, report);
+                }
             };
             if let Some(newer) = leftover.filter(|found| self.is_newer(found, &record)) {
                 // Later, unless the journal has a newer one still.
@@ -146,8 +151,9 @@ impl<'a> Rescue<'a> {
                 self.newest.remove(&id);
             }
             match (&record, pointed_to(&record)) {
-                (Record::Damaged { reason, .. }, _) => {
-                    self.without_record(id, reason, leftover, target, report)
+                (Record::Damaged { seq, reason }, _) => {
+                    let seq = (*seq > 0).then_some(*seq);
+                    self.without_record(id, seq, reason, leftover, target, report)
                 }
                 (Record::Whole { data, .. }, _) => add(target, report, id, data.to_vec()),
                 (Record::Locator { .. }, Some(place)) => {
@@ -175,24 +181,33 @@ impl<'a> Rescue<'a> {
         Ok(held)
     }
 
-    /// sled's record can't be read: what a segment has is the best there is, and may be of an earlier version.
+    /// sled's record leads nowhere: a segment may have the put of that number. Where the number is lost, too, what it has is the best there is, and
+    /// may be an earlier version.
     fn without_record(
         &self,
         id: SpoolId,
+        seq: Option<u64>,
         what: &str,
         leftover: Option<Found>,
         target: &mut Target,
         report: &mut Salvage,
     ) -> Result<()> {
-        let data =
-            leftover.filter(|found| found.intact).and_then(|found| self.read(&id, place_of(&found)).ok());
+        let put = leftover.filter(|put| put.intact && seq.is_none_or(|seq| put.header.seq == seq));
+        let data = put.and_then(|put| self.read(&id, place_of(&put)).ok());
         let path = self.places.sled();
         let Some(data) = data else {
             report.unsaved.push(damage(&path, Some(id), what.to_owned()));
             return Ok(());
         };
-        let what = format!("its record is damaged ({what}): what a segment has may be an earlier version");
-        report.doubtful.push(damage(&path, Some(id), what));
+        let note = |what: String| damage(&path, Some(id), what);
+        if seq.is_some() {
+            report.damage.push(note(format!("its record is damaged ({what}): a segment has the message")));
+        } else {
+            let may = format!("its record is damaged ({what}): what a segment has may be an earlier version");
+            report.doubtful.push(note(may));
+            let newest = format!("its newest version may be another than the one that was saved ({what})");
+            report.unsaved.push(note(newest));
+        }
         add(target, report, id, data)
     }
 
