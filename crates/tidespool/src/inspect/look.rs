@@ -8,7 +8,7 @@ use tidespool_core::{Corrupt, NotFound, SpoolId};
 
 use super::{Damage, Entry, Home, Summary, Verification};
 use crate::checkpoint::{
-    Examined, OpeningError, Places, Stock, count_filed, examine, read_ledger, verify_filed,
+    Examined, OpeningError, Places, Stock, count_filed, examine, read_ledger, seqs_of, verify_filed,
 };
 use crate::durable::{Durable, DurableError, Key, KeyRange, Record, SledOptions};
 use crate::journal::{NewestById, Place, Pool, PoolEvents, PoolSettings, ReadError, Segment, Segments};
@@ -94,7 +94,14 @@ impl Look {
         let pool = Pool::new(places.storage.clone(), settings, Arc::new(Nobody));
         let segments = Segments::new(Arc::new(pool), places.spool, recovered.next_generation);
         recovered.journal.into_iter().chain(recovered.retained).for_each(|segment| segments.insert(segment));
-        let newest = recovered.replayed.newest;
+        let mut newest = recovered.replayed.newest;
+        if examined.ledger.is_none() {
+            // Everything was replayed, filed or not: what sled knows as well or better is sled's.
+            if let Some(durable) = &durable {
+                let filed = seqs_of(durable, newest.keys())?;
+                newest.retain(|id, newest| filed.get(id).is_none_or(|seq| *seq < newest.seq));
+            }
+        }
         Ok(Self { places, durable, newest, segments, numbers, damage, _directory: directory })
     }
 

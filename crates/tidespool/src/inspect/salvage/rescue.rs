@@ -1,6 +1,6 @@
 //! Which version of each message counts, and where it is read from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,6 +13,9 @@ use super::{Salvage, damage};
 use crate::checkpoint::{Examined, Places, Retained, newest_puts, place_of, pointed_to};
 use crate::durable::{Key, MAX_WHOLE, Record};
 use crate::journal::{Found, NewestById, Place, Segment, former_segments, salt_of};
+
+/// Of a put in a segment that is filed, or may be.
+const UNKNOWN_TO_SLED: &str = "sled does not know of it: it may have been removed before";
 
 /// Puts that were restored from one segment.
 #[derive(Debug, Clone, Copy, Default)]
@@ -34,6 +37,8 @@ pub(super) struct Rescue<'a> {
     places: &'a Places,
     salt: u32,
     newest: NewestById,
+    /// Without a ledger: segments that sled points into, and that may not all be filed. What they hold is in `newest`, too.
+    kept: BTreeSet<u64>,
     segments: BTreeMap<u64, Arc<Segment>>,
     /// What filed segments hold, and sled was not seen to know.
     leftover: BTreeMap<Key, Found>,
@@ -90,16 +95,23 @@ impl<'a> Rescue<'a> {
         }
         let sled_wrong = wrong.filter(|_| !is_all);
         let retained = ledger.map(|ledger| ledger.retained);
+        let unsure = recovered.retained.iter().filter(|_| retained.is_none());
+        let kept = unsure.map(|segment| segment.generation).collect();
         let used = recovered.journal.into_iter().chain(recovered.retained);
         // The former ones first: of two with one generation the one in use counts.
         let segments = former.into_iter().chain(used).map(|segment| (segment.generation, segment)).collect();
         let newest = recovered.replayed.newest;
-        Ok(Self { places, salt, newest, segments, leftover, retained, known, should, sled_wrong })
+        Ok(Self { places, salt, newest, kept, segments, leftover, retained, known, should, sled_wrong })
     }
 
     /// Whether sled lost a newer version than the one that it has: it is of an earlier time itself.
     fn is_newer(&self, found: &Found, record: &Record) -> bool {
         found.header.seq > record.seq() && self.was_lost(found)
+    }
+
+    /// Whether the journal has this version or a newer one.
+    fn is_known(&self, id: &SpoolId, found: &Found) -> bool {
+        self.newest.get(id).is_some_and(|known| known.seq >= found.header.seq)
     }
 
     /// Whether sled should know of this put, if it does not.
@@ -127,28 +139,45 @@ impl<'a> Rescue<'a> {
             let leftover = self.leftover.remove(&key);
             let record = match Record::decode(&key, value) {
                 Ok(record) => record,
-                // Damaged, and the journal has a newer one.
-                Err(_) if self.newest.contains_key(&id) => return Ok(()),
+                // Damaged, and the journal has what is newest, as far as can be told.
+                Err(error)
+                    if leftover.map_or(self.newest.contains_key(&id), |found| self.is_known(&id, &found)) =>
+                {
+                    // Without a ledger the journal may be older than what is filed.
+                    let seq = Record::claimed_seq(value);
+                    if self.retained.is_none() && self.newest.get(&id).map(|known| known.seq) != seq {
+                        let what = format!("its newest version may be another than the journal's ({error})");
+                        report.unsaved.push(damage(&self.places.sled(), Some(id), what));
+                    }
+                    return Ok(());
+                }
                 Err(error) => {
+                    self.newest.remove(&id);
                     // Where its number is that of a put, the damage is elsewhere in it.
                     let seq = Record::claimed_seq(value);
                     let seq = seq.filter(|seq| leftover.is_some_and(|found| found.header.seq == *seq));
                     return self.without_record(id, seq, &error.to_string(), leftover, target, report);
                 }
             };
-            if let Some(newer) = leftover.filter(|found| self.is_newer(found, &record)) {
-                // Later, unless the journal has a newer one still.
+            if let Some(newer) =
+                leftover.filter(|found| self.is_newer(found, &record) && !self.is_known(&id, found))
+            {
+                // Later.
                 self.leftover.insert(key, newer);
                 held -= 1;
                 return Ok(());
             }
-            if let Some(known) = self.newest.get(&id) {
-                let is_same = known.seq == record.seq();
-                let readable = || known.place.is_none_or(|place| self.read(&id, place).is_ok());
-                if known.seq > record.seq() || (is_same && readable()) {
+            if let Some(known) = self.newest.get(&id).copied() {
+                if known.seq > record.seq() {
                     return Ok(());
                 }
                 self.newest.remove(&id);
+                if known.seq == record.seq()
+                    && let Some(place) = known.place
+                    && let Ok(data) = self.read(&id, place)
+                {
+                    return add(target, report, id, data);
+                }
             }
             match (&record, pointed_to(&record)) {
                 (Record::Damaged { seq, reason }, _) => {
@@ -222,18 +251,18 @@ impl<'a> Rescue<'a> {
             // What the journal has a newer version of sled should have known, too.
             let puts = by_generation.entry(place.generation).or_default();
             *(if place.len as usize > MAX_WHOLE { &mut puts.large } else { &mut puts.small }) += 1;
-            if self.newest.contains_key(&id) {
+            if self.is_known(&id, &found) {
                 continue;
             }
+            self.newest.remove(&id);
             let path = self.path_of(place);
             match self.read(&id, place) {
                 Ok(data) => {
-                    let what = "sled does not know of it: it may have been removed before".to_owned();
-                    report.doubtful.push(damage(&path, Some(id), what));
+                    report.doubtful.push(damage(&path, Some(id), UNKNOWN_TO_SLED.to_owned()));
                     add(target, report, id, data)?;
                 }
                 Err(what) => {
-                    let what = format!("{what}; sled does not know of it: it may have been removed before");
+                    let what = format!("{what}; {UNKNOWN_TO_SLED}");
                     report.unsaved.push(damage(&path, Some(id), what));
                 }
             }
@@ -289,7 +318,13 @@ impl<'a> Rescue<'a> {
         puts.sort_unstable_by_key(|(seq, ..)| *seq);
         for (_, id, place) in puts {
             match self.read(&id, place) {
-                Ok(data) => add(target, report, id, data)?,
+                Ok(data) => {
+                    if self.kept.contains(&place.generation) {
+                        let what = UNKNOWN_TO_SLED.to_owned();
+                        report.doubtful.push(damage(&self.path_of(place), Some(id), what));
+                    }
+                    add(target, report, id, data)?;
+                }
                 Err(what) => report.unsaved.push(damage(&self.path_of(place), Some(id), what)),
             }
         }
