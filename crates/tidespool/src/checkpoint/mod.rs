@@ -54,7 +54,7 @@ pub(crate) use opening::{
     without_segment,
 };
 pub(crate) use recount::Recount;
-pub(crate) use retained::{Retained, place_of, pointed_to};
+pub(crate) use retained::{Retained, locator, place_of, pointed_to};
 pub(crate) use stock::{Stock, count_filed};
 pub(crate) use verify::verify_filed;
 

@@ -10,6 +10,8 @@
 mod rescue;
 mod sled_copy;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use serde::Serialize;
 use tidespool_core::SpoolId;
 
 use self::rescue::Rescue;
-use self::sled_copy::SledCopy;
+use self::sled_copy::{Records, SledCopy, not_all};
 use self::target::Target;
 use super::Damage;
 use crate::checkpoint::{Places, Stock, examine, read_ledger};
@@ -88,21 +90,33 @@ fn damage(path: &Path, id: Option<SpoolId>, what: String) -> Damage {
 }
 
 fn save(places: &Places, target: &mut Target, report: &mut Salvage) -> Result<()> {
-    let (mut sled, mut sled_wrong) = SledCopy::open(&places.sled(), &target.scratch())?;
+    let (mut sled, wrong) = SledCopy::open(&places.sled(), &target.scratch())?;
+    save_with(places, &mut sled, wrong, target, report)?;
+    sled.close();
+    Ok(())
+}
+
+/// The same with what is left of sled, and what is known to be wrong with it.
+fn save_with(
+    places: &Places,
+    sled: &mut dyn Records,
+    mut sled_wrong: Option<String>,
+    target: &mut Target,
+    report: &mut Salvage,
+) -> Result<()> {
     let mut stock = Stock::default();
     let wrong = sled.visit(&mut |key, value| {
         stock.count(key, value);
         Ok(())
     })?;
     if !wrong.is_empty() {
-        sled_wrong = Some(format!("not all of it can be read ({})", wrong.join("; ")));
+        sled_wrong = Some(not_all(&wrong));
     }
     let found = read_ledger(places, false)?;
     let known = stock.retained.iter().map(|(generation, has)| (*generation, has.live)).collect();
     let ((), examined) = examine(places, found, false, |_| Ok(((), stock)))?;
     let mut rescue = Rescue::new(places, examined, known, sled_wrong, report)?;
-    let held = rescue.save_filed(&mut sled, target, report)?;
-    sled.close();
+    let held = rescue.save_filed(sled, target, report)?;
     let restored = rescue.save_unfiled(target, report)?;
     rescue.count_lost(held, restored, report);
     rescue.save_journal(target, report)

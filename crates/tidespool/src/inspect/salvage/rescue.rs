@@ -7,11 +7,11 @@ use std::sync::Arc;
 use anyhow::Result;
 use tidespool_core::SpoolId;
 
-use super::sled_copy::SledCopy;
+use super::sled_copy::{Records, not_all};
 use super::target::Target;
 use super::{Salvage, damage};
-use crate::checkpoint::{Examined, Places, Retained, newest_puts, place_of, pointed_to};
-use crate::durable::{Key, MAX_WHOLE, Record};
+use crate::checkpoint::{Examined, Places, Retained, locator, newest_puts, place_of, pointed_to};
+use crate::durable::{Key, MAX_WHOLE, Record, Tally};
 use crate::journal::{Found, NewestById, Place, Segment, former_segments, salt_of};
 
 /// Of a put in a segment that is filed, or may be.
@@ -46,8 +46,12 @@ pub(super) struct Rescue<'a> {
     retained: Option<BTreeMap<u64, Retained>>,
     /// Of how many messages in each of them sled knows.
     known: BTreeMap<u64, u64>,
-    /// Records that sled should hold, as many more or fewer as an unfinished checkpoint was to file. `None`: not known.
-    should: Option<(u64, u64)>,
+    /// Records that sled should hold at least: fewer by those that an unfinished checkpoint was to remove. `None`: not known.
+    should: Option<u64>,
+    /// What sled should hold, exactly. `None`: not known.
+    expected: Option<Tally>,
+    /// What it was seen to hold, and what was restored in its place.
+    seen: Tally,
     /// Why sled is not to be trusted.
     sled_wrong: Option<String>,
 }
@@ -84,12 +88,18 @@ impl<'a> Rescue<'a> {
         let leftover = newest_puts(filed, salt).map_err(|(segment, source)| {
             anyhow::Error::new(source).context(format!("reading {}", segment.path.display()))
         })?;
-        let changed = recovered.replayed.newest.len() as u64;
-        let should =
-            ledger.as_ref().map(|ledger| (ledger.tally.records, if ledger.filing { changed } else { 0 }));
+        let removed =
+            || recovered.replayed.newest.values().filter(|newest| newest.place.is_none()).count() as u64;
+        let should = ledger.as_ref().map(|ledger| match ledger.filing {
+            // What it files only adds to them.
+            true => ledger.tally.records.saturating_sub(removed()),
+            false => ledger.tally.records,
+        });
+        let is_empty = ledger.as_ref().is_some_and(|ledger| !ledger.filing && ledger.tally.records == 0);
         // What was read is, by its digest, all that sled should hold. An empty spool need not have a sled.
-        let is_all = disagrees.is_none() && ledger.as_ref().is_some_and(|ledger| !ledger.filing);
-        let wrong = unreadable.filter(|_| should != Some((0, 0))).or(disagrees);
+        let expected = ledger.as_ref().filter(|ledger| !ledger.filing).map(|ledger| ledger.tally);
+        let is_all = disagrees.is_none() && expected.is_some();
+        let wrong = unreadable.filter(|_| !is_empty).or(disagrees);
         if let Some(what) = &wrong {
             report.damage.push(damage(&places.sled(), None, what.clone()));
         }
@@ -101,12 +111,30 @@ impl<'a> Rescue<'a> {
         // The former ones first: of two with one generation the one in use counts.
         let segments = former.into_iter().chain(used).map(|segment| (segment.generation, segment)).collect();
         let newest = recovered.replayed.newest;
-        Ok(Self { places, salt, newest, kept, segments, leftover, retained, known, should, sled_wrong })
+        Ok(Self {
+            places,
+            salt,
+            newest,
+            kept,
+            segments,
+            leftover,
+            retained,
+            known,
+            should,
+            expected,
+            seen: Tally::default(),
+            sled_wrong,
+        })
     }
 
     /// Whether sled lost a newer version than the one that it has: it is of an earlier time itself.
     fn is_newer(&self, found: &Found, record: &Record) -> bool {
         found.header.seq > record.seq() && self.was_lost(found)
+    }
+
+    /// By its digest, all that sled should hold was found.
+    fn is_all(&self) -> bool {
+        self.expected == Some(self.seen)
     }
 
     /// Whether the journal has this version or a newer one.
@@ -128,13 +156,13 @@ impl<'a> Rescue<'a> {
     /// Saves what sled has the newest version of. Says how many records it was seen to hold.
     pub(super) fn save_filed(
         &mut self,
-        sled: &mut SledCopy,
+        sled: &mut dyn Records,
         target: &mut Target,
         report: &mut Salvage,
     ) -> Result<u64> {
-        let mut held = 0;
+        let mut known = BTreeMap::<u64, u64>::new();
         let wrong = sled.visit(&mut |key, value| {
-            held += 1;
+            self.seen.add(&key, value);
             let id = key.id();
             let leftover = self.leftover.remove(&key);
             let record = match Record::decode(&key, value) {
@@ -159,12 +187,15 @@ impl<'a> Rescue<'a> {
                     return self.without_record(id, seq, &error.to_string(), leftover, target, report);
                 }
             };
+            if let Some(place) = pointed_to(&record) {
+                *known.entry(place.generation).or_default() += 1;
+            }
             if let Some(newer) =
                 leftover.filter(|found| self.is_newer(found, &record) && !self.is_known(&id, found))
             {
                 // Later.
                 self.leftover.insert(key, newer);
-                held -= 1;
+                self.seen.subtract(&key, value);
                 return Ok(());
             }
             if let Some(known) = self.newest.get(&id).copied() {
@@ -202,12 +233,16 @@ impl<'a> Rescue<'a> {
                 (Record::Locator { .. }, None) => Ok(()),
             }
         })?;
-        if self.sled_wrong.is_none() && !wrong.is_empty() {
-            let what = format!("not all of it can be read ({})", wrong.join("; "));
+        // It may have been read further at the first time, when it was counted: what was saved of it is what counts now.
+        self.known = known;
+        if self.is_all() {
+            self.sled_wrong = None;
+        } else if self.sled_wrong.is_none() && (!wrong.is_empty() || self.expected.is_some()) {
+            let what = not_all(&wrong);
             report.damage.push(damage(&self.places.sled(), None, what.clone()));
             self.sled_wrong = Some(what);
         }
-        Ok(held)
+        Ok(self.seen.records)
     }
 
     /// sled's record leads nowhere: a segment may have the put of that number. Where the number is lost, too, what it has is the best there is, and
@@ -248,6 +283,8 @@ impl<'a> Rescue<'a> {
             if !self.was_lost(&found) {
                 continue;
             }
+            let record = locator(found.header.seq, place, found.header.payload_crc);
+            self.seen.add(&key, &record.encode(&key));
             // What the journal has a newer version of sled should have known, too.
             let puts = by_generation.entry(place.generation).or_default();
             *(if place.len as usize > MAX_WHOLE { &mut puts.large } else { &mut puts.small }) += 1;
@@ -286,6 +323,7 @@ impl<'a> Rescue<'a> {
     /// Compares what sled `held`, and what was restored in its place, with what it should have held.
     pub(super) fn count_lost(&self, held: u64, restored: Restored, report: &mut Salvage) {
         let wrong = match &self.sled_wrong {
+            Some(_) if self.is_all() => return,
             Some(wrong) => wrong,
             // It did hold something once, or those would not be in segments that are filed.
             None if self.should.is_none() && held == 0 && restored.most > 0 => "it is empty",
@@ -293,13 +331,14 @@ impl<'a> Rescue<'a> {
         };
         let unknown = |what: String| damage(&self.places.sled(), None, what);
         match self.should {
-            Some((should, give_or_take)) => {
-                let missing = |restored| should.saturating_sub(held + restored + give_or_take);
+            Some(should) => {
+                let missing = |restored| should.saturating_sub(held + restored);
                 let lost = missing(restored.most);
                 report.lost += lost;
-                if missing(restored.least) > lost || (lost == 0 && held >= should) {
-                    let what =
-                        format!("{wrong}: some of them may be of an earlier time, and as many be missing");
+                if lost == 0 || missing(restored.least) > lost {
+                    let what = format!(
+                        "{wrong}: some of what was saved may be of an earlier time or removed before, and as many messages be missing"
+                    );
                     report.unsaved.push(unknown(what));
                 }
             }

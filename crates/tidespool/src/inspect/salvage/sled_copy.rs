@@ -20,14 +20,34 @@ const AHEAD: usize = 256;
 /// Memory for sled's cache: everything is read twice.
 const CACHE: u64 = 16 << 20;
 
-/// sled, as far as it can be read. Once it hangs it is not asked again.
-pub(super) struct SledCopy(Option<Arc<SledStore>>);
+/// What sled's files still hold.
+pub(super) trait Records {
+    /// Visits every record that can be read, and says what stood in the way. An error of the visitor ends it.
+    fn visit(&mut self, visit: &mut dyn FnMut(Key, &[u8]) -> Result<()>) -> Result<Vec<String>>;
+}
+
+/// What is to be said where something stood in the way.
+pub(super) fn not_all(wrong: &[String]) -> String {
+    match wrong {
+        [] => "it did not read the same twice".to_owned(),
+        _ => format!("not all of it can be read ({})", wrong.join("; ")),
+    }
+}
+
+/// sled, as far as it can be read.
+pub(super) enum SledCopy {
+    Open(Arc<SledStore>),
+    /// It is missing, or beyond opening.
+    Closed,
+    /// It hangs, and is not asked again.
+    Hung,
+}
 
 impl SledCopy {
     /// Copies sled's files from `from` to `to`, and opens the copy. With what is wrong where it does not open.
     pub(super) fn open(from: &Path, to: &Path) -> Result<(Self, Option<String>)> {
         if !from.is_dir() {
-            return Ok((Self(None), Some("it is missing".to_owned())));
+            return Ok((Self::Closed, Some("it is missing".to_owned())));
         }
         let copying = || format!("copying {} to {}", from.display(), to.display());
         copy(from, to).with_context(copying)?;
@@ -36,7 +56,7 @@ impl SledCopy {
             SledStore::open(to, options, Opening::First).map(Arc::new)
         };
         let wrong = match open() {
-            Ok(store) => return Ok((Self(Some(store)), None)),
+            Ok(store) => return Ok((Self::Open(store), None)),
             // Of the copy: the name of the file would mislead.
             Err(error) => reason(&error.to_string(), to),
         };
@@ -48,18 +68,31 @@ impl SledCopy {
         match open() {
             Ok(store) => {
                 let what = format!("it opens only without its snapshot and settings ({wrong})");
-                Ok((Self(Some(store)), Some(what)))
+                Ok((Self::Open(store), Some(what)))
             }
-            Err(_) => Ok((Self(None), Some(format!("it can't be opened ({wrong})")))),
+            Err(_) => Ok((Self::Closed, Some(format!("it can't be opened ({wrong})")))),
         }
     }
 
-    /// Visits every record that can be read, and says what stood in the way. sled is read on a thread of its own: where that one hangs it is left
-    /// behind, for a thread can't be ended from outside.
-    ///
-    /// An error of the visitor ends it.
-    pub(super) fn visit(&mut self, visit: &mut dyn FnMut(Key, &[u8]) -> Result<()>) -> Result<Vec<String>> {
-        let Some(store) = self.0.clone() else { return Ok(Vec::new()) };
+    /// Closes it. It is a copy: what goes wrong here does not matter.
+    pub(super) fn close(self) {
+        if let Self::Open(store) = self
+            && let Err(error) = store.close(PATIENCE)
+        {
+            tracing::debug!(%error, "the copy of sled's files did not close");
+        }
+    }
+}
+
+impl Records for SledCopy {
+    /// sled is read on a thread of its own: where that one hangs it is left behind, for a thread can't be ended from outside.
+    fn visit(&mut self, visit: &mut dyn FnMut(Key, &[u8]) -> Result<()>) -> Result<Vec<String>> {
+        let hung = || vec![format!("reading it did not go on within {} s", PATIENCE.as_secs())];
+        let store = match self {
+            Self::Open(store) => store.clone(),
+            Self::Closed => return Ok(Vec::new()),
+            Self::Hung => return Ok(hung()),
+        };
         let (sender, receiver) = sync_channel::<(Key, Vec<u8>)>(AHEAD);
         let reading = move || {
             // An error: the receiver has gone.
@@ -71,8 +104,8 @@ impl SledCopy {
                 Ok((key, value)) => visit(key, &value)?,
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    self.0 = None;
-                    return Ok(vec![format!("reading it did not go on within {} s", PATIENCE.as_secs())]);
+                    *self = Self::Hung;
+                    return Ok(hung());
                 }
             }
         }
@@ -81,15 +114,6 @@ impl SledCopy {
             Ok(Err(error)) => vec![error.to_string()],
             Err(_) => vec!["reading it failed".to_owned()],
         })
-    }
-
-    /// Closes it. It is a copy: what goes wrong here does not matter.
-    pub(super) fn close(self) {
-        if let Some(store) = self.0
-            && let Err(error) = store.close(PATIENCE)
-        {
-            tracing::debug!(%error, "the copy of sled's files did not close");
-        }
     }
 }
 
