@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tidespool::TieredSpool;
-use tidespool::inspect::{Inspector, Salvage, salvage};
+use tidespool::inspect::{Inspector, Salvage, salvage, salvage_on};
 use tidespool_core::{NotFound, Spool, SpoolId};
-use tidespool_testkit::faults::{Call, FaultyStorage};
+use tidespool_testkit::faults::{Call, Fault, FaultyStorage};
 use tidespool_testkit::{payload, wait};
 
 use crate::setup::{Tiered, put, stop, walk};
@@ -220,4 +220,64 @@ async fn without_a_ledger_the_newest_version_counts_wherever_it_stands() {
         assert_eq!(version_in(&dir, id), newer);
         assert!(report.doubtful.iter().all(|damage| newer.is_some() || damage.id != Some(id)), "{report:?}");
     }
+}
+
+/// A sector that can't be read, in the first page of a free segment even, made opening, verify and repair fail alike, and only repair's text could have helped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_cannot_be_read_is_told_and_the_rest_is_saved() {
+    let tiered = Tiered::new(|config| config.checkpoint_after(HOUR));
+    let spool = tiered.start().await;
+    let mut messages = 0;
+    for round in 0..2 {
+        for _ in 0..20 {
+            put(spool.as_ref(), LARGE, true).await;
+            put(spool.as_ref(), SMALL, true).await;
+            messages += 2;
+        }
+        if round == 0 {
+            spool.compact().await.expect("compact");
+        }
+    }
+    stop(spool).await;
+    let files = walk(&tiered.path()).into_iter().filter(|path| path.is_file());
+    let is_read = |name: &str| name.ends_with(".seg") || name == "ledger" || name == "db";
+    let names: Vec<String> =
+        files.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    let mut free = 0;
+    for name in names.into_iter().filter(|name| is_read(name)) {
+        let disk = FaultyStorage::new();
+        let bad = name.clone();
+        disk.inject(Fault::on(Call::Read).only(move |moment| moment.name == bad).always());
+        let place = TempDir::new().unwrap();
+        let new = place.path().join("new");
+        let report = salvage_on(&tiered.path(), &new, disk.storage());
+        let report = report.unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        let is_told = |damage: &tidespool::inspect::Damage| {
+            damage.path.ends_with(&name) && damage.what.contains("can't be read")
+        };
+        assert!(report.damage.iter().any(is_told), "{name}: {report:?}");
+        let told = report.saved + report.lost + report.unsaved.len() as u64;
+        let unknown = report.unsaved.iter().any(|damage| damage.id.is_none());
+        assert!(told >= messages || unknown, "{name}: {report:?}");
+        assert!(report.saved > 0, "{name}: {report:?}");
+        free += u64::from(report.is_complete());
+        // sled itself is opened where it is, past the storage.
+        if name != "db" {
+            let spool = Inspector::open_on(&tiered.path(), disk.storage()).expect(&name);
+            assert!(spool.verify().expect(&name).damage.iter().any(is_told), "{name}");
+        }
+        if name.ends_with(".seg") {
+            let opened = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await;
+            let error = format!("{:#}", opened.expect_err("it can't be read"));
+            assert!(error.contains("tidespool repair") && error.contains(&name), "{error}");
+        }
+        // Once is no more than a moment.
+        disk.heal();
+        let bad = name.clone();
+        disk.inject(Fault::on(Call::Read).only(move |moment| moment.name == bad));
+        let again = place.path().join("again");
+        let report = salvage_on(&tiered.path(), &again, disk.storage()).expect(&name);
+        assert_eq!((report.saved, report.is_complete()), (messages, true), "{name}: {report:?}");
+    }
+    assert!(free > 0, "no segment was free");
 }

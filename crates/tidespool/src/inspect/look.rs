@@ -6,13 +6,14 @@ use std::sync::Arc;
 use anyhow::Result;
 use tidespool_core::{Corrupt, NotFound, SpoolId};
 
+use super::unreadable::AsFarAsReadable;
 use super::{Damage, Entry, Home, Summary, Verification};
 use crate::checkpoint::{
     Examined, OpeningError, Places, Stock, count_filed, examine, read_ledger, seqs_of, verify_filed,
 };
 use crate::durable::{Durable, DurableError, Key, KeyRange, Record, SledOptions};
 use crate::journal::{NewestById, Place, Pool, PoolEvents, PoolSettings, ReadError, Segment, Segments};
-use crate::storage::OsStorage;
+use crate::storage::Storage;
 use crate::tiered::{Directory, FORMAT_VERSION};
 
 /// Memory for sled's cache: a tool reads everything once.
@@ -20,6 +21,7 @@ const SLED_CACHE: u64 = 16 << 20;
 
 pub(super) struct Look {
     places: Places,
+    disk: Arc<AsFarAsReadable>,
     /// `None`: sled's files are missing, or beyond opening.
     durable: Option<Durable>,
     newest: NewestById,
@@ -59,9 +61,10 @@ impl PoolEvents for Nobody {
 }
 
 impl Look {
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(super) fn open(path: &Path, storage: Arc<dyn Storage>) -> Result<Self> {
         let directory = Directory::open_existing(path)?;
-        let places = Places { storage: Arc::new(OsStorage), dir: path.to_owned(), spool: directory.spool };
+        let disk = AsFarAsReadable::new(storage);
+        let places = Places { storage: disk.clone(), dir: path.to_owned(), spool: directory.spool };
         let mut damage = Vec::new();
         let found = read_ledger(&places, false)?;
         let (durable, examined) = examine(&places, found, false, |ledger| {
@@ -102,7 +105,7 @@ impl Look {
                 newest.retain(|id, newest| filed.get(id).is_none_or(|seq| *seq < newest.seq));
             }
         }
-        Ok(Self { places, durable, newest, segments, numbers, damage, _directory: directory })
+        Ok(Self { places, disk, durable, newest, segments, numbers, damage, _directory: directory })
     }
 
     pub(super) fn entries(&self, visit: &mut dyn FnMut(Entry) -> bool) -> Result<()> {
@@ -231,6 +234,7 @@ impl Look {
             found.messages += verified.messages;
             found.bytes += verified.bytes;
         }
+        found.damage.extend(self.disk.damage());
         Ok(found)
     }
 

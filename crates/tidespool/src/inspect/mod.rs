@@ -6,14 +6,18 @@
 
 mod look;
 mod salvage;
+mod unreadable;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 use tidespool_core::SpoolId;
 
-pub use salvage::{Salvage, salvage};
+pub use salvage::{Salvage, salvage, salvage_on};
+
+use crate::storage::{OsStorage, Storage};
 
 /// An open directory. Closing it is dropping it.
 #[derive(Debug)]
@@ -97,7 +101,16 @@ impl Inspector {
     /// [`Locked`](tidespool_core::Locked), [`UnsupportedFormat`](tidespool_core::UnsupportedFormat),
     /// [`DamagedSpool`](tidespool_core::DamagedSpool) where the format file is damaged, or an I/O error that names the path.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        look::Look::open(path).map(Self)
+        Self::open_on(path, Arc::new(OsStorage))
+    }
+
+    /// The same on another [`Storage`] under the journal and the ledger, for tests that break it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Inspector::open`].
+    pub fn open_on(path: &Path, storage: Arc<dyn Storage>) -> anyhow::Result<Self> {
+        look::Look::open(path, storage).map(Self)
     }
 
     /// Calls `visit` for each live message, in time order within each kind of id, until it returns `false`.

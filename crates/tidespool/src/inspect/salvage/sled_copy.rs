@@ -1,8 +1,8 @@
 //! sled's files, read from a copy: opening them changes them.
 
-use std::fs::{self, DirBuilder};
-use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::durable::{DurableStore as _, Key, Opening, SledOptions, SledStore, sled_helpers};
+use crate::storage::{OpenMode, Storage};
 
 /// The longest wait for one record, and for opening and closing. In damaged files sled may hang.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -19,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const AHEAD: usize = 256;
 /// Memory for sled's cache: everything is read twice.
 const CACHE: u64 = 16 << 20;
+const COPIED_AT_ONCE: usize = 1 << 20;
 
 /// What sled's files still hold.
 pub(super) trait Records {
@@ -45,12 +47,12 @@ pub(super) enum SledCopy {
 
 impl SledCopy {
     /// Copies sled's files from `from` to `to`, and opens the copy. With what is wrong where it does not open.
-    pub(super) fn open(from: &Path, to: &Path) -> Result<(Self, Option<String>)> {
+    pub(super) fn open(disk: &dyn Storage, from: &Path, to: &Path) -> Result<(Self, Option<String>)> {
         if !from.is_dir() {
             return Ok((Self::Closed, Some("it is missing".to_owned())));
         }
         let copying = || format!("copying {} to {}", from.display(), to.display());
-        copy(from, to).with_context(copying)?;
+        copy(disk, from, to).with_context(copying)?;
         let open = || {
             let options = SledOptions { open_timeout: PATIENCE, ..SledOptions::new(CACHE) };
             SledStore::open(to, options, Opening::First).map(Arc::new)
@@ -61,7 +63,7 @@ impl SledCopy {
             Err(error) => reason(&error.to_string(), to),
         };
         // Anew: trying may have changed the copy.
-        fs::remove_dir_all(to).and_then(|()| copy(from, to)).with_context(copying)?;
+        fs::remove_dir_all(to).and_then(|()| copy(disk, from, to)).with_context(copying)?;
         for (path, _) in sled_helpers(to).with_context(copying)? {
             fs::remove_file(path).with_context(copying)?;
         }
@@ -121,16 +123,35 @@ fn reason(text: &str, copy: &Path) -> String {
     text.replace(&format!("{}: ", copy.display()), "").replace("; it has to be opened again", "")
 }
 
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
+fn copy(disk: &dyn Storage, from: &Path, to: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let target = to.join(entry.file_name());
         match entry.file_type()? {
-            kind if kind.is_dir() => copy(&entry.path(), &target)?,
-            kind if kind.is_file() => drop(fs::copy(entry.path(), target)?),
+            kind if kind.is_dir() => copy(disk, &entry.path(), &target)?,
+            kind if kind.is_file() => copy_file(disk, &entry.path(), &target)?,
             _ => {}
         }
     }
     Ok(())
+}
+
+/// Not with one call: what the disk can't read is left out, and the rest is copied.
+fn copy_file(disk: &dyn Storage, from: &Path, to: &Path) -> io::Result<()> {
+    let source = disk.open(from, OpenMode::Read)?;
+    let mut target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
+    let mut block = vec![0; COPIED_AT_ONCE];
+    let mut offset = 0;
+    loop {
+        match source.read_at(&mut block, offset) {
+            Ok(0) => return Ok(()),
+            Ok(read) => {
+                target.write_all(&block[..read])?;
+                offset += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }

@@ -58,12 +58,13 @@ async fn what_sled_no_longer_tells_is_taken_from_the_segments() {
     for left in [7, MESSAGES, MESSAGES + 7, 2 * MESSAGES + 1] {
         let new = dir.path().join(format!("new{left}"));
         let (spool, _) = identify(&path).expect("identify");
-        let places = Places { storage: Arc::new(OsStorage), dir: path.clone(), spool: spool.expect("known") };
+        let disk = AsFarAsReadable::new(Arc::new(OsStorage));
+        let places = Places { storage: disk.clone(), dir: path.clone(), spool: spool.expect("known") };
         let mut target = Target::begin(&path, &new).expect("begin");
-        let (sled, wrong) = SledCopy::open(&places.sled(), &target.scratch()).expect("copy");
+        let (sled, wrong) = SledCopy::open(&*disk, &places.sled(), &target.scratch()).expect("copy");
         let mut report = Salvage::default();
         let mut sled = Hanging { sled, left };
-        save_with(&places, &mut sled, wrong, &mut target, &mut report).expect("save");
+        save_with(&places, &disk, &mut sled, wrong, &mut target, &mut report).expect("save");
         sled.sled.close();
         target.finish().expect("finish");
         assert_eq!(report.saved, MESSAGES as u64, "{left}: {report:?}");
