@@ -281,3 +281,32 @@ async fn a_file_that_cannot_be_read_is_told_and_the_rest_is_saved() {
     }
     assert!(free > 0, "no segment was free");
 }
+
+/// What a crash tore off was not so much as counted by verify and repair: and a flipped bit in the last batch looks the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torn_end_is_told_and_is_no_damage() {
+    let tiered = Tiered::new(|config| config.checkpoint_after(HOUR));
+    let spool = tiered.start().await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(put(spool.as_ref(), LARGE, true).await);
+    }
+    let image = TempDir::new().unwrap();
+    let dir = image.path().join("spool");
+    copy(&tiered.path(), &dir);
+    stop(spool).await;
+    let last = *ids.last().unwrap();
+    for (path, at) in places_of(&dir, &payload::make(last, 1, LARGE)[5000..5032]) {
+        // Nothing after it tells that it was durable.
+        let len = path.metadata().unwrap().len();
+        overwrite(&path, at, &vec![0; usize::try_from(len - at).unwrap()]);
+    }
+    let (_place, new, report) = repair(&dir);
+    assert_eq!((report.saved, report.is_complete(), version_in(&new, last)), (4, true, None), "{report:?}");
+    let verified = Inspector::open(&dir).unwrap().verify().unwrap();
+    assert!(verified.damage.is_empty(), "{verified:?}");
+    for torn in [report.torn, verified.torn] {
+        assert_eq!(torn.iter().map(|record| record.id).collect::<Vec<_>>(), [Some(last)], "{torn:?}");
+        assert!(torn[0].what.contains("not whole"), "{torn:?}");
+    }
+}

@@ -6,13 +6,16 @@ use std::sync::Arc;
 use anyhow::Result;
 use tidespool_core::{Corrupt, NotFound, SpoolId};
 
+use super::torn::torn_records;
 use super::unreadable::AsFarAsReadable;
 use super::{Damage, Entry, Home, Summary, Verification};
 use crate::checkpoint::{
     Examined, OpeningError, Places, Stock, count_filed, examine, read_ledger, seqs_of, verify_filed,
 };
 use crate::durable::{Durable, DurableError, Key, KeyRange, Record, SledOptions};
-use crate::journal::{NewestById, Place, Pool, PoolEvents, PoolSettings, ReadError, Segment, Segments};
+use crate::journal::{
+    NewestById, Place, Pool, PoolEvents, PoolSettings, ReadError, Segment, Segments, salt_of,
+};
 use crate::storage::Storage;
 use crate::tiered::{Directory, FORMAT_VERSION};
 
@@ -28,6 +31,7 @@ pub(super) struct Look {
     segments: Segments,
     numbers: Numbers,
     damage: Vec<Damage>,
+    torn: Vec<Damage>,
     /// Held until everything else is closed.
     _directory: Directory,
 }
@@ -73,6 +77,7 @@ impl Look {
         })?;
         note_damage(&places, &examined, &mut damage);
         let recovered = examined.recovered;
+        let torn = torn_records(&recovered, salt_of(places.spool));
         let size = |segments: &[Arc<Segment>]| segments.iter().map(|segment| segment.size).sum::<u64>();
         let numbers = Numbers {
             ledger_records: examined.ledger.as_ref().map_or(0, |ledger| ledger.tally.records),
@@ -105,7 +110,7 @@ impl Look {
                 newest.retain(|id, newest| filed.get(id).is_none_or(|seq| *seq < newest.seq));
             }
         }
-        Ok(Self { places, disk, durable, newest, segments, numbers, damage, _directory: directory })
+        Ok(Self { places, disk, durable, newest, segments, numbers, damage, torn, _directory: directory })
     }
 
     pub(super) fn entries(&self, visit: &mut dyn FnMut(Entry) -> bool) -> Result<()> {
@@ -208,7 +213,8 @@ impl Look {
     }
 
     pub(super) fn verify(&self) -> Result<Verification> {
-        let mut found = Verification { damage: self.damage.clone(), ..Verification::default() };
+        let mut found =
+            Verification { damage: self.damage.clone(), torn: self.torn.clone(), ..Verification::default() };
         for (id, newest) in &self.newest {
             let Some(place) = newest.place else { continue };
             match self.read(*id, place) {

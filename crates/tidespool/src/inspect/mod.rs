@@ -2,10 +2,12 @@
 //! one, into a new spool.
 //!
 //! Blocking calls, no threads left behind but sled's own while it is open. Takes the directory's lock, so a running spool is never looked into.
-//! Nothing of Tidespool's own files is changed; sled, when it is opened after a crash, finishes its own recovery.
+//! Nothing of Tidespool's own files is changed; sled is opened in place, makes its files where they are missing, and finishes its own recovery after a
+//! crash. Only a repair reads it from a copy, and changes nothing.
 
 mod look;
 mod salvage;
+mod torn;
 mod unreadable;
 
 use std::collections::BTreeMap;
@@ -91,6 +93,9 @@ pub struct Verification {
     pub bytes: u64,
     /// Everything that is wrong. Empty: the spool is whole.
     pub damage: Vec<Damage>,
+    /// Records of a torn end, which the next opening cuts: after a crash, what was never known to be on stable storage. No damage, as far as can be
+    /// told.
+    pub torn: Vec<Damage>,
 }
 
 impl Inspector {

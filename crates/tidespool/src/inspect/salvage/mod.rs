@@ -24,8 +24,10 @@ use self::rescue::Rescue;
 use self::sled_copy::{Records, SledCopy, not_all};
 use self::target::Target;
 use super::Damage;
+use super::torn::torn_records;
 use super::unreadable::AsFarAsReadable;
 use crate::checkpoint::{Examined, Places, Stock, examine, read_ledger};
+use crate::journal::salt_of;
 use crate::storage::{OsStorage, Storage};
 use crate::tiered::{identify, lock_untouched};
 
@@ -44,6 +46,8 @@ pub struct Salvage {
     pub doubtful: Vec<Damage>,
     /// What else is wrong with the files.
     pub damage: Vec<Damage>,
+    /// Records of a torn end, which were left out as an opening leaves them out: after a crash, what was never known to be on stable storage.
+    pub torn: Vec<Damage>,
 }
 
 impl Salvage {
@@ -129,6 +133,7 @@ fn save_with(
     let found = read_ledger(places, false)?;
     let known = stock.retained.iter().map(|(generation, has)| (*generation, has.live)).collect();
     let ((), examined) = examine(places, found, false, |_| Ok(((), stock)))?;
+    report.torn = torn_records(&examined.recovered, salt_of(places.spool));
     let what = "a part of it can't be read: what was there is not known".to_owned();
     let unknown = unknown_parts(places, disk, &examined).into_iter();
     report.unsaved.extend(unknown.map(|path| damage(&path, None, what.clone())));
