@@ -25,13 +25,6 @@ struct Puts {
     small: u64,
 }
 
-/// How many of the records that sled should hold were restored in its place: not known exactly where some of them may have been removed before.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Restored {
-    least: u64,
-    most: u64,
-}
-
 /// What is known of the spool while it is being saved.
 pub(super) struct Rescue<'a> {
     places: &'a Places,
@@ -276,7 +269,7 @@ impl<'a> Rescue<'a> {
     }
 
     /// Saves what sled should know of and does not.
-    pub(super) fn save_unfiled(&mut self, target: &mut Target, report: &mut Salvage) -> Result<Restored> {
+    pub(super) fn save_unfiled(&mut self, target: &mut Target, report: &mut Salvage) -> Result<u64> {
         let mut by_generation = BTreeMap::<u64, Puts>::new();
         for (key, found) in std::mem::take(&mut self.leftover) {
             let (id, place) = (key.id(), place_of(&found));
@@ -309,38 +302,33 @@ impl<'a> Rescue<'a> {
 
     /// A segment may hold puts of messages that were removed since, whose removals are gone. No more came back from it than had lived there: the rest
     /// must not be counted in place of what was lost elsewhere.
-    fn count_restored(&self, by_generation: &BTreeMap<u64, Puts>) -> Restored {
-        let mut restored = Restored { least: 0, most: 0 };
-        for (generation, Puts { large, small }) in by_generation {
-            let lived = if self.retained.is_some() { self.missing(*generation) } else { u64::MAX };
-            restored.least += lived.min(large + small);
-            // A small one may have been whole in sled, and lived in no segment.
-            restored.most += lived.min(*large) + small;
-        }
-        restored
+    fn count_restored(&self, by_generation: &BTreeMap<u64, Puts>) -> u64 {
+        let lived = |generation: &u64| match &self.retained {
+            Some(_) => self.missing(*generation),
+            None => u64::MAX,
+        };
+        // A small one may have been whole in sled, and lived in no segment.
+        by_generation.iter().map(|(generation, puts)| lived(generation).min(puts.large) + puts.small).sum()
     }
 
     /// Compares what sled `held`, and what was restored in its place, with what it should have held.
-    pub(super) fn count_lost(&self, held: u64, restored: Restored, report: &mut Salvage) {
+    pub(super) fn count_lost(&self, held: u64, restored: u64, report: &mut Salvage) {
         let wrong = match &self.sled_wrong {
             Some(_) if self.is_all() => return,
             Some(wrong) => wrong,
             // It did hold something once, or those would not be in segments that are filed.
-            None if self.should.is_none() && held == 0 && restored.most > 0 => "it is empty",
+            None if self.should.is_none() && held == 0 && restored > 0 => "it is empty",
             None => return,
         };
         let unknown = |what: String| damage(&self.places.sled(), None, what);
         match self.should {
             Some(should) => {
-                let missing = |restored| should.saturating_sub(held + restored);
-                let lost = missing(restored.most);
-                report.lost += lost;
-                if lost == 0 || missing(restored.least) > lost {
-                    let what = format!(
-                        "{wrong}: some of what was saved may be of an earlier time or removed before, and as many messages be missing"
-                    );
-                    report.unsaved.push(unknown(what));
-                }
+                report.lost += should.saturating_sub(held + restored);
+                // What stands in for something else is not known: the number may be higher.
+                let what = format!(
+                    "{wrong}: some of what was saved may be of an earlier time or removed before, and as many more messages be missing"
+                );
+                report.unsaved.push(unknown(what));
             }
             None => {
                 let what =
