@@ -89,7 +89,8 @@ impl Book {
     }
 }
 
-/// Three images of one spool: `stale` from earlier, `closed` in order, `killed` as a crash would leave it; with the books of the last two.
+/// Images of one spool: `stale` from earlier, `closed` in order, `killed` as a crash would leave it, and `cleaned`, closed in order with dead messages
+/// in segments that are kept; with the books of the last three.
 async fn make_images(base: &Path, seed: u64) {
     let mut rng = Rng::new(seed);
     let mut book = Book::default();
@@ -120,6 +121,17 @@ async fn make_images(base: &Path, seed: u64) {
     copy(&dir, &base.join("killed"));
     write_book(base, "killed", &book);
     stop(spool).await;
+    // Filed by clean-ups only: the removals of what is dead in the segments are gone with theirs.
+    let spool = TieredSpool::open(config(&dir).checkpoint_after(Duration::ZERO)).await.expect("open");
+    let spool = Arc::new(spool);
+    for messages in [30, 0] {
+        book.work(spool.as_ref(), &mut rng, messages).await;
+        wait::until("all of it is durable", || spool.stats().gauges.dirty_entries == 0).await;
+        spool.cleanup().await.expect("cleanup");
+    }
+    stop(spool).await;
+    copy(&dir, &base.join("cleaned"));
+    write_book(base, "cleaned", &book);
 }
 
 fn write_book(base: &Path, image: &str, book: &Book) {
@@ -349,7 +361,7 @@ fn repair(dir: &Path, new: &Path, book: &Book) -> (Account, Salvage) {
 
 async fn trial(base: &Path, seed: u64) -> String {
     let mut rng = Rng::new(seed);
-    let image = if rng.chance(50) { "closed" } else { "killed" };
+    let image = ["closed", "killed", "cleaned"][usize::try_from(rng.below(3)).unwrap()];
     let book: Book =
         serde_json::from_str(&fs::read_to_string(base.join(format!("{image}.json"))).unwrap()).unwrap();
     let dir = TempDir::new().unwrap();

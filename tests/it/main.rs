@@ -23,4 +23,5 @@ mod pipeline; // the next batch is written while the one before it is synced, an
 mod pressure; // a machine that runs short of memory, as told by files that the test writes
 mod reopen; // what an opening counts, and what it takes for granted
 mod repair; // what is whole in a damaged spool, saved into a new one; and what opening makes of such damage
+mod repair_losses; // what repair says of what is gone, and which version it takes for the newest
 mod sweep; // the n-th call to the disk fails, for some n

@@ -116,6 +116,21 @@ pub(crate) fn damage_line(out: &mut dyn Write, damage: &Damage, verdict: &str) -
     writeln!(out, "{verdict}{}", damage.what)
 }
 
+/// The records of a torn end: those that can be named, and how many there are.
+pub(crate) fn torn_lines(out: &mut dyn Write, torn: &[Damage]) -> io::Result<()> {
+    for record in torn.iter().filter(|record| record.id.is_some()) {
+        damage_line(out, record, "")?;
+    }
+    if !torn.is_empty() {
+        let count = plural(torn.len() as u64, "record");
+        writeln!(
+            out,
+            "{count} of a torn end left out, as an opening does: never known to have been on stable storage"
+        )?;
+    }
+    Ok(())
+}
+
 /// `1 message`, `2 messages`.
 pub(crate) fn plural(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })

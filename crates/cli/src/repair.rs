@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use tidespool::inspect::{Salvage, salvage};
 
-use crate::output::{Outcome, bytes, damage_line, is_broken_pipe, json_line, plural};
+use crate::output::{Outcome, bytes, damage_line, is_broken_pipe, json_line, plural, torn_lines};
 use crate::spool_dir;
 
 /// Copy every whole message of a damaged spool into a new one, and list what could not be saved. Exit code 0: everything was saved, 2: something
@@ -20,7 +20,7 @@ pub(crate) struct Args {
     /// there is deleted by the next one.
     #[arg(value_name = "NEW_DIR")]
     new_dir: PathBuf,
-    /// One JSON object on one line: complete, saved, bytes, lost; unsaved, doubtful and damage (lists of path, id, what).
+    /// One JSON object on one line: complete, saved, bytes, lost; unsaved, doubtful, damage and torn (lists of path, id, what).
     #[arg(long)]
     json: bool,
 }
@@ -60,6 +60,7 @@ fn text(out: &mut dyn Write, args: &Args, found: &Salvage) -> Result<()> {
     for damage in &found.damage {
         damage_line(out, damage, "")?;
     }
+    torn_lines(out, &found.torn)?;
     for damage in &found.doubtful {
         damage_line(out, damage, "saved, but ")?;
     }
@@ -94,6 +95,7 @@ mod tests {
             lost: 1,
             doubtful: one("/s/sled", id, "it may have been removed before"),
             damage: one("/s/ledger", None, "it is missing"),
+            torn: one("/s/journal/00000002.seg", id, "at byte 4096, after a torn write: a whole message"),
         }
     }
 
@@ -108,6 +110,8 @@ mod tests {
         assert_eq!(
             printed(false, &found()),
             "/s/ledger: it is missing\n\
+             /s/journal/00000002.seg: message 1ec9414c232a6b00b3c89f6bdeced846: at byte 4096, after a torn write: a whole message\n\
+             1 record of a torn end left out, as an opening does: never known to have been on stable storage\n\
              /s/sled: message 1ec9414c232a6b00b3c89f6bdeced846: saved, but it may have been removed before\n\
              /s/journal/00000001.seg: message 1ec9414c232a6b00b3c89f6bdeced846: not saved: the payload fails its checksum\n\
              1 message gone, of which not even the id is left\n\

@@ -8,15 +8,16 @@ use serde::Serialize;
 use tidespool::inspect::{Damage, Verification};
 use tidespool_core::DamagedSpool;
 
-use crate::output::{Outcome, bytes, damage_line, is_broken_pipe, json_line, plural};
+use crate::output::{Outcome, bytes, damage_line, is_broken_pipe, json_line, plural, torn_lines};
 use crate::spool_dir;
 
 /// Read every byte of every message and compare it with its checksum. Exit code 0: whole, 2: damaged, 1: an error.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The directory of the spool. No process may have it open. No message in it is changed.
+    /// The directory of the spool. No process may have it open. Nothing of it is changed, but that sled is opened in place:
+    /// after a crash it ends its own recovery there. `repair` changes nothing at all, and also reads a directory that can't be written to.
     dir: PathBuf,
-    /// One JSON object on one line: whole, messages, bytes, damage (a list of path, id, what).
+    /// One JSON object on one line: whole, messages, bytes; damage and torn (lists of path, id, what).
     #[arg(long)]
     json: bool,
 }
@@ -67,6 +68,7 @@ fn text(out: &mut dyn Write, dir: &Path, found: &Verification) -> Result<()> {
     for damage in &found.damage {
         damage_line(out, damage, "")?;
     }
+    torn_lines(out, &found.torn)?;
     let read = format!("{} read, {}", plural(found.messages, "message"), bytes(found.bytes));
     match found.damage.len() as u64 {
         0 => writeln!(out, "{} is whole: {read}", dir.display())?,
@@ -95,6 +97,7 @@ mod tests {
                 Damage { path: "journal/00000001.seg".into(), id, what: "payload at 4152".into() },
                 Damage { path: "ledger".into(), id: None, what: "bad checksum".into() },
             ],
+            torn: Vec::new(),
         }
     }
 
@@ -113,7 +116,7 @@ mod tests {
              /spool is damaged in 2 places: 9 messages read, 900 bytes\n\
              `tidespool repair /spool NEW_DIR` copies what can be saved into a new directory\n"
         );
-        let whole = Verification { messages: 1, bytes: 1, damage: Vec::new() };
+        let whole = Verification { messages: 1, bytes: 1, ..Verification::default() };
         assert_eq!(printed(false, &whole), "/spool is whole: 1 message read, 1 byte\n");
     }
 

@@ -50,10 +50,11 @@ pub(crate) use filing::{Filing, FilingTask};
 pub(crate) use ledger::{HighKeys, Ledger, LedgerError, LedgerFile};
 pub(crate) use leftover::newest_puts;
 pub(crate) use opening::{
-    Examined, Opened, OpeningError, Places, examine, open_filed, read_ledger, settle, without_segment,
+    Examined, Opened, OpeningError, Places, examine, open_filed, read_ledger, seqs_of, settle,
+    without_segment,
 };
 pub(crate) use recount::Recount;
-pub(crate) use retained::{place_of, pointed_to};
+pub(crate) use retained::{Retained, locator, place_of, pointed_to};
 pub(crate) use stock::{Stock, count_filed};
 pub(crate) use verify::verify_filed;
 

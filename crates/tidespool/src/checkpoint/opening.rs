@@ -83,7 +83,7 @@ pub(crate) struct Examined {
 
 /// The ledger, or what is wrong with it. `None` without damage: there is none and need not be one.
 pub(crate) struct LedgerFound {
-    ledger: Option<Ledger>,
+    pub(crate) ledger: Option<Ledger>,
     damage: Vec<FileDamage>,
 }
 
@@ -222,7 +222,7 @@ pub(crate) fn open_filed(
 }
 
 /// The numbers of the records that sled has of these messages.
-fn seqs_of<'a>(
+pub(crate) fn seqs_of<'a>(
     durable: &Durable,
     ids: impl Iterator<Item = &'a SpoolId>,
 ) -> Result<HashMap<SpoolId, u64>, DurableError> {

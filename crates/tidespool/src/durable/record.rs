@@ -114,6 +114,11 @@ impl Record {
         value
     }
 
+    /// The sequence number in `value`, which may be damaged as the rest of it: it says something only where it is one that is looked for.
+    pub(crate) fn claimed_seq(value: &[u8]) -> Option<u64> {
+        value.get(5..).and_then(<[u8]>::first_chunk).map(|seq| u64::from_le_bytes(*seq))
+    }
+
     /// The record in `value`, which stands under `key`.
     pub(crate) fn decode(key: &Key, value: &[u8]) -> Result<Self, RecordError> {
         Self::decode_with(key, value, |data| data.into())
@@ -195,6 +200,7 @@ pub(crate) mod tests {
             let key = Key::of(&SpoolId::from_bytes(id));
             let value = record.encode(&key);
             prop_assert_eq!(Record::decode(&key, &value), Ok(record.clone()));
+            prop_assert_eq!(Record::claimed_seq(&value), Some(record.seq()));
             let outline = match record {
                 Record::Whole { seq, .. } => Record::Whole { seq, data: Box::default() },
                 record => record,

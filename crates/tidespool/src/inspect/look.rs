@@ -6,13 +6,17 @@ use std::sync::Arc;
 use anyhow::Result;
 use tidespool_core::{Corrupt, NotFound, SpoolId};
 
+use super::torn::torn_records;
+use super::unreadable::AsFarAsReadable;
 use super::{Damage, Entry, Home, Summary, Verification};
 use crate::checkpoint::{
-    Examined, Ledger, OpeningError, Places, Stock, count_filed, examine, read_ledger, verify_filed,
+    Examined, Ledger, OpeningError, Places, Stock, count_filed, examine, read_ledger, seqs_of, verify_filed,
 };
 use crate::durable::{Durable, DurableError, Key, KeyRange, Record, SledOptions};
-use crate::journal::{NewestById, Place, Pool, PoolEvents, PoolSettings, ReadError, Segment, Segments};
-use crate::storage::OsStorage;
+use crate::journal::{
+    NewestById, Place, Pool, PoolEvents, PoolSettings, ReadError, Segment, Segments, salt_of,
+};
+use crate::storage::Storage;
 use crate::tiered::{Directory, FORMAT_VERSION};
 
 /// Memory for sled's cache: a tool reads everything once.
@@ -20,12 +24,14 @@ const SLED_CACHE: u64 = 16 << 20;
 
 pub(super) struct Look {
     places: Places,
+    disk: Arc<AsFarAsReadable>,
     /// `None`: sled's files are missing, or beyond opening.
     durable: Option<Durable>,
     newest: NewestById,
     segments: Segments,
     numbers: Numbers,
     damage: Vec<Damage>,
+    torn: Vec<Damage>,
     /// Held until everything else is closed.
     _directory: Directory,
 }
@@ -59,9 +65,10 @@ impl PoolEvents for Nobody {
 }
 
 impl Look {
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(super) fn open(path: &Path, storage: Arc<dyn Storage>) -> Result<Self> {
         let directory = Directory::open_existing(path)?;
-        let places = Places { storage: Arc::new(OsStorage), dir: path.to_owned(), spool: directory.spool };
+        let disk = AsFarAsReadable::new(storage);
+        let places = Places { storage: disk.clone(), dir: path.to_owned(), spool: directory.spool };
         let mut damage = Vec::new();
         let found = read_ledger(&places, false)?;
         let (durable, examined) = examine(&places, found, false, |ledger| {
@@ -70,6 +77,7 @@ impl Look {
         })?;
         note_damage(&places, &examined, &mut damage);
         let recovered = examined.recovered;
+        let torn = torn_records(&recovered, salt_of(places.spool));
         let size = |segments: &[Arc<Segment>]| segments.iter().map(|segment| segment.size).sum::<u64>();
         let numbers = Numbers {
             ledger_records: examined.ledger.as_ref().map_or(0, |ledger| ledger.tally.records),
@@ -94,8 +102,15 @@ impl Look {
         let pool = Pool::new(places.storage.clone(), settings, Arc::new(Nobody));
         let segments = Segments::new(Arc::new(pool), places.spool, recovered.next_generation);
         recovered.journal.into_iter().chain(recovered.retained).for_each(|segment| segments.insert(segment));
-        let newest = recovered.replayed.newest;
-        Ok(Self { places, durable, newest, segments, numbers, damage, _directory: directory })
+        let mut newest = recovered.replayed.newest;
+        if examined.ledger.is_none() {
+            // Everything was replayed, filed or not: what sled knows as well or better is sled's.
+            if let Some(durable) = &durable {
+                let filed = seqs_of(durable, newest.keys())?;
+                newest.retain(|id, newest| filed.get(id).is_none_or(|seq| *seq < newest.seq));
+            }
+        }
+        Ok(Self { places, disk, durable, newest, segments, numbers, damage, torn, _directory: directory })
     }
 
     pub(super) fn entries(&self, visit: &mut dyn FnMut(Entry) -> bool) -> Result<()> {
@@ -198,7 +213,8 @@ impl Look {
     }
 
     pub(super) fn verify(&self) -> Result<Verification> {
-        let mut found = Verification { damage: self.damage.clone(), ..Verification::default() };
+        let mut found =
+            Verification { damage: self.damage.clone(), torn: self.torn.clone(), ..Verification::default() };
         for (id, newest) in &self.newest {
             let Some(place) = newest.place else { continue };
             match self.read(*id, place) {
@@ -224,6 +240,7 @@ impl Look {
             found.messages += verified.messages;
             found.bytes += verified.bytes;
         }
+        found.damage.extend(self.disk.damage());
         Ok(found)
     }
 

@@ -2,18 +2,24 @@
 //! one, into a new spool.
 //!
 //! Blocking calls, no threads left behind but sled's own while it is open. Takes the directory's lock, so a running spool is never looked into.
-//! Nothing of Tidespool's own files is changed; sled, when it is opened after a crash, finishes its own recovery.
+//! Nothing of Tidespool's own files is changed; sled is opened in place, makes its files where they are missing, and finishes its own recovery after a
+//! crash. Only a repair reads it from a copy, and changes nothing.
 
 mod look;
 mod salvage;
+mod torn;
+mod unreadable;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 use tidespool_core::SpoolId;
 
-pub use salvage::{Salvage, salvage};
+pub use salvage::{Salvage, salvage, salvage_on};
+
+use crate::storage::{OsStorage, Storage};
 
 /// An open directory. Closing it is dropping it.
 #[derive(Debug)]
@@ -87,6 +93,9 @@ pub struct Verification {
     pub bytes: u64,
     /// Everything that is wrong. Empty: the spool is whole.
     pub damage: Vec<Damage>,
+    /// Records of a torn end, which the next opening cuts: after a crash, what was never known to be on stable storage. No damage, as far as can be
+    /// told.
+    pub torn: Vec<Damage>,
 }
 
 impl Inspector {
@@ -97,7 +106,16 @@ impl Inspector {
     /// [`Locked`](tidespool_core::Locked), [`UnsupportedFormat`](tidespool_core::UnsupportedFormat),
     /// [`DamagedSpool`](tidespool_core::DamagedSpool) where the format file is damaged, or an I/O error that names the path.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        look::Look::open(path).map(Self)
+        Self::open_on(path, Arc::new(OsStorage))
+    }
+
+    /// The same on another [`Storage`] under the journal and the ledger, for tests that break it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Inspector::open`].
+    pub fn open_on(path: &Path, storage: Arc<dyn Storage>) -> anyhow::Result<Self> {
+        look::Look::open(path, storage).map(Self)
     }
 
     /// Calls `visit` for each live message, in time order within each kind of id, until it returns `false`.

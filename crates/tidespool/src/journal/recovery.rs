@@ -214,7 +214,7 @@ fn look(
     }
     (found.retained, found.journal) = by_generation.into_values().partition(|segment| !segment.is_counted());
     let is_journal = |segment: &&Arc<Segment>| segment.role == Role::Journal;
-    let kept: Vec<Arc<Segment>> = match filed.unknown && repair {
+    let kept: Vec<Arc<Segment>> = match filed.unknown {
         // Nobody says whether all that is in them is filed: a crash may have come in between.
         true => found.retained.iter().filter(is_journal).cloned().collect(),
         false => Vec::new(),

@@ -154,6 +154,14 @@ pub trait StorageFile: Debug + Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
 }
 
+/// The disk, or the file system on it, can't read what was written there: trying again is not likely to help.
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    const ALL: [Errno; 6] =
+        [Errno::IO, Errno::UCLEAN, Errno::BADMSG, Errno::NODATA, Errno::ILSEQ, Errno::REMOTEIO];
+    error.raw_os_error().is_some_and(|code| ALL.iter().any(|errno| errno.raw_os_error() == code))
+}
+
 /// Reads exactly `buf.len()` bytes.
 pub(crate) fn read_exact_at(file: &dyn StorageFile, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
     while !buf.is_empty() {

@@ -22,8 +22,8 @@ use super::table::Table;
 use super::threads::Starter;
 use super::watch::watch;
 use crate::checkpoint::{
-    Ballast, DeadSegments, Drained, Filer, Filing, LedgerFile, Opened, OpeningError, Places, Recount, Retry,
-    Source as _, open_filed, settle, without_segment,
+    Ballast, DeadSegments, Drained, Filer, Filing, LedgerError, LedgerFile, Opened, OpeningError, Places,
+    Recount, Retry, Source as _, open_filed, settle, without_segment,
 };
 use crate::durable::{DurableError, SledOptions, Strays};
 use crate::health::Space;
@@ -31,7 +31,7 @@ use crate::inspect::Damage;
 use crate::journal::{Pool, PoolSettings, Segments, Writer, give_up_a_free_segment};
 use crate::pressure::{Registration, Relief};
 use crate::stats::Stats;
-use crate::storage::Storage;
+use crate::storage::{Storage, is_unreadable};
 use crate::{Config, PressureMonitor, RecoveryReport};
 
 /// An open spool: what its callers share, its threads, and what was found on the way.
@@ -126,7 +126,21 @@ fn name_damage(error: OpeningError, dir: &std::path::Path) -> anyhow::Error {
             DamagedSpool { dir: dir.to_owned(), path: dir.join("sled"), what: error.to_string() }.into()
         }
         OpeningError::Beyond { path, what } => DamagedSpool { dir: dir.to_owned(), path, what }.into(),
-        error => error.into(),
+        error => {
+            let lasts = match &error {
+                OpeningError::Journal(error) => is_unreadable(&error.source),
+                OpeningError::Ledger(LedgerError::Io { source, .. }) => is_unreadable(source),
+                _ => false,
+            };
+            let error = anyhow::Error::from(error);
+            match lasts {
+                true => error.context(format!(
+                    "the disk can't read all of it; if that lasts, `tidespool repair {} NEW_DIR` copies what can be read into a new directory",
+                    dir.display()
+                )),
+                false => error,
+            }
+        }
     }
 }
 

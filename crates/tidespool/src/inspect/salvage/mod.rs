@@ -10,8 +10,10 @@
 mod rescue;
 mod sled_copy;
 mod target;
+#[cfg(test)]
+mod tests;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -19,11 +21,14 @@ use serde::Serialize;
 use tidespool_core::SpoolId;
 
 use self::rescue::Rescue;
-use self::sled_copy::SledCopy;
+use self::sled_copy::{Records, SledCopy, not_all};
 use self::target::Target;
 use super::Damage;
-use crate::checkpoint::{Places, Stock, examine, read_ledger};
-use crate::storage::OsStorage;
+use super::torn::torn_records;
+use super::unreadable::AsFarAsReadable;
+use crate::checkpoint::{Examined, Places, Stock, examine, read_ledger};
+use crate::journal::salt_of;
+use crate::storage::{OsStorage, Storage};
 use crate::tiered::{identify, lock_untouched};
 
 /// What [`salvage`] saved, and what it could not.
@@ -41,6 +46,8 @@ pub struct Salvage {
     pub doubtful: Vec<Damage>,
     /// What else is wrong with the files.
     pub damage: Vec<Damage>,
+    /// Records of a torn end, which were left out as an opening leaves them out: after a crash, what was never known to be on stable storage.
+    pub torn: Vec<Damage>,
 }
 
 impl Salvage {
@@ -61,11 +68,20 @@ impl Salvage {
 /// [`Locked`](tidespool_core::Locked), [`UnsupportedFormat`](tidespool_core::UnsupportedFormat), a `new_dir` that can't be used, or an I/O error. There is
 /// no new spool then.
 pub fn salvage(dir: &Path, new_dir: &Path) -> Result<Salvage> {
+    salvage_on(dir, new_dir, Arc::new(OsStorage))
+}
+
+/// The same of a spool on another [`Storage`], for tests that break it.
+///
+/// # Errors
+///
+/// As [`salvage`].
+pub fn salvage_on(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Result<Salvage> {
     let (spool, format) = identify(dir)?;
     let _lock = lock_untouched(dir)?;
     let mut target = Target::begin(dir, new_dir)?;
-    let places =
-        Places { storage: Arc::new(OsStorage), dir: dir.to_owned(), spool: spool.unwrap_or_default() };
+    let disk = AsFarAsReadable::new(storage);
+    let places = Places { storage: disk.clone(), dir: dir.to_owned(), spool: spool.unwrap_or_default() };
     let mut report = Salvage::default();
     if let Some(what) = format {
         report.damage.push(damage(&dir.join("FORMAT"), None, what));
@@ -74,7 +90,7 @@ pub fn salvage(dir: &Path, new_dir: &Path) -> Result<Salvage> {
         let what = "no segment tells whose it is: what is in them can't be read".to_owned();
         report.unsaved.push(damage(&places.journal(), None, what));
     }
-    match save(&places, &mut target, &mut report).map(|()| report) {
+    match save(&places, &disk, &mut target, &mut report).map(|()| report) {
         Ok(report) => target.finish().map(|()| report),
         Err(error) => {
             target.discard();
@@ -87,23 +103,58 @@ fn damage(path: &Path, id: Option<SpoolId>, what: String) -> Damage {
     Damage { path: path.display().to_string(), id, what }
 }
 
-fn save(places: &Places, target: &mut Target, report: &mut Salvage) -> Result<()> {
-    let (mut sled, mut sled_wrong) = SledCopy::open(&places.sled(), &target.scratch())?;
-    let mut stock = Stock::default();
+fn save(places: &Places, disk: &AsFarAsReadable, target: &mut Target, report: &mut Salvage) -> Result<()> {
+    let (mut sled, wrong) = SledCopy::open(disk, &places.sled(), &target.scratch())?;
+    let part = || disk.has_unread(&places.sled()).then(|| "a part of its files can't be read".to_owned());
+    let wrong = wrong.or_else(part);
+    save_with(places, disk, &mut sled, wrong, target, report)?;
+    sled.close();
+    report.damage.extend(disk.damage());
+    Ok(())
+}
+
+/// The same with what is left of sled, and what is known to be wrong with it.
+fn save_with(
+    places: &Places,
+    disk: &AsFarAsReadable,
+    sled: &mut dyn Records,
+    mut sled_wrong: Option<String>,
+    target: &mut Target,
+    report: &mut Salvage,
+) -> Result<()> {
+    let found = read_ledger(places, false)?;
+    let mut stock = Stock::against(found.ledger.as_ref());
     let wrong = sled.visit(&mut |key, value| {
         stock.count(key, value);
         Ok(())
     })?;
     if !wrong.is_empty() {
-        sled_wrong = Some(format!("not all of it can be read ({})", wrong.join("; ")));
+        sled_wrong = Some(not_all(&wrong));
     }
-    let found = read_ledger(places, false)?;
-    let live = stock.retained.iter().map(|(generation, has)| (*generation, has.live)).collect();
+    let known = stock.retained.iter().map(|(generation, has)| (*generation, has.live)).collect();
     let ((), examined) = examine(places, found, false, |_| Ok(((), stock)))?;
-    let mut rescue = Rescue::new(places, examined, &live, sled_wrong, report)?;
-    let held = rescue.save_filed(&mut sled, target, report)?;
-    sled.close();
+    report.torn = torn_records(&examined.recovered, salt_of(places.spool));
+    let what = "a part of it can't be read: what was there is not known".to_owned();
+    let unknown = unknown_parts(places, disk, &examined).into_iter();
+    report.unsaved.extend(unknown.map(|path| damage(&path, None, what.clone())));
+    let mut rescue = Rescue::new(places, examined, known, sled_wrong, report)?;
+    let held = rescue.save_filed(sled, target, report)?;
     let restored = rescue.save_unfiled(target, report)?;
     rescue.count_lost(held, restored, report);
     rescue.save_journal(target, report)
+}
+
+/// Files of which a part can't be read, where nothing else tells whether records stood in it: what came last, after a crash, is known to nobody else.
+fn unknown_parts(places: &Places, disk: &AsFarAsReadable, examined: &Examined) -> Vec<PathBuf> {
+    if examined.ledger.as_ref().is_some_and(|ledger| ledger.files.is_some()) {
+        // After an orderly end the ledger has the number of the last record.
+        return Vec::new();
+    }
+    let journal = examined.recovered.journal.iter().map(|segment| segment.path.clone());
+    // One that shows nothing at all may have been anything.
+    let blank = examined.recovered.free.iter().filter(|free| free.size == 0).map(|free| free.path.clone());
+    let mut parts: Vec<PathBuf> = journal.chain(blank).filter(|path| disk.has_unread(path)).collect();
+    // The directory itself, if it is what can't be read.
+    parts.extend(Some(places.journal()).filter(|dir| parts.is_empty() && disk.is_unread(dir)));
+    parts
 }

@@ -1,31 +1,50 @@
 //! Which version of each message counts, and where it is read from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
 use tidespool_core::SpoolId;
 
-use super::sled_copy::SledCopy;
+use super::sled_copy::{Records, not_all};
 use super::target::Target;
 use super::{Salvage, damage};
-use crate::checkpoint::{Examined, Places, newest_puts, place_of, pointed_to};
-use crate::durable::{Key, Record};
+use crate::checkpoint::{Examined, Places, Retained, locator, newest_puts, place_of, pointed_to};
+use crate::durable::{Key, MAX_WHOLE, Record, Tally};
 use crate::journal::{Found, NewestById, Place, Segment, former_segments, salt_of};
+
+/// Of a put in a segment that is filed, or may be.
+const UNKNOWN_TO_SLED: &str = "sled does not know of it: it may have been removed before";
+
+/// Puts that were restored from one segment.
+#[derive(Debug, Clone, Copy, Default)]
+struct Puts {
+    /// Too large for sled: of what lives of them it has the places.
+    large: u64,
+    small: u64,
+}
 
 /// What is known of the spool while it is being saved.
 pub(super) struct Rescue<'a> {
     places: &'a Places,
     salt: u32,
     newest: NewestById,
+    /// Without a ledger: segments that sled points into, and that may not all be filed. What they hold is in `newest`, too.
+    kept: BTreeSet<u64>,
     segments: BTreeMap<u64, Arc<Segment>>,
     /// What filed segments hold, and sled was not seen to know.
     leftover: BTreeMap<Key, Found>,
-    /// Segments in which more lived than sled knows of. `None`: it is not known how much lived in any.
-    short: Option<Vec<u64>>,
-    /// Records that sled should hold, as many more or fewer as an unfinished checkpoint was to file. `None`: not known.
-    should: Option<(u64, u64)>,
+    /// What the ledger says of each segment that is kept for messages in it. `None`: there is no ledger.
+    retained: Option<BTreeMap<u64, Retained>>,
+    /// Of how many messages in each of them sled knows.
+    known: BTreeMap<u64, u64>,
+    /// Records that sled should hold at least: fewer by those that an unfinished checkpoint was to remove. `None`: not known.
+    should: Option<u64>,
+    /// What sled should hold, exactly. `None`: not known.
+    expected: Option<Tally>,
+    /// What it was seen to hold, and what was restored in its place.
+    seen: Tally,
     /// Why sled is not to be trusted.
     sled_wrong: Option<String>,
 }
@@ -34,7 +53,7 @@ impl<'a> Rescue<'a> {
     pub(super) fn new(
         places: &'a Places,
         examined: Examined,
-        live: &BTreeMap<u64, u64>,
+        known: BTreeMap<u64, u64>,
         unreadable: Option<String>,
         report: &mut Salvage,
     ) -> Result<Self> {
@@ -62,26 +81,43 @@ impl<'a> Rescue<'a> {
         let leftover = newest_puts(filed, salt).map_err(|(segment, source)| {
             anyhow::Error::new(source).context(format!("reading {}", segment.path.display()))
         })?;
-        let changed = recovered.replayed.newest.len() as u64;
-        let should =
-            ledger.as_ref().map(|ledger| (ledger.tally.records, if ledger.filing { changed } else { 0 }));
+        let removed =
+            || recovered.replayed.newest.values().filter(|newest| newest.place.is_none()).count() as u64;
+        let should = ledger.as_ref().map(|ledger| match ledger.filing {
+            // What it files only adds to them.
+            true => ledger.tally.records.saturating_sub(removed()),
+            false => ledger.tally.records,
+        });
+        let is_empty = ledger.as_ref().is_some_and(|ledger| !ledger.filing && ledger.tally.records == 0);
         // What was read is, by its digest, all that sled should hold. An empty spool need not have a sled.
-        let is_all = disagrees.is_none() && ledger.as_ref().is_some_and(|ledger| !ledger.filing);
-        let wrong = unreadable.filter(|_| should != Some((0, 0))).or(disagrees);
+        let expected = ledger.as_ref().filter(|ledger| !ledger.filing).map(|ledger| ledger.tally);
+        let is_all = disagrees.is_none() && expected.is_some();
+        let wrong = unreadable.filter(|_| !is_empty).or(disagrees);
         if let Some(what) = &wrong {
             report.damage.push(damage(&places.sled(), None, what.clone()));
         }
         let sled_wrong = wrong.filter(|_| !is_all);
-        let short = ledger.map(|ledger| {
-            let has = |generation: &u64| live.get(generation).copied().unwrap_or(0);
-            let retained = ledger.retained.into_iter();
-            retained.filter(|(generation, wanted)| has(generation) < wanted.live).map(|(it, _)| it).collect()
-        });
+        let retained = ledger.map(|ledger| ledger.retained);
+        let unsure = recovered.retained.iter().filter(|_| retained.is_none());
+        let kept = unsure.map(|segment| segment.generation).collect();
         let used = recovered.journal.into_iter().chain(recovered.retained);
         // The former ones first: of two with one generation the one in use counts.
         let segments = former.into_iter().chain(used).map(|segment| (segment.generation, segment)).collect();
         let newest = recovered.replayed.newest;
-        Ok(Self { places, salt, newest, segments, leftover, short, should, sled_wrong })
+        Ok(Self {
+            places,
+            salt,
+            newest,
+            kept,
+            segments,
+            leftover,
+            retained,
+            known,
+            should,
+            expected,
+            seen: Tally::default(),
+            sled_wrong,
+        })
     }
 
     /// Whether sled lost a newer version than the one that it has: it is of an earlier time itself.
@@ -89,49 +125,88 @@ impl<'a> Rescue<'a> {
         found.header.seq > record.seq() && self.was_lost(found)
     }
 
+    /// By its digest, all that sled should hold was found.
+    fn is_all(&self) -> bool {
+        self.expected == Some(self.seen)
+    }
+
+    /// Whether the journal has this version or a newer one.
+    fn is_known(&self, id: &SpoolId, found: &Found) -> bool {
+        self.newest.get(id).is_some_and(|known| known.seq >= found.header.seq)
+    }
+
     /// Whether sled should know of this put, if it does not.
     fn was_lost(&self, found: &Found) -> bool {
-        match &self.short {
-            Some(short) => self.sled_wrong.is_some() && short.contains(&found.header.generation),
-            None => true,
-        }
+        self.retained.is_none() || (self.sled_wrong.is_some() && self.missing(found.header.generation) > 0)
+    }
+
+    /// Messages that lived in a segment, by the ledger, and of which sled does not know.
+    fn missing(&self, generation: u64) -> u64 {
+        let lived = self.retained.as_ref().and_then(|all| all.get(&generation)).map_or(0, |kept| kept.live);
+        lived.saturating_sub(self.known.get(&generation).copied().unwrap_or(0))
     }
 
     /// Saves what sled has the newest version of. Says how many records it was seen to hold.
     pub(super) fn save_filed(
         &mut self,
-        sled: &mut SledCopy,
+        sled: &mut dyn Records,
         target: &mut Target,
         report: &mut Salvage,
     ) -> Result<u64> {
-        let mut held = 0;
+        let mut known = BTreeMap::<u64, u64>::new();
         let wrong = sled.visit(&mut |key, value| {
-            held += 1;
+            self.seen.add(&key, value);
             let id = key.id();
             let leftover = self.leftover.remove(&key);
             let record = match Record::decode(&key, value) {
                 Ok(record) => record,
-                // Damaged, and the journal has a newer one.
-                Err(_) if self.newest.contains_key(&id) => return Ok(()),
-                Err(error) => return self.without_record(id, &error.to_string(), leftover, target, report),
+                // Damaged, and the journal has what is newest, as far as can be told.
+                Err(error)
+                    if leftover.map_or(self.newest.contains_key(&id), |found| self.is_known(&id, &found)) =>
+                {
+                    // Without a ledger the journal may be older than what is filed.
+                    let seq = Record::claimed_seq(value);
+                    if self.retained.is_none() && self.newest.get(&id).map(|known| known.seq) != seq {
+                        let what = format!("its newest version may be another than the journal's ({error})");
+                        report.unsaved.push(damage(&self.places.sled(), Some(id), what));
+                    }
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.newest.remove(&id);
+                    // Where its number is that of a put, the damage is elsewhere in it.
+                    let seq = Record::claimed_seq(value);
+                    let seq = seq.filter(|seq| leftover.is_some_and(|found| found.header.seq == *seq));
+                    return self.without_record(id, seq, &error.to_string(), leftover, target, report);
+                }
             };
-            if let Some(newer) = leftover.filter(|found| self.is_newer(found, &record)) {
-                // Later, unless the journal has a newer one still.
+            if let Some(place) = pointed_to(&record) {
+                *known.entry(place.generation).or_default() += 1;
+            }
+            if let Some(newer) =
+                leftover.filter(|found| self.is_newer(found, &record) && !self.is_known(&id, found))
+            {
+                // Later.
                 self.leftover.insert(key, newer);
-                held -= 1;
+                self.seen.subtract(&key, value);
                 return Ok(());
             }
-            if let Some(known) = self.newest.get(&id) {
-                let is_same = known.seq == record.seq();
-                let readable = || known.place.is_none_or(|place| self.read(&id, place).is_ok());
-                if known.seq > record.seq() || (is_same && readable()) {
+            if let Some(known) = self.newest.get(&id).copied() {
+                if known.seq > record.seq() {
                     return Ok(());
                 }
                 self.newest.remove(&id);
+                if known.seq == record.seq()
+                    && let Some(place) = known.place
+                    && let Ok(data) = self.read(&id, place)
+                {
+                    return add(target, report, id, data);
+                }
             }
             match (&record, pointed_to(&record)) {
-                (Record::Damaged { reason, .. }, _) => {
-                    self.without_record(id, reason, leftover, target, report)
+                (Record::Damaged { seq, reason }, _) => {
+                    let seq = (*seq > 0).then_some(*seq);
+                    self.without_record(id, seq, reason, leftover, target, report)
                 }
                 (Record::Whole { data, .. }, _) => add(target, report, id, data.to_vec()),
                 (Record::Locator { .. }, Some(place)) => {
@@ -151,63 +226,95 @@ impl<'a> Rescue<'a> {
                 (Record::Locator { .. }, None) => Ok(()),
             }
         })?;
-        if self.sled_wrong.is_none() && !wrong.is_empty() {
-            let what = format!("not all of it can be read ({})", wrong.join("; "));
+        // It may have been read further at the first time, when it was counted: what was saved of it is what counts now.
+        self.known = known;
+        if self.is_all() {
+            self.sled_wrong = None;
+        } else if self.sled_wrong.is_none() && (!wrong.is_empty() || self.expected.is_some()) {
+            let what = not_all(&wrong);
             report.damage.push(damage(&self.places.sled(), None, what.clone()));
             self.sled_wrong = Some(what);
         }
-        Ok(held)
+        Ok(self.seen.records)
     }
 
-    /// sled's record can't be read: what a segment has is the best there is, and may be of an earlier version.
+    /// sled's record leads nowhere: a segment may have the put of that number. Where the number is lost, too, what it has is the best there is, and
+    /// may be an earlier version.
     fn without_record(
         &self,
         id: SpoolId,
+        seq: Option<u64>,
         what: &str,
         leftover: Option<Found>,
         target: &mut Target,
         report: &mut Salvage,
     ) -> Result<()> {
-        let data =
-            leftover.filter(|found| found.intact).and_then(|found| self.read(&id, place_of(&found)).ok());
+        let put = leftover.filter(|put| put.intact && seq.is_none_or(|seq| put.header.seq == seq));
+        let data = put.and_then(|put| self.read(&id, place_of(&put)).ok());
         let path = self.places.sled();
         let Some(data) = data else {
             report.unsaved.push(damage(&path, Some(id), what.to_owned()));
             return Ok(());
         };
-        let what = format!("its record is damaged ({what}): what a segment has may be an earlier version");
-        report.doubtful.push(damage(&path, Some(id), what));
+        let note = |what: String| damage(&path, Some(id), what);
+        if seq.is_some() {
+            report.damage.push(note(format!("its record is damaged ({what}): a segment has the message")));
+        } else {
+            let may = format!("its record is damaged ({what}): what a segment has may be an earlier version");
+            report.doubtful.push(note(may));
+            let newest = format!("its newest version may be another than the one that was saved ({what})");
+            report.unsaved.push(note(newest));
+        }
         add(target, report, id, data)
     }
 
-    /// Saves what sled should know of and does not. Says how many those were.
+    /// Saves what sled should know of and does not.
     pub(super) fn save_unfiled(&mut self, target: &mut Target, report: &mut Salvage) -> Result<u64> {
-        let mut restored = 0;
+        let mut by_generation = BTreeMap::<u64, Puts>::new();
         for (key, found) in std::mem::take(&mut self.leftover) {
             let (id, place) = (key.id(), place_of(&found));
-            if !self.was_lost(&found) || self.newest.contains_key(&id) {
+            if !self.was_lost(&found) {
                 continue;
             }
-            restored += 1;
+            let record = locator(found.header.seq, place, found.header.payload_crc);
+            self.seen.add(&key, &record.encode(&key));
+            // What the journal has a newer version of sled should have known, too.
+            let puts = by_generation.entry(place.generation).or_default();
+            *(if place.len as usize > MAX_WHOLE { &mut puts.large } else { &mut puts.small }) += 1;
+            if self.is_known(&id, &found) {
+                continue;
+            }
+            self.newest.remove(&id);
             let path = self.path_of(place);
             match self.read(&id, place) {
                 Ok(data) => {
-                    let what = "sled does not know of it: it may have been removed before".to_owned();
-                    report.doubtful.push(damage(&path, Some(id), what));
+                    report.doubtful.push(damage(&path, Some(id), UNKNOWN_TO_SLED.to_owned()));
                     add(target, report, id, data)?;
                 }
                 Err(what) => {
-                    let what = format!("{what}; sled does not know of it: it may have been removed before");
+                    let what = format!("{what}; {UNKNOWN_TO_SLED}");
                     report.unsaved.push(damage(&path, Some(id), what));
                 }
             }
         }
-        Ok(restored)
+        Ok(self.count_restored(&by_generation))
+    }
+
+    /// A segment may hold puts of messages that were removed since, whose removals are gone. No more came back from it than had lived there: the rest
+    /// must not be counted in place of what was lost elsewhere.
+    fn count_restored(&self, by_generation: &BTreeMap<u64, Puts>) -> u64 {
+        let lived = |generation: &u64| match &self.retained {
+            Some(_) => self.missing(*generation),
+            None => u64::MAX,
+        };
+        // A small one may have been whole in sled, and lived in no segment.
+        by_generation.iter().map(|(generation, puts)| lived(generation).min(puts.large) + puts.small).sum()
     }
 
     /// Compares what sled `held`, and what was restored in its place, with what it should have held.
     pub(super) fn count_lost(&self, held: u64, restored: u64, report: &mut Salvage) {
         let wrong = match &self.sled_wrong {
+            Some(_) if self.is_all() => return,
             Some(wrong) => wrong,
             // It did hold something once, or those would not be in segments that are filed.
             None if self.should.is_none() && held == 0 && restored > 0 => "it is empty",
@@ -215,14 +322,13 @@ impl<'a> Rescue<'a> {
         };
         let unknown = |what: String| damage(&self.places.sled(), None, what);
         match self.should {
-            Some((should, give_or_take)) => {
-                let lost = should.saturating_sub(held + restored + give_or_take);
-                report.lost += lost;
-                if lost == 0 && held >= should {
-                    let what =
-                        format!("{wrong}: some of them may be of an earlier time, and as many be missing");
-                    report.unsaved.push(unknown(what));
-                }
+            Some(should) => {
+                report.lost += should.saturating_sub(held + restored);
+                // What stands in for something else is not known: the number may be higher.
+                let what = format!(
+                    "{wrong}: some of what was saved may be of an earlier time or removed before, and as many more messages be missing"
+                );
+                report.unsaved.push(unknown(what));
             }
             None => {
                 let what =
@@ -239,7 +345,13 @@ impl<'a> Rescue<'a> {
         puts.sort_unstable_by_key(|(seq, ..)| *seq);
         for (_, id, place) in puts {
             match self.read(&id, place) {
-                Ok(data) => add(target, report, id, data)?,
+                Ok(data) => {
+                    if self.kept.contains(&place.generation) {
+                        let what = UNKNOWN_TO_SLED.to_owned();
+                        report.doubtful.push(damage(&self.path_of(place), Some(id), what));
+                    }
+                    add(target, report, id, data)?;
+                }
                 Err(what) => report.unsaved.push(damage(&self.path_of(place), Some(id), what)),
             }
         }

@@ -1,0 +1,231 @@
+//! A storage for looking at a disk that can't read all of it: what can't be read is zeros, and is told. Whatever is read here has checksums, so zeros are
+//! taken for nothing but damage.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::Damage;
+use crate::storage::{OpenMode, Storage, StorageFile, is_unreadable, read_exact_at};
+
+/// Bytes that are given up together.
+const PAGE: usize = 4096;
+
+/// What could not be read of one file.
+#[derive(Debug)]
+struct Unread {
+    /// Empty: not even its beginning could be looked at.
+    pages: BTreeSet<u64>,
+    error: String,
+}
+
+type AllUnread = Arc<Mutex<BTreeMap<PathBuf, Unread>>>;
+
+/// The storage below it, read as far as it can be.
+#[derive(Debug)]
+pub(super) struct AsFarAsReadable {
+    below: Arc<dyn Storage>,
+    unread: AllUnread,
+}
+
+impl AsFarAsReadable {
+    pub(super) fn new(below: Arc<dyn Storage>) -> Arc<Self> {
+        Arc::new(Self { below, unread: AllUnread::default() })
+    }
+
+    /// Whether something of this file, or of one below this directory, could not be read so far.
+    pub(super) fn has_unread(&self, path: &Path) -> bool {
+        self.unread.lock().keys().any(|file| file.starts_with(path))
+    }
+
+    /// Whether this very file or directory could not be read.
+    pub(super) fn is_unread(&self, path: &Path) -> bool {
+        self.unread.lock().contains_key(path)
+    }
+
+    /// What could not be read so far, by file.
+    pub(super) fn damage(&self) -> Vec<Damage> {
+        let unread = self.unread.lock();
+        let told = unread.iter().map(|(path, Unread { pages, error })| {
+            let what = match pages.first() {
+                Some(first) => format!(
+                    "{} bytes of it can't be read, the first at byte {first} ({error})",
+                    pages.len() * PAGE
+                ),
+                None => format!("it can't be read ({error})"),
+            };
+            Damage { path: path.display().to_string(), id: None, what }
+        });
+        told.collect()
+    }
+}
+
+fn note(unread: &AllUnread, path: &Path, page: Option<u64>, error: &io::Error) {
+    let mut unread = unread.lock();
+    let of_file = unread.entry(path.to_owned());
+    let entry = of_file.or_insert_with(|| Unread { pages: BTreeSet::new(), error: error.to_string() });
+    entry.pages.extend(page);
+}
+
+impl Storage for AsFarAsReadable {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.below.create_dir(path)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
+        let file = match self.below.open(path, mode) {
+            Err(error) if is_unreadable(&error) => {
+                note(&self.unread, path, None, &error);
+                None
+            }
+            opened => Some(opened?),
+        };
+        Ok(Arc::new(ReadableFile { file, path: path.to_owned(), unread: self.unread.clone() }))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        match self.below.list(path) {
+            Err(error) if is_unreadable(&error) => {
+                note(&self.unread, path, None, &error);
+                Ok(Vec::new())
+            }
+            names => names,
+        }
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.below.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.below.remove_file(path)
+    }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.below.free_bytes(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.below.sync_dir(path)
+    }
+}
+
+/// A file that can be read from one end to the other.
+#[derive(Debug)]
+struct ReadableFile {
+    /// `None`: it could not be opened, and is empty.
+    file: Option<Arc<dyn StorageFile>>,
+    path: PathBuf,
+    unread: AllUnread,
+}
+
+impl ReadableFile {
+    fn opened(&self) -> io::Result<&dyn StorageFile> {
+        self.file.as_deref().ok_or_else(|| io::Error::other("it could not be opened"))
+    }
+}
+
+impl StorageFile for ReadableFile {
+    fn len(&self) -> io::Result<u64> {
+        self.file.as_ref().map_or(Ok(0), |file| file.len())
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let Some(file) = &self.file else { return Ok(0) };
+        let error = match file.read_at(buf, offset) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => error,
+            read => return read,
+        };
+        // As much as one page: where it can be read alone, the fault is in the next one.
+        let page = offset - offset % PAGE as u64;
+        let to_its_end = PAGE - usize::try_from(offset - page).unwrap_or(0);
+        let rest = usize::try_from(file.len()?.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let len = buf.len().min(to_its_end).min(rest);
+        let part = &mut buf[..len];
+        if read_exact_at(&**file, part, offset).is_err() {
+            part.fill(0);
+            note(&self.unread, &self.path, Some(page), &error);
+        }
+        Ok(len)
+    }
+
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
+        let read = self.file.as_ref().map(|file| file.read_vectored_at(bufs, offset));
+        match read {
+            Some(Ok(read)) => Ok(read),
+            _ => bufs.iter_mut().find(|buf| !buf.is_empty()).map_or(Ok(0), |buf| self.read_at(buf, offset)),
+        }
+    }
+
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        self.opened()?.write_vectored_at(bufs, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.opened()?.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each read that touches the third page fails.
+    #[derive(Debug)]
+    struct BadPage;
+
+    const LEN: u64 = 5 * PAGE as u64 + 100;
+
+    impl StorageFile for BadPage {
+        fn len(&self) -> io::Result<u64> {
+            Ok(LEN)
+        }
+
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            let page = PAGE as u64;
+            let len = buf.len().min(usize::try_from(LEN.saturating_sub(offset)).unwrap());
+            if offset < 3 * page && offset + len as u64 > 2 * page {
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            buf[..len].fill(7);
+            Ok(len)
+        }
+
+        fn write_vectored_at(&self, _bufs: &[IoSlice<'_>], _offset: u64) -> io::Result<usize> {
+            Ok(0)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn one_bad_page_costs_one_page_and_is_told_once() {
+        let unread = AllUnread::default();
+        let path = PathBuf::from("/spool/journal/00000001.seg");
+        let file = ReadableFile { file: Some(Arc::new(BadPage)), path: path.clone(), unread: unread.clone() };
+        for from in [0, 1, 4095, 9000] {
+            let mut bytes = vec![1; usize::try_from(LEN).unwrap() - from];
+            read_exact_at(&file, &mut bytes, from as u64).unwrap();
+            for (at, byte) in bytes.iter().enumerate() {
+                let is_bad = (2 * PAGE..3 * PAGE).contains(&(from + at));
+                assert_eq!(*byte, if is_bad { 0 } else { 7 }, "byte {} read from {from}", from + at);
+            }
+        }
+        let mut beyond = [0];
+        assert_eq!(file.read_at(&mut beyond, LEN).unwrap(), 0);
+        let storage = AsFarAsReadable { below: Arc::new(crate::storage::OsStorage), unread };
+        assert!(
+            storage.has_unread(Path::new("/spool/journal")) && !storage.has_unread(Path::new("/spool/sled"))
+        );
+        let [damage] = &storage.damage()[..] else { panic!("{:?}", storage.damage()) };
+        assert!(
+            damage.what.starts_with("4096 bytes of it can't be read, the first at byte 8192"),
+            "{damage:?}"
+        );
+    }
+}

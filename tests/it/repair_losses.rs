@@ -1,0 +1,312 @@
+//! What `salvage` says of a spool that lost something: never that all of it is there, and no older version in place of a newer one. What each bug did
+//! stands above its test.
+
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tidespool::TieredSpool;
+use tidespool::inspect::{Inspector, Salvage, salvage, salvage_on};
+use tidespool_core::{NotFound, Spool, SpoolId};
+use tidespool_testkit::faults::{Call, Fault, FaultyStorage};
+use tidespool_testkit::{payload, wait};
+
+use crate::setup::{Tiered, put, stop, walk};
+
+const LARGE: usize = 20_000;
+const SMALL: usize = 700;
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Files whatever is old enough as soon as it may.
+fn quick_to_file() -> Tiered {
+    Tiered::new(|config| config.checkpoint_after(Duration::ZERO))
+}
+
+async fn durable(spool: &TieredSpool) {
+    wait::until("all of it is durable", || spool.stats().gauges.dirty_entries == 0).await;
+}
+
+fn repair(dir: &Path) -> (TempDir, PathBuf, Salvage) {
+    let place = TempDir::new().unwrap();
+    let new = place.path().join("new");
+    let report = salvage(dir, &new).unwrap_or_else(|error| panic!("{error:#}"));
+    (place, new, report)
+}
+
+/// The version of a message in a repaired spool.
+fn version_in(dir: &Path, id: SpoolId) -> Option<u64> {
+    match Inspector::open(dir).expect("open").load(id) {
+        Ok(data) => Some(payload::read(id, &data).expect("whole").version.expect("long enough")),
+        Err(error) => {
+            assert!(error.root_cause().is::<NotFound>(), "{error:#}");
+            None
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for path in walk(from) {
+        let target = to.join(path.strip_prefix(from).unwrap());
+        match path.is_dir() {
+            true => fs::create_dir_all(target).unwrap(),
+            false => drop(fs::copy(path, target).unwrap()),
+        }
+    }
+}
+
+/// Messages that had been removed, and came back because sled was lost, were counted in place of those that sled alone had held: three were gone, and
+/// repair said that everything was there.
+#[tokio::test(flavor = "multi_thread")]
+async fn removed_messages_that_come_back_do_not_stand_in_for_lost_ones() {
+    let tiered = quick_to_file();
+    let spool = tiered.start().await;
+    for _ in 0..3 {
+        put(spool.as_ref(), SMALL, true).await;
+    }
+    // Their segment is free again after this.
+    spool.cleanup().await.expect("cleanup");
+    let mut large = Vec::new();
+    for _ in 0..30 {
+        large.push(put(spool.as_ref(), LARGE, true).await);
+    }
+    spool.cleanup().await.expect("cleanup");
+    // Too few of each segment for it to be rewritten, but for the last one.
+    for id in large.iter().step_by(5) {
+        spool.remove(*id).await.expect("remove");
+    }
+    durable(&spool).await;
+    spool.cleanup().await.expect("cleanup");
+    stop(spool).await;
+    fs::remove_dir_all(tiered.path().join("sled")).unwrap();
+    let (_place, _new, report) = repair(&tiered.path());
+    assert!(report.saved > 24, "none came back: {report:?}");
+    assert_eq!((report.lost, report.is_complete()), (3, false), "{report:?}");
+}
+
+/// The records that an unfinished checkpoint was to file were taken for ones that sled need not hold: so many lost ones were passed over in silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unfinished_checkpoint_hides_no_loss() {
+    let tiered = Tiered::new(|config| config.checkpoint_after(HOUR));
+    let disk = FaultyStorage::new();
+    let opened = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await;
+    let spool = Arc::new(opened.expect("open"));
+    for _ in 0..5 {
+        put(spool.as_ref(), SMALL, true).await;
+    }
+    spool.compact().await.expect("compact");
+    for _ in 0..10 {
+        put(spool.as_ref(), SMALL, true).await;
+    }
+    // As a crash leaves it that comes right after the mark in the ledger.
+    let image = TempDir::new().unwrap();
+    let (from, to) = (tiered.path(), image.path().join("spool"));
+    let target = to.clone();
+    disk.watch(move |moment| {
+        if moment.call == Call::Sync && moment.name == "db" && !target.exists() {
+            copy(&from, &target);
+        }
+    });
+    spool.compact().await.expect("compact");
+    disk.unwatch();
+    stop(spool).await;
+    assert!(fs::read_to_string(to.join("ledger")).unwrap().contains("\"filing\":true"));
+    fs::remove_dir_all(to.join("sled")).unwrap();
+    let (_place, _new, report) = repair(&to);
+    assert_eq!((report.saved, report.lost, report.is_complete()), (10, 5, false), "{report:?}");
+}
+
+/// Where sled's record said that the newest version is damaged, an older one that could still be read took its place, and everything counted as saved.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_to_be_damaged_is_not_replaced_by_an_older_version() {
+    let tiered = quick_to_file();
+    let spool = tiered.start().await;
+    let id = SpoolId::new();
+    for version in 1..=3 {
+        spool.store(id, payload::shared(id, version, LARGE), true, None).await.expect("store");
+    }
+    // So much of the segment lives that it is not rewritten.
+    for _ in 0..9 {
+        put(spool.as_ref(), LARGE, true).await;
+    }
+    spool.cleanup().await.expect("cleanup");
+    stop(spool).await;
+    // The payload first: opening without sled writes a record that says so.
+    let at = places_of(&tiered.path(), &payload::make(id, 3, LARGE)[5000..5032]);
+    for (path, at) in &at {
+        overwrite(path, *at, &[0x5a; 8]);
+    }
+    fs::remove_dir_all(tiered.path().join("sled")).unwrap();
+    stop(tiered.start().await).await;
+    // Then the header, too.
+    for (path, at) in &at {
+        overwrite(path, at - 5000 - 56, &[0; 56]);
+    }
+    let (_place, new, report) = repair(&tiered.path());
+    assert_eq!(version_in(&new, id), None, "{report:?}");
+    assert_eq!(report.unsaved.iter().map(|damage| damage.id).collect::<Vec<_>>(), [Some(id)], "{report:?}");
+}
+
+fn places_of(dir: &Path, needle: &[u8]) -> Vec<(PathBuf, u64)> {
+    let mut found = Vec::new();
+    for path in walk(dir).into_iter().filter(|path| path.extension().is_some_and(|it| it == "seg")) {
+        let bytes = fs::read(&path).unwrap();
+        let all = bytes.windows(needle.len()).enumerate().filter(|(_, window)| *window == needle);
+        found.extend(all.map(|(at, _)| (path.clone(), at as u64)));
+    }
+    assert!(!found.is_empty(), "it is not there");
+    found
+}
+
+fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
+    fs::File::options().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
+}
+
+/// A spool as a crash in the middle of filing leaves it, without its ledger: sled points into the newer of two segments, and does not know yet what that
+/// one says of a message in the older one: that it was replaced, or removed where `newer` is `None`.
+async fn cut_off_while_filing(newer: Option<u64>) -> (TempDir, PathBuf, SpoolId) {
+    let tiered = Tiered::new(|config| config.checkpoint_after(HOUR));
+    let spool = tiered.start().await;
+    let id = SpoolId::new();
+    spool.store(id, payload::shared(id, 1, LARGE), true, None).await.expect("store");
+    let mut fillers = Vec::new();
+    // Twelve of this size fill a segment.
+    for _ in 0..11 {
+        fillers.push(put(spool.as_ref(), LARGE, true).await);
+    }
+    match newer {
+        Some(version) => {
+            spool.store(id, payload::shared(id, version, LARGE), true, None).await.expect("store");
+        }
+        None => spool.remove(id).await.expect("remove"),
+    }
+    durable(&spool).await;
+    for _ in 0..9 {
+        put(spool.as_ref(), LARGE, true).await;
+    }
+    stop(spool).await;
+    let image = TempDir::new().unwrap();
+    let dir = image.path().join("spool");
+    copy(&tiered.path(), &dir);
+    fs::remove_dir_all(dir.join("sled")).unwrap();
+    fs::remove_file(dir.join("ledger")).unwrap();
+    // What was filed by then.
+    let config = tiered.config.clone().checkpoint_after(Duration::ZERO);
+    let spool = Arc::new(TieredSpool::open(config).await.expect("open"));
+    for filler in fillers.into_iter().chain([id]) {
+        spool.remove(filler).await.expect("remove");
+    }
+    durable(&spool).await;
+    spool.cleanup().await.expect("cleanup");
+    stop(spool).await;
+    copy(&tiered.path().join("sled"), &dir.join("sled"));
+    (image, dir, id)
+}
+
+/// Without a ledger, a segment that sled points into counted as filed altogether: the version in the segment before it was saved in place of the newer
+/// one, and what was removed came back, without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_ledger_the_newest_version_counts_wherever_it_stands() {
+    for newer in [Some(2), None] {
+        let (_image, dir, id) = cut_off_while_filing(newer).await;
+        let (_place, new, report) = repair(&dir);
+        assert_eq!(version_in(&new, id), newer, "{report:?}");
+        let seen = Inspector::open(&dir).unwrap();
+        let homes = seen.summary().unwrap().messages_by_home;
+        assert_eq!(homes["segment"], 9, "{homes:?}");
+        drop(seen);
+        assert_eq!(version_in(&dir, id), newer);
+        assert!(report.doubtful.iter().all(|damage| newer.is_some() || damage.id != Some(id)), "{report:?}");
+    }
+}
+
+/// A sector that can't be read, in the first page of a free segment even, made opening, verify and repair fail alike, and only repair's text could have helped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_cannot_be_read_is_told_and_the_rest_is_saved() {
+    let tiered = Tiered::new(|config| config.checkpoint_after(HOUR));
+    let spool = tiered.start().await;
+    let mut messages = 0;
+    for round in 0..2 {
+        for _ in 0..20 {
+            put(spool.as_ref(), LARGE, true).await;
+            put(spool.as_ref(), SMALL, true).await;
+            messages += 2;
+        }
+        if round == 0 {
+            spool.compact().await.expect("compact");
+        }
+    }
+    stop(spool).await;
+    let files = walk(&tiered.path()).into_iter().filter(|path| path.is_file());
+    let is_read = |name: &str| name.ends_with(".seg") || name == "ledger" || name == "db";
+    let names: Vec<String> =
+        files.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    let mut free = 0;
+    for name in names.into_iter().filter(|name| is_read(name)) {
+        let disk = FaultyStorage::new();
+        let bad = name.clone();
+        disk.inject(Fault::on(Call::Read).only(move |moment| moment.name == bad).always());
+        let place = TempDir::new().unwrap();
+        let new = place.path().join("new");
+        let report = salvage_on(&tiered.path(), &new, disk.storage());
+        let report = report.unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        let is_told = |damage: &tidespool::inspect::Damage| {
+            damage.path.ends_with(&name) && damage.what.contains("can't be read")
+        };
+        assert!(report.damage.iter().any(is_told), "{name}: {report:?}");
+        let told = report.saved + report.lost + report.unsaved.len() as u64;
+        let unknown = report.unsaved.iter().any(|damage| damage.id.is_none());
+        assert!(told >= messages || unknown, "{name}: {report:?}");
+        assert!(report.saved > 0, "{name}: {report:?}");
+        free += u64::from(report.is_complete());
+        // sled itself is opened where it is, past the storage.
+        if name != "db" {
+            let spool = Inspector::open_on(&tiered.path(), disk.storage()).expect(&name);
+            assert!(spool.verify().expect(&name).damage.iter().any(is_told), "{name}");
+        }
+        if name.ends_with(".seg") {
+            let opened = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await;
+            let error = format!("{:#}", opened.expect_err("it can't be read"));
+            assert!(error.contains("tidespool repair") && error.contains(&name), "{error}");
+        }
+        // Once is no more than a moment.
+        disk.heal();
+        let bad = name.clone();
+        disk.inject(Fault::on(Call::Read).only(move |moment| moment.name == bad));
+        let again = place.path().join("again");
+        let report = salvage_on(&tiered.path(), &again, disk.storage()).expect(&name);
+        assert_eq!((report.saved, report.is_complete()), (messages, true), "{name}: {report:?}");
+    }
+    assert!(free > 0, "no segment was free");
+}
+
+/// What a crash tore off was not so much as counted by verify and repair: and a flipped bit in the last batch looks the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torn_end_is_told_and_is_no_damage() {
+    let tiered = Tiered::new(|config| config.checkpoint_after(HOUR));
+    let spool = tiered.start().await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(put(spool.as_ref(), LARGE, true).await);
+    }
+    let image = TempDir::new().unwrap();
+    let dir = image.path().join("spool");
+    copy(&tiered.path(), &dir);
+    stop(spool).await;
+    let last = *ids.last().unwrap();
+    for (path, at) in places_of(&dir, &payload::make(last, 1, LARGE)[5000..5032]) {
+        // Nothing after it tells that it was durable.
+        let len = path.metadata().unwrap().len();
+        overwrite(&path, at, &vec![0; usize::try_from(len - at).unwrap()]);
+    }
+    let (_place, new, report) = repair(&dir);
+    assert_eq!((report.saved, report.is_complete(), version_in(&new, last)), (4, true, None), "{report:?}");
+    let verified = Inspector::open(&dir).unwrap().verify().unwrap();
+    assert!(verified.damage.is_empty(), "{verified:?}");
+    for torn in [report.torn, verified.torn] {
+        assert_eq!(torn.iter().map(|record| record.id).collect::<Vec<_>>(), [Some(last)], "{torn:?}");
+        assert!(torn[0].what.contains("not whole"), "{torn:?}");
+    }
+}
