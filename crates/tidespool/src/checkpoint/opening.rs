@@ -388,16 +388,12 @@ pub(crate) fn settle(
             ops.push(Op { key, change: Change::Put(record_of(&found)) });
         }
     }
-    let mut removed = 0;
-    for (id, _) in replayed.iter().filter(|(_, newest)| newest.place.is_none()) {
-        let key = Key::of(id);
-        removed +=
-            u64::from(ledger.high.may_have(&key) && durable.get(&key).is_ok_and(|found| found.is_none()));
-    }
     let mut back: BTreeMap<u64, u64> = BTreeMap::new();
     if !ops.is_empty() {
         durable.apply(&mut ops.into_iter(), &mut |key, before| {
-            if let (None, Some(generation)) = (before, places.get(key)) {
+            if !before.is_some_and(|before| leads_somewhere(&before, segments))
+                && let Some(generation) = places.get(key)
+            {
                 *back.entry(*generation).or_default() += 1;
             }
         })?;
@@ -409,8 +405,15 @@ pub(crate) fn settle(
         ledger.retained.get(generation).map_or(0, |wanted| wanted.live.saturating_sub(has))
     };
     let made_good: u64 = back.iter().map(|(generation, back)| (*back).min(lived(generation))).sum();
-    // Of what is not there some was removed, and sled had been told of it or not.
-    let lost = should.saturating_sub(before.kept() + removed + made_good);
+    // A record that leads nowhere is of an earlier time, and told by its id; whose place it takes is not known.
+    let nowhere: u64 = before
+        .retained
+        .iter()
+        .filter(|(generation, _)| segments.get(**generation).is_none())
+        .map(|(_, has)| has.live)
+        .sum();
+    // Some of these may have been removed since, and sled not told of it yet. Rather too many than one too few.
+    let lost = should.saturating_sub(before.kept().saturating_sub(nowhere) + made_good);
     ledger.number += 1;
     ledger.lost += lost;
     ledger.take_stock(&stock);
@@ -422,13 +425,13 @@ pub(crate) fn settle(
 fn is_lost(durable: &Durable, segments: &Segments, key: &Key, seq: u64) -> Result<bool, DurableError> {
     match durable.get(key) {
         Ok(None | Some(Record::Damaged { .. })) | Err(DurableError::Damaged { .. }) => Ok(true),
-        Ok(Some(record)) => {
-            let leads_nowhere =
-                pointed_to(&record).is_some_and(|place| segments.get(place.generation).is_none());
-            Ok(leads_nowhere || record.seq() < seq)
-        }
+        Ok(Some(record)) => Ok(!leads_somewhere(&record, segments) || record.seq() < seq),
         Err(error) => Err(error),
     }
+}
+
+fn leads_somewhere(record: &Record, segments: &Segments) -> bool {
+    pointed_to(record).is_none_or(|place| segments.get(place.generation).is_some())
 }
 
 /// The record of a payload that stays where it is, however small: it may be the only copy. One that is damaged keeps its message from being just

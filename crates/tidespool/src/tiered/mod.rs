@@ -77,7 +77,8 @@ pub struct RecoveryReport {
     pub torn: u64,
     /// Messages that were filed anew from the segments, because sled had lost them.
     pub refiled: u64,
-    /// Messages that are gone without their id being known.
+    /// Messages that are gone without their id being known, as far as the number of records tells: removals that sled had not been told of yet may be among
+    /// them, and records of an earlier time may stand in for some that are not.
     pub lost: u64,
     /// Everything that is wrong, by message where one can be named.
     pub damage: Vec<Damage>,
