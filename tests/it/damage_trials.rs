@@ -19,7 +19,7 @@ use tidespool_core::{Corrupt, DamagedSpool, NotFound, Spool, SpoolEntry, SpoolId
 use tidespool_testkit::rng::{Rng, number_from_env, seed_from_env};
 use tidespool_testkit::{payload, wait};
 
-use crate::setup::{KIB, MIB, enumerate, small, stop, walk};
+use crate::setup::{KIB, MIB, copy_dir, enumerate, small, stop, walk};
 
 const TRIALS_A_PROCESS: u64 = 10;
 /// Far more than any call of a trial needs; sled itself gets 60 s for each of its calls.
@@ -105,20 +105,20 @@ async fn make_images(base: &Path, seed: u64) {
         }
         stop(spool).await;
         if round == 0 {
-            copy(&dir, &base.join("stale"));
+            copy_dir(&dir, &base.join("stale"));
         }
         spool = Arc::new(TieredSpool::open(config(&dir)).await.expect("open"));
     }
     spool.compact().await.expect("compact");
     book.work(spool.as_ref(), &mut rng, 15).await;
     stop(spool).await;
-    copy(&dir, &base.join("closed"));
+    copy_dir(&dir, &base.join("closed"));
     write_book(base, "closed", &book);
     let spool = Arc::new(TieredSpool::open(config(&dir)).await.expect("open"));
     book.work(spool.as_ref(), &mut rng, 15).await;
     // Removals are durable a moment later.
     wait::until("all of it is durable", || spool.stats().gauges.dirty_entries == 0).await;
-    copy(&dir, &base.join("killed"));
+    copy_dir(&dir, &base.join("killed"));
     write_book(base, "killed", &book);
     stop(spool).await;
     // Filed by clean-ups only: the removals of what is dead in the segments are gone with theirs.
@@ -130,23 +130,12 @@ async fn make_images(base: &Path, seed: u64) {
         spool.cleanup().await.expect("cleanup");
     }
     stop(spool).await;
-    copy(&dir, &base.join("cleaned"));
+    copy_dir(&dir, &base.join("cleaned"));
     write_book(base, "cleaned", &book);
 }
 
 fn write_book(base: &Path, image: &str, book: &Book) {
     fs::write(base.join(format!("{image}.json")), serde_json::to_string(book).unwrap()).unwrap();
-}
-
-fn copy(from: &Path, to: &Path) {
-    for path in walk(from) {
-        let target = to.join(path.strip_prefix(from).unwrap());
-        if path.is_dir() {
-            fs::create_dir_all(target).unwrap();
-        } else {
-            fs::copy(path, target).unwrap();
-        }
-    }
 }
 
 /// Everything below `dir`, byte for byte.
@@ -366,9 +355,9 @@ async fn trial(base: &Path, seed: u64) -> String {
         serde_json::from_str(&fs::read_to_string(base.join(format!("{image}.json"))).unwrap()).unwrap();
     let dir = TempDir::new().unwrap();
     let [damaged, opened] = ["damaged", "opened"].map(|name| dir.path().join(name));
-    copy(&base.join(image), &damaged);
+    copy_dir(&base.join(image), &damaged);
     let (name, how) = damage(&damaged, &base.join("stale"), &mut rng);
-    copy(&damaged, &opened);
+    copy_dir(&damaged, &opened);
     let (saved, salvage) = repair(&damaged, &dir.path().join("new"), &book);
     let verified = verify(&damaged);
     let found = open(&opened, &book).await;

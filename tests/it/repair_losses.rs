@@ -14,7 +14,7 @@ use tidespool_core::{NotFound, Spool, SpoolId};
 use tidespool_testkit::faults::{Call, Fault, FaultyStorage};
 use tidespool_testkit::{payload, wait};
 
-use crate::setup::{Tiered, put, stop, walk};
+use crate::setup::{Tiered, copy_dir, put, stop, walk};
 
 const LARGE: usize = 20_000;
 const SMALL: usize = 700;
@@ -43,16 +43,6 @@ fn version_in(dir: &Path, id: SpoolId) -> Option<u64> {
         Err(error) => {
             assert!(error.root_cause().is::<NotFound>(), "{error:#}");
             None
-        }
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    for path in walk(from) {
-        let target = to.join(path.strip_prefix(from).unwrap());
-        match path.is_dir() {
-            true => fs::create_dir_all(target).unwrap(),
-            false => drop(fs::copy(path, target).unwrap()),
         }
     }
 }
@@ -106,7 +96,7 @@ async fn an_unfinished_checkpoint_hides_no_loss() {
     let target = to.clone();
     disk.watch(move |moment| {
         if moment.call == Call::Sync && moment.name == "db" && !target.exists() {
-            copy(&from, &target);
+            copy_dir(&from, &target);
         }
     });
     spool.compact().await.expect("compact");
@@ -189,7 +179,7 @@ async fn cut_off_while_filing(newer: Option<u64>) -> (TempDir, PathBuf, SpoolId)
     stop(spool).await;
     let image = TempDir::new().unwrap();
     let dir = image.path().join("spool");
-    copy(&tiered.path(), &dir);
+    copy_dir(&tiered.path(), &dir);
     fs::remove_dir_all(dir.join("sled")).unwrap();
     fs::remove_file(dir.join("ledger")).unwrap();
     // What was filed by then.
@@ -201,7 +191,7 @@ async fn cut_off_while_filing(newer: Option<u64>) -> (TempDir, PathBuf, SpoolId)
     durable(&spool).await;
     spool.cleanup().await.expect("cleanup");
     stop(spool).await;
-    copy(&tiered.path().join("sled"), &dir.join("sled"));
+    copy_dir(&tiered.path().join("sled"), &dir.join("sled"));
     (image, dir, id)
 }
 
@@ -293,7 +283,7 @@ async fn a_torn_end_is_told_and_is_no_damage() {
     }
     let image = TempDir::new().unwrap();
     let dir = image.path().join("spool");
-    copy(&tiered.path(), &dir);
+    copy_dir(&tiered.path(), &dir);
     stop(spool).await;
     let last = *ids.last().unwrap();
     for (path, at) in places_of(&dir, &payload::make(last, 1, LARGE)[5000..5032]) {
