@@ -192,6 +192,25 @@ async fn a_spool_that_lost_its_format_file_is_not_begun_anew() {
     assert_eq!(whole_in(&new), live);
 }
 
+/// Its id is in each segment, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_format_file_that_cannot_be_read_keeps_nothing_from_being_saved() {
+    let tiered = slow_to_file();
+    let spool = tiered.start().await;
+    let live = stock(&spool).await;
+    stop(spool).await;
+    let format = tiered.path().join("FORMAT");
+    fs::remove_file(&format).unwrap();
+    // Reading it is an error of the system, which depends on nobody's rights.
+    std::os::unix::fs::symlink(&format, &format).unwrap();
+    let error = TieredSpool::open(tiered.config.clone()).await.expect_err("it can't be read");
+    assert!(format!("{error:#}").contains(&format.display().to_string()), "{error:#}");
+    let (_dir, new, report) = repair(&tiered);
+    assert!(report.is_complete(), "{report:?}");
+    assert!(report.damage.iter().any(|damage| damage.path.ends_with("FORMAT")), "{report:?}");
+    assert_eq!(whole_in(&new), live);
+}
+
 /// With one bit of its id flipped, a FORMAT file named another spool: what was in the segments was left alone as that one's. It has a checksum now;
 /// and where it is whole and another spool's, no segment is of that one.
 #[tokio::test(flavor = "multi_thread")]

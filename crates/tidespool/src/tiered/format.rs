@@ -155,8 +155,13 @@ pub(crate) fn identify(dir: &Path) -> Result<(Option<[u8; 16]>, Option<String>)>
         Ok(None) => return Err(super::directory::not_a_spool(dir, "there is no FORMAT file")),
         Err(error) => error,
     };
-    let Some(damaged) = error.root_cause().downcast_ref::<DamagedSpool>() else { return Err(error) };
-    let what = damaged.what.clone();
+    let cause = error.root_cause();
+    let what = match cause.downcast_ref::<DamagedSpool>() {
+        Some(damaged) => damaged.what.clone(),
+        // What the disk can't read is as bad as what is damaged.
+        None if cause.is::<io::Error>() && holds_a_spool(dir) => format!("it can't be read ({cause})"),
+        None => return Err(error),
+    };
     let most = spools_of_segments(dir, None).into_iter().max_by_key(|(_, segments)| *segments);
     let named = || text_of(&dir.join(FORMAT_FILE)).ok().flatten().and_then(|text| parse(&text).ok());
     Ok((most.map(|(spool, _)| spool).or_else(named), Some(what)))
