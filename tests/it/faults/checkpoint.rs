@@ -3,6 +3,7 @@
 use tidespool::TieredSpool;
 use tidespool_core::{Spool, SpoolId};
 use tidespool_testkit::faults::{Call, Fault};
+use tidespool_testkit::{payload, wait};
 
 use crate::broken::{Broken, HOUR, LARGE, is_thread};
 use crate::setup::{KIB, assert_holds, enumerate, healthy, put, stop};
@@ -152,4 +153,32 @@ async fn without_a_ledger_a_segment_that_was_filed_in_part_is_replayed() {
     // Like a crash.
     drop(spool);
     broken.assert_reopens_with(&stored).await;
+}
+
+/// What the journal says of an id may have come after the checkpoint that did not end: what that had filed is removed since, and what it had removed is
+/// there again. Neither is damage.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_after_a_checkpoint_that_did_not_end_are_no_damage() {
+    let broken = Broken::new(|config| {
+        // It is about what is on disk, not about the gate.
+        let health = config.health.clone().sled_errors(1_000);
+        config.health(health).checkpoint_after(HOUR)
+    });
+    let spool = broken.start().await;
+    let again = put(spool.as_ref(), 700, true).await;
+    spool.compact().await.expect("compact");
+    spool.remove(again).await.expect("remove");
+    let mut filed = Vec::new();
+    for _ in 0..3 {
+        filed.push(put(spool.as_ref(), 700, true).await);
+    }
+    broken.disk.inject(Fault::on(Call::Sync).file("db").always());
+    spool.compact().await.expect_err("sled can't be made durable");
+    for id in filed {
+        spool.remove(id).await.expect("remove");
+    }
+    spool.store(again, payload::shared(again, 1, 700), true, None).await.expect("store");
+    wait::until("all of it is durable", || spool.stats().gauges.dirty_entries == 0).await;
+    drop(spool);
+    broken.assert_reopens_with(&[(again, 700)]).await;
 }

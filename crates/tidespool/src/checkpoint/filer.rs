@@ -435,7 +435,7 @@ impl Filer {
         let (segments, ledger, ballast) = (&self.segments, &self.ledger, &self.ballast);
         let journal = self.source.collect(u64::MAX);
         let unfinished = match ledger.filing {
-            true => Unfinished::by(ledger, journal.iter().map(|(id, newest)| (id, newest))),
+            true => Unfinished::by(ledger, journal.iter().map(|(id, _)| id)),
             // What it holds then is compared below.
             false => Unfinished::any(journal.len() as u64),
         };

@@ -55,7 +55,7 @@ pub(crate) use opening::{
 };
 pub(crate) use recount::Recount;
 pub(crate) use retained::{Retained, locator, place_of, pointed_to};
-pub(crate) use stock::{Stock, count_filed};
+pub(crate) use stock::{Stock, Unfinished, count_filed};
 pub(crate) use verify::verify_filed;
 
 use crate::durable::DurableError;

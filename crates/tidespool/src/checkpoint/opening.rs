@@ -341,7 +341,7 @@ fn disagreement(ledger: Option<&Ledger>, stock: &Stock, recovered: &Recovered) -
         });
     }
     // A checkpoint was under way: sled may hold any part of what it was to change.
-    stock.contradicts(ledger, Unfinished::by(ledger, recovered.replayed.newest.iter()))
+    stock.contradicts(ledger, Unfinished::by(ledger, recovered.replayed.newest.keys()))
 }
 
 /// What [`settle`] did.

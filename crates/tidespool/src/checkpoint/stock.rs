@@ -8,7 +8,7 @@ use super::ledger::{HighKeys, Ledger};
 use super::opening::OpeningError;
 use super::retained::{Retained, account};
 use crate::durable::{Durable, DurableError, DurableStore, Key, Record, Tally, Visitor};
-use crate::journal::{Newest, Segments};
+use crate::journal::Segments;
 
 /// What sled holds, counted.
 #[derive(Debug, Default)]
@@ -31,32 +31,35 @@ struct Reached {
     high: HighKeys,
 }
 
-/// What a checkpoint that did not end may have done to what sled held before.
+/// What a checkpoint that did not end may have done to what sled held before. What the journal says of an id now may have come after it: a put that it
+/// made may be removed since, and a removal be followed by a put.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Unfinished {
-    /// Records that it may have brought.
-    puts: u64,
-    /// Records that it may have removed.
-    removals: u64,
+    /// Records that it may have brought or removed.
+    changes: u64,
+    /// Of these, the ones that may have been there before.
+    of_filed: u64,
 }
 
 impl Unfinished {
-    /// So many changes, of whatever kind.
+    /// So many changes, of whatever may be filed.
     pub(super) fn any(changes: u64) -> Self {
-        Self { puts: changes, removals: changes }
+        Self { changes, of_filed: changes }
     }
 
-    /// By what is in the journal, and not filed.
-    pub(crate) fn by<'a>(ledger: &Ledger, journal: impl Iterator<Item = (&'a SpoolId, &'a Newest)>) -> Self {
-        let mut changes = Self { puts: 0, removals: 0 };
-        for (id, newest) in journal {
-            if newest.place.is_some() {
-                changes.puts += 1;
-            } else if ledger.high.may_have(&Key::of(id)) {
-                changes.removals += 1;
-            }
+    /// By the ids in the journal that are not filed.
+    pub(crate) fn by<'a>(ledger: &Ledger, journal: impl Iterator<Item = &'a SpoolId>) -> Self {
+        let mut changes = Self::any(0);
+        for id in journal {
+            changes.changes += 1;
+            changes.of_filed += u64::from(ledger.high.may_have(&Key::of(id)));
         }
         changes
+    }
+
+    /// Records that sled holds at the least.
+    pub(crate) fn at_least(&self, should: u64) -> u64 {
+        should.saturating_sub(self.of_filed)
     }
 }
 
@@ -88,18 +91,18 @@ impl Stock {
 
     /// Records that are missing, whatever an unfinished checkpoint did; as far as that can be known.
     pub(crate) fn missing(&self, should: u64, unfinished: Unfinished) -> u64 {
-        should.saturating_sub(self.kept() + unfinished.removals)
+        unfinished.at_least(should).saturating_sub(self.kept())
     }
 
     /// Says what is wrong with what sled holds after a checkpoint that did not end, if anything is.
     pub(crate) fn contradicts(&self, ledger: &Ledger, unfinished: Unfinished) -> Option<String> {
-        let (has, should, Unfinished { puts, removals }) =
+        let (has, should, Unfinished { changes, of_filed }) =
             (self.tally.records, ledger.tally.records, unfinished);
-        (self.missing(should, unfinished) > 0 || has > should + puts).then(|| {
+        (self.missing(should, unfinished) > 0 || has > should + changes).then(|| {
             let fresh = self.fresh;
             format!(
-                "sled holds {has} records, {fresh} of them new, and held {should} before a checkpoint that did not end, of {puts} puts and \
-                 {removals} removals at most"
+                "sled holds {has} records, {fresh} of them new, and held {should} before a checkpoint that did not end, of {changes} \
+                 changes at most, {of_filed} of them to what was filed"
             )
         })
     }

@@ -10,7 +10,7 @@ use tidespool_core::SpoolId;
 use super::sled_copy::{Records, not_all};
 use super::target::Target;
 use super::{Salvage, damage};
-use crate::checkpoint::{Examined, Places, Retained, locator, newest_puts, place_of, pointed_to};
+use crate::checkpoint::{Examined, Places, Retained, Unfinished, locator, newest_puts, place_of, pointed_to};
 use crate::durable::{Key, MAX_WHOLE, Record, Tally};
 use crate::journal::{Found, NewestById, Place, Segment, former_segments, salt_of};
 
@@ -81,11 +81,8 @@ impl<'a> Rescue<'a> {
         let leftover = newest_puts(filed, salt).map_err(|(segment, source)| {
             anyhow::Error::new(source).context(format!("reading {}", segment.path.display()))
         })?;
-        let removed =
-            || recovered.replayed.newest.values().filter(|newest| newest.place.is_none()).count() as u64;
         let should = ledger.as_ref().map(|ledger| match ledger.filing {
-            // What it files only adds to them.
-            true => ledger.tally.records.saturating_sub(removed()),
+            true => Unfinished::by(ledger, recovered.replayed.newest.keys()).at_least(ledger.tally.records),
             false => ledger.tally.records,
         });
         let is_empty = ledger.as_ref().is_some_and(|ledger| !ledger.filing && ledger.tally.records == 0);
