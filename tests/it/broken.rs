@@ -73,3 +73,9 @@ pub(crate) fn begin(
     let (spool, deadline) = (spool.clone(), deadline.map(|wait| Instant::now() + wait));
     tokio::spawn(async move { spool.store(id, payload::shared(id, version, len), true, deadline).await })
 }
+
+/// A compaction that goes on by itself.
+pub(crate) fn begin_compact(spool: &Arc<TieredSpool>) -> JoinHandle<anyhow::Result<()>> {
+    let spool = spool.clone();
+    tokio::spawn(async move { spool.compact().await })
+}

@@ -8,7 +8,7 @@ use tidespool_testkit::faults::{Call, Fault};
 use tidespool_testkit::{payload, wait};
 use tokio::task::JoinHandle;
 
-use crate::broken::{Broken, HOUR, LARGE, begin, committing, is_thread};
+use crate::broken::{Broken, HOUR, LARGE, begin, begin_compact, committing, is_thread};
 use crate::setup::{MIB, assert_absent, assert_holds, enumerate, healthy, put, stop};
 
 const BROKEN: &str = "the spool is not accepting writes";
@@ -272,10 +272,7 @@ async fn loads_that_find_sled_out_count_as_no_error_each() {
     broken.disk.inject(Fault::on(Call::Sync).file("db"));
     broken.disk.inject(Fault::on(Call::Open).file("db").always().block());
     put(spool.as_ref(), 700, true).await;
-    let compacting = {
-        let spool = spool.clone();
-        tokio::spawn(async move { spool.compact().await })
-    };
+    let compacting = begin_compact(&spool);
     wait::until("sled is being opened again", || broken.disk.blocked() == 1).await;
     let before = spool.stats().disk_errors();
     for _ in 0..50 {
@@ -312,10 +309,7 @@ async fn a_ballast_that_hangs_when_it_is_put_back_shuts_the_gate() {
     broken
         .disk
         .inject(Fault::on(Call::Sync).only(|m| is_thread("tidespool-filer") && m.name == "ballast").block());
-    let compacting = {
-        let spool = spool.clone();
-        tokio::spawn(async move { spool.compact().await })
-    };
+    let compacting = begin_compact(&spool);
     wait::until("the ballast hangs", || broken.disk.blocked() == 1).await;
     shut_for(&spool, HealthSignal::StalledCheckpoint).await;
     broken.disk.heal();
@@ -337,10 +331,7 @@ async fn a_checkpoint_that_hangs_shuts_the_gate_until_it_gets_on() {
     let in_ledger =
         |fault: Fault| fault.only(|moment| is_thread("tidespool-filer") && moment.name == "ledger");
     broken.disk.inject(in_ledger(Fault::on(Call::Sync)).block());
-    let compacting = {
-        let spool = spool.clone();
-        tokio::spawn(async move { spool.compact().await })
-    };
+    let compacting = begin_compact(&spool);
     shut_for(&spool, HealthSignal::StalledCheckpoint).await;
     assert_eq!(spool.unhealthy_reason(), Some(BROKEN));
     assert_holds(spool.as_ref(), id, LARGE).await;

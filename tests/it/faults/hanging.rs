@@ -2,45 +2,12 @@
 
 use std::time::Duration;
 
-use tidespool::TieredSpool;
-use tidespool_core::{Spool, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId};
+use tidespool_core::{Spool, SpoolBackpressureTimeout, SpoolId};
 use tidespool_testkit::faults::{Call, Fault};
 use tidespool_testkit::{payload, wait};
 
 use crate::broken::{Broken, HOUR, LARGE, begin, committing};
 use crate::setup::{MIB, assert_absent, assert_holds, healthy, put, stop};
-
-/// A disk that hangs: no store waits longer than its deadline, memory goes on working, and the spool can be shut down. Its directory stays
-/// locked until the hanging call has returned.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_hanging_disk_hangs_nobody() {
-    let broken =
-        Broken::new(|config| config.shutdown_timeout(Duration::from_millis(400)).checkpoint_after(HOUR));
-    let spool = broken.start().await;
-    let kept = put(spool.as_ref(), LARGE, true).await;
-    broken.disk.inject(committing(Fault::on(Call::Sync)).always().block());
-    let store = begin(&spool, SpoolId::new(), 1, 100, Some(Duration::from_millis(50)));
-    let err = wait::bounded("a synced store", store).await.unwrap().expect_err("the disk hangs");
-    assert!(err.root_cause().is::<SpoolCallerDeadlineExceeded>(), "{err:#}");
-    wait::until("the sync hangs", || broken.disk.blocked() == 1).await;
-    let unsynced = put(spool.as_ref(), 2000, false).await;
-    assert_holds(spool.as_ref(), unsynced, 2000).await;
-    assert_holds(spool.as_ref(), kept, LARGE).await;
-    spool.remove(kept).await.expect("remove");
-    assert_absent(spool.as_ref(), kept).await;
-
-    let err = wait::bounded("the shutdown", spool.shutdown()).await.expect_err("the disk hangs");
-    let err = format!("{err:#}");
-    assert!(err.contains("dirty bytes could not be written") && err.contains("hangs"), "{err}");
-    drop(spool);
-    let again = TieredSpool::open_on(broken.tiered.config.clone(), broken.disk.storage()).await;
-    let err = again.expect_err("somebody may still write there");
-    assert!(err.root_cause().is::<tidespool_core::Locked>(), "{err:#}");
-    broken.disk.heal();
-    let spool = broken.start().await;
-    assert_eq!(spool.recovery().damage, []);
-    stop(spool).await;
-}
 
 /// The spool's own bound ends the wait as well, with its own error.
 #[tokio::test(flavor = "multi_thread")]

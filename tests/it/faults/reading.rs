@@ -103,3 +103,39 @@ async fn a_read_that_panics_is_an_error_and_shuts_the_gate() {
     stop(spool).await;
     broken.assert_reopens_with(&stored).await;
 }
+
+/// What is wrong once, on its way from the disk, is no damage: neither for who loads it, nor for the thread that files it and would give it up for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_misread_once_is_read_again() {
+    let broken = Broken::new(|config| config.checkpoint_after(HOUR));
+    let spool = broken.start().await;
+    let stored =
+        [(put(spool.as_ref(), LARGE, true).await, LARGE), (put(spool.as_ref(), 700, true).await, 700)];
+    drop(spool);
+    for place in ["the journal", "sled and the segments that it points into"] {
+        // A start with an empty cache.
+        let spool = broken.start().await;
+        let before = broken.disk.strikes().len();
+        for (id, len) in stored {
+            broken.disk.inject(Fault::on(Call::Read).file(".seg").corrupt());
+            // No load is answered from memory.
+            broken.disk.inject(Fault::on(Call::ReadInMemory).always());
+            assert_holds(spool.as_ref(), id, len).await;
+            broken.disk.heal();
+        }
+        assert!(broken.disk.strikes().len() > before, "nothing was misread in {place}");
+        for nth in 1..=2 {
+            let reads =
+                Fault::on(Call::Read).only(|m| is_thread("tidespool-filer") && m.name.ends_with(".seg"));
+            broken.disk.inject(reads.nth(nth).corrupt());
+            spool.compact().await.expect(place);
+            broken.disk.heal();
+        }
+        assert_eq!(spool.stats().corrupt, 0, "{place}");
+        for (id, len) in stored {
+            assert_holds(spool.as_ref(), id, len).await;
+        }
+        stop(spool).await;
+    }
+    broken.assert_reopens_with(&stored).await;
+}

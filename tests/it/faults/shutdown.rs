@@ -9,8 +9,8 @@ use tidespool_testkit::faults::{Call, Fault};
 use tidespool_testkit::{payload, wait};
 use tokio::task::JoinHandle;
 
-use crate::broken::{Broken, HOUR, LARGE, begin, committing, is_thread};
-use crate::setup::{assert_holds, enumerate, put, stop};
+use crate::broken::{Broken, HOUR, LARGE, begin, begin_compact, committing, is_thread};
+use crate::setup::{assert_absent, assert_holds, enumerate, put, stop};
 
 /// Nothing is filed unless somebody asks, and no thread that hangs is waited for long.
 fn impatient(config: Config) -> Config {
@@ -34,11 +34,6 @@ async fn give_up(broken: &Broken, spool: &TieredSpool, hanging: &[&str]) -> Stri
 fn load(spool: &Arc<TieredSpool>, id: SpoolId) -> JoinHandle<anyhow::Result<Vec<u8>>> {
     let spool = spool.clone();
     tokio::spawn(async move { spool.load(id).await })
-}
-
-fn compact(spool: &Arc<TieredSpool>) -> JoinHandle<anyhow::Result<()>> {
-    let spool = spool.clone();
-    tokio::spawn(async move { spool.compact().await })
 }
 
 async fn assert_let_go<T: std::fmt::Debug>(what: &str, caller: JoinHandle<anyhow::Result<T>>) {
@@ -151,7 +146,7 @@ async fn cleaning_up_ends_with_the_spool() {
     let stored = [(put(spool.as_ref(), LARGE, true).await, LARGE)];
     let ledger = |fault: Fault| fault.only(|m| is_thread("tidespool-filer") && m.name.starts_with("ledger"));
     broken.disk.inject(ledger(Fault::on(Call::Sync)).always().block());
-    let compaction = compact(&spool);
+    let compaction = begin_compact(&spool);
     wait::until("the checkpoint hangs", || broken.disk.blocked() == 1).await;
     let cleanup = {
         let spool = spool.clone();
@@ -171,7 +166,7 @@ async fn sled_is_not_waited_for_longer_than_anything_else() {
     let spool = broken.start().await;
     let stored = [(put(spool.as_ref(), LARGE, true).await, LARGE)];
     broken.disk.inject(Fault::on(Call::Sync).file("db").always().block());
-    let compaction = compact(&spool);
+    let compaction = begin_compact(&spool);
     wait::until("sled's sync hangs", || broken.disk.blocked() == 1).await;
     let error = give_up(&broken, &spool, &["tidespool-filer"]).await;
     assert!(error.contains("sled: closing did not end"), "{error}");
@@ -197,29 +192,34 @@ async fn an_opening_of_sled_that_hangs_is_not_waited_for() {
     drop(spool);
 }
 
-/// A write of the journal hangs, not its sync: no store waits longer than its deadline, memory goes on working, and only the thread that writes is
-/// said to hang.
+/// The journal's disk hangs, in a write or in a sync: no store waits longer than its deadline, memory goes on working, and only the thread that is at
+/// it is said to hang. The directory stays locked until the hanging call has returned.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_journal_write_that_hangs_hangs_nobody() {
-    let broken = Broken::new(impatient);
-    let spool = broken.start().await;
-    let kept = put(spool.as_ref(), LARGE, true).await;
-    broken.disk.inject(committing(Fault::on(Call::Write)).always().block());
-    let store = begin(&spool, SpoolId::new(), 1, 100, Some(Duration::from_millis(50)));
-    let error = wait::bounded("a synced store", store).await.unwrap().expect_err("the disk hangs");
-    assert!(error.root_cause().is::<SpoolCallerDeadlineExceeded>(), "{error:#}");
-    wait::until("the write hangs", || broken.disk.blocked() == 1).await;
-    let unsynced = put(spool.as_ref(), 2000, false).await;
-    assert_holds(spool.as_ref(), unsynced, 2000).await;
-    assert_holds(spool.as_ref(), kept, LARGE).await;
-    let compaction = compact(&spool);
-    let error = give_up(&broken, &spool, &["tidespool-commit"]).await;
-    assert!(error.contains("dirty bytes could not be written"), "{error}");
-    assert_let_go("compacting", compaction).await;
-    drop(spool);
-    broken.disk.heal();
-    let spool = broken.start().await;
-    assert_eq!(spool.recovery().damage, []);
-    assert_holds(spool.as_ref(), kept, LARGE).await;
-    stop(spool).await;
+async fn a_journal_that_hangs_hangs_nobody() {
+    for call in [Call::Write, Call::Sync] {
+        let broken = Broken::new(impatient);
+        let spool = broken.start().await;
+        let (kept, removed) =
+            (put(spool.as_ref(), LARGE, true).await, put(spool.as_ref(), LARGE, true).await);
+        broken.disk.inject(committing(Fault::on(call)).always().block());
+        let store = begin(&spool, SpoolId::new(), 1, 100, Some(Duration::from_millis(50)));
+        let error = wait::bounded("a synced store", store).await.unwrap().expect_err("the disk hangs");
+        assert!(error.root_cause().is::<SpoolCallerDeadlineExceeded>(), "{error:#}");
+        wait::until("it hangs", || broken.disk.blocked() == 1).await;
+        let unsynced = put(spool.as_ref(), 2000, false).await;
+        assert_holds(spool.as_ref(), unsynced, 2000).await;
+        assert_holds(spool.as_ref(), kept, LARGE).await;
+        spool.remove(removed).await.expect("remove");
+        assert_absent(spool.as_ref(), removed).await;
+        let compaction = begin_compact(&spool);
+        let error = give_up(&broken, &spool, &["tidespool-commit"]).await;
+        assert!(error.contains("dirty bytes could not be written"), "{error}");
+        assert_let_go("compacting", compaction).await;
+        drop(spool);
+        broken.disk.heal();
+        let spool = broken.start().await;
+        assert_eq!(spool.recovery().damage, []);
+        assert_holds(spool.as_ref(), kept, LARGE).await;
+        stop(spool).await;
+    }
 }

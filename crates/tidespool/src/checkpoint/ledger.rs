@@ -186,6 +186,9 @@ impl LedgerFile {
             // A slot that was only misread would have the older one count.
             file.forget_cached();
             read_exact_at(&*file, &mut bytes, 0).map_err(io)?;
+            if is_whole(&bytes) {
+                tracing::warn!(path = %self.path.display(), "read again, it is whole: the disk, or memory, is at fault");
+            }
         }
         newest(&bytes).map(Some).map_err(|what| self.damaged(what))
     }

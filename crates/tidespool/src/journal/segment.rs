@@ -226,9 +226,13 @@ impl Segment {
     /// the filer gives up the record.
     fn twice<T>(&self, read: impl Fn() -> Result<T, ReadError>) -> Result<T, ReadError> {
         match read() {
-            Err(ReadError::Damaged { .. }) => {
+            Err(first @ ReadError::Damaged { .. }) => {
                 self.file.forget_cached();
-                read()
+                let again = read();
+                if again.is_ok() {
+                    tracing::warn!(%first, "read again, it is whole: the disk, or memory, is at fault");
+                }
+                again
             }
             first => first,
         }
