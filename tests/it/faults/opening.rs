@@ -51,37 +51,41 @@ async fn a_file_that_an_opening_could_not_sync_is_not_trusted_by_the_next() {
 /// Whatever an opening misreads once: it finds everything, or refuses, and the next one finds everything. It once cut a record as torn.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_opening_misreads_once_is_not_lost() {
-    let broken = Broken::new(|config| config.checkpoint_after(HOUR));
-    let spool = broken.start().await;
-    let filed = put(spool.as_ref(), LARGE, true).await;
-    spool.compact().await.expect("compact");
-    let stored = [
-        (filed, LARGE),
-        (put(spool.as_ref(), LARGE, true).await, LARGE),
-        (put(spool.as_ref(), 700, true).await, 700),
-    ];
-    // Like a crash, here and below.
-    drop(spool);
-    let mut nth = 0;
-    loop {
-        nth += 1;
-        let before = broken.disk.strikes().len();
-        broken.disk.inject(Fault::on(Call::Read).nth(nth).corrupt());
-        let opened = TieredSpool::open_on(broken.tiered.config.clone(), broken.disk.storage()).await;
-        broken.disk.heal();
-        let is_struck = broken.disk.strikes().len() > before;
-        if let Ok(spool) = opened {
-            assert_eq!(spool.recovery().damage, [], "read {nth}");
-        }
+    for younger in [1, 2] {
+        let broken = Broken::new(|config| config.checkpoint_after(HOUR));
         let spool = broken.start().await;
-        assert_eq!(spool.recovery().damage, [], "after read {nth}");
-        for (id, len) in stored {
-            assert_holds(spool.as_ref(), id, len).await;
+        let filed = put(spool.as_ref(), LARGE, true).await;
+        spool.compact().await.expect("compact");
+        let mut stored = vec![(filed, LARGE)];
+        for _ in 0..younger {
+            stored.push((put(spool.as_ref(), LARGE, true).await, LARGE));
         }
-        if !is_struck {
-            break;
+        // Like a crash, here and below.
+        drop(spool);
+        let mut nth = 0;
+        loop {
+            nth += 1;
+            let before = broken.disk.strikes().len();
+            broken.disk.inject(Fault::on(Call::Read).nth(nth).corrupt());
+            let opened = TieredSpool::open_on(broken.tiered.config.clone(), broken.disk.storage()).await;
+            broken.disk.heal();
+            let is_struck = broken.disk.strikes().len() > before;
+            if let Ok(spool) = opened {
+                assert_eq!(spool.recovery().damage, [], "read {nth}");
+                for &(id, len) in &stored {
+                    assert_holds(&spool, id, len).await;
+                }
+            }
+            let spool = broken.start().await;
+            assert_eq!(spool.recovery().damage, [], "after read {nth}");
+            for &(id, len) in &stored {
+                assert_holds(spool.as_ref(), id, len).await;
+            }
+            if !is_struck {
+                break;
+            }
         }
+        assert!(nth > 5, "{nth} reads");
+        broken.assert_reopens_with(&stored).await;
     }
-    assert!(nth > 5, "{nth} reads");
-    broken.assert_reopens_with(&stored).await;
 }

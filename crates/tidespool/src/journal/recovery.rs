@@ -116,11 +116,12 @@ pub(crate) fn recover(
 
 impl Recovered {
     fn is_as_it_should_be(&self) -> bool {
-        let Replayed { gaps, damaged, torn, .. } = &self.replayed;
+        let Replayed { gaps, damaged, torn, broken, .. } = &self.replayed;
         self.damage.is_empty()
             && gaps.is_empty()
             && damaged.is_empty()
             && torn.is_empty()
+            && *broken == 0
             && !self.outran_ledger
     }
 
@@ -383,7 +384,7 @@ fn replay(
     let mut replay =
         if filed.unknown { Replay::unknown() } else { Replay::new(filed.seq, filed.durable_seq) };
     let mut first = 0_usize;
-    scan_in_order(journal, salt_of(spool), &mut |number, found| {
+    let broken = scan_in_order(journal, salt_of(spool), &mut |number, found| {
         match number {
             0 => first += 1,
             // The others will hold about as many.
@@ -402,7 +403,7 @@ fn replay(
     scan_in_order(kept, salt_of(spool), &mut |_, found| replay.take_kept(found)).map_err(
         |(number, source)| RecoveryError { doing: "reading", path: kept[number].path.clone(), source },
     )?;
-    let replayed = replay.finish();
+    let replayed = Replayed { broken, ..replay.finish() };
     for segment in journal.iter().chain(kept) {
         let last = replayed.last_seqs.get(&segment.generation).copied();
         // Nothing from the cut end on: those numbers are used again.

@@ -36,6 +36,8 @@ pub(crate) struct Replayed {
     pub(crate) next_seq: u64,
     /// Records read and valid.
     pub(crate) records: u64,
+    /// Headers that are not whole, in the segments that were read.
+    pub(crate) broken: u64,
     pub(crate) gaps: Vec<Gap>,
     pub(crate) damaged: Vec<DamagedRecord>,
     /// The highest number of a record that counts in each segment, by generation.

@@ -24,17 +24,20 @@ pub(crate) struct Found {
 /// Calls `visit` for each record of `generation`, in the order in which they stand in the file.
 ///
 /// Where no header can be read it looks on, eight bytes at a time: padding, stale records and damage are all passed over. What
-/// is missing shows in the sequence numbers, not here.
+/// is missing shows in the sequence numbers, but for what was written last: hence the number of places where a header of this generation may have stood, and
+/// is not whole.
 pub(crate) fn scan(
     file: &dyn StorageFile,
     salt: u32,
     generation: u64,
     visit: &mut dyn FnMut(Found),
-) -> io::Result<()> {
+) -> io::Result<u64> {
     let mut window = Window::new(file)?;
     let mut offset = PAGE;
+    let mut broken = 0;
     while offset + HEADER_LEN as u64 <= window.end {
         let Some(header) = window.header(offset, salt, generation)? else {
+            broken += u64::from(window.u64_at(offset + 8)? == generation);
             offset = window.next_candidate(offset + RECORD_ALIGN, generation)?;
             continue;
         };
@@ -48,7 +51,7 @@ pub(crate) fn scan(
         visit(Found { header, offset, intact, abort_of });
         offset += header.footprint();
     }
-    Ok(())
+    Ok(broken)
 }
 
 /// The newest generation of which a batch starts somewhere in the file, for a segment whose own header page is damaged.

@@ -21,18 +21,18 @@ const WAITING: usize = 4;
 struct Batch {
     found: Vec<Found>,
     /// Set in the last batch of a segment: how its reading ended.
-    end: Option<io::Result<()>>,
+    end: Option<io::Result<u64>>,
 }
 
 /// Calls `take` for each record of each of `segments`, in order, with the number of the segment among them. Reads ahead beside it. Memory is bounded
-/// whatever the segments hold.
+/// whatever the segments hold. Says how many headers are broken, as [`scan`] does.
 ///
 /// The error is that of the first segment that could not be read, which is named.
 pub(super) fn scan_in_order<S: AsRef<Segment> + Sync>(
     segments: &[S],
     salt: u32,
     take: &mut dyn FnMut(usize, Found),
-) -> Result<(), (usize, io::Error)> {
+) -> Result<u64, (usize, io::Error)> {
     let stopped = AtomicBool::new(false);
     thread::scope(|scope| {
         let stopped = &stopped;
@@ -51,23 +51,27 @@ pub(super) fn scan_in_order<S: AsRef<Segment> + Sync>(
                 started.is_ok().then_some(receiver)
             })
             .collect();
+        let mut broken = 0;
         for (number, segment) in segments.iter().enumerate() {
             let end = match lanes.get(number % SCANNING).and_then(Option::as_ref) {
                 Some(lane) => take_segment(lane, &mut |found| take(number, found)),
                 // No thread could be had for it.
                 None => scan_segment(segment.as_ref(), salt, &mut |found| take(number, found)),
             };
-            if let Err(error) = end {
-                stopped.store(true, Ordering::Relaxed);
-                return Err((number, error));
+            match end {
+                Ok(here) => broken += here,
+                Err(error) => {
+                    stopped.store(true, Ordering::Relaxed);
+                    return Err((number, error));
+                }
             }
         }
-        Ok(())
+        Ok(broken)
     })
 }
 
 /// Takes the batches of one segment.
-fn take_segment(lane: &Receiver<Batch>, take: &mut dyn FnMut(Found)) -> io::Result<()> {
+fn take_segment(lane: &Receiver<Batch>, take: &mut dyn FnMut(Found)) -> io::Result<u64> {
     loop {
         let batch = lane.recv().map_err(|_| io::Error::other("the thread that read it panicked"))?;
         batch.found.into_iter().for_each(&mut *take);
@@ -91,6 +95,6 @@ fn send_all(segment: &Segment, salt: u32, sender: &SyncSender<Batch>) -> bool {
     is_heard && sender.send(Batch { found, end: Some(end) }).is_ok()
 }
 
-fn scan_segment(segment: &Segment, salt: u32, visit: &mut dyn FnMut(Found)) -> io::Result<()> {
+fn scan_segment(segment: &Segment, salt: u32, visit: &mut dyn FnMut(Found)) -> io::Result<u64> {
     scan(&*segment.file, salt, segment.generation, visit)
 }
