@@ -48,5 +48,8 @@ async fn asking_for_health_allocates_nothing() {
     spool.store(id, payload::shared(id, 1, 100), true, None).await.unwrap();
     wait::until("the gate is shut", || spool.unhealthy_reason().is_some()).await;
     assert_eq!(allocations_of_many_calls(&*spool), 0);
+
     spool.shutdown().await.unwrap();
+    assert_eq!(spool.unhealthy_reason(), Some("the spool is shut down"));
+    assert_eq!(allocations_of_many_calls(&*spool), 0);
 }

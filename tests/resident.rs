@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use tidespool::{Config, PressureConfig, TieredSpool};
+use tidespool::{Config, HealthConfig, PressureConfig, TieredSpool};
 use tidespool_core::{Spool, SpoolId};
 use tidespool_testkit::{payload, wait};
 
@@ -24,7 +24,15 @@ async fn what_advise_low_memory_gives_back_leaves_the_process() {
     let config = Config::new(dir.path().join("spool"))
         .memory_budget(512 * MIB)
         .checkpoint_after(Duration::from_secs(3600))
-        .pressure(PressureConfig::default().enabled(false));
+        .pressure(PressureConfig::default().enabled(false))
+        // A slow disk must not refuse a store here.
+        .store_deadline(wait::PATIENCE)
+        .health(
+            HealthConfig::default()
+                .min_free_bytes(0)
+                .min_free_fraction(0.0)
+                .backlog_latch_after(Duration::from_secs(3600)),
+        );
     let spool = TieredSpool::open(config).await.unwrap();
     let count = 200 * MIB / LARGE as u64;
     for _ in 0..count {

@@ -1,7 +1,13 @@
 //! Instructions of the counted section of a run, from what callgrind writes. It knows of all threads.
 //!
-//! Left out are the allocator's own instructions, which differ from one libc to the next and depend on what was allocated before (allocations have
-//! figures of their own), and sled's waiting for its lazily made statics, which goes round in a loop for as long as another thread takes.
+//! Left out are:
+//!
+//! * the allocator's own instructions, which differ from one libc to the next and depend on what
+//!   was allocated before (allocations have figures of their own);
+//! * sled's waiting for its lazily made statics, which goes round in a loop for as long as another
+//!   thread takes;
+//! * the threads that work at fixed intervals: how often they do in a section depends on the
+//!   machine's speed.
 
 use std::fs;
 use std::path::Path;
@@ -15,6 +21,10 @@ const ALLOCATOR: [&str; 7] =
 
 /// Of a function with this in its name, the instructions do not count.
 const SPINNING: &str = "sled::lazy::Lazy<";
+
+/// The functions of the threads that work at fixed intervals. They are not inlined, so that their
+/// names are here to be found.
+const PERIODIC: [&str; 2] = ["tidespool::tiered::keeper::keep", "tidespool::tiered::watch::watch"];
 
 const WITHOUT_REP: &str =
     "glibc.cpu.x86_rep_movsb_threshold=1073741824:glibc.cpu.x86_rep_stosb_threshold=1073741824";
@@ -41,9 +51,10 @@ pub(crate) fn section(dir: &Path) -> Result<u64> {
     instructions(&text).with_context(|| format!("{} counts nothing", path.display()))
 }
 
-/// Adds up a file in callgrind's format. A line below a `calls=` has what the call took altogether; any other what the function itself took.
+/// Adds up a file in callgrind's format. A line below a `calls=` has what the call took altogether;
+/// any other what the function itself took.
 fn instructions(text: &str) -> Option<u64> {
-    let (mut own, mut allocator): (u64, u64) = (0, 0);
+    let (mut own, mut left_out): (u64, u64) = (0, 0);
     let (mut function, mut called, mut is_call) = ("", "", false);
     for line in text.lines() {
         if let Some(name) = line.strip_prefix("fn=") {
@@ -56,11 +67,14 @@ fn instructions(text: &str) -> Option<u64> {
             // Position and cost; no cost is 0.
             let cost: u64 = line.split(' ').nth(1).map_or(Some(0), |cost| cost.parse().ok())?;
             if !std::mem::take(&mut is_call) {
-                own += if function.contains(SPINNING) { 0 } else { cost };
-            } else if ALLOCATOR.contains(&called) && !ALLOCATOR.contains(&function) {
-                allocator += cost;
+                let counts = !function.contains(SPINNING) && !PERIODIC.contains(&function);
+                own += if counts { cost } else { 0 };
+            } else if PERIODIC.contains(&function)
+                || ALLOCATOR.contains(&called) && !ALLOCATOR.contains(&function)
+            {
+                left_out += cost;
             }
         }
     }
-    own.checked_sub(allocator).filter(|instructions| *instructions > 0)
+    own.checked_sub(left_out).filter(|instructions| *instructions > 0)
 }

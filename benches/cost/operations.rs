@@ -39,8 +39,10 @@ pub(crate) enum Kind {
     Synced,
     /// Synced stores of [`CALLERS`] callers that wait together.
     SyncedTogether,
-    /// A message in the journal that is filed.
+    /// A message in the journal that is filed, with the others of a full segment.
     Checkpoint,
+    /// The same of a segment that is mostly empty: its messages are moved, too.
+    CheckpointAndRewrite,
     /// A load of a message that is only in the journal.
     ColdJournal,
     /// A load of a message that is filed.
@@ -80,6 +82,8 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     operation("synced store, 64 callers, 16 KiB", Kind::SyncedTogether, 16 * KIB, SOME),
     operation("checkpoint 512 B", Kind::Checkpoint, 512, SOME),
     operation("checkpoint 16 KiB", Kind::Checkpoint, 16 * KIB, SOME),
+    operation("checkpoint and rewrite 512 B", Kind::CheckpointAndRewrite, 512, SOME),
+    operation("checkpoint and rewrite 16 KiB", Kind::CheckpointAndRewrite, 16 * KIB, SOME),
     operation("load cold, journal, 16 KiB", Kind::ColdJournal, 16 * KIB, SOME),
     operation("load cold, filed, 512 B", Kind::ColdFiled, 512, SOME),
     operation("load cold, filed, 16 KiB", Kind::ColdFiled, 16 * KIB, SOME),
@@ -96,7 +100,9 @@ impl Operation {
     pub(crate) fn figures(&self) -> &'static [Figure] {
         use Figure::{Allocated, Allocations, Instructions, Read, Reads, Sled, Syncs, Written};
         match self.kind {
-            Kind::Checkpoint => &[Instructions, Allocations, Allocated, Syncs, Written, Reads, Read, Sled],
+            Kind::Checkpoint | Kind::CheckpointAndRewrite => {
+                &[Instructions, Allocations, Allocated, Syncs, Written, Reads, Read, Sled]
+            }
             Kind::ColdJournal | Kind::ColdFiled => {
                 &[Instructions, Allocations, Allocated, Syncs, Written, Reads, Read]
             }

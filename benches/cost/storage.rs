@@ -5,11 +5,16 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use tidespool::storage::{OpenMode, OsStorage, Storage, StorageFile};
+use tidespool::storage::{FileState, OpenMode, OsStorage, Space, Storage, StorageFile};
+
+/// The spool's thread that looks at the disk each second. How often it looks in a section depends
+/// on the machine's speed, so it is held.
+const PROBE: &str = "tidespool-probe";
 
 /// A wait that takes longer has gone wrong.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -48,6 +53,8 @@ struct State {
     /// Syncs that wait now.
     held: usize,
     dir_syncs: u64,
+    /// The probe thread is not held.
+    probing: bool,
 }
 
 impl CountingStorage {
@@ -103,6 +110,18 @@ impl CountingStorage {
         self.0.syncs.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// Blocks until [`release_probe`](Self::release_probe).
+    fn hold_probe(&self) {
+        let mut state = self.0.state.lock();
+        self.0.changed.wait_while(&mut state, |state| !state.probing);
+    }
+
+    /// Lets the probe thread go on, so that the spool can be closed.
+    pub(crate) fn release_probe(&self) {
+        self.0.state.lock().probing = true;
+        self.0.changed.notify_all();
+    }
+
     fn hold_if_told(&self) {
         let mut state = self.0.state.lock();
         if state.holding {
@@ -139,8 +158,15 @@ impl Storage for CountingStorage {
         OsStorage.remove_file(path)
     }
 
-    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
-        OsStorage.free_bytes(path)
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        if thread::current().name() == Some(PROBE) {
+            self.hold_probe();
+        }
+        OsStorage.space(path)
+    }
+
+    fn state(&self, path: &Path) -> io::Result<FileState> {
+        OsStorage.state(path)
     }
 
     fn sync_dir(&self, _path: &Path) -> io::Result<()> {
@@ -172,6 +198,10 @@ impl StorageFile for CountingFile {
 
     fn is_empty(&self) -> io::Result<bool> {
         self.file.is_empty()
+    }
+
+    fn state(&self) -> io::Result<FileState> {
+        self.file.state()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use tidespool::{Config, TieredSpool};
 use tidespool_core::{Spool, SpoolEntry};
 
@@ -109,6 +109,8 @@ pub(crate) async fn each(spool: &dyn Spool, mut visit: impl FnMut(SpoolEntry) ->
     // Ids of a burst may run a little ahead of the clock; all of them are wanted.
     spool.enumerate(sender, chrono::Utc::now() + chrono::TimeDelta::hours(1))?;
     while let Ok(entry) = receiver.recv().await {
+        // What was left out is not lost.
+        ensure!(!entry.is_early_end(), "the disk can't be read now: {entry:?}");
         visit(entry)?;
     }
     Ok(())

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
@@ -14,6 +15,8 @@ pub(crate) enum Kind {
     Tmpfs,
     /// ext4 on a loop device.
     Ext4,
+    /// Without a size: `statvfs` reports zero blocks.
+    Ramfs,
 }
 
 pub(crate) const KINDS: [Kind; 2] = [Kind::Tmpfs, Kind::Ext4];
@@ -21,7 +24,9 @@ pub(crate) const KINDS: [Kind; 2] = [Kind::Tmpfs, Kind::Ext4];
 /// A file system of its own, unmounted when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Mount {
-    place: Place,
+    _place: Place,
+    /// Below the mount point, where the files of a test lie.
+    inside: PathBuf,
     /// Below it, for what is mounted from a file: what the file is on.
     _below: Option<Place>,
 }
@@ -70,6 +75,7 @@ impl Mount {
         left_out(match kind {
             Kind::Tmpfs => Self::tmpfs(&format!("size={size}")),
             Kind::Ext4 => Self::ext4(size, &[], None),
+            Kind::Ramfs => Self::ramfs(),
         })
     }
 
@@ -78,6 +84,7 @@ impl Mount {
         left_out(match kind {
             Kind::Tmpfs => Self::tmpfs(&format!("size={size},nr_inodes={inodes}")),
             Kind::Ext4 => Self::ext4(size, &["-N", &inodes.to_string()], None),
+            Kind::Ramfs => Err("ramfs has no number of inodes".to_owned()),
         })
     }
 
@@ -87,9 +94,18 @@ impl Mount {
     }
 
     fn tmpfs(options: &str) -> Result<Self, String> {
+        Self::in_memory(&["-t", "tmpfs", "-o", options, "tmpfs"])
+    }
+
+    fn ramfs() -> Result<Self, String> {
+        Self::in_memory(&["-t", "ramfs", "ramfs"])
+    }
+
+    fn in_memory(args: &[&str]) -> Result<Self, String> {
         let mut place = Place::new();
-        place.mount(&["-t", "tmpfs", "-o", options, "tmpfs"])?;
-        Ok(Self { place, _below: None })
+        place.mount(args)?;
+        let inside = place.dir.path().to_owned();
+        Ok(Self { _place: place, inside, _below: None })
     }
 
     fn ext4(size: u64, options: &[&str], room: Option<u64>) -> Result<Self, String> {
@@ -109,12 +125,67 @@ impl Mount {
         run(make.args(options).arg(&image))?;
         let mut place = Place::new();
         place.mount(&["-o", "loop,nodiscard,errors=continue", &image.display().to_string()])?;
-        Ok(Self { place, _below: Some(below) })
+        let inside = place.dir.path().to_owned();
+        Ok(Self { _place: place, inside, _below: Some(below) })
     }
 
-    /// The directory at its top.
+    /// A btrfs subvolume with a quota of `quota` bytes, on a file system that is much larger:
+    /// `statvfs` does not show the quota.
+    pub(crate) fn quota(quota: u64) -> Option<Self> {
+        left_out(Self::btrfs(quota))
+    }
+
+    /// A btrfs whose data has checksums and one copy: a byte that changes below it makes reads
+    /// fail.
+    pub(crate) fn with_checksums() -> Option<Self> {
+        left_out(Self::btrfs_in_memory(256 * MIB).map(|(below, place)| {
+            let inside = place.dir.path().to_owned();
+            Self { _place: place, inside, _below: Some(below) }
+        }))
+    }
+
+    /// Flips a bit of each of these blocks of 4 KiB, wherever they lie on the device. Returns how
+    /// many places it found.
+    pub(crate) fn flip(&self, blocks: &BTreeSet<Vec<u8>>) -> u64 {
+        let image = self._below.as_ref().unwrap().dir.path().join("image");
+        let image = File::options().read(true).write(true).open(image).unwrap();
+        let mut block = vec![0; 4096];
+        let (mut at, mut flipped) = (0, 0);
+        while image.read_exact_at(&mut block, at).is_ok() {
+            if blocks.contains(&block) {
+                image.write_all_at(&[block[100] ^ 1], at + 100).unwrap();
+                flipped += 1;
+            }
+            at += 4096;
+        }
+        flipped
+    }
+
+    fn btrfs(quota: u64) -> Result<Self, String> {
+        let (below, place) = Self::btrfs_in_memory(512 * MIB)?;
+        let inside = place.dir.path().join("limited");
+        let btrfs = |args: &[&str], path: &Path| run(Command::new("btrfs").args(args).arg(path));
+        btrfs(&["quota", "enable"], place.dir.path())?;
+        btrfs(&["subvolume", "create"], &inside)?;
+        btrfs(&["qgroup", "limit", &quota.to_string()], &inside)?;
+        Ok(Self { _place: place, inside, _below: Some(below) })
+    }
+
+    /// What the image lies on, and where it is mounted.
+    fn btrfs_in_memory(size: u64) -> Result<(Place, Place), String> {
+        let mut below = Place::new();
+        below.mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])?;
+        let image = below.dir.path().join("image");
+        File::create(&image).and_then(|file| file.set_len(size)).map_err(|err| err.to_string())?;
+        run(Command::new("mkfs.btrfs").args(["-q", "-m", "single", "--nodiscard"]).arg(&image))?;
+        let mut place = Place::new();
+        place.mount(&["-o", "loop,nodiscard", &image.display().to_string()])?;
+        Ok((below, place))
+    }
+
+    /// The directory for the files of a test.
     pub(crate) fn path(&self) -> &Path {
-        self.place.dir.path()
+        &self.inside
     }
 
     /// Bytes and inodes that are left, to root as well.
@@ -132,7 +203,7 @@ impl Mount {
 }
 
 fn left_out(made: Result<Mount, String>) -> Option<Mount> {
-    made.inspect_err(|why| eprintln!("not run: nothing can be mounted here: {why}")).ok()
+    made.inspect_err(|why| eprintln!("skipped: nothing can be mounted here: {why}")).ok()
 }
 
 /// Somebody else on the same file system.

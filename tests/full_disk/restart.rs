@@ -200,3 +200,23 @@ async fn a_process_killed_on_a_full_disk_loses_nothing() {
         kill_and_open(kind).await;
     }
 }
+
+/// After a kill on a full disk nothing that was filed could be read: more room was asked for than
+/// an index takes, and it was not rebuilt.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_is_rebuilt_in_the_room_of_the_last_one() {
+    for kind in KINDS {
+        let Some(mount) = Mount::make(kind, SIZE) else { return };
+        let config = config(mount.path()).ballast(0);
+        let spool = start_with(config.clone()).await;
+        let mut live = Live::default();
+        live.store_all(&spool, 40).await;
+        spool.compact().await.expect("compact");
+        // Not an orderly end.
+        drop(spool);
+        Neighbour::of(&mount).fill();
+        let spool = live.open_with(config).await;
+        assert!(spool.recovery().rebuilds_index);
+        stop(spool).await;
+    }
+}

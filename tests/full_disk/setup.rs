@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tidespool::{Config, HealthConfig, PressureConfig, TieredSpool};
-use tidespool_core::{NotFound, Spool, SpoolEntry, SpoolId};
+use tidespool_core::{Locked, NotFound, Spool, SpoolEntry, SpoolId};
 use tidespool_testkit::{payload, wait};
 
 pub(crate) const KIB: u64 = 1024;
@@ -49,7 +49,6 @@ pub(crate) fn config(dir: &Path) -> Config {
         .segment_size(256 * KIB)
         .journal_capacity(4 * MIB)
         .checkpoint_after(Duration::from_millis(100))
-        .separate_above(KIB)
         .ballast(4 * MIB)
         .pressure(PressureConfig::default().enabled(false))
         .health(health())
@@ -60,7 +59,17 @@ pub(crate) async fn start(dir: &Path) -> Arc<TieredSpool> {
 }
 
 pub(crate) async fn start_with(config: Config) -> Arc<TieredSpool> {
-    Arc::new(TieredSpool::open(config).await.unwrap_or_else(|err| panic!("open: {err:#}")))
+    // The threads of one that was dropped have to end first: on a busy machine that takes longer
+    // than an opening waits.
+    let opened = wait::bounded("the directory is free", async {
+        loop {
+            match TieredSpool::open(config.clone()).await {
+                Err(err) if err.root_cause().is::<Locked>() => {}
+                opened => return opened,
+            }
+        }
+    });
+    Arc::new(opened.await.unwrap_or_else(|err| panic!("open: {err:#}")))
 }
 
 pub(crate) async fn stop(spool: Arc<TieredSpool>) {

@@ -1,15 +1,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_lite::future::poll_once;
 use tidespool::{Config, TieredSpool};
 use tidespool_core::{Spool, SpoolId};
-use tidespool_testkit::faults::{Fault, FaultyStorage};
-use tidespool_testkit::payload;
+use tidespool_testkit::faults::{Call, Fault, FaultyStorage};
+use tidespool_testkit::{payload, wait};
 use tokio::task::JoinHandle;
 
-use crate::setup::{Tiered, assert_holds, enumerate, stop};
+use crate::setup::{Tiered, assert_holds, enumerate, stop, when_free};
 
-/// Larger than `separate_above`: these stay in segments.
+/// In several pages of a segment.
 pub(crate) const LARGE: usize = 20_000;
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 /// Of a slow disk: a sync that nothing else ends.
@@ -34,8 +35,8 @@ impl Broken {
     }
 
     pub(crate) async fn start(&self) -> Arc<TieredSpool> {
-        let opened = TieredSpool::open_on(self.tiered.config.clone(), self.disk.storage()).await;
-        Arc::new(opened.expect("open"))
+        let open = || TieredSpool::open_on(self.tiered.config.clone(), self.disk.storage());
+        Arc::new(when_free(open).await.expect("open"))
     }
 
     /// After a shutdown or a crash, on a disk that works: exactly these messages, and nothing to report.
@@ -72,6 +73,48 @@ pub(crate) fn begin(
 ) -> JoinHandle<anyhow::Result<()>> {
     let (spool, deadline) = (spool.clone(), deadline.map(|wait| Instant::now() + wait));
     tokio::spawn(async move { spool.store(id, payload::shared(id, version, len), true, deadline).await })
+}
+
+/// The same without a deadline, where there is room for it: when this returns the committer has it
+/// in its queue, for a store comes that far when it is polled once.
+pub(crate) async fn queue(
+    spool: &Arc<TieredSpool>,
+    id: SpoolId,
+    version: u64,
+    len: usize,
+) -> JoinHandle<anyhow::Result<()>> {
+    let (spool, data) = (spool.clone(), payload::shared(id, version, len));
+    let mut store = Box::pin(async move { spool.store(id, data, true, None).await });
+    match poll_once(&mut store).await {
+        None => tokio::spawn(store),
+        Some(done) => tokio::spawn(async { done }),
+    }
+}
+
+/// A spool whose syncer waits for the disk with a batch of eight stores. Returns their ids, and the
+/// handles of their callers.
+pub(crate) async fn while_the_syncer_waits(
+    broken: &Broken,
+    spool: &Arc<TieredSpool>,
+) -> (Vec<SpoolId>, Vec<JoinHandle<anyhow::Result<()>>>) {
+    broken.disk.inject(committing(Fault::on(Call::Sync)).block());
+    broken.disk.inject(
+        Fault::on(Call::Sync)
+            .only(|moment| moment.name.ends_with(".seg") && is_thread("tidespool-sync"))
+            .block(),
+    );
+    // One holds the committer until there are enough of them for the other thread.
+    let first = begin(spool, SpoolId::new(), 1, 100, None);
+    wait::until("the first sync hangs", || broken.disk.blocked() == 1).await;
+    let ids: Vec<SpoolId> = (0..8).map(|_| SpoolId::new()).collect();
+    let mut stores = Vec::new();
+    for &id in &ids {
+        stores.push(queue(spool, id, 1, LARGE).await);
+    }
+    broken.disk.release();
+    wait::bounded("the first store", first).await.unwrap().expect("store");
+    wait::until("the syncer's sync hangs", || broken.disk.blocked() == 1).await;
+    (ids, stores)
 }
 
 /// A compaction that goes on by itself.

@@ -2,10 +2,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use tidespool::TieredSpool;
 use tidespool_core::{Spool, SpoolEntry, SpoolId};
-use tidespool_testkit::payload;
+use tidespool_testkit::faults::{Call, Fault, FaultyStorage};
+use tidespool_testkit::{ids, payload, wait};
 
-use crate::setup::{Tiered, enumerate, put, stop};
+use crate::setup::{Tiered, enumerate, enumerate_before, put, stop};
 
 /// Messages small and large, some filed, some retained, some fresh.
 async fn fill(spool: &dyn Spool, count: usize) -> BTreeSet<SpoolId> {
@@ -158,4 +160,75 @@ async fn what_was_read_ahead_is_not_sent_when_it_is_old() {
         }
         stop(spool).await;
     }
+}
+
+/// A clock that was an hour ahead, and was corrected: the messages of that hour are newer than the
+/// start of the next run. The enumeration at its start left them out, logged nothing, and they
+/// stayed in the spool until the hour was over and the server was started again.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_from_a_clock_that_was_ahead_are_counted() {
+    for filed in [false, true] {
+        let tiered = Tiered::new(|config| config.checkpoint_after(Duration::from_secs(3600)));
+        let spool = tiered.start().await;
+        let now = Utc::now();
+        let ahead = now + chrono::TimeDelta::hours(1);
+        let skipped = [ids::v1(ahead, 1), ids::v6(ahead, 2), ids::v7(ahead, 3)];
+        let (replaced, removed, timeless) = (ids::v6(ahead, 4), ids::v6(ahead, 5), ids::v4(6));
+        let store = |id| spool.store(id, payload::shared(id, 1, 200), true, None);
+        for id in skipped.into_iter().chain([replaced, removed, timeless]) {
+            store(id).await.expect("store");
+        }
+        let old = put(spool.as_ref(), 200, true).await;
+        if filed {
+            spool.compact().await.expect("compact");
+        }
+        stop(spool).await;
+
+        let spool = tiered.start().await;
+        // The server has in hand what comes from now on, whatever its clock shows.
+        spool.store(replaced, payload::shared(replaced, 1, 300), true, None).await.expect("store");
+        spool
+            .store(ids::v6(ahead, 7), payload::shared(ids::v6(ahead, 7), 1, 300), false, None)
+            .await
+            .expect("store");
+        spool.remove(removed).await.expect("remove");
+        let start = now + chrono::TimeDelta::minutes(1);
+        let found: BTreeSet<_> =
+            enumerate_before(spool.as_ref(), start).await.into_iter().map(whole).collect();
+        assert_eq!(found, BTreeSet::from([old, timeless]), "filed: {filed}");
+        assert_eq!(spool.stats().enumerate_skipped_newer, 3, "filed: {filed}");
+        assert_eq!(enumerate(spool.as_ref()).await.len(), 7);
+        assert_eq!(spool.stats().enumerate_skipped_newer, 3, "nothing was left out");
+        if !filed {
+            spool.compact().await.expect("compact");
+            enumerate_before(spool.as_ref(), start).await;
+            assert_eq!(spool.stats().enumerate_skipped_newer, 6, "wherever they are, and each time");
+        }
+        stop(spool).await;
+    }
+}
+
+/// An enumeration had no bound where the disk went on failing. It ended when the spool was shut
+/// down, and looked as if that was all.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_disk_goes_on_failing_it_ends_early_and_says_so() {
+    let disk = FaultyStorage::new();
+    let tiered = Tiered::new(|config| config.enumerate_wait(Duration::from_millis(1)));
+    let spool = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await.expect("open");
+    let stored = fill(&spool, 60).await;
+    spool.compact().await.expect("compact");
+    spool.advise_low_memory().await.expect("advise_low_memory");
+    disk.inject(Fault::on(Call::Read).file(".seg").always());
+    disk.inject(Fault::on(Call::ReadInMemory).file(".seg").always());
+    let mut entries = wait::bounded("the early end", enumerate(&spool)).await;
+    let end = entries.pop().expect("an early end");
+    assert!(end.is_early_end(), "{end:?}");
+    let SpoolEntry::Corrupt { error, .. } = end else { unreachable!() };
+    assert!(error.contains("Input/output error") && error.contains("enumerate again"), "{error}");
+    let found: BTreeSet<_> = entries.into_iter().map(whole).collect();
+    assert!(found.is_subset(&stored) && found.len() < stored.len());
+    disk.heal();
+    let found: BTreeSet<_> = enumerate(&spool).await.into_iter().map(whole).collect();
+    assert_eq!(found, stored);
+    spool.shutdown().await.expect("shutdown");
 }

@@ -147,11 +147,7 @@ async fn waiting_stores_that_are_dropped_give_their_room_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_journal_is_filed_while_stores_wait() {
     let tiered = Tiered::new(|config| {
-        config
-            .segment_size(64 * KIB)
-            .journal_capacity(256 * KIB)
-            .checkpoint_after(HOUR)
-            .separate_above(4 * KIB)
+        config.segment_size(64 * KIB).journal_capacity(256 * KIB).checkpoint_after(HOUR)
     });
     let spool = tiered.start().await;
     let mut stored = Vec::new();
@@ -221,7 +217,7 @@ async fn load_shared_gives_what_load_gives() {
 async fn a_batch_larger_than_the_journal_does_not_block_it() {
     let tiered = Tiered::new(|config| {
         let config = config.segment_size(64 * KIB).journal_capacity(256 * KIB).dirty_limit(MIB);
-        config.checkpoint_after(HOUR).dirty_expire(Duration::from_secs(10)).separate_above(KIB)
+        config.checkpoint_after(HOUR).dirty_expire(Duration::from_secs(10))
     });
     let spool = tiered.start().await;
     let ids: Vec<SpoolId> = (0..15).map(|_| SpoolId::new()).collect();

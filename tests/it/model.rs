@@ -3,6 +3,7 @@ use std::time::Duration;
 use tidespool::Durability;
 use tidespool_testkit::model::run;
 
+use crate::lost_sled::alone;
 use crate::setup::{KIB, MIB, Tiered};
 
 /// How many tests share `TIDESPOOL_MODEL_CASES`.
@@ -20,17 +21,22 @@ fn tiny(durability: Durability) -> Tiered {
     })
 }
 
+/// sled is struck under a running spool: see [`alone`].
+fn histories(name: &str, durability: Durability) {
+    alone(&format!("{}::{name}", module_path!()), || run(SHARES, || tiny(durability)));
+}
+
 #[test]
 fn memory() {
-    run(SHARES, || tiny(Durability::Memory));
+    histories("memory", Durability::Memory);
 }
 
 #[test]
 fn written() {
-    run(SHARES, || tiny(Durability::Written));
+    histories("written", Durability::Written);
 }
 
 #[test]
 fn synced() {
-    run(SHARES, || tiny(Durability::Synced));
+    histories("synced", Durability::Synced);
 }

@@ -1,12 +1,13 @@
-//! What must be on stable storage before what. sled writes its file past the storage, so no power cut is played on it here; its sync is seen,
-//! and what may not happen before it.
+//! What must be on stable storage before what. sled is not in this order: it writes past the
+//! storage, and nothing depends on its files.
 
+use std::collections::BTreeSet;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde_json::Value;
 use tidespool::TieredSpool;
 use tidespool_core::Spool as _;
 use tidespool_testkit::faults::{Call, Fault, FaultyStorage, Moment};
@@ -15,19 +16,15 @@ use tidespool_testkit::wait;
 use crate::broken::{Broken, HOUR, LARGE, committing, is_thread};
 use crate::setup::{KIB, MIB, Tiered, assert_holds, put, stop};
 
-/// A checkpoint, as far as it can be seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// The ledger tells exactly what sled holds.
-    Settled,
-    /// The ledger says that sled is being changed.
-    Filing { db_is_synced: bool },
-}
-
-/// Looks at each call, and notes what came too early.
+/// Looks at each call of the checkpoint thread, and notes the calls that come too early.
 struct Judge {
     dir: PathBuf,
-    state: State,
+    /// Segments and logs that were written since their last sync.
+    unsynced: BTreeSet<String>,
+    /// Segments for survivors, until the log names them.
+    begun: BTreeSet<String>,
+    /// The log of what lives has changes that no ledger on stable storage counts.
+    is_ahead: bool,
     checkpoints: u64,
     recycled: u64,
     wrong: Vec<String>,
@@ -37,70 +34,90 @@ impl Judge {
     fn watch(disk: &FaultyStorage, dir: &Path) -> Arc<Mutex<Self>> {
         let judge = Self {
             dir: dir.to_owned(),
-            state: State::Settled,
+            unsynced: BTreeSet::new(),
+            begun: BTreeSet::new(),
+            is_ahead: false,
             checkpoints: 0,
             recycled: 0,
             wrong: Vec::new(),
         };
         let judge = Arc::new(Mutex::new(judge));
         let watcher = judge.clone();
-        disk.watch(move |moment| watcher.lock().see(moment));
+        disk.watch(move |moment| {
+            if is_thread("tidespool-filer") {
+                watcher.lock().see(moment);
+            }
+        });
         judge
     }
 
     fn see(&mut self, moment: &Moment<'_>) {
-        match moment.call {
-            Call::Sync if moment.name == "db" => {
-                if let State::Filing { db_is_synced } = &mut self.state {
-                    *db_is_synced = true;
-                }
+        let Moment { call, name, .. } = *moment;
+        let (is_log, is_segment) = (name.starts_with("liveness."), name.ends_with(".seg"));
+        match call {
+            Call::Write if is_log => self.log_is_written(name),
+            Call::Write if name == "ledger" => self.ledger_is_written(),
+            Call::Write if is_segment => self.segment_is_written(name),
+            Call::Remove if is_log && self.is_ahead => {
+                self.wrong.push(format!("{name} is removed before the ledger that names another is durable"));
             }
-            Call::Sync if moment.name.starts_with("ledger") && is_thread("tidespool-filer") => {
-                self.ledger(moment);
+            Call::Remove if is_segment => self.segment_is_recycled(name),
+            Call::Sync if name == "ledger" && self.is_ahead => {
+                self.is_ahead = false;
+                self.checkpoints += 1;
             }
-            // A used segment is marked as free, or deleted, by the thread that files; cold ones are written before it begins.
-            Call::Write | Call::Remove if moment.name.ends_with(".seg") && is_thread("tidespool-filer") => {
-                self.recycled += 1;
-                if self.state != State::Settled {
-                    self.wrong
-                        .push(format!("{:?} of {} while sled is being changed", moment.call, moment.name));
-                }
+            Call::Sync => {
+                self.unsynced.remove(name);
             }
             _ => {}
         }
     }
 
-    fn ledger(&mut self, moment: &Moment<'_>) {
-        let is_filing = newest(&self.dir.join(moment.name))["filing"] == Value::Bool(true);
-        self.state = match (self.state, is_filing) {
-            (_, true) => State::Filing { db_is_synced: false },
-            (State::Filing { db_is_synced }, false) => {
-                self.checkpoints += 1;
-                if !db_is_synced {
-                    self.wrong.push("a ledger counts what sled's file has not on stable storage".to_owned());
-                }
-                State::Settled
-            }
-            (State::Settled, false) => State::Settled,
-        };
+    fn log_is_written(&mut self, name: &str) {
+        let unsynced = self.unsynced.iter().filter(|name| name.ends_with(".seg"));
+        let wrong = unsynced.map(|segment| format!("{name} counts what {segment} may lose"));
+        self.wrong.extend(wrong);
+        self.unsynced.insert(name.to_owned());
+        self.begun.clear();
+        self.is_ahead = true;
+    }
+
+    fn ledger_is_written(&mut self) {
+        let wrong = self.unsynced.iter().map(|file| format!("the ledger counts what {file} may lose"));
+        self.wrong.extend(wrong);
+    }
+
+    /// A segment for survivors, or a used one that is marked as free.
+    fn segment_is_written(&mut self, name: &str) {
+        // A new file may be empty yet.
+        let mut role = [0; 4];
+        let file = std::fs::File::open(self.dir.join("journal").join(name)).unwrap();
+        file.read_at(&mut role, 12).unwrap();
+        let is_free = role == [0; 4];
+        if is_free || self.begun.contains(name) {
+            self.begun.insert(name.to_owned());
+            self.unsynced.insert(name.to_owned());
+        } else {
+            self.segment_is_recycled(name);
+        }
+    }
+
+    fn segment_is_recycled(&mut self, name: &str) {
+        self.recycled += 1;
+        self.unsynced.remove(name);
+        self.begun.remove(name);
+        if self.is_ahead {
+            self.wrong.push(format!("{name} is recycled before a ledger that does without it is durable"));
+        }
     }
 }
 
-/// The newer of the two ledgers in the file.
-fn newest(path: &Path) -> Value {
-    let bytes = std::fs::read(path).unwrap();
-    let (first, second) = bytes.split_at(bytes.len() / 2);
-    let parse = |slot: &[u8]| -> Option<Value> {
-        serde_json::from_slice(slot.split(|byte| *byte == b'\n').next()?).ok()
-    };
-    [first, second].into_iter().filter_map(parse).max_by_key(|line| line["turn"].as_u64()).unwrap()
-}
-
-/// Between a change of sled and the sync of its file no ledger counts the change, and no segment is recycled: for small messages, large ones,
-/// removals, and survivors that are moved. Without sled's sync, or with a segment given back too early, a power cut loses what was
-/// acknowledged.
+/// The log of what lives names a survivor's new place when that is on stable storage. The ledger
+/// counts the log when the log is. A segment is recycled, and an older log removed, when the ledger
+/// is. In any other order a power cut loses what was acknowledged. For small messages, large ones,
+/// removals, and survivors that are moved.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_recycled_or_counted_before_sled_is_durable() {
+async fn nothing_is_recycled_or_counted_before_what_replaces_it_is_durable() {
     let (tiered, disk) = (Tiered::new(|config| config.segment_size(64 * KIB)), FaultyStorage::new());
     let spool = Arc::new(TieredSpool::open_on(tiered.config.clone(), disk.storage()).await.expect("open"));
     let judge = Judge::watch(&disk, &tiered.path());

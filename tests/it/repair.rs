@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tidespool::TieredSpool;
-use tidespool::inspect::{Inspector, Salvage, salvage};
+use tidespool::inspect::{IndexState, Inspector, Salvage, salvage};
 use tidespool_core::{Corrupt, DamagedSpool, Spool, SpoolEntry, SpoolId};
 use tidespool_testkit::{payload, wait};
 
+use crate::lost_sled::lose_all;
 use crate::setup::{KIB, MIB, Tiered, assert_absent, assert_holds, enumerate, healthy, put, stop, walk};
 
 const LARGE: usize = 20_000;
@@ -274,39 +275,41 @@ async fn a_ledger_from_earlier_hides_no_message() {
     stop(spool).await;
 }
 
-/// With both the ledger and sled gone, opening went on with what was in the journal: what lay in segments of older messages was forgotten, and its
-/// room was free to be written over.
+/// Without the ledger and sled, opening took the journal for all there was: messages in older
+/// segments were forgotten, and their room was free to be written over.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_ledger_and_sled_it_is_refused_and_what_the_segments_hold_is_saved() {
-    for emptied in [true, false] {
+async fn without_ledger_and_sled_what_the_segments_hold_is_there() {
+    for how in 0..3 {
         let tiered = slow_to_file();
         let spool = tiered.start().await;
         let live = stock(&spool).await;
         spool.compact().await.expect("compact");
         stop(spool).await;
         fs::remove_file(tiered.path().join("ledger")).unwrap();
-        let db = tiered.path().join("sled").join("db");
-        let bytes = if emptied { Vec::new() } else { vec![0x5a; 600_000] };
-        fs::write(&db, bytes).unwrap();
-        for (path, name) in walk(&tiered.path().join("sled")).iter().filter_map(|p| Some((p, p.file_name()?)))
-        {
-            if emptied && name != "db" && path.is_file() {
-                fs::remove_file(path).unwrap();
-            }
-        }
-        let error = TieredSpool::open(tiered.config.clone()).await.expect_err("refused");
-        assert_eq!(damaged_spool(&error).path, tiered.path().join("sled"), "{error:#}");
+        lose_all(&tiered.path(), how);
         let (_dir, new, report) = repair(&tiered);
-        assert!(!report.is_complete(), "{report:?}");
+        assert!(report.is_complete(), "{report:?}");
+        assert!(report.damage.iter().any(|damage| damage.path.ends_with("ledger")), "{report:?}");
         let saved = whole_in(&new);
-        for (id, what) in live.iter().filter(|(_, (_, len))| *len >= LARGE) {
-            assert_eq!(saved.get(id), Some(what), "{report:?}");
+        assert!(live.iter().all(|(id, what)| saved.get(id) == Some(what)), "{report:?}");
+        let doubted: Vec<_> = report.doubtful.iter().filter_map(|damage| damage.id).collect();
+        let back = saved.keys().filter(|id| !live.contains_key(id));
+        assert!(back.into_iter().all(|id| doubted.contains(id)), "{report:?}");
+
+        let spool = tiered.start().await;
+        let recovery = spool.recovery();
+        assert!(recovery.damage.iter().any(|damage| damage.path.ends_with("ledger")), "{recovery:?}");
+        assert_eq!((recovery.rebuilds_index, recovery.lost), (true, 0));
+        for (id, (version, len)) in &saved {
+            payload::assert_is(*id, *version, *len, &spool.load(*id).await.expect("load"));
         }
+        assert_eq!(enumerate(spool.as_ref()).await.len(), saved.len());
+        stop(spool).await;
     }
 }
 
-/// sled does not open where its snapshot or its settings are damaged. It can do without: but its whole directory was moved aside, and every small message
-/// in it was lost.
+/// sled does not open where its snapshot or its settings are damaged. Every small message was lost
+/// with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_snapshot_of_sled_costs_no_message() {
     for name in ["snap.", "conf"] {
@@ -315,8 +318,10 @@ async fn a_damaged_snapshot_of_sled_costs_no_message() {
         let live = stock(&spool).await;
         spool.compact().await.expect("compact");
         stop(spool).await;
-        // A second opening writes a snapshot.
-        stop(tiered.start().await).await;
+        // A second opening of the same index writes a snapshot.
+        let spool = tiered.start().await;
+        assert!(!spool.recovery().rebuilds_index);
+        stop(spool).await;
         let files = walk(&tiered.path().join("sled"));
         let named = |path: &&PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(name);
         let path = files.iter().find(named).unwrap_or_else(|| panic!("no {name}"));
@@ -324,12 +329,14 @@ async fn a_damaged_snapshot_of_sled_costs_no_message() {
         bytes.iter_mut().for_each(|byte| *byte ^= 0x55);
         fs::write(path, bytes).unwrap();
 
+        let verified = Inspector::open(&tiered.path()).unwrap().verify().unwrap();
+        assert_eq!((verified.index, verified.damage), (IndexState::RebuiltAtNextOpen, vec![]), "{name}");
         let (_dir, new, report) = repair(&tiered);
-        assert!(report.is_complete() && !report.damage.is_empty(), "{name}: {report:?}");
+        assert!(report.is_complete() && report.damage.is_empty(), "{name}: {report:?}");
         assert_eq!(whole_in(&new), live, "{name}");
         let spool = tiered.start().await;
         let report = spool.recovery();
-        assert_eq!((report.lost, report.damage.len()), (0, 1), "{name}: {report:?}");
+        assert!(report.rebuilds_index && report.lost == 0 && report.damage.is_empty(), "{name}: {report:?}");
         assert_eq!(enumerate(spool.as_ref()).await.len(), live.len(), "{name}");
         stop(spool).await;
     }
@@ -377,7 +384,8 @@ fn flip(dir: &Path, id: SpoolId, version: u64) {
     assert!(flipped > 0, "version {version} is not there");
 }
 
-/// What sled had lost was filed anew from the segments, a message too whose removal stands in the same segment.
+/// Messages that sled had lost were filed again from the segments, also a message whose removal
+/// stands in the same segment.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_segment_says_was_removed_stays_removed_without_sled() {
     let tiered = Tiered::new(|config| config.checkpoint_after(Duration::ZERO));

@@ -14,7 +14,7 @@ use tidespool_core::{NotFound, Spool, SpoolId};
 use tidespool_testkit::faults::{Call, Fault, FaultyStorage};
 use tidespool_testkit::{payload, wait};
 
-use crate::setup::{Tiered, copy_dir, put, stop, walk};
+use crate::setup::{Tiered, copy_dir, enumerate, put, stop, walk};
 
 const LARGE: usize = 20_000;
 const SMALL: usize = 700;
@@ -47,8 +47,9 @@ fn version_in(dir: &Path, id: SpoolId) -> Option<u64> {
     }
 }
 
-/// Messages that had been removed, and came back because sled was lost, were counted in place of those that sled alone had held: three were gone, and
-/// repair said that everything was there.
+/// Removed messages, which came back because sled was lost, were counted in place of messages that
+/// were lost with sled: repair reported a complete copy. Without sled no message is lost, and none
+/// comes back. Without the log of what lives, messages that may have been removed are reported.
 #[tokio::test(flavor = "multi_thread")]
 async fn removed_messages_that_come_back_do_not_stand_in_for_lost_ones() {
     let tiered = quick_to_file();
@@ -72,11 +73,35 @@ async fn removed_messages_that_come_back_do_not_stand_in_for_lost_ones() {
     stop(spool).await;
     fs::remove_dir_all(tiered.path().join("sled")).unwrap();
     let (_place, _new, report) = repair(&tiered.path());
-    assert!(report.saved > 24, "none came back: {report:?}");
-    assert_eq!((report.lost, report.is_complete()), (3, false), "{report:?}");
+    assert_eq!((report.saved, report.lost, report.is_complete()), (27, 0, true), "{report:?}");
+    assert!(report.doubtful.is_empty() && report.damage.is_empty(), "{report:?}");
+
+    fs::remove_file(log_of(&tiered.path())).unwrap();
+    let (_place, _new, report) = repair(&tiered.path());
+    assert!(report.saved > 27, "none came back: {report:?}");
+    assert_eq!((report.lost, report.doubtful.len() as u64), (0, report.saved), "{report:?}");
+    assert!(report.damage.iter().any(|damage| damage.what.contains("liveness.")), "{report:?}");
+    // The removed messages that come back do not hide the loss of these.
+    let lost = retained(&tiered.path()).pop().unwrap();
+    fs::remove_file(lost).unwrap();
+    let (_place, _new, report) = repair(&tiered.path());
+    assert!(report.lost > 0 && !report.is_complete(), "{report:?}");
 }
 
-/// The records that an unfinished checkpoint was to file were taken for ones that sled need not hold: so many lost ones were passed over in silence.
+/// The log of what lives.
+fn log_of(dir: &Path) -> PathBuf {
+    let is_log = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("liveness.");
+    walk(dir).into_iter().find(is_log).unwrap()
+}
+
+/// The segments that are not free.
+fn retained(dir: &Path) -> Vec<PathBuf> {
+    let segments = walk(dir).into_iter().filter(|path| path.extension().is_some_and(|it| it == "seg"));
+    segments.filter(|path| fs::read(path).unwrap()[12..16] != [0; 4]).collect()
+}
+
+/// The records that an unfinished checkpoint was to file were taken for records that need not be
+/// filed yet: so many lost messages were not reported.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unfinished_checkpoint_hides_no_loss() {
     let tiered = Tiered::new(|config| config.checkpoint_after(HOUR));
@@ -87,28 +112,36 @@ async fn an_unfinished_checkpoint_hides_no_loss() {
         put(spool.as_ref(), SMALL, true).await;
     }
     spool.compact().await.expect("compact");
+    let image = TempDir::new().unwrap();
+    let to = image.path().join("spool");
+    let filed: Vec<PathBuf> = retained(&tiered.path())
+        .iter()
+        .map(|path| to.join("journal").join(path.file_name().unwrap()))
+        .collect();
+    assert_eq!(filed.len(), 1, "{filed:?}");
     for _ in 0..10 {
         put(spool.as_ref(), SMALL, true).await;
     }
-    // As a crash leaves it that comes right after the mark in the ledger.
-    let image = TempDir::new().unwrap();
-    let (from, to) = (tiered.path(), image.path().join("spool"));
-    let target = to.clone();
+    // As a crash leaves it that comes after the change of sled.
+    let (from, target) = (tiered.path(), to.clone());
     disk.watch(move |moment| {
-        if moment.call == Call::Sync && moment.name == "db" && !target.exists() {
+        if moment.call == Call::Sync && moment.name.starts_with("liveness.") && !target.exists() {
             copy_dir(&from, &target);
         }
     });
     spool.compact().await.expect("compact");
     disk.unwatch();
     stop(spool).await;
-    assert!(fs::read_to_string(to.join("ledger")).unwrap().contains("\"filing\":true"));
     fs::remove_dir_all(to.join("sled")).unwrap();
+    let (_place, _new, report) = repair(&to);
+    assert_eq!((report.saved, report.lost, report.is_complete()), (15, 0, true), "{report:?}");
+    fs::remove_file(&filed[0]).unwrap();
     let (_place, _new, report) = repair(&to);
     assert_eq!((report.saved, report.lost, report.is_complete()), (10, 5, false), "{report:?}");
 }
 
-/// Where sled's record said that the newest version is damaged, an older one that could still be read took its place, and everything counted as saved.
+/// Where the newest version is damaged, header included, an older version that can be read took its
+/// place, and everything counted as saved.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_known_to_be_damaged_is_not_replaced_by_an_older_version() {
     let tiered = quick_to_file();
@@ -154,17 +187,20 @@ fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
     fs::File::options().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
 }
 
-/// A spool as a crash in the middle of filing leaves it, without its ledger: sled points into the newer of two segments, and does not know yet what that
-/// one says of a message in the older one: that it was replaced, or removed where `newer` is `None`.
-async fn cut_off_while_filing(newer: Option<u64>) -> (TempDir, PathBuf, SpoolId) {
+/// A spool without its ledger. A newer segment states of a message in an older one that it was
+/// replaced, or removed where `newer` is `None`. The older one is filed, or in the journal as the
+/// other.
+async fn without_ledger(newer: Option<u64>, is_filed: bool) -> (Tiered, SpoolId) {
     let tiered = Tiered::new(|config| config.checkpoint_after(HOUR));
     let spool = tiered.start().await;
     let id = SpoolId::new();
     spool.store(id, payload::shared(id, 1, LARGE), true, None).await.expect("store");
-    let mut fillers = Vec::new();
     // Twelve of this size fill a segment.
     for _ in 0..11 {
-        fillers.push(put(spool.as_ref(), LARGE, true).await);
+        put(spool.as_ref(), LARGE, true).await;
+    }
+    if is_filed {
+        spool.compact().await.expect("compact");
     }
     match newer {
         Some(version) => {
@@ -177,38 +213,38 @@ async fn cut_off_while_filing(newer: Option<u64>) -> (TempDir, PathBuf, SpoolId)
         put(spool.as_ref(), LARGE, true).await;
     }
     stop(spool).await;
-    let image = TempDir::new().unwrap();
-    let dir = image.path().join("spool");
-    copy_dir(&tiered.path(), &dir);
-    fs::remove_dir_all(dir.join("sled")).unwrap();
-    fs::remove_file(dir.join("ledger")).unwrap();
-    // What was filed by then.
-    let config = tiered.config.clone().checkpoint_after(Duration::ZERO);
-    let spool = Arc::new(TieredSpool::open(config).await.expect("open"));
-    for filler in fillers.into_iter().chain([id]) {
-        spool.remove(filler).await.expect("remove");
-    }
-    durable(&spool).await;
-    spool.cleanup().await.expect("cleanup");
-    stop(spool).await;
-    copy_dir(&tiered.path().join("sled"), &dir.join("sled"));
-    (image, dir, id)
+    fs::remove_file(tiered.path().join("ledger")).unwrap();
+    (tiered, id)
 }
 
-/// Without a ledger, a segment that sled points into counted as filed altogether: the version in the segment before it was saved in place of the newer
-/// one, and what was removed came back, without a word.
+/// Without a ledger, a segment into which sled pointed counted as filed altogether: the older
+/// version was saved in place of the newer one, and a removed message came back. Neither was
+/// reported.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_ledger_the_newest_version_counts_wherever_it_stands() {
-    for newer in [Some(2), None] {
-        let (_image, dir, id) = cut_off_while_filing(newer).await;
+    for (newer, is_filed) in [(Some(2), false), (None, false), (Some(2), true), (None, true)] {
+        let (tiered, id) = without_ledger(newer, is_filed).await;
+        let dir = tiered.path();
         let (_place, new, report) = repair(&dir);
         assert_eq!(version_in(&new, id), newer, "{report:?}");
         let seen = Inspector::open(&dir).unwrap();
         let homes = seen.summary().unwrap().messages_by_home;
-        assert_eq!(homes["segment"], 9, "{homes:?}");
+        assert_eq!(
+            (homes["segment"] > 0, report.saved),
+            (is_filed, 20 + newer.map_or(0, |_| 1)),
+            "{homes:?}"
+        );
         drop(seen);
         assert_eq!(version_in(&dir, id), newer);
-        assert!(report.doubtful.iter().all(|damage| newer.is_some() || damage.id != Some(id)), "{report:?}");
+        assert!(report.doubtful.iter().all(|damage| damage.id != Some(id)), "{report:?}");
+        let spool = tiered.start().await;
+        assert_eq!(enumerate(spool.as_ref()).await.len() as u64, report.saved);
+        match (newer, spool.load(id).await) {
+            (Some(version), Ok(data)) => payload::assert_is(id, version, LARGE, &data),
+            (None, Err(error)) => assert!(error.root_cause().is::<NotFound>(), "{error:#}"),
+            (_, other) => panic!("{newer:?}: {other:?}"),
+        }
+        stop(spool).await;
     }
 }
 
@@ -230,7 +266,7 @@ async fn a_file_that_cannot_be_read_is_told_and_the_rest_is_saved() {
     }
     stop(spool).await;
     let files = walk(&tiered.path()).into_iter().filter(|path| path.is_file());
-    let is_read = |name: &str| name.ends_with(".seg") || name == "ledger" || name == "db";
+    let is_read = |name: &str| name.ends_with(".seg") || name == "ledger" || name.starts_with("liveness.");
     let names: Vec<String> =
         files.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
     let mut free = 0;
@@ -251,11 +287,9 @@ async fn a_file_that_cannot_be_read_is_told_and_the_rest_is_saved() {
         assert!(told >= messages || unknown, "{name}: {report:?}");
         assert!(report.saved > 0, "{name}: {report:?}");
         free += u64::from(report.is_complete());
-        // sled itself is opened where it is, past the storage.
-        if name != "db" {
-            let spool = Inspector::open_on(&tiered.path(), disk.storage()).expect(&name);
-            assert!(spool.verify().expect(&name).damage.iter().any(is_told), "{name}");
-        }
+        let spool = Inspector::open_on(&tiered.path(), disk.storage()).expect(&name);
+        assert!(spool.verify().expect(&name).damage.iter().any(is_told), "{name}");
+        drop(spool);
         if name.ends_with(".seg") {
             let opened = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await;
             let error = format!("{:#}", opened.expect_err("it can't be read"));

@@ -1,12 +1,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tempfile::TempDir;
 use tidespool::{Config, Durability, HealthConfig, PressureConfig, TieredSpool};
-use tidespool_core::{NotFound, Spool, SpoolEntry, SpoolId};
+use tidespool_core::{Locked, NotFound, Spool, SpoolEntry, SpoolId};
 use tidespool_testkit::conformance::Factory;
 use tidespool_testkit::{payload, wait};
 
@@ -25,7 +25,6 @@ pub(crate) fn small(path: &Path) -> Config {
         .segment_size(256 * KIB)
         .journal_capacity(8 * MIB)
         .checkpoint_after(Duration::from_millis(100))
-        .separate_above(4 * KIB)
         .ballast(0)
         .pressure(PressureConfig::default().enabled(false))
         .health(
@@ -62,7 +61,7 @@ impl Tiered {
     }
 
     pub(crate) async fn start(&self) -> Arc<TieredSpool> {
-        Arc::new(TieredSpool::open(self.config.clone()).await.expect("open"))
+        Arc::new(when_free(|| TieredSpool::open(self.config.clone())).await.expect("open"))
     }
 }
 
@@ -72,8 +71,29 @@ impl Factory for Tiered {
         Ok(Arc::new(TieredSpool::open(self.config.clone()).await?))
     }
 
+    fn lose_index(&self, how: u8) {
+        crate::lost_sled::lose_all(&self.path(), how);
+    }
+
     fn max_message_size(&self) -> u64 {
         self.config.max_message_size
+    }
+}
+
+/// Opens the spool in a directory. The threads of a spool that was dropped there have to end first,
+/// and on a busy machine that takes longer than an opening waits. Needs no runtime.
+pub(crate) async fn when_free<F>(open: impl Fn() -> F) -> anyhow::Result<TieredSpool>
+where
+    F: Future<Output = anyhow::Result<TieredSpool>>,
+{
+    let started = Instant::now();
+    loop {
+        match open().await {
+            Err(error) if error.root_cause().is::<Locked>() => {
+                assert!(started.elapsed() < wait::PATIENCE, "the directory stays locked: {error:#}");
+            }
+            opened => return opened,
+        }
     }
 }
 
@@ -82,7 +102,7 @@ pub(crate) async fn stop(spool: Arc<TieredSpool>) {
     spool.shutdown().await.expect("shutdown");
 }
 
-/// Waits until stores are accepted again: damage that was found shuts the gate for a while.
+/// Waits until stores are accepted again: much damage, found at once, shuts the gate for a while.
 pub(crate) async fn healthy(spool: &dyn Spool) {
     wait::until("the spool is healthy again", || spool.unhealthy_reason().is_none()).await;
 }
@@ -106,8 +126,13 @@ pub(crate) async fn assert_absent(spool: &dyn Spool, id: SpoolId) {
 
 /// Everything that is enumerated, damaged messages included, in the order of coming.
 pub(crate) async fn enumerate(spool: &dyn Spool) -> Vec<SpoolEntry> {
+    enumerate_before(spool, DateTime::<Utc>::MAX_UTC).await
+}
+
+/// The same of those that were created before `start_time`.
+pub(crate) async fn enumerate_before(spool: &dyn Spool, start_time: DateTime<Utc>) -> Vec<SpoolEntry> {
     let (sender, receiver) = async_channel::bounded(64);
-    spool.enumerate(sender, DateTime::<Utc>::MAX_UTC).expect("enumerate");
+    spool.enumerate(sender, start_time).expect("enumerate");
     let mut entries = Vec::new();
     while let Ok(entry) = receiver.recv().await {
         entries.push(entry);

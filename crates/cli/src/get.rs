@@ -1,7 +1,9 @@
 //! `tidespool get`: the bytes of one message.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::fs::{OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use tidespool_core::{NotFound, SpoolId};
@@ -16,7 +18,7 @@ pub(crate) struct Args {
     dir: PathBuf,
     /// The id of the message: 32 hexadecimal digits, as `tidespool ls` shows them.
     id: SpoolId,
-    /// Write to FILE, replacing it, instead of standard output.
+    /// Write to FILE, replacing its content, instead of standard output. A new file has mode 0600.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -31,9 +33,45 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
     })?;
     match &args.output {
         Some(file) => {
-            std::fs::write(file, &data).with_context(|| format!("writing {}", file.display()))?;
+            write_private(file, &data).with_context(|| format!("writing {}", file.display()))?;
         }
         None => out.write_all(&data).context("writing to standard output")?,
     }
     Ok(Outcome::Fine)
+}
+
+/// A message is private, whatever the umask: a new file has mode 0600. An existing file keeps its
+/// mode, and may be a device or a pipe.
+fn write_private(path: &Path, data: &[u8]) -> io::Result<()> {
+    const MODE: u32 = 0o600;
+    let file = match OpenOptions::new().write(true).create_new(true).mode(MODE).open(path) {
+        Ok(file) => {
+            file.set_permissions(Permissions::from_mode(MODE))?;
+            Ok(file)
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            // A symlink may lead to a new file, too.
+            OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(path)
+        }
+        Err(error) => Err(error),
+    };
+    file?.write_all(data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Messages were written with whatever mode the umask left: 0644 on most machines.
+    #[test]
+    fn a_new_file_is_private_and_an_old_one_keeps_its_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("message");
+        let mode = || path.metadata().unwrap().permissions().mode() & 0o7777;
+        write_private(&path, b"a first, long message").unwrap();
+        assert_eq!(mode(), 0o600);
+        std::fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        write_private(&path, b"second").unwrap();
+        assert_eq!((mode(), std::fs::read(&path).unwrap()), (0o640, b"second".to_vec()));
+    }
 }

@@ -105,9 +105,7 @@ impl List {
 fn home(home: Home) -> &'static str {
     match home {
         Home::Journal => "journal",
-        Home::Sled => "sled",
         Home::Segment => "segment",
-        Home::Damaged => "damaged",
     }
 }
 
@@ -117,7 +115,7 @@ mod tests {
 
     fn entries() -> Vec<Entry> {
         [
-            ("1EC9414C-232A-6B00-B3C8-9F6BDECED846", 5, Home::Sled),
+            ("1EC9414C-232A-6B00-B3C8-9F6BDECED846", 5, Home::Segment),
             ("919108f7-52d1-4320-9bac-f847db4148a8", 70_000, Home::Journal),
         ]
         .map(|(id, size, home)| Entry { id: id.parse().unwrap(), size, home })
@@ -142,7 +140,7 @@ mod tests {
         assert_eq!(
             print(false, None),
             "ID                                CREATED (UTC)                   BYTES  HOME\n\
-             1ec9414c232a6b00b3c89f6bdeced846  2022-02-22 19:22:22.000             5  sled\n\
+             1ec9414c232a6b00b3c89f6bdeced846  2022-02-22 19:22:22.000             5  segment\n\
              919108f752d143209bacf847db4148a8  -                               70000  journal\n\
              2 messages, 68.4 KiB (70005 bytes)\n"
         );
@@ -153,7 +151,7 @@ mod tests {
         assert_eq!(
             print(true, None),
             "{\"id\":\"1ec9414c232a6b00b3c89f6bdeced846\",\"created\":\"2022-02-22T19:22:22.000000000Z\",\
-             \"size\":5,\"home\":\"sled\"}\n\
+             \"size\":5,\"home\":\"segment\"}\n\
              {\"id\":\"919108f752d143209bacf847db4148a8\",\"created\":null,\"size\":70000,\"home\":\"journal\"}\n"
         );
     }

@@ -33,7 +33,7 @@ pub(crate) fn exit_code(result: Result<Outcome>, flushed: io::Result<()>) -> Exi
         Ok(Outcome::Damaged) => ExitCode::from(2),
         Err(err) if is_broken_pipe(&err) => ExitCode::SUCCESS,
         Err(err) => {
-            complain(&format!("{err:#}"));
+            complain(&whole_text(&err));
             let root = err.root_cause();
             ExitCode::from(if root.is::<Corrupt>() || root.is::<DamagedSpool>() {
                 2
@@ -78,6 +78,20 @@ pub(crate) fn complain(text: &str) {
     let line = text.split(['\n', '\r']).map(str::trim).collect::<Vec<_>>().join(" ");
     // Where standard error is closed there is nobody to tell.
     drop(writeln!(io::stderr(), "tidespool: {line}"));
+}
+
+/// The texts of the error and of its causes, each once: the spool's own errors have their causes in
+/// their text.
+fn whole_text(err: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in err.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// The reader of our output has gone.
@@ -151,6 +165,12 @@ mod tests {
             usage_line(rendered),
             "the following required arguments were not provided: <DIR>; see --help"
         );
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let err = anyhow::anyhow!("no such key").context("reading: no such key").context("getting");
+        assert_eq!(whole_text(&err), "getting: reading: no such key");
     }
 
     #[test]

@@ -17,7 +17,9 @@ pub(crate) struct Args {
     /// The directory of the damaged spool. No process may have it open. Nothing in it is changed.
     dir: PathBuf,
     /// The directory of the new spool: not there yet, or empty. Until it is complete it is called `NEW_DIR.partial`; what an interrupted repair left
-    /// there is deleted by the next one.
+    /// there is deleted by the next one. A mount point, or a directory that holds `lost+found` or
+    /// the like, stays as it is: there the unfinished spool is in
+    /// `NEW_DIR/.tidespool-repair.partial`.
     #[arg(value_name = "NEW_DIR")]
     new_dir: PathBuf,
     /// One JSON object on one line: complete, saved, bytes, lost; unsaved, doubtful, damage and torn (lists of path, id, what).
@@ -27,7 +29,6 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
     spool_dir::look_at(&args.dir)?;
-    spool_dir::silence_panics_of_sled();
     let (dir, new_dir) = (args.dir.display(), args.new_dir.display());
     let found =
         salvage(&args.dir, &args.new_dir).with_context(|| format!("repairing {dir} into {new_dir}"))?;

@@ -1,6 +1,6 @@
 //! Opening a spool's directory to look into it.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -18,30 +18,36 @@ pub(crate) fn look_at(dir: &Path) -> Result<()> {
     match std::fs::metadata(dir) {
         Ok(found) if !found.is_dir() => bail!("{shown} is not a directory: give the directory of a spool"),
         Ok(_) => {}
-        Err(err) if err.kind() == ErrorKind::NotFound => {
-            bail!("{shown} does not exist: give the directory of a spool")
+        Err(err) if err.kind() == ErrorKind::NotFound => match std::fs::read_link(dir) {
+            Ok(target) => {
+                let target = target.display();
+                bail!("{shown} is a symlink to {target}, which does not exist: give the directory of a spool")
+            }
+            Err(_) => bail!("{shown} does not exist: give the directory of a spool"),
+        },
+        Err(err) if err.kind() == ErrorKind::NotADirectory => {
+            bail!("{shown} lies below a file: give the directory of a spool")
         }
-        Err(err) => return Err(err).with_context(|| format!("looking at {shown}")),
+        Err(err) => return Err(looking_at(dir, err)),
     }
     // One that lost its FORMAT file still has one of the others.
     for name in ["FORMAT", "journal", "ledger", "sled"] {
         let path = dir.join(name);
-        if path.try_exists().with_context(|| format!("looking for {}", path.display()))? {
-            return Ok(());
+        match path.try_exists() {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(err) => return Err(looking_at(&path, err)),
         }
     }
     bail!("{shown} is not a spool, it has no FORMAT file: give the directory of a spool");
 }
 
-/// sled panics on some damaged files. That is caught, and told as damage: what it would print says nothing to those who run a command.
-pub(crate) fn silence_panics_of_sled() {
-    let usual = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        let is_sleds = panic.location().is_some_and(|location| location.file().contains("/sled-0."));
-        if !is_sleds {
-            usual(panic);
-        }
-    }));
+fn looking_at(path: &Path, err: io::Error) -> anyhow::Error {
+    let advice = match err.kind() {
+        ErrorKind::PermissionDenied => " (run the command as the user that the spool belongs to)",
+        _ => "",
+    };
+    anyhow::Error::new(err).context(format!("looking at {}{advice}", path.display()))
 }
 
 #[cfg(test)]
@@ -58,6 +64,20 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, "x").unwrap();
         assert!(open(&file).unwrap_err().to_string().contains("is not a directory"));
+        let below = open(&file.join("spool")).unwrap_err().to_string();
+        assert!(below.contains("spool lies below a file: "), "{below}");
+
+        // A symlink that dangles was reported as a path that does not exist, though `ls` shows it.
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&missing, &link).unwrap();
+        let dangling = open(&link).unwrap_err().to_string();
+        assert!(
+            dangling.contains("is a symlink to ") && dangling.contains("which does not exist"),
+            "{dangling}"
+        );
+
+        let denied = looking_at(&missing, ErrorKind::PermissionDenied.into()).to_string();
+        assert!(denied.contains("as the user that the spool belongs to"), "{denied}");
 
         let empty = dir.path().join("empty");
         std::fs::create_dir(&empty).unwrap();

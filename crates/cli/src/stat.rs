@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use tidespool::inspect::Summary;
+use tidespool::inspect::{IndexState, Summary};
 
 use crate::output::{Outcome, bytes, json_line, two_columns};
 use crate::spool_dir;
@@ -42,13 +42,22 @@ fn table(out: &mut dyn Write, dir: &Path, summary: &Summary) -> io::Result<()> {
             ("message bytes", bytes(summary.message_bytes)),
             ("segments", counted(summary.segments_by_state.values().sum(), &summary.segments_by_state)),
             ("segment bytes", bytes(summary.segment_bytes)),
-            ("sled bytes", bytes(summary.sled_bytes)),
-            ("records in sled", format!("{} (from the ledger)", summary.ledger_records)),
+            ("filed messages", format!("{} (from the ledger)", summary.ledger_records)),
+            ("index bytes", bytes(summary.index_bytes)),
+            ("index", index(summary.index).to_owned()),
         ],
     )
 }
 
-/// `5 (journal 3, sled 2)`.
+/// What the next opening does with the index.
+fn index(state: IndexState) -> &'static str {
+    match state {
+        IndexState::Kept => "kept at next open",
+        IndexState::RebuiltAtNextOpen => "rebuilt at next open",
+    }
+}
+
+/// `5 (journal 3, segment 2)`.
 fn counted(total: u64, parts: &BTreeMap<String, u64>) -> String {
     if parts.is_empty() {
         return total.to_string();
@@ -67,10 +76,11 @@ mod tests {
             format_version: 1,
             messages: 5,
             message_bytes: 2_048,
-            messages_by_home: [("journal".into(), 3), ("sled".into(), 2)].into(),
+            messages_by_home: [("journal".into(), 3), ("segment".into(), 2)].into(),
             segments_by_state: [("free".into(), 7), ("journal".into(), 1)].into(),
             segment_bytes: 8,
-            sled_bytes: 0,
+            index_bytes: 0,
+            index: IndexState::Kept,
             ledger_records: 2,
             clean_shutdown: true,
         };
@@ -78,15 +88,16 @@ mod tests {
         table(&mut out, Path::new("/spool"), &summary).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "spool            /spool\n\
-             format version   1\n\
-             last shutdown    orderly\n\
-             messages         5 (journal 3, sled 2)\n\
-             message bytes    2.0 KiB (2048 bytes)\n\
-             segments         8 (free 7, journal 1)\n\
-             segment bytes    8 bytes\n\
-             sled bytes       0 bytes\n\
-             records in sled  2 (from the ledger)\n"
+            "spool           /spool\n\
+             format version  1\n\
+             last shutdown   orderly\n\
+             messages        5 (journal 3, segment 2)\n\
+             message bytes   2.0 KiB (2048 bytes)\n\
+             segments        8 (free 7, journal 1)\n\
+             segment bytes   8 bytes\n\
+             filed messages  2 (from the ledger)\n\
+             index bytes     0 bytes\n\
+             index           kept at next open\n"
         );
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use tidespool::inspect::{Damage, Verification};
+use tidespool::inspect::{Damage, IndexState, Verification};
 use tidespool_core::DamagedSpool;
 
 use crate::output::{Outcome, bytes, damage_line, is_broken_pipe, json_line, plural, torn_lines};
@@ -14,8 +14,7 @@ use crate::spool_dir;
 /// Read every byte of every message and compare it with its checksum. Exit code 0: whole, 2: damaged, 1: an error.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The directory of the spool. No process may have it open. Nothing of it is changed, but that sled is opened in place:
-    /// after a crash it ends its own recovery there. `repair` changes nothing at all, and also reads a directory that can't be written to.
+    /// The directory of the spool. No process may have it open. Nothing of it is changed.
     dir: PathBuf,
     /// One JSON object on one line: whole, messages, bytes; damage and torn (lists of path, id, what).
     #[arg(long)]
@@ -33,7 +32,6 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
 }
 
 fn verify(dir: &Path) -> Result<Verification> {
-    spool_dir::silence_panics_of_sled();
     match spool_dir::open(dir) {
         Ok(spool) => spool.verify().with_context(|| format!("verifying {}", dir.display())),
         // Nothing more can be read of it; but this is what was asked.
@@ -71,7 +69,13 @@ fn text(out: &mut dyn Write, dir: &Path, found: &Verification) -> Result<()> {
     torn_lines(out, &found.torn)?;
     let read = format!("{} read, {}", plural(found.messages, "message"), bytes(found.bytes));
     match found.damage.len() as u64 {
-        0 => writeln!(out, "{} is whole: {read}", dir.display())?,
+        0 => {
+            let index = match found.index {
+                IndexState::Kept => "",
+                IndexState::RebuiltAtNextOpen => "; the index is rebuilt at the next opening",
+            };
+            writeln!(out, "{} is whole: {read}{index}", dir.display())?;
+        }
         count => {
             writeln!(out, "{} is damaged in {}: {read}", dir.display(), plural(count, "place"))?;
             writeln!(
@@ -97,7 +101,7 @@ mod tests {
                 Damage { path: "journal/00000001.seg".into(), id, what: "payload at 4152".into() },
                 Damage { path: "ledger".into(), id: None, what: "bad checksum".into() },
             ],
-            torn: Vec::new(),
+            ..Verification::default()
         }
     }
 
@@ -118,6 +122,9 @@ mod tests {
         );
         let whole = Verification { messages: 1, bytes: 1, ..Verification::default() };
         assert_eq!(printed(false, &whole), "/spool is whole: 1 message read, 1 byte\n");
+        let rebuilt = Verification { index: IndexState::RebuiltAtNextOpen, ..whole };
+        let text = printed(false, &rebuilt);
+        assert!(text.ends_with("1 byte; the index is rebuilt at the next opening\n"), "{text}");
     }
 
     #[test]

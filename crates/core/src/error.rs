@@ -16,15 +16,37 @@ use crate::SpoolId;
 #[error("the spool is not accepting writes")]
 pub struct SpoolUnhealthyError;
 
-/// The deadline that the caller gave to `store` passed, or cannot be met. Nothing was stored.
+/// The deadline that the caller gave to `store` passed, or cannot be met. Nothing was stored,
+/// unless the error has the context [`InDoubt`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the caller's deadline passed before the message was stored")]
 pub struct SpoolCallerDeadlineExceeded;
 
-/// The spool's own bound on a store passed while it waited for room, or cannot be met. Nothing was stored.
+/// The spool's own bound on a store passed while it waited for room or for the disk, or cannot be
+/// met. Nothing was stored, unless the error has the context [`InDoubt`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the spool had no room for the message within its store deadline")]
 pub struct SpoolBackpressureTimeout;
+
+/// The context of a `store` error after which the message may be found when the spool is opened
+/// again.
+///
+/// A `store` error without this context promises that nothing is left behind. With it, the message
+/// was handed to the disk and the disk did not answer in time. The message is not visible while the
+/// spool is open, and the spool takes it back durably as soon as the disk answers. Only a crash or
+/// an incomplete shutdown before that can bring it back. Every store with `force_sync` that begins
+/// after the error and returns `Ok` proves that the message is taken back.
+///
+/// The root cause of the error says why the store failed, as always. `err.is::<InDoubt>()` and
+/// `err.downcast_ref::<InDoubt>()` find this context under any other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error(
+    "message {id} may be found after a crash: the disk did not answer in time, and the message is not yet taken back"
+)]
+pub struct InDoubt {
+    /// The message that may be found.
+    pub id: SpoolId,
+}
 
 /// There is no message with this id: it was never stored, or it was removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -65,16 +87,25 @@ pub struct Closed;
 
 /// The spool's directory is in use by a process (maybe this one).
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{} is in use by {}: stop that process first, a spool has one owner at a time", path.display(), owner(*pid))]
+#[error("{} is in use by {}; a spool has one owner at a time", path.display(), owner(*pid))]
 pub struct Locked {
     /// The spool's directory.
     pub path: PathBuf,
-    /// The process that holds it, where it left its id.
+    /// The process that holds it, where that is known. This process's own id: the spool is open in
+    /// this process.
     pub pid: Option<u32>,
 }
 
 fn owner(pid: Option<u32>) -> String {
-    pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+    match pid {
+        Some(pid) if pid == std::process::id() => {
+            format!(
+                "this process itself ({pid}): it has the spool open already, use that one or shut it down first"
+            )
+        }
+        Some(pid) => format!("process {pid}: stop that process first"),
+        None => "another process: stop that process first".to_owned(),
+    }
 }
 
 /// The directory holds something that this version cannot read. It was left untouched.
@@ -107,6 +138,14 @@ pub struct DamagedSpool {
     pub what: String,
 }
 
+/// The system's clock is before 1970, as on a machine without a battery for its clock. sled does
+/// not work then. Nothing was changed.
+///
+/// What to do: set the clock, or start the server after the clock was set from the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the system's clock is before 1970: set it, and open the spool again; nothing was changed")]
+pub struct ClockNotSet;
+
 #[cfg(test)]
 mod tests {
     use anyhow::Context as _;
@@ -121,6 +160,18 @@ mod tests {
         assert!(err.root_cause().is::<NotFound>());
         assert!(!err.root_cause().is::<Corrupt>());
         assert_eq!(err.root_cause().to_string(), format!("no such key {id}"));
+    }
+
+    /// The doubt is a context: it hides neither the root cause nor itself under further contexts.
+    #[test]
+    fn a_doubt_is_found_under_any_context_and_is_not_the_root_cause() {
+        let doubt = InDoubt { id: SpoolId::new() };
+        let err = anyhow::Error::from(SpoolCallerDeadlineExceeded).context(doubt).context("accepting");
+        assert_eq!(err.downcast_ref::<InDoubt>(), Some(&doubt));
+        assert!(err.is::<InDoubt>() && err.root_cause().is::<SpoolCallerDeadlineExceeded>(), "{err:#}");
+        assert!(format!("{err:#}").contains(&doubt.id.to_string()), "{err:#}");
+        let clean = anyhow::Error::from(SpoolCallerDeadlineExceeded).context("accepting");
+        assert!(!clean.is::<InDoubt>());
     }
 
     #[test]
@@ -141,6 +192,10 @@ mod tests {
         let err = Locked { path: "/var/spool/x".into(), pid: Some(42) };
         assert!(err.to_string().contains("/var/spool/x is in use by process 42"), "{err}");
         let err = Locked { path: "/var/spool/x".into(), pid: None };
-        assert!(err.to_string().contains("another process"), "{err}");
+        assert!(err.to_string().contains("another process: stop that process first"), "{err}");
+        // A process that opened its spool twice was asked to stop itself.
+        let err = Locked { path: "/var/spool/x".into(), pid: Some(std::process::id()) };
+        assert!(err.to_string().contains("this process itself"), "{err}");
+        assert!(!err.to_string().contains("stop that process"), "{err}");
     }
 }

@@ -3,7 +3,7 @@ use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -40,10 +40,19 @@ struct Mint {
     clock_sequence: u16,
 }
 
-static MINT: LazyLock<Mint> = LazyLock::new(|| {
-    let [a, b, c, d, e, f, .., y, z] = *Uuid::new_v4().as_bytes();
-    Mint { node: [a | 1, b, c, d, e, f], clock_sequence: u16::from_be_bytes([y, z]) & 0x3fff }
-});
+impl Mint {
+    fn random() -> Self {
+        let [a, b, c, d, e, f, .., y, z] = *Uuid::new_v4().as_bytes();
+        Self { node: [a | 1, b, c, d, e, f], clock_sequence: u16::from_be_bytes([y, z]) & 0x3fff }
+    }
+
+    fn mint(&self, ticks: u64) -> SpoolId {
+        let timestamp = Timestamp::from_gregorian_time(ticks, self.clock_sequence);
+        SpoolId(Uuid::new_v6(timestamp, &self.node).into_bytes())
+    }
+}
+
+static MINT: LazyLock<Mint> = LazyLock::new(Mint::random);
 
 /// The newest time minted in this process, in 100 ns since 1582-10-15: no two ids share one.
 static NEWEST_TICKS: AtomicU64 = AtomicU64::new(0);
@@ -53,14 +62,20 @@ const UNIX_EPOCH_TICKS: u64 = 0x01b2_1dd2_1381_4000;
 
 impl SpoolId {
     /// Mints an id: later than every id minted before in this process, even where the clock stands or steps back.
+    ///
+    /// Any clock will do. Before 1582-10-15, where UUID time starts, and after the year 5236, where
+    /// it ends, the id has the nearest time that there is.
     #[must_use]
     pub fn new() -> Self {
-        let now = now_ticks();
-        let newest = NEWEST_TICKS
-            .update(Ordering::Relaxed, Ordering::Relaxed, |newest| now.max(newest.saturating_add(1)));
-        let ticks = now.max(newest.saturating_add(1));
-        let timestamp = Timestamp::from_gregorian_time(ticks, MINT.clock_sequence);
-        Self(Uuid::new_v6(timestamp, &MINT.node).into_bytes())
+        let now = ticks_at(SystemTime::now());
+        let newest =
+            NEWEST_TICKS.update(Ordering::Relaxed, Ordering::Relaxed, |newest| ticks_after(newest, now));
+        let ticks = ticks_after(newest, now);
+        if ticks == newest {
+            // The end of time: only the random bits of these ids differ.
+            return Mint::random().mint(ticks);
+        }
+        MINT.mint(ticks)
     }
 
     /// The id with these bytes.
@@ -95,10 +110,22 @@ impl SpoolId {
     }
 }
 
-fn now_ticks() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let ticks = u64::try_from(since_1970.as_nanos() / 100).unwrap_or(u64::MAX);
-    ticks.saturating_add(UNIX_EPOCH_TICKS)
+/// The newest time that an id can have: there are 60 bits for it.
+const LAST_TICKS: u64 = (1 << 60) - 1;
+
+/// The time of an id that is minted at `now`, in 100 ns since 1582-10-15, or the nearest that an id
+/// can have.
+fn ticks_at(now: SystemTime) -> u64 {
+    let ticks = |time: Duration| u64::try_from(time.as_nanos() / 100).unwrap_or(u64::MAX);
+    match now.duration_since(UNIX_EPOCH) {
+        Ok(after) => UNIX_EPOCH_TICKS.saturating_add(ticks(after)).min(LAST_TICKS),
+        Err(before) => UNIX_EPOCH_TICKS.saturating_sub(ticks(before.duration())),
+    }
+}
+
+/// `now`, or the next after `newest`: `newest` itself only where there is no next.
+fn ticks_after(newest: u64, now: u64) -> u64 {
+    now.max(newest.saturating_add(1)).min(LAST_TICKS)
 }
 
 fn from_ticks(ticks: u64) -> Option<DateTime<Utc>> {
@@ -209,6 +236,36 @@ mod tests {
         // A burst may run ahead of the clock by 100 ns an id, and other tests mint beside this one.
         let after = Utc::now() + TimeDelta::seconds(1);
         assert!(ids.iter().all(|id| id.created().is_some_and(|t| before <= t && t <= after)));
+    }
+
+    /// A clock before 1970 gave every id the time of 1970, and one after the year 5236 wrapped: 60
+    /// bits of time have no room for more, and the newest id was the oldest.
+    #[test]
+    fn any_clock_gives_ids_in_the_order_of_time() {
+        let at = |seconds: i64| {
+            let distance = Duration::from_secs(seconds.unsigned_abs());
+            let clock =
+                if seconds < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
+            clock.unwrap()
+        };
+        let year = 31_556_952;
+        // Years: -10 000, 1500, 1583, 1969, 1970, 2026, 5200.
+        let clocks = [-11_970, -470, -387, -1, 0, 56, 3_230].map(|years| at(years * year));
+        let ids = clocks.map(|clock| MINT.mint(ticks_at(clock)));
+        assert_eq!(ids[0].created(), ids[1].created(), "before the first time that there is");
+        assert!(ids[1..].windows(2).all(|pair| pair[0] < pair[1] && pair[0].created() < pair[1].created()));
+        for (id, clock) in ids.iter().zip(clocks).skip(2) {
+            assert_eq!(id.created(), Some(DateTime::<Utc>::from(clock)));
+        }
+        for beyond in [6_000 * year, 200_000 * year, i64::MAX / 4] {
+            assert_eq!(ticks_at(at(beyond)), LAST_TICKS, "the last time that there is");
+        }
+        let last = MINT.mint(LAST_TICKS);
+        assert!(ids[6] < last && last.created() > ids[6].created());
+        assert_eq!(ticks_after(LAST_TICKS - 1, 0), LAST_TICKS);
+        assert_eq!(ticks_after(LAST_TICKS, 0), LAST_TICKS, "it does not wrap");
+        assert_eq!(ticks_after(7, 3), 8, "a clock that stepped back");
+        assert_ne!(Mint::random().mint(LAST_TICKS), Mint::random().mint(LAST_TICKS));
     }
 
     #[test]

@@ -24,8 +24,8 @@ mod spool;
 
 pub use entry::SpoolEntry;
 pub use error::{
-    Closed, Corrupt, DamagedSpool, Locked, NotFound, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded,
-    SpoolUnhealthyError, TooLarge, UnsupportedFormat,
+    ClockNotSet, Closed, Corrupt, DamagedSpool, InDoubt, Locked, NotFound, SpoolBackpressureTimeout,
+    SpoolCallerDeadlineExceeded, SpoolUnhealthyError, TooLarge, UnsupportedFormat,
 };
 pub use id::{ParseSpoolIdError, SpoolId};
 pub use spool::Spool;

@@ -30,7 +30,10 @@ pub trait Spool: Send + Sync {
     /// Writes the message `id`, or replaces it.
     ///
     /// With `force_sync`, `Ok` means that it is on stable storage. `deadline` bounds the wait for room and for the
-    /// disk. An `Err` leaves nothing behind: the message is not there, or its earlier version still is.
+    /// disk; a spool may wait up to one second longer for the answer of a disk that has the
+    /// message. An `Err` leaves nothing behind: the message is not there, or its earlier version
+    /// still is. The one exception carries the context [`InDoubt`](crate::InDoubt): a crash may
+    /// bring that message back.
     ///
     /// # Errors
     ///
@@ -50,9 +53,16 @@ pub trait Spool: Send + Sync {
     ///
     /// Returns at once; the entries follow from elsewhere, and the end is the sender being dropped. Messages
     /// without a creation time are always sent. Use a bounded channel.
+    ///
+    /// Where a disk fails for too long, the last entry is an [early end](SpoolEntry::EARLY_END).
+    ///
+    /// A message whose id is newer than `start_time` is left out, also where only the clock was
+    /// ahead when the id was minted. A spool that keeps messages over a restart should report such
+    /// messages: they are delivered only by an enumeration with a later `start_time`.
     fn enumerate(&self, sender: Sender<SpoolEntry>, start_time: DateTime<Utc>) -> Result<()>;
 
-    /// Periodic maintenance: call it every few minutes.
+    /// Periodic maintenance: call it every few minutes. `Ok` means that it was done, not cut short
+    /// by a shutdown.
     async fn cleanup(&self) -> Result<()>;
 
     /// Refuses new messages, makes everything durable and stops. Safe to call more than once.
@@ -72,7 +82,8 @@ pub trait Spool: Send + Sync {
     }
 
     /// `None` while the spool is healthy, else why it should get no new messages: a bland text that may be shown to
-    /// clients. Cheap: no I/O, no lock, no allocation. The default is always healthy.
+    /// clients. Cheap: no I/O, no lock, no allocation. A spool that is shut down, or shutting down,
+    /// has a reason. The default is always healthy.
     fn unhealthy_reason(&self) -> Option<&'static str> {
         None
     }

@@ -44,10 +44,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn measure(args: &Args) -> Result<Report> {
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let dir = tempfile::Builder::new()
-        .prefix("tidespool-peers-")
-        .tempdir_in(&parent)
-        .with_context(|| format!("creating a directory in {}: give one with --dir", parent.display()))?;
+    let dir = tempfile::Builder::new().prefix("tidespool-peers-").tempdir_in(&parent).with_context(|| {
+        format!(
+            "creating a directory in {}: give a directory that can be written to with --dir",
+            parent.display()
+        )
+    })?;
     let runtime = runtime()?;
     let report = runtime.block_on(run_one(&args.engine, args.plan.plan(), dir.path()));
     // Nothing may still have a file open in the directory when it goes.

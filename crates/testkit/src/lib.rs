@@ -8,6 +8,8 @@
 //! * [`conformance`] – every promise of a spool that can be seen from outside, one named test each:
 //!   [`conformance_tests!`].
 //! * [`model`] – random operations and restarts, compared with the reference spool step by step.
+//! * [`concurrent`] – many callers on a few ids, with restarts in between: one order of the calls
+//!   must explain every load.
 //! * [`crash`] – the two sides of a `kill -9` test: the child that works, the parent that keeps the log, and the
 //!   judge that compares the log with what came back.
 //! * [`faults`] – a storage that breaks as told, for the spools that are built on [`tidespool::storage`].
@@ -20,6 +22,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a broken promise ends the test")]
 
+pub mod concurrent;
 pub mod conformance;
 pub mod crash;
 pub mod faults;

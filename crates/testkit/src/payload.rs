@@ -17,7 +17,7 @@ use crate::rng::mix;
 pub const HEADER_BYTES: usize = 16;
 
 /// What a whole message says about itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Seen {
     /// Its version; `None` below [`HEADER_BYTES`], where there is no room for it.
     pub version: Option<u64>,

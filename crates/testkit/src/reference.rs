@@ -159,7 +159,10 @@ impl Spool for ReferenceSpool {
     }
 
     fn unhealthy_reason(&self) -> Option<&'static str> {
-        *self.unhealthy.lock()
+        match self.check_open() {
+            Ok(()) => *self.unhealthy.lock(),
+            Err(Closed) => Some("the spool is shut down"),
+        }
     }
 }
 

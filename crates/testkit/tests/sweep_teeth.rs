@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tidespool::TieredSpool;
-use tidespool::storage::{OpenMode, Storage, StorageFile};
+use tidespool::storage::{FileState, OpenMode, Storage, StorageFile};
 use tidespool_core::{Spool, SpoolEntry, SpoolId};
 use tidespool_testkit::faults::{Call, Strike};
 use tidespool_testkit::sweep::{Kind, Point, Ran, Subject, count, run_one};
@@ -65,6 +65,10 @@ impl StorageFile for SyncingFile {
 
     fn is_empty(&self) -> io::Result<bool> {
         self.0.is_empty()
+    }
+
+    fn state(&self) -> io::Result<FileState> {
+        self.0.state()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -170,6 +174,10 @@ impl Spool for Broken {
     }
 }
 
+/// What is waited for here never comes. Everything else must come within this time, also on a busy
+/// machine.
+const SHORT: Duration = Duration::from_secs(15);
+
 fn assert_caught(ran: &Ran, by: &str) {
     let caught = ran.violations.iter().any(|violation| violation.contains(by));
     assert!(caught, "not caught by {by:?}: {ran:?}");
@@ -208,7 +216,7 @@ async fn a_disk_that_lies_about_its_syncs_is_caught() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sync_that_is_tried_again_and_called_good_is_caught() {
     let retrying = Syncing::subject(|file, _| file.sync_data().or_else(|_| file.sync_data()));
-    let retrying = Subject { patience: Duration::from_secs(2), ..retrying };
+    let retrying = Subject { patience: SHORT, ..retrying };
     let ran = run_that_strikes(&retrying, Kind::EioOnce, Call::Sync).await;
     assert_caught(&ran, "synced again after a failed sync");
 }
@@ -222,7 +230,7 @@ async fn a_spool_that_acknowledges_and_drops_is_caught() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gate_that_stays_open_is_caught() {
     let open = Broken::subject(Breaks::TheGateStaysOpen);
-    let open = Subject { patience: Duration::from_secs(2), ..open };
+    let open = Subject { patience: SHORT, ..open };
     let ran = run_that_strikes(&open, Kind::Torn, Call::Write).await;
     assert_caught(&ran, "the gate stayed open");
 }

@@ -47,15 +47,19 @@
 //! | [`enumerate`](core::Spool::enumerate) | Every message created before the given time that is there all the while comes exactly once, wherever it lives; each damaged one by its id. |
 //! | [`shutdown`](core::Spool::shutdown) | Everything is on stable storage, every thread has ended. |
 //!
-//! * A `store` that returns `Err` has stored nothing: the earlier version, if there was one, stands. Where the record was
-//!   written already, the journal takes it back with a second one; only a crash before that one is on stable storage
-//!   can bring the message back.
+//! * A `store` that returns `Err` has stored nothing: the earlier version, if there was one,
+//!   stands. If the disk has the record at the deadline, the store waits one second longer for the
+//!   disk's answer. Without an answer the error has the context [`InDoubt`](core::InDoubt), and the
+//!   journal takes the record back with a second one. Only a crash before that one is on stable
+//!   storage can bring the message back.
 //! * At most [`dirty_limit`](Config::dirty_limit) bytes are at risk (or one message, if it is larger than that). At the limit stores wait,
 //!   until the caller's deadline or [`store_deadline`](Config::store_deadline), whichever is earlier.
 //! * While the disk refuses writes nothing is acknowledged as synced, and what was accepted before is kept in memory
 //!   and written again, to another file, until it succeeds. "Within `dirty_expire`" holds on a disk that works.
 //! * Damage on disk is a typed error, [`Corrupt`](core::Corrupt), or a line in the [`RecoveryReport`]: never wrong bytes, and never just one
 //!   message fewer.
+//! * Every call works on any executor, in a tokio runtime or outside of one: what blocks runs on
+//!   threads of the spool, and one of them keeps the deadlines.
 //! * Dropping the future of any call, at any point, corrupts nothing and leaks no room.
 //!
 //! # What it is not
@@ -91,8 +95,9 @@
 //! * [`storage`] – the files under the journal, as a trait, for tests that break them.
 //!
 //! Inside: `tiered` knows every tier; `memory`, `journal` and `durable` do not know each other; `checkpoint` moves
-//! messages from the journal to sled; `pressure`, `health` and `stats` stand beside the path. Formats on disk and
-//! the reasons are in ARCHITECTURE.md, settings and metrics for operators in README.md.
+//! messages from the journal to sled; `pressure`, `health` and `stats` stand beside the path, and
+//! `timer` keeps callers' deadlines. Formats on disk and the reasons are in ARCHITECTURE.md,
+//! settings and metrics for operators in README.md.
 
 mod checkpoint;
 mod config;
@@ -102,13 +107,17 @@ pub mod inspect;
 mod journal;
 mod memory;
 mod pressure;
+mod seldom;
 mod stats;
 pub mod storage;
+mod thread_limit;
 mod tiered;
+mod timer;
+mod whole_text;
 
 pub use config::{
-    BacklogRefusal, CachePolicy, Config, ConfigError, Durability, HealthConfig, HealthSignal, PressureConfig,
-    SignalTimes,
+    BacklogRefusal, CachePolicy, Config, ConfigError, ConfigPlace, Durability, HealthConfig, HealthSignal,
+    PressureConfig, SignalTimes,
 };
 pub use memory::keep_the_heap_small;
 pub use pressure::{Level as PressureLevel, PressureMonitor, PressureReading, Source as PressureSource};

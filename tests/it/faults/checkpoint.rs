@@ -96,7 +96,7 @@ async fn a_failed_checkpoint_leaks_no_segments() {
     }
 }
 
-/// 24 messages, every other one small enough for sled.
+/// 24 messages, every other one large.
 async fn store_large_and_small(spool: &TieredSpool) -> Vec<(SpoolId, usize)> {
     let mut stored = Vec::new();
     for n in 0..24 {
@@ -106,41 +106,48 @@ async fn store_large_and_small(spool: &TieredSpool) -> Vec<(SpoolId, usize)> {
     stored
 }
 
-/// A checkpoint that did not end leaves records in sled that the ledger does not count as filed. The opening after it counts them; the opening after the
-/// next crash once took the ledger for one of an earlier time, and did not replay the segment that was filed in part.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_second_crash_after_a_checkpoint_that_did_not_end_costs_nothing() {
-    let broken = Broken::new(|config| config.checkpoint_after(HOUR));
-    let spool = broken.start().await;
-    let stored = store_large_and_small(&spool).await;
-    broken.disk.inject(Fault::on(Call::Sync).file("db").always());
-    spool.compact().await.expect_err("sled can't be made durable");
-    drop(spool);
-    broken.disk.heal();
-    for round in ["first", "second", "third"] {
-        let spool = broken.start().await;
-        assert_eq!(spool.recovery().damage, [], "the {round} time");
-        for &(id, len) in &stored {
-            assert_holds(spool.as_ref(), id, len).await;
-        }
-        // Like a crash.
-        drop(spool);
-    }
-    broken.assert_reopens_with(&stored).await;
+/// sled is changed, and a sync fails for good before the ledger counts the change.
+fn no_checkpoint_ends(broken: &Broken, name: &'static str) {
+    let fault = Fault::on(Call::Sync);
+    let fault = fault.only(move |m| is_thread("tidespool-filer") && m.name.starts_with(name));
+    broken.disk.inject(fault.always());
 }
 
-/// Without a ledger nobody says whether a segment into which sled points is filed to its end. It was taken for that once, and what a checkpoint that did not
-/// end had not come to was missing.
+/// A checkpoint that did not end leaves records in sled that the ledger does not count as filed.
+/// The opening after the second crash once took the ledger for one of an earlier time, and did not
+/// replay the segment that was filed in part.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_ledger_a_segment_that_was_filed_in_part_is_replayed() {
+async fn a_second_crash_after_a_checkpoint_that_did_not_end_costs_nothing() {
+    for name in ["liveness.", "ledger"] {
+        let broken = Broken::new(|config| config.checkpoint_after(HOUR));
+        let spool = broken.start().await;
+        let stored = store_large_and_small(&spool).await;
+        no_checkpoint_ends(&broken, name);
+        spool.compact().await.expect_err(name);
+        drop(spool);
+        broken.disk.heal();
+        for round in ["first", "second", "third"] {
+            let spool = broken.start().await;
+            assert_eq!(spool.recovery().damage, [], "the {round} time after a failure of {name}");
+            for &(id, len) in &stored {
+                assert_holds(spool.as_ref(), id, len).await;
+            }
+            // Like a crash.
+            drop(spool);
+        }
+        broken.assert_reopens_with(&stored).await;
+    }
+}
+
+/// Without a ledger no file states which segments are filed. A segment that a checkpoint had filed
+/// in part once counted as filed altogether, and the rest of its messages was missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_ledger_a_checkpoint_that_did_not_end_costs_nothing() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR));
     let spool = broken.start().await;
     let stored = store_large_and_small(&spool).await;
-    // sled hears of the first of them, and not of the others: reading them fails.
-    broken.disk.inject(
-        Fault::on(Call::Read).only(|m| is_thread("tidespool-filer") && m.name.ends_with(".seg")).from(13),
-    );
-    spool.compact().await.expect_err("not all of it can be read");
+    no_checkpoint_ends(&broken, "liveness.");
+    spool.compact().await.expect_err("the log of what lives can't be synced");
     drop(spool);
     broken.disk.heal();
     std::fs::remove_file(broken.tiered.path().join("ledger")).unwrap();
@@ -160,7 +167,7 @@ async fn without_a_ledger_a_segment_that_was_filed_in_part_is_replayed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_after_a_checkpoint_that_did_not_end_are_no_damage() {
     let broken = Broken::new(|config| {
-        // It is about what is on disk, not about the gate.
+        // This test is about the disk, not about the gate.
         let health = config.health.clone().sled_errors(1_000);
         config.health(health).checkpoint_after(HOUR)
     });
@@ -172,8 +179,8 @@ async fn changes_after_a_checkpoint_that_did_not_end_are_no_damage() {
     for _ in 0..3 {
         filed.push(put(spool.as_ref(), 700, true).await);
     }
-    broken.disk.inject(Fault::on(Call::Sync).file("db").always());
-    spool.compact().await.expect_err("sled can't be made durable");
+    no_checkpoint_ends(&broken, "liveness.");
+    spool.compact().await.expect_err("the log of what lives can't be synced");
     for id in filed {
         spool.remove(id).await.expect("remove");
     }

@@ -39,26 +39,54 @@ pub(super) struct Clock {
     pub(super) warm_until: Instant,
     /// `None`: the callers know themselves when they are done.
     end: Option<Instant>,
+    /// Set when an operation is recorded. The callers go on beyond the end until then. `None`: they
+    /// do not.
+    has_recorded: Option<Arc<AtomicBool>>,
     stop: Stop,
 }
 
 impl Clock {
-    /// From now on, with a warm-up of a tenth of it, at most one second.
+    /// From now on, with a warm-up of a tenth of it, at most one second. On a machine that is too
+    /// slow for one operation after the warm-up, until that operation is done: a run of no
+    /// operation has no figures.
     pub(super) fn timed(duration: Duration, stop: &Stop) -> Self {
-        let warm_up = Duration::from_secs(1).min(duration / 10);
         let begun = Instant::now();
-        Self { warm_until: begun + warm_up, end: Some(begun + duration), stop: stop.clone() }
+        Self {
+            warm_until: begun + Self::warm_up(duration),
+            end: Some(begun + duration),
+            has_recorded: Some(Arc::default()),
+            stop: stop.clone(),
+        }
+    }
+
+    /// The part of a [timed](Self::timed) run that is not recorded.
+    pub(super) fn warm_up(duration: Duration) -> Duration {
+        Duration::from_secs(1).min(duration / 10)
     }
 
     /// From now on, without a warm-up: each operation can be done only once.
     pub(super) fn at_most(duration: Duration, stop: &Stop) -> Self {
         let begun = Instant::now();
-        Self { warm_until: begun, end: Some(begun + duration), stop: stop.clone() }
+        Self { warm_until: begun, end: Some(begun + duration), has_recorded: None, stop: stop.clone() }
     }
 
     /// From now on, until there is nothing left to do.
     pub(super) fn counted(stop: &Stop) -> Self {
-        Self { warm_until: Instant::now(), end: None, stop: stop.clone() }
+        Self { warm_until: Instant::now(), end: None, has_recorded: None, stop: stop.clone() }
+    }
+
+    fn goes_on(&self, now: Instant) -> bool {
+        let is_over = self.end.is_some_and(|end| now >= end);
+        let is_enough = || self.has_recorded.as_ref().is_none_or(|recorded| recorded.load(Ordering::Relaxed));
+        !(self.stop.is_set() || is_over && is_enough())
+    }
+
+    fn note_recorded(&self) {
+        if let Some(recorded) = &self.has_recorded
+            && !recorded.load(Ordering::Relaxed)
+        {
+            recorded.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -173,7 +201,7 @@ async fn join<T: 'static>(mut callers: JoinSet<Ended<T>>, clock: &Clock) -> Resu
 
 impl Caller {
     pub(super) fn goes_on(&self) -> bool {
-        self.clock.end.is_none_or(|end| self.now < end) && !self.clock.stop.is_set()
+        self.clock.goes_on(self.now)
     }
 
     /// What began in the warm-up does not count; what ends after the end does, and `seconds` with it.
@@ -186,6 +214,7 @@ impl Caller {
     pub(super) fn record_took(&mut self, begun: Instant, took: Duration, bytes: usize) -> Result<()> {
         if self.is_warm(begun) {
             self.recorder.record(self.now, took)?;
+            self.clock.note_recorded();
             self.bytes += bytes as u64;
         }
         Ok(())
@@ -234,4 +263,32 @@ fn check(id: SpoolId, stored: usize, loaded: usize) -> Result<()> {
 
 fn failed(what: &str, id: SpoolId) -> String {
     format!("the bench stopped: {what} of message {id} failed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A short run on a busy machine had no operation after its warm-up, and no figures.
+    #[test]
+    fn a_timed_run_goes_on_until_an_operation_is_recorded() {
+        let (duration, stop) = (Duration::from_millis(200), Stop::default());
+        let clock = Clock::timed(duration, &stop);
+        let end = clock.warm_until - Clock::warm_up(duration) + duration;
+        assert!(clock.goes_on(end - Duration::from_millis(1)) && clock.goes_on(end));
+        clock.clone().note_recorded();
+        assert!(clock.goes_on(end - Duration::from_millis(1)) && !clock.goes_on(end));
+
+        let clock = Clock::timed(duration, &stop);
+        stop.set();
+        assert!(!clock.goes_on(end), "an interrupt ends it all the same");
+    }
+
+    #[test]
+    fn a_run_through_a_set_ends_in_time() {
+        let clock = Clock::at_most(Duration::from_secs(1), &Stop::default());
+        let end = clock.warm_until + Duration::from_secs(1);
+        assert!(clock.goes_on(clock.warm_until) && !clock.goes_on(end));
+        assert!(Clock::counted(&Stop::default()).goes_on(end));
+    }
 }

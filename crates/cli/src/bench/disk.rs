@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use bytesize::ByteSize;
+use tidespool::storage::Space;
 
 use super::latency::Latency;
 use super::raw_journal::prewritten;
@@ -29,15 +30,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Refuses to fill a disk: `bytes` and some spare have to be free under `dir`.
 pub(super) fn require(dir: &Path, bytes: u64) -> Result<()> {
-    let stat =
-        rustix::fs::statvfs(dir).with_context(|| format!("looking at the disk of {}", dir.display()))?;
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let space = Space::of(dir).with_context(|| format!("looking at the disk of {}", dir.display()))?;
     let needed = bytes.saturating_add(SPARE);
-    if free < needed {
+    if !space.has_room_for(needed) {
         bail!(
             "the disk of {} has {} free and this workload may need {}: give another --dir, or fewer bytes or messages",
             dir.display(),
-            ByteSize(free),
+            ByteSize(space.free_bytes),
             ByteSize(needed),
         );
     }

@@ -238,7 +238,7 @@ impl<B: Backend> Spool for EngineSpool<B> {
     }
 
     fn unhealthy_reason(&self) -> Option<&'static str> {
-        None
+        self.live.load().is_none().then_some("the spool is shut down")
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use chrono::Utc;
-use tidespool_core::{Closed, Spool, SpoolId};
+use tidespool_core::{Closed, InDoubt, Spool, SpoolId};
 
 use super::Subject;
 use super::calls::{assert_lists, put, put_as};
@@ -44,6 +44,7 @@ pub async fn calls_after_shutdown_are_refused(subject: &mut Subject) {
     assert_closed("cleanup", spool.cleanup().await);
     assert_closed("compact", spool.compact().await);
     assert_closed("advise_low_memory", spool.advise_low_memory().await);
+    assert!(spool.unhealthy_reason().is_some(), "a spool that is shut down says that it is healthy");
 }
 
 fn assert_closed<T>(call: &str, result: anyhow::Result<T>) {
@@ -79,6 +80,7 @@ async fn store_until_closed(
         let id = SpoolId::new();
         if let Err(err) = spool.store(id, payload::shared(id, 1, 2000), force_sync, None).await {
             assert!(err.root_cause().is::<Closed>(), "store beside a shutdown: {err:#}");
+            assert!(!err.is::<InDoubt>(), "a shutdown that ends well leaves no doubt: {err:#}");
             return kept;
         }
         kept.push(id);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tidespool_core::{SpoolCallerDeadlineExceeded, SpoolId, TooLarge};
+use tidespool_core::{InDoubt, SpoolCallerDeadlineExceeded, SpoolId, TooLarge};
 
 use super::Subject;
 use super::calls::{all_upkeep, assert_absent, assert_holds, assert_lists, past, put_as};
@@ -44,6 +44,7 @@ async fn refused_for_its_deadline(subject: &Subject, id: SpoolId, len: usize, fo
     let stored = subject.spool().store(id, payload::shared(id, 9, len), force_sync, Some(past())).await;
     let err = stored.expect_err("a store with its deadline in the past");
     assert!(err.root_cause().is::<SpoolCallerDeadlineExceeded>(), "{err:#}");
+    assert!(!err.is::<InDoubt>(), "it was never written: {err:#}");
 }
 
 /// A message above the limit is the typed error, with the figures, and is not there.

@@ -18,6 +18,12 @@ pub trait Factory: Send + Sync {
     /// Opens the spool: empty at first, later with what was left by the one before.
     async fn open(&self) -> Result<Arc<dyn Spool>>;
 
+    /// Deletes, empties or garbles all files that the spool can build again from its other files,
+    /// by the number `how`. The spool may be running. Default: there are none.
+    fn lose_index(&self, how: u8) {
+        let _ = how;
+    }
+
     /// The largest message that the spool takes, in bytes: at least 1 MiB. Small is quick: a case fills it.
     fn max_message_size(&self) -> u64 {
         2 * 1024 * 1024

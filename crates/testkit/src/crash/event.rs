@@ -43,10 +43,13 @@ pub enum Event {
         /// Its number.
         op: u64,
     },
-    /// Operation `op` was answered with an error which promises that nothing was left behind.
+    /// Operation `op` was answered with an error.
     Failed {
         /// Its number.
         op: u64,
+        /// The error is [`InDoubt`](tidespool_core::InDoubt). Any other promises that nothing was
+        /// left behind.
+        in_doubt: bool,
     },
     /// The child saw a promise broken.
     Wrong {
@@ -76,7 +79,7 @@ impl Line {
             }
             Event::Remove { op, id } => format!("{MARK}{at} remove {op} {id}"),
             Event::Done { op } => format!("{MARK}{at} done {op}"),
-            Event::Failed { op } => format!("{MARK}{at} failed {op}"),
+            Event::Failed { op, in_doubt } => format!("{MARK}{at} failed {op} {in_doubt}"),
             Event::Wrong { what } => format!("{MARK}{at} wrong {}", what.replace('\n', " / ")),
             Event::Tick => format!("{MARK}{at} tick"),
         }
@@ -99,7 +102,7 @@ impl Line {
             },
             "remove" => Event::Remove { op: number(&mut words)?, id: words.next()?.parse().ok()? },
             "done" => Event::Done { op: number(&mut words)? },
-            "failed" => Event::Failed { op: number(&mut words)? },
+            "failed" => Event::Failed { op: number(&mut words)?, in_doubt: words.next()?.parse().ok()? },
             "wrong" => Event::Wrong { what: words.collect::<Vec<_>>().join(" ") },
             "tick" => Event::Tick,
             _ => return None,
@@ -161,7 +164,8 @@ mod tests {
             Event::Store { op: 1, id, version: 2, len: 3, forced: true },
             Event::Remove { op: 4, id },
             Event::Done { op: 5 },
-            Event::Failed { op: 6 },
+            Event::Failed { op: 6, in_doubt: false },
+            Event::Failed { op: 7, in_doubt: true },
             Event::Wrong { what: "a b c".to_owned() },
             Event::Tick,
         ];

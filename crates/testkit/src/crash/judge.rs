@@ -30,6 +30,20 @@ pub struct Promise {
     pub slack: Duration,
 }
 
+impl Promise {
+    /// Whether an acknowledged store survives a kill, however young it is.
+    #[must_use]
+    pub fn survives_at_once(self, forced: bool) -> bool {
+        forced || self.floor == Floor::Kill
+    }
+
+    /// The age at which everything is durable, where a synced store took `slowest_sync` at most.
+    #[must_use]
+    pub fn young(self, slowest_sync: Duration) -> Duration {
+        self.dirty_expire + self.slack + slowest_sync * 3
+    }
+}
+
 /// A broken promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Violation {
@@ -72,7 +86,7 @@ pub struct Coverage {
     pub had_to_survive: u64,
     /// Of these, the unsynced ones that had to survive for their age alone.
     pub old_enough: u64,
-    /// Operations without an answer at the kill.
+    /// Operations without an answer at the kill, or in doubt by their answer.
     pub in_doubt: u64,
     /// Messages acknowledged, lost, and young enough to be.
     pub lost_young: u64,
@@ -106,7 +120,18 @@ enum Answer {
     InDoubt,
     /// Acknowledged: the place of that line in the log, and its time.
     Done(usize, u64),
+    /// Nothing is left behind.
     Failed,
+    /// An error in doubt: the place of that line in the log. The message may be found after a
+    /// crash, and was not visible before.
+    FailedInDoubt(usize),
+}
+
+impl Answer {
+    /// No call saw it done while the spool was open.
+    fn is_failure(self) -> bool {
+        matches!(self, Self::Failed | Self::FailedInDoubt(_))
+    }
 }
 
 /// One step in the life of an id: what there is after it.
@@ -130,8 +155,9 @@ struct Step {
 pub fn judge(promise: Promise, before: &Stock, log: &[Line], after: &Stock) -> Verdict {
     let mut verdict = Verdict::default();
     let mut lives = lives(before, log);
+    end_doubts(&mut lives, log);
     let end_us = log.last().map_or(0, |line| line.at_us);
-    let young_us = micros(promise.dirty_expire + promise.slack) + 3 * slowest_sync_us(log, end_us);
+    let young_us = micros(promise.young(Duration::from_micros(slowest_sync_us(log, end_us))));
     for life in lives.values_mut() {
         mark_durable(promise, life, end_us, young_us, &mut verdict.coverage);
     }
@@ -177,9 +203,12 @@ fn lives(before: &Stock, log: &[Line]) -> BTreeMap<SpoolId, Vec<Step>> {
                 (op, id, Some(Seen { version, len }), Some(forced))
             }
             Event::Remove { op, id } => (op, id, None, None),
-            Event::Done { op } | Event::Failed { op } => {
-                let failed = matches!(line.event, Event::Failed { .. });
-                let answer = if failed { Answer::Failed } else { Answer::Done(place, line.at_us) };
+            Event::Done { op } | Event::Failed { op, .. } => {
+                let answer = match line.event {
+                    Event::Failed { in_doubt: true, .. } => Answer::FailedInDoubt(place),
+                    Event::Failed { .. } => Answer::Failed,
+                    _ => Answer::Done(place, line.at_us),
+                };
                 if let Some((id, step)) = begun.get(&op)
                     && let Some(step) = lives.get_mut(id).and_then(|life| life.get_mut(*step))
                 {
@@ -196,6 +225,26 @@ fn lives(before: &Stock, log: &[Line]) -> BTreeMap<SpoolId, Vec<Step>> {
     lives
 }
 
+/// A store that failed in doubt is taken back before anything that came after its answer is
+/// durable: an acknowledged synced store that began later ends the doubt, whatever its id.
+fn end_doubts(lives: &mut BTreeMap<SpoolId, Vec<Step>>, log: &[Line]) {
+    let mut begun: BTreeMap<u64, usize> = BTreeMap::new();
+    let mut last_synced = None;
+    for (place, line) in log.iter().enumerate() {
+        match line.event {
+            Event::Store { op, forced: true, .. } => drop(begun.insert(op, place)),
+            Event::Done { op } => last_synced = last_synced.max(begun.remove(&op)),
+            _ => {}
+        }
+    }
+    for step in lives.values_mut().flatten() {
+        if matches!(step.answer, Answer::FailedInDoubt(place) if last_synced.is_some_and(|begun| begun > place))
+        {
+            step.answer = Answer::Failed;
+        }
+    }
+}
+
 /// The longest that a synced store took, those not answered at the end included.
 fn slowest_sync_us(log: &[Line], end_us: u64) -> u64 {
     let mut begun: BTreeMap<u64, u64> = BTreeMap::new();
@@ -203,7 +252,7 @@ fn slowest_sync_us(log: &[Line], end_us: u64) -> u64 {
     for line in log {
         match line.event {
             Event::Store { op, forced: true, .. } => drop(begun.insert(op, line.at_us)),
-            Event::Done { op } | Event::Failed { op } => {
+            Event::Done { op } | Event::Failed { op, .. } => {
                 if let Some(began) = begun.remove(&op) {
                     slowest = slowest.max(line.at_us.saturating_sub(began));
                 }
@@ -218,11 +267,11 @@ fn slowest_sync_us(log: &[Line], end_us: u64) -> u64 {
 fn mark_durable(promise: Promise, life: &mut [Step], end_us: u64, young_us: u64, coverage: &mut Coverage) {
     for step in life.iter_mut().skip(1) {
         let Answer::Done(_, at_us) = step.answer else {
-            coverage.in_doubt += u64::from(step.answer == Answer::InDoubt);
+            coverage.in_doubt += u64::from(step.answer != Answer::Failed);
             continue;
         };
         let at_once = match step.forced {
-            Some(forced) => forced || promise.floor == Floor::Kill,
+            Some(forced) => promise.survives_at_once(forced),
             None => false,
         };
         step.old = !at_once && end_us.saturating_sub(at_us) > young_us;
@@ -266,15 +315,16 @@ fn judge_life(id: SpoolId, life: &[Step], found: Option<&Found>, verdict: &mut V
         });
     } else {
         let acknowledged = |step: &Step| step.holds.is_some() && matches!(step.answer, Answer::Done(..));
-        let last = life.iter().rposition(|step| step.answer != Answer::Failed);
+        let last = life.iter().rposition(|step| !step.answer.is_failure());
         verdict.coverage.lost_young +=
             u64::from(last.is_some_and(|last| last > stands && acknowledged(&life[last])));
     }
 }
 
-/// What is lost and what is kept of the unsynced stores, by their places in the log.
+/// What is lost and what is kept of the unsynced stores, by their places in the log, or by any
+/// other numbers that order intents and answers.
 #[derive(Debug, Default)]
-struct Losses {
+pub struct Losses {
     /// The newest unsynced store that is still there, by the place of its intent.
     newest_kept: Option<(usize, SpoolId)>,
     /// The unsynced stores that are lost, and were neither replaced nor removed, by the place of their answer.
@@ -285,18 +335,30 @@ impl Losses {
     fn note(&mut self, id: SpoolId, life: &[Step], stands: usize) {
         let standing = &life[stands];
         if standing.forced == Some(false) && standing.holds.is_some_and(|seen| seen.version.is_some()) {
-            self.newest_kept = self.newest_kept.max(Some((standing.place, id)));
+            self.keep(standing.place, id);
         }
-        let last = life.iter().rposition(|step| step.answer != Answer::Failed).unwrap_or(0);
+        let last = life.iter().rposition(|step| !step.answer.is_failure()).unwrap_or(0);
         if last > stands
             && life[last].forced == Some(false)
             && let Answer::Done(place, _) = life[last].answer
         {
-            self.lost.push((place, id));
+            self.lose(place, id);
         }
     }
 
-    fn holes(&self) -> impl Iterator<Item = Violation> + '_ {
+    /// An unsynced store that began at `place` is still there.
+    pub fn keep(&mut self, place: usize, id: SpoolId) {
+        self.newest_kept = self.newest_kept.max(Some((place, id)));
+    }
+
+    /// An unsynced store that was acknowledged at `place` is lost, and was neither replaced nor
+    /// removed.
+    pub fn lose(&mut self, place: usize, id: SpoolId) {
+        self.lost.push((place, id));
+    }
+
+    /// Each store that is lost while a newer one is kept.
+    pub fn holes(&self) -> impl Iterator<Item = Violation> + '_ {
         let kept = self.newest_kept;
         self.lost.iter().filter_map(move |&(answered, lost)| {
             kept.filter(|(begun, _)| answered < *begun).map(|(_, kept)| Violation::Hole(lost, kept))

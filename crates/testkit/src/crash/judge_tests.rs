@@ -43,7 +43,13 @@ impl Story {
 
     fn fail(&mut self, id: SpoolId, forced: bool) -> u64 {
         let op = self.begin(id, forced);
-        self.say(Event::Failed { op });
+        self.say(Event::Failed { op, in_doubt: false });
+        op
+    }
+
+    fn fail_in_doubt(&mut self, id: SpoolId, forced: bool) -> u64 {
+        let op = self.begin(id, forced);
+        self.say(Event::Failed { op, in_doubt: true });
         op
     }
 
@@ -287,6 +293,87 @@ fn what_a_failed_store_left_behind_is_noticed() {
     story.finds(fresh, a);
     story.finds(replaced, b);
     assert!(matches!(story.violations(KILL)[..], [Violation::LeftBehind(..), Violation::LeftBehind(..)]));
+}
+
+/// What failed in doubt may be there after the kill or not, new or in the place of an earlier
+/// version.
+#[test]
+fn what_failed_in_doubt_may_be_there_or_not() {
+    for promise in [MEMORY, KILL] {
+        for forced in [false, true] {
+            let (fresh, replaced) = (id(), id());
+            let mut story = Story::default();
+            let old = story.store(replaced, true);
+            let (a, b) = (story.fail_in_doubt(fresh, forced), story.fail_in_doubt(replaced, forced));
+            story.finds(replaced, old);
+            assert_eq!(story.violations(promise), []);
+            story.finds(fresh, a);
+            story.finds(replaced, b);
+            assert_eq!(story.violations(promise), []);
+        }
+    }
+}
+
+/// A later synced store that was acknowledged ends the doubt, of whatever id; one that began before
+/// the answer does not.
+#[test]
+fn a_doubt_ends_with_the_next_synced_store() {
+    let (doubted, other) = (id(), id());
+    let story = |begun_after: bool, forced: bool, answered: bool| {
+        let mut story = Story::default();
+        let failed = story.begin(doubted, true);
+        let beside = if begun_after { 0 } else { story.begin(other, forced) };
+        story.say(Event::Failed { op: failed, in_doubt: true });
+        let op = if begun_after { story.begin(other, forced) } else { beside };
+        if answered {
+            story.say(Event::Done { op });
+            story.finds(other, op);
+        }
+        story.finds(doubted, failed);
+        story.violations(KILL)
+    };
+    assert!(matches!(story(true, true, true)[..], [Violation::LeftBehind(id, _)] if id == doubted));
+    for (begun_after, forced, answered) in
+        [(false, true, true), (true, false, true), (true, true, false), (false, true, false)]
+    {
+        assert_eq!(story(begun_after, forced, answered), [], "{begun_after} {forced} {answered}");
+    }
+}
+
+/// A doubt excuses nothing else: what was acknowledged after it is there, what stood before it
+/// stands or is replaced by it, and it was not visible before the kill.
+#[test]
+fn a_doubt_excuses_no_loss() {
+    let (replaced, later) = (id(), id());
+    let mut story = Story::default();
+    let old = story.store(replaced, true);
+    let doubted = story.fail_in_doubt(replaced, true);
+    assert!(matches!(story.violations(KILL)[..], [Violation::DurableLost(id, _)] if id == replaced));
+    let new = story.store(later, true);
+    let doubted_later = story.fail_in_doubt(later, true);
+    let newest = story.store(later, true);
+    story.finds(replaced, old);
+    for (found, lost) in [(new, true), (doubted_later, true), (newest, false)] {
+        story.finds(later, found);
+        let violations = story.violations(KILL);
+        assert_eq!(!violations.is_empty(), lost, "{found}: {violations:?}");
+    }
+    // The doubt of the first ended with the store of the other.
+    story.finds(replaced, doubted);
+    assert!(matches!(story.violations(KILL)[..], [Violation::LeftBehind(id, _)] if id == replaced));
+}
+
+/// A store in doubt replaced nothing while the spool was open. So the version before it keeps its
+/// turn, and its loss is a fault if something newer is kept.
+#[test]
+fn i2_a_hole_behind_a_doubt_is_noticed() {
+    let (older, newer) = (id(), id());
+    let mut story = Story::default();
+    story.store(older, false);
+    story.fail_in_doubt(older, true);
+    let version = story.store(newer, false);
+    story.finds(newer, version);
+    assert_eq!(story.violations(MEMORY), [Violation::Hole(older, newer)]);
 }
 
 #[test]

@@ -13,7 +13,8 @@
 //! * I2: what is lost of the rest is young, and there is no hole: no newer message kept while an older one is lost.
 //! * I3: a removal that has become durable is not undone.
 //! * I4: no torn, mixed or wrong bytes.
-//! * And a store that was answered with an error has left nothing behind.
+//! * And a store that was answered with an error has left nothing behind. One that failed in doubt
+//!   may be there, but not if a synced store that began after its answer was acknowledged.
 
 mod event;
 mod judge;
@@ -24,7 +25,7 @@ mod victim;
 mod work;
 
 pub use event::{Event, Line, Report};
-pub use judge::{Coverage, Floor, Promise, Verdict, Violation, judge};
-pub use stock::{Found, Stock, remove_surplus, take_stock};
+pub use judge::{Coverage, Floor, Losses, Promise, Verdict, Violation, judge};
+pub use stock::{Found, Stock, remove_surplus, take_stock, take_stock_of};
 pub use victim::{Moment, Victim};
 pub use work::work;

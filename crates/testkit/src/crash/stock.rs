@@ -21,13 +21,26 @@ pub enum Found {
 /// Everything that a spool holds.
 pub type Stock = BTreeMap<SpoolId, Found>;
 
-/// Reads everything that `spool` holds, by enumeration and by loading each message, those that the log names
-/// included: both ways must tell the same.
+/// [`take_stock_of`], with the ids that the log names.
+///
+/// # Errors
+///
+/// As [`take_stock_of`].
+pub async fn take_stock(spool: &dyn Spool, log: &[Line]) -> Result<Stock> {
+    let named = log.iter().filter_map(|line| match line.event {
+        Event::Store { id, .. } | Event::Remove { id, .. } => Some(id),
+        _ => None,
+    });
+    take_stock_of(spool, named).await
+}
+
+/// Reads everything that `spool` holds, by enumeration and by loading each message, those that are
+/// `named` included: both ways must give the same.
 ///
 /// # Errors
 ///
 /// Where an error other than `NotFound` came back, or the two ways differ.
-pub async fn take_stock(spool: &dyn Spool, log: &[Line]) -> Result<Stock> {
+pub async fn take_stock_of(spool: &dyn Spool, named: impl Iterator<Item = SpoolId> + Send) -> Result<Stock> {
     let (sender, receiver) = async_channel::bounded(64);
     spool.enumerate(sender, DateTime::<Utc>::MAX_UTC).context("enumerate")?;
     let mut stock = Stock::new();
@@ -42,10 +55,6 @@ pub async fn take_stock(spool: &dyn Spool, log: &[Line]) -> Result<Stock> {
             bail!("message {id} was enumerated twice");
         }
     }
-    let named = log.iter().filter_map(|line| match line.event {
-        Event::Store { id, .. } | Event::Remove { id, .. } => Some(id),
-        _ => None,
-    });
     let mut ids: Vec<SpoolId> = named.chain(stock.keys().copied()).collect();
     ids.sort_unstable();
     ids.dedup();

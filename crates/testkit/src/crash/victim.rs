@@ -2,9 +2,11 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -17,6 +19,8 @@ pub struct Victim {
     child: Child,
     listener: JoinHandle<Vec<Line>>,
     opened: Receiver<()>,
+    /// Operations that it reported as done.
+    done: Arc<AtomicU64>,
 }
 
 /// When the child is killed.
@@ -26,6 +30,9 @@ pub enum Moment {
     AfterStart(Duration),
     /// So long after it said that the spool is open.
     AfterOpened(Duration),
+    /// When it has reported so many operations as done. So each life does real work, however slow
+    /// the machine is.
+    AfterDone(u64),
 }
 
 impl Victim {
@@ -39,6 +46,8 @@ impl Victim {
         let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
         let Some(out) = child.stdout.take() else { bail!("the child has no standard output") };
         let (say_opened, opened) = channel();
+        let done = Arc::new(AtomicU64::new(0));
+        let counted = done.clone();
         let listen = move || {
             let mut log = Vec::new();
             let mut lines = BufReader::new(out);
@@ -51,6 +60,7 @@ impl Victim {
                     if line.event == Event::Opened {
                         let _nobody_waits = say_opened.send(());
                     }
+                    counted.fetch_add(u64::from(matches!(line.event, Event::Done { .. })), Ordering::Relaxed);
                     log.push(line);
                 }
                 text.clear();
@@ -58,7 +68,7 @@ impl Victim {
             log
         };
         let listener = std::thread::Builder::new().name("crash-listener".into()).spawn(listen)?;
-        Ok(Self { child, listener, opened })
+        Ok(Self { child, listener, opened, done })
     }
 
     /// Kills it (`SIGKILL`) at that moment. Returns what it has said until then.
@@ -74,6 +84,13 @@ impl Victim {
             }
             Moment::AfterOpened(delay) => {
                 self.opened.recv_timeout(PATIENCE).map(|()| std::thread::sleep(delay))
+            }
+            Moment::AfterDone(count) => {
+                let began = Instant::now();
+                while self.done.load(Ordering::Relaxed) < count && began.elapsed() < PATIENCE {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Ok(())
             }
         };
         let ended = self.child.try_wait().context("asking after the child")?;

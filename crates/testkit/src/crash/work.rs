@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidespool_core::{
-    NotFound, Spool, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId, SpoolUnhealthyError,
+    InDoubt, NotFound, Spool, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId,
+    SpoolUnhealthyError,
 };
 use tokio::task::JoinSet;
 
@@ -109,7 +110,7 @@ impl Worker {
                 self.held.insert(id, (version, len));
                 self.report.say(Event::Done { op });
             }
-            Err(err) if may_fail_so(&err) => self.report.say(Event::Failed { op }),
+            Err(err) if may_fail_so(&err) => self.report.say(failed(op, &err)),
             Err(err) => self.wrong(format!("store of {id}: {err:#}")),
         }
     }
@@ -162,7 +163,12 @@ impl Worker {
     }
 }
 
-/// A store may be refused for want of time or room. It leaves nothing behind then.
+fn failed(op: u64, err: &anyhow::Error) -> Event {
+    Event::Failed { op, in_doubt: err.is::<InDoubt>() }
+}
+
+/// A store may be refused for want of time or room. It leaves nothing behind then, unless its error
+/// has the context `InDoubt`.
 fn may_fail_so(err: &anyhow::Error) -> bool {
     let root = err.root_cause();
     root.is::<SpoolCallerDeadlineExceeded>()
@@ -179,7 +185,7 @@ async fn probe(spool: Arc<dyn Spool>, report: Arc<Report>, cycle: u64) {
         report.say(Event::Store { op, id, version, len: 64, forced: true });
         match spool.store(id, payload::shared(id, version, 64), true, None).await {
             Ok(()) => report.say(Event::Done { op }),
-            Err(err) if may_fail_so(&err) => report.say(Event::Failed { op }),
+            Err(err) if may_fail_so(&err) => report.say(failed(op, &err)),
             Err(err) => report.say(Event::Wrong { what: format!("store of the probe: {err:#}") }),
         }
         tokio::time::sleep(Duration::from_millis(1)).await;

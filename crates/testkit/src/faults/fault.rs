@@ -27,6 +27,9 @@ pub enum Call {
     SyncDir,
     /// A directory is made or listed.
     Dir,
+    /// A look at which file has a name. Counted only if a fault is set for it: the number of looks
+    /// depends on the time.
+    State,
 }
 
 /// One call, as a fault or a watcher sees it.
@@ -114,20 +117,26 @@ impl Effect {
 }
 
 const EIO: i32 = 5;
+const EFBIG: i32 = 27;
 const ENOSPC: i32 = 28;
+const EDQUOT: i32 = 122;
 
 impl Fault {
     /// Calls of this kind.
     #[must_use]
     pub fn on(call: Call) -> Self {
-        Self::on_any().only(move |moment| moment.call == call)
+        Self::on_calls(move |moment| moment.call == call)
     }
 
-    /// Calls of every kind.
+    /// Calls of every kind but [`Call::State`].
     #[must_use]
     pub fn on_any() -> Self {
+        Self::on_calls(|moment| moment.call != Call::State)
+    }
+
+    fn on_calls(filter: impl Fn(&Moment<'_>) -> bool + Send + Sync + 'static) -> Self {
         Self {
-            filter: Arc::new(|_| true),
+            filter: Arc::new(filter),
             when: When { from: 1, times: 1 },
             effect: Effect::Fail(EIO),
             seen: 0,
@@ -175,6 +184,18 @@ impl Fault {
     #[must_use]
     pub fn full_disk(self) -> Self {
         Self { effect: Effect::Fail(ENOSPC), ..self }
+    }
+
+    /// With EDQUOT instead of EIO: a quota is used up.
+    #[must_use]
+    pub fn over_quota(self) -> Self {
+        Self { effect: Effect::Fail(EDQUOT), ..self }
+    }
+
+    /// With EFBIG instead of EIO: a file is at its largest size.
+    #[must_use]
+    pub fn file_too_large(self) -> Self {
+        Self { effect: Effect::Fail(EFBIG), ..self }
     }
 
     /// Of a write or a read, at most `bytes` are written or read, and reported: no error.

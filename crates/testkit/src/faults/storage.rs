@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
-use tidespool::storage::{OpenMode, OsStorage, Storage, StorageFile};
+use tidespool::storage::{FileState, OpenMode, OsStorage, Storage, StorageFile};
 
 use super::fault::{Effect, system_error};
 use super::unsynced::{Undo, Unsynced};
@@ -278,6 +278,13 @@ impl Storage for FaultyStorage {
         Ok(())
     }
 
+    fn state(&self, path: &Path) -> io::Result<FileState> {
+        if self.breaks(Call::State, path) {
+            self.enter(Call::State, path)?;
+        }
+        OsStorage.state(path)
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.enter(Call::SyncDir, path)?;
         OsStorage.sync_dir(path)
@@ -316,6 +323,10 @@ impl FaultyFile {
 impl StorageFile for FaultyFile {
     fn len(&self) -> io::Result<u64> {
         self.file.len()
+    }
+
+    fn state(&self) -> io::Result<FileState> {
+        self.file.state()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {

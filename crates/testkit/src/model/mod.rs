@@ -1,4 +1,5 @@
-//! Random operations and restarts, on a spool and on the reference spool, compared step by step.
+//! Random operations, restarts and losses of the index, on a spool and on the reference spool,
+//! compared step by step.
 //!
 //! [`run`] tries many random histories; one that fails is shrunk to a short one, which is printed in a form that
 //! [`replay`] takes: paste it into a test, so that it stays.
@@ -6,6 +7,7 @@
 //! Environment: `TIDESPOOL_MODEL_CASES`, the number of histories (default [`DEFAULT_CASES`] in all, whatever the number
 //! of spools they are shared between); `TIDESPOOL_MODEL_SEED`, the seed of a run that failed.
 
+mod lost_index;
 mod operation;
 mod player;
 
@@ -17,7 +19,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 use crate::conformance::Factory;
 use crate::rng::{Rng, number_from_env, seed_from_env};
 
-pub use operation::{Operation, SLOTS, Size};
+pub use operation::{Loss, Operation, SLOTS, Size};
 
 /// Histories, where `TIDESPOOL_MODEL_CASES` says nothing else.
 pub const DEFAULT_CASES: u64 = 300;

@@ -61,6 +61,27 @@ pub enum Operation {
     AdviseLowMemory,
     /// An orderly shutdown, and the next start.
     Reopen,
+    /// The files that can be built again from others are lost. Nothing may change, but loads of
+    /// what is filed may fail for a while.
+    LoseIndex {
+        /// In which state the spool is.
+        when: Loss,
+        /// In which way they are lost.
+        how: u8,
+    },
+}
+
+/// When [`Operation::LoseIndex`] comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// While the spool is running.
+    Running,
+    /// Between an orderly shutdown and the next start.
+    Closed,
+    /// Between a drop without a shutdown and the next start. All is durable by then.
+    Dropped,
+    /// Between an orderly shutdown and the next start, and again right after that start.
+    Rebuilding,
 }
 
 /// How large a message is. What spools treat differently: nothing, a little, a record that is filed whole or just not
@@ -112,7 +133,12 @@ pub(super) fn any() -> impl Strategy<Value = Operation> {
         1 => Just(Operation::Compact),
         2 => Just(Operation::AdviseLowMemory),
         2 => Just(Operation::Reopen),
+        3 => (loss(), proptest::num::u8::ANY).prop_map(|(when, how)| Operation::LoseIndex { when, how }),
     ]
+}
+
+fn loss() -> impl Strategy<Value = Loss> {
+    prop_oneof![Just(Loss::Running), Just(Loss::Closed), Just(Loss::Dropped), Just(Loss::Rebuilding),]
 }
 
 fn size() -> impl Strategy<Value = Size> {

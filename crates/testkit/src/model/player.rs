@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_lite::future;
-use tidespool_core::{NotFound, Spool, SpoolCallerDeadlineExceeded, SpoolEntry, SpoolId, TooLarge};
+use tidespool_core::{InDoubt, NotFound, Spool, SpoolCallerDeadlineExceeded, SpoolEntry, SpoolId, TooLarge};
 
 use super::{Operation, SLOTS};
 use crate::conformance::Factory;
@@ -15,13 +15,15 @@ use crate::reference::{ReferenceSpool, ReferenceStorage};
 use crate::{ids, payload, wait};
 
 /// Both spools, and the ids.
-struct Player {
-    factory: Box<dyn Factory>,
-    spool: Arc<dyn Spool>,
+pub(super) struct Player {
+    pub(super) factory: Box<dyn Factory>,
+    pub(super) spool: Arc<dyn Spool>,
     reference: ReferenceSpool,
     ids: Vec<SpoolId>,
     /// The version of the next store.
     version: u64,
+    /// The index was lost. Calls may fail until it is built again.
+    pub(super) index_lost: bool,
 }
 
 /// Plays `history`. `Err` says at which step the two differ, and how.
@@ -53,7 +55,7 @@ impl Player {
         let storage = ReferenceStorage::default();
         let reference = ReferenceSpool::open_with_limit(&storage, factory.max_message_size());
         let ids = ids::assorted(Utc::now() - TimeDelta::hours(1), SLOTS.into());
-        Ok(Self { factory, spool, reference, ids, version: 1 })
+        Ok(Self { factory, spool, reference, ids, version: 1, index_lost: false })
     }
 
     async fn step(&mut self, operation: Operation) -> Result<()> {
@@ -75,10 +77,11 @@ impl Player {
                 let start = self.id(slot).created().unwrap_or(DateTime::<Utc>::MIN_UTC);
                 self.compare_lists(start).await
             }
-            Operation::Cleanup => self.spool.cleanup().await,
-            Operation::Compact => self.spool.compact().await,
+            Operation::Cleanup => self.patiently(|| self.spool.cleanup()).await,
+            Operation::Compact => self.patiently(|| self.spool.compact()).await,
             Operation::AdviseLowMemory => self.spool.advise_low_memory().await.map(drop),
-            Operation::Reopen => self.reopen().await,
+            Operation::Reopen => self.reopen(|_| ()).await,
+            Operation::LoseIndex { when, how } => self.lose_index(when, how).await,
         }
     }
 
@@ -89,7 +92,7 @@ impl Player {
     async fn store_both(&mut self, id: SpoolId, len: usize, force_sync: bool) -> Result<()> {
         let data = payload::shared(id, self.version, len);
         self.version += 1;
-        self.spool.store(id, data.clone(), force_sync, None).await?;
+        self.patiently(|| self.spool.store(id, data.clone(), force_sync, None)).await?;
         self.reference.store(id, data, force_sync, None).await?;
         self.compare_load(id).await
     }
@@ -104,8 +107,10 @@ impl Player {
         let now = Instant::now();
         let past = now.checked_sub(Duration::from_secs(1)).unwrap_or(now);
         let data = payload::shared(id, self.version, 100);
+        self.when_healthy().await?;
         match self.spool.store(id, data, force_sync, Some(past)).await {
             Ok(()) => bail!("stored in spite of its deadline"),
+            Err(err) if err.is::<InDoubt>() => Err(err.context("in doubt, though it was never written")),
             Err(err) if err.root_cause().is::<SpoolCallerDeadlineExceeded>() => self.compare_load(id).await,
             Err(err) => Err(err.context("not the error that was promised")),
         }
@@ -113,6 +118,7 @@ impl Player {
 
     async fn store_too_large(&self, id: SpoolId) -> Result<()> {
         let size = usize::try_from(self.factory.max_message_size())? + 1;
+        self.when_healthy().await?;
         match self.spool.store(id, Arc::new(vec![1; size].into_boxed_slice()), false, None).await {
             Ok(()) => bail!("stored in spite of its size"),
             Err(err) if err.root_cause().is::<TooLarge>() => self.compare_load(id).await,
@@ -128,15 +134,21 @@ impl Player {
         if then_remove { self.remove_both(id).await } else { self.store_both(id, 1000, false).await }
     }
 
-    async fn reopen(&mut self) -> Result<()> {
+    /// `between` comes when the old one is shut down.
+    pub(super) async fn reopen(&mut self, between: impl Fn(&dyn Factory)) -> Result<()> {
         self.spool.shutdown().await.context("shutdown")?;
-        // The old one goes before the new one comes: nothing may keep it open.
-        self.spool = Arc::new(ReferenceSpool::open(&ReferenceStorage::default()));
+        self.drop_spool();
+        between(self.factory.as_ref());
         self.spool = self.factory.open().await.context("open after an orderly shutdown")?;
         Ok(())
     }
 
-    async fn compare_everything(&self) -> Result<()> {
+    /// The old one goes before the new one comes: nothing may keep it open.
+    pub(super) fn drop_spool(&mut self) {
+        self.spool = Arc::new(ReferenceSpool::open(&ReferenceStorage::default()));
+    }
+
+    pub(super) async fn compare_everything(&self) -> Result<()> {
         for &id in &self.ids {
             self.compare_load(id).await?;
         }
@@ -145,7 +157,7 @@ impl Player {
 
     async fn compare_load(&self, id: SpoolId) -> Result<()> {
         let expected = self.reference.load(id).await.ok();
-        let found = match self.spool.load(id).await {
+        let found = match self.patiently(|| self.spool.load(id)).await {
             Ok(data) => Some(data),
             Err(err) if err.root_cause().is::<NotFound>() => None,
             Err(err) => return Err(err.context(format!("load of {id}"))),

@@ -17,6 +17,8 @@ struct Fate {
     durable: Option<u64>,
     /// What a crash may find instead: what was asked for since, and is not known to be durable.
     maybe: Vec<Option<u64>>,
+    /// And what failed in doubt since.
+    doubted: Vec<u64>,
 }
 
 impl Book {
@@ -31,14 +33,22 @@ impl Book {
         if durably {
             fate.durable = fate.now;
             fate.maybe.clear();
+            fate.doubted.clear();
         } else {
             fate.maybe.push(fate.now);
         }
     }
 
-    /// A store gave up at its deadline: nobody sees it, but until what takes it back is durable a crash may bring it back.
-    pub(super) fn gave_up(&mut self, id: SpoolId, version: u64) {
-        self.fate(id).maybe.push(Some(version));
+    /// A store failed in doubt. It is not visible, but a crash may bring it back until a synced
+    /// store that began later is acknowledged.
+    pub(super) fn doubted(&mut self, id: SpoolId, version: u64) {
+        self.fate(id).doubted.push(version);
+    }
+
+    /// A synced store that began when all answers so far had been given was acknowledged: what
+    /// failed in doubt before it is taken back.
+    pub(super) fn end_doubts(&mut self) {
+        self.0.values_mut().for_each(|fate| fate.doubted.clear());
     }
 
     pub(super) fn removed(&mut self, id: SpoolId) {
@@ -52,6 +62,7 @@ impl Book {
         for fate in self.0.values_mut() {
             fate.durable = fate.now;
             fate.maybe.clear();
+            fate.doubted.clear();
         }
     }
 
@@ -70,15 +81,20 @@ impl Book {
 
     /// What of `found`, after a crash, was not to be.
     pub(super) fn losses(&self, found: &Found) -> Vec<String> {
-        self.compare(found, |fate, is| is == fate.durable || fate.maybe.contains(&is))
+        self.compare(found, |fate, is| {
+            let in_doubt = is.is_some_and(|is| fate.doubted.contains(&is));
+            is == fate.durable || fate.maybe.contains(&is) || in_doubt
+        })
     }
 
     fn compare(&self, found: &Found, is_right: impl Fn(&Fate, Option<u64>) -> bool) -> Vec<String> {
         let wrong = self.0.iter().filter_map(|(id, fate)| {
             let is = found.get(id).copied();
             (!is_right(fate, is)).then(|| {
-                let Fate { now, durable, maybe } = fate;
-                format!("{id} is {is:?}: callers were told {now:?}, durable is {durable:?}, and possible {maybe:?}")
+                let Fate { now, durable, maybe, doubted } = fate;
+                format!(
+                    "{id} is {is:?}: callers got {now:?}, durable is {durable:?}, possible {maybe:?}, in doubt {doubted:?}"
+                )
             })
         });
         let unknown =
@@ -90,7 +106,7 @@ impl Book {
     pub(super) fn adopt(&mut self, found: &Found) {
         for (id, fate) in &mut self.0 {
             let is = found.get(id).copied();
-            *fate = Fate { now: is, durable: is, maybe: Vec::new() };
+            *fate = Fate { now: is, durable: is, ..Fate::default() };
         }
     }
 }
@@ -122,14 +138,25 @@ mod tests {
     }
 
     #[test]
-    fn what_gave_up_is_never_seen_and_may_come_back_until_it_is_settled() {
-        let (mut book, id) = book();
-        book.stored(id, 1, true);
-        book.gave_up(id, 2);
-        assert_eq!(book.differences(&Found::from([(id, 2)])).len(), 1);
-        assert!(book.losses(&Found::from([(id, 2)])).is_empty());
-        book.settle();
-        assert_eq!(book.losses(&Found::from([(id, 2)])).len(), 1);
+    fn what_failed_in_doubt_is_never_seen_and_may_come_back_until_the_doubt_has_ended() {
+        let ends: [fn(&mut Book, SpoolId); 3] = [
+            |book, _| book.settle(),
+            |book, _| book.end_doubts(),
+            // A later store of the same message comes after it.
+            |book, id| book.stored(id, 3, true),
+        ];
+        for end in ends {
+            let (mut book, id) = book();
+            book.stored(id, 1, true);
+            book.doubted(id, 2);
+            assert_eq!(book.differences(&Found::from([(id, 2)])).len(), 1);
+            for is in [1, 2] {
+                assert!(book.losses(&Found::from([(id, is)])).is_empty());
+            }
+            assert_eq!(book.losses(&Found::new()).len(), 1, "a doubt excuses no loss");
+            end(&mut book, id);
+            assert_eq!(book.losses(&Found::from([(id, 2)])).len(), 1);
+        }
     }
 
     #[test]

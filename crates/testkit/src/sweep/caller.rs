@@ -1,7 +1,8 @@
 use std::time::{Duration, Instant};
 
 use tidespool_core::{
-    Corrupt, NotFound, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId, SpoolUnhealthyError,
+    Corrupt, InDoubt, NotFound, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId,
+    SpoolUnhealthyError,
 };
 use tokio::time::timeout;
 
@@ -43,6 +44,9 @@ impl Case {
     async fn store(&mut self, open: &Open, message: usize, len: usize, forced: bool) -> Result<(), String> {
         let (id, version) = (self.ids[message], self.next_version());
         let answer = ask(open, id, version, len, forced, self.deadline()).await?;
+        if forced && answer.is_ok() {
+            self.book.end_doubts();
+        }
         self.note_store(id, version, forced, answer)?;
         self.check(open, id).await
     }
@@ -56,8 +60,15 @@ impl Case {
                 tokio::spawn(async move { ask(&open, id, version, 1000 + message, true, deadline).await });
             asked.push((id, version, asking));
         }
+        let mut answers = Vec::new();
         for (id, version, asking) in asked {
-            let answer = asking.await.map_err(|error| format!("a store panicked: {error}"))??;
+            answers.push((id, version, asking.await.map_err(|error| format!("a store panicked: {error}"))??));
+        }
+        // They prove nothing about each other: all of them had begun.
+        if answers.iter().any(|(.., answer)| answer.is_ok()) {
+            self.book.end_doubts();
+        }
+        for (id, version, answer) in answers {
             self.note_store(id, version, true, answer)?;
         }
         Ok(())
@@ -86,7 +97,9 @@ impl Case {
         if root.is::<SpoolUnhealthyError>() {
             if self.is_struck() { Ok(()) } else { Err("the gate is shut on a disk that works".to_owned()) }
         } else if root.is::<SpoolCallerDeadlineExceeded>() || root.is::<SpoolBackpressureTimeout>() {
-            self.book.gave_up(id, version);
+            if error.is::<InDoubt>() {
+                self.book.doubted(id, version);
+            }
             Ok(())
         } else {
             Err(format!("a store failed with an error of the wrong kind: {error:#}"))

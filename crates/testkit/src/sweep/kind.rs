@@ -20,6 +20,12 @@ pub enum Kind {
     EnospcOnce,
     /// It and all after it fail with ENOSPC, until the work of that life is done.
     EnospcSticky,
+    /// The call fails with EDQUOT, as a used-up quota makes it fail.
+    EdquotOnce,
+    /// It and all after it fail with EDQUOT, until the work of that life is done.
+    EdquotSticky,
+    /// The call fails with EFBIG, as a limit on the size of files makes it fail.
+    EfbigOnce,
     /// A write writes a part, and says so.
     Short,
     /// A write writes a part, and fails with EIO.
@@ -30,13 +36,16 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::EioOnce,
         Self::EioThrice,
         Self::EioSticky,
         Self::EioCut,
         Self::EnospcOnce,
         Self::EnospcSticky,
+        Self::EdquotOnce,
+        Self::EdquotSticky,
+        Self::EfbigOnce,
         Self::Short,
         Self::Torn,
         Self::Misread,
@@ -52,6 +61,9 @@ impl Kind {
             Self::EioCut => "eio-cut",
             Self::EnospcOnce => "enospc-once",
             Self::EnospcSticky => "enospc-sticky",
+            Self::EdquotOnce => "edquot-once",
+            Self::EdquotSticky => "edquot-sticky",
+            Self::EfbigOnce => "efbig-once",
             Self::Short => "short",
             Self::Torn => "torn",
             Self::Misread => "misread",
@@ -70,11 +82,15 @@ impl Kind {
 
     /// It lasts until the disk is healed.
     pub(super) fn is_sticky(self) -> bool {
-        matches!(self, Self::EioSticky | Self::EioCut | Self::EnospcSticky)
+        matches!(self, Self::EioSticky | Self::EioCut | Self::EnospcSticky | Self::EdquotSticky)
     }
 
-    pub(super) fn is_full_disk(self) -> bool {
-        matches!(self, Self::EnospcOnce | Self::EnospcSticky)
+    /// The error is one of those for no room.
+    pub(super) fn is_no_room(self) -> bool {
+        matches!(
+            self,
+            Self::EnospcOnce | Self::EnospcSticky | Self::EdquotOnce | Self::EdquotSticky | Self::EfbigOnce
+        )
     }
 
     /// What is struck is told by an error.
@@ -94,6 +110,9 @@ impl Point {
             Kind::EioSticky | Kind::EioCut => Fault::on_any().from(number),
             Kind::EnospcOnce => Fault::on_any().full_disk().nth(number),
             Kind::EnospcSticky => Fault::on_any().full_disk().from(number),
+            Kind::EdquotOnce => Fault::on_any().over_quota().nth(number),
+            Kind::EdquotSticky => Fault::on_any().over_quota().from(number),
+            Kind::EfbigOnce => Fault::on_any().file_too_large().nth(number),
             Kind::Short => Fault::on(Call::Write).short(part).nth(number),
             Kind::Torn => Fault::on(Call::Write).torn(part).nth(number),
             Kind::Misread => Fault::on(Call::Read).corrupt().nth(number),

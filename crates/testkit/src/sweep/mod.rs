@@ -21,6 +21,8 @@
 //!
 //! * What was acknowledged as synced is there, what was durably removed is not, and what is loaded is what was stored.
 //! * A store that was answered with an error has left nothing behind, not after a restart either.
+//!   One that failed in doubt may be found after a crash, unless a synced store that began later
+//!   was acknowledged.
 //! * No panic, no hang. An opening that fails names the path, and the next one succeeds.
 //! * A failed write or sync of the journal shuts the gate. When the fault is over the gate opens, and stores, filing and shutdown succeed.
 //! * No file is synced again after a sync of it failed.

@@ -41,13 +41,13 @@ impl Case {
 
     /// A journal that can't be written is told at once; that there is no room for a message larger than a segment is told to whoever stores it.
     fn must_shut(&self, strike: &Strike, step: Option<Step>) -> bool {
-        let is_full = self.kind().is_some_and(super::Kind::is_full_disk);
+        let is_no_room = self.kind().is_some_and(super::Kind::is_no_room);
         let is_for_one = matches!(step, Some(Step::Store(_, HUGE, _)));
         self.kind().is_some_and(super::Kind::is_error)
             && matches!(strike.call, Call::Write | Call::Sync)
             && strike.name.ends_with(".seg")
             && ["tidespool-commit", "tidespool-sync"].contains(&strike.thread.as_str())
-            && !(is_full && is_for_one)
+            && !(is_no_room && is_for_one)
     }
 
     async fn let_the_gate_open(&mut self, open: &Open) -> Result<(), String> {
@@ -94,6 +94,9 @@ impl Case {
                 ask(open, id, self.version, 500, true, Instant::now() + Duration::from_secs(5)).await?;
             let is_done = answer.is_ok();
             let why = answer.as_ref().err().map(|error| format!("{error:#}"));
+            if answer.is_ok() {
+                self.book.end_doubts();
+            }
             self.note_store(id, self.version, true, answer)?;
             if is_done {
                 return Ok(());

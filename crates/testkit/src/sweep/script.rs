@@ -126,16 +126,17 @@ pub(super) fn config(path: &Path, kind: Option<Kind>) -> Config {
     // On a disk that stays broken nothing is gained by waiting for long.
     let is_sticky = kind.is_some_and(Kind::is_sticky);
     let shutdown_timeout = Duration::from_secs(if is_sticky { 3 } else { 60 });
+    let index_wait = if is_sticky { Duration::from_millis(10) } else { Duration::from_secs(30) };
     Config::new(path)
         .memory_budget(32 * KIB * KIB)
         .dirty_limit(4 * KIB * KIB)
         .dirty_expire(Duration::from_millis(200))
         .shutdown_timeout(shutdown_timeout)
+        .index_wait(index_wait)
         .max_message_size(256 * KIB)
         .segment_size(64 * KIB)
         .journal_capacity(KIB * KIB)
         .checkpoint_after(HOUR)
-        .separate_above(4 * KIB)
         .ballast(64 * KIB)
         .read_threads(2)
         .pressure(PressureConfig::default().enabled(false))

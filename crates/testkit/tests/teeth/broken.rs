@@ -32,6 +32,7 @@ struct Notes {
     stores: AtomicU64,
     opened: AtomicU64,
     shut_down: AtomicBool,
+    index_lost: AtomicBool,
     room: Arc<tokio::sync::Semaphore>,
 }
 
@@ -48,6 +49,7 @@ impl BrokenStorage {
             stores: AtomicU64::new(0),
             opened: AtomicU64::new(0),
             shut_down: AtomicBool::new(false),
+            index_lost: AtomicBool::new(false),
             room: Arc::new(tokio::sync::Semaphore::new(8 << 20)),
         }))
     }
@@ -63,6 +65,9 @@ impl Factory for BrokenStorage {
         if reopened {
             let bring_back = match notes.fault {
                 Fault::RestartBringsBackTheRemoved => std::mem::take(&mut *notes.removed.lock()),
+                Fault::LosingTheIndexBringsBackTheRemoved if notes.index_lost.load(Ordering::SeqCst) => {
+                    std::mem::take(&mut *notes.removed.lock())
+                }
                 Fault::RestartBringsBackTheReplaced => notes.first.lock().clone(),
                 _ => BTreeMap::new(),
             };
@@ -80,6 +85,10 @@ impl Factory for BrokenStorage {
             }
         }
         Ok(Arc::new(Broken { inner, notes: notes.clone(), enumerators: Mutex::default() }))
+    }
+
+    fn lose_index(&self, _how: u8) {
+        self.0.index_lost.store(true, Ordering::SeqCst);
     }
 
     fn patience(&self) -> Duration {
@@ -159,6 +168,10 @@ impl Broken {
                 Fault::APastDeadlineStoresAnyway => self.inner.store(id, data.clone(), true, None).await?,
                 Fault::APastDeadlineRemovesTheEarlierVersion => self.inner.remove(id).await?,
                 Fault::APastDeadlineIsTheWrongError => return Err(SpoolBackpressureTimeout.into()),
+                Fault::APastDeadlineLeavesADoubt => {
+                    let late = anyhow::Error::from(tidespool_core::SpoolCallerDeadlineExceeded);
+                    return Err(late.context(tidespool_core::InDoubt { id }));
+                }
                 _ => {}
             }
         }
@@ -172,6 +185,9 @@ impl Spool for Broken {
     async fn load(&self, id: SpoolId) -> Result<Vec<u8>> {
         if self.has(Fault::LoadsGoOnAfterShutdown) && self.notes.shut_down.load(Ordering::SeqCst) {
             return Ok(Vec::new());
+        }
+        if self.has(Fault::LosingTheIndexLosesMessages) && self.notes.index_lost.load(Ordering::SeqCst) {
+            return Err(tidespool_core::NotFound { id }.into());
         }
         if self.has(Fault::LoadsComeFromAStaleCopy)
             && let Some(copy) = self.notes.copies.lock().get(&id)
@@ -313,7 +329,11 @@ impl Spool for Broken {
     }
 
     fn unhealthy_reason(&self) -> Option<&'static str> {
-        self.has(Fault::NeverHealthy).then_some("never")
+        match self.notes.fault {
+            Fault::NeverHealthy => Some("never"),
+            Fault::HealthyAfterShutdown => None,
+            _ => self.inner.unhealthy_reason(),
+        }
     }
 }
 

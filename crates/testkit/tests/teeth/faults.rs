@@ -22,6 +22,7 @@ pub(crate) enum Fault {
     APastDeadlineStoresAnyway,
     APastDeadlineRemovesTheEarlierVersion,
     APastDeadlineIsTheWrongError,
+    APastDeadlineLeavesADoubt,
     ATooLargeMessageIsStoredAnyway,
     ATooLargeMessageRemovesTheEarlierVersion,
     TheLimitIsOneByteLess,
@@ -50,12 +51,16 @@ pub(crate) enum Fault {
     ASecondShutdownFails,
     LoadsGoOnAfterShutdown,
     EnumerateGoesOnAfterShutdown,
+    HealthyAfterShutdown,
     // restart
     RestartLosesTheUnsynced,
     RestartBringsBackTheRemoved,
     RestartBringsBackTheReplaced,
     RestartForgetsTimes,
     ADropLosesEverything,
+    // index
+    LosingTheIndexLosesMessages,
+    LosingTheIndexBringsBackTheRemoved,
 }
 
 /// Each fault, and the cases that must notice it.
@@ -96,6 +101,10 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::APastDeadlineStoresAnyway, &["a_past_deadline_stores_nothing"]),
     (Fault::APastDeadlineRemovesTheEarlierVersion, &["a_past_deadline_leaves_the_earlier_version"]),
     (Fault::APastDeadlineIsTheWrongError, &["a_past_deadline_stores_nothing"]),
+    (
+        Fault::APastDeadlineLeavesADoubt,
+        &["a_past_deadline_stores_nothing", "a_past_deadline_leaves_the_earlier_version"],
+    ),
     (Fault::ATooLargeMessageIsStoredAnyway, &["a_message_too_large_stores_nothing"]),
     (Fault::ATooLargeMessageRemovesTheEarlierVersion, &["a_message_too_large_leaves_the_earlier_version"]),
     (Fault::TheLimitIsOneByteLess, &["the_largest_message_is_taken"]),
@@ -131,6 +140,7 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::NeverHealthy, &["a_healthy_spool_gives_no_reason"]),
     (Fault::ASecondShutdownFails, &["shutdown_is_safe_to_repeat"]),
     (Fault::LoadsGoOnAfterShutdown, &["calls_after_shutdown_are_refused"]),
+    (Fault::HealthyAfterShutdown, &["calls_after_shutdown_are_refused"]),
     (Fault::EnumerateGoesOnAfterShutdown, &["calls_after_shutdown_are_refused"]),
     (
         Fault::RestartLosesTheUnsynced,

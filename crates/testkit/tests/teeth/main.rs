@@ -62,6 +62,8 @@ fn the_model_finds_and_shrinks() {
         Fault::AnEmptyMessageIsNotStored,
         Fault::UpkeepLosesLargeMessages,
         Fault::StartTimeIsInclusive,
+        Fault::LosingTheIndexLosesMessages,
+        Fault::LosingTheIndexBringsBackTheRemoved,
     ];
     for fault in faults {
         let found = model::search(300, 1, &|| BrokenStorage::new(fault));

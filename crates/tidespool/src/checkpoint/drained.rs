@@ -32,8 +32,10 @@ pub(crate) struct Footing {
     pub(crate) survey: Survey,
     /// Of the journal's segments, free ones included.
     pub(crate) journal: u64,
-    /// The journal's capacity.
+    /// The journal's capacity in force.
     pub(crate) capacity: u64,
+    /// The disk has no room for another segment.
+    pub(crate) is_blocked: bool,
     /// Of the ballast, and what sled's file takes beyond what its records need.
     pub(crate) others: u64,
 }
@@ -56,14 +58,23 @@ impl Footing {
     fn removals_left(&self, segment_size: u64) -> u64 {
         let live = self.retained.live_bytes + self.survey.live_bytes;
         let files = self.retained.size + self.journal + self.others;
-        let allowed = live.saturating_sub(files.saturating_sub(self.capacity) / 3 * 2).max(segment_size);
+        let allowed = match self.is_blocked {
+            true => self.worth(segment_size),
+            false => live.saturating_sub(files.saturating_sub(self.capacity) / 3 * 2).max(segment_size),
+        };
         let average = (self.retained.live_bytes / self.retained.live.max(1)).max(1);
         (allowed.saturating_sub(self.removed_bytes()) / average).max(1)
     }
 
-    /// The removals are to be filed now.
+    /// The removals are to be filed now. On a disk without room for another segment, whatever is
+    /// dead is wanted back.
     fn is_due(&self, segment_size: u64) -> bool {
-        self.excess() > 0 && self.removed_bytes() >= segment_size.min(self.retained.live_bytes).max(1)
+        (self.is_blocked || self.excess() > 0) && self.removed_bytes() >= self.worth(segment_size)
+    }
+
+    /// Removed bytes that are worth a checkpoint: as much as a segment, or all that lives.
+    fn worth(&self, segment_size: u64) -> u64 {
+        segment_size.min(self.retained.live_bytes).max(1)
     }
 
     /// Free segments that are too many, where removals have nothing more to give.
@@ -134,10 +145,15 @@ impl Drained {
             survey: source.survey(),
             journal: pool.counted_bytes(),
             capacity: pool.capacity() as u64 * pool.segment_size(),
+            is_blocked: pool.is_blocked(),
             others: others(),
         };
         self.not_before = Some(Instant::now() + pause(started.elapsed()));
-        if footing.is_due(pool.segment_size()) {
+        // Nothing waits, so nothing else seals it.
+        let is_active_dead = footing.is_blocked
+            && pool.active_is_used_up()
+            && footing.survey.live_bytes <= pool.segment_size() / 2;
+        if is_active_dead || footing.is_due(pool.segment_size()) {
             let is_unfiled = |segment: &Arc<Segment>| {
                 segment.role == Role::Journal && segment.generation > filed_generation
             };
@@ -170,7 +186,7 @@ mod tests {
     fn footing(removals: u64) -> Footing {
         let retained = Retained { size: 100 * MIB, live_bytes: 100 * MIB, live: 6_400 };
         let survey = Survey { live_bytes: 0, removals };
-        Footing { retained, survey, journal: 32 * MIB, capacity: 32 * MIB, others: 0 }
+        Footing { retained, survey, journal: 32 * MIB, capacity: 32 * MIB, others: 0, is_blocked: false }
     }
 
     #[test]
@@ -198,6 +214,18 @@ mod tests {
         let retained = Retained { size: 8 * MIB, live_bytes: MIB, live: 64 };
         let last = Footing { retained, ..footing(64) };
         assert!(last.is_due(8 * MIB));
+    }
+
+    /// On a small disk the journal never takes its capacity, so the files were never over their
+    /// bound, and the segments that were full of removed messages were not given back.
+    #[test]
+    fn on_a_disk_without_room_the_removals_of_a_segment_are_due() {
+        let blocked = Footing { is_blocked: true, capacity: 1024 * MIB, ..footing(512) };
+        assert!(blocked.is_due(8 * MIB));
+        assert!(!Footing { is_blocked: false, ..blocked }.is_due(8 * MIB));
+        let fewer = Footing { survey: Survey { live_bytes: 0, removals: 500 }, ..blocked };
+        assert!(!fewer.is_due(8 * MIB));
+        assert_eq!(fewer.removals_left(8 * MIB), 12);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The checkpoint thread. It alone changes what sled holds.
+//! The checkpoint thread. It alone changes the index, the ledger, and the log of what lives.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -6,20 +6,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tidespool_core::SpoolId;
 
 use super::ballast::Ballast;
+use super::compaction::Compaction;
 use super::dead::DeadSegments;
 use super::drained::Drained;
-use super::filing::{FilingMail, FilingTask};
+use super::filing::{FilingMail, FilingTask, TaskDone};
 use super::ledger::{Ledger, LedgerFile};
-use super::recount::Recount;
-use super::retained::{RetainedMap, account, locator};
-use super::stock::{Unfinished, take_stock};
-use super::verify::{Finding, verify_filed};
-use super::{Filing, FilingError, FilingEvents, Source};
-use crate::durable::{Change, Durable, DurableError, DurableStore, Key, Op, Record, Tally};
-use crate::journal::{Newest, Place, RESERVED, ReadError, Role, Segment, Segments};
+use super::liveness::{LivenessChanges, LivenessLog};
+use super::retained::{account, record_at};
+use super::{Filing, FilingError, FilingEvents, Presence, Rebuilding, Source};
+use crate::durable::{Change, Durable, DurableError, Key, Op};
+use crate::journal::{Newest, RESERVED, Role, Segment, Segments};
 
 /// First and longest pause after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -30,17 +28,12 @@ const AT_ONCE: usize = 8;
 /// And so many records, or one segment: small ones are half a million in a segment.
 const RECORDS_AT_ONCE: u64 = 128 * 1024;
 
-/// Changes after which sled is synced.
-const SYNC_AFTER: usize = 16_384;
-
 /// Changes after which the thread rests a little.
 const REST_AFTER: usize = 1_024;
 
 /// What the thread is told. It may change at any time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FilerSettings {
-    /// Payloads up to this many bytes go into sled whole.
-    pub(crate) separate_above: u64,
     /// Sealed segments are filed at this age.
     pub(crate) checkpoint_after: Duration,
 }
@@ -52,14 +45,21 @@ pub(crate) struct Filer {
     pub(crate) source: Arc<dyn Source>,
     pub(crate) filing: Arc<Filing>,
     pub(crate) events: Arc<dyn FilingEvents>,
-    pub(crate) ledger_file: LedgerFile,
+    pub(crate) presence: Arc<Presence>,
+    pub(crate) ledger_file: Arc<LedgerFile>,
     pub(crate) ledger: Ledger,
-    pub(crate) ballast: Ballast,
+    pub(crate) liveness: LivenessLog,
+    pub(crate) rebuilding: Arc<Rebuilding>,
+    pub(crate) ballast: Arc<Ballast>,
     pub(crate) settings: Arc<ArcSwap<FilerSettings>>,
     pub(crate) retry: Retry,
     pub(crate) dead: DeadSegments,
-    pub(crate) recount: Recount,
     pub(crate) drained: Drained,
+    pub(crate) compaction: Option<Compaction>,
+    /// Segments up to this generation are due: one of them was cut short.
+    pub(crate) cut_up_to: u64,
+    /// A write of the ledger failed: the disk may have it, or the one before it.
+    pub(crate) is_ledger_in_doubt: bool,
 }
 
 /// The pause after failures.
@@ -79,26 +79,32 @@ impl Retry {
 impl Filer {
     /// Runs until it is stopped; returns the ledger as it stands then.
     pub(crate) fn run(mut self) -> Self {
+        let _end = End(self.filing.clone());
+        self.presence.watch_liveness(self.liveness.kept_file());
         // A journal that was found full waits for this.
         self.look();
         loop {
             match self.filing.wait(self.wake_at()) {
-                FilingMail::Stop => return self,
+                FilingMail::Stop => {
+                    // Its caller need not wait for the end of the others.
+                    self.compaction = None;
+                    return self;
+                }
                 FilingMail::Look => self.look(),
-                FilingMail::Tasks(tasks) => tasks.into_iter().for_each(|task| self.perform(task)),
+                FilingMail::Task(FilingTask::Cleanup(done)) => self.clean_up(done),
+                FilingMail::Task(FilingTask::Compact(done)) => self.begin_compaction(done),
             }
+            self.compact_some();
         }
     }
 
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        if self.retry.at.is_some() {
-            return self.retry.at;
+        if self.compaction_at().is_some() || self.retry.at.is_some() {
+            return self.compaction_at().or(self.retry.at);
         }
         let oldest = self.unfiled().first().and_then(|segment| segment.settled_at());
         let due_at = oldest.map(|at| at + self.settings.load().checkpoint_after);
-        // While sled may hold some of a change there is nothing to compare it with.
-        let recount_at = self.recount.due_at().filter(|_| !self.ledger.filing);
-        [due_at, self.drained.wake_at(), recount_at].into_iter().flatten().min()
+        [due_at, self.drained.wake_at(), self.look_again_at()].into_iter().flatten().min()
     }
 
     fn look(&mut self) {
@@ -112,19 +118,32 @@ impl Filer {
 
     /// Everything that is due.
     pub(super) fn tend(&mut self) -> Result<(), FilingError> {
-        if !self.durable.is_open() {
-            // Loads need it, whether there is something to file or not.
-            self.ensure_open()?;
+        let restored = self.restore_lost();
+        // Nothing is moved from the journal to a file that is not there at the next start.
+        if self.presence.is_away() {
+            return restored;
         }
-        while self.checkpoint_due()? && !self.filing.is_stopped() {}
-        // On a full disk nothing can be moved, and what was removed is what gives room.
-        let tidied = self.tidy(false);
-        self.keep_within_bound();
-        tidied?;
-        self.recount()
+        // A file that can't be restored yet does not stop filing: filing is what gives room.
+        self.tend_filing().and(restored)
     }
 
-    fn note<T>(&mut self, done: &Result<T, FilingError>) {
+    fn tend_filing(&mut self) -> Result<(), FilingError> {
+        // Loads need it, whether there is something to file or not.
+        self.have_index()?;
+        self.checkpoint_all_due()?;
+        // On a full disk nothing can be moved, and what was removed is what gives room.
+        let tidied = match self.tidy() {
+            Err(error) if error.is_full_disk() => {
+                self.events.failed(&error);
+                Ok(())
+            }
+            tidied => tidied,
+        };
+        self.keep_within_bound();
+        tidied
+    }
+
+    pub(super) fn note<T>(&mut self, done: &Result<T, FilingError>) {
         match done {
             Ok(_) => {
                 self.retry = Retry::default();
@@ -142,45 +161,21 @@ impl Filer {
         }
     }
 
-    fn perform(&mut self, task: FilingTask) {
-        // Whoever asked may be gone; the work is done all the same.
+    fn clean_up(&mut self, done: TaskDone) {
+        if done.is_closed() {
+            return;
+        }
         self.filing.begin_work();
-        match task {
-            FilingTask::Cleanup(done) => {
-                self.recount.hurry();
-                let result = self.tend();
-                self.note(&result);
-                let _ = done.send(result);
-            }
-            FilingTask::Compact(done) => {
-                let result = self.compact();
-                self.note(&result);
-                let _ = done.send(result);
-            }
-        }
-    }
-
-    fn compact(&mut self) -> Result<Vec<Finding>, FilingError> {
-        if let Some(newest) = self.unfiled().last().map(|segment| segment.generation) {
-            self.checkpoint(newest)?;
-        }
-        self.tidy(true)?;
-        let mut findings = Vec::new();
-        let go_on = |_: &SpoolId| {
-            self.filing.note_progress();
-            !self.filing.is_stopped()
-        };
-        verify_filed(&self.segments, &self.durable, &go_on, &mut |finding| {
-            findings.push(finding);
-        })?;
-        for finding in &findings {
-            self.events.found_damage(&finding.id, &finding.what);
-        }
-        Ok(findings)
+        self.presence.look_at_all();
+        // A task that the end cut short is not done.
+        let result = self.tend().and_then(|()| self.check_going_on());
+        self.note(&result);
+        // The caller may be gone; the work is done all the same.
+        let _ = done.send(result);
     }
 
     /// The journal's segments that can be filed, oldest first.
-    fn unfiled(&self) -> Vec<Arc<Segment>> {
+    pub(super) fn unfiled(&self) -> Vec<Arc<Segment>> {
         let mut segments = self.segments.all();
         segments.retain(|segment| {
             segment.role == Role::Journal && segment.generation > self.ledger.filed_generation
@@ -190,21 +185,51 @@ impl Filer {
         segments
     }
 
+    /// Files what is due, a few segments at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`FilingError::Stopped`] where the end cut it short, or may have.
+    pub(super) fn checkpoint_all_due(&mut self) -> Result<(), FilingError> {
+        while self.checkpoint_due()? {
+            self.check_going_on()?;
+        }
+        self.check_going_on()
+    }
+
+    pub(super) fn check_going_on(&self) -> Result<(), FilingError> {
+        if self.filing.is_stopped() { Err(FilingError::Stopped) } else { Ok(()) }
+    }
+
+    /// Nearly out of segments: so many are to be filed until half of the capacity is free again, or
+    /// at least what stores go on with.
+    fn missing(&self) -> usize {
+        /// Fewer are nearly none.
+        const ENOUGH: usize = RESERVED + 2;
+        let pool = self.segments.pool();
+        match pool.headroom() {
+            headroom if headroom < ENOUGH || headroom * 4 < pool.capacity() => {
+                (pool.capacity() / 2).max(ENOUGH).saturating_sub(headroom)
+            }
+            _ => 0,
+        }
+    }
+
+    /// There is something to file for which stores will soon wait: other work is to make room for
+    /// it.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.missing() > 0 && !self.unfiled().is_empty()
+    }
+
     /// Files a few segments, if some are due. True if there were.
     pub(super) fn checkpoint_due(&mut self) -> Result<bool, FilingError> {
         let unfiled = self.unfiled();
         let now = Instant::now();
-        let pool = self.segments.pool();
-        // Nearly out of segments: file until half of the capacity is free again.
-        let missing = match pool.headroom() {
-            headroom if headroom <= RESERVED + 1 || headroom * 4 < pool.capacity() => {
-                (pool.capacity() / 2).saturating_sub(headroom)
-            }
-            _ => 0,
-        };
+        let missing = self.missing();
         let checkpoint_after = self.settings.load().checkpoint_after;
         let due = |at: Instant| at + checkpoint_after <= now;
-        let wanted = |segment: &Segment| segment.generation <= self.drained.due();
+        let wanted_up_to = self.drained.due().max(self.compaction_due()).max(self.cut_up_to);
+        let wanted = |segment: &Segment| segment.generation <= wanted_up_to;
         let count = unfiled
             .iter()
             .enumerate()
@@ -226,7 +251,8 @@ impl Filer {
         }
     }
 
-    /// On a full disk: files the oldest segments in which nothing lives, for which sled is not needed. They are what removes are written to next.
+    /// On a full disk: files the oldest segments in which nothing lives, for which the index is not
+    /// needed. They are what removes are written to next.
     fn checkpoint_dead(&mut self, unfiled: &[Arc<Segment>], error: FilingError) -> Result<bool, FilingError> {
         let live = self.source.live_bytes();
         let is_dead = |segment: &&Arc<Segment>| !live.contains_key(&segment.generation);
@@ -237,37 +263,36 @@ impl Filer {
     }
 
     /// Files everything in segments up to `up_to`.
-    fn checkpoint(&mut self, up_to: u64) -> Result<(), FilingError> {
+    pub(super) fn checkpoint(&mut self, up_to: u64) -> Result<(), FilingError> {
         let started = Instant::now();
-        self.ensure_open()?;
-        // One list, without the keys: there may be many.
         let mut collected = self.source.collect(up_to);
-        collected.sort_unstable_by_key(|(id, _)| Key::of(id));
-        // Removals of what was never filed: sled need not hear of them.
+        collected.sort_unstable_by_key(|(key, _)| *key);
+        // A removal of what was never filed changes nothing that is filed.
         let high = self.ledger.high;
-        let is_filed = |id: &SpoolId, newest: &Newest| newest.place.is_some() || high.may_have(&Key::of(id));
-        let records = collected.iter().filter(|(id, newest)| is_filed(id, newest)).count() as u64;
+        let is_filed = |key: &Key, newest: &Newest| newest.place.is_some() || high.may_have(key);
+        let records = collected.iter().filter(|(key, newest)| is_filed(key, newest)).count() as u64;
+        if records > 0 && !self.durable.is_whole() {
+            return Err(FilingError::Rebuilding);
+        }
         let mut next = self.ledger.clone();
         collected
             .iter()
             .filter(|(_, newest)| newest.place.is_some())
-            .for_each(|(id, _)| next.high.raise(Key::of(id)));
+            .for_each(|(key, _)| next.high.raise(*key));
         self.source.will_file(next.high);
+        let mut changes = LivenessChanges::default();
         if records > 0 {
-            self.make_room_to_file(&collected)?;
-            self.apply_marked(&mut next, |filer, retained| filer.file(&collected, &is_filed, retained))?;
+            self.make_room(records)?;
+            self.file(&collected, &is_filed, &mut next, &mut changes)?;
         }
         let filed: Vec<Arc<Segment>> =
             self.unfiled().into_iter().filter(|segment| segment.generation <= up_to).collect();
-        next.number += 1;
         next.filed_generation = up_to;
         next.next_generation = self.segments.reserved_generation();
         let last_seq = filed.iter().map(|segment| segment.last_seq()).max().unwrap_or(0);
         next.filed_seq = next.filed_seq.max(last_seq);
         next.durable_seq = next.durable_seq.max(next.filed_seq);
-        next.retained.retain(|_, segment| segment.live > 0);
-        self.ledger_file.write(&next)?;
-        self.ledger = next;
+        self.commit(next, &changes)?;
         let segments = filed.len() as u64;
         // Nobody holds them any more when they are to be recycled.
         drop(filed);
@@ -278,9 +303,48 @@ impl Filer {
         Ok(())
     }
 
+    /// Makes `next` the ledger, durably: first the log of what lives, then the ledger that names
+    /// its end. Where it fails, the index is ahead of the ledger, and is rebuilt.
+    pub(super) fn commit(&mut self, next: Ledger, changes: &LivenessChanges) -> Result<(), FilingError> {
+        let committed = self.try_commit(next, changes);
+        if let Err(error) = &committed
+            && !changes.is_empty()
+        {
+            self.durable.let_go(&format!("a checkpoint that changed the index failed: {error}"));
+        }
+        committed
+    }
+
+    fn try_commit(&mut self, mut next: Ledger, changes: &LivenessChanges) -> Result<(), FilingError> {
+        next.number += 1;
+        next.retained.retain(|_, segment| segment.live > 0);
+        let is_retained = |generation: u64| next.retained.contains_key(&generation);
+        if self.liveness.wants_compaction(&is_retained) {
+            next.liveness = self.liveness.compact(&is_retained, changes)?;
+        } else if !changes.is_empty() {
+            next.liveness = self.liveness.append(changes)?;
+        }
+        self.write_ledger(next)
+    }
+
+    pub(super) fn write_ledger(&mut self, next: Ledger) -> Result<(), FilingError> {
+        self.is_ledger_in_doubt = true;
+        self.ledger_file.write(&next)?;
+        self.is_ledger_in_doubt = false;
+        self.liveness.committed(next.liveness);
+        self.presence.watch_liveness(self.liveness.kept_file());
+        self.ledger = next;
+        Ok(())
+    }
+
     /// Of the segments that are filed, recycles those in which nothing lives, and retains the others. It asks the ledger and not what the last step
     /// changed: a step before that may have failed half-way.
     pub(super) fn release(&self) {
+        // After a crash either ledger may be the valid one. A segment that one of them names is
+        // kept.
+        if self.is_ledger_in_doubt {
+            return;
+        }
         for segment in self.segments.all() {
             let is_filed = segment.role == Role::Cold || segment.generation <= self.ledger.filed_generation;
             if !is_filed {
@@ -292,71 +356,32 @@ impl Filer {
                 let generation = segment.generation;
                 drop(segment);
                 self.segments.retire(generation);
+                self.ballast.room().note_given();
                 self.events.recycled();
             }
         }
         self.segments.release_unread();
     }
 
-    /// Changes sled between two ledgers: one that says that sled may hold some of the change, and (written by the caller) one that counts
-    /// it. After an error the state on disk is counted anew before anything else.
-    pub(super) fn apply_marked(
-        &mut self,
-        next: &mut Ledger,
-        apply: impl FnOnce(&Self, &mut RetainedMap) -> Result<Tally, FilingError>,
-    ) -> Result<(), FilingError> {
-        // The highest keys are those of before: they tell what is new.
-        let marked = Ledger { filing: true, retained: next.retained.clone(), ..self.ledger.clone() };
-        self.ledger_file.write(&marked)?;
-        self.ledger = marked;
-        let delta = apply(self, &mut next.retained)?;
-        next.tally = self.ledger.tally.plus(delta);
-        next.filing = false;
-        Ok(())
-    }
-
+    /// Changes the index, and `next` with it. It is not stopped half-way: the index would have to
+    /// be rebuilt.
     fn file(
         &self,
-        entries: &[(SpoolId, Newest)],
-        is_filed: &dyn Fn(&SpoolId, &Newest) -> bool,
-        retained: &mut RetainedMap,
-    ) -> Result<Tally, FilingError> {
+        entries: &[(Key, Newest)],
+        is_filed: &dyn Fn(&Key, &Newest) -> bool,
+        next: &mut Ledger,
+        changes: &mut LivenessChanges,
+    ) -> Result<(), DurableError> {
         self.filing.begin();
-        let mut delta = Tally::default();
-        // Each of them ends with a sync of sled: many small ones hold up the journal's less than a long one.
-        for some in entries.chunks(SYNC_AFTER) {
-            delta = delta.plus(self.file_some(some, is_filed, retained)?);
-        }
-        Ok(delta)
-    }
-
-    fn file_some(
-        &self,
-        entries: &[(SpoolId, Newest)],
-        is_filed: &dyn Fn(&SpoolId, &Newest) -> bool,
-        retained: &mut RetainedMap,
-    ) -> Result<Tally, FilingError> {
-        let mut failure = None;
         let mut step = Instant::now();
-        let mut ops = entries.iter().enumerate().take_while(|_| !self.filing.is_stopped()).map_while(
-            |(number, (id, newest))| {
-                if number % REST_AFTER == REST_AFTER - 1 {
-                    self.filing.rest(step.elapsed(), self.is_urgent());
-                    step = Instant::now();
-                }
-                if !is_filed(id, newest) {
-                    return Some(None);
-                }
-                self.op(Key::of(id), id, *newest).map_err(|error| failure = Some(error)).ok()
-            },
-        );
-        let delta = self.apply_counted(&mut ops.by_ref().flatten(), retained);
-        drop(ops);
-        match failure {
-            Some(error) => Err(error),
-            None if self.filing.is_stopped() => Err(FilingError::Stopped),
-            None => Ok(delta?),
-        }
+        let mut ops = entries.iter().enumerate().filter_map(|(number, (key, newest))| {
+            if number % REST_AFTER == REST_AFTER - 1 {
+                self.filing.rest(step.elapsed(), self.is_urgent());
+                step = Instant::now();
+            }
+            is_filed(key, newest).then(|| self.op(key, newest)).flatten()
+        });
+        self.apply_counted(&mut ops, next, changes)
     }
 
     /// The journal is about to run full: stores would wait for what is filed now.
@@ -366,120 +391,57 @@ impl Filer {
         headroom <= RESERVED + 1 || headroom * 8 < pool.capacity()
     }
 
-    /// Applies `ops`, and counts what lives in each retained segment by them.
+    /// Applies `ops` to the index, and counts what lives in each retained segment by them.
     pub(super) fn apply_counted(
         &self,
         ops: &mut dyn Iterator<Item = Op>,
-        retained: &mut RetainedMap,
-    ) -> Result<Tally, DurableError> {
-        // The engine reads some ops ahead before it tells what the first of them replaced.
+        next: &mut Ledger,
+        changes: &mut LivenessChanges,
+    ) -> Result<(), DurableError> {
+        // The engine takes some ops ahead before it returns what the first of them replaced.
         let ahead = RefCell::new(VecDeque::new());
-        let mut ops = ops.inspect(|op| {
-            ahead.borrow_mut().push_back(match &op.change {
-                Change::Put(record @ Record::Locator { .. }) => Some(record.clone()),
-                Change::Put(_) | Change::Remove => None,
-            });
-        });
+        let mut ops = ops.inspect(|op| ahead.borrow_mut().push_back(op.change));
+        let mut steps = 0_usize;
         let delta = self.durable.apply(&mut ops, &mut |_, before| {
-            let after = ahead.borrow_mut().pop_front().flatten();
-            account(retained, |generation| self.size_of(generation), before.as_ref(), after.as_ref());
+            let after = match ahead.borrow_mut().pop_front() {
+                Some(Change::Put(record)) => Some(record),
+                Some(Change::Remove) | None => None,
+            };
+            account(&mut next.retained, |generation| self.size_of(generation), before, after);
+            before.inspect(|before| changes.dead(before.generation, before.offset));
+            after.inspect(|after| changes.live(after.generation, after.offset));
+            steps += 1;
+            if steps.is_multiple_of(REST_AFTER) {
+                self.filing.note_progress();
+            }
         })?;
-        // What was only read would be read again after an error, for ever.
+        next.tally = next.tally.plus(delta);
         self.filing.note_progress();
-        Ok(delta)
+        Ok(())
     }
 
-    fn size_of(&self, generation: u64) -> u64 {
+    pub(super) fn size_of(&self, generation: u64) -> u64 {
         self.segments.get(generation).map_or(0, |segment| segment.size)
     }
 
-    /// What sled is to be told of an id: nothing, if something newer is there by now.
-    fn op(&self, key: Key, id: &SpoolId, newest: Newest) -> Result<Option<Op>, FilingError> {
-        if !self.source.is_newest(id, newest.seq) {
-            return Ok(None);
+    /// The change of the index for an id: none, if the record is not the newest any more.
+    fn op(&self, key: &Key, newest: &Newest) -> Option<Op> {
+        if !self.source.is_newest(&key.id(), newest.seq) {
+            return None;
         }
         let change = match newest.place {
-            Some(place) => Change::Put(self.record(id, newest.seq, place)?),
+            Some(place) => Change::Put(record_at(newest.seq, place)),
             None => Change::Remove,
         };
-        Ok(Some(Op { key, change }))
+        Some(Op { key: *key, change })
     }
+}
 
-    fn record(&self, id: &SpoolId, seq: u64, place: Place) -> Result<Record, FilingError> {
-        let Some(segment) = self.segments.get(place.generation) else {
-            let reason = format!("its segment (generation {}) is missing", place.generation);
-            return Ok(Record::Damaged { seq, reason });
-        };
-        let salt = self.segments.salt();
-        let read = if u64::from(place.len) <= self.settings.load().separate_above {
-            let whole = segment.read_put(salt, id, place);
-            whole.map(|(data, _)| Record::Whole { seq, data: data.into_boxed_slice() })
-        } else {
-            segment.read_payload_crc(salt, id, place).map(|crc| locator(seq, place, crc))
-        };
-        match read {
-            Ok(record) => Ok(record),
-            Err(error @ ReadError::Io { .. }) => Err(error.into()),
-            Err(error @ ReadError::Damaged { .. }) => {
-                self.events.found_damage(id, &error.to_string());
-                Ok(Record::Damaged { seq, reason: error.to_string() })
-            }
-        }
-    }
+/// A thread that is gone, however it went, is not waited for.
+struct End(Arc<Filing>);
 
-    /// After an error: opens sled again, and counts what it holds.
-    pub(super) fn ensure_open(&mut self) -> Result<(), FilingError> {
-        if self.durable.is_open() && !self.ledger.filing {
-            return Ok(());
-        }
-        let (segments, ledger, ballast) = (&self.segments, &self.ledger, &self.ballast);
-        let journal = self.source.collect(u64::MAX);
-        let unfinished = match ledger.filing {
-            true => Unfinished::by(ledger, journal.iter().map(|(id, _)| id)),
-            // What it holds then is compared below.
-            false => Unfinished::any(journal.len() as u64),
-        };
-        let mut stock = None;
-        let mut count = |store: &dyn DurableStore| {
-            // What is counted must be on stable storage: segments are given up on the strength of it.
-            store.apply(&mut std::iter::empty(), &mut |_, _| {})?;
-            let found = take_stock(store, segments, ledger)?;
-            let missing = found.missing(ledger.tally.records, unfinished);
-            if missing > 0 {
-                let what = format!("{} records are there, {missing} more should be", found.tally.records);
-                let path = self.ledger_file.path().to_owned();
-                return Err(DurableError::Engine { path, doing: "counting again", what, kind: None });
-            }
-            stock = Some(found);
-            Ok(())
-        };
-        if self.durable.is_open() {
-            self.durable.with(|store| count(store))?;
-        } else {
-            let mut make_room = || {
-                ballast.release_for_filing();
-                Ok(())
-            };
-            let reopened = self.durable.reopen(&mut make_room, &mut count).map_err(FilingError::from);
-            if reopened.as_ref().is_err_and(FilingError::is_full_disk) {
-                // What is filed can't be read meanwhile: the rest of the ballast is for that, too.
-                ballast.release();
-            }
-            reopened?;
-        }
-        let Some(stock) = stock else { return Ok(()) };
-        // Nothing was being changed: it must hold what the ledger says, neither less nor anything else.
-        let is_exact = !self.ledger.filing;
-        if is_exact && stock.tally != self.ledger.tally {
-            self.recount = Recount::Due(Instant::now());
-            self.make_agree()?;
-        } else {
-            self.ledger.take_stock(&stock);
-            self.ledger_file.write(&self.ledger)?;
-        }
-        if is_exact {
-            self.recount = Recount::Done;
-        }
-        Ok(())
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }

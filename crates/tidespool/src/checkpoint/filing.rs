@@ -9,13 +9,11 @@ use tokio::sync::oneshot;
 use super::FilingError;
 use super::pace::Pace;
 use super::progress::Progress;
-use super::verify::Finding;
 
-/// The result of a task, for those who asked.
-pub(crate) type CleanupDone = oneshot::Sender<Result<(), FilingError>>;
-pub(crate) type CompactDone = oneshot::Sender<Result<Vec<Finding>, FilingError>>;
+/// The result of a task, for the caller that asked.
+pub(crate) type TaskDone = oneshot::Sender<Result<(), FilingError>>;
 
-/// The mailbox. Its queues are as long as there are callers that wait.
+/// The mailbox. It has room for one task of each kind: callers share a run.
 #[derive(Debug, Default)]
 pub(crate) struct Filing {
     state: Mutex<State>,
@@ -33,7 +31,8 @@ pub(crate) struct Filing {
 #[derive(Debug, Default)]
 struct State {
     kicked: bool,
-    tasks: Vec<FilingTask>,
+    cleanup: Option<TaskDone>,
+    compact: Option<TaskDone>,
     stopped: bool,
 }
 
@@ -41,16 +40,16 @@ struct State {
 #[derive(Debug)]
 pub(crate) enum FilingTask {
     /// File what is old, recycle, prune.
-    Cleanup(CleanupDone),
-    /// File everything, verify every byte, rewrite retained segments.
-    Compact(CompactDone),
+    Cleanup(TaskDone),
+    /// File everything, rewrite retained segments.
+    Compact(TaskDone),
 }
 
 /// What was in the mailbox.
 pub(crate) enum FilingMail {
     /// Look whether there is something to do.
     Look,
-    Tasks(Vec<FilingTask>),
+    Task(FilingTask),
     Stop,
 }
 
@@ -129,11 +128,15 @@ impl Filing {
         }
     }
 
+    /// Asks for a task. It replaces a task of its kind that was not begun, whose callers are gone.
+    /// After the end the task is dropped, and its receiver returns an error.
     pub(crate) fn ask(&self, task: FilingTask) {
         let mut state = self.state.lock();
-        // After the end the task is dropped here, which tells its sender.
         if !state.stopped {
-            state.tasks.push(task);
+            match task {
+                FilingTask::Cleanup(done) => state.cleanup = Some(done),
+                FilingTask::Compact(done) => state.compact = Some(done),
+            }
         }
         drop(state);
         self.wake.notify_one();
@@ -142,7 +145,7 @@ impl Filing {
     pub(crate) fn stop(&self) {
         let mut state = self.state.lock();
         state.stopped = true;
-        state.tasks.clear();
+        (state.cleanup, state.compact) = (None, None);
         drop(state);
         self.wake.notify_one();
     }
@@ -152,16 +155,10 @@ impl Filing {
         self.state.lock().stopped
     }
 
-    /// Asked in the middle of work that can wait.
-    pub(crate) fn is_asked(&self) -> bool {
-        let state = self.state.lock();
-        state.stopped || !state.tasks.is_empty()
-    }
-
     /// The thread's: waits for something to do, or until `until`.
     pub(crate) fn wait(&self, until: Option<Instant>) -> FilingMail {
         let mut state = self.state.lock();
-        while !state.kicked && state.tasks.is_empty() && !state.stopped {
+        while !state.kicked && !state.has_task() && !state.stopped {
             match until {
                 None => self.wake.wait(&mut state),
                 Some(until) => {
@@ -172,10 +169,21 @@ impl Filing {
             }
         }
         state.kicked = false;
-        match (state.stopped, state.tasks.is_empty()) {
-            (true, _) => FilingMail::Stop,
-            (false, true) => FilingMail::Look,
-            (false, false) => FilingMail::Tasks(std::mem::take(&mut state.tasks)),
+        if state.stopped {
+            return FilingMail::Stop;
         }
+        state.take_task().map_or(FilingMail::Look, FilingMail::Task)
+    }
+}
+
+impl State {
+    fn has_task(&self) -> bool {
+        self.cleanup.is_some() || self.compact.is_some()
+    }
+
+    /// The shorter one first.
+    fn take_task(&mut self) -> Option<FilingTask> {
+        let cleanup = self.cleanup.take().map(FilingTask::Cleanup);
+        cleanup.or_else(|| self.compact.take().map(FilingTask::Compact))
     }
 }

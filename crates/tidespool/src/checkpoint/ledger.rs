@@ -1,4 +1,4 @@
-//! What sled must contain, written down outside sled.
+//! What is filed, written down outside sled.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -10,12 +10,15 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::ballast::Ballast;
+use super::liveness::LogPosition;
 use super::retained::Retained;
-use super::stock::Stock;
-use crate::durable::{Class, Fingerprint, Key, Tally};
-use crate::storage::{OpenMode, Storage, StorageFile, read_exact_at, write_all_at};
+use crate::durable::{Class, ClosedIndex, Key, Tally};
+use crate::storage::{
+    Loss, OpenMode, Storage, StorageFile, at, is_no_room, loss_of, read_exact_at, write_all_at,
+};
 
-/// The highest key of each class that sled was ever told of. Ids above it are not in sled: most removes need not be told to it.
+/// The highest key of each class that was ever filed. Ids above it are not filed: most removes need
+/// no record.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct HighKeys([Option<Key>; 3]);
 
@@ -26,9 +29,9 @@ impl HighKeys {
         *bound = (*bound).max(Some(key));
     }
 
-    /// Raises each bound to the other's.
-    pub(crate) fn merge(&mut self, other: &Self) {
-        other.keys().for_each(|key| self.raise(*key));
+    /// Any id may be filed.
+    pub(crate) fn highest() -> Self {
+        Self(Key::last_of_each_class().map(Some))
     }
 
     /// True if the key may have been filed. Keys without a time come in no order: one of them filed speaks for all.
@@ -62,15 +65,11 @@ pub(crate) struct Ledger {
     pub(crate) filed_generation: u64,
     /// Records up to this number are filed.
     pub(crate) filed_seq: u64,
-    /// sled holds no record above this number: more than `filed_seq` after a checkpoint that did not end.
-    pub(crate) reached_seq: u64,
     /// Records up to this number were durable: at an orderly end that is all of them.
     pub(crate) durable_seq: u64,
-    /// A checkpoint began and did not end: sled may hold some of what it was to file.
-    pub(crate) filing: bool,
-    /// What sled holds.
+    /// What the index holds.
     pub(crate) tally: Tally,
-    /// The highest keys that sled was told of.
+    /// The highest keys that were ever filed.
     pub(crate) high: HighKeys,
     /// Filed segments that are kept, with the live payload bytes in each.
     pub(crate) retained: BTreeMap<u64, Retained>,
@@ -78,21 +77,11 @@ pub(crate) struct Ledger {
     pub(crate) lost: u64,
     /// No segment ever had this generation or a higher one. A generation that was used again could bring the records of its earlier use back.
     pub(crate) next_generation: u64,
-    /// After an orderly end: what sled's files were when it was closed, and held what is said here. Not in the ledger of a spool that is
-    /// open, for sled changes its files whenever it likes.
-    pub(crate) files: Option<Fingerprint>,
-}
-
-impl Ledger {
-    /// Takes over what was counted in sled. Where a checkpoint did not end, that may name segments of the journal which are not filed yet: they are
-    /// counted here, and replayed all the same.
-    pub(crate) fn take_stock(&mut self, stock: &Stock) {
-        self.retained = stock.retained.clone();
-        self.tally = stock.tally;
-        self.high.merge(&stock.high);
-        self.reached_seq = self.reached_seq.max(stock.max_seq);
-        self.filing = false;
-    }
+    /// Where the log of what lives in the retained segments ends.
+    pub(crate) liveness: LogPosition,
+    /// The index as an orderly end left it. `None` in the ledger of a spool that is open: the index
+    /// changes its files all the time.
+    pub(crate) index: Option<ClosedIndex>,
 }
 
 /// [`Ledger`] as it is written.
@@ -105,17 +94,14 @@ struct Line {
     number: u64,
     filed_generation: u64,
     filed_seq: u64,
-    #[serde(default)]
-    reached_seq: u64,
     durable_seq: u64,
-    filing: bool,
     tally: Tally,
     high: Vec<Vec<u8>>,
     retained: BTreeMap<u64, Retained>,
     lost: u64,
     next_generation: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    files: Option<Fingerprint>,
+    liveness: LogPosition,
+    index: Option<ClosedIndex>,
 }
 
 /// Why there is no ledger.
@@ -140,6 +126,8 @@ pub(crate) struct LedgerFile {
     path: PathBuf,
     /// `None` before the first write, and after an error: a file that failed is replaced, not trusted again.
     slots: Mutex<Option<Slots>>,
+    /// A write found that the file was lost, and this was not reported yet.
+    found: Mutex<Option<Loss>>,
 }
 
 /// A file that is written in place.
@@ -156,7 +144,13 @@ const MIN_SLOT_LEN: u64 = 32 << 10;
 
 impl LedgerFile {
     pub(crate) fn new(storage: Arc<dyn Storage>, dir: &Path) -> Self {
-        Self { storage, dir: dir.to_owned(), path: dir.join("ledger"), slots: Mutex::new(None) }
+        Self {
+            storage,
+            dir: dir.to_owned(),
+            path: dir.join("ledger"),
+            slots: Mutex::default(),
+            found: Mutex::default(),
+        }
     }
 
     /// The spool's directory.
@@ -197,13 +191,35 @@ impl LedgerFile {
     pub(crate) fn write(&self, ledger: &Ledger) -> Result<(), LedgerError> {
         let io = |source| LedgerError::Io { doing: "writing", path: self.path.clone(), source };
         let mut slots = self.slots.lock();
+        let loss = slots.as_ref().and_then(|slots| self.loss_of(slots));
+        if loss.is_some() {
+            *self.found.lock() = loss;
+        }
         // Put back when all went well.
-        let written = match slots.take() {
+        let written = match slots.take().filter(|_| loss.is_none()) {
             Some(current) => self.write_in_turn(current, ledger),
             None => self.write_anew(ledger),
         };
         *slots = Some(written.map_err(io)?);
         Ok(())
+    }
+
+    /// What happened to the file that was written last, if it is lost now or was since the last
+    /// call. The next write makes another one.
+    pub(crate) fn loss(&self) -> Option<Loss> {
+        let slots = self.slots.lock();
+        let found = self.found.lock().take();
+        found.or_else(|| slots.as_ref().and_then(|slots| self.loss_of(slots)))
+    }
+
+    /// Makes another file in place of one that is lost.
+    pub(crate) fn restore(&self, ledger: &Ledger) -> Result<(), LedgerError> {
+        *self.slots.lock() = None;
+        self.write(ledger)
+    }
+
+    fn loss_of(&self, slots: &Slots) -> Option<Loss> {
+        loss_of(&*self.storage, &self.path, &*slots.file, 2 * slots.slot_len)
     }
 
     fn write_in_turn(&self, slots: Slots, ledger: &Ledger) -> io::Result<Slots> {
@@ -231,18 +247,23 @@ impl LedgerFile {
         let mut bytes = render(ledger, 0, slot_len)?.into_bytes();
         bytes.resize(usize::try_from(2 * slot_len).unwrap_or(usize::MAX), 0);
         let temporary = self.dir.join("ledger.new");
-        let file = self.storage.open(&temporary, OpenMode::Create)?;
-        write_all_at(&*file, &mut [IoSlice::new(&bytes)], 0)?;
-        file.sync_data()?;
+        let file = self.write_temporary(&temporary, &bytes).map_err(|error| at(&temporary, error))?;
         self.storage.rename(&temporary, &self.path)?;
         self.storage.sync_dir(&self.dir)?;
         Ok(Slots { file, slot_len, turn: 0 })
     }
 
+    fn write_temporary(&self, path: &Path, bytes: &[u8]) -> io::Result<Arc<dyn StorageFile>> {
+        let file = self.storage.open(path, OpenMode::Create)?;
+        write_all_at(&*file, &mut [IoSlice::new(bytes)], 0)?;
+        file.sync_data()?;
+        Ok(file)
+    }
+
     /// The same; on a full disk the ballast makes room. A spool that can't be opened can't be emptied.
     pub(crate) fn write_somehow(&self, ledger: &Ledger, ballast: &Ballast) -> Result<(), LedgerError> {
         match self.write(ledger) {
-            Err(LedgerError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+            Err(LedgerError::Io { source, .. }) if is_no_room(&source) => {
                 ballast.release();
                 self.write(ledger)
             }
@@ -265,15 +286,14 @@ fn render(ledger: &Ledger, turn: u64, slot_len: u64) -> io::Result<String> {
         number: ledger.number,
         filed_generation: ledger.filed_generation,
         filed_seq: ledger.filed_seq,
-        reached_seq: ledger.reached_seq,
         durable_seq: ledger.durable_seq,
-        filing: ledger.filing,
         tally: ledger.tally,
         high: ledger.high.keys().map(|key| key.as_bytes().to_vec()).collect(),
         retained: ledger.retained.clone(),
         lost: ledger.lost,
         next_generation: ledger.next_generation,
-        files: ledger.files,
+        liveness: ledger.liveness,
+        index: ledger.index,
     };
     let json = serde_json::to_string(&line)?;
     Ok(format!("{json}\n{:08x}\n", crc32c::crc32c(json.as_bytes())))
@@ -319,15 +339,14 @@ fn parse(slot: &[u8]) -> Result<(Line, Ledger), String> {
         number: line.number,
         filed_generation: line.filed_generation,
         filed_seq: line.filed_seq,
-        reached_seq: line.reached_seq,
         durable_seq: line.durable_seq,
-        filing: line.filing,
         tally: line.tally,
         high,
         retained: line.retained.clone(),
         lost: line.lost,
         next_generation: line.next_generation,
-        files: line.files,
+        liveness: line.liveness,
+        index: line.index,
     };
     Ok((line, ledger))
 }
@@ -349,19 +368,14 @@ mod tests {
             number: 1,
             filed_generation: 4,
             filed_seq: 8,
-            reached_seq: 11,
             durable_seq: 9,
-            filing: true,
             tally,
             high,
             retained,
             lost: 7,
             next_generation: 10,
-            files: Some(
-                Fingerprint::of(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/checkpoint").as_path(), None)
-                    .unwrap()
-                    .unwrap(),
-            ),
+            liveness: LogPosition { number: 3, len: 12 },
+            index: None,
         }
     }
 

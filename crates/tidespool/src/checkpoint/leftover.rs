@@ -1,38 +1,64 @@
-//! What filed segments still hold, for the case that sled lost its record of it.
+//! What filed segments hold, where the log does not say what lives in them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
 
 use crate::durable::Key;
-use crate::journal::{Found, Kind, Segment, scan};
+use crate::journal::{Found, Kind, ReadError, Segment};
 
-/// The newest version of each message in `segments`, intact or not, as far as they tell: what they say was taken back or removed since is left out. A
-/// version that is damaged is not replaced by an older one.
+/// What removals and aborts elsewhere say of the messages in some segments.
+#[derive(Debug, Default)]
+pub(crate) struct Gone {
+    /// The last removal of each id.
+    removed: HashMap<Key, u64>,
+    /// Sequence numbers of stores that were taken back.
+    aborted: HashSet<u64>,
+}
+
+impl Gone {
+    /// Adds the removals and aborts in `segment`. Its puts are passed over: the abort of one of
+    /// them may be in a segment that was recycled.
+    pub(crate) fn add(&mut self, segment: &Segment, salt: u32) -> Result<(), ReadError> {
+        for entry in segment.listing(salt)?.entries() {
+            match entry.kind {
+                Kind::Remove => self.remove(Key::of(&entry.id), entry.seq),
+                Kind::Abort => self.aborted.extend(entry.abort_of),
+                Kind::Put | Kind::Mark => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, key: Key, seq: u64) {
+        let last = self.removed.entry(key).or_insert(seq);
+        *last = seq.max(*last);
+    }
+}
+
+/// The newest version of each message in `segments`, intact or not. Versions that these segments,
+/// or `gone`, say were removed or taken back are left out. A version that is damaged is not
+/// replaced by an older one.
 pub(crate) fn newest_puts<'a>(
     segments: impl Iterator<Item = &'a Segment>,
     salt: u32,
-) -> Result<BTreeMap<Key, Found>, (&'a Segment, io::Error)> {
-    let (mut puts, mut removed, mut aborted) = (BTreeMap::new(), HashMap::new(), HashSet::new());
+    mut gone: Gone,
+) -> Result<BTreeMap<Key, Found>, ReadError> {
+    let mut puts = BTreeMap::new();
     for segment in segments {
-        scan(&*segment.file, salt, segment.generation, &mut |found| {
+        for found in segment.records(salt)? {
             let (key, seq) = (Key::of(&found.header.id), found.header.seq);
             match found.header.kind {
                 Kind::Put => puts.entry(key).or_insert_with(Vec::new).push(found),
-                Kind::Remove => {
-                    let last = removed.entry(key).or_insert(seq);
-                    *last = seq.max(*last);
-                }
-                Kind::Abort => aborted.extend(found.abort_of),
+                Kind::Remove => gone.remove(key, seq),
+                Kind::Abort => gone.aborted.extend(found.abort_of),
                 Kind::Mark => {}
             }
-        })
-        .map_err(|source| (segment, source))?;
+        }
     }
     let newest = puts.into_iter().filter_map(|(key, versions): (Key, Vec<Found>)| {
-        let stands = versions.into_iter().filter(|found| !aborted.contains(&found.header.seq));
+        let stands = versions.into_iter().filter(|found| !gone.aborted.contains(&found.header.seq));
         // One that was moved stands at two places: whichever can be read.
         let newest = stands.max_by_key(|found| (found.header.seq, found.intact))?;
-        let is_gone = removed.get(&key).is_some_and(|removed| *removed > newest.header.seq);
+        let is_gone = gone.removed.get(&key).is_some_and(|removed| *removed > newest.header.seq);
         (!is_gone).then_some((key, newest))
     });
     Ok(newest.collect())

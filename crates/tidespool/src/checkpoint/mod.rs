@@ -1,44 +1,58 @@
-//! From the journal into sled: filing what stays, recycling what does not.
+//! Checkpoints: what stays moves from the memory's index into the index on disk, and what does not
+//! is recycled.
 //!
 //! # Layout
 //!
 //! * `filing` – the thread's mailbox: who asks for what.
-//! * `filer` – one checkpoint: collect, file in key order, ledger, forget, recycle.
+//! * `filer` – one checkpoint: collect, index in key order, commit, forget, recycle.
 //! * `dead` – which segments are filed early, because nothing much lives in them.
 //! * `drained` – when removals are filed early, because much is dead on disk until they are.
 //! * `pace` – rests between the steps of a checkpoint.
-//! * `retained` – segments kept for the large payloads in them, and their rewriting.
+//! * `retained` – segments kept for the messages in them, and their rewriting.
 //! * `tidy` – keeping the files within their bound.
-//! * `ballast` – a file to delete when sled needs room on a full disk.
-//! * `room` – room for what sled writes, made before it writes.
-//! * `ledger` – what sled must contain, outside sled.
-//! * `leftover` – what filed segments still hold.
-//! * `opening` – sled, ledger and segments compared at open; what is missing filed anew.
+//! * `ballast` – a file to delete when the index needs room on a full disk.
+//! * `room` – room for what the index writes, made before it writes.
+//! * `ledger` – what is filed, and in which segments.
+//! * `liveness` – the log of which records of the retained segments live.
+//! * `living` – the records of a filed segment that live.
+//! * `rebuild` – the index built anew from segments, ledger and log.
+//! * `check` – the index of the last run compared with the ledger.
+//! * `leftover` – what segments hold of which nothing else is known.
+//! * `opening` – ledger and segments compared at open.
+//! * `presence` – whether all files are still where the spool put them.
+//! * `restore` – what is lost, written anew.
 //! * `progress` – whether it gets anywhere.
-//! * `recount` – sled counted after an opening that did not.
-//! * `stock` – what sled holds, counted.
-//! * `verify` – every byte of everything filed.
+//! * `verify` – every byte of everything filed. `verifier` – the thread that does it beside the
+//!   traffic.
+//! * `compaction` – filing and rewriting everything, step by step.
 
 mod ballast;
+mod check;
+mod compaction;
 mod dead;
 mod drained;
 mod filer;
 mod filing;
 mod ledger;
 mod leftover;
+mod liveness;
+mod living;
 mod opening;
 mod pace;
+mod presence;
 mod progress;
-mod recount;
+mod rebuild;
+mod restore;
 mod retained;
 mod room;
-mod stock;
 #[cfg(test)]
 mod tests;
 mod tidy;
+mod verifier;
 mod verify;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use tidespool_core::SpoolId;
 
@@ -48,23 +62,23 @@ pub(crate) use drained::{Drained, Survey};
 pub(crate) use filer::{Filer, FilerSettings, Retry};
 pub(crate) use filing::{Filing, FilingTask};
 pub(crate) use ledger::{HighKeys, Ledger, LedgerError, LedgerFile};
-pub(crate) use leftover::newest_puts;
-pub(crate) use opening::{
-    Examined, Opened, OpeningError, Places, examine, open_filed, read_ledger, seqs_of, settle,
-    without_segment,
-};
-pub(crate) use recount::Recount;
-pub(crate) use retained::{Retained, locator, place_of, pointed_to};
-pub(crate) use stock::{Stock, Unfinished, count_filed};
-pub(crate) use verify::verify_filed;
+pub(crate) use leftover::{Gone, newest_puts};
+pub(crate) use liveness::{Liveness, LivenessError, LivenessLog};
+pub(crate) use living::{FiledMessage, living_in};
+pub(crate) use opening::{Examined, Opened, OpeningError, Places, examine, open_filed, read_ledger};
+pub(crate) use presence::{Home, Presence, PresenceEvents, Watched};
+pub(crate) use rebuild::Rebuilding;
+pub(crate) use retained::{Retained, place_of_found, place_of_record};
+pub(crate) use verifier::{Findings, Verification, Verifier};
 
-use crate::durable::DurableError;
+use crate::durable::{DurableError, Key};
 use crate::journal::Newest;
+use crate::storage::{is_no_room, is_no_room_kind};
 
 /// The index, as the checkpoint needs it.
 pub(crate) trait Source: Send + Sync {
     /// What the index knows of segments up to this generation.
-    fn collect(&self, up_to: u64) -> Vec<(SpoolId, Newest)>;
+    fn collect(&self, up_to: u64) -> Vec<(Key, Newest)>;
 
     /// Payload bytes that live in each segment, by generation.
     fn live_bytes(&self) -> BTreeMap<u64, u64>;
@@ -75,11 +89,15 @@ pub(crate) trait Source: Send + Sync {
     /// True while this record is the newest of its id.
     fn is_newest(&self, id: &SpoolId, seq: u64) -> bool;
 
+    /// True while memory has a version of this id, dirty or not filed yet, or its removal. Then
+    /// sled's version is not the newest.
+    fn knows(&self, id: &SpoolId) -> bool;
+
     /// Sled will be told of keys up to these: from now on removals of such ids must be written.
     fn will_file(&self, high: HighKeys);
 
     /// Sled has these now: the index need not, unless it knows something newer.
-    fn forget(&self, filed: &[(SpoolId, Newest)]);
+    fn forget(&self, filed: &[(Key, Newest)]);
 }
 
 /// What the checkpoint tells those beside the path.
@@ -96,20 +114,21 @@ pub(crate) trait FilingEvents: Send + Sync {
     fn failed(&self, error: &FilingError);
     /// A damaged message was found.
     fn found_damage(&self, id: &SpoolId, what: &str);
+    /// The index was rebuilt.
+    fn rebuilt(&self, messages: u64, took: std::time::Duration);
     /// Messages were found to be gone.
     fn found_loss(&self, messages: u64, what: &str);
 }
 
 impl FilingError {
     /// It would have succeeded with more room on disk.
-    fn is_full_disk(&self) -> bool {
-        use std::io::ErrorKind::StorageFull;
+    pub(crate) fn is_full_disk(&self) -> bool {
         match self {
-            Self::Engine(DurableError::Engine { kind, .. }) => *kind == Some(StorageFull),
-            Self::Ledger(LedgerError::Io { source, .. }) | Self::Rewrite(source) => {
-                source.kind() == StorageFull
+            Self::Engine(DurableError::Engine { kind, .. }) => kind.is_some_and(is_no_room_kind),
+            Self::Ledger(LedgerError::Io { source, .. }) | Self::Rewrite(source) | Self::Restore(source) => {
+                is_no_room(source)
             }
-            Self::NoRoom { .. } => true,
+            Self::NoRoom { .. } | Self::FileLimit { .. } => true,
             _ => false,
         }
     }
@@ -124,20 +143,49 @@ pub(crate) enum FilingError {
     /// The ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The log of what lives in the retained segments.
+    #[error(transparent)]
+    Liveness(#[from] LivenessError),
+    /// The index is being rebuilt: what changes it has to wait.
+    #[error("the index is being rebuilt from the segments: the checkpoint waits for it")]
+    Rebuilding,
     /// A segment.
     #[error(transparent)]
     Segment(#[from] crate::journal::ReadError),
     /// Nothing was changed.
     #[error(
-        "the file system has fewer than {need} bytes left, which sled may need: filing goes on when it has more"
+        "the file system of {path} has fewer than {need} bytes left, which sled may need: filing goes on when it has more",
+        path = path.display()
     )]
     NoRoom {
+        /// sled's directory.
+        path: PathBuf,
+        /// Bytes.
+        need: u64,
+    },
+    /// Nothing was changed.
+    #[error(
+        "a file in {path} may need {need} bytes, and this process may not write files of that size: raise its limit on the size of files (RLIMIT_FSIZE, `ulimit -f`)",
+        path = path.display()
+    )]
+    FileLimit {
+        /// sled's directory.
+        path: PathBuf,
         /// Bytes.
         need: u64,
     },
     /// The spool is shutting down.
     #[error("the spool is shutting down: the checkpoint is repeated at the next start")]
     Stopped,
+    /// The spool's directory is lost.
+    #[error(
+        "{} is not the directory that was opened: it was deleted or moved, or another process has opened it",
+        .0.display()
+    )]
+    Away(std::path::PathBuf),
+    /// A file that was lost.
+    #[error("writing a file anew that was deleted or moved: {0}")]
+    Restore(std::io::Error),
     /// A segment for survivors.
     #[error("rewriting a segment: {0}")]
     Rewrite(#[from] std::io::Error),

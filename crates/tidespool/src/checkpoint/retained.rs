@@ -1,8 +1,7 @@
-//! Segments that are filed and kept, for the large payloads in them. Accounting is pure; rewriting moves the survivors of segments that
-//! are mostly dead into a cold one.
+//! Segments that are filed and kept, for the messages in them. Accounting is pure; rewriting moves
+//! the survivors of segments that are mostly dead into a cold one.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,17 +9,17 @@ use serde::{Deserialize, Serialize};
 use tidespool_core::SpoolId;
 
 use super::FilingError;
-use crate::durable::{Durable, DurableError, Key, Op, Record};
-use crate::journal::{ColdWriter, Found, Kind, PAGE, Place, Segment, Segments, scan};
+use crate::durable::{Change, Durable, Key, Op, Record};
+use crate::journal::{ColdWriter, Found, Kind, PAGE, Place, Segment, Segments, footer_len};
 
 /// A retained segment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Retained {
     /// Of its file, in bytes.
     pub(crate) size: u64,
-    /// Payload bytes that sled points to.
+    /// Payload bytes that live.
     pub(crate) live_bytes: u64,
-    /// Payloads that sled points to.
+    /// Messages that live.
     pub(crate) live: u64,
 }
 
@@ -35,9 +34,9 @@ impl Retained {
         self.live_bytes + self.live * 64
     }
 
-    /// The same in a segment of their own.
+    /// The same in a segment of their own, with its footer.
     fn packed_bytes(&self) -> u64 {
-        (PAGE + self.record_bytes()).next_multiple_of(PAGE)
+        (PAGE + self.record_bytes()).next_multiple_of(PAGE) + footer_len(self.live)
     }
 
     /// So much lives in it that rewriting it frees next to nothing.
@@ -97,7 +96,7 @@ pub(crate) fn choose(retained: &RetainedMap, all: bool, before: u64) -> Vec<u64>
 /// Bytes moved after which the thread rests a little.
 const REST_AFTER: u64 = 1 << 20;
 
-/// Payloads moved: what sled is to be told, and the segments they are in now.
+/// Payloads moved: the changes of the index, and the segments they are in now.
 #[derive(Debug, Default)]
 pub(crate) struct Moved {
     pub(crate) ops: Vec<Op>,
@@ -105,18 +104,26 @@ pub(crate) struct Moved {
     pub(crate) bytes: u64,
 }
 
-/// Copies what lives in `victims` to cold segments, durably; `expected` says how much that is. `rest` is called between steps, with the time
-/// that the step took. sled still points to the old places.
+/// What copying asks between its steps.
+pub(crate) struct Between<'a> {
+    /// Rests, after a step that took so long.
+    pub(crate) rest: &'a dyn Fn(Duration),
+    /// Called before each segment, with the bytes moved so far. False: these are enough for now.
+    pub(crate) go_on: &'a dyn Fn(u64) -> Result<bool, FilingError>,
+}
+
+/// Copies what lives in `victims` to cold segments, durably; `expected` is how much that is. The
+/// index still names the old places.
 pub(crate) fn copy_survivors(
     segments: &Segments,
     durable: &Durable,
     victims: &[u64],
     expected: Retained,
-    rest: &dyn Fn(Duration),
+    between: &Between<'_>,
 ) -> Result<Moved, FilingError> {
-    let mut writer = ColdWriter::new(segments, expected.record_bytes());
+    let mut writer = ColdWriter::new(segments, expected.live, expected.record_bytes());
     let mut moved = Moved::default();
-    let result = copy_all(segments, durable, victims, &mut writer, &mut moved, rest);
+    let result = copy_all(segments, durable, victims, &mut writer, &mut moved, between);
     match result.and_then(|()| Ok(writer.finish()?)) {
         Ok(cold) => {
             moved.cold = cold;
@@ -135,31 +142,29 @@ fn copy_all(
     victims: &[u64],
     writer: &mut ColdWriter<'_>,
     moved: &mut Moved,
-    rest: &dyn Fn(Duration),
+    between: &Between<'_>,
 ) -> Result<(), FilingError> {
     let (mut step, mut rested_at) = (Instant::now(), 0);
     for segment in victims.iter().filter_map(|generation| segments.get(*generation)) {
-        for found in puts_in(segments, &segment)? {
-            let (id, place) = (found.header.id, place_of(&found));
-            let key = Key::of(&id);
-            let record = match durable.get(&key) {
-                // It may point here, and is counted as if it did: the segment is not given up.
-                Err(DurableError::Damaged { .. }) => continue,
-                record => record?,
-            };
-            let Some(Record::Locator { seq, crc, .. }) = record.filter(|record| points_to(record, place))
-            else {
+        if !(between.go_on)(moved.bytes)? {
+            break;
+        }
+        for entry in segment.listing(segments.salt())?.entries() {
+            let (id, key) = (entry.id, Key::of(&entry.id));
+            let place = Place { generation: segment.generation, offset: entry.offset, len: entry.len };
+            if entry.kind != Kind::Put {
+                continue;
+            }
+            let Some(record) = durable.get(&key)?.filter(|record| place_of_record(record) == place) else {
                 continue;
             };
             // One that is damaged stays where it is: its segment is then not given up either.
-            let Ok((data, read_crc)) = segment.read_put(segments.salt(), &id, place) else { continue };
-            debug_assert_eq!(crc, read_crc);
-            let to = writer.append(id, seq, &data, read_crc)?;
-            let record = locator(seq, to, read_crc);
+            let Ok((data, crc)) = segment.read_put(segments.salt(), &id, place) else { continue };
+            let to = writer.append(id, record.seq, &data, crc)?;
             moved.bytes += u64::from(place.len);
-            moved.ops.push(Op { key, change: crate::durable::Change::Put(record) });
+            moved.ops.push(Op { key, change: Change::Put(record_at(record.seq, to)) });
             if moved.bytes - rested_at >= REST_AFTER {
-                rest(step.elapsed());
+                (between.rest)(step.elapsed());
                 (step, rested_at) = (Instant::now(), moved.bytes);
             }
         }
@@ -168,60 +173,43 @@ fn copy_all(
     Ok(())
 }
 
-/// The puts in a segment, in the order in which they stand there.
-pub(crate) fn puts_in(segments: &Segments, segment: &Segment) -> io::Result<Vec<Found>> {
-    let mut puts = Vec::new();
-    scan(&*segment.file, segments.salt(), segment.generation, &mut |found| {
-        if found.header.kind == Kind::Put {
-            puts.push(found);
-        }
-    })?;
-    Ok(puts)
+/// What the index holds of a record at `place`.
+pub(crate) const fn record_at(seq: u64, place: Place) -> Record {
+    Record { seq, generation: place.generation, offset: place.offset, len: place.len }
 }
 
-pub(crate) fn place_of(found: &Found) -> Place {
+/// The place of a record that a scan found.
+pub(crate) fn place_of_found(found: &Found) -> Place {
     let (header, offset) = (&found.header, found.offset);
     Place { generation: header.generation, offset, len: header.payload_len }
 }
 
-pub(crate) fn locator(seq: u64, place: Place, crc: u32) -> Record {
-    Record::Locator { seq, generation: place.generation, offset: place.offset, len: place.len, crc }
+/// The place that a record names.
+pub(crate) const fn place_of_record(record: &Record) -> Place {
+    Place { generation: record.generation, offset: record.offset, len: record.len }
 }
 
-/// The place that a record points to, if it does.
-pub(crate) fn pointed_to(record: &Record) -> Option<Place> {
-    match record {
-        Record::Locator { generation, offset, len, .. } => {
-            Some(Place { generation: *generation, offset: *offset, len: *len })
-        }
-        Record::Whole { .. } | Record::Damaged { .. } => None,
-    }
-}
-
-fn points_to(record: &Record, place: Place) -> bool {
-    pointed_to(record) == Some(place)
-}
-
-/// The live payload bytes of each segment that `record` changes, when it takes the place of `before`.
+/// Changes the live messages of the retained segments, where `after` takes the place of `before`.
 pub(crate) fn account(
-    retained: &mut BTreeMap<u64, Retained>,
+    retained: &mut RetainedMap,
     size_of: impl Fn(u64) -> u64,
-    before: Option<&Record>,
-    after: Option<&Record>,
+    before: Option<Record>,
+    after: Option<Record>,
 ) {
-    if let Some(place) = before.and_then(pointed_to)
-        && let Some(segment) = retained.get_mut(&place.generation)
+    if let Some(before) = before
+        && let Some(segment) = retained.get_mut(&before.generation)
     {
-        segment.lose(place.len);
+        segment.lose(before.len);
     }
-    if let Some(place) = after.and_then(pointed_to) {
-        let segment = retained.entry(place.generation).or_default();
-        segment.size = size_of(place.generation);
-        segment.gain(place.len);
+    if let Some(after) = after {
+        let segment = retained
+            .entry(after.generation)
+            .or_insert_with(|| Retained { size: size_of(after.generation), ..Retained::default() });
+        segment.gain(after.len);
     }
 }
 
-/// Names what a locator points to, for a report.
+/// Names a message and its place, for a report.
 pub(crate) fn describe(id: &SpoolId, place: Place) -> String {
     format!("message {id} in the segment of generation {} at byte {}", place.generation, place.offset)
 }
@@ -294,15 +282,15 @@ mod tests {
     }
 
     #[test]
-    fn replacing_and_removing_locators_is_accounted() {
-        let place = |generation, len| Place { generation, offset: 4096, len };
+    fn replacing_and_removing_is_accounted() {
+        let record = |seq, generation, len| Record { seq, generation, offset: 4096, len };
         let mut retained = BTreeMap::new();
-        let (a, b) = (locator(1, place(7, 100), 0), locator(2, place(8, 50), 0));
-        account(&mut retained, |_| 1000, None, Some(&a));
+        let (a, b) = (record(1, 7, 100), record(2, 8, 50));
+        account(&mut retained, |_| 1000, None, Some(a));
         assert_eq!(retained[&7], Retained { size: 1000, live_bytes: 100, live: 1 });
-        account(&mut retained, |_| 1000, Some(&a), Some(&b));
+        account(&mut retained, |_| 1000, Some(a), Some(b));
         assert_eq!((retained[&7].live, retained[&8].live_bytes), (0, 50));
-        account(&mut retained, |_| 1000, Some(&b), None);
+        account(&mut retained, |_| 1000, Some(b), None);
         assert_eq!(retained[&8], Retained { size: 1000, live_bytes: 0, live: 0 });
     }
 }

@@ -1,11 +1,9 @@
 //! Room for what sled writes, made before it is asked to write: one that meets a full disk is poisoned, and on a full disk it can't be opened again.
 //! Then nothing that is filed could be read, though it is all there.
 
-use tidespool_core::SpoolId;
-
 use super::FilingError;
 use super::filer::Filer;
-use crate::journal::Newest;
+use crate::storage::largest_file;
 
 /// For its snapshot, and the segments of its file that it has begun.
 const AT_LEAST: u64 = 1 << 20;
@@ -17,20 +15,17 @@ const AT_MOST: u64 = 16 << 20;
 const PER_RECORD: u64 = 1 << 10;
 
 impl Filer {
-    /// Has room for filing these.
-    pub(super) fn make_room_to_file(&self, records: &[(SpoolId, Newest)]) -> Result<(), FilingError> {
-        let separate_above = self.settings.load().separate_above;
-        let whole = |(_, newest): &(SpoolId, Newest)| {
-            let len = newest.place.map_or(0, |place| u64::from(place.len));
-            if len <= separate_above { 2 * len } else { 0 }
-        };
-        self.make_room(records.len() as u64, records.iter().map(whole).sum())
-    }
-
-    /// Has room for changing so many records with so many bytes, as far as that can be: the ballast goes first, then free segments.
-    pub(super) fn make_room(&self, records: u64, bytes: u64) -> Result<(), FilingError> {
-        let need = (AT_LEAST + records * PER_RECORD + bytes).min(AT_MOST);
-        let is_room = || self.ballast.is_room_for(need);
+    /// Has room for changing so many records of the index, as far as that can be: the ballast goes
+    /// first, then free segments.
+    pub(super) fn make_room(&self, records: u64) -> Result<(), FilingError> {
+        let need = (AT_LEAST + records * PER_RECORD).min(AT_MOST);
+        // sled writes its file itself, and the signal that comes with a write beyond the limit ends
+        // the process by default.
+        let grown = self.durable.size_on_disk().saturating_add(need);
+        if largest_file().is_some_and(|limit| limit < grown) {
+            return Err(FilingError::FileLimit { path: self.durable.path().to_owned(), need: grown });
+        }
+        let is_room = || self.ballast.room().is_surely_for(need);
         if is_room() {
             return Ok(());
         }
@@ -39,8 +34,9 @@ impl Filer {
         let mut free = pool.free();
         while !is_room() {
             pool.trim(1);
+            self.ballast.room().note_given();
             if pool.free() >= free {
-                return Err(FilingError::NoRoom { need });
+                return Err(FilingError::NoRoom { path: self.durable.path().to_owned(), need });
             }
             free = pool.free();
         }

@@ -13,8 +13,11 @@ use super::{duration, size};
 pub enum HealthSignal {
     /// A background thread has died. It does not come back: the spool has to be opened anew.
     DeadWorker,
-    /// Damaged data was found: [`damage`](HealthConfig::damage).
+    /// Many messages were found damaged or lost: [`damage`](HealthConfig::damage).
     Damage,
+    /// Files of the spool were deleted, moved, replaced or cut short by something else. The spool
+    /// writes them anew; the gate stays shut until all of them are there.
+    LostFiles,
     /// The file system is nearly full, or has hardly an inode left: [`min_free_bytes`](HealthConfig::min_free_bytes).
     LowSpace,
     /// Writes or syncs of the journal failed: [`journal_errors`](HealthConfig::journal_errors).
@@ -121,9 +124,14 @@ pub struct HealthConfig {
     /// Default = 3. Bounds: 1 to 1 000.
     pub read_errors: u32,
 
-    /// This many findings of damage within [`error_window`](Self::error_window), those at open included.
+    /// This many damaged or lost messages found within [`error_window`](Self::error_window) shut
+    /// the gate, those found at open included. A message that is found damaged again does not count
+    /// again.
     ///
-    /// Default = 1. Bounds: 1 to 1 000.
+    /// A few damaged old messages are reported and do not stop the mail: they prove little about
+    /// what is written now. Many at a time mean that the disk, or the memory, is losing data.
+    ///
+    /// Default = 10. Bounds: 1 to 1 000.
     pub damage: u32,
 
     /// The time in which errors and findings are counted, each kind for itself.
@@ -220,7 +228,7 @@ impl Default for HealthConfig {
             journal_errors: 1,
             sled_errors: 3,
             read_errors: 3,
-            damage: 1,
+            damage: 10,
             error_window: Duration::from_secs(60),
             min_free_bytes: 256 * size::MIB,
             min_free_fraction: 0.05,

@@ -1,13 +1,14 @@
 //! The settings of a spool: from TOML or from code, with their bounds.
 //!
-//! `mod.rs` says what each setting means; `validate.rs` what is allowed; `size.rs` and `duration.rs` how sizes and
-//! times are written in a file.
+//! `mod.rs` documents each setting; `validate.rs` has the bounds; `read.rs` finds the setting that
+//! an error is about; `size.rs` and `duration.rs` are how sizes and times are written in a file.
 
 mod builder;
 mod duration;
 mod error;
 mod health;
 mod pressure;
+mod read;
 mod size;
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use error::ConfigError;
+pub use error::{ConfigError, ConfigPlace};
 pub use health::{BacklogRefusal, HealthConfig, HealthSignal, SignalTimes};
 pub use pressure::PressureConfig;
 
@@ -81,7 +82,8 @@ pub enum CachePolicy {
 /// journal_capacity = "1GiB"
 /// segment_size = "32MiB"
 /// checkpoint_after = "60s"
-/// separate_above = "256B"
+/// index_wait = "30s"
+/// enumerate_wait = "60s"
 /// cache_policy = "lru"              # lru, tiny_lfu
 /// sled_cache = "16MiB"              # default: a sixteenth of memory_budget
 /// read_threads = 2
@@ -106,7 +108,7 @@ pub enum CachePolicy {
 /// journal_errors = 1
 /// sled_errors = 3
 /// read_errors = 3
-/// damage = 1
+/// damage = 10
 /// error_window = "60s"
 /// min_free_bytes = "256MiB"
 /// min_free_fraction = 0.05
@@ -128,6 +130,10 @@ pub enum CachePolicy {
 pub struct Config {
     /// The directory of the spool. Created, with mode 0700, where there is none; its parent must exist.
     ///
+    /// [`TieredSpool::open`](crate::TieredSpool::open) resolves a relative path and symlinks once, and
+    /// [`TieredSpool::config`](crate::TieredSpool::config) returns the result: a later `chdir` changes
+    /// nothing.
+    ///
     /// Required.
     pub path: PathBuf,
 
@@ -146,7 +152,8 @@ pub struct Config {
     #[serde(with = "size::option", skip_serializing_if = "Option::is_none")]
     pub dirty_limit: Option<u64>,
 
-    /// The age by which a dirty message is on stable storage.
+    /// The age by which a dirty message is on stable storage, as long as the journal has a free
+    /// segment. Without one it waits for a checkpoint.
     ///
     /// Default = 500 ms. Bounds: 10 ms to 1 hour.
     #[serde(with = "duration")]
@@ -157,7 +164,9 @@ pub struct Config {
     /// Default = `memory`.
     pub durability: Durability,
 
-    /// The longest that a store waits for room or for the disk. The caller's own deadline may end it earlier.
+    /// The longest that a store waits for room or for the disk. The caller's own deadline may end
+    /// it earlier. If the disk has the record by then, the store waits one second longer for its
+    /// answer.
     ///
     /// Default = 30 s. Bounds: 1 ms to 1 hour.
     #[serde(with = "duration")]
@@ -182,24 +191,30 @@ pub struct Config {
     #[serde(with = "size")]
     pub segment_size: u64,
 
-    /// The age at which a message that is still there is filed in sled. Those removed before never touch sled.
+    /// The age at which a message that is still there is filed: its place goes into sled. Those
+    /// removed before never touch sled.
     ///
     /// Default = 60 s. Bounds: 0 to 7 days; 0 files a segment as soon as it is sealed.
     #[serde(with = "duration")]
     pub checkpoint_after: Duration,
 
-    /// Messages of up to this many bytes are filed in sled whole; larger ones stay in the journal's segments, and
-    /// sled holds the place.
+    /// The longest time that a load waits for the index while it is rebuilt from the segments.
+    /// Loads of messages that are in memory, or younger than the last checkpoint, never wait for
+    /// it.
     ///
-    /// sled must never hold a value of more than 7 000 bytes: the leaf could outgrow 128 KiB and become a file that
-    /// sled neither syncs nor reliably deletes (ARCHITECTURE.md, "Living with sled"). The upper bound leaves room
-    /// for the record's header.
+    /// After this time the load fails with an I/O error, which says nothing about the message.
     ///
-    /// Whatever goes into sled is written several times there, and sled's file does not shrink when messages are removed.
+    /// Default = 30 s. Bounds: 0 to 1 h.
+    #[serde(with = "duration")]
+    pub index_wait: Duration,
+
+    /// The longest time that an enumeration goes on trying where the disk fails, or waits for an
+    /// index whose rebuild does not get on. After it, the enumeration ends with an [early
+    /// end](tidespool_core::SpoolEntry::EARLY_END).
     ///
-    /// Default = 256 bytes. Bounds: 0 to 6.5 KiB; 0 keeps every message in the segments.
-    #[serde(with = "size")]
-    pub separate_above: u64,
+    /// Default = 60 s. Bounds: 1 ms to 1 h.
+    #[serde(with = "duration")]
+    pub enumerate_wait: Duration,
 
     /// Which clean copies leave the cache when it is full.
     ///
@@ -255,7 +270,8 @@ impl Config {
             journal_capacity: size::GIB,
             segment_size: 32 * size::MIB,
             checkpoint_after: Duration::from_secs(60),
-            separate_above: 256,
+            index_wait: Duration::from_secs(30),
+            enumerate_wait: Duration::from_secs(60),
             cache_policy: CachePolicy::default(),
             sled_cache: None,
             read_threads: 2,
@@ -275,20 +291,19 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Syntax`] names the line and an unknown setting; [`ConfigError::Invalid`] the setting, its value
-    /// and what is allowed.
+    /// [`ConfigError::Syntax`] where it is no TOML, [`ConfigError::Unknown`] for a setting that
+    /// there is not, [`ConfigError::Invalid`] for a value that is not allowed. Each names the
+    /// place.
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text)
-            .map_err(|err| ConfigError::Syntax { reason: err.to_string().trim_end().to_owned() })?;
-        config.validate()?;
-        Ok(config)
+        read::read(text)
     }
 
     /// Reads and validates the settings in a TOML file.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Read`] names the file; the others are those of [`from_toml`](Self::from_toml).
+    /// [`ConfigError::Read`] where it can't be read; the others are those of
+    /// [`from_toml`](Self::from_toml). Each names the file.
     pub fn from_toml_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|err| ConfigError::Read {
@@ -296,7 +311,7 @@ impl Config {
             kind: err.kind(),
             reason: err.to_string(),
         })?;
-        Self::from_toml(&text)
+        Self::from_toml(&text).map_err(|error| error.in_file(path))
     }
 
     /// The settings as TOML: reading it back gives the same settings.
@@ -305,7 +320,8 @@ impl Config {
     ///
     /// [`ConfigError::Syntax`] where `path` is not UTF-8, which TOML cannot hold.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
-        toml::to_string(self).map_err(|err| ConfigError::Syntax { reason: err.to_string() })
+        toml::to_string(self)
+            .map_err(|err| ConfigError::Syntax { at: ConfigPlace::default(), reason: err.to_string() })
     }
 
     /// `dirty_limit`, or its default: a quarter of `memory_budget`.

@@ -1,21 +1,38 @@
-//! The bounds of each setting and how they depend on one another.
+//! Every setting: what is allowed, how that depends on the others, and how it is written in a file.
 
 use std::fmt::Display;
 use std::time::Duration;
 
 use super::duration::{self, DAY, HOUR};
+use super::error::ConfigPlace;
 use super::size::{self, GIB, KIB, MIB, TIB};
-use super::{Config, ConfigError, HealthConfig, PressureConfig};
-
-/// sled keeps a value of more than 7 000 bytes badly (see "Living with sled" in ARCHITECTURE.md); what is left of
-/// that is for the record's own header.
-const MAX_SEPARATE_ABOVE: u64 = 6_656;
+use super::{Config, ConfigError, HealthConfig, PressureConfig, SignalTimes};
+use crate::HealthSignal;
 
 /// A journal of fewer segments could not write into one while another is being filed.
-pub(super) const MIN_SEGMENTS: u64 = 4;
+const MIN_SEGMENTS: u64 = 4;
 
 /// Segments are written in whole pages.
 const PAGE: u64 = 4 * KIB;
+
+/// One setting of a `Config`.
+#[derive(Debug)]
+pub(super) struct Setting {
+    /// With its table, as in `pressure.interval`.
+    pub(super) path: String,
+    /// How its value is written in a file; stands before `allowed`.
+    pub(super) form: &'static str,
+    /// What is allowed, with the settings on which the bounds depend.
+    pub(super) allowed: String,
+    /// Its value, if that is not allowed.
+    refused: Option<String>,
+}
+
+const SIZE: &str = "a size such as \"256MiB\", or a whole number of bytes, ";
+const TIME: &str = "a time with its unit, such as \"500ms\" or \"1m 30s\", ";
+const COUNT: &str = "a whole number ";
+const FRACTION: &str = "a number ";
+const NAME: &str = "";
 
 impl Config {
     /// Checks every setting against its bounds and against the others.
@@ -24,18 +41,7 @@ impl Config {
     ///
     /// [`ConfigError::Invalid`] for the first setting that is not allowed.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.path.as_os_str().is_empty() {
-            return Err(invalid("path", "\"\"", "the directory of the spool".to_owned()));
-        }
-        self.validate_memory()?;
-        self.validate_journal()?;
-        time("store_deadline", self.store_deadline, Duration::from_millis(1), HOUR)?;
-        time("shutdown_timeout", self.shutdown_timeout, Duration::from_millis(100), HOUR)?;
-        if !(1..=64).contains(&self.read_threads) {
-            return Err(invalid("read_threads", self.read_threads, "from 1 to 64".to_owned()));
-        }
-        self.pressure.validate()?;
-        self.health.validate(self.dirty_expire)
+        first_refused(settings(self))
     }
 
     /// Checks that a spool which runs with these settings can go on with `next`.
@@ -46,137 +52,173 @@ impl Config {
         fixed("read_threads", &self.read_threads.to_string(), &next.read_threads.to_string())?;
         fixed("ballast", &size::show(self.ballast), &size::show(next.ballast))
     }
-
-    fn validate_memory(&self) -> Result<(), ConfigError> {
-        bytes("memory_budget", self.memory_budget, 8 * MIB, TIB, "")?;
-        let budget = self.memory_budget;
-        if let Some(limit) = self.dirty_limit {
-            bytes("dirty_limit", limit, MIB, budget / 2, " (half of memory_budget)")?;
-        }
-        if let Some(cache) = self.sled_cache {
-            bytes("sled_cache", cache, MIB, budget / 4, " (a quarter of memory_budget)")?;
-        }
-        time("dirty_expire", self.dirty_expire, Duration::from_millis(10), HOUR)?;
-        bytes("max_message_size", self.max_message_size, KIB, GIB, "")
-    }
-
-    fn validate_journal(&self) -> Result<(), ConfigError> {
-        bytes("segment_size", self.segment_size, 64 * KIB, GIB, "")?;
-        if !self.segment_size.is_multiple_of(PAGE) {
-            let allowed = format!("a multiple of {}", size::show(PAGE));
-            return Err(invalid("segment_size", size::show(self.segment_size), allowed));
-        }
-        let smallest = self.segment_size * MIN_SEGMENTS;
-        if !(smallest..=TIB).contains(&self.journal_capacity) {
-            let allowed = format!(
-                "from {} ({MIN_SEGMENTS} × segment_size) to {}",
-                size::show(smallest),
-                size::show(TIB)
-            );
-            return Err(invalid("journal_capacity", size::show(self.journal_capacity), allowed));
-        }
-        time("checkpoint_after", self.checkpoint_after, Duration::ZERO, 7 * DAY)?;
-        bytes("separate_above", self.separate_above, 0, MAX_SEPARATE_ABOVE, "")?;
-        bytes("ballast", self.ballast, 0, GIB, "")
-    }
 }
 
 impl PressureConfig {
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
-        time("pressure.interval", self.interval, Duration::from_millis(10), Duration::from_secs(60))?;
-        if let Some(limit) = self.memory_limit {
-            bytes("pressure.memory_limit", limit, 8 * MIB, 1_024 * TIB, "")?;
-        }
-        // Written so that NaN, which compares with nothing, is refused too.
-        if !(self.critical > 0.0 && self.critical <= 1.0) {
-            return Err(invalid("pressure.critical", self.critical, "above 0 and at most 1".to_owned()));
-        }
-        if !(self.low > 0.0 && self.low < self.critical) {
-            let allowed = format!("above 0 and below pressure.critical ({})", self.critical);
-            return Err(invalid("pressure.low", self.low, allowed));
-        }
-        if !(self.hysteresis >= 0.0 && self.hysteresis < self.low) {
-            let allowed = format!("at least 0 and below pressure.low ({})", self.low);
-            return Err(invalid("pressure.hysteresis", self.hysteresis, allowed));
-        }
-        if !(0.0..=1.0).contains(&self.stall_ratio) {
-            return Err(invalid("pressure.stall_ratio", self.stall_ratio, "from 0 to 1".to_owned()));
-        }
-        Ok(())
+        first_refused(pressure(self))
     }
 }
 
-impl HealthConfig {
-    fn validate(&self, dirty_expire: Duration) -> Result<(), ConfigError> {
-        if !(self.dirty_fraction > 0.0 && self.dirty_fraction <= 1.0) {
-            return Err(invalid(
-                "health.dirty_fraction",
-                self.dirty_fraction,
-                "above 0 and at most 1".to_owned(),
-            ));
-        }
-        if let Some(age) = self.dirty_age
-            && !(dirty_expire..=DAY).contains(&age)
-        {
-            let allowed =
-                format!("from {} (dirty_expire) to {}", duration::show(dirty_expire), duration::show(DAY));
-            return Err(invalid("health.dirty_age", duration::show(age), allowed));
-        }
-        time("health.backlog_latch_after", self.backlog_latch_after, Duration::ZERO, HOUR)?;
-        time("health.checkpoint_stall", self.checkpoint_stall, Duration::from_secs(1), DAY)?;
-        for (setting, count) in [
-            ("health.journal_errors", self.journal_errors),
-            ("health.sled_errors", self.sled_errors),
-            ("health.read_errors", self.read_errors),
-            ("health.damage", self.damage),
-        ] {
-            if !(1..=1_000).contains(&count) {
-                return Err(invalid(setting, count, "from 1 to 1000".to_owned()));
-            }
-        }
-        time("health.error_window", self.error_window, Duration::from_secs(1), DAY)?;
-        bytes("health.min_free_bytes", self.min_free_bytes, 0, TIB, "")?;
-        if !(0.0..=0.5).contains(&self.min_free_fraction) {
-            return Err(invalid(
-                "health.min_free_fraction",
-                self.min_free_fraction,
-                "from 0 to 0.5".to_owned(),
-            ));
-        }
-        if self.min_free_inodes > 1_000_000 {
-            let allowed = "from 0 to 1000000".to_owned();
-            return Err(invalid("health.min_free_inodes", self.min_free_inodes, allowed));
-        }
-        time("health.unlatch_after", self.unlatch_after, Duration::ZERO, HOUR)?;
-        for times in self.signals.values() {
-            let or_zero = Option::unwrap_or_default;
-            time("health.signals.*.latch_after", or_zero(times.latch_after), Duration::ZERO, HOUR)?;
-            time("health.signals.*.unlatch_after", or_zero(times.unlatch_after), Duration::ZERO, HOUR)?;
-        }
-        time(
-            "health.sample_interval",
-            self.sample_interval,
-            Duration::from_millis(10),
-            Duration::from_secs(10),
-        )
+fn first_refused(settings: impl IntoIterator<Item = Setting>) -> Result<(), ConfigError> {
+    let refused = settings.into_iter().find_map(|setting| {
+        let Setting { path, allowed, refused, .. } = setting;
+        refused.map(|value| ConfigError::Invalid {
+            at: ConfigPlace::default(),
+            setting: path,
+            value,
+            allowed,
+        })
+    });
+    refused.map_or(Ok(()), Err)
+}
+
+/// Every setting there is, in the order in which they are checked.
+pub(super) fn settings(config: &Config) -> Vec<Setting> {
+    let mut settings = top(config);
+    settings.extend(pressure(&config.pressure));
+    settings.extend(health(&config.health, config.dirty_expire));
+    settings
+}
+
+fn top(config: &Config) -> Vec<Setting> {
+    let budget = config.memory_budget;
+    let half = bytes("dirty_limit", config.dirty_limit, MIB, budget / 2).and(" (half of memory_budget)");
+    let quarter =
+        bytes("sled_cache", config.sled_cache, MIB, budget / 4).and(" (a quarter of memory_budget)");
+    let segment = config.segment_size;
+    let smallest = segment.saturating_mul(MIN_SEGMENTS);
+    let capacity = Setting {
+        allowed: format!(
+            "from {} ({MIN_SEGMENTS} × segment_size) to {}",
+            size::show(smallest),
+            size::show(TIB)
+        ),
+        ..bytes("journal_capacity", Some(config.journal_capacity), smallest, TIB)
+    };
+    let whole_pages = Setting {
+        refused: (!(64 * KIB..=GIB).contains(&segment) || !segment.is_multiple_of(PAGE))
+            .then(|| size::show(segment)),
+        ..bytes("segment_size", Some(segment), 64 * KIB, GIB)
+            .and(&format!(", a multiple of {}", size::show(PAGE)))
+    };
+    let no_path = config.path.as_os_str().is_empty();
+    vec![
+        setting("path", NAME, "the directory of the spool", no_path.then_some("\"\"")),
+        bytes("memory_budget", Some(budget), 8 * MIB, TIB),
+        half,
+        quarter,
+        time("dirty_expire", Some(config.dirty_expire), Duration::from_millis(10), HOUR),
+        setting("durability", NAME, "\"memory\", \"written\" or \"synced\"", None::<u8>),
+        bytes("max_message_size", Some(config.max_message_size), KIB, GIB),
+        whole_pages,
+        capacity,
+        time("checkpoint_after", Some(config.checkpoint_after), Duration::ZERO, 7 * DAY),
+        time("index_wait", Some(config.index_wait), Duration::ZERO, HOUR),
+        time("enumerate_wait", Some(config.enumerate_wait), Duration::from_millis(1), HOUR),
+        setting("cache_policy", NAME, "\"lru\" or \"tiny_lfu\"", None::<u8>),
+        bytes("ballast", Some(config.ballast), 0, GIB),
+        time("store_deadline", Some(config.store_deadline), Duration::from_millis(1), HOUR),
+        time("shutdown_timeout", Some(config.shutdown_timeout), Duration::from_millis(100), HOUR),
+        count("read_threads", config.read_threads.into(), 1, 64),
+    ]
+}
+
+fn pressure(pressure: &PressureConfig) -> Vec<Setting> {
+    let PressureConfig { enabled: _, interval, memory_limit, low, critical, hysteresis, stall_ratio } =
+        pressure;
+    // Each condition is such that NaN, which compares with nothing, is refused too.
+    vec![
+        setting("pressure.enabled", NAME, "true or false", None::<u8>),
+        time("pressure.interval", Some(*interval), Duration::from_millis(10), Duration::from_secs(60)),
+        bytes("pressure.memory_limit", *memory_limit, 8 * MIB, 1_024 * TIB),
+        fraction(
+            "pressure.critical",
+            *critical,
+            *critical > 0.0 && *critical <= 1.0,
+            "above 0 and at most 1",
+        ),
+        fraction(
+            "pressure.low",
+            *low,
+            *low > 0.0 && low < critical,
+            &format!("above 0 and below pressure.critical ({critical})"),
+        ),
+        fraction(
+            "pressure.hysteresis",
+            *hysteresis,
+            *hysteresis >= 0.0 && hysteresis < low,
+            &format!("at least 0 and below pressure.low ({low})"),
+        ),
+        fraction("pressure.stall_ratio", *stall_ratio, (0.0..=1.0).contains(stall_ratio), "from 0 to 1"),
+    ]
+}
+
+fn health(health: &HealthConfig, dirty_expire: Duration) -> Vec<Setting> {
+    let dirty_age = Setting {
+        allowed: format!("from {} (dirty_expire) to {}", duration::show(dirty_expire), duration::show(DAY)),
+        ..time("health.dirty_age", health.dirty_age, dirty_expire, DAY)
+    };
+    let (dirty, free) = (health.dirty_fraction, health.min_free_fraction);
+    let second = Duration::from_secs(1);
+    let mut settings = vec![
+        fraction("health.dirty_fraction", dirty, dirty > 0.0 && dirty <= 1.0, "above 0 and at most 1"),
+        dirty_age,
+        setting("health.backlog_refusal", NAME, "\"all\" or \"synced\"", None::<u8>),
+        time("health.backlog_latch_after", Some(health.backlog_latch_after), Duration::ZERO, HOUR),
+        time("health.checkpoint_stall", Some(health.checkpoint_stall), second, DAY),
+        count("health.journal_errors", health.journal_errors.into(), 1, 1_000),
+        count("health.sled_errors", health.sled_errors.into(), 1, 1_000),
+        count("health.read_errors", health.read_errors.into(), 1, 1_000),
+        count("health.damage", health.damage.into(), 1, 1_000),
+        time("health.error_window", Some(health.error_window), second, DAY),
+        bytes("health.min_free_bytes", Some(health.min_free_bytes), 0, TIB),
+        fraction("health.min_free_fraction", free, (0.0..=0.5).contains(&free), "from 0 to 0.5"),
+        count("health.min_free_inodes", health.min_free_inodes, 0, 1_000_000),
+        time("health.unlatch_after", Some(health.unlatch_after), Duration::ZERO, HOUR),
+        setting("health.allow_unlatch", NAME, "true or false", None::<u8>),
+        time("health.sample_interval", Some(health.sample_interval), Duration::from_millis(10), 10 * second),
+    ];
+    for signal in HealthSignal::ALL {
+        let SignalTimes { latch_after, unlatch_after } =
+            health.signals.get(&signal).copied().unwrap_or_default();
+        let path = |setting: &str| format!("health.signals.{}.{setting}", signal.name());
+        settings.push(time(&path("latch_after"), latch_after, Duration::ZERO, HOUR));
+        settings.push(time(&path("unlatch_after"), unlatch_after, Duration::ZERO, HOUR));
+    }
+    settings
+}
+
+impl Setting {
+    /// Adds to what is allowed.
+    fn and(mut self, more: &str) -> Self {
+        self.allowed.push_str(more);
+        self
     }
 }
 
-/// `why_max` says where an upper bound comes from that depends on another setting.
-fn bytes(setting: &'static str, value: u64, min: u64, max: u64, why_max: &str) -> Result<(), ConfigError> {
-    if (min..=max).contains(&value) {
-        return Ok(());
-    }
-    let allowed = format!("from {} to {}{why_max}", size::show(min), size::show(max));
-    Err(invalid(setting, size::show(value), allowed))
+fn setting(path: &str, form: &'static str, allowed: &str, refused: Option<impl Display>) -> Setting {
+    let refused = refused.map(|value| value.to_string());
+    Setting { path: path.to_owned(), form, allowed: allowed.to_owned(), refused }
 }
 
-fn time(setting: &'static str, value: Duration, min: Duration, max: Duration) -> Result<(), ConfigError> {
-    if (min..=max).contains(&value) {
-        return Ok(());
-    }
-    let allowed = format!("from {} to {}", duration::show(min), duration::show(max));
-    Err(invalid(setting, duration::show(value), allowed))
+fn bytes(path: &str, value: Option<u64>, min: u64, max: u64) -> Setting {
+    let refused = value.filter(|value| !(min..=max).contains(value)).map(size::show);
+    setting(path, SIZE, &format!("from {} to {}", size::show(min), size::show(max)), refused)
+}
+
+fn time(path: &str, value: Option<Duration>, min: Duration, max: Duration) -> Setting {
+    let refused = value.filter(|value| !(min..=max).contains(value)).map(duration::show);
+    setting(path, TIME, &format!("from {} to {}", duration::show(min), duration::show(max)), refused)
+}
+
+fn count(path: &str, value: u64, min: u64, max: u64) -> Setting {
+    let refused = (!(min..=max).contains(&value)).then_some(value);
+    setting(path, COUNT, &format!("from {min} to {max}"), refused)
+}
+
+fn fraction(path: &str, value: f64, is_allowed: bool, allowed: &str) -> Setting {
+    setting(path, FRACTION, allowed, (!is_allowed).then_some(value))
 }
 
 fn fixed(setting: &'static str, now: &str, value: &str) -> Result<(), ConfigError> {
@@ -184,8 +226,4 @@ fn fixed(setting: &'static str, now: &str, value: &str) -> Result<(), ConfigErro
         return Ok(());
     }
     Err(ConfigError::Fixed { setting, now: now.to_owned(), value: value.to_owned() })
-}
-
-fn invalid(setting: &'static str, value: impl Display, allowed: String) -> ConfigError {
-    ConfigError::Invalid { setting, value: value.to_string(), allowed }
 }

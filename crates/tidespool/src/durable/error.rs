@@ -1,103 +1,69 @@
-//! What can go wrong with the filing engine.
+//! What can go wrong with the index engine.
 
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use thiserror::Error;
-use tidespool_core::SpoolId;
 
-/// An error of the filing engine. None has a `source`: each is the root cause of what carries it.
+/// An error of the index engine. None has a `source`: each is the root cause of what carries it.
+/// None says anything about a message: the index can be rebuilt.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(crate) enum DurableError {
-    /// The engine failed (an I/O error, damaged files, a panic inside), and is poisoned until it is opened again.
-    #[error("{}: {doing} failed: {what}; it has to be opened again", path.display())]
+    /// The engine failed: an I/O error, damaged files, a panic inside.
+    #[error("{}: {doing} failed: {what}; it is rebuilt from the segments", path.display())]
     Engine {
         /// Its directory.
         path: PathBuf,
-        /// What was asked of it.
+        /// The call that failed.
         doing: &'static str,
-        /// What it said.
+        /// Its own error.
         what: String,
-        /// The kind of I/O error, where it is one: a full disk can be told.
+        /// The kind of I/O error, where it is one.
         kind: Option<io::ErrorKind>,
     },
-    /// The engine did not answer in time, and is poisoned until it is opened again. Its thread may still be at it.
-    #[error("{}: {doing} did not end within {} ms; it has to be opened again", path.display(), after.as_millis())]
+    /// The engine did not answer in time. Its thread may still be at it.
+    #[error("{}: {doing} did not end within {} ms; it is rebuilt from the segments", path.display(), after.as_millis())]
     Timeout {
         /// Its directory.
         path: PathBuf,
-        /// What was asked of it.
+        /// The call that did not end.
         doing: &'static str,
         /// How long it had.
         after: Duration,
     },
-    /// Its files are in use: by another process, or by an earlier opening in this one that has not ended yet.
+    /// Its files are in use: by another process, or by an earlier opening in this one that has not
+    /// ended yet.
     #[error("{} is in use by another process, or not closed yet", path.display())]
     Locked {
         /// Its directory.
         path: PathBuf,
     },
-    /// No engine is open: it broke and was not opened again yet, or it was closed. Says nothing about the message
+    /// The index is being rebuilt, waits for that, or was closed. Says nothing about the message
     /// asked for. To be tried again.
-    #[error("{} is not open: {why}", path.display())]
+    #[error("{}: {why}", path.display())]
     Unavailable {
         /// Its directory.
         path: PathBuf,
         /// Why it is not.
         why: String,
     },
-    /// The message's record is there and cannot be read. Not an error of the engine.
-    #[error("the record of message {id} is damaged: {reason}")]
-    Damaged {
-        /// Which message.
-        id: SpoolId,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The record is larger than what may be filed.
-    #[error("a message of {len} bytes cannot be filed whole ({id}): at most {limit}")]
-    TooLarge {
-        /// Which message.
-        id: SpoolId,
-        /// Its bytes.
-        len: usize,
-        /// The most there may be.
-        limit: usize,
-    },
-    /// Something is filed under keys that no message has: damage, or files of somebody else.
-    #[error("{}: {count} records without a message's key, the first: {first}", path.display())]
-    ForeignKeys {
+    /// sled cannot work on this file system.
+    #[error(
+        "{}: the file system refuses a call that sled needs (`sync_file_range`): {what}; a spool can't be kept on it",
+        path.display()
+    )]
+    Unsupported {
         /// Its directory.
         path: PathBuf,
-        /// How many.
-        count: u64,
-        /// What the first of them is.
-        first: String,
+        /// sled's own error.
+        what: String,
     },
 }
 
 impl DurableError {
-    /// Its files are damaged, as far as the error tells: not an error of the disk, which may pass.
-    pub(crate) const fn is_damage(&self) -> bool {
-        use io::ErrorKind::{InvalidData, InvalidInput, NotFound, UnexpectedEof};
-        match self {
-            Self::Engine { kind, .. } => {
-                matches!(kind, None | Some(InvalidData | InvalidInput | NotFound | UnexpectedEof))
-            }
-            Self::ForeignKeys { .. } => true,
-            _ => false,
-        }
-    }
-
-    /// The engine has to be opened again before anything can succeed.
+    /// The engine has to be thrown away.
     pub(crate) const fn poisons(&self) -> bool {
-        matches!(self, Self::Engine { .. } | Self::Timeout { .. })
-    }
-
-    /// It may succeed when tried again, after the engine was opened again: the message itself is not at fault.
-    #[cfg(test)]
-    pub(crate) const fn is_retryable(&self) -> bool {
-        self.poisons() || matches!(self, Self::Locked { .. } | Self::Unavailable { .. })
+        matches!(self, Self::Engine { .. } | Self::Timeout { .. } | Self::Unsupported { .. })
     }
 }

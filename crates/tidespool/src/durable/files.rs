@@ -1,86 +1,72 @@
 //! sled's files: who may read them, and when they are on stable storage.
 //!
-//! sled opens, reads and writes them itself. What it leaves to us goes through [`Storage`], as the journal's and the ledger's files do.
+//! sled opens, reads and writes them itself. What it leaves to us goes through [`Storage`], as the
+//! journal's and the ledger's files do.
 
-use std::fs::{self, Permissions};
+use std::ffi::OsStr;
+use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::storage::{OpenMode, Storage, StorageFile};
+use crate::storage::{OpenMode, Storage, StorageFile, at, is_bystander, make_dir_private, make_file_private};
 
-/// sled's data file, through a descriptor that is older than sled's own and is kept: the kernel tells each descriptor
-/// about write-back errors that happen while it is open, and one opened afterwards may never hear of them.
+/// sled's data file, through a descriptor that is older than sled's own and is kept: the kernel
+/// reports write-back errors to each descriptor that is open when they happen.
 #[derive(Debug)]
-pub(super) struct DataFile(Arc<dyn StorageFile>);
+pub(super) struct DataFile {
+    file: Arc<dyn StorageFile>,
+}
 
 impl DataFile {
-    /// Makes the directory and its files, where there are none, so that nobody else can read them at any moment
-    /// (sled would leave that to the umask), and opens the data file.
+    /// Makes the directory and its files, where there are none, so that no other user can read them
+    /// at any moment (sled would leave that to the umask), and opens the data file.
     pub(super) fn prepare(storage: &dyn Storage, dir: &Path) -> io::Result<Self> {
-        for path in [dir, &dir.join("blobs")] {
-            storage.create_dir(path)?;
-            fs::set_permissions(path, Permissions::from_mode(0o700))?;
+        let root = dir.parent().unwrap_or(dir);
+        for path in [root, dir, &dir.join("blobs")] {
+            let made = storage.create_dir(path).and_then(|()| make_dir_private(path));
+            made.map_err(|error| at(path, error))?;
         }
+        // A kill may have come before `make_private`: an umask of 0777 left files of mode 0000.
+        make_private(dir)?;
         let path = dir.join("db");
         // Made only where there is none: what is there is sled's, and is not made empty.
         let file = match storage.open(&path, OpenMode::Write) {
             Err(err) if err.kind() == io::ErrorKind::NotFound => storage.open(&path, OpenMode::Create),
             opened => opened,
         };
-        Ok(Self(file?))
+        let file = file.map_err(|error| at(&path, error))?;
+        Ok(Self { file })
     }
 
-    /// Makes what sled flushed durable: sled itself only starts the writing.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-
-    /// Lets the kernel forget the clean pages of this file and of the settings. After a failed write-back they are what should be on disk,
-    /// not what is: reading them would show data as there which the next power cut takes away.
-    pub(super) fn forget_cached_pages(&self, storage: &dyn Storage, dir: &Path) -> io::Result<()> {
-        self.0.forget_cached();
-        if let Some(conf) = open_conf(storage, dir)? {
-            conf.forget_cached();
-        }
-        Ok(())
+    /// The descriptor.
+    pub(super) fn descriptor(&self) -> Arc<dyn StorageFile> {
+        self.file.clone()
     }
 }
 
-/// sled's settings, which it writes once. `None` before it did.
-fn open_conf(storage: &dyn Storage, dir: &Path) -> io::Result<Option<Arc<dyn StorageFile>>> {
-    match storage.open(&dir.join("conf"), OpenMode::Read) {
-        Ok(file) => Ok(Some(file)),
-        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(err) => Err(err),
-    }
-}
-
-/// Closes what sled made to others, and makes the files durable which it makes once and never syncs.
-pub(super) fn settle(storage: &dyn Storage, dir: &Path) -> io::Result<()> {
+/// Makes the files that sled has made readable for the owner alone, whatever the umask.
+pub(super) fn make_private(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        if entry.file_type()?.is_file() {
-            fs::set_permissions(entry.path(), Permissions::from_mode(0o600))?;
+        let is_sleds = ["db", "conf"].map(OsStr::new).contains(&&*entry.file_name())
+            || entry.file_name().to_string_lossy().starts_with("snap.");
+        if is_sleds && entry.file_type()?.is_file() {
+            let path = entry.path();
+            make_file_private(&path).map_err(|error| at(&path, error))?;
         }
-    }
-    if let Some(conf) = open_conf(storage, dir)? {
-        conf.sync_data()?;
-    }
-    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    for path in [&dir.join("blobs"), dir, parent] {
-        storage.sync_dir(path)?;
     }
     Ok(())
 }
 
-/// Bytes of all files in `dir` and in the folders in it.
-pub(super) fn size_of(dir: &Path) -> io::Result<u64> {
+/// Bytes of all files in `dir`.
+pub(crate) fn size_of(dir: &Path) -> io::Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         match entry.metadata() {
+            // It may be one that only root may read.
+            Ok(_) if is_bystander(&entry.file_name().to_string_lossy()) => {}
             Ok(metadata) if metadata.is_dir() => bytes += size_of(&entry.path())?,
             Ok(metadata) => bytes += metadata.len(),
             // sled removes snapshots and blobs beside us.
@@ -91,29 +77,45 @@ pub(super) fn size_of(dir: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// Those of sled's files that hold no message: snapshots, which spare it reading all of its data file, and its settings, which are always the same. It
-/// makes them anew where they are missing, and does not open where they are damaged.
-pub(crate) fn sled_helpers(dir: &Path) -> io::Result<Vec<(PathBuf, String)>> {
-    let entries = match fs::read_dir(dir) {
-        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name == "conf" || name.starts_with("snap.") {
-            found.push((entry.path(), name));
-        }
+/// Removes what has the name of the directory of indexes and is none: a file, or a link.
+pub(super) fn make_way(root: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(root) {
+        Ok(found) if !found.is_dir() => fs::remove_file(root).map_err(|error| at(root, error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(root, error)),
+        _ => Ok(()),
     }
-    Ok(found)
 }
 
-/// Removes the snapshots that a kill left half written. sled would take an empty one for the newest, and not open: everything in it was lost so once.
-pub(super) fn remove_unfinished_snapshots(storage: &dyn Storage, dir: &Path) -> io::Result<()> {
-    let names = storage.list(dir)?;
-    names
-        .iter()
-        .filter(|name| name.ends_with(".generating"))
-        .try_for_each(|name| storage.remove_file(&dir.join(name)))
+/// The numbers of the directories below `root`, one for each index that was made and not removed.
+pub(super) fn numbers_in(root: &Path) -> io::Result<Vec<u64>> {
+    let entries = match fs::read_dir(root) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(|error| at(root, error))?,
+    };
+    let mut numbers = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(|error| at(root, error))?.file_name();
+        numbers.extend(name.to_str().and_then(|name| name.parse::<u64>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Removes everything in `root` but the index `kept`. What can't be removed stays as garbage, until
+/// the next try.
+pub(super) fn remove_others(root: &Path, kept: Option<u64>) {
+    let kept = kept.map(|number| number.to_string());
+    let Ok(entries) = fs::read_dir(root) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if kept.as_ref() == Some(&name) || is_bystander(&name) {
+            continue;
+        }
+        let path = entry.path();
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let removed = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        if let Err(error) = removed {
+            tracing::warn!(path = %path.display(), %error, "an index that is no longer used could not be removed");
+        }
+    }
 }

@@ -14,6 +14,7 @@ use rustix::fs::{Advice, fadvise};
 use serde::{Deserialize, Serialize};
 
 use super::tally::number_of;
+use crate::storage::{at, is_bystander};
 
 /// What one thread takes at a time: so many bytes of one file.
 const PIECE: u64 = 8 << 20;
@@ -73,9 +74,13 @@ impl Fingerprint {
 
 /// Lists the files in `dir`. `false`: there is something else too.
 fn list(root: &Path, dir: &Path, files: &mut Vec<Listed>) -> io::Result<bool> {
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        let metadata = fs::symlink_metadata(&path)?;
+    for entry in fs::read_dir(dir).map_err(|error| at(dir, error))? {
+        let entry = entry.map_err(|error| at(dir, error))?;
+        if is_bystander(&entry.file_name().to_string_lossy()) {
+            continue;
+        }
+        let path = entry.path();
+        let metadata = fs::symlink_metadata(&path).map_err(|error| at(&path, error))?;
         if metadata.is_dir() {
             if !list(root, &path, files)? {
                 return Ok(false);
@@ -99,7 +104,7 @@ fn sum_up(pieces: &[(&Listed, u64)], next: &AtomicUsize, until: Option<Instant>)
             return Ok(None);
         }
         let end = file.len.min(offset + PIECE);
-        let crc = crc_of(&file.path, *offset, end, &mut block)?;
+        let crc = crc_of(&file.path, *offset, end, &mut block).map_err(|error| at(&file.path, error))?;
         let numbers = [file.len, *offset, u64::from(crc)].map(u64::to_le_bytes);
         digest = digest.wrapping_add(number_of(&file.name, numbers.as_flattened()));
     }

@@ -1,265 +1,422 @@
-//! What the spool holds: the filing engine, or none while it is broken.
+//! The index that the spool uses: whole, being rebuilt, or none.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
-use super::worker::Strays;
-use super::{
-    Damaged, DurableError, DurableStore, Fingerprint, Key, KeyRange, Op, Record, SledOptions, SledStore,
-    Tally,
-};
+use super::files::{make_way, numbers_in, remove_others};
+use super::fingerprint::Fingerprint;
+use super::{DurableError, DurableStore, Key, KeyRange, Op, Record, SledOptions, SledStore, Tally};
+use crate::storage::StorageFile;
 
-/// Why the engine is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Opening {
-    /// The spool is opened.
-    First,
-    /// The engine, or its opening, failed before in this process. What the kernel holds of its files in memory may not be on disk.
-    AfterError,
+type OpenDataFile = (PathBuf, Arc<dyn StorageFile>);
+pub(super) type Opener = Box<dyn Fn(&Path) -> Result<Box<dyn DurableStore>, DurableError> + Send + Sync>;
+
+/// An index as an orderly shutdown left it. Stands in the manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ClosedIndex {
+    /// Of its directory.
+    number: u64,
+    files: Fingerprint,
 }
 
-/// What a reopening did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Reopened {
-    /// Why it was not open: the error that broke it.
-    pub(crate) why: String,
-    /// How long it took, check included.
-    pub(crate) took: Duration,
-}
-
-type Opener = Box<dyn Fn(Opening) -> Result<Box<dyn DurableStore>, DurableError> + Send + Sync>;
-
-/// The filing engine that the spool uses now, if there is one.
+/// The index that the spool uses now, if there is one.
 ///
-/// The first engine error takes it out of use for everyone: it is let go (sled is dropped on its own thread, nobody
-/// waits), and every call fails with the retryable [`DurableError::Unavailable`] until [`reopen`](Self::reopen).
+/// Each index has a directory of its own, with a number for a name. The first error that poisons
+/// the engine takes it out of use: it is closed on its own thread, without a wait, and every call
+/// fails with [`DurableError::Unavailable`] until another index is [begun](Self::begin) and filled.
 pub(crate) struct Durable {
-    path: PathBuf,
+    /// The directory of the numbered directories.
+    root: PathBuf,
     opener: Opener,
-    close_timeout: Duration,
-    strays: Arc<Strays>,
-    current: ArcSwapOption<Box<dyn DurableStore>>,
-    /// Held for the whole of a reopening.
-    broken: Mutex<Option<Broken>>,
-    /// It was to be closed while a reopening hung: what that opens after all is let go.
+    options: SledOptions,
+    current: ArcSwapOption<Index>,
+    /// Of the last index.
+    number: AtomicU64,
+    /// The end came while an index was being opened: it is let go at once.
     given_up: AtomicBool,
-    /// Why there is none, for those who ask meanwhile.
+    /// Out of use, not yet seen closed.
+    retired: Mutex<Vec<Arc<Index>>>,
+    /// The data file of the last index.
+    data_file: Mutex<Option<OpenDataFile>>,
+    /// Why there is no whole index.
     why: Mutex<String>,
+    /// Notified when the index becomes whole, and at the end.
+    became_whole: Notify,
 }
 
-/// An engine out of use, not yet seen closed.
-struct Broken {
-    store: Arc<Box<dyn DurableStore>>,
-    why: String,
+/// An index in use.
+struct Index {
+    /// Of its directory.
+    number: u64,
+    store: Box<dyn DurableStore>,
+    state: AtomicU8,
+}
+
+/// [`Index::state`]: what it holds is right, and not everything.
+const FILLING: u8 = 0;
+/// [`Index::state`]: what it holds was not compared with the ledger yet.
+const UNCHECKED: u8 = 1;
+/// [`Index::state`]: it holds everything that is filed.
+const WHOLE: u8 = 2;
+
+impl Index {
+    fn state(&self) -> u8 {
+        self.state.load(Ordering::Acquire)
+    }
 }
 
 impl Durable {
-    /// Opens sled in `dir`. Before it is relied on, its [`tally`](Self::tally) should be compared with the ledger.
-    ///
-    /// # Errors
-    ///
-    /// As [`SledStore::open`].
-    pub(crate) fn open_sled(dir: &Path, options: SledOptions) -> Result<Self, DurableError> {
-        Self::open_sled_as(dir, options, Opening::First)
+    /// No index yet. Its directories will be in `root`.
+    pub(crate) fn new(root: &Path, options: SledOptions) -> Self {
+        let of_sled = options.clone();
+        let opener: Opener = Box::new(move |dir| Ok(Box::new(SledStore::open(dir, of_sled.clone())?)));
+        Self::with_opener(root, options, opener)
     }
 
-    /// The same after an opening that failed: what memory holds of its files may not be what is on disk.
-    ///
-    /// # Errors
-    ///
-    /// As [`SledStore::open`].
-    pub(crate) fn open_sled_again(dir: &Path, options: SledOptions) -> Result<Self, DurableError> {
-        Self::open_sled_as(dir, options, Opening::AfterError)
-    }
-
-    fn open_sled_as(dir: &Path, options: SledOptions, opening: Opening) -> Result<Self, DurableError> {
-        let (close_timeout, strays) = (options.open_timeout, Arc::clone(&options.strays));
-        let path = dir.to_owned();
-        let opener: Opener = Box::new(move |opening| {
-            let store = SledStore::open(&path, options.clone(), opening)?;
-            Ok(Box::new(store))
-        });
-        let store = opener(opening)?;
-        Ok(Self {
-            path: dir.to_owned(),
+    /// The same for another engine.
+    pub(super) fn with_opener(root: &Path, options: SledOptions, opener: Opener) -> Self {
+        Self {
+            root: root.to_owned(),
             opener,
-            close_timeout,
-            strays,
-            current: ArcSwapOption::from_pointee(store),
-            broken: Mutex::default(),
+            options,
+            current: ArcSwapOption::empty(),
+            number: AtomicU64::new(0),
             given_up: AtomicBool::new(false),
-            why: Mutex::default(),
+            retired: Mutex::default(),
+            data_file: Mutex::default(),
+            why: Mutex::new("the index of the last run is being checked".to_owned()),
+            became_whole: Notify::new(),
+        }
+    }
+
+    /// The directory of the indexes.
+    pub(crate) fn path(&self) -> &Path {
+        &self.root
+    }
+
+    fn dir_of(&self, number: u64) -> PathBuf {
+        self.root.join(number.to_string())
+    }
+
+    /// Opens the index that an orderly shutdown left, if its files are, byte for byte, what they
+    /// were then. It answers nothing until it is [finished](Self::finish). `false`: they are not,
+    /// or they can't be read or opened, and an index has to be built.
+    pub(crate) fn open_closed(&self, closed: ClosedIndex, records: u64) -> bool {
+        match Self::is_as_closed(&self.root, closed) {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(error) => {
+                tracing::warn!(%error, "the index could not be read: it is rebuilt");
+                return false;
+            }
+        }
+        match self.open(closed.number, UNCHECKED) {
+            Ok(index) => {
+                index.store.note_records(records);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the index could not be opened: it is rebuilt");
+                false
+            }
+        }
+    }
+
+    /// Whether the files of an index below `root` are, byte for byte, what an orderly shutdown
+    /// left.
+    ///
+    /// # Errors
+    ///
+    /// They can't be read.
+    pub(crate) fn is_as_closed(root: &Path, closed: ClosedIndex) -> io::Result<bool> {
+        Ok(Fingerprint::of(&root.join(closed.number.to_string()), None)? == Some(closed.files))
+    }
+
+    /// Begins a new, empty index, which [`fill`](Self::fill) fills. The files of all others are
+    /// removed first.
+    ///
+    /// # Errors
+    ///
+    /// As [`SledStore::open`]; the directory can't be listed; what was opened is not empty, because
+    /// something else put files there. There is no index then.
+    pub(crate) fn begin(&self) -> Result<(), DurableError> {
+        self.remove_all()?;
+        let last = self.number.load(Ordering::Relaxed);
+        let index = self.open(last.wrapping_add(1), UNCHECKED)?;
+        let mut is_empty = true;
+        self.scan_all(&mut |_, _| {
+            is_empty = false;
+            false
+        })?;
+        if !is_empty {
+            let error = io::Error::other("it holds records of an earlier index");
+            self.retire(&index, &error.to_string());
+            return Err(self.failed("making a new one", &error));
+        }
+        index.state.store(FILLING, Ordering::Release);
+        Ok(())
+    }
+
+    /// Lets go of the index, and removes the files of every index: on a full disk theirs is the
+    /// room that there is.
+    ///
+    /// # Errors
+    ///
+    /// The directory can't be listed.
+    pub(crate) fn remove_all(&self) -> Result<(), DurableError> {
+        self.let_go("it is being rebuilt");
+        *self.data_file.lock() = None;
+        let listed = make_way(&self.root)
+            .and_then(|()| numbers_in(&self.root))
+            .map_err(|error| self.failed("looking at its directories", &error))?;
+        // No number is used again.
+        self.number.fetch_max(listed.last().copied().unwrap_or(0), Ordering::Relaxed);
+        remove_others(&self.root, None);
+        "the index is being rebuilt from the segments".clone_into(&mut self.why.lock());
+        Ok(())
+    }
+
+    fn open(&self, number: u64, state: u8) -> Result<Arc<Index>, DurableError> {
+        self.number.store(number, Ordering::Relaxed);
+        let store = (self.opener)(&self.dir_of(number))?;
+        *self.data_file.lock() = store.data_file();
+        let index = Arc::new(Index { number, store, state: AtomicU8::new(state) });
+        self.current.store(Some(index.clone()));
+        if self.given_up.load(Ordering::SeqCst) {
+            self.let_go("it was closed");
+            return Err(self.unavailable());
+        }
+        Ok(index)
+    }
+
+    fn failed(&self, doing: &'static str, error: &io::Error) -> DurableError {
+        let (path, what) = (self.root.clone(), error.to_string());
+        DurableError::Engine { path, doing, what, kind: Some(error.kind()) }
+    }
+
+    /// Everything that is filed is in the index now.
+    pub(crate) fn finish(&self) {
+        if let Some(index) = &*self.current.load() {
+            index.state.store(WHOLE, Ordering::Release);
+        }
+        self.became_whole.notify_waiters();
+    }
+
+    /// There is an index, and everything that is filed is in it.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.current.load().as_ref().is_some_and(|index| index.state() == WHOLE)
+    }
+
+    /// There is an index of an earlier run, and it was not compared with the ledger yet.
+    pub(crate) fn is_unchecked(&self) -> bool {
+        self.current.load().as_ref().is_some_and(|index| index.state() == UNCHECKED)
+    }
+
+    /// Waits until the index is whole, or closed for good.
+    pub(crate) async fn whole(&self) {
+        let mut notified = std::pin::pin!(self.became_whole.notified());
+        // From here on no notification is missed.
+        notified.as_mut().enable();
+        if !self.is_whole() && !self.given_up.load(Ordering::SeqCst) {
+            notified.await;
+        }
+    }
+
+    /// The record under `key`.
+    ///
+    /// # Errors
+    ///
+    /// As [`DurableStore::get`]; [`DurableError::Unavailable`] where there is none under `key` and
+    /// the index is not whole.
+    pub(crate) fn get(&self, key: &Key) -> Result<Option<Record>, DurableError> {
+        self.find(key).map(|found| found.map(|(record, _)| record))
+    }
+
+    /// The same, with the number of the index that holds it: [`distrust`](Self::distrust) takes it.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    pub(crate) fn find(&self, key: &Key) -> Result<Option<(Record, u64)>, DurableError> {
+        self.with(|index| {
+            let state = index.state();
+            if state == UNCHECKED {
+                return Err(self.unavailable());
+            }
+            match index.store.get(key)? {
+                None if state == FILLING => Err(self.unavailable()),
+                found => Ok(found.map(|record| (record, index.number))),
+            }
         })
     }
 
-    /// As [`DurableStore::get`].
-    pub(crate) fn get(&self, key: &Key) -> Result<Option<Record>, DurableError> {
-        self.with(|store| store.get(key))
-    }
-
-    /// As [`DurableStore::apply`].
+    /// Changes a whole index: as [`DurableStore::apply`].
+    ///
+    /// # Errors
+    ///
+    /// As [`DurableStore::apply`]; [`DurableError::Unavailable`] where it is not whole.
     pub(crate) fn apply(
         &self,
         ops: &mut dyn Iterator<Item = Op>,
         replaced: &mut dyn FnMut(&Key, Option<Record>),
     ) -> Result<Tally, DurableError> {
-        self.with(|store| store.apply(ops, replaced))
+        self.with_whole(|store| store.apply(ops, replaced))
     }
 
-    /// As [`DurableStore::scan`].
+    /// Fills an index that was [begun](Self::begin): as [`DurableStore::apply`].
+    ///
+    /// # Errors
+    ///
+    /// As [`DurableStore::apply`].
+    pub(crate) fn fill(
+        &self,
+        ops: &mut dyn Iterator<Item = Op>,
+        replaced: &mut dyn FnMut(&Key, Option<Record>),
+    ) -> Result<Tally, DurableError> {
+        self.with(|index| index.store.apply(ops, replaced))
+    }
+
+    /// The record that a fill has put under `key` so far.
+    ///
+    /// # Errors
+    ///
+    /// As [`DurableStore::get`].
+    pub(crate) fn get_filled(&self, key: &Key) -> Result<Option<Record>, DurableError> {
+        self.with(|index| index.store.get(key))
+    }
+
+    /// Scans a whole index: as [`DurableStore::scan`].
+    ///
+    /// # Errors
+    ///
+    /// As [`DurableStore::scan`]; [`DurableError::Unavailable`] where it is not whole.
     pub(crate) fn scan(
         &self,
         ranges: &[KeyRange],
-        visit: &mut dyn FnMut(Key, Result<Record, Damaged>) -> bool,
+        visit: &mut dyn FnMut(Key, Record) -> bool,
     ) -> Result<(), DurableError> {
-        self.with(|store| store.scan(ranges, visit))
+        self.with_whole(|store| store.scan(ranges, visit))
     }
 
-    /// As [`DurableStore::tally`].
-    #[cfg(test)]
-    pub(crate) fn tally(&self) -> Result<Tally, DurableError> {
-        self.with(|store| store.tally())
+    /// Scans all that the index holds, whole or not.
+    ///
+    /// # Errors
+    ///
+    /// As [`DurableStore::scan`].
+    pub(crate) fn scan_all(&self, visit: &mut dyn FnMut(Key, Record) -> bool) -> Result<(), DurableError> {
+        self.with(|index| index.store.scan(&[KeyRange::ALL], visit))
     }
 
     /// As [`DurableStore::size_on_disk`]; 0 while there is none.
     pub(crate) fn size_on_disk(&self) -> u64 {
-        self.current.load_full().map_or(0, |store| store.size_on_disk())
+        self.current.load_full().map_or(0, |index| index.store.size_on_disk())
     }
 
     /// As [`DurableStore::memory_bytes`]; 0 while there is none.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        self.current.load_full().map_or(0, |store| store.memory_bytes())
+        self.current.load_full().map_or(0, |index| index.store.memory_bytes())
     }
 
-    /// Whether there is an engine in use.
-    pub(crate) fn is_open(&self) -> bool {
-        self.current.load().is_some()
-    }
-
-    /// Threads of engines that did not end in time. More than 0 for long: the process has to be started again.
-    #[cfg(test)]
-    pub(crate) fn stuck_threads(&self) -> usize {
-        self.strays.reap()
-    }
-
-    /// What its files are, if that can be told by `until`. Only of use while it is closed.
-    pub(crate) fn fingerprint(&self, until: Instant) -> io::Result<Option<Fingerprint>> {
-        Fingerprint::of(&self.path, Some(until))
-    }
-
-    /// Whether some engine of this handle failed while it was closed: what it wrote last may not be there.
-    pub(crate) fn closing_failed(&self) -> bool {
-        self.strays.closing_failed()
-    }
-
-    /// Opens the engine again after an error. Waits until the broken one has closed (as long as a closing may take),
-    /// calls `before` (room may have to be made on a full disk), opens, and lets `check` look at what was opened;
-    /// nobody else sees it until `check` was content. `None`: there was one in use, and nothing was done.
+    /// Closes the index, and waits for that until `by`. If it was whole, the result describes what
+    /// an orderly shutdown leaves: sync and sum it up with [`sum_up`](Self::sum_up).
     ///
     /// # Errors
     ///
-    /// Whatever closing, `before`, opening and `check` say. There is no engine then, as before, and it can be tried
-    /// again.
-    pub(crate) fn reopen(
-        &self,
-        before: &mut dyn FnMut() -> Result<(), DurableError>,
-        check: &mut dyn FnMut(&dyn DurableStore) -> Result<(), DurableError>,
-    ) -> Result<Option<Reopened>, DurableError> {
+    /// [`DurableError::Timeout`] where it, or one before it, did not close in time. It closes when it
+    /// can.
+    pub(crate) fn close(&self, by: Instant) -> Result<bool, DurableError> {
         let started = Instant::now();
-        let mut broken = self.broken.lock();
-        if self.is_open() {
-            return Ok(None);
-        }
-        if let Some(Broken { store, why }) = broken.take() {
-            tracing::warn!(path = %self.path.display(), why, "opening the filing engine again");
-            store.close(self.close_timeout)?;
-        }
-        before()?;
-        let store = (self.opener)(Opening::AfterError)?;
-        if let Err(err) = check(&*store) {
-            // The next attempt, or the end, sees it closed.
-            store.let_go();
-            *broken = Some(Broken { store: Arc::new(store), why: err.to_string() });
-            return Err(err);
-        }
-        self.current.store(Some(Arc::new(store)));
-        if self.given_up.load(Ordering::SeqCst) {
-            self.abandon();
-            return Err(self.unavailable());
-        }
-        Ok(Some(Reopened { why: std::mem::take(&mut self.why.lock()), took: started.elapsed() }))
-    }
-
-    /// Closes the engine, and waits for that until `by`. It can be opened again by [`reopen`](Self::reopen).
-    ///
-    /// # Errors
-    ///
-    /// [`DurableError::Timeout`] where it, or a broken one before it, did not close in time, or is just being opened again. It closes when it can.
-    pub(crate) fn close(&self, by: Instant) -> Result<(), DurableError> {
-        let after = by.saturating_duration_since(Instant::now());
-        let late = |doing| DurableError::Timeout { path: self.path.clone(), doing, after };
-        if let Some(store) = self.current.load_full() {
-            self.retire(&store, "it was closed");
-        }
-        let Some(mut broken) = self.broken.try_lock_until(by) else {
-            self.given_up.store(true, Ordering::SeqCst);
-            self.abandon();
-            return Err(late("opening it again"));
-        };
-        let broken = broken.take();
+        self.given_up.store(true, Ordering::SeqCst);
+        let was_whole = self.is_whole();
+        self.let_go("it was closed");
+        self.became_whole.notify_waiters();
         let left = || by.saturating_duration_since(Instant::now());
-        broken.map_or(Ok(()), |broken| broken.store.close(left())).map_err(|_| late("closing"))?;
-        if self.strays.join_all(left()) > 0 {
-            return Err(late("closing"));
+        let mut all_closed = true;
+        for index in self.retired.lock().drain(..) {
+            all_closed &= index.store.close(left()).is_ok();
         }
-        Ok(())
+        if !all_closed || self.options.strays.join_all(left()) > 0 {
+            let after = by.saturating_duration_since(started);
+            return Err(DurableError::Timeout { path: self.root.clone(), doing: "closing", after });
+        }
+        Ok(was_whole && !self.options.strays.closing_failed())
     }
 
-    /// Lets go of what a reopening brought too late.
-    fn abandon(&self) {
-        if let Some(store) = self.current.swap(None) {
-            store.let_go();
+    /// Makes the files of the closed index durable, and describes them. `None`: that would take
+    /// longer than until `by`.
+    pub(crate) fn sum_up(&self, by: Instant) -> io::Result<Option<ClosedIndex>> {
+        if let Some((_, file)) = self.data_file.lock().take() {
+            file.sync_data()?;
+        }
+        let number = self.number.load(Ordering::Relaxed);
+        let files = Fingerprint::of(&self.dir_of(number), Some(by))?;
+        Ok(files.map(|files| ClosedIndex { number, files }))
+    }
+
+    /// The file with everything that is indexed, and an open descriptor of it.
+    pub(crate) fn data_file(&self) -> Option<OpenDataFile> {
+        self.data_file.lock().clone()
+    }
+
+    /// Takes the index out of use: another one has to be built.
+    pub(crate) fn let_go(&self, why: &str) {
+        if let Some(index) = self.current.load_full() {
+            self.retire(&index, why);
         }
     }
 
-    /// Runs `f` with the engine in use.
-    ///
-    /// # Errors
-    ///
-    /// [`DurableError::Unavailable`] where there is none; what `f` returns. One that poisons takes the engine out of use.
-    pub(crate) fn with<T>(
-        &self,
-        f: impl FnOnce(&dyn DurableStore) -> Result<T, DurableError>,
-    ) -> Result<T, DurableError> {
-        let store = self.current.load_full().ok_or_else(|| self.unavailable())?;
-        let result = f(&**store);
+    /// Takes the index with this number out of use: it holds what is not true. Nothing happens if
+    /// another one is in use by now.
+    pub(crate) fn distrust(&self, number: u64, why: &str) {
+        if let Some(index) = self.current.load_full().filter(|index| index.number == number) {
+            self.retire(&index, why);
+        }
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&Index) -> Result<T, DurableError>) -> Result<T, DurableError> {
+        let index = self.current.load_full().ok_or_else(|| self.unavailable())?;
+        let result = f(&index);
         if let Err(err) = &result
             && err.poisons()
         {
-            self.retire(&store, &err.to_string());
+            self.retire(&index, &err.to_string());
         }
         result
     }
 
-    fn unavailable(&self) -> DurableError {
-        DurableError::Unavailable { path: self.path.clone(), why: self.why.lock().clone() }
+    fn with_whole<T>(
+        &self,
+        f: impl FnOnce(&dyn DurableStore) -> Result<T, DurableError>,
+    ) -> Result<T, DurableError> {
+        self.with(|index| match index.state() == WHOLE {
+            true => f(&*index.store),
+            false => Err(self.unavailable()),
+        })
     }
 
-    /// Takes `store` out of use, if it still is in use.
-    fn retire(&self, store: &Arc<Box<dyn DurableStore>>, why: &str) {
-        let expected = Some(Arc::clone(store));
-        let found = self.current.compare_and_swap(&expected, None);
-        if !found.as_ref().is_some_and(|found| Arc::ptr_eq(found, store)) {
+    fn unavailable(&self) -> DurableError {
+        DurableError::Unavailable { path: self.root.clone(), why: self.why.lock().clone() }
+    }
+
+    /// Takes `index` out of use, if it still is in use.
+    fn retire(&self, index: &Arc<Index>, why: &str) {
+        let found = self.current.compare_and_swap(index, None);
+        if !found.as_ref().is_some_and(|found| Arc::ptr_eq(found, index)) {
             return;
         }
         why.clone_into(&mut self.why.lock());
-        store.let_go();
-        *self.broken.lock() = Some(Broken { store: Arc::clone(store), why: why.to_owned() });
+        index.store.let_go();
+        let mut retired = self.retired.lock();
+        // Those that have closed by now are forgotten.
+        retired.retain(|index| index.store.close(Duration::ZERO).is_err());
+        retired.push(Arc::clone(index));
     }
 }

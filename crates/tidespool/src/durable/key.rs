@@ -52,6 +52,17 @@ pub(crate) struct NotAKey {
 }
 
 impl Key {
+    /// The highest key of each class.
+    pub(crate) fn last_of_each_class() -> [Self; 3] {
+        let last = |version: u8, variant: u8| {
+            let mut id = [0xff; 16];
+            (id[6], id[8]) = (version << 4 | 0xf, variant);
+            Self::of(&SpoolId::from_bytes(id))
+        };
+        // By its variant the first one is no UUID with a time.
+        [last(0xf, 0xff), last(6, 0xbf), last(7, 0xbf)]
+    }
+
     /// The key of `id`.
     pub(crate) fn of(id: &SpoolId) -> Self {
         let class = Class::of(id);
@@ -144,11 +155,7 @@ impl KeyRange {
 
     /// The keys of all ids with `created() < start`, and of all ids without a time. In key order.
     pub(crate) fn created_before(start: DateTime<Utc>) -> [Self; 3] {
-        // A leap second counts on beyond 10^9: every time that an id can tell in that second is before it.
-        let nanos_of_second = i128::from(start.timestamp_subsec_nanos()).min(1_000_000_000);
-        let nanos = i128::from(start.timestamp()) * 1_000_000_000 + nanos_of_second;
-        let ticks = (ceil_div(nanos, 100) + UNIX_EPOCH_TICKS).clamp(0, TICKS_END);
-        let millis = ceil_div(nanos, 1_000_000).clamp(0, MILLIS_END);
+        let (ticks, millis) = heads_of(start);
         [
             Self::between(first_of(0, 0), first_of(1, 0)),
             Self::between(first_of(1, 0), first_of(1, ticks << 4)),
@@ -156,9 +163,14 @@ impl KeyRange {
         ]
     }
 
-    /// Each class of keys, in order.
-    pub(super) fn classes() -> [Range<[u8; KEY_LEN]>; 3] {
-        [0, 1, 2].map(|class| first_of(class, 0)..first_of(class + 1, 0))
+    /// The keys of all ids with a time that is not before `start`: what
+    /// [`created_before`](Self::created_before) leaves out. In key order.
+    pub(crate) fn created_from(start: DateTime<Utc>) -> [Self; 2] {
+        let (ticks, millis) = heads_of(start);
+        [
+            Self::between(first_of(1, ticks << 4), first_of(2, 0)),
+            Self::between(first_of(2, millis << 16), first_of(3, 0)),
+        ]
     }
 
     /// What is left of it after `key`.
@@ -187,6 +199,17 @@ impl KeyRange {
     }
 }
 
+/// The first time of a UUID 1 or 6, and of a UUID 7, that is not before `start`.
+fn heads_of(start: DateTime<Utc>) -> (i128, i128) {
+    // A leap second counts on beyond 10^9: every time that an id can have in that second is before
+    // it.
+    let nanos_of_second = i128::from(start.timestamp_subsec_nanos()).min(1_000_000_000);
+    let nanos = i128::from(start.timestamp()) * 1_000_000_000 + nanos_of_second;
+    let ticks = (ceil_div(nanos, 100) + UNIX_EPOCH_TICKS).clamp(0, TICKS_END);
+    let millis = ceil_div(nanos, 1_000_000).clamp(0, MILLIS_END);
+    (ticks, millis)
+}
+
 /// The lowest key of `class` whose next 8 bytes are `head` (of 64 bits; one more than they can hold is the next class).
 fn first_of(class: u128, head: i128) -> [u8; KEY_LEN] {
     let head = u128::try_from(head).unwrap_or_default();
@@ -194,36 +217,6 @@ fn first_of(class: u128, head: i128) -> [u8; KEY_LEN] {
     let mut key = [0; KEY_LEN];
     key[..9].copy_from_slice(&[c, h0, h1, h2, h3, h4, h5, h6, h7]);
     key
-}
-
-/// Bounds that cut what lies between two keys of one class into at most `parts` equal parts. None where these are no keys.
-pub(super) fn between(first: &[u8], last: &[u8], parts: usize) -> Vec<[u8; KEY_LEN]> {
-    let keys = <[u8; KEY_LEN]>::try_from(first).ok().zip(<[u8; KEY_LEN]>::try_from(last).ok());
-    let Some((first, last)) = keys else { return Vec::new() };
-    let [from, to] = [&first, &last].map(|key| u128::from_be_bytes(last_16(key)));
-    let step = to.saturating_sub(from) / parts.max(1) as u128;
-    if step == 0 {
-        return Vec::new();
-    }
-    let cut = |n: u128| {
-        let mut key = first;
-        key[1..].copy_from_slice(&(from + n * step).to_be_bytes());
-        key
-    };
-    (1..parts.max(1) as u128).map(cut).collect()
-}
-
-/// Halfway between two bounds of keys, if there is anything between them.
-pub(super) fn middle(low: &[u8], high: &[u8]) -> Option<[u8; KEY_LEN]> {
-    let low = <[u8; KEY_LEN]>::try_from(low).ok()?;
-    let high = <[u8; KEY_LEN]>::try_from(high).ok()?;
-    // The end of a class is the first key of the next.
-    let to = if high[0] > low[0] { u128::MAX } else { u128::from_be_bytes(last_16(&high)) };
-    let from = u128::from_be_bytes(last_16(&low));
-    let half = to.checked_sub(from)? / 2;
-    let mut middle = low;
-    middle[1..].copy_from_slice(&(from + half).to_be_bytes());
-    (half > 0).then_some(middle)
 }
 
 fn last_16(key: &[u8; KEY_LEN]) -> [u8; 16] {
@@ -299,6 +292,7 @@ mod tests {
             let Some(created) = id.created() else {
                 let [timeless, ..] = KeyRange::created_before(Utc::now());
                 prop_assert!(timeless.contains(&Key::of(&id)));
+                prop_assert!(!KeyRange::created_from(Utc::now()).iter().any(|range| range.contains(&Key::of(&id))));
                 return Ok(());
             };
             let mut start = created + TimeDelta::nanoseconds(nanos);
@@ -308,6 +302,8 @@ mod tests {
             }
             let inside = KeyRange::created_before(start).iter().filter(|range| range.contains(&Key::of(&id))).count();
             prop_assert_eq!(inside, usize::from(created < start), "{} and {}", created, start);
+            let beyond = KeyRange::created_from(start).iter().filter(|range| range.contains(&Key::of(&id))).count();
+            prop_assert_eq!(inside + beyond, 1, "each is in one of them: {} and {}", created, start);
         }
     }
 

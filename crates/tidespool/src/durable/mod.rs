@@ -1,12 +1,16 @@
-//! Where messages that stay are filed: the trait of the filing engine, and sled behind it.
+//! The index of what is filed: the trait of an index engine, and sled behind it.
+//!
+//! The index makes finding a message fast. It is the home of nothing: what it holds is a function
+//! of the segments and the manifest, and it is rebuilt from them on any doubt.
 //!
 //! # Layout
 //!
-//! * [`key`], [`record`], [`tally`]: what is filed, as bytes, and its digest. Pure.
-//! * [`handle`]: what the spool holds: the engine, or none while it is broken.
+//! * [`key`], [`record`], [`tally`]: what the index holds, as bytes, and its digest. Pure.
+//! * [`handle`]: the index that the spool uses: whole, being rebuilt, or none.
 //! * [`sled_store`]: sled 0.34.7, with what it needs from us: see there.
-//! * [`trip`], [`worker`], [`files`]: changes on their way to sled; its own thread; its files and their syncing.
-//! * [`salvage`]: what can be read of damaged files.
+//! * [`trip`], [`worker`], [`files`]: changes on their way to sled; its own thread; its files.
+//! * [`sled_lock`]: the end of its lock.
+//! * [`support`]: whether a file system can hold sled.
 //! * [`fingerprint`]: whether its files are still what they were.
 //! * [`footprint`]: how much memory it uses.
 
@@ -17,115 +21,100 @@ mod footprint;
 mod handle;
 mod key;
 mod record;
-mod salvage;
+mod sled_lock;
 mod sled_store;
+mod support;
 mod tally;
 #[cfg(test)]
 mod tests;
 mod trip;
 mod worker;
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use error::DurableError;
-pub(crate) use files::sled_helpers;
-pub(crate) use fingerprint::Fingerprint;
-pub(crate) use handle::{Durable, Opening};
+pub(crate) use files::size_of as size_of_dir;
+pub(crate) use handle::{ClosedIndex, Durable};
 pub(crate) use key::{Class, Key, KeyRange};
-pub(crate) use record::{MAX_WHOLE, Record};
+pub(crate) use record::Record;
 pub(crate) use sled_store::{SledOptions, SledStore};
+pub(crate) use support::TRIAL_DIR;
 pub(crate) use tally::Tally;
-pub(crate) use worker::Strays;
+pub(crate) use worker::{Strays, sled_threads_to_come};
 
-/// One change of what is filed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use crate::storage::StorageFile;
+
+/// One change of the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Op {
     /// Of which message.
     pub(crate) key: Key,
-    /// What happens to it.
+    /// The change.
     pub(crate) change: Change,
 }
 
-/// What happens to a message's record.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A change of a message's record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// It is filed, in place of an earlier one.
+    /// The record takes the place of an earlier one.
     Put(Record),
-    /// It is taken out. Nothing is written where there is none.
+    /// The record is taken out. Nothing is written where there is none.
     Remove,
 }
 
-/// A record that is filed under a key and cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Damaged {
-    /// What is wrong with it.
-    pub(crate) reason: String,
-}
-
-/// Is shown each key with its value as it stands there.
-pub(crate) type Visitor<'a> = Box<dyn FnMut(Key, &[u8]) -> bool + Send + 'a>;
-
-/// A filing engine: the durable home of each message's record.
+/// An index engine: id → place.
 ///
-/// All calls block, on disk I/O at least: not for async threads. After any [`DurableError::Engine`] or
-/// [`DurableError::Timeout`] the engine is poisoned: later calls fail at once, until it is opened again.
+/// All calls block, on disk I/O at least: not for async threads. After any error that
+/// [`poisons`](DurableError::poisons), every later call fails at once. The engine is thrown away then,
+/// and another one is filled: it is never opened again.
 pub(crate) trait DurableStore: Send + Sync {
     /// The record under `key`.
     ///
     /// # Errors
     ///
-    /// [`DurableError::Damaged`] where there is one that cannot be read.
+    /// The engine's; the bytes under the key are not a record of it.
     fn get(&self, key: &Key) -> Result<Option<Record>, DurableError>;
 
-    /// Makes `ops` one after the other, then makes all of them durable. For each, in order, `replaced` gets the
-    /// record that stood there before; one that could not be read is given as [`Record::Damaged`]. Fastest with ops
-    /// in key order.
+    /// Makes `ops` one after the other. For each, in order, `replaced` gets the record that stood
+    /// there before. Fastest with ops in key order. Returns what to add to the tally from before.
     ///
-    /// `Ok`: all of them are on stable storage, and the result is what to add to the [`tally`](Self::tally) from before.
-    /// Memory stays bounded however many ops there are. One `apply` runs at a time; others wait for it.
+    /// Memory stays bounded however many ops there are. One `apply` runs at a time; others wait.
+    /// Nothing is durable by this.
     ///
     /// # Errors
     ///
-    /// [`DurableError::TooLarge`] for a record over [`MAX_WHOLE`]; engine errors. After any error, each op may have
-    /// been made or not, durable or not, whatever `replaced` was told: make them again, and take the tally anew.
+    /// As [`get`](Self::get). Each op may have been made or not.
     fn apply(
         &self,
         ops: &mut dyn Iterator<Item = Op>,
         replaced: &mut dyn FnMut(&Key, Option<Record>),
     ) -> Result<Tally, DurableError>;
 
-    /// Visits what is filed in `ranges`, one after the other, each in key order, until `visit` returns `false`.
+    /// Visits the records in `ranges`, one range after the other, each in key order, until `visit`
+    /// returns `false`.
     ///
-    /// Runs beside changes: what is there during the whole scan is visited exactly once; what comes, goes or is
-    /// replaced meanwhile, once at most, in a version that stood there at some moment of the scan.
+    /// Runs beside changes: a record that is there during the whole scan is visited exactly once.
+    /// One that is put, removed or replaced meanwhile is visited once at most, in a version that
+    /// stood there at some moment of the scan.
     ///
     /// # Errors
     ///
-    /// Engine errors; [`DurableError::ForeignKeys`], after everything else was visited, if there is something that no
-    /// message can be named for.
+    /// As [`get`](Self::get).
     fn scan(
         &self,
         ranges: &[KeyRange],
-        visit: &mut dyn FnMut(Key, Result<Record, Damaged>) -> bool,
+        visit: &mut dyn FnMut(Key, Record) -> bool,
     ) -> Result<(), DurableError>;
 
-    /// Shows everything there is to `visitors`, each on a thread of its own: each part of the keys to one of them, in no order of parts. A
-    /// visitor that returns `false` ends it for all. Beside changes it says of none of them whether it was seen.
-    ///
-    /// # Errors
-    ///
-    /// As [`DurableStore::scan`].
-    fn survey(&self, visitors: &mut [Visitor<'_>]) -> Result<(), DurableError>;
+    /// The file with all its records, and an open descriptor of it. `None` where there is no such
+    /// file.
+    fn data_file(&self) -> Option<(PathBuf, Arc<dyn StorageFile>)> {
+        None
+    }
 
-    /// Counts everything there is, readable or not: a full scan.
-    ///
-    /// # Errors
-    ///
-    /// Engine errors.
-    #[cfg(test)]
-    fn tally(&self) -> Result<Tally, DurableError>;
-
-    /// Is told how many records there are, by whoever counted them or took somebody's word for it.
+    /// Sets how many records there are, where the engine was opened with some.
     fn note_records(&self, records: u64);
 
     /// Bytes of its files, as of the last opening or change.
@@ -134,7 +123,8 @@ pub(crate) trait DurableStore: Send + Sync {
     /// Bytes of memory that it uses, estimated.
     fn memory_bytes(&self) -> u64;
 
-    /// Lets go of the engine, without waiting for it. Every later call fails; calls under way end as they can.
+    /// Lets go of the engine, without waiting for it. Every later call fails; calls under way end
+    /// as they can.
     fn let_go(&self);
 
     /// Lets go, and waits until it is closed, at most for `wait`.

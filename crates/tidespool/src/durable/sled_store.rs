@@ -1,47 +1,47 @@
-//! sled 0.34.7 as the filing engine.
+//! sled 0.34.7 as the index engine.
 //!
 //! What it needs from us, and where it gets that:
 //!
-//! * `flush` writes, and does not make durable: `fdatasync` of its data file follows, through a descriptor opened
-//!   before sled's ([`DataFile`]). It flushes when we say so, not every 500 ms.
+//! * `flush` writes, and does not make durable. That matters at an orderly end only: then
+//!   `fdatasync` of its data file follows, through a descriptor opened before sled's
+//!   ([`DataFile`]). It flushes when we call for it, not every 500 ms.
 //! * No `apply_batch`: it leaks memory for each key. Single inserts and removes, in the order given.
-//! * No value above [`MAX_WHOLE`](super::MAX_WHOLE) and a header: leaves would become files under `blobs/` that are never synced.
-//! * `open`, changes and `drop` can panic or hang: they run on sled's own thread ([`worker`](super::worker)). Reads
-//!   run on the caller's, with panics caught.
-//! * After any error it is not to be trusted: poisoned until it is opened again.
+//! * `open`, changes and `drop` can panic or hang: they run on sled's own thread
+//!   ([`worker`](super::worker)). Reads run on the caller's, with panics caught.
+//! * It takes a read error for the end of its log, and clears the rest. So it is never opened again
+//!   after an error, and after an end that was not orderly.
 //!
 //! `Mode` is left at its default: 0.34.7 stores the setting and never looks at it.
 
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
-use std::{io, thread};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{fs, io, thread};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 
 use super::files::{self, DataFile};
 use super::footprint::{CACHE_FACTOR, Footprint};
-use super::handle::Opening;
-use super::key::{self, KEY_LEN, NotAKey};
+use super::sled_lock::SledLock;
+use super::support::refuses_sled;
 use super::trip::{Made, Trip};
-use super::worker::{Engine, Failure, Opened, Strays, Worker, guarded};
-use super::{Damaged, DurableError, DurableStore, Key, KeyRange, Op, Record, Tally, Visitor};
-use crate::storage::{OsStorage, Storage};
+use super::worker::{Engine, Failure, Opened, Parts, Strays, Worker, guarded};
+use super::{DurableError, DurableStore, Key, KeyRange, Op, Record, Tally};
+use crate::storage::{OsStorage, Storage, StorageFile, largest_file};
 
-const TREE: &str = "messages";
-/// How long an open waits for the lock of an opening before: a killed process's, or one that was just dropped (sled's
-/// I/O threads hold its file for a moment longer).
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// Why sled panics then.
+const CLOCK: &str = "the system's clock is before 1970, and sled does not work then: set it";
+const TREE: &str = "places";
+/// The longest wait of an opening for sled's lock: its I/O threads hold the file for a moment after
+/// a close. On a busy machine these threads get their turn late.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const LOCK_RETRY: Duration = Duration::from_millis(20);
-/// After so many bytes, sled is made to write what it buffers. It takes changes faster than a disk does, and would
-/// let hundreds of megabytes wait in memory.
+/// After so many bytes, sled is made to write what it buffers. It takes changes faster than a disk
+/// does, and would let hundreds of megabytes wait in memory.
 const BACKLOG_BYTES: usize = 8 << 20;
-/// Each thread of a survey takes about so many parts: keys are not spread evenly over their range.
-const PARTS_A_THREAD: usize = 16;
 
 /// How sled is opened.
 #[derive(Clone)]
@@ -55,8 +55,6 @@ pub(crate) struct SledOptions {
     pub(crate) change_timeout: Duration,
     /// Through which its files are made durable; sled reads and writes them itself. Default = [`OsStorage`].
     pub(crate) storage: Arc<dyn Storage>,
-    /// The last run did not end well. What the system has of its files in memory may never have come to the disk. Default = false.
-    pub(crate) unclean: bool,
     /// Who keeps threads that do not end.
     pub(crate) strays: Arc<Strays>,
 }
@@ -69,7 +67,6 @@ impl SledOptions {
             open_timeout: Duration::from_secs(60),
             change_timeout: Duration::from_secs(60),
             storage: Arc::new(OsStorage),
-            unclean: false,
             strays: Arc::default(),
         }
     }
@@ -89,8 +86,6 @@ pub(crate) struct SledStore {
     /// The first error: nothing is asked of sled after it.
     poison: OnceLock<String>,
     data_file: Arc<DataFile>,
-    /// There may be something that was not synced: after opening always, as nobody knows.
-    unsynced: AtomicBool,
     /// Bytes of its files, as of the last opening or change: whoever asks may be somebody who must not wait for the disk.
     disk_bytes: AtomicU64,
     /// One `apply` at a time.
@@ -106,46 +101,42 @@ impl SledStore {
     ///
     /// [`DurableError::Locked`] after a second of trying; [`DurableError::Engine`] and [`DurableError::Timeout`] for
     /// damaged files, I/O errors, and whatever else sled makes of them.
-    pub(crate) fn open(dir: &Path, options: SledOptions, opening: Opening) -> Result<Self, DurableError> {
+    pub(crate) fn open(dir: &Path, options: SledOptions) -> Result<Self, DurableError> {
         let failed = |failure: Failure| engine_error(dir, "opening", failure);
         if options.strays.are_too_many() {
             let what = "earlier openings hang: the process has to be started again".to_owned();
             return Err(failed(Failure { what, kind: None }));
         }
+        check_file_limit(dir).map_err(failed)?;
         let storage = Arc::clone(&options.storage);
         let data_file = DataFile::prepare(&*storage, dir).map_err(|err| failed(err.into()))?;
-        files::remove_unfinished_snapshots(&*storage, dir).map_err(|err| failed(err.into()))?;
-        let forget = || data_file.forget_cached_pages(&*storage, dir).map_err(|err| failed(err.into()));
-        match opening {
-            Opening::First if options.unclean => {
-                // First what a failed sync left; what was only not synced yet is synced then.
-                forget()?;
-                data_file.sync().map_err(|err| failed(err.into()))?;
-                forget()?;
-            }
-            Opening::First => {}
-            Opening::AfterError => forget()?,
-        }
-        let config = sled::Config::new()
-            .path(dir)
-            .cache_capacity(options.sled_cache())
-            .use_compression(false)
-            .flush_every_ms(None);
+        // It panics while the clock is before 1970: the clock may have been set back.
+        let config = guarded(|| Ok(sled::Config::new())).map_err(|failure| {
+            let is_clock = SystemTime::now() < UNIX_EPOCH;
+            failed(if is_clock { Failure { what: CLOCK.to_owned(), kind: None } } else { failure })
+        })?;
+        let config =
+            config.path(dir).cache_capacity(options.sled_cache()).use_compression(false).flush_every_ms(None);
         let path = dir.to_owned();
         let open = move || {
             let db = open_patiently(&config)?;
             let tree = db.open_tree(TREE)?;
-            files::settle(&*storage, &path)?;
-            Ok((db, tree))
+            // A file system that refuses a call of sled's does so now.
+            tree.flush()?;
+            files::make_private(&path)?;
+            Ok(Parts { db, tree, lock: SledLock::of(&path) })
         };
-        let (engine, worker) = match Worker::start(options.open_timeout, &options.strays, open)
+        let (engine, worker) = match Worker::start(dir, options.open_timeout, &options.strays, open)
             .map_err(|err| failed(err.into()))?
         {
             Opened::Ready(engine, worker) => (engine, worker),
             Opened::Failed(failure, worker) => {
                 worker.join(options.open_timeout, &options.strays);
+                let path = dir.to_owned();
                 return Err(if is_lock(&failure) {
-                    DurableError::Locked { path: dir.to_owned() }
+                    DurableError::Locked { path }
+                } else if refuses_sled(dir, &failure, options.open_timeout, &options.strays) {
+                    DurableError::Unsupported { path, what: failure.what }
                 } else {
                     failed(failure)
                 });
@@ -165,7 +156,6 @@ impl SledStore {
             engine: ArcSwapOption::from_pointee(engine),
             poison: OnceLock::new(),
             data_file: Arc::new(data_file),
-            unsynced: AtomicBool::new(true),
             disk_bytes: AtomicU64::new(files::size_of(dir).map_err(|err| failed(err.into()))?),
             turn: Mutex::new(()),
             worker: Mutex::new(Some(worker)),
@@ -202,23 +192,16 @@ impl SledStore {
         let after = self.options.change_timeout;
         match self.engine(doing)?.run(after, |engine| f(engine.tree()?)) {
             Some(Ok(value)) => Ok(value),
-            Some(Err(failure)) => Err(self.failed(doing, failure)),
+            Some(Err(failure)) => {
+                let (wait, strays) = (self.options.open_timeout, &self.options.strays);
+                if refuses_sled(&self.dir, &failure, wait, strays) {
+                    let (path, what) = (self.dir.clone(), failure.what);
+                    return Err(self.poison(DurableError::Unsupported { path, what }));
+                }
+                Err(self.failed(doing, failure))
+            }
             None => Err(self.poison(DurableError::Timeout { path: self.dir.clone(), doing, after })),
         }
-    }
-
-    /// Makes all that was changed durable.
-    fn flush(&self) -> Result<(), DurableError> {
-        if !self.unsynced.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let data_file = Arc::clone(&self.data_file);
-        self.run("flushing", move |tree| {
-            tree.flush()?;
-            Ok(data_file.sync()?)
-        })?;
-        self.unsynced.store(false, Ordering::Release);
-        Ok(())
     }
 
     /// Visits raw keys and values in `range`, in order, until `visit` says `false`: then the result is `false`.
@@ -252,29 +235,6 @@ impl SledStore {
             last = Some(key);
         }
     }
-
-    /// Bounds between parts of the keys that hold about the same number, in order, for `threads` threads to share.
-    fn cuts(&self, threads: usize) -> Result<Vec<[u8; KEY_LEN]>, DurableError> {
-        if threads < 2 {
-            return Ok(Vec::new());
-        }
-        let doing = "counting";
-        let engine = self.engine(doing)?;
-        let mut cuts = Vec::new();
-        for class in KeyRange::classes() {
-            let ends = guarded(|| {
-                let range = || Ok::<_, Failure>(engine.tree()?.range(class.clone()));
-                let (first, last) = (range()?.next().transpose()?, range()?.next_back().transpose()?);
-                Ok(first.zip(last).map(|((first, _), (last, _))| (first, last)))
-            });
-            if let Some((first, last)) = ends.map_err(|failure| self.failed(doing, failure))? {
-                cuts.extend(key::between(&first, &last, threads * PARTS_A_THREAD));
-            }
-        }
-        cuts.sort_unstable();
-        cuts.dedup();
-        Ok(cuts)
-    }
 }
 
 type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
@@ -285,30 +245,11 @@ fn bounds(range: &KeyRange) -> Bounds<'_> {
     })
 }
 
-/// What stands in the place of keys and is none.
-#[derive(Default)]
-struct Foreign {
-    count: u64,
-    first: Option<String>,
-}
-
-impl Foreign {
-    fn note(&mut self, what: &NotAKey) {
-        self.count += 1;
-        self.first.get_or_insert_with(|| what.to_string());
-    }
-
-    fn plus(self, other: Self) -> Self {
-        Self { count: self.count + other.count, first: self.first.or(other.first) }
-    }
-
-    fn report(self, path: &Path) -> Result<(), DurableError> {
-        let Self { count, first } = self;
-        first.map_or(Ok(()), |first| Err(DurableError::ForeignKeys { path: path.to_owned(), count, first }))
-    }
-}
-
 impl DurableStore for SledStore {
+    fn data_file(&self) -> Option<(PathBuf, Arc<dyn StorageFile>)> {
+        Some((self.dir.join("db"), self.data_file.descriptor()))
+    }
+
     fn get(&self, key: &Key) -> Result<Option<Record>, DurableError> {
         let doing = "reading";
         let engine = self.engine(doing)?;
@@ -317,8 +258,8 @@ impl DurableStore for SledStore {
         let Some(value) = value else { return Ok(None) };
         self.footprint.read(value.len());
         match Record::decode(key, &value) {
-            Ok(record) => Ok(Some(record)),
-            Err(err) => Err(DurableError::Damaged { id: key.id(), reason: err.to_string() }),
+            Some(record) => Ok(Some(record)),
+            None => Err(self.failed(doing, not_ours(key.as_bytes()))),
         }
     }
 
@@ -327,6 +268,7 @@ impl DurableStore for SledStore {
         ops: &mut dyn Iterator<Item = Op>,
         replaced: &mut dyn FnMut(&Key, Option<Record>),
     ) -> Result<Tally, DurableError> {
+        let doing = "changing";
         let Some(_turn) = self.turn.try_lock_for(self.options.change_timeout) else {
             let (doing, after) = ("waiting for another change", self.options.change_timeout);
             return Err(DurableError::Timeout { path: self.dir.clone(), doing, after });
@@ -334,32 +276,34 @@ impl DurableStore for SledStore {
         let mut delta = Tally::default();
         let (mut backlog, mut changed) = (0, 0);
         loop {
-            let trip = Trip::pack(ops)?;
+            let trip = Trip::pack(ops);
             if trip.is_empty() {
                 break;
             }
             backlog += trip.bytes();
             let write = backlog >= BACKLOG_BYTES;
             backlog = if write { 0 } else { backlog };
-            self.unsynced.store(true, Ordering::Release);
-            for made in self.run("changing", move |tree| trip.make(tree, write))? {
+            for made in self.run(doing, move |tree| trip.make(tree, write))? {
                 let Made { key, value, old } = made;
                 if let Some(value) = value {
                     self.footprint.wrote(value.len());
                     delta.add(&key, &value);
                 }
-                if let Some(old) = &old {
-                    // The leaf that it was in is written again.
-                    backlog += old.len();
-                    changed += 1;
-                    delta.subtract(&key, old);
-                }
-                replaced(&key, old.map(|old| decode_or_damaged(&key, &old)));
+                let old = match &old {
+                    Some(old) => {
+                        // The leaf that it was in is written again.
+                        backlog += old.len();
+                        changed += 1;
+                        delta.subtract(&key, old);
+                        let record = Record::decode(&key, old);
+                        Some(record.ok_or_else(|| self.failed(doing, not_ours(key.as_bytes())))?)
+                    }
+                    None => None,
+                };
+                replaced(&key, old);
             }
         }
         self.footprint.changed(delta.records, changed);
-        self.flush()?;
-        // It was read a moment ago by sled itself; what it is exactly matters to nobody.
         if let Ok(bytes) = files::size_of(&self.dir) {
             self.disk_bytes.store(bytes, Ordering::Relaxed);
         }
@@ -369,88 +313,29 @@ impl DurableStore for SledStore {
     fn scan(
         &self,
         ranges: &[KeyRange],
-        visit: &mut dyn FnMut(Key, Result<Record, Damaged>) -> bool,
+        visit: &mut dyn FnMut(Key, Record) -> bool,
     ) -> Result<(), DurableError> {
-        let mut foreign = Foreign::default();
+        let doing = "scanning";
         for range in ranges {
-            let all = self.walk("scanning", bounds(range), &mut |key, value| match Key::from_slice(key) {
-                Ok(key) => {
-                    visit(key, Record::decode(&key, value).map_err(|err| Damaged { reason: err.to_string() }))
-                }
-                Err(err) => {
-                    foreign.note(&err);
-                    true
+            let mut foreign = None;
+            let all = self.walk(doing, bounds(range), &mut |bytes, value| {
+                let key = Key::from_slice(bytes).ok();
+                match key.and_then(|key| Some((key, Record::decode(&key, value)?))) {
+                    Some((key, record)) => visit(key, record),
+                    None => {
+                        foreign = Some(not_ours(bytes));
+                        false
+                    }
                 }
             })?;
+            if let Some(failure) = foreign {
+                return Err(self.failed(doing, failure));
+            }
             if !all {
-                return Ok(());
+                break;
             }
         }
-        foreign.report(&self.dir)
-    }
-
-    fn survey(&self, visitors: &mut [Visitor<'_>]) -> Result<(), DurableError> {
-        let cuts = self.cuts(visitors.len())?;
-        let (next, stopped) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let work = |visit: &mut Visitor<'_>| {
-            let mut foreign = Foreign::default();
-            loop {
-                let part = next.fetch_add(1, Ordering::Relaxed);
-                if part > cuts.len() || stopped.load(Ordering::Relaxed) {
-                    return Ok(foreign);
-                }
-                let from = part.checked_sub(1).map(|before| &cuts[before]);
-                let range = (
-                    from.map_or(Bound::Unbounded, |cut| Bound::Included(&cut[..])),
-                    cuts.get(part).map_or(Bound::Unbounded, |cut| Bound::Excluded(&cut[..])),
-                );
-                let walked = self.walk("counting", range, &mut |key, value| {
-                    let go_on = match Key::from_slice(key) {
-                        Ok(key) => visit(key, value),
-                        Err(err) => {
-                            foreign.note(&err);
-                            true
-                        }
-                    };
-                    go_on && !stopped.load(Ordering::Relaxed)
-                });
-                if !matches!(walked, Ok(true)) {
-                    stopped.store(true, Ordering::Relaxed);
-                    walked?;
-                }
-            }
-        };
-        let Some((first, others)) = visitors.split_first_mut() else { return Ok(()) };
-        let results = thread::scope(|scope| {
-            // Where no thread can be had, the first does it all.
-            let start = |visit| {
-                thread::Builder::new()
-                    .name("tidespool-open".to_owned())
-                    .spawn_scoped(scope, move || work(visit))
-                    .ok()
-            };
-            let helpers: Vec<_> = others.iter_mut().filter_map(start).collect();
-            let mut results = vec![work(first)];
-            results.extend(helpers.into_iter().map(|helper| {
-                helper.join().unwrap_or_else(|_| {
-                    let what = "a counting thread panicked".to_owned();
-                    Err(engine_error(&self.dir, "counting", Failure { what, kind: None }))
-                })
-            }));
-            results
-        });
-        let foreign = results.into_iter().try_fold(Foreign::default(), |sum, found| Ok(sum.plus(found?)))?;
-        foreign.report(&self.dir)
-    }
-
-    #[cfg(test)]
-    fn tally(&self) -> Result<Tally, DurableError> {
-        let mut tally = Tally::default();
-        self.walk("counting", bounds(&KeyRange::ALL), &mut |key, value| {
-            tally.add_raw(key, value);
-            true
-        })?;
-        Ok(tally)
+        Ok(())
     }
 
     fn note_records(&self, records: u64) {
@@ -490,8 +375,26 @@ impl Drop for SledStore {
     }
 }
 
-fn decode_or_damaged(key: &Key, value: &[u8]) -> Record {
-    Record::decode(key, value).unwrap_or_else(|err| Record::Damaged { seq: 0, reason: err.to_string() })
+/// Something in sled that this spool did not write there.
+fn not_ours(key: &[u8]) -> Failure {
+    let key: String = key.iter().take(64).map(|byte| format!("{byte:02x}")).collect();
+    Failure { what: format!("the bytes under the key {key} are not a record of it"), kind: None }
+}
+
+/// sled appends to its data file itself while it is opened, and the signal that comes with a write
+/// beyond `RLIMIT_FSIZE` ends the process by default.
+fn check_file_limit(dir: &Path) -> Result<(), Failure> {
+    /// sled begins segments of 512 KiB.
+    const TO_OPEN: u64 = 1 << 20;
+    let Some(limit) = largest_file() else { return Ok(()) };
+    let len = fs::metadata(dir.join("db")).map_or(0, |metadata| metadata.len());
+    if len.saturating_add(TO_OPEN) <= limit {
+        return Ok(());
+    }
+    let what = format!(
+        "this process may not write files larger than {limit} bytes, and sled's has {len} and needs {TO_OPEN} more: raise the limit (RLIMIT_FSIZE, `ulimit -f`)"
+    );
+    Err(Failure { what, kind: Some(io::ErrorKind::FileTooLarge) })
 }
 
 fn engine_error(dir: &Path, doing: &'static str, failure: Failure) -> DurableError {

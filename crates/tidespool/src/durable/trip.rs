@@ -1,69 +1,50 @@
-//! Changes on their way to sled's thread: packed on the caller's, made there.
+//! Changes on their way to sled's thread: packed on the caller's thread, made on sled's.
 
-use super::key::KEY_LEN;
+use super::record::{RECORD_LEN, Record};
 use super::worker::Failure;
-use super::{Change, DurableError, Key, MAX_WHOLE, Op, Record};
+use super::{Change, Key, Op};
 
-/// One trip to sled's thread takes so many changes, or so many bytes, whichever is reached first.
+/// Changes that go to sled's thread at once.
 const TRIP_OPS: usize = 256;
-const TRIP_BYTES: usize = 512 * 1024;
 
 /// Changes that go to sled's thread together.
-pub(super) struct Trip {
-    changes: Vec<Packed>,
-    bytes: usize,
-}
-
-/// One change, encoded.
-struct Packed {
-    key: Key,
-    value: Option<Vec<u8>>,
-}
+pub(super) struct Trip(Vec<Op>);
 
 /// One change, made.
 pub(super) struct Made {
     pub(super) key: Key,
-    /// What stands there now.
-    pub(super) value: Option<Vec<u8>>,
-    /// What stood there before.
+    /// The bytes that stand there now.
+    pub(super) value: Option<[u8; RECORD_LEN]>,
+    /// The bytes that stood there before.
     pub(super) old: Option<sled::IVec>,
 }
 
 impl Trip {
-    /// Takes the next changes, at most one trip of them. Empty at the end.
-    pub(super) fn pack(ops: &mut dyn Iterator<Item = Op>) -> Result<Self, DurableError> {
-        let mut trip = Self { changes: Vec::new(), bytes: 0 };
-        while trip.changes.len() < TRIP_OPS && trip.bytes < TRIP_BYTES {
-            let Some(Op { key, change }) = ops.next() else { break };
-            let value = match change {
-                Change::Remove => None,
-                Change::Put(Record::Whole { data, .. }) if data.len() > MAX_WHOLE => {
-                    return Err(DurableError::TooLarge { id: key.id(), len: data.len(), limit: MAX_WHOLE });
-                }
-                Change::Put(record) => Some(record.encode(&key)),
-            };
-            trip.bytes += KEY_LEN + value.as_ref().map_or(0, Vec::len);
-            trip.changes.push(Packed { key, value });
-        }
-        Ok(trip)
+    /// Takes the next changes, [`TRIP_OPS`] at most. Empty at the end.
+    pub(super) fn pack(ops: &mut dyn Iterator<Item = Op>) -> Self {
+        Self(ops.take(TRIP_OPS).collect())
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.changes.is_empty()
+        self.0.is_empty()
     }
 
     /// Bytes that sled has to write for them, about.
-    pub(super) const fn bytes(&self) -> usize {
-        self.bytes
+    pub(super) fn bytes(&self) -> usize {
+        self.0.len() * (size_of::<Key>() + RECORD_LEN)
     }
 
-    /// Makes the changes, and has sled write them out if `write`. sled gives back what stood there before, and writes
-    /// nothing where nothing changes.
+    /// Makes the changes, and lets sled write them out if `write`. sled returns what stood there
+    /// before, and writes nothing where nothing changes.
     pub(super) fn make(self, tree: &sled::Tree, write: bool) -> Result<Vec<Made>, Failure> {
-        let mut made = Vec::with_capacity(self.changes.len());
-        for Packed { key, value } in self.changes {
+        let mut made = Vec::with_capacity(self.0.len());
+        for Op { key, change } in self.0 {
+            let value = match change {
+                Change::Put(record) => Some(Record::encode(&record, &key)),
+                Change::Remove => None,
+            };
             let old = match &value {
-                Some(value) => tree.insert(key.as_bytes(), value.as_slice())?,
+                Some(value) => tree.insert(key.as_bytes(), &value[..])?,
                 None => tree.remove(key.as_bytes())?,
             };
             made.push(Made { key, value, old });

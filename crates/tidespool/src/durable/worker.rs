@@ -11,6 +11,7 @@
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Weak};
@@ -18,6 +19,21 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+
+use super::sled_lock::SledLock;
+use crate::thread_limit::not_started;
+
+/// Threads that sled starts when it is first opened in a process, and never again. If it can't
+/// start one it hangs, for as long as the process lives.
+const SLED_THREADS: usize = 7;
+
+/// sled was opened in this process.
+static HAS_THREADS: AtomicBool = AtomicBool::new(false);
+
+/// How many threads sled itself starts at the next opening.
+pub(crate) fn sled_threads_to_come() -> usize {
+    if HAS_THREADS.load(Ordering::Relaxed) { 0 } else { SLED_THREADS }
+}
 
 /// The most threads that may be stuck before none is started any more.
 const MAX_STRAYS: usize = 4;
@@ -56,19 +72,27 @@ fn failure_of(panic: &(dyn Any + Send)) -> Failure {
 /// An open sled. Wherever the last owner lets go of it, it is dropped on its own thread: `Drop` here does not block.
 pub(super) struct Engine {
     // Always there until `drop`.
-    parts: Option<(sled::Db, sled::Tree)>,
+    parts: Option<Parts>,
     grave: Arc<Grave>,
     // Dropped after `drop` has filled the grave: that is what wakes the thread.
     jobs: SyncSender<Job>,
 }
 
-type Grave = Mutex<Option<(sled::Db, sled::Tree)>>;
+/// What is dropped to close sled.
+pub(super) struct Parts {
+    pub(super) db: sled::Db,
+    pub(super) tree: sled::Tree,
+    /// `None` where it can't be had: then closing the file has to end the lock.
+    pub(super) lock: Option<SledLock>,
+}
+
+type Grave = Mutex<Option<Parts>>;
 type Job = Box<dyn FnOnce() + Send>;
 
 impl Engine {
     pub(super) fn tree(&self) -> Result<&sled::Tree, Failure> {
         let gone = || Failure { what: "sled was dropped".to_owned(), kind: None };
-        self.parts.as_ref().map(|(_, tree)| tree).ok_or_else(gone)
+        self.parts.as_ref().map(|parts| &parts.tree).ok_or_else(gone)
     }
 
     /// Runs `f` on sled's thread and waits for it, at most for `wait`: `None` where that was not enough, and after
@@ -123,17 +147,18 @@ pub(super) enum Opened {
 }
 
 impl Worker {
-    /// Starts the thread, lets it `open` sled, and waits for that, at most for `wait`.
+    /// Starts the thread, lets it `open` sled in `dir`, and waits for that, at most for `wait`.
     pub(super) fn start(
+        dir: &Path,
         wait: Duration,
         strays: &Strays,
-        open: impl FnOnce() -> Result<(sled::Db, sled::Tree), Failure> + Send + 'static,
+        open: impl FnOnce() -> Result<Parts, Failure> + Send + 'static,
     ) -> io::Result<Opened> {
         let (jobs, queue) = sync_channel::<Job>(1);
         let (answer, answered) = sync_channel(1);
         let (end, ended) = sync_channel::<()>(1);
         let grave = Arc::new(Grave::default());
-        let failed = Arc::clone(&strays.closing_failed);
+        let (failed, dir) = (Arc::clone(&strays.closing_failed), dir.to_owned());
         let held = strays.directory.as_ref().and_then(Weak::upgrade);
         let thread = thread::Builder::new().name("tidespool-sled".to_owned()).spawn(move || {
             let opened = guarded(open);
@@ -143,15 +168,19 @@ impl Worker {
             queue.into_iter().for_each(|job| job());
             let parts = grave.lock().take();
             if let Err(failure) = close(parts) {
-                tracing::error!(what = failure.what, "sled failed while it was closed");
+                tracing::error!(path = %dir.display(), what = failure.what, "sled failed while it was closed");
                 failed.store(true, Ordering::Release);
             }
             drop(held);
             drop(end);
-        })?;
+        });
+        let thread = thread.map_err(|error| not_started("tidespool-sled", &error))?;
         let worker = Self { thread, ended };
         Ok(match answered.recv_timeout(wait) {
-            Ok(Ok(engine)) => Opened::Ready(engine, worker),
+            Ok(Ok(engine)) => {
+                HAS_THREADS.store(true, Ordering::Relaxed);
+                Opened::Ready(engine, worker)
+            }
             Ok(Err(failure)) => Opened::Failed(failure, worker),
             Err(RecvTimeoutError::Timeout) => Opened::Late(worker),
             Err(RecvTimeoutError::Disconnected) => {
@@ -172,11 +201,16 @@ impl Worker {
 }
 
 /// Drops sled: it writes what is not written, and panics if it cannot sync.
-fn close(parts: Option<(sled::Db, sled::Tree)>) -> Result<(), Failure> {
-    guarded(|| {
-        drop(parts);
+fn close(parts: Option<Parts>) -> Result<(), Failure> {
+    let Some(Parts { db, tree, lock }) = parts else { return Ok(()) };
+    let closed = guarded(|| {
+        drop((db, tree));
         Ok(())
-    })
+    });
+    if let Some(lock) = lock {
+        lock.unlock();
+    }
+    closed
 }
 
 /// Threads that did not end in time. Shared by all that open sled in one spool.
@@ -255,7 +289,8 @@ mod tests {
     #[test]
     fn an_opening_that_panics_fails_and_its_thread_ends() {
         let strays = Strays::default();
-        let opened = Worker::start(Duration::from_secs(60), &strays, || panic!("damaged")).unwrap();
+        let opened =
+            Worker::start(Path::new("sled"), Duration::from_secs(60), &strays, || panic!("damaged")).unwrap();
         let Opened::Failed(failure, worker) = opened else { panic!("opened") };
         assert_eq!(failure.what, "panic: damaged");
         assert!(worker.join(Duration::from_secs(60), &strays));

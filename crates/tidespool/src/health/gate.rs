@@ -9,13 +9,19 @@ use crate::HealthSignal;
 /// Open, or shut for a reason. Asked on every connection and every message, so asking is one atomic read.
 #[derive(Debug)]
 pub(crate) struct HealthGate {
-    /// [`OPEN`], or the [`code`] of the signal. Written by one thread.
+    /// [`OPEN`], the [`code`] of the signal, or [`CLOSED`], which is final.
     state: AtomicU8,
     /// The reason, for those who wait for another.
     told: watch::Sender<Option<&'static str>>,
 }
 
 const OPEN: u8 = 0;
+
+/// The spool is shut down.
+const CLOSED: u8 = u8::MAX;
+
+/// Why a spool that is shut down takes no messages: bland, as every reason.
+const SHUT_DOWN: &str = "the spool is shut down";
 
 impl Default for HealthGate {
     fn default() -> Self {
@@ -45,7 +51,12 @@ impl HealthGate {
         self.state.load(Ordering::Relaxed)
     }
 
-    /// `None` while the spool is healthy, else the worst that is wrong.
+    /// The spool is shut down: the gate stays shut.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state() == CLOSED
+    }
+
+    /// The worst that is wrong. `None` while the spool is healthy, and after its shutdown.
     pub(crate) fn cause(&self) -> Option<HealthSignal> {
         signal(self.state())
     }
@@ -55,18 +66,28 @@ impl HealthGate {
         self.told.subscribe()
     }
 
-    /// Does what the latch says, and logs it.
+    /// Shuts the gate for good: the spool is shut down.
+    pub(crate) fn close(&self) {
+        self.state.store(CLOSED, Ordering::Relaxed);
+        self.publish();
+    }
+
+    /// Sets the gate as the latch decided, and logs it. Does nothing after [`close`](Self::close).
     pub(crate) fn follow(&self, transition: Transition) {
         let next = match transition {
             Transition::Shut(signal) | Transition::Worse(signal) => Some(signal),
             Transition::Open => None,
         };
-        let was = signal(self.state.swap(next.map_or(OPEN, code), Ordering::Relaxed));
-        match (was, next) {
-            (_, Some(cause)) if was.is_none() => {
+        let to = next.map_or(OPEN, code);
+        let unless_closed = |state| (state != CLOSED).then_some(to);
+        let Ok(was) = self.state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, unless_closed) else {
+            return;
+        };
+        match (signal(was), next) {
+            (None, Some(cause)) => {
                 error!(signal = cause.name(), %cause, "the spool refuses new messages; loads and removes go on");
             }
-            (_, Some(cause)) => {
+            (Some(_), Some(cause)) => {
                 error!(signal = cause.name(), %cause, "the spool goes on refusing new messages, also for this");
             }
             (Some(was), None) => {
@@ -74,15 +95,26 @@ impl HealthGate {
             }
             (None, None) => {}
         }
-        let reason = next.map(HealthSignal::reason);
-        self.told.send_if_modified(|told| std::mem::replace(told, reason) != reason);
+        self.publish();
+    }
+
+    /// Sends the reason to those who wait for another. It is read under the channel's lock: two
+    /// threads may change the gate at once, and the last value sent must be the last reason.
+    fn publish(&self) {
+        self.told.send_if_modified(|told| {
+            let reason = self.reason();
+            std::mem::replace(told, reason) != reason
+        });
     }
 }
 
 /// Out of the way of those who find the gate open.
 #[cold]
 fn reason(code: u8) -> Option<&'static str> {
-    signal(code).map(HealthSignal::reason)
+    match code {
+        CLOSED => Some(SHUT_DOWN),
+        code => signal(code).map(HealthSignal::reason),
+    }
 }
 
 fn code(signal: HealthSignal) -> u8 {
@@ -130,6 +162,29 @@ mod tests {
         assert_eq!(heard(&mut changes), Some(None));
     }
 
+    /// After a shutdown the gate was open, though every store failed. Now it is shut for good: a
+    /// transition that the latch decided on just before the shutdown must neither open it nor name
+    /// another reason.
+    #[test]
+    fn a_closed_gate_stays_shut_and_says_so() {
+        let shut = Transition::Shut(HealthSignal::LowSpace);
+        for before in [None, Some(shut)] {
+            for after in [shut, Transition::Worse(HealthSignal::DeadWorker), Transition::Open] {
+                let gate = HealthGate::default();
+                before.into_iter().for_each(|before| gate.follow(before));
+                let mut changes = gate.changes();
+                gate.close();
+                gate.follow(after);
+                gate.close();
+                assert_eq!(gate.reason(), Some("the spool is shut down"));
+                assert!(gate.is_closed() && !gate.is_open());
+                assert_eq!(gate.cause(), None, "nothing is wrong");
+                assert!(changes.has_changed().unwrap());
+                assert_eq!(*changes.borrow_and_update(), Some("the spool is shut down"));
+            }
+        }
+    }
+
     #[test]
     fn a_broken_disk_reads_as_callers_expect_it() {
         assert_eq!(HealthSignal::JournalErrors.reason(), SpoolUnhealthyError.to_string());
@@ -144,7 +199,7 @@ mod tests {
 
     #[test]
     fn reasons_tell_nothing_of_the_inside() {
-        for reason in HealthSignal::ALL.map(HealthSignal::reason) {
+        for reason in HealthSignal::ALL.map(HealthSignal::reason).into_iter().chain([SHUT_DOWN]) {
             assert!(reason.starts_with("the spool is "), "{reason}");
             for inside in ["journal", "sled", "segment", "dirty", "thread", "memory", "checkpoint", "/"] {
                 assert!(!reason.contains(inside), "{reason}");

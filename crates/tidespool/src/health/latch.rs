@@ -15,6 +15,8 @@ pub(crate) struct Sample {
     pub(crate) dirty_fraction: f64,
     pub(crate) oldest_dirty_age: Duration,
     pub(crate) no_free_segment: bool,
+    /// The disk has no room for another one.
+    pub(crate) no_room_for_segment: bool,
     /// For how long the checkpoint thread has been at work without progress.
     pub(crate) checkpoint_stall: Duration,
     /// Failed writes and failed syncs of the journal.
@@ -25,7 +27,11 @@ pub(crate) struct Sample {
     pub(crate) sled_is_out: bool,
     pub(crate) read_errors: u64,
     pub(crate) damage: u64,
-    /// See [`Space::is_short`](super::Space::is_short).
+    /// Files that something else deleted, moved or changed.
+    pub(crate) lost_files: u64,
+    /// Some of them are not restored yet.
+    pub(crate) files_are_lost: bool,
+    /// Free space is below its minimum, or a write failed for want of room and there still is none.
     pub(crate) low_space: bool,
     pub(crate) dead_worker: bool,
     /// How the probe went that [`Latch::wants_probe`] asked for, if it has ended.
@@ -43,8 +49,13 @@ pub(crate) enum Transition {
 }
 
 /// Signals that are counted in a window, in the order of [`Latch::windows`].
-const COUNTED: [HealthSignal; 4] =
-    [HealthSignal::JournalErrors, HealthSignal::SledErrors, HealthSignal::ReadErrors, HealthSignal::Damage];
+const COUNTED: [HealthSignal; 5] = [
+    HealthSignal::JournalErrors,
+    HealthSignal::SledErrors,
+    HealthSignal::ReadErrors,
+    HealthSignal::Damage,
+    HealthSignal::LostFiles,
+];
 
 /// A gate that shuts again within so many times the quiet time after it opened was opened too early.
 const SOON: u32 = 4;
@@ -129,7 +140,7 @@ impl Latch {
             is_quiet &= !is_noisy;
         }
         self.quiet_since = is_quiet.then(|| self.quiet_since.unwrap_or(now));
-        let worst = self.latched().next()?;
+        let worst = self.worst(sample)?;
         match self.told.replace(worst) {
             None => {
                 self.note_shut(now);
@@ -154,6 +165,16 @@ impl Latch {
             1 => longest,
             patience => longest.max(LEAST_WAIT / MOST_PATIENCE) * patience,
         }
+    }
+
+    /// The worst of what is latched. Without room on disk for another segment it is the disk that
+    /// segments wait for, until the gate opens again.
+    fn worst(&self, sample: &Sample) -> Option<HealthSignal> {
+        let is_disk = || sample.no_room_for_segment || self.told == Some(HealthSignal::LowSpace);
+        self.latched().next().map(|worst| match worst {
+            HealthSignal::NoFreeSegment if is_disk() => HealthSignal::LowSpace,
+            worst => worst,
+        })
     }
 
     /// The worst first.
@@ -186,12 +207,17 @@ impl Latch {
             HealthSignal::SledErrors => Some(sample.sled_errors),
             HealthSignal::ReadErrors => Some(sample.read_errors),
             HealthSignal::Damage => Some(sample.damage),
+            HealthSignal::LostFiles => Some(sample.lost_files),
             _ => None,
         };
         let window = COUNTED.iter().position(|counted| *counted == signal);
         if let (Some(window), Some(total), Some(earlier)) = (window, counted(sample), counted(before)) {
             let new = total.saturating_sub(earlier);
-            let is_out = signal == HealthSignal::SledErrors && sample.sled_is_out;
+            let is_out = match signal {
+                HealthSignal::SledErrors => sample.sled_is_out,
+                HealthSignal::LostFiles => sample.files_are_lost,
+                _ => false,
+            };
             return (self.windows[window].add(now, new), new > 0 || is_out);
         }
         let is_raised = match signal {
@@ -217,6 +243,7 @@ fn too_many(config: &HealthConfig, signal: HealthSignal) -> u32 {
         HealthSignal::JournalErrors => config.journal_errors,
         HealthSignal::SledErrors => config.sled_errors,
         HealthSignal::ReadErrors => config.read_errors,
+        HealthSignal::LostFiles => 1,
         _ => config.damage,
     }
 }

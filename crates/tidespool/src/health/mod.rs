@@ -3,7 +3,7 @@
 //! * `latch.rs` – a state machine, fed with samples and a clock: when to shut, when to open again. Pure. `window.rs` – errors in its sliding windows.
 //! * `gate.rs` – what callers ask, one atomic read, and what they can wait for.
 //! * `signal.rs` – why, for the log and for callers.
-//! * `space.rs` – free space of the file system.
+//! * `space.rs` – when free space is low.
 
 mod gate;
 mod latch;
@@ -15,4 +15,3 @@ mod window;
 
 pub(crate) use gate::HealthGate;
 pub(crate) use latch::{Latch, Sample, Transition};
-pub(crate) use space::Space;

@@ -4,9 +4,10 @@ use crate::HealthSignal;
 
 impl HealthSignal {
     /// In the order of their discriminants: what is worse is first.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::DeadWorker,
         Self::Damage,
+        Self::LostFiles,
         Self::LowSpace,
         Self::JournalErrors,
         Self::SledErrors,
@@ -23,6 +24,7 @@ impl HealthSignal {
             Self::JournalErrors
             | Self::DeadWorker
             | Self::Damage
+            | Self::LostFiles
             | Self::SledErrors
             | Self::ReadErrors
             | Self::StalledCheckpoint => "the spool is not accepting writes",
@@ -42,6 +44,7 @@ impl HealthSignal {
             Self::JournalErrors => "journal_errors",
             Self::DeadWorker => "dead_worker",
             Self::Damage => "damage",
+            Self::LostFiles => "lost_files",
             Self::SledErrors => "sled_errors",
             Self::ReadErrors => "read_errors",
             Self::LowSpace => "low_space",
@@ -59,7 +62,8 @@ impl fmt::Display for HealthSignal {
         f.write_str(match self {
             Self::JournalErrors => "a write or a sync of the journal failed",
             Self::DeadWorker => "a background thread has died",
-            Self::Damage => "damaged data was found",
+            Self::Damage => "too many messages were found damaged or lost",
+            Self::LostFiles => "files of the spool were deleted, moved or changed by something else",
             Self::SledErrors => "sled failed too often",
             Self::ReadErrors => "reading from disk failed too often",
             Self::LowSpace => "the file system is nearly full",

@@ -1,37 +1,9 @@
-//! Free space of the file system that the spool is on.
-
-use std::io;
-use std::path::Path;
+//! When the free space of a file system counts as low.
 
 use crate::HealthConfig;
-
-/// What a file system has left.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Space {
-    /// Bytes that an ordinary user may still write.
-    pub(crate) free_bytes: u64,
-    pub(crate) total_bytes: u64,
-    pub(crate) free_inodes: u64,
-    /// 0 on a file system that makes inodes as it needs them.
-    pub(crate) total_inodes: u64,
-}
+use crate::storage::Space;
 
 impl Space {
-    /// Of the file system on which `path` lies.
-    ///
-    /// # Errors
-    ///
-    /// The path is gone, or the file system does not answer.
-    pub(crate) fn of(path: &Path) -> io::Result<Self> {
-        let stat = rustix::fs::statvfs(path)?;
-        Ok(Self {
-            free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
-            total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
-            free_inodes: stat.f_favail,
-            total_inodes: stat.f_files,
-        })
-    }
-
     /// Free bytes below which [`is_short`](Self::is_short) is true; 0 where it never is.
     #[expect(
         clippy::cast_precision_loss,
@@ -110,14 +82,5 @@ mod tests {
     #[test]
     fn a_file_system_that_does_not_tell_its_size_is_not_short() {
         assert!(!short(Space::default()));
-    }
-
-    #[test]
-    fn this_file_system_tells() {
-        let dir = tempfile::tempdir().unwrap();
-        let space = Space::of(dir.path()).unwrap();
-        assert!(space.total_bytes >= space.free_bytes && space.total_bytes > 0, "{space:?}");
-        let err = Space::of(&dir.path().join("missing")).unwrap_err();
-        assert_eq!(err.kind(), io::ErrorKind::NotFound);
     }
 }

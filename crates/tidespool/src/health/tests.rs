@@ -15,12 +15,15 @@ const QUIET: Sample = Sample {
     dirty_fraction: 0.1,
     oldest_dirty_age: Duration::ZERO,
     no_free_segment: false,
+    no_room_for_segment: false,
     checkpoint_stall: Duration::ZERO,
     journal_errors: 0,
     sled_errors: 0,
     sled_is_out: false,
     read_errors: 0,
     damage: 0,
+    lost_files: 0,
+    files_are_lost: false,
     low_space: false,
     dead_worker: false,
     probe: Some(true),
@@ -143,6 +146,18 @@ fn each_signal_has_to_last_for_itself() {
     assert_eq!(script.feed_for(seconds(3), segments), shut);
 }
 
+/// An empty spool on a small disk said that it was catching up. It waited for room on the disk.
+#[test]
+fn without_room_for_a_segment_it_is_the_disk_that_is_full() {
+    let mut script = script();
+    let full = Sample { no_free_segment: true, no_room_for_segment: true, ..QUIET };
+    let shut = [(2_000, Transition::Shut(HealthSignal::LowSpace))];
+    assert_eq!(script.feed_for(seconds(3), full), shut);
+    let room = Sample { no_room_for_segment: false, ..full };
+    assert_eq!(script.feed_for(seconds(3), room), [], "until the gate opens");
+    assert_eq!(script.feed_for(seconds(6), QUIET), [(5_000, Transition::Open)]);
+}
+
 #[test]
 fn what_is_worse_takes_the_place_of_what_shut_the_gate() {
     let mut script = script();
@@ -229,7 +244,8 @@ fn hard_faults_shut_the_gate_at_once_and_open_it_after_quiet() {
             Sample { journal_errors: 1, ..QUIET },
             HealthSignal::JournalErrors,
         ),
-        (Sample { damage: 1, ..QUIET }, Sample { damage: 1, ..QUIET }, HealthSignal::Damage),
+        (Sample { damage: 10, ..QUIET }, Sample { damage: 10, ..QUIET }, HealthSignal::Damage),
+        (Sample { lost_files: 1, ..QUIET }, Sample { lost_files: 1, ..QUIET }, HealthSignal::LostFiles),
         (Sample { dead_worker: true, ..QUIET }, QUIET, HealthSignal::DeadWorker),
     ] {
         let mut script = script();
@@ -242,7 +258,38 @@ fn hard_faults_shut_the_gate_at_once_and_open_it_after_quiet() {
 #[test]
 fn faults_before_the_first_sample_count() {
     let shut = Some(Transition::Shut(HealthSignal::Damage));
-    assert_eq!(script().feed(Sample { damage: 1, ..QUIET }), shut);
+    assert_eq!(script().feed(Sample { damage: 10, ..QUIET }), shut);
+}
+
+/// One damaged old message, found at open, shut the gate of a whole mail server for five seconds.
+/// It proves nothing about what is written now; many at a time do.
+#[test]
+fn a_few_damaged_messages_do_not_stop_the_mail_and_many_do() {
+    for before_the_first_look in [true, false] {
+        let mut script = script();
+        if !before_the_first_look {
+            assert_eq!(script.feed(QUIET), None);
+        }
+        for found in [1, 9] {
+            assert_eq!(script.feed_for(seconds(2), Sample { damage: found, ..QUIET }), []);
+        }
+        let shut = [(0, Transition::Shut(HealthSignal::Damage))];
+        assert_eq!(script.feed_for(seconds(2), Sample { damage: 10, ..QUIET }), shut);
+    }
+    // Nor does one after another, further apart than the window allows.
+    let mut script = script();
+    for found in 0..60 {
+        assert_eq!(script.feed_for(seconds(7), Sample { damage: found, ..QUIET }), [], "{found}");
+    }
+    // The threshold is that of damage alone: a failed write still shuts the gate at once.
+    let failed = Sample { damage: 59, journal_errors: 1, ..QUIET };
+    assert_eq!(script.feed(failed), Some(Transition::Shut(HealthSignal::JournalErrors)));
+    let one = HealthConfig::default().damage(1);
+    assert_eq!(
+        Script::new(one).feed(Sample { damage: 1, ..QUIET }),
+        Some(Transition::Shut(HealthSignal::Damage)),
+        "as it is set"
+    );
 }
 
 #[test]
@@ -256,8 +303,9 @@ fn a_disk_that_is_full_for_a_moment_does_not_shut_the_gate() {
 }
 
 #[test]
-fn a_dead_worker_or_a_full_disk_keeps_the_gate_shut() {
-    for lasting in [Sample { dead_worker: true, ..QUIET }, Sample { low_space: true, ..QUIET }] {
+fn a_dead_worker_a_full_disk_or_a_lost_file_keeps_the_gate_shut() {
+    let lost = Sample { lost_files: 1, files_are_lost: true, ..QUIET };
+    for lasting in [Sample { dead_worker: true, ..QUIET }, Sample { low_space: true, ..QUIET }, lost] {
         let mut script = script();
         assert_eq!(script.feed_for(seconds(600), lasting).len(), 1);
     }

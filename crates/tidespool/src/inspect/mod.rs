@@ -1,10 +1,11 @@
-//! An offline look at a spool's directory, for tools: list, read and verify without changing a message; and a copy of what is whole in a damaged
-//! one, into a new spool.
+//! An offline look at a spool's directory, for tools: list, read and verify without changing
+//! anything; and a copy of what is whole in a damaged one, into a new spool.
 //!
-//! Blocking calls, no threads left behind but sled's own while it is open. Takes the directory's lock, so a running spool is never looked into.
-//! Nothing of Tidespool's own files is changed; sled is opened in place, makes its files where they are missing, and finishes its own recovery after a
-//! crash. Only a repair reads it from a copy, and changes nothing.
+//! Blocking calls, no threads left behind. Takes the directory's lock, so a running spool is never
+//! looked into. Everything is read from the segments, the ledger and the log of what lives in the
+//! segments. The index is never opened. What is found is held in memory: about 60 bytes a message.
 
+mod contents;
 mod look;
 mod salvage;
 mod torn;
@@ -20,6 +21,7 @@ use tidespool_core::SpoolId;
 pub use salvage::{Salvage, salvage, salvage_on};
 
 use crate::storage::{OsStorage, Storage};
+use crate::whole_text::whole;
 
 /// An open directory. Closing it is dropping it.
 #[derive(Debug)]
@@ -31,12 +33,19 @@ pub struct Inspector(look::Look);
 pub enum Home {
     /// In the journal, younger than the last checkpoint.
     Journal,
-    /// Whole in sled.
-    Sled,
-    /// In a retained segment; sled has its place.
+    /// In a retained segment.
     Segment,
-    /// Nowhere whole: its record is damaged, and only its id is left.
-    Damaged,
+}
+
+/// What the next opening does with the index of the filed messages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IndexState {
+    /// Its files are what the last orderly end left, or nothing is filed: it is kept.
+    #[default]
+    Kept,
+    /// It is rebuilt from the segments. No message depends on it.
+    RebuiltAtNextOpen,
 }
 
 /// One message.
@@ -44,7 +53,7 @@ pub enum Home {
 pub struct Entry {
     /// Its id.
     pub id: SpoolId,
-    /// Payload bytes; 0 where the record is damaged.
+    /// Payload bytes.
     pub size: u64,
     /// Where its bytes are.
     pub home: Home,
@@ -59,15 +68,17 @@ pub struct Summary {
     pub messages: u64,
     /// Their payload bytes.
     pub message_bytes: u64,
-    /// Live messages by home: `journal`, `sled`, `segment`.
+    /// Live messages by home: `journal`, `segment`.
     pub messages_by_home: BTreeMap<String, u64>,
     /// Segments by state: `free`, `journal`, `retained`.
     pub segments_by_state: BTreeMap<String, u64>,
     /// Bytes of all segment files.
     pub segment_bytes: u64,
-    /// Bytes of sled's directory.
-    pub sled_bytes: u64,
-    /// Records that sled must contain, from the ledger.
+    /// Bytes of the index's files.
+    pub index_bytes: u64,
+    /// What the next opening does with the index.
+    pub index: IndexState,
+    /// Messages that are filed, from the ledger.
     pub ledger_records: u64,
     /// The last shutdown was an orderly one.
     pub clean_shutdown: bool,
@@ -91,6 +102,8 @@ pub struct Verification {
     pub messages: u64,
     /// Payload bytes checked.
     pub bytes: u64,
+    /// What the next opening does with the index: no damage.
+    pub index: IndexState,
     /// Everything that is wrong. Empty: the spool is whole.
     pub damage: Vec<Damage>,
     /// Records of a torn end, which the next opening cuts: after a crash, what was never known to be on stable storage. No damage, as far as can be
@@ -115,7 +128,7 @@ impl Inspector {
     ///
     /// As [`Inspector::open`].
     pub fn open_on(path: &Path, storage: Arc<dyn Storage>) -> anyhow::Result<Self> {
-        look::Look::open(path, storage).map(Self)
+        look::Look::open(path, storage).map(Self).map_err(whole)
     }
 
     /// Calls `visit` for each live message, in time order within each kind of id, until it returns `false`.
@@ -124,7 +137,7 @@ impl Inspector {
     ///
     /// An I/O error.
     pub fn entries(&self, visit: &mut dyn FnMut(Entry) -> bool) -> anyhow::Result<()> {
-        self.0.entries(visit)
+        self.0.entries(visit).map_err(whole)
     }
 
     /// The bytes of one message.
@@ -133,7 +146,7 @@ impl Inspector {
     ///
     /// [`NotFound`](tidespool_core::NotFound), [`Corrupt`](tidespool_core::Corrupt), or an I/O error.
     pub fn load(&self, id: SpoolId) -> anyhow::Result<Vec<u8>> {
-        self.0.load(id)
+        self.0.load(id).map_err(whole)
     }
 
     /// Counts what the directory holds.
@@ -142,15 +155,17 @@ impl Inspector {
     ///
     /// An I/O error.
     pub fn summary(&self) -> anyhow::Result<Summary> {
-        self.0.summary()
+        self.0.summary().map_err(whole)
     }
 
-    /// Reads every byte of every message, the journal, the ledger and sled, and compares them with their checksums and with one another.
+    /// Reads every byte of every message, the journal, the ledger and the log of what lives, and
+    /// compares them with their checksums and with one another. The index is compared with what the
+    /// last orderly end left.
     ///
     /// # Errors
     ///
     /// An I/O error; damage is no error here, it is the result.
     pub fn verify(&self) -> anyhow::Result<Verification> {
-        self.0.verify()
+        self.0.verify().map_err(whole)
     }
 }

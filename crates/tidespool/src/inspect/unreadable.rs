@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::Damage;
-use crate::storage::{OpenMode, Storage, StorageFile, is_unreadable, read_exact_at};
+use crate::storage::{OpenMode, Space, Storage, StorageFile, is_unreadable, read_exact_at};
 
 /// Bytes that are given up together.
 const PAGE: usize = 4096;
@@ -104,8 +104,8 @@ impl Storage for AsFarAsReadable {
         self.below.remove_file(path)
     }
 
-    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
-        self.below.free_bytes(path)
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        self.below.space(path)
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use tidespool_core::SpoolId;
 
+use super::footer::{FooterEntry, Records, footer_len};
 use super::index::Place;
 use super::pool::{FreeSegment, Pool, RESERVED};
 use super::record::{HEADER_LEN, Header, Kind, footprint};
+use super::room::{fits, needs_own_segment, own_segment_size};
 use super::segment::{PAGE, Role, Segment};
 use super::segments::Segments;
-use crate::storage::write_all_at;
+use crate::storage::{at, is_no_room, write_all_at};
 
 /// Fills cold segments one after the other.
 #[derive(Debug)]
@@ -19,8 +21,13 @@ pub(crate) struct ColdWriter<'a> {
     filled: Vec<Arc<Segment>>,
     /// Where the next record goes in the last of `filled`.
     tail: u64,
+    /// What stands in the last of `filled`, for its footer. `None`: it is made for one record, and
+    /// has no footer.
+    listed: Option<Records>,
     /// Bytes of the records that are still to come, about.
     expected: u64,
+    /// How many these are, about.
+    expected_records: u64,
     /// Bytes written since the last sync.
     unsynced: u64,
 }
@@ -29,18 +36,27 @@ pub(crate) struct ColdWriter<'a> {
 const SYNC_STEP: u64 = 2 << 20;
 
 impl<'a> ColdWriter<'a> {
-    /// For records of about `expected` bytes, headers included: the last segment is no larger than it has to be.
-    pub(crate) fn new(segments: &'a Segments, expected: u64) -> Self {
-        Self { segments, filled: Vec::new(), tail: 0, expected, unsynced: 0 }
+    /// For about `records` records of `bytes` bytes, headers included: the last segment is no
+    /// larger than it has to be.
+    pub(crate) fn new(segments: &'a Segments, records: u64, bytes: u64) -> Self {
+        Self {
+            segments,
+            filled: Vec::new(),
+            tail: 0,
+            listed: None,
+            expected: bytes,
+            expected_records: records,
+            unsynced: 0,
+        }
     }
 
     /// Appends a payload. It is durable after [`ColdWriter::finish`].
     pub(crate) fn append(&mut self, id: SpoolId, seq: u64, data: &[u8], crc: u32) -> io::Result<Place> {
-        let len = u32::try_from(data.len()).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        let len = u32::try_from(data.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let need = footprint(u64::from(len));
         let segment = match self.filled.last() {
-            Some(segment) if self.tail + need <= segment.size => segment.clone(),
-            _ => self.next(need)?,
+            Some(segment) if self.has_room(segment, need) => segment.clone(),
+            _ => self.next(len)?,
         };
         let header = Header {
             kind: Kind::Put,
@@ -52,26 +68,56 @@ impl<'a> ColdWriter<'a> {
             payload_crc: crc,
         };
         let header = header.encode(self.segments.salt());
-        write_all_at(&*segment.file, &mut [IoSlice::new(&header), IoSlice::new(data)], self.tail)?;
+        write_all_at(&*segment.file, &mut [IoSlice::new(&header), IoSlice::new(data)], self.tail)
+            .map_err(|error| at(&segment.path, error))?;
         let place = Place { generation: segment.generation, offset: self.tail, len };
         debug_assert!(HEADER_LEN as u64 + u64::from(len) <= need);
+        if let Some(listed) = &mut self.listed {
+            listed.push(&FooterEntry { id, kind: Kind::Put, seq, offset: self.tail, len, abort_of: None });
+        }
         self.tail += need;
         self.expected = self.expected.saturating_sub(need);
+        self.expected_records = self.expected_records.saturating_sub(1);
         self.unsynced += need;
         if self.unsynced >= SYNC_STEP {
-            segment.file.sync_data()?;
+            segment.file.sync_data().map_err(|error| at(&segment.path, error))?;
             self.unsynced = 0;
         }
         Ok(place)
     }
 
-    fn next(&mut self, need: u64) -> io::Result<Arc<Segment>> {
+    /// Whether a record of `need` bytes fits into the last segment, with the footer behind it.
+    fn has_room(&self, segment: &Segment, need: u64) -> bool {
+        let records = self.listed.as_ref().map(Records::len);
+        records.is_some_and(|records| fits(segment.size - PAGE, self.tail - PAGE + need, records + 1))
+    }
+
+    /// Ends the last segment with its footer. As in the journal, an error only costs a scan.
+    fn seal(&mut self) {
+        if let (Some(segment), Some(listed)) = (self.filled.last(), self.listed.take())
+            && let Err(error) = listed.write(segment, self.segments.salt())
+        {
+            tracing::debug!(path = %segment.path.display(), %error, "a segment's footer could not be written");
+        }
+    }
+
+    /// A segment for a record with a payload of `len` bytes.
+    fn next(&mut self, len: u32) -> io::Result<Arc<Segment>> {
+        self.seal();
         let pool = self.segments.pool();
-        let size = (PAGE + self.expected).min(pool.segment_size()).max(PAGE + need).next_multiple_of(PAGE);
+        let is_large = needs_own_segment(len.into(), pool.segment_size());
+        let size = if is_large {
+            own_segment_size(len.into())
+        } else {
+            let expected = self.expected.next_multiple_of(PAGE) + footer_len(self.expected_records);
+            let least = own_segment_size(len.into()) + footer_len(1);
+            (PAGE + expected).min(pool.segment_size()).max(least)
+        };
         let free = match pool.allocate_if_room(size) {
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => Self::last_resort(pool, size)?,
+            Err(error) if is_no_room(&error) => Self::last_resort(pool, size)?,
             made => made?,
         };
+        self.listed = (!is_large).then(Records::default);
         self.begin(free)
     }
 
@@ -90,15 +136,17 @@ impl<'a> ColdWriter<'a> {
     fn begin(&mut self, free: FreeSegment) -> io::Result<Arc<Segment>> {
         let (segment, header) = self.segments.activate(free, Role::Cold, false);
         self.filled.push(segment.clone());
-        write_all_at(&*segment.file, &mut [IoSlice::new(&header.encode())], 0)?;
+        write_all_at(&*segment.file, &mut [IoSlice::new(&header.encode())], 0)
+            .map_err(|error| at(&segment.path, error))?;
         self.tail = PAGE;
         Ok(segment)
     }
 
     /// Makes everything appended durable, and returns the segments it is in.
     pub(crate) fn finish(&mut self) -> io::Result<Vec<Arc<Segment>>> {
+        self.seal();
         for segment in &self.filled {
-            segment.file.sync_data()?;
+            segment.file.sync_data().map_err(|error| at(&segment.path, error))?;
             segment.mark_durable();
             segment.settle();
         }
@@ -107,6 +155,7 @@ impl<'a> ColdWriter<'a> {
 
     /// After an error: nothing points to what was written, and the files are not trusted.
     pub(crate) fn discard(&mut self) {
+        self.listed = None;
         for segment in self.filled.drain(..) {
             segment.mark_failed();
             self.segments.retire(segment.generation);

@@ -115,7 +115,8 @@ impl Index {
         self.map.get(id).map(|packed| packed.unpack())
     }
 
-    /// Forgets what sled has now, unless something newer came in between. True if it was forgotten.
+    /// Forgets a record that is filed now, unless a newer one came in between. True if it was
+    /// forgotten.
     pub(crate) fn forget(&mut self, id: &SpoolId, seq: u64) -> bool {
         match self.map.entry(*id) {
             Entry::Occupied(entry) if entry.get().seq() == seq => {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::segment::{PAGE, Role, SegmentHeader};
-use crate::storage::{OpenMode, Storage, StorageFile, write_all_at};
+use crate::storage::{OpenMode, Space, Storage, StorageFile, at, is_no_room, write_all_at};
 
 /// Free segments that stores may not take, so that removes can be written whatever else waits.
 pub(crate) const RESERVED: usize = 1;
@@ -30,6 +30,9 @@ pub(super) const PREWRITE_UP_TO: u64 = 128 << 10;
 /// Pause after prewriting failed: full disks are not asked again at once.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
+/// No segment is being written.
+const NONE_ACTIVE: u64 = u64::MAX;
+
 /// A segment file without content that counts.
 #[derive(Debug)]
 pub(crate) struct FreeSegment {
@@ -43,8 +46,22 @@ pub(crate) struct FreeSegment {
 pub(crate) trait PoolEvents: Send + Sync {
     /// A segment became free.
     fn segment_free(&self);
+    /// Whether a new segment of `size` bytes leaves enough to others, where free space does not
+    /// show it: at a quota.
+    fn leaves_enough(&self, size: u64) -> bool {
+        let _ = size;
+        true
+    }
     /// A segment could not be prewritten.
     fn prewrite_failed(&self, error: &io::Error);
+}
+
+/// For a pool that prewrites nothing.
+pub(crate) struct NoPoolEvents;
+
+impl PoolEvents for NoPoolEvents {
+    fn segment_free(&self) {}
+    fn prewrite_failed(&self, _error: &io::Error) {}
 }
 
 /// The free segments, and the count of those in the journal's capacity.
@@ -58,6 +75,8 @@ pub(crate) struct Pool {
     keep_free: AtomicU64,
     /// What a sync of the journal covered lately, in bytes; 0 until known.
     batch_bytes: AtomicU64,
+    /// Bytes that the segment has room for which is being written; [`NONE_ACTIVE`] where none is.
+    active_room: AtomicU64,
     state: Mutex<State>,
     wake: Condvar,
     events: Arc<dyn PoolEvents>,
@@ -69,9 +88,24 @@ struct State {
     /// Segments that count against the capacity: the free ones and the journal's, not the retained ones.
     counted: usize,
     next_slot: u32,
-    /// The last new segment found no room on disk: there is no headroom beyond what is free.
-    disk_full: bool,
+    /// The last new segment could not be made: there is no headroom beyond what is free.
+    failed: bool,
+    /// It could not for want of room on disk.
+    is_blocked: bool,
+    /// Segments that the disk has room for beside those that are there, as it was last seen.
+    fits: usize,
+    /// The spool's directory is not where it was: what is written to a segment is lost at the next
+    /// start.
+    away: bool,
     stopped: bool,
+}
+
+impl State {
+    /// How the last try to make a segment ended.
+    fn note_try(&mut self, error: Option<&io::Error>) {
+        self.failed = error.is_some();
+        self.is_blocked = error.is_some_and(is_no_room);
+    }
 }
 
 /// What a pool is made of.
@@ -102,7 +136,16 @@ impl Pool {
         events: Arc<dyn PoolEvents>,
     ) -> Self {
         let PoolSettings { dir, spool, segment_size, capacity, keep_free, next_slot } = settings;
-        let state = State { free: Vec::new(), counted: 0, next_slot, disk_full: false, stopped: false };
+        let state = State {
+            free: Vec::new(),
+            counted: 0,
+            next_slot,
+            failed: false,
+            is_blocked: false,
+            fits: usize::MAX,
+            away: false,
+            stopped: false,
+        };
         Self {
             storage,
             dir,
@@ -111,6 +154,7 @@ impl Pool {
             max_counted: AtomicUsize::new(max_counted(capacity, segment_size)),
             keep_free: AtomicU64::new(keep_free),
             batch_bytes: AtomicU64::new(0),
+            active_room: AtomicU64::new(NONE_ACTIVE),
             state: Mutex::new(state),
             wake: Condvar::new(),
             events,
@@ -124,7 +168,7 @@ impl Pool {
     /// Takes a free segment, leaving `keep` of them.
     pub(crate) fn take(&self, keep: usize) -> Option<FreeSegment> {
         let mut state = self.state.lock();
-        if state.free.len() <= keep {
+        if state.away || state.free.len() <= keep {
             return None;
         }
         let taken = state.free.pop();
@@ -134,19 +178,95 @@ impl Pool {
 
     /// Free segments, all told.
     pub(crate) fn free(&self) -> usize {
-        self.state.lock().free.len()
+        let state = self.state.lock();
+        if state.away { 0 } else { state.free.len() }
+    }
+
+    /// While the spool's directory is away no segment is given out.
+    pub(super) fn set_away(&self, away: bool) {
+        let was = std::mem::replace(&mut self.state.lock().away, away);
+        if was && !away {
+            self.events.segment_free();
+        }
+    }
+
+    pub(super) fn storage(&self) -> &dyn Storage {
+        &*self.storage
+    }
+
+    pub(super) fn dir(&self) -> &std::path::Path {
+        &self.dir
+    }
+
+    /// The path and the descriptor of each free segment.
+    pub(super) fn free_files(&self) -> Vec<(PathBuf, Arc<dyn StorageFile>)> {
+        self.state.lock().free.iter().map(|free| (free.path.clone(), free.file.clone())).collect()
+    }
+
+    /// Gives up a free segment: another one is made for it. False where it is not free any more.
+    pub(super) fn give_up(&self, file: &Arc<dyn StorageFile>) -> bool {
+        let mut state = self.state.lock();
+        let Some(place) = state.free.iter().position(|free| Arc::ptr_eq(&free.file, file)) else {
+            return false;
+        };
+        let given_up = state.free.swap_remove(place);
+        state.counted = state.counted.saturating_sub(1);
+        self.wake.notify_one();
+        drop(state);
+        self.delete(&given_up.path);
+        true
     }
 
     /// How many more segments the capacity allows, free ones included.
     pub(crate) fn headroom(&self) -> usize {
         let state = self.state.lock();
-        let more = if state.disk_full { 0 } else { self.capacity().saturating_sub(state.counted) };
+        let more = if state.failed { 0 } else { self.most().saturating_sub(state.counted) };
         state.free.len() + more
     }
 
-    /// The most segments that the capacity allows.
-    pub(crate) fn capacity(&self) -> usize {
+    /// The most segments that the setting allows.
+    fn most(&self) -> usize {
         self.max_counted.load(Ordering::Relaxed)
+    }
+
+    /// The capacity in force, in segments: what the setting allows, or what fits on the disk where
+    /// that is less.
+    pub(crate) fn capacity(&self) -> usize {
+        let state = self.state.lock();
+        let fits = if state.is_blocked { 0 } else { state.fits };
+        self.most().min(state.counted.saturating_add(fits))
+    }
+
+    /// The segment that is being written has room for so many bytes; `None`: none is.
+    pub(super) fn note_active_room(&self, bytes: Option<u64>) {
+        self.active_room.store(bytes.unwrap_or(NONE_ACTIVE), Ordering::Relaxed);
+    }
+
+    /// Stores can go on for a while without another segment.
+    pub(crate) fn active_has_room(&self) -> bool {
+        let room = self.active_room.load(Ordering::Relaxed);
+        room != NONE_ACTIVE && room >= self.segment_size / 2
+    }
+
+    /// A segment is being written, and most of it is.
+    pub(crate) fn active_is_used_up(&self) -> bool {
+        self.active_room.load(Ordering::Relaxed) < self.segment_size / 2
+    }
+
+    /// The disk has no room for another segment, and one is wanted.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.state.lock().is_blocked
+    }
+
+    /// The disk was seen to have this space.
+    pub(crate) fn note_space(&self, space: &Space) {
+        let room = space.free_bytes.saturating_sub(self.keep_free.load(Ordering::Relaxed));
+        let fits = match space.total_bytes {
+            // It does not report its size.
+            0 => usize::MAX,
+            _ => usize::try_from(room / self.segment_size).unwrap_or(usize::MAX),
+        };
+        self.state.lock().fits = fits;
     }
 
     /// Changes [`PoolSettings::capacity`] and [`PoolSettings::keep_free`]. What is in use above the capacity is given up when it is free.
@@ -181,6 +301,19 @@ impl Pool {
         }
     }
 
+    /// Deletes one free segment for its room, but never the last. False: there is no other.
+    pub(crate) fn give_up_one(&self) -> bool {
+        let spare = {
+            let mut state = self.state.lock();
+            if state.free.len() < 2 {
+                return false;
+            }
+            state.counted = state.counted.saturating_sub(1);
+            state.free.pop()
+        };
+        spare.inspect(|spare| self.delete(&spare.path)).is_some()
+    }
+
     /// Counts a segment that is in the journal already: found by recovery.
     pub(crate) fn count_existing(&self) {
         self.state.lock().counted += 1;
@@ -197,7 +330,7 @@ impl Pool {
     pub(crate) fn give(&self, segment: FreeSegment) {
         let surplus = {
             let mut state = self.state.lock();
-            if segment.size == self.segment_size && state.counted < self.capacity() {
+            if segment.size == self.segment_size && state.counted < self.most() {
                 state.counted += 1;
                 state.free.push(segment);
                 None
@@ -213,7 +346,9 @@ impl Pool {
 
     /// Deletes a segment's file. Where that fails it stays as garbage, which the next open takes for a free segment.
     pub(crate) fn delete(&self, path: &std::path::Path) {
-        if let Err(error) = self.storage.remove_file(path) {
+        if let Err(error) = self.storage.remove_file(path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
             tracing::warn!(path = %path.display(), %error, "a segment that is no longer needed could not be deleted");
         }
     }
@@ -226,10 +361,15 @@ impl Pool {
     /// Makes a segment file of `size` bytes with room for all of them, its name and its blocks durable. Written full of zeros only where the file
     /// system can't allocate.
     pub(crate) fn allocate(&self, size: u64) -> io::Result<FreeSegment> {
-        self.make(size, |file| match file.allocate(size) {
+        self.make(size, |file| Self::reserve(file, size))
+    }
+
+    /// Gives a file room for all its bytes, which are zeros behind the header.
+    pub(super) fn reserve(file: &dyn StorageFile, size: u64) -> io::Result<()> {
+        match file.allocate(size) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Self::prewrite(file, size),
             allocated => allocated.and_then(|()| file.sync_data()),
-        })
+        }
     }
 
     /// The journal tells what its syncs cover.
@@ -245,11 +385,17 @@ impl Pool {
         let (slot, path) = self.unused_slot()?;
         let made = self.make_at(&path, size, prepare);
         match made {
-            Ok(file) => Ok(FreeSegment { slot, path, file, size }),
+            Ok(file) => {
+                let fits = &mut self.state.lock().fits;
+                if *fits != usize::MAX {
+                    *fits = fits.saturating_sub(1);
+                }
+                Ok(FreeSegment { slot, path, file, size })
+            }
             Err(error) => {
                 // Half a segment is of no use, and on a full disk its blocks are wanted.
                 let _ = self.storage.remove_file(&path);
-                Err(error)
+                Err(at(&path, error))
             }
         }
     }
@@ -267,7 +413,7 @@ impl Pool {
             match self.storage.open(&path, OpenMode::Read) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((slot, path)),
-                Err(error) => return Err(error),
+                Err(error) => return Err(at(&path, error)),
             }
         }
     }
@@ -288,6 +434,11 @@ impl Pool {
 
     /// Writes zeros behind the header.
     fn prewrite(file: &dyn StorageFile, size: u64) -> io::Result<()> {
+        // XFS takes up to twice as much for a file that grows, for as long as it is open.
+        match file.allocate(size) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+            allocated => allocated?,
+        }
         // Synced step by step: one long sync would hold up the journal's own.
         const STEP: usize = 2 << 20;
         let zeros = vec![0; STEP];
@@ -318,10 +469,13 @@ impl Pool {
     }
 
     fn check_room(&self, size: u64) -> io::Result<()> {
-        if self.storage.free_bytes(&self.dir)? < size + self.keep_free.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::StorageFull.into());
+        let need = size.saturating_add(self.keep_free.load(Ordering::Relaxed));
+        let space = self.storage.space(&self.dir).map_err(|error| at(&self.dir, error))?;
+        if space.has_room_for(need) && self.events.leaves_enough(size) {
+            return Ok(());
         }
-        Ok(())
+        let what = format!("a segment of {size} bytes would leave too little free space to others");
+        Err(at(&self.dir, io::Error::new(io::ErrorKind::StorageFull, what)))
     }
 
     /// Makes the segments that a new spool starts with.
@@ -333,14 +487,14 @@ impl Pool {
     }
 
     fn wants_one(&self, state: &State) -> bool {
-        state.free.len() < READY && state.counted < self.capacity()
+        state.free.len() < READY && state.counted < self.most()
     }
 
     /// The prewriting thread: keeps some segments ready until [`Pool::stop`].
     pub(crate) fn run_prewriter(&self) {
         let mut state = self.state.lock();
         while !state.stopped {
-            let surplus = state.counted.saturating_sub(self.capacity());
+            let surplus = state.counted.saturating_sub(self.most());
             if surplus > 0 && state.free.len() > READY {
                 drop(state);
                 self.trim(surplus as u64);
@@ -349,7 +503,7 @@ impl Pool {
             }
             if !self.wants_one(&state) {
                 // Nothing is made now, and so nothing fails.
-                state.disk_full = false;
+                state.note_try(None);
                 self.wake.wait(&mut state);
                 continue;
             }
@@ -357,18 +511,17 @@ impl Pool {
             let is_reserve = state.free.len() < RESERVED;
             drop(state);
             let made = match self.create_if_room(self.segment_size) {
-                Err(error) if is_reserve && error.kind() == io::ErrorKind::StorageFull => {
-                    self.allocate(self.segment_size)
-                }
+                Err(error) if is_reserve && is_no_room(&error) => self.allocate(self.segment_size),
                 made => made,
             };
             let failed = made.is_err();
+            // First: the checkpoint thread, which the event wakes, asks for it.
+            self.state.lock().note_try(made.as_ref().err());
             match made {
                 Ok(segment) => self.give(segment),
                 Err(error) => self.events.prewrite_failed(&error),
             }
             state = self.state.lock();
-            state.disk_full = failed;
             if failed && !state.stopped {
                 self.wake.wait_for(&mut state, RETRY_AFTER);
             }

@@ -22,7 +22,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const fn code(self) -> u32 {
+    pub(super) const fn code(self) -> u32 {
         match self {
             Self::Put => 1,
             Self::Remove => 2,
@@ -31,7 +31,7 @@ impl Kind {
         }
     }
 
-    const fn from_code(code: u32) -> Option<Self> {
+    pub(super) const fn from_code(code: u32) -> Option<Self> {
         match code {
             1 => Some(Self::Put),
             2 => Some(Self::Remove),

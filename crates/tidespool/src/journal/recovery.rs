@@ -9,6 +9,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use tidespool_core::SpoolId;
 
+use super::lost::is_left_by_a_restoration;
 use super::pool::{FreeSegment, parse_segment_file_name};
 use super::record::{HEADER_LEN, Header, Kind, payload_crc};
 use super::replay::{Replay, Replayed, Torn, Witness};
@@ -16,6 +17,7 @@ use super::scan::{newest_generation, scan};
 use super::scan_ahead::scan_in_order;
 use super::segment::{PAGE, Role, Segment, SegmentHeader, Use};
 use super::segments::salt_of;
+use super::void_footers::{erase_footer, void_footers};
 use crate::storage::{OpenMode, Storage, StorageFile, is_no_file, read_exact_at, write_all_at};
 
 /// Room is made ahead for so many records at most: what the first segment holds need not be true of the others.
@@ -24,13 +26,13 @@ const MOST_RESERVED: usize = 4 << 20;
 /// What the ledger says of the journal.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Filed {
-    /// Segments up to this generation are filed in sled.
+    /// Segments up to this generation are filed.
     pub(crate) generation: u64,
-    /// Records up to this number are filed in sled.
+    /// Records up to this number are filed.
     pub(crate) seq: u64,
     /// Records up to this number were durable.
     pub(crate) durable_seq: u64,
-    /// Filed segments that are kept for the large payloads in them.
+    /// Filed segments that are kept for the messages in them.
     pub(crate) retained: BTreeSet<u64>,
     /// Of these, the ones in which nothing is known to live: it is no loss where they are gone.
     pub(crate) unused: BTreeSet<u64>,
@@ -43,10 +45,13 @@ pub(crate) struct Filed {
 }
 
 impl Filed {
-    /// A checkpoint that did not end has sled point into segments that are not filed: these are the journal's all the same.
     fn is_retained(&self, header: &SegmentHeader) -> bool {
-        let is_filed = self.unknown || header.role == Role::Cold || header.generation <= self.generation;
-        is_filed && self.retained.contains(&header.generation)
+        match header.role {
+            Role::Cold => true,
+            Role::Free | Role::Journal => {
+                header.generation <= self.generation && self.retained.contains(&header.generation)
+            }
+        }
     }
 }
 
@@ -95,6 +100,9 @@ pub(crate) fn recover(
     filed: &Filed,
     repair: bool,
 ) -> Result<Recovered, RecoveryError> {
+    if repair {
+        remove_unfinished_copies(&**storage, dir);
+    }
     let mut found = look(storage, dir, spool, filed, repair)?;
     if !found.is_as_it_should_be() {
         let again = look(storage, dir, spool, filed, repair)?;
@@ -104,14 +112,31 @@ pub(crate) fn recover(
         }
         found = again;
     }
+    let void = void_footers(&found.journal, salt_of(spool), found.replayed.cut_from)?;
+    let void_kept = match filed.unknown {
+        true => void_footers(&found.retained, salt_of(spool), found.replayed.next_seq)?,
+        false => Vec::new(),
+    };
     if repair {
         // First: where all that tells the segment's generation is torn, nothing would tell it afterwards.
         for segment in found.journal.iter().filter(|segment| found.headless.contains(&segment.path)) {
             write_first_page(segment, spool)?;
         }
+        void.iter().chain(&void_kept).try_for_each(|segment| erase_footer(segment))?;
         cut_torn_tail(&found.journal, &found.replayed, salt_of(spool))?;
     }
     Ok(found)
+}
+
+/// Removes what a crash left of a segment that was just being written anew. If that fails, the file
+/// stays, and does no harm.
+fn remove_unfinished_copies(storage: &dyn Storage, dir: &Path) {
+    let names = storage.list(dir).unwrap_or_default();
+    for name in names.iter().filter(|name| is_left_by_a_restoration(name)) {
+        if let Err(error) = storage.remove_file(&dir.join(name)) {
+            tracing::debug!(name, %error, "an unfinished copy of a segment could not be removed");
+        }
+    }
 }
 
 impl Recovered {
@@ -214,13 +239,7 @@ fn look(
         found.damage.push(FileDamage { path: dir.to_owned(), what });
     }
     (found.retained, found.journal) = by_generation.into_values().partition(|segment| !segment.is_counted());
-    let is_journal = |segment: &&Arc<Segment>| segment.role == Role::Journal;
-    let kept: Vec<Arc<Segment>> = match filed.unknown {
-        // Nobody says whether all that is in them is filed: a crash may have come in between.
-        true => found.retained.iter().filter(is_journal).cloned().collect(),
-        false => Vec::new(),
-    };
-    found.replayed = replay(&found.journal, &kept, spool, filed)?;
+    found.replayed = replay(&found.journal, &found.retained, spool, filed)?;
     found.torn_records = found.replayed.torn.len() as u64;
     Ok(found)
 }
@@ -237,24 +256,6 @@ fn read_from_disk(file: &dyn StorageFile, clean_end: bool) -> io::Result<()> {
         file.forget_cached();
     }
     Ok(())
-}
-
-/// Segments that count as free and were never marked so: they hold records of their last use. What can't be read is left out.
-pub(crate) fn former_segments(free: &[FreeSegment], spool: [u8; 16]) -> Vec<Arc<Segment>> {
-    let former = free.iter().filter_map(|free| {
-        let size = free.file.len().ok()?;
-        let header = match read_header(&*free.file, size).ok()? {
-            Some(header) if header.role == Role::Free => return None,
-            Some(header) => header,
-            None => {
-                let generation = newest_generation(&*free.file, salt_of(spool)).ok()??;
-                SegmentHeader { role: Role::Cold, generation, size, spool }
-            }
-        };
-        let use_of = Use { settled: true, counted: false };
-        Some(Arc::new(Segment::new(header, free.slot, free.path.clone(), free.file.clone(), use_of)))
-    });
-    former.collect()
 }
 
 /// The first generation that no use of a segment can have had so far.
@@ -319,7 +320,7 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
         let used = match header.role {
             Role::Free => false,
             Role::Journal => matters(header.generation),
-            Role::Cold => filed.retained.contains(&header.generation),
+            Role::Cold => filed.unknown || filed.retained.contains(&header.generation),
         };
         if !used {
             let size = if size == header.size { size } else { 0 };
@@ -330,9 +331,8 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
     }
     match newest_generation(file, salt_of(spool))? {
         Some(generation) if matters(generation) => {
-            // One that is retained and not filed is a cold one, but for a crash in the middle of a checkpoint.
-            let is_cold =
-                generation > filed.generation && filed.retained.contains(&generation) && !filed.unknown;
+            // One that is retained and not filed is a cold one.
+            let is_cold = generation > filed.generation && filed.retained.contains(&generation);
             let role = if is_cold { Role::Cold } else { Role::Journal };
             // A cold segment that was given up looks the same, and what it holds may be replaced or removed since.
             let may_be_old = role == Role::Journal && !filed.unknown && !filed.retained.contains(&generation);
@@ -374,15 +374,15 @@ fn begins_with_zeros(file: &dyn StorageFile, size: u64) -> io::Result<bool> {
     Ok(page.iter().all(|byte| *byte == 0))
 }
 
-/// Replays the journal, and beside it what is in the segments `kept`, of which nobody knows what is missing between them.
+/// Replays the journal. Where it is not known what is filed, nothing is known of what is missing
+/// between the records either: the newest version of each message counts.
 fn replay(
     journal: &[Arc<Segment>],
-    kept: &[Arc<Segment>],
+    retained: &[Arc<Segment>],
     spool: [u8; 16],
     filed: &Filed,
 ) -> Result<Replayed, RecoveryError> {
-    let mut replay =
-        if filed.unknown { Replay::unknown() } else { Replay::new(filed.seq, filed.durable_seq) };
+    let mut replay = Replay::new(filed.seq, filed.durable_seq);
     let mut first = 0_usize;
     let broken = scan_in_order(journal, salt_of(spool), &mut |number, found| {
         match number {
@@ -393,18 +393,27 @@ fn replay(
             }
             _ => {}
         }
-        replay.take(found);
+        match filed.unknown {
+            true => replay.take_kept(found),
+            false => replay.take(found),
+        }
     })
     .map_err(|(number, source)| RecoveryError {
         doing: "reading",
         path: journal[number].path.clone(),
         source,
     })?;
-    scan_in_order(kept, salt_of(spool), &mut |_, found| replay.take_kept(found)).map_err(
-        |(number, source)| RecoveryError { doing: "reading", path: kept[number].path.clone(), source },
-    )?;
+    if filed.unknown {
+        scan_in_order(retained, salt_of(spool), &mut |_, found| replay.pass(found)).map_err(
+            |(number, source)| RecoveryError {
+                doing: "reading",
+                path: retained[number].path.clone(),
+                source,
+            },
+        )?;
+    }
     let replayed = Replayed { broken, ..replay.finish() };
-    for segment in journal.iter().chain(kept) {
+    for segment in journal {
         let last = replayed.last_seqs.get(&segment.generation).copied();
         // Nothing from the cut end on: those numbers are used again.
         segment.note_last_seq(last.unwrap_or(0).min(replayed.next_seq.saturating_sub(1)));

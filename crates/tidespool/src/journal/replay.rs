@@ -34,6 +34,8 @@ pub(crate) struct Replayed {
     pub(crate) newest: NewestById,
     /// The number that the next record gets.
     pub(crate) next_seq: u64,
+    /// Records from this number on are cut, or were never written whole.
+    pub(crate) cut_from: u64,
     /// Records read and valid.
     pub(crate) records: u64,
     /// Headers that are not whole, in the segments that were read.
@@ -80,12 +82,13 @@ pub(crate) struct Replay {
     doubtful: BTreeMap<u64, Found>,
     /// Other places of records that are or were in `doubtful`.
     copies: Vec<Found>,
-    /// The highest number of those taken by [`Replay::take_kept`].
+    /// The highest number of those that were [passed](Replay::pass).
     kept: u64,
 }
 
 impl Replay {
-    /// `filed_seq`: every record up to this number is in sled. `durable_seq`: every record up to this one was durable.
+    /// `filed_seq`: every record up to this number is filed. `durable_seq`: every record up to this
+    /// one was durable.
     pub(crate) fn new(filed_seq: u64, durable_seq: u64) -> Self {
         Self {
             state: Replayed::default(),
@@ -97,11 +100,6 @@ impl Replay {
             copies: Vec::new(),
             kept: 0,
         }
-    }
-
-    /// Where nothing is known of what was before: the first record that is there is the first that is expected.
-    pub(crate) fn unknown() -> Self {
-        Self { expected: 0, ..Self::new(0, 0) }
     }
 
     /// Makes room for so many more records.
@@ -119,9 +117,6 @@ impl Replay {
             self.expected = seq + 1;
             return;
         }
-        if self.expected == 0 {
-            (self.expected, self.durable, self.told) = (seq, seq - 1, seq - 1);
-        }
         self.durable = self.durable.max(found.header.durable_seq);
         if seq < self.expected {
             // Written again into a fresh segment: the newer place counts, if it can be read.
@@ -136,12 +131,22 @@ impl Replay {
         self.settle();
     }
 
-    /// Takes a record of a segment that may be filed, after all others. What is missing before it says nothing.
+    /// Takes a record of a segment that may be filed. What is missing before it says nothing. One
+    /// that is damaged is named, and hides no older version: it may be torn.
     pub(crate) fn take_kept(&mut self, found: Found) {
+        self.pass(found);
         if found.intact {
-            self.kept = self.kept.max(found.header.seq);
             self.apply(found);
+        } else {
+            let Found { header, offset, .. } = found;
+            let (id, seq, generation) = (header.id, header.seq, header.generation);
+            self.state.damaged.push(DamagedRecord { id, seq, generation, offset });
         }
+    }
+
+    /// Passes over a record: no later one gets its number.
+    pub(crate) fn pass(&mut self, found: Found) {
+        self.kept = self.kept.max(found.header.seq);
     }
 
     /// Ends the replay.
@@ -151,6 +156,7 @@ impl Replay {
         if self.expected <= self.durable {
             self.skip_to(self.durable + 1);
         }
+        self.state.cut_from = self.expected;
         // One that was written again is torn at each of its places: whichever stayed would be taken for the next of its number.
         let copies = self.copies.iter().filter(|found| found.header.seq >= self.expected);
         let torn = self.doubtful.values().chain(copies).map(|found| Torn {

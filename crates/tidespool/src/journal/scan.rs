@@ -32,6 +32,34 @@ pub(crate) fn scan(
     generation: u64,
     visit: &mut dyn FnMut(Found),
 ) -> io::Result<u64> {
+    walk(file, salt, generation, Payloads::Check, visit)
+}
+
+/// The same without the payloads, but for those of aborts: [`Found::intact`] is true where the file
+/// holds all of them. A payload that is larger than what is read at once is not read.
+pub(super) fn scan_headers(
+    file: &dyn StorageFile,
+    salt: u32,
+    generation: u64,
+    visit: &mut dyn FnMut(Found),
+) -> io::Result<u64> {
+    walk(file, salt, generation, Payloads::PassOver, visit)
+}
+
+/// What is done with payloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Payloads {
+    Check,
+    PassOver,
+}
+
+fn walk(
+    file: &dyn StorageFile,
+    salt: u32,
+    generation: u64,
+    payloads: Payloads,
+    visit: &mut dyn FnMut(Found),
+) -> io::Result<u64> {
     let mut window = Window::new(file)?;
     let mut offset = PAGE;
     let mut broken = 0;
@@ -43,7 +71,9 @@ pub(crate) fn scan(
         };
         let payload_at = offset + HEADER_LEN as u64;
         let payload_end = payload_at + u64::from(header.payload_len);
-        let intact = payload_end <= window.end && window.crc(payload_at, payload_end)? == header.payload_crc;
+        let is_checked = payloads == Payloads::Check || header.kind == Kind::Abort;
+        let intact = payload_end <= window.end
+            && (!is_checked || window.crc(payload_at, payload_end)? == header.payload_crc);
         let abort_of = match header.kind {
             Kind::Abort if intact && header.payload_len == 8 => Some(window.u64_at(payload_at)?),
             _ => None,

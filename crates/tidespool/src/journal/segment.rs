@@ -11,7 +11,7 @@ use tidespool_core::SpoolId;
 
 use super::index::Place;
 use super::record::{HEADER_LEN, Header, Kind, payload_crc};
-use crate::storage::{StorageFile, read_exact_at, read_exact_vectored_at};
+use crate::storage::{StorageFile, read_exact_vectored_at};
 
 /// Bytes before the first record; also the alignment of a batch.
 pub(crate) const PAGE: u64 = 4096;
@@ -99,6 +99,12 @@ pub(crate) struct Segment {
     pub(crate) file: Arc<dyn StorageFile>,
     /// A write or sync failed: the file is deleted when its time comes, never used again.
     failed: AtomicBool,
+    /// The footer may list records that are not there.
+    footer_void: AtomicBool,
+    /// The name no longer leads to the file: see [`Loss`](crate::storage::Loss).
+    lost: AtomicBool,
+    /// Bytes that the file had when this use of it began. It never gets shorter.
+    least: u64,
     /// Found at open: what it holds is durable.
     found: bool,
     /// Syncs that covered some record in it.
@@ -142,6 +148,9 @@ impl Segment {
         use_of: Use,
     ) -> Self {
         Self {
+            footer_void: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+            least: file.len().unwrap_or(0).min(header.size),
             generation: header.generation,
             slot,
             role: header.role,
@@ -156,6 +165,42 @@ impl Segment {
             used_since: Instant::now(),
             settled_at: if use_of.settled { OnceLock::from(Instant::now()) } else { OnceLock::new() },
         }
+    }
+
+    /// The same use of the segment, in another file that holds the same bytes.
+    pub(super) fn in_file(&self, file: Arc<dyn StorageFile>) -> Self {
+        Self {
+            generation: self.generation,
+            slot: self.slot,
+            role: self.role,
+            size: self.size,
+            path: self.path.clone(),
+            file,
+            failed: AtomicBool::new(false),
+            footer_void: AtomicBool::new(self.is_footer_void()),
+            lost: AtomicBool::new(false),
+            least: self.size,
+            found: true,
+            syncs: AtomicU64::new(self.syncs()),
+            counted: AtomicBool::new(self.is_counted()),
+            last_seq: AtomicU64::new(self.last_seq()),
+            used_since: self.used_since,
+            settled_at: self.settled_at.clone(),
+        }
+    }
+
+    /// Bytes that the file should have at the least.
+    pub(super) fn least(&self) -> u64 {
+        self.least
+    }
+
+    /// The name does not lead to the file: what is written here is lost at the next start.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_lost(&self, lost: bool) {
+        self.lost.store(lost, Ordering::Release);
     }
 
     pub(crate) fn settle(&self) {
@@ -181,6 +226,16 @@ impl Segment {
 
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
+    }
+
+    /// Has a listing read the records, and not the footer.
+    pub(super) fn void_footer(&self) {
+        self.footer_void.store(true, Ordering::Release);
+    }
+
+    /// What a failed sync left out may be in the footer.
+    pub(super) fn is_footer_void(&self) -> bool {
+        self.footer_void.load(Ordering::Acquire) || self.has_failed()
     }
 
     pub(crate) fn mark_durable(&self) {
@@ -265,22 +320,6 @@ impl Segment {
             return Err(self.damaged(place.offset, "the payload fails its checksum"));
         }
         Ok(header.payload_crc)
-    }
-
-    /// The checksum in a record's header, without reading the payload.
-    pub(crate) fn read_payload_crc(&self, salt: u32, id: &SpoolId, place: Place) -> Result<u32, ReadError> {
-        self.twice(|| {
-            let mut bytes = [0; HEADER_LEN];
-            self.read_at(&mut bytes, place.offset)?;
-            match Header::decode(&bytes, salt, self.generation) {
-                Some(header) if header.id == *id && header.payload_len == place.len => Ok(header.payload_crc),
-                _ => Err(self.damaged(place.offset, "the record's header fails its checksum")),
-            }
-        })
-    }
-
-    fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<(), ReadError> {
-        read_exact_at(&*self.file, bytes, offset).map_err(|source| self.failed(offset, source))
     }
 
     fn failed(&self, offset: u64, source: io::Error) -> ReadError {

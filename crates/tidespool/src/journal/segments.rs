@@ -1,7 +1,8 @@
 //! The segments in use, by generation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IoSlice;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,6 +20,8 @@ const GENERATIONS_AHEAD: u64 = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Segments {
     by_generation: RwLock<BTreeMap<u64, Arc<Segment>>>,
+    /// Generations that the ledger names, and that were not found at open.
+    missing: RwLock<BTreeSet<u64>>,
     /// Taken out while somebody read from them; given to the pool when the last reader is done.
     leaving: parking_lot::Mutex<Vec<Arc<Segment>>>,
     next_generation: AtomicU64,
@@ -32,6 +35,7 @@ impl Segments {
     pub(crate) fn new(pool: Arc<Pool>, spool: [u8; 16], next_generation: u64) -> Self {
         Self {
             by_generation: RwLock::default(),
+            missing: RwLock::default(),
             leaving: parking_lot::Mutex::default(),
             next_generation: AtomicU64::new(next_generation),
             spool,
@@ -96,6 +100,15 @@ impl Segments {
         last.size.checked_div(last.syncs())
     }
 
+    pub(super) fn spool(&self) -> [u8; 16] {
+        self.spool
+    }
+
+    /// The generations from `from` on, at most `count` of them.
+    pub(super) fn generations(&self, from: u64, count: usize) -> Vec<u64> {
+        self.by_generation.read().range(from..).take(count).map(|(generation, _)| *generation).collect()
+    }
+
     pub(crate) fn insert(&self, segment: Arc<Segment>) {
         self.by_generation.write().insert(segment.generation, segment);
     }
@@ -105,16 +118,26 @@ impl Segments {
         self.by_generation.read().get(&generation).cloned()
     }
 
+    /// The segment of this generation should be there, and was not found.
+    pub(crate) fn note_missing(&self, generation: u64) {
+        self.missing.write().insert(generation);
+    }
+
+    /// Whether it was [noted](Self::note_missing) as missing.
+    pub(crate) fn is_missing(&self, generation: u64) -> bool {
+        self.missing.read().contains(&generation)
+    }
+
     /// All of them, oldest first.
     pub(crate) fn all(&self) -> Vec<Arc<Segment>> {
         self.by_generation.read().values().cloned().collect()
     }
 
     /// So that even without the ledger nobody takes its records for live ones. Not synced, and no matter if it fails: the ledger counts.
-    fn mark_free(&self, file: &dyn StorageFile, size: u64) {
+    fn mark_free(&self, path: &Path, file: &dyn StorageFile, size: u64) {
         let header = SegmentHeader { role: Role::Free, generation: 0, size, spool: self.spool }.encode();
         if let Err(error) = write_all_at(file, &mut [IoSlice::new(&header)], 0) {
-            tracing::debug!(%error, "a recycled segment could not be marked as free");
+            tracing::debug!(path = %path.display(), %error, "a recycled segment could not be marked as free");
         }
     }
 
@@ -146,11 +169,11 @@ impl Segments {
             if segment.uncount() {
                 self.pool.count_out();
             }
-            if segment.has_failed() {
+            if segment.has_failed() || segment.is_lost() {
                 self.pool.delete(&segment.path);
             } else {
                 let Segment { slot, path, file, size, .. } = segment;
-                self.mark_free(&*file, size);
+                self.mark_free(&path, &*file, size);
                 self.pool.give(FreeSegment { slot, path, file, size });
             }
         }

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use super::pool::parse_segment_file_name;
 use super::segment::{Role, SegmentHeader};
-use crate::storage::{OpenMode, Storage, read_exact_at};
+use crate::storage::{OpenMode, Storage, at, read_exact_at};
 
 /// Deletes one segment file of this spool that says of itself that nothing is in it. False where there is none.
 pub(crate) fn give_up_a_free_segment(storage: &dyn Storage, dir: &Path, spool: [u8; 16]) -> io::Result<bool> {
-    for name in storage.list(dir)? {
+    for name in storage.list(dir).map_err(|error| at(dir, error))? {
         let path = dir.join(&name);
         if parse_segment_file_name(&name).is_some() && is_free(storage, &path, spool) {
-            storage.remove_file(&path)?;
+            storage.remove_file(&path).map_err(|error| at(&path, error))?;
             return Ok(true);
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::segment::Segment;
+use crate::storage::at;
 
 /// A sync to be done, perhaps by another thread. Its result goes to [`Writer::end_sync`].
 #[derive(Debug, Default)]
@@ -29,7 +30,17 @@ impl SyncJob {
     /// Syncs. Blocks for as long as the disk does.
     pub(crate) fn run(self) -> SyncEnd {
         let started = Instant::now();
-        let result = self.segments.iter().try_for_each(|segment| segment.file.sync_data());
+        let result = self.segments.iter().try_for_each(|segment| {
+            segment.file.sync_data().map_err(|error| at(&segment.path, error))?;
+            // The next start does not find the file, also if the sync succeeded.
+            match segment.is_lost() {
+                true => {
+                    let error = io::Error::new(io::ErrorKind::NotFound, "the file was deleted or moved");
+                    Err(at(&segment.path, error))
+                }
+                false => Ok(()),
+            }
+        });
         SyncEnd { up_to: self.up_to, epoch: self.epoch, result, took: started.elapsed() }
     }
 

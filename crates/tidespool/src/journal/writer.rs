@@ -13,14 +13,15 @@ use thiserror::Error;
 use tidespool_core::SpoolId;
 
 use super::buffers::{bytes_of, shrink};
+use super::footer::{FooterEntry, Records};
 use super::index::{Newest, Place};
 use super::pool::{FreeSegment, RESERVED};
 use super::record::{HEADER_LEN, Header, Kind, RECORD_ALIGN, footprint, payload_crc};
-use super::room::Room;
+use super::room::{Room, fits, needs_own_segment, own_segment_size, usable, usable_of};
 use super::segment::{PAGE, Role, Segment};
 use super::segments::Segments;
 use super::sync_job::{SyncEnd, SyncJob};
-use crate::storage::write_all_at;
+use crate::storage::{at, is_no_room, write_all_at};
 
 /// Payloads up to this many bytes are copied beside their header: cheaper than a slice of their own for the kernel.
 const COPY_UP_TO: usize = 2048;
@@ -42,9 +43,12 @@ pub(crate) enum WriteError {
     /// No segment is free.
     #[error("no journal segment is free")]
     NoSegment,
-    /// Writing failed.
+    /// Writing to a segment failed.
     #[error("writing the journal: {0}")]
     Write(io::Error),
+    /// Making a file for a segment failed.
+    #[error("making a journal segment: {0}")]
+    Create(io::Error),
     /// Syncing failed.
     #[error("syncing the journal: {0}")]
     Sync(io::Error),
@@ -83,6 +87,8 @@ struct Active {
     /// The header page, until it is written.
     header_page: Option<Vec<u8>>,
     tail: u64,
+    /// What is written to it, for its footer. `None`: it is made for one record, and has no footer.
+    listed: Option<Records>,
 }
 
 /// The end of the journal.
@@ -110,6 +116,8 @@ pub(crate) struct Writer {
     prepared: VecDeque<FreeSegment>,
     /// The last try failed: the next segment is a file made for it, not one that may be as bad.
     distrust_pool: bool,
+    /// The last segment's footer could not be written: the next write returns this.
+    footer_error: Option<io::Error>,
     /// Reused between batches.
     scratch: Vec<u8>,
 }
@@ -126,6 +134,7 @@ impl Writer {
             touched: Vec::new(),
             syncing: Vec::new(),
             epoch: 0,
+            footer_error: None,
             finished: Vec::new(),
             doomed: Vec::new(),
             prepared: VecDeque::new(),
@@ -169,7 +178,7 @@ impl Writer {
         let pool = self.segments.pool();
         let free = pool.free();
         let active = self.active.as_ref().map_or(0, Active::room);
-        let usable = pool.segment_size() - PAGE;
+        let usable = usable_of(pool.segment_size());
         if self.has_unwritten() {
             // What is queued goes first, and it may take all there is. Nor may anything join a batch that has to be tried again: by now an older
             // version of an id in it may have come due, and would be written after the newer one.
@@ -182,11 +191,20 @@ impl Writer {
         }
     }
 
-    /// Makes the file for a record of `cost` bytes that is larger than a segment. It has to be appended next.
-    pub(crate) fn prepare_large(&mut self, cost: u64) -> io::Result<()> {
-        let prepared = self.segments.pool().create_if_room(PAGE + cost.next_multiple_of(PAGE))?;
+    /// Makes the file for a message of `len` bytes that is larger than a segment. It has to be
+    /// appended next.
+    pub(crate) fn prepare_large(&mut self, len: u64) -> io::Result<()> {
+        let prepared = self.segments.pool().create_if_room(own_segment_size(len))?;
         self.prepared.push_back(prepared);
         Ok(())
+    }
+
+    /// Deletes the file that [`Writer::prepare_large`] made last: its record is not to be appended
+    /// after all.
+    pub(crate) fn discard_prepared(&mut self) {
+        if let Some(prepared) = self.prepared.pop_back() {
+            self.segments.pool().delete(&prepared.path);
+        }
     }
 
     /// Queues a record. It gets the next sequence number, which is returned.
@@ -220,6 +238,11 @@ impl Writer {
             Err(error) => {
                 if !matches!(error, WriteError::NoSegment) {
                     self.distrust();
+                }
+                if matches!(&error, WriteError::Write(source) if is_no_room(source)) {
+                    // The files that exist are as good as before, and a new one would take the room
+                    // that is made for the next try.
+                    self.distrust_pool = false;
                 }
                 Err(error)
             }
@@ -275,13 +298,36 @@ impl Writer {
     }
 
     fn note_memory(&self) {
-        self.segments.buffers().note(bytes_of(&self.entries) + bytes_of(&self.scratch));
+        let listed = self.active.as_ref().and_then(|active| active.listed.as_ref());
+        let footer = listed.map_or(0, Records::memory);
+        self.segments.buffers().note(bytes_of(&self.entries) + bytes_of(&self.scratch) + footer);
     }
 
-    /// Ends the active segment, so that a checkpoint can take it. It is told by the next [`Writer::sync`].
+    /// Ends the active segment with its footer, so that a checkpoint can take it. The next
+    /// [`Writer::sync`] returns the segment.
+    ///
+    /// The footer gets no sync of its own: without it the segment is scanned. A footer that can't
+    /// be written shows a sick or a full disk: the next [`Writer::write`] returns the error, as of
+    /// a record.
     pub(crate) fn seal(&mut self) {
+        if let Some(Active { segment, listed: Some(listed), .. }) = &self.active
+            && let Err(error) = listed.write(segment, self.segments.salt())
+        {
+            tracing::debug!(path = %segment.path.display(), %error, "a segment's footer could not be written");
+            self.footer_error.get_or_insert_with(|| at(&segment.path, error));
+        }
+        self.end_active();
+    }
+
+    fn take_footer_error(&mut self) -> Result<(), WriteError> {
+        self.footer_error.take().map_or(Ok(()), |error| Err(WriteError::Write(error)))
+    }
+
+    /// Ends the active segment without a footer.
+    fn end_active(&mut self) {
         if let Some(active) = self.active.take() {
             self.finished.push(active.segment);
+            self.segments.pool().note_active_room(None);
         }
     }
 
@@ -298,7 +344,8 @@ impl Writer {
         self.entries.iter_mut().for_each(|entry| entry.generation = 0);
         let fresh_failed = self.distrust_pool;
         self.distrust_pool = true;
-        self.seal();
+        // It may have failed, and what was written to it is not what its list says.
+        self.end_active();
         let syncing = self.syncing.drain(..).map(|(_, segment)| segment);
         let mut failed: Vec<Arc<Segment>> = syncing.chain(self.touched.drain(..)).collect();
         failed.sort_unstable_by_key(|segment| segment.generation);
@@ -315,14 +362,20 @@ impl Writer {
     }
 
     fn write_queued(&mut self) -> Result<(), WriteError> {
+        self.take_footer_error()?;
+        if self.active.as_ref().is_some_and(|active| active.segment.is_lost()) {
+            // The file has no name any more.
+            self.end_active();
+        }
         while self.written < self.entries.len() {
             let first = self.written;
-            let room = self.active.as_ref().map_or(0, Active::room);
-            let (end, bytes) = fitting(&self.entries[first..], room);
+            let (end, bytes) =
+                self.active.as_ref().map_or((0, 0), |active| active.fitting(&self.entries[first..]));
             if end == 0 {
-                let need = self.entries[first].footprint();
+                let len = self.entries[first].payload_len;
                 self.seal();
-                self.active = Some(self.next_segment(need)?);
+                self.take_footer_error()?;
+                self.active = Some(self.next_segment(len.into())?);
                 continue;
             }
             self.write_run(first, first + end, bytes).map_err(WriteError::Write)?;
@@ -330,10 +383,12 @@ impl Writer {
         Ok(())
     }
 
-    fn next_segment(&mut self, need: u64) -> Result<Active, WriteError> {
+    /// A segment for a record with a payload of `len` bytes.
+    fn next_segment(&mut self, len: u64) -> Result<Active, WriteError> {
         let pool = self.segments.pool();
-        let free = if need > pool.segment_size() - PAGE {
-            let size = PAGE + need.next_multiple_of(PAGE);
+        let is_large = needs_own_segment(len, pool.segment_size());
+        let free = if is_large {
+            let size = own_segment_size(len);
             let prepared = self.prepared.pop_front().and_then(|prepared| {
                 if prepared.size != size {
                     pool.delete(&prepared.path);
@@ -342,12 +397,13 @@ impl Writer {
                 Some(prepared)
             });
             // Written again after a failure, it needs a new file.
-            (prepared.map_or_else(|| pool.create(size), Ok).map_err(WriteError::Write)?, false)
+            (prepared.map_or_else(|| pool.create(size), Ok).map_err(WriteError::Create)?, false)
         } else {
             (self.ordinary_segment()?, true)
         };
         let (segment, header) = self.segments.activate(free.0, Role::Journal, free.1);
-        Ok(Active { segment, header_page: Some(header.encode()), tail: PAGE })
+        let listed = (!is_large).then(Records::default);
+        Ok(Active { segment, header_page: Some(header.encode()), tail: PAGE, listed })
     }
 
     fn ordinary_segment(&self) -> Result<FreeSegment, WriteError> {
@@ -358,9 +414,9 @@ impl Writer {
                     pool.count_existing();
                     return Ok(fresh);
                 }
-                // The disk being full says nothing against segments that exist.
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
-                Err(error) => return Err(WriteError::Write(error)),
+                // A full disk is no fault of the segments that exist.
+                Err(error) if is_no_room(&error) => {}
+                Err(error) => return Err(WriteError::Create(error)),
             }
         }
         // What is queued here was admitted against `room`; what must be written again may use the reserve.
@@ -397,16 +453,43 @@ impl Writer {
         let result = write_all_at(&*segment.file, &mut slices, start);
         drop(slices);
         drop(pieces);
-        result?;
+        result.map_err(|error| at(&segment.path, error))?;
         active.tail += padded;
+        if let Some(listed) = &mut active.listed {
+            self.entries[first..end].iter().for_each(|entry| listed.push(&entry.listed()));
+        }
         self.written = end;
+        self.segments.pool().note_active_room(Some(active.room()));
         Ok(())
     }
 }
 
 impl Active {
+    /// What the records that are still to come may cost.
     fn room(&self) -> u64 {
+        self.listed.as_ref().map_or(0, |listed| usable(self.left(), listed.len()))
+    }
+
+    fn left(&self) -> u64 {
         self.segment.size.saturating_sub(self.tail)
+    }
+
+    /// How many of `entries`, from the first, fit with the footer behind them; and the bytes that
+    /// they take.
+    fn fitting(&self, entries: &[Entry]) -> (usize, u64) {
+        let left = self.left();
+        let has_room = |bytes: u64, count: u64| match &self.listed {
+            Some(listed) => fits(left, bytes, listed.len() + count),
+            None => bytes <= left,
+        };
+        let mut bytes = 0;
+        for (count, entry) in entries.iter().enumerate() {
+            if !has_room(bytes + entry.footprint(), count as u64 + 1) {
+                return (count, bytes);
+            }
+            bytes += entry.footprint();
+        }
+        (entries.len(), bytes)
     }
 }
 
@@ -415,23 +498,29 @@ impl Entry {
         footprint(u64::from(self.payload_len))
     }
 
+    fn kind(&self) -> Kind {
+        match self.change {
+            Change::Put(..) => Kind::Put,
+            Change::Remove => Kind::Remove,
+            Change::Abort(_) => Kind::Abort,
+            Change::Mark => Kind::Mark,
+        }
+    }
+
+    fn listed(&self) -> FooterEntry {
+        let abort_of = match self.change {
+            Change::Abort(target) => Some(target),
+            Change::Put(..) | Change::Remove | Change::Mark => None,
+        };
+        let (kind, len) = (self.kind(), self.payload_len);
+        FooterEntry { id: self.id, kind, seq: self.seq, offset: self.offset, len, abort_of }
+    }
+
     fn durable(&self) -> Durable {
         let place = Place { generation: self.generation, offset: self.offset, len: self.payload_len };
         let place = matches!(self.change, Change::Put(..)).then_some(place);
         Durable { seq: self.seq, newest: Newest { seq: self.seq, generation: self.generation, place } }
     }
-}
-
-/// How many of `entries`, from the first, fit into `room` bytes; and the bytes that they take.
-fn fitting(entries: &[Entry], room: u64) -> (usize, u64) {
-    let mut bytes = 0;
-    for (count, entry) in entries.iter().enumerate() {
-        if bytes + entry.footprint() > room {
-            return (count, bytes);
-        }
-        bytes += entry.footprint();
-    }
-    (entries.len(), bytes)
 }
 
 /// One slice of a vectored write.
@@ -452,14 +541,8 @@ fn encode<'a>(
     scratch.clear();
     let mut from = 0;
     for entry in entries {
-        let kind = match entry.change {
-            Change::Put(..) => Kind::Put,
-            Change::Remove => Kind::Remove,
-            Change::Abort(_) => Kind::Abort,
-            Change::Mark => Kind::Mark,
-        };
         let header = Header {
-            kind,
+            kind: entry.kind(),
             generation: entry.generation,
             seq: entry.seq,
             durable_seq,

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
 
 use super::queue::{Load, Place, Queue, Turn};
 use super::throttle::{Lane, cannot_meet};
@@ -32,10 +32,8 @@ pub(crate) struct Budget {
     /// When the last of them ended, in nanoseconds since `started`.
     drained_at: AtomicU64,
     line: Mutex<Line>,
-    /// Of those who wait one looks at the clock for all.
-    watch: tokio::sync::Mutex<()>,
-    /// Tells that one that it has something to do.
-    changed: Notify,
+    /// Wakes the thread that is in [`attend`](Budget::attend).
+    wake: Condvar,
     started: Instant,
 }
 
@@ -43,10 +41,14 @@ pub(crate) struct Budget {
 #[derive(Debug)]
 struct Line {
     queue: Queue<oneshot::Sender<Permit>>,
-    /// When the one at the clock looks again, in nanoseconds since `started`. `None`: when it is told.
-    watched_until: Option<u64>,
-    /// The one at the clock was told that the first has no room.
+    /// When the next waiter is due, in nanoseconds since `started`: the attending thread wakes
+    /// then.
+    alarm: Option<u64>,
+    /// The first waiter lacks room.
     is_full: bool,
+    /// The attending thread has not reported that yet.
+    is_news: bool,
+    closed: bool,
 }
 
 /// Room for one dirty version. It is given back when the last holder of the version lets go: not earlier, and on every path.
@@ -57,16 +59,9 @@ pub(crate) struct Permit {
     is_removal: bool,
 }
 
-/// What there is to do for the one at the clock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Watch {
-    /// Look again at this time, or when told.
-    Until(Instant),
-    /// When told.
-    Quiet,
-    /// The same; and whoever makes room is to hear that somebody needs it.
-    Full,
-}
+/// The attending thread sleeps at least so long: above the threshold stores are due every few
+/// microseconds, and are admitted together.
+const TICK: Duration = Duration::from_millis(1);
 
 impl Budget {
     /// `limit`: bytes.
@@ -79,9 +74,14 @@ impl Budget {
             drained: AtomicU64::new(0),
             drained_in: AtomicU64::new(0),
             drained_at: AtomicU64::new(0),
-            line: Mutex::new(Line { queue: Queue::new(), watched_until: None, is_full: false }),
-            watch: tokio::sync::Mutex::new(()),
-            changed: Notify::new(),
+            line: Mutex::new(Line {
+                queue: Queue::new(),
+                alarm: None,
+                is_full: false,
+                is_news: false,
+                closed: false,
+            }),
+            wake: Condvar::new(),
             started: Instant::now(),
         }
     }
@@ -246,20 +246,22 @@ impl Budget {
                     }
                     line.queue.let_in(now, lane, bytes, &load);
                     let (_, waiter) = line.queue.leave(lane, place)?;
-                    line.is_full = false;
+                    (line.is_full, line.is_news) = (false, false);
                     self.note_left(&line);
                     return Some((waiter, self.permit(bytes)));
                 }
                 (Turn::Nobody, _) => return None,
                 (Turn::Later(due), _) => {
-                    if line.watched_until.is_none_or(|until| due < until) {
-                        self.changed.notify_one();
+                    if line.alarm.is_none_or(|alarm| due < alarm) {
+                        line.alarm = Some(due);
+                        self.wake.notify_one();
                     }
                     return None;
                 }
                 (Turn::Full, _) => {
                     if !std::mem::replace(&mut line.is_full, true) {
-                        self.changed.notify_one();
+                        line.is_news = true;
+                        self.wake.notify_one();
                     }
                     return None;
                 }
@@ -267,30 +269,43 @@ impl Budget {
         }
     }
 
-    /// Serves whoever can be served, and says what there is to wait for. For the one at the clock.
-    fn look(self: &Arc<Self>) -> Watch {
-        self.serve();
-        let mut line = self.line.lock();
-        let now = self.now();
-        let load = self.load(now, self.puts.load(Ordering::Acquire));
-        let (turn, _) = line.queue.turn(now, &load);
-        line.watched_until = None;
-        match turn {
-            // Its time has come just now.
-            Turn::Of(..) => {
-                line.watched_until = Some(0);
-                Watch::Until(Instant::now())
+    /// Admits waiters as they become due, until `until`. `on_full` is called when the first in the
+    /// queue lacks room. Returns true once the budget is closed.
+    ///
+    /// For a thread of the spool: no waiter depends on another waiter's future being polled.
+    pub(crate) fn attend(self: &Arc<Self>, until: Instant, on_full: impl Fn()) -> bool {
+        loop {
+            self.line.lock().alarm = None;
+            // It sets the alarm for the next one.
+            self.serve();
+            let mut line = self.line.lock();
+            if line.closed {
+                return true;
             }
-            Turn::Later(due) => {
-                line.watched_until = Some(due);
-                Watch::Until(self.started + Duration::from_nanos(due))
+            if std::mem::take(&mut line.is_news) {
+                drop(line);
+                on_full();
+                continue;
             }
-            Turn::Full => {
-                line.is_full = true;
-                Watch::Full
+            let now = Instant::now();
+            if now >= until {
+                return false;
             }
-            Turn::Nobody => Watch::Quiet,
+            let alarm = line.alarm;
+            let due = alarm.map(|due| (self.started + Duration::from_nanos(due)).max(now + TICK));
+            let wake_at = due.map_or(until, |due| due.min(until));
+            while !line.closed && !line.is_news && line.alarm == alarm {
+                if self.wake.wait_until(&mut line, wake_at).timed_out() {
+                    break;
+                }
+            }
         }
+    }
+
+    /// Ends the thread that attends.
+    pub(crate) fn close(&self) {
+        self.line.lock().closed = true;
+        self.wake.notify_one();
     }
 
     /// Gives up a place, if it was not served.
@@ -299,7 +314,7 @@ impl Budget {
         if line.queue.leave(lane, place).is_none() {
             return;
         }
-        line.is_full = false;
+        (line.is_full, line.is_news) = (false, false);
         self.note_left(&line);
         drop(line);
         // It may have been the one that nobody passes.
@@ -381,31 +396,9 @@ pub(crate) struct Waiter {
 pub(crate) struct Gone;
 
 impl Waiter {
-    /// Waits for the room. `on_full` is called when the first in the queue needs room that is not there, by one of those who wait.
-    pub(crate) async fn admitted(mut self, on_full: impl Fn()) -> Result<Permit, Gone> {
-        let budget = self.budget.clone();
-        let watch = async {
-            // Whoever is first here looks at the clock for all, until it is served or gives up. Should it not be polled meanwhile, the others
-            // still get what others give back.
-            let _watch = budget.watch.lock().await;
-            loop {
-                let until = match budget.look() {
-                    Watch::Until(at) => Some(at),
-                    Watch::Quiet => None,
-                    Watch::Full => {
-                        on_full();
-                        None
-                    }
-                };
-                let told = budget.changed.notified();
-                match until {
-                    Some(at) => futures_lite::future::or(told, tokio::time::sleep_until(at.into())).await,
-                    None => told.await,
-                }
-            }
-        };
-        let served = async { (&mut self.permit).await.map_err(|_| Gone) };
-        futures_lite::future::or(served, watch).await
+    /// Waits for the room.
+    pub(crate) async fn admitted(mut self) -> Result<Permit, Gone> {
+        (&mut self.permit).await.map_err(|_| Gone)
     }
 }
 

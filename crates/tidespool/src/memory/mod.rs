@@ -3,6 +3,7 @@
 //! # Layout
 //!
 //! * `pending` – id → newest dirty version, for one shard (pure).
+//! * `order` – debug builds check that versions are written in their order (pure).
 //! * `budget` – dirty bytes admitted, and those who wait for room.
 //! * `queue` – the order in which they are served (pure).
 //! * `throttle` – how stores are slowed as the limit nears (pure).
@@ -14,6 +15,8 @@ mod allowance;
 mod budget;
 mod cache;
 mod heap;
+#[cfg(debug_assertions)]
+mod order;
 mod pending;
 mod queue;
 mod throttle;

@@ -9,6 +9,8 @@ use std::time::Instant;
 use tidespool_core::SpoolId;
 
 use super::budget::Permit;
+#[cfg(debug_assertions)]
+use super::order::Order;
 
 /// A version that is not durable yet: a message's bytes, or a tombstone. It holds its room in the budget.
 #[derive(Debug)]
@@ -58,8 +60,17 @@ struct Entry {
     /// The ticket is with the committer.
     is_due: bool,
     dirty: Arc<Dirty>,
-    /// A commit has it: it will be written, whatever becomes of it.
+    /// A commit has it, or it is pledged: it will be written, whatever becomes of it.
     in_flight: bool,
+    /// The turn of an earlier version came, and this one, or one between the two, had replaced it.
+    was_put_off: bool,
+}
+
+/// A version that is written in its turn, whatever replaces it until then.
+#[derive(Debug)]
+struct Pledge {
+    version: u64,
+    dirty: Arc<Dirty>,
 }
 
 /// One shard of the pending table.
@@ -69,7 +80,17 @@ pub(crate) struct Pending {
     tickets: VecDeque<Ticket>,
     /// Versions of an id that are on their way to the disk: synced stores that wait for their commit, and everything that a commit has. A
     /// removal of such an id must be written, whatever was stored or removed since.
-    under_way: HashMap<SpoolId, u32, foldhash::fast::RandomState>,
+    under_way: HashMap<SpoolId, UnderWay, foldhash::fast::RandomState>,
+    /// What was put off once and has its second turn. Without it a message that is replaced more
+    /// often than its turn comes would never be written. These are under way.
+    pledged: HashMap<SpoolId, Pledge, foldhash::fast::RandomState>,
+}
+
+#[derive(Debug, Default)]
+struct UnderWay {
+    count: u32,
+    #[cfg(debug_assertions)]
+    order: Order,
 }
 
 impl Pending {
@@ -88,14 +109,16 @@ impl Pending {
     /// Makes `dirty` the newest version of `id`, to be flushed in its turn. Returns the version that it replaces, if that one will now
     /// never be written.
     pub(crate) fn insert(&mut self, ticket: Ticket, dirty: Arc<Dirty>) -> Option<Arc<Dirty>> {
-        let inherited = self.entries.get(&ticket.id).filter(|entry| !entry.in_flight && !entry.is_due);
-        let speaks = inherited.map_or(ticket.version, |entry| entry.ticket);
+        let before = self.entries.get(&ticket.id).filter(|entry| !entry.in_flight);
+        let was_put_off = before.is_some_and(|entry| entry.was_put_off);
+        let speaks = before.filter(|entry| !entry.is_due).map_or(ticket.version, |entry| entry.ticket);
         if speaks == ticket.version {
             self.tickets.push_back(ticket);
         }
         let Ticket { version, at, id } = ticket;
+        let (is_due, in_flight) = (false, false);
         let replaced =
-            self.show(id, Entry { version, at, ticket: speaks, is_due: false, dirty, in_flight: false });
+            self.show(id, Entry { version, at, ticket: speaks, is_due, dirty, in_flight, was_put_off });
         self.drop_stale_tickets();
         replaced
     }
@@ -106,7 +129,8 @@ impl Pending {
         if self.entries.get(&id).is_some_and(|entry| entry.version > version) {
             return None;
         }
-        self.show(id, Entry { version, at, ticket: version, is_due: true, dirty, in_flight: true })
+        let (is_due, in_flight, was_put_off) = (true, true, false);
+        self.show(id, Entry { version, at, ticket: version, is_due, dirty, in_flight, was_put_off })
     }
 
     fn show(&mut self, id: SpoolId, entry: Entry) -> Option<Arc<Dirty>> {
@@ -124,30 +148,57 @@ impl Pending {
         self.under_way.contains_key(id)
     }
 
+    /// True if another version of the ticket's id than the ticket's own is under way.
+    pub(crate) fn has_other_under_way(&self, ticket: &Ticket) -> bool {
+        let own = u32::from(self.pledge_of(ticket).is_some());
+        self.under_way.get(&ticket.id).is_some_and(|under_way| under_way.count > own)
+    }
+
     /// A version sets out for the disk.
     pub(crate) fn set_out(&mut self, id: SpoolId) {
-        *self.under_way.entry(id).or_default() += 1;
+        self.under_way.entry(id).or_default().count += 1;
+    }
+
+    /// Debug builds check the order of the versions of `id` that are under way: see [`Order`].
+    #[cfg(debug_assertions)]
+    pub(crate) fn check_order(&mut self, id: &SpoolId, step: impl FnOnce(&mut Order)) {
+        if let Some(under_way) = self.under_way.get_mut(id) {
+            step(&mut under_way.order);
+        }
     }
 
     /// It is there, and the index knows; or it was called back before it was written.
     pub(crate) fn arrive(&mut self, id: &SpoolId) {
-        if let Some(count) = self.under_way.get_mut(id) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(under_way) = self.under_way.get_mut(id) {
+            under_way.count -= 1;
+            if under_way.count == 0 {
                 self.under_way.remove(id);
             }
         }
     }
 
-    /// The version that the ticket stands for, if it is still the newest one and no commit has it.
+    fn pledge_of(&self, ticket: &Ticket) -> Option<&Pledge> {
+        self.pledged.get(&ticket.id).filter(|pledge| pledge.version == ticket.version)
+    }
+
+    /// The version that the ticket stands for, if no commit has it and it is pledged or still the
+    /// newest one.
     pub(crate) fn peek(&self, ticket: &Ticket) -> Option<Arc<Dirty>> {
+        if let Some(pledge) = self.pledge_of(ticket) {
+            return Some(pledge.dirty.clone());
+        }
         let entry = self.entries.get(&ticket.id)?;
         (entry.version == ticket.version && !entry.in_flight).then(|| entry.dirty.clone())
     }
 
-    /// Marks the version that the ticket stands for as being committed, if it is still the newest one.
+    /// Marks the version that the ticket stands for as being committed, if it is pledged or still
+    /// the newest one.
     pub(crate) fn commit(&mut self, ticket: &Ticket) {
-        if let Some(entry) = self.entries.get_mut(&ticket.id).filter(|entry| entry.version == ticket.version)
+        if self.pledge_of(ticket).is_some() {
+            // It is under way since it was pledged.
+            self.pledged.remove(&ticket.id);
+        } else if let Some(entry) =
+            self.entries.get_mut(&ticket.id).filter(|entry| entry.version == ticket.version)
         {
             entry.in_flight = true;
             self.set_out(ticket.id);
@@ -162,6 +213,32 @@ impl Pending {
         }
         let entry = self.entries.remove(id)?;
         (entry.version < version && !entry.in_flight).then_some(entry.dirty)
+    }
+
+    /// Ends the pledge to write a version older than `version`, which is durable. Returns what will
+    /// now never be written.
+    pub(crate) fn settle_pledge(&mut self, id: &SpoolId, version: u64) -> Option<Arc<Dirty>> {
+        if self.pledged.get(id)?.version >= version {
+            return None;
+        }
+        self.end_pledge(id)
+    }
+
+    /// Ends the pledge to write the version that the ticket stands for, if its message is removed
+    /// now. Returns what will now never be written.
+    pub(crate) fn end_pledge_of_removed(&mut self, ticket: &Ticket) -> Option<Arc<Dirty>> {
+        let newest = self.entries.get(&ticket.id)?;
+        if self.pledge_of(ticket).is_none() || newest.dirty.data.is_some() || newest.version == ticket.version
+        {
+            return None;
+        }
+        self.end_pledge(&ticket.id)
+    }
+
+    fn end_pledge(&mut self, id: &SpoolId) -> Option<Arc<Dirty>> {
+        let pledge = self.pledged.remove(id)?;
+        self.arrive(id);
+        Some(pledge.dirty)
     }
 
     /// Moves the tickets of everything that has been dirty since `cutoff` or longer out, each for the version that is the newest now.
@@ -179,14 +256,43 @@ impl Pending {
             entry.is_due = true;
             into.push(Ticket { version: entry.version, ..ticket });
             reach = reach.max(entry.at);
+            if entry.was_put_off {
+                self.pledge(&ticket.id);
+            }
         }
         reach
     }
 
-    /// When the version was stored that has replaced the one of a due ticket and waits for its own turn.
-    pub(crate) fn replaced_at(&self, ticket: &Ticket) -> Option<Instant> {
-        let entry = self.entries.get(&ticket.id)?;
-        (entry.version > ticket.version && !entry.is_due && !entry.in_flight).then_some(entry.at)
+    /// Notes that the turn of a ticket came whose version was replaced. What has replaced it is
+    /// pledged: now if it is due itself, else in its turn. Returns when that one was stored.
+    pub(crate) fn put_off(&mut self, ticket: &Ticket) -> Option<Instant> {
+        let is_pledged = self.is_pledged(&ticket.id);
+        let entry = self.entries.get_mut(&ticket.id).filter(|entry| entry.version > ticket.version)?;
+        let at = entry.at;
+        if entry.in_flight {
+            return is_pledged.then_some(at);
+        }
+        entry.was_put_off = true;
+        if entry.is_due {
+            self.pledge(&ticket.id);
+        }
+        Some(at)
+    }
+
+    pub(crate) fn is_pledged(&self, id: &SpoolId) -> bool {
+        self.pledged.contains_key(id)
+    }
+
+    /// The newest version of `id` will be written, unless an earlier one is pledged.
+    fn pledge(&mut self, id: &SpoolId) {
+        if let Some(entry) = self.entries.get_mut(id)
+            && !self.pledged.contains_key(id)
+        {
+            entry.in_flight = true;
+            let (version, dirty) = (entry.version, entry.dirty.clone());
+            self.pledged.insert(*id, Pledge { version, dirty });
+            self.set_out(*id);
+        }
     }
 
     /// When the oldest version that waits for its flush was stored.
@@ -210,6 +316,9 @@ impl Pending {
         }
         if is_sparse(self.under_way.len(), self.under_way.capacity()) {
             self.under_way.shrink_to(self.under_way.len() * 2);
+        }
+        if is_sparse(self.pledged.len(), self.pledged.capacity()) {
+            self.pledged.shrink_to(self.pledged.len() * 2);
         }
         if is_sparse(self.tickets.len(), self.tickets.capacity()) {
             self.tickets.shrink_to(self.tickets.len() * 2);
@@ -343,10 +452,10 @@ mod tests {
         let first = bench.store(id, 1);
         let mut due = Vec::new();
         bench.pending.drain_tickets(first.at, &mut due);
-        assert_eq!(bench.pending.replaced_at(&due[0]), None);
+        assert_eq!(bench.pending.put_off(&due[0]), None);
         let second = bench.store(id, 2);
         assert!(bench.pending.peek(&due[0]).is_none());
-        assert_eq!(bench.pending.replaced_at(&due[0]), Some(second.at));
+        assert_eq!(bench.pending.put_off(&due[0]), Some(second.at));
         bench.pending.drain_tickets(second.at, &mut due);
         assert!(bench.pending.peek(&due[1]).is_some());
     }
@@ -392,7 +501,7 @@ mod tests {
             bench.pending.arrive(&ticket.id);
         }
         bench.pending.trim();
-        let Pending { entries, tickets, under_way } = &bench.pending;
+        let Pending { entries, tickets, under_way, .. } = &bench.pending;
         let left = [entries.capacity(), tickets.capacity(), under_way.capacity()];
         assert!(left.iter().all(|capacity| *capacity < 100), "{left:?} of {full}");
         assert!(ids[..10].iter().all(|id| bench.seen(id) == Some(1)));

@@ -16,6 +16,7 @@ use super::room::Room;
 use super::sample::{Sampler, Source, SystemSampler};
 use super::spools::Spools;
 use super::watch::Watch;
+use crate::thread_limit::not_started;
 use crate::{ConfigError, PressureConfig};
 
 /// Watches how much memory is in use, and asks the spools that are registered with it to give some back.
@@ -117,7 +118,8 @@ impl PressureMonitor {
         let thread = thread::Builder::new().name("tidespool-pressure".to_owned()).spawn(move || {
             let _death = death;
             watch.run();
-        })?;
+        });
+        let thread = thread.map_err(|error| not_started("tidespool-pressure", &error))?;
         Ok(Self { handle: Arc::new(Handle { state, thread: Mutex::new(Some(thread)) }) })
     }
 

@@ -53,8 +53,15 @@ pub struct Gauges {
 
     /// Bytes of sled's files.
     pub sled_disk_bytes: u64,
+    /// Messages that a rebuild of the index has indexed so far. `None`: no rebuild runs.
+    pub index_rebuild_indexed: Option<u64>,
+    /// Messages that it has to index. `None`: no rebuild runs.
+    pub index_rebuild_messages: Option<u64>,
     /// Bytes of all segment files.
     pub journal_bytes: u64,
+    /// What the journal may take now, in bytes: the setting `journal_capacity`, or what fits on the
+    /// disk where that is less.
+    pub journal_capacity: u64,
     /// Segments ready to be written.
     pub journal_segments_free: u64,
     /// Segments with records that are not all filed yet.
@@ -64,6 +71,8 @@ pub struct Gauges {
 
     /// Why the spool refuses new messages, if it does: the worst of what is wrong.
     pub unhealthy: Option<HealthSignal>,
+    /// The spool is shut down, and refuses new messages for that.
+    pub shut_down: bool,
     /// Live messages, where their number is known.
     pub live_messages: Option<u64>,
 }

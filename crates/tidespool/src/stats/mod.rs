@@ -63,6 +63,9 @@ pub(crate) struct Errors {
     pub(crate) filing: u64,
     pub(crate) reads: u64,
     pub(crate) corrupt: u64,
+    pub(crate) lost: u64,
+    /// Files of the spool that were deleted, moved or changed by something else.
+    pub(crate) lost_files: u64,
 }
 
 /// The counters of one spool. Grouped by the threads that write them, each group on cache lines of its own.
@@ -82,6 +85,7 @@ struct Loads {
     journal: Counter,
     sled: Counter,
     misses: Counter,
+    skipped_newer: Counter,
 }
 
 /// Written by the threads of callers that store and remove.
@@ -134,6 +138,8 @@ struct Upkeep {
     corrupt: Counter,
     findings: Findings,
     lost: Counter,
+    lost_files: Counter,
+    index_rebuilds: Counter,
     recovered: Counter,
     torn: Counter,
 }
@@ -153,6 +159,12 @@ impl Stats {
     /// A load found nothing.
     pub(crate) fn miss(&self) {
         self.loads.misses.increment();
+    }
+
+    /// An enumeration left out messages that are newer than its start time, though they were there
+    /// before this opening.
+    pub(crate) fn skipped_newer(&self, messages: u64) {
+        self.loads.skipped_newer.add(messages);
     }
 
     /// A store of `bytes` was acknowledged; `synced` where it was on stable storage by then.
@@ -281,9 +293,19 @@ impl Stats {
         self.upkeep.lost.add(messages);
     }
 
+    /// A file of the spool was deleted, moved or changed by something else.
+    pub(crate) fn lost_file(&self) {
+        self.upkeep.lost_files.increment();
+    }
+
     /// Recovery read `records` from the journal.
     pub(crate) fn recovered(&self, records: u64) {
         self.upkeep.recovered.add(records);
+    }
+
+    /// The index was rebuilt from the segments.
+    pub(crate) fn rebuilt_index(&self) {
+        self.upkeep.index_rebuilds.increment();
     }
 
     /// Recovery cut `records` from the journal's end.
@@ -299,6 +321,8 @@ impl Stats {
             filing: upkeep.sled_errors.get() + upkeep.ledger_errors.get(),
             reads: upkeep.journal_read_errors.get(),
             corrupt: upkeep.corrupt.get(),
+            lost: upkeep.lost.get(),
+            lost_files: upkeep.lost_files.get(),
         }
     }
 
@@ -311,6 +335,7 @@ impl Stats {
             hits_journal: loads.journal.get(),
             hits_sled: loads.sled.get(),
             misses: loads.misses.get(),
+            enumerate_skipped_newer: loads.skipped_newer.get(),
             stores: stores.stores.get(),
             stores_synced: stores.synced.get(),
             stored_bytes: stores.bytes.get(),
@@ -347,8 +372,10 @@ impl Stats {
             errors_ledger: upkeep.ledger_errors.get(),
             corrupt: upkeep.corrupt.get(),
             lost: upkeep.lost.get(),
+            lost_files: upkeep.lost_files.get(),
             recovered_records: upkeep.recovered.get(),
             torn_records: upkeep.torn.get(),
+            index_rebuilds: upkeep.index_rebuilds.get(),
             gauges,
         }
     }

@@ -13,6 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::StatsSnapshot;
 use super::histogram::Latency;
+use crate::HealthSignal;
 use crate::pressure::Level;
 
 /// The upper bounds of the histograms' buckets, as powers of two of a microsecond: 16 µs to 67 s. Fixed, so that
@@ -58,7 +59,12 @@ fn loads(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
         ("sled", stats.hits_sled),
     ];
     out.counters("load_hits", "Loads by the tier that had the message", "tier", &hits)?;
-    out.counter("load_misses", "Loads of ids that are not there", stats.misses)
+    out.counter("load_misses", "Loads of ids that are not there", stats.misses)?;
+    out.counter(
+        "enumerate_skipped_newer",
+        "Messages from before this opening that enumerations left out as newer than their start time",
+        stats.enumerate_skipped_newer,
+    )
 }
 
 fn stores(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
@@ -121,8 +127,10 @@ fn errors(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
     out.counters("disk_errors", "Disk errors", "site", &sites)?;
     out.counter("corrupt_messages", "Messages found damaged", stats.corrupt)?;
     out.counter("lost_messages", "Acknowledged messages that are lost", stats.lost)?;
+    out.counter("lost_files", "Files found deleted, moved, replaced or cut short", stats.lost_files)?;
     out.counter("recovered_records", "Records read from the journal at open", stats.recovered_records)?;
-    out.counter("torn_records", "Records cut from the end of the journal at open", stats.torn_records)
+    out.counter("torn_records", "Records cut from the end of the journal at open", stats.torn_records)?;
+    out.counter("index_rebuilds", "Rebuilds of the index from the segments", stats.index_rebuilds)
 }
 
 fn memory_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
@@ -183,17 +191,31 @@ fn memory_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Err
 fn disk_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
     let now = &stats.gauges;
     out.byte_gauge("sled_disk", "Bytes of sled's files", now.sled_disk_bytes)?;
+    if let (Some(done), Some(total)) = (now.index_rebuild_indexed, now.index_rebuild_messages) {
+        out.gauge("index_rebuild_indexed", "Messages that the rebuild has indexed", done)?;
+        out.gauge("index_rebuild_messages", "Messages that the rebuild has to index", total)?;
+    }
     out.byte_gauge("journal", "Bytes of all segment files", now.journal_bytes)?;
+    out.byte_gauge(
+        "journal_capacity",
+        "Bytes that the journal may take: the setting, or what fits on the disk where that is less",
+        now.journal_capacity,
+    )?;
     let segments = [
         ("free", now.journal_segments_free),
         ("in_use", now.journal_segments_in_use),
         ("retained", now.journal_segments_retained),
     ];
     out.gauges("journal_segments", "Segments", "state", &segments)?;
-    out.gauge("unhealthy", "1 while new messages are refused", u64::from(now.unhealthy.is_some()))?;
-    if let Some(signal) = now.unhealthy {
+    out.gauge(
+        "unhealthy",
+        "1 while new messages are refused",
+        u64::from(now.unhealthy.is_some() || now.shut_down),
+    )?;
+    let signal = if now.shut_down { Some("shut_down") } else { now.unhealthy.map(HealthSignal::name) };
+    if let Some(signal) = signal {
         let help = "Why: the worst of what is wrong";
-        out.gauges("unhealthy_signal", help, "signal", &[(signal.name(), 1)])?;
+        out.gauges("unhealthy_signal", help, "signal", &[(signal, 1)])?;
     }
     match now.live_messages {
         Some(messages) => out.gauge("live_messages", "Live messages", messages),

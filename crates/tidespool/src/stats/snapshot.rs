@@ -18,10 +18,14 @@ pub struct StatsSnapshot {
     pub hits_cache: u64,
     /// Loads served from the journal's segments.
     pub hits_journal: u64,
-    /// Loads served from sled, and from retained segments by way of sled.
+    /// Loads of filed messages, which the index found in a retained segment.
     pub hits_sled: u64,
     /// Loads of ids that are not there.
     pub misses: u64,
+    /// Messages that enumerations left out because their ids are newer than `start_time`, though
+    /// they were in the spool before it was opened: a clock that was ahead and was corrected leaves
+    /// such ids behind. What is stored after the opening is not counted.
+    pub enumerate_skipped_newer: u64,
 
     /// Stores acknowledged, replaces included.
     pub stores: u64,
@@ -63,7 +67,7 @@ pub struct StatsSnapshot {
 
     /// Checkpoints that ended well.
     pub checkpoints: u64,
-    /// Records that they filed in sled or removed there.
+    /// Records that they put into the index or removed there.
     pub checkpointed_records: u64,
     /// Segments that they filed.
     pub checkpointed_segments: u64,
@@ -101,11 +105,16 @@ pub struct StatsSnapshot {
     pub corrupt: u64,
     /// Messages that were acknowledged and are lost. Not zero means that a promise was broken by the hardware.
     pub lost: u64,
+    /// Files of the spool that were found deleted, moved, replaced or cut short by something else
+    /// while the spool ran.
+    pub lost_files: u64,
     /// Records that recovery read from the journal when the spool was opened.
     pub recovered_records: u64,
     /// Records that recovery cut from the end of the journal: they were being written when the spool last stopped, and
     /// had not been acknowledged as durable.
     pub torn_records: u64,
+    /// Rebuilds of the index from the segments that ended since the spool was opened.
+    pub index_rebuilds: u64,
 
     /// What the spool holds now.
     pub gauges: Gauges,

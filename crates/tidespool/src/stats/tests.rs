@@ -18,6 +18,7 @@ fn busy() -> Stats {
     times(4, || stats.hit(Tier::Journal));
     times(5, || stats.hit(Tier::Sled));
     times(6, || stats.miss());
+    stats.skipped_newer(38);
     times(7, || stats.stored(100, false));
     times(8, || stats.stored(1_000, true));
     times(9, || stats.removed());
@@ -40,6 +41,8 @@ fn busy() -> Stats {
     times(27, || stats.disk_error(Site::Ledger));
     times(28, || stats.corrupt());
     stats.lost(29);
+    times(38, || stats.lost_file());
+    times(39, || stats.rebuilt_index());
     stats.cache_evicted(30, 31_000);
     times(32, || stats.low_memory(50));
     stats.low_memory(-1_000);
@@ -74,11 +77,15 @@ fn gauges() -> Gauges {
         memory_stall_ratio: Some(0.25),
         sled_disk_bytes: 1_013,
         journal_bytes: 1_014,
+        journal_capacity: 1_023,
         journal_segments_free: 1_015,
         journal_segments_in_use: 1_016,
         journal_segments_retained: 1_017,
         unhealthy: Some(HealthSignal::LowSpace),
+        shut_down: false,
         live_messages: Some(1_018),
+        index_rebuild_indexed: Some(1_021),
+        index_rebuild_messages: Some(1_022),
     }
 }
 
@@ -87,6 +94,7 @@ fn each_event_is_counted_in_its_own_place() {
     let stats = busy().snapshot(gauges());
     assert_eq!((stats.hits_pending, stats.hits_cache, stats.hits_journal, stats.hits_sled), (2, 3, 4, 5));
     assert_eq!((stats.hits(), stats.misses, stats.loads()), (14, 6, 20));
+    assert_eq!(stats.enumerate_skipped_newer, 38);
     assert_eq!((stats.stores, stats.stores_synced, stats.stored_bytes), (15, 8, 8_700));
     assert_eq!((stats.removes, stats.elided_writes, stats.elided_bytes, stats.aborts), (9, 10, 11_000, 22));
     assert_eq!((stats.commit.count, stats.committed_records, stats.committed_bytes), (12, 24, 49_152));
@@ -105,6 +113,7 @@ fn each_event_is_counted_in_its_own_place() {
     );
     assert_eq!((stats.errors_sled, stats.errors_ledger, stats.disk_errors()), (26, 27, 125));
     assert_eq!((stats.corrupt, stats.lost, stats.recovered_records, stats.torn_records), (28, 29, 35, 36));
+    assert_eq!((stats.lost_files, stats.index_rebuilds), (38, 39));
     assert_eq!((stats.cache_evicted_entries, stats.cache_evicted_bytes), (30, 31_000));
     assert_eq!(
         (stats.low_memory_calls, stats.low_memory_freed_bytes, stats.pressure_changes),
@@ -195,6 +204,7 @@ fn prometheus_text_is_well_formed_and_says_what_the_snapshot_says() {
         ("load_hits_total{tier=\"journal\"}", 4.0),
         ("load_hits_total{tier=\"sled\"}", 5.0),
         ("load_misses_total", 6.0),
+        ("enumerate_skipped_newer_total", 38.0),
         ("stores_total{sync=\"synced\"}", 8.0),
         ("stores_total{sync=\"deferred\"}", 7.0),
         ("stored_bytes_total", 8_700.0),
@@ -233,6 +243,7 @@ fn prometheus_text_is_well_formed_and_says_what_the_snapshot_says() {
         ("disk_errors_total{site=\"ledger\"}", 27.0),
         ("corrupt_messages_total", 28.0),
         ("lost_messages_total", 29.0),
+        ("lost_files_total", 38.0),
         ("recovered_records_total", 35.0),
         ("torn_records_total", 36.0),
         ("dirty_bytes", 1_001.0),
@@ -257,12 +268,16 @@ fn prometheus_text_is_well_formed_and_says_what_the_snapshot_says() {
         ("memory_stall_ratio", 0.25),
         ("sled_disk_bytes", 1_013.0),
         ("journal_bytes", 1_014.0),
+        ("journal_capacity_bytes", 1_023.0),
         ("journal_segments{state=\"free\"}", 1_015.0),
         ("journal_segments{state=\"in_use\"}", 1_016.0),
         ("journal_segments{state=\"retained\"}", 1_017.0),
         ("unhealthy", 1.0),
         ("unhealthy_signal{signal=\"low_space\"}", 1.0),
         ("live_messages", 1_018.0),
+        ("index_rebuilds_total", 39.0),
+        ("index_rebuild_indexed", 1_021.0),
+        ("index_rebuild_messages", 1_022.0),
     ];
     for (name, value) in expected {
         assert_eq!(samples.get(&format!("tidespool_{name}")), Some(value), "{name} in\n{text}");
@@ -287,6 +302,18 @@ fn prometheus_buckets_grow_to_the_count() {
     // 100 s are above the last bound.
     assert_eq!(bucket("store_wait", "67.108864"), 0.0);
     assert_eq!(bucket("store_wait", "+Inf"), 37.0);
+}
+
+/// After a shutdown the gauge was 0 while every store failed.
+#[test]
+fn prometheus_says_that_a_spool_is_shut_down() {
+    for unhealthy in [None, Some(HealthSignal::LowSpace)] {
+        let closed = Gauges { shut_down: true, unhealthy, ..Gauges::default() };
+        let samples = parse(&encode(&Stats::default().snapshot(closed)));
+        assert_eq!(samples["tidespool_unhealthy"], 1.0);
+        assert_eq!(samples["tidespool_unhealthy_signal{signal=\"shut_down\"}"], 1.0);
+        assert!(!samples.contains_key("tidespool_unhealthy_signal{signal=\"low_space\"}"), "one reason");
+    }
 }
 
 #[test]

@@ -3,15 +3,34 @@
 //! [`OsStorage`] is the real one. Tests put others in its place that fail, delay or forget at a chosen call. The calls are raw: a
 //! write may be short, a sync may fail. What that means is decided above.
 
+mod bystanders;
+mod limit;
+mod lock;
+mod lost;
+mod named;
+mod no_room;
 mod os;
+mod room;
+mod space;
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::path::Path;
 use std::sync::Arc;
 
+pub(crate) use bystanders::is_bystander;
+pub(crate) use limit::largest_file;
+pub(crate) use lock::{FileLock, is_locked_here};
+pub(crate) use lost::{KeptFile, Loss, loss_of, loss_of_state};
+pub(crate) use named::{at, os_code};
+pub(crate) use no_room::{is_no_room, is_no_room_kind};
 pub use os::OsStorage;
-pub(crate) use os::{is_no_file, open_regular};
+pub(crate) use os::{
+    create_private_dir, is_no_file, make_dir_private, make_file_private, open_private, open_regular, state,
+    uninterrupted,
+};
+pub(crate) use room::{DiskRoom, TRIAL_FILE, reserve};
+pub use space::Space;
 
 /// How [`Storage::open`] opens a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,13 +39,26 @@ pub enum OpenMode {
     Read,
     /// An existing file, for reading and writing.
     Write,
-    /// A new file of mode 0600, for reading and writing; an existing one of this name is emptied.
+    /// A new file of mode 0600 whatever the umask is, for reading and writing; an existing one of
+    /// this name is emptied.
     Create,
+}
+
+/// Which file it is, and the state it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileState {
+    /// The device and the inode number: no two files have both in common.
+    pub identity: (u64, u64),
+    /// The permission bits.
+    pub mode: u32,
+    /// The length in bytes.
+    pub len: u64,
 }
 
 /// A file system, as far as a spool needs one.
 pub trait Storage: Debug + Send + Sync {
-    /// Creates a directory of mode 0700 with its parents. One that exists is `Ok`.
+    /// Creates a directory of mode 0700 with its parents, whatever the umask is. One that exists is
+    /// `Ok`.
     ///
     /// # Errors
     ///
@@ -61,14 +93,23 @@ pub trait Storage: Debug + Send + Sync {
     /// The operating system's.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
 
-    /// Bytes that are free for this process in the file system of `path`.
+    /// What the file system of `path` has left. Default: [`Space::of`].
     ///
     /// # Errors
     ///
     /// The operating system's.
-    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
-        let found = rustix::fs::statvfs(path)?;
-        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        Space::of(path)
+    }
+
+    /// The state of the file or directory that has this name. Default: the operating system's
+    /// answer.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn state(&self, path: &Path) -> io::Result<FileState> {
+        os::state_of(path)
     }
 
     /// Makes the names in a directory durable (`fsync` of the directory).
@@ -95,6 +136,15 @@ pub trait StorageFile: Debug + Send + Sync {
     /// The operating system's.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
+    }
+
+    /// The state of the open file, whatever became of its name.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's; `Unsupported` by default. Then a deleted file goes unnoticed.
+    fn state(&self) -> io::Result<FileState> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Reads up to `buf.len()` bytes from `offset`; 0 is the end of the file.
@@ -159,7 +209,7 @@ pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     use rustix::io::Errno;
     const ALL: [Errno; 6] =
         [Errno::IO, Errno::UCLEAN, Errno::BADMSG, Errno::NODATA, Errno::ILSEQ, Errno::REMOTEIO];
-    error.raw_os_error().is_some_and(|code| ALL.iter().any(|errno| errno.raw_os_error() == code))
+    os_code(error).is_some_and(|code| ALL.iter().any(|errno| errno.raw_os_error() == code))
 }
 
 /// Reads exactly `buf.len()` bytes.
@@ -273,6 +323,62 @@ mod tests {
         fn sync_data(&self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    /// Each other call is interrupted by a signal, and those between move three bytes.
+    #[derive(Debug, Default)]
+    struct Interrupted {
+        calls: std::sync::atomic::AtomicU64,
+        bytes: parking_lot::Mutex<Vec<u8>>,
+    }
+
+    impl Interrupted {
+        fn call(&self) -> io::Result<()> {
+            let calls = self.calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            if calls.is_multiple_of(2) { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+        }
+    }
+
+    impl StorageFile for Interrupted {
+        fn len(&self) -> io::Result<u64> {
+            Ok(self.bytes.lock().len() as u64)
+        }
+
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.call()?;
+            Plain(self.bytes.lock().clone()).read_at(buf, offset)
+        }
+
+        fn write_vectored_at(&self, bufs: &[IoSlice<'_>], _offset: u64) -> io::Result<usize> {
+            self.call()?;
+            let some = &bufs[0][..bufs[0].len().min(3)];
+            self.bytes.lock().extend_from_slice(some);
+            Ok(some.len())
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// FUSE and NFS interrupt reads and writes when a signal arrives: no error of the disk.
+    #[test]
+    fn an_interrupted_call_is_repeated() {
+        let file = Interrupted::default();
+        let whole: Vec<u8> = (0..100).collect();
+        write_all_at(&file, &mut [IoSlice::new(&whole[..40]), IoSlice::new(&whole[40..])], 0).unwrap();
+        let mut back = [0; 100];
+        read_exact_at(&file, &mut back, 0).unwrap();
+        assert_eq!(back[..], whole);
+        let mut back = [0; 100];
+        read_exact_vectored_at(&file, &mut [IoSliceMut::new(&mut back)], 0).unwrap();
+        assert_eq!(back[..], whole);
+        let mut tries = 0;
+        let counted = || {
+            tries += 1;
+            if tries < 3 { Err(io::ErrorKind::Interrupted.into()) } else { Ok(tries) }
+        };
+        assert_eq!(uninterrupted(counted).unwrap(), 3);
     }
 
     #[test]

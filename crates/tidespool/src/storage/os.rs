@@ -1,13 +1,24 @@
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::ReadWriteFlags;
 
-use super::{OpenMode, Storage, StorageFile};
+use super::limit::check_file_size;
+use super::{FileState, OpenMode, Storage, StorageFile};
+
+/// The mode of every directory that a spool makes, and of every file.
+const DIR_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+
+/// Bytes that one `fallocate` call reserves. tmpfs of older kernels undoes a whole call at any
+/// signal: a process with a profiling timer would repeat a call for 64 MiB without end.
+const ALLOCATED_AT_ONCE: u64 = 1 << 20;
 
 /// The operating system's file system.
 #[derive(Debug, Clone, Copy, Default)]
@@ -15,18 +26,28 @@ pub struct OsStorage;
 
 impl Storage for OsStorage {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(path)
+        match create_private_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match path.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => {
+                    self.create_dir(parent)?;
+                    self.create_dir(path)
+                }
+                _ => Err(error),
+            },
+            Err(_) if path.is_dir() => Ok(()),
+            created => created,
+        }
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
         let mut options = OpenOptions::new();
-        options.read(true).mode(0o600);
-        match mode {
-            OpenMode::Read => &mut options,
-            OpenMode::Write => options.write(true),
-            OpenMode::Create => options.write(true).create(true).truncate(true),
+        options.read(true);
+        let file = match mode {
+            OpenMode::Read => open_regular(&mut options, path),
+            OpenMode::Write => open_regular(options.write(true), path),
+            OpenMode::Create => open_private(options.write(true).truncate(true), path),
         };
-        Ok(Arc::new(OsFile(open_regular(&mut options, path)?)))
+        Ok(Arc::new(OsFile(file?)))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
@@ -34,16 +55,54 @@ impl Storage for OsStorage {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        std::fs::rename(from, to)
+        uninterrupted(|| std::fs::rename(from, to))
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        std::fs::remove_file(path)
+        uninterrupted(|| std::fs::remove_file(path))
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         File::open(path)?.sync_all()
     }
+}
+
+/// Repeats a call that a signal interrupted. The standard library does so for `open` and `fsync`,
+/// and not for the others.
+pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// Creates a directory of mode 0700 whatever the umask is. One that exists is an error.
+pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
+    uninterrupted(|| DirBuilder::new().mode(DIR_MODE).create(path))?;
+    make_dir_private(path)
+}
+
+/// Gives a directory mode 0700.
+pub(crate) fn make_dir_private(path: &Path) -> io::Result<()> {
+    uninterrupted(|| std::fs::set_permissions(path, Permissions::from_mode(DIR_MODE)))
+}
+
+/// Gives a file mode 0600.
+pub(crate) fn make_file_private(path: &Path) -> io::Result<()> {
+    uninterrupted(|| std::fs::set_permissions(path, Permissions::from_mode(FILE_MODE)))
+}
+
+/// Opens a regular file for writing with `options`, and creates it where there is none. It has mode
+/// 0600 afterwards, whatever the umask is.
+pub(crate) fn open_private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let file = open_regular(options.create(true).mode(FILE_MODE), path)?;
+    // An umask of 0777 leaves no bit of the mode that `open` was given.
+    if file.metadata()?.permissions().mode() & 0o7777 != FILE_MODE {
+        uninterrupted(|| file.set_permissions(Permissions::from_mode(FILE_MODE)))?;
+    }
+    Ok(file)
 }
 
 /// Opens a regular file. Whatever else has its name is not waited for: opening a pipe would last until somebody writes to it.
@@ -62,12 +121,29 @@ pub(crate) fn is_no_file(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory)
 }
 
+/// The state of whatever has this name.
+pub(super) fn state_of(path: &Path) -> io::Result<FileState> {
+    std::fs::metadata(path).map(|metadata| state(&metadata))
+}
+
+pub(crate) fn state(metadata: &Metadata) -> FileState {
+    FileState {
+        identity: (metadata.dev(), metadata.ino()),
+        mode: metadata.mode() & 0o7777,
+        len: metadata.len(),
+    }
+}
+
 #[derive(Debug)]
 struct OsFile(File);
 
 impl StorageFile for OsFile {
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
+    }
+
+    fn state(&self) -> io::Result<FileState> {
+        self.0.metadata().map(|metadata| state(&metadata))
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -83,12 +159,21 @@ impl StorageFile for OsFile {
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        let len: u64 = bufs.iter().map(|buf| buf.len() as u64).sum();
+        check_file_size(offset.saturating_add(len))?;
         Ok(rustix::io::pwritev(&self.0, bufs, offset)?)
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
-        let allocate = || rustix::fs::fallocate(&self.0, FallocateFlags::empty(), 0, len);
-        Ok(rustix::io::retry_on_intr(allocate)?)
+        check_file_size(len)?;
+        let mut offset = 0;
+        while offset < len {
+            let step = ALLOCATED_AT_ONCE.min(len - offset);
+            let allocate = || rustix::fs::fallocate(&self.0, FallocateFlags::empty(), offset, step);
+            rustix::io::retry_on_intr(allocate)?;
+            offset += step;
+        }
+        Ok(())
     }
 
     fn forget_cached(&self) {

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use parking_lot::Mutex;
 use tidespool_core::Closed;
 
@@ -19,8 +19,12 @@ use crate::pressure::Relief;
 /// Enumerations at a time. A server needs one, at its start.
 const MAX_ENUMERATIONS: usize = 64;
 
-/// Writes what a shutdown writes last: the disk may hang, and then it is this thread that does.
-const LAST_WRITER: &str = "tidespool-ledger";
+/// Writes what a shutdown writes last: the disk may hang, and then it is this thread that does. Two
+/// are reserved, for there may be none to be had then.
+pub(super) const LAST_WRITER: &str = "tidespool-ledger";
+
+/// What an enumeration was at when its thread could not be started.
+const STARTING: &str = "starting an enumeration";
 
 /// Time for what does not hang to come to its end, however short `shutdown_timeout` is.
 const GRACE: Duration = Duration::from_secs(1);
@@ -38,6 +42,9 @@ pub(super) struct Running {
     pub(super) committer: Thread<Committed>,
     /// Ends with the committer.
     pub(super) syncer: Thread<()>,
+    /// Ends with the committer: while that hangs, the stores that it has in hand have their
+    /// deadlines.
+    pub(super) timer: Thread<()>,
     pub(super) filer: Thread<Filer>,
     pub(super) others: Vec<Thread<()>>,
     /// The monitor looks at it through a weak pointer.
@@ -93,18 +100,27 @@ impl Crew {
     }
 
     /// Starts a thread for an enumeration.
-    pub(super) fn enumerate(&self, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    pub(super) fn enumerate(&self, run: impl FnOnce() + Send + 'static) -> Result<()> {
         // A shutdown that begins now waits for this, and then ends it.
         let running = self.running.lock();
-        let Some(crew) = &*running else { return Err(io::Error::other(Closed)) };
+        let Some(crew) = &*running else { return Err(Closed.into()) };
         let mut enumerations = self.enumerations.lock();
         enumerations.retain(|thread| !thread.is_finished());
         if enumerations.len() >= MAX_ENUMERATIONS {
             let what = format!("{MAX_ENUMERATIONS} enumerations are running: wait for one to end");
-            return Err(io::Error::new(io::ErrorKind::WouldBlock, what));
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, what)).context(STARTING);
         }
-        enumerations.push(self.starter.start("tidespool-enum", &crew.directory, run)?);
+        enumerations.push(self.starter.start("tidespool-enum", &crew.directory, run).context(STARTING)?);
         Ok(())
+    }
+
+    /// The result of the end, if it is over.
+    pub(super) fn ended(&self) -> Option<Result<()>> {
+        let ended = self.ended.try_lock()?;
+        if self.running.lock().is_some() {
+            return None;
+        }
+        Some(ended.clone().map_or(Ok(()), |error| Err(anyhow!(error))))
     }
 
     /// Ends everything in order. Blocks. Whoever comes second waits for the first, and hears the same.
@@ -114,6 +130,7 @@ impl Crew {
             return ended.clone().map_or(Ok(()), |error| Err(anyhow!(error)));
         };
         let problems = self.end_running(shared, crew);
+        self.starter.release(LAST_WRITER);
         shared.readers.end();
         shared.closing.end();
         if problems.is_empty() {
@@ -129,8 +146,11 @@ impl Crew {
         let times = Times::of(Instant::now(), shared.config.load().shutdown_timeout);
         shared.close();
         shared.closing.close();
+        shared.budget.close();
         let monitor = shared.monitor.get();
         monitor.inspect(|monitor| monitor.stop());
+        // It only reads, and no caller needs it now: what is dirty gets the disk.
+        shared.verification.stop();
         shared.mailbox.stop(Stop::Drained(times.drained));
         let committed = note_end(crew.committer, times.committed, &mut problems);
         if committed.is_none_or(|committed| !committed.all) {
@@ -140,43 +160,44 @@ impl Crew {
             problems.push(what);
         }
         // Whom the committer may need is told only now; and all are told before one of them is waited for.
+        if committed.is_some() {
+            // No store waits for the disk any more. While the committer hangs they have deadlines.
+            shared.timer.close();
+        }
         shared.filing.stop();
         shared.segments.pool().stop();
         shared.readers.close();
         shared.keeper.close();
         let filer = note_end(crew.filer, times.joined, &mut problems);
-        // Of what was neither counted nor whole, the next opening shall not take anybody's word.
-        let is_whole = shared.durable.is_open() && shared.stats.errors().corrupt == 0;
-        let ledger = committed.zip(filer).map(|(committed, filer)| {
-            let is_known = is_whole && filer.recount.is_done() && !filer.ledger.filing;
-            let durable_seq = committed.durable_seq.max(filer.ledger.durable_seq);
-            let ledger = Ledger { durable_seq, ..filer.ledger };
-            let (file, directory) = (filer.ledger_file, &crew.directory);
-            let write = move || file.write(&ledger).map(|()| (file, ledger));
-            (self.starter.start(LAST_WRITER, directory, write), is_known)
+        let ledger = committed.zip(filer).map(|(committed, mut filer)| {
+            filer.ledger.durable_seq = committed.durable_seq.max(filer.ledger.durable_seq);
+            let write = move || {
+                filer.restore_at_the_end();
+                filer.ledger_file.write(&filer.ledger).map(|()| (filer.ledger_file, filer.ledger))
+            };
+            self.starter.start(LAST_WRITER, &crew.directory, write)
         });
         // One that hangs does not end before the committer does, and could not be told to.
-        let syncer = committed.map(|_| crew.syncer);
+        let with_committer = committed.map(|_| [crew.syncer, crew.timer]);
         let enumerations = std::mem::take(&mut *self.enumerations.lock());
-        for thread in syncer.into_iter().chain(crew.others).chain(enumerations) {
+        for thread in with_committer.into_iter().flatten().chain(crew.others).chain(enumerations) {
             note_end(thread, times.joined, &mut problems);
         }
         if monitor.is_some_and(|monitor| !monitor.join_by(times.joined)) {
             problems.push("the memory-pressure monitor hangs in asking the spool for memory".to_owned());
         }
-        let ledger = ledger.and_then(|(ledger, is_known)| {
-            note_ledger(ledger, times.closed, &mut problems).filter(|_| is_known)
-        });
+        let ledger = ledger.and_then(|ledger| note_ledger(ledger, times.closed, &mut problems));
+        note_lost_files(shared, &mut problems);
         match (shared.durable.close(times.closed), ledger) {
             (Err(error), _) => problems.push(error.to_string()),
-            // Nobody is left who changes sled: those who hang may only be reading.
-            (Ok(()), Some((file, ledger))) if !shared.durable.closing_failed() => {
+            // No thread is left that changes the index: those that hang may only be reading.
+            (Ok(true), Some((file, ledger))) => {
                 let durable = shared.durable.clone();
-                let sum_up = move || leave_fingerprint(&durable, &file, ledger, times.closed);
+                let sum_up = move || note_index(&durable, &file, ledger, times.closed);
                 let fingerprint = self.starter.start(LAST_WRITER, &crew.directory, sum_up);
                 note_ledger(fingerprint, times.closed, &mut problems);
             }
-            (Ok(()), _) => {}
+            (Ok(_), _) => {}
         }
         problems
     }
@@ -185,30 +206,28 @@ impl Crew {
     pub(super) fn abandon(shared: &Shared) {
         shared.close();
         shared.closing.close();
+        shared.budget.close();
         shared.monitor.get().inspect(|monitor| monitor.stop());
         shared.mailbox.stop(Stop::Abandon);
         shared.filing.stop();
+        shared.verification.stop();
         shared.segments.pool().stop();
         shared.readers.close();
         shared.readers.end();
         shared.closing.end();
         shared.keeper.close();
+        shared.timer.close();
     }
 }
 
-/// Notes in the ledger what sled's files are, now that it is closed: if they still are at the next opening, nothing in them has to be counted. Not
-/// where it would take longer than until `by`.
-fn leave_fingerprint(
-    durable: &Durable,
-    file: &LedgerFile,
-    ledger: Ledger,
-    by: Instant,
-) -> Result<(), LedgerError> {
-    match durable.fingerprint(by) {
-        Ok(Some(files)) => file.write(&Ledger { files: Some(files), ..ledger }),
+/// Notes in the ledger what the index's files are, now that it is closed: if they still are at the
+/// next opening, the index is kept. Not where it would take longer than until `by`.
+fn note_index(durable: &Durable, file: &LedgerFile, ledger: Ledger, by: Instant) -> Result<(), LedgerError> {
+    match durable.sum_up(by) {
+        Ok(Some(index)) => file.write(&Ledger { index: Some(index), ..ledger }),
         Ok(None) => Ok(()),
         Err(error) => {
-            tracing::warn!(%error, "sled's files could not be read: they are counted at the next start");
+            tracing::warn!(%error, "the index's files could not be read: it is rebuilt at the next start");
             Ok(())
         }
     }
@@ -223,6 +242,16 @@ fn note_end<T>(thread: Thread<T>, by: Instant, problems: &mut Vec<String>) -> Op
         None => problems.push(format!("{name} hangs: the directory stays locked until it returns")),
     }
     None
+}
+
+/// Names the files that are lost: what is in them could not be kept.
+fn note_lost_files(shared: &Shared, problems: &mut Vec<String>) {
+    if shared.presence.is_away() {
+        let dir = shared.config.load().path.display().to_string();
+        problems.push(format!("what was dirty, and what was written last, could not be kept in {dir}"));
+    }
+    let lost = shared.presence.describe_lost();
+    problems.extend(lost.into_iter().map(|lost| format!("a file of the spool is lost: {lost}")));
 }
 
 /// The same of a thread that writes the ledger.
@@ -246,4 +275,24 @@ fn note_ledger<T>(
         "the ledger is not up to date: the next opening reads more, and loses nothing by it".to_owned(),
     );
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use tidespool_core::Spool as _;
+
+    use super::*;
+    use crate::{Config, TieredSpool};
+
+    /// A call that had looked before the shutdown, and came to the threads after it, got an error
+    /// whose root cause was not `Closed`.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_enumeration_that_comes_too_late_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::new(dir.path().join("spool")).segment_size(256 << 10).journal_capacity(4 << 20);
+        let spool = TieredSpool::open(config).await.unwrap();
+        spool.shutdown().await.unwrap();
+        let error = spool.crew.enumerate(|| ()).unwrap_err();
+        assert!(error.root_cause().is::<Closed>(), "{error:#}");
+    }
 }

@@ -1,68 +1,99 @@
 //! The spool's directory: its format file and its lock.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use rustix::fs::{FlockOperation, flock};
+use parking_lot::Mutex;
 use tidespool_core::{Locked, UnsupportedFormat};
 use uuid::Uuid;
 
 use super::format::{self, FORMAT_FILE, UNFINISHED_FORMAT};
+use super::place::{existing, existing_or_new, explain};
+use crate::durable::TRIAL_DIR;
+use crate::storage::{
+    FileLock, FileState, TRIAL_FILE, is_bystander, is_locked_here, make_file_private, open_private, state,
+    uninterrupted,
+};
 
-const LOCK_FILE: &str = "LOCK";
+pub(super) const LOCK_FILE: &str = "LOCK";
 
 /// A process that was killed may hold its lock for a moment longer.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What may be in a directory in which a spool was never completely made.
-const UNFINISHED: [&str; 8] =
-    [LOCK_FILE, UNFINISHED_FORMAT, "journal", "sled", "ledger", "ledger.new", "ballast", "ballast.open"];
+const UNFINISHED: [&str; 11] = [
+    LOCK_FILE,
+    UNFINISHED_FORMAT,
+    "journal",
+    "sled",
+    "ledger",
+    "ledger.new",
+    "liveness.1",
+    "ballast",
+    "ballast.open",
+    TRIAL_FILE,
+    TRIAL_DIR,
+];
 
 /// The directory, held by this process.
 #[derive(Debug)]
 pub(crate) struct Directory {
+    /// Whole, and without symlinks.
     pub(crate) path: PathBuf,
     /// The spool's own random id.
     pub(crate) spool: [u8; 16],
     /// It was made just now.
     pub(crate) fresh: bool,
-    _lock: File,
+    pub(super) held: HeldDir,
+    pub(super) lock: Mutex<FileLock>,
+}
+
+/// The directory itself, open and locked: a lock file can be deleted while its lock is held, and a
+/// new one be locked.
+#[derive(Debug)]
+pub(crate) struct HeldDir {
+    dir: File,
+    /// `None` where the file system can't lock a directory (NFS): the lock file alone has to do.
+    _lock: Option<FileLock>,
+}
+
+impl HeldDir {
+    /// Which directory it is, whatever its path leads to now.
+    pub(super) fn state(&self) -> io::Result<FileState> {
+        self.dir.metadata().map(|metadata| state(&metadata))
+    }
 }
 
 impl Directory {
     /// Opens the directory, and makes the spool in it if it is new or empty.
     pub(crate) fn open_or_create(path: &Path) -> Result<Self> {
-        let doing = || format!("opening the spool directory {}", path.display());
-        match fs::metadata(path) {
-            Ok(metadata) if !metadata.is_dir() => {
-                return Err(io::Error::from(io::ErrorKind::NotADirectory)).with_context(doing);
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => create_dir(path)?,
-            Err(error) => return Err(error).with_context(doing),
-        }
+        let path = &*existing_or_new(path)?;
         // Before anything is written: what is not ours stays untouched, lock file included.
         let known = format::read(path)?;
         if known.is_none() {
             refuse_foreign(path)?;
         }
-        let lock = lock(path)?;
+        let (held, lock) = lock(path)?;
+        let lock = Mutex::new(lock);
         // Whoever held the lock may have made it meanwhile.
         if let Some(spool) = format::read(path)? {
-            return Ok(Self { path: path.to_owned(), spool, fresh: false, _lock: lock });
+            return Ok(Self { path: path.to_owned(), spool, fresh: false, held, lock });
         }
         let spool = begin_creation(path)?;
-        Ok(Self { path: path.to_owned(), spool, fresh: true, _lock: lock })
+        Ok(Self { path: path.to_owned(), spool, fresh: true, held, lock })
     }
 
     /// Opens the directory of a spool that exists, for looking.
     pub(crate) fn open_existing(path: &Path) -> Result<Self> {
+        let path = &*existing(path)?;
         match format::read(path)? {
-            Some(spool) => Ok(Self { path: path.to_owned(), spool, fresh: false, _lock: lock(path)? }),
+            Some(spool) => {
+                let (held, lock) = lock(path)?;
+                Ok(Self { path: path.to_owned(), spool, fresh: false, held, lock: Mutex::new(lock) })
+            }
             None => Err(not_a_spool(path, "there is no FORMAT file")),
         }
     }
@@ -74,7 +105,7 @@ impl Directory {
         }
         let target = self.path.join(FORMAT_FILE);
         let write = || -> io::Result<()> {
-            fs::rename(self.path.join(UNFINISHED_FORMAT), &target)?;
+            uninterrupted(|| fs::rename(self.path.join(UNFINISHED_FORMAT), &target))?;
             File::open(&self.path)?.sync_all()?;
             match self.path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
                 Some(parent) => File::open(parent)?.sync_all(),
@@ -95,7 +126,7 @@ fn begin_creation(dir: &Path) -> Result<[u8; 16]> {
     let spool = *Uuid::new_v4().as_bytes();
     let text = format::render(spool);
     let write = || -> io::Result<()> {
-        let mut file = file_options().truncate(true).open(&path)?;
+        let mut file = open_private(OpenOptions::new().write(true).truncate(true), &path)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         File::open(dir)?.sync_all()
@@ -104,42 +135,25 @@ fn begin_creation(dir: &Path) -> Result<[u8; 16]> {
     Ok(spool)
 }
 
-/// Holds the lock of a spool's directory without changing anything in it. Where there is no lock file nobody can hold it.
-pub(crate) fn lock_untouched(dir: &Path) -> Result<Option<File>> {
+/// Holds the lock of a spool's directory without changing anything in it.
+pub(crate) fn lock_untouched(dir: &Path) -> Result<(HeldDir, Option<FileLock>)> {
+    let held = hold(dir)?;
     let path = dir.join(LOCK_FILE);
     match File::open(&path) {
-        Ok(mut file) => {
-            wait_for_lock(dir, &mut file)?;
-            Ok(Some(file))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Ok(file) => Ok((held, Some(wait_for_lock(dir, &path, file)?))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((held, None)),
         Err(error) => Err(error).with_context(|| format!("opening {}", path.display())),
     }
 }
 
-/// Its parent must be there: a spool on a file system that is not mounted shall not begin anew below the mount point.
-fn create_dir(path: &Path) -> Result<()> {
-    // Without a `.` at the end, which is fine for a directory that is there and not for one to be made.
-    let plain: PathBuf = path.components().collect();
-    DirBuilder::new()
-        .mode(0o700)
-        .create(plain)
-        .with_context(|| format!("creating the spool directory {}: its parent must exist", path.display()))
-}
-
-fn file_options() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).mode(0o600);
-    options
-}
-
-/// A directory with other things in it is somebody else's.
+/// A directory with other things in it is not a spool's, apart from what file systems and tools
+/// leave.
 fn refuse_foreign(path: &Path) -> Result<()> {
     let entries = fs::read_dir(path).with_context(|| format!("listing {}", path.display()))?;
     for entry in entries {
         let name = entry.with_context(|| format!("listing {}", path.display()))?.file_name();
         let name = name.to_string_lossy();
-        if !UNFINISHED.contains(&&*name) {
+        if !UNFINISHED.contains(&&*name) && !is_bystander(&name) {
             return Err(not_a_spool(path, &format!("it holds {name:?} and no FORMAT file")));
         }
     }
@@ -151,39 +165,80 @@ pub(super) fn not_a_spool(path: &Path, found: &str) -> anyhow::Error {
     UnsupportedFormat { path: path.to_owned(), found: format!("not a spool: {found}"), supported }.into()
 }
 
-fn lock(dir: &Path) -> Result<File> {
+/// Locks the directory itself: deleting the lock file does not unlock it.
+fn hold(dir: &Path) -> Result<HeldDir> {
+    let opening = || format!("opening {}", dir.display());
+    let held = File::open(dir).with_context(opening)?;
+    let copy = held.try_clone().with_context(opening)?;
+    let lock = match FileLock::try_lock(copy) {
+        Ok(Ok(lock)) => Some(lock),
+        Ok(Err(locked)) => Some(wait_for_lock(dir, dir, locked)?),
+        Err(_) => None,
+    };
+    Ok(HeldDir { dir: held, _lock: lock })
+}
+
+fn lock(dir: &Path) -> Result<(HeldDir, FileLock)> {
+    let held = hold(dir)?;
     let path = dir.join(LOCK_FILE);
-    let mut file = file_options()
-        .truncate(false)
-        .open(&path)
-        .with_context(|| format!("opening {}: is the directory writable?", path.display()))?;
-    wait_for_lock(dir, &mut file)?;
-    let write_pid = |file: &mut File| -> io::Result<()> {
+    let file = open_private(OpenOptions::new().read(true).write(true), &path).map_err(|error| {
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        match error.kind() {
+            PermissionDenied | ReadOnlyFilesystem => explain("writing in", dir, error),
+            _ => anyhow::Error::new(error).context(format!("opening {}", path.display())),
+        }
+    })?;
+    let mut lock = wait_for_lock(dir, &path, file)?;
+    write_pid(lock.file());
+    Ok((held, lock))
+}
+
+/// Locks the lock file again after it was deleted or replaced.
+pub(super) fn lock_again(dir: &Path) -> io::Result<FileLock> {
+    let path = dir.join(LOCK_FILE);
+    let file = open_private(OpenOptions::new().read(true).write(true), &path)?;
+    let mut lock = FileLock::try_lock(file)?.map_err(|_| io::Error::from(io::ErrorKind::WouldBlock))?;
+    make_file_private(&path)?;
+    write_pid(lock.file());
+    Ok(lock)
+}
+
+/// A full disk must not keep a spool from being emptied: the lock holds without the pid.
+fn write_pid(file: &mut File) {
+    let mut write = || -> io::Result<()> {
         file.set_len(0)?;
         file.rewind()?;
         writeln!(file, "{}", std::process::id())
     };
-    // A full disk must not keep a spool from being emptied: the lock holds without the pid.
-    let _ = write_pid(&mut file);
-    Ok(file)
+    let _ = write();
 }
 
-fn wait_for_lock(dir: &Path, file: &mut File) -> Result<()> {
+/// Locks `file`, which is at `path` and belongs to the spool in `dir`.
+fn wait_for_lock(dir: &Path, path: &Path, mut file: File) -> Result<FileLock> {
     let began = Instant::now();
-    while let Err(error) = flock(&*file, FlockOperation::NonBlockingLockExclusive) {
-        if error != rustix::io::Errno::WOULDBLOCK {
-            return Err(io::Error::from(error))
-                .with_context(|| format!("locking {}", dir.join(LOCK_FILE).display()));
+    loop {
+        let tried = FileLock::try_lock(file).with_context(|| format!("locking {}", path.display()));
+        match tried? {
+            Ok(lock) => return Ok(lock),
+            Err(locked) => file = locked,
         }
         if began.elapsed() >= LOCK_PATIENCE {
-            let mut pid = String::new();
-            // The owner writes its pid right after locking: without one it is just about to.
-            let _ = file.read_to_string(&mut pid);
-            return Err(Locked { path: dir.to_owned(), pid: pid.trim().parse().ok() }.into());
+            return Err(Locked { path: dir.to_owned(), pid: owner(dir, &file) }.into());
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    Ok(())
+}
+
+/// The process that has `locked`, the directory or its lock file, where that can be found out.
+fn owner(dir: &Path, locked: &File) -> Option<u32> {
+    let own = std::process::id();
+    if is_locked_here(locked) {
+        return Some(own);
+    }
+    // The owner writes its pid right after locking: without one it is just about to.
+    let pid = fs::read_to_string(dir.join(LOCK_FILE)).ok()?;
+    // Another process has the same pid in another container: a pid would mislead.
+    pid.trim().parse().ok().filter(|pid| *pid != own)
 }
 
 #[cfg(test)]

@@ -9,17 +9,18 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_channel::{Sender, TrySendError};
 use chrono::{DateTime, Utc};
 use futures_lite::future;
 use tidespool_core::{Closed, SpoolEntry, SpoolId};
 
-use super::lookup::{InMemory, LookupError, in_memory, on_disk, sled_failed};
+use super::lookup::{InMemory, LookupError, in_memory, index_failed, on_disk};
 use super::readers::NotRead;
 use super::shared::Shared;
-use crate::durable::{DurableError, Key, KeyRange, Record};
+use crate::checkpoint::place_of_record;
+use crate::durable::{Key, KeyRange, Record};
 use crate::journal::{Newest, Place};
 
 /// Messages taken at once. No scan of sled is open while an entry waits to be received.
@@ -38,7 +39,7 @@ pub(super) struct Enumeration {
     pub(super) start_time: DateTime<Utc>,
 }
 
-/// The receiver is gone, or the spool is closing.
+/// The receiver is gone, the spool is closing, or an early end was sent.
 struct Stopped;
 
 impl Enumeration {
@@ -49,7 +50,7 @@ impl Enumeration {
     }
 
     fn send_all(&self) -> Result<(), Stopped> {
-        let (seen, in_journal) = self.ids_in_memory();
+        let Known { seen, newer, in_journal } = self.ids_in_memory();
         for step in in_journal.chunks(STEP) {
             let found = step.iter().map(|(id, newest)| (*id, newest.map_or(Body::Unknown, Body::Indexed)));
             self.send_step(found.collect(), None)?;
@@ -62,19 +63,63 @@ impl Enumeration {
                 let records = self.next_records(&left)?;
                 let Some((last, _)) = records.last() else { break };
                 left = left.after(last);
-                let found = records.into_iter().map(|(key, record)| (key.id(), Body::of_filed(record)));
+                let found =
+                    records.into_iter().map(|(key, record)| (key.id(), Body::At(place_of_record(&record))));
                 self.send_step(found.filter(|(id, _)| !seen.contains(id)).collect(), Some(exits))?;
             }
+        }
+        self.report_newer(&newer)
+    }
+
+    /// Counts what is left out though it was in the spool before this opening, and logs the number.
+    /// The log must show it: no other enumeration asks for these messages. `newer`: those that the
+    /// index names.
+    fn report_newer(&self, newer: &Ids) -> Result<(), Stopped> {
+        // Those that only sled has are not remembered: there may be any number of them.
+        let mut messages = newer.len() as u64;
+        for range in KeyRange::created_from(self.start_time) {
+            let mut left = range;
+            loop {
+                let records = self.next_records(&left)?;
+                let Some((last, _)) = records.last() else { break };
+                left = left.after(last);
+                for (key, record) in records {
+                    let is_old = record.seq < self.shared.first_seq;
+                    let id = key.id();
+                    if is_old && self.is_only_filed(&id) && !newer.contains(&id) {
+                        messages += 1;
+                    }
+                }
+            }
+        }
+        if messages > 0 {
+            self.shared.stats.skipped_newer(messages);
+            tracing::warn!(
+                messages,
+                start_time = %self.start_time,
+                "an enumeration left out messages that were there before the spool was opened: their ids are newer than its start time, as after a \
+                 clock that was ahead; enumerate with a later start time to get them"
+            );
         }
         Ok(())
     }
 
-    /// All ids that memory knows; and again, with what the index knows of each, in the order in which they stand in the journal.
-    fn ids_in_memory(&self) -> (Ids, Vec<(SpoolId, Option<Newest>)>) {
-        let (mut ids, mut order) = (Ids::default(), Vec::new());
+    /// Nothing in memory is newer than what is in sled.
+    fn is_only_filed(&self, id: &SpoolId) -> bool {
+        let shard = self.shared.table.lock(id);
+        shard.index.get(id).is_none() && shard.pending.get(id).is_none()
+    }
+
+    /// What is in memory when the enumeration begins.
+    fn ids_in_memory(&self) -> Known {
+        let (mut ids, mut newer, mut order) = (Ids::default(), Ids::default(), Vec::new());
         for shard in self.shared.table.shards() {
             for (id, newest) in shard.index.iter().filter(|(_, newest)| newest.place.is_some()) {
-                if self.is_wanted(&id) && ids.insert(id) {
+                if !self.is_wanted(&id) {
+                    if newest.seq < self.shared.first_seq && shard.pending.get(&id).is_none() {
+                        newer.insert(id);
+                    }
+                } else if ids.insert(id) {
                     order.push((id, Some(newest)));
                 }
             }
@@ -85,7 +130,7 @@ impl Enumeration {
             }
         }
         order.sort_unstable_by_key(|(_, newest)| newest.and_then(|newest| newest.place).map(position));
-        (ids, order)
+        Known { seen: ids, newer, in_journal: order }
     }
 
     fn is_wanted(&self, id: &SpoolId) -> bool {
@@ -94,7 +139,7 @@ impl Enumeration {
 
     /// What sled has next in `range`. Read on a reading thread: sled keeps what it reads, and memory that was taken on a thread which then ends is
     /// not used again for long.
-    fn next_records(&self, range: &KeyRange) -> Result<Vec<(Key, Option<Record>)>, Stopped> {
+    fn next_records(&self, range: &KeyRange) -> Result<Vec<(Key, Record)>, Stopped> {
         let read = self.patiently(|| {
             let (shared, range) = (self.shared.clone(), range.clone());
             match future::block_on(self.shared.readers.run(move || scan_step(&shared, &range))) {
@@ -139,7 +184,6 @@ impl Enumeration {
         for (number, (id, body)) in some.into_iter().enumerate() {
             let is_newest = is_fresh && newest[number] && (!has_waited || self.is_newest(&id, &body));
             let data = match body {
-                Body::Whole(data) => Some(data.into_vec()),
                 Body::Indexed(_) | Body::At(_) => payloads[number].take(),
                 Body::Unknown => None,
             };
@@ -165,7 +209,7 @@ impl Enumeration {
         let indexed = shard.index.get(id).map(|newest| newest.seq);
         let as_found = match body {
             Body::Indexed(newest) => indexed == Some(newest.seq),
-            Body::Whole(_) | Body::At(_) => indexed.is_none(),
+            Body::At(_) => indexed.is_none(),
             Body::Unknown => false,
         };
         as_found && shard.pending.get(id).is_none()
@@ -200,6 +244,7 @@ impl Enumeration {
                 Ok(found) => Ok(found.map(|found| SpoolEntry::Item { id, data: found.data })),
                 Err(LookupError::Corrupt(error)) => Ok(Some(SpoolEntry::Corrupt { id, error })),
                 Err(LookupError::Io(error)) => Err(error.to_string()),
+                Err(LookupError::Rebuilding(error)) => Err(error.to_string()),
             },
         })?;
         match entry {
@@ -208,14 +253,26 @@ impl Enumeration {
         }
     }
 
-    /// Tries until it succeeds: an error that may pass must neither hide a message nor be told as damage.
+    /// Tries until it succeeds: an error that may pass must neither hide a message nor be reported
+    /// as damage. It ends early if nothing gets on for as long as the setting `enumerate_wait`.
     fn patiently<T>(&self, mut attempt: impl FnMut() -> Result<T, String>) -> Result<T, Stopped> {
         let mut pause = RETRY.0;
+        let (mut rebuilt, mut since) = (self.shared.rebuilding.progress(), Instant::now());
         loop {
-            match attempt() {
+            let error = match attempt() {
                 Ok(done) => return Ok(done),
-                Err(error) => tracing::warn!(%error, "enumerating waits for the disk"),
+                Err(error) => error,
+            };
+            let now = self.shared.rebuilding.progress();
+            if now != rebuilt {
+                (rebuilt, since) = (now, Instant::now());
             }
+            if since.elapsed() >= self.shared.config.load().enumerate_wait {
+                tracing::error!(%error, "an enumeration ends early: messages are left out, and stay in the spool");
+                self.send(SpoolEntry::early_end(&error))?;
+                return Err(Stopped);
+            }
+            tracing::warn!(%error, "enumerating waits for the disk");
             if self.sender.is_closed() || self.shared.closing.wait(pause) {
                 return Err(Stopped);
             }
@@ -241,20 +298,30 @@ impl Enumeration {
 }
 
 /// The first records in `range`, [`STEP`] at most.
-fn scan_step(shared: &Shared, range: &KeyRange) -> Result<Vec<(Key, Option<Record>)>, String> {
+fn scan_step(shared: &Shared, range: &KeyRange) -> Result<Vec<(Key, Record)>, String> {
     let mut records = Vec::with_capacity(STEP);
     let scanned = shared.durable.scan(std::slice::from_ref(range), &mut |key, record| {
-        records.push((key, record.ok()));
+        records.push((key, record));
         records.len() < STEP
     });
     match scanned {
-        // What nobody can name is no message; it was told when the spool was opened.
-        Ok(()) | Err(DurableError::ForeignKeys { .. }) => Ok(records),
+        Ok(()) => Ok(records),
         Err(error) => {
-            sled_failed(shared, &error);
+            index_failed(shared, &error);
             Err(error.to_string())
         }
     }
+}
+
+/// What is in memory of the messages.
+struct Known {
+    /// Every id that is to be sent.
+    seen: Ids,
+    /// Those that are newer than the start time, and were there before this opening.
+    newer: Ids,
+    /// All of `seen`, with the entry of each in the index, in the order in which they stand in the
+    /// journal.
+    in_journal: Vec<(SpoolId, Option<Newest>)>,
 }
 
 type Ids = HashSet<SpoolId, foldhash::fast::RandomState>;
@@ -263,30 +330,18 @@ type Ids = HashSet<SpoolId, foldhash::fast::RandomState>;
 enum Body {
     /// In the journal.
     Indexed(Newest),
-    /// In sled.
-    Whole(Box<[u8]>),
     /// In a retained segment.
     At(Place),
-    /// Dirty, or damaged.
+    /// Dirty.
     Unknown,
 }
 
 impl Body {
-    fn of_filed(record: Option<Record>) -> Self {
-        match record {
-            Some(Record::Whole { data, .. }) => Self::Whole(data),
-            Some(Record::Locator { generation, offset, len, .. }) => {
-                Self::At(Place { generation, offset, len })
-            }
-            Some(Record::Damaged { .. }) | None => Self::Unknown,
-        }
-    }
-
     fn place(&self) -> Option<Place> {
         match self {
             Self::Indexed(newest) => newest.place,
             Self::At(place) => Some(*place),
-            Self::Whole(_) | Self::Unknown => None,
+            Self::Unknown => None,
         }
     }
 

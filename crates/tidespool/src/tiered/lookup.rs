@@ -7,7 +7,8 @@ use thiserror::Error;
 use tidespool_core::SpoolId;
 
 use super::shared::Shared;
-use crate::durable::{DurableError, Key, Record};
+use crate::checkpoint::place_of_record;
+use crate::durable::{DurableError, Key};
 use crate::journal::{Newest, Place, ReadError};
 use crate::memory::Visible;
 use crate::stats::{Site, Tier};
@@ -17,7 +18,8 @@ pub(super) enum InMemory {
     Found(Arc<Box<[u8]>>, Tier),
     /// It was removed.
     Removed,
-    /// Its bytes are not here. The newest record of it, if the index has one; if not, only sled can tell.
+    /// Its bytes are not here. The newest record of it, if the index in memory has one. If not,
+    /// only the index on disk shows where it is.
     Elsewhere(Option<Newest>),
 }
 
@@ -53,6 +55,9 @@ pub(super) enum LookupError {
     /// The disk did not answer, this time.
     #[error("{0}")]
     Io(io::Error),
+    /// The index is not whole: whether there is such a message shows when it is.
+    #[error("{0}")]
+    Rebuilding(io::Error),
 }
 
 /// Looks in memory.
@@ -98,57 +103,76 @@ pub(super) fn on_disk(shared: &Shared, id: &SpoolId) -> Result<Option<OnDisk>, L
             }
         };
         let stamp = Stamp { seq: newest.map(|newest| newest.seq), exits };
-        let (place, tier) = match newest {
+        let (place, named_by) = match newest {
             Some(newest) => match newest.place {
-                Some(place) => (place, Tier::Journal),
+                Some(place) => (place, NamedBy::Memory),
                 None => return Ok(None),
             },
             None => match filed(shared, id)? {
-                Filed::Absent => return Ok(None),
-                Filed::Whole(data) => return Ok(Some(OnDisk { data, tier: Tier::Sled, stamp })),
-                Filed::At(place) => (place, Tier::Sled),
+                Some((place, index)) => (place, NamedBy::Index(index)),
+                None => return Ok(None),
             },
         };
         match read(shared, id, place)? {
-            Some(data) => return Ok(Some(OnDisk { data, tier, stamp })),
-            // Moved while we looked: it is elsewhere now. Named twice and not there: it is lost.
-            None if missed == Some(place) => {
-                let what = format!("its segment (generation {}) is missing", place.generation);
-                shared.found_damage(id, &what);
-                return Err(LookupError::Corrupt(what));
-            }
-            None => missed = Some(place),
+            Some(data) => return Ok(Some(OnDisk { data, tier: named_by.tier(), stamp })),
+            // Moved while we looked: it is elsewhere now. Named twice, it is not there.
+            None if missed == Some((place, named_by)) => return Err(not_there(shared, id, place, named_by)),
+            None => missed = Some((place, named_by)),
         }
     }
 }
 
-enum Filed {
-    Absent,
-    Whole(Vec<u8>),
-    At(Place),
+/// Where the place of a message was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NamedBy {
+    /// In the index in memory.
+    Memory,
+    /// In the index on disk with this number.
+    Index(u64),
 }
 
-fn filed(shared: &Shared, id: &SpoolId) -> Result<Filed, LookupError> {
-    match shared.durable.get(&Key::of(id)) {
-        Ok(None) => Ok(Filed::Absent),
-        Ok(Some(Record::Whole { data, .. })) => Ok(Filed::Whole(data.into_vec())),
-        Ok(Some(Record::Locator { generation, offset, len, .. })) => {
-            Ok(Filed::At(Place { generation, offset, len }))
+impl NamedBy {
+    fn tier(self) -> Tier {
+        match self {
+            Self::Memory => Tier::Journal,
+            Self::Index(_) => Tier::Sled,
         }
-        Ok(Some(Record::Damaged { reason, .. })) => Err(LookupError::Corrupt(reason)),
-        Err(error @ DurableError::Damaged { .. }) => {
-            shared.found_damage(id, &error.to_string());
-            Err(LookupError::Corrupt(error.to_string()))
+    }
+}
+
+/// The segment that should hold the message is not there.
+fn not_there(shared: &Shared, id: &SpoolId, place: Place, named_by: NamedBy) -> LookupError {
+    let what = format!("its segment (generation {}) is missing", place.generation);
+    match named_by {
+        // A segment that is deleted in a running spool can still be read. So the index is wrong,
+        // and says nothing about the message.
+        NamedBy::Index(number) if !shared.segments.is_missing(place.generation) => {
+            let error = io::Error::other(format!("the index is wrong about message {id}: {what}"));
+            shared.durable.distrust(number, &error.to_string());
+            shared.disk_error(Site::Sled, &error);
+            shared.filing.kick();
+            LookupError::Rebuilding(error)
         }
+        NamedBy::Memory | NamedBy::Index(_) => {
+            shared.found_damage(id, &what);
+            LookupError::Corrupt(what)
+        }
+    }
+}
+
+/// The place of a message that is filed, and the number of the index that names it.
+fn filed(shared: &Shared, id: &SpoolId) -> Result<Option<(Place, u64)>, LookupError> {
+    match shared.durable.find(&Key::of(id)) {
+        Ok(found) => Ok(found.map(|(record, index)| (place_of_record(&record), index))),
         Err(error) => {
-            sled_failed(shared, &error);
-            Err(LookupError::Io(io::Error::other(error.to_string())))
+            index_failed(shared, &error);
+            Err(LookupError::Rebuilding(io::Error::other(error.to_string())))
         }
     }
 }
 
-/// Counts what took sled out of use, not each time that somebody then finds it so; and has it opened again.
-pub(super) fn sled_failed(shared: &Shared, error: &DurableError) {
+/// Counts an error that took the index out of use, once; and has it rebuilt.
+pub(super) fn index_failed(shared: &Shared, error: &DurableError) {
     if error.poisons() {
         shared.disk_error(Site::Sled, &io::Error::other(error.to_string()));
     }
@@ -180,5 +204,35 @@ pub(super) fn fill_cache(shared: &Shared, id: SpoolId, data: &Arc<Box<[u8]>>, st
     let same = now == stamp || (now.seq.is_some() && now.seq == stamp.seq);
     if same && shard.pending.get(&id).is_none() {
         shared.cache.insert(id, data.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidespool_core::Spool as _;
+
+    use crate::durable::{Change, Key, Op, Record};
+    use crate::{Config, TieredSpool};
+
+    /// An older copy of the index came in place of a new one. It named segments that had been
+    /// recycled, and the messages were reported as damaged, which they were not.
+    #[tokio::test]
+    async fn an_index_that_names_a_segment_that_is_not_there_is_rebuilt() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::new(dir.path().join("spool")).checkpoint_after(std::time::Duration::ZERO);
+        let spool = TieredSpool::open(config).await.unwrap();
+        let id = tidespool_core::SpoolId::new();
+        let data = std::sync::Arc::new(vec![7; 900].into_boxed_slice());
+        spool.store(id, data.clone(), true, None).await.unwrap();
+        spool.cleanup().await.unwrap();
+        spool.advise_low_memory().await.unwrap();
+        let wrong = Record { seq: 1, generation: 999, offset: 4096, len: 900 };
+        let put = Op { key: Key::of(&id), change: Change::Put(wrong) };
+        spool.shared.durable.apply(&mut std::iter::once(put), &mut |_, _| ()).unwrap();
+        assert_eq!(*spool.load(id).await.unwrap(), **data);
+        // The load does not wait until the rebuild is counted. The end does.
+        spool.shutdown().await.unwrap();
+        let stats = spool.stats();
+        assert_eq!((stats.index_rebuilds, stats.corrupt), (1, 0), "{stats:?}");
     }
 }

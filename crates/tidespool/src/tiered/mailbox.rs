@@ -1,13 +1,14 @@
 //! What the committer waits for: synced stores, requests to flush, and the first dirty byte.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
+use super::verdict::Verdict;
 use crate::journal::SyncEnd;
 use crate::memory::Dirty;
 
@@ -18,34 +19,6 @@ pub(crate) enum Floor {
     Written,
     /// On stable storage.
     Synced,
-}
-
-/// Who decides about a waiting store: whichever of committer and caller comes first.
-#[derive(Debug, Default)]
-pub(crate) struct Verdict(AtomicU8);
-
-const WAITING: u8 = 0;
-const COMMITTED: u8 = 1;
-const CANCELLED: u8 = 2;
-
-impl Verdict {
-    /// The committer's word: it is stored. False if the caller has given up.
-    pub(crate) fn commit(&self) -> bool {
-        self.decide(COMMITTED)
-    }
-
-    /// The caller's word: it is not to be stored. False if it is stored already.
-    pub(crate) fn cancel(&self) -> bool {
-        self.decide(CANCELLED)
-    }
-
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Acquire) == CANCELLED
-    }
-
-    fn decide(&self, verdict: u8) -> bool {
-        self.0.compare_exchange(WAITING, verdict, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
 }
 
 /// What became of a store that waited for its commit.
@@ -88,6 +61,8 @@ pub(crate) struct Mailbox {
     urgent: AtomicBool,
     /// A store waits for room, and the committer knows.
     starved: AtomicBool,
+    /// A caller has abandoned a store whose record is appended.
+    abandoned: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -159,6 +134,8 @@ impl Mailbox {
         let (done, heard) = oneshot::channel();
         let mut state = self.state.lock();
         if !state.ended {
+            // While the disk hangs, callers may come and give up again and again.
+            state.flushes.retain(|flush| !flush.is_closed());
             state.flushes.push(done);
             state.seal |= seal;
         }
@@ -180,6 +157,18 @@ impl Mailbox {
     pub(crate) fn note_starved(&self) {
         self.starved.store(true, Ordering::SeqCst);
         self.kick();
+    }
+
+    /// A caller has abandoned a store whose record is appended: it has to be taken back.
+    pub(crate) fn note_abandoned(&self) {
+        self.abandoned.store(true, Ordering::SeqCst);
+        self.kick();
+    }
+
+    /// For the committer: there are abandoned stores since the last call. Call it after everything
+    /// that is appended next was taken: a caller sets the mark before it asks for more.
+    pub(crate) fn take_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::SeqCst) && self.abandoned.swap(false, Ordering::SeqCst)
     }
 
     /// Makes the committer look again.
@@ -329,16 +318,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn caller_and_committer_agree_on_who_was_first() {
-        let verdict = Verdict::default();
-        assert!(verdict.commit());
-        assert!(!verdict.cancel());
-        let verdict = Verdict::default();
-        assert!(verdict.cancel());
-        assert!(!verdict.commit() && verdict.is_cancelled());
-    }
-
-    #[test]
     fn the_first_dirty_byte_kicks_and_the_next_ones_do_not() {
         let mailbox = Mailbox::default();
         mailbox.note_dirty(false);
@@ -363,6 +342,16 @@ mod tests {
         let gone = oneshot::error::TryRecvError::Closed;
         assert_eq!(before.try_recv(), Err(gone.clone()));
         assert_eq!(after.try_recv(), Err(gone));
+    }
+
+    #[test]
+    fn callers_who_gave_up_leave_nothing_behind() {
+        let mailbox = Mailbox::default();
+        let waits = mailbox.flush(false);
+        (0..10).for_each(|_| drop(mailbox.flush(true)));
+        let mail = mailbox.wait(None, false);
+        assert!(mail.flushes.len() <= 2 && mail.seal, "{mail:?}");
+        drop(waits);
     }
 
     #[test]

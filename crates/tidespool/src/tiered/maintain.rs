@@ -1,60 +1,87 @@
-//! `cleanup` and `compact`: asked of the checkpoint thread, which alone changes what is filed.
+//! `cleanup` and `compact`: requests to the checkpoint thread, which alone changes what is filed,
+//! and to the verification thread.
 
+use std::fmt;
 use std::io;
+use std::sync::Arc;
+use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use tidespool_core::{Closed, Corrupt};
 use tokio::sync::oneshot;
 
+use super::runs::Runs;
 use super::shared::Shared;
-use crate::checkpoint::FilingTask;
+use crate::checkpoint::{FilingError, FilingTask, Findings};
 use crate::journal::Role;
 
+/// What callers share. A run whose callers are gone ends before its next step.
+#[derive(Debug, Default)]
+pub(super) struct Upkeep {
+    cleanups: Runs<Result<(), Failure>>,
+    compactions: Runs<Result<Findings, Failure>>,
+}
+
 /// Files what is old, recycles, prunes.
-pub(super) async fn cleanup(shared: &Shared) -> Result<()> {
+pub(super) async fn cleanup(shared: &Arc<Shared>) -> Result<()> {
     shared.check_open()?;
+    let run = shared.upkeep.cleanups.share(|| clean_up(shared.clone()));
     // The thread that does it may hang.
-    shared.closing.unless_over(clean_up(shared)).await?
+    let done = shared.closing.unless_over(run).await?;
+    done.map_err(|failure| failure.while_doing(shared, "cleaning up the spool"))
 }
 
-/// Files everything, verifies every byte, rewrites retained segments.
-pub(super) async fn compact(shared: &Shared) -> Result<()> {
+/// Files everything, rewrites retained segments, verifies every byte.
+pub(super) async fn compact(shared: &Arc<Shared>) -> Result<()> {
     shared.check_open()?;
-    shared.closing.unless_over(compact_all(shared)).await?
+    let run = shared.upkeep.compactions.share(|| compact_all(shared.clone()));
+    let done = shared.closing.unless_over(run).await?;
+    let found = done.map_err(|failure| failure.while_doing(shared, "compacting the spool"))?;
+    let Some(first) = found.first else { return Ok(()) };
+    let what = format!("compacting found {} damaged messages, the first of them", found.count);
+    Err(anyhow::Error::new(Corrupt { id: first.id, reason: first.what }).context(what))
 }
 
-async fn clean_up(shared: &Shared) -> Result<()> {
+async fn clean_up(shared: Arc<Shared>) -> Result<(), Failure> {
+    let shared = &*shared;
     if has_old_records(shared) && !flush(shared).await? {
         // What can be filed may be what gives the rest its room.
         tracing::warn!("cleaning up does not wait any longer for what is dirty: the disk does not take it");
     }
     let (done, heard) = oneshot::channel();
     shared.filing.ask(FilingTask::Cleanup(done));
-    heard.await.map_err(|_| Closed)?.context("cleaning up the spool")
+    answer(shared, heard).await
 }
 
-async fn compact_all(shared: &Shared) -> Result<()> {
+async fn compact_all(shared: Arc<Shared>) -> Result<Findings, Failure> {
+    let shared = &*shared;
     if !flush(shared).await? {
-        let what = "what is dirty could not be written within store_deadline";
-        return Err(io::Error::new(io::ErrorKind::TimedOut, what)).context("compacting the spool");
+        return Err(Failure::Late);
     }
     let (done, heard) = oneshot::channel();
     shared.filing.ask(FilingTask::Compact(done));
-    let found = heard.await.map_err(|_| Closed)?.context("compacting the spool")?;
-    let count = found.len();
-    match found.into_iter().next() {
-        None => Ok(()),
-        Some(first) => Err(Corrupt { id: first.id, reason: first.what })
-            .with_context(|| format!("compacting found {count} damaged messages, the first of them")),
+    answer(shared, heard).await?;
+    answer(shared, shared.verification.ask()).await
+}
+
+async fn answer<T>(shared: &Shared, heard: oneshot::Receiver<Result<T, FilingError>>) -> Result<T, Failure> {
+    match heard.await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(FilingError::Stopped)) => Err(Failure::Closed),
+        Ok(Err(error)) => Err(Failure::Filing(Arc::new(error))),
+        Err(_) if shared.check_open().is_err() => Err(Failure::Closed),
+        Err(_) => Err(Failure::Died),
     }
 }
 
 /// Makes everything dirty durable, and ends the active segment, so that it can be filed. False where the disk did not take it within `store_deadline`.
-async fn flush(shared: &Shared) -> Result<bool> {
+async fn flush(shared: &Shared) -> Result<bool, Failure> {
     let patience = shared.config.load().store_deadline;
-    match tokio::time::timeout(patience, shared.mailbox.flush(true)).await {
-        Ok(flushed) => flushed.map(|()| true).map_err(|_| Closed.into()),
-        Err(_) => Ok(false),
+    match shared.timer.bound(Instant::now() + patience, shared.mailbox.flush(true)).await {
+        Some(Ok(())) => Ok(true),
+        Some(Err(_)) if shared.check_open().is_ok() => Err(Failure::Died),
+        Some(Err(_)) => Err(Failure::Closed),
+        None => Ok(false),
     }
 }
 
@@ -65,4 +92,47 @@ fn has_old_records(shared: &Shared) -> bool {
         let active = segment.role == Role::Journal && segment.settled_at().is_none();
         active && segment.used_since.elapsed() >= checkpoint_after
     })
+}
+
+/// Why a run was not done. All who share the run get it.
+#[derive(Debug, Clone)]
+enum Failure {
+    /// A shutdown cut it short.
+    Closed,
+    /// The disk did not take what is dirty.
+    Late,
+    /// The thread that was asked is gone, though the spool is open.
+    Died,
+    Filing(Arc<FilingError>),
+}
+
+impl Failure {
+    fn while_doing(self, shared: &Shared, what: &'static str) -> anyhow::Error {
+        let error = match self {
+            Self::Closed => return Closed.into(),
+            Self::Late => {
+                let late = "what is dirty could not be written within store_deadline";
+                io::Error::new(io::ErrorKind::TimedOut, late).into()
+            }
+            Self::Died => io::Error::other("a thread of the spool has died: see the log").into(),
+            Self::Filing(error) => anyhow::Error::new(Filing(error)),
+        };
+        shared.explain(error.context(what))
+    }
+}
+
+/// An error for several callers: its text and its causes.
+#[derive(Debug)]
+struct Filing(Arc<FilingError>);
+
+impl fmt::Display for Filing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Filing {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
 }

@@ -9,8 +9,12 @@
 //! * `table` – pending and index of each id, in shards.
 //! * `mailbox`, `committer`, `publish` – from many callers to one write, and back.
 //! * `keeper`, `reconfigure`, `terms` – memory within its budget; settings that change while it runs.
+//! * `runs` – upkeep that callers share.
 //! * `lookup`, `readers` – from the top tier down, on threads that may block.
 //! * `directory`, `format`, `threads`, `closing` – lock, format file, threads, and their end. `watch`, `probe` – health.
+//! * `place` – the directory's path.
+//! * `home`, `in_place` – a directory, and its own files, that are deleted or moved under the
+//!   spool.
 
 mod closing;
 mod committer;
@@ -18,29 +22,34 @@ mod crew;
 mod directory;
 mod enumerate;
 mod format;
+mod home;
+mod in_place;
 mod keeper;
 mod load;
 mod lookup;
 mod mailbox;
 mod maintain;
 mod open;
+mod place;
 mod probe;
 mod publish;
 mod readers;
 mod reconfigure;
 mod relief;
 mod remove;
+mod runs;
 mod shared;
 mod store;
 mod table;
 mod terms;
 mod threads;
+mod verdict;
 mod watch;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use async_channel::Sender;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -49,9 +58,11 @@ use tidespool_core::{Spool, SpoolEntry, SpoolId};
 
 pub(crate) use directory::{Directory, lock_untouched};
 pub(crate) use format::{FORMAT_VERSION, identify};
+pub(crate) use place::existing;
 
 use crate::inspect::Damage;
 use crate::storage::{OsStorage, Storage};
+use crate::whole_text::{whole, whole_of};
 use crate::{Config, ConfigError, PressureMonitor, StatsSnapshot};
 
 /// The tiered spool. See the [crate's documentation](crate) for what it promises.
@@ -68,17 +79,16 @@ pub struct TieredSpool {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RecoveryReport {
-    /// What is filed was counted. If not, its files are byte for byte those of the last orderly shutdown; they are counted later, beside the traffic,
-    /// and what is missing then is in the statistics.
-    pub counted: bool,
+    /// The index is rebuilt from the segments, beside the traffic: the last end was not orderly, or
+    /// the index's files are not what they were then. Nothing is lost by it.
+    pub rebuilds_index: bool,
     /// Journal records that were replayed.
     pub records: u64,
     /// Records of a torn tail that were cut: never acknowledged as written.
     pub torn: u64,
-    /// Messages that were filed anew from the segments, because sled had lost them.
-    pub refiled: u64,
-    /// Messages that are gone without their id being known, as far as the number of records tells: removals that sled had not been told of yet may be among
-    /// them, and records of an earlier time may stand in for some that are not.
+    /// Messages that are gone without their id being known: records that are missing from the
+    /// journal, and messages in segments that are missing. What a rebuild of the index finds to be
+    /// gone is counted when it finds it: see [`StatsSnapshot::lost`](crate::StatsSnapshot::lost).
     pub lost: u64,
     /// Everything that is wrong, by message where one can be named.
     pub damage: Vec<Damage>,
@@ -90,7 +100,9 @@ impl TieredSpool {
     /// # Errors
     ///
     /// [`ConfigError`](crate::ConfigError) for settings out of bounds; [`Locked`](tidespool_core::Locked) where a process has the spool
-    /// open; [`UnsupportedFormat`](tidespool_core::UnsupportedFormat) where the directory holds something else, or a newer layout;
+    /// open; [`ClockNotSet`](tidespool_core::ClockNotSet) while the system's clock is before 1970;
+    /// [`UnsupportedFormat`](tidespool_core::UnsupportedFormat) where the directory holds something
+    /// else, or a newer layout;
     /// [`DamagedSpool`](tidespool_core::DamagedSpool) where something is so damaged that only `tidespool repair` can go on with it;
     /// otherwise an error that names the file and what the system said of it. Nothing is lost by an `Err`.
     pub async fn open(config: Config) -> Result<Self> {
@@ -122,12 +134,13 @@ impl TieredSpool {
         monitor: Option<PressureMonitor>,
     ) -> Result<Self> {
         let path = config.path.clone();
-        let opening = tokio::task::spawn_blocking(move || {
+        let opening = threads::aside("tidespool-open", move || {
             let open::OpenSpool { shared, crew, report } = open::open(config, storage, monitor)?;
             // Made here: where nobody waits for it any more, it is dropped, and so abandoned.
             anyhow::Ok(Self { shared, crew: Arc::new(crew), report })
         });
-        opening.await?.with_context(|| format!("opening the spool {}", path.display()))
+        let opened = opening.await.map_err(anyhow::Error::from).flatten();
+        opened.map_err(|error| whole_of(format_args!("opening the spool {}", path.display()), error))
     }
 
     /// What was found and done when the spool was opened.
@@ -142,7 +155,7 @@ impl TieredSpool {
     ///
     /// As [`Spool::load`].
     pub async fn load_shared(&self, id: SpoolId) -> Result<Arc<Box<[u8]>>> {
-        load::load_shared(&self.shared, id).await
+        load::load_shared(&self.shared, id).await.map_err(whole)
     }
 
     /// The settings as they are now.
@@ -227,7 +240,7 @@ impl Spool for TieredSpool {
     }
 
     async fn remove(&self, id: SpoolId) -> Result<()> {
-        remove::remove(&self.shared, id)
+        remove::remove(&self.shared, id).map_err(whole)
     }
 
     async fn store(
@@ -237,22 +250,33 @@ impl Spool for TieredSpool {
         force_sync: bool,
         deadline: Option<Instant>,
     ) -> Result<()> {
-        store::store(&self.shared, id, data, force_sync, deadline).await
+        store::store(&self.shared, id, data, force_sync, deadline).await.map_err(whole)
     }
 
     fn enumerate(&self, sender: Sender<SpoolEntry>, start_time: DateTime<Utc>) -> Result<()> {
         self.shared.check_open()?;
         let enumeration = enumerate::Enumeration { shared: self.shared.clone(), sender, start_time };
-        self.crew.enumerate(move || enumeration.run()).context("starting an enumeration")
+        self.crew.enumerate(move || enumeration.run()).map_err(whole)
     }
 
     async fn cleanup(&self) -> Result<()> {
-        maintain::cleanup(&self.shared).await
+        maintain::cleanup(&self.shared).await.map_err(whole)
     }
 
     async fn shutdown(&self) -> Result<()> {
+        if let Some(ended) = self.crew.ended() {
+            return ended;
+        }
         let (crew, shared) = (self.crew.clone(), self.shared.clone());
-        tokio::task::spawn_blocking(move || crew.end(&shared)).await?
+        match threads::aside("tidespool-end", move || crew.end(&shared)).await {
+            Ok(ended) => ended,
+            Err(error) => {
+                // At a limit of threads. Blocking the caller's thread is better than losing what is
+                // dirty.
+                tracing::warn!(%error, "shutting down on the caller's thread");
+                self.crew.end(&self.shared)
+            }
+        }
     }
 
     async fn advise_low_memory(&self) -> Result<isize> {
@@ -261,7 +285,7 @@ impl Spool for TieredSpool {
     }
 
     async fn compact(&self) -> Result<()> {
-        maintain::compact(&self.shared).await
+        maintain::compact(&self.shared).await.map_err(whole)
     }
 
     fn unhealthy_reason(&self) -> Option<&'static str> {

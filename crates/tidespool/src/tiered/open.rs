@@ -3,14 +3,17 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
-use tidespool_core::DamagedSpool;
+use tidespool_core::ClockNotSet;
 
 use super::committer::{Committer, Syncer};
-use super::crew::{Crew, Running};
+use super::crew::{Crew, LAST_WRITER, Running};
 use super::directory::Directory;
+use super::home::SpoolHome;
+use super::in_place::InPlace;
 use super::keeper::keep;
 use super::mailbox::Mailbox;
 use super::probe::run_probe;
@@ -23,15 +26,14 @@ use super::threads::Starter;
 use super::watch::watch;
 use crate::checkpoint::{
     Ballast, DeadSegments, Drained, Filer, Filing, LedgerError, LedgerFile, Opened, OpeningError, Places,
-    Recount, Retry, Source as _, open_filed, settle, without_segment,
+    Presence, Rebuilding, Retained, Retry, Source as _, Verifier, Watched, open_filed,
 };
-use crate::durable::{DurableError, SledOptions, Strays};
-use crate::health::Space;
+use crate::durable::{DurableError, SledOptions, Strays, sled_threads_to_come};
 use crate::inspect::Damage;
 use crate::journal::{Pool, PoolSettings, Segments, Writer, give_up_a_free_segment};
 use crate::pressure::{Registration, Relief};
 use crate::stats::Stats;
-use crate::storage::{Storage, is_unreadable};
+use crate::storage::{DiskRoom, Storage, is_no_room_kind, is_unreadable};
 use crate::{Config, PressureMonitor, RecoveryReport};
 
 /// An open spool: what its callers share, its threads, and what was found on the way.
@@ -43,27 +45,39 @@ pub(super) struct OpenSpool {
 
 /// Opens it. Blocks on I/O. Without a `monitor` it gets one of its own.
 pub(super) fn open(
-    config: Config,
+    mut config: Config,
     storage: Arc<dyn Storage>,
     monitor: Option<PressureMonitor>,
 ) -> Result<OpenSpool> {
     config.validate()?;
+    check_clock(SystemTime::now())?;
+    let dead = Arc::new(AtomicBool::new(false));
+    let starter = Starter::new(dead.clone());
+    starter.reserve(thread_names(&config)).context("starting the spool's threads")?;
     let directory = Arc::new(Directory::open_or_create(&config.path)?);
+    let opened_as = std::mem::replace(&mut config.path, directory.path.clone());
+    starter.release(SPARE);
+    let storage: Arc<dyn Storage> = Arc::new(InPlace::new(storage, &directory)?);
     let places = Places { storage: storage.clone(), dir: directory.path.clone(), spool: directory.spool };
-    let ballast = Ballast::new(storage.clone(), &directory.path, config.ballast);
-    let look = || look(&config, &places, &ballast, &directory);
-    let Found { opened, stats, mailbox, segments, ledger_file, report } = match look() {
+    let room = Arc::new(DiskRoom::new(storage.clone(), &directory.path, enough(&config)));
+    room.remove_leftover();
+    let ballast = Arc::new(Ballast::new(storage.clone(), room.clone(), &directory.path, config.ballast));
+    let look = || look(&config, &places, &ballast, &room, &directory);
+    let Found { opened, stats, mailbox, segments, filing, ledger_file, report } = match look() {
         // A spool that can't be opened can't be emptied.
         Err(error) if is_full_disk(&error) => {
             tracing::warn!(
                 error = format!("{error:#}"),
                 "the disk is full: opening with the room of ballast and spare segments"
             );
+            room.note_no_room();
             ballast.release();
             // It may have been used before, and its room be somebody else's now.
             while !ballast.is_room_for(TO_OPEN)
                 && give_up_a_free_segment(&*places.storage, &places.journal(), places.spool)?
-            {}
+            {
+                room.note_given();
+            }
             look()?
         }
         found => found?,
@@ -76,71 +90,126 @@ pub(super) fn open(
         table.lock(id).index.learn(*id, *newest);
     }
     table.will_file(opened.ledger.high);
-    let dead = Arc::new(AtomicBool::new(false));
     let (readers, queue) = Readers::new(dead.clone());
     let next_seq = opened.recovered.replayed.next_seq;
-    let (durable, ledger, counted) = (Arc::new(opened.durable), opened.ledger, opened.counted);
-    let filing = Arc::new(Filing::default());
+    let (durable, ledger, liveness) = (Arc::new(opened.durable), opened.ledger, opened.liveness);
+    let rebuilding = Arc::new(Rebuilding::default());
     let settings = Arc::new(ArcSwap::from_pointee(filer_settings(&config)));
+    let reports = Arc::new(FilingReports { stats: stats.clone(), mailbox: mailbox.clone(), room });
+    let home = SpoolHome::new(storage.clone(), &directory)
+        .with_context(|| format!("opening the format file of {}", directory.path.display()))?;
+    let presence = Arc::new(Presence::new(Watched {
+        storage: storage.clone(),
+        home: Box::new(home),
+        segments: segments.clone(),
+        ledger_file: ledger_file.clone(),
+        ballast: ballast.clone(),
+        durable: durable.clone(),
+        events: reports.clone(),
+    }));
     let filer = Filer {
         segments: segments.clone(),
         durable: durable.clone(),
         source: table.clone(),
         filing: filing.clone(),
-        events: Arc::new(FilingReports { stats: stats.clone(), mailbox: mailbox.clone() }),
+        events: reports,
+        presence: presence.clone(),
         ledger_file,
         ledger,
-        ballast,
+        liveness,
+        rebuilding: rebuilding.clone(),
+        ballast: ballast.clone(),
         settings: settings.clone(),
         retry: Retry::default(),
         dead: DeadSegments::default(),
-        recount: Recount::after_opening(counted),
         drained: Drained::default(),
+        compaction: None,
+        cut_up_to: 0,
+        is_ledger_in_doubt: false,
     };
     let parts = Parts {
         config,
+        opened_as,
         storage,
         table,
         mailbox,
         segments: segments.clone(),
         durable,
         filing,
+        rebuilding,
+        ballast,
+        presence,
         stats,
         readers,
+        first_seq: next_seq,
         worker_dead: dead.clone(),
         filer_settings: settings,
     };
     let shared = Arc::new(Shared::new(parts));
-    let relief = register(&shared, monitor)?;
+    let verifier = Verifier {
+        segments: segments.clone(),
+        durable: shared.durable.clone(),
+        source: shared.table.clone(),
+        filing: shared.filing.clone(),
+        events: filer.events.clone(),
+        verification: shared.verification.clone(),
+    };
     let writer = Writer::new(segments, next_seq);
-    let crew = start(&shared, filer, writer, &queue, directory, Starter::new(dead), relief)
-        .inspect_err(|_| Crew::abandon(&shared))
-        .context("starting the spool's threads")?;
-    Ok(OpenSpool { shared, crew, report })
+    let started = register(&shared, monitor)
+        .and_then(|relief| start(&shared, (filer, verifier), writer, &queue, directory, starter, relief));
+    match started {
+        Ok(crew) => Ok(OpenSpool { shared, crew, report }),
+        Err(error) => {
+            Crew::abandon(&shared);
+            if let Err(error) = shared.durable.close(Instant::now() + TO_UNDO) {
+                tracing::warn!(%error, "an opening that failed could not close everything");
+            }
+            Err(error)
+        }
+    }
 }
 
-/// What only a repair can go on with is told as such.
-fn name_damage(error: OpeningError, dir: &std::path::Path) -> anyhow::Error {
-    match error {
-        OpeningError::Engine(error) if error.is_damage() => {
-            DamagedSpool { dir: dir.to_owned(), path: dir.join("sled"), what: error.to_string() }.into()
-        }
-        OpeningError::Beyond { path, what } => DamagedSpool { dir: dir.to_owned(), path, what }.into(),
-        error => {
-            let lasts = match &error {
-                OpeningError::Journal(error) => is_unreadable(&error.source),
-                OpeningError::Ledger(LedgerError::Io { source, .. }) => is_unreadable(source),
-                _ => false,
-            };
-            let error = anyhow::Error::from(error);
-            match lasts {
-                true => error.context(format!(
-                    "the disk can't read all of it; if that lasts, `tidespool repair {} NEW_DIR` copies what can be read into a new directory",
-                    dir.display()
-                )),
-                false => error,
-            }
-        }
+/// The longest wait for what an opening that failed has opened before.
+const TO_UNDO: Duration = Duration::from_secs(10);
+
+/// Threads that are reserved for sled and for the monitor, and ended before these are started.
+const SPARE: &str = "tidespool-spare";
+
+/// Every thread that an opening needs: see [`Starter::reserve`].
+fn thread_names(config: &Config) -> Vec<String> {
+    // sled's own thread and the monitor's.
+    let spare = sled_threads_to_come() + 2;
+    let readers = (0..config.read_threads).map(reader_name);
+    let named = ["commit", "sync", "timer", "filer", "check", "prewrite", "watch", "probe", "memory"];
+    let named = named.into_iter().map(|name| format!("tidespool-{name}"));
+    let last = [LAST_WRITER; 2].map(str::to_owned);
+    named.chain(last).chain(readers).chain((0..spare).map(|_| SPARE.to_owned())).collect()
+}
+
+fn reader_name(number: impl std::fmt::Display) -> String {
+    format!("tidespool-read-{number}")
+}
+
+/// sled takes the time since 1970 for the name of a file that it never makes, and panics where
+/// there is none.
+fn check_clock(now: SystemTime) -> Result<(), ClockNotSet> {
+    if now < UNIX_EPOCH { Err(ClockNotSet) } else { Ok(()) }
+}
+
+/// Adds what to do about an error that may last.
+fn explain(error: OpeningError, dir: &std::path::Path) -> anyhow::Error {
+    let lasts = match &error {
+        OpeningError::Journal(error) => is_unreadable(&error.source),
+        OpeningError::Ledger(LedgerError::Io { source, .. }) => is_unreadable(source),
+        _ => false,
+    };
+    let error = anyhow::Error::from(error);
+    match lasts {
+        true => error.context(format!(
+            "the disk can't read all of it; if that lasts, `tidespool repair {} NEW_DIR` copies what can be read into a new directory",
+            dir.display()
+        )),
+        false => error,
     }
 }
 
@@ -153,12 +222,19 @@ struct Found {
     stats: Arc<Stats>,
     mailbox: Arc<Mailbox>,
     segments: Arc<Segments>,
-    ledger_file: LedgerFile,
+    filing: Arc<Filing>,
+    ledger_file: Arc<LedgerFile>,
     report: RecoveryReport,
 }
 
 /// Reads everything, and makes what is missing.
-fn look(config: &Config, places: &Places, ballast: &Ballast, directory: &Arc<Directory>) -> Result<Found> {
+fn look(
+    config: &Config,
+    places: &Places,
+    ballast: &Ballast,
+    room: &Arc<DiskRoom>,
+    directory: &Arc<Directory>,
+) -> Result<Found> {
     let (storage, fresh) = (&places.storage, directory.fresh);
     storage
         .create_dir(&places.journal())
@@ -167,18 +243,20 @@ fn look(config: &Config, places: &Places, ballast: &Ballast, directory: &Arc<Dir
     let options =
         SledOptions { storage: storage.clone(), strays, ..SledOptions::new(config.effective_sled_cache()) };
     let mut opened =
-        open_filed(places, &options, ballast, fresh).map_err(|error| name_damage(error, &places.dir))?;
+        open_filed(places, options, ballast, fresh).map_err(|error| explain(error, &places.dir))?;
     let (stats, mailbox) = (Arc::new(Stats::default()), Arc::new(Mailbox::default()));
-    let segments = segments(config, places, &mut opened, &mailbox, &stats);
-    let ledger_file = LedgerFile::new(storage.clone(), &places.dir);
-    let report = settle_disagreement(&mut opened, &segments, &ledger_file, ballast, &stats)?;
+    let filing = Arc::new(Filing::default());
+    let reports = PoolReports::new(mailbox.clone(), stats.clone(), room.clone(), filing.clone());
+    let segments = segments(config, places, &mut opened, reports);
+    let ledger_file = Arc::new(LedgerFile::new(storage.clone(), &places.dir));
+    let report = report(&mut opened, &segments, &places.dir, &stats);
     if fresh {
         segments.pool().fill().with_context(|| format!("preparing {}", places.journal().display()))?;
     }
     // Before any segment is used: its generation must never have been another's.
     opened.ledger.next_generation = segments.reserved_generation();
     ledger_file.write_somehow(&opened.ledger, ballast)?;
-    Ok(Found { opened, stats, mailbox, segments, ledger_file, report })
+    Ok(Found { opened, stats, mailbox, segments, filing, ledger_file, report })
 }
 
 /// Whether it would have succeeded with more room on disk.
@@ -192,57 +270,67 @@ fn is_full_disk(error: &anyhow::Error) -> bool {
         _ => None,
     });
     let by_system = error.chain().find_map(|cause| cause.downcast_ref().map(io::Error::kind));
-    by_engine.or(by_system) == Some(io::ErrorKind::StorageFull)
+    by_engine.or(by_system).is_some_and(is_no_room_kind)
 }
 
 /// Hands what recovery found to the pool and to the table of segments.
-fn segments(
-    config: &Config,
-    places: &Places,
-    opened: &mut Opened,
-    mailbox: &Arc<Mailbox>,
-    stats: &Arc<Stats>,
-) -> Arc<Segments> {
+fn segments(config: &Config, places: &Places, opened: &mut Opened, reports: PoolReports) -> Arc<Segments> {
     let recovered = &mut opened.recovered;
     let settings = PoolSettings {
         dir: places.journal(),
         spool: places.spool,
         segment_size: config.segment_size,
         capacity: config.journal_capacity,
-        keep_free: keep_free(config),
+        keep_free: keep_free(config, &*places.storage),
         next_slot: recovered.next_slot,
     };
-    let reports = PoolReports { mailbox: mailbox.clone(), stats: stats.clone() };
     let pool = Pool::new(places.storage.clone(), settings, Arc::new(reports));
+    // Where the disk does not answer, the capacity is what the setting says.
+    if let Ok(space) = places.storage.space(&places.dir) {
+        pool.note_space(&space);
+    }
     let segments = Segments::new(Arc::new(pool), places.spool, recovered.next_generation);
     for segment in recovered.journal.drain(..) {
         segments.pool().count_existing();
         segments.insert(segment);
     }
     recovered.retained.drain(..).for_each(|segment| segments.insert(segment));
+    for generation in opened.ledger.retained.keys() {
+        if segments.get(*generation).is_none() {
+            segments.note_missing(*generation);
+        }
+    }
     recovered.free.drain(..).for_each(|free| segments.pool().give(free));
+    let in_force = segments.pool().capacity() as u64 * config.segment_size;
+    if in_force < config.journal_capacity / config.segment_size * config.segment_size {
+        tracing::warn!(
+            in_force,
+            journal_capacity = config.journal_capacity,
+            path = %places.journal().display(),
+            "the file system has less room than the journal's capacity: what fits is in force"
+        );
+    }
     Arc::new(segments)
 }
 
 /// What new segments leave of the disk: more than the health gate's minimum, so that the spool never shuts its own gate; and room for ballast, ledger
 /// and sled.
-pub(super) fn keep_free(config: &Config) -> u64 {
-    let minimum = Space::of(&config.path).map_or(0, |space| space.minimum(&config.health));
+pub(super) fn keep_free(config: &Config, storage: &dyn Storage) -> u64 {
+    let minimum = storage.space(&config.path).map_or(0, |space| space.minimum(&config.health));
     minimum + minimum / 4 + config.ballast + (4 << 20)
 }
 
-/// Makes sled hold what it should, as far as that can be, and says what could not be.
-fn settle_disagreement(
-    opened: &mut Opened,
-    segments: &Segments,
-    ledger_file: &LedgerFile,
-    ballast: &Ballast,
-    stats: &Stats,
-) -> Result<RecoveryReport> {
+/// Bytes that must be free for a spool to go on storing: a segment, and what the ballast is taken
+/// again for.
+pub(super) fn enough(config: &Config) -> u64 {
+    config.segment_size.saturating_add(2 * config.ballast)
+}
+
+/// Reports what is damaged, and what is lost by it.
+fn report(opened: &mut Opened, segments: &Segments, dir: &std::path::Path, stats: &Stats) -> RecoveryReport {
     let replayed = &opened.recovered.replayed;
-    let dir = ledger_file.dir();
     let mut report = RecoveryReport {
-        counted: opened.counted,
+        rebuilds_index: opened.rebuilds_index,
         records: replayed.records,
         torn: opened.recovered.torn_records,
         ..Default::default()
@@ -263,25 +351,16 @@ fn settle_disagreement(
             segments.get(damaged.generation).map_or_else(Default::default, |segment| segment.path.clone());
         note(&path, Some(damaged.id), what);
     }
-    let sled = dir.join("sled");
-    for (id, what) in opened.damaged.drain(..) {
-        note(&sled, Some(id), what);
-    }
     let mut lost = replayed.gaps.iter().map(|gap| gap.last - gap.first + 1).sum::<u64>();
-    let mut refiled = 0;
-    if let Some(what) = opened.disagrees.take() {
-        let settled =
-            settle(&opened.durable, segments, &mut opened.ledger, ledger_file, ballast, &replayed.newest)
-                .map_err(|error| name_damage(error, dir))?;
-        (refiled, lost) = (settled.refiled, lost + settled.lost);
-        let what = format!("{what}; {} messages were filed anew, {} are lost", settled.refiled, settled.lost);
-        note(&sled, None, what);
+    if opened.rebuilds_index {
+        // No other file names the messages of a segment.
+        let is_missing = |generation: &u64, _: &mut Retained| segments.get(*generation).is_none();
+        for (_, kept) in opened.ledger.retained.extract_if(.., is_missing) {
+            lost += kept.live;
+            opened.ledger.lost += kept.live;
+        }
     }
-    let gone = without_segment(&opened.durable, segments, &opened.ledger.retained);
-    for id in gone.map_err(|error| name_damage(error.into(), dir))? {
-        note(&sled, Some(id), "its segment is missing".to_owned());
-    }
-    (report.lost, report.refiled) = (lost, refiled);
+    report.lost = lost;
     stats.recovered(report.records);
     stats.torn(report.torn);
     stats.lost(report.lost);
@@ -289,7 +368,7 @@ fn settle_disagreement(
         stats.corrupt();
         tracing::error!(path = damage.path, id = ?damage.id, what = damage.what, "found damage while opening");
     }
-    Ok(report)
+    report
 }
 
 /// Puts the spool under the eyes of `monitor`, or of one of its own: one that is turned off sleeps, until the settings change.
@@ -307,7 +386,7 @@ fn register(shared: &Arc<Shared>, monitor: Option<PressureMonitor>) -> Result<Ar
 /// Starts every thread there is. Those that write hold the directory: its lock is free when the last of them has ended.
 fn start(
     shared: &Arc<Shared>,
-    filer: Filer,
+    (filer, verifier): (Filer, Verifier),
     writer: Writer,
     queue: &async_channel::Receiver<Box<dyn FnOnce() + Send>>,
     directory: Arc<Directory>,
@@ -319,10 +398,13 @@ fn start(
     let committer = starter.start("tidespool-commit", &directory, move || committer.run())?;
     let counted = shared.clone();
     let syncer = starter.start("tidespool-sync", &directory, move || syncer.run(&counted))?;
+    let timed = shared.clone();
+    let timer = starter.start_free("tidespool-timer", move || timed.timer.run())?;
     let filer = starter.start("tidespool-filer", &directory, move || filer.run())?;
     let pool = shared.segments.clone();
     let mut others =
         vec![starter.start("tidespool-prewrite", &directory, move || pool.pool().run_prewriter())?];
+    others.push(starter.start("tidespool-check", &directory, move || verifier.run())?);
     let watched = shared.clone();
     others.push(starter.start("tidespool-watch", &directory, move || watch(&watched))?);
     let probed = shared.clone();
@@ -332,9 +414,28 @@ fn start(
     let config = shared.config.load_full();
     for number in 0..config.read_threads {
         let queue = queue.clone();
-        let name = format!("tidespool-read-{number}");
-        others.push(starter.start(&name, &directory, move || run_reader(&queue))?);
+        others.push(starter.start(&reader_name(number), &directory, move || run_reader(&queue))?);
     }
-    let running = Running { committer, syncer, filer, others, _relief: relief, directory };
+    let running = Running { committer, syncer, timer, filer, others, _relief: relief, directory };
     Ok(Crew::new(running, starter))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On a machine whose clock has no battery, a server that started before the clock was set
+    /// panicked in sled.
+    #[test]
+    fn a_clock_before_1970_is_an_error_that_says_what_to_do() {
+        let moment = Duration::from_nanos(1);
+        assert_eq!(check_clock(UNIX_EPOCH), Ok(()));
+        assert_eq!(check_clock(UNIX_EPOCH + Duration::from_secs(1 << 40)), Ok(()));
+        for before in [moment, Duration::from_secs(1 << 40)] {
+            assert_eq!(check_clock(UNIX_EPOCH - before), Err(ClockNotSet));
+        }
+        let error = anyhow::Error::from(ClockNotSet).context("opening the spool");
+        assert!(error.root_cause().is::<ClockNotSet>());
+        assert!(error.root_cause().to_string().contains("set it"), "{error:#}");
+    }
 }

@@ -1,5 +1,6 @@
-//! The thread that asks the disk itself: how much is free, and whether a small file can be written and read back. On a disk that hangs this thread
-//! hangs, and the one that samples health does not.
+//! The thread that asks the disk: how much is free, whether the spool's files are all there, and
+//! whether a small file can be written and read back. On a disk that hangs this thread hangs, and
+//! `tidespool-watch`, which samples health, does not.
 
 use std::io::{self, IoSlice};
 use std::path::Path;
@@ -10,10 +11,10 @@ use parking_lot::Mutex;
 
 use super::shared::Shared;
 use crate::Config;
-use crate::health::Space;
-use crate::storage::{OpenMode, Storage, read_exact_at, write_all_at};
+use crate::storage::{OpenMode, Storage, at, read_exact_at, write_all_at};
 
-/// Free space is asked for at least this often, and not much more often.
+/// Free space is asked for, and the files are looked at, at least this often, and not much more
+/// often.
 const SPACE_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The longest pause.
@@ -88,12 +89,15 @@ pub(super) fn run_probe(shared: &Arc<Shared>) {
         let config = shared.config.load_full();
         if space_at.is_none_or(|at| at <= now) {
             space_at = Some(now + SPACE_INTERVAL);
-            look_at_space(&shared.probe, &config);
+            look_at_space(shared, &config);
+            if shared.presence.look_around() {
+                shared.filing.kick();
+            }
         }
         if shared.probe.begin() {
             let tried = try_out(&*shared.storage, &config.path);
             if let Err(error) = &tried {
-                tracing::warn!(%error, path = %config.path.display(), "the disk was tried, and does not work yet");
+                tracing::warn!(%error, "the disk was tried, and does not work yet");
             }
             shared.probe.end(tried.is_ok());
         }
@@ -103,11 +107,21 @@ pub(super) fn run_probe(shared: &Arc<Shared>) {
     }
 }
 
-fn look_at_space(probe: &Probe, config: &Config) {
-    match Space::of(&config.path) {
-        Ok(space) => probe.0.lock().low_space = space.is_short(&config.health),
+fn look_at_space(shared: &Shared, config: &Config) {
+    match shared.storage.space(&config.path) {
+        Ok(space) => {
+            let health = &config.health;
+            // A quota that `statvfs` does not show: known by a failed write, until a trial
+            // succeeds.
+            let is_looked_at = health.min_free_bytes > 0 && health.min_free_fraction > 0.0;
+            let is_used_up = is_looked_at && shared.ballast.room().is_still_used_up();
+            shared.probe.0.lock().low_space = is_used_up || space.is_short(health);
+            shared.segments.pool().note_space(&space);
+        }
         // What it was last is the best that is known.
-        Err(error) => tracing::debug!(%error, "the free space of the file system is not known"),
+        Err(error) => {
+            tracing::debug!(%error, path = %config.path.display(), "the free space of the file system is not known");
+        }
     }
 }
 
@@ -117,8 +131,12 @@ const PATTERN: &[u8] = b"tidespool was here";
 fn try_out(storage: &dyn Storage, dir: &Path) -> io::Result<()> {
     let path = dir.join("probe");
     let tried = write_and_read(storage, &path);
-    let removed = storage.remove_file(&path);
-    tried.and(removed)
+    let removed = match storage.remove_file(&path) {
+        // A cleaner of temporary files removed it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    };
+    tried.and(removed).map_err(|error| at(&path, error))
 }
 
 fn write_and_read(storage: &dyn Storage, path: &Path) -> io::Result<()> {
@@ -145,6 +163,45 @@ mod tests {
         try_out(&OsStorage, dir.path()).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         assert!(try_out(&OsStorage, &dir.path().join("missing")).is_err());
+    }
+
+    /// A cleaner of temporary files that deleted the probe file first kept the gate of a healthy
+    /// spool shut.
+    #[test]
+    fn a_probe_file_that_somebody_else_removes_is_no_fault_of_the_disk() {
+        #[derive(Debug)]
+        struct Cleaned;
+
+        impl Storage for Cleaned {
+            fn create_dir(&self, path: &Path) -> io::Result<()> {
+                OsStorage.create_dir(path)
+            }
+
+            fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn crate::storage::StorageFile>> {
+                let file = OsStorage.open(path, mode)?;
+                std::fs::remove_file(path)?;
+                Ok(file)
+            }
+
+            fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+                OsStorage.list(path)
+            }
+
+            fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+                OsStorage.rename(from, to)
+            }
+
+            fn remove_file(&self, path: &Path) -> io::Result<()> {
+                OsStorage.remove_file(path)
+            }
+
+            fn sync_dir(&self, path: &Path) -> io::Result<()> {
+                OsStorage.sync_dir(path)
+            }
+        }
+
+        let dir = tempfile::tempdir().unwrap();
+        try_out(&Cleaned, dir.path()).unwrap();
     }
 
     #[test]

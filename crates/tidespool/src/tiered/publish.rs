@@ -41,16 +41,23 @@ pub(super) fn publish_arrival(shared: &Shared, arrival: &Arrival, newest: Newest
 
 /// True if the version is the newest one.
 fn settle(shared: &Shared, shard: &mut Shard, id: SpoolId, version: u64, newest: Newest) -> bool {
+    #[cfg(debug_assertions)]
+    {
+        shard.pending.check_order(&id, |order| order.publish(version));
+        let before = shard.index.get(&id).map_or(0, |indexed| indexed.seq);
+        debug_assert!(before < newest.seq, "record {} of {id} is published after {before}", newest.seq);
+    }
     shard.index.learn(id, newest);
     shard.pending.arrive(&id);
-    if let Some(elided) = shard.pending.settle(&id, version) {
+    let pledged = shard.pending.settle_pledge(&id, version);
+    for elided in pledged.into_iter().chain(shard.pending.settle(&id, version)) {
         shared.stats.elided(1, elided.bytes());
     }
     shard.pending.get(&id).is_none() && shard.index.get(&id).is_some_and(|indexed| indexed.seq == newest.seq)
 }
 
 /// A store was handed to the operating system, which is all that its caller asked for: it is visible now, and dirty until its sync. False if
-/// the caller has given up.
+/// the caller has abandoned it.
 pub(super) fn show_written(shared: &Shared, arrival: &Arrival) -> bool {
     let mut shard = shared.table.lock(&arrival.id);
     if !arrival.verdict.commit() {

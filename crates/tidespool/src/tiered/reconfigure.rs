@@ -8,10 +8,15 @@ use crate::checkpoint::FilerSettings;
 use crate::{Config, ConfigError};
 
 /// Takes in `next` as a whole, or not at all.
-pub(super) fn reconfigure(shared: &Shared, next: Config) -> Result<(), ConfigError> {
+pub(super) fn reconfigure(shared: &Shared, mut next: Config) -> Result<(), ConfigError> {
     next.validate()?;
+    let path = &shared.config.load().path;
+    // The file that the settings came from names the directory as it did for `open`.
+    if next.path == shared.opened_as || std::fs::canonicalize(&next.path).is_ok_and(|other| other == *path) {
+        next.path.clone_from(path);
+    }
     // The file system is asked before anybody could wait for this.
-    let keep_free = keep_free(&next);
+    let keep_free = keep_free(&next, &*shared.storage);
     // Of two at a time, one comes after the other in everything.
     let _one = shared.reconfiguring.lock();
     // Under the lock: a shutdown waits for it. After that the files may be somebody else's.
@@ -37,5 +42,5 @@ pub(super) fn reconfigure(shared: &Shared, next: Config) -> Result<(), ConfigErr
 
 /// What the checkpoint thread needs of the settings.
 pub(super) fn filer_settings(config: &Config) -> FilerSettings {
-    FilerSettings { separate_above: config.separate_above, checkpoint_after: config.checkpoint_after }
+    FilerSettings { checkpoint_after: config.checkpoint_after }
 }

@@ -1,7 +1,7 @@
 //! What the spool does when memory is short, and `advise_low_memory`.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
@@ -9,6 +9,7 @@ use tidespool_core::Closed;
 use tokio::sync::oneshot::Receiver;
 use tokio::sync::oneshot::error::TryRecvError;
 
+use super::runs::Runs;
 use super::shared::Shared;
 use crate::pressure::{Level, Relief};
 
@@ -67,46 +68,32 @@ fn wait<T>(shared: &Shared, mut receiver: Receiver<T>, until: Instant) -> Option
     }
 }
 
-/// `advise_low_memory`: who asks while it runs shares the next run with all who ask meanwhile.
+/// `advise_low_memory`, shared by its callers.
 #[derive(Debug, Default)]
-pub(super) struct Advice {
-    asked: AtomicU64,
-    last: tokio::sync::Mutex<Run>,
-}
-
-/// A run that has ended.
-#[derive(Debug, Default)]
-struct Run {
-    /// It began after so many had asked.
-    after: u64,
-    freed: isize,
-}
+pub(super) struct Advice(Runs<Result<isize, Closed>>);
 
 impl Advice {
     /// Makes everything dirty durable that was dirty when it was called, and drops the clean copies. Returns by how much the accounted memory fell.
     /// A disk that does not answer within `store_deadline` keeps its dirty bytes; the clean copies go all the same.
-    pub(super) async fn follow(&self, shared: &Shared) -> Result<isize, Closed> {
-        let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut last = self.last.lock().await;
-        if last.after < number {
-            let after = self.asked.load(Ordering::Relaxed);
-            let freed = run(shared).await?;
-            *last = Run { after, freed };
-        }
-        Ok(last.freed)
+    pub(super) async fn follow(&self, shared: &Arc<Shared>) -> Result<isize, Closed> {
+        self.0.share(|| run(shared.clone())).await
     }
 }
 
-async fn run(shared: &Shared) -> Result<isize, Closed> {
+async fn run(shared: Arc<Shared>) -> Result<isize, Closed> {
     let first = shared.keeper.clear().await.map_err(|_| Closed)?;
-    let flushed = shared.mailbox.flush(false);
+    let flush = shared.mailbox.flush(false);
+    let flushed = async { flush.await.map_err(|_| Closed) };
     let gone = async {
         shared.closing.closed().await;
-        Ok(())
+        Err(Closed)
     };
+    let flushed_or_gone = pin!(future::or(flushed, gone));
     let patience = shared.config.load().store_deadline;
-    // However it ends: what is left dirty is counted as such.
-    let _ = tokio::time::timeout(patience, future::or(flushed, gone)).await;
+    if let Some(flushed) = shared.timer.bound(Instant::now() + patience, flushed_or_gone).await {
+        flushed?;
+    }
+    // If it was too slow: what is left dirty is counted as such.
     // What was flushed is clean now.
     let last = shared.keeper.clear().await.map_err(|_| Closed)?;
     let freed = difference(first.before, last.after);

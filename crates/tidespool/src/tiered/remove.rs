@@ -12,15 +12,17 @@ use crate::memory::{Dirty, Ticket};
 pub(super) fn remove(shared: &Shared, id: SpoolId) -> Result<()> {
     let mut shard = shared.table.lock(&id);
     shared.check_open()?;
-    let elided = shard.pending.take(&id);
     let logged = shard.must_log_removal(&id);
-    // Not in the index, it is in sled: its bytes on disk are free when sled was told.
+    // Not in the index in memory, it is filed: a checkpoint of its removal frees its bytes on disk.
     let filed = logged && shard.index.get(&id).is_none();
-    if logged {
+    let elided = if logged {
         let dirty = Arc::new(Dirty::tombstone(shared.budget.admit_removal()));
         let ticket = Ticket { version: shared.table.next_version(), at: Instant::now(), id };
-        shard.pending.insert(ticket, dirty);
-    }
+        // It inherits the turn of what it replaces, as a store does.
+        shard.pending.insert(ticket, dirty)
+    } else {
+        shard.pending.take(&id)
+    };
     shared.cache.remove(&id);
     drop(shard);
     if let Some(elided) = elided {

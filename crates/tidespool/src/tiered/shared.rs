@@ -1,6 +1,7 @@
 //! Everything that the callers and the threads of one spool share.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -12,38 +13,53 @@ use tidespool_core::{Closed, SpoolId};
 use super::closing::Closing;
 use super::keeper::Keeper;
 use super::mailbox::Mailbox;
+use super::maintain::Upkeep;
 use super::probe::Probe;
 use super::readers::Readers;
 use super::relief::Advice;
 use super::table::Table;
 use super::terms::Terms;
 use crate::Config;
-use crate::checkpoint::{FilerSettings, Filing, FilingError, FilingEvents};
+use crate::checkpoint::{
+    Ballast, FilerSettings, Filing, FilingError, FilingEvents, LedgerError, Presence, PresenceEvents,
+    Rebuilding, Verification,
+};
 use crate::durable::Durable;
 use crate::health::HealthGate;
-use crate::journal::{PAGE, PoolEvents, Segments, footprint};
+use crate::journal::{PoolEvents, Segments, needs_own_segment};
 use crate::memory::{Allowance, Budget, CleanCache, Held};
 use crate::pressure::{Level, Registration};
+use crate::seldom::Seldom;
 use crate::stats::{Gauges, Site, Stats, StatsSnapshot};
-use crate::storage::Storage;
+use crate::storage::{DiskRoom, Loss, Storage, is_no_room};
+use crate::timer::Timer;
 
 /// The spool.
 pub(crate) struct Shared {
     /// As they are now: whoever needs several that belong together loads them once.
     pub(crate) config: ArcSwap<Config>,
+    /// The path that `open` was given. The one in the settings is whole and has no symlinks.
+    pub(crate) opened_as: PathBuf,
     pub(crate) terms: Terms,
     pub(crate) filer_settings: Arc<ArcSwap<FilerSettings>>,
     /// Held while the settings change.
     pub(crate) reconfiguring: Mutex<()>,
     pub(super) keeper: Keeper,
     pub(super) advice: Advice,
+    pub(super) upkeep: Upkeep,
     pub(crate) table: Arc<Table>,
     pub(crate) cache: CleanCache,
     pub(crate) budget: Arc<Budget>,
     pub(crate) mailbox: Arc<Mailbox>,
+    /// Deadlines of callers.
+    pub(crate) timer: Timer,
     pub(crate) segments: Arc<Segments>,
     pub(crate) durable: Arc<Durable>,
     pub(crate) filing: Arc<Filing>,
+    pub(crate) rebuilding: Arc<Rebuilding>,
+    pub(crate) verification: Arc<Verification>,
+    pub(crate) ballast: Arc<Ballast>,
+    pub(crate) presence: Arc<Presence>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) gate: HealthGate,
     pub(crate) probe: Probe,
@@ -57,6 +73,8 @@ pub(crate) struct Shared {
     /// What the monitor said last.
     pub(crate) pressure_level: Mutex<Level>,
     closed: AtomicBool,
+    /// Records with a lower number were there when the spool was opened.
+    pub(crate) first_seq: u64,
     started: Instant,
     /// When the oldest version came in that the committer has in hand: nanoseconds since `started`, plus 1; 0 is none.
     oldest_in_hand: AtomicU64,
@@ -65,14 +83,20 @@ pub(crate) struct Shared {
 /// The parts of [`Shared`] that are made before it.
 pub(crate) struct Parts {
     pub(crate) config: Config,
+    pub(crate) opened_as: PathBuf,
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) table: Arc<Table>,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) segments: Arc<Segments>,
     pub(crate) durable: Arc<Durable>,
     pub(crate) filing: Arc<Filing>,
+    pub(crate) rebuilding: Arc<Rebuilding>,
+    pub(crate) ballast: Arc<Ballast>,
+    pub(crate) presence: Arc<Presence>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) readers: Readers,
+    /// The number of the first record that is written from now on.
+    pub(crate) first_seq: u64,
     pub(crate) worker_dead: Arc<AtomicBool>,
     pub(crate) filer_settings: Arc<ArcSwap<FilerSettings>>,
 }
@@ -85,16 +109,23 @@ impl Shared {
         Self {
             cache: CleanCache::new(shares.cache, config.cache_policy == crate::CachePolicy::Lru),
             budget: Arc::new(Budget::new(shares.dirty_limit)),
+            opened_as: parts.opened_as,
             terms: Terms::of(&config),
             keeper: Keeper::new(config.memory_budget),
             advice: Advice::default(),
+            upkeep: Upkeep::default(),
             filer_settings: parts.filer_settings,
             reconfiguring: Mutex::new(()),
             table: parts.table,
             mailbox: parts.mailbox,
+            timer: Timer::default(),
             segments: parts.segments,
             durable: parts.durable,
             filing: parts.filing,
+            rebuilding: parts.rebuilding,
+            verification: Arc::default(),
+            ballast: parts.ballast,
+            presence: parts.presence,
             stats: parts.stats,
             gate: HealthGate::default(),
             probe: Probe::default(),
@@ -105,6 +136,7 @@ impl Shared {
             worker_dead: parts.worker_dead,
             pressure_level: Mutex::default(),
             closed: AtomicBool::new(false),
+            first_seq: parts.first_seq,
             started: Instant::now(),
             oldest_in_hand: AtomicU64::new(0),
             config: ArcSwap::from_pointee(config),
@@ -115,9 +147,20 @@ impl Shared {
         if self.closed.load(Ordering::Acquire) { Err(Closed) } else { Ok(()) }
     }
 
+    /// What a caller gets for `error`. If the spool is closed, the root cause is [`Closed`]: the
+    /// error is most likely a consequence of that.
+    pub(super) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        match self.check_open() {
+            Ok(()) => error,
+            Err(_) if error.root_cause().is::<Closed>() => error,
+            Err(closed) => anyhow::Error::new(closed).context(format!("{error:#}")),
+        }
+    }
+
     /// From here on nothing new comes in. Whatever was acknowledged before is in the table or in the mailbox when this returns.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.gate.close();
         // Whoever looked before this holds a shard's lock until what it brings is in.
         self.table.shards().for_each(drop);
         // Whoever changes the settings may be deleting files that the next owner of the directory would use.
@@ -152,12 +195,13 @@ impl Shared {
 
     /// True if a message of `len` bytes is larger than a segment: it gets one of its own.
     pub(crate) fn needs_own_segment(&self, len: u64) -> bool {
-        footprint(len) > self.segments.pool().segment_size() - PAGE
+        needs_own_segment(len, self.segments.pool().segment_size())
     }
 
     /// An error of the disk, for those who count.
     pub(crate) fn disk_error(&self, site: Site, error: &io::Error) {
         self.stats.disk_error(site);
+        self.ballast.room().note(error);
         tracing::error!(?site, %error, "disk error");
     }
 
@@ -195,6 +239,7 @@ impl Shared {
         let in_use = all.iter().filter(|segment| segment.is_counted()).count() as u64;
         let free = self.segments.pool().free() as u64;
         let pressure = self.monitor.get().and_then(Registration::latest);
+        let rebuilding = self.rebuilding.progress();
         let gauges = Gauges {
             dirty_bytes: self.budget.dirty(),
             dirty_limit: self.budget.limit(),
@@ -217,12 +262,16 @@ impl Shared {
             pressure_level: *self.pressure_level.lock(),
             memory_stall_ratio: pressure.and_then(|now| now.stall_ratio),
             sled_disk_bytes: self.durable.size_on_disk(),
+            index_rebuild_indexed: rebuilding.map(|(done, _)| done),
+            index_rebuild_messages: rebuilding.map(|(_, total)| total),
             journal_bytes: all.iter().map(|segment| segment.size).sum::<u64>()
                 + free * self.segments.pool().segment_size(),
+            journal_capacity: self.segments.pool().capacity() as u64 * self.segments.pool().segment_size(),
             journal_segments_free: free,
             journal_segments_in_use: in_use,
             journal_segments_retained: all.len() as u64 - in_use,
             unhealthy: self.gate.cause(),
+            shut_down: self.gate.is_closed(),
             live_messages: None,
         };
         self.stats.snapshot(gauges)
@@ -233,6 +282,7 @@ impl Shared {
 pub(crate) struct FilingReports {
     pub(crate) stats: Arc<Stats>,
     pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) room: Arc<DiskRoom>,
 }
 
 impl FilingEvents for FilingReports {
@@ -255,21 +305,38 @@ impl FilingEvents for FilingReports {
 
     fn failed(&self, error: &FilingError) {
         let site = match error {
-            FilingError::Stopped => return,
+            // A lost directory is logged when it is noticed.
+            FilingError::Stopped | FilingError::Away(_) | FilingError::Rebuilding => return,
             // No fault of the disk: the gate looks at free space.
-            FilingError::NoRoom { .. } => return tracing::warn!(%error, "a checkpoint waits"),
+            FilingError::NoRoom { .. } | FilingError::FileLimit { .. } => {
+                return tracing::warn!(%error, "a checkpoint waits");
+            }
             FilingError::Engine(_) => Site::Sled,
-            FilingError::Ledger(_) | FilingError::Rewrite(_) => Site::Ledger,
+            FilingError::Ledger(_)
+            | FilingError::Liveness(_)
+            | FilingError::Rewrite(_)
+            | FilingError::Restore(_) => Site::Ledger,
             FilingError::Segment(_) => Site::JournalRead,
         };
+        match error {
+            FilingError::Ledger(LedgerError::Io { source, .. })
+            | FilingError::Rewrite(source)
+            | FilingError::Restore(source) => self.room.note(source),
+            error if error.is_full_disk() => self.room.note_no_room(),
+            _ => {}
+        }
         self.stats.disk_error(site);
-        tracing::error!(%error, "a checkpoint failed, and will be tried again");
+        tracing::error!(%error, "filing or verifying what is filed failed: filing will be tried again");
     }
 
     fn found_damage(&self, id: &SpoolId, what: &str) {
         if self.stats.found_damage(id, what) {
             tracing::error!(%id, what, "a message is damaged");
         }
+    }
+
+    fn rebuilt(&self, _messages: u64, _took: Duration) {
+        self.stats.rebuilt_index();
     }
 
     fn found_loss(&self, messages: u64, what: &str) {
@@ -279,10 +346,36 @@ impl FilingEvents for FilingReports {
     }
 }
 
+impl PresenceEvents for FilingReports {
+    fn lost_file(&self, path: &Path, loss: Loss) {
+        self.stats.lost_file();
+        tracing::error!(path = %path.display(), %loss, "a file of the spool is lost");
+    }
+
+    fn found_file(&self, path: &Path) {
+        tracing::info!(path = %path.display(), "a file of the spool that was lost is whole again, or not needed any more");
+    }
+}
+
 /// What the pool of segments reports.
 pub(crate) struct PoolReports {
-    pub(crate) mailbox: Arc<Mailbox>,
-    pub(crate) stats: Arc<Stats>,
+    mailbox: Arc<Mailbox>,
+    stats: Arc<Stats>,
+    room: Arc<DiskRoom>,
+    filing: Arc<Filing>,
+    /// Of the warning about a segment that could not be prepared.
+    unprepared: Seldom,
+}
+
+impl PoolReports {
+    pub(super) fn new(
+        mailbox: Arc<Mailbox>,
+        stats: Arc<Stats>,
+        room: Arc<DiskRoom>,
+        filing: Arc<Filing>,
+    ) -> Self {
+        Self { mailbox, stats, room, filing, unprepared: Seldom::default() }
+    }
 }
 
 impl PoolEvents for PoolReports {
@@ -290,11 +383,78 @@ impl PoolEvents for PoolReports {
         self.mailbox.room_came();
     }
 
+    fn leaves_enough(&self, size: u64) -> bool {
+        self.room.leaves_enough(size)
+    }
+
     fn prewrite_failed(&self, error: &io::Error) {
+        self.room.note(error);
         // A full disk is no fault of the disk: the gate looks at free space, and at free segments.
-        if error.kind() != io::ErrorKind::StorageFull {
+        if !is_no_room(error) {
             self.stats.disk_error(Site::JournalWrite);
+        } else {
+            // What is dead is to give its room back now.
+            self.filing.kick();
         }
-        tracing::warn!(%error, "a journal segment could not be prepared");
+        if let Some(left_out) = self.unprepared.is_time() {
+            tracing::warn!(%error, left_out, "a journal segment could not be prepared");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+    use crate::storage::{OpenMode, OsStorage, Space, StorageFile};
+
+    /// Shows room, and has none.
+    #[derive(Debug)]
+    struct UsedUp;
+
+    impl Storage for UsedUp {
+        fn create_dir(&self, path: &Path) -> io::Result<()> {
+            OsStorage.create_dir(path)
+        }
+        fn open(&self, _path: &Path, _mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
+            Err(Errno::DQUOT.into())
+        }
+        fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+            OsStorage.list(path)
+        }
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            OsStorage.rename(from, to)
+        }
+        fn remove_file(&self, path: &Path) -> io::Result<()> {
+            OsStorage.remove_file(path)
+        }
+        fn space(&self, _path: &Path) -> io::Result<Space> {
+            Ok(Space { free_bytes: 1 << 40, total_bytes: 1 << 41, ..Space::default() })
+        }
+        fn sync_dir(&self, path: &Path) -> io::Result<()> {
+            OsStorage.sync_dir(path)
+        }
+    }
+
+    /// A segment that was not made, to leave room to others, was taken for a quota: the gate shut on a disk with
+    /// more than its minimum of free space.
+    #[test]
+    fn room_that_the_spool_itself_leaves_to_others_is_no_quota() {
+        let dir = tempfile::tempdir().unwrap();
+        let reports = || FilingReports {
+            stats: Arc::default(),
+            mailbox: Arc::default(),
+            room: Arc::new(DiskRoom::new(Arc::new(UsedUp), dir.path(), 1 << 20)),
+        };
+        let own = || io::Error::new(io::ErrorKind::StorageFull, "it would leave too little to others");
+        let systems = || io::Error::from(Errno::DQUOT);
+        for (is_known, source) in [(false, own as fn() -> io::Error), (true, systems)] {
+            for error in [FilingError::Rewrite(source()), FilingError::Restore(source())] {
+                let reports = reports();
+                reports.failed(&error);
+                assert_eq!(reports.room.is_still_used_up(), is_known, "{error}");
+            }
+        }
     }
 }

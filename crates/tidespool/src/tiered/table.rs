@@ -134,10 +134,11 @@ impl Shard {
 }
 
 impl Source for Table {
-    fn collect(&self, up_to: u64) -> Vec<(SpoolId, Newest)> {
+    fn collect(&self, up_to: u64) -> Vec<(Key, Newest)> {
         let mut found = Vec::new();
         for shard in self.shards() {
-            found.extend(shard.index.iter().filter(|(_, newest)| newest.generation <= up_to));
+            let filed = shard.index.iter().filter(|(_, newest)| newest.generation <= up_to);
+            found.extend(filed.map(|(id, newest)| (Key::of(&id), newest)));
         }
         found
     }
@@ -172,14 +173,20 @@ impl Source for Table {
         self.lock(id).index.get(id).is_some_and(|newest| newest.seq == seq)
     }
 
+    fn knows(&self, id: &SpoolId) -> bool {
+        let shard = self.lock(id);
+        shard.pending.get(id).is_some() || shard.index.get(id).is_some()
+    }
+
     fn will_file(&self, high: HighKeys) {
         self.set_filed(high);
     }
 
-    fn forget(&self, filed: &[(SpoolId, Newest)]) {
-        for (id, newest) in filed {
-            let mut shard = self.lock(id);
-            if shard.index.forget(id, newest.seq) {
+    fn forget(&self, filed: &[(Key, Newest)]) {
+        for (key, newest) in filed {
+            let id = key.id();
+            let mut shard = self.lock(&id);
+            if shard.index.forget(&id, newest.seq) {
                 shard.exits += 1;
             }
         }

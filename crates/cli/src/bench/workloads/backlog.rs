@@ -57,12 +57,14 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
     }
     measured.extra("drain_max_us", removed.latency.max_us());
     measured.extra_count("drain_write_bytes", phases.drain_written);
-    measured.extra_count("disk_peak_bytes", seen.peak_bytes);
+    let after = allocated(run).await?;
+    // The watch may have looked last before the shutdown wrote its last.
+    measured.extra_count("disk_peak_bytes", seen.peak_bytes.max(after));
     measured.extra("disk_peak_over_live", seen.peak_over_live);
     measured.extra("disk_over_promise_bytes", over_promise(&seen));
     measured.extra("disk_over_promise_while_storing_bytes", over_promise(&phases.use_while_storing));
     measured.extra_count("disk_bytes_settled", phases.settled_disk_bytes);
-    measured.extra_count("disk_bytes_after", allocated(run).await?);
+    measured.extra_count("disk_bytes_after", after);
     Ok(measured)
 }
 

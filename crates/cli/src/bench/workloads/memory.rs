@@ -129,10 +129,12 @@ fn setting(plan: &Plan, quick: bool) -> Setting {
 
 /// One mix in a child process.
 fn one(mix: Mix, setting: &Setting, parent: &Path) -> Result<MixReport> {
-    let dir = tempfile::Builder::new()
-        .prefix("tidespool-bench-")
-        .tempdir_in(parent)
-        .with_context(|| format!("creating a directory in {}: give one with --dir", parent.display()))?;
+    let dir = tempfile::Builder::new().prefix("tidespool-bench-").tempdir_in(parent).with_context(|| {
+        format!(
+            "creating a directory in {}: give a directory that can be written to with --dir",
+            parent.display()
+        )
+    })?;
     let program = std::env::current_exe().context("looking for this program's own file")?;
     let mut command = Command::new(program);
     command.args(["bench", "--workload", "memory", "--mix", &name(&mix), "--mix-dir"]).arg(dir.path());

@@ -7,16 +7,13 @@ use chrono::{TimeDelta, Utc};
 use proptest::prelude::*;
 
 use super::*;
-use crate::durable::record::RecordError;
-use crate::durable::record::tests::records;
 use crate::durable::sled_store::open_patiently;
-use crate::durable::{KeyRange, MAX_WHOLE};
 
 fn all(store: &dyn DurableStore) -> Vec<(Key, Record)> {
     let mut found = Vec::new();
     store
         .scan(&[KeyRange::ALL], &mut |key, record| {
-            found.push((key, record.unwrap()));
+            found.push((key, record));
             true
         })
         .unwrap();
@@ -27,6 +24,11 @@ fn all(store: &dyn DurableStore) -> Vec<(Key, Record)> {
 enum Step {
     Apply(Vec<(u32, Option<Record>)>),
     Reopen,
+}
+
+fn records() -> impl Strategy<Value = Record> {
+    (any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>())
+        .prop_map(|(seq, generation, offset, len)| Record { seq, generation, offset, len })
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -54,7 +56,7 @@ proptest! {
                     let before: Vec<_> = changes
                         .iter()
                         .map(|(n, new)| match new {
-                            Some(record) => (key(*n), model.insert(key(*n), record.clone())),
+                            Some(record) => (key(*n), model.insert(key(*n), *record)),
                             None => (key(*n), model.remove(&key(*n))),
                         })
                         .collect();
@@ -65,11 +67,11 @@ proptest! {
                     tally = tally.plus(delta);
                 }
             }
-            prop_assert_eq!(store.tally().unwrap(), tally);
+            prop_assert_eq!(tally_of(&store).unwrap(), tally);
             prop_assert_eq!(tally.records, model.len() as u64);
             prop_assert_eq!(all(&store), model.clone().into_iter().collect::<Vec<_>>());
             for n in 0..60 {
-                prop_assert_eq!(store.get(&key(n)).unwrap(), model.get(&key(n)).cloned());
+                prop_assert_eq!(store.get(&key(n)).unwrap(), model.get(&key(n)).copied());
             }
         }
         close(store);
@@ -82,19 +84,19 @@ fn many_trips_are_one_apply() {
     let store = open(dir.path());
     let filed = fill(&store, 5_000);
     assert_eq!(filed.records, 5_000);
-    assert_eq!(store.tally().unwrap(), filed);
+    assert_eq!(tally_of(&store).unwrap(), filed);
     let mut replaced = Vec::new();
     let delta = store
         .apply(
-            &mut (0..5_000).map(|n| if n % 2 == 0 { remove(n) } else { put(n, whole(1, 50)) }),
+            &mut (0..5_000).map(|n| if n % 2 == 0 { remove(n) } else { put(n, place(1, 50)) }),
             &mut |key, old| {
                 replaced.push((*key, old));
             },
         )
         .unwrap();
-    let expected: Vec<_> = (0..5_000).map(|n| (key(n), Some(whole(n.into(), 200)))).collect();
+    let expected: Vec<_> = (0..5_000).map(|n| (key(n), Some(place(n.into(), 200)))).collect();
     assert!(replaced == expected, "each earlier record, in order");
-    assert_eq!(filed.plus(delta), store.tally().unwrap());
+    assert_eq!(filed.plus(delta), tally_of(&store).unwrap());
     assert_eq!(filed.plus(delta).records, 2_500);
     close(store);
 }
@@ -123,25 +125,11 @@ fn the_same_record_again_changes_nothing() {
     let store = open(dir.path());
     let filed = fill(&store, 300);
     let mut replaced = Vec::new();
-    let again = &mut (0..300).map(|n| put(n, whole(n.into(), 200)));
+    let again = &mut (0..300).map(|n| put(n, place(n.into(), 200)));
     let delta = store.apply(again, &mut |_, old| replaced.push(old)).unwrap();
     assert_eq!(delta, Tally::default());
-    assert_eq!(replaced, (0..300).map(|n| Some(whole(n, 200))).collect::<Vec<_>>());
-    assert_eq!(store.tally().unwrap(), filed);
-    close(store);
-}
-
-#[test]
-fn the_largest_message_is_filed_and_a_larger_one_refused() {
-    let dir = dir();
-    let store = open(dir.path());
-    apply(&store, (0..500).map(|n| put(n, whole(n.into(), MAX_WHOLE)))).unwrap();
-    assert_eq!(store.get(&key(499)).unwrap(), Some(whole(499, MAX_WHOLE)));
-    let err = apply(&store, [put(500, whole(1, MAX_WHOLE + 1))]).unwrap_err();
-    assert_eq!(err, DurableError::TooLarge { id: key(500).id(), len: MAX_WHOLE + 1, limit: MAX_WHOLE });
-    // The engine is not at fault, and goes on.
-    apply(&store, [put(500, whole(1, 1))]).unwrap();
-    assert_eq!(fs::read_dir(dir.path().join("sled/blobs")).unwrap().count(), 0, "blobs are never synced");
+    assert_eq!(replaced, (0..300).map(|n| Some(place(n, 200))).collect::<Vec<_>>());
+    assert_eq!(tally_of(&store).unwrap(), filed);
     close(store);
 }
 
@@ -171,7 +159,7 @@ fn a_scan_of_what_was_created_before_is_exact() {
     let ids: Vec<SpoolId> = (0..1_000).map(|_| SpoolId::new()).collect();
     let timeless = [SpoolId::from_bytes([0; 16]), SpoolId::from_bytes([0xff; 16])];
     let ops =
-        ids.iter().chain(&timeless).map(|id| Op { key: Key::of(id), change: Change::Put(whole(1, 10)) });
+        ids.iter().chain(&timeless).map(|id| Op { key: Key::of(id), change: Change::Put(place(1, 10)) });
     apply(&store, ops).unwrap();
     for start in [ids[0].created(), ids[400].created(), Some(Utc::now() + TimeDelta::days(1))] {
         let start = start.unwrap();
@@ -201,20 +189,19 @@ fn a_scan_beside_changes_visits_what_stays_exactly_once() {
     let store = open(dir.path());
     // Every tenth key stays; the others come and go, so that leaves split and merge under the scan.
     let stays = |n: u32| n.is_multiple_of(10);
-    apply(&store, (0..KEYS).map(|n| put(n, whole(1, 100)))).unwrap();
+    apply(&store, (0..KEYS).map(|n| put(n, place(1, 100)))).unwrap();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 apply(&store, (0..KEYS).filter(|n| !stays(*n)).map(remove)).unwrap();
-                apply(&store, (0..KEYS).filter(|n| !stays(*n)).map(|n| put(n, whole(2, 300)))).unwrap();
+                apply(&store, (0..KEYS).filter(|n| !stays(*n)).map(|n| put(n, place(2, 300)))).unwrap();
             }
         });
         for _ in 0..20 {
             let mut found = Vec::new();
-            let visit = &mut |key, record: Result<Record, _>| {
+            let visit = &mut |key, _| {
                 found.push(key);
-                record.unwrap();
                 true
             };
             store.scan(&[KeyRange::ALL], visit).unwrap();
@@ -231,76 +218,44 @@ fn a_scan_beside_changes_visits_what_stays_exactly_once() {
 fn write_raw(dir: &Path, pairs: &[(&[u8], &[u8])]) {
     // A sled that was dropped just now may still hold its lock.
     let db = open_patiently(&sled::Config::new().path(dir.join("sled")).flush_every_ms(None)).unwrap();
-    let tree = db.open_tree("messages").unwrap();
+    let tree = db.open_tree("places").unwrap();
     for (key, value) in pairs {
         tree.insert(key, *value).unwrap();
     }
 }
 
-#[test]
-fn a_record_that_cannot_be_read_is_damage_and_is_counted() {
+/// Each call that meets `bytes` under `at` fails, and the engine is of no use after the first.
+fn assert_poisons(at: &[u8], bytes: &[u8], meet: impl Fn(&SledStore) -> Result<(), DurableError>) {
     let dir = dir();
     close(open(dir.path()));
-    let (good, mut bad) = (whole(1, 20).encode(&key(1)), whole(2, 20).encode(&key(2)));
+    let good = place(1, 20).encode(&key(1));
+    write_raw(dir.path(), &[(key(1).as_bytes(), &good), (at, bytes)]);
+    let store = open(dir.path());
+    assert_eq!(store.get(&key(1)).unwrap(), Some(place(1, 20)));
+    let err = meet(&store).unwrap_err();
+    assert!(err.poisons() && err.to_string().contains("are not a record of it"), "{err}");
+    let err = store.get(&key(1)).unwrap_err();
+    assert!(err.poisons() && err.to_string().contains("poisoned"), "{err}");
+    close(store);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_poisons_the_engine() {
+    let mut bad = place(2, 20).encode(&key(2));
     bad[15] ^= 1;
-    write_raw(dir.path(), &[(key(1).as_bytes(), &good), (key(2).as_bytes(), &bad)]);
-    let store = open(dir.path());
-    let DurableError::Damaged { id, reason } = store.get(&key(2)).unwrap_err() else { panic!("not damage") };
-    assert_eq!(id, key(2).id());
-    assert!(reason.contains("checksum"), "{reason}");
-    let mut found = Vec::new();
-    store
-        .scan(&[KeyRange::ALL], &mut |key, record| {
-            found.push((key, record.is_ok()));
-            true
-        })
-        .unwrap();
-    assert_eq!(found, [(key(1), true), (key(2), false)]);
-    let tally = store.tally().unwrap();
-    assert_eq!(tally.records, 2);
-    let mut replaced = Vec::new();
-    let delta = store.apply(&mut [remove(2)].into_iter(), &mut |_, old| replaced.push(old)).unwrap();
-    let [Some(Record::Damaged { seq: 0, reason })] = &replaced[..] else { panic!("{replaced:?}") };
-    assert!(reason.contains("checksum"), "{reason}");
-    assert_eq!(store.tally().unwrap(), tally.plus(delta));
-    assert!(matches!(Record::decode(&key(2), &bad), Err(RecordError::Checksum { .. })));
-    close(store);
-}
-
-#[test]
-fn keys_of_no_message_are_reported_and_hide_nothing() {
-    let dir = dir();
-    close(open(dir.path()));
-    let good = whole(1, 20).encode(&key(1));
-    write_raw(dir.path(), &[(b"\0", b"what is this"), (key(1).as_bytes(), &good), (&[0xfe; 17], b"")]);
-    let store = open(dir.path());
-    let mut found = Vec::new();
-    let visit = &mut |key, _| {
-        found.push(key);
-        true
-    };
-    let err = store.scan(&[KeyRange::ALL], visit).unwrap_err();
-    assert!(matches!(&err, DurableError::ForeignKeys { count: 2, .. }), "{err}");
-    assert!(!err.poisons());
-    assert_eq!(found, [key(1)]);
-    assert_eq!(store.tally().unwrap().records, 3);
-    close(store);
-}
-
-/// A kill while sled writes a snapshot of its pages leaves an empty file behind. sled once took it for its newest snapshot and did not open:
-/// the small messages in it were lost.
-#[test]
-fn a_snapshot_that_was_never_finished_does_not_keep_sled_from_opening() {
-    let dir = dir();
-    let store = open(dir.path());
-    let tally = fill(&store, 1_000);
-    close(store);
-    let unfinished = dir.path().join("sled/snap.00000000FFFFFFFF.generating");
-    std::fs::write(&unfinished, []).unwrap();
-    let store = open(dir.path());
-    assert!(!unfinished.exists());
-    for n in 0..1_000 {
-        assert!(store.get(&key(n)).unwrap().is_some(), "{n} of {}", tally.records);
+    let of_another = place(2, 20).encode(&key(3));
+    for bytes in [&bad[..], &of_another, &bad[..31], &[]] {
+        let at = key(2);
+        assert_poisons(at.as_bytes(), bytes, |store| store.get(&key(2)).map(drop));
+        assert_poisons(at.as_bytes(), bytes, |store| apply(store, [remove(2)]).map(drop));
+        assert_poisons(at.as_bytes(), bytes, |store| apply(store, [put(2, place(9, 9))]).map(drop));
+        assert_poisons(at.as_bytes(), bytes, |store| tally_of(store).map(drop));
     }
-    close(store);
+}
+
+#[test]
+fn a_key_of_no_message_poisons_the_engine() {
+    for at in [&b"\0"[..], &[0xfe; 17]] {
+        assert_poisons(at, b"what is this", |store| tally_of(store).map(drop));
+    }
 }

@@ -1,24 +1,27 @@
-//! The filing engine over real sled in a temporary directory.
+//! The index engine over real sled in a temporary directory.
 //!
-//! * `filing`: what is put in comes out: apply, get, scan, tally, reopening.
-//! * `faults`: syncs that fail or hang, locks, poison, the handle's reopening.
+//! * `filing`: what is put in comes out: apply, get, scan, reopening after an orderly end.
+//! * `faults`: calls that fail or hang, locks, poison.
+//! * `handle`: the states of the index that the spool uses, and when it is thrown away.
+//! * `closed`: the index at an orderly end, and at the opening after it.
+//! * `engine`: an engine in memory that fails when a test says so.
 //! * `damage`: sled's files changed behind its back, in a process of its own.
 //! * `measure`: what the estimate of memory is worth; run by hand.
-//! * `storage`: files whose syncs a test has a say in.
 
+mod closed;
 mod damage;
+mod engine;
 mod faults;
 mod filing;
+mod handle;
 mod measure;
-mod storage;
 
 use std::path::Path;
 
 use tempfile::TempDir;
 use tidespool_core::SpoolId;
 
-use super::handle::Opening;
-use super::{Change, DurableError, DurableStore, Key, Op, Record, SledOptions, SledStore, Tally};
+use super::{Change, DurableError, DurableStore, Key, KeyRange, Op, Record, SledOptions, SledStore, Tally};
 
 const CACHE: u64 = 8 << 20;
 
@@ -31,7 +34,7 @@ fn open(dir: &Path) -> SledStore {
 }
 
 fn open_with(dir: &Path, options: SledOptions) -> Result<SledStore, DurableError> {
-    SledStore::open(&dir.join("sled"), options, Opening::First)
+    SledStore::open(&dir.join("sled"), options)
 }
 
 fn close(store: SledStore) {
@@ -46,8 +49,9 @@ fn key(n: u32) -> Key {
     Key::of(&SpoolId::from_bytes(id))
 }
 
-fn whole(seq: u64, len: usize) -> Record {
-    Record::Whole { seq, data: vec![seq.to_le_bytes()[0]; len].into() }
+/// A place that follows from the two numbers.
+fn place(seq: u64, len: u32) -> Record {
+    Record { seq, generation: 7, offset: 4096 + seq * 64, len }
 }
 
 fn put(n: u32, record: Record) -> Op {
@@ -63,5 +67,15 @@ fn apply(store: &dyn DurableStore, ops: impl IntoIterator<Item = Op>) -> Result<
 }
 
 fn fill(store: &dyn DurableStore, count: u32) -> Tally {
-    apply(store, (0..count).map(|n| put(n, whole(n.into(), 200)))).unwrap()
+    apply(store, (0..count).map(|n| put(n, place(n.into(), 200)))).unwrap()
+}
+
+/// Number and digest of what a scan finds.
+fn tally_of(store: &dyn DurableStore) -> Result<Tally, DurableError> {
+    let mut tally = Tally::default();
+    store.scan(&[KeyRange::ALL], &mut |key, record| {
+        tally.add(&key, &record.encode(&key));
+        true
+    })?;
+    Ok(tally)
 }

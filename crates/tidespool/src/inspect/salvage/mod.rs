@@ -1,35 +1,26 @@
 //! Saves what can be saved of a damaged spool into a new one.
 //!
-//! * `rescue` – which version of each message counts, and where it is read from.
-//! * `target` – the new spool.
-//! * `sled_copy` – what sled's files still hold.
-//!
-//! Of each message the newest version counts: its record number tells. The journal knows what came after the last checkpoint, removals included; sled
-//! knows the rest. Where sled lost something, what the segments still hold is taken, too, and it is said that it may have been removed before.
+//! Of each message the newest version counts: its record number shows it. Where it is not known
+//! what lived in a segment, what it holds is saved, and reported as doubtful.
 
-mod rescue;
-mod sled_copy;
 mod target;
-#[cfg(test)]
-mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
 use serde::Serialize;
-use tidespool_core::SpoolId;
+use tidespool_core::{Corrupt, SpoolId};
 
-use self::rescue::Rescue;
-use self::sled_copy::{Records, SledCopy, not_all};
 use self::target::Target;
 use super::Damage;
-use super::torn::torn_records;
+use super::contents::{Contents, report};
 use super::unreadable::AsFarAsReadable;
-use crate::checkpoint::{Examined, Places, Stock, examine, read_ledger};
-use crate::journal::salt_of;
+use crate::checkpoint::Places;
+use crate::journal::Place;
 use crate::storage::{OsStorage, Storage};
-use crate::tiered::{identify, lock_untouched};
+use crate::tiered::{existing, identify, lock_untouched};
+use crate::whole_text::whole;
 
 /// What [`salvage`] saved, and what it could not.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -59,7 +50,9 @@ impl Salvage {
 }
 
 /// Copies every whole message of the spool in `dir` into a new spool in `new_dir`, which must be empty or not be there yet. On stable storage when it
-/// returns; until then the new spool has another name (`new_dir` and `.partial`). Nothing in `dir` is changed.
+/// returns; until then the new spool has another name (`new_dir` and `.partial`; in a mount point
+/// or beside what others left there, `new_dir/.tidespool-repair.partial`). Nothing in `dir` is
+/// changed.
 ///
 /// Works where a spool can't be opened: what is damaged or missing is told, and the rest is saved.
 ///
@@ -77,21 +70,26 @@ pub fn salvage(dir: &Path, new_dir: &Path) -> Result<Salvage> {
 ///
 /// As [`salvage`].
 pub fn salvage_on(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Result<Salvage> {
+    repair(dir, new_dir, storage).map_err(whole)
+}
+
+fn repair(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Result<Salvage> {
+    let dir = &*existing(dir)?;
     let (spool, format) = identify(dir)?;
     let _lock = lock_untouched(dir)?;
     let mut target = Target::begin(dir, new_dir)?;
     let disk = AsFarAsReadable::new(storage);
     let places = Places { storage: disk.clone(), dir: dir.to_owned(), spool: spool.unwrap_or_default() };
-    let mut report = Salvage::default();
+    let mut salvage = Salvage::default();
     if let Some(what) = format {
-        report.damage.push(damage(&dir.join("FORMAT"), None, what));
+        salvage.damage.push(report(&dir.join("FORMAT"), None, what));
     }
     if spool.is_none() {
         let what = "no segment tells whose it is: what is in them can't be read".to_owned();
-        report.unsaved.push(damage(&places.journal(), None, what));
+        salvage.unsaved.push(report(&places.journal(), None, what));
     }
-    match save(&places, &disk, &mut target, &mut report).map(|()| report) {
-        Ok(report) => target.finish().map(|()| report),
+    match save(&places, &disk, &mut target, &mut salvage) {
+        Ok(()) => target.finish().map(|()| salvage),
         Err(error) => {
             target.discard();
             Err(error)
@@ -99,61 +97,75 @@ pub fn salvage_on(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Resu
     }
 }
 
-fn damage(path: &Path, id: Option<SpoolId>, what: String) -> Damage {
-    Damage { path: path.display().to_string(), id, what }
-}
-
-fn save(places: &Places, disk: &AsFarAsReadable, target: &mut Target, report: &mut Salvage) -> Result<()> {
-    let (mut sled, wrong) = SledCopy::open(disk, &places.sled(), &target.scratch())?;
-    let part = || disk.has_unread(&places.sled()).then(|| "a part of its files can't be read".to_owned());
-    let wrong = wrong.or_else(part);
-    save_with(places, disk, &mut sled, wrong, target, report)?;
-    sled.close();
-    report.damage.extend(disk.damage());
+fn save(places: &Places, disk: &AsFarAsReadable, target: &mut Target, salvage: &mut Salvage) -> Result<()> {
+    let contents = Contents::read(places)?;
+    note_what_is_missing(places, disk, &contents, salvage);
+    let filed = contents.filed.iter().map(|message| (message.key.id(), message.place));
+    for (id, place) in filed.chain(contents.young()) {
+        save_message(places, &contents, id, place, target, salvage)?;
+    }
+    salvage.damage.extend(disk.damage());
     Ok(())
 }
 
-/// The same with what is left of sled, and what is known to be wrong with it.
-fn save_with(
-    places: &Places,
-    disk: &AsFarAsReadable,
-    sled: &mut dyn Records,
-    mut sled_wrong: Option<String>,
-    target: &mut Target,
-    report: &mut Salvage,
-) -> Result<()> {
-    let found = read_ledger(places, false)?;
-    let mut stock = Stock::against(found.ledger.as_ref());
-    let wrong = sled.visit(&mut |key, value| {
-        stock.count(key, value);
-        Ok(())
-    })?;
-    if !wrong.is_empty() {
-        sled_wrong = Some(not_all(&wrong));
+fn note_what_is_missing(places: &Places, disk: &AsFarAsReadable, contents: &Contents, salvage: &mut Salvage) {
+    salvage.damage.extend(contents.damage.iter().cloned());
+    salvage.torn.clone_from(&contents.torn);
+    salvage.lost = contents.lost;
+    let what = "a part of it can't be read: what was there is not known";
+    let unknown = unknown_parts(places, disk, contents).into_iter();
+    salvage.unsaved.extend(unknown.map(|path| report(&path, None, what.to_owned())));
+    if !contents.is_ledger_whole {
+        // With it the numbers of the records show what is missing.
+        let what = "what was in it is not known without the ledger: what it removed or replaced is saved as it was before";
+        let files = contents.damage.iter().filter(|file| file.path.ends_with(".seg"));
+        salvage.unsaved.extend(files.map(|file| Damage { what: what.to_owned(), ..file.clone() }));
     }
-    let known = stock.retained.iter().map(|(generation, has)| (*generation, has.live)).collect();
-    let ((), examined) = examine(places, found, false, |_| Ok(((), stock)))?;
-    report.torn = torn_records(&examined.recovered, salt_of(places.spool));
-    let what = "a part of it can't be read: what was there is not known".to_owned();
-    let unknown = unknown_parts(places, disk, &examined).into_iter();
-    report.unsaved.extend(unknown.map(|path| damage(&path, None, what.clone())));
-    let mut rescue = Rescue::new(places, examined, known, sled_wrong, report)?;
-    let held = rescue.save_filed(sled, target, report)?;
-    let restored = rescue.save_unfiled(target, report)?;
-    rescue.count_lost(held, restored, report);
-    rescue.save_journal(target, report)
+    for message in &contents.doubtful {
+        let path = contents.path_of(places, message.place);
+        let what = "it is not known what lived in its segment: it may have been removed before".to_owned();
+        salvage.doubtful.push(report(&path, Some(message.key.id()), what));
+    }
 }
 
-/// Files of which a part can't be read, where nothing else tells whether records stood in it: what came last, after a crash, is known to nobody else.
-fn unknown_parts(places: &Places, disk: &AsFarAsReadable, examined: &Examined) -> Vec<PathBuf> {
-    if examined.ledger.as_ref().is_some_and(|ledger| ledger.files.is_some()) {
+fn save_message(
+    places: &Places,
+    contents: &Contents,
+    id: SpoolId,
+    place: Place,
+    target: &mut Target,
+    salvage: &mut Salvage,
+) -> Result<()> {
+    match contents.read_message(id, place) {
+        Ok(data) => {
+            salvage.saved += 1;
+            salvage.bytes += data.len() as u64;
+            target.put(id, data)
+        }
+        Err(error) => match error.root_cause().downcast_ref::<Corrupt>() {
+            Some(corrupt) => {
+                let path = contents.path_of(places, place);
+                salvage.unsaved.push(report(&path, Some(id), corrupt.reason.clone()));
+                Ok(())
+            }
+            None => Err(error),
+        },
+    }
+}
+
+/// Files of which a part can't be read, where nothing else shows whether records stood in it: after
+/// a crash only the journal's last records themselves do.
+fn unknown_parts(places: &Places, disk: &AsFarAsReadable, contents: &Contents) -> Vec<PathBuf> {
+    if contents.counts.clean_shutdown && contents.ledger.index.is_some() {
         // After an orderly end the ledger has the number of the last record.
         return Vec::new();
     }
-    let journal = examined.recovered.journal.iter().map(|segment| segment.path.clone());
+    let retained = &contents.ledger.retained;
+    let journal = contents.segments.all().into_iter();
+    let journal = journal.filter(|segment| !retained.contains_key(&segment.generation));
     // One that shows nothing at all may have been anything.
-    let blank = examined.recovered.free.iter().filter(|free| free.size == 0).map(|free| free.path.clone());
-    let mut parts: Vec<PathBuf> = journal.chain(blank).filter(|path| disk.has_unread(path)).collect();
+    let all = journal.map(|segment| segment.path.clone()).chain(contents.blank.iter().cloned());
+    let mut parts: Vec<PathBuf> = all.filter(|path| disk.has_unread(path)).collect();
     // The directory itself, if it is what can't be read.
     parts.extend(Some(places.journal()).filter(|dir| parts.is_empty() && disk.is_unread(dir)));
     parts

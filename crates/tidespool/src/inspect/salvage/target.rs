@@ -1,24 +1,23 @@
-//! The new spool of a repair: made beside its place under another name, and put there when it is complete.
+//! The new spool of a repair: made beside its place under another name, and put there when it is
+//! complete.
 //!
-//! Its messages are all in its journal, and sled is made by its first opening: a process in which sled met damaged files should not trust sled with
-//! new ones.
+//! Its messages are all in its journal. Its first opening makes the index.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use rustix::fs::{FlockOperation, flock};
 use tidespool_core::SpoolId;
 
 use crate::Config;
 use crate::checkpoint::{Ledger, LedgerFile};
 use crate::inspect::Inspector;
-use crate::journal::{Change, Pool, PoolEvents, PoolSettings, Segments, Writer, payload_crc};
-use crate::storage::{OsStorage, Storage};
+use crate::journal::{Change, NoPoolEvents, Pool, PoolSettings, Segments, Writer, payload_crc};
+use crate::storage::{FileLock, OsStorage, Storage, create_private_dir, is_bystander, open_private};
 use crate::tiered::Directory;
 
 /// Says that a directory is a repair's own, and may be deleted by the next one. Locked while one is under way.
@@ -28,9 +27,17 @@ const BATCH_BYTES: usize = 4 << 20;
 /// The most segments that a batch and a message after it may need.
 const SEGMENTS_AHEAD: usize = 3;
 
+/// The directory to work in, where the new spool's own directory can't be replaced.
+const INSIDE: &str = ".tidespool-repair.partial";
+/// What a new spool consists of, in the order in which it is moved. With the last one it is a
+/// spool.
+const PARTS: [&str; 4] = ["LOCK", "journal", "ledger", "FORMAT"];
+
 pub(super) struct Target {
     /// Where the new spool is to be in the end.
     place: PathBuf,
+    /// `place` holds what others have left there, or is a mount point: it can't be replaced.
+    inside: bool,
     work: PathBuf,
     storage: Arc<dyn Storage>,
     directory: Directory,
@@ -38,29 +45,25 @@ pub(super) struct Target {
     writer: Writer,
     queued: usize,
     messages: u64,
-    _marker: File,
-}
-
-/// Nothing is prewritten here.
-struct Nobody;
-
-impl PoolEvents for Nobody {
-    fn segment_free(&self) {}
-    fn prewrite_failed(&self, _error: &io::Error) {}
+    _marker: FileLock,
 }
 
 impl Target {
     /// Begins a new spool that will be in `place`. `source` is not to be touched.
     pub(super) fn begin(source: &Path, place: &Path) -> Result<Self> {
-        let place = check_place(source, place)?;
-        let mut name = place.file_name().map_or_else(OsString::new, OsString::from);
-        name.push(".partial");
-        let work = place.with_file_name(name);
-        let marker = take_work(&work)?;
-        Self::make(place, work.clone(), marker).inspect_err(|_| drop(fs::remove_dir_all(&work)))
+        let Place { path: place, inside } = check_place(source, place)?;
+        let work = if inside {
+            place.join(INSIDE)
+        } else {
+            let mut name = place.file_name().map_or_else(OsString::new, OsString::from);
+            name.push(".partial");
+            place.with_file_name(name)
+        };
+        let marker = take_work(&work, &place, inside)?;
+        Self::make(place, inside, work.clone(), marker).inspect_err(|_| drop(fs::remove_dir_all(&work)))
     }
 
-    fn make(place: PathBuf, work: PathBuf, marker: File) -> Result<Self> {
+    fn make(place: PathBuf, inside: bool, work: PathBuf, marker: FileLock) -> Result<Self> {
         let directory = Directory::open_or_create(&work.join("spool"))?;
         let storage: Arc<dyn Storage> = Arc::new(OsStorage);
         let dir = directory.path.join("journal");
@@ -74,11 +77,12 @@ impl Target {
             keep_free: 0,
             next_slot: 0,
         };
-        let pool = Pool::new(storage.clone(), settings, Arc::new(Nobody));
+        let pool = Pool::new(storage.clone(), settings, Arc::new(NoPoolEvents));
         let segments = Arc::new(Segments::new(Arc::new(pool), directory.spool, 1));
         let writer = Writer::new(segments.clone(), 1);
         Ok(Self {
             place,
+            inside,
             work,
             storage,
             directory,
@@ -90,17 +94,12 @@ impl Target {
         })
     }
 
-    /// A place for what is needed only while the repair runs.
-    pub(super) fn scratch(&self) -> PathBuf {
-        self.work.join("sled")
-    }
-
     /// Writes a message. It is durable after [`Target::finish`].
     pub(super) fn put(&mut self, id: SpoolId, data: Vec<u8>) -> Result<()> {
         if self.queued > 0 && self.queued + data.len() > BATCH_BYTES {
             self.write()?;
         }
-        self.queued += data.len() + 64;
+        self.queued += data.len() + 96;
         self.messages += 1;
         let crc = payload_crc(&data);
         self.writer.append(id, Change::Put(Arc::new(data.into_boxed_slice()), crc));
@@ -131,7 +130,7 @@ impl Target {
         };
         LedgerFile::new(self.storage.clone(), &self.directory.path).write(&ledger)?;
         self.directory.finish_creation()?;
-        let Self { place, work, directory, messages, .. } = self;
+        let Self { place, inside, work, directory, messages, .. } = self;
         let spool = directory.path.clone();
         // Its lock has to be free for whoever looks at it.
         drop(directory);
@@ -140,8 +139,11 @@ impl Target {
             bail!("{} of {messages} messages could be read back from {}", found.messages, spool.display());
         }
         let doing = || format!("moving the new spool to {}", place.display());
-        fs::rename(&spool, &place).with_context(doing)?;
-        sync_parent(&place).with_context(doing)?;
+        match inside {
+            true => move_parts(&spool, &place),
+            false => fs::rename(&spool, &place).and_then(|()| sync_parent(&place)),
+        }
+        .with_context(doing)?;
         // The new spool is complete: what is left of the work may be deleted by hand, too.
         if let Err(error) = fs::remove_dir_all(&work) {
             tracing::warn!(path = %work.display(), %error, "what a repair left could not be deleted");
@@ -155,8 +157,16 @@ impl Target {
     }
 }
 
-/// The place as a whole path, if a new spool may be made there.
-fn check_place(source: &Path, place: &Path) -> Result<PathBuf> {
+/// Where a new spool may be made.
+struct Place {
+    /// Whole.
+    path: PathBuf,
+    /// It is a directory that can't be replaced by another.
+    inside: bool,
+}
+
+/// The place, if a new spool may be made there.
+fn check_place(source: &Path, place: &Path) -> Result<Place> {
     let shown = place.display();
     let doing = || format!("looking at {shown}");
     let plain: PathBuf = place.components().collect();
@@ -167,45 +177,93 @@ fn check_place(source: &Path, place: &Path) -> Result<PathBuf> {
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     let parent = fs::canonicalize(parent)
         .with_context(|| format!("looking at the parent of {shown}, which must exist"))?;
-    let whole = parent.join(name);
-    let source = fs::canonicalize(source).with_context(|| format!("looking at {}", source.display()))?;
-    if whole.starts_with(&source) {
+    let path = parent.join(name);
+    if path.starts_with(source) {
         bail!("{shown} is inside the damaged spool, in which nothing is changed: give another place");
     }
-    match fs::symlink_metadata(&whole) {
+    match fs::symlink_metadata(&path) {
         Ok(found) if !found.is_dir() => bail!("{shown} is there and is no directory: give another place"),
-        Ok(_) if fs::read_dir(&whole).with_context(doing)?.next().is_some() => {
-            bail!("{shown} is not empty: give a directory that is new or empty")
+        Ok(found) => {
+            let names = fs::read_dir(&path).with_context(doing)?;
+            let names: io::Result<Vec<OsString>> = names.map(|entry| Ok(entry?.file_name())).collect();
+            let names = names.with_context(doing)?;
+            let is_interrupted = names.iter().any(|name| name == INSIDE);
+            let is_own = |name: &str| is_interrupted && (name == INSIDE || PARTS[..3].contains(&name));
+            let is_theirs = |name: &OsString| {
+                let name = name.to_string_lossy();
+                !is_bystander(&name) && !is_own(&name)
+            };
+            if names.iter().any(is_theirs) {
+                bail!("{shown} is not empty: give a directory that is new or empty");
+            }
+            let is_mount_point = found.dev() != fs::metadata(&parent).with_context(doing)?.dev();
+            Ok(Place { path, inside: is_mount_point || !names.is_empty() })
         }
-        Ok(_) => Ok(whole),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(whole),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Place { path, inside: false }),
         Err(error) => Err(error).with_context(doing),
     }
 }
 
+/// Removes what a repair that was interrupted while it moved the parts has left. The caller holds
+/// the marker, and [`check_place`] found no part where there was none.
+fn remove_parts(place: &Path) -> Result<()> {
+    for part in PARTS {
+        let path = place.join(part);
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("deleting {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Moves a complete spool into a directory that stays as it is otherwise.
+fn move_parts(spool: &Path, place: &Path) -> io::Result<()> {
+    let (format, others) = (PARTS[3], &PARTS[..3]);
+    for part in others {
+        fs::rename(spool.join(part), place.join(part))?;
+    }
+    // Only when all of it is there, it is a spool.
+    File::open(place)?.sync_all()?;
+    fs::rename(spool.join(format), place.join(format))?;
+    File::open(place)?.sync_all()
+}
+
 /// Makes the directory to work in, after what an interrupted repair left there is deleted.
-fn take_work(work: &Path) -> Result<File> {
+fn take_work(work: &Path, place: &Path, inside: bool) -> Result<FileLock> {
     let shown = work.display();
     let marker = work.join(MARKER);
-    let lock = |file: &File| flock(file, FlockOperation::NonBlockingLockExclusive);
+    let under_way = || format!("another repair into {} is under way", place.display());
     if work.symlink_metadata().is_ok() {
         let Ok(left) = File::open(&marker) else {
             bail!("{shown} is in the way, and was not left by a repair: move it elsewhere");
         };
-        if lock(&left).is_err() {
-            bail!("another repair into {} is under way", work.with_extension("").display());
+        // Unlocked with the file, and not before: no other repair can take a marker that is about
+        // to be deleted.
+        let Ok(_left) = FileLock::try_lock(left).with_context(|| format!("locking {}", marker.display()))?
+        else {
+            bail!(under_way());
+        };
+        if inside {
+            // First, because the marker proves that they are a repair's.
+            remove_parts(place)?;
         }
         fs::remove_dir_all(work)
             .with_context(|| format!("deleting {shown}, which an interrupted repair left"))?;
     }
-    let make = || -> io::Result<File> {
-        DirBuilder::new().mode(0o700).create(work)?;
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&marker)?;
-        lock(&file)?;
+    let make = || -> io::Result<Result<FileLock, File>> {
+        create_private_dir(work)?;
+        let file = open_private(OpenOptions::new().write(true).truncate(true), &marker)?;
         file.sync_all()?;
-        Ok(file)
+        FileLock::try_lock(file)
     };
-    make().with_context(|| format!("creating {shown}"))
+    match make().with_context(|| format!("creating {shown}"))? {
+        Ok(locked) => Ok(locked),
+        Err(_) => bail!(under_way()),
+    }
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! Recovery from journals made by hand, byte by byte; and the writer, seen through the files that it leaves.
 
 mod damage;
+mod footers;
 mod pool;
 mod recovery;
 mod writer;

@@ -9,13 +9,16 @@ use super::super::pool::{
     PREWRITE_UP_TO, Pool, PoolSettings, READY, parse_segment_file_name, segment_file_name,
 };
 use super::{PAGE, Silent, Wrapping};
-use crate::storage::StorageFile;
+use crate::storage::{Space, StorageFile};
 
-/// A file, and the bytes written to it and the others.
+/// A file, and the bytes written to it and the others. It must have its room before it is written:
+/// XFS takes up to twice as much for a file that grows.
 #[derive(Debug)]
 struct CountedFile {
     file: Arc<dyn StorageFile>,
     written: Arc<AtomicU64>,
+    /// Room that it was given before the last write, in bytes.
+    room: AtomicU64,
     can_allocate: bool,
 }
 
@@ -30,12 +33,19 @@ impl StorageFile for CountedFile {
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let written = self.file.write_vectored_at(bufs, offset)?;
+        let is_header = offset + written as u64 <= PAGE;
+        let room = self.room.load(Ordering::Relaxed);
+        assert!(is_header || !self.can_allocate || room >= offset + written as u64, "the file grows");
         self.written.fetch_add(written as u64, Ordering::Relaxed);
         Ok(written)
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
-        if self.can_allocate { self.file.allocate(len) } else { Err(io::ErrorKind::Unsupported.into()) }
+        if !self.can_allocate {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        self.room.store(len, Ordering::Relaxed);
+        self.file.allocate(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -48,8 +58,9 @@ const SIZE: u64 = 1 << 20;
 fn pool(dir: &Path, can_allocate: bool) -> (Pool, Arc<AtomicU64>) {
     let written = Arc::<AtomicU64>::default();
     let counter = written.clone();
-    let storage =
-        Wrapping(move |_, file| Arc::new(CountedFile { file, written: counter.clone(), can_allocate }));
+    let storage = Wrapping(move |_, file| {
+        Arc::new(CountedFile { file, written: counter.clone(), room: AtomicU64::new(0), can_allocate })
+    });
     let (dir, spool) = (dir.to_owned(), [7; 16]);
     let settings =
         PoolSettings { dir, spool, segment_size: SIZE, capacity: 8 * SIZE, keep_free: 0, next_slot: 0 };
@@ -82,6 +93,51 @@ fn a_file_system_that_cannot_allocate_gets_zeros() {
     let (pool, written) = pool(dir.path(), false);
     assert_eq!(pool.allocate(2 * SIZE).unwrap().file.len().unwrap(), 2 * SIZE);
     assert_eq!(written.load(Ordering::Relaxed), 2 * SIZE);
+}
+
+/// On a small disk everything went by a capacity that it could never have.
+#[test]
+fn the_capacity_in_force_is_what_fits_on_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pool, _) = pool(dir.path(), true);
+    assert_eq!(pool.capacity(), 8, "nothing is known of the disk");
+    let space = |free| Space { free_bytes: free, total_bytes: 100 * SIZE, ..Space::default() };
+    pool.note_space(&space(3 * SIZE + 1));
+    assert_eq!(pool.capacity(), 3);
+    pool.give(pool.create(SIZE).unwrap());
+    assert_eq!(pool.capacity(), 3, "one of them is there now");
+    pool.set_bounds(8 * SIZE, SIZE);
+    pool.note_space(&space(2 * SIZE));
+    assert_eq!(pool.capacity(), 2, "what others are left is not for segments");
+    pool.note_space(&space(50 * SIZE));
+    assert_eq!(pool.capacity(), 8);
+    pool.note_space(&Space::default());
+    assert_eq!(pool.capacity(), 8, "a file system that does not report its size");
+}
+
+/// A segment that could not be prepared was logged without its path.
+#[test]
+fn an_error_in_making_a_segment_names_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("journal");
+    let (pool, _) = pool(&missing, true);
+    let named = |error: io::Error, path: &Path| {
+        assert!(error.to_string().starts_with(&format!("{}: ", path.display())), "{error}");
+    };
+    named(pool.allocate(SIZE).unwrap_err(), &missing.join("00000000.seg"));
+    named(pool.create_if_room(SIZE).unwrap_err(), &missing);
+}
+
+#[test]
+fn a_segment_is_given_up_for_its_room_but_not_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pool, _) = pool(dir.path(), true);
+    for _ in 0..2 {
+        pool.give(pool.allocate(SIZE).unwrap());
+    }
+    assert_eq!([pool.give_up_one(), pool.give_up_one()], [true, false]);
+    assert_eq!((pool.free(), pool.counted_bytes()), (1, SIZE));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
 #[test]

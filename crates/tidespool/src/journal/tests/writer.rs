@@ -6,9 +6,10 @@ use std::path::Path;
 
 use parking_lot::Mutex;
 
+use super::super::footer::{ENTRY_LEN, TRAILER_LEN};
 use super::super::{Change, Pool, PoolSettings, RESERVED, Segments, WriteError, Writer};
 use super::*;
-use crate::storage::StorageFile;
+use crate::storage::{FileState, Loss, StorageFile};
 
 /// A pool without a segment, in the bench's directory.
 pub(super) fn pool(bench: &Bench, next_slot: u32) -> Pool {
@@ -36,10 +37,12 @@ enum Call {
 
 /// The real files, watched; the next calls fail as told.
 #[derive(Debug, Default)]
-struct Watched {
+pub(super) struct Watched {
     calls: Mutex<Vec<Call>>,
-    failing_writes: Mutex<VecDeque<usize>>,
-    failing_syncs: Mutex<usize>,
+    pub(super) failing_writes: Mutex<VecDeque<usize>>,
+    pub(super) failing_syncs: Mutex<usize>,
+    /// The byte at this offset is read wrong, once.
+    pub(super) misread: Mutex<Option<u64>>,
 }
 
 #[derive(Debug)]
@@ -54,8 +57,19 @@ impl StorageFile for WatchedFile {
         self.file.len()
     }
 
+    fn state(&self) -> io::Result<FileState> {
+        self.file.state()
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.file.read_at(buf, offset)
+        let read = self.file.read_at(buf, offset)?;
+        let mut misread = self.watched.misread.lock();
+        let place = misread.and_then(|at| usize::try_from(at.checked_sub(offset)?).ok());
+        if let Some(byte) = place.and_then(|place| buf[..read].get_mut(place)) {
+            *byte ^= 1;
+            *misread = None;
+        }
+        Ok(read)
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
@@ -84,15 +98,15 @@ impl StorageFile for WatchedFile {
 }
 
 /// A new journal of six segments at most, three of them prewritten, and its writer.
-struct Desk {
-    bench: Bench,
-    watched: Arc<Watched>,
-    segments: Arc<Segments>,
-    writer: Writer,
+pub(super) struct Desk {
+    pub(super) bench: Bench,
+    pub(super) watched: Arc<Watched>,
+    pub(super) segments: Arc<Segments>,
+    pub(super) writer: Writer,
 }
 
 impl Desk {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let (bench, watched) = (Bench::new(&[]), Arc::<Watched>::default());
         let watcher = watched.clone();
         let storage =
@@ -107,7 +121,7 @@ impl Desk {
         Self { bench, watched, segments, writer }
     }
 
-    fn put(&mut self, n: u8, data: &[u8]) -> u64 {
+    pub(super) fn put(&mut self, n: u8, data: &[u8]) -> u64 {
         self.writer.append(id(n), Change::Put(Arc::new(data.into()), payload_crc(data)))
     }
 
@@ -162,7 +176,7 @@ fn bytes_that_were_synced_are_never_written_again() {
 #[test]
 fn records_go_on_in_the_next_segment() {
     let mut desk = Desk::new();
-    let messages: Vec<(u8, Vec<u8>)> = (1..=9).map(|n| (n, vec![n; 15_000])).collect();
+    let messages: Vec<(u8, Vec<u8>)> = (1..=9).map(|n| (n, vec![n; 13_000])).collect();
     for (n, data) in &messages {
         desk.put(*n, data);
     }
@@ -183,13 +197,14 @@ fn records_go_on_in_the_next_segment() {
 #[test]
 fn room_leaves_a_segment_to_removes() {
     let mut desk = Desk::new();
-    let usable = SIZE - PAGE;
+    // The header page, the page left out, and the trailer of the footer.
+    let usable = SIZE - 2 * PAGE - TRAILER_LEN;
     assert_eq!(desk.writer.room(false).bytes(), (3 - RESERVED as u64) * usable);
     assert_eq!(desk.writer.room(true).bytes(), 3 * usable);
     desk.put(1, &[1; 100]);
     desk.writer.sync().unwrap();
-    // The rest of the active segment, without the page that the batch fills.
-    assert_eq!(desk.writer.room(false).bytes(), (usable - PAGE) + (2 - RESERVED as u64) * usable);
+    // The rest of the active segment, without the page that the batch fills and the record's entry.
+    assert_eq!(desk.writer.room(false).bytes(), (usable - PAGE - ENTRY_LEN) + (2 - RESERVED as u64) * usable);
     assert_eq!(desk.writer.room(true).bytes() - desk.writer.room(false).bytes(), usable);
 }
 
@@ -197,11 +212,11 @@ fn room_leaves_a_segment_to_removes() {
 fn without_a_free_segment_nothing_is_forgotten() {
     let mut desk = Desk::new();
     for n in 1..=3 {
-        desk.put(n, &[n; 60_000]);
+        desk.put(n, &[n; 57_000]);
         desk.writer.sync().unwrap();
     }
     desk.put(4, b"waits");
-    desk.put(5, &[5; 60_000]);
+    desk.put(5, &[5; 57_000]);
     // The rest of the third segment takes the first, and nothing takes the second.
     assert!(matches!(desk.writer.sync(), Err(WriteError::NoSegment)));
     assert_eq!(desk.writer.unsynced(), 2);
@@ -228,6 +243,39 @@ fn a_message_larger_than_a_segment_gets_one_of_its_own() {
     assert_clean(&recovered);
 }
 
+/// A segment was deleted while a record in it waited for its sync. The sync was good, the record
+/// was acknowledged, and at the next start it was gone. The same with what was written later.
+#[test]
+fn no_sync_of_a_segment_that_lost_its_file_counts() {
+    for is_waiting in [true, false] {
+        let mut desk = Desk::new();
+        desk.put(1, b"one");
+        desk.writer.sync().unwrap();
+        if is_waiting {
+            desk.put(2, b"two");
+            desk.writer.write().unwrap();
+        }
+        let first = desk.segments.get(1).unwrap();
+        std::fs::remove_file(&first.path).unwrap();
+        assert_eq!(desk.segments.look(0, 100), (vec![(first.path.clone(), Loss::Gone)], None));
+        if is_waiting {
+            assert!(matches!(desk.writer.sync(), Err(WriteError::Sync(_))));
+        } else {
+            desk.put(2, b"two");
+        }
+        let synced = desk.writer.sync().unwrap();
+        let records: Vec<(u64, u64)> =
+            synced.records.iter().map(|durable| (durable.seq, durable.newest.generation)).collect();
+        assert_eq!(records, [(2, 2)]);
+        assert_eq!(synced.finished.len(), 1, "it is ended, so that it can be restored");
+        assert_eq!(desk.segments.restore(&first).unwrap(), SIZE);
+        assert_eq!(desk.segments.look(0, 100), (Vec::new(), None));
+        let recovered = desk.bench.recover();
+        assert_holds(&recovered, &[(1, b"one"), (2, b"two")]);
+        assert_clean(&recovered);
+    }
+}
+
 #[test]
 fn after_a_failed_sync_the_same_numbers_go_to_a_fresh_file() {
     let mut desk = Desk::new();
@@ -236,7 +284,8 @@ fn after_a_failed_sync_the_same_numbers_go_to_a_fresh_file() {
     let (first, _) = desk.touched();
     assert_eq!([desk.put(2, b"two"), desk.put(3, &[3; 9000])], [2, 3]);
     *desk.watched.failing_syncs.lock() = 1;
-    assert!(matches!(desk.writer.sync(), Err(WriteError::Sync(_))));
+    let error = desk.writer.sync().unwrap_err();
+    assert!(matches!(error, WriteError::Sync(_)) && error.to_string().contains(&*first[0]), "{error}");
     assert_eq!((desk.writer.unsynced(), desk.writer.durable_seq()), (2, 1));
     desk.calls();
 
@@ -268,8 +317,11 @@ fn after_a_write_that_was_cut_short_by_an_error_all_is_written_again() {
     desk.put(2, &[2; 9000]);
     desk.writer.append(id(1), Change::Remove);
     desk.watched.failing_writes.lock().extend([5000, 70]);
-    assert!(matches!(desk.writer.sync(), Err(WriteError::Write(_))));
-    assert!(matches!(desk.writer.sync(), Err(WriteError::Write(_))));
+    let error = desk.writer.sync().unwrap_err();
+    assert!(matches!(error, WriteError::Write(_)) && error.to_string().contains(".seg: "), "{error}");
+    // The second fails where a fresh file is made.
+    let error = desk.writer.sync().unwrap_err();
+    assert!(matches!(error, WriteError::Create(_)) && error.to_string().contains(".seg: "), "{error}");
     // Killed here, the first message is all that there is.
     let recovered =
         recover(&desk.bench.storage, desk.bench.dir.path(), SPOOL, &Filed::default(), false).unwrap();

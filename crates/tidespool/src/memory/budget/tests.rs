@@ -15,13 +15,38 @@ fn budget(limit: u64) -> Arc<Budget> {
 /// A waiter that was polled once, and got nothing.
 fn waits(budget: &Arc<Budget>, len: u64, lane: Lane) -> Admitting {
     let waiter = budget.wait(len, lane);
-    let mut admitting: Admitting = Box::pin(async move { waiter.admitted(|| {}).await.unwrap() });
+    let mut admitting: Admitting = Box::pin(async move { waiter.admitted().await.unwrap() });
     assert!(got(&mut admitting).is_none());
     admitting
 }
 
 fn got(admitting: &mut Admitting) -> Option<Permit> {
     block_on(poll_once(admitting))
+}
+
+/// The thread that admits those who become due, until this is dropped.
+struct Attended(Arc<Budget>, Option<std::thread::JoinHandle<()>>);
+
+impl Attended {
+    fn new(budget: &Arc<Budget>) -> Self {
+        let attending = budget.clone();
+        let hour = Duration::from_secs(3600);
+        let thread = std::thread::spawn(move || assert!(attending.attend(Instant::now() + hour, || {})));
+        Self(budget.clone(), Some(thread))
+    }
+}
+
+impl Drop for Attended {
+    fn drop(&mut self) {
+        self.0.close();
+        self.1.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+/// What is admitted in the end, whatever the load of the machine is.
+async fn admitted(budget: &Arc<Budget>, len: u64, lane: Lane) -> Permit {
+    let admitted = budget.wait(len, lane).admitted();
+    tokio::time::timeout(Duration::from_secs(60), admitted).await.expect("it waits for nothing").unwrap()
 }
 
 fn assert_all_room_is_back(budget: &Arc<Budget>, limit: u64) {
@@ -188,12 +213,41 @@ fn whoever_makes_room_is_told_that_it_is_needed() {
     let budget = budget(10_000);
     let first = budget.try_admit(9_000, Lane::Disk).unwrap();
     let told = Arc::new(AtomicBool::new(false));
-    let (waiter, on_full) = (budget.wait(9_000, Lane::Disk), told.clone());
-    let mut waiting = Box::pin(waiter.admitted(move || on_full.store(true, Ordering::SeqCst)));
-    assert!(block_on(poll_once(&mut waiting)).is_none());
-    assert!(told.load(Ordering::SeqCst));
+    let mut waiting = waits(&budget, 9_000, Lane::Disk);
+    assert!(!budget.attend(Instant::now(), || told.store(true, Ordering::SeqCst)));
+    assert!(told.swap(false, Ordering::SeqCst));
+    assert!(!budget.attend(Instant::now(), || told.store(true, Ordering::SeqCst)));
+    assert!(!told.load(Ordering::SeqCst), "once is enough");
     drop(first);
-    assert!(block_on(poll_once(&mut waiting)).is_some());
+    assert!(got(&mut waiting).is_some());
+}
+
+/// One of the waiters looked at the clock for all, when its future was polled. A caller that polled
+/// its store once and then did something else (`select!` with a long branch) kept all those behind
+/// it waiting, though there was room and their time had come. So it is for one that is due, for one
+/// that lacks room, and for one that has its room and was not polled since.
+#[tokio::test]
+async fn nobody_waits_for_another_waiter_to_be_polled() {
+    let budget = budget(1_000_000);
+    let _attended = Attended::new(&budget);
+    budget.note_drained(100_000, Duration::from_secs(1));
+    let dirty = budget.try_admit(800_000, Lane::Memory).unwrap();
+    // The next slot is a while away.
+    let slow = budget.try_admit(50_000, Lane::Memory).unwrap();
+    let due = waits(&budget, 1_000, Lane::Memory);
+    let behind = admitted(&budget, 1_000, Lane::Memory).await;
+    assert_eq!(budget.waiting(), 0, "the one that was not polled has its room, too");
+
+    let lacks_room = waits(&budget, 400_000, Lane::Disk);
+    let last = waits(&budget, 410_000, Lane::Memory);
+    drop(dirty);
+    let after = admitted(&budget, 1_000, Lane::Memory).await;
+    assert_eq!(budget.waiting(), 0);
+    // It keeps what it was given, and no more than that.
+    let all = admitted(&budget, 100_000, Lane::Disk);
+    let all = tokio::join!(all, async { drop(lacks_room) }).0;
+    drop((due, behind, slow, last, after, all));
+    assert_all_room_is_back(&budget, 1_000_000);
 }
 
 /// Far more callers than there is room for, some of whom give up: all others are served, and everything is given back.
@@ -201,6 +255,7 @@ fn whoever_makes_room_is_told_that_it_is_needed() {
 async fn under_overload_everybody_is_served_and_the_limit_holds() {
     const LIMIT: u64 = 100_000;
     let budget = budget(LIMIT);
+    let _attended = Attended::new(&budget);
     budget.note_drained(1 << 30, Duration::from_secs(1));
     let (most, served) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let mut callers = tokio::task::JoinSet::new();
@@ -213,7 +268,7 @@ async fn under_overload_everybody_is_served_and_the_limit_holds() {
                 let permit = match budget.try_admit(len, lane) {
                     Some(permit) => permit,
                     None => {
-                        let mut waiting = Box::pin(budget.wait(len, lane).admitted(|| {}));
+                        let mut waiting = Box::pin(budget.wait(len, lane).admitted());
                         if (n + turn) % 5 == 0 {
                             drop(poll_once(&mut waiting).await);
                             continue;

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use super::super::mailbox::{Arrival, Outcome};
-use super::{Committer, Taken};
-use crate::journal::{Change, PAGE, Room, footprint, payload_crc};
+use super::intake::Answer;
+use super::{Committer, Taken, check_abort};
+use crate::journal::{self, Change, PAGE, Room, payload_crc};
 use crate::memory::{Dirty, Ticket};
 use crate::stats::Site;
+use crate::storage::is_no_room;
 
 /// A batch ends at about so many bytes of flushed data.
 const BATCH_BYTES: u64 = 8 << 20;
@@ -20,33 +22,33 @@ const JOINING: (u64, usize) = (1 << 20, 512);
 impl Committer {
     /// Appends what waits and fits: all synced stores, and flushed data up to [`BATCH_BYTES`].
     pub(super) fn append_batch(&mut self) {
-        self.drop_cancelled();
-        self.waits_for_other = false;
-        let mut room = self.writer.room(true);
-        let mut aborts = self.aborts.len();
-        while aborts > 0 && !room.take(footprint(8) * aborts as u64 + PAGE) {
-            aborts /= 2;
-        }
-        for (id, target) in self.aborts.drain(..aborts) {
-            self.writer.append(id, Change::Abort(target));
-            self.taken.push_back(Taken::Abort(id));
+        self.intake.drop_cancelled(&self.shared.table);
+        (self.waits_for_other, self.blocked) = (false, false);
+        self.find_abandoned();
+        if self.writer.has_unwritten() {
+            // While a batch has to be tried again nothing is added to it.
+            return;
         }
         let mut batch = Vec::new();
-        if aborts > 0 {
+        if self.append_aborts() > 0 {
             // They are in nobody's way, and what is left of the room is known when they are written.
-            self.blocked = false;
             return;
         }
         let mut room = self.writer.room(false);
         let mut is_large = false;
-        while !is_large && let Some(arrival) = self.take_arrival(&mut room) {
+        // What came after a store had failed in doubt is never durable before the abort of that
+        // store.
+        while self.aborts.is_empty()
+            && !is_large
+            && let Some(arrival) = self.take_arrival(&mut room)
+        {
             // It ends its segment and the batch: what follows it is packed anew.
             is_large = self.shared.needs_own_segment(len(&arrival.dirty));
             batch.push((arrival.version, Taken::Arrived(arrival)));
         }
         let (bytes, records) = self.share_of_flushed(!batch.is_empty() || self.writer.is_syncing());
         let (mut taken, end) = (0, batch.len().saturating_add(records));
-        while !is_large && self.arrivals.is_empty() && taken < bytes && batch.len() < end {
+        while !is_large && self.intake.next_arrival().is_none() && taken < bytes && batch.len() < end {
             let Some((ticket, dirty)) = self.take_ticket(&mut room) else { break };
             taken += cost(&dirty);
             batch.push((ticket.version, Taken::Ticketed(ticket, dirty)));
@@ -54,8 +56,8 @@ impl Committer {
         if batch.is_empty() && !self.waits_for_other {
             self.take_removes(&mut batch);
         }
-        let is_stuck = batch.is_empty() && self.has_work() && !self.waits_for_other;
-        self.blocked = is_stuck && !self.writer.has_unwritten();
+        let has_work = !self.intake.is_empty() || !self.aborts.is_empty();
+        self.blocked = batch.is_empty() && has_work && !self.waits_for_other;
         // For one id, what is newer must be written later.
         batch.sort_unstable_by_key(|(version, _)| *version);
         for (_, taken) in batch {
@@ -63,20 +65,67 @@ impl Committer {
         }
     }
 
+    /// Appends the aborts that there is room for, and returns how many.
+    fn append_aborts(&mut self) -> usize {
+        let mut room = self.writer.room(true);
+        let mut aborts = self.aborts.len();
+        while aborts > 0 && !room.take(journal::cost(8) * aborts as u64 + PAGE) {
+            aborts /= 2;
+        }
+        for (id, target) in self.aborts.drain(..aborts) {
+            self.writer.append(id, Change::Abort(target));
+            self.taken.push_back(Taken::Abort(id));
+            self.shared.stats.aborted();
+        }
+        aborts
+    }
+
+    /// Finds the stores that their callers have abandoned, durable or not: an abort need not wait
+    /// until its put is durable.
+    fn find_abandoned(&mut self) {
+        if !self.shared.mailbox.take_abandoned() {
+            return;
+        }
+        self.publish_landed();
+        // They are the writer's last records, one for one.
+        let first = self.writer.last_seq() + 1 - self.taken.len() as u64;
+        for (seq, taken) in (first..).zip(&mut self.taken) {
+            let Taken::Arrived(arrival) = taken else { continue };
+            if arrival.verdict.is_abandoned() {
+                check_abort(&self.shared, arrival);
+                self.aborts.push((arrival.id, seq));
+                *taken = Taken::Abandoned(arrival.dirty.clone());
+            }
+        }
+    }
+
     /// Bytes and records of flushed data that the next batch may take.
     fn share_of_flushed(&self, joining: bool) -> (u64, usize) {
-        match joining && !self.backlog.is_empty() && !self.is_late() {
+        match joining && self.intake.has_tickets() && !self.is_late() {
             true => JOINING,
             false => (BATCH_BYTES, BATCH_RECORDS),
         }
     }
 
     fn append(&mut self, taken: Taken) {
-        let (id, at, dirty, known_crc) = match &taken {
-            Taken::Ticketed(ticket, dirty) => (ticket.id, ticket.at, dirty, None),
-            Taken::Arrived(arrival) => (arrival.id, arrival.at, &arrival.dirty, Some(arrival.payload_crc)),
-            Taken::Shown { .. } | Taken::Abort(_) | Taken::Mark => return,
+        if let Taken::Arrived(arrival) = &taken
+            && !arrival.verdict.append()
+        {
+            // Its caller gave up a moment ago.
+            self.let_go(arrival);
+            return;
+        }
+        let (id, version, at, dirty, known_crc) = match &taken {
+            Taken::Ticketed(ticket, dirty) => (ticket.id, ticket.version, ticket.at, dirty, None),
+            Taken::Arrived(Arrival { id, version, at, dirty, payload_crc, .. }) => {
+                (*id, *version, *at, dirty, Some(*payload_crc))
+            }
+            Taken::Shown { .. } | Taken::Abandoned(_) | Taken::Abort(_) | Taken::Mark => return,
         };
+        #[cfg(debug_assertions)]
+        self.shared.table.lock(&id).pending.check_order(&id, |order| order.append(version));
+        #[cfg(not(debug_assertions))]
+        let _ = version;
         let change = dirty.data.clone().map_or(Change::Remove, |data| {
             let crc = known_crc.unwrap_or_else(|| payload_crc(&data));
             Change::Put(data, crc)
@@ -90,16 +139,16 @@ impl Committer {
     /// The next synced store, if it fits.
     fn take_arrival(&mut self, room: &mut Room) -> Option<Arrival> {
         loop {
-            let front = self.arrivals.front()?;
+            let front = self.intake.next_arrival()?;
             let is_large = self.shared.needs_own_segment(len(&front.dirty));
             if !is_large && !room.take(cost(&front.dirty)) {
                 return None;
             }
-            let arrival = self.arrivals.pop_front()?;
+            let arrival = self.intake.take_arrival()?;
             if !is_large {
                 return Some(arrival);
             }
-            match self.writer.prepare_large(cost(&arrival.dirty)) {
+            match self.writer.prepare_large(len(&arrival.dirty)) {
                 Ok(()) => return Some(arrival),
                 // Nobody else waits for the one that is too large for the disk.
                 Err(error) => self.refuse(arrival, &error),
@@ -109,36 +158,28 @@ impl Committer {
 
     fn refuse(&self, arrival: Arrival, error: &std::io::Error) {
         self.shared.table.lock(&arrival.id).pending.arrive(&arrival.id);
-        if error.kind() == std::io::ErrorKind::StorageFull {
+        if is_no_room(error) {
             tracing::warn!(id = %arrival.id, %error, "no room for a message that is larger than a segment");
         } else {
             // A disk that can't write this file can't write the others.
             self.shared.disk_error(Site::JournalWrite, error);
         }
-        if arrival.verdict.commit() {
-            // The caller may be gone.
-            let _ = arrival.done.send(Outcome::Refused);
-        }
+        // The caller may be gone.
+        let _ = arrival.done.send(Outcome::Refused);
     }
 
     /// The next flushed version that was not replaced or removed meanwhile, if it fits.
     fn take_ticket(&mut self, room: &mut Room) -> Option<(Ticket, Arc<Dirty>)> {
-        while let Some(ticket) = self.backlog.front().copied() {
+        while let Some(ticket) = self.intake.next_ticket() {
             let mut shard = self.shared.table.lock(&ticket.id);
             let Some(dirty) = shard.pending.peek(&ticket) else {
-                // Replaced a moment ago: its place in the order is inherited.
-                let replaced_at = shard.pending.replaced_at(&ticket);
-                drop(shard);
-                self.backlog.pop_front();
-                if let Some(at) = replaced_at {
-                    self.backlog.extend(self.shared.table.drain_tickets(at));
-                }
+                self.intake.drop_stale(&mut shard.pending);
                 continue;
             };
             // A newer version of it may be on its way to the disk already, and must not be written before this one. When it is durable there is
             // nothing to write here; if its caller has given up, this one is to be written after its abort.
             let published = self.taken.is_empty() && self.landed.is_empty();
-            if !published && shard.pending.is_under_way(&ticket.id) {
+            if !published && shard.pending.has_other_under_way(&ticket) {
                 self.waits_for_other = true;
                 return None;
             }
@@ -146,7 +187,7 @@ impl Committer {
                 return None;
             }
             shard.pending.commit(&ticket);
-            self.backlog.pop_front();
+            self.intake.take_ticket();
             return Some((ticket, dirty));
         }
         None
@@ -155,44 +196,39 @@ impl Committer {
     /// Where no segment is left for messages, removes are written all the same: they are what frees one.
     fn take_removes(&mut self, batch: &mut Vec<(u64, Taken)>) {
         let mut room = self.writer.room(true);
-        let mut is_full = false;
-        self.backlog.retain(|ticket| {
-            if is_full {
-                return true;
+        self.intake.offer_all(&self.shared.table, |ticket, dirty, pending| {
+            // There is no room for it, and its removal, which must not be written before it, frees
+            // some.
+            if let Some(elided) = pending.end_pledge_of_removed(ticket) {
+                self.shared.stats.elided(1, elided.bytes());
+                return Answer::LetGo;
             }
-            let mut shard = self.shared.table.lock(&ticket.id);
-            let Some(dirty) = shard.pending.peek(ticket) else { return false };
             // An older put of the id that still waits must not be written after its removal.
-            let waits = dirty.data.is_some() || shard.pending.is_under_way(&ticket.id);
-            if waits {
-                return true;
+            if dirty.data.is_some() || pending.has_other_under_way(ticket) {
+                return Answer::Passed;
             }
             // All removes are of one size: with the first that does not fit, the look through a long backlog is over.
-            is_full = !room.take(cost(&dirty));
-            if is_full {
-                return true;
+            if !room.take(cost(&dirty)) {
+                return Answer::Full;
             }
-            shard.pending.commit(ticket);
+            pending.commit(ticket);
             batch.push((ticket.version, Taken::Ticketed(*ticket, dirty)));
-            false
+            Answer::Taken
         });
     }
 
-    fn drop_cancelled(&mut self) {
-        let table = &self.shared.table;
-        self.arrivals.retain(|arrival| {
-            let cancelled = arrival.verdict.is_cancelled();
-            if cancelled {
-                table.lock(&arrival.id).pending.arrive(&arrival.id);
-            }
-            !cancelled
-        });
+    /// A store that was cancelled after its place in the batch was found.
+    fn let_go(&mut self, arrival: &Arrival) {
+        self.shared.table.lock(&arrival.id).pending.arrive(&arrival.id);
+        if self.shared.needs_own_segment(len(&arrival.dirty)) {
+            self.writer.discard_prepared();
+        }
     }
 }
 
 /// Bytes of the journal that a version takes.
 fn cost(dirty: &Dirty) -> u64 {
-    footprint(len(dirty))
+    journal::cost(len(dirty))
 }
 
 fn len(dirty: &Dirty) -> u64 {

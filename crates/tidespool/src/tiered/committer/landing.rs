@@ -2,14 +2,12 @@
 
 use std::time::Instant;
 
+use super::intake::KEPT;
 use super::{Committer, Submitted, Taken, publish, syncer};
 use crate::journal::{SyncEnd, WriteError};
 
 /// A sync of fewer records, or fewer bytes, is done on the committer's own thread: handing it over would take longer than what it saves.
 const WORTH_HANDING_OVER: (usize, u64) = (4, 128 << 10);
-
-/// Places in a queue that are not given back: an ordinary batch needs them again at once.
-const KEPT: usize = 4_096;
 
 impl Committer {
     pub(super) fn submitted_records(&self) -> usize {
@@ -104,9 +102,7 @@ impl Committer {
         if self.taken.capacity() > KEPT && self.taken.len() < self.taken.capacity() / 4 {
             self.taken.shrink_to((self.taken.len() * 2).max(KEPT));
         }
-        if self.backlog.capacity() > KEPT && self.backlog.len() < self.backlog.capacity() / 4 {
-            self.backlog.shrink_to((self.backlog.len() * 2).max(KEPT));
-        }
+        self.intake.give_back();
     }
 
     /// Tells everybody of what is durable.

@@ -4,13 +4,18 @@
 //! and not yet made durable it keeps; after a failure it tries again, with a pause, for as long as the spool lives.
 
 mod batch;
+mod intake;
 mod landing;
 mod syncer;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use intake::Intake;
 pub(super) use syncer::Syncer;
 use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
@@ -22,6 +27,7 @@ use super::shared::Shared;
 use crate::journal::{Change, Durable, PAGE, Segment, WriteError, Writer};
 use crate::memory::{Dirty, Ticket};
 use crate::stats::Site;
+use crate::storage::is_no_room;
 
 /// How long to wait for a free segment before looking again.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -40,15 +46,23 @@ enum Taken {
         version: u64,
         dirty: Arc<Dirty>,
     },
+    /// A put whose abort is appended behind it, or will be next. It keeps its room until it is no
+    /// longer written again.
+    Abandoned(#[expect(dead_code, reason = "holds the permit")] Arc<Dirty>),
     /// The abort of a put of this id, which counts as under way until it is durable.
     Abort(SpoolId),
     Mark,
 }
 
-/// Somebody who waits for everything up to `version` to be durable.
+/// A caller that waits until everything is durable that was dirty at a moment.
 #[derive(Debug)]
 struct Flush {
-    version: u64,
+    /// Everything that was dirty had a ticket of this drain or an earlier one. It is no version and
+    /// no time: a store draws its version and its time in two steps, so that their orders may
+    /// differ.
+    asked: u64,
+    /// And so has, with this drain, what replaced some of it.
+    drain: u64,
     /// The last record that was appended when all of it was: set then.
     last: Option<u64>,
     done: oneshot::Sender<()>,
@@ -70,10 +84,7 @@ pub(super) struct Committer {
     shared: Arc<Shared>,
     syncer: Arc<Syncer>,
     writer: Writer,
-    /// Tickets whose turn has come, oldest first.
-    backlog: VecDeque<Ticket>,
-    /// Synced stores that wait for a segment.
-    arrivals: VecDeque<Arrival>,
+    intake: Intake,
     /// Puts to be taken back.
     aborts: Vec<(SpoolId, u64)>,
     /// What was appended since the last good sync: the writer's records, one for one.
@@ -113,8 +124,7 @@ impl Committer {
             shared,
             syncer,
             writer,
-            backlog: VecDeque::new(),
-            arrivals: VecDeque::new(),
+            intake: Intake::default(),
             aborts: Vec::new(),
             taken: VecDeque::new(),
             submitted: VecDeque::new(),
@@ -201,7 +211,7 @@ impl Committer {
     }
 
     fn has_work(&self) -> bool {
-        !self.arrivals.is_empty() || !self.backlog.is_empty() || !self.aborts.is_empty()
+        !self.intake.is_empty() || self.intake.first_replaced().is_some() || !self.aborts.is_empty()
     }
 
     /// Dirty data is written at this age: the other half of `dirty_expire` is for the writing.
@@ -212,26 +222,41 @@ impl Committer {
     /// The first of the backlog is nearly too old: it goes whatever it costs.
     fn is_late(&self) -> bool {
         let late = self.shared.config.load().dirty_expire / 4 * 3;
-        self.backlog.front().is_some_and(|ticket| ticket.at.elapsed() >= late)
+        self.intake.next_ticket().is_some_and(|ticket| ticket.at.elapsed() >= late)
     }
 
     /// One batch, or none.
     fn turn(&mut self, mail: Mail) -> Result<(), WriteError> {
         let now = Instant::now();
-        let everything = mail.stop.is_some() || mail.seal || !mail.flushes.is_empty();
-        let landed = self.land_all(mail.synced);
-        self.arrivals.extend(mail.arrivals);
-        self.seal |= mail.seal;
-        let everything = self.take_due_tickets(now, everything);
-        let version = self.backlog.back().map_or(0, |ticket| ticket.version);
-        self.flushes.extend(mail.flushes.into_iter().map(|done| Flush { version, last: None, done }));
-        // After the tickets: of two versions of one id the older one is then never in a later batch.
-        self.arrivals.extend(self.shared.mailbox.take_arrivals());
+        let (everything, landed) = self.gather(mail, now);
         landed?;
+        self.commit(everything, now)
+    }
 
+    /// Takes in arrivals and due tickets. Returns whether records that were only written are to be
+    /// synced, too, and the results of the syncs that have ended.
+    fn gather(&mut self, mail: Mail, now: Instant) -> (bool, Result<(), WriteError>) {
+        let landed = self.land_all(mail.synced);
+        let urgent = mail.stop.is_some() || mail.seal || !mail.flushes.is_empty();
+        let (cutoff, everything) = self.due(now, urgent);
+        self.put_off_flushes();
+        self.intake.refill(&self.shared.table, &self.shared.mailbox, mail.arrivals, cutoff);
+        if cutoff.is_some() {
+            self.set_timer(now);
+        }
+        self.seal |= mail.seal;
+        let drain = self.intake.drains();
+        let flush = |done| Flush { asked: drain, drain, last: None, done };
+        self.flushes.extend(mail.flushes.into_iter().map(flush));
+        (everything, landed)
+    }
+
+    /// Writes a batch of what is there, and has it synced if a caller waits for that.
+    fn commit(&mut self, everything: bool, now: Instant) -> Result<(), WriteError> {
         // Before the disk is asked, for which a large message is reason enough: it may hang, and then this is what tells.
         self.shared.note_oldest_dirty(self.oldest());
         self.append_batch();
+        let took_back = self.aborts.is_empty();
         let started = Instant::now();
         match self.writer.write() {
             // What has a place is made durable: the segments that it fills can then be filed.
@@ -254,20 +279,21 @@ impl Committer {
         }
         // The disk is at the next records by now.
         self.publish_landed();
-        self.finish_flushes()?;
+        self.finish_flushes(took_back)?;
         self.make_room()?;
         self.mark_when_idle(now)
     }
 
-    /// Puts the tickets that are due behind the backlog, and sets the timer for the next ones. True if what was only written is to be synced, too.
-    fn take_due_tickets(&mut self, now: Instant, everything: bool) -> bool {
+    /// The time up to which tickets are due, if any are to be drained; and whether what was only
+    /// written is to be synced, too.
+    fn due(&self, now: Instant, everything: bool) -> (Option<Instant>, bool) {
         let mailbox = &self.shared.mailbox;
         let rang = self.flush_at.map_or(mailbox.is_dirty(), |at| at <= now);
         let mut everything = everything || mailbox.is_starved();
         // While the last ones are still being written, what they free is not known.
-        let urgent = mailbox.is_urgent() && self.backlog.is_empty() && !self.writer.is_syncing();
+        let urgent = mailbox.is_urgent() && !self.intake.has_tickets() && !self.writer.is_syncing();
         if !everything && !rang && !urgent {
-            return false;
+            return (None, false);
         }
         everything |= mailbox.rearm();
         let age = match everything {
@@ -281,25 +307,27 @@ impl Committer {
             }
             false => self.flush_age(),
         };
-        if let Some(cutoff) = Instant::now().checked_sub(age) {
-            self.backlog.extend(self.shared.table.drain_tickets(cutoff));
-        }
+        (Some(Instant::now().checked_sub(age).unwrap_or(now)), everything || urgent)
+    }
+
+    /// Sets the timer for the next tickets.
+    fn set_timer(&mut self, now: Instant) {
         // A few flushes in the time that is left: the later a message is written, the likelier it is gone by then.
         let soonest = now + self.shared.config.load().dirty_expire / 8;
         self.flush_at =
             self.shared.table.oldest_dirty().map(|oldest| (oldest + self.flush_age()).max(soonest));
         if self.flush_at.is_some() {
-            mailbox.timer_is_set();
+            self.shared.mailbox.timer_is_set();
         }
-        everything || urgent
     }
 
     /// Some caller waits for stable storage, or something was flushed because its time had come, or waits for what is not synced yet.
     fn wants_sync(&self) -> bool {
         self.waits_for_other
             || self.taken.iter().skip(self.submitted_records()).any(|taken| match taken {
-                // An abort is as urgent: its caller was told that nothing is left behind.
-                Taken::Ticketed(..) | Taken::Abort(_) => true,
+                // An abort is as urgent: until it is durable a crash may bring back a message whose
+                // store has failed.
+                Taken::Ticketed(..) | Taken::Abort(_) | Taken::Abandoned(_) => true,
                 Taken::Arrived(arrival) => arrival.floor == Floor::Synced,
                 Taken::Shown { .. } | Taken::Mark => false,
             })
@@ -327,15 +355,18 @@ impl Committer {
     }
 
     /// Tells those who asked for a flush, once there is nothing left of what was dirty when they asked. What came after it may be under way all
-    /// the time, and nobody waits for that.
-    fn finish_flushes(&mut self) -> Result<(), WriteError> {
-        if self.flushes.is_empty() && !self.seal {
+    /// the time, and no caller waits for that. `took_back`: the stores that had failed in doubt
+    /// when they asked have their aborts in the journal.
+    fn finish_flushes(&mut self, took_back: bool) -> Result<(), WriteError> {
+        if !took_back || (self.flushes.is_empty() && !self.seal) {
             return Ok(());
         }
-        let reached = self.backlog.front().map_or(u64::MAX, |ticket| ticket.version);
-        if !self.seal || self.flushes.iter().all(|flush| flush.version < reached) {
+        self.put_off_flushes();
+        let (reached, next) = (self.intake.reached(), self.intake.drains() + 1);
+        let is_behind = |flush: &Flush| flush.drain < reached.min(next);
+        if !self.seal || self.flushes.iter().all(is_behind) {
             let last = self.writer.last_seq();
-            for flush in self.flushes.iter_mut().filter(|flush| flush.version < reached) {
+            for flush in self.flushes.iter_mut().filter(|flush| is_behind(flush)) {
                 flush.last.get_or_insert(last);
             }
             if std::mem::take(&mut self.seal) {
@@ -347,10 +378,21 @@ impl Committer {
         }
         let durable = self.writer.durable_seq();
         for flush in self.flushes.extract_if(.., |flush| flush.last.is_some_and(|last| last <= durable)) {
-            // Whoever asked may be gone.
+            // The caller may be gone.
             let _ = flush.done.send(());
         }
         Ok(())
+    }
+
+    /// What replaced a version before its turn has a ticket by the next drain at the latest.
+    /// A flush that waits for that version waits for this one as well: otherwise neither of the two
+    /// would be durable. This comes to an end: what replaced a version is pledged, and written
+    /// whatever replaces it.
+    fn put_off_flushes(&mut self) {
+        let Some(first) = self.intake.first_replaced() else { return };
+        let next = self.intake.drains() + 1;
+        let waiting = self.flushes.iter_mut().filter(|flush| flush.last.is_none() && flush.asked >= first);
+        waiting.for_each(|flush| flush.drain = next);
     }
 
     /// The last commit before a quiet time is known to have been durable only if a later record says so.
@@ -369,10 +411,8 @@ impl Committer {
 
     /// When the oldest version came in that this thread has in hand.
     fn oldest(&self) -> Option<Instant> {
-        let waiting = self.arrivals.front().map(|arrival| arrival.at);
-        let flushed = self.backlog.front().map(|ticket| ticket.at);
         let syncing = self.submitted.iter().filter_map(|submitted| submitted.oldest).min();
-        [flushed, self.oldest_taken, syncing, waiting].into_iter().flatten().min()
+        [self.intake.oldest(), self.oldest_taken, syncing].into_iter().flatten().min()
     }
 
     fn failed(&mut self, error: &WriteError) {
@@ -386,12 +426,28 @@ impl Committer {
         }
         match error {
             WriteError::NoSegment => self.shared.filing.kick(),
-            WriteError::Write(source) => self.shared.disk_error(Site::JournalWrite, source),
+            WriteError::Write(source) => {
+                self.shared.disk_error(Site::JournalWrite, source);
+                self.give_room(source);
+            }
+            WriteError::Create(source) => self.shared.disk_error(Site::JournalWrite, source),
             // Whoever did the sync has told.
-            WriteError::Sync(_) => {}
+            WriteError::Sync(source) => self.give_room(source),
         }
         self.shared.mailbox.pause(Instant::now() + self.retry, matches!(error, WriteError::NoSegment));
         self.retry = (self.retry * 2).min(RETRY.1);
+    }
+}
+
+impl Committer {
+    /// A segment that is there could not be written for want of room: btrfs at its quota takes no
+    /// overwriting either. Removals have to be written, or nothing frees the spool. So room is
+    /// given up, a part for each failure: the ballast for filing, the other half, then free
+    /// segments.
+    fn give_room(&self, error: &io::Error) {
+        let (ballast, pool) = (&self.shared.ballast, self.shared.segments.pool());
+        let _ = is_no_room(error)
+            && (ballast.release_for_filing() || ballast.release_for_opening() || pool.give_up_one());
     }
 }
 
@@ -417,10 +473,17 @@ fn publish(shared: &Shared, aborts: &mut Vec<(SpoolId, u64)>, taken: Taken, dura
             let _ = arrival.done.send(Outcome::Durable(durable.seq));
         }
         Taken::Arrived(arrival) => {
-            shared.stats.aborted();
+            check_abort(shared, &arrival);
             aborts.push((arrival.id, durable.seq));
         }
         Taken::Abort(id) => shared.table.lock(&id).pending.arrive(&id),
-        Taken::Mark => {}
+        Taken::Abandoned(_) | Taken::Mark => {}
     }
+}
+
+/// Debug builds check the order in which the versions of an id are written: this one is taken back.
+#[cfg_attr(not(debug_assertions), expect(unused_variables, reason = "only debug builds check"))]
+fn check_abort(shared: &Shared, arrival: &Arrival) {
+    #[cfg(debug_assertions)]
+    shared.table.lock(&arrival.id).pending.check_order(&arrival.id, |order| order.abort(arrival.version));
 }

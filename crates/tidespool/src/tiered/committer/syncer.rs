@@ -60,6 +60,12 @@ impl Syncer {
         }
     }
 
+    /// The job that waits, if there is one.
+    #[cfg(test)]
+    pub(super) fn try_next(&self) -> Option<SyncJob> {
+        self.state.lock().queued.take()
+    }
+
     fn next(&self) -> Option<SyncJob> {
         let mut state = self.state.lock();
         loop {

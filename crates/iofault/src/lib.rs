@@ -1,0 +1,24 @@
+//! A library for `LD_PRELOAD`: chosen system calls on chosen files fail.
+//!
+//! It replaces the C library's functions for files by ones that first ask the control file
+//! (`layout`). A call matches if its path contains the pattern. Matching calls are counted over
+//! all threads. If a fault is set, a run of them fails with the chosen `errno`, and the system call
+//! is not made. All other calls go to the kernel unchanged.
+//!
+//! # What it does not reach
+//!
+//! System calls that a program makes without the C library (`rustix` does so), and calls that the
+//! C library makes inside its own functions.
+//!
+//! # Layout
+//!
+//! * `layout` – the control file, shared with the test as source.
+//! * `control` – the mapped control file, and the decision whether a call fails.
+//! * `calls` – the replaced functions.
+
+#![cfg(all(target_os = "linux", target_pointer_width = "64"))]
+#![allow(unsafe_code, reason = "it stands in for functions of the C library")]
+
+mod calls;
+mod control;
+mod layout;

@@ -1,0 +1,79 @@
+//! Histories in which the index is lost: what the player allows then, and what not.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use tidespool_core::{Corrupt, Locked, NotFound};
+
+use super::Loss;
+use super::player::Player;
+use crate::wait::PATIENCE;
+
+/// Between two tries of a call that fails while the index is built again.
+const PAUSE: Duration = Duration::from_millis(2);
+
+impl Player {
+    pub(super) async fn lose_index(&mut self, when: Loss, how: u8) -> Result<()> {
+        self.index_lost = true;
+        match when {
+            Loss::Running => self.factory.lose_index(how),
+            Loss::Closed => self.reopen(|factory| factory.lose_index(how)).await?,
+            Loss::Dropped => self.drop_and_open(how).await?,
+            Loss::Rebuilding => {
+                self.reopen(|factory| factory.lose_index(how)).await?;
+                self.factory.lose_index(how / 3);
+            }
+        }
+        self.compare_everything().await
+    }
+
+    async fn drop_and_open(&mut self, how: u8) -> Result<()> {
+        // Everything is durable after this.
+        self.spool.advise_low_memory().await?;
+        self.drop_spool();
+        self.factory.lose_index(how);
+        let started = Instant::now();
+        self.spool = loop {
+            match self.factory.open().await {
+                // The threads of the spool that was dropped have to end first.
+                Err(error) if error.root_cause().is::<Locked>() && started.elapsed() < PATIENCE => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                opened => break opened.context("open after a drop")?,
+            }
+        };
+        Ok(())
+    }
+
+    /// Calls again while the index may be incomplete. An answer about a message, be it wrong, is no
+    /// reason to call again.
+    pub(super) async fn patiently<T, F>(&self, call: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let started = Instant::now();
+        loop {
+            match call().await {
+                Err(error) if self.may_pass(&error) && started.elapsed() < PATIENCE => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    fn may_pass(&self, error: &anyhow::Error) -> bool {
+        let root = error.root_cause();
+        self.index_lost && !root.is::<NotFound>() && !root.is::<Corrupt>()
+    }
+
+    /// The loss may shut the gate for a while.
+    pub(super) async fn when_healthy(&self) -> Result<()> {
+        let started = Instant::now();
+        while self.index_lost && self.spool.unhealthy_reason().is_some() {
+            ensure!(started.elapsed() < PATIENCE, "the gate stays shut");
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! What one checkpoint changed, collected before it is written.
+
+use std::collections::BTreeMap;
+
+use super::offsets::{Offsets, UNIT};
+use super::record::{Entry, Kind};
+
+/// Records that live and records that died, by segment.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LivenessChanges {
+    segments: BTreeMap<u64, Change>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Change {
+    /// In units, in no order.
+    live: Vec<u64>,
+    dead: Vec<u64>,
+}
+
+impl LivenessChanges {
+    /// The record at `offset` of a filed segment lives.
+    pub(crate) fn live(&mut self, generation: u64, offset: u64) {
+        debug_assert!(offset.is_multiple_of(UNIT), "{offset}");
+        self.segments.entry(generation).or_default().live.push(offset / UNIT);
+    }
+
+    /// The record at `offset` died. It never lives again.
+    pub(crate) fn dead(&mut self, generation: u64, offset: u64) {
+        debug_assert!(offset.is_multiple_of(UNIT), "{offset}");
+        self.segments.entry(generation).or_default().dead.push(offset / UNIT);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    /// As entries. `is_listed`: the log has a list of this segment, or may have lost it.
+    pub(super) fn entries(&self, is_listed: impl Fn(u64) -> bool) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        for (&generation, change) in &self.segments {
+            let dead = ascending(&change.dead);
+            let live = Offsets::from_ascending(ascending(&change.live)).without(&dead);
+            let is_first = !is_listed(generation);
+            if is_first && !change.live.is_empty() {
+                entries.push(Entry { kind: Kind::First, generation, offsets: live });
+            } else if !is_first {
+                let dead = Offsets::from_ascending(dead);
+                let both = [(Kind::More, live), (Kind::Dead, dead)];
+                let both = both.into_iter().filter(|(_, offsets)| offsets.count() > 0);
+                entries.extend(both.map(|(kind, offsets)| Entry { kind, generation, offsets }));
+            }
+            // Deaths alone, of a segment without a list, change nothing.
+        }
+        entries
+    }
+}
+
+fn ascending(units: &[u64]) -> Vec<u64> {
+    let mut units = units.to_vec();
+    units.sort_unstable();
+    units.dedup();
+    units
+}

@@ -1,0 +1,195 @@
+//! A sorted set of record offsets, encoded: about two bytes for each record.
+
+/// Records of a segment are aligned to this many bytes. Offsets are kept in this unit.
+pub(super) const UNIT: u64 = 8;
+
+/// The longest encoding of a number.
+const MAX_VARINT: usize = 10;
+
+/// A sorted set of offsets: the first one, then the distance of each to the one before, in units of
+/// [`UNIT`], each as a varint (seven bits a byte, low bits first).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Offsets {
+    count: u64,
+    bytes: Vec<u8>,
+}
+
+impl Offsets {
+    /// From ascending units without duplicates.
+    pub(super) fn from_ascending(units: impl IntoIterator<Item = u64>) -> Self {
+        let mut offsets = Self::default();
+        let mut before = 0;
+        for unit in units {
+            debug_assert!(offsets.count == 0 || unit > before, "{unit} after {before}");
+            put_varint(&mut offsets.bytes, unit - before);
+            before = unit;
+            offsets.count += 1;
+        }
+        offsets.bytes.shrink_to_fit();
+        offsets
+    }
+
+    /// From what was read. `None`: not exactly `count` ascending offsets.
+    pub(super) fn parse(count: u64, bytes: &[u8]) -> Option<Self> {
+        let (mut rest, mut before) = (bytes, 0u64);
+        for index in 0..count {
+            // Each number takes a byte at least: a count that is too large ends here.
+            let step = take_varint(&mut rest)?;
+            if index > 0 && step == 0 {
+                return None;
+            }
+            before = before.checked_add(step)?;
+            before.checked_mul(UNIT)?;
+        }
+        rest.is_empty().then(|| Self { count, bytes: bytes.to_vec() })
+    }
+
+    pub(super) const fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The units, ascending.
+    pub(super) fn units(&self) -> Units<'_> {
+        Units { rest: &self.bytes, before: 0 }
+    }
+
+    /// All that is in one of both sets.
+    pub(super) fn union(&self, other: &Self) -> Self {
+        let (mut left, mut right) = (self.units().peekable(), other.units().peekable());
+        Self::from_ascending(std::iter::from_fn(|| match (left.peek(), right.peek()) {
+            (Some(one), Some(two)) if one == two => {
+                left.next();
+                right.next()
+            }
+            (Some(one), Some(two)) if one > two => right.next(),
+            (Some(_), _) => left.next(),
+            (None, _) => right.next(),
+        }))
+    }
+
+    /// This set without those ascending units.
+    pub(super) fn without(&self, units: &[u64]) -> Self {
+        let mut others = units.iter().peekable();
+        Self::from_ascending(self.units().filter(|unit| {
+            while others.next_if(|other| *other < unit).is_some() {}
+            others.peek() != Some(&unit)
+        }))
+    }
+}
+
+/// Iterates over the units of [`Offsets`].
+#[derive(Debug, Clone)]
+pub(super) struct Units<'a> {
+    rest: &'a [u8],
+    before: u64,
+}
+
+impl Iterator for Units<'_> {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        let step = take_varint(&mut self.rest)?;
+        self.before = self.before.wrapping_add(step);
+        Some(self.before)
+    }
+}
+
+/// Appends a number.
+pub(super) fn put_varint(bytes: &mut Vec<u8>, mut number: u64) {
+    loop {
+        let low = number.to_le_bytes()[0] & 0x7f;
+        number >>= 7;
+        if number == 0 {
+            bytes.push(low);
+            return;
+        }
+        bytes.push(low | 0x80);
+    }
+}
+
+/// Takes a number from the front. `None`: there is no whole one, or it exceeds 64 bits.
+pub(super) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0u64;
+    for (index, byte) in bytes.iter().take(MAX_VARINT).enumerate() {
+        let shift = 7 * index;
+        let bits = u64::from(byte & 0x7f);
+        // The tenth byte has room for one bit.
+        if shift == 63 && bits > 1 {
+            return None;
+        }
+        number |= bits << shift;
+        if byte & 0x80 == 0 {
+            *bytes = &bytes[index + 1..];
+            return Some(number);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn set() -> impl Strategy<Value = BTreeSet<u64>> {
+        let unit = prop_oneof![4 => 0..200u64, 1 => 0..u64::MAX / UNIT];
+        proptest::collection::btree_set(unit, 0..80)
+    }
+
+    fn back(offsets: &Offsets) -> BTreeSet<u64> {
+        let units: Vec<u64> = offsets.units().collect();
+        assert!(units.is_sorted() && units.len() as u64 == offsets.count());
+        units.into_iter().collect()
+    }
+
+    #[test]
+    fn a_record_takes_two_bytes() {
+        // Records of 1 KiB.
+        let offsets = Offsets::from_ascending((0..60_000).map(|record| 512 + record * 136));
+        assert!(offsets.bytes().len() < 60_000 * 2 + 8, "{}", offsets.bytes().len());
+    }
+
+    #[test]
+    fn numbers_beyond_64_bits_are_refused() {
+        let mut bytes = Vec::new();
+        put_varint(&mut bytes, u64::MAX);
+        assert_eq!(take_varint(&mut &bytes[..]), Some(u64::MAX));
+        bytes[9] = 2;
+        assert_eq!(take_varint(&mut &bytes[..]), None);
+        assert_eq!(take_varint(&mut &[0x80; 30][..]), None);
+        assert_eq!(take_varint(&mut &[][..]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn sets_are_read_back_united_and_reduced(one in set(), two in set()) {
+            let (left, right) = (
+                Offsets::from_ascending(one.iter().copied()),
+                Offsets::from_ascending(two.iter().copied()),
+            );
+            prop_assert_eq!(Offsets::parse(left.count(), left.bytes()), Some(left.clone()));
+            prop_assert_eq!(Offsets::parse(left.count() + 1, left.bytes()), None);
+            prop_assert_eq!(back(&left), one.clone());
+            prop_assert_eq!(back(&left.union(&right)), &one | &two);
+            let units: Vec<u64> = two.iter().copied().collect();
+            prop_assert_eq!(back(&left.without(&units)), &one - &two);
+        }
+
+        #[test]
+        fn any_bytes_are_parsed_without_a_panic(
+            count in prop_oneof![0..40u64, any::<u64>()],
+            bytes in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            if let Some(offsets) = Offsets::parse(count, &bytes) {
+                back(&offsets);
+            }
+        }
+    }
+}

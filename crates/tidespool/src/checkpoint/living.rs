@@ -1,0 +1,34 @@
+//! The records of a filed segment that live.
+
+use super::liveness::Liveness;
+use crate::durable::Key;
+use crate::journal::{Kind, Place, ReadError, Segment};
+
+/// A message that is filed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FiledMessage {
+    pub(crate) key: Key,
+    /// Sequence number of its record.
+    pub(crate) seq: u64,
+    pub(crate) place: Place,
+}
+
+/// The messages that `liveness` lists in `segment`, in file order. One of which the record can't be
+/// read is left out.
+pub(crate) fn living_in(
+    segment: &Segment,
+    salt: u32,
+    liveness: &Liveness,
+) -> Result<Vec<FiledMessage>, ReadError> {
+    let generation = segment.generation;
+    let mut offsets = liveness.of(generation).into_iter().flatten().peekable();
+    let mut living = Vec::new();
+    for entry in segment.listing(salt)?.entries() {
+        while offsets.next_if(|offset| *offset < entry.offset).is_some() {}
+        if entry.kind == Kind::Put && offsets.next_if_eq(&entry.offset).is_some() {
+            let place = Place { generation, offset: entry.offset, len: entry.len };
+            living.push(FiledMessage { key: Key::of(&entry.id), seq: entry.seq, place });
+        }
+    }
+    Ok(living)
+}

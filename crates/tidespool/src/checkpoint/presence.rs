@@ -1,0 +1,260 @@
+//! Whether the spool's files are where the spool put them: something else may delete, move, replace
+//! or cut them short while the spool runs.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::ballast::Ballast;
+use super::ledger::LedgerFile;
+use crate::durable::Durable;
+use crate::journal::Segments;
+use crate::storage::{KeptFile, Loss, Storage, loss_of};
+
+/// Segments that [`Presence::look_around`] looks at, at most: two system calls each.
+const AT_ONCE: usize = 512;
+
+/// The spool's directory, with the files in it that are neither the journal's nor what is filed.
+pub(crate) trait Home: Send + Sync {
+    /// The path no longer leads to the directory, or another process holds it.
+    fn away(&self) -> Option<(PathBuf, Loss)>;
+
+    /// Its own files that are lost.
+    fn lost(&self) -> Vec<(PathBuf, Loss)>;
+
+    /// Makes them again.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's; another process holds the directory.
+    fn restore(&self) -> io::Result<()>;
+}
+
+/// What is reported of lost files.
+pub(crate) trait PresenceEvents: Send + Sync {
+    /// A file is lost. Reported once for each loss.
+    fn lost_file(&self, path: &Path, loss: Loss);
+
+    /// It is there again.
+    fn found_file(&self, path: &Path);
+}
+
+/// Looks at the files. Shared by the thread that looks all the time and the filer, which restores
+/// what is lost.
+pub(crate) struct Presence {
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) home: Box<dyn Home>,
+    pub(super) segments: Arc<Segments>,
+    pub(super) ledger_file: Arc<LedgerFile>,
+    pub(super) ballast: Arc<Ballast>,
+    pub(super) durable: Arc<Durable>,
+    pub(super) events: Arc<dyn PresenceEvents>,
+    /// The log of what lives in the retained segments.
+    liveness: Mutex<Option<KeptFile>>,
+    state: Mutex<State>,
+    is_away: AtomicBool,
+    is_complete: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lost: BTreeMap<PathBuf, Loss>,
+    /// The generation that is looked at next.
+    next: u64,
+}
+
+/// What a [`Presence`] looks at.
+pub(crate) struct Watched {
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) home: Box<dyn Home>,
+    pub(crate) segments: Arc<Segments>,
+    pub(crate) ledger_file: Arc<LedgerFile>,
+    pub(crate) ballast: Arc<Ballast>,
+    pub(crate) durable: Arc<Durable>,
+    pub(crate) events: Arc<dyn PresenceEvents>,
+}
+
+impl Presence {
+    pub(crate) fn new(watched: Watched) -> Self {
+        let Watched { storage, home, segments, ledger_file, ballast, durable, events } = watched;
+        Self {
+            storage,
+            home,
+            segments,
+            ledger_file,
+            ballast,
+            durable,
+            events,
+            liveness: Mutex::default(),
+            state: Mutex::default(),
+            is_away: AtomicBool::new(false),
+            is_complete: AtomicBool::new(true),
+        }
+    }
+
+    /// No file is known to be lost.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.is_complete.load(Ordering::Acquire)
+    }
+
+    /// The directory itself is lost: nothing can be restored.
+    pub(crate) fn is_away(&self) -> bool {
+        self.is_away.load(Ordering::Acquire)
+    }
+
+    /// Describes what is lost, but for the index, which is rebuilt. Does not wait for a look that
+    /// hangs in the disk.
+    pub(crate) fn describe_lost(&self) -> Vec<String> {
+        let Some(state) = self.state.try_lock() else { return Vec::new() };
+        let lost = state.lost.iter().filter(|(path, _)| !path.starts_with(self.durable.path()));
+        lost.map(|(path, loss)| format!("{}: {loss}", path.display())).collect()
+    }
+
+    /// Looks at the next few segments, and at all other files. True if it found a new loss: call
+    /// [`look_at_all`](Self::look_at_all) when that is restored.
+    pub(crate) fn look_around(&self) -> bool {
+        let mut state = self.state.lock();
+        if !state.lost.is_empty() {
+            // The filer looks at everything until it is complete.
+            return false;
+        }
+        let Some(mut found) = self.look_at_the_rest(&mut state) else { return true };
+        let (lost, next) = self.segments.look(state.next, AT_ONCE);
+        state.next = next.unwrap_or(0);
+        found.extend(lost);
+        self.note(&mut state, found);
+        !state.lost.is_empty()
+    }
+
+    /// Looks at every file. True if something is lost.
+    pub(crate) fn look_at_all(&self) -> bool {
+        let mut state = self.state.lock();
+        let Some(mut found) = self.look_at_the_rest(&mut state) else { return true };
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let (lost, more) = self.segments.look(from, AT_ONCE);
+            found.extend(lost);
+            next = more;
+        }
+        let is_back = |path: &PathBuf| !found.iter().any(|(lost, _)| lost == path);
+        let back: Vec<PathBuf> = state.lost.keys().filter(|path| is_back(path)).cloned().collect();
+        for path in back {
+            state.lost.remove(&path);
+            self.events.found_file(&path);
+        }
+        self.note(&mut state, found);
+        !state.lost.is_empty()
+    }
+
+    /// Everything but the segments in use. `None`: the directory is away, which is noted.
+    fn look_at_the_rest(&self, state: &mut State) -> Option<Vec<(PathBuf, Loss)>> {
+        let away = self.home.away();
+        let was_away = self.is_away.swap(away.is_some(), Ordering::AcqRel);
+        if let Some(away) = away {
+            self.segments.set_away(true);
+            self.note(state, vec![away]);
+            return None;
+        }
+        if was_away {
+            self.segments.set_away(false);
+        }
+        let mut found = self.home.lost();
+        found.extend(self.ledger_file.loss().map(|loss| (self.ledger_file.path().to_owned(), loss)));
+        found.extend(self.segments.give_up_lost());
+        found.extend(self.ballast.take_lost());
+        found.extend(self.lost_data_file());
+        found.extend(self.lost_liveness());
+        Some(found)
+    }
+
+    /// The log of what lives is in this file now.
+    pub(super) fn watch_liveness(&self, file: Option<KeptFile>) {
+        *self.liveness.lock() = file;
+    }
+
+    fn lost_liveness(&self) -> Option<(PathBuf, Loss)> {
+        let kept = self.liveness.lock().clone()?;
+        let loss = kept.loss(&*self.storage)?;
+        // A new file may have taken its place meanwhile.
+        let is_same = self.liveness.lock().as_ref().is_some_and(|now| now.path == kept.path);
+        is_same.then_some((kept.path, loss))
+    }
+
+    /// The index's data file, if it is lost.
+    fn lost_data_file(&self) -> Option<(PathBuf, Loss)> {
+        let (path, file) = self.durable.data_file()?;
+        // sled cuts the end of its file off now and then: its length proves nothing.
+        let loss = loss_of(&*self.storage, &path, &*file, 0)?;
+        Some((path, loss))
+    }
+
+    pub(super) fn has_lost_data_file(&self) -> bool {
+        self.lost_data_file().is_some()
+    }
+
+    fn note(&self, state: &mut State, found: Vec<(PathBuf, Loss)>) {
+        for (path, loss) in found {
+            if let Entry::Vacant(entry) = state.lost.entry(path) {
+                self.events.lost_file(entry.key(), loss);
+                entry.insert(loss);
+            }
+        }
+        self.is_complete.store(state.lost.is_empty(), Ordering::Release);
+    }
+}
+
+/// A directory that is never lost.
+#[cfg(test)]
+struct Anywhere;
+
+#[cfg(test)]
+impl Home for Anywhere {
+    fn away(&self) -> Option<(PathBuf, Loss)> {
+        None
+    }
+
+    fn lost(&self) -> Vec<(PathBuf, Loss)> {
+        Vec::new()
+    }
+
+    fn restore(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+impl PresenceEvents for Anywhere {
+    fn lost_file(&self, _path: &Path, _loss: Loss) {}
+    fn found_file(&self, _path: &Path) {}
+}
+
+#[cfg(test)]
+impl Presence {
+    /// In a directory that is never lost, without ballast.
+    pub(crate) fn anywhere(
+        storage: Arc<dyn Storage>,
+        dir: &Path,
+        segments: Arc<Segments>,
+        durable: Arc<Durable>,
+    ) -> Self {
+        Self::new(Watched {
+            home: Box::new(Anywhere),
+            segments,
+            ledger_file: Arc::new(LedgerFile::new(storage.clone(), dir)),
+            ballast: Arc::new(Ballast::new(
+                storage.clone(),
+                Arc::new(crate::storage::DiskRoom::new(storage.clone(), dir, 0)),
+                dir,
+                0,
+            )),
+            durable,
+            events: Arc::new(Anywhere),
+            storage,
+        })
+    }
+}

@@ -1,0 +1,133 @@
+//! What the checkpoint thread does about lost files: it writes them anew from what is in memory and
+//! from what the open descriptors still read.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::FilingError;
+use super::filer::Filer;
+use super::liveness::LivenessChanges;
+use super::retained::place_of_record;
+use crate::durable::KeyRange;
+use crate::journal::{Place, Role, Segment, footprint};
+
+/// How long to wait for what other threads do about a lost file before looking again. They kick
+/// when it is done.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+impl Filer {
+    /// When to look at lost files again.
+    pub(super) fn look_again_at(&self) -> Option<Instant> {
+        (!self.presence.is_complete()).then(|| Instant::now() + LOOK_AGAIN)
+    }
+
+    /// Restores what is known to be lost.
+    ///
+    /// # Errors
+    ///
+    /// The directory is away; or something could not be restored, and is tried again.
+    pub(super) fn restore_lost(&mut self) -> Result<(), FilingError> {
+        if self.presence.is_complete() || !self.presence.look_at_all() {
+            return Ok(());
+        }
+        self.presence.check_home()?;
+        let restored = self.restore_all(|segment| segment.settled_at().is_some());
+        // The committer ends a segment that has lost its file, and then this thread is kicked.
+        if self.segments.lost().iter().any(|segment| segment.settled_at().is_none()) {
+            self.events.wants_seal();
+        }
+        self.presence.look_at_all();
+        restored
+    }
+
+    /// The same at the end, when nothing is written to a segment any more.
+    /// [`describe_lost`](super::Presence::describe_lost) names what is still lost.
+    pub(crate) fn restore_at_the_end(&mut self) {
+        if self.presence.look_at_all() && self.presence.check_home().is_ok() {
+            if let Err(error) = self.restore_all(|_| true) {
+                self.events.failed(&error);
+            }
+            self.presence.look_at_all();
+        }
+    }
+
+    /// Restores everything that it can, and returns the first error.
+    fn restore_all(&mut self, is_ended: impl Fn(&Segment) -> bool) -> Result<(), FilingError> {
+        // First what keeps other processes out, and what an opening reads first.
+        let mut result = self.presence.home.restore().map_err(FilingError::Restore);
+        for segment in self.segments.lost().into_iter().filter(|segment| is_ended(segment)) {
+            result = result.and(self.restore_segment(&segment));
+        }
+        if self.ledger_file.loss().is_some() {
+            result = result.and(self.ledger_file.restore(&self.ledger).map_err(FilingError::from));
+        }
+        if self.liveness.loss().is_some() {
+            result = result.and(self.restore_liveness());
+        }
+        self.ballast.restore();
+        if self.presence.has_lost_data_file() {
+            self.durable.let_go("its data file was deleted or moved");
+        }
+        result
+    }
+
+    /// Writes the log of what lives anew: from the index, or else from the old file's descriptor.
+    fn restore_liveness(&mut self) -> Result<(), FilingError> {
+        if self.durable.is_whole() {
+            return self.renew_log(self.ledger.clone());
+        }
+        let mut next = self.ledger.clone();
+        let is_retained = |generation: u64| self.ledger.retained.contains_key(&generation);
+        next.liveness = self.liveness.compact(&is_retained, &LivenessChanges::default())?;
+        self.write_ledger(next)
+    }
+
+    fn restore_segment(&mut self, segment: &Arc<Segment>) -> Result<(), FilingError> {
+        let left = self.segments.restore(segment).map_err(FilingError::Restore)?;
+        self.filing.note_progress();
+        if left < segment.size {
+            self.report_cut(segment, left)?;
+            // Removals in the part that is gone are known in memory only: they are filed as soon as
+            // they can be.
+            if segment.role == Role::Journal {
+                self.cut_up_to = self.cut_up_to.max(segment.generation);
+            }
+        }
+        Ok(())
+    }
+
+    /// Names the messages of which the bytes are gone.
+    fn report_cut(&self, segment: &Segment, left: u64) -> Result<(), FilingError> {
+        let what = format!("{} was cut short to {left} bytes", segment.path.display());
+        let is_gone = |place: &Place| {
+            place.generation == segment.generation && place.offset + footprint(u64::from(place.len)) > left
+        };
+        for (key, newest) in self.source.collect(segment.generation) {
+            if newest.place.as_ref().is_some_and(is_gone) {
+                self.events.found_damage(&key.id(), &what);
+            }
+        }
+        let is_filed = self.ledger.retained.contains_key(&segment.generation);
+        if is_filed && self.durable.is_whole() {
+            self.durable.scan(&[KeyRange::ALL], &mut |key, record| {
+                if is_gone(&place_of_record(&record)) {
+                    self.events.found_damage(&key.id(), &what);
+                }
+                !self.filing.is_stopped()
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl super::Presence {
+    /// # Errors
+    ///
+    /// The directory is away.
+    fn check_home(&self) -> Result<(), FilingError> {
+        match self.is_away() {
+            true => Err(FilingError::Away(self.ledger_file.dir().to_owned())),
+            false => Ok(()),
+        }
+    }
+}

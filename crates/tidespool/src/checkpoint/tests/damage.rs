@@ -1,0 +1,222 @@
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use super::*;
+
+/// Flips a bit of the file.
+fn damage(path: &Path, at: u64) {
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+/// Two segments. The first holds an older version, a message that was removed, and one that lives.
+/// The second holds the newer version, and the removal. In a third one, which is recycled, another
+/// message was removed.
+fn history() -> (Bench, [SpoolId; 4]) {
+    let mut bench = Bench::new();
+    let [replaced, removed, lives, gone] = ids();
+    for id in [replaced, removed, lives, gone] {
+        bench.put(id);
+    }
+    bench.checkpoint();
+    bench.put(replaced);
+    bench.remove(removed);
+    bench.checkpoint();
+    bench.remove(gone);
+    bench.checkpoint();
+    assert_eq!(bench.generations(), [1, 2]);
+    bench.steps();
+    (bench, [replaced, removed, lives, gone])
+}
+
+/// The newest version of each message lives, as far as the segments tell. A message of which the
+/// removal was recycled comes back: better twice than never.
+fn assert_newest_wins(mut bench: Bench, [replaced, _, lives, gone]: [SpoolId; 4]) {
+    let seq_of_replaced = bench.indexed()[&Key::of(&replaced)].seq;
+    let (ledger, log) = (bench.filer.ledger.clone(), bench.filer.liveness.path());
+    bench.filer.rebuild().unwrap();
+    let mut expected = [replaced, lives, gone];
+    expected.sort_unstable();
+    assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), expected);
+    assert_eq!(bench.indexed()[&Key::of(&replaced)].seq, seq_of_replaced);
+    assert_eq!(bench.steps(), [Step::Rebuilt(3)], "nothing was lost");
+    let found = &bench.filer.ledger;
+    assert_eq!((found.tally.records, found.number, found.lost), (3, ledger.number + 1, 0));
+    assert_ne!(found.liveness.number, ledger.liveness.number, "a new log");
+    assert_ne!(bench.filer.liveness.path(), log);
+    assert!(!log.exists());
+    bench.assert_consistent();
+    bench.assert_rebuilds();
+}
+
+#[test]
+fn with_a_damaged_log_the_newest_version_wins_and_the_log_is_written_anew() {
+    let len = fs::metadata(history().0.filer.liveness.path()).unwrap().len();
+    let mut by_exact_lists = [0; 3];
+    for at in (0..len).step_by(7) {
+        let (mut bench, ids) = history();
+        let log = bench.filer.liveness.path();
+        damage(&log, at);
+        let ledger = &bench.filer.ledger;
+        let is_retained = |generation: u64| ledger.retained.contains_key(&generation);
+        let look = LivenessLog::look(&OsStorage, bench.dir.path(), ledger.liveness, &is_retained);
+        let read = look.unwrap();
+        assert_eq!(read.damage().len(), 1, "byte {at}");
+        let exact = [1, 2].iter().filter(|generation| read.is_exact(**generation)).count();
+        by_exact_lists[exact] += 1;
+        match exact {
+            0 => assert_newest_wins(bench, ids),
+            1 => {
+                bench.filer.rebuild().unwrap();
+                assert!(!log.exists() && bench.steps()[..] == [Step::Rebuilt(3)], "byte {at}");
+                bench.assert_consistent();
+                bench.assert_rebuilds();
+            }
+            // Of the file's own header, which a read does not need.
+            _ => {
+                let indexed = bench.indexed();
+                bench.filer.rebuild().unwrap();
+                assert_eq!(bench.indexed(), indexed);
+            }
+        }
+    }
+    assert!(by_exact_lists.iter().all(|count| *count > 0), "{by_exact_lists:?}");
+}
+
+/// Damage before the lists of all segments that are retained costs no list. It would keep the log
+/// from being compacted, and each try would throw the index away.
+#[test]
+fn a_log_with_a_gap_is_written_anew_although_no_list_is_missing() {
+    let mut bench = Bench::new();
+    let [a, b] = ids();
+    bench.put(a);
+    bench.checkpoint();
+    let end_of_first = bench.filer.ledger.liveness.len;
+    bench.put(b);
+    bench.remove(a);
+    bench.checkpoint();
+    bench.steps();
+    let (indexed, log) = (bench.indexed(), bench.filer.liveness.path());
+    damage(&log, end_of_first - 1);
+    bench.filer.rebuild().unwrap();
+    assert_eq!(bench.steps(), [Step::Rebuilt(1)]);
+    assert_eq!(bench.indexed(), indexed);
+    assert!(!log.exists());
+    bench.assert_consistent();
+    bench.assert_rebuilds();
+}
+
+/// Segments that are filed later would not count as listed completely.
+#[test]
+fn a_log_that_is_lost_while_nothing_is_filed_is_begun_anew() {
+    let mut bench = Bench::new();
+    let [a, b] = ids();
+    bench.put(a);
+    bench.checkpoint();
+    bench.remove(a);
+    bench.checkpoint();
+    assert!(bench.filer.ledger.retained.is_empty());
+    lose_log(&mut bench);
+    bench.filer.have_index().unwrap();
+    bench.put(b);
+    bench.checkpoint();
+    bench.assert_consistent();
+    bench.assert_rebuilds();
+}
+
+/// Deletes the log, and opens it as the next run does.
+fn lose_log(bench: &mut Bench) {
+    fs::remove_file(bench.filer.liveness.path()).unwrap();
+    let storage: Arc<dyn Storage> = bench.disk.clone();
+    let position = bench.filer.ledger.liveness;
+    bench.filer.liveness = LivenessLog::open(storage, bench.dir.path(), position, &|_| true).unwrap().0;
+}
+
+/// What lives in the first segment is not known. The second one, of which it is known, says which
+/// store in the first one was taken back.
+#[test]
+fn an_abort_in_a_segment_with_a_list_counts_for_one_without() {
+    let mut bench = Bench::new();
+    let [a, b] = ids();
+    let good = bench.put(a);
+    let aborted = bench.put(a);
+    let first = bench.seal();
+    bench.abort(a, aborted);
+    bench.put(b);
+    let second = bench.seal();
+    bench.filer.checkpoint(first).unwrap();
+    let end_of_first = bench.filer.ledger.liveness.len;
+    bench.filer.checkpoint(second).unwrap();
+    assert_eq!(bench.indexed()[&Key::of(&a)].seq, good);
+    damage(&bench.filer.liveness.path(), end_of_first - 1);
+    bench.filer.rebuild().unwrap();
+    assert_eq!(bench.indexed()[&Key::of(&a)].seq, good);
+    bench.assert_consistent();
+}
+
+#[test]
+fn without_a_log_the_newest_version_wins() {
+    let (mut bench, ids) = history();
+    lose_log(&mut bench);
+    assert_newest_wins(bench, ids);
+}
+
+#[test]
+fn a_missing_segment_is_counted_as_lost_once() {
+    let (mut bench, [replaced, _, lives, _]) = history();
+    bench.filer.segments.retire(1);
+    bench.filer.rebuild().unwrap();
+    assert_eq!(bench.steps(), [Step::Lost(1), Step::Rebuilt(1)]);
+    assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [replaced], "{lives} is lost");
+    assert_eq!(bench.filer.ledger.lost, 1);
+    assert_eq!(bench.filer.ledger.retained.keys().copied().collect::<Vec<_>>(), [2]);
+    bench.assert_consistent();
+    bench.assert_rebuilds();
+    assert_eq!(bench.filer.ledger.lost, 1);
+    assert_eq!(bench.steps(), [Step::Rebuilt(1)]);
+}
+
+/// Where the log is damaged too, the ledger still says how many messages the segment had.
+#[test]
+fn a_missing_segment_is_counted_as_lost_without_the_log() {
+    let (mut bench, [replaced, ..]) = history();
+    fs::write(bench.filer.liveness.path(), vec![0; 4096]).unwrap();
+    bench.filer.segments.retire(1);
+    bench.filer.rebuild().unwrap();
+    assert_eq!(bench.steps(), [Step::Lost(1), Step::Rebuilt(1)]);
+    assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [replaced]);
+    assert_eq!(bench.filer.ledger.lost, 1);
+    bench.assert_rebuilds();
+}
+
+#[test]
+fn a_damaged_footer_costs_a_scan_and_nothing_else() {
+    let (mut bench, _) = history();
+    for generation in [1, 2] {
+        let segment = bench.filer.segments.get(generation).unwrap();
+        damage(&segment.path, segment.size - 20);
+    }
+    bench.assert_rebuilds();
+    assert_eq!(bench.steps(), [Step::Rebuilt(2)]);
+}
+
+/// Without a footer, a record with a damaged header is not found.
+#[test]
+fn a_record_that_cannot_be_found_any_more_is_counted_as_lost() {
+    let (mut bench, [replaced, _, lives, _]) = history();
+    let place = bench.indexed()[&Key::of(&lives)];
+    let segment = bench.filer.segments.get(1).unwrap();
+    damage(&segment.path, place.offset + 8);
+    bench.assert_rebuilds();
+    assert_eq!(bench.steps(), [Step::Rebuilt(2)], "the footer has it, and a load finds the damage");
+    damage(&segment.path, segment.size - 20);
+    drop(segment);
+    bench.filer.rebuild().unwrap();
+    assert_eq!(bench.steps(), [Step::Lost(1), Step::Rebuilt(1)]);
+    assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [replaced]);
+    assert_eq!(bench.filer.ledger.lost, 1);
+    bench.assert_rebuilds();
+}

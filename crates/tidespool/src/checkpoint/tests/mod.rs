@@ -1,0 +1,348 @@
+//! The checkpoint thread without its thread: real segments, a real index and a real ledger in a
+//! temporary directory, and a journal that a test writes record by record.
+//!
+//! * `disk`: files whose writes a test can fail.
+//! * `steps`: single steps, in states that a running spool seldom comes to.
+//! * `filing`: what a checkpoint leaves, and what it does when it fails.
+//! * `rebuild`: the index thrown away and built anew.
+//! * `damage`: the same where files are damaged or missing.
+//! * `check`: the index of an earlier run.
+
+mod check;
+mod damage;
+mod disk;
+mod filing;
+mod rebuild;
+mod steps;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tempfile::TempDir;
+use tidespool_core::SpoolId;
+
+use super::retained::place_of_record;
+use super::*;
+use crate::durable::{Durable, Key, Record, SledOptions, Tally};
+use crate::journal::{
+    Change, Newest, Pool, PoolEvents, PoolSettings, RESERVED, Segment, Segments, Writer, payload_crc,
+};
+use crate::storage::{DiskRoom, OsStorage, Storage};
+use disk::FailingDisk;
+
+const MIB: u64 = 1 << 20;
+const SPOOL: [u8; 16] = [7; 16];
+
+/// What memory has of the journal.
+#[derive(Default)]
+struct Index {
+    /// Each id's versions, the newest last. A checkpoint forgets them.
+    versions: Mutex<BTreeMap<SpoolId, Vec<Newest>>>,
+    /// Removals on their way to the index on disk.
+    removals: u64,
+}
+
+impl Index {
+    fn newest(&self, id: &SpoolId) -> Option<Newest> {
+        self.versions.lock().get(id).and_then(|versions| versions.last()).copied()
+    }
+}
+
+impl Source for Index {
+    fn collect(&self, up_to: u64) -> Vec<(Key, Newest)> {
+        let versions = self.versions.lock();
+        let newest = versions.iter().filter_map(|(id, versions)| Some((Key::of(id), *versions.last()?)));
+        newest.filter(|(_, newest)| newest.generation <= up_to).collect()
+    }
+
+    fn live_bytes(&self) -> BTreeMap<u64, u64> {
+        let mut live = BTreeMap::new();
+        let places = self.collect(u64::MAX).into_iter().filter_map(|(_, newest)| newest.place);
+        places.for_each(|place| *live.entry(place.generation).or_default() += u64::from(place.len));
+        live
+    }
+
+    fn survey(&self) -> Survey {
+        Survey { live_bytes: 0, removals: self.removals }
+    }
+
+    fn is_newest(&self, id: &SpoolId, seq: u64) -> bool {
+        self.newest(id).is_some_and(|newest| newest.seq == seq)
+    }
+
+    fn knows(&self, id: &SpoolId) -> bool {
+        self.newest(id).is_some()
+    }
+
+    fn will_file(&self, _: HighKeys) {}
+
+    fn forget(&self, filed: &[(Key, Newest)]) {
+        for (id, newest) in filed.iter().map(|(key, newest)| (key.id(), newest)) {
+            if self.is_newest(&id, newest.seq) {
+                self.versions.lock().remove(&id);
+            }
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Filed,
+    Rewritten,
+    Sealing,
+    Rebuilt(u64),
+    Lost(u64),
+}
+
+/// What was reported. The first rewriting settles a segment: it is to be filed from then on.
+#[derive(Default)]
+struct Reports {
+    steps: Mutex<Vec<Step>>,
+    settles: Mutex<Option<Arc<Segment>>>,
+}
+
+impl FilingEvents for Reports {
+    fn filed(&self, _: u64, _: u64, _: Duration) {
+        self.steps.lock().push(Step::Filed);
+    }
+
+    fn recycled(&self) {}
+
+    fn wants_seal(&self) {
+        self.steps.lock().push(Step::Sealing);
+    }
+
+    fn rewritten(&self, _: u64) {
+        self.steps.lock().push(Step::Rewritten);
+        if let Some(segment) = self.settles.lock().take() {
+            segment.settle();
+        }
+    }
+
+    fn failed(&self, error: &FilingError) {
+        panic!("{error}");
+    }
+
+    fn found_damage(&self, id: &SpoolId, what: &str) {
+        panic!("{id}: {what}");
+    }
+
+    fn rebuilt(&self, messages: u64, _: Duration) {
+        self.steps.lock().push(Step::Rebuilt(messages));
+    }
+
+    fn found_loss(&self, messages: u64, _: &str) {
+        self.steps.lock().push(Step::Lost(messages));
+    }
+}
+
+impl PoolEvents for Reports {
+    fn segment_free(&self) {}
+
+    fn prewrite_failed(&self, error: &io::Error) {
+        panic!("{error}");
+    }
+}
+
+struct Bench {
+    filer: Filer,
+    writer: Writer,
+    index: Arc<Index>,
+    /// Appended, and not synced yet.
+    appended: BTreeMap<u64, (SpoolId, Appended)>,
+    reports: Arc<Reports>,
+    disk: Arc<FailingDisk>,
+    dir: TempDir,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Appended {
+    Version,
+    Abort,
+}
+
+impl Bench {
+    /// Nothing is filed, and the index is whole.
+    fn new() -> Self {
+        Self::with(Index::default())
+    }
+
+    fn with(index: Index) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (reports, index) = (Arc::<Reports>::default(), Arc::new(index));
+        let settings = PoolSettings {
+            dir: dir.path().to_owned(),
+            spool: SPOOL,
+            segment_size: MIB,
+            capacity: 8 * MIB,
+            keep_free: 0,
+            next_slot: 0,
+        };
+        let pool = Arc::new(Pool::new(Arc::new(OsStorage), settings, reports.clone()));
+        let segments = Arc::new(Segments::new(pool, SPOOL, 1));
+        let durable = Arc::new(Durable::new(&dir.path().join("sled"), SledOptions::new(1 << 20)));
+        durable.begin().unwrap();
+        durable.finish();
+        let disk = Arc::<FailingDisk>::default();
+        let storage: Arc<dyn Storage> = disk.clone();
+        let room = Arc::new(DiskRoom::new(Arc::new(OsStorage), dir.path(), 0));
+        let liveness =
+            LivenessLog::open(storage.clone(), dir.path(), Default::default(), &|_| true).unwrap().0;
+        let presence = Presence::anywhere(storage.clone(), dir.path(), segments.clone(), durable.clone());
+        let filer = Filer {
+            segments: segments.clone(),
+            durable,
+            presence: Arc::new(presence),
+            source: index.clone(),
+            filing: Arc::default(),
+            events: reports.clone(),
+            ledger_file: Arc::new(LedgerFile::new(storage, dir.path())),
+            ledger: Ledger::default(),
+            liveness,
+            rebuilding: Arc::default(),
+            ballast: Arc::new(Ballast::new(Arc::new(OsStorage), room, dir.path(), 0)),
+            settings: Arc::new(ArcSwap::from_pointee(FilerSettings { checkpoint_after: Duration::ZERO })),
+            retry: Retry::default(),
+            dead: DeadSegments::default(),
+            drained: Drained::default(),
+            compaction: None,
+            cut_up_to: 0,
+            is_ledger_in_doubt: false,
+        };
+        let writer = Writer::new(segments, 1);
+        Self { filer, writer, index, appended: BTreeMap::new(), reports, disk, dir }
+    }
+
+    /// A message of these bytes. Returns its sequence number.
+    fn put_bytes(&mut self, id: SpoolId, data: Vec<u8>) -> u64 {
+        let crc = payload_crc(&data);
+        self.append(id, Change::Put(Arc::new(data.into_boxed_slice()), crc), Appended::Version)
+    }
+
+    /// A message that differs from every other one.
+    fn put(&mut self, id: SpoolId) -> u64 {
+        let next = self.writer.last_seq() + 1;
+        self.put_bytes(id, vec![next.to_le_bytes()[0]; 100 + usize::try_from(next % 50).unwrap()])
+    }
+
+    fn remove(&mut self, id: SpoolId) {
+        self.append(id, Change::Remove, Appended::Version);
+    }
+
+    fn abort(&mut self, id: SpoolId, of: u64) {
+        self.append(id, Change::Abort(of), Appended::Abort);
+    }
+
+    fn append(&mut self, id: SpoolId, change: Change, appended: Appended) -> u64 {
+        let seq = self.writer.append(id, change);
+        self.appended.insert(seq, (id, appended));
+        seq
+    }
+
+    /// Ends the active segment: the next checkpoint files it. Returns its generation.
+    fn seal(&mut self) -> u64 {
+        let pool = self.filer.segments.pool();
+        while pool.free() <= RESERVED {
+            pool.give(pool.allocate(MIB).unwrap());
+        }
+        self.writer.write().unwrap();
+        let generation = self.writer.active_generation().unwrap();
+        self.writer.seal();
+        let synced = self.writer.sync().unwrap();
+        for durable in synced.records {
+            let (id, appended) = self.appended.remove(&durable.seq).unwrap();
+            let mut versions = self.index.versions.lock();
+            let of_id = versions.entry(id).or_default();
+            match appended {
+                Appended::Version => of_id.push(durable.newest),
+                Appended::Abort => drop(of_id.pop()),
+            }
+            if of_id.is_empty() {
+                versions.remove(&id);
+            }
+        }
+        synced.finished.iter().for_each(|segment| segment.settle());
+        generation
+    }
+
+    /// Ends the active segment, and files everything.
+    fn checkpoint(&mut self) -> u64 {
+        let generation = self.seal();
+        self.filer.checkpoint(generation).unwrap();
+        generation
+    }
+
+    /// Rewrites every segment with something dead in it.
+    fn compact(&mut self) {
+        let before = self.filer.segments.next_generation();
+        while self.filer.tidy_some(true, before).unwrap() > 0 {}
+    }
+
+    fn steps(&self) -> Vec<Step> {
+        std::mem::take(&mut self.reports.steps.lock())
+    }
+
+    fn generations(&self) -> Vec<u64> {
+        self.filer.segments.all().iter().map(|segment| segment.generation).collect()
+    }
+
+    /// What the index holds.
+    fn indexed(&self) -> BTreeMap<Key, Record> {
+        let mut found = BTreeMap::new();
+        let visit = &mut |key, record| found.insert(key, record).is_none();
+        self.filer.durable.scan_all(visit).unwrap();
+        found
+    }
+
+    /// Every message that is filed, as it is read through the index.
+    fn messages(&self) -> BTreeMap<SpoolId, Vec<u8>> {
+        let read = |(key, record): (Key, Record)| {
+            let segment = self.filer.segments.get(record.generation).unwrap();
+            let (id, place) = (key.id(), place_of_record(&record));
+            (id, segment.read_put(self.filer.segments.salt(), &id, place).unwrap().0)
+        };
+        self.indexed().into_iter().map(read).collect()
+    }
+
+    /// Index, ledger, and log agree.
+    fn assert_consistent(&self) {
+        let mut tally = Tally::default();
+        let mut lists = BTreeMap::<u64, Vec<u64>>::new();
+        for (key, record) in self.indexed() {
+            tally.add(&key, &record.encode(&key));
+            lists.entry(record.generation).or_default().push(record.offset);
+        }
+        lists.values_mut().for_each(|offsets| offsets.sort_unstable());
+        let ledger = &self.filer.ledger;
+        assert_eq!(ledger.tally, tally);
+        let live: BTreeMap<u64, u64> =
+            ledger.retained.iter().map(|(generation, segment)| (*generation, segment.live)).collect();
+        assert_eq!(live, lists.iter().map(|(generation, list)| (*generation, list.len() as u64)).collect());
+        let is_retained = |generation: u64| ledger.retained.contains_key(&generation);
+        let liveness = LivenessLog::look(&OsStorage, self.dir.path(), ledger.liveness, &is_retained).unwrap();
+        assert_eq!(liveness.damage(), <[String; 0]>::default());
+        for (generation, list) in lists {
+            assert!(liveness.is_exact(generation), "{generation}");
+            assert_eq!(liveness.of(generation).unwrap().collect::<Vec<_>>(), list, "{generation}");
+        }
+    }
+
+    /// Builds the index anew: it, the ledger and the log are the same as before.
+    fn assert_rebuilds(&mut self) {
+        let (ledger, indexed) = (self.filer.ledger.clone(), self.indexed());
+        self.filer.rebuild().unwrap();
+        assert!(self.filer.durable.is_whole());
+        assert_eq!(self.indexed(), indexed);
+        assert_eq!(self.filer.ledger, ledger);
+        assert_eq!(self.filer.ledger_file.read().unwrap().as_ref(), Some(&ledger));
+        self.assert_consistent();
+    }
+}
+
+fn ids<const N: usize>() -> [SpoolId; N] {
+    std::array::from_fn(|_| SpoolId::new())
+}

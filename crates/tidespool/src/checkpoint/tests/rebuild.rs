@@ -1,0 +1,182 @@
+use proptest::prelude::*;
+
+use super::*;
+
+#[test]
+fn a_rebuild_gives_the_same_index() {
+    let mut bench = Bench::new();
+    let all: [SpoolId; 40] = ids();
+    for (number, chunk) in all.chunks(10).enumerate() {
+        chunk.iter().for_each(|id| _ = bench.put(*id));
+        bench.put(chunk[0]);
+        let aborted = bench.put(chunk[1]);
+        bench.abort(chunk[1], aborted);
+        bench.remove(chunk[2]);
+        if number > 0 {
+            bench.put(all[number * 10 - 4]);
+            bench.remove(all[number * 10 - 5]);
+        }
+        bench.checkpoint();
+    }
+    assert_eq!(bench.messages().len(), 40 - 4 - 3);
+    bench.assert_consistent();
+    bench.assert_rebuilds();
+    bench.steps();
+    bench.compact();
+    assert_eq!(bench.steps(), [Step::Rewritten]);
+    bench.assert_consistent();
+    let messages = bench.messages();
+    bench.assert_rebuilds();
+    assert_eq!(bench.messages(), messages);
+    assert_eq!(bench.steps(), [Step::Rebuilt(33)]);
+}
+
+/// The log is what says which of the records of a segment live: no version that is older, no
+/// message that was removed and no store that was taken back is indexed, whatever the segments
+/// hold.
+#[test]
+fn versions_that_died_stay_dead() {
+    let mut bench = Bench::new();
+    let [a, b, c] = ids();
+    bench.put(a);
+    bench.put(b);
+    let good = bench.put(c);
+    // Its abort is in the next segment, which is recycled.
+    bench.put(a);
+    bench.checkpoint();
+    let version = bench.put(c);
+    bench.abort(c, version);
+    bench.remove(b);
+    bench.checkpoint();
+    assert_eq!(bench.generations(), [1]);
+    let indexed = bench.indexed();
+    assert_eq!(indexed[&Key::of(&c)].seq, good);
+    assert_eq!(indexed.len(), 2);
+    bench.assert_rebuilds();
+}
+
+#[test]
+fn a_rebuild_of_many_segments_reports_how_far_it_is() {
+    let mut bench = Bench::new();
+    for _ in 0..3 {
+        ids::<10>().iter().for_each(|id| _ = bench.put(*id));
+        bench.checkpoint();
+    }
+    assert_eq!(bench.filer.rebuilding.progress(), None);
+    bench.assert_rebuilds();
+    assert_eq!(bench.filer.rebuilding.progress(), None);
+}
+
+#[test]
+fn the_end_cuts_a_rebuild_short_and_its_index_is_not_used() {
+    let mut bench = Bench::new();
+    let [a] = ids();
+    bench.put(a);
+    bench.checkpoint();
+    bench.filer.filing.stop();
+    assert!(matches!(bench.filer.rebuild(), Err(FilingError::Stopped)));
+    assert!(!bench.filer.durable.is_whole());
+    assert_eq!(bench.filer.rebuilding.progress(), None);
+    assert!(matches!(bench.filer.durable.get(&Key::of(&a)), Err(DurableError::Unavailable { .. })));
+}
+
+/// Segments without a live message are recycled during a rebuild: a long rebuild must not fill the
+/// journal.
+#[test]
+fn segments_in_which_nothing_lives_are_recycled_during_a_rebuild() {
+    let mut bench = Bench::new();
+    let [a] = ids();
+    bench.put(a);
+    let kept = bench.checkpoint();
+    for _ in 0..5 {
+        let [brief] = ids();
+        bench.put(brief);
+        bench.remove(brief);
+        bench.seal();
+    }
+    assert_eq!(bench.generations().len(), 6);
+    let indexed = bench.indexed();
+    bench.filer.rebuild().unwrap();
+    assert_eq!(bench.generations(), [kept]);
+    assert_eq!(bench.indexed(), indexed);
+    bench.assert_consistent();
+}
+
+/// The filer is asked again and again for what is due. A whole index is not built twice.
+#[test]
+fn a_whole_index_is_left_alone() {
+    let mut bench = Bench::new();
+    let [a] = ids();
+    bench.put(a);
+    bench.checkpoint();
+    bench.filer.have_index().unwrap();
+    assert_eq!(bench.steps(), [Step::Filed]);
+    bench.filer.durable.let_go("as a test wants it");
+    bench.filer.have_index().unwrap();
+    bench.filer.have_index().unwrap();
+    assert_eq!(bench.steps(), [Step::Rebuilt(1)]);
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Put(usize),
+    /// A put that its caller takes back.
+    Abort(usize),
+    Remove(usize),
+    Checkpoint,
+    Compact,
+    Rebuild,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let op = prop_oneof![
+        6 => (0..8usize).prop_map(Op::Put),
+        2 => (0..8usize).prop_map(Op::Abort),
+        4 => (0..8usize).prop_map(Op::Remove),
+        3 => Just(Op::Checkpoint),
+        1 => Just(Op::Compact),
+        1 => Just(Op::Rebuild),
+    ];
+    prop::collection::vec(op, 1..60)
+}
+
+/// Runs a history. The model has what is filed.
+fn run(history: &[Op]) {
+    let mut bench = Bench::new();
+    let all: [SpoolId; 8] = ids();
+    let mut model = BTreeMap::<SpoolId, u64>::new();
+    for op in history {
+        match *op {
+            Op::Put(n) => drop(model.insert(all[n], bench.put(all[n]))),
+            Op::Abort(n) => {
+                let seq = bench.put(all[n]);
+                bench.abort(all[n], seq);
+            }
+            Op::Remove(n) => {
+                model.remove(&all[n]);
+                bench.remove(all[n]);
+            }
+            Op::Checkpoint if bench.appended.is_empty() => {}
+            Op::Checkpoint => drop(bench.checkpoint()),
+            Op::Compact => bench.compact(),
+            Op::Rebuild if bench.filer.ledger.number == 0 => {}
+            Op::Rebuild => bench.assert_rebuilds(),
+        }
+    }
+    bench.put(SpoolId::new());
+    bench.checkpoint();
+    bench.assert_rebuilds();
+    let mut filed: BTreeMap<SpoolId, u64> =
+        bench.indexed().into_iter().map(|(key, record)| (key.id(), record.seq)).collect();
+    filed.retain(|id, _| all.contains(id));
+    assert_eq!(filed, model);
+    bench.messages();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn any_history_is_rebuilt(history in ops()) {
+        run(&history);
+    }
+}

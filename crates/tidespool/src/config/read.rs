@@ -1,0 +1,150 @@
+//! Settings from TOML, and errors that name the setting, its value as it was given, and its place.
+//!
+//! serde names neither the table of a setting nor what is allowed. So the text is parsed twice:
+//! once for the settings, once for the places of all keys and values.
+
+use std::ops::Range;
+
+use serde::Deserialize as _;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::Config;
+use super::error::{ConfigError, ConfigPlace};
+use super::validate::{Setting, settings};
+
+/// The most characters of a value that an error shows.
+const SHOWN: usize = 64;
+
+pub(super) fn read(text: &str) -> Result<Config, ConfigError> {
+    let table = DeTable::parse(text).map_err(|error| syntax(text, &error))?;
+    let known = settings(&Config::without_path());
+    check_names(text, &known, "", table.get_ref())?;
+    let config: Config = match toml::from_str(text) {
+        Ok(config) => config,
+        Err(error) => return Err(name_setting(text, &table, &error)),
+    };
+    config.validate().map_err(|error| as_given(error, text, table.get_ref()))?;
+    Ok(config)
+}
+
+/// Every key is a setting, or a table of settings; and every table of settings is a table.
+fn check_names(text: &str, known: &[Setting], prefix: &str, table: &DeTable<'_>) -> Result<(), ConfigError> {
+    for (key, value) in table {
+        let path = format!("{prefix}{}", key.get_ref());
+        if known.iter().any(|setting| setting.path == path) {
+            continue;
+        }
+        let below = format!("{path}.");
+        let is_table = known.iter().any(|setting| setting.path.starts_with(&below));
+        match value.get_ref() {
+            DeValue::Table(table) if is_table => check_names(text, known, &below, table)?,
+            _ if is_table => {
+                let allowed = format!("a table of settings: {}", names_in(known, &below));
+                let at = ConfigPlace::in_text(text, value.span().start);
+                return Err(ConfigError::Invalid {
+                    at,
+                    setting: path,
+                    value: shown(text, value.span()),
+                    allowed,
+                });
+            }
+            _ => {
+                let at = ConfigPlace::in_text(text, key.span().start);
+                return Err(ConfigError::Unknown { at, setting: path, known: names_in(known, prefix) });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The settings, and tables of settings, directly below `prefix`.
+fn names_in(known: &[Setting], prefix: &str) -> String {
+    let below = known.iter().filter_map(|setting| setting.path.strip_prefix(prefix));
+    let mut names: Vec<&str> = below.map(|rest| rest.split('.').next().unwrap_or(rest)).collect();
+    names.dedup();
+    names.join(", ")
+}
+
+/// A value of the wrong kind.
+fn name_setting(text: &str, table: &Spanned<DeTable<'_>>, error: &toml::de::Error) -> ConfigError {
+    let found = error.span().and_then(|span| find(table.get_ref(), "", &span));
+    let Some((path, span)) = found else { return syntax(text, error) };
+    // Its bounds may depend on the other settings, as far as these can be read.
+    let mut others = table.clone();
+    remove(others.get_mut(), &path);
+    let others =
+        Config::deserialize(toml::Deserializer::from(others)).unwrap_or_else(|_| Config::without_path());
+    match settings(&others).into_iter().find(|setting| setting.path == path) {
+        Some(Setting { path, form, allowed, .. }) => ConfigError::Invalid {
+            at: ConfigPlace::in_text(text, span.start),
+            setting: path,
+            value: shown(text, span),
+            allowed: format!("{form}{allowed}"),
+        },
+        None => syntax(text, error),
+    }
+}
+
+/// An error of [`Config::validate`], with the value as it stands in the text, if it stands there.
+fn as_given(error: ConfigError, text: &str, table: &DeTable<'_>) -> ConfigError {
+    let ConfigError::Invalid { setting, value, allowed, .. } = error else { return error };
+    match look_up(table, &setting) {
+        Some(span) => {
+            let at = ConfigPlace::in_text(text, span.start);
+            ConfigError::Invalid { at, setting, value: shown(text, span), allowed }
+        }
+        None => ConfigError::Invalid { at: ConfigPlace::default(), setting, value, allowed },
+    }
+}
+
+fn syntax(text: &str, error: &toml::de::Error) -> ConfigError {
+    let at = error.span().map(|span| ConfigPlace::in_text(text, span.start)).unwrap_or_default();
+    ConfigError::Syntax { at, reason: error.to_string().trim_end().to_owned() }
+}
+
+/// The setting whose value holds `wanted`, and the place of its value.
+fn find(table: &DeTable<'_>, prefix: &str, wanted: &Range<usize>) -> Option<(String, Range<usize>)> {
+    table.iter().find_map(|(key, value)| {
+        let path = format!("{prefix}{}", key.get_ref());
+        if let DeValue::Table(table) = value.get_ref()
+            && let Some(found) = find(table, &format!("{path}."), wanted)
+        {
+            return Some(found);
+        }
+        let span = value.span();
+        (span.start <= wanted.start && wanted.end <= span.end).then_some((path, span))
+    })
+}
+
+/// The place of a setting's value.
+fn look_up(table: &DeTable<'_>, path: &str) -> Option<Range<usize>> {
+    match path.split_once('.') {
+        None => table.get(path).map(Spanned::span),
+        Some((first, rest)) => match table.get(first)?.get_ref() {
+            DeValue::Table(table) => look_up(table, rest),
+            _ => None,
+        },
+    }
+}
+
+fn remove(table: &mut DeTable<'_>, path: &str) {
+    match path.split_once('.') {
+        None => drop(table.remove(path)),
+        Some((first, rest)) => {
+            if let Some(DeValue::Table(table)) = table.get_mut(first).map(Spanned::get_mut) {
+                remove(table, rest);
+            }
+        }
+    }
+}
+
+/// What stands there, in one line.
+fn shown(text: &str, span: Range<usize>) -> String {
+    let mut value = text.get(span).unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some((cut, _)) = value.char_indices().nth(SHOWN) {
+        value.truncate(cut);
+        value.push('…');
+    }
+    value
+}

@@ -1,0 +1,76 @@
+//! Whether a file system can hold sled at all.
+//!
+//! sled calls `sync_file_range`, and fails with `EINVAL` where a file system (or a sandbox) refuses
+//! it. Damaged files make it fail with the same error. An empty sled in a directory of its own has
+//! nothing that could be damaged, so it separates the two cases.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use super::sled_lock::SledLock;
+use super::worker::{Failure, Opened, Parts, Strays, Worker};
+
+/// The directory of the empty sled, in the spool's directory.
+pub(crate) const TRIAL_DIR: &str = "sled.trial";
+
+/// After an opening of sled in `dir` that failed: whether an empty sled beside it fails in the same
+/// way.
+pub(super) fn refuses_sled(dir: &Path, failure: &Failure, wait: Duration, strays: &Strays) -> bool {
+    if failure.kind != Some(ErrorKind::InvalidInput) {
+        return false;
+    }
+    // Beside the directory of all indexes.
+    let Some(parent) = dir.parent().and_then(Path::parent) else { return false };
+    let trial = parent.join(TRIAL_DIR);
+    // What a killed process left there would not be empty.
+    let _ = fs::remove_dir_all(&trial);
+    let config = sled::Config::new().path(&trial).cache_capacity(1 << 20).flush_every_ms(None);
+    let path = trial.clone();
+    let open = move || {
+        let db = config.open()?;
+        let tree = db.open_tree("trial")?;
+        tree.insert(b"key", b"value")?;
+        tree.flush()?;
+        Ok(Parts { db, tree, lock: SledLock::of(&path) })
+    };
+    let refused = match Worker::start(&trial, wait, strays, open) {
+        Ok(Opened::Ready(engine, worker)) => {
+            drop(engine);
+            worker.join(wait, strays);
+            false
+        }
+        Ok(Opened::Failed(again, worker)) => {
+            worker.join(wait, strays);
+            again.kind == failure.kind
+        }
+        Ok(Opened::Late(worker)) => {
+            worker.join(Duration::ZERO, strays);
+            false
+        }
+        Err(_) => false,
+    };
+    // The answer stands, whether the files can be removed or not.
+    let _ = fs::remove_dir_all(&trial);
+    refused
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An opening that failed with `EINVAL` on a file system that takes sled: its files are
+    /// damaged.
+    #[test]
+    fn a_file_system_that_takes_sled_refuses_nothing_and_nothing_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let failed = |kind| Failure { what: "failed".to_owned(), kind };
+        let wait = Duration::from_secs(60);
+        for kind in [None, Some(ErrorKind::InvalidInput), Some(ErrorKind::StorageFull)] {
+            let refuses = refuses_sled(&dir.path().join("sled/1"), &failed(kind), wait, &Strays::default());
+            assert!(!refuses, "{kind:?}");
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,303 @@
+use std::fs;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::engine::Faults;
+use super::*;
+use crate::durable::sled_store::open_patiently;
+use crate::durable::{ClosedIndex, Durable};
+
+pub(super) fn sled(dir: &Path) -> Durable {
+    Durable::new(&dir.join("sled"), SledOptions::new(CACHE))
+}
+
+fn fill_in(durable: &Durable, ops: impl IntoIterator<Item = Op>) -> Result<Tally, DurableError> {
+    durable.fill(&mut ops.into_iter(), &mut |_, _| ())
+}
+
+fn change(durable: &Durable, ops: impl IntoIterator<Item = Op>) -> Result<Tally, DurableError> {
+    durable.apply(&mut ops.into_iter(), &mut |_, _| ())
+}
+
+/// The closing may take so long.
+pub(super) fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+/// Two records, in an index that is whole.
+pub(super) fn make_whole(durable: &Durable) {
+    durable.begin().unwrap();
+    fill_in(durable, [put(1, place(1, 10)), put(2, place(2, 10))]).unwrap();
+    durable.finish();
+}
+
+/// Why a call was not answered.
+pub(super) fn why<T: std::fmt::Debug>(answer: Result<T, DurableError>) -> String {
+    match answer {
+        Err(DurableError::Unavailable { why, .. }) => why,
+        answered => panic!("{answered:?}"),
+    }
+}
+
+/// Nothing is answered, for this reason.
+pub(super) fn assert_unavailable(durable: &Durable, reason: &str) {
+    assert_eq!(why(durable.get(&key(1))), reason, "of what is there");
+    assert_eq!(why(durable.get(&key(9))), reason, "of what is not there");
+    assert_eq!(why(change(durable, [remove(1)])), reason);
+    assert_eq!(why(durable.scan(&[KeyRange::ALL], &mut |_, _| panic!("visited"))), reason);
+    assert!(!durable.is_whole());
+}
+
+pub(super) fn closed_index(durable: &Durable) -> ClosedIndex {
+    durable.sum_up(soon()).unwrap().unwrap()
+}
+
+#[test]
+fn nothing_is_answered_before_there_is_an_index() {
+    let dir = dir();
+    let durable = sled(dir.path());
+    assert_unavailable(&durable, "the index of the last run is being checked");
+    assert_eq!((durable.size_on_disk(), durable.memory_bytes()), (0, 0));
+    assert!(!durable.is_unchecked() && durable.data_file().is_none());
+}
+
+#[test]
+fn an_index_that_is_being_filled_answers_only_what_it_has() {
+    let dir = dir();
+    let durable = sled(dir.path());
+    durable.begin().unwrap();
+    fill_in(&durable, [put(1, place(1, 10))]).unwrap();
+    assert!(!durable.is_whole() && !durable.is_unchecked());
+    assert_eq!(durable.get(&key(1)), Ok(Some(place(1, 10))));
+    let reason = "the index is being rebuilt from the segments";
+    assert_eq!(why(durable.get(&key(2))), reason, "it may come");
+    assert_eq!(why(change(&durable, [remove(1)])), reason);
+    assert_eq!(why(durable.scan(&[KeyRange::ALL], &mut |_, _| panic!("visited"))), reason);
+    assert_eq!(durable.get_filled(&key(2)), Ok(None), "the rebuild asks what it has put in so far");
+    durable.finish();
+    assert!(durable.is_whole());
+    assert_eq!(durable.get(&key(2)), Ok(None));
+    change(&durable, [remove(1), put(2, place(2, 20))]).unwrap();
+    assert_eq!((durable.get(&key(1)), durable.get(&key(2))), (Ok(None), Ok(Some(place(2, 20)))));
+    assert!(durable.memory_bytes() > 0 && durable.size_on_disk() > 0);
+    assert_eq!(durable.close(soon()), Ok(true));
+    assert_unavailable(&durable, "it was closed");
+    assert_eq!(durable.memory_bytes(), 0);
+}
+
+/// An older copy of the files came while an index was begun. What it held was answered as if the
+/// rebuild had found it.
+#[test]
+fn an_index_that_is_not_empty_when_it_is_begun_is_not_used() {
+    let (dir, faults) = (dir(), Arc::new(Faults::default()));
+    let durable = faults.handle(dir.path());
+    faults.leave(key(1), place(1, 10));
+    let error = durable.begin().unwrap_err().to_string();
+    assert!(error.contains("it holds records of an earlier index"), "{error}");
+    assert_unavailable(&durable, "it holds records of an earlier index");
+}
+
+#[test]
+fn an_index_that_is_distrusted_is_out_of_use_and_the_one_after_it_is_not() {
+    let dir = dir();
+    let durable = sled(dir.path());
+    make_whole(&durable);
+    let (_, number) = durable.find(&key(1)).unwrap().unwrap();
+    durable.distrust(number + 1, "another one is wrong");
+    assert!(durable.is_whole());
+    durable.distrust(number, "it is wrong");
+    assert_unavailable(&durable, "it is wrong");
+    make_whole(&durable);
+    durable.distrust(number, "the earlier one is wrong");
+    assert!(durable.is_whole());
+    assert_eq!(durable.close(soon()), Ok(true));
+}
+
+#[test]
+fn an_index_that_is_not_checked_answers_nothing() {
+    let dir = dir();
+    let durable = sled(dir.path());
+    make_whole(&durable);
+    assert_eq!(durable.close(soon()), Ok(true));
+    let closed = closed_index(&durable);
+
+    let durable = sled(dir.path());
+    assert!(durable.open_closed(closed, 2));
+    assert!(durable.is_unchecked());
+    assert_unavailable(&durable, "the index of the last run is being checked");
+    let mut found = Vec::new();
+    let visit = &mut |key, record| {
+        found.push((key, record));
+        true
+    };
+    durable.scan_all(visit).unwrap();
+    assert_eq!(found, [(key(1), place(1, 10)), (key(2), place(2, 10))]);
+    durable.finish();
+    assert!(durable.is_whole() && !durable.is_unchecked());
+    assert_eq!((durable.get(&key(1)), durable.get(&key(9))), (Ok(Some(place(1, 10))), Ok(None)));
+    assert_eq!(durable.close(soon()), Ok(true));
+}
+
+#[test]
+fn a_new_index_has_a_new_number_and_the_others_are_removed() {
+    let dir = dir();
+    let (root, faults) = (dir.path().join("sled"), Arc::<Faults>::default());
+    for other in ["3", "17", "blobs"] {
+        fs::create_dir_all(root.join(other)).unwrap();
+        fs::write(root.join(other).join("db"), "of earlier").unwrap();
+    }
+    fs::write(root.join("conf"), "of earlier").unwrap();
+    let names = || {
+        let entries = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name());
+        entries.map(|name| name.into_string().unwrap()).collect::<Vec<_>>()
+    };
+    let durable = faults.handle(&root);
+    make_whole(&durable);
+    assert_eq!(names(), ["18"]);
+    // What could not be removed, or is gone by itself: no number is used twice all the same.
+    fs::remove_dir_all(root.join("18")).unwrap();
+    durable.begin().unwrap();
+    assert_eq!(names(), ["19"]);
+    assert!(!durable.is_whole());
+    assert_eq!(why(durable.get(&key(1))), "the index is being rebuilt from the segments", "it is empty");
+    assert_eq!(faults.opened(), ["18", "19"]);
+}
+
+#[test]
+fn an_error_takes_the_index_out_of_use_and_it_is_never_opened_again() {
+    type Call = fn(&Durable) -> Result<(), DurableError>;
+    let calls: [Call; 6] = [
+        |durable| durable.get(&key(1)).map(drop),
+        |durable| durable.get_filled(&key(1)).map(drop),
+        |durable| change(durable, [remove(1)]).map(drop),
+        |durable| fill_in(durable, [remove(1)]).map(drop),
+        |durable| durable.scan(&[KeyRange::ALL], &mut |_, _| true),
+        |durable| durable.scan_all(&mut |_, _| true),
+    ];
+    for call in calls {
+        let (dir, faults) = (dir(), Arc::<Faults>::default());
+        let durable = faults.handle(dir.path());
+        make_whole(&durable);
+        let error = faults.fail();
+        assert_eq!(call(&durable), Err(error.clone()));
+        // The disk works again: that changes nothing.
+        faults.heal();
+        assert_unavailable(&durable, &error.to_string());
+        assert_eq!(why(call(&durable)), error.to_string());
+        durable.finish();
+        assert!(!durable.is_whole() && !durable.is_unchecked());
+        assert_eq!(faults.opened(), ["1"]);
+        make_whole(&durable);
+        assert_eq!(durable.get(&key(1)), Ok(Some(place(1, 10))));
+        assert_eq!(faults.opened(), ["1", "2"]);
+        assert!(!dir.path().join("1").exists());
+    }
+}
+
+#[test]
+fn an_error_that_says_nothing_about_the_engine_leaves_it_in_use() {
+    let (dir, faults) = (dir(), Arc::<Faults>::default());
+    let durable = faults.handle(dir.path());
+    make_whole(&durable);
+    faults.fail_with(DurableError::Locked { path: dir.path().into() });
+    durable.get(&key(1)).unwrap_err();
+    faults.heal();
+    assert_eq!(durable.get(&key(1)), Ok(Some(place(1, 10))));
+    assert!(durable.is_whole());
+}
+
+#[test]
+fn an_index_that_cannot_be_begun_is_none() {
+    let (dir, faults) = (dir(), Arc::<Faults>::default());
+    let durable = faults.handle(dir.path());
+    make_whole(&durable);
+    let error = faults.fail();
+    assert_eq!(durable.begin(), Err(error));
+    faults.heal();
+    assert_unavailable(&durable, "the index is being rebuilt from the segments");
+    assert!(durable.data_file().is_none());
+    durable.begin().unwrap();
+    assert_eq!(faults.opened(), ["1", "2", "3"]);
+}
+
+#[test]
+fn the_error_of_an_index_that_was_replaced_leaves_the_new_one_in_use() {
+    let (dir, faults) = (dir(), Arc::<Faults>::default());
+    let durable = faults.handle(dir.path());
+    make_whole(&durable);
+    let ops = (1..3).map(|n| {
+        make_whole(&durable);
+        faults.fail();
+        remove(n)
+    });
+    change(&durable, ops).unwrap_err();
+    faults.heal();
+    assert!(durable.is_whole());
+    assert_eq!(durable.get(&key(1)), Ok(Some(place(1, 10))));
+}
+
+#[test]
+fn many_callers_meet_one_error_and_wait_for_the_next_index() {
+    let (dir, faults) = (dir(), Arc::<Faults>::default());
+    let durable = faults.handle(dir.path());
+    for round in 1..=20 {
+        make_whole(&durable);
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| while durable.get(&key(1)).is_ok_and(|found| found.is_some()) {});
+            }
+            faults.fail();
+            durable.get(&key(1)).unwrap_err();
+        });
+        faults.heal();
+        assert!(!durable.is_whole());
+        assert_eq!(faults.opened().len(), round);
+    }
+}
+
+#[test]
+fn a_place_that_cannot_be_read_throws_the_index_away() {
+    let dir = dir();
+    let durable = sled(dir.path());
+    make_whole(&durable);
+    assert_eq!(durable.close(soon()), Ok(true));
+    let data_dir = dir.path().join("sled/1");
+    let db = open_patiently(&sled::Config::new().path(data_dir).flush_every_ms(None)).unwrap();
+    db.open_tree("places").unwrap().insert(key(2).as_bytes(), b"something else").unwrap();
+    drop(db);
+    // As if it had been damaged before the end.
+    let closed = closed_index(&durable);
+
+    let durable = sled(dir.path());
+    assert!(durable.open_closed(closed, 2));
+    durable.finish();
+    assert_eq!(durable.get(&key(1)), Ok(Some(place(1, 10))));
+    let error = durable.get(&key(2)).unwrap_err();
+    assert!(error.poisons(), "{error}");
+    assert_unavailable(&durable, &error.to_string());
+    assert_eq!(durable.close(soon()), Ok(false));
+}
+
+#[test]
+fn waiters_wake_when_the_index_is_whole_and_at_the_end() {
+    let (dir, faults) = (dir(), Arc::<Faults>::default());
+    let durable = faults.handle(dir.path());
+    let mut context = Context::from_waker(Waker::noop());
+    durable.begin().unwrap();
+    let mut waiting = pin!(durable.whole());
+    assert!(waiting.as_mut().poll(&mut context).is_pending());
+    durable.finish();
+    assert!(waiting.poll(&mut context).is_ready());
+    assert!(pin!(durable.whole()).poll(&mut context).is_ready(), "whole already");
+
+    durable.begin().unwrap();
+    let mut waiting = pin!(durable.whole());
+    assert!(waiting.as_mut().poll(&mut context).is_pending());
+    durable.close(soon()).unwrap();
+    assert!(waiting.poll(&mut context).is_ready());
+    assert!(pin!(durable.whole()).poll(&mut context).is_ready(), "closed already");
+}

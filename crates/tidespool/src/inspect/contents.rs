@@ -1,0 +1,250 @@
+//! Everything that a directory holds, from its segments, its ledger and its log of what lives. The
+//! index is not opened: it holds nothing that these do not say.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Result;
+use tidespool_core::{Corrupt, SpoolId};
+
+use super::Damage;
+use super::torn::torn_records;
+use crate::checkpoint::{
+    Examined, FiledMessage, Gone, Ledger, Liveness, LivenessLog, Places, examine, living_in, newest_puts,
+    place_of_found, read_ledger,
+};
+use crate::durable::Key;
+use crate::journal::{
+    Newest, NewestById, NoPoolEvents, Place, Pool, PoolSettings, ReadError, Recovered, Segments, salt_of,
+};
+
+/// What was found.
+pub(super) struct Contents {
+    pub(super) ledger: Ledger,
+    pub(super) is_ledger_whole: bool,
+    /// The newest record of each message that is younger than the last checkpoint.
+    pub(super) newest: NewestById,
+    /// What is filed, in key order. Younger records count more.
+    pub(super) filed: Vec<FiledMessage>,
+    pub(super) segments: Segments,
+    pub(super) counts: Counts,
+    pub(super) damage: Vec<Damage>,
+    pub(super) torn: Vec<Damage>,
+    /// Messages that are gone without their id being known.
+    pub(super) lost: u64,
+    /// Messages that may have been removed or replaced before: it is not known what lived in their
+    /// segment.
+    pub(super) doubtful: Vec<FiledMessage>,
+    /// Free files that show nothing at all.
+    pub(super) blank: Vec<PathBuf>,
+}
+
+/// Segments by their use, and other numbers.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Counts {
+    pub(super) free: u64,
+    pub(super) journal: u64,
+    pub(super) retained: u64,
+    pub(super) segment_bytes: u64,
+    pub(super) clean_shutdown: bool,
+}
+
+impl Contents {
+    /// Reads all of it but the payloads, and changes nothing.
+    pub(super) fn read(places: &Places) -> Result<Self> {
+        let found = read_ledger(places, false)?;
+        let Examined { ledger, is_ledger_whole, recovered, damage: files } = examine(places, found, false)?;
+        let mut damage: Vec<Damage> = files
+            .iter()
+            .chain(&recovered.damage)
+            .map(|file| report(&file.path, None, file.what.clone()))
+            .collect();
+        let mut lost = 0;
+        for gap in &recovered.replayed.gaps {
+            lost += gap.last - gap.first + 1;
+            let what = format!("records {} to {} are missing", gap.first, gap.last);
+            damage.push(report(&places.journal(), None, what));
+        }
+        let is_retained = |generation: u64| ledger.retained.contains_key(&generation);
+        let liveness = LivenessLog::look(&*places.storage, &places.dir, ledger.liveness, &is_retained)?;
+        damage.extend(liveness.damage().iter().map(|what| report(&places.dir, None, what.clone())));
+        let torn = torn_records(&recovered, salt_of(places.spool));
+        let counts = count(&recovered, &ledger, is_ledger_whole);
+        let blank =
+            recovered.free.iter().filter(|free| free.size == 0).map(|free| free.path.clone()).collect();
+        let (newest, segments) = take_over(places, recovered);
+        let mut contents = Self {
+            ledger,
+            is_ledger_whole,
+            newest,
+            filed: Vec::new(),
+            segments,
+            counts,
+            damage,
+            torn,
+            lost,
+            doubtful: Vec::new(),
+            blank,
+        };
+        contents.list_filed(places, &liveness)?;
+        Ok(contents)
+    }
+
+    fn list_filed(&mut self, places: &Places, liveness: &Liveness) -> Result<()> {
+        let (mut unknown, mut known) = (Vec::new(), Vec::new());
+        for (generation, kept) in self.ledger.retained.clone() {
+            let Some(segment) = self.segments.get(generation) else {
+                self.lost += kept.live;
+                continue;
+            };
+            if !liveness.is_exact(generation) {
+                unknown.push(segment);
+                continue;
+            }
+            let expected = liveness.count(generation).unwrap_or(0);
+            let living = living_in(&segment, self.segments.salt(), liveness)?;
+            let found = living.len() as u64;
+            self.filed.extend(living);
+            if found < expected {
+                self.lost += expected - found;
+                let what =
+                    format!("{} of {expected} messages have no record that can be read", expected - found);
+                self.damage.push(report(&segment.path, None, what));
+            }
+            known.push(segment);
+        }
+        let (salt, mut gone) = (salt_of(places.spool), Gone::default());
+        for segment in known.iter().filter(|_| !unknown.is_empty()) {
+            gone.add(segment, salt)?;
+        }
+        let puts = newest_puts(unknown.iter().map(|segment| &**segment), salt, gone)?;
+        let doubtful = puts.into_iter().map(|(key, found)| FiledMessage {
+            key,
+            seq: found.header.seq,
+            place: place_of_found(&found),
+        });
+        self.doubtful = doubtful.collect();
+        self.filed.extend(&self.doubtful);
+        // Of one message the newest version counts.
+        self.filed.sort_unstable_by_key(|message| (message.key, std::cmp::Reverse(message.seq)));
+        self.filed.dedup_by_key(|message| message.key);
+        let newest = &self.newest;
+        self.filed.retain(|message| !newest.contains_key(&message.key.id()));
+        self.doubtful.retain(|message| !newest.contains_key(&message.key.id()));
+        if !self.is_ledger_whole {
+            self.doubt_young()?;
+        }
+        Ok(())
+    }
+
+    /// Without a ledger, a segment that is read as the journal's may be filed, and removals of what
+    /// it holds may have stood in segments that were recycled since. A message with a record number
+    /// above all missing ones is not doubtful.
+    fn doubt_young(&mut self) -> Result<()> {
+        let mut seqs = Vec::new();
+        for segment in self.segments.all() {
+            seqs.extend(segment.listing(self.segments.salt())?.entries().map(|entry| entry.seq));
+        }
+        let certain_from = first_without_gap(seqs);
+        let young = self.newest.iter().filter(|(_, newest)| newest.seq < certain_from);
+        let doubtful = young.filter_map(|(id, newest)| {
+            Some(FiledMessage { key: Key::of(id), seq: newest.seq, place: newest.place? })
+        });
+        self.doubtful.extend(doubtful);
+        Ok(())
+    }
+
+    /// The messages that are younger than the last checkpoint, in no order.
+    pub(super) fn young(&self) -> impl Iterator<Item = (SpoolId, Place)> + '_ {
+        self.newest.iter().filter_map(|(id, newest)| Some((*id, newest.place?)))
+    }
+
+    /// Where a message is, if there is one.
+    pub(super) fn place_of(&self, id: &SpoolId) -> Option<Place> {
+        if let Some(Newest { place, .. }) = self.newest.get(id) {
+            return *place;
+        }
+        let key = Key::of(id);
+        let found = self.filed.binary_search_by_key(&key, |message| message.key).ok()?;
+        Some(self.filed[found].place)
+    }
+
+    /// The bytes of the message at a place.
+    ///
+    /// # Errors
+    ///
+    /// [`Corrupt`], or an I/O error.
+    pub(super) fn read_message(&self, id: SpoolId, place: Place) -> Result<Vec<u8>> {
+        let Some(segment) = self.segments.get(place.generation) else {
+            let reason = format!("its segment (generation {}) is missing", place.generation);
+            return Err(Corrupt { id, reason }.into());
+        };
+        match segment.read_put(self.segments.salt(), &id, place) {
+            Ok((data, _)) => Ok(data),
+            Err(error @ ReadError::Damaged { .. }) => Err(Corrupt { id, reason: error.to_string() }.into()),
+            Err(error @ ReadError::Io { .. }) => Err(error.into()),
+        }
+    }
+
+    /// The file that a place is in.
+    pub(super) fn path_of(&self, places: &Places, place: Place) -> PathBuf {
+        self.segments.get(place.generation).map_or_else(|| places.journal(), |segment| segment.path.clone())
+    }
+}
+
+/// The lowest number from which on none is missing, up to the highest.
+fn first_without_gap(mut seqs: Vec<u64>) -> u64 {
+    seqs.sort_unstable();
+    let gap = seqs.array_windows().rfind(|[one, next]| one + 1 < *next);
+    gap.map_or(seqs.first().copied().unwrap_or(0), |[_, next]| *next)
+}
+
+fn count(recovered: &Recovered, ledger: &Ledger, is_ledger_whole: bool) -> Counts {
+    let segments = recovered.journal.iter().chain(&recovered.retained);
+    Counts {
+        free: recovered.free.len() as u64,
+        journal: recovered.journal.len() as u64,
+        retained: recovered.retained.len() as u64,
+        segment_bytes: segments.map(|segment| segment.size).sum::<u64>()
+            + recovered.free.iter().map(|free| free.size).sum::<u64>(),
+        clean_shutdown: is_ledger_whole && ledger.durable_seq + 1 == recovered.replayed.next_seq,
+    }
+}
+
+fn take_over(places: &Places, recovered: Recovered) -> (NewestById, Segments) {
+    let settings = PoolSettings {
+        dir: places.journal(),
+        spool: places.spool,
+        segment_size: 1 << 20,
+        capacity: 4 << 20,
+        keep_free: 0,
+        next_slot: recovered.next_slot,
+    };
+    let pool = Pool::new(places.storage.clone(), settings, Arc::new(NoPoolEvents));
+    let segments = Segments::new(Arc::new(pool), places.spool, recovered.next_generation);
+    recovered.journal.into_iter().chain(recovered.retained).for_each(|segment| segments.insert(segment));
+    (recovered.replayed.newest, segments)
+}
+
+/// Something that is wrong with a file or a message.
+pub(super) fn report(path: &Path, id: Option<SpoolId>, what: String) -> Damage {
+    Damage { path: path.display().to_string(), id, what }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_without_a_gap_begin_after_the_last_one_that_is_missing() {
+        for (seqs, first) in [
+            (vec![], 0),
+            (vec![7], 7),
+            (vec![3, 1, 2, 2], 1),
+            (vec![1, 3, 4, 6, 7, 7, 8], 6),
+            (vec![1, 9], 9),
+        ] {
+            assert_eq!(first_without_gap(seqs.clone()), first, "{seqs:?}");
+        }
+    }
+}

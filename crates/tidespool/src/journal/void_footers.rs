@@ -1,0 +1,52 @@
+//! Footers that a crash made wrong: they list records of a torn tail.
+//!
+//! A footer is written before its segment's last sync ends. A power cut may keep the footer and
+//! lose records before it. The numbers of these records are used again, so such a footer must never
+//! be read.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use super::footer::{TRAILER_BYTES, TRAILER_LEN};
+use super::recovery::RecoveryError;
+use super::segment::{ReadError, Segment};
+use crate::storage::write_all_at;
+
+/// Finds the footers that list a record from number `cut_from` on. A listing of these segments
+/// scans from now on.
+pub(super) fn void_footers(
+    segments: &[Arc<Segment>],
+    salt: u32,
+    cut_from: u64,
+) -> Result<Vec<Arc<Segment>>, RecoveryError> {
+    let mut void = Vec::new();
+    for segment in segments {
+        let trailer = segment.read_trailer(salt).map_err(|error| reading(segment, error))?;
+        if trailer.is_some_and(|trailer| trailer.last_seq >= cut_from) {
+            segment.void_footer();
+            void.push(segment.clone());
+        }
+    }
+    Ok(void)
+}
+
+fn reading(segment: &Segment, error: ReadError) -> RecoveryError {
+    let source = match error {
+        ReadError::Io { source, .. } => source,
+        damaged @ ReadError::Damaged { .. } => std::io::Error::other(damaged),
+    };
+    RecoveryError { doing: "reading", path: segment.path.clone(), source }
+}
+
+/// Overwrites a footer. To be done before records are cut: afterwards nothing says that it is
+/// wrong.
+pub(super) fn erase_footer(segment: &Segment) -> Result<(), RecoveryError> {
+    let zeros = [0; TRAILER_BYTES];
+    write_all_at(&*segment.file, &mut [IoSlice::new(&zeros)], segment.size - TRAILER_LEN)
+        .and_then(|()| segment.file.sync_data())
+        .map_err(|source| RecoveryError {
+            doing: "erasing the footer of",
+            path: segment.path.clone(),
+            source,
+        })
+}

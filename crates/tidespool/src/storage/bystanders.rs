@@ -1,0 +1,72 @@
+//! What file systems, desktops and deployment tools leave in an otherwise empty directory.
+//!
+//! A directory that holds nothing else counts as empty. None of these is ever read, moved or
+//! deleted. The list is short on purpose: a directory with anything else in it is in use for
+//! something else.
+
+/// Whole names.
+const NAMES: [&str; 27] = [
+    // The root of a file system: fsck's directory, quota files, snapshots, ...
+    "lost+found",
+    "aquota.user",
+    "aquota.group",
+    "quota.user",
+    "quota.group",
+    ".snapshot",
+    ".snapshots",
+    ".zfs",
+    ".glusterfs",
+    // ... on a volume that was mounted by Windows or macOS, ...
+    "System Volume Information",
+    "$RECYCLE.BIN",
+    ".Spotlight-V100",
+    ".Trashes",
+    ".fseventsd",
+    // ... or is exported by a storage appliance.
+    "@eaDir",
+    "#recycle",
+    "#snapshot",
+    ".etc",
+    // What keeps an empty directory in an archive or a repository.
+    ".gitkeep",
+    ".gitignore",
+    ".gitattributes",
+    ".hgkeep",
+    ".keep",
+    ".placeholder",
+    // What desktops write into each directory that they show.
+    ".DS_Store",
+    ".directory",
+    "desktop.ini",
+];
+
+/// Beginnings of names.
+const PREFIXES: [&str; 4] = [
+    // A file that was deleted while it was open, on NFS and on FUSE.
+    ".nfs",
+    ".fuse_hidden",
+    // One of each user.
+    ".Trash",
+    // What macOS keeps beside a file on a file system without resource forks.
+    "._",
+];
+
+/// Whether a spool's directory may hold something of this name that is not the spool's.
+pub(crate) fn is_bystander(name: &str) -> bool {
+    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_somebody_works_with_is_no_bystander() {
+        for name in ["lost+found", ".gitkeep", ".nfs00000000012345", ".Trash-1000", "._journal"] {
+            assert!(is_bystander(name), "{name}");
+        }
+        for name in ["thesis.txt", "lost+found.old", ".git", ".ssh", "journal", "FORMAT", "", "."] {
+            assert!(!is_bystander(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! An exclusive lock on a file (`flock`), which ends with its owner and not with a forked child.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+
+use parking_lot::Mutex;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+/// Device and inode of each file that this process has locked.
+static HELD: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
+
+/// A locked file.
+///
+/// A child that was forked without `exec` holds a copy of the descriptor, and closing the original
+/// leaves the lock with the copy. So dropping it unlocks explicitly, which ends the lock for all
+/// copies; but only in the process that took the lock, or the child's end would unlock the parent's
+/// spool.
+#[derive(Debug)]
+pub(crate) struct FileLock {
+    file: File,
+    key: (u64, u64),
+    process: u32,
+}
+
+impl FileLock {
+    /// Locks `file`, without waiting. `Err` within `Ok` returns the file: another owner has it
+    /// locked.
+    pub(crate) fn try_lock(file: File) -> io::Result<Result<Self, File>> {
+        let key = key_of(&file)?;
+        let lock = || flock(&file, FlockOperation::NonBlockingLockExclusive);
+        match rustix::io::retry_on_intr(lock) {
+            Err(Errno::WOULDBLOCK) => Ok(Err(file)),
+            Err(error) => Err(error.into()),
+            Ok(()) => {
+                HELD.lock().insert(key);
+                Ok(Ok(Self { file, key, process: std::process::id() }))
+            }
+        }
+    }
+
+    pub(crate) fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        if self.process != std::process::id() {
+            return;
+        }
+        HELD.lock().remove(&self.key);
+        // Closing the file unlocks it, too, where no child has a copy.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
+/// Whether this process itself has the file locked. A process id in the file does not prove it: in
+/// containers that share a volume, both processes may have the same one.
+pub(crate) fn is_locked_here(file: &File) -> bool {
+    key_of(file).is_ok_and(|key| HELD.lock().contains(&key))
+}
+
+fn key_of(file: &File) -> io::Result<(u64, u64)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Closing one of two descriptors of a lock used to leave the other with it: what a fork does.
+    #[test]
+    fn a_copy_of_the_descriptor_does_not_keep_the_lock() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || File::open(file.path()).unwrap();
+        let lock = FileLock::try_lock(open()).unwrap().unwrap();
+        let copy = lock.file.try_clone().unwrap();
+        assert!(is_locked_here(&copy));
+        assert!(FileLock::try_lock(open()).unwrap().is_err());
+        drop(lock);
+        assert!(!is_locked_here(&copy));
+        let mut next = FileLock::try_lock(open()).unwrap().unwrap();
+        drop(copy);
+        assert!(FileLock::try_lock(open()).unwrap().is_err());
+        // A forked child drops its copy of the owner.
+        next.process = 0;
+        let parents = next.file.try_clone().unwrap();
+        drop(next);
+        assert!(FileLock::try_lock(open()).unwrap().is_err());
+        drop(parents);
+    }
+}

@@ -1,0 +1,126 @@
+//! Whether an open file still has its name.
+//!
+//! A file that is deleted under a process goes on working for it: the descriptor reads and writes,
+//! and the file is missing at the next start.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{FileState, Storage, StorageFile};
+
+/// What happened to a file, as far as its name and its state show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// No file has the name.
+    Gone,
+    /// Another file has the name.
+    Replaced,
+    /// The file is shorter than what was written to it.
+    CutShort { len: u64, of: u64 },
+    /// The owner may not read and write it.
+    Unreadable,
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => f.write_str("it was deleted or moved"),
+            Self::Replaced => f.write_str("another file has its name"),
+            Self::CutShort { len, of } => write!(f, "it was cut short: {len} of {of} bytes are left"),
+            Self::Unreadable => f.write_str("its mode does not let its owner read and write it"),
+        }
+    }
+}
+
+/// An open file that should keep its name and its bytes.
+#[derive(Debug, Clone)]
+pub(crate) struct KeptFile {
+    pub(crate) path: PathBuf,
+    pub(crate) file: Arc<dyn StorageFile>,
+    /// Bytes that it has at the least.
+    pub(crate) least: u64,
+}
+
+impl KeptFile {
+    /// What happened to it. `None`: nothing, or the file system does not answer.
+    pub(crate) fn loss(&self, storage: &dyn Storage) -> Option<Loss> {
+        loss_of(storage, &self.path, &*self.file, self.least)
+    }
+}
+
+/// What happened to the open `file` that should be found under `path`, with at least `least` bytes.
+/// `None`: nothing, or the file system does not answer.
+pub(crate) fn loss_of(
+    storage: &dyn Storage,
+    path: &Path,
+    file: &dyn StorageFile,
+    least: u64,
+) -> Option<Loss> {
+    loss_of_state(storage, path, file.state().ok()?, least)
+}
+
+/// The same of a file or directory in this state.
+pub(crate) fn loss_of_state(storage: &dyn Storage, path: &Path, held: FileState, least: u64) -> Option<Loss> {
+    let named = match storage.state(path) {
+        Ok(named) => named,
+        Err(error) => {
+            return match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Some(Loss::Gone),
+                io::ErrorKind::PermissionDenied => Some(Loss::Unreadable),
+                _ => None,
+            };
+        }
+    };
+    if named.identity != held.identity {
+        return Some(Loss::Replaced);
+    }
+    // Read first, so it may be older than what was written since.
+    let len = held.len.max(named.len);
+    if len < least {
+        return Some(Loss::CutShort { len, of: least });
+    }
+    (named.mode & 0o600 != 0o600).then_some(Loss::Unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::storage::{OpenMode, OsStorage};
+
+    #[test]
+    fn each_way_of_losing_a_name_is_told_from_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("file"), dir.path().join("other"));
+        let whole = || {
+            let _ = fs::remove_file(&path);
+            fs::write(&path, "0123456789").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            OsStorage.open(&path, OpenMode::Write).unwrap()
+        };
+        let look = |file: &dyn StorageFile| loss_of(&OsStorage, &path, file, 10);
+        let file = whole();
+        assert_eq!(look(&*file), None);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+        assert_eq!(look(&*file), Some(Loss::Unreadable));
+        let file = whole();
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(9).unwrap();
+        assert_eq!(look(&*file), Some(Loss::CutShort { len: 9, of: 10 }));
+        let file = whole();
+        fs::copy(&path, &other).unwrap();
+        fs::rename(&other, &path).unwrap();
+        assert_eq!(look(&*file), Some(Loss::Replaced));
+        let file = whole();
+        fs::rename(&path, &other).unwrap();
+        assert_eq!(look(&*file), Some(Loss::Gone));
+        fs::rename(&other, &path).unwrap();
+        assert_eq!(look(&*file), None, "it is back");
+        let file = whole();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(look(&*file), Some(Loss::Gone));
+    }
+}

@@ -1,0 +1,56 @@
+//! I/O errors that name their file.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What [`at`] puts into an [`io::Error`].
+#[derive(Debug)]
+struct Named {
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.source)
+    }
+}
+
+impl std::error::Error for Named {}
+
+/// The same error, with the file in its text. The kind stays, and so does [`os_code`].
+pub(crate) fn at(path: &Path, error: io::Error) -> io::Error {
+    if named(&error).is_some() {
+        return error;
+    }
+    io::Error::new(error.kind(), Named { path: path.to_owned(), source: error })
+}
+
+/// The system's number of the error. `None`: the system did not report it.
+pub(crate) fn os_code(error: &io::Error) -> Option<i32> {
+    error.raw_os_error().or_else(|| named(error)?.source.raw_os_error())
+}
+
+fn named(error: &io::Error) -> Option<&Named> {
+    error.get_ref()?.downcast_ref()
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_named_error_says_the_same_and_where() {
+        let path = Path::new("/spool/journal/00000001.seg");
+        let error = at(path, Errno::DQUOT.into());
+        assert!(error.to_string().starts_with("/spool/journal/00000001.seg: "), "{error}");
+        assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
+        assert_eq!(os_code(&error), Some(Errno::DQUOT.raw_os_error()));
+        let again = at(Path::new("/spool"), error);
+        assert!(again.to_string().starts_with("/spool/journal/00000001.seg: "), "{again}");
+        assert_eq!(os_code(&at(path, io::ErrorKind::StorageFull.into())), None);
+    }
+}

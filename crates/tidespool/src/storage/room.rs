@@ -1,0 +1,382 @@
+//! Whether the disk of a spool has room.
+//!
+//! `statvfs` does not show most quotas, so before sled is changed or a segment is made the room is
+//! tried out: a file is allocated and deleted. When that fails, or a write fails for want of room,
+//! though `statvfs` shows room, there is a quota. From then on every answer is tried out.
+
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::{OpenMode, Storage, StorageFile, is_no_room, largest_file, os_code, write_all_at};
+
+/// The file with which room is tried out. It is there for longer only after a kill.
+pub(crate) const TRIAL_FILE: &str = "probe.room";
+
+/// After a trial that failed, none of as many bytes is made for so long. Some file systems (btrfs)
+/// count a deleted file for a while, so trials in a row would take the room that they look for.
+const NEXT_TRIAL: Duration = Duration::from_secs(2);
+
+/// `TMPFS_MAGIC` and `RAMFS_MAGIC`.
+const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+
+/// The room on the disk of one spool.
+#[derive(Debug)]
+pub(crate) struct DiskRoom {
+    storage: Arc<dyn Storage>,
+    dir: PathBuf,
+    /// Bytes that the spool needs to go on storing.
+    enough: u64,
+    /// tmpfs or ramfs: `statvfs` shows all there is, and what is tried out would take memory.
+    is_in_memory: bool,
+    /// `statvfs` showed room that was not there. Stays set: the quota stays, too.
+    distrusts_statvfs: AtomicBool,
+    /// Room was missing, and this many bytes have to be there before that is over. 0: none was.
+    missing: AtomicU64,
+    /// See [`NEXT_TRIAL`].
+    pause: Duration,
+    /// The trial that failed last, if no room was given since, and its bytes.
+    failed: Mutex<Option<(Instant, u64)>>,
+    /// Held during a trial: one at a time.
+    trial: Mutex<()>,
+}
+
+impl DiskRoom {
+    /// For a spool in `dir` that needs `enough` free bytes to go on storing.
+    pub(crate) fn new(storage: Arc<dyn Storage>, dir: &Path, enough: u64) -> Self {
+        Self {
+            storage,
+            dir: dir.to_owned(),
+            enough,
+            is_in_memory: rustix::fs::statfs(dir).is_ok_and(|found| IN_MEMORY.contains(&found.f_type)),
+            distrusts_statvfs: AtomicBool::new(false),
+            missing: AtomicU64::new(0),
+            pause: NEXT_TRIAL,
+            failed: Mutex::default(),
+            trial: Mutex::default(),
+        }
+    }
+
+    /// Removes the trial file of a process that was killed: its bytes are wanted.
+    pub(crate) fn remove_leftover(&self) {
+        // Most often there is none.
+        let _ = self.storage.remove_file(&self.dir.join(TRIAL_FILE));
+    }
+
+    /// Notes an error of a write, a sync or a new file. An error that the spool itself makes, to
+    /// leave room to others, has no error number of the system, and does not count.
+    pub(crate) fn note(&self, error: &io::Error) {
+        if is_no_room(error) && os_code(error).is_some() {
+            self.note_no_room();
+        }
+    }
+
+    /// The spool gave up room of its own: the next trial may succeed.
+    pub(crate) fn note_given(&self) {
+        *self.failed.lock() = None;
+    }
+
+    /// A write failed for want of room.
+    pub(crate) fn note_no_room(&self) {
+        self.note_missing(self.enough);
+    }
+
+    fn note_missing(&self, need: u64) {
+        // Where `statvfs` shows the same, it also shows when that ends.
+        if self.shows_room_for(need) {
+            self.distrusts_statvfs.store(true, Ordering::Relaxed);
+            // More than what was missing, or it would be missing again at once.
+            self.missing.fetch_max(need.saturating_add(self.enough), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether there is room for `bytes`. True if the file system does not answer.
+    pub(crate) fn is_for(&self, bytes: u64) -> bool {
+        self.shows_room_for(bytes)
+            && (!self.distrusts_statvfs.load(Ordering::Relaxed) || self.has_in_truth(bytes))
+    }
+
+    /// The same for a caller that must not run out of room, as sled. Tries out more than `bytes`,
+    /// so that a quota is found while there still is room to go on with.
+    pub(crate) fn is_surely_for(&self, bytes: u64) -> bool {
+        self.shows_room_for(bytes)
+            && (self.leaves(bytes, bytes)
+                || !self.distrusts_statvfs.load(Ordering::Relaxed)
+                || self.has_in_truth(bytes))
+    }
+
+    /// Whether what the spool needs to go on is left beside `bytes`, where `statvfs` does not show
+    /// it.
+    pub(crate) fn leaves_enough(&self, bytes: u64) -> bool {
+        // The room that only a very large message lacks is not missing to the others.
+        self.leaves(bytes, bytes.min(self.enough))
+    }
+
+    /// The same. `missing`: of `bytes`, what is noted as missing where it is not left.
+    fn leaves(&self, bytes: u64, missing: u64) -> bool {
+        let need = bytes.saturating_add(self.enough);
+        let distrusts = self.distrusts_statvfs.load(Ordering::Relaxed);
+        // Where `statvfs` shows too little room, that is true. Zeros are not written only to find a
+        // quota: of a file system that cannot allocate, `statvfs` counts.
+        let leaves = match distrusts {
+            true => self.has_in_truth(need),
+            false => {
+                self.is_in_memory
+                    || !self.shows_room_for(need)
+                    || self.tried(need, |file, bytes| file.allocate(bytes))
+            }
+        };
+        if !leaves {
+            self.note_missing(missing.saturating_add(self.enough));
+        }
+        leaves
+    }
+
+    /// Whether room was used up that `statvfs` shows, and still is: tries it out.
+    pub(crate) fn is_still_used_up(&self) -> bool {
+        let missing = self.missing.load(Ordering::Relaxed);
+        if missing == 0 {
+            return false;
+        }
+        let is_there = self.has_in_truth(missing);
+        if is_there {
+            // Unless more is missing since.
+            let _ = self.missing.compare_exchange(missing, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        !is_there
+    }
+
+    fn shows_room_for(&self, bytes: u64) -> bool {
+        self.storage.space(&self.dir).map_or(true, |space| space.has_room_for(bytes))
+    }
+
+    /// Takes `bytes` and gives them back.
+    fn has_in_truth(&self, bytes: u64) -> bool {
+        self.tried(bytes, reserve)
+    }
+
+    /// Whether a file of `bytes` can `take` its room.
+    fn tried(&self, bytes: u64, take: fn(&dyn StorageFile, u64) -> io::Result<()>) -> bool {
+        // A limit on the size of one file is no want of room.
+        let bytes = largest_file().map_or(bytes, |limit| limit.min(bytes));
+        let _one = self.trial.lock();
+        if self.failed.lock().is_some_and(|(at, least)| bytes >= least && at.elapsed() < self.pause) {
+            return false;
+        }
+        let path = self.dir.join(TRIAL_FILE);
+        let opened = self.storage.open(&path, OpenMode::Create);
+        let tried = opened.and_then(|file| take(&*file, bytes));
+        if let Err(error) = self.storage.remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), %error, "the file that tries out the room could not be removed");
+        }
+        // Other errors are no want of room.
+        let is_there = tried.map_or_else(|error| !is_no_room(&error), |()| true);
+        *self.failed.lock() = (!is_there).then(|| (Instant::now(), bytes));
+        is_there
+    }
+}
+
+/// Takes room for the first `bytes` of a new file: by allocation, which no compression makes
+/// smaller; by writing zeros where the file system cannot allocate. Durable after a sync.
+pub(crate) fn reserve(file: &dyn StorageFile, bytes: u64) -> io::Result<()> {
+    const STEP: usize = 1 << 20;
+    match file.allocate(bytes) {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+        allocated => return allocated,
+    }
+    let zeros = vec![0; STEP];
+    let mut at = 0;
+    while at < bytes {
+        let step = usize::try_from(bytes - at).unwrap_or(STEP).min(STEP);
+        write_all_at(file, &mut [IoSlice::new(&zeros[..step])], at)?;
+        at += step as u64;
+    }
+    // Some file systems look for room when they write back.
+    file.sync_data()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{OsStorage, Space};
+
+    /// A file system that shows room, and has room for `left` bytes in one file.
+    #[derive(Debug, Clone)]
+    struct Limited {
+        left: Arc<AtomicU64>,
+        free: u64,
+        allocates: bool,
+    }
+
+    #[derive(Debug)]
+    struct LimitedFile(Limited, Arc<dyn StorageFile>);
+
+    impl Limited {
+        fn check(&self, end: u64) -> io::Result<()> {
+            let fits = end <= self.left.load(Ordering::Relaxed);
+            fits.then_some(()).ok_or_else(|| rustix::io::Errno::DQUOT.into())
+        }
+    }
+
+    impl Storage for Limited {
+        fn create_dir(&self, path: &Path) -> io::Result<()> {
+            OsStorage.create_dir(path)
+        }
+        fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
+            Ok(Arc::new(LimitedFile(self.clone(), OsStorage.open(path, mode)?)))
+        }
+        fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+            OsStorage.list(path)
+        }
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            OsStorage.rename(from, to)
+        }
+        fn remove_file(&self, path: &Path) -> io::Result<()> {
+            OsStorage.remove_file(path)
+        }
+        fn sync_dir(&self, path: &Path) -> io::Result<()> {
+            OsStorage.sync_dir(path)
+        }
+        fn space(&self, _path: &Path) -> io::Result<Space> {
+            Ok(Space { free_bytes: self.free, total_bytes: 1 << 40, ..Space::default() })
+        }
+    }
+
+    impl StorageFile for LimitedFile {
+        fn len(&self) -> io::Result<u64> {
+            self.1.len()
+        }
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.1.read_at(buf, offset)
+        }
+        fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+            self.0.check(offset + bufs.iter().map(|buf| buf.len() as u64).sum::<u64>())?;
+            self.1.write_vectored_at(bufs, offset)
+        }
+        fn allocate(&self, len: u64) -> io::Result<()> {
+            if !self.0.allocates {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            self.0.check(len)?;
+            self.1.allocate(len)
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            self.1.sync_data()
+        }
+    }
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn after_a_quota_struck_room_is_tried_out_and_found_again() {
+        for allocates in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let disk = Limited { left: Arc::default(), free: 1 << 30, allocates };
+            let room = on_a_disk(&disk, dir.path());
+            assert!(room.is_for(MIB), "nothing failed yet");
+            assert!(!room.is_still_used_up(), "nothing failed yet");
+            room.note(&rustix::io::Errno::IO.into());
+            assert!(room.is_for(MIB) && !room.is_still_used_up(), "no want of room");
+            room.note(&rustix::io::Errno::DQUOT.into());
+            assert!(!room.is_for(MIB) && room.is_still_used_up());
+            disk.left.store(2 * MIB, Ordering::Relaxed);
+            assert!(room.is_for(MIB) && room.is_still_used_up(), "not enough to go on with");
+            disk.left.store(4 * MIB, Ordering::Relaxed);
+            assert!(room.is_still_used_up(), "it would be missing again at once");
+            disk.left.store(6 * MIB, Ordering::Relaxed);
+            assert!(!room.is_still_used_up());
+            disk.left.store(0, Ordering::Relaxed);
+            assert!(!room.is_still_used_up(), "no write failed since");
+            assert!(!room.is_for(MIB) && !room.leaves_enough(MIB), "what is shown is not trusted");
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+    }
+
+    /// A room as it is on a disk, wherever the tests run.
+    fn on_a_disk(disk: &Limited, dir: &Path) -> DiskRoom {
+        let pause = Duration::ZERO;
+        DiskRoom { is_in_memory: false, pause, ..DiskRoom::new(Arc::new(disk.clone()), dir, 3 * MIB) }
+    }
+
+    /// Asked to write beyond the quota, sled is poisoned: what is filed could not be read until it
+    /// was opened again.
+    #[test]
+    fn a_quota_is_found_before_it_strikes() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Limited { left: Arc::default(), free: 1 << 30, allocates: true };
+        let room = on_a_disk(&disk, dir.path());
+        disk.left.store(4 * MIB, Ordering::Relaxed);
+        assert!(room.is_surely_for(MIB) && !room.is_still_used_up());
+        disk.left.store(2 * MIB, Ordering::Relaxed);
+        assert!(room.is_surely_for(MIB), "there still is room");
+        assert!(room.is_still_used_up(), "the quota is known");
+        disk.left.store(MIB / 2, Ordering::Relaxed);
+        assert!(!room.is_surely_for(MIB));
+        disk.left.store(7 * MIB, Ordering::Relaxed);
+        assert!(room.is_surely_for(MIB) && !room.is_still_used_up());
+        let disk = Limited { left: Arc::default(), free: 1 << 30, allocates: false };
+        let room = on_a_disk(&disk, dir.path());
+        assert!(room.is_surely_for(MIB) && !room.is_still_used_up(), "no zeros are written each time");
+    }
+
+    /// The probe tried out the room four times a second, and each trial took what the next one, and the
+    /// checkpoint beside it, looked for.
+    #[test]
+    fn a_trial_that_failed_is_not_repeated_at_once_unless_room_was_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Limited { left: Arc::default(), free: 1 << 30, allocates: true };
+        let room = DiskRoom { pause: Duration::from_secs(3600), ..on_a_disk(&disk, dir.path()) };
+        room.note_no_room();
+        assert!(!room.is_for(2 * MIB));
+        disk.left.store(10 * MIB, Ordering::Relaxed);
+        assert!(!room.is_for(2 * MIB) && !room.is_for(3 * MIB), "these were not tried");
+        assert!(room.is_for(MIB), "a smaller one is tried, and its success counts");
+        assert!(room.is_for(2 * MIB));
+        disk.left.store(0, Ordering::Relaxed);
+        assert!(!room.is_for(2 * MIB));
+        disk.left.store(10 * MIB, Ordering::Relaxed);
+        room.note_given();
+        assert!(room.is_for(2 * MIB));
+    }
+
+    /// One message that was larger than what a quota had left shut the gate for all others, until there was
+    /// room for that one: in a small quota for ever, also when the spool was empty.
+    #[test]
+    fn what_a_large_message_lacks_is_not_missing_to_the_others() {
+        for allocates in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let disk = Limited { left: Arc::new(AtomicU64::new(10 * MIB)), free: 1 << 30, allocates };
+            let room = on_a_disk(&disk, dir.path());
+            room.distrusts_statvfs.store(!allocates, Ordering::Relaxed);
+            assert!(!room.leaves_enough(100 * MIB), "it has no room");
+            assert!(!room.is_still_used_up(), "and the others do");
+            disk.left.store(4 * MIB, Ordering::Relaxed);
+            assert!(!room.leaves_enough(100 * MIB) && room.is_still_used_up(), "nor do the others");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_that_shows_it_is_not_tried_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Limited { left: Arc::default(), free: MIB, allocates: true };
+        let room = on_a_disk(&disk, dir.path());
+        room.note(&rustix::io::Errno::NOSPC.into());
+        assert!(!room.is_still_used_up() && !room.is_for(2 * MIB) && room.is_for(MIB));
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(TRIAL_FILE);
+        let room = DiskRoom::new(Arc::new(OsStorage), dir.path(), MIB);
+        std::fs::write(&path, "bytes").unwrap();
+        room.remove_leftover();
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,322 @@
+use std::sync::atomic::Ordering;
+
+use proptest::prelude::*;
+use tidespool_core::SpoolId;
+
+use super::super::super::mailbox::Floor;
+use super::rig::{LARGE, MIDDLE, Rig, SMALL};
+
+/// A store waited for its commit, and its message was removed. Both returned `Ok`; the message was
+/// back at the next load and after each restart. While the batch was built an unrelated ticket was
+/// found to be replaced, and tickets were drained in the middle of it: the removal came into this
+/// batch, and the older store, which had come after the arrivals were taken, into the next one.
+#[test]
+fn a_removal_is_not_written_before_the_store_that_it_removes() {
+    for (floor, len) in [(Floor::Written, LARGE), (Floor::Written, SMALL), (Floor::Synced, SMALL)] {
+        for replaces in [false, true] {
+            let (mut rig, id, unrelated) = (Rig::new(), SpoolId::new(), SpoolId::new());
+            rig.feed();
+            rig.store(unrelated);
+            rig.flush();
+            rig.gather();
+            rig.wait(id, floor, len);
+            if replaces {
+                rig.store(id);
+            } else {
+                rig.remove(id);
+            }
+            rig.store(unrelated);
+            for _ in 0..4 {
+                rig.commit();
+                rig.check_loads();
+                rig.gather();
+            }
+            rig.drain();
+            rig.check_loads();
+        }
+    }
+}
+
+/// The place of a version in the queue goes to the version that replaces it, at whatever moment it
+/// does. Removals are looked at out of turn where no segment is free, and it was lost there.
+#[test]
+fn a_version_that_replaces_a_due_one_keeps_its_turn() {
+    for is_starved in [false, true] {
+        let (mut rig, id) = (Rig::new(), SpoolId::new());
+        rig.feed();
+        rig.wait(id, Floor::Synced, SMALL);
+        rig.gather();
+        rig.commit();
+        if is_starved {
+            rig.starve();
+            // No room is left in the segment that is being filled.
+            rig.committer.writer.seal();
+        }
+        let blocking = SpoolId::new();
+        rig.store(blocking);
+        rig.remove(id);
+        rig.flush();
+        rig.gather();
+        rig.store(id);
+        rig.commit();
+        assert!(rig.committer.intake.first_replaced().is_some(), "starved: {is_starved}");
+        rig.feed();
+        // Nothing is due: no time has passed.
+        rig.gather();
+        rig.commit();
+        assert_eq!(rig.shared.table.oldest_dirty(), None, "starved: {is_starved}");
+        rig.drain();
+        rig.check_loads();
+    }
+}
+
+/// A version in memory comes due while a newer one of its id is being synced. It is not written
+/// behind it: nothing is left to write when that one is durable, and if its caller gave up, the
+/// older one is.
+#[test]
+fn an_older_version_that_comes_due_is_not_written_behind_a_newer_one() {
+    for gives_up in [false, true] {
+        let (mut rig, id) = (Rig::new(), SpoolId::new());
+        rig.feed();
+        rig.store(id);
+        rig.wait(id, Floor::Synced, SMALL);
+        (0..4).for_each(|_| rig.wait(SpoolId::new(), Floor::Synced, MIDDLE));
+        rig.gather();
+        rig.commit();
+        assert!(rig.committer.writer.is_syncing());
+        rig.flush();
+        for _ in 0..3 {
+            rig.gather();
+            rig.commit();
+            assert!(rig.committer.intake.has_tickets());
+        }
+        if gives_up {
+            rig.give_up(0);
+        }
+        rig.drain();
+        rig.check_loads();
+    }
+}
+
+/// A store draws its version and its time one after the other, and another store may draw both in
+/// between. So a version that was drained later can be the lower one. A flush that was asked for
+/// then returned when nothing was written: the last ticket's version was below the first one's.
+#[test]
+fn a_flush_waits_for_all_that_was_dirty_whatever_the_order_of_versions_and_times() {
+    let mut rig = Rig::new();
+    rig.feed();
+    rig.store_at_once(SpoolId::new(), SpoolId::new());
+    assert!(rig.committer.intake.has_tickets());
+    rig.flush();
+    // It is written alone, and before all others.
+    rig.wait(SpoolId::new(), Floor::Synced, LARGE);
+    rig.gather();
+    rig.commit();
+    assert!(rig.committer.intake.has_tickets());
+    rig.check_flushes();
+    rig.drain();
+}
+
+/// What was dirty is replaced after a flush was asked for. The flush is not done before the version
+/// is durable that replaced it: neither of the two would be.
+#[test]
+fn a_flush_waits_for_what_replaced_a_version() {
+    let (mut rig, id) = (Rig::new(), SpoolId::new());
+    rig.feed();
+    rig.store(id);
+    let mut heard = rig.shared.mailbox.flush(false);
+    rig.gather();
+    rig.store(id);
+    rig.commit();
+    assert!(heard.try_recv().is_err(), "nothing is durable");
+    rig.gather();
+    rig.commit();
+    assert!(heard.try_recv().is_ok());
+    assert!(rig.shared.table.lock(&id).index.get(&id).is_some());
+}
+
+/// A message was replaced, or removed and stored again, each time before its turn came. A flush was
+/// put off for it once only, and was done when none of its versions was durable: a crash brought
+/// back the version of long ago.
+#[test]
+fn a_flush_waits_for_some_version_of_what_is_replaced_again_and_again() {
+    for plan in 0..1 << 8 {
+        let (mut rig, id) = (Rig::new(), SpoolId::new());
+        let mut changes = (0..8).map(|bit| plan >> bit & 1 == 1);
+        let mut change = |rig: &mut Rig| match changes.next() {
+            Some(true) => rig.remove(id),
+            Some(false) => rig.store(id),
+            None => {}
+        };
+        rig.feed();
+        rig.store(id);
+        rig.drain();
+        rig.store(id);
+        rig.flush();
+        for _ in 0..4 {
+            rig.gather();
+            change(&mut rig);
+            rig.commit();
+            change(&mut rig);
+        }
+        assert!(rig.has_heard_of_flushes(), "it comes to an end: plan {plan:b}");
+        rig.drain();
+        rig.check_loads();
+    }
+}
+
+/// A message was replaced more often than its turn came, because the backlog was always longer than
+/// a batch. Each time its ticket was found to be stale and the next one went to the end of the
+/// backlog, and no version of it was ever written.
+#[test]
+fn what_is_replaced_before_each_turn_is_written_all_the_same() {
+    let (mut rig, id) = (Rig::new(), SpoolId::new());
+    for turn in 0..12 {
+        rig.feed();
+        // Beside a synced store a batch takes 512 of what is flushed.
+        (0..if turn == 0 { 700 } else { 512 }).for_each(|_| rig.store(SpoolId::new()));
+        rig.store(id);
+        rig.wait(SpoolId::new(), Floor::Synced, SMALL);
+        rig.flush();
+        rig.gather();
+        rig.store(id);
+        rig.commit();
+        rig.end_syncs();
+        assert!(rig.committer.intake.has_tickets(), "the backlog is longer than a batch");
+    }
+    assert!(rig.durable(&id).is_some());
+    rig.drain();
+    rig.check_loads();
+}
+
+/// A version is to be written whatever replaces it. It is removed, and no segment has room for it:
+/// its removal, which must not be written before it, may be what frees one, and is written instead.
+#[test]
+fn a_removal_does_not_wait_for_room_for_what_it_removes() {
+    let (mut rig, id) = (Rig::new(), SpoolId::new());
+    rig.feed();
+    rig.store(id);
+    rig.drain();
+    rig.store(id);
+    rig.flush();
+    rig.gather();
+    rig.store(id);
+    rig.commit();
+    rig.starve();
+    rig.gather();
+    rig.remove(id);
+    for _ in 0..3 {
+        rig.commit();
+        rig.flush();
+        rig.gather();
+    }
+    rig.commit();
+    assert_eq!(rig.durable(&id), None);
+    assert!(!rig.committer.intake.has_tickets());
+    rig.drain();
+    rig.check_loads();
+}
+
+/// While a batch has to be tried again nothing is added to it. A message with a segment of its own
+/// was: it needs none of the room that is left, which was all that was asked about.
+#[test]
+fn nothing_joins_a_batch_that_has_to_be_tried_again() {
+    for len in [SMALL, LARGE] {
+        for first in [SMALL, LARGE] {
+            let mut rig = Rig::new();
+            rig.feed();
+            rig.wait(SpoolId::new(), Floor::Synced, first);
+            rig.gather();
+            rig.disk.fails_batches.store(true, Ordering::SeqCst);
+            rig.commit();
+            let taken = rig.committer.taken.len();
+            assert_eq!(taken, 1);
+            rig.wait(SpoolId::new(), Floor::Synced, len);
+            rig.store(SpoolId::new());
+            rig.remove(SpoolId::new());
+            rig.flush();
+            for _ in 0..3 {
+                rig.gather();
+                rig.commit();
+                assert_eq!(rig.committer.taken.len(), taken, "{len} joins {first}");
+            }
+            rig.drain();
+            rig.check_loads();
+        }
+    }
+}
+
+/// What a caller, the disk or the committer does next. Ids and stores by number.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Store(usize),
+    Remove(usize),
+    Wait(usize, bool, usize),
+    /// Enough for a sync that is handed over.
+    Burst,
+    GiveUp(usize),
+    Flush,
+    Gather,
+    Commit,
+    EndSyncs,
+    FailWrites(bool),
+    FailSyncs(bool),
+    Starve,
+    Feed,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let id = || 0..3_usize;
+    let len = prop_oneof![6 => Just(SMALL), 1 => Just(MIDDLE), 2 => Just(LARGE)];
+    prop_oneof![
+        6 => id().prop_map(Step::Store),
+        4 => id().prop_map(Step::Remove),
+        6 => (id(), any::<bool>(), len).prop_map(|(id, synced, len)| Step::Wait(id, synced, len)),
+        4 => Just(Step::Burst),
+        2 => (0..8_usize).prop_map(Step::GiveUp),
+        4 => Just(Step::Flush),
+        8 => Just(Step::Gather),
+        8 => Just(Step::Commit),
+        4 => Just(Step::EndSyncs),
+        1 => any::<bool>().prop_map(Step::FailWrites),
+        1 => any::<bool>().prop_map(Step::FailSyncs),
+        1 => Just(Step::Starve),
+        2 => Just(Step::Feed),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+
+    /// Whatever callers do between the halves of the committer's turns, and whatever fails: for
+    /// each id versions are written and published in their order (debug builds assert that in the
+    /// committer itself), loads return the newest one at each step, and a flush is not done too
+    /// early.
+    #[test]
+    fn versions_of_an_id_are_written_in_their_order(steps in prop::collection::vec(step(), 1..80)) {
+        let mut rig = Rig::new();
+        rig.feed();
+        let ids = [(); 3].map(|()| SpoolId::new());
+        for step in steps {
+            match step {
+                Step::Store(id) => rig.store(ids[id]),
+                Step::Remove(id) => rig.remove(ids[id]),
+                Step::Wait(id, true, len) => rig.wait(ids[id], Floor::Synced, len),
+                Step::Wait(id, false, len) => rig.wait(ids[id], Floor::Written, len),
+                Step::Burst => (0..4).for_each(|_| rig.wait(SpoolId::new(), Floor::Synced, MIDDLE)),
+                Step::GiveUp(nth) => rig.give_up(nth),
+                Step::Flush => rig.flush(),
+                Step::Gather => rig.gather(),
+                Step::Commit => rig.commit(),
+                Step::EndSyncs => rig.end_syncs(),
+                Step::FailWrites(fails) => rig.disk.fails_writes.store(fails, Ordering::SeqCst),
+                Step::FailSyncs(fails) => rig.disk.fails_syncs.store(fails, Ordering::SeqCst),
+                Step::Starve => rig.starve(),
+                Step::Feed => rig.feed(),
+            }
+            rig.check_loads();
+        }
+        rig.drain();
+        rig.check_loads();
+    }
+}

@@ -1,0 +1,132 @@
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tidespool::{CachePolicy, Config, Durability, TieredSpool};
+use tidespool_core::Spool;
+use tidespool_testkit::concurrent::{Coverage, Expected, Shape, Subject, run};
+use tidespool_testkit::conformance::Factory;
+use tidespool_testkit::crash::{Floor, Promise};
+use tidespool_testkit::rng::Rng;
+
+use crate::setup::{KIB, MIB, Tiered};
+
+/// How many tests share `TIDESPOOL_CONCURRENT_ROUNDS`.
+const SHARES: u64 = 5;
+
+const SEGMENT: u64 = 64 * KIB;
+
+struct Small {
+    tiered: Tiered,
+    shape: Shape,
+    open: Mutex<Weak<TieredSpool>>,
+}
+
+impl Small {
+    /// So small that a round fills segments, files and recycles them, and that stores wait for
+    /// room.
+    fn mixed(durability: Durability) -> Self {
+        let adjust = |config: Config| {
+            config
+                .memory_budget(8 * MIB)
+                .dirty_limit(MIB)
+                .journal_capacity(2 * MIB)
+                .dirty_expire(Duration::from_millis(20))
+                .checkpoint_after(Duration::from_millis(20))
+        };
+        Self::new(durability, Shape::Mixed, adjust)
+    }
+
+    /// Flushed as often as can be, and with room for everything: nothing but the order counts.
+    fn overtaking(durability: Durability) -> Self {
+        let adjust = |config: Config| {
+            config
+                .memory_budget(256 * MIB)
+                .dirty_limit(64 * MIB)
+                .journal_capacity(64 * MIB)
+                .dirty_expire(Duration::from_millis(10))
+                .checkpoint_after(Duration::from_secs(3600))
+        };
+        Self::new(durability, Shape::Overtaking, adjust)
+    }
+
+    fn new(durability: Durability, shape: Shape, adjust: impl FnOnce(Config) -> Config) -> Self {
+        let common = |config: Config| adjust(config).durability(durability).segment_size(SEGMENT);
+        Self { tiered: Tiered::new(common), shape, open: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl Factory for Small {
+    async fn open(&self) -> anyhow::Result<Arc<dyn Spool>> {
+        let spool = Arc::new(TieredSpool::open(self.tiered.config.clone()).await?);
+        *self.open.lock() = Arc::downgrade(&spool);
+        Ok(spool)
+    }
+}
+
+impl Subject for Small {
+    fn expected(&self) -> Expected {
+        let config = &self.tiered.config;
+        let floor = if config.durability == Durability::Memory { Floor::Memory } else { Floor::Kill };
+        let promise = Promise { floor, dirty_expire: config.dirty_expire, slack: Duration::from_secs(5) };
+        // Above this, page and headers included, a message has a segment of its own.
+        let large = usize::try_from(SEGMENT - 4 * KIB).unwrap();
+        Expected { promise, large }
+    }
+
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn reconfigure(&self, number: u64) -> anyhow::Result<()> {
+        let Some(spool) = self.open.lock().upgrade() else { return Ok(()) };
+        let mut rng = Rng::new(number);
+        let policy = if rng.chance(50) { CachePolicy::Lru } else { CachePolicy::TinyLfu };
+        let config = self.tiered.config.clone();
+        let config = config
+            .memory_budget((8 + rng.below(8)) * MIB)
+            .dirty_limit((1 + rng.below(3)) * MIB)
+            .journal_capacity((1 + rng.below(4)) * MIB)
+            .checkpoint_after(Duration::from_millis(rng.below(40)))
+            .cache_policy(policy);
+        spool.reconfigure(config)?;
+        Ok(())
+    }
+}
+
+fn check(name: &str, subject: Small) {
+    let coverage = run(name, SHARES, subject);
+    let Coverage { written, found, not_found, .. } = coverage;
+    assert!(written > 0 && found > 0 && not_found > 0, "there was nothing to check: {coverage:?}");
+}
+
+#[test]
+fn memory() {
+    check("memory", Small::mixed(Durability::Memory));
+}
+
+#[test]
+fn written() {
+    check("written", Small::mixed(Durability::Written));
+}
+
+#[test]
+fn synced() {
+    check("synced", Small::mixed(Durability::Synced));
+}
+
+/// A message larger than a segment was stored and, while it waited for its commit, removed or
+/// replaced. Both calls had returned `Ok`, a load returned `NotFound`, and a later one returned the
+/// message, as every restart did: the removal was written before the store, because a message of
+/// the flood was replaced while the batch was built.
+#[test]
+fn overtaken_in_memory() {
+    check("overtaken in memory", Small::overtaking(Durability::Memory));
+}
+
+#[test]
+fn overtaken_as_written() {
+    check("overtaken as written", Small::overtaking(Durability::Written));
+}

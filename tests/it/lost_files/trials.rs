@@ -1,0 +1,89 @@
+use tidespool_testkit::rng::{Rng, seed_from_env};
+
+use super::*;
+use crate::setup::walk;
+
+/// Files are deleted, moved and replaced at random under traffic, and noticed now and then. At the
+/// end everything that was acknowledged is there. `TIDESPOOL_LOST_FILES_SEED` repeats a trial.
+#[tokio::test(flavor = "multi_thread")]
+async fn random_files_under_traffic() {
+    let seed = seed_from_env("TIDESPOOL_LOST_FILES_SEED");
+    for trial in 0..3 {
+        println!("TIDESPOOL_LOST_FILES_SEED={}", seed + trial);
+        run(&mut Rng::new(seed + trial)).await;
+    }
+}
+
+fn config(config: Config) -> Config {
+    config.checkpoint_after(Duration::from_millis(20)).ballast(128 * KIB)
+}
+
+async fn run(rng: &mut Rng) {
+    let mut world = World::empty(Tiered::new(config)).await;
+    for _ in 0..8 {
+        for _ in 0..rng.below(40) {
+            step(&mut world, rng).await;
+        }
+        for _ in 0..=rng.below(3) {
+            lose_one(&world, rng);
+        }
+        // Beside what restores it, and before it.
+        for _ in 0..rng.below(5) {
+            step(&mut world, rng).await;
+        }
+        world.spool.cleanup().await.expect("cleanup");
+    }
+    crate::setup::healthy(world.spool.as_ref()).await;
+    world.spool.cleanup().await.expect("cleanup");
+    assert!(world.spool.stats().lost_files > 0);
+    assert_eq!(world.check(&world.spool).await, 0);
+    assert_eq!(world.spool.stats().corrupt, 0);
+    stop(world.spool.clone()).await;
+    world.assert_is_whole(&world.path()).await;
+}
+
+async fn step(world: &mut World, rng: &mut Rng) {
+    crate::setup::healthy(world.spool.as_ref()).await;
+    let known = usize::try_from(rng.below(world.live.len() as u64 + 1)).unwrap();
+    let known = world.live.iter().nth(known).map(|(id, (version, _))| (*id, *version));
+    let len = usize::try_from(1 + rng.below(30_000)).unwrap();
+    match known {
+        Some((id, _)) if rng.chance(30) => {
+            world.spool.remove(id).await.expect("remove");
+            world.live.remove(&id);
+            world.removed.push(id);
+        }
+        known => {
+            let known = known.filter(|_| rng.chance(30));
+            let (id, version) = known.map_or_else(|| (SpoolId::new(), 1), |(id, version)| (id, version + 1));
+            let data = payload::shared(id, version, len);
+            match world.spool.store(id, data, rng.chance(50), None).await {
+                Ok(()) => drop(world.live.insert(id, (version, len))),
+                // The gate shut in between: nothing is left behind.
+                Err(error) if error.root_cause().is::<tidespool_core::SpoolUnhealthyError>() => {}
+                Err(error) => panic!("{error:#}"),
+            }
+        }
+    }
+}
+
+fn lose_one(world: &World, rng: &mut Rng) {
+    // sled's snapshots and settings are its own to make again, and it does not open while one of
+    // them is swapped.
+    let is_candidate = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        path.is_file() && (name == "db" || !path.starts_with(world.path().join("sled")))
+    };
+    let mut files: Vec<_> = walk(&world.path()).into_iter().filter(is_candidate).collect();
+    files.sort();
+    let file = &files[usize::try_from(rng.below(files.len() as u64)).unwrap()];
+    // What was moved there before is still open in the spool.
+    let other = world.aside.path().join(rng.number().to_string());
+    // It may be gone by now: segments come and go.
+    let done = match rng.below(3) {
+        0 => fs::remove_file(file),
+        1 => fs::rename(file, &other),
+        _ => fs::copy(file, &other).and_then(|_| fs::rename(&other, file)),
+    };
+    println!("{}: {done:?}", file.display());
+}

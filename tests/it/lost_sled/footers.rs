@@ -1,0 +1,90 @@
+//! A sealed segment ends with a list of its records, from which sled is rebuilt. Where that list is
+//! damaged too, the segment is scanned, and the same messages are found.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use tidespool_testkit::rng::Rng;
+
+use super::images::{SEGMENT_SIZE, State};
+use super::*;
+
+/// The footer's own pages end where the segment ends.
+const PAGE: usize = 4096;
+
+/// What becomes of the end of a segment.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Zero(usize),
+    Garbage(usize),
+    /// One bit, so many bytes before the end.
+    Flip(usize),
+    /// By that of another segment.
+    Exchange,
+}
+
+const ENDS: [End; 8] = [
+    End::Zero(64),
+    End::Zero(PAGE),
+    End::Garbage(64),
+    End::Garbage(PAGE),
+    // In the trailer, and in the last entries.
+    End::Flip(3),
+    End::Flip(30),
+    End::Flip(50),
+    End::Exchange,
+];
+
+/// The segments that can have a footer: one that was made for a single message has none.
+fn segments(spool: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(spool.join("journal")).unwrap().map(|entry| entry.unwrap().path());
+    let mut segments: Vec<_> =
+        entries.filter(|path| fs::metadata(path).unwrap().len() == SEGMENT_SIZE).collect();
+    segments.sort();
+    assert!(segments.len() > 2);
+    segments
+}
+
+fn last_page(path: &Path) -> Vec<u8> {
+    let bytes = fs::read(path).unwrap();
+    bytes[bytes.len() - PAGE..].to_vec()
+}
+
+fn damage(path: &Path, end: End, other: &[u8], rng: &mut Rng) {
+    let mut page = last_page(path);
+    match end {
+        End::Zero(len) => page[PAGE - len..].fill(0),
+        End::Garbage(len) => page[PAGE - len..].fill_with(|| rng.number().to_le_bytes()[0]),
+        End::Flip(before_end) => page[PAGE - before_end] ^= 0x10,
+        End::Exchange => page.copy_from_slice(other),
+    }
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(&page, SEGMENT_SIZE - PAGE as u64).unwrap();
+}
+
+/// The end of each segment, or of each `n`-th one, is damaged, and sled is lost.
+async fn damaged_ends(state: State) {
+    let images = Arc::new(Images::new().await);
+    let cases = ENDS.into_iter().flat_map(|end| [(end, 1), (end, 3)]);
+    each_case(cases, |(end, n)| {
+        let images = images.clone();
+        async move {
+            let (_dir, config) = images.copy(state);
+            let segments = segments(&config.path);
+            let ends: Vec<_> = segments.iter().map(|path| last_page(path)).collect();
+            for (place, path) in segments.iter().enumerate().step_by(n) {
+                let other = &ends[(place + 1) % ends.len()];
+                damage(path, end, other, &mut Rng::new(place as u64));
+            }
+            lose_all(&config.path, 0);
+            assert_is_whole(&config, &images.book).await;
+        }
+    })
+    .await;
+}
+
+alone_tests! {
+    damaged_after_an_orderly_end: damaged_ends(State::Closed);
+    damaged_after_a_kill: damaged_ends(State::Killed);
+}

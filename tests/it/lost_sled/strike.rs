@@ -1,0 +1,237 @@
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tidespool_testkit::rng::Rng;
+
+use crate::setup::copy_dir;
+
+/// What becomes of a file. `InPlace` writes into the file that sled has open; the others leave that
+/// one as it is, or change its length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    Delete,
+    /// To no byte.
+    Empty,
+    /// To a part of it.
+    CutShort,
+    /// All bytes.
+    Zero,
+    /// Some bytes.
+    ZeroPart,
+    /// All bytes.
+    Garbage,
+    /// Some bytes.
+    GarbagePart,
+    /// By the same spool's, from before.
+    Older,
+    OlderInPlace,
+    /// By another spool's.
+    Foreign,
+    ForeignInPlace,
+    /// Its mode forbids all, which stops every user but root.
+    Forbid,
+    /// A directory has its name: root can't read it either.
+    Directory,
+}
+
+impl Way {
+    pub(super) const ALL: [Self; 13] = [
+        Self::Delete,
+        Self::Empty,
+        Self::CutShort,
+        Self::Zero,
+        Self::ZeroPart,
+        Self::Garbage,
+        Self::GarbagePart,
+        Self::Older,
+        Self::OlderInPlace,
+        Self::Foreign,
+        Self::ForeignInPlace,
+        Self::Forbid,
+        Self::Directory,
+    ];
+
+    pub(super) fn any(rng: &mut Rng) -> Self {
+        Self::ALL[usize::try_from(rng.below(Self::ALL.len() as u64)).unwrap()]
+    }
+}
+
+/// Which files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Target {
+    All,
+    One(PathBuf),
+}
+
+impl Target {
+    /// All files together, then each one. Paths are relative to the spool's directory.
+    pub(super) fn each(spool: &Path) -> Vec<Self> {
+        let files = files(&spool.join("sled"));
+        assert!(!files.is_empty(), "sled has no files");
+        let one = |path: PathBuf| Self::One(path.strip_prefix(spool).unwrap().to_owned());
+        std::iter::once(Self::All).chain(files.into_iter().map(one)).collect()
+    }
+
+    pub(super) fn any(spool: &Path, rng: &mut Rng) -> Self {
+        let files = files(&spool.join("sled"));
+        match rng.below(2 * files.len() as u64) {
+            n if n < files.len() as u64 => {
+                Self::One(files[usize::try_from(n).unwrap()].strip_prefix(spool).unwrap().to_owned())
+            }
+            _ => Self::All,
+        }
+    }
+}
+
+/// Copies of `sled/`: of the same spool, from before, and of another spool.
+#[derive(Debug, Clone)]
+pub(super) struct Donors {
+    pub(super) older: PathBuf,
+    pub(super) foreign: PathBuf,
+}
+
+/// Does it to the spool in `spool`. sled may be at work: files that go meanwhile are left out.
+pub(super) fn strike(spool: &Path, way: Way, target: &Target, donors: &Donors, rng: &mut Rng) {
+    let sled = spool.join("sled");
+    let result = match (target, way) {
+        (Target::One(path), _) => strike_file(&spool.join(path), way, donors, rng),
+        (Target::All, Way::Delete) => fs::remove_dir_all(&sled),
+        (Target::All, Way::Older) => exchange(&sled, &donors.older),
+        (Target::All, Way::Foreign) => exchange(&sled, &donors.foreign),
+        (Target::All, _) => files(&sled).iter().try_for_each(|path| {
+            strike_file(path, way, donors, rng).or_else(|error| unless_gone(path, &error))
+        }),
+    };
+    if let Err(error) = result {
+        unless_gone(&sled, &error).unwrap();
+    }
+}
+
+/// Deletes all, empties all or garbles all, by a number. For tests that have no copies.
+pub(crate) fn lose_all(spool: &Path, how: u8) {
+    let way = [Way::Delete, Way::Empty, Way::Garbage][usize::from(how) % 3];
+    let donors = Donors { older: PathBuf::new(), foreign: PathBuf::new() };
+    strike(spool, way, &Target::All, &donors, &mut Rng::new(how.into()));
+}
+
+fn unless_gone(path: &Path, error: &io::Error) -> io::Result<()> {
+    match error.kind() {
+        // A directory that is deleted while sled makes files in it is not empty in the end.
+        ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty => Ok(()),
+        _ => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+    }
+}
+
+fn strike_file(path: &Path, way: Way, donors: &Donors, rng: &mut Rng) -> io::Result<()> {
+    let len = fs::metadata(path)?.len();
+    // So that a part is within the part that sled uses: its files begin there.
+    let (from, some) = (rng.below(len / 2), 1 + rng.below(len.clamp(1, 64 * 1024)));
+    let some = some.min(len - from);
+    match way {
+        Way::Delete => fs::remove_file(path),
+        Way::Empty => existing(path)?.set_len(0),
+        Way::CutShort => existing(path)?.set_len(from),
+        Way::Zero => existing(path)?.write_all_at(&vec![0; bytes(len)], 0),
+        Way::ZeroPart => existing(path)?.write_all_at(&vec![0; bytes(some)], from),
+        Way::Garbage => existing(path)?.write_all_at(&garbage(len, rng), 0),
+        Way::GarbagePart => existing(path)?.write_all_at(&garbage(some, rng), from),
+        Way::Older => put_in_place_of(path, &fs::read(donor(&donors.older, path))?),
+        Way::Foreign => put_in_place_of(path, &fs::read(donor(&donors.foreign, path))?),
+        Way::OlderInPlace => overwrite(path, &fs::read(donor(&donors.older, path))?),
+        Way::ForeignInPlace => overwrite(path, &fs::read(donor(&donors.foreign, path))?),
+        Way::Forbid => fs::set_permissions(path, Permissions::from_mode(0o000)),
+        Way::Directory => {
+            fs::remove_file(path)?;
+            fs::create_dir(path)
+        }
+    }
+}
+
+fn existing(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).open(path)
+}
+
+fn bytes(len: u64) -> usize {
+    usize::try_from(len).unwrap()
+}
+
+fn garbage(len: u64, rng: &mut Rng) -> Vec<u8> {
+    let words = std::iter::repeat_with(|| rng.number().to_le_bytes());
+    words.flatten().take(bytes(len)).collect()
+}
+
+/// Another file gets the name.
+fn put_in_place_of(path: &Path, data: &[u8]) -> io::Result<()> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let spool = path.ancestors().find(|dir| dir.ends_with("sled")).unwrap().parent().unwrap();
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let beside = spool.with_file_name(format!("other-{number}"));
+    fs::write(&beside, data)?;
+    fs::rename(&beside, path)
+}
+
+/// The same file gets other bytes.
+fn overwrite(path: &Path, data: &[u8]) -> io::Result<()> {
+    let file = existing(path)?;
+    file.set_len(data.len() as u64)?;
+    file.write_all_at(data, 0)
+}
+
+/// The file of the same name; else one of the same kind, or any.
+fn donor(donor: &Path, path: &Path) -> PathBuf {
+    let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+    let kind = |path: &Path| name(path).split('.').next().unwrap().to_owned();
+    let files = files(donor);
+    let same_name = files.iter().rfind(|file| name(file) == name(path));
+    let same_kind = files.iter().rfind(|file| kind(file) == kind(path));
+    same_name.or(same_kind).or(files.last()).expect("a donor has files").clone()
+}
+
+/// All of sled's files, as one directory for each instance that has files there: whatever it is
+/// called in the copy, its content comes in place of that of each instance.
+fn exchange(sled: &Path, donor: &Path) -> io::Result<()> {
+    let home = homes(donor).pop().expect("a donor has a directory with files");
+    for replaced in homes(sled) {
+        fs::remove_dir_all(&replaced).or_else(|error| unless_gone(&replaced, &error))?;
+        copy_dir(&home, &replaced);
+    }
+    Ok(())
+}
+
+/// The files of `donor` come into the directory that was made last below `sled`, and may be empty.
+pub(super) fn put_into_the_newest(sled: &Path, donor: &Path) {
+    let number = |dir: &PathBuf| dir.file_name().and_then(|name| name.to_str()?.parse::<u64>().ok());
+    let dirs = fs::read_dir(sled).unwrap().map(|entry| entry.unwrap().path());
+    let newest = dirs.max_by_key(number).expect("there is a directory");
+    copy_dir(&homes(donor).pop().expect("a donor has a directory with files"), &newest);
+}
+
+/// The directories at the top that hold files.
+fn homes(sled: &Path) -> Vec<PathBuf> {
+    let holding: Vec<_> = files(sled).into_iter().map(|file| file.parent().unwrap().to_owned()).collect();
+    let is_top = |dir: &&PathBuf| !holding.iter().any(|other| dir.starts_with(other) && other != *dir);
+    let mut tops: Vec<_> = holding.iter().filter(is_top).cloned().collect();
+    tops.dedup();
+    tops
+}
+
+/// The files below `dir`, in order. sled may be at work there.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut left = vec![dir.to_owned()];
+    while let Some(dir) = left.pop() {
+        // A directory that is gone has no files.
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => left.push(entry.path()),
+                Ok(_) => found.push(entry.path()),
+                Err(_) => {}
+            }
+        }
+    }
+    found.sort();
+    found
+}

@@ -1,0 +1,62 @@
+use tidespool_core::{Locked, Spool as _};
+use tidespool_testkit::wait;
+
+use crate::child;
+use crate::setup::{assert_holds, block_on, config, open, put_some};
+use crate::unsafe_calls::Forked;
+
+/// A server forks a helper without `exec` while its spool is open. The helper inherits the
+/// descriptors, and with them the locks: after the shutdown the directory stayed "in use" until the
+/// helper ended.
+#[test]
+fn a_shutdown_frees_the_directory_whatever_was_forked() {
+    child::run("fork::a_shutdown_frees_the_directory_whatever_was_forked", |dir| {
+        block_on(async {
+            let path = dir.join("spool");
+            let spool = open(&path).await;
+            let stored = put_some(&spool, true).await;
+            spool.compact().await.unwrap();
+            let helper = Forked::new();
+            spool.shutdown().await.unwrap();
+            let spool = open(&path).await;
+            assert_holds(&spool, &stored).await;
+            drop(helper);
+            // A helper that ends unlocks no other process's spool.
+            let refused = tidespool::TieredSpool::open(config(&path)).await.unwrap_err();
+            assert!(refused.root_cause().is::<Locked>(), "{refused:#}");
+            spool.shutdown().await.unwrap();
+        });
+    });
+}
+
+/// The same for a spool that is dropped without a shutdown, and for tools.
+#[test]
+fn a_drop_frees_the_directory_whatever_was_forked() {
+    child::run("fork::a_drop_frees_the_directory_whatever_was_forked", |dir| {
+        block_on(async {
+            let path = dir.join("spool");
+            let spool = open(&path).await;
+            let stored = put_some(&spool, true).await;
+            let _helper = Forked::new();
+            drop(spool);
+            wait::bounded("the directory is free", async {
+                loop {
+                    match tidespool::TieredSpool::open(config(&path)).await {
+                        Ok(spool) => break spool.shutdown().await.unwrap(),
+                        // The threads of the dropped spool end by themselves.
+                        Err(error) => assert!(error.root_cause().is::<Locked>(), "{error:#}"),
+                    }
+                }
+            })
+            .await;
+            let look = tidespool::inspect::Inspector::open(&path).unwrap();
+            let _another = Forked::new();
+            drop(look);
+            let saved = tidespool::inspect::salvage(&path, &dir.join("new")).unwrap();
+            assert_eq!(saved.saved, stored.len() as u64);
+            let spool = open(&path).await;
+            assert_holds(&spool, &stored).await;
+            spool.shutdown().await.unwrap();
+        });
+    });
+}

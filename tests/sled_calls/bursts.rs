@@ -1,0 +1,119 @@
+//! Many of sled's calls in a row fail in a running spool, and then the disk is good again.
+
+use anyhow::Context as _;
+use tidespool_testkit::rng::Rng;
+
+use crate::child::run;
+use crate::control::{Control, Fault, KINDS};
+use crate::event::Event;
+use crate::layout::Call;
+use crate::setup::{Extent, Template, seed};
+use crate::tasks::{Ending, Task, What, pick};
+
+/// Messages in the spool that the traffic begins with: far more than sled has in memory.
+const MESSAGES: u64 = 6_000;
+
+/// Trials of a sampled run, per test, and of a complete one.
+const SAMPLE: u64 = 2;
+const ALL: u64 = 40;
+
+/// Which calls fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// 20 to 40 reads.
+    Reads,
+    /// 20 to 40 calls of one kind that changes or syncs.
+    Changes,
+    /// 40 to 120 calls of every kind: what is rebuilt fails too.
+    Everything,
+}
+
+const WHICH: [Which; 3] = [Which::Reads, Which::Changes, Which::Everything];
+
+impl Which {
+    pub(crate) fn from_number(number: u64) -> anyhow::Result<Self> {
+        WHICH.into_iter().find(|which| *which as u64 == number).context("an unknown kind of burst")
+    }
+
+    /// The next burst, and the name of the calls that fail.
+    pub(crate) fn fault(self, rng: &mut Rng) -> (Fault, &'static str) {
+        const CHANGES: [(Call, &str); 4] = [
+            (Call::Pwrite, "pwrite"),
+            (Call::Fsync, "fsync"),
+            (Call::SyncFileRange, "sync_file_range"),
+            (Call::Ftruncate, "ftruncate"),
+        ];
+        let every = KINDS.iter().fold(0, |bits, (call, _)| bits | call.bit());
+        let (calls, name, skip, count) = match self {
+            Self::Reads => (Call::Pread.bit(), "pread", rng.below(30), 20 + rng.below(21)),
+            Self::Changes => {
+                let (call, name) = CHANGES[pick(CHANGES.len(), rng)];
+                // Whoever syncs, by whichever call.
+                let calls = if call == Call::Fsync { call.bit() | Call::Fdatasync.bit() } else { call.bit() };
+                (calls, name, rng.below(4), 20 + rng.below(21))
+            }
+            Self::Everything => (every, "all kinds", rng.below(30), 40 + rng.below(81)),
+        };
+        (Fault { calls, skip, count, errno: libc::EIO }, name)
+    }
+}
+
+#[test]
+fn bursts_of_failed_reads() {
+    bursts(Which::Reads);
+}
+
+#[test]
+fn bursts_of_failed_writes_and_syncs() {
+    bursts(Which::Changes);
+}
+
+#[test]
+fn bursts_in_which_every_call_fails() {
+    bursts(Which::Everything);
+}
+
+fn bursts(which: Which) {
+    let seed = seed();
+    let count = match Extent::from_env(SAMPLE) {
+        Extent::All => ALL,
+        Extent::Points(count) => count,
+    };
+    println!("bursts, {which:?}: {count} trials, TIDESPOOL_SLED_CALLS_SEED={seed}");
+    let template = Template::make(MESSAGES, Ending::Orderly, seed);
+    let (mut met, mut wrong) = (0, Vec::new());
+    for n in 0..count {
+        let (told, found) = trial(&template, which, n, seed);
+        met += told.iter().filter(|text| text.starts_with("failed: ")).count();
+        if !found.is_empty() {
+            let first = found[..found.len().min(3)].join("; ");
+            println!("bursts, {which:?}, trial {n}: {} wrong: {first}\n    after {told:?}", found.len());
+            wrong.push(format!("trial {n}: {} wrong: {first}", found.len()));
+        }
+    }
+    println!("bursts, {which:?}: {} of {count} trials broke a promise, {met} bursts were met", wrong.len());
+    assert!(
+        wrong.is_empty(),
+        "{} of {count} trials broke a promise. Repeat them: TIDESPOOL_SLED_CALLS_SEED={seed} TIDESPOOL_SLED_CALLS={count}\n{}",
+        wrong.len(),
+        wrong.join("\n"),
+    );
+    assert!(met > 0, "no call was met");
+}
+
+/// What the child said of its bursts, and what is wrong.
+fn trial(template: &Template, which: Which, n: u64, seed: u64) -> (Vec<String>, Vec<String>) {
+    let mut trial = template.copy();
+    let control = Control::create(trial.beside("control"));
+    let ending = if n.is_multiple_of(2) { Ending::Orderly } else { Ending::Killed };
+    let task = Task { what: What::Traffic(which), ending, seed: Rng::new(seed).fork(n).number() };
+    let (path, log) = (trial.spool(), trial.beside("log"));
+    let mut told = Vec::new();
+    let end = run(task, &path, Some(&control), &log, |event| {
+        if let Event::Burst(text) = event {
+            told.push(text.clone());
+        }
+        trial.book.enter(event);
+    });
+    (told, trial.judge(end))
+}

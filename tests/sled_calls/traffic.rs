@@ -1,0 +1,176 @@
+//! The child's side: callers that store, replace, load and remove, and bursts of failing calls
+//! beside them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidespool_core::{Spool as _, SpoolId};
+use tidespool_testkit::rng::Rng;
+use tidespool_testkit::wait;
+use tokio::task::JoinSet;
+
+use crate::bursts::Which;
+use crate::control::Control;
+use crate::event::{Event, Version};
+use crate::tasks::{CALLERS, Client, len, pick};
+
+/// Bursts in one process.
+const BURSTS: u64 = 3;
+
+/// Operations of one caller between two looks at the burst.
+const STEPS: u64 = 40;
+
+/// A burst that did not meet enough calls ends after so many looks.
+const LOOKS: u64 = 12;
+
+/// The disk is good again after this time at the latest.
+const LONGEST: Duration = Duration::from_secs(3);
+
+/// Versions of the traffic are higher than those of the spool that it begins with.
+const FIRST_VERSION: u64 = 1 << 32;
+
+/// The callers of a spool, and the control file of this process.
+pub(crate) struct Traffic {
+    client: Client,
+    control: Arc<Control>,
+    callers: Vec<Caller>,
+    rng: Rng,
+}
+
+impl Traffic {
+    /// Callers that share the messages `named`.
+    pub(crate) fn new(
+        client: &Client,
+        control: Control,
+        named: BTreeMap<SpoolId, Option<Version>>,
+        seed: u64,
+    ) -> Self {
+        let rng = Rng::new(seed);
+        let caller = |n| Caller {
+            client: client.clone(),
+            rng: rng.fork(n),
+            next: FIRST_VERSION,
+            held: Vec::new(),
+            gone: Vec::new(),
+        };
+        let mut callers: Vec<Caller> = (0..CALLERS).map(caller).collect();
+        let count = callers.len();
+        for (n, (id, version)) in named.into_iter().enumerate() {
+            let caller = &mut callers[n % count];
+            let list = if version.is_some() { &mut caller.held } else { &mut caller.gone };
+            list.push(id);
+        }
+        Self { client: client.clone(), control: Arc::new(control), callers, rng: rng.fork(CALLERS) }
+    }
+
+    /// Works while bursts of calls fail. After each, the disk is good until all is loaded.
+    pub(crate) async fn run(mut self, which: Which) {
+        for _ in 0..BURSTS {
+            // So that loads go to the disk. Whether there was anything to save is no matter.
+            let _ = wait::bounded("a flush", self.client.spool.advise_low_memory()).await;
+            let (fault, name) = which.fault(&mut self.rng);
+            self.client.report.say(&Event::Burst(format!("{name}: {fault:?}")));
+            self.control.arm(fault);
+            // Loads may wait for what cannot be rebuilt while its disk fails.
+            let control = self.control.clone();
+            let end = tokio::spawn(async move {
+                tokio::time::sleep(LONGEST).await;
+                control.disarm();
+            });
+            for _ in 0..LOOKS {
+                self.work().await;
+                if self.control.failed() == fault.count {
+                    break;
+                }
+            }
+            end.abort();
+            self.control.disarm();
+            if self.control.failed() > 0 {
+                self.client.report.say(&Event::Burst(format!("failed: {} of {name}", self.control.failed())));
+            }
+            let ids = |caller: &Caller| [&caller.held[..], &caller.gone[..]].concat();
+            let all: Vec<SpoolId> = self.callers.iter().flat_map(ids).collect();
+            self.client.load_all(&all).await;
+            self.client.report.say(&Event::Settled);
+            self.client.list().await;
+        }
+    }
+
+    /// Each caller makes its steps, and beside them the spool is maintained.
+    async fn work(&mut self) {
+        let mut tasks = JoinSet::new();
+        for mut caller in std::mem::take(&mut self.callers) {
+            tasks.spawn(async move {
+                for _ in 0..STEPS {
+                    caller.step().await;
+                }
+                caller
+            });
+        }
+        // Whether it succeeds while the disk fails is no matter here.
+        let _ = match self.rng.below(3) {
+            0 => wait::bounded("compaction", self.client.spool.compact()).await,
+            1 => wait::bounded("maintenance", self.client.spool.cleanup()).await,
+            _ => Ok(()),
+        };
+        while let Some(caller) = tasks.join_next().await {
+            self.callers.push(caller.unwrap());
+        }
+    }
+}
+
+/// One caller. No other uses its ids, so what happens to one of them has one order.
+struct Caller {
+    client: Client,
+    rng: Rng,
+    next: u64,
+    held: Vec<SpoolId>,
+    /// Removed, or never stored.
+    gone: Vec<SpoolId>,
+}
+
+impl Caller {
+    async fn step(&mut self) {
+        match self.rng.below(100) {
+            0..55 => {
+                let list = if self.rng.chance(80) { &self.held } else { &self.gone };
+                if !list.is_empty() {
+                    let id = list[pick(list.len(), &mut self.rng)];
+                    self.client.load(id).await;
+                }
+            }
+            55..75 => self.store_new().await,
+            75..88 => self.replace().await,
+            _ => self.remove().await,
+        }
+    }
+
+    async fn store_new(&mut self) {
+        let id = SpoolId::new();
+        let list = if self.store(id).await { &mut self.held } else { &mut self.gone };
+        list.push(id);
+    }
+
+    async fn replace(&mut self) {
+        if !self.held.is_empty() {
+            let id = self.held[pick(self.held.len(), &mut self.rng)];
+            self.store(id).await;
+        }
+    }
+
+    async fn store(&mut self, id: SpoolId) -> bool {
+        self.next += 1;
+        let version = (self.next, len(&mut self.rng));
+        let forced = self.rng.chance(50);
+        self.client.store(id, version, forced).await
+    }
+
+    async fn remove(&mut self) {
+        if !self.held.is_empty() {
+            let id = self.held.swap_remove(pick(self.held.len(), &mut self.rng));
+            self.client.remove(id).await;
+            self.gone.push(id);
+        }
+    }
+}
