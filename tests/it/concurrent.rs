@@ -71,8 +71,7 @@ impl Subject for Small {
         let config = &self.tiered.config;
         let floor = if config.durability == Durability::Memory { Floor::Memory } else { Floor::Kill };
         let promise = Promise { floor, dirty_expire: config.dirty_expire, slack: Duration::from_secs(5) };
-        // Above this, page and headers included, a message has a segment of its own.
-        let large = usize::try_from(SEGMENT - 4 * KIB).unwrap();
+        let large = usize::try_from(SEGMENT).unwrap();
         Expected { promise, large }
     }
 

@@ -15,7 +15,8 @@ use crate::crash::{Floor, Losses, Promise};
 pub struct Expected {
     /// What a crash may lose. (The drop of a spool is a crash.)
     pub promise: Promise,
-    /// A message of more bytes is larger than a segment. Every such store survives a kill.
+    /// A message of more bytes is larger than a segment. Every such store survives a kill. One of
+    /// three quarters of it fits into a segment, and no message has a length between the two.
     pub large: usize,
 }
 
