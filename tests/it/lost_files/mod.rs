@@ -43,6 +43,8 @@ enum Way {
     /// By a copy, which is not written to any more: how editors and `sed -i` change a file.
     ReplaceByCopy,
     CutShort,
+    /// Cut short, and written to behind that: the spool may do so before it notices.
+    CutShortAndGrown,
     Forbid,
 }
 
@@ -65,10 +67,14 @@ impl Way {
                 fs::copy(path, &other).unwrap();
                 fs::rename(&other, path).unwrap();
             }
-            Self::CutShort => {
+            Self::CutShort | Self::CutShortAndGrown => {
                 let file = OpenOptions::new().write(true).open(path).unwrap();
+                let len = file.metadata().unwrap().len();
                 // In a segment, to its first page and a few messages.
-                file.set_len(file.metadata().unwrap().len() / 8).unwrap();
+                file.set_len(len / 8).unwrap();
+                if self == Self::CutShortAndGrown {
+                    file.set_len(len - 4 * KIB).unwrap();
+                }
             }
             Self::Forbid => fs::set_permissions(path, Permissions::from_mode(0o000)).unwrap(),
         }

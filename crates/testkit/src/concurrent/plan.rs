@@ -277,7 +277,9 @@ mod tests {
         stores(|len| len == 0);
         stores(|len| len > 60_000);
         let is_between = |len: usize| (45_001..=60_000).contains(&len);
-        assert!(!steps.iter().any(|step| matches!(step.action, Action::Store { len, .. } if is_between(len))));
+        assert!(
+            !steps.iter().any(|step| matches!(step.action, Action::Store { len, .. } if is_between(len)))
+        );
         has(&|step| matches!(step.action, Action::Remove { .. }));
         has(&|step| matches!(step.action, Action::Store { deadline: Some(_), .. }));
         has(&|step| matches!(step.fate, Fate::Polled(0)));

@@ -8,8 +8,8 @@ use super::FilingError;
 use super::filer::Filer;
 use super::liveness::LivenessChanges;
 use super::retained::place_of_record;
-use crate::durable::KeyRange;
-use crate::journal::{Place, Role, Segment, footprint};
+use crate::durable::{Key, KeyRange};
+use crate::journal::{Place, ReadError, Role, Segment, footprint};
 
 /// How long to wait for what other threads do about a lost file before looking again. They kick
 /// when it is done.
@@ -96,25 +96,30 @@ impl Filer {
         Ok(())
     }
 
-    /// Names the messages of which the bytes are gone.
+    /// Names the messages of which the bytes are gone. All are read: what was written after the cut
+    /// made the file longer again, with zeros between.
     fn report_cut(&self, segment: &Segment, left: u64) -> Result<(), FilingError> {
         let what = format!("{} was cut short to {left} bytes", segment.path.display());
-        let is_gone = |place: &Place| {
-            place.generation == segment.generation && place.offset + footprint(u64::from(place.len)) > left
-        };
-        for (key, newest) in self.source.collect(segment.generation) {
-            if newest.place.as_ref().is_some_and(is_gone) {
-                self.events.found_damage(&key.id(), &what);
-            }
-        }
+        let is_here = |place: &Place| place.generation == segment.generation;
+        let young = self.source.collect(segment.generation).into_iter();
+        let mut messages: Vec<(Key, Place)> = young
+            .filter_map(|(key, newest)| newest.place.filter(is_here).map(|place| (key, place)))
+            .collect();
         let is_filed = self.ledger.retained.contains_key(&segment.generation);
         if is_filed && self.durable.is_whole() {
             self.durable.scan(&[KeyRange::ALL], &mut |key, record| {
-                if is_gone(&place_of_record(&record)) {
-                    self.events.found_damage(&key.id(), &what);
-                }
+                let place = place_of_record(&record);
+                messages.extend(is_here(&place).then_some((key, place)));
                 !self.filing.is_stopped()
             })?;
+        }
+        for (key, place) in messages {
+            self.check_going_on()?;
+            let is_gone = place.offset + footprint(u64::from(place.len)) > left;
+            let read = || segment.read_put(self.segments.salt(), &key.id(), place);
+            if is_gone || matches!(read(), Err(ReadError::Damaged { .. })) {
+                self.events.found_damage(&key.id(), &what);
+            }
         }
         Ok(())
     }
