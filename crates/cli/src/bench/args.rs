@@ -65,6 +65,9 @@ pub struct PlanArgs {
     /// load-cold, enumerate and open-*: the system's page cache lets go of the engine's files first.
     #[arg(long)]
     drop_page_cache: bool,
+    /// open-clean with Tidespool: the index is deleted before each opening, and every message is loaded after it.
+    #[arg(long)]
+    lose_index: bool,
 }
 
 impl PlanArgs {
@@ -92,6 +95,7 @@ impl PlanArgs {
             messages: self.messages,
             rounds: self.rounds.unwrap_or(defaults.rounds),
             drop_page_cache: self.drop_page_cache,
+            lose_index: self.lose_index,
         }
     }
 }

@@ -205,6 +205,8 @@ pub struct Plan {
     pub rounds: u32,
     /// `load-cold`, `enumerate` and `open-*`: the system's page cache lets go of the engine's files first.
     pub drop_page_cache: bool,
+    /// `open-clean`: the index is deleted before each opening, and every message is loaded after it.
+    pub lose_index: bool,
 }
 
 impl Plan {
@@ -228,6 +230,7 @@ impl Plan {
             messages: None,
             rounds: if workload == Workload::OpenClean { 5 } else { 1 },
             drop_page_cache: false,
+            lose_index: false,
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::bench::disk::{self, DiskWatch, Use};
 use crate::bench::engine::{Engine, Needs};
 use crate::bench::payload::Random;
 use crate::bench::plan::Drain;
-use crate::bench::proc::disk_write_bytes;
+use crate::bench::proc::{disk_write_bytes, peak_rss_bytes};
 use crate::bench::run::{Measured, Run, Written, per, ratio};
 use crate::bench::set::{self, Amount, Step, Stored};
 
@@ -26,6 +26,8 @@ struct Phases {
     written: u64,
     settled_disk_bytes: u64,
     use_while_storing: Use,
+    /// The most memory until then, of the bench itself, too.
+    peak_while_storing_bytes: u64,
     removed: Done,
     drain_written: u64,
 }
@@ -51,6 +53,7 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
     measured.extra_count("live_messages", phases.stored_messages);
     measured.extra_count("live_bytes", live_bytes);
     measured.extra("written_per_byte", ratio(written, live_bytes));
+    measured.extra_count("peak_while_storing_bytes", phases.peak_while_storing_bytes);
     measured.extra("drain_per_s", per(removed.latency.count(), removed.seconds));
     for (name, quantile) in [("drain_p50_us", 0.5), ("drain_p99_us", 0.99), ("drain_p999_us", 0.999)] {
         measured.extra(name, removed.latency.quantile_us(quantile));
@@ -81,6 +84,7 @@ async fn store_and_remove(
     let written = settled.saturating_sub(stored.disk_write_bytes_before);
     let settled_disk_bytes = allocated(run).await?;
     let use_while_storing = watch.so_far();
+    let peak_while_storing_bytes = peak_rss_bytes()?;
     let (live_bytes, stored_messages) = (live.load(Ordering::Relaxed), messages.len() as u64);
 
     if run.plan.drain == Drain::Random {
@@ -97,6 +101,7 @@ async fn store_and_remove(
         written,
         settled_disk_bytes,
         use_while_storing,
+        peak_while_storing_bytes,
         removed,
         drain_written,
     })

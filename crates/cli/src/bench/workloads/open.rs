@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
+use crate::bench::callers::Clock;
 use crate::bench::disk;
 use crate::bench::engine::{Engine, Needs};
 use crate::bench::latency::Latency;
 use crate::bench::proc::disk_write_bytes;
 use crate::bench::run::{Measured, Run, Written};
-use crate::bench::set;
+use crate::bench::set::{self, Step};
 
 const MESSAGES: u64 = 100_000;
 
@@ -21,16 +22,38 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
     let stored = run.with(&needs, async |engine| set::fill(run, engine, count).await).await?;
     let before = disk_write_bytes()?;
     let mut opened = Openings::new()?;
+    let mut all_loaded = Duration::ZERO;
     for _ in 0..run.plan.rounds {
         if run.stop.is_set() {
             break;
         }
+        if run.plan.lose_index {
+            lose_index(run).await?;
+        }
+        let begun = Instant::now();
         let engine = opened.open(run, &needs).await?;
+        if run.plan.lose_index {
+            let clock = Clock::counted(&run.stop);
+            set::go_through(run, &engine, stored.clone(), Step::Load, clock, &Arc::default()).await?;
+            all_loaded = all_loaded.max(begun.elapsed());
+        }
         engine.shutdown().await?;
     }
     let mut measured = opened.measured(before);
+    if run.plan.lose_index {
+        measured.extra("all_loaded_ms", all_loaded.as_secs_f64() * 1_000.0);
+    }
     measured.extra_count("messages", stored.len() as u64);
     Ok(measured)
+}
+
+/// Deletes the index of a spool that is closed.
+async fn lose_index(run: &Run<'_>) -> Result<()> {
+    let dir = run.engine_dir.join("spool").join("sled");
+    let delete = move || {
+        std::fs::remove_dir_all(&dir).with_context(|| format!("deleting the index {}", dir.display()))
+    };
+    tokio::task::spawn_blocking(delete).await?
 }
 
 /// Openings, one after the other.
