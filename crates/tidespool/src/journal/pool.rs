@@ -2,9 +2,10 @@
 //!
 //! # Written or allocated
 //!
-//! A new file can be written full of zeros, which writes it twice, or be allocated, which costs each sync of its first use the file system's
-//! own commit (it marks the blocks as written). What a sync covers decides: up to [`PREWRITE_UP_TO`] bytes the first is cheaper, above it
-//! the second. A file that was filled once is as good as prewritten.
+//! A new file can be written full of zeros, which writes it twice, or be allocated, which costs each
+//! sync of its first use the file system's own commit (it marks the blocks as written). What a sync
+//! covers decides: up to [`PREWRITE_UP_TO`] bytes it is written, above it is allocated. A file that
+//! was filled once is as good as prewritten.
 
 use std::io::{self, IoSlice};
 use std::path::PathBuf;
@@ -23,9 +24,11 @@ pub(crate) const RESERVED: usize = 1;
 /// Free segments that the prewriting thread keeps ready: the reserve, and one to go on with.
 pub(super) const READY: usize = RESERVED + 1;
 
-/// Bytes that a sync covers up to which files are prewritten. Measured on ext4, MB/s prewritten (preparation included) and allocated: 40 and 28 with
-/// 4 KiB a sync, 190 and 135 with 20 KiB, 450 and 375 with 64 KiB, 720 and 710 with 128 KiB, 950 and 1 020 with 256 KiB, 1 240 and 2 150 with 1 MiB.
-pub(super) const PREWRITE_UP_TO: u64 = 128 << 10;
+/// Bytes that a sync covers up to which files are prewritten. Measured on ext4, MB/s prewritten
+/// (preparation included) and allocated: 40 and 28 with 4 KiB a sync, 190 and 135 with 20 KiB, 450 and
+/// 375 with 64 KiB, 720 and 710 with 128 KiB, 950 and 1 020 with 256 KiB, 1 240 and 2 150 with 1 MiB. A
+/// fifth of the rate is not worth that the device is written twice; a third is.
+pub(super) const PREWRITE_UP_TO: u64 = 32 << 10;
 
 /// Pause after prewriting failed: full disks are not asked again at once.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
