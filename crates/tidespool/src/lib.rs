@@ -113,6 +113,7 @@ pub mod storage;
 mod thread_limit;
 mod tiered;
 mod timer;
+mod varint;
 mod whole_text;
 
 pub use config::{

@@ -39,7 +39,7 @@ impl Filer {
         let started = Instant::now();
         let (mut tally, mut go_on) = (Tally::default(), true);
         let scanned = self.durable.scan_all(&mut |key, record| {
-            tally.add(&key, &record.encode(&key));
+            tally.add(&key, &record.to_bytes());
             if tally.records % BETWEEN_LOOKS == 0 {
                 self.filing.note_progress();
                 go_on = !self.filing.is_stopped();

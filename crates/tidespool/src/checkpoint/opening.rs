@@ -128,10 +128,9 @@ pub(crate) fn open_filed(
     damage.extend(live.damage().iter().map(|what| FileDamage { path: liveness.path(), what: what.clone() }));
     drop(live);
     let durable = Durable::new(&places.sled(), options);
-    let records = ledger.tally.records;
     // From here on the index's files change.
     let closed = ledger.index.take();
-    let is_index_kept = closed.is_some_and(|closed| durable.open_closed(closed, records));
+    let is_index_kept = closed.is_some_and(|closed| durable.open_closed(closed));
     let is_nothing_filed = ledger.retained.is_empty();
     if !is_index_kept && is_nothing_filed {
         begin_empty(&durable, ballast)?;

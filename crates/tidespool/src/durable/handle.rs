@@ -109,7 +109,7 @@ impl Durable {
     /// Opens the index that an orderly shutdown left, if its files are, byte for byte, what they
     /// were then. It answers nothing until it is [finished](Self::finish). `false`: they are not,
     /// or they can't be read or opened, and an index has to be built.
-    pub(crate) fn open_closed(&self, closed: ClosedIndex, records: u64) -> bool {
+    pub(crate) fn open_closed(&self, closed: ClosedIndex) -> bool {
         match Self::is_as_closed(&self.root, closed) {
             Ok(true) => {}
             Ok(false) => return false,
@@ -119,10 +119,7 @@ impl Durable {
             }
         }
         match self.open(closed.number, UNCHECKED) {
-            Ok(index) => {
-                index.store.note_records(records);
-                true
-            }
+            Ok(_) => true,
             Err(error) => {
                 tracing::warn!(%error, "the index could not be opened: it is rebuilt");
                 false

@@ -5,7 +5,8 @@
 //!
 //! # Layout
 //!
-//! * [`key`], [`record`], [`tally`]: what the index holds, as bytes, and its digest. Pure.
+//! * [`key`], [`record`], [`block`], [`tally`]: what the index holds, as bytes, and its digest.
+//!   Pure.
 //! * [`handle`]: the index that the spool uses: whole, being rebuilt, or none.
 //! * [`sled_store`]: sled 0.34.7, with what it needs from us: see there.
 //! * [`trip`], [`worker`], [`files`]: changes on their way to sled; its own thread; its files.
@@ -14,6 +15,7 @@
 //! * [`fingerprint`]: whether its files are still what they were.
 //! * [`footprint`]: how much memory it uses.
 
+mod block;
 mod error;
 mod files;
 mod fingerprint;
@@ -113,9 +115,6 @@ pub(crate) trait DurableStore: Send + Sync {
     fn data_file(&self) -> Option<(PathBuf, Arc<dyn StorageFile>)> {
         None
     }
-
-    /// Sets how many records there are, where the engine was opened with some.
-    fn note_records(&self, records: u64);
 
     /// Bytes of its files, as of the last opening or change.
     fn size_on_disk(&self) -> u64;

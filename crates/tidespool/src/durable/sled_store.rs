@@ -13,7 +13,6 @@
 //!
 //! `Mode` is left at its default: 0.34.7 stores the setting and never looks at it.
 
-use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -27,7 +26,7 @@ use super::files::{self, DataFile};
 use super::footprint::{CACHE_FACTOR, Footprint};
 use super::sled_lock::SledLock;
 use super::support::refuses_sled;
-use super::trip::{Made, Trip};
+use super::trip::{Changed, Trip, find, read_block};
 use super::worker::{Engine, Failure, Opened, Parts, Strays, Worker, guarded};
 use super::{DurableError, DurableStore, Key, KeyRange, Op, Record, Tally};
 use crate::storage::{OsStorage, Storage, StorageFile, largest_file};
@@ -88,6 +87,8 @@ pub(crate) struct SledStore {
     data_file: Arc<DataFile>,
     /// Bytes of its files, as of the last opening or change: whoever asks may be somebody who must not wait for the disk.
     disk_bytes: AtomicU64,
+    /// Blocks that were split: see [`find`].
+    splits: Arc<AtomicU64>,
     /// One `apply` at a time.
     turn: Mutex<()>,
     worker: Mutex<Option<Worker>>,
@@ -157,6 +158,7 @@ impl SledStore {
             poison: OnceLock::new(),
             data_file: Arc::new(data_file),
             disk_bytes: AtomicU64::new(files::size_of(dir).map_err(|err| failed(err.into()))?),
+            splits: Arc::default(),
             turn: Mutex::new(()),
             worker: Mutex::new(Some(worker)),
             footprint: Footprint::default(),
@@ -204,45 +206,65 @@ impl SledStore {
         }
     }
 
-    /// Visits raw keys and values in `range`, in order, until `visit` says `false`: then the result is `false`.
+    /// Visits the entries of one range, in order, until `visit` says `false`: then the result is
+    /// `false`.
     fn walk(
         &self,
-        doing: &'static str,
-        range: Bounds<'_>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+        range: &KeyRange,
+        visit: &mut dyn FnMut(Key, Record) -> bool,
     ) -> Result<bool, DurableError> {
+        let doing = "scanning";
         let engine = self.engine(doing)?;
         let failed = |failure| self.failed(doing, failure);
-        let mut iter = guarded(|| Ok(engine.tree()?.range::<&[u8], _>(range))).map_err(failed)?;
-        let mut last: Option<sled::IVec> = None;
+        let bounds = range.bounds();
+        let is_before = |key: &Key| bounds.is_some_and(|range| *key.as_bytes() < range.start);
+        let is_behind = |key: &Key| bounds.is_some_and(|range| *key.as_bytes() >= range.end);
+        let mut iter = guarded(|| blocks_of(engine.tree()?, range)).map_err(failed)?;
+        let mut last_block: Option<Key> = None;
+        let mut last: Option<Key> = None;
         let mut seen = self.footprint.watch();
         loop {
-            let Some((key, value)) = guarded(|| Ok(iter.next().transpose()?)).map_err(failed)? else {
+            let next = guarded(|| Ok(iter.next().transpose()?)).map_err(failed)?;
+            let Some((at, bytes)) = next else {
+                if bounds.is_none() {
+                    seen.saw_all();
+                }
                 return Ok(true);
             };
+            let (at, entries) = read_block(&at, &bytes).map_err(failed)?;
             // In damaged trees, going in circles is possible.
-            if last.is_some_and(|last| last >= key) {
+            if last_block.is_some_and(|last| last >= at) {
                 return Err(failed(Failure { what: "keys out of order".to_owned(), kind: None }));
             }
-            seen.saw(value.len());
-            if !visit(&key, &value) {
-                return Ok(false);
+            seen.saw(bytes.len());
+            for (key, record) in entries {
+                if is_behind(&key) {
+                    return Ok(true);
+                }
+                // Visited in the block that was split since.
+                if is_before(&key) || last.is_some_and(|last| last >= key) {
+                    continue;
+                }
+                if !visit(key, record) {
+                    return Ok(false);
+                }
+                last = Some(key);
+                // Poisoned, or closed, by somebody else: a visit can have taken long.
+                if self.poison.get().is_some() || self.engine.load().is_none() {
+                    self.engine(doing)?;
+                }
             }
-            // Poisoned, or closed, by somebody else: a visit can have taken long.
-            if self.poison.get().is_some() || self.engine.load().is_none() {
-                self.engine(doing)?;
-            }
-            last = Some(key);
+            last_block = Some(at);
         }
     }
 }
 
-type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
-
-fn bounds(range: &KeyRange) -> Bounds<'_> {
-    range.bounds().map_or((Bound::Unbounded, Bound::Unbounded), |range| {
-        (Bound::Included(&range.start), Bound::Excluded(&range.end))
-    })
+/// The blocks in which messages of `range` can be.
+fn blocks_of(tree: &sled::Tree, range: &KeyRange) -> Result<sled::Iter, Failure> {
+    let Some(range) = range.bounds() else { return Ok(tree.range::<&[u8], _>(..)) };
+    let first = tree.range::<&[u8], _>(..=&range.start[..]).next_back().transpose()?;
+    let start = first.as_ref().map_or(&range.start[..], |(at, _)| &at[..]);
+    Ok(tree.range::<&[u8], _>(start..&range.end[..]))
 }
 
 impl DurableStore for SledStore {
@@ -253,14 +275,9 @@ impl DurableStore for SledStore {
     fn get(&self, key: &Key) -> Result<Option<Record>, DurableError> {
         let doing = "reading";
         let engine = self.engine(doing)?;
-        let value =
-            guarded(|| Ok(engine.tree()?.get(key.as_bytes())?)).map_err(|err| self.failed(doing, err))?;
-        let Some(value) = value else { return Ok(None) };
-        self.footprint.read(value.len());
-        match Record::decode(key, &value) {
-            Some(record) => Ok(Some(record)),
-            None => Err(self.failed(doing, not_ours(key.as_bytes()))),
-        }
+        let found = guarded(|| find(engine.tree()?, &self.splits, key));
+        self.footprint.read();
+        found.map_err(|failure| self.failed(doing, failure))
     }
 
     fn apply(
@@ -274,36 +291,28 @@ impl DurableStore for SledStore {
             return Err(DurableError::Timeout { path: self.dir.clone(), doing, after });
         };
         let mut delta = Tally::default();
-        let (mut backlog, mut changed) = (0, 0);
+        let mut backlog = 0;
         loop {
             let trip = Trip::pack(ops);
             if trip.is_empty() {
                 break;
             }
-            backlog += trip.bytes();
-            let write = backlog >= BACKLOG_BYTES;
-            backlog = if write { 0 } else { backlog };
-            for made in self.run(doing, move |tree| trip.make(tree, write))? {
-                let Made { key, value, old } = made;
-                if let Some(value) = value {
-                    self.footprint.wrote(value.len());
-                    delta.add(&key, &value);
+            let splits = Arc::clone(&self.splits);
+            let is_much = backlog >= BACKLOG_BYTES;
+            let made = self.run(doing, move |tree| {
+                if is_much {
+                    tree.flush()?;
                 }
-                let old = match &old {
-                    Some(old) => {
-                        // The leaf that it was in is written again.
-                        backlog += old.len();
-                        changed += 1;
-                        delta.subtract(&key, old);
-                        let record = Record::decode(&key, old);
-                        Some(record.ok_or_else(|| self.failed(doing, not_ours(key.as_bytes())))?)
-                    }
-                    None => None,
-                };
+                trip.make(tree, &splits)
+            })?;
+            backlog = if is_much { made.bytes } else { backlog + made.bytes };
+            self.footprint.made(&made);
+            for Changed { key, new, old } in made.changes {
+                new.inspect(|new| delta.add(&key, &new.to_bytes()));
+                old.inspect(|old| delta.subtract(&key, &old.to_bytes()));
                 replaced(&key, old);
             }
         }
-        self.footprint.changed(delta.records, changed);
         if let Ok(bytes) = files::size_of(&self.dir) {
             self.disk_bytes.store(bytes, Ordering::Relaxed);
         }
@@ -315,31 +324,12 @@ impl DurableStore for SledStore {
         ranges: &[KeyRange],
         visit: &mut dyn FnMut(Key, Record) -> bool,
     ) -> Result<(), DurableError> {
-        let doing = "scanning";
         for range in ranges {
-            let mut foreign = None;
-            let all = self.walk(doing, bounds(range), &mut |bytes, value| {
-                let key = Key::from_slice(bytes).ok();
-                match key.and_then(|key| Some((key, Record::decode(&key, value)?))) {
-                    Some((key, record)) => visit(key, record),
-                    None => {
-                        foreign = Some(not_ours(bytes));
-                        false
-                    }
-                }
-            })?;
-            if let Some(failure) = foreign {
-                return Err(self.failed(doing, failure));
-            }
-            if !all {
+            if !self.walk(range, visit)? {
                 break;
             }
         }
         Ok(())
-    }
-
-    fn note_records(&self, records: u64) {
-        self.footprint.counted(records);
     }
 
     fn size_on_disk(&self) -> u64 {
@@ -373,12 +363,6 @@ impl Drop for SledStore {
             worker.join(Duration::ZERO, &self.options.strays);
         }
     }
-}
-
-/// Something in sled that this spool did not write there.
-fn not_ours(key: &[u8]) -> Failure {
-    let key: String = key.iter().take(64).map(|byte| format!("{byte:02x}")).collect();
-    Failure { what: format!("the bytes under the key {key} are not a record of it"), kind: None }
 }
 
 /// sled appends to its data file itself while it is opened, and the signal that comes with a write

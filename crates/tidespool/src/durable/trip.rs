@@ -1,22 +1,51 @@
 //! Changes on their way to sled's thread: packed on the caller's thread, made on sled's.
+//!
+//! # Blocks
+//!
+//! sled holds [blocks](super::block) of messages. A block's key is at or before that of its first
+//! message, and no message of an earlier block is at or behind it: a message can be in no other
+//! block than the last one whose key is not behind its own.
+//!
+//! New messages become blocks of their own, as many in each as come one after the other without a
+//! message between them that is there already. So messages that are filed in the order of their
+//! keys fill their blocks, and keys without an order get blocks of one: changing a message costs
+//! what its block is long. Only a message whose key lies between two of one block goes into that
+//! one. A block that is too long then is split, and that is the only way in which a message moves:
+//! the upper part is there before the lower part is cut.
 
-use super::record::{RECORD_LEN, Record};
+use std::ops::{Bound, RangeBounds as _};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::block::{self, Entry, MOST};
+use super::key::KEY_LEN;
 use super::worker::Failure;
-use super::{Change, Key, Op};
+use super::{Change, Key, Op, Record};
 
 /// Changes that go to sled's thread at once.
-const TRIP_OPS: usize = 256;
+const TRIP_OPS: usize = 512;
 
 /// Changes that go to sled's thread together.
 pub(super) struct Trip(Vec<Op>);
 
-/// One change, made.
+/// What became of a trip.
+#[derive(Default)]
 pub(super) struct Made {
+    pub(super) changes: Vec<Changed>,
+    /// Blocks that are there now and were not before, modulo 2⁶⁴.
+    pub(super) more_blocks: u64,
+    /// Blocks that were there before, and were replaced or removed.
+    pub(super) changed_blocks: u64,
+    /// Blocks that sled was given.
+    pub(super) written_blocks: u64,
+    /// Bytes of keys and blocks that sled was given.
+    pub(super) bytes: usize,
+}
+
+/// One change, made.
+pub(super) struct Changed {
     pub(super) key: Key,
-    /// The bytes that stand there now.
-    pub(super) value: Option<[u8; RECORD_LEN]>,
-    /// The bytes that stood there before.
-    pub(super) old: Option<sled::IVec>,
+    pub(super) new: Option<Record>,
+    pub(super) old: Option<Record>,
 }
 
 impl Trip {
@@ -29,29 +58,153 @@ impl Trip {
         self.0.is_empty()
     }
 
-    /// Bytes that sled has to write for them, about.
-    pub(super) fn bytes(&self) -> usize {
-        self.0.len() * (size_of::<Key>() + RECORD_LEN)
-    }
-
-    /// Makes the changes, and lets sled write them out if `write`. sled returns what stood there
-    /// before, and writes nothing where nothing changes.
-    pub(super) fn make(self, tree: &sled::Tree, write: bool) -> Result<Vec<Made>, Failure> {
-        let mut made = Vec::with_capacity(self.0.len());
+    /// Makes the changes, one after the other. Writes nothing where nothing changes. Counts each
+    /// block that it splits in `splits`, before the lower part is cut.
+    pub(super) fn make(self, tree: &sled::Tree, splits: &AtomicU64) -> Result<Made, Failure> {
+        let mut made = Made { changes: Vec::with_capacity(self.0.len()), ..Made::default() };
+        let mut stretch: Option<Stretch> = None;
         for Op { key, change } in self.0 {
-            let value = match change {
-                Change::Put(record) => Some(Record::encode(&record, &key)),
+            let mut current = match stretch.take() {
+                Some(stretch) if stretch.includes(&key) => stretch,
+                other => {
+                    if let Some(done) = other {
+                        done.write(tree, splits, &mut made)?;
+                    }
+                    Stretch::around(tree, &key)?
+                }
+            };
+            let new = match change {
+                Change::Put(record) => Some(record),
                 Change::Remove => None,
             };
-            let old = match &value {
-                Some(value) => tree.insert(key.as_bytes(), &value[..])?,
-                None => tree.remove(key.as_bytes())?,
-            };
-            made.push(Made { key, value, old });
+            let old = current.replace(key, new);
+            made.changes.push(Changed { key, new, old });
+            stretch = Some(current);
         }
-        if write {
-            tree.flush()?;
+        if let Some(last) = stretch {
+            last.write(tree, splits, &mut made)?;
         }
         Ok(made)
     }
+}
+
+/// A part of the row of keys: from the first to the last message of a block, or between two blocks.
+struct Stretch {
+    /// The key of the block. `None`: between two.
+    block: Option<Key>,
+    range: (Bound<Key>, Bound<Key>),
+    entries: Vec<Entry>,
+    is_changed: bool,
+}
+
+impl Stretch {
+    fn around(tree: &sled::Tree, key: &Key) -> Result<Self, Failure> {
+        if let Some((at, bytes)) = last_block_at(tree, key)? {
+            let (at, entries) = read_block(&at, &bytes)?;
+            // A block has one entry at least.
+            let last = entries.last().map_or(at, |(last, _)| *last);
+            if *key <= last {
+                let range = (Bound::Included(at), Bound::Included(last));
+                return Ok(Self { block: Some(at), range, entries, is_changed: false });
+            }
+            return Self::between(tree, Bound::Excluded(last), key);
+        }
+        Self::between(tree, Bound::Unbounded, key)
+    }
+
+    fn between(tree: &sled::Tree, from: Bound<Key>, key: &Key) -> Result<Self, Failure> {
+        let after: (Bound<&[u8]>, Bound<&[u8]>) = (Bound::Excluded(key.as_bytes()), Bound::Unbounded);
+        let to = match tree.range::<&[u8], _>(after).next().transpose()? {
+            Some((bytes, _)) => Bound::Excluded(key_of(&bytes)?),
+            None => Bound::Unbounded,
+        };
+        Ok(Self { block: None, range: (from, to), entries: Vec::new(), is_changed: false })
+    }
+
+    fn includes(&self, key: &Key) -> bool {
+        self.range.contains(key)
+    }
+
+    /// Returns what stood there.
+    fn replace(&mut self, key: Key, new: Option<Record>) -> Option<Record> {
+        let place = self.entries.binary_search_by(|(other, _)| other.cmp(&key));
+        let old = place.ok().map(|place| self.entries[place].1);
+        match (place, new) {
+            (Ok(place), Some(new)) => self.entries[place].1 = new,
+            (Ok(place), None) => drop(self.entries.remove(place)),
+            (Err(place), Some(new)) => self.entries.insert(place, (key, new)),
+            (Err(_), None) => {}
+        }
+        self.is_changed |= old != new;
+        old
+    }
+
+    fn write(self, tree: &sled::Tree, splits: &AtomicU64, made: &mut Made) -> Result<(), Failure> {
+        if !self.is_changed {
+            return Ok(());
+        }
+        made.changed_blocks += u64::from(self.block.is_some());
+        let count = self.entries.len().div_ceil(MOST);
+        made.more_blocks =
+            made.more_blocks.wrapping_add(count as u64).wrapping_sub(u64::from(self.block.is_some()));
+        if let (Some(at), 0) = (self.block, count) {
+            tree.remove(at.as_bytes())?;
+            made.bytes += KEY_LEN;
+            return Ok(());
+        }
+        // What comes in order fills its blocks. The parts of one that was split have room for more.
+        let len = if self.block.is_some() { self.entries.len().div_ceil(count.max(1)) } else { MOST };
+        for (number, entries) in self.entries.chunks(len.max(1)).enumerate().rev() {
+            let first = self.block.filter(|_| number == 0);
+            if first.is_some() && count > 1 {
+                splits.fetch_add(1, Ordering::SeqCst);
+            }
+            let at = first.unwrap_or(entries[0].0);
+            let bytes = block::encode(&at, entries);
+            made.written_blocks += 1;
+            made.bytes += KEY_LEN + bytes.len();
+            tree.insert(at.as_bytes(), bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// The record under `key`.
+pub(super) fn find(tree: &sled::Tree, splits: &AtomicU64, key: &Key) -> Result<Option<Record>, Failure> {
+    loop {
+        let before = splits.load(Ordering::SeqCst);
+        let found = match last_block_at(tree, key)? {
+            Some((at, bytes)) => {
+                let block = key_of(&at)?;
+                block::find(&block, &bytes, key).ok_or_else(|| not_ours(&at))?
+            }
+            None => None,
+        };
+        // It may have been looked for in a part of a block that was split just then: in the upper
+        // one before it was there, in the lower one when it was cut.
+        if found.is_some() || splits.load(Ordering::SeqCst) == before {
+            return Ok(found);
+        }
+    }
+}
+
+/// The last block whose key is not behind `key`: its key and its bytes.
+fn last_block_at(tree: &sled::Tree, key: &Key) -> Result<Option<(sled::IVec, sled::IVec)>, Failure> {
+    Ok(tree.range::<&[u8], _>(..=&key.as_bytes()[..]).next_back().transpose()?)
+}
+
+fn key_of(at: &[u8]) -> Result<Key, Failure> {
+    Key::from_slice(at).map_err(|_| not_ours(at))
+}
+
+/// The block in these bytes.
+pub(super) fn read_block(at: &[u8], bytes: &[u8]) -> Result<(Key, Vec<Entry>), Failure> {
+    let key = key_of(at)?;
+    Ok((key, block::decode(&key, bytes).ok_or_else(|| not_ours(at))?))
+}
+
+/// Something in sled that this spool did not write there.
+fn not_ours(at: &[u8]) -> Failure {
+    let key: String = at.iter().take(64).map(|byte| format!("{byte:02x}")).collect();
+    Failure { what: format!("the bytes under the key {key} are not a block of the index"), kind: None }
 }

@@ -26,7 +26,8 @@
 //! list, then the list ([`Offsets`]). Zeros fill it up to a multiple of [`PAGE`], so a later write
 //! never touches a page that was synced.
 
-use super::offsets::{Offsets, put_varint, take_varint};
+use super::offsets::Offsets;
+use crate::varint::{put_varint, take_varint};
 
 pub(super) const HEADER_LEN: u64 = 24;
 pub(super) const BATCH_HEADER_LEN: u64 = 20;

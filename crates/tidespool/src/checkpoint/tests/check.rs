@@ -8,7 +8,7 @@ fn reopen(bench: &mut Bench) {
     assert_eq!(bench.filer.durable.close(soon()), Ok(true));
     let closed = bench.filer.durable.sum_up(soon()).unwrap().unwrap();
     let durable = Durable::new(bench.filer.durable.path(), SledOptions::new(1 << 20));
-    assert!(durable.open_closed(closed, bench.filer.ledger.tally.records));
+    assert!(durable.open_closed(closed));
     bench.filer.durable = Arc::new(durable);
 }
 

@@ -313,7 +313,7 @@ impl Bench {
         let mut tally = Tally::default();
         let mut lists = BTreeMap::<u64, Vec<u64>>::new();
         for (key, record) in self.indexed() {
-            tally.add(&key, &record.encode(&key));
+            tally.add(&key, &record.to_bytes());
             lists.entry(record.generation).or_default().push(record.offset);
         }
         lists.values_mut().for_each(|offsets| offsets.sort_unstable());

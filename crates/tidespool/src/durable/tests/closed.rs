@@ -16,7 +16,7 @@ fn an_index_of_other_files_is_not_opened() {
     let closed = closed_index(&durable);
     let (root, faults) = (dir.path().join("sled"), Arc::<Faults>::default());
     let index = root.join("1");
-    let is_opened = || faults.handle(&root).open_closed(closed, 2);
+    let is_opened = || faults.handle(&root).open_closed(closed);
 
     let mut files = 0;
     for path in fs::read_dir(&index).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file())
@@ -54,7 +54,7 @@ fn an_index_that_fails_to_open_is_rebuilt() {
     let closed = closed_index(&durable);
     let durable = faults.handle(dir.path());
     faults.fail();
-    assert!(!durable.open_closed(closed, 2));
+    assert!(!durable.open_closed(closed));
     faults.heal();
     assert!(!durable.is_unchecked() && !durable.is_whole());
     durable.begin().unwrap();
@@ -81,7 +81,7 @@ fn closing_says_whether_the_index_was_whole() {
     let (was_whole, durable) = closed(&make_whole);
     assert_eq!(was_whole, Ok(true));
     let index = closed_index(&durable);
-    let unchecked = |durable: &Durable| assert!(durable.open_closed(index, 2));
+    let unchecked = |durable: &Durable| assert!(durable.open_closed(index));
     assert_eq!(closed(&unchecked).0, Ok(false), "not checked");
 }
 

@@ -122,8 +122,6 @@ impl DurableStore for Engine {
         Some((self.dir.join("db"), Arc::new(DataFile(Arc::clone(&self.faults)))))
     }
 
-    fn note_records(&self, _: u64) {}
-
     fn size_on_disk(&self) -> u64 {
         1
     }

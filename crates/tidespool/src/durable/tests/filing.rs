@@ -7,6 +7,7 @@ use chrono::{TimeDelta, Utc};
 use proptest::prelude::*;
 
 use super::*;
+use crate::durable::block;
 use crate::durable::sled_store::open_patiently;
 
 fn all(store: &dyn DurableStore) -> Vec<(Key, Record)> {
@@ -32,9 +33,15 @@ fn records() -> impl Strategy<Value = Record> {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let op = (0_u32..60, prop::option::of(records()));
-    let step =
-        prop_oneof![4 => prop::collection::vec(op, 0..40).prop_map(Step::Apply), 1 => Just(Step::Reopen)];
+    let op = || (0_u32..60, prop::option::of(records()));
+    // As files and messages come: in the order of their keys, none twice.
+    let in_order = prop::collection::btree_map(0_u32..60, prop::option::of(records()), 0..60)
+        .prop_map(|changes| Step::Apply(changes.into_iter().collect()));
+    let step = prop_oneof![
+        4 => prop::collection::vec(op(), 0..40).prop_map(Step::Apply),
+        4 => in_order,
+        1 => Just(Step::Reopen),
+    ];
     prop::collection::vec(step, 1..12)
 }
 
@@ -214,6 +221,57 @@ fn a_scan_beside_changes_visits_what_stays_exactly_once() {
     close(store);
 }
 
+/// Keys in ascending order that are filed in any order: in the span of blocks that are full, too.
+#[test]
+fn a_block_that_is_too_long_is_split_and_what_is_in_it_can_be_read_all_the_time() {
+    const KEYS: u32 = 6_000;
+    let dir = dir();
+    let store = open(dir.path());
+    let rounds = 4;
+    // Those that stay fill their blocks; the others come between them.
+    let stays = |n: u32| n.is_multiple_of(rounds);
+    let staying = || (0..KEYS).filter(|n| stays(*n));
+    apply(&store, staying().map(|n| put(n, place(1, 100)))).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for reader in 0..2 {
+            let (store, done) = (&store, &done);
+            scope.spawn(move || {
+                let mut reads = 0_u32;
+                while !done.load(Ordering::Relaxed) || reads < KEYS {
+                    let n = (reads.wrapping_mul(2_654_435_761) ^ reader) % (KEYS / rounds) * rounds;
+                    assert_eq!(store.get(&key(n)).unwrap(), Some(place(1, 100)), "{n}");
+                    reads += 1;
+                }
+            });
+        }
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let mut found = Vec::new();
+                let visit = &mut |key, _| {
+                    found.push(key);
+                    true
+                };
+                store.scan(&[KeyRange::ALL], visit).unwrap();
+                assert!(found.is_sorted_by(|a, b| a < b), "in order, none twice");
+                assert!(staying().all(|n| found.binary_search(&key(n)).is_ok()), "none left out");
+            }
+        });
+        for _ in 0..3 {
+            for round in 1..rounds {
+                let coming = (0..KEYS).filter(|n| n % rounds == round);
+                apply(&store, coming.map(|n| put(n, place(2, 300)))).unwrap();
+            }
+            assert_eq!(all(&store).len(), KEYS as usize);
+            apply(&store, (0..KEYS).filter(|n| !stays(*n)).map(remove)).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let expected: Vec<_> = staying().map(|n| (key(n), place(1, 100))).collect();
+    assert_eq!(all(&store), expected);
+    close(store);
+}
+
 /// What damage inside a value, or another program, would leave.
 fn write_raw(dir: &Path, pairs: &[(&[u8], &[u8])]) {
     // A sled that was dropped just now may still hold its lock.
@@ -228,12 +286,12 @@ fn write_raw(dir: &Path, pairs: &[(&[u8], &[u8])]) {
 fn assert_poisons(at: &[u8], bytes: &[u8], meet: impl Fn(&SledStore) -> Result<(), DurableError>) {
     let dir = dir();
     close(open(dir.path()));
-    let good = place(1, 20).encode(&key(1));
+    let good = block::encode(&key(1), &[(key(1), place(1, 20))]);
     write_raw(dir.path(), &[(key(1).as_bytes(), &good), (at, bytes)]);
     let store = open(dir.path());
     assert_eq!(store.get(&key(1)).unwrap(), Some(place(1, 20)));
     let err = meet(&store).unwrap_err();
-    assert!(err.poisons() && err.to_string().contains("are not a record of it"), "{err}");
+    assert!(err.poisons() && err.to_string().contains("are not a block of the index"), "{err}");
     let err = store.get(&key(1)).unwrap_err();
     assert!(err.poisons() && err.to_string().contains("poisoned"), "{err}");
     close(store);
@@ -241,10 +299,11 @@ fn assert_poisons(at: &[u8], bytes: &[u8], meet: impl Fn(&SledStore) -> Result<(
 
 #[test]
 fn a_record_that_cannot_be_read_poisons_the_engine() {
-    let mut bad = place(2, 20).encode(&key(2));
-    bad[15] ^= 1;
-    let of_another = place(2, 20).encode(&key(3));
-    for bytes in [&bad[..], &of_another, &bad[..31], &[]] {
+    let mut bad = block::encode(&key(2), &[(key(2), place(2, 20))]);
+    let cut = bad[..bad.len() - 1].to_vec();
+    bad[9] ^= 1;
+    let of_another = block::encode(&key(3), &[(key(3), place(2, 20))]);
+    for bytes in [&bad[..], &of_another, &cut, &[]] {
         let at = key(2);
         assert_poisons(at.as_bytes(), bytes, |store| store.get(&key(2)).map(drop));
         assert_poisons(at.as_bytes(), bytes, |store| apply(store, [remove(2)]).map(drop));

@@ -126,7 +126,7 @@ fn an_index_that_is_not_checked_answers_nothing() {
     let closed = closed_index(&durable);
 
     let durable = sled(dir.path());
-    assert!(durable.open_closed(closed, 2));
+    assert!(durable.open_closed(closed));
     assert!(durable.is_unchecked());
     assert_unavailable(&durable, "the index of the last run is being checked");
     let mut found = Vec::new();
@@ -273,7 +273,7 @@ fn a_place_that_cannot_be_read_throws_the_index_away() {
     let closed = closed_index(&durable);
 
     let durable = sled(dir.path());
-    assert!(durable.open_closed(closed, 2));
+    assert!(durable.open_closed(closed));
     durable.finish();
     assert_eq!(durable.get(&key(1)), Ok(Some(place(1, 10))));
     let error = durable.get(&key(2)).unwrap_err();

@@ -74,7 +74,7 @@ fn fill(store: &dyn DurableStore, count: u32) -> Tally {
 fn tally_of(store: &dyn DurableStore) -> Result<Tally, DurableError> {
     let mut tally = Tally::default();
     store.scan(&[KeyRange::ALL], &mut |key, record| {
-        tally.add(&key, &record.encode(&key));
+        tally.add(&key, &record.to_bytes());
         true
     })?;
     Ok(tally)
