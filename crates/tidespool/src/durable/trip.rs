@@ -171,17 +171,21 @@ impl Stretch {
 
 /// The record under `key`.
 pub(super) fn find(tree: &sled::Tree, splits: &AtomicU64, key: &Key) -> Result<Option<Record>, Failure> {
+    until_sure(splits, || {
+        let Some((at, bytes)) = last_block_at(tree, key)? else { return Ok(None) };
+        block::find(&key_of(&at)?, &bytes, key).ok_or_else(|| not_ours(&at))
+    })
+}
+
+/// What `look` finds. Nothing is found only where no block was split meanwhile: it may have been
+/// looked for in the upper part before that was there, and in the lower part when that was cut.
+fn until_sure<T>(
+    splits: &AtomicU64,
+    mut look: impl FnMut() -> Result<Option<T>, Failure>,
+) -> Result<Option<T>, Failure> {
     loop {
         let before = splits.load(Ordering::SeqCst);
-        let found = match last_block_at(tree, key)? {
-            Some((at, bytes)) => {
-                let block = key_of(&at)?;
-                block::find(&block, &bytes, key).ok_or_else(|| not_ours(&at))?
-            }
-            None => None,
-        };
-        // It may have been looked for in a part of a block that was split just then: in the upper
-        // one before it was there, in the lower one when it was cut.
+        let found = look()?;
         if found.is_some() || splits.load(Ordering::SeqCst) == before {
             return Ok(found);
         }
@@ -207,4 +211,54 @@ pub(super) fn read_block(at: &[u8], bytes: &[u8]) -> Result<(Key, Vec<Entry>), F
 fn not_ours(at: &[u8]) -> Failure {
     let key: String = at.iter().take(64).map(|byte| format!("{byte:02x}")).collect();
     Failure { what: format!("the bytes under the key {key} are not a block of the index"), kind: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidespool_core::SpoolId;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_found_only_where_no_block_was_split_meanwhile() {
+        let splits = AtomicU64::new(7);
+        let mut looks = 0;
+        let found = until_sure(&splits, || {
+            looks += 1;
+            if looks < 3 {
+                splits.fetch_add(1, Ordering::SeqCst);
+                return Ok(None);
+            }
+            Ok(Some("a record"))
+        });
+        assert_eq!((found.unwrap(), looks), (Some("a record"), 3));
+        let mut looks = 0;
+        let found = until_sure::<()>(&splits, || {
+            looks += 1;
+            Ok(None)
+        });
+        assert_eq!((found.unwrap(), looks), (None, 1));
+    }
+
+    #[test]
+    fn each_split_is_counted_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = sled::Config::new().path(dir.path()).flush_every_ms(None).open().unwrap();
+        let tree = db.open_tree("places").unwrap();
+        let splits = AtomicU64::new(0);
+        let record = Record { seq: 1, generation: 1, offset: 4096, len: 9 };
+        let put = |n: u8| {
+            let id = SpoolId::from_bytes([n, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            Op { key: Key::of(&id), change: Change::Put(record) }
+        };
+        let mut make = |numbers: &mut dyn Iterator<Item = u8>| {
+            let made = Trip::pack(&mut numbers.map(put)).make(&tree, &splits).unwrap();
+            (made.more_blocks, made.changed_blocks, splits.load(Ordering::SeqCst))
+        };
+        assert_eq!(make(&mut (0..128).step_by(2)), (2, 0, 0), "64 in order fill two blocks");
+        assert_eq!(make(&mut (0..128).step_by(2)), (0, 0, 0), "nothing changes");
+        assert_eq!(make(&mut [63].into_iter()), (1, 0, 0), "between two blocks");
+        assert_eq!(make(&mut (1..128).step_by(2)), (3, 2, 2), "both are split, and one comes behind");
+        assert_eq!(tree.len(), 6);
+    }
 }
