@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use rustix::fs::{Advice, fadvise};
 use tidespool::{Config, TieredSpool};
-use tidespool_core::{Corrupt, NotFound, Spool as _, SpoolId};
-use tidespool_testkit::{payload, wait};
+use tidespool_core::{Corrupt, NotFound, Spool as _};
+use tidespool_testkit::{ids, payload, wait};
 
 use crate::mount::Mount;
 use crate::setup::{Live, MIB, config, durable, start_with, stop};
@@ -75,7 +75,8 @@ async fn filled(config: &Config) -> (Arc<TieredSpool>, Live) {
     let spool = start_with(config.clone()).await;
     let mut live = Live::default();
     for n in 0..MESSAGES {
-        let id = SpoolId::new();
+        // Without an order each has a place of its own in sled, which fills many pages.
+        let id = ids::v4(n as u64);
         let data = payload::shared(id, 1, 300);
         wait::bounded("a store", spool.store(id, data, n % 100 == 0, None)).await.expect("store");
         live.0.insert(id, 300);
