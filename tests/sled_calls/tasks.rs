@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use tidespool::TieredSpool;
 use tidespool_core::{Spool as _, SpoolEntry, SpoolId};
 use tidespool_testkit::rng::Rng;
-use tidespool_testkit::{payload, wait};
+use tidespool_testkit::{ids, payload, wait};
 use tokio::task::JoinSet;
 
 use crate::bursts::Which;
@@ -236,7 +236,7 @@ impl Client {
     async fn make_some(&self, count: u64, rng: &mut Rng) {
         let mut live = Vec::new();
         for n in 1..=count {
-            let id = SpoolId::new();
+            let id = new_id();
             assert!(self.store(id, (n, len(rng)), true).await);
             live.push(id);
             if rng.chance(20) {
@@ -279,6 +279,17 @@ pub(crate) fn len(rng: &mut Rng) -> usize {
         _ => 2_000 + rng.below(18_000),
     };
     usize::try_from(len).unwrap()
+}
+
+/// An id that no other process has, and without an order: what is filed under such ids fills many
+/// pages of sled, which are read again and again.
+pub(crate) fn new_id() -> SpoolId {
+    let id = SpoolId::new();
+    let [high, low] = [0, 1].map(|half: usize| {
+        let bytes = id.as_bytes().as_chunks().0[half];
+        u64::from_be_bytes(bytes)
+    });
+    ids::v4(high ^ low.rotate_left(32))
 }
 
 pub(crate) fn pick(len: usize, rng: &mut Rng) -> usize {

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use crate::bursts::Which;
 use crate::control::Control;
 use crate::event::{Event, Version};
-use crate::tasks::{CALLERS, Client, len, pick};
+use crate::tasks::{CALLERS, Client, len, new_id, pick};
 
 /// Bursts in one process.
 const BURSTS: u64 = 3;
@@ -147,7 +147,7 @@ impl Caller {
     }
 
     async fn store_new(&mut self) {
-        let id = SpoolId::new();
+        let id = new_id();
         let list = if self.store(id).await { &mut self.held } else { &mut self.gone };
         list.push(id);
     }
