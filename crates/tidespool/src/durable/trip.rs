@@ -251,7 +251,7 @@ mod tests {
             let id = SpoolId::from_bytes([n, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
             Op { key: Key::of(&id), change: Change::Put(record) }
         };
-        let mut make = |numbers: &mut dyn Iterator<Item = u8>| {
+        let make = |numbers: &mut dyn Iterator<Item = u8>| {
             let made = Trip::pack(&mut numbers.map(put)).make(&tree, &splits).unwrap();
             (made.more_blocks, made.changed_blocks, splits.load(Ordering::SeqCst))
         };
