@@ -249,7 +249,7 @@ impl SledStore {
                     return Ok(false);
                 }
                 last = Some(key);
-                // Poisoned, or closed, by somebody else: a visit can have taken long.
+                // Another thread may have poisoned or closed the engine during the visit.
                 if self.poison.get().is_some() || self.engine.load().is_none() {
                     self.engine(doing)?;
                 }
