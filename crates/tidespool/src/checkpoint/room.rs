@@ -11,7 +11,7 @@ const AT_LEAST: u64 = 1 << 20;
 /// No more than this is ever asked for: sled writes step by step, and each step leaves what the last one needed.
 const AT_MOST: u64 = 16 << 20;
 
-/// Bytes that sled writes for one changed record: its block, and a share of the leaf with that block.
+/// Bytes that sled writes for one changed record: its block, and a share of the leaf around it.
 const PER_RECORD: u64 = 1 << 10;
 
 impl Filer {
