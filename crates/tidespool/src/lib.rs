@@ -101,6 +101,7 @@
 
 mod checkpoint;
 mod config;
+mod crash_log;
 mod durable;
 mod health;
 pub mod inspect;

@@ -15,6 +15,7 @@ mod space;
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -118,6 +119,17 @@ pub trait Storage: Debug + Send + Sync {
     ///
     /// The operating system's.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// A number that the machine has until it is started again: what a process wrote before, and
+    /// did not sync, can be read as long as it is the same. Default: the kernel's
+    /// (`/proc/sys/kernel/random/boot_id`).
+    ///
+    /// # Errors
+    ///
+    /// The operating system's. Without one there is no crash log.
+    fn boot_id(&self) -> io::Result<[u8; 16]> {
+        os::boot_id()
+    }
 }
 
 /// An open file, used at given offsets only.
@@ -145,6 +157,12 @@ pub trait StorageFile: Debug + Send + Sync {
     /// The operating system's; `Unsupported` by default. Then a deleted file goes unnoticed.
     fn state(&self) -> io::Result<FileState> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// The file's descriptor, for a mapping of it. `None`, the default: it can't be mapped, and is
+    /// of no use as a crash log.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 
     /// Reads up to `buf.len()` bytes from `offset`; 0 is the end of the file.

@@ -1,5 +1,6 @@
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::{
     DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
@@ -121,6 +122,13 @@ pub(crate) fn is_no_file(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory)
 }
 
+/// The kernel's boot id.
+pub(super) fn boot_id() -> io::Result<[u8; 16]> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let id = uuid::Uuid::try_parse(text.trim()).map_err(io::Error::other)?;
+    Ok(id.into_bytes())
+}
+
 /// The state of whatever has this name.
 pub(super) fn state_of(path: &Path) -> io::Result<FileState> {
     std::fs::metadata(path).map(|metadata| state(&metadata))
@@ -144,6 +152,10 @@ impl StorageFile for OsFile {
 
     fn state(&self) -> io::Result<FileState> {
         self.0.metadata().map(|metadata| state(&metadata))
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -1,0 +1,284 @@
+//! The mapped file, as words that many threads may read and write. All `unsafe` of the crash log.
+//!
+//! # A page that can't be had
+//!
+//! A write to a mapped page raises `SIGBUS` where the file has no such page any more (something
+//! else cut it short), where the file system can't read or write it, or where it has failed as a
+//! whole. The default action ends the process. So the first mapping installs a handler for
+//! `SIGBUS`. A fault inside a mapping of this module replaces the whole mapping with anonymous
+//! memory and marks it as broken. The write that faulted is then repeated by the processor, and
+//! succeeds. Every entry checks the mark after it is written ([`Mapping::is_broken`]), so that no
+//! caller is told that a lost page protects its message. Any other fault goes to the handler that
+//! was installed before.
+//!
+//! # Why the `unsafe` code is sound
+//!
+//! * The words are only reachable as `&[AtomicU64]`. Every access is atomic, so that no two of them
+//!   race, whatever two threads, or another process that maps the file, do at the same time.
+//! * The slice lives as long as the [`Mapping`]: its range is unmapped in `Drop` and nowhere else.
+//!   The handler replaces pages of the range in place, and never leaves a hole in it.
+//! * `mmap` returns page-aligned memory of the length that it was asked for, so the words are
+//!   aligned and in bounds. Any bytes are valid words.
+//! * The handler calls `mmap`, `sigaction` and atomic operations only. The former two are system
+//!   calls without state in the C library.
+//! * A forked child does not have the mapping (`MADV_DONTFORK`): it can't write into the log of its
+//!   parent.
+
+#![allow(unsafe_code, reason = "there is no other way to map a file and to survive a fault in it")]
+
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::ptr::{self, NonNull};
+use std::slice;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+/// Mappings that a process can have at a time. A spool has one, and for moments two.
+const MAX_MAPPINGS: usize = 256;
+
+/// Where the mappings are, for the handler.
+static MAPPED: [Mapped; MAX_MAPPINGS] = [const { Mapped::none() }; MAX_MAPPINGS];
+
+/// The action that was set before the handler of this module.
+static PREVIOUS: OnceLock<io::Result<libc::sigaction>> = OnceLock::new();
+
+/// One mapping, as the handler sees it.
+#[derive(Debug)]
+struct Mapped {
+    is_taken: AtomicBool,
+    /// 0: not mapped.
+    base: AtomicUsize,
+    /// In bytes.
+    len: AtomicUsize,
+    is_broken: AtomicBool,
+}
+
+impl Mapped {
+    const fn none() -> Self {
+        Self {
+            is_taken: AtomicBool::new(false),
+            base: AtomicUsize::new(0),
+            len: AtomicUsize::new(0),
+            is_broken: AtomicBool::new(false),
+        }
+    }
+
+    fn contains(&self, address: usize) -> bool {
+        let base = self.base.load(Ordering::Acquire);
+        base != 0 && address >= base && address - base < self.len.load(Ordering::Acquire)
+    }
+}
+
+/// A file, mapped shared for reading and writing.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    base: NonNull<AtomicU64>,
+    /// In words.
+    len: usize,
+    mapped: &'static Mapped,
+    /// Every word that was written, in order.
+    #[cfg(test)]
+    pub(super) trace: parking_lot::Mutex<Vec<(usize, u64)>>,
+}
+
+// SAFETY: what it points to is reached by atomic operations only, and unmapped by the last owner.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps the first `len` bytes of a file, which must be there.
+    pub(super) fn new(file: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        install_handler()?;
+        let is_free = |mapped: &&Mapped| !mapped.is_taken.swap(true, Ordering::AcqRel);
+        let mapped = MAPPED.iter().find(is_free).ok_or_else(|| {
+            io::Error::other(format!("{MAX_MAPPINGS} crash logs are mapped: no more are possible"))
+        })?;
+        let free = || mapped.is_taken.store(false, Ordering::Release);
+        let base = map(ptr::null_mut(), len, libc::MAP_SHARED, file.as_raw_fd()).inspect_err(|_| free())?;
+        // SAFETY: it is the range that was mapped a moment ago. Advice changes no content.
+        unsafe {
+            libc::madvise(base.as_ptr(), len, libc::MADV_DONTFORK);
+        }
+        mapped.is_broken.store(false, Ordering::Release);
+        mapped.len.store(len, Ordering::Release);
+        mapped.base.store(base.as_ptr() as usize, Ordering::Release);
+        Ok(Self {
+            base: base.cast(),
+            len: len / size_of::<u64>(),
+            mapped,
+            #[cfg(test)]
+            trace: parking_lot::Mutex::default(),
+        })
+    }
+
+    /// The word at a place.
+    pub(super) fn load(&self, at: usize) -> u64 {
+        self.words()[at].load(Ordering::Acquire)
+    }
+
+    /// Writes a word after all that this thread wrote before.
+    pub(super) fn store(&self, at: usize, word: u64) {
+        #[cfg(test)]
+        self.trace.lock().push((at, word));
+        self.words()[at].store(word, Ordering::Release);
+    }
+
+    /// Writes bytes from a word on, in any order, the last word filled up with zeros.
+    pub(super) fn fill(&self, at: usize, bytes: &[u8]) {
+        let (whole, rest) = bytes.as_chunks::<{ size_of::<u64>() }>();
+        let mut last = [0; size_of::<u64>()];
+        last[..rest.len()].copy_from_slice(rest);
+        let last = (!rest.is_empty()).then_some(last);
+        let words = &self.words()[at..][..bytes.len().div_ceil(size_of::<u64>())];
+        for (word, bytes) in words.iter().zip(whole.iter().chain(&last)) {
+            word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+        }
+        #[cfg(test)]
+        self.trace.lock().extend((at..).zip(words.iter().map(|word| word.load(Ordering::Relaxed))));
+    }
+
+    /// The words of the file.
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: see the top.
+        unsafe { slice::from_raw_parts(self.base.as_ptr(), self.len) }
+    }
+
+    /// True if a page could not be had. What is written goes to memory of the process then.
+    pub(super) fn is_broken(&self) -> bool {
+        self.mapped.is_broken.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.mapped.base.store(0, Ordering::Release);
+        // SAFETY: nothing else holds the range, for `words` borrows this value.
+        unsafe {
+            libc::munmap(self.base.as_ptr().cast(), self.len * size_of::<u64>());
+        }
+        self.mapped.is_taken.store(false, Ordering::Release);
+    }
+}
+
+/// Maps `len` bytes of a file, or of nothing.
+fn map(at: *mut c_void, len: usize, flags: c_int, fd: c_int) -> io::Result<NonNull<c_void>> {
+    // SAFETY: without MAP_FIXED the system chooses a range that nothing uses. With it, the caller
+    // gives a range of its own.
+    let base = unsafe { libc::mmap(at, len, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
+    match NonNull::new(base).filter(|base| base.as_ptr() != libc::MAP_FAILED) {
+        Some(base) => Ok(base),
+        None => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Installs the handler, once for the process.
+fn install_handler() -> io::Result<()> {
+    let installed = PREVIOUS.get_or_init(|| {
+        // SAFETY: all bytes 0 is a valid `sigaction`: the default action, an empty mask, no flags.
+        let (mut action, mut previous): (libc::sigaction, libc::sigaction) = unsafe { std::mem::zeroed() };
+        let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = on_fault;
+        action.sa_sigaction = handler as *const () as usize;
+        // On the signal's own stack where the thread has one: a fault may come deep in another.
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        // SAFETY: both point to actions that live through the call.
+        match unsafe { libc::sigaction(libc::SIGBUS, &raw const action, &raw mut previous) } {
+            0 => Ok(previous),
+            _ => Err(io::Error::last_os_error()),
+        }
+    });
+    installed.as_ref().map(drop).map_err(|error| io::Error::new(error.kind(), error.to_string()))
+}
+
+/// Handles `SIGBUS`.
+extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the system passes a valid `siginfo_t`, for the action has SA_SIGINFO.
+    let (address, code) = unsafe { ((*info).si_addr() as usize, (*info).si_code) };
+    // Positive: the system found it. A signal that something sent has no address.
+    if code > 0
+        && let Some(mapped) = MAPPED.iter().find(|mapped| mapped.contains(address))
+    {
+        let (base, len) = (mapped.base.load(Ordering::Acquire), mapped.len.load(Ordering::Acquire));
+        mapped.is_broken.store(true, Ordering::Release);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        if map(base as *mut c_void, len, flags, -1).is_ok() {
+            return;
+        }
+    }
+    pass_on(signal, info, context);
+}
+
+/// Does what would have been done without this module.
+fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    let previous = PREVIOUS.get().and_then(|previous| previous.as_ref().ok());
+    match previous.filter(|previous| ![libc::SIG_DFL, libc::SIG_IGN].contains(&previous.sa_sigaction)) {
+        Some(previous) if previous.sa_flags & libc::SA_SIGINFO != 0 => {
+            type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+            // SAFETY: an action with SA_SIGINFO holds a function of this type.
+            let handler = unsafe { std::mem::transmute::<usize, Handler>(previous.sa_sigaction) };
+            handler(signal, info, context);
+        }
+        Some(previous) => {
+            // SAFETY: an action without SA_SIGINFO holds a function of this type.
+            let handler =
+                unsafe { std::mem::transmute::<usize, extern "C" fn(c_int)>(previous.sa_sigaction) };
+            handler(signal);
+        }
+        // The default action, which takes the process down when this returns.
+        None => {
+            // SAFETY: all bytes 0 is the default action.
+            unsafe {
+                let action: libc::sigaction = std::mem::zeroed();
+                libc::sigaction(signal, &raw const action, ptr::null_mut());
+                libc::raise(signal);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use super::*;
+
+    const LEN: usize = 1 << 20;
+
+    #[test]
+    fn what_is_written_is_in_the_file() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(LEN as u64).unwrap();
+        let mapping = Mapping::new(file.as_fd(), LEN).unwrap();
+        mapping.store(3, 7);
+        let mut word = [0; 8];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut word, 24).unwrap();
+        assert_eq!((u64::from_le_bytes(word), mapping.is_broken()), (7, false));
+    }
+
+    /// A file that something else cuts short would take the process down.
+    #[test]
+    fn a_page_that_is_gone_breaks_the_mapping_and_not_the_process() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(LEN as u64).unwrap();
+        let (mapping, other) = (Mapping::new(file.as_fd(), LEN).unwrap(), tempfile::tempfile().unwrap());
+        other.set_len(LEN as u64).unwrap();
+        let other = Mapping::new(other.as_fd(), LEN).unwrap();
+        mapping.store(0, 1);
+        file.set_len(0).unwrap();
+        mapping.store(LEN / 16, 2);
+        assert!(mapping.is_broken());
+        assert_eq!(mapping.load(LEN / 16), 2, "the write went on");
+        other.store(0, 3);
+        assert!(!other.is_broken());
+    }
+
+    #[test]
+    fn a_mapping_that_is_dropped_leaves_its_place_to_others() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        for _ in 0..MAX_MAPPINGS * 2 {
+            Mapping::new(file.as_fd(), 4096).unwrap();
+        }
+    }
+}

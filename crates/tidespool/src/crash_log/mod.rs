@@ -1,0 +1,346 @@
+//! The crash log: what was acknowledged and is not on stable storage yet, in a mapped file that
+//! outlives the process.
+//!
+//! A store or a removal is written here before its caller gets `Ok`. That is a copy to memory and
+//! no system call. The pages belong to the kernel: a panic, `abort`, `kill -9` and the OOM killer
+//! leave them as they are. Only the end of the machine takes them.
+//!
+//! # Rules
+//!
+//! * For each message the log holds the newest version that was acknowledged, until that version is
+//!   on stable storage or is removed without a trace. Whoever replaces a version commits the new
+//!   entry first and takes the old one back after that, both under the lock of the id's shard.
+//! * An entry counts when its commit word is written, which is last. A thread that is killed before
+//!   leaves nothing.
+//! * The file is of one size, and all its blocks are allocated when it is made. What finds no room
+//!   in it goes to the journal, with a sync.
+//! * It counts in one boot of the machine, beside the spool whose id it has: [`read`].
+//! * A page that can't be had breaks the log and not the process ([`mapping`]). Then it is replaced
+//!   by another, and what is dirty is written to the journal at once.
+//!
+//! # Layout
+//!
+//! `mapping` – the file as words, and all `unsafe` code. `layout` – the bytes. `arena` – free
+//! slots. `read` – what a file holds.
+
+mod arena;
+mod layout;
+mod mapping;
+mod read;
+#[cfg(test)]
+mod tests;
+
+use std::cell::Cell;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::available_parallelism;
+
+use arena::{Arena, Given};
+use layout::{CHUNK, ChunkUse, Class, Entry, Header, MAX_ARENAS, Place, Spread};
+use mapping::Mapping;
+use parking_lot::Mutex;
+pub(crate) use read::{Contents, Foreign, Kept, read};
+use tidespool_core::SpoolId;
+use uuid::Uuid;
+
+use crate::storage::{FileState, OpenMode, Storage, StorageFile, reserve};
+
+/// The name of the file in the spool's directory.
+pub(crate) const CRASH_LOG: &str = "crash-log";
+
+/// The name under which a log is made before it replaces another.
+pub(crate) const NEW_CRASH_LOG: &str = "crash-log.new";
+
+/// The largest file, in bytes: places in it have 32 bits, in words.
+const MOST: u64 = 16 << 30;
+
+/// One part in so many of the file is kept for removals: these make room in it.
+const KEPT_FOR_REMOVALS: u32 = 8;
+
+/// The log of a running spool.
+#[derive(Debug)]
+pub(crate) struct CrashLog {
+    file: Arc<dyn StorageFile>,
+    mapping: Mapping,
+    header: Header,
+    /// Chunks that no arena has.
+    spare: Mutex<Vec<u32>>,
+    /// How many they are, without the lock.
+    spares: AtomicUsize,
+    arenas: Box<[Mutex<Arena>]>,
+    /// What is in the log stays in it.
+    is_frozen: AtomicBool,
+}
+
+/// An entry that is written and does not count yet.
+#[derive(Debug)]
+pub(crate) struct Written {
+    slot: Slot,
+    id: SpoolId,
+    len: Option<u32>,
+    payload_crc: u32,
+}
+
+/// An entry's room. Dropping it takes the entry back.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    log: Arc<CrashLog>,
+    arena: u16,
+    given: Given,
+    class: Class,
+    /// The checksum of its header; `None`: it is not committed.
+    crc: Option<u32>,
+    /// The other chunks of a large entry.
+    more: Box<[u32]>,
+}
+
+impl CrashLog {
+    /// Makes a log of about `bytes` in a new file. All its blocks are allocated, or it is an error.
+    pub(crate) fn create(
+        storage: &dyn Storage,
+        path: &Path,
+        spool: [u8; 16],
+        bytes: u64,
+    ) -> io::Result<Arc<Self>> {
+        let arenas = available_parallelism().map_or(1, usize::from).clamp(1, MAX_ARENAS.min(16));
+        let chunks = u32::try_from(bytes.min(MOST) / CHUNK as u64).unwrap_or(0).max(1);
+        let (nonce, _) = Uuid::new_v4().as_u64_pair();
+        let arenas_too = u32::try_from(arenas).unwrap_or(1);
+        let header = Header { spool, boot: storage.boot_id()?, nonce, chunks, arenas: arenas_too };
+        let file = storage.open(path, OpenMode::Create)?;
+        let Some(descriptor) = file.descriptor() else { return Err(io::ErrorKind::Unsupported.into()) };
+        reserve(&*file, header.file_len() as u64)?;
+        let mapping = Mapping::new(descriptor, header.file_len())?;
+        for (at, word) in header.encode().into_iter().enumerate() {
+            mapping.store(at, word);
+        }
+        let log = Self {
+            mapping,
+            header,
+            // The first chunks are used first.
+            spare: Mutex::new((0..chunks).rev().collect()),
+            spares: AtomicUsize::new(chunks as usize),
+            arenas: (0..arenas).map(|_| Mutex::new(Arena::new(chunks as usize))).collect(),
+            is_frozen: AtomicBool::new(false),
+            file,
+        };
+        match log.mapping.is_broken() {
+            false => Ok(Arc::new(log)),
+            true => Err(io::Error::other("a page of the file could not be had")),
+        }
+    }
+
+    /// Writes a message, which does not count before it is committed. `None`: there is no room, or
+    /// the log is broken.
+    pub(crate) fn write(self: &Arc<Self>, id: SpoolId, data: &[u8], payload_crc: u32) -> Option<Written> {
+        let len = u32::try_from(data.len()).ok()?;
+        let spread = Spread::of(data.len());
+        let class = Class::of(data.len()).unwrap_or(Class::WHOLE);
+        let slot = self.take(class, spread.more, false)?;
+        let at = self.place(&slot) as usize;
+        for (place, pair) in Header::list_of(at, &slot.more) {
+            self.mapping.store(place, pair);
+        }
+        self.mapping.fill(at + Header::payload_at(spread), &data[..spread.first]);
+        for (chunk, range) in slot.more.iter().zip(spread.others(data.len())) {
+            self.mapping.fill(self.header.chunk_at(*chunk), &data[range]);
+        }
+        Some(Written { slot, id, len: Some(len), payload_crc })
+    }
+
+    /// Writes a removal, which does not count before it is committed. `None`: as of
+    /// [`write`](Self::write).
+    pub(crate) fn write_removal(self: &Arc<Self>, id: SpoolId) -> Option<Written> {
+        let slot = self.take(Class::of(0)?, 0, true)?;
+        Some(Written { slot, id, len: None, payload_crc: 0 })
+    }
+
+    /// What is in the log stays in it, whatever is dropped from now on: the spool ends without
+    /// having made everything durable.
+    pub(crate) fn freeze(&self) {
+        self.is_frozen.store(true, Ordering::Release);
+    }
+
+    /// True if a page could not be had. Entries that were written since are lost with the process.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.mapping.is_broken()
+    }
+
+    /// The state of the open file, whatever became of its name.
+    pub(crate) fn state(&self) -> io::Result<FileState> {
+        self.file.state()
+    }
+
+    /// Bytes of the file.
+    pub(crate) fn size(&self) -> u64 {
+        self.header.file_len() as u64
+    }
+
+    /// Bytes of the chunks that hold entries, or did a moment ago.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        let used = self.header.chunks as usize - self.spares.load(Ordering::Relaxed);
+        (used * CHUNK) as u64
+    }
+
+    /// A free slot, with `more` chunks beside it.
+    fn take(self: &Arc<Self>, class: Class, more: usize, is_removal: bool) -> Option<Slot> {
+        let number = arena_of_thread() % self.arenas.len();
+        let arena = u16::try_from(number).ok()?;
+        let kept = if is_removal { 0 } else { self.header.chunks / KEPT_FOR_REMOVALS } as usize;
+        let others = match more {
+            0 => Vec::new(),
+            _ => self.take_chunks(more, kept)?,
+        };
+        let mut state = self.arenas[number].lock();
+        let given = match state.give(class) {
+            Some(given) => given,
+            None => {
+                drop(state);
+                let Some(chunk) = self.take_chunks(1, kept).and_then(|mut chunks| chunks.pop()) else {
+                    self.put_back(&others);
+                    return None;
+                };
+                state = self.arenas[number].lock();
+                self.set_use(chunk, ChunkUse { class, arena, used: 0 });
+                state.add(chunk, class);
+                state.give(class)?
+            }
+        };
+        if given.is_new {
+            // Before the slot counts as used: its bytes may be those of an earlier class.
+            self.mapping.store(self.place_of(given, class) as usize, 0);
+            self.set_use(given.chunk, ChunkUse { class, arena, used: given.slot + 1 });
+        }
+        drop(state);
+        Some(Slot { log: self.clone(), arena, given, class, crc: None, more: others.into() })
+    }
+
+    /// Takes so many chunks out of the spare ones and leaves `kept`.
+    fn take_chunks(&self, count: usize, kept: usize) -> Option<Vec<u32>> {
+        let take = || {
+            let mut spare = self.spare.lock();
+            let left = spare.len().checked_sub(count).filter(|left| *left >= kept)?;
+            let taken = spare.split_off(left);
+            self.spares.store(left, Ordering::Relaxed);
+            Some(taken)
+        };
+        take().or_else(|| {
+            self.collect_empty();
+            take()
+        })
+    }
+
+    /// Takes the chunks in which nothing is left from all arenas.
+    #[cold]
+    fn collect_empty(&self) {
+        for arena in &self.arenas {
+            let mut arena = arena.lock();
+            let empty = arena.give_up_empty();
+            empty.iter().for_each(|chunk| self.clear_use(*chunk));
+            drop(arena);
+            self.put_back(&empty);
+        }
+    }
+
+    fn put_back(&self, chunks: &[u32]) {
+        if !chunks.is_empty() {
+            let mut spare = self.spare.lock();
+            spare.extend_from_slice(chunks);
+            self.spares.store(spare.len(), Ordering::Relaxed);
+        }
+    }
+
+    fn set_use(&self, chunk: u32, used: ChunkUse) {
+        self.mapping.store(layout::table_at(chunk), used.encode());
+    }
+
+    fn clear_use(&self, chunk: u32) {
+        self.mapping.store(layout::table_at(chunk), 0);
+    }
+
+    fn place(&self, slot: &Slot) -> Place {
+        self.place_of(slot.given, slot.class)
+    }
+
+    fn place_of(&self, given: Given, class: Class) -> Place {
+        let place = self.header.chunk_at(given.chunk) + given.slot as usize * class.slot_words();
+        // The file has at most as many words: see MOST.
+        Place::try_from(place).unwrap_or(Place::MAX)
+    }
+
+    /// Changes what counts, under the lock of the arena: `change` writes the entry's words. Whatever
+    /// of it a killed thread has done, [`read`] finds the sum right with or without the entry.
+    fn change(&self, arena: u16, place: Place, more: u64, change: impl FnOnce(&Mapping, usize)) {
+        let (mapping, arena) = (&self.mapping, usize::from(arena));
+        let (sum, intent) = (layout::sum_at(arena), layout::intent_at(arena));
+        mapping.store(intent, u64::from(place));
+        change(mapping, place as usize);
+        mapping.store(sum, mapping.load(sum).wrapping_add(more));
+        mapping.store(intent, 0);
+    }
+}
+
+impl Written {
+    /// Makes the entry count, as this version of its message. Call it under the lock that orders
+    /// the versions of the message. `None`: the log is broken, and the entry is lost with the
+    /// process.
+    pub(crate) fn commit(mut self, version: u64) -> Option<Slot> {
+        let entry = Entry { version, id: self.id, len: self.len, payload_crc: self.payload_crc };
+        let log = &self.slot.log;
+        let [commit, fields @ ..] = log.header.encode_entry(&entry);
+        let (crc, place) = (commit as u32, log.place(&self.slot));
+        let arena = log.arenas[usize::from(self.slot.arena)].lock();
+        log.change(self.slot.arena, place, layout::weight(crc, place), |mapping, at| {
+            for (at, field) in (at + 1..).zip(fields) {
+                mapping.store(at, field);
+            }
+            mapping.store(at, commit);
+        });
+        drop(arena);
+        self.slot.crc = Some(crc);
+        (!self.slot.log.is_broken()).then_some(self.slot)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let log = &self.log;
+        if log.is_frozen.load(Ordering::Acquire) {
+            return;
+        }
+        let place = log.place(self);
+        let mut arena = log.arenas[usize::from(self.arena)].lock();
+        if let Some(crc) = self.crc {
+            let less = layout::weight(crc, place).wrapping_neg();
+            log.change(self.arena, place, less, |mapping, at| mapping.store(at, 0));
+        }
+        let is_empty = arena.take_back(self.given.chunk, self.given.slot);
+        // As long as there is much room an arena keeps the chunks that it will need again.
+        let is_wanted = log.spares.load(Ordering::Relaxed) < log.header.chunks as usize / 2;
+        let given_up = is_empty && is_wanted && arena.give_up(self.given.chunk);
+        if given_up {
+            log.clear_use(self.given.chunk);
+        }
+        drop(arena);
+        if given_up {
+            log.put_back(&[self.given.chunk]);
+        }
+        log.put_back(&self.more);
+    }
+}
+
+/// A number for each thread, so that those that run beside each other seldom meet on one arena.
+fn arena_of_thread() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static ARENA: Cell<usize> = const { Cell::new(usize::MAX) };
+    }
+    ARENA.with(|arena| {
+        if arena.get() == usize::MAX {
+            arena.set(NEXT.fetch_add(1, Ordering::Relaxed));
+        }
+        arena.get()
+    })
+}

@@ -1,0 +1,188 @@
+//! Reads what a crash log holds, from its file and not through a mapping: an error is an error.
+
+use std::collections::HashMap;
+use std::io;
+
+use tidespool_core::SpoolId;
+
+use super::layout::{
+    CHUNK, ChunkUse, Class, ENTRY_WORDS, Entry, Header, Place, Spread, WORD, intent_at, sum_at, table_at,
+    word_at,
+};
+use crate::storage::{StorageFile, read_exact_at};
+
+/// The newest version of a message that was acknowledged and was not on stable storage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) version: u64,
+    pub(crate) id: SpoolId,
+    /// `None`: the message was removed.
+    pub(crate) data: Option<Vec<u8>>,
+}
+
+/// What a file is worth.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Contents {
+    /// It is the log of this spool in this boot, and whole. One entry per message, oldest first.
+    Whole(Vec<Kept>),
+    /// It says nothing about this spool now, for this reason.
+    Foreign(Foreign),
+    /// It is the log of this spool in this boot, and some of its pages are not what was last
+    /// written to them.
+    Torn(String),
+}
+
+/// Why a log is ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Foreign {
+    /// It does not begin as a crash log does: it was never completely made.
+    Unfinished,
+    /// It was written beside another spool.
+    OtherSpool,
+    /// The machine was started since. What was not written to disk before is gone, so that an
+    /// entry may be older than what the journal has.
+    OtherBoot,
+}
+
+/// Reads the log of a spool in a boot.
+///
+/// A process that is killed leaves every page as it last was. A device that loses its cache without
+/// a restart of the machine leaves some pages older than others: then the entries do not add up to
+/// the sum that each arena keeps, or a payload fails its checksum. Nothing of such a log is used,
+/// for a newer message could be kept while an older one is lost.
+pub(crate) fn read(file: &dyn StorageFile, spool: [u8; 16], boot: [u8; 16]) -> io::Result<Contents> {
+    let len = file.len()?;
+    let mut start = vec![0; CHUNK.min(usize::try_from(len).unwrap_or(usize::MAX))];
+    read_exact_at(file, &mut start, 0)?;
+    let Some(header) = Header::decode(&start) else { return Ok(Contents::Foreign(Foreign::Unfinished)) };
+    if header.spool != spool {
+        return Ok(Contents::Foreign(Foreign::OtherSpool));
+    }
+    if header.boot != boot {
+        return Ok(Contents::Foreign(Foreign::OtherBoot));
+    }
+    if (header.file_len() as u64) > len {
+        return Ok(Contents::Torn("it is shorter than it was made".to_owned()));
+    }
+    let mut table = vec![0; header.chunk_at(0) * WORD];
+    read_exact_at(file, &mut table, 0)?;
+    let mut log = Log { file, header, table, sums: vec![0; header.arenas as usize] };
+    let mut newest: HashMap<SpoolId, Kept> = HashMap::new();
+    for chunk in 0..header.chunks {
+        let Some(used) = ChunkUse::decode(word_at(&log.table, table_at(chunk))) else { continue };
+        if let Err(torn) = log.read_chunk(chunk, used, &mut newest)? {
+            return Ok(Contents::Torn(torn));
+        }
+    }
+    if let Some(arena) = log.arena_that_does_not_add_up()? {
+        return Ok(Contents::Torn(format!("the entries of arena {arena} do not add up to its sum")));
+    }
+    let mut kept: Vec<Kept> = newest.into_values().collect();
+    kept.sort_unstable_by_key(|kept| kept.version);
+    Ok(Contents::Whole(kept))
+}
+
+struct Log<'a> {
+    file: &'a dyn StorageFile,
+    header: Header,
+    /// The file up to the first chunk.
+    table: Vec<u8>,
+    /// By arena: the weights of its entries, as they are there.
+    sums: Vec<u64>,
+}
+
+impl Log<'_> {
+    /// The entries of a chunk, or why the log can't be believed.
+    fn read_chunk(
+        &mut self,
+        chunk: u32,
+        used: ChunkUse,
+        newest: &mut HashMap<SpoolId, Kept>,
+    ) -> io::Result<Result<(), String>> {
+        let ChunkUse { class, arena, used } = used;
+        let (slots, slot_words) = (class.slots().min(used as usize), class.slot_words());
+        let mut bytes = vec![0; slots * slot_words * WORD];
+        self.read_words(&mut bytes, self.header.chunk_at(chunk))?;
+        for (slot, bytes) in bytes.chunks_exact(slot_words * WORD).enumerate() {
+            let Some(entry) = self.header.decode_entry(bytes) else { continue };
+            let place = self.header.chunk_at(chunk) + slot * slot_words;
+            let sum = Place::try_from(place).ok().and_then(|place| self.header.weight_of_slot(bytes, place));
+            let Some((sum, weight)) = self.sums.get_mut(usize::from(arena)).zip(sum) else {
+                return Ok(Err(format!("chunk {chunk} is of arena {arena}, which there is not")));
+            };
+            *sum = sum.wrapping_add(weight);
+            let data = match self.payload(&entry, class, bytes)? {
+                Ok(data) => data,
+                Err(torn) => return Ok(Err(torn)),
+            };
+            let kept = Kept { version: entry.version, id: entry.id, data };
+            if newest.get(&entry.id).is_none_or(|other| other.version < kept.version) {
+                newest.insert(entry.id, kept);
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// The payload of an entry, which begins in `slot`; `None` for a removal.
+    fn payload(
+        &self,
+        entry: &Entry,
+        class: Class,
+        slot: &[u8],
+    ) -> io::Result<Result<Option<Vec<u8>>, String>> {
+        let torn = || Ok(Err(format!("the payload of message {} fails its checksum", entry.id)));
+        let Some(len) = entry.len.map(|len| len as usize) else { return Ok(Ok(None)) };
+        let spread = Spread::of(len);
+        if spread.more > self.header.chunks as usize || (spread.more > 0 && class != Class::WHOLE) {
+            return torn();
+        }
+        let from = Header::payload_at(spread) * WORD;
+        let Some(first) = slot.get(from..from + spread.first) else { return torn() };
+        let mut data = first.to_vec();
+        data.resize(len, 0);
+        for (part, range) in spread.others(len).enumerate() {
+            let chunk = Header::listed(slot, part);
+            if chunk >= self.header.chunks {
+                return torn();
+            }
+            self.read_words(&mut data[range], self.header.chunk_at(chunk))?;
+        }
+        match crc32c::crc32c(&data) == entry.payload_crc {
+            true => Ok(Ok(Some(data))),
+            false => torn(),
+        }
+    }
+
+    /// The first arena whose entries are not those that its sum counts. What a killed thread was
+    /// about to change counts or not.
+    fn arena_that_does_not_add_up(&self) -> io::Result<Option<usize>> {
+        for (arena, sum) in self.sums.iter().enumerate() {
+            let missing = word_at(&self.table, sum_at(arena)).wrapping_sub(*sum);
+            if missing == 0 {
+                continue;
+            }
+            let mut slot = [0; ENTRY_WORDS * WORD];
+            let intent = word_at(&self.table, intent_at(arena));
+            let weight = match Place::try_from(intent) {
+                Ok(place) if (intent as usize) >= self.header.chunk_at(0) && self.is_in_file(place) => {
+                    self.read_words(&mut slot, intent as usize)?;
+                    self.header.weight_of_slot(&slot, place)
+                }
+                _ => None,
+            };
+            if weight.is_none_or(|weight| missing != weight && missing != weight.wrapping_neg()) {
+                return Ok(Some(arena));
+            }
+        }
+        Ok(None)
+    }
+
+    fn is_in_file(&self, place: Place) -> bool {
+        (place as usize + ENTRY_WORDS) * WORD <= self.header.file_len()
+    }
+
+    /// Reads from a word on.
+    fn read_words(&self, bytes: &mut [u8], at: usize) -> io::Result<()> {
+        read_exact_at(self.file, bytes, (at * WORD) as u64)
+    }
+}

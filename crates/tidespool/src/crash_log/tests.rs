@@ -1,0 +1,285 @@
+//! What a killed process leaves, after each word that it writes.
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::layout::{intent_at, sum_at};
+use super::*;
+use crate::storage::{OsStorage, read_exact_at};
+
+const SPOOL: [u8; 16] = [7; 16];
+
+struct Bench {
+    dir: tempfile::TempDir,
+    log: Arc<CrashLog>,
+    version: u64,
+}
+
+impl Bench {
+    fn new(chunks: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let log = CrashLog::create(&OsStorage, &dir.path().join(CRASH_LOG), SPOOL, chunks * CHUNK as u64);
+        Self { dir, log: log.unwrap(), version: 0 }
+    }
+
+    fn put(&mut self, id: SpoolId, data: &[u8]) -> Option<Slot> {
+        let written = self.log.write(id, data, crc32c::crc32c(data))?;
+        self.version += 1;
+        written.commit(self.version)
+    }
+
+    fn remove(&mut self, id: SpoolId) -> Option<Slot> {
+        let written = self.log.write_removal(id)?;
+        self.version += 1;
+        written.commit(self.version)
+    }
+
+    fn file(&self) -> Arc<dyn StorageFile> {
+        OsStorage.open(&self.dir.path().join(CRASH_LOG), OpenMode::Read).unwrap()
+    }
+
+    fn contents(&self) -> Contents {
+        read(&*self.file(), SPOOL, OsStorage.boot_id().unwrap()).unwrap()
+    }
+
+    fn kept(&self) -> Vec<(SpoolId, Option<Vec<u8>>)> {
+        match self.contents() {
+            Contents::Whole(kept) => kept.into_iter().map(|kept| (kept.id, kept.data)).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Every byte has another value than its neighbours.
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at % 251) as u8).collect()
+}
+
+#[test]
+fn what_is_committed_is_read_and_what_is_dropped_is_not() {
+    let mut bench = Bench::new(64);
+    let lens = [0, 1, 7, 8, 512, 16 << 10, 64 << 10, CHUNK - 40, CHUNK - 39, 200_000, 1 << 20];
+    let ids: Vec<SpoolId> = lens.iter().map(|_| SpoolId::new()).collect();
+    let slots: Vec<Slot> =
+        ids.iter().zip(lens).map(|(id, len)| bench.put(*id, &bytes(len)).unwrap()).collect();
+    let expected: Vec<_> = ids.iter().zip(lens).map(|(id, len)| (*id, Some(bytes(len)))).collect();
+    assert_eq!(bench.kept(), expected);
+    let removed = bench.remove(ids[4]).unwrap();
+    assert_eq!(bench.kept().last(), Some(&(ids[4], None)), "the newest version counts");
+    drop(slots);
+    assert_eq!(bench.kept(), [(ids[4], None)]);
+    drop(removed);
+    assert_eq!(bench.kept(), []);
+}
+
+#[test]
+fn what_is_written_and_not_committed_does_not_count() {
+    let bench = Bench::new(8);
+    let written = bench.log.write(SpoolId::new(), &bytes(100), 0).unwrap();
+    assert_eq!(bench.kept(), []);
+    drop(written);
+    assert_eq!(bench.kept(), []);
+}
+
+#[test]
+fn a_log_that_is_frozen_keeps_what_is_dropped() {
+    let mut bench = Bench::new(8);
+    let id = SpoolId::new();
+    let slot = bench.put(id, b"kept").unwrap();
+    bench.log.freeze();
+    drop(slot);
+    assert_eq!(bench.kept(), [(id, Some(b"kept".to_vec()))]);
+}
+
+#[test]
+fn removals_find_room_when_messages_do_not() {
+    let mut bench = Bench::new(32);
+    let mut slots = Vec::new();
+    while let Some(slot) = bench.put(SpoolId::new(), &bytes(60_000)) {
+        slots.push(slot);
+    }
+    assert_eq!(slots.len(), 28, "an eighth is kept");
+    let removals: Vec<Slot> = (0..4 * 1_700).map_while(|_| bench.remove(SpoolId::new())).collect();
+    assert!(removals.len() >= 4 * 1_700, "{}", removals.len());
+    assert!(bench.put(SpoolId::new(), b"x").is_none());
+    slots.clear();
+    // What one class has emptied another one gets.
+    let small: Vec<Slot> = (0..9_900).map_while(|_| bench.put(SpoolId::new(), &bytes(100))).collect();
+    assert_eq!(small.len(), 9_900);
+}
+
+#[test]
+fn a_log_of_another_spool_or_boot_or_that_is_not_one_says_nothing() {
+    let mut bench = Bench::new(8);
+    let _slot = bench.put(SpoolId::new(), b"x").unwrap();
+    let (file, boot) = (bench.file(), OsStorage.boot_id().unwrap());
+    let of = |spool, boot| read(&*file, spool, boot).unwrap();
+    assert_eq!(of([8; 16], boot), Contents::Foreign(Foreign::OtherSpool));
+    assert_eq!(of(SPOOL, [8; 16]), Contents::Foreign(Foreign::OtherBoot));
+    let path = bench.dir.path().join(CRASH_LOG);
+    for garbage in [vec![], vec![0; 100], vec![1; 100_000]] {
+        std::fs::write(&path, garbage).unwrap();
+        assert_eq!(bench.contents(), Contents::Foreign(Foreign::Unfinished));
+    }
+}
+
+#[test]
+fn a_log_in_a_file_that_is_cut_short_breaks_and_is_not_used() {
+    let mut bench = Bench::new(32);
+    let _slot = bench.put(SpoolId::new(), &bytes(1 << 20)).unwrap();
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(bench.dir.path().join(CRASH_LOG))
+        .unwrap()
+        .set_len(300_000)
+        .unwrap();
+    assert!(matches!(bench.contents(), Contents::Torn(_)));
+    let more: Vec<Option<Slot>> = (0..31).map(|_| bench.put(SpoolId::new(), &bytes(60_000))).collect();
+    assert!(bench.log.is_broken() && more.iter().any(Option::is_none));
+}
+
+/// A page that was written back earlier than the others, after the device lost its cache.
+#[test]
+fn a_log_of_which_a_page_is_older_is_not_used() {
+    let mut bench = Bench::new(8);
+    let old = bench.put(SpoolId::new(), b"old").unwrap();
+    let before = std::fs::read(bench.dir.path().join(CRASH_LOG)).unwrap();
+    drop(old);
+    let _new = bench.put(SpoolId::new(), b"new").unwrap();
+    let after = std::fs::read(bench.dir.path().join(CRASH_LOG)).unwrap();
+    let pages: Vec<usize> = (0..after.len() / 4096)
+        .filter(|page| before[page * 4096..][..4096] != after[page * 4096..][..4096])
+        .collect();
+    assert!(pages.len() > 1, "the sum and the entry have pages of their own");
+    for page in pages {
+        let mut mixed = after.clone();
+        mixed[page * 4096..][..4096].copy_from_slice(&before[page * 4096..][..4096]);
+        std::fs::write(bench.dir.path().join("mixed"), mixed).unwrap();
+        let file = OsStorage.open(&bench.dir.path().join("mixed"), OpenMode::Read).unwrap();
+        let contents = read(&*file, SPOOL, OsStorage.boot_id().unwrap()).unwrap();
+        assert!(matches!(contents, Contents::Torn(_)), "page {page}: {contents:?}");
+    }
+}
+
+/// A file in memory, for the images that a kill leaves.
+#[derive(Debug)]
+struct Image(Vec<u8>);
+
+impl StorageFile for Image {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.len() as u64)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let rest = self.0.get(usize::try_from(offset).unwrap()..).unwrap_or(&[]);
+        let len = buf.len().min(rest.len());
+        buf[..len].copy_from_slice(&rest[..len]);
+        Ok(len)
+    }
+
+    fn write_vectored_at(&self, _: &[io::IoSlice<'_>], _: u64) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+type State = HashMap<SpoolId, Option<Vec<u8>>>;
+
+fn state_of(image: &Image, boot: [u8; 16]) -> State {
+    match read(image, SPOOL, boot).unwrap() {
+        Contents::Whole(kept) => kept.into_iter().map(|kept| (kept.id, kept.data)).collect(),
+        other => panic!("a kill left: {other:?}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// A process that is killed after any word that it wrote leaves the log as it was before the
+    /// call, or as it is after the call.
+    #[test]
+    fn a_kill_after_any_word_leaves_the_state_before_or_after_the_call(
+        steps in prop::collection::vec((0..4usize, 0..5usize, any::<prop::sample::Index>()), 1..40),
+    ) {
+        let lens = [0, 8, 300, 9_000, 150_000];
+        let mut bench = Bench::new(24);
+        let boot = OsStorage.boot_id().unwrap();
+        let ids: Vec<SpoolId> = (0..4).map(|_| SpoolId::new()).collect();
+        let mut slots: HashMap<SpoolId, Slot> = HashMap::new();
+        let mut state = State::new();
+        let mut image = Image(vec![0; usize::try_from(bench.log.size()).unwrap()]);
+        for (which, what, len) in steps {
+            let id = ids[which];
+            let mut after = state.clone();
+            bench.log.mapping.trace.lock().clear();
+            read_exact_at(&*bench.file(), &mut image.0, 0).unwrap();
+            match what {
+                0 => {
+                    let _ = slots.remove(&id);
+                    after.remove(&id);
+                }
+                1 => {
+                    let Some(slot) = bench.remove(id) else { continue };
+                    after.insert(id, None);
+                    slots.insert(id, slot);
+                }
+                _ => {
+                    let data = bytes(lens[len.index(lens.len())]);
+                    let Some(slot) = bench.put(id, &data) else { continue };
+                    after.insert(id, Some(data));
+                    slots.insert(id, slot);
+                }
+            }
+            let trace = std::mem::take(&mut *bench.log.mapping.trace.lock());
+            let mut is_after = false;
+            // The payload's words have no order: a few of them are looked at.
+            let step = (trace.len() / 64).max(1);
+            for (number, (at, word)) in trace.iter().enumerate() {
+                image.0[at * 8..][..8].copy_from_slice(&word.to_le_bytes());
+                if trace.len() - number > 24 && number % step != 0 {
+                    continue;
+                }
+                let left = state_of(&image, boot);
+                prop_assert!(left == state || left == after, "after word {number} of {}", trace.len());
+                prop_assert!(!is_after || left == after, "it went back");
+                is_after = left == after;
+            }
+            prop_assert_eq!(&state_of(&image, boot), &after);
+            state = after;
+        }
+        // At rest nothing is about to change.
+        let words = |at: usize| u64::from_le_bytes(image.0[at * 8..][..8].try_into().unwrap());
+        for arena in 0..bench.log.arenas.len() {
+            prop_assert_eq!(words(intent_at(arena)), 0);
+            prop_assert!(!state.is_empty() || words(sum_at(arena)) == 0);
+        }
+    }
+}
+
+#[test]
+fn many_threads_share_a_log() {
+    let bench = Bench::new(64);
+    std::thread::scope(|scope| {
+        for thread in 0..4u8 {
+            let log = &bench.log;
+            scope.spawn(move || {
+                let mut slots = Vec::new();
+                for round in 0..2_000u64 {
+                    let data = bytes((round as usize * 37) % 3_000);
+                    let version = round * 4 + u64::from(thread);
+                    let written = log.write(SpoolId::new(), &data, crc32c::crc32c(&data)).unwrap();
+                    slots.push(written.commit(version).unwrap());
+                    if slots.len() > 50 {
+                        slots.swap_remove(round as usize % 50);
+                    }
+                }
+                std::mem::forget(slots);
+            });
+        }
+    });
+    assert_eq!(bench.kept().len(), 200);
+}
