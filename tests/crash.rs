@@ -56,7 +56,7 @@ fn config(dir: &Path, durability: Durability) -> Config {
 fn name(durability: Durability) -> &'static str {
     match durability {
         Durability::Memory => "memory",
-        Durability::Written => "written",
+        Durability::Process => "process",
         Durability::Synced => "synced",
     }
 }
@@ -67,8 +67,8 @@ fn killed_with_durability_memory() {
 }
 
 #[test]
-fn killed_with_durability_written() {
-    kill_again_and_again(Durability::Written, Floor::Kill);
+fn killed_with_durability_process() {
+    kill_again_and_again(Durability::Process, Floor::Kill);
 }
 
 #[test]
@@ -90,7 +90,7 @@ enum Task {
 fn child() {
     let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
     let durability = std::env::var(CHILD_DURABILITY).expect("a durability");
-    let all = [Durability::Memory, Durability::Written, Durability::Synced];
+    let all = [Durability::Memory, Durability::Process, Durability::Synced];
     let durability = all.into_iter().find(|known| name(*known) == durability).expect("a durability");
     let report = Arc::new(Report::on_stdout().expect("an output"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

@@ -107,8 +107,8 @@ fn memory() {
 }
 
 #[test]
-fn written() {
-    check("written", Small::mixed(Durability::Written));
+fn process() {
+    check("process", Small::mixed(Durability::Process));
 }
 
 #[test]
@@ -126,6 +126,6 @@ fn overtaken_in_memory() {
 }
 
 #[test]
-fn overtaken_as_written() {
-    check("overtaken as written", Small::overtaking(Durability::Written));
+fn overtaken_in_process() {
+    check("overtaken in process", Small::overtaking(Durability::Process));
 }

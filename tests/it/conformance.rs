@@ -8,9 +8,9 @@ mod memory {
     tidespool_testkit::conformance_tests!(Tiered::with(Durability::Memory));
 }
 
-mod written {
+mod process {
     use super::*;
-    tidespool_testkit::conformance_tests!(Tiered::with(Durability::Written));
+    tidespool_testkit::conformance_tests!(Tiered::with(Durability::Process));
 }
 
 mod synced {

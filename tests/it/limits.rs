@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tidespool::{Config, Durability, TieredSpool};
+use tidespool::{Config, TieredSpool};
 use tidespool_core::{Spool, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId};
 use tidespool_testkit::{payload, wait};
 use tokio::task::JoinSet;
@@ -178,6 +178,7 @@ async fn a_message_of_64_mib_is_kept_and_leaves_no_trace_when_removed() {
         assert_holds(spool.as_ref(), id, LEN).await;
         stored.push(id);
     }
+    assert_eq!(spool.stats().stores_synced, 2, "each waits for the disk");
     spool.compact().await.expect("compact");
     stop(spool).await;
 
@@ -241,19 +242,16 @@ async fn a_batch_larger_than_the_journal_does_not_block_it() {
     stop(spool).await;
 }
 
-/// Where nobody waits for the disk, those who wait for room do: what was only written is synced for them, whatever its age.
+/// A synced store that waits for room is reason enough to write what is dirty in memory, whatever its age.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_only_written_makes_room_for_those_who_wait_for_it() {
-    let tiered = Tiered::new(|config| {
-        config
-            .durability(Durability::Written)
-            .dirty_limit(MIB)
-            .dirty_expire(HOUR)
-            .store_deadline(Duration::from_secs(10))
-    });
+async fn room_is_made_for_a_synced_store() {
+    let tiered =
+        Tiered::new(|config| crowded(config).dirty_expire(HOUR).store_deadline(Duration::from_secs(10)));
     let spool = tiered.start().await;
-    for _ in 0..40 {
-        put(spool.as_ref(), 100_000, false).await;
+    for _ in 0..10 {
+        // Too little for a flush, and too much for both.
+        put(spool.as_ref(), 600_000, false).await;
+        put(spool.as_ref(), 500_000, true).await;
     }
     stop(spool).await;
 }

@@ -32,8 +32,8 @@ fn memory() {
 }
 
 #[test]
-fn written() {
-    histories("written", Durability::Written);
+fn process() {
+    histories("process", Durability::Process);
 }
 
 #[test]

@@ -45,7 +45,7 @@ impl Home {
 #[test]
 fn every_call_works_on_every_executor() {
     for home in Home::ALL {
-        for durability in [Durability::Memory, Durability::Written, Durability::Synced] {
+        for durability in [Durability::Memory, Durability::Process, Durability::Synced] {
             let tiered = Tiered::with(durability);
             home.run(call_everything(&tiered.config));
         }

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_lite::future::poll_once;
-use tidespool::{Config, Durability, TieredSpool};
+use tidespool::{Config, TieredSpool};
 use tidespool_core::{NotFound, Spool, SpoolId};
 use tidespool_testkit::{payload, wait};
 use tokio::task::JoinSet;
@@ -40,7 +40,6 @@ impl Flood {
                         let data = payload::shared(id, version, FLOOD_LEN);
                         spool.store(id, data, false, None).await.expect("the flood's store");
                         if version % 2 == 0 {
-                            // Where stores are only written, removals are all that has a ticket.
                             spool.remove(id).await.expect("the flood's removal");
                         }
                     }
@@ -160,11 +159,4 @@ async fn a_large_message_that_was_removed_or_replaced_stays_so() {
 async fn a_synced_message_that_was_removed_or_replaced_stays_so() {
     let first = First { len: FLOOD_LEN, force_sync: true };
     the_second_stays_the_newest(&Tiered::new(busy), first).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_written_message_that_was_removed_or_replaced_stays_so() {
-    let tiered = Tiered::new(|config| busy(config).durability(Durability::Written));
-    let first = First { len: FLOOD_LEN, force_sync: false };
-    the_second_stays_the_newest(&tiered, first).await;
 }

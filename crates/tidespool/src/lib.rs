@@ -39,8 +39,8 @@
 //! | call | what holds when it returns `Ok` |
 //! |---|---|
 //! | [`store`](core::Spool::store), `force_sync` or [`Durability::Synced`] | `fdatasync` of a file with the message in it has succeeded. Neither `kill -9` nor a power cut loses it. |
-//! | `store`, [`Durability::Written`] | The operating system has it: `kill -9` does not lose it. On stable storage within [`dirty_expire`](Config::dirty_expire). |
-//! | `store`, [`Durability::Memory`] (the default) | It is in memory. On stable storage within `dirty_expire`; a crash before that loses it, and never an older one while a newer one is kept. |
+//! | `store`, [`Durability::Process`] (the default) | It is in memory and in the crash log: the death of the process does not lose it. On stable storage within [`dirty_expire`](Config::dirty_expire); a power cut before that loses it, and never an older one while a newer one is kept. |
+//! | `store`, [`Durability::Memory`] | It is in memory. On stable storage within `dirty_expire`; a crash before that loses it, and never an older one while a newer one is kept. |
 //! | `store`, any | It is what every later load returns: whole, and never a mixture with an earlier version. |
 //! | [`load`](core::Spool::load) | The bytes are those that were stored: what is read from disk is compared with its checksum. |
 //! | [`remove`](core::Spool::remove) | It is gone, from every tier. A crash within `dirty_expire` can bring it back (at least once, never lost); after that no write, checkpoint or restart does. |

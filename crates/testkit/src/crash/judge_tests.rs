@@ -167,7 +167,7 @@ fn i1_a_message_from_before_the_child_is_noticed_when_lost() {
 }
 
 #[test]
-fn i1_with_the_floor_at_written_every_acknowledged_store_counts() {
+fn i1_with_the_floor_at_kill_every_acknowledged_store_counts() {
     let mut story = Story::default();
     let lost = id();
     story.store(lost, false);

@@ -43,8 +43,9 @@ pub enum BacklogRefusal {
     /// All.
     #[default]
     All,
-    /// Those that wait for the disk: with `force_sync`, or with a `durability` above `memory`. The others wait for room until their deadlines, as
-    /// they do while the gate is open.
+    /// Those that wait for the disk: with `force_sync`, with the durability `synced`, or of a
+    /// message larger than a segment. The others wait for room until their deadlines, as they do
+    /// while the gate is open.
     Synced,
 }
 

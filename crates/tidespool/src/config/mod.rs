@@ -28,11 +28,12 @@ pub use pressure::PressureConfig;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Durability {
-    /// In memory; on stable storage within `dirty_expire`. Lost if the process is killed before.
-    #[default]
+    /// In memory. Gone with the process; on stable storage within `dirty_expire`.
     Memory,
-    /// Handed to the operating system: survives `kill -9`, not a power cut. On stable storage within `dirty_expire`.
-    Written,
+    /// In memory and in the crash log: survives the death of the process (panic, abort, `kill -9`,
+    /// the OOM killer), not a power cut. On stable storage within `dirty_expire`.
+    #[default]
+    Process,
     /// On stable storage.
     Synced,
 }
@@ -56,12 +57,12 @@ pub enum CachePolicy {
 /// ```
 /// use tidespool::{Config, Durability};
 ///
-/// let from_code = Config::new("/var/spool/example").memory_budget(512 << 20).durability(Durability::Written);
+/// let from_code = Config::new("/var/spool/example").memory_budget(512 << 20).durability(Durability::Synced);
 /// let from_file = Config::from_toml(
 ///     r#"
 ///     path = "/var/spool/example"
 ///     memory_budget = "512MiB"
-///     durability = "written"
+///     durability = "synced"
 ///     "#,
 /// )?;
 /// assert_eq!(from_code, from_file);
@@ -76,7 +77,7 @@ pub enum CachePolicy {
 /// memory_budget = "256MiB"
 /// dirty_limit = "64MiB"             # default: a quarter of memory_budget
 /// dirty_expire = "500ms"
-/// durability = "memory"             # memory, written, synced
+/// durability = "process"            # memory, process, synced
 /// store_deadline = "30s"
 /// max_message_size = "128MiB"
 /// journal_capacity = "1GiB"
@@ -161,7 +162,7 @@ pub struct Config {
 
     /// How safe a message is when `store` returns.
     ///
-    /// Default = `memory`.
+    /// Default = `process`.
     pub durability: Durability,
 
     /// The longest that a store waits for room or for the disk. The caller's own deadline may end

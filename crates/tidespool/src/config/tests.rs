@@ -86,7 +86,7 @@ fn everything_set() -> Config {
         .memory_budget(1)
         .dirty_limit(2)
         .dirty_expire(Duration::from_secs(3))
-        .durability(Durability::Written)
+        .durability(Durability::Memory)
         .store_deadline(Duration::from_secs(4))
         .max_message_size(5)
         .journal_capacity(6)
@@ -144,7 +144,7 @@ fn every_setter_sets_its_own_field() {
 memory_budget = "1B"
 dirty_limit = "2B"
 dirty_expire = "3s"
-durability = "written"
+durability = "memory"
 store_deadline = "4s"
 max_message_size = "5B"
 journal_capacity = "6B"
@@ -365,7 +365,7 @@ fn a_value_of_the_wrong_kind_is_refused_with_an_example_and_the_bounds() {
     for (line, allowed) in [
         ("memory_budget = -1", "a size such as \"256MiB\", or a whole number of bytes, from 8MiB to 1TiB"),
         ("dirty_expire = 500", "a time with its unit, such as \"500ms\" or \"1m 30s\", from 10ms to 1h"),
-        ("durability = \"disk\"", "\"memory\", \"written\" or \"synced\""),
+        ("durability = \"disk\"", "\"memory\", \"process\" or \"synced\""),
         ("read_threads = -1", "a whole number from 1 to 64"),
         ("health.dirty_fraction = \"half\"", "a number above 0 and at most 1"),
         ("health.allow_unlatch = 1", "true or false"),

@@ -109,7 +109,7 @@ fn top(config: &Config) -> Vec<Setting> {
         half,
         quarter,
         time("dirty_expire", Some(config.dirty_expire), Duration::from_millis(10), HOUR),
-        setting("durability", NAME, "\"memory\", \"written\" or \"synced\"", None::<u8>),
+        setting("durability", NAME, "\"memory\", \"process\" or \"synced\"", None::<u8>),
         bytes("max_message_size", Some(config.max_message_size), KIB, GIB),
         whole_pages,
         capacity,

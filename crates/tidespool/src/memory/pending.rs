@@ -117,25 +117,10 @@ impl Pending {
         }
         let Ticket { version, at, id } = ticket;
         let (is_due, in_flight) = (false, false);
-        let replaced =
-            self.show(id, Entry { version, at, ticket: speaks, is_due, dirty, in_flight, was_put_off });
+        let entry = Entry { version, at, ticket: speaks, is_due, dirty, in_flight, was_put_off };
+        let replaced = self.entries.insert(id, entry);
         self.drop_stale_tickets();
-        replaced
-    }
-
-    /// Makes a version visible that was written already and waits for its sync only. It is under way since it arrived.
-    pub(crate) fn insert_written(&mut self, ticket: Ticket, dirty: Arc<Dirty>) -> Option<Arc<Dirty>> {
-        let Ticket { version, at, id } = ticket;
-        if self.entries.get(&id).is_some_and(|entry| entry.version > version) {
-            return None;
-        }
-        let (is_due, in_flight, was_put_off) = (true, true, false);
-        self.show(id, Entry { version, at, ticket: version, is_due, dirty, in_flight, was_put_off })
-    }
-
-    fn show(&mut self, id: SpoolId, entry: Entry) -> Option<Arc<Dirty>> {
-        let before = self.entries.insert(id, entry);
-        before.filter(|before| !before.in_flight).map(|before| before.dirty)
+        replaced.filter(|replaced| !replaced.in_flight).map(|replaced| replaced.dirty)
     }
 
     /// Takes the newest version out, for a removal. Returns what will now never be written.

@@ -55,7 +55,7 @@ pub struct StatsSnapshot {
     /// Stores refused because the spool was shut down.
     pub refused_closed: u64,
 
-    /// Group commits: from taking what waits until it is written and, where asked for, synced. Their number and the
+    /// Group commits: from taking what waits until it is on stable storage. Their number and the
     /// time they took.
     pub commit: Latency,
     /// Records written by them.

@@ -12,22 +12,11 @@ use super::verdict::Verdict;
 use crate::journal::SyncEnd;
 use crate::memory::Dirty;
 
-/// How durable a store must be before its caller gets `Ok`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Floor {
-    /// Handed to the operating system.
-    Written,
-    /// On stable storage.
-    Synced,
-}
-
 /// What became of a store that waited for its commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// It is on stable storage, as the record with this number.
     Durable(u64),
-    /// It is with the operating system, visible and dirty.
-    Written,
     /// There was no room for it.
     Refused,
 }
@@ -40,7 +29,6 @@ pub(crate) struct Arrival {
     pub(crate) dirty: Arc<Dirty>,
     /// Of its bytes: computed by its caller, for all others wait for the committer.
     pub(crate) payload_crc: u32,
-    pub(crate) floor: Floor,
     pub(crate) at: Instant,
     pub(crate) verdict: Arc<Verdict>,
     /// Hears what became of it.

@@ -8,9 +8,9 @@ use super::mailbox::Arrival;
 use super::shared::Shared;
 use super::table::Shard;
 use crate::journal::Newest;
-use crate::memory::{Dirty, Ticket};
+use crate::memory::Dirty;
 
-/// A flushed version (or one that was visible as written) is durable.
+/// A flushed version is durable.
 pub(super) fn publish_ticketed(
     shared: &Shared,
     id: SpoolId,
@@ -54,18 +54,4 @@ fn settle(shared: &Shared, shard: &mut Shard, id: SpoolId, version: u64, newest:
         shared.stats.elided(1, elided.bytes());
     }
     shard.pending.get(&id).is_none() && shard.index.get(&id).is_some_and(|indexed| indexed.seq == newest.seq)
-}
-
-/// A store was handed to the operating system, which is all that its caller asked for: it is visible now, and dirty until its sync. False if
-/// the caller has abandoned it.
-pub(super) fn show_written(shared: &Shared, arrival: &Arrival) -> bool {
-    let mut shard = shared.table.lock(&arrival.id);
-    if !arrival.verdict.commit() {
-        return false;
-    }
-    let ticket = Ticket { version: arrival.version, at: arrival.at, id: arrival.id };
-    if let Some(elided) = shard.pending.insert_written(ticket, arrival.dirty.clone()) {
-        shared.stats.elided(1, elided.bytes());
-    }
-    true
 }

@@ -13,7 +13,7 @@ use tidespool_core::{
 use tokio::sync::oneshot;
 
 use super::lookup::{Stamp, fill_cache};
-use super::mailbox::{Arrival, Floor, Mailbox, Outcome};
+use super::mailbox::{Arrival, Mailbox, Outcome};
 use super::shared::Shared;
 use super::verdict::Verdict;
 use crate::journal::payload_crc;
@@ -38,14 +38,12 @@ pub(super) async fn store(
     deadline: Option<Instant>,
 ) -> Result<()> {
     let len = data.len() as u64;
-    let mut floor = floor(shared.terms.durability(), force_sync);
-    if floor.is_none() && shared.needs_own_segment(len) {
-        // Whether there is room for such a file is known when it is there: not after the caller had its answer.
-        floor = Some(Floor::Written);
-    }
-    match try_store(shared, id, data, floor, deadline).await {
+    // Whether the disk has room for a segment of its own is known only when the file is there. So
+    // a message that needs one waits for its commit at each level.
+    let synced = is_synced(shared.terms.durability(), force_sync) || shared.needs_own_segment(len);
+    match try_store(shared, id, data, synced, deadline).await {
         Ok(()) => {
-            shared.stats.stored(len, floor == Some(Floor::Synced));
+            shared.stats.stored(len, synced);
             Ok(())
         }
         Err(refused) => {
@@ -55,12 +53,11 @@ pub(super) async fn store(
     }
 }
 
-/// `None`: memory is enough.
-fn floor(durability: Durability, force_sync: bool) -> Option<Floor> {
-    match (durability, force_sync) {
-        (_, true) | (Durability::Synced, _) => Some(Floor::Synced),
-        (Durability::Written, false) => Some(Floor::Written),
-        (Durability::Memory, false) => None,
+/// True if the message must be on stable storage before `store` returns.
+fn is_synced(durability: Durability, force_sync: bool) -> bool {
+    match durability {
+        Durability::Memory | Durability::Process => force_sync,
+        Durability::Synced => true,
     }
 }
 
@@ -145,7 +142,7 @@ async fn try_store(
     shared: &Shared,
     id: SpoolId,
     data: Arc<Box<[u8]>>,
-    floor: Option<Floor>,
+    synced: bool,
     caller: Option<Instant>,
 ) -> Result<(), Refused> {
     shared.check_open()?;
@@ -153,7 +150,7 @@ async fn try_store(
     if size > limit {
         return Err(Refused::TooLarge(TooLarge { id, size, limit }));
     }
-    if let Some(refused) = refusal(shared, floor) {
+    if let Some(refused) = refusal(shared, synced) {
         return Err(refused);
     }
     let now = Instant::now();
@@ -161,55 +158,52 @@ async fn try_store(
     if deadline.at <= now {
         return Err(Refused::Late(deadline.whose));
     }
-    let permit = match shared.budget.try_admit(size, lane_of(floor)) {
+    let permit = match shared.budget.try_admit(size, lane_of(synced)) {
         Some(permit) => permit,
         // Boxed, as all that seldom happens here: every store pays for the size of its future.
         None => {
-            let permit = Box::pin(wait_for_room(shared, size, floor, now, deadline)).await?;
+            let permit = Box::pin(wait_for_room(shared, size, synced, now, deadline)).await?;
             // It may have been a while.
-            if let Some(refused) = refusal(shared, floor) {
+            if let Some(refused) = refusal(shared, synced) {
                 return Err(refused);
             }
             permit
         }
     };
     let dirty = Arc::new(Dirty::put(data, permit));
-    match floor {
-        None => put_in_memory(shared, id, dirty),
-        Some(floor) => commit(shared, id, dirty, floor, deadline).await,
+    match synced {
+        false => put_in_memory(shared, id, dirty),
+        true => commit(shared, id, dirty, deadline).await,
     }
 }
 
 /// Why the gate refuses this store. `None`: it is let in.
 #[inline]
-fn refusal(shared: &Shared, floor: Option<Floor>) -> Option<Refused> {
-    if shared.gate.is_open() { None } else { refusal_of_shut_gate(shared, floor) }
+fn refusal(shared: &Shared, synced: bool) -> Option<Refused> {
+    if shared.gate.is_open() { None } else { refusal_of_shut_gate(shared, synced) }
 }
 
 #[cold]
-fn refusal_of_shut_gate(shared: &Shared, floor: Option<Floor>) -> Option<Refused> {
+fn refusal_of_shut_gate(shared: &Shared, synced: bool) -> Option<Refused> {
     // A shutdown shuts the gate, too: its callers get `Closed`.
     if shared.gate.is_closed() {
         return Some(Refused::Closed);
     }
     let is_backlog = shared.gate.cause().is_none_or(HealthSignal::is_backlog);
     let is_refused =
-        !is_backlog || floor.is_some() || shared.config.load().health.backlog_refusal == BacklogRefusal::All;
+        !is_backlog || synced || shared.config.load().health.backlog_refusal == BacklogRefusal::All;
     is_refused.then_some(Refused::Unhealthy)
 }
 
-const fn lane_of(floor: Option<Floor>) -> Lane {
-    match floor {
-        Some(_) => Lane::Disk,
-        None => Lane::Memory,
-    }
+const fn lane_of(synced: bool) -> Lane {
+    if synced { Lane::Disk } else { Lane::Memory }
 }
 
 /// Ends when the gate is shut for this one.
-async fn turned_away(shared: &Shared, floor: Option<Floor>) -> Refused {
+async fn turned_away(shared: &Shared, synced: bool) -> Refused {
     let mut changes = shared.gate.changes();
     loop {
-        if let Some(refused) = refusal(shared, floor) {
+        if let Some(refused) = refusal(shared, synced) {
             return refused;
         }
         if changes.changed().await.is_err() {
@@ -222,25 +216,21 @@ async fn turned_away(shared: &Shared, floor: Option<Floor>) -> Refused {
 async fn wait_for_room(
     shared: &Shared,
     size: u64,
-    floor: Option<Floor>,
+    synced: bool,
     now: Instant,
     deadline: Deadline<'_>,
 ) -> Result<Permit, Refused> {
-    let lane = lane_of(floor);
+    let lane = lane_of(synced);
     if shared.budget.cannot_meet(size, lane, deadline.at.saturating_duration_since(now)) {
         return Err(Refused::Late(deadline.whose));
     }
     let waiter = shared.budget.wait(size, lane);
-    if lane == Lane::Disk {
-        // What was only written is synced for nobody else.
-        shared.mailbox.note_starved();
-    }
     let room = async { waiter.admitted().await.map_err(|_| Refused::Closed) };
     let closing = async {
         shared.closing.closed().await;
         Err(Refused::Closed)
     };
-    let shut = async { Err(turned_away(shared, floor).await) };
+    let shut = async { Err(turned_away(shared, synced).await) };
     let turn = std::pin::pin!(future::or(room, future::or(closing, shut)));
     let got = deadline.bound(turn).await;
     shared.stats.store_waited(now.elapsed());
@@ -301,7 +291,6 @@ async fn commit(
     shared: &Shared,
     id: SpoolId,
     dirty: Arc<Dirty>,
-    floor: Floor,
     deadline: Deadline<'_>,
 ) -> Result<(), Refused> {
     let claim = Claim { id, verdict: Arc::default(), mailbox: &shared.mailbox };
@@ -315,11 +304,8 @@ async fn commit(
         let (verdict, at) = (claim.verdict.clone(), Instant::now());
         shared.mailbox.arrive(|| {
             let version = shared.table.next_version();
-            Arrival { id, version, dirty, payload_crc, floor, at, verdict, done }
+            Arrival { id, version, dirty, payload_crc, at, verdict, done }
         });
-    }
-    if floor == Floor::Written && shared.budget.lacks_room() {
-        shared.mailbox.note_starved();
     }
     match answered(&claim, &deadline, ANSWER_GRACE, &mut answer).await? {
         Outcome::Refused => Err(Refused::Late(Late::Spool)),
@@ -329,7 +315,6 @@ async fn commit(
             }
             Ok(())
         }
-        Outcome::Written => Ok(()),
     }
 }
 
@@ -398,16 +383,14 @@ mod tests {
     #[tokio::test]
     async fn what_is_appended_waits_for_the_answer_a_little_longer() {
         let mailbox = Mailbox::default();
-        for outcome in [Outcome::Durable(7), Outcome::Written] {
-            let claim = claim(&mailbox);
-            assert!(claim.verdict.append());
-            let (done, store) = late(&claim, HOUR);
-            let mut store = std::pin::pin!(store);
-            assert!(future::poll_once(&mut store).await.is_none(), "it waits");
-            assert!(claim.verdict.commit());
-            done.send(outcome).unwrap();
-            assert!(matches!(store.await, Ok(answer) if answer == outcome));
-        }
+        let claim = claim(&mailbox);
+        assert!(claim.verdict.append());
+        let (done, store) = late(&claim, HOUR);
+        let mut store = std::pin::pin!(store);
+        assert!(future::poll_once(&mut store).await.is_none(), "it waits");
+        assert!(claim.verdict.commit());
+        done.send(Outcome::Durable(7)).unwrap();
+        assert!(matches!(store.await, Ok(Outcome::Durable(7))));
         assert!(!mailbox.take_abandoned());
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::{Config, Durability};
 
 const MEMORY: u8 = 0;
-const WRITTEN: u8 = 1;
+const PROCESS: u8 = 1;
 const SYNCED: u8 = 2;
 
 /// As they are now.
@@ -28,7 +28,7 @@ impl Terms {
     pub(crate) fn set(&self, config: &Config) {
         let durability = match config.durability {
             Durability::Memory => MEMORY,
-            Durability::Written => WRITTEN,
+            Durability::Process => PROCESS,
             Durability::Synced => SYNCED,
         };
         self.durability.store(durability, Ordering::Relaxed);
@@ -40,7 +40,7 @@ impl Terms {
     pub(crate) fn durability(&self) -> Durability {
         match self.durability.load(Ordering::Relaxed) {
             MEMORY => Durability::Memory,
-            WRITTEN => Durability::Written,
+            PROCESS => Durability::Process,
             _ => Durability::Synced,
         }
     }
@@ -70,7 +70,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for _ in 0..300_000 {
-                    terms.set(&with(Durability::Written));
+                    terms.set(&with(Durability::Process));
                     terms.set(&with(Durability::Synced));
                 }
                 done.store(true, Ordering::SeqCst);

@@ -120,7 +120,7 @@ impl Committer {
             Taken::Arrived(Arrival { id, version, at, dirty, payload_crc, .. }) => {
                 (*id, *version, *at, dirty, Some(*payload_crc))
             }
-            Taken::Shown { .. } | Taken::Abandoned(_) | Taken::Abort(_) | Taken::Mark => return,
+            Taken::Abandoned(_) | Taken::Abort(_) | Taken::Mark => return,
         };
         #[cfg(debug_assertions)]
         self.shared.table.lock(&id).pending.check_order(&id, |order| order.append(version));

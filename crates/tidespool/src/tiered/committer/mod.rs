@@ -21,8 +21,8 @@ use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
 use super::crew::Committed;
-use super::mailbox::{Arrival, Floor, Mail, Mailbox, Outcome, Stop};
-use super::publish::{publish_arrival, publish_ticketed, show_written};
+use super::mailbox::{Arrival, Mail, Mailbox, Outcome, Stop};
+use super::publish::{publish_arrival, publish_ticketed};
 use super::shared::Shared;
 use crate::journal::{Change, Durable, PAGE, Segment, WriteError, Writer};
 use crate::memory::{Dirty, Ticket};
@@ -40,12 +40,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 enum Taken {
     Ticketed(Ticket, Arc<Dirty>),
     Arrived(Arrival),
-    /// A written store whose caller has the answer already.
-    Shown {
-        id: SpoolId,
-        version: u64,
-        dirty: Arc<Dirty>,
-    },
     /// A put whose abort is appended behind it, or will be next. It keeps its room until it is no
     /// longer written again.
     Abandoned(#[expect(dead_code, reason = "holds the permit")] Arc<Dirty>),
@@ -202,12 +196,11 @@ impl Committer {
         if self.failing || (self.has_work() && !self.blocked && !self.writer.is_syncing()) {
             return Some(now);
         }
-        let sync_at = self.oldest_taken.map(|at| at + self.flush_age());
         // Whoever waits for a segment is kicked by the next free one; this is for what was not foreseen.
         let look_again = (self.has_work() || !self.flushes.is_empty()).then(|| now + LOOK_AGAIN);
         // While something is synced no mark is written, however long the disk takes.
         let mark_at = self.mark_at.filter(|_| !self.writer.is_syncing());
-        [self.flush_at, mark_at, sync_at, look_again, self.end_by].into_iter().flatten().min()
+        [self.flush_at, mark_at, look_again, self.end_by].into_iter().flatten().min()
     }
 
     fn has_work(&self) -> bool {
@@ -228,17 +221,15 @@ impl Committer {
     /// One batch, or none.
     fn turn(&mut self, mail: Mail) -> Result<(), WriteError> {
         let now = Instant::now();
-        let (everything, landed) = self.gather(mail, now);
-        landed?;
-        self.commit(everything, now)
+        self.gather(mail, now)?;
+        self.commit(now)
     }
 
-    /// Takes in arrivals and due tickets. Returns whether records that were only written are to be
-    /// synced, too, and the results of the syncs that have ended.
-    fn gather(&mut self, mail: Mail, now: Instant) -> (bool, Result<(), WriteError>) {
+    /// Takes in arrivals and due tickets. Returns the results of the syncs that have ended.
+    fn gather(&mut self, mail: Mail, now: Instant) -> Result<(), WriteError> {
         let landed = self.land_all(mail.synced);
-        let urgent = mail.stop.is_some() || mail.seal || !mail.flushes.is_empty();
-        let (cutoff, everything) = self.due(now, urgent);
+        let everything = mail.stop.is_some() || mail.seal || !mail.flushes.is_empty();
+        let cutoff = self.cutoff(now, everything);
         self.put_off_flushes();
         self.intake.refill(&self.shared.table, &self.shared.mailbox, mail.arrivals, cutoff);
         if cutoff.is_some() {
@@ -248,11 +239,11 @@ impl Committer {
         let drain = self.intake.drains();
         let flush = |done| Flush { asked: drain, drain, last: None, done };
         self.flushes.extend(mail.flushes.into_iter().map(flush));
-        (everything, landed)
+        landed
     }
 
-    /// Writes a batch of what is there, and has it synced if a caller waits for that.
-    fn commit(&mut self, everything: bool, now: Instant) -> Result<(), WriteError> {
+    /// Writes a batch of what is there, and has it synced.
+    fn commit(&mut self, now: Instant) -> Result<(), WriteError> {
         // Before the disk is asked, for which a large message is reason enough: it may hang, and then this is what tells.
         self.shared.note_oldest_dirty(self.oldest());
         self.append_batch();
@@ -263,15 +254,10 @@ impl Committer {
             Err(WriteError::NoSegment) => return self.sync(started).and(Err(WriteError::NoSegment)),
             written => written?,
         }
-        self.answer_written();
-        let due = self.oldest_taken.is_some_and(|at| at + self.flush_age() <= now);
-        // Of those who wait for room nobody waits for the disk, where it is all only written.
-        let flushing = !self.flushes.is_empty() || everything;
         if self.waits_for_other && self.is_late() {
             // Callers who give up again and again could keep it waiting for as long as there is always something under way.
             self.sync(started)?;
-        } else if self.writer.unsynced() > self.submitted_records() && (due || flushing || self.wants_sync())
-        {
+        } else if self.writer.unsynced() > self.submitted_records() && self.wants_sync() {
             self.start_sync(started)?;
         }
         if !self.writer.is_syncing() {
@@ -284,16 +270,16 @@ impl Committer {
         self.mark_when_idle(now)
     }
 
-    /// The time up to which tickets are due, if any are to be drained; and whether what was only
-    /// written is to be synced, too.
-    fn due(&self, now: Instant, everything: bool) -> (Option<Instant>, bool) {
+    /// The time up to which tickets are due, if any are to be drained. `everything`: all of them
+    /// are due.
+    fn cutoff(&self, now: Instant, everything: bool) -> Option<Instant> {
         let mailbox = &self.shared.mailbox;
         let rang = self.flush_at.map_or(mailbox.is_dirty(), |at| at <= now);
         let mut everything = everything || mailbox.is_starved();
         // While the last ones are still being written, what they free is not known.
         let urgent = mailbox.is_urgent() && !self.intake.has_tickets() && !self.writer.is_syncing();
         if !everything && !rang && !urgent {
-            return (None, false);
+            return None;
         }
         everything |= mailbox.rearm();
         let age = match everything {
@@ -307,7 +293,7 @@ impl Committer {
             }
             false => self.flush_age(),
         };
-        (Some(Instant::now().checked_sub(age).unwrap_or(now)), everything || urgent)
+        Some(Instant::now().checked_sub(age).unwrap_or(now))
     }
 
     /// Sets the timer for the next tickets.
@@ -321,31 +307,13 @@ impl Committer {
         }
     }
 
-    /// Some caller waits for stable storage, or something was flushed because its time had come, or waits for what is not synced yet.
+    /// True if what is written and not submitted is to be synced now. A mark by itself is not: it
+    /// is synced with the next record, with a flush (which may wait for it), and at the end.
     fn wants_sync(&self) -> bool {
-        self.waits_for_other
-            || self.taken.iter().skip(self.submitted_records()).any(|taken| match taken {
-                // An abort is as urgent: until it is durable a crash may bring back a message whose
-                // store has failed.
-                Taken::Ticketed(..) | Taken::Abort(_) | Taken::Abandoned(_) => true,
-                Taken::Arrived(arrival) => arrival.floor == Floor::Synced,
-                Taken::Shown { .. } | Taken::Mark => false,
-            })
-    }
-
-    /// Answers those who asked for no more than the operating system to have their message.
-    fn answer_written(&mut self) {
-        let submitted = self.submitted_records();
-        for taken in self.taken.iter_mut().skip(submitted) {
-            let shows = matches!(taken, Taken::Arrived(arrival)
-                if arrival.floor == Floor::Written && show_written(&self.shared, arrival));
-            if shows && let Taken::Arrived(arrival) = std::mem::replace(taken, Taken::Mark) {
-                let Arrival { id, version, dirty, done, .. } = arrival;
-                *taken = Taken::Shown { id, version, dirty };
-                // The caller may be gone by now; the message stays.
-                let _ = done.send(Outcome::Written);
-            }
-        }
+        !self.flushes.is_empty()
+            || self.end_by.is_some()
+            || self.waits_for_other
+            || self.taken.iter().skip(self.submitted_records()).any(|taken| !matches!(taken, Taken::Mark))
     }
 
     fn is_drained(&self) -> bool {
@@ -466,7 +434,6 @@ fn publish(shared: &Shared, aborts: &mut Vec<(SpoolId, u64)>, taken: Taken, dura
         Taken::Ticketed(ticket, dirty) => {
             publish_ticketed(shared, ticket.id, ticket.version, &dirty, durable.newest);
         }
-        Taken::Shown { id, version, dirty } => publish_ticketed(shared, id, version, &dirty, durable.newest),
         Taken::Arrived(arrival) if arrival.verdict.commit() => {
             publish_arrival(shared, &arrival, durable.newest);
             // The caller may have dropped its future just now; the message stays.

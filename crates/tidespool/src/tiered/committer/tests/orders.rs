@@ -3,7 +3,6 @@ use std::sync::atomic::Ordering;
 use proptest::prelude::*;
 use tidespool_core::SpoolId;
 
-use super::super::super::mailbox::Floor;
 use super::rig::{LARGE, MIDDLE, Rig, SMALL};
 
 /// A store waited for its commit, and its message was removed. Both returned `Ok`; the message was
@@ -12,14 +11,14 @@ use super::rig::{LARGE, MIDDLE, Rig, SMALL};
 /// batch, and the older store, which had come after the arrivals were taken, into the next one.
 #[test]
 fn a_removal_is_not_written_before_the_store_that_it_removes() {
-    for (floor, len) in [(Floor::Written, LARGE), (Floor::Written, SMALL), (Floor::Synced, SMALL)] {
+    for len in [LARGE, SMALL] {
         for replaces in [false, true] {
             let (mut rig, id, unrelated) = (Rig::new(), SpoolId::new(), SpoolId::new());
             rig.feed();
             rig.store(unrelated);
             rig.flush();
             rig.gather();
-            rig.wait(id, floor, len);
+            rig.wait(id, len);
             if replaces {
                 rig.store(id);
             } else {
@@ -44,7 +43,7 @@ fn a_version_that_replaces_a_due_one_keeps_its_turn() {
     for is_starved in [false, true] {
         let (mut rig, id) = (Rig::new(), SpoolId::new());
         rig.feed();
-        rig.wait(id, Floor::Synced, SMALL);
+        rig.wait(id, SMALL);
         rig.gather();
         rig.commit();
         if is_starved {
@@ -79,8 +78,8 @@ fn an_older_version_that_comes_due_is_not_written_behind_a_newer_one() {
         let (mut rig, id) = (Rig::new(), SpoolId::new());
         rig.feed();
         rig.store(id);
-        rig.wait(id, Floor::Synced, SMALL);
-        (0..4).for_each(|_| rig.wait(SpoolId::new(), Floor::Synced, MIDDLE));
+        rig.wait(id, SMALL);
+        (0..4).for_each(|_| rig.wait(SpoolId::new(), MIDDLE));
         rig.gather();
         rig.commit();
         assert!(rig.committer.writer.is_syncing());
@@ -109,7 +108,7 @@ fn a_flush_waits_for_all_that_was_dirty_whatever_the_order_of_versions_and_times
     assert!(rig.committer.intake.has_tickets());
     rig.flush();
     // It is written alone, and before all others.
-    rig.wait(SpoolId::new(), Floor::Synced, LARGE);
+    rig.wait(SpoolId::new(), LARGE);
     rig.gather();
     rig.commit();
     assert!(rig.committer.intake.has_tickets());
@@ -176,7 +175,7 @@ fn what_is_replaced_before_each_turn_is_written_all_the_same() {
         // Beside a synced store a batch takes 512 of what is flushed.
         (0..if turn == 0 { 700 } else { 512 }).for_each(|_| rig.store(SpoolId::new()));
         rig.store(id);
-        rig.wait(SpoolId::new(), Floor::Synced, SMALL);
+        rig.wait(SpoolId::new(), SMALL);
         rig.flush();
         rig.gather();
         rig.store(id);
@@ -225,13 +224,13 @@ fn nothing_joins_a_batch_that_has_to_be_tried_again() {
         for first in [SMALL, LARGE] {
             let mut rig = Rig::new();
             rig.feed();
-            rig.wait(SpoolId::new(), Floor::Synced, first);
+            rig.wait(SpoolId::new(), first);
             rig.gather();
             rig.disk.fails_batches.store(true, Ordering::SeqCst);
             rig.commit();
             let taken = rig.committer.taken.len();
             assert_eq!(taken, 1);
-            rig.wait(SpoolId::new(), Floor::Synced, len);
+            rig.wait(SpoolId::new(), len);
             rig.store(SpoolId::new());
             rig.remove(SpoolId::new());
             rig.flush();
@@ -251,7 +250,7 @@ fn nothing_joins_a_batch_that_has_to_be_tried_again() {
 enum Step {
     Store(usize),
     Remove(usize),
-    Wait(usize, bool, usize),
+    Wait(usize, usize),
     /// Enough for a sync that is handed over.
     Burst,
     GiveUp(usize),
@@ -271,7 +270,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => id().prop_map(Step::Store),
         4 => id().prop_map(Step::Remove),
-        6 => (id(), any::<bool>(), len).prop_map(|(id, synced, len)| Step::Wait(id, synced, len)),
+        6 => (id(), len).prop_map(|(id, len)| Step::Wait(id, len)),
         4 => Just(Step::Burst),
         2 => (0..8_usize).prop_map(Step::GiveUp),
         4 => Just(Step::Flush),
@@ -301,9 +300,8 @@ proptest! {
             match step {
                 Step::Store(id) => rig.store(ids[id]),
                 Step::Remove(id) => rig.remove(ids[id]),
-                Step::Wait(id, true, len) => rig.wait(ids[id], Floor::Synced, len),
-                Step::Wait(id, false, len) => rig.wait(ids[id], Floor::Written, len),
-                Step::Burst => (0..4).for_each(|_| rig.wait(SpoolId::new(), Floor::Synced, MIDDLE)),
+                Step::Wait(id, len) => rig.wait(ids[id], len),
+                Step::Burst => (0..4).for_each(|_| rig.wait(SpoolId::new(), MIDDLE)),
                 Step::GiveUp(nth) => rig.give_up(nth),
                 Step::Flush => rig.flush(),
                 Step::Gather => rig.gather(),

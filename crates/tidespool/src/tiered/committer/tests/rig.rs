@@ -13,7 +13,7 @@ use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
 use super::super::super::lookup;
-use super::super::super::mailbox::{Arrival, Floor, Mailbox, Outcome};
+use super::super::super::mailbox::{Arrival, Mailbox, Outcome};
 use super::super::super::readers::Readers;
 use super::super::super::reconfigure::filer_settings;
 use super::super::super::remove::remove;
@@ -130,7 +130,6 @@ pub(super) struct Rig {
     pub(super) committer: Committer,
     pub(super) disk: Disk,
     syncer: Arc<Syncer>,
-    everything: bool,
     events: BTreeMap<SpoolId, Vec<Event>>,
     waiting: Vec<Waiting>,
     /// Segments that are kept from the committer.
@@ -193,7 +192,6 @@ impl Rig {
             committer,
             disk,
             syncer,
-            everything: false,
             events: BTreeMap::new(),
             waiting: Vec::new(),
             held: Vec::new(),
@@ -242,7 +240,7 @@ impl Rig {
     }
 
     /// A store that waits for its commit: as in `store`.
-    pub(super) fn wait(&mut self, id: SpoolId, floor: Floor, len: usize) {
+    pub(super) fn wait(&mut self, id: SpoolId, len: usize) {
         let (value, dirty) = self.put(len, Lane::Disk);
         let (done, heard) = oneshot::channel();
         let (verdict, at) = (Arc::<Verdict>::default(), Instant::now());
@@ -251,7 +249,7 @@ impl Rig {
         shard.pending.set_out(id);
         self.shared.mailbox.arrive(|| {
             let version = self.shared.table.next_version();
-            Arrival { id, version, dirty, payload_crc, floor, at, verdict: verdict.clone(), done }
+            Arrival { id, version, dirty, payload_crc, at, verdict: verdict.clone(), done }
         });
         drop(shard);
         self.waiting.push(Waiting { verdict, heard, outcome: None });
@@ -283,8 +281,7 @@ impl Rig {
     pub(super) fn gather(&mut self) {
         let now = Instant::now();
         let mail = self.shared.mailbox.wait(Some(now), self.committer.writer.is_syncing());
-        let (everything, landed) = self.committer.gather(mail, now);
-        self.everything = everything;
+        let landed = self.committer.gather(mail, now);
         self.ended(landed);
     }
 
@@ -294,7 +291,7 @@ impl Rig {
             // It may wait for the syncer, which has no thread here.
             self.end_syncs();
         }
-        let result = self.committer.commit(self.everything, Instant::now());
+        let result = self.committer.commit(Instant::now());
         self.ended(result);
         self.check_flushes();
     }
