@@ -2,6 +2,7 @@
 //! has a figure of its own.
 
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -169,6 +170,10 @@ impl Storage for CountingStorage {
         OsStorage.state(path)
     }
 
+    fn boot_id(&self) -> io::Result<[u8; 16]> {
+        OsStorage.boot_id()
+    }
+
     fn sync_dir(&self, _path: &Path) -> io::Result<()> {
         self.count_sync();
         self.0.state.lock().dir_syncs += 1;
@@ -202,6 +207,10 @@ impl StorageFile for CountingFile {
 
     fn state(&self) -> io::Result<FileState> {
         self.file.state()
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.file.descriptor()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -103,6 +103,16 @@ impl Unsynced {
                 file.set_len(undo.len)?;
             }
         }
-        Ok(())
+        end_boot(copy)
+    }
+}
+
+/// Makes the crash log in a spool's directory one of an earlier boot: a restart of the machine
+/// makes it worth nothing, whatever of it was written back.
+fn end_boot(spool: &Path) -> io::Result<()> {
+    match fs::File::options().write(true).open(spool.join("crash-log")) {
+        Ok(log) if log.metadata()?.len() >= PAGE => log.write_all_at(&[0; 64], 0),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! The file consists of words of 8 bytes, little endian, so that a thread can write each at once.
 
+#![expect(clippy::cast_possible_truncation, reason = "words are taken apart into smaller fields")]
+
 use std::ops::Range;
 
 use tidespool_core::SpoolId;
@@ -140,7 +142,7 @@ impl Header {
     /// The number of one of the other chunks of an entry.
     pub(super) fn listed(slot: &[u8], part: usize) -> u32 {
         let word = word_at(slot, ENTRY_WORDS + part / 2);
-        if part % 2 == 0 { low(word) } else { high(word) }
+        if part.is_multiple_of(2) { low(word) } else { high(word) }
     }
 
     /// What the entry whose header is at the start of a slot adds to the sum of its arena, also
@@ -330,7 +332,8 @@ fn bytes_of([first, second]: [u64; 2]) -> [u8; 16] {
     (u128::from(first) | u128::from(second) << 64).to_le_bytes()
 }
 
-fn low(word: u64) -> u32 {
+/// The lower half: of a commit word, the checksum of the entry's header.
+pub(super) fn low(word: u64) -> u32 {
     word as u32
 }
 

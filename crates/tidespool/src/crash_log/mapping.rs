@@ -5,10 +5,11 @@
 //! A write to a mapped page raises `SIGBUS` where the file has no such page any more (something
 //! else cut it short), where the file system can't read or write it, or where it has failed as a
 //! whole. The default action ends the process. So the first mapping installs a handler for
-//! `SIGBUS`. A fault inside a mapping of this module replaces the whole mapping with anonymous
-//! memory and marks it as broken. The write that faulted is then repeated by the processor, and
-//! succeeds. Every entry checks the mark after it is written ([`Mapping::is_broken`]), so that no
-//! caller is told that a lost page protects its message. Any other fault goes to the handler that
+//! `SIGBUS`. A fault inside a mapping of this module marks the mapping as broken and replaces it
+//! with anonymous memory. The write that faulted is then repeated by the processor, and succeeds.
+//! Every change of an entry checks the mark after it is made ([`Mapping::is_broken`]), so that no
+//! caller gets `Ok` for what only anonymous memory has. The first page stays mapped, unless it is
+//! the one that faulted: the file is invalidated there. Any other fault goes to the handler that
 //! was installed before.
 //!
 //! # Why the `unsafe` code is sound
@@ -19,8 +20,8 @@
 //!   The handler replaces pages of the range in place, and never leaves a hole in it.
 //! * `mmap` returns page-aligned memory of the length that it was asked for, so the words are
 //!   aligned and in bounds. Any bytes are valid words.
-//! * The handler calls `mmap`, `sigaction` and atomic operations only. The former two are system
-//!   calls without state in the C library.
+//! * The handler calls `mmap`, `sigaction`, `raise` and atomic operations only. The former three are
+//!   system calls without state in the C library.
 //! * A forked child does not have the mapping (`MADV_DONTFORK`): it can't write into the log of its
 //!   parent.
 
@@ -33,6 +34,9 @@ use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+/// Bytes of the first page, which has the file's header.
+const PAGE: usize = 4096;
 
 /// Mappings that a process can have at a time. A spool has one, and for moments two.
 const MAX_MAPPINGS: usize = 256;
@@ -147,7 +151,17 @@ impl Mapping {
 
     /// True if a page could not be had. What is written goes to memory of the process then.
     pub(super) fn is_broken(&self) -> bool {
-        self.mapped.is_broken.load(Ordering::Acquire)
+        self.mapped.is_broken.load(Ordering::SeqCst)
+    }
+
+    /// Takes pages out of the memory of the process. The system keeps what is in them.
+    pub(super) fn let_go(&self, at: usize, words: usize) {
+        let range = &self.words()[at..][..words];
+        // SAFETY: the range is a part of the mapping. For a shared mapping of a file the advice
+        // changes no content: the next access finds the same page of the file.
+        unsafe {
+            libc::madvise(range.as_ptr().cast_mut().cast(), size_of_val(range), libc::MADV_DONTNEED);
+        }
     }
 }
 
@@ -200,9 +214,11 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
         && let Some(mapped) = MAPPED.iter().find(|mapped| mapped.contains(address))
     {
         let (base, len) = (mapped.base.load(Ordering::Acquire), mapped.len.load(Ordering::Acquire));
-        mapped.is_broken.store(true, Ordering::Release);
+        // Before the pages go: whoever writes to anonymous memory sees it afterwards.
+        mapped.is_broken.store(true, Ordering::SeqCst);
+        let kept = if address - base < PAGE { 0 } else { PAGE };
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
-        if map(base as *mut c_void, len, flags, -1).is_ok() {
+        if map((base + kept) as *mut c_void, len - kept, flags, -1).is_ok() {
             return;
         }
     }

@@ -65,13 +65,23 @@ pub(crate) struct CrashLog {
     file: Arc<dyn StorageFile>,
     mapping: Mapping,
     header: Header,
-    /// Chunks that no arena has.
-    spare: Mutex<Vec<u32>>,
-    /// How many they are, without the lock.
+    spare: Mutex<Spare>,
+    /// Chunks that no arena has, without the lock.
     spares: AtomicUsize,
+    /// Chunks that the process has in its memory, without the lock.
+    touched: AtomicUsize,
     arenas: Box<[Mutex<Arena>]>,
     /// What is in the log stays in it.
     is_frozen: AtomicBool,
+}
+
+/// The chunks that no arena has.
+#[derive(Debug)]
+struct Spare {
+    /// The last one is taken first.
+    chunks: Vec<u32>,
+    /// By number, of all chunks: the process has it in its memory.
+    is_touched: Vec<bool>,
 }
 
 /// An entry that is written and does not count yet.
@@ -119,9 +129,12 @@ impl CrashLog {
         let log = Self {
             mapping,
             header,
-            // The first chunks are used first.
-            spare: Mutex::new((0..chunks).rev().collect()),
+            spare: Mutex::new(Spare {
+                chunks: (0..chunks).rev().collect(),
+                is_touched: vec![false; chunks as usize],
+            }),
             spares: AtomicUsize::new(chunks as usize),
+            touched: AtomicUsize::new(0),
             arenas: (0..arenas).map(|_| Mutex::new(Arena::new(chunks as usize))).collect(),
             is_frozen: AtomicBool::new(false),
             file,
@@ -168,6 +181,16 @@ impl CrashLog {
         self.mapping.is_broken()
     }
 
+    /// Ends the log if a page of it could not be had: the file keeps entries that were taken back
+    /// since. Call it after each change, and before anything is acknowledged. True if it is ended.
+    fn end_if_broken(&self) -> bool {
+        let is_broken = self.is_broken();
+        if is_broken {
+            self.mapping.store(0, 0);
+        }
+        is_broken
+    }
+
     /// The state of the open file, whatever became of its name.
     pub(crate) fn state(&self) -> io::Result<FileState> {
         self.file.state()
@@ -178,10 +201,22 @@ impl CrashLog {
         self.header.file_len() as u64
     }
 
-    /// Bytes of the chunks that hold entries, or did a moment ago.
-    pub(crate) fn used_bytes(&self) -> u64 {
-        let used = self.header.chunks as usize - self.spares.load(Ordering::Relaxed);
-        (used * CHUNK) as u64
+    /// Bytes of the file that the process has in its memory.
+    pub(crate) fn touched_bytes(&self) -> u64 {
+        (self.touched.load(Ordering::Relaxed) * CHUNK) as u64
+    }
+
+    /// Takes what is not in use out of the memory of the process.
+    pub(crate) fn trim(&self) {
+        self.collect_empty();
+        let mut spare = self.spare.lock();
+        let Spare { chunks, is_touched } = &mut *spare;
+        for chunk in chunks.iter().filter(|chunk| std::mem::take(&mut is_touched[**chunk as usize])) {
+            self.mapping.let_go(self.header.chunk_at(*chunk), layout::CHUNK_WORDS);
+            self.touched.fetch_sub(1, Ordering::Relaxed);
+        }
+        // From the start of the file on, as at first.
+        chunks.sort_unstable_by(|one, other| other.cmp(one));
     }
 
     /// A free slot, with `more` chunks beside it.
@@ -221,9 +256,12 @@ impl CrashLog {
     fn take_chunks(&self, count: usize, kept: usize) -> Option<Vec<u32>> {
         let take = || {
             let mut spare = self.spare.lock();
-            let left = spare.len().checked_sub(count).filter(|left| *left >= kept)?;
-            let taken = spare.split_off(left);
+            let left = spare.chunks.len().checked_sub(count).filter(|left| *left >= kept)?;
+            let taken = spare.chunks.split_off(left);
             self.spares.store(left, Ordering::Relaxed);
+            let mut is_new = |chunk: &u32| !std::mem::replace(&mut spare.is_touched[*chunk as usize], true);
+            let new = taken.iter().filter(|chunk| is_new(chunk)).count();
+            self.touched.fetch_add(new, Ordering::Relaxed);
             Some(taken)
         };
         take().or_else(|| {
@@ -247,8 +285,8 @@ impl CrashLog {
     fn put_back(&self, chunks: &[u32]) {
         if !chunks.is_empty() {
             let mut spare = self.spare.lock();
-            spare.extend_from_slice(chunks);
-            self.spares.store(spare.len(), Ordering::Relaxed);
+            spare.chunks.extend_from_slice(chunks);
+            self.spares.store(spare.chunks.len(), Ordering::Relaxed);
         }
     }
 
@@ -290,7 +328,7 @@ impl Written {
         let entry = Entry { version, id: self.id, len: self.len, payload_crc: self.payload_crc };
         let log = &self.slot.log;
         let [commit, fields @ ..] = log.header.encode_entry(&entry);
-        let (crc, place) = (commit as u32, log.place(&self.slot));
+        let (crc, place) = (layout::low(commit), log.place(&self.slot));
         let arena = log.arenas[usize::from(self.slot.arena)].lock();
         log.change(self.slot.arena, place, layout::weight(crc, place), |mapping, at| {
             for (at, field) in (at + 1..).zip(fields) {
@@ -300,7 +338,7 @@ impl Written {
         });
         drop(arena);
         self.slot.crc = Some(crc);
-        (!self.slot.log.is_broken()).then_some(self.slot)
+        (!self.slot.log.end_if_broken()).then_some(self.slot)
     }
 }
 
@@ -324,6 +362,7 @@ impl Drop for Slot {
             log.clear_use(self.given.chunk);
         }
         drop(arena);
+        log.end_if_broken();
         if given_up {
             log.put_back(&[self.given.chunk]);
         }

@@ -164,8 +164,8 @@ impl Log<'_> {
             let mut slot = [0; ENTRY_WORDS * WORD];
             let intent = word_at(&self.table, intent_at(arena));
             let weight = match Place::try_from(intent) {
-                Ok(place) if (intent as usize) >= self.header.chunk_at(0) && self.is_in_file(place) => {
-                    self.read_words(&mut slot, intent as usize)?;
+                Ok(place) if self.is_in_chunk(place) => {
+                    self.read_words(&mut slot, place as usize)?;
                     self.header.weight_of_slot(&slot, place)
                 }
                 _ => None,
@@ -177,8 +177,10 @@ impl Log<'_> {
         Ok(None)
     }
 
-    fn is_in_file(&self, place: Place) -> bool {
-        (place as usize + ENTRY_WORDS) * WORD <= self.header.file_len()
+    /// True if an entry may begin there.
+    fn is_in_chunk(&self, place: Place) -> bool {
+        let place = place as usize;
+        place >= self.header.chunk_at(0) && (place + ENTRY_WORDS) * WORD <= self.header.file_len()
     }
 
     /// Reads from a word on.

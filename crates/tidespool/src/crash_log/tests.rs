@@ -53,7 +53,7 @@ impl Bench {
 
 /// Every byte has another value than its neighbours.
 fn bytes(len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at % 251) as u8).collect()
+    (0..=250).cycle().take(len).collect()
 }
 
 #[test]
@@ -264,17 +264,17 @@ proptest! {
 fn many_threads_share_a_log() {
     let bench = Bench::new(64);
     std::thread::scope(|scope| {
-        for thread in 0..4u8 {
+        for thread in 0..4u64 {
             let log = &bench.log;
             scope.spawn(move || {
                 let mut slots = Vec::new();
-                for round in 0..2_000u64 {
-                    let data = bytes((round as usize * 37) % 3_000);
-                    let version = round * 4 + u64::from(thread);
+                for round in 0..2_000usize {
+                    let data = bytes((round * 37) % 3_000);
+                    let version = round as u64 * 4 + thread;
                     let written = log.write(SpoolId::new(), &data, crc32c::crc32c(&data)).unwrap();
                     slots.push(written.commit(version).unwrap());
                     if slots.len() > 50 {
-                        slots.swap_remove(round as usize % 50);
+                        slots.swap_remove(round % 50);
                     }
                 }
                 std::mem::forget(slots);

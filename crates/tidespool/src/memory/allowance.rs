@@ -46,6 +46,13 @@ pub(crate) struct Held {
     pub(crate) index: u64,
     pub(crate) sled: u64,
     pub(crate) journal: u64,
+    pub(crate) crash_log: u64,
+}
+
+impl Held {
+    pub(crate) fn all(self) -> u64 {
+        self.index + self.sled + self.journal + self.crash_log
+    }
 }
 
 /// What the other parts may take, in bytes.
@@ -90,7 +97,7 @@ impl Allowance {
 
     /// What is left for dirty bytes and clean copies beside what is `held`. `dirty_limit` is the setting.
     pub(crate) fn shares(&self, dirty_limit: u64, held: Held) -> Shares {
-        let held = held.index + held.sled + held.journal;
+        let held = held.all();
         let left = self.allowed.saturating_sub(held);
         // Its part of the allowance, and not all that is left: a clean copy of what was just stored is what loads want.
         let dirty =

@@ -11,22 +11,25 @@ use tidespool_core::SpoolId;
 use super::budget::Permit;
 #[cfg(debug_assertions)]
 use super::order::Order;
+use crate::crash_log::Slot;
 
 /// A version that is not durable yet: a message's bytes, or a tombstone. It holds its room in the budget.
 #[derive(Debug)]
 pub(crate) struct Dirty {
     /// `None`: a tombstone.
     pub(crate) data: Option<Arc<Box<[u8]>>>,
+    /// The checksum of its bytes, if it was needed before.
+    pub(crate) payload_crc: Option<u32>,
     permit: Permit,
 }
 
 impl Dirty {
-    pub(crate) fn put(data: Arc<Box<[u8]>>, permit: Permit) -> Self {
-        Self { data: Some(data), permit }
+    pub(crate) fn put(data: Arc<Box<[u8]>>, payload_crc: Option<u32>, permit: Permit) -> Self {
+        Self { data: Some(data), payload_crc, permit }
     }
 
     pub(crate) fn tombstone(permit: Permit) -> Self {
-        Self { data: None, permit }
+        Self { data: None, payload_crc: None, permit }
     }
 
     /// What it counts as dirty, in bytes.
@@ -64,6 +67,9 @@ struct Entry {
     in_flight: bool,
     /// The turn of an earlier version came, and this one, or one between the two, had replaced it.
     was_put_off: bool,
+    /// The entry of the crash log. Dropping it under the shard's lock takes it back, after what
+    /// replaces it has one.
+    slot: Option<Slot>,
 }
 
 /// A version that is written in its turn, whatever replaces it until then.
@@ -84,6 +90,16 @@ pub(crate) struct Pending {
     /// What was put off once and has its second turn. Without it a message that is replaced more
     /// often than its turn comes would never be written. These are under way.
     pledged: HashMap<SpoolId, Pledge, foldhash::fast::RandomState>,
+    /// Of the versions without a place in the crash log.
+    unprotected: Unprotected,
+}
+
+/// What the death of the process takes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Unprotected {
+    /// Dirty bytes of messages.
+    pub(crate) bytes: u64,
+    pub(crate) removals: u64,
 }
 
 #[derive(Debug, Default)]
@@ -108,7 +124,14 @@ impl Pending {
 
     /// Makes `dirty` the newest version of `id`, to be flushed in its turn. Returns the version that it replaces, if that one will now
     /// never be written.
-    pub(crate) fn insert(&mut self, ticket: Ticket, dirty: Arc<Dirty>) -> Option<Arc<Dirty>> {
+    ///
+    /// `slot`: its entry in the crash log, which counts already.
+    pub(crate) fn insert(
+        &mut self,
+        ticket: Ticket,
+        dirty: Arc<Dirty>,
+        slot: Option<Slot>,
+    ) -> Option<Arc<Dirty>> {
         let before = self.entries.get(&ticket.id).filter(|entry| !entry.in_flight);
         let was_put_off = before.is_some_and(|entry| entry.was_put_off);
         let speaks = before.filter(|entry| !entry.is_due).map_or(ticket.version, |entry| entry.ticket);
@@ -117,15 +140,28 @@ impl Pending {
         }
         let Ticket { version, at, id } = ticket;
         let (is_due, in_flight) = (false, false);
-        let entry = Entry { version, at, ticket: speaks, is_due, dirty, in_flight, was_put_off };
+        let entry = Entry { version, at, ticket: speaks, is_due, dirty, in_flight, was_put_off, slot };
+        self.unprotected.add(&entry);
         let replaced = self.entries.insert(id, entry);
+        replaced.iter().for_each(|replaced| self.unprotected.subtract(replaced));
         self.drop_stale_tickets();
         replaced.filter(|replaced| !replaced.in_flight).map(|replaced| replaced.dirty)
     }
 
     /// Takes the newest version out, for a removal. Returns what will now never be written.
     pub(crate) fn take(&mut self, id: &SpoolId) -> Option<Arc<Dirty>> {
-        self.entries.remove(id).filter(|entry| !entry.in_flight).map(|entry| entry.dirty)
+        self.remove(id).filter(|entry| !entry.in_flight).map(|entry| entry.dirty)
+    }
+
+    fn remove(&mut self, id: &SpoolId) -> Option<Entry> {
+        let removed = self.entries.remove(id)?;
+        self.unprotected.subtract(&removed);
+        Some(removed)
+    }
+
+    /// What the death of the process takes.
+    pub(crate) fn unprotected(&self) -> Unprotected {
+        self.unprotected
     }
 
     /// True if some version of `id` may become durable without being asked about again.
@@ -196,7 +232,7 @@ impl Pending {
         if self.entries.get(id).is_none_or(|entry| entry.version > version) {
             return None;
         }
-        let entry = self.entries.remove(id)?;
+        let entry = self.remove(id)?;
         (entry.version < version && !entry.in_flight).then_some(entry.dirty)
     }
 
@@ -329,6 +365,24 @@ impl Pending {
     }
 }
 
+impl Unprotected {
+    fn add(&mut self, entry: &Entry) {
+        match (&entry.slot, &entry.dirty.data) {
+            (Some(_), _) => {}
+            (None, Some(_)) => self.bytes += entry.dirty.bytes(),
+            (None, None) => self.removals += 1,
+        }
+    }
+
+    fn subtract(&mut self, entry: &Entry) {
+        match (&entry.slot, &entry.dirty.data) {
+            (Some(_), _) => {}
+            (None, Some(_)) => self.bytes -= entry.dirty.bytes(),
+            (None, None) => self.removals -= 1,
+        }
+    }
+}
+
 impl Entry {
     fn is_spoken_for_by(&self, ticket: &Ticket) -> bool {
         self.ticket == ticket.version && !self.is_due
@@ -356,8 +410,8 @@ mod tests {
             self.version += 1;
             let ticket = Ticket { version: self.version, at: Instant::now(), id };
             let permit = self.budget.try_admit(1, Lane::Memory).unwrap();
-            let dirty = Dirty::put(Arc::new(vec![byte].into_boxed_slice()), permit);
-            self.pending.insert(ticket, Arc::new(dirty));
+            let dirty = Dirty::put(Arc::new(vec![byte].into_boxed_slice()), None, permit);
+            self.pending.insert(ticket, Arc::new(dirty), None);
             ticket
         }
 

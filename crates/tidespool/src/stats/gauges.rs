@@ -9,8 +9,18 @@ use crate::pressure::{Level, Source};
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Gauges {
-    /// Bytes accepted and not yet on stable storage: what a crash would lose now.
+    /// Bytes of messages and removals that are not yet on stable storage.
     pub dirty_bytes: u64,
+    /// Of these, the bytes of messages: what a power cut would lose now. A store that waits for its
+    /// sync is not at risk, for its caller has no answer yet, but counts here.
+    pub at_risk_bytes: u64,
+    /// Removals that a power cut would undo now.
+    pub at_risk_removals: u64,
+    /// Bytes of messages that the death of the process would lose now. 0 above the durability
+    /// `memory`.
+    pub process_risk_bytes: u64,
+    /// Removals that the death of the process would undo now. 0 above the durability `memory`.
+    pub process_risk_removals: u64,
     /// The bound of `dirty_bytes`, at which stores wait.
     pub dirty_limit: u64,
     /// Messages and removals not yet on stable storage.
@@ -30,9 +40,14 @@ pub struct Gauges {
     pub index_bytes: u64,
     /// Memory of sled, in bytes: an estimate.
     pub sled_bytes: u64,
+    /// Memory of the crash log, in bytes: the parts of its file that the process has used.
+    pub crash_log_bytes: u64,
+    /// Bytes of the crash log's file. 0: there is none.
+    pub crash_log_disk_bytes: u64,
     /// Memory of the journal's writer, in bytes: what is queued, without the messages themselves.
     pub journal_buffer_bytes: u64,
-    /// All memory that counts against the budget, in bytes: dirty, cache, index, sled and the journal's writer.
+    /// All memory that counts against the budget, in bytes: dirty, cache, index, sled, the crash log
+    /// and the journal's writer.
     pub accounted_bytes: u64,
     /// The setting `memory_budget`, in bytes.
     pub memory_budget: u64,

@@ -141,7 +141,10 @@ struct Upkeep {
     lost_files: Counter,
     index_rebuilds: Counter,
     recovered: Counter,
+    replayed: Counter,
     torn: Counter,
+    crash_logs_lost: Counter,
+    crash_log_bypassed: Counter,
 }
 
 impl Stats {
@@ -303,6 +306,21 @@ impl Stats {
         self.upkeep.recovered.add(records);
     }
 
+    /// So many changes were brought back from the crash log.
+    pub(crate) fn replayed(&self, changes: u64) {
+        self.upkeep.replayed.add(changes);
+    }
+
+    /// Something happened to the crash log's file.
+    pub(crate) fn crash_log_lost(&self) {
+        self.upkeep.crash_logs_lost.increment();
+    }
+
+    /// A store or a removal that the crash log could not take goes to the journal.
+    pub(crate) fn unprotected(&self) {
+        self.upkeep.crash_log_bypassed.increment();
+    }
+
     /// The index was rebuilt from the segments.
     pub(crate) fn rebuilt_index(&self) {
         self.upkeep.index_rebuilds.increment();
@@ -374,7 +392,10 @@ impl Stats {
             lost: upkeep.lost.get(),
             lost_files: upkeep.lost_files.get(),
             recovered_records: upkeep.recovered.get(),
+            replayed_changes: upkeep.replayed.get(),
             torn_records: upkeep.torn.get(),
+            crash_logs_lost: upkeep.crash_logs_lost.get(),
+            crash_log_bypassed: upkeep.crash_log_bypassed.get(),
             index_rebuilds: upkeep.index_rebuilds.get(),
             gauges,
         }

@@ -129,6 +129,17 @@ fn errors(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
     out.counter("lost_messages", "Acknowledged messages that are lost", stats.lost)?;
     out.counter("lost_files", "Files found deleted, moved, replaced or cut short", stats.lost_files)?;
     out.counter("recovered_records", "Records read from the journal at open", stats.recovered_records)?;
+    out.counter(
+        "replayed_changes",
+        "Stores and removals brought back from the crash log at open",
+        stats.replayed_changes,
+    )?;
+    out.counter("crash_logs_lost", "Times that something happened to the crash log", stats.crash_logs_lost)?;
+    out.counter(
+        "crash_log_bypassed",
+        "Stores and removals that were synced for want of a crash log",
+        stats.crash_log_bypassed,
+    )?;
     out.counter("torn_records", "Records cut from the end of the journal at open", stats.torn_records)?;
     out.counter("index_rebuilds", "Rebuilds of the index from the segments", stats.index_rebuilds)
 }
@@ -136,6 +147,18 @@ fn errors(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
 fn memory_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
     let now = &stats.gauges;
     out.byte_gauge("dirty", "Bytes accepted and not yet on stable storage", now.dirty_bytes)?;
+    out.byte_gauge("at_risk", "Bytes of messages that a power cut would lose now", now.at_risk_bytes)?;
+    out.gauge("at_risk_removals", "Removals that a power cut would undo now", now.at_risk_removals)?;
+    out.byte_gauge(
+        "process_risk",
+        "Bytes of messages that the death of the process would lose now",
+        now.process_risk_bytes,
+    )?;
+    out.gauge(
+        "process_risk_removals",
+        "Removals that the death of the process would undo now",
+        now.process_risk_removals,
+    )?;
     out.byte_gauge("dirty_limit", "Dirty bytes at which stores wait", now.dirty_limit)?;
     out.gauge("dirty_entries", "Messages and removals not yet on stable storage", now.dirty_entries)?;
     let age = now.oldest_dirty_age.as_secs_f64();
@@ -146,6 +169,7 @@ fn memory_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Err
     out.gauge("index_entries", "Messages in the index", now.index_entries)?;
     out.byte_gauge("index", "Memory of the index", now.index_bytes)?;
     out.byte_gauge("sled_memory", "Memory of sled, estimated", now.sled_bytes)?;
+    out.byte_gauge("crash_log", "Memory of the crash log", now.crash_log_bytes)?;
     out.byte_gauge("accounted", "Memory that counts against the budget", now.accounted_bytes)?;
     out.byte_gauge(
         "journal_buffer",
@@ -190,6 +214,7 @@ fn memory_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Err
 
 fn disk_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
     let now = &stats.gauges;
+    out.byte_gauge("crash_log_disk", "Bytes of the crash log's file", now.crash_log_disk_bytes)?;
     out.byte_gauge("sled_disk", "Bytes of sled's files", now.sled_disk_bytes)?;
     if let (Some(done), Some(total)) = (now.index_rebuild_indexed, now.index_rebuild_messages) {
         out.gauge("index_rebuild_indexed", "Messages that the rebuild has indexed", done)?;

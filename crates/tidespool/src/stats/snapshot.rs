@@ -110,6 +110,15 @@ pub struct StatsSnapshot {
     pub lost_files: u64,
     /// Records that recovery read from the journal when the spool was opened.
     pub recovered_records: u64,
+    /// Stores and removals that the process before this one had acknowledged, and that were brought
+    /// back from its crash log.
+    pub replayed_changes: u64,
+    /// Times that the crash log's file was found deleted, replaced or cut short, or that a page of
+    /// it could not be had. It is replaced each time.
+    pub crash_logs_lost: u64,
+    /// Stores and removals that waited for a sync of the journal, because the crash log was full or
+    /// there was none.
+    pub crash_log_bypassed: u64,
     /// Records that recovery cut from the end of the journal: they were being written when the spool last stopped, and
     /// had not been acknowledged as durable.
     pub torn_records: u64,

@@ -49,6 +49,9 @@ fn busy() -> Stats {
     times(34, || stats.pressure_changed());
     stats.recovered(35);
     stats.torn(36);
+    stats.replayed(40);
+    times(41, || stats.crash_log_lost());
+    times(42, || stats.unprotected());
     times(37, || stats.store_waited(Duration::from_secs(100)));
     stats
 }
@@ -56,6 +59,12 @@ fn busy() -> Stats {
 fn gauges() -> Gauges {
     Gauges {
         dirty_bytes: 1_001,
+        at_risk_bytes: 1_024,
+        at_risk_removals: 1_025,
+        process_risk_bytes: 1_026,
+        process_risk_removals: 1_027,
+        crash_log_bytes: 1_028,
+        crash_log_disk_bytes: 1_029,
         dirty_limit: 1_002,
         dirty_entries: 1_003,
         oldest_dirty_age: Duration::from_millis(1_500),
@@ -113,7 +122,8 @@ fn each_event_is_counted_in_its_own_place() {
     );
     assert_eq!((stats.errors_sled, stats.errors_ledger, stats.disk_errors()), (26, 27, 125));
     assert_eq!((stats.corrupt, stats.lost, stats.recovered_records, stats.torn_records), (28, 29, 35, 36));
-    assert_eq!((stats.lost_files, stats.index_rebuilds), (38, 39));
+    assert_eq!((stats.lost_files, stats.index_rebuilds, stats.replayed_changes), (38, 39, 40));
+    assert_eq!((stats.crash_logs_lost, stats.crash_log_bypassed), (41, 42));
     assert_eq!((stats.cache_evicted_entries, stats.cache_evicted_bytes), (30, 31_000));
     assert_eq!(
         (stats.low_memory_calls, stats.low_memory_freed_bytes, stats.pressure_changes),
@@ -246,7 +256,16 @@ fn prometheus_text_is_well_formed_and_says_what_the_snapshot_says() {
         ("lost_files_total", 38.0),
         ("recovered_records_total", 35.0),
         ("torn_records_total", 36.0),
+        ("replayed_changes_total", 40.0),
+        ("crash_logs_lost_total", 41.0),
+        ("crash_log_bypassed_total", 42.0),
         ("dirty_bytes", 1_001.0),
+        ("at_risk_bytes", 1_024.0),
+        ("at_risk_removals", 1_025.0),
+        ("process_risk_bytes", 1_026.0),
+        ("process_risk_removals", 1_027.0),
+        ("crash_log_bytes", 1_028.0),
+        ("crash_log_disk_bytes", 1_029.0),
         ("dirty_limit_bytes", 1_002.0),
         ("dirty_entries", 1_003.0),
         ("oldest_dirty_age_seconds", 1.5),

@@ -21,6 +21,8 @@ pub(crate) enum Loss {
     CutShort { len: u64, of: u64 },
     /// The owner may not read and write it.
     Unreadable,
+    /// A page of it could not be had.
+    Broken,
 }
 
 impl fmt::Display for Loss {
@@ -29,6 +31,7 @@ impl fmt::Display for Loss {
             Self::Gone => f.write_str("it was deleted or moved"),
             Self::Replaced => f.write_str("another file has its name"),
             Self::CutShort { len, of } => write!(f, "it was cut short: {len} of {of} bytes are left"),
+            Self::Broken => f.write_str("a page of it could not be read or written"),
             Self::Unreadable => f.write_str("its mode does not let its owner read and write it"),
         }
     }

@@ -153,11 +153,15 @@ impl Crew {
         shared.verification.stop();
         shared.mailbox.stop(Stop::Drained(times.drained));
         let committed = note_end(crew.committer, times.committed, &mut problems);
+        shared.protection.freeze();
         if committed.is_none_or(|committed| !committed.all) {
             let bytes = shared.budget.dirty();
-            let what =
-                format!("{bytes} dirty bytes could not be written within shutdown_timeout and are lost");
-            problems.push(what);
+            let what = match shared.protection.is_in_force() {
+                true => "are in the crash log: open the spool again before the machine stops",
+                false => "are lost",
+            };
+            problems
+                .push(format!("{bytes} dirty bytes could not be written within shutdown_timeout and {what}"));
         }
         // Whom the committer may need is told only now; and all are told before one of them is waited for.
         if committed.is_some() {
@@ -208,6 +212,7 @@ impl Crew {
         shared.closing.close();
         shared.budget.close();
         shared.monitor.get().inspect(|monitor| monitor.stop());
+        shared.protection.freeze();
         shared.mailbox.stop(Stop::Abandon);
         shared.filing.stop();
         shared.verification.stop();

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::format::{self, FORMAT_FILE, UNFINISHED_FORMAT};
 use super::place::{existing, existing_or_new, explain};
+use crate::crash_log::{CRASH_LOG, NEW_CRASH_LOG};
 use crate::durable::TRIAL_DIR;
 use crate::storage::{
     FileLock, FileState, TRIAL_FILE, is_bystander, is_locked_here, make_file_private, open_private, state,
@@ -24,7 +25,7 @@ pub(super) const LOCK_FILE: &str = "LOCK";
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What may be in a directory in which a spool was never completely made.
-const UNFINISHED: [&str; 11] = [
+const UNFINISHED: [&str; 13] = [
     LOCK_FILE,
     UNFINISHED_FORMAT,
     "journal",
@@ -32,6 +33,8 @@ const UNFINISHED: [&str; 11] = [
     "ledger",
     "ledger.new",
     "liveness.1",
+    CRASH_LOG,
+    NEW_CRASH_LOG,
     "ballast",
     "ballast.open",
     TRIAL_FILE,

@@ -79,6 +79,10 @@ impl Storage for InPlace {
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.below.sync_dir(path)
     }
+
+    fn boot_id(&self) -> io::Result<[u8; 16]> {
+        self.below.boot_id()
+    }
 }
 
 #[cfg(test)]

@@ -168,6 +168,9 @@ pub(super) fn keep(shared: &Arc<Shared>) {
             shared.stats.cache_evicted(entries, bytes);
         }
         shared.table.shards().for_each(|mut shard| shard.pending.trim());
+        if !asked.is_empty() {
+            shared.protection.trim();
+        }
         heap.look(shared.config.load().memory_budget, !asked.is_empty() || bytes >= WORTH_A_TRIM);
         if !asked.is_empty() {
             // What came in meanwhile counts, too.

@@ -27,8 +27,6 @@ pub(crate) struct Arrival {
     pub(crate) id: SpoolId,
     pub(crate) version: u64,
     pub(crate) dirty: Arc<Dirty>,
-    /// Of its bytes: computed by its caller, for all others wait for the committer.
-    pub(crate) payload_crc: u32,
     pub(crate) at: Instant,
     pub(crate) verdict: Arc<Verdict>,
     /// Hears what became of it.

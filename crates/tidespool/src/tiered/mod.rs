@@ -32,11 +32,13 @@ mod maintain;
 mod open;
 mod place;
 mod probe;
+mod protection;
 mod publish;
 mod readers;
 mod reconfigure;
 mod relief;
 mod remove;
+mod replay;
 mod runs;
 mod shared;
 mod store;
@@ -84,6 +86,10 @@ pub struct RecoveryReport {
     pub rebuilds_index: bool,
     /// Journal records that were replayed.
     pub records: u64,
+    /// Stores and removals that were acknowledged and not on stable storage when the process died,
+    /// and that the crash log had. They are on stable storage now, unless the disk did not take
+    /// them within `store_deadline`.
+    pub replayed: u64,
     /// Records of a torn tail that were cut: never acknowledged as written.
     pub torn: u64,
     /// Messages that are gone without their id being known: records that are missing from the
@@ -156,6 +162,34 @@ impl TieredSpool {
     /// As [`Spool::load`].
     pub async fn load_shared(&self, id: SpoolId) -> Result<Arc<Box<[u8]>>> {
         load::load_shared(&self.shared, id).await.map_err(whole)
+    }
+
+    /// Removes a message, and returns when its removal is on stable storage: no power cut brings it
+    /// back. [`remove`](Spool::remove) returns earlier, when the removal survives the death of the
+    /// process, and costs no disk write of its own.
+    ///
+    /// It shares a commit with the stores that wait for one. What is dirty then is written with it.
+    ///
+    /// `deadline`: the earlier of it and [`store_deadline`](Config::store_deadline) counts.
+    ///
+    /// # Errors
+    ///
+    /// [`SpoolCallerDeadlineExceeded`](tidespool_core::SpoolCallerDeadlineExceeded) or
+    /// [`SpoolBackpressureTimeout`](tidespool_core::SpoolBackpressureTimeout) at the deadline,
+    /// [`Closed`](tidespool_core::Closed) at a shutdown. The message is removed then, too: its removal
+    /// is written as soon as the disk takes it.
+    pub async fn remove_synced(&self, id: SpoolId, deadline: Option<Instant>) -> Result<()> {
+        self.remove_all(&[id], deadline).await
+    }
+
+    /// The same for several messages, in one commit. The removals are not one transaction: a crash
+    /// before this returns may leave some of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`remove_synced`](Self::remove_synced).
+    pub async fn remove_all(&self, ids: &[SpoolId], deadline: Option<Instant>) -> Result<()> {
+        remove::remove_synced(&self.shared, ids, deadline).await.map_err(whole)
     }
 
     /// The settings as they are now.
@@ -240,7 +274,7 @@ impl Spool for TieredSpool {
     }
 
     async fn remove(&self, id: SpoolId) -> Result<()> {
-        remove::remove(&self.shared, id).map_err(whole)
+        remove::remove(&self.shared, id).await.map_err(whole)
     }
 
     async fn store(

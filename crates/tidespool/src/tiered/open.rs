@@ -17,9 +17,11 @@ use super::in_place::InPlace;
 use super::keeper::keep;
 use super::mailbox::Mailbox;
 use super::probe::run_probe;
+use super::protection::Protection;
 use super::readers::{Readers, run_reader};
 use super::reconfigure::filer_settings;
 use super::relief::SpoolRelief;
+use super::replay::{Replay, explain as explain_replay};
 use super::shared::{FilingReports, Parts, PoolReports, Shared};
 use super::table::Table;
 use super::threads::Starter;
@@ -63,7 +65,7 @@ pub(super) fn open(
     room.remove_leftover();
     let ballast = Arc::new(Ballast::new(storage.clone(), room.clone(), &directory.path, config.ballast));
     let look = || look(&config, &places, &ballast, &room, &directory);
-    let Found { opened, stats, mailbox, segments, filing, ledger_file, report } = match look() {
+    let Found { opened, stats, mailbox, segments, filing, ledger_file, mut report } = match look() {
         // A spool that can't be opened can't be emptied.
         Err(error) if is_full_disk(&error) => {
             tracing::warn!(
@@ -83,6 +85,15 @@ pub(super) fn open(
         found => found?,
     };
     directory.finish_creation()?;
+    let (spool, dir) = (directory.spool, &*directory.path);
+    let protection = Arc::new(Protection::new(storage.clone(), dir, spool, mailbox.clone()));
+    let mut replay = explain_replay(Replay::begin(&protection, &config), dir)?;
+    let changes = replay.changes();
+    report.replayed = changes;
+    stats.replayed(changes);
+    if let Some(torn) = replay.torn() {
+        note_torn(&protection, torn, &mut report, &stats);
+    }
     ballast.restore();
 
     let table = Arc::new(Table::new());
@@ -139,6 +150,7 @@ pub(super) fn open(
         rebuilding,
         ballast,
         presence,
+        protection,
         stats,
         readers,
         first_seq: next_seq,
@@ -155,8 +167,11 @@ pub(super) fn open(
         verification: shared.verification.clone(),
     };
     let writer = Writer::new(segments, next_seq);
-    let started = register(&shared, monitor)
-        .and_then(|relief| start(&shared, (filer, verifier), writer, &queue, directory, starter, relief));
+    let dir = directory.path.clone();
+    let started = explain_replay(replay.adopt(&shared), &dir)
+        .and_then(|()| register(&shared, monitor))
+        .and_then(|relief| start(&shared, (filer, verifier), writer, &queue, directory, starter, relief))
+        .and_then(|crew| explain_replay(replay.settle(&shared, changes), &dir).map(|()| crew));
     match started {
         Ok(crew) => Ok(OpenSpool { shared, crew, report }),
         Err(error) => {
@@ -369,6 +384,17 @@ fn report(opened: &mut Opened, segments: &Segments, dir: &std::path::Path, stats
         tracing::error!(path = damage.path, id = ?damage.id, what = damage.what, "found damage while opening");
     }
     report
+}
+
+/// Reports that what the last run acknowledged without a sync can't be brought back.
+fn note_torn(protection: &Protection, torn: &str, report: &mut RecoveryReport, stats: &Stats) {
+    let path = protection.path().display().to_string();
+    let what = format!(
+        "the crash log is not as the last process left it ({torn}): what was not on stable storage then is lost"
+    );
+    stats.corrupt();
+    tracing::error!(path, what, "found damage while opening");
+    report.damage.push(Damage { path, id: None, what });
 }
 
 /// Puts the spool under the eyes of `monitor`, or of one of its own: one that is turned off sleeps, until the settings change.

@@ -17,6 +17,9 @@ use crate::storage::{OpenMode, Storage, at, read_exact_at, write_all_at};
 /// often.
 const SPACE_INTERVAL: Duration = Duration::from_millis(250);
 
+/// A crash log that could not be made is tried again after so long.
+const RENEW_INTERVAL: Duration = Duration::from_secs(5);
+
 /// The longest pause.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -84,6 +87,7 @@ impl Probe {
 /// Runs until the spool closes.
 pub(super) fn run_probe(shared: &Arc<Shared>) {
     let mut space_at = None;
+    let mut renew_at = None;
     loop {
         let now = Instant::now();
         let config = shared.config.load_full();
@@ -93,6 +97,7 @@ pub(super) fn run_probe(shared: &Arc<Shared>) {
             if shared.presence.look_around() {
                 shared.filing.kick();
             }
+            look_at_crash_log(shared, &config, &mut renew_at);
         }
         if shared.probe.begin() {
             let tried = try_out(&*shared.storage, &config.path);
@@ -123,6 +128,27 @@ fn look_at_space(shared: &Shared, config: &Config) {
             tracing::debug!(%error, path = %config.path.display(), "the free space of the file system is not known");
         }
     }
+}
+
+/// Replaces a crash log that something happened to, and makes one where there was no room before.
+fn look_at_crash_log(shared: &Shared, config: &Config, renew_at: &mut Option<Instant>) {
+    let loss = shared.protection.loss();
+    if let Some(loss) = loss {
+        shared.stats.crash_log_lost();
+        let path = shared.protection.path();
+        tracing::error!(path = %path.display(), %loss, "the crash log is lost: what is dirty is written now");
+    }
+    let is_due = renew_at.is_none_or(|at| at <= Instant::now());
+    if loss.is_none() && !(is_due && shared.protection.is_wanting(config)) {
+        return;
+    }
+    *renew_at = match shared.protection.renew(config) {
+        Ok(()) => None,
+        Err(error) => {
+            tracing::warn!(%error, "there is no crash log: what must survive the process is synced");
+            Some(Instant::now() + RENEW_INTERVAL)
+        }
+    };
 }
 
 const PATTERN: &[u8] = b"tidespool was here";

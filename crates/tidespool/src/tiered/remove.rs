@@ -3,23 +3,59 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Result;
-use tidespool_core::SpoolId;
+use anyhow::{Context as _, Result};
+use tidespool_core::{Closed, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId};
 
 use super::shared::Shared;
+use crate::Durability;
 use crate::memory::{Dirty, Ticket};
 
-pub(super) fn remove(shared: &Shared, id: SpoolId) -> Result<()> {
+/// What is to be done about a removal that took effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Nothing durable could bring the message back.
+    Nothing,
+    /// It survives the death of the process, or need not.
+    Tombstone,
+    /// The crash log could not take it: it has to go to the journal.
+    Unprotected,
+}
+
+/// Returns when the removal survives what the durability asks for.
+pub(super) async fn remove(shared: &Shared, id: SpoolId) -> Result<()> {
+    match take_out(shared, id)? {
+        Left::Nothing | Left::Tombstone => Ok(()),
+        // Boxed: every removal pays for the size of its future.
+        Left::Unprotected => Box::pin(synced(shared, None)).await,
+    }
+}
+
+/// Returns when the removals are on stable storage.
+pub(super) async fn remove_synced(shared: &Shared, ids: &[SpoolId], deadline: Option<Instant>) -> Result<()> {
+    let mut is_left = false;
+    for id in ids {
+        is_left |= take_out(shared, *id)? != Left::Nothing;
+    }
+    if is_left { synced(shared, deadline).await } else { Ok(()) }
+}
+
+/// Takes the message out of every tier.
+pub(super) fn take_out(shared: &Shared, id: SpoolId) -> Result<Left, Closed> {
     let mut shard = shared.table.lock(&id);
     shared.check_open()?;
     let logged = shard.must_log_removal(&id);
     // Not in the index in memory, it is filed: a checkpoint of its removal frees its bytes on disk.
     let filed = logged && shard.index.get(&id).is_none();
+    let mut left = Left::Nothing;
     let elided = if logged {
         let dirty = Arc::new(Dirty::tombstone(shared.budget.admit_removal()));
-        let ticket = Ticket { version: shared.table.next_version(), at: Instant::now(), id };
+        let version = shared.table.next_version();
+        let is_to_survive = shared.terms.durability() != Durability::Memory;
+        let written = if is_to_survive { shared.protection.write_removal(id) } else { None };
+        let slot = written.and_then(|written| written.commit(version));
+        left = if is_to_survive && slot.is_none() { Left::Unprotected } else { Left::Tombstone };
         // It inherits the turn of what it replaces, as a store does.
-        shard.pending.insert(ticket, dirty)
+        shard.pending.insert(Ticket { version, at: Instant::now(), id }, dirty, slot)
     } else {
         shard.pending.take(&id)
     };
@@ -34,6 +70,24 @@ pub(super) fn remove(shared: &Shared, id: SpoolId) -> Result<()> {
     if filed {
         shared.filing.note_removal();
     }
+    if left == Left::Unprotected {
+        shared.stats.unprotected();
+    }
     shared.stats.removed();
-    Ok(())
+    Ok(left)
+}
+
+/// Waits until what is dirty is on stable storage, in one commit with all that waits.
+async fn synced(shared: &Shared, deadline: Option<Instant>) -> Result<()> {
+    const CONTEXT: &str = "the removal took effect, and is not on stable storage yet";
+    let own = Instant::now() + shared.terms.store_deadline();
+    let flushed = shared.mailbox.flush(false);
+    match shared.timer.bound(deadline.unwrap_or(own).min(own), flushed).await {
+        Some(Ok(())) => Ok(()),
+        Some(Err(_)) => Err(Closed).context(CONTEXT),
+        None if deadline.is_some_and(|deadline| deadline <= own) => {
+            Err(SpoolCallerDeadlineExceeded).context(CONTEXT)
+        }
+        None => Err(SpoolBackpressureTimeout).context(CONTEXT),
+    }
 }

@@ -15,6 +15,7 @@ use super::keeper::Keeper;
 use super::mailbox::Mailbox;
 use super::maintain::Upkeep;
 use super::probe::Probe;
+use super::protection::Protection;
 use super::readers::Readers;
 use super::relief::Advice;
 use super::table::Table;
@@ -27,7 +28,7 @@ use crate::checkpoint::{
 use crate::durable::Durable;
 use crate::health::HealthGate;
 use crate::journal::{PoolEvents, Segments, needs_own_segment};
-use crate::memory::{Allowance, Budget, CleanCache, Held};
+use crate::memory::{Allowance, Budget, CleanCache, DIRTY_OVERHEAD, Held};
 use crate::pressure::{Level, Registration};
 use crate::seldom::Seldom;
 use crate::stats::{Gauges, Site, Stats, StatsSnapshot};
@@ -60,6 +61,7 @@ pub(crate) struct Shared {
     pub(crate) verification: Arc<Verification>,
     pub(crate) ballast: Arc<Ballast>,
     pub(crate) presence: Arc<Presence>,
+    pub(crate) protection: Arc<Protection>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) gate: HealthGate,
     pub(crate) probe: Probe,
@@ -93,6 +95,7 @@ pub(crate) struct Parts {
     pub(crate) rebuilding: Arc<Rebuilding>,
     pub(crate) ballast: Arc<Ballast>,
     pub(crate) presence: Arc<Presence>,
+    pub(crate) protection: Arc<Protection>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) readers: Readers,
     /// The number of the first record that is written from now on.
@@ -126,6 +129,7 @@ impl Shared {
             verification: Arc::default(),
             ballast: parts.ballast,
             presence: parts.presence,
+            protection: parts.protection,
             stats: parts.stats,
             gate: HealthGate::default(),
             probe: Probe::default(),
@@ -215,7 +219,7 @@ impl Shared {
     /// Memory that counts against the budget, in bytes: clean copies as of the keeper's last look.
     pub(crate) fn accounted_bytes(&self) -> u64 {
         let held = self.held();
-        self.budget.dirty() + self.cache.bytes() + held.index + held.sled + held.journal
+        self.budget.dirty() + self.cache.bytes() + held.all()
     }
 
     /// The part of it that can't be dropped.
@@ -224,6 +228,7 @@ impl Shared {
             index: self.index_size().1,
             sled: self.durable.memory_bytes(),
             journal: self.segments.buffer_bytes(),
+            crash_log: self.protection.bytes().0,
         }
     }
 
@@ -240,8 +245,17 @@ impl Shared {
         let free = self.segments.pool().free() as u64;
         let pressure = self.monitor.get().and_then(Registration::latest);
         let rebuilding = self.rebuilding.progress();
+        let (at_risk_bytes, removal_bytes) = self.budget.dirty_parts();
+        let (crash_log_bytes, crash_log_disk_bytes) = self.protection.bytes();
+        let unprotected = self.table.unprotected();
         let gauges = Gauges {
             dirty_bytes: self.budget.dirty(),
+            at_risk_bytes,
+            at_risk_removals: removal_bytes / DIRTY_OVERHEAD,
+            process_risk_bytes: unprotected.bytes,
+            process_risk_removals: unprotected.removals,
+            crash_log_bytes,
+            crash_log_disk_bytes,
             dirty_limit: self.budget.limit(),
             dirty_entries: self.table.shards().map(|shard| shard.pending.len() as u64).sum(),
             oldest_dirty_age: self.oldest_dirty_age(),

@@ -16,6 +16,7 @@ use super::lookup::{Stamp, fill_cache};
 use super::mailbox::{Arrival, Mailbox, Outcome};
 use super::shared::Shared;
 use super::verdict::Verdict;
+use crate::crash_log::Written;
 use crate::journal::payload_crc;
 use crate::memory::{Dirty, Lane, Permit, Ticket};
 use crate::stats::Refusal;
@@ -40,9 +41,12 @@ pub(super) async fn store(
     let len = data.len() as u64;
     // Whether the disk has room for a segment of its own is known only when the file is there. So
     // a message that needs one waits for its commit at each level.
-    let synced = is_synced(shared.terms.durability(), force_sync) || shared.needs_own_segment(len);
-    match try_store(shared, id, data, synced, deadline).await {
-        Ok(()) => {
+    let level = match shared.needs_own_segment(len) || force_sync {
+        true => Durability::Synced,
+        false => shared.terms.durability(),
+    };
+    match try_store(shared, id, data, level, deadline).await {
+        Ok(synced) => {
             shared.stats.stored(len, synced);
             Ok(())
         }
@@ -50,14 +54,6 @@ pub(super) async fn store(
             shared.stats.store_refused(refused.counted_as());
             Err(refused.into())
         }
-    }
-}
-
-/// True if the message must be on stable storage before `store` returns.
-fn is_synced(durability: Durability, force_sync: bool) -> bool {
-    match durability {
-        Durability::Memory | Durability::Process => force_sync,
-        Durability::Synced => true,
     }
 }
 
@@ -138,14 +134,16 @@ impl<'a> Deadline<'a> {
     }
 }
 
+/// Returns whether the message is on stable storage.
 async fn try_store(
     shared: &Shared,
     id: SpoolId,
     data: Arc<Box<[u8]>>,
-    synced: bool,
+    level: Durability,
     caller: Option<Instant>,
-) -> Result<(), Refused> {
+) -> Result<bool, Refused> {
     shared.check_open()?;
+    let synced = level == Durability::Synced;
     let (size, limit) = (data.len() as u64, shared.terms.max_message_size());
     if size > limit {
         return Err(Refused::TooLarge(TooLarge { id, size, limit }));
@@ -170,11 +168,21 @@ async fn try_store(
             permit
         }
     };
-    let dirty = Arc::new(Dirty::put(data, permit));
-    match synced {
-        false => put_in_memory(shared, id, dirty),
-        true => commit(shared, id, dirty, deadline).await,
+    // At the level `memory` most messages leave before the checksum is needed.
+    let crc = (level != Durability::Memory).then(|| payload_crc(&data));
+    let written = match (level, crc) {
+        (Durability::Process, Some(crc)) => shared.protection.write(id, &data, crc),
+        _ => None,
+    };
+    let dirty = Arc::new(Dirty::put(data, crc, permit));
+    let is_enough = level == Durability::Memory || written.is_some();
+    if is_enough && put_in_memory(shared, id, &dirty, written)? {
+        return Ok(false);
     }
+    if !synced {
+        shared.stats.unprotected();
+    }
+    commit(shared, id, dirty, deadline).await.map(|()| true)
 }
 
 /// Why the gate refuses this store. `None`: it is let in.
@@ -237,12 +245,24 @@ async fn wait_for_room(
     got.ok_or(deadline.passed())?
 }
 
-fn put_in_memory(shared: &Shared, id: SpoolId, dirty: Arc<Dirty>) -> Result<(), Refused> {
+/// False if the crash log broke, which was to have it.
+fn put_in_memory(
+    shared: &Shared,
+    id: SpoolId,
+    dirty: &Arc<Dirty>,
+    written: Option<Written>,
+) -> Result<bool, Refused> {
     let mut shard = shared.table.lock(&id);
     // Under the lock: a shutdown that begins now waits for it, and then finds what was brought in.
     shared.check_open()?;
-    let ticket = Ticket { version: shared.table.next_version(), at: Instant::now(), id };
-    let elided = shard.pending.insert(ticket, dirty);
+    let version = shared.table.next_version();
+    let is_to_survive = written.is_some();
+    let slot = written.and_then(|written| written.commit(version));
+    if is_to_survive && slot.is_none() {
+        return Ok(false);
+    }
+    let ticket = Ticket { version, at: Instant::now(), id };
+    let elided = shard.pending.insert(ticket, dirty.clone(), slot);
     drop(shard);
     if let Some(elided) = elided {
         shared.stats.elided(1, elided.bytes());
@@ -252,7 +272,7 @@ fn put_in_memory(shared: &Shared, id: SpoolId, dirty: Arc<Dirty>) -> Result<(), 
     if shared.budget.lacks_room() {
         shared.mailbox.note_starved();
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The caller's side of a commit. Takes the store back where the caller gives up or goes away
@@ -296,7 +316,6 @@ async fn commit(
     let claim = Claim { id, verdict: Arc::default(), mailbox: &shared.mailbox };
     let (done, mut answer) = oneshot::channel();
     let data = dirty.data.clone();
-    let payload_crc = data.as_ref().map_or(0, |data| payload_crc(data));
     {
         let mut shard = shared.table.lock(&id);
         shared.check_open()?;
@@ -304,7 +323,7 @@ async fn commit(
         let (verdict, at) = (claim.verdict.clone(), Instant::now());
         shared.mailbox.arrive(|| {
             let version = shared.table.next_version();
-            Arrival { id, version, dirty, payload_crc, at, verdict, done }
+            Arrival { id, version, dirty, at, verdict, done }
         });
     }
     match answered(&claim, &deadline, ANSWER_GRACE, &mut answer).await? {

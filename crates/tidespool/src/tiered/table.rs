@@ -14,7 +14,7 @@ use tidespool_core::SpoolId;
 use crate::checkpoint::{HighKeys, Source, Survey};
 use crate::durable::Key;
 use crate::journal::{Index, Newest};
-use crate::memory::{Pending, Ticket};
+use crate::memory::{Pending, Ticket, Unprotected};
 
 /// More than enough that two cores seldom meet on one.
 const SHARDS: usize = 64;
@@ -93,6 +93,14 @@ impl Table {
     /// When the oldest dirty version that waits for its flush was stored.
     pub(crate) fn oldest_dirty(&self) -> Option<Instant> {
         self.shards().filter_map(|mut shard| shard.pending.oldest()).min()
+    }
+
+    /// What the death of the process takes.
+    pub(crate) fn unprotected(&self) -> Unprotected {
+        self.shards().fold(Unprotected::default(), |sum, shard| {
+            let Unprotected { bytes, removals } = shard.pending.unprotected();
+            Unprotected { bytes: sum.bytes + bytes, removals: sum.removals + removals }
+        })
     }
 
     pub(crate) fn set_filed(&self, high: HighKeys) {

@@ -405,7 +405,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Write),
         3 => Just(Step::Sync),
         2 => Just(Step::Seal),
-        1 => (0..9000usize).prop_map(Step::FailWrite),
+        // A disk writes whole sectors. A header of which a part is new would be damage.
+        1 => (0..18usize).prop_map(|sectors| Step::FailWrite(sectors * 512)),
         1 => Just(Step::FailSync),
     ]
 }

@@ -115,11 +115,9 @@ impl Committer {
             self.let_go(arrival);
             return;
         }
-        let (id, version, at, dirty, known_crc) = match &taken {
-            Taken::Ticketed(ticket, dirty) => (ticket.id, ticket.version, ticket.at, dirty, None),
-            Taken::Arrived(Arrival { id, version, at, dirty, payload_crc, .. }) => {
-                (*id, *version, *at, dirty, Some(*payload_crc))
-            }
+        let (id, version, at, dirty) = match &taken {
+            Taken::Ticketed(ticket, dirty) => (ticket.id, ticket.version, ticket.at, dirty),
+            Taken::Arrived(Arrival { id, version, at, dirty, .. }) => (*id, *version, *at, dirty),
             Taken::Abandoned(_) | Taken::Abort(_) | Taken::Mark => return,
         };
         #[cfg(debug_assertions)]
@@ -127,7 +125,7 @@ impl Committer {
         #[cfg(not(debug_assertions))]
         let _ = version;
         let change = dirty.data.clone().map_or(Change::Remove, |data| {
-            let crc = known_crc.unwrap_or_else(|| payload_crc(&data));
+            let crc = dirty.payload_crc.unwrap_or_else(|| payload_crc(&data));
             Change::Put(data, crc)
         });
         self.writer.append(id, change);

@@ -14,9 +14,10 @@ use tokio::sync::oneshot;
 
 use super::super::super::lookup;
 use super::super::super::mailbox::{Arrival, Mailbox, Outcome};
+use super::super::super::protection::Protection;
 use super::super::super::readers::Readers;
 use super::super::super::reconfigure::filer_settings;
-use super::super::super::remove::remove;
+use super::super::super::remove::take_out;
 use super::super::super::shared::{Parts, PoolReports, Shared};
 use super::super::super::table::Table;
 use super::super::super::verdict::Verdict;
@@ -24,7 +25,7 @@ use super::super::{Committer, Syncer, Taken, syncer};
 use crate::Config;
 use crate::checkpoint::{Ballast, Filing, Presence};
 use crate::durable::{Durable, SledOptions};
-use crate::journal::{FreeSegment, Pool, PoolSettings, Segments, WriteError, Writer, payload_crc};
+use crate::journal::{FreeSegment, Pool, PoolSettings, Segments, WriteError, Writer};
 use crate::memory::{Dirty, Lane, Permit, Ticket};
 use crate::stats::Stats;
 use crate::storage::{DiskRoom, OpenMode, OsStorage, Storage, StorageFile};
@@ -166,6 +167,8 @@ impl Rig {
         durable.finish();
         let presence = Presence::anywhere(storage.clone(), dir.path(), segments.clone(), durable.clone());
         let dead = Arc::new(AtomicBool::new(false));
+        let protection = Protection::new(storage.clone(), dir.path(), [7; 16], mailbox.clone());
+        let protection = Arc::new(protection);
         let parts = Parts {
             opened_as: dir.path().to_owned(),
             ballast,
@@ -176,6 +179,7 @@ impl Rig {
             durable,
             filing,
             presence: Arc::new(presence),
+            protection,
             rebuilding: Arc::default(),
             stats,
             first_seq: 1,
@@ -211,14 +215,14 @@ impl Rig {
         let mut data = vec![0; len];
         data[..8].copy_from_slice(&value.to_le_bytes());
         let permit: Permit = self.shared.budget.try_admit(len as u64, lane).unwrap();
-        (value, Arc::new(Dirty::put(Arc::new(data.into_boxed_slice()), permit)))
+        (value, Arc::new(Dirty::put(Arc::new(data.into_boxed_slice()), None, permit)))
     }
 
     /// A store that is answered from memory.
     pub(super) fn store(&mut self, id: SpoolId) {
         let (value, dirty) = self.put(SMALL, Lane::Memory);
         let ticket = Ticket { version: self.shared.table.next_version(), at: Instant::now(), id };
-        self.shared.table.lock(&id).pending.insert(ticket, dirty);
+        self.shared.table.lock(&id).pending.insert(ticket, dirty, None);
         self.note(id, Some(value), None);
     }
 
@@ -230,7 +234,7 @@ impl Rig {
         });
         for (id, value, dirty, version) in [second, first] {
             let at = Instant::now();
-            self.shared.table.lock(&id).pending.insert(Ticket { version, at, id }, dirty);
+            self.shared.table.lock(&id).pending.insert(Ticket { version, at, id }, dirty, None);
             self.note(id, Some(value), None);
             if id == quick {
                 // Its turn comes before the other one is there.
@@ -244,12 +248,11 @@ impl Rig {
         let (value, dirty) = self.put(len, Lane::Disk);
         let (done, heard) = oneshot::channel();
         let (verdict, at) = (Arc::<Verdict>::default(), Instant::now());
-        let payload_crc = dirty.data.as_ref().map_or(0, |data| payload_crc(data));
         let mut shard = self.shared.table.lock(&id);
         shard.pending.set_out(id);
         self.shared.mailbox.arrive(|| {
             let version = self.shared.table.next_version();
-            Arrival { id, version, dirty, payload_crc, at, verdict: verdict.clone(), done }
+            Arrival { id, version, dirty, at, verdict: verdict.clone(), done }
         });
         drop(shard);
         self.waiting.push(Waiting { verdict, heard, outcome: None });
@@ -268,7 +271,7 @@ impl Rig {
     }
 
     pub(super) fn remove(&mut self, id: SpoolId) {
-        remove(&self.shared, id).unwrap();
+        take_out(&self.shared, id).unwrap();
         self.note(id, None, None);
     }
 
