@@ -84,7 +84,7 @@ pub struct RecoveryReport {
     pub rebuilds_index: bool,
     /// Journal records that were replayed.
     pub records: u64,
-    /// Records of a torn tail that were cut: never acknowledged as written.
+    /// Records of a torn tail that were cut: never acknowledged as synced.
     pub torn: u64,
     /// Messages that are gone without their id being known: records that are missing from the
     /// journal, and messages in segments that are missing. What a rebuild of the index finds to be
