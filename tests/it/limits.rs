@@ -242,7 +242,8 @@ async fn a_batch_larger_than_the_journal_does_not_block_it() {
     stop(spool).await;
 }
 
-/// A synced store that waits for room is reason enough to write what is dirty in memory, whatever its age.
+/// A synced store that waits for room is reason enough to write what is dirty in memory, whatever
+/// its age.
 #[tokio::test(flavor = "multi_thread")]
 async fn room_is_made_for_a_synced_store() {
     let tiered =

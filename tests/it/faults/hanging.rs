@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tidespool::Durability;
 use tidespool_core::{Spool, SpoolBackpressureTimeout, SpoolId};
 use tidespool_testkit::faults::{Call, Fault};
 use tidespool_testkit::{payload, wait};
@@ -65,7 +66,9 @@ async fn a_lasting_backlog_shuts_the_gate_until_it_is_gone() {
 /// Two shutdowns on a disk that fails: they end, and the first says how much is lost. The disk is not hammered meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_on_a_failing_disk_ends_and_says_what_is_lost() {
-    let broken = Broken::new(|config| config.shutdown_timeout(Duration::from_millis(400)));
+    let broken = Broken::new(|config| {
+        config.durability(Durability::Memory).shutdown_timeout(Duration::from_millis(400))
+    });
     let spool = broken.start().await;
     let kept = put(spool.as_ref(), LARGE, true).await;
     broken.disk.inject(committing(Fault::on(Call::Sync)).always());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidespool::{Config, TieredSpool};
+use tidespool::{Config, Durability, TieredSpool};
 use tidespool_core::{Closed, Locked, Spool, SpoolCallerDeadlineExceeded, SpoolId};
 use tidespool_testkit::faults::{Call, Fault};
 use tidespool_testkit::{payload, wait};
@@ -197,7 +197,7 @@ async fn an_opening_of_sled_that_hangs_is_not_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_journal_that_hangs_hangs_nobody() {
     for call in [Call::Write, Call::Sync] {
-        let broken = Broken::new(impatient);
+        let broken = Broken::new(|config| impatient(config).durability(Durability::Memory));
         let spool = broken.start().await;
         let (kept, removed) =
             (put(spool.as_ref(), LARGE, true).await, put(spool.as_ref(), LARGE, true).await);

@@ -90,7 +90,7 @@ pub struct RecoveryReport {
     /// and that the crash log had. They are on stable storage now, unless the disk did not take
     /// them within `store_deadline`.
     pub replayed: u64,
-    /// Records of a torn tail that were cut: never acknowledged as written.
+    /// Records of a torn tail that were cut: never acknowledged as synced.
     pub torn: u64,
     /// Messages that are gone without their id being known: records that are missing from the
     /// journal, and messages in segments that are missing. What a rebuild of the index finds to be
