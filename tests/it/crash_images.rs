@@ -32,7 +32,7 @@ fn config(path: &Path, dirty_expire: Duration) -> Config {
 }
 
 /// What a message may be after a crash: a version, or `None` for not there.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Fate {
     durable: Option<u64>,
     /// Asked for since, and not known to be durable.
@@ -40,7 +40,7 @@ struct Fate {
 }
 
 /// What callers were told. One caller, so that what is asked for is in order.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Book(BTreeMap<SpoolId, Fate>);
 
 impl Book {
@@ -141,16 +141,19 @@ impl Studio {
         }
     }
 
-    /// Makes one image and judges it. Of what is not synced, `percent` of the pages are kept. Where another thread went on meanwhile, beyond
-    /// call `number`, the image is of no moment, and is dropped.
+    /// Makes one image and judges it. Of what is not synced, `percent` of the pages are kept. Where
+    /// another thread went on meanwhile, beyond call `number` or in the crash log, the image is of no
+    /// moment, and is dropped.
     fn image(&self, number: u64, what: &str, book: &Book, cut: Option<(&Unsynced, u64)>) {
         let mut rng = Rng::new(self.rng.lock().number());
         let copy = TempDir::new().unwrap();
         copy_dir(self.dir.path(), copy.path());
+        let log = |dir: &Path| std::fs::read(dir.join("spool/crash-log")).ok();
+        let is_still = log(self.dir.path()) == log(copy.path());
         if let Some((unsynced, percent)) = cut {
             unsynced.cut(self.dir.path(), copy.path(), || rng.chance(percent)).unwrap();
         }
-        if self.disk.total() != number {
+        if self.disk.total() != number || !is_still || *self.book.lock() != *book {
             return;
         }
         *self.images.lock() += 1;

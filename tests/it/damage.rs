@@ -33,7 +33,8 @@ fn places(dir: &Path, id: SpoolId, len: usize, at: usize) -> Vec<(PathBuf, u64)>
     let data = payload::make(id, 1, len);
     let needle = &data[at..at + 32];
     let mut found = Vec::new();
-    for path in walk(dir).into_iter().filter(|path| path.is_file()) {
+    // What the crash log had of it does not count.
+    for path in walk(dir).into_iter().filter(|path| path.is_file() && !path.ends_with("crash-log")) {
         let bytes = fs::read(&path).unwrap();
         let hits = bytes.windows(needle.len()).enumerate().filter(|(_, window)| *window == needle);
         found.extend(hits.map(|(place, _)| (path.clone(), place as u64)));

@@ -17,7 +17,8 @@ use crate::{Config, Durability};
 /// A spool with less than this is better off without: everything large would go past it.
 const LEAST: u64 = 1 << 20;
 
-/// Room for the chunks that are in use and nearly empty: some of each size, for each core.
+/// Room for the chunks that are in use and nearly empty, some of each size for each core: a
+/// sixteenth of the budget, and so much at most.
 const SLACK: u64 = 4 << 20;
 
 /// What keeps acknowledged changes over the death of the process.
@@ -196,7 +197,8 @@ impl Protection {
 /// the budget for removals; and not more than a sixteenth of the file system.
 fn size(config: &Config, storage: &dyn Storage) -> u64 {
     let dirty = config.effective_dirty_limit();
-    let wanted = dirty + dirty / 4 + config.memory_budget / 16 + SLACK;
+    let sixteenth = config.memory_budget / 16;
+    let wanted = dirty + dirty / 4 + sixteenth + sixteenth.min(SLACK);
     let total = storage.space(&config.path).map_or(u64::MAX, |space| space.total_bytes);
     wanted.min(total / 16)
 }
