@@ -9,7 +9,7 @@ use tidespool_core::SpoolId;
 use super::{Event, Found, Line, Stock};
 use crate::payload::Seen;
 
-/// What every acknowledged store survives, whatever its `force_sync`.
+/// What every acknowledged store survives, whatever its `force_sync`, and every removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Floor {
     /// Nothing, while it is younger than `dirty_expire`.
@@ -272,7 +272,8 @@ fn mark_durable(promise: Promise, life: &mut [Step], end_us: u64, young_us: u64,
         };
         let at_once = match step.forced {
             Some(forced) => promise.survives_at_once(forced),
-            None => false,
+            // I10: a removal, too.
+            None => promise.floor == Floor::Kill,
         };
         step.old = !at_once && end_us.saturating_sub(at_us) > young_us;
         step.durable = at_once || step.old;

@@ -1,0 +1,504 @@
+use std::fs;
+use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidespool::storage::{OpenMode, OsStorage, Storage, StorageFile};
+use tidespool::{Durability, TieredSpool};
+use tidespool_core::{Spool, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId};
+use tidespool_testkit::faults::{Call, Fault, FaultyStorage};
+use tidespool_testkit::{payload, wait};
+
+use crate::setup::{KIB, MIB, Tiered, assert_absent, assert_holds, enumerate, put, stop, when_free};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Nothing is written to the journal but what has to be.
+fn quiet(durability: Durability) -> Tiered {
+    Tiered::new(|config| config.durability(durability).dirty_expire(HOUR).dirty_limit(16 * MIB))
+}
+
+fn log_of(tiered: &Tiered) -> std::path::PathBuf {
+    tiered.path().join("crash-log")
+}
+
+/// Waits until the threads of a spool that was dropped have ended.
+async fn free(tiered: &Tiered) {
+    let lock = fs::File::open(tiered.path().join("LOCK")).unwrap();
+    wait::until("the directory is free", || lock.try_lock().is_ok()).await;
+}
+
+async fn replace(spool: &dyn Spool, id: SpoolId, version: u64, len: usize) {
+    spool.store(id, payload::shared(id, version, len), false, None).await.expect("store");
+}
+
+/// What a spool has before it dies, and has to have afterwards.
+struct Before {
+    stored: Vec<(SpoolId, usize)>,
+    replaced: SpoolId,
+    removed: Vec<SpoolId>,
+}
+
+impl Before {
+    async fn of(spool: &TieredSpool) -> Self {
+        let lens = [0, 1, 500, 16 << 10, 64 << 10, 70_000, 1 << 20];
+        let mut stored = Vec::new();
+        for len in lens {
+            stored.push((put(spool, len, false).await, len));
+        }
+        // A synced message and an unsynced one, each replaced.
+        let replaced = put(spool, 3_000, true).await;
+        replace(spool, replaced, 2, 4_000).await;
+        // Removed: synced; unsynced; replaced and then removed; filed.
+        let removed =
+            [put(spool, 100, true).await, put(spool, 100, false).await, put(spool, 9_000, true).await];
+        replace(spool, removed[2], 2, 50).await;
+        let filed = put(spool, 777, true).await;
+        spool.compact().await.expect("compact");
+        let removed: Vec<SpoolId> = removed.into_iter().chain([filed]).collect();
+        // The compaction has made all of it durable: what counts comes now.
+        for (id, len) in &stored {
+            replace(spool, *id, 1, *len).await;
+        }
+        replace(spool, replaced, 3, 5_000).await;
+        let young = put(spool, 333, false).await;
+        for id in removed.iter().chain([&young]) {
+            spool.remove(*id).await.expect("remove");
+        }
+        Self { stored, replaced, removed: [removed, vec![young]].concat() }
+    }
+
+    async fn assert_is(&self, spool: &TieredSpool) {
+        for (id, len) in &self.stored {
+            assert_holds(spool, *id, *len).await;
+        }
+        payload::assert_is(self.replaced, 3, 5_000, &spool.load(self.replaced).await.expect("load"));
+        for id in &self.removed {
+            assert_absent(spool, *id).await;
+        }
+        assert_eq!(enumerate(spool).await.len(), self.stored.len() + 1);
+    }
+}
+
+/// By default 576 of 1 350 stores that had their answer were lost by a kill, and 290 removed
+/// messages came back.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_death_of_the_process_loses_nothing_and_brings_nothing_back() {
+    for durability in [Durability::Process, Durability::Synced] {
+        let tiered = quiet(durability);
+        let spool = tiered.start().await;
+        let before = Before::of(&spool).await;
+        before.assert_is(&spool).await;
+        let now = spool.stats().gauges;
+        assert_eq!((now.process_risk_bytes, now.process_risk_removals), (0, 0));
+        // The removal of what is in memory alone leaves nothing.
+        assert_eq!(now.at_risk_removals, if durability == Durability::Process { 4 } else { 5 });
+        // A drop without a shutdown is like a kill.
+        drop(spool);
+        for round in 0..3 {
+            let spool = tiered.start().await;
+            let report = spool.recovery();
+            assert!(report.damage.is_empty(), "{report:?}");
+            // From the second opening on it is in the journal.
+            assert_eq!(report.replayed > 0, round == 0, "{report:?}");
+            before.assert_is(&spool).await;
+            if round < 2 {
+                drop(spool);
+            } else {
+                stop(spool).await;
+            }
+        }
+        let spool = tiered.start().await;
+        assert_eq!(spool.recovery().replayed, 0);
+        before.assert_is(&spool).await;
+        stop(spool).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_memory_there_is_no_log_and_the_gauges_say_what_is_at_risk() {
+    let tiered = quiet(Durability::Memory);
+    let spool = tiered.start().await;
+    assert!(!log_of(&tiered).exists());
+    let (synced, id) = (put(&*spool, 300, true).await, put(&*spool, 200, false).await);
+    spool.remove(synced).await.unwrap();
+    let now = spool.stats().gauges;
+    assert!(now.process_risk_bytes >= 200 && now.process_risk_bytes == now.at_risk_bytes, "{now:?}");
+    assert_eq!((now.process_risk_removals, now.at_risk_removals, now.crash_log_disk_bytes), (1, 1, 0));
+    drop(spool);
+    let spool = tiered.start().await;
+    assert_absent(&*spool, id).await;
+    assert_holds(&*spool, synced, 300).await;
+    stop(spool).await;
+}
+
+/// The settings change between runs: what the last run acknowledged stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_that_is_opened_at_another_level_brings_back_what_was_acknowledged() {
+    let mut tiered = quiet(Durability::Process);
+    let spool = tiered.start().await;
+    let id = put(&*spool, 2_000, false).await;
+    drop(spool);
+    tiered.config = tiered.config.clone().durability(Durability::Memory);
+    let spool = tiered.start().await;
+    assert_eq!(spool.recovery().replayed, 1);
+    assert!(!log_of(&tiered).exists(), "its entries are in the journal");
+    assert_holds(&*spool, id, 2_000).await;
+    drop(spool);
+    let spool = tiered.start().await;
+    assert_holds(&*spool, id, 2_000).await;
+    // And while it runs.
+    spool.reconfigure(spool.config().as_ref().clone().durability(Durability::Process)).unwrap();
+    let id = put(&*spool, 3_000, false).await;
+    wait::until("there is a log", || spool.stats().gauges.crash_log_disk_bytes > 0).await;
+    let second = put(&*spool, 4_000, false).await;
+    assert_eq!(spool.stats().gauges.process_risk_bytes, 0);
+    drop(spool);
+    let spool = tiered.start().await;
+    assert_holds(&*spool, id, 3_000).await;
+    assert_holds(&*spool, second, 4_000).await;
+    stop(spool).await;
+}
+
+/// A storage on a machine that was started again, or one whose files can't be mapped.
+#[derive(Debug)]
+struct Machine {
+    boot: u8,
+    maps: bool,
+}
+
+#[derive(Debug)]
+struct MachineFile(Arc<dyn StorageFile>, bool);
+
+impl Storage for Machine {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        OsStorage.create_dir(path)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
+        Ok(Arc::new(MachineFile(OsStorage.open(path, mode)?, self.maps)))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        OsStorage.list(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        OsStorage.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        OsStorage.remove_file(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        OsStorage.sync_dir(path)
+    }
+
+    fn boot_id(&self) -> io::Result<[u8; 16]> {
+        Ok([self.boot; 16])
+    }
+}
+
+impl StorageFile for MachineFile {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn state(&self) -> io::Result<tidespool::storage::FileState> {
+        self.0.state()
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.0.descriptor().filter(|_| self.1)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        self.0.write_vectored_at(bufs, offset)
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        self.0.allocate(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
+impl Machine {
+    async fn open(self, tiered: &Tiered) -> TieredSpool {
+        let storage: Arc<dyn Storage> = Arc::new(self);
+        when_free(|| TieredSpool::open_on(tiered.config.clone(), storage.clone())).await.expect("open")
+    }
+}
+
+/// After a power cut the file holds what happened to be written back: entries of messages that were
+/// removed since, perhaps.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_from_before_a_restart_of_the_machine_is_ignored() {
+    let tiered = quiet(Durability::Process);
+    let spool = Machine { boot: 1, maps: true }.open(&tiered).await;
+    let (synced, young) = (put(&spool, 100, true).await, put(&spool, 100, false).await);
+    spool.remove(synced).await.unwrap();
+    drop(spool);
+    let spool = Machine { boot: 2, maps: true }.open(&tiered).await;
+    assert_eq!((spool.recovery().replayed, spool.recovery().damage.len()), (0, 0));
+    assert_absent(&spool, young).await;
+    assert_holds(&spool, synced, 100).await;
+    spool.shutdown().await.unwrap();
+}
+
+/// The log of another spool, garbage, and files that are too short.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_log_of_this_spool_is_replaced() {
+    let other = quiet(Durability::Process);
+    let spool = other.start().await;
+    put(&*spool, 100, false).await;
+    drop(spool);
+    let theirs = fs::read(log_of(&other)).unwrap();
+    for bytes in [theirs, vec![], vec![0x5a; 100], vec![0x5a; 1 << 20], vec![0; 1 << 20]] {
+        let tiered = quiet(Durability::Process);
+        let spool = tiered.start().await;
+        let id = put(&*spool, 100, true).await;
+        stop(spool).await;
+        fs::write(log_of(&tiered), bytes).unwrap();
+        let spool = tiered.start().await;
+        assert_eq!((spool.recovery().replayed, spool.recovery().damage.len()), (0, 0));
+        assert_holds(&*spool, id, 100).await;
+        assert_eq!(enumerate(&*spool).await.len(), 1);
+        stop(spool).await;
+    }
+}
+
+/// A page that is not what was written last: nothing of the log is used, and the report names it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_damaged_is_reported_and_not_used() {
+    let tiered = quiet(Durability::Process);
+    let spool = tiered.start().await;
+    let (synced, young) = (put(&*spool, 100, true).await, put(&*spool, 5_000, false).await);
+    let data = payload::make(young, 1, 5_000);
+    drop(spool);
+    free(&tiered).await;
+    let bytes = fs::read(log_of(&tiered)).unwrap();
+    let at = bytes.windows(32).position(|window| window == &data[64..96]).expect("the payload");
+    let file = fs::File::options().write(true).open(log_of(&tiered)).unwrap();
+    file.write_all_at(&[bytes[at] ^ 1], at as u64).unwrap();
+    let spool = tiered.start().await;
+    let report = spool.recovery();
+    assert_eq!((report.replayed, report.damage.len()), (0, 1), "{report:?}");
+    assert!(report.damage[0].path.ends_with("crash-log"), "{report:?}");
+    assert_absent(&*spool, young).await;
+    assert_holds(&*spool, synced, 100).await;
+    stop(spool).await;
+}
+
+/// A neighbour deletes, replaces or truncates the file. A truncated one would have killed the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_lost_under_a_running_spool_is_replaced() {
+    for how in 0..4 {
+        let tiered = quiet(Durability::Process);
+        let spool = tiered.start().await;
+        let before = put(&*spool, 20_000, false).await;
+        let (log, aside) = (log_of(&tiered), tiered.path().join("journal/aside"));
+        match how {
+            0 => fs::remove_file(&log).unwrap(),
+            1 => fs::rename(&log, &aside).unwrap(),
+            2 => {
+                fs::remove_file(&log).unwrap();
+                fs::write(&log, [1; 100]).unwrap();
+            }
+            _ => fs::File::options().write(true).open(&log).unwrap().set_len(0).unwrap(),
+        }
+        let at_once = put(&*spool, 50_000, false).await;
+        wait::until("it is noticed", || spool.stats().crash_logs_lost > 0).await;
+        wait::until("there is another log", || spool.stats().gauges.crash_log_disk_bytes > 0).await;
+        wait::until("what it had is in the journal", || spool.stats().gauges.at_risk_bytes == 0).await;
+        let after = put(&*spool, 50_000, false).await;
+        assert_eq!(spool.stats().gauges.process_risk_bytes, 0);
+        let _ = fs::remove_file(aside);
+        drop(spool);
+        let spool = tiered.start().await;
+        for (id, len) in [(before, 20_000), (at_once, 50_000), (after, 50_000)] {
+            assert_holds(&*spool, id, len).await;
+        }
+        assert!(spool.recovery().damage.is_empty(), "{:?}", spool.recovery());
+        stop(spool).await;
+    }
+}
+
+/// Where a file can't be mapped, what must survive is synced.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_mapping_everything_is_synced() {
+    let tiered = quiet(Durability::Process);
+    let spool = Machine { boot: 1, maps: false }.open(&tiered).await;
+    let (id, removed) = (put(&spool, 100, false).await, put(&spool, 100, false).await);
+    spool.remove(removed).await.unwrap();
+    let stats = spool.stats();
+    assert_eq!((stats.stores, stats.stores_synced, stats.crash_log_bypassed), (2, 2, 3));
+    assert_eq!((stats.gauges.at_risk_bytes, stats.gauges.at_risk_removals), (0, 0));
+    drop(spool);
+    let spool = Machine { boot: 2, maps: false }.open(&tiered).await;
+    assert_holds(&spool, id, 100).await;
+    assert_absent(&spool, removed).await;
+    spool.shutdown().await.unwrap();
+}
+
+/// No room for the file: the spool opens and works, and has a log as soon as there is room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_without_room_for_a_log_gets_one_later() {
+    let tiered = quiet(Durability::Process);
+    let disk = FaultyStorage::new();
+    disk.inject(Fault::on(Call::Create).only(|moment| moment.name.starts_with("crash-log")).always());
+    let open = || TieredSpool::open_on(tiered.config.clone(), disk.storage());
+    let spool = when_free(open).await.expect("open");
+    let id = put(&spool, 100, false).await;
+    assert_eq!((spool.stats().stores_synced, spool.stats().gauges.crash_log_disk_bytes), (1, 0));
+    disk.heal();
+    wait::until("there is a log", || spool.stats().gauges.crash_log_disk_bytes > 0).await;
+    let second = put(&spool, 100, false).await;
+    assert_eq!(spool.stats().stores_synced, 1);
+    drop(spool);
+    let spool = tiered.start().await;
+    assert_holds(&*spool, id, 100).await;
+    assert_holds(&*spool, second, 100).await;
+    stop(spool).await;
+}
+
+/// The log is full: what finds no room in it goes to the journal, and removals find room longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_finds_no_room_in_the_log_is_synced() {
+    let tiered = Tiered::new(|config| {
+        config.memory_budget(64 * MIB).dirty_limit(2 * MIB).dirty_expire(HOUR).durability(Durability::Process)
+    });
+    let spool = tiered.start().await;
+    let room = spool.stats().gauges.crash_log_disk_bytes;
+    // The limit of dirty bytes is raised; the log is made for the old one.
+    spool.reconfigure(spool.config().as_ref().clone().dirty_limit(32 * MIB)).unwrap();
+    let mut stored = Vec::new();
+    while spool.stats().crash_log_bypassed == 0 {
+        stored.push(put(&*spool, 60_000, false).await);
+        assert!((stored.len() as u64) < room / 60_000 + 2, "it never gets full");
+    }
+    assert_eq!(spool.stats().stores_synced, 1);
+    drop(spool);
+    let spool = tiered.start().await;
+    for id in &stored {
+        assert_holds(&*spool, *id, 60_000).await;
+    }
+    assert_eq!(spool.recovery().replayed, stored.len() as u64 - 1);
+    stop(spool).await;
+}
+
+/// 1 553 of 38 897 webhooks were delivered twice after two power cuts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_synced_removal_survives_a_power_cut() {
+    let tiered = quiet(Durability::Process);
+    let disk = FaultyStorage::new();
+    disk.remember_unsynced();
+    let spool = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await.unwrap();
+    let ids: Vec<SpoolId> = four_synced(&spool).await;
+    spool.remove_synced(ids[0], None).await.unwrap();
+    spool.remove_all(&ids[1..3], None).await.unwrap();
+    // Of an id that is not there.
+    spool.remove_synced(SpoolId::new(), None).await.unwrap();
+    spool.remove(ids[3]).await.unwrap();
+    assert_eq!(spool.stats().gauges.at_risk_removals, 1);
+    let unsynced = disk.unsynced();
+    drop(spool);
+    free(&tiered).await;
+    unsynced.cut(&tiered.path(), &tiered.path(), || false).unwrap();
+    let spool = tiered.start().await;
+    for id in &ids[..3] {
+        assert_absent(&*spool, *id).await;
+    }
+    // The other one was to survive the process only.
+    assert_holds(&*spool, ids[3], 100).await;
+    stop(spool).await;
+}
+
+async fn four_synced(spool: &TieredSpool) -> Vec<SpoolId> {
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        ids.push(put(spool, 100, true).await);
+    }
+    ids
+}
+
+/// A removal that can't be made durable in time has taken effect, and is written later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_synced_removal_that_is_late_stays_in_effect() {
+    let tiered = quiet(Durability::Process);
+    let disk = FaultyStorage::new();
+    let spool = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await.unwrap();
+    let ids = four_synced(&spool).await;
+    disk.inject(Fault::on(Call::Write).only(|moment| moment.name.ends_with(".seg")).always());
+    let now = std::time::Instant::now();
+    let error = spool.remove_synced(ids[0], Some(now)).await.unwrap_err();
+    assert!(error.root_cause().is::<SpoolCallerDeadlineExceeded>(), "{error:#}");
+    assert!(format!("{error:#}").contains("took effect"), "{error:#}");
+    let short = spool.config().as_ref().clone().store_deadline(Duration::from_millis(1));
+    spool.reconfigure(short).unwrap();
+    let error = spool.remove_synced(ids[1], None).await.unwrap_err();
+    assert!(error.root_cause().is::<SpoolBackpressureTimeout>(), "{error:#}");
+    for id in &ids[..2] {
+        assert_absent(&spool, *id).await;
+    }
+    disk.heal();
+    wait::until("the removals are written", || spool.stats().gauges.at_risk_removals == 0).await;
+    spool.shutdown().await.unwrap();
+    let spool = tiered.start().await;
+    for id in &ids[..2] {
+        assert_absent(&*spool, *id).await;
+    }
+    stop(spool).await;
+}
+
+/// A disk that takes nothing at a shutdown: the log keeps it for the next opening.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_shutdown_could_not_write_is_there_at_the_next_opening() {
+    let mut tiered = quiet(Durability::Process);
+    tiered.config = tiered.config.clone().shutdown_timeout(Duration::from_millis(100));
+    let disk = FaultyStorage::new();
+    let spool = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await.unwrap();
+    let synced = put(&spool, 200, true).await;
+    disk.inject(Fault::on(Call::Write).only(|moment| moment.name.ends_with(".seg")).always());
+    let id = put(&spool, 12_000, false).await;
+    spool.remove(synced).await.unwrap();
+    let error = spool.shutdown().await.unwrap_err();
+    assert!(format!("{error:#}").contains("in the crash log"), "{error:#}");
+    drop(spool);
+    let spool = tiered.start().await;
+    assert_eq!(spool.recovery().replayed, 2);
+    assert_holds(&*spool, id, 12_000).await;
+    assert_absent(&*spool, synced).await;
+    stop(spool).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_counts_in_the_budget_and_gives_its_memory_back() {
+    let tiered = quiet(Durability::Process);
+    let spool = tiered.start().await;
+    for _ in 0..64 {
+        put(&*spool, 60_000, false).await;
+    }
+    let now = spool.stats().gauges;
+    assert!(now.crash_log_bytes >= 64 * 60 * KIB, "{now:?}");
+    assert!(now.accounted_bytes >= now.crash_log_bytes + now.dirty_bytes, "{now:?}");
+    spool.advise_low_memory().await.unwrap();
+    let now = spool.stats().gauges;
+    assert_eq!((now.at_risk_bytes, now.crash_log_bytes), (0, 0), "{now:?}");
+    // And is as good as before.
+    let id = put(&*spool, 60_000, false).await;
+    drop(spool);
+    let spool = tiered.start().await;
+    assert_holds(&*spool, id, 60_000).await;
+    stop(spool).await;
+}
