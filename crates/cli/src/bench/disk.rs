@@ -183,7 +183,8 @@ impl DiskWatch {
                     let before = live.load(Ordering::Relaxed);
                     let bytes = allocated(&dir)?;
                     // A spool's crash log is of one size, whatever is stored.
-                    let log = std::fs::metadata(dir.join("spool/crash-log")).map_or(0, |log| log.blocks() * 512);
+                    let log =
+                        std::fs::metadata(dir.join("spool/crash-log")).map_or(0, |log| log.blocks() * 512);
                     let allowance = allowance.saturating_add(log);
                     // What came or went during the look may be in it or not.
                     let live = before.max(live.load(Ordering::Relaxed));

@@ -171,11 +171,6 @@ impl Budget {
         self.permit(bytes)
     }
 
-    /// Dirty bytes of messages, and removals, overhead included.
-    pub(crate) fn dirty_parts(&self) -> (u64, u64) {
-        (self.puts.load(Ordering::Relaxed) >> 1, self.removals.load(Ordering::Relaxed))
-    }
-
     /// True if the first in the queue has no room. Whoever brings something in tells the committer then: it was asked to write what was dirty before.
     pub(crate) fn lacks_room(&self) -> bool {
         self.puts.load(Ordering::Acquire) & WAITING != 0 && self.line.lock().is_full

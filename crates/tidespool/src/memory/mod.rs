@@ -22,9 +22,9 @@ mod queue;
 mod throttle;
 
 pub(crate) use allowance::{Allowance, Bound, Held};
-pub(crate) use budget::{Budget, DIRTY_OVERHEAD, Permit};
+pub(crate) use budget::{Budget, Permit};
 pub(crate) use cache::{CleanCache, Evicted};
 pub use heap::keep_the_heap_small;
 pub(crate) use heap::{resident, trim};
-pub(crate) use pending::{Dirty, Pending, Ticket, Unprotected, Visible};
+pub(crate) use pending::{Dirty, Pending, Risks, Ticket, Visible};
 pub(crate) use throttle::Lane;

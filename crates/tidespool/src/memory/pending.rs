@@ -90,16 +90,24 @@ pub(crate) struct Pending {
     /// What was put off once and has its second turn. Without it a message that is replaced more
     /// often than its turn comes would never be written. These are under way.
     pledged: HashMap<SpoolId, Pledge, foldhash::fast::RandomState>,
-    /// Of the versions without a place in the crash log.
-    unprotected: Unprotected,
+    risks: Risks,
 }
 
-/// What the death of the process takes.
+/// What is lost by an event.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Unprotected {
+pub(crate) struct Risk {
     /// Dirty bytes of messages.
     pub(crate) bytes: u64,
     pub(crate) removals: u64,
+}
+
+/// What is lost by each of two events.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Risks {
+    /// By a power cut: every version here.
+    pub(crate) power: Risk,
+    /// By the death of the process: the versions without an entry in the crash log.
+    pub(crate) process: Risk,
 }
 
 #[derive(Debug, Default)]
@@ -141,9 +149,9 @@ impl Pending {
         let Ticket { version, at, id } = ticket;
         let (is_due, in_flight) = (false, false);
         let entry = Entry { version, at, ticket: speaks, is_due, dirty, in_flight, was_put_off, slot };
-        self.unprotected.add(&entry);
+        self.risks.add(&entry);
         let replaced = self.entries.insert(id, entry);
-        replaced.iter().for_each(|replaced| self.unprotected.subtract(replaced));
+        replaced.iter().for_each(|replaced| self.risks.subtract(replaced));
         self.drop_stale_tickets();
         replaced.filter(|replaced| !replaced.in_flight).map(|replaced| replaced.dirty)
     }
@@ -155,13 +163,13 @@ impl Pending {
 
     fn remove(&mut self, id: &SpoolId) -> Option<Entry> {
         let removed = self.entries.remove(id)?;
-        self.unprotected.subtract(&removed);
+        self.risks.subtract(&removed);
         Some(removed)
     }
 
-    /// What the death of the process takes.
-    pub(crate) fn unprotected(&self) -> Unprotected {
-        self.unprotected
+    /// What is lost by a power cut now, and by the death of the process.
+    pub(crate) fn risks(&self) -> Risks {
+        self.risks
     }
 
     /// True if some version of `id` may become durable without being asked about again.
@@ -365,21 +373,40 @@ impl Pending {
     }
 }
 
-impl Unprotected {
-    fn add(&mut self, entry: &Entry) {
-        match (&entry.slot, &entry.dirty.data) {
-            (Some(_), _) => {}
-            (None, Some(_)) => self.bytes += entry.dirty.bytes(),
-            (None, None) => self.removals += 1,
+impl Risk {
+    fn of(entry: &Entry) -> Self {
+        match entry.dirty.data {
+            Some(_) => Self { bytes: entry.dirty.bytes(), removals: 0 },
+            None => Self { bytes: 0, removals: 1 },
         }
     }
 
+    fn plus(self, more: Self) -> Self {
+        Self { bytes: self.bytes + more.bytes, removals: self.removals + more.removals }
+    }
+
+    fn minus(self, less: Self) -> Self {
+        Self { bytes: self.bytes - less.bytes, removals: self.removals - less.removals }
+    }
+}
+
+impl Risks {
+    pub(crate) fn plus(self, more: Self) -> Self {
+        Self { power: self.power.plus(more.power), process: self.process.plus(more.process) }
+    }
+
+    fn of(entry: &Entry) -> Self {
+        let power = Risk::of(entry);
+        Self { power, process: if entry.slot.is_none() { power } else { Risk::default() } }
+    }
+
+    fn add(&mut self, entry: &Entry) {
+        *self = self.plus(Self::of(entry));
+    }
+
     fn subtract(&mut self, entry: &Entry) {
-        match (&entry.slot, &entry.dirty.data) {
-            (Some(_), _) => {}
-            (None, Some(_)) => self.bytes -= entry.dirty.bytes(),
-            (None, None) => self.removals -= 1,
-        }
+        let Self { power, process } = Self::of(entry);
+        *self = Self { power: self.power.minus(power), process: self.process.minus(process) };
     }
 }
 

@@ -9,10 +9,10 @@ use crate::pressure::{Level, Source};
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Gauges {
-    /// Bytes of messages and removals that are not yet on stable storage.
+    /// Bytes of messages and removals that are not yet on stable storage, those of stores that wait
+    /// for their sync included.
     pub dirty_bytes: u64,
-    /// Of these, the bytes of messages: what a power cut would lose now. A store that waits for its
-    /// sync is not at risk, for its caller has no answer yet, but counts here.
+    /// Bytes of messages that a power cut would lose now: acknowledged, and not on stable storage.
     pub at_risk_bytes: u64,
     /// Removals that a power cut would undo now.
     pub at_risk_removals: u64,

@@ -194,11 +194,11 @@ impl Protection {
 }
 
 /// Bytes of the log: what may be dirty, with a quarter for what slots leave unused; a sixteenth of
-/// the budget for removals; and not more than a sixteenth of the file system.
+/// the budget for removals; and not more than a sixty-fourth of the file system.
 fn size(config: &Config, storage: &dyn Storage) -> u64 {
     let dirty = config.effective_dirty_limit();
     let sixteenth = config.memory_budget / 16;
     let wanted = dirty + dirty / 4 + sixteenth + sixteenth.min(SLACK);
     let total = storage.space(&config.path).map_or(u64::MAX, |space| space.total_bytes);
-    wanted.min(total / 16)
+    wanted.min(total / 64)
 }

@@ -28,7 +28,7 @@ use crate::checkpoint::{
 use crate::durable::Durable;
 use crate::health::HealthGate;
 use crate::journal::{PoolEvents, Segments, needs_own_segment};
-use crate::memory::{Allowance, Budget, CleanCache, DIRTY_OVERHEAD, Held};
+use crate::memory::{Allowance, Budget, CleanCache, Held, Risks};
 use crate::pressure::{Level, Registration};
 use crate::seldom::Seldom;
 use crate::stats::{Gauges, Site, Stats, StatsSnapshot};
@@ -245,15 +245,14 @@ impl Shared {
         let free = self.segments.pool().free() as u64;
         let pressure = self.monitor.get().and_then(Registration::latest);
         let rebuilding = self.rebuilding.progress();
-        let (at_risk_bytes, removal_bytes) = self.budget.dirty_parts();
         let (crash_log_bytes, crash_log_disk_bytes) = self.protection.bytes();
-        let unprotected = self.table.unprotected();
+        let Risks { power, process } = self.table.risks();
         let gauges = Gauges {
             dirty_bytes: self.budget.dirty(),
-            at_risk_bytes,
-            at_risk_removals: removal_bytes / DIRTY_OVERHEAD,
-            process_risk_bytes: unprotected.bytes,
-            process_risk_removals: unprotected.removals,
+            at_risk_bytes: power.bytes,
+            at_risk_removals: power.removals,
+            process_risk_bytes: process.bytes,
+            process_risk_removals: process.removals,
             crash_log_bytes,
             crash_log_disk_bytes,
             dirty_limit: self.budget.limit(),

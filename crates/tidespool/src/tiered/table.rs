@@ -14,7 +14,7 @@ use tidespool_core::SpoolId;
 use crate::checkpoint::{HighKeys, Source, Survey};
 use crate::durable::Key;
 use crate::journal::{Index, Newest};
-use crate::memory::{Pending, Ticket, Unprotected};
+use crate::memory::{Pending, Risks, Ticket};
 
 /// More than enough that two cores seldom meet on one.
 const SHARDS: usize = 64;
@@ -95,12 +95,9 @@ impl Table {
         self.shards().filter_map(|mut shard| shard.pending.oldest()).min()
     }
 
-    /// What the death of the process takes.
-    pub(crate) fn unprotected(&self) -> Unprotected {
-        self.shards().fold(Unprotected::default(), |sum, shard| {
-            let Unprotected { bytes, removals } = shard.pending.unprotected();
-            Unprotected { bytes: sum.bytes + bytes, removals: sum.removals + removals }
-        })
+    /// What is lost by a power cut now, and by the death of the process.
+    pub(crate) fn risks(&self) -> Risks {
+        self.shards().fold(Risks::default(), |sum, shard| sum.plus(shard.pending.risks()))
     }
 
     pub(crate) fn set_filed(&self, high: HighKeys) {
