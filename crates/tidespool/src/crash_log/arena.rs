@@ -20,7 +20,7 @@ pub(super) struct Arena {
 struct Chunk {
     class: Class,
     /// Slots given out since the chunk has this class, or more than once.
-    used: u32,
+    used: u16,
     /// Of these, the ones that are free, last freed last.
     freed: Vec<u16>,
     /// Its place among the open ones of its class.
@@ -29,7 +29,7 @@ struct Chunk {
 
 impl Chunk {
     fn live(&self) -> usize {
-        self.used as usize - self.freed.len()
+        usize::from(self.used) - self.freed.len()
     }
 
     fn is_full(&self) -> bool {
@@ -41,7 +41,7 @@ impl Chunk {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Given {
     pub(super) chunk: u32,
-    pub(super) slot: u32,
+    pub(super) slot: u16,
     /// The slot was not used before: so many are in use now.
     pub(super) is_new: bool,
 }
@@ -60,7 +60,7 @@ impl Arena {
             self.empty -= 1;
         }
         let (slot, is_new) = match chunk.freed.pop() {
-            Some(slot) => (u32::from(slot), false),
+            Some(slot) => (slot, false),
             None => {
                 chunk.used += 1;
                 (chunk.used - 1, true)
@@ -83,9 +83,8 @@ impl Arena {
     }
 
     /// Takes a slot back. True if nothing is left in its chunk.
-    pub(super) fn take_back(&mut self, number: u32, slot: u32) -> bool {
+    pub(super) fn take_back(&mut self, number: u32, slot: u16) -> bool {
         let Some(chunk) = self.chunks[number as usize].as_mut() else { return false };
-        let Ok(slot) = u16::try_from(slot) else { return false };
         chunk.freed.push(slot);
         let open = &mut self.open[chunk.class.index()];
         if chunk.open_at.is_none() {
@@ -139,7 +138,7 @@ mod tests {
             let lens = [0, 8_000, 30_000, 60_000];
             let mut arena = Arena::new(64);
             let mut spare: Vec<u32> = (0..64).collect();
-            let mut out: Vec<(u32, u32)> = Vec::new();
+            let mut out: Vec<(u32, u16)> = Vec::new();
             for (what, which) in steps {
                 if which.index(3) == 0 && !out.is_empty() {
                     let (chunk, slot) = out.swap_remove(which.index(out.len()));
@@ -157,7 +156,7 @@ mod tests {
                     arena.give(class)
                 });
                 let Some(given) = given else { continue };
-                prop_assert!((given.slot as usize) < class.slots());
+                prop_assert!(usize::from(given.slot) < class.slots());
                 out.push((given.chunk, given.slot));
                 prop_assert_eq!(out.iter().collect::<BTreeSet<_>>().len(), out.len());
             }

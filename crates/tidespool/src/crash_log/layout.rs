@@ -71,8 +71,9 @@ impl Header {
     /// `None`: these are not the first bytes of a crash log, or of one with another layout.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let words: [u64; HEADER_WORDS] = words_at(bytes, 0)?;
-        let [magic, s0, s1, b0, b1, nonce, counts, chunk, crc] = words;
-        let whole = magic == MAGIC && chunk == CHUNK as u64 && crc == u64::from(checksum(0, &words[..8]));
+        let [fields @ .., crc] = words;
+        let [magic, s0, s1, b0, b1, nonce, counts, chunk] = fields;
+        let whole = magic == MAGIC && chunk == CHUNK as u64 && crc == u64::from(checksum(0, &fields));
         let header = Self {
             spool: bytes_of([s0, s1]),
             boot: bytes_of([b0, b1]),
@@ -319,8 +320,9 @@ pub(super) fn word_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// CRC-32C of words.
-fn checksum(seed: u32, words: &[u64]) -> u32 {
-    words.iter().fold(seed, |crc, word| crc32c::crc32c_append(crc, &word.to_le_bytes()))
+fn checksum<const N: usize>(seed: u32, words: &[u64; N]) -> u32 {
+    let bytes = words.map(u64::to_le_bytes);
+    crc32c::crc32c_append(seed, bytes.as_flattened())
 }
 
 fn words_of(bytes: &[u8; 16]) -> [u64; 2] {

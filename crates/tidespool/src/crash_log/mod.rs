@@ -94,17 +94,24 @@ pub(crate) struct Written {
 }
 
 /// An entry's room. Dropping it takes the entry back.
+///
+/// 32 bytes: each dirty message has one.
 #[derive(Debug)]
 pub(crate) struct Slot {
     log: Arc<CrashLog>,
-    arena: u16,
-    given: Given,
-    class: Class,
-    /// The checksum of its header; `None`: it is not committed.
-    crc: Option<u32>,
     /// The other chunks of a large entry.
-    more: Box<[u32]>,
+    #[expect(clippy::box_collection, reason = "few entries have some, and each has this field")]
+    more: Option<Box<Vec<u32>>>,
+    chunk: u32,
+    slot: u16,
+    arena: u16,
+    /// The checksum of its header, if it is committed.
+    crc: u32,
+    class: Class,
+    is_committed: bool,
 }
+
+const _: () = assert!(size_of::<Slot>() == 32);
 
 impl CrashLog {
     /// Makes a log of about `bytes` in a new file. All its blocks are allocated, or it is an error.
@@ -153,11 +160,11 @@ impl CrashLog {
         let class = Class::of(data.len()).unwrap_or(Class::WHOLE);
         let slot = self.take(class, spread.more, false)?;
         let at = self.place(&slot) as usize;
-        for (place, pair) in Header::list_of(at, &slot.more) {
+        for (place, pair) in Header::list_of(at, slot.more()) {
             self.mapping.store(place, pair);
         }
         self.mapping.fill(at + Header::payload_at(spread), &data[..spread.first]);
-        for (chunk, range) in slot.more.iter().zip(spread.others(data.len())) {
+        for (chunk, range) in slot.more().iter().zip(spread.others(data.len())) {
             self.mapping.fill(self.header.chunk_at(*chunk), &data[range]);
         }
         Some(Written { slot, id, len: Some(len), payload_crc })
@@ -245,11 +252,13 @@ impl CrashLog {
         };
         if given.is_new {
             // Before the slot counts as used: its bytes may be those of an earlier class.
-            self.mapping.store(self.place_of(given, class) as usize, 0);
-            self.set_use(given.chunk, ChunkUse { class, arena, used: given.slot + 1 });
+            self.mapping.store(self.place_of(given.chunk, given.slot, class) as usize, 0);
+            self.set_use(given.chunk, ChunkUse { class, arena, used: u32::from(given.slot) + 1 });
         }
         drop(state);
-        Some(Slot { log: self.clone(), arena, given, class, crc: None, more: others.into() })
+        let Given { chunk, slot, .. } = given;
+        let more = (!others.is_empty()).then(|| Box::new(others));
+        Some(Slot { log: self.clone(), more, chunk, slot, arena, crc: 0, class, is_committed: false })
     }
 
     /// Takes so many chunks out of the spare ones and leaves `kept`.
@@ -299,11 +308,11 @@ impl CrashLog {
     }
 
     fn place(&self, slot: &Slot) -> Place {
-        self.place_of(slot.given, slot.class)
+        self.place_of(slot.chunk, slot.slot, slot.class)
     }
 
-    fn place_of(&self, given: Given, class: Class) -> Place {
-        let place = self.header.chunk_at(given.chunk) + given.slot as usize * class.slot_words();
+    fn place_of(&self, chunk: u32, slot: u16, class: Class) -> Place {
+        let place = self.header.chunk_at(chunk) + usize::from(slot) * class.slot_words();
         // The file has at most as many words: see MOST.
         Place::try_from(place).unwrap_or(Place::MAX)
     }
@@ -337,8 +346,14 @@ impl Written {
             mapping.store(at, commit);
         });
         drop(arena);
-        self.slot.crc = Some(crc);
+        (self.slot.crc, self.slot.is_committed) = (crc, true);
         (!self.slot.log.end_if_broken()).then_some(self.slot)
+    }
+}
+
+impl Slot {
+    fn more(&self) -> &[u32] {
+        self.more.as_deref().map_or(&[], Vec::as_slice)
     }
 }
 
@@ -350,23 +365,23 @@ impl Drop for Slot {
         }
         let place = log.place(self);
         let mut arena = log.arenas[usize::from(self.arena)].lock();
-        if let Some(crc) = self.crc {
-            let less = layout::weight(crc, place).wrapping_neg();
+        if self.is_committed {
+            let less = layout::weight(self.crc, place).wrapping_neg();
             log.change(self.arena, place, less, |mapping, at| mapping.store(at, 0));
         }
-        let is_empty = arena.take_back(self.given.chunk, self.given.slot);
+        let is_empty = arena.take_back(self.chunk, self.slot);
         // As long as there is much room an arena keeps the chunks that it will need again.
         let is_wanted = log.spares.load(Ordering::Relaxed) < log.header.chunks as usize / 2;
-        let given_up = is_empty && is_wanted && arena.give_up(self.given.chunk);
+        let given_up = is_empty && is_wanted && arena.give_up(self.chunk);
         if given_up {
-            log.clear_use(self.given.chunk);
+            log.clear_use(self.chunk);
         }
         drop(arena);
         log.end_if_broken();
         if given_up {
-            log.put_back(&[self.given.chunk]);
+            log.put_back(&[self.chunk]);
         }
-        log.put_back(&self.more);
+        log.put_back(self.more());
     }
 }
 
