@@ -108,7 +108,7 @@ async fn stat_counts_and_verify_finds_it_whole() {
     assert_eq!(json["messages"], 3);
     assert_eq!(json["message_bytes"], 20_009);
     let table = out(&tidespool(&["stat", path(dir.path())]));
-    assert!(table.contains("messages        3"), "{table}");
+    assert!(table.contains("messages         3"), "{table}");
 
     let whole = tidespool(&["verify", path(dir.path())]);
     assert_eq!(code(&whole), Some(0), "{}{}", out(&whole), said(&whole));

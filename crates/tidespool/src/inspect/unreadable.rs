@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::Damage;
-use crate::storage::{OpenMode, Space, Storage, StorageFile, is_unreadable, read_exact_at};
+use crate::storage::{FileState, OpenMode, Space, Storage, StorageFile, is_unreadable, read_exact_at};
 
 /// Bytes that are given up together.
 const PAGE: usize = 4096;
@@ -108,8 +108,16 @@ impl Storage for AsFarAsReadable {
         self.below.space(path)
     }
 
+    fn state(&self, path: &Path) -> io::Result<FileState> {
+        self.below.state(path)
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.below.sync_dir(path)
+    }
+
+    fn boot_id(&self) -> io::Result<[u8; 16]> {
+        self.below.boot_id()
     }
 }
 
