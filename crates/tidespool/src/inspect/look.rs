@@ -34,9 +34,9 @@ impl std::fmt::Debug for Look {
 impl Look {
     pub(super) fn open(path: &Path, storage: Arc<dyn Storage>) -> Result<Self> {
         let directory = Directory::open_existing(path)?;
-        let disk = AsFarAsReadable::new(storage.clone());
+        let disk = AsFarAsReadable::new(storage);
         let places = Places { storage: disk.clone(), dir: directory.path.clone(), spool: directory.spool };
-        let contents = Contents::read(&places, &*storage)?;
+        let contents = Contents::read(&places, disk.below())?;
         Ok(Self { places, disk, contents, _directory: directory })
     }
 

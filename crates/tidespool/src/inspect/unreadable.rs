@@ -36,6 +36,11 @@ impl AsFarAsReadable {
         Arc::new(Self { below, unread: AllUnread::default() })
     }
 
+    /// The storage below it, whose errors are errors.
+    pub(super) fn below(&self) -> &dyn Storage {
+        &*self.below
+    }
+
     /// Whether something of this file, or of one below this directory, could not be read so far.
     pub(super) fn has_unread(&self, path: &Path) -> bool {
         self.unread.lock().keys().any(|file| file.starts_with(path))

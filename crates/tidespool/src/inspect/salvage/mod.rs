@@ -83,7 +83,7 @@ fn repair(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Result<Salva
     let (spool, format) = identify(dir)?;
     let _lock = lock_untouched(dir)?;
     let mut target = Target::begin(dir, new_dir)?;
-    let disk = AsFarAsReadable::new(storage.clone());
+    let disk = AsFarAsReadable::new(storage);
     let places = Places { storage: disk.clone(), dir: dir.to_owned(), spool: spool.unwrap_or_default() };
     let mut salvage = Salvage::default();
     if let Some(what) = format {
@@ -93,8 +93,7 @@ fn repair(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Result<Salva
         let what = "no segment tells whose it is: what is in them can't be read".to_owned();
         salvage.unsaved.push(report(&places.journal(), None, what));
     }
-    let contents = Contents::read(&places, &*storage);
-    match contents.and_then(|contents| save(&places, &disk, contents, &mut target, &mut salvage)) {
+    match save(&places, &disk, &mut target, &mut salvage) {
         Ok(()) => target.finish().map(|()| salvage),
         Err(error) => {
             target.discard();
@@ -103,13 +102,8 @@ fn repair(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Result<Salva
     }
 }
 
-fn save(
-    places: &Places,
-    disk: &AsFarAsReadable,
-    contents: Contents,
-    target: &mut Target,
-    salvage: &mut Salvage,
-) -> Result<()> {
+fn save(places: &Places, disk: &AsFarAsReadable, target: &mut Target, salvage: &mut Salvage) -> Result<()> {
+    let contents = Contents::read(places, disk.below())?;
     note_what_is_missing(places, disk, &contents, salvage);
     let filed = contents.filed.iter().map(|message| (message.key.id(), message.place));
     for (id, place) in filed.chain(contents.young()) {
