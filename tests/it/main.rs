@@ -11,6 +11,7 @@ mod concurrent; // many callers on a few ids, with restarts in between: every lo
 mod conformance; // every promise that can be seen from outside, in each durability
 mod crash_images; // the directory as a crash at each step would leave it, opened again
 mod crash_log; // what a process that dies had acknowledged, and what may happen to the file that keeps it
+mod crash_log_inspect; // a crash log as `inspect` and `salvage` see it: as an opening does
 mod damage; // files that were changed, truncated or deleted behind the spool's back
 mod damage_trials; // any file of a spool damaged in any way: opened, verified, repaired
 mod enumerate; // enumeration while everything moves

@@ -48,7 +48,7 @@ fn slow_to_file() -> Tiered {
 }
 
 /// What the spool in `dir` gives, as whole messages.
-fn whole_in(dir: &Path) -> BTreeMap<SpoolId, (u64, usize)> {
+pub(crate) fn whole_in(dir: &Path) -> BTreeMap<SpoolId, (u64, usize)> {
     let spool = Inspector::open(dir).expect("open");
     let mut ids = Vec::new();
     let visit = &mut |entry: tidespool::inspect::Entry| {

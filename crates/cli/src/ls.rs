@@ -106,6 +106,7 @@ fn home(home: Home) -> &'static str {
     match home {
         Home::Journal => "journal",
         Home::Segment => "segment",
+        Home::CrashLog => "crash-log",
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) struct Args {
     /// `NEW_DIR/.tidespool-repair.partial`.
     #[arg(value_name = "NEW_DIR")]
     new_dir: PathBuf,
-    /// One JSON object on one line: complete, saved, bytes, lost; unsaved, doubtful, damage and torn (lists of path, id, what).
+    /// One JSON object on one line: complete, saved, bytes, saved_from_crash_log, removed_by_crash_log, lost; unsaved, doubtful, damage and torn (lists of path, id, what).
     #[arg(long)]
     json: bool,
 }
@@ -71,6 +71,11 @@ fn text(out: &mut dyn Write, args: &Args, found: &Salvage) -> Result<()> {
     if found.lost > 0 {
         writeln!(out, "{} gone, of which not even the id is left", plural(found.lost, "message"))?;
     }
+    if found.saved_from_crash_log > 0 || found.removed_by_crash_log > 0 {
+        let saved = plural(found.saved_from_crash_log, "message");
+        let left_out = found.removed_by_crash_log;
+        writeln!(out, "from the crash log: {saved} saved, {left_out} left out as removed")?;
+    }
     let saved = format!("{} saved, {}", plural(found.saved, "message"), bytes(found.bytes));
     let verdict = match found.is_complete() {
         true => "everything".to_owned(),
@@ -92,6 +97,8 @@ mod tests {
         Salvage {
             saved: 9,
             bytes: 900,
+            saved_from_crash_log: 2,
+            removed_by_crash_log: 1,
             unsaved: one("/s/journal/00000001.seg", id, "the payload fails its checksum"),
             lost: 1,
             doubtful: one("/s/sled", id, "it may have been removed before"),
@@ -116,6 +123,7 @@ mod tests {
              /s/sled: message 1ec9414c232a6b00b3c89f6bdeced846: saved, but it may have been removed before\n\
              /s/journal/00000001.seg: message 1ec9414c232a6b00b3c89f6bdeced846: not saved: the payload fails its checksum\n\
              1 message gone, of which not even the id is left\n\
+             from the crash log: 2 messages saved, 1 left out as removed\n\
              /new: 9 messages saved, 900 bytes: not everything that /s held\n"
         );
         let whole = Salvage { saved: 1, bytes: 1, ..Salvage::default() };

@@ -5,9 +5,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use tidespool::inspect::{IndexState, Summary};
+use tidespool::inspect::{CrashLogSummary, IndexState, Summary};
 
-use crate::output::{Outcome, bytes, json_line, two_columns};
+use crate::output::{Outcome, bytes, json_line, plural, two_columns};
 use crate::spool_dir;
 
 /// Count what the spool holds: messages, segments, bytes.
@@ -45,6 +45,8 @@ fn table(out: &mut dyn Write, dir: &Path, summary: &Summary) -> io::Result<()> {
             ("filed messages", format!("{} (from the ledger)", summary.ledger_records)),
             ("index bytes", bytes(summary.index_bytes)),
             ("index", index(summary.index).to_owned()),
+            ("crash log", crash_log(&summary.crash_log)),
+            ("crash log bytes", bytes(summary.crash_log.file_bytes)),
         ],
     )
 }
@@ -55,6 +57,12 @@ fn index(state: IndexState) -> &'static str {
         IndexState::Kept => "kept at next open",
         IndexState::RebuiltAtNextOpen => "rebuilt at next open",
     }
+}
+
+/// What the next opening brings back from the crash log.
+fn crash_log(found: &CrashLogSummary) -> String {
+    let (messages, removals) = (plural(found.messages, "message"), plural(found.removals, "removal"));
+    format!("{messages} and {removals} brought back at next open, {}", bytes(found.message_bytes))
 }
 
 /// `5 (journal 3, segment 2)`.
@@ -83,21 +91,24 @@ mod tests {
             index: IndexState::Kept,
             ledger_records: 2,
             clean_shutdown: true,
+            crash_log: CrashLogSummary { messages: 1, message_bytes: 1_000, removals: 2, file_bytes: 2_048 },
         };
         let mut out = Vec::new();
         table(&mut out, Path::new("/spool"), &summary).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "spool           /spool\n\
-             format version  1\n\
-             last shutdown   orderly\n\
-             messages        5 (journal 3, segment 2)\n\
-             message bytes   2.0 KiB (2048 bytes)\n\
-             segments        8 (free 7, journal 1)\n\
-             segment bytes   8 bytes\n\
-             filed messages  2 (from the ledger)\n\
-             index bytes     0 bytes\n\
-             index           kept at next open\n"
+            "spool            /spool\n\
+             format version   1\n\
+             last shutdown    orderly\n\
+             messages         5 (journal 3, segment 2)\n\
+             message bytes    2.0 KiB (2048 bytes)\n\
+             segments         8 (free 7, journal 1)\n\
+             segment bytes    8 bytes\n\
+             filed messages   2 (from the ledger)\n\
+             index bytes      0 bytes\n\
+             index            kept at next open\n\
+             crash log        1 message and 2 removals brought back at next open, 1000 bytes\n\
+             crash log bytes  2.0 KiB (2048 bytes)\n"
         );
     }
 

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
-use tidespool::{Config, TieredSpool};
+use tidespool::{Config, Durability, TieredSpool};
 use tidespool_core::{Spool, SpoolId};
 
 use crate::run::{path, tidespool};
@@ -108,7 +109,7 @@ async fn stat_counts_and_verify_finds_it_whole() {
     assert_eq!(json["messages"], 3);
     assert_eq!(json["message_bytes"], 20_009);
     let table = out(&tidespool(&["stat", path(dir.path())]));
-    assert!(table.contains("messages        3"), "{table}");
+    assert!(table.contains("messages         3"), "{table}");
 
     let whole = tidespool(&["verify", path(dir.path())]);
     assert_eq!(code(&whole), Some(0), "{}{}", out(&whole), said(&whole));
@@ -213,4 +214,63 @@ fn the_spool_is_measured_in_every_workload() {
         assert!(json["ops"].as_u64() > Some(0), "{workload}: {json}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
+}
+
+/// A spool that was acknowledged a message of which only the crash log has the bytes.
+async fn spool_that_died(message: &[u8]) -> (TempDir, SpoolId) {
+    let dir = TempDir::new().unwrap();
+    let config = Config::new(dir.path().join("spool"))
+        .durability(Durability::Process)
+        .memory_budget(64 << 20)
+        .dirty_expire(Duration::from_secs(3600));
+    let spool = TieredSpool::open(config).await.unwrap();
+    let id = SpoolId::new();
+    spool.store(id, Arc::new(message.into()), false, None).await.unwrap();
+    drop(spool);
+    (dir, id)
+}
+
+#[tokio::test]
+async fn what_only_the_crash_log_has_is_shown_and_saved() {
+    let message = b"acknowledged and not on stable storage".as_slice();
+    let (dir, id) = spool_that_died(message).await;
+    let spool = dir.path().join("spool");
+    let ls = || tidespool(&["ls", path(&spool), "--json"]);
+    // Its threads hold the directory for a moment longer.
+    let listed = std::iter::repeat_with(ls).take(60).find(|ls| code(ls) == Some(0)).unwrap();
+    let json: Value = serde_json::from_str(&out(&listed)).unwrap();
+    assert_eq!((&json["id"], &json["home"]), (&id.to_string().into(), &"crash-log".into()));
+    assert_eq!(tidespool(&["get", path(&spool), &id.to_string()]).stdout, message);
+    let json: Value = serde_json::from_str(&out(&tidespool(&["stat", path(&spool), "--json"]))).unwrap();
+    assert_eq!(
+        (&json["crash_log"]["messages"], &json["messages_by_home"]["crash-log"]),
+        (&1.into(), &1.into())
+    );
+    let table = out(&tidespool(&["stat", path(&spool)]));
+    assert!(table.contains("1 message and 0 removals brought back at next open, 38 bytes"), "{table}");
+    let verified = tidespool(&["verify", path(&spool)]);
+    assert_eq!(code(&verified), Some(0), "{}", out(&verified));
+    assert!(out(&verified).contains("is whole: 1 message read, 38 bytes"), "{}", out(&verified));
+    let new = dir.path().join("new");
+    let repaired = tidespool(&["repair", path(&spool), path(&new)]);
+    assert_eq!(code(&repaired), Some(0), "{}", said(&repaired));
+    assert!(
+        out(&repaired).contains("from the crash log: 1 message saved, 0 left out as removed"),
+        "{}",
+        out(&repaired)
+    );
+    assert_eq!(tidespool(&["get", path(&new), &id.to_string()]).stdout, message);
+
+    let log = spool.join("crash-log");
+    let mut bytes = std::fs::read(&log).unwrap();
+    let at = bytes.windows(message.len()).position(|window| window == message).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&log, bytes).unwrap();
+    let what = format!("{}: the crash log is not as the last process left it", log.display());
+    let verified = tidespool(&["verify", path(&spool)]);
+    assert_eq!(code(&verified), Some(2), "{}", out(&verified));
+    assert!(out(&verified).contains(&what), "{}", out(&verified));
+    let repaired = tidespool(&["repair", path(&spool), path(&dir.path().join("again"))]);
+    assert_eq!(code(&repaired), Some(2), "{}", said(&repaired));
+    assert!(out(&repaired).contains("crash-log: not saved: the crash log is not as"), "{}", out(&repaired));
 }

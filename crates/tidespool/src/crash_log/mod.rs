@@ -21,10 +21,11 @@
 //! # Layout
 //!
 //! `mapping` – the file as words, and all `unsafe` code. `layout` – the bytes. `arena` – free
-//! slots. `read` – what a file holds.
+//! slots. `read` – what a file holds. `left` – what the last run left in a directory.
 
 mod arena;
 mod layout;
+mod left;
 mod mapping;
 mod read;
 #[cfg(test)]
@@ -39,9 +40,11 @@ use std::thread::available_parallelism;
 
 use arena::{Arena, Given};
 use layout::{CHUNK, ChunkUse, Class, Entry, Header, MAX_ARENAS, Place, Spread};
+pub(crate) use left::Left;
 use mapping::Mapping;
 use parking_lot::Mutex;
-pub(crate) use read::{Contents, Foreign, Kept, read};
+pub(crate) use read::Kept;
+use read::{Contents, Foreign, read};
 use tidespool_core::SpoolId;
 use uuid::Uuid;
 

@@ -1,14 +1,15 @@
-//! Everything that a directory holds, from its segments, its ledger and its log of what lives. The
-//! index is not opened: it holds nothing that these do not say.
+//! Everything that a directory holds, from its segments, its ledger, its log of what lives and its
+//! crash log. The index is not opened: it holds nothing that these do not say.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use tidespool_core::{Corrupt, SpoolId};
 
 use super::Damage;
 use super::torn::torn_records;
+use super::unsynced::Unsynced;
 use crate::checkpoint::{
     Examined, FiledMessage, Gone, Ledger, Liveness, LivenessLog, Places, examine, living_in, newest_puts,
     place_of_found, read_ledger,
@@ -17,15 +18,21 @@ use crate::durable::Key;
 use crate::journal::{
     Newest, NewestById, NoPoolEvents, Place, Pool, PoolSettings, ReadError, Recovered, Segments, salt_of,
 };
+use crate::storage::Storage;
 
 /// What was found.
 pub(super) struct Contents {
     pub(super) ledger: Ledger,
     pub(super) is_ledger_whole: bool,
-    /// The newest record of each message that is younger than the last checkpoint.
+    /// The newest record of each message that is younger than the last checkpoint, and that the
+    /// crash log does not have.
     pub(super) newest: NewestById,
-    /// What is filed, in key order. Younger records count more.
+    /// What is filed and has no younger record, in key order.
     pub(super) filed: Vec<FiledMessage>,
+    /// What the crash log has. It counts more than any record.
+    pub(super) unsynced: Unsynced,
+    /// Messages that only the crash log says were removed.
+    pub(super) removed_unsynced: u64,
     pub(super) segments: Segments,
     pub(super) counts: Counts,
     pub(super) damage: Vec<Damage>,
@@ -50,8 +57,9 @@ pub(super) struct Counts {
 }
 
 impl Contents {
-    /// Reads all of it but the payloads, and changes nothing.
-    pub(super) fn read(places: &Places) -> Result<Self> {
+    /// Reads all of it but the payloads in segments, and changes nothing. The crash log is read from
+    /// `storage`.
+    pub(super) fn read(places: &Places, storage: &dyn Storage) -> Result<Self> {
         let found = read_ledger(places, false)?;
         let Examined { ledger, is_ledger_whole, recovered, damage: files } = examine(places, found, false)?;
         let mut damage: Vec<Damage> = files
@@ -78,6 +86,8 @@ impl Contents {
             is_ledger_whole,
             newest,
             filed: Vec::new(),
+            unsynced: Unsynced::default(),
+            removed_unsynced: 0,
             segments,
             counts,
             damage,
@@ -87,7 +97,18 @@ impl Contents {
             blank,
         };
         contents.list_filed(places, &liveness)?;
+        let crash_log = || format!("reading the crash log in {}", places.dir.display());
+        contents.lay_over(Unsynced::read(places, storage).with_context(crash_log)?);
         Ok(contents)
+    }
+
+    /// Takes out what the crash log has a newer version of, or a removal.
+    fn lay_over(&mut self, unsynced: Unsynced) {
+        self.removed_unsynced = unsynced.removed().filter(|id| self.place_of(id).is_some()).count() as u64;
+        self.newest.retain(|id, _| !unsynced.contains(&Key::of(id)));
+        self.filed.retain(|message| !unsynced.contains(&message.key));
+        self.doubtful.retain(|message| !unsynced.contains(&message.key));
+        self.unsynced = unsynced;
     }
 
     fn list_filed(&mut self, places: &Places, liveness: &Liveness) -> Result<()> {
@@ -154,12 +175,12 @@ impl Contents {
         Ok(())
     }
 
-    /// The messages that are younger than the last checkpoint, in no order.
+    /// The messages whose newest record is younger than the last checkpoint, in no order.
     pub(super) fn young(&self) -> impl Iterator<Item = (SpoolId, Place)> + '_ {
         self.newest.iter().filter_map(|(id, newest)| Some((*id, newest.place?)))
     }
 
-    /// Where a message is, if there is one.
+    /// Where a message is in the segments, if its newest version is there.
     pub(super) fn place_of(&self, id: &SpoolId) -> Option<Place> {
         if let Some(Newest { place, .. }) = self.newest.get(id) {
             return *place;

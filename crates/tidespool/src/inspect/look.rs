@@ -8,10 +8,9 @@ use tidespool_core::{Corrupt, NotFound, SpoolId};
 
 use super::contents::{Contents, report};
 use super::unreadable::AsFarAsReadable;
-use super::{Entry, Home, IndexState, Summary, Verification};
+use super::{CrashLogSummary, Entry, Home, IndexState, Summary, Verification};
 use crate::checkpoint::Places;
 use crate::durable::{Durable, Key, size_of_dir};
-use crate::journal::Place;
 use crate::storage::Storage;
 use crate::tiered::{Directory, FORMAT_VERSION};
 
@@ -37,17 +36,20 @@ impl Look {
         let directory = Directory::open_existing(path)?;
         let disk = AsFarAsReadable::new(storage);
         let places = Places { storage: disk.clone(), dir: directory.path.clone(), spool: directory.spool };
-        let contents = Contents::read(&places)?;
+        let contents = Contents::read(&places, disk.below())?;
         Ok(Self { places, disk, contents, _directory: directory })
     }
 
     pub(super) fn entries(&self, visit: &mut dyn FnMut(Entry) -> bool) -> Result<()> {
         let young = self.contents.young().map(|(id, place)| (Key::of(&id), place, Home::Journal));
         let filed = self.contents.filed.iter().map(|message| (message.key, message.place, Home::Segment));
-        let mut all: Vec<(Key, Place, Home)> = young.chain(filed).collect();
+        let on_disk = young.chain(filed).map(|(key, place, home)| (key, u64::from(place.len), home));
+        let unsynced = self.contents.unsynced.messages();
+        let unsynced = unsynced.map(|(key, data)| (key, data.len() as u64, Home::CrashLog));
+        let mut all: Vec<(Key, u64, Home)> = on_disk.chain(unsynced).collect();
         all.sort_unstable_by_key(|(key, ..)| *key);
-        for (key, place, home) in all {
-            if !visit(Entry { id: key.id(), size: u64::from(place.len), home }) {
+        for (key, size, home) in all {
+            if !visit(Entry { id: key.id(), size, home }) {
                 break;
             }
         }
@@ -55,6 +57,9 @@ impl Look {
     }
 
     pub(super) fn load(&self, id: SpoolId) -> Result<Vec<u8>> {
+        if let Some(data) = self.contents.unsynced.get(&id) {
+            return Ok(data.to_vec());
+        }
         let place = self.contents.place_of(&id).ok_or(NotFound { id })?;
         self.contents.read_message(id, place)
     }
@@ -67,16 +72,20 @@ impl Look {
             index_bytes: size_of_dir(&self.places.sled()).unwrap_or(0),
             index: self.index_state(),
             ledger_records: self.contents.ledger.tally.records,
-            clean_shutdown: counts.clean_shutdown,
+            // What an orderly end leaves is on stable storage.
+            clean_shutdown: counts.clean_shutdown && self.contents.unsynced.is_empty(),
+            crash_log: self.crash_log(),
             ..Summary::default()
         };
         let states = [("free", counts.free), ("journal", counts.journal), ("retained", counts.retained)];
         summary.segments_by_state = states.map(|(name, count)| (name.to_owned(), count)).into();
-        summary.messages_by_home = ["journal", "segment"].map(|name| (name.to_owned(), 0)).into();
+        summary.messages_by_home =
+            ["crash-log", "journal", "segment"].map(|name| (name.to_owned(), 0)).into();
         self.entries(&mut |entry| {
             summary.messages += 1;
             summary.message_bytes += entry.size;
             let home = match entry.home {
+                Home::CrashLog => "crash-log",
                 Home::Journal => "journal",
                 Home::Segment => "segment",
             };
@@ -84,6 +93,16 @@ impl Look {
             true
         })?;
         Ok(summary)
+    }
+
+    fn crash_log(&self) -> CrashLogSummary {
+        let unsynced = &self.contents.unsynced;
+        CrashLogSummary {
+            messages: unsynced.messages().count() as u64,
+            message_bytes: unsynced.messages().map(|(_, data)| data.len() as u64).sum(),
+            removals: self.contents.removed_unsynced,
+            file_bytes: unsynced.file_bytes,
+        }
     }
 
     /// Whether the next opening keeps the index.
@@ -104,6 +123,12 @@ impl Look {
             index: self.index_state(),
             ..Verification::default()
         };
+        found.damage.extend(contents.unsynced.damage.clone());
+        // They were compared with their checksums when the log was read.
+        for (_, data) in contents.unsynced.messages() {
+            found.messages += 1;
+            found.bytes += data.len() as u64;
+        }
         let filed = contents.filed.iter().map(|message| (message.key.id(), message.place));
         for (id, place) in contents.young().chain(filed) {
             match contents.read_message(id, place) {

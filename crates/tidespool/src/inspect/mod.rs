@@ -2,14 +2,19 @@
 //! anything; and a copy of what is whole in a damaged one, into a new spool.
 //!
 //! Blocking calls, no threads left behind. Takes the directory's lock, so a running spool is never
-//! looked into. Everything is read from the segments, the ledger and the log of what lives in the
-//! segments. The index is never opened. What is found is held in memory: about 60 bytes a message.
+//! looked into. Everything is read from the segments, the ledger, the log of what lives in the
+//! segments, and the crash log. The index is never opened. What is found is held in memory: about
+//! 60 bytes a message, and the messages that are in the crash log alone.
+//!
+//! The messages are those that an opening would find. What the crash log has counts if the machine
+//! was not started again since, as at an opening.
 
 mod contents;
 mod look;
 mod salvage;
 mod torn;
 mod unreadable;
+mod unsynced;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,6 +40,8 @@ pub enum Home {
     Journal,
     /// In a retained segment.
     Segment,
+    /// In the crash log: acknowledged, and not on stable storage when the process died.
+    CrashLog,
 }
 
 /// What the next opening does with the index of the filed messages.
@@ -68,7 +75,7 @@ pub struct Summary {
     pub messages: u64,
     /// Their payload bytes.
     pub message_bytes: u64,
-    /// Live messages by home: `journal`, `segment`.
+    /// Live messages by home: `journal`, `segment`, `crash-log`.
     pub messages_by_home: BTreeMap<String, u64>,
     /// Segments by state: `free`, `journal`, `retained`.
     pub segments_by_state: BTreeMap<String, u64>,
@@ -82,6 +89,22 @@ pub struct Summary {
     pub ledger_records: u64,
     /// The last shutdown was an orderly one.
     pub clean_shutdown: bool,
+    /// What the next opening brings back from the crash log.
+    pub crash_log: CrashLogSummary,
+}
+
+/// What a crash log changes, in numbers. All but the file's size are 0 if an opening ignores the
+/// log or can't use it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct CrashLogSummary {
+    /// Live messages whose newest version is in it.
+    pub messages: u64,
+    /// Their payload bytes.
+    pub message_bytes: u64,
+    /// Messages that are on disk and that it says were removed.
+    pub removals: u64,
+    /// Bytes of its file. 0 if there is none, or if it can't be read.
+    pub file_bytes: u64,
 }
 
 /// One thing that is wrong.
@@ -158,8 +181,8 @@ impl Inspector {
         self.0.summary().map_err(whole)
     }
 
-    /// Reads every byte of every message, the journal, the ledger and the log of what lives, and
-    /// compares them with their checksums and with one another. The index is compared with what the
+    /// Reads every byte of every message, the journal, the ledger, the log of what lives and the
+    /// crash log, and compares them with their checksums and with one another. The index is compared with what the
     /// last orderly end left.
     ///
     /// # Errors

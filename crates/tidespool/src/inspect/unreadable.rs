@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::Damage;
-use crate::storage::{OpenMode, Space, Storage, StorageFile, is_unreadable, read_exact_at};
+use crate::storage::{FileState, OpenMode, Space, Storage, StorageFile, is_unreadable, read_exact_at};
 
 /// Bytes that are given up together.
 const PAGE: usize = 4096;
@@ -34,6 +34,11 @@ pub(super) struct AsFarAsReadable {
 impl AsFarAsReadable {
     pub(super) fn new(below: Arc<dyn Storage>) -> Arc<Self> {
         Arc::new(Self { below, unread: AllUnread::default() })
+    }
+
+    /// The storage below it, whose errors are errors.
+    pub(super) fn below(&self) -> &dyn Storage {
+        &*self.below
     }
 
     /// Whether something of this file, or of one below this directory, could not be read so far.
@@ -108,8 +113,16 @@ impl Storage for AsFarAsReadable {
         self.below.space(path)
     }
 
+    fn state(&self, path: &Path) -> io::Result<FileState> {
+        self.below.state(path)
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.below.sync_dir(path)
+    }
+
+    fn boot_id(&self) -> io::Result<[u8; 16]> {
+        self.below.boot_id()
     }
 }
 

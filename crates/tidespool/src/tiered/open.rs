@@ -389,12 +389,9 @@ fn report(opened: &mut Opened, segments: &Segments, dir: &std::path::Path, stats
 /// Reports that what the last run acknowledged without a sync can't be brought back.
 fn note_torn(protection: &Protection, torn: &str, report: &mut RecoveryReport, stats: &Stats) {
     let path = protection.path().display().to_string();
-    let what = format!(
-        "the crash log is not as the last process left it ({torn}): what was not on stable storage then is lost"
-    );
     stats.corrupt();
-    tracing::error!(path, what, "found damage while opening");
-    report.damage.push(Damage { path, id: None, what });
+    tracing::error!(path, what = torn, "found damage while opening");
+    report.damage.push(Damage { path, id: None, what: torn.to_owned() });
 }
 
 /// Puts the spool under the eyes of `monitor`, or of one of its own: one that is turned off sleeps, until the settings change.

@@ -10,8 +10,8 @@ use thiserror::Error;
 use tidespool_core::SpoolId;
 
 use super::mailbox::Mailbox;
-use crate::crash_log::{CRASH_LOG, Contents, CrashLog, Foreign, Kept, NEW_CRASH_LOG, Written, read};
-use crate::storage::{Loss, OpenMode, Storage, is_unreadable, loss_of_state};
+use crate::crash_log::{CRASH_LOG, CrashLog, Left, NEW_CRASH_LOG, Written};
+use crate::storage::{Loss, Storage, loss_of_state};
 use crate::{Config, Durability};
 
 /// A spool with less than this is better off without: everything large would go past it.
@@ -42,15 +42,6 @@ pub(crate) struct ProtectionError {
     source: io::Error,
 }
 
-/// What the last run left.
-#[derive(Debug, Default)]
-pub(super) struct Left {
-    /// Changes that were acknowledged and not on stable storage, oldest first.
-    pub(super) kept: Vec<Kept>,
-    /// Why the file can't be believed, though it should.
-    pub(super) torn: Option<String>,
-}
-
 impl Protection {
     pub(super) fn new(storage: Arc<dyn Storage>, dir: &Path, spool: [u8; 16], mailbox: Arc<Mailbox>) -> Self {
         let dir = dir.to_owned();
@@ -64,27 +55,8 @@ impl Protection {
 
     /// Reads what the last run left.
     pub(super) fn left(&self) -> Result<Left, ProtectionError> {
-        match self.read().or_else(|_| self.read()) {
-            Ok(Some(Contents::Whole(kept))) => Ok(Left { kept, torn: None }),
-            Ok(Some(Contents::Torn(why))) => Ok(Left { kept: Vec::new(), torn: Some(why) }),
-            Ok(
-                Some(Contents::Foreign(Foreign::OtherBoot | Foreign::OtherSpool | Foreign::Unfinished))
-                | None,
-            ) => Ok(Left::default()),
-            // As of a segment that the disk can't read.
-            Err(source) if is_unreadable(&source) => {
-                Ok(Left { kept: Vec::new(), torn: Some(format!("the disk can't read it: {source}")) })
-            }
-            Err(source) => Err(self.error("reading what was not on stable storage", source)),
-        }
-    }
-
-    fn read(&self) -> io::Result<Option<Contents>> {
-        let file = match self.storage.open(&self.path(), OpenMode::Read) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file?,
-        };
-        read(&*file, self.spool, self.storage.boot_id()?).map(Some)
+        Left::read(&*self.storage, &self.dir, self.spool)
+            .map_err(|source| self.error("reading what was not on stable storage", source))
     }
 
     /// Makes a log that is not in force yet.

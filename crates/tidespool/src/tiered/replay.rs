@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use tokio::sync::oneshot::error::TryRecvError;
 
-use super::protection::{Left, Protection};
+use super::protection::Protection;
 use super::shared::Shared;
-use crate::crash_log::{CrashLog, Kept};
+use crate::crash_log::{CrashLog, Kept, Left};
 use crate::journal::payload_crc;
 use crate::memory::{Dirty, Ticket};
 use crate::{Config, Durability};
@@ -49,7 +49,7 @@ impl Replay {
         self.left.kept.len() as u64
     }
 
-    /// Why the last run's log can't be used, though it should.
+    /// What is wrong with the last run's log, which can't be used, though it should.
     pub(super) fn torn(&self) -> Option<&str> {
         self.left.torn.as_deref()
     }

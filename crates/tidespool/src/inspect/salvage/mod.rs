@@ -1,6 +1,7 @@
 //! Saves what can be saved of a damaged spool into a new one.
 //!
-//! Of each message the newest version counts: its record number shows it. Where it is not known
+//! Of each message the newest version counts: its record number shows it, and what the crash log
+//! has is newer than any record. Where it is not known
 //! what lived in a segment, what it holds is saved, and reported as doubtful.
 
 mod target;
@@ -29,6 +30,10 @@ pub struct Salvage {
     pub saved: u64,
     /// Their payload bytes.
     pub bytes: u64,
+    /// Messages among them of which the newest version was in the crash log.
+    pub saved_from_crash_log: u64,
+    /// Messages that were left out because the crash log says that they were removed.
+    pub removed_by_crash_log: u64,
     /// Messages of which no more than the id is left, and parts of which it is not known how many messages they held.
     pub unsaved: Vec<Damage>,
     /// Messages that are gone without their id being known.
@@ -98,11 +103,17 @@ fn repair(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Result<Salva
 }
 
 fn save(places: &Places, disk: &AsFarAsReadable, target: &mut Target, salvage: &mut Salvage) -> Result<()> {
-    let contents = Contents::read(places)?;
+    let contents = Contents::read(places, disk.below())?;
     note_what_is_missing(places, disk, &contents, salvage);
     let filed = contents.filed.iter().map(|message| (message.key.id(), message.place));
     for (id, place) in filed.chain(contents.young()) {
         save_message(places, &contents, id, place, target, salvage)?;
+    }
+    for (key, data) in contents.unsynced.into_messages() {
+        salvage.saved += 1;
+        salvage.bytes += data.len() as u64;
+        salvage.saved_from_crash_log += 1;
+        target.put(key.id(), data)?;
     }
     salvage.damage.extend(disk.damage());
     Ok(())
@@ -112,6 +123,9 @@ fn note_what_is_missing(places: &Places, disk: &AsFarAsReadable, contents: &Cont
     salvage.damage.extend(contents.damage.iter().cloned());
     salvage.torn.clone_from(&contents.torn);
     salvage.lost = contents.lost;
+    salvage.removed_by_crash_log = contents.removed_unsynced;
+    // How many messages were in it alone is not known.
+    salvage.unsaved.extend(contents.unsynced.damage.clone());
     let what = "a part of it can't be read: what was there is not known";
     let unknown = unknown_parts(places, disk, contents).into_iter();
     salvage.unsaved.extend(unknown.map(|path| report(&path, None, what.to_owned())));
