@@ -1,7 +1,9 @@
 //! A spool in a control group (version 1) whose memory limit is far below the spool's budget: filled far past the
 //! limit, it must not be killed, and nothing that it acknowledged may be missing.
 //!
-//! The test runs itself again as a child, in a group made for it. Where no group can be made (version 2 only, not root) it
+//! And one that is killed there all the same, because the program takes too much: nothing is lost and nothing comes back.
+//!
+//! Each test runs itself again as a child, in a group made for it. Where no group can be made (version 2 only, not root) it
 //! says so on standard error, and passes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tidespool::{Config, HealthConfig, PressureConfig, TieredSpool};
-use tidespool_core::{Spool, SpoolBackpressureTimeout, SpoolId, SpoolUnhealthyError};
+use tidespool_core::{NotFound, Spool, SpoolBackpressureTimeout, SpoolId, SpoolUnhealthyError};
 use tidespool_testkit::payload;
 use tidespool_testkit::rng::Rng;
 use tokio::task::JoinSet;
@@ -71,7 +73,7 @@ fn filled_far_past_the_limit_it_is_not_killed() {
     let Some(dir) = dir_on_a_disk() else {
         return eprintln!("skipped: files in memory would count against the limit of the control group");
     };
-    let status = run_child(&group, dir.path());
+    let status = run_child(&group, dir.path(), "child");
     println!("cgroup: {status}; {}", group.report());
     assert!(status.success(), "the child ended with {status}; {}", group.report());
     assert_eq!(group.kills(), 0, "{}", group.report());
@@ -90,9 +92,82 @@ fn filled_far_past_the_limit_it_is_not_killed() {
     });
 }
 
-fn run_child(group: &Group, dir: &Path) -> ExitStatus {
+/// The program around the spool takes more memory than the group has, and the OOM killer ends it. Mails that
+/// were acknowledged a moment before were lost, and delivered ones came back.
+#[test]
+fn what_the_oom_killer_ends_loses_nothing() {
+    let group = match Group::make() {
+        Ok(group) => group,
+        Err(why) => return eprintln!("not run: no control group can be made here: {why}"),
+    };
+    let Some(dir) = dir_on_a_disk() else {
+        return eprintln!("skipped: files in memory would count against the limit of the control group");
+    };
+    let status = run_child(&group, dir.path(), "greedy_child");
+    println!("cgroup: {status}; {}", group.report());
+    assert!(!status.success() && group.kills() > 0, "the child ended with {status}; {}", group.report());
+    let (stored, removed) = (read_list(&dir.path().join("stored")), read_list(&dir.path().join("removed")));
+    assert_eq!((stored.len(), removed.len()), (GREEDY, GREEDY));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let spool = TieredSpool::open(greedy_config(dir.path())).await.expect("open");
+        assert!(spool.recovery().replayed >= 2 * GREEDY as u64, "{:?}", spool.recovery());
+        for (id, len) in stored {
+            let data = spool.load(id).await.unwrap_or_else(|err| panic!("{id}: {err:#}"));
+            payload::assert_is(id, 1, len, &data);
+        }
+        for (id, _) in removed {
+            let error = spool.load(id).await.expect_err("it was removed");
+            assert!(error.root_cause().is::<NotFound>(), "{id}: {error:#}");
+        }
+        spool.shutdown().await.expect("shutdown");
+    });
+}
+
+/// Messages that are stored, and that are removed, before the program takes too much.
+const GREEDY: usize = 300;
+
+fn greedy_config(dir: &Path) -> Config {
+    // Nothing is written to the journal but what is synced.
+    config(dir).memory_budget(64 * MIB).dirty_expire(Duration::from_secs(3600))
+}
+
+/// Not a test: the process that the OOM killer ends.
+#[test]
+fn greedy_child() {
+    let (Some(group), Some(dir)) = (std::env::var_os(CHILD_GROUP), std::env::var_os(CHILD_DIR)) else {
+        return;
+    };
+    let dir = PathBuf::from(dir);
+    fs::write(Path::new(&group).join("cgroup.procs"), std::process::id().to_string())
+        .expect("join the group");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        // No relief is to flush what is dirty before the end.
+        let config = greedy_config(&dir).pressure(PressureConfig::default().enabled(false));
+        let spool = TieredSpool::open(config).await.expect("open");
+        for (name, is_removed) in [("removed", true), ("stored", false)] {
+            let mut list = fs::File::create(dir.join(name)).unwrap();
+            for number in 0..GREEDY {
+                let (id, len) = (SpoolId::new(), 100 + number * 97);
+                spool.store(id, payload::shared(id, 1, len), is_removed, None).await.expect("store");
+                if is_removed {
+                    spool.remove(id).await.expect("remove");
+                }
+                writeln!(list, "{id} {len}").unwrap();
+            }
+        }
+        let mut taken = Vec::new();
+        loop {
+            taken.push(vec![1u8; 8 << 20]);
+            std::hint::black_box(&taken);
+        }
+    });
+}
+
+fn run_child(group: &Group, dir: &Path, name: &str) -> ExitStatus {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "child", "--nocapture", "--test-threads=1"]);
+    command.args(["--exact", name, "--nocapture", "--test-threads=1"]);
     let child = command.env(CHILD_GROUP, &group.dir).env(CHILD_DIR, dir).spawn().unwrap();
     let mut child = Running(child);
     let started = Instant::now();
@@ -218,7 +293,9 @@ impl Group {
         let own = Path::new(MOUNT).join(own.trim_start_matches('/'));
         // In a container the mount shows the group itself.
         let parent = if own.is_dir() { own } else { PathBuf::from(MOUNT) };
-        let dir = parent.join(format!("tidespool-test-{}", std::process::id()));
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = parent.join(format!("tidespool-test-{}-{number}", std::process::id()));
         fs::create_dir(&dir).map_err(|err| format!("{}: {err}", dir.display()))?;
         let group = Self { dir };
         let limit = group.dir.join("memory.limit_in_bytes");

@@ -11,6 +11,7 @@ mod setup; // small spools, and the calls that most tests consist of
 mod unsafe_calls; // fork and signal handlers
 
 mod cwd; // a relative path, a re-pointed symlink
+mod deaths; // however it dies, what it acknowledged is there, and what it removed is not
 mod descriptors; // the limit on open files
 mod fork; // a child that inherits the lock
 mod signals; // calls that a signal interrupts

@@ -22,7 +22,8 @@
 //!     let id = SpoolId::new();
 //!     let message: Arc<Box<[u8]>> = Arc::new(b"Subject: hello\r\n\r\nHello.\r\n".as_slice().into());
 //!     let deadline = Instant::now() + Duration::from_secs(5);
-//!     // `true`: on stable storage when it returns. `false`: in memory, and on stable storage soon.
+//!     // `true`: on stable storage when it returns. `false`: safe from the death of the process, and
+//!     // on stable storage soon.
 //!     spool.store(id, message, true, Some(deadline)).await?;
 //!
 //!     assert!(spool.load(id).await?.starts_with(b"Subject"));
@@ -43,7 +44,8 @@
 //! | `store`, [`Durability::Memory`] | It is in memory. On stable storage within `dirty_expire`; a crash before that loses it, and never an older one while a newer one is kept. |
 //! | `store`, any | It is what every later load returns: whole, and never a mixture with an earlier version. |
 //! | [`load`](core::Spool::load) | The bytes are those that were stored: what is read from disk is compared with its checksum. |
-//! | [`remove`](core::Spool::remove) | It is gone, from every tier. A crash within `dirty_expire` can bring it back (at least once, never lost); after that no write, checkpoint or restart does. |
+//! | [`remove`](core::Spool::remove) | It is gone, from every tier. Above [`Durability::Memory`], the death of the process does not bring it back. A power cut within `dirty_expire` can (at least once, never lost); after that no write, checkpoint or restart does. |
+//! | [`remove_synced`](TieredSpool::remove_synced) | The same, and its removal is on stable storage. |
 //! | [`enumerate`](core::Spool::enumerate) | Every message created before the given time that is there all the while comes exactly once, wherever it lives; each damaged one by its id. |
 //! | [`shutdown`](core::Spool::shutdown) | Everything is on stable storage, every thread has ended. |
 //!
@@ -94,8 +96,8 @@
 //! * [`inspect`] – a look at a spool's directory while nobody has it open.
 //! * [`storage`] – the files under the journal, as a trait, for tests that break them.
 //!
-//! Inside: `tiered` knows every tier; `memory`, `journal` and `durable` do not know each other; `checkpoint` moves
-//! messages from the journal to sled; `pressure`, `health` and `stats` stand beside the path, and
+//! Inside: `tiered` knows every tier; `memory`, `journal` and `durable` do not know each other; `crash_log` keeps what
+//! is acknowledged over the death of the process; `checkpoint` moves messages from the journal to sled; `pressure`, `health` and `stats` stand beside the path, and
 //! `timer` keeps callers' deadlines. Formats on disk and the reasons are in ARCHITECTURE.md,
 //! settings and metrics for operators in README.md.
 

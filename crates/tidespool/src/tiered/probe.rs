@@ -145,7 +145,10 @@ fn look_at_crash_log(shared: &Shared, config: &Config, renew_at: &mut Option<Ins
     *renew_at = match shared.protection.renew(config) {
         Ok(()) => None,
         Err(error) => {
-            tracing::warn!(%error, "there is no crash log: what must survive the process is synced");
+            // Each 5 s is too often for a warning.
+            if renew_at.is_none() {
+                tracing::warn!(%error, "there is no crash log: what must survive the process is synced");
+            }
             Some(Instant::now() + RENEW_INTERVAL)
         }
     };
