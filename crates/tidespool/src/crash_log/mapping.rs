@@ -132,12 +132,14 @@ impl Mapping {
     /// Writes bytes from a word on, in any order, the last word filled up with zeros.
     pub(super) fn fill(&self, at: usize, bytes: &[u8]) {
         let (whole, rest) = bytes.as_chunks::<{ size_of::<u64>() }>();
-        let mut last = [0; size_of::<u64>()];
-        last[..rest.len()].copy_from_slice(rest);
-        let last = (!rest.is_empty()).then_some(last);
         let words = &self.words()[at..][..bytes.len().div_ceil(size_of::<u64>())];
-        for (word, bytes) in words.iter().zip(whole.iter().chain(&last)) {
+        for (word, bytes) in words.iter().zip(whole) {
             word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+        }
+        if let Some(word) = words.get(whole.len()) {
+            let mut last = [0; size_of::<u64>()];
+            last[..rest.len()].copy_from_slice(rest);
+            word.store(u64::from_le_bytes(last), Ordering::Relaxed);
         }
         #[cfg(test)]
         self.trace.lock().extend((at..).zip(words.iter().map(|word| word.load(Ordering::Relaxed))));
