@@ -284,10 +284,15 @@ pub(super) struct Spread {
 impl Spread {
     pub(super) fn of(len: usize) -> Self {
         let room = CHUNK - ENTRY_WORDS * WORD;
-        // Each further chunk takes 8 bytes of the first at most.
-        let more = len.saturating_sub(room).div_ceil(CHUNK - WORD);
-        let first = room - Self { more, first: 0 }.list_words() * WORD;
-        Self { more, first: first.min(len) }
+        // The list of the others takes room of the first, so that one more may be needed.
+        let mut more = len.saturating_sub(room).div_ceil(CHUNK);
+        loop {
+            let first = room.saturating_sub(Self { more, first: 0 }.list_words() * WORD);
+            if first + more * CHUNK >= len {
+                return Self { more, first: first.min(len) };
+            }
+            more += 1;
+        }
     }
 
     /// Words of the list of the other chunks.
@@ -346,4 +351,49 @@ fn high(word: u64) -> u32 {
 /// The four parts of 16 bits, lowest first.
 fn low_halves(word: u64) -> [u16; 4] {
     [word as u16, (word >> 16) as u16, (word >> 32) as u16, (word >> 48) as u16]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A message of 974 723 bytes got one chunk too many, and the copy to it panicked.
+    #[test]
+    fn a_message_takes_no_chunk_that_it_does_not_need() {
+        let spread = Spread::of(974_723);
+        assert_eq!((spread.more, spread.others(974_723).last()), (13, Some(905_120..974_723)));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        /// The parts follow each other, none is empty, and all but the last fill their chunks.
+        #[test]
+        fn the_parts_of_a_message_are_all_of_it(
+            len in prop_oneof![0..4 * CHUNK, 0..200 * CHUNK, (0..9_000usize, 0..300usize).prop_map(|(chunks, off)| chunks * CHUNK + off)],
+        ) {
+            let spread = Spread::of(len);
+            let mut end = spread.first;
+            prop_assert!(Header::payload_at(spread) * WORD + spread.first <= CHUNK);
+            for part in spread.others(len) {
+                prop_assert_eq!(part.start, end);
+                prop_assert!(!part.is_empty() && part.len() <= CHUNK);
+                end = part.end;
+            }
+            prop_assert_eq!((end, spread.others(len).count()), (len, spread.more));
+            let is_whole = Class::of(len).is_some();
+            prop_assert_eq!(is_whole, spread.more == 0);
+        }
+
+        #[test]
+        fn the_class_of_a_length_holds_it(len in 0..=CHUNK) {
+            let words = ENTRY_WORDS + len.div_ceil(WORD);
+            match Class::of(len) {
+                Some(class) => prop_assert!(class.slot_words() >= words && class.slots() >= 1),
+                None => prop_assert!(words > CHUNK_WORDS),
+            }
+        }
+    }
 }
