@@ -46,9 +46,10 @@ const CHILD_GROUP: &str = "TIDESPOOL_CGROUP_GROUP";
 const CHILD_DIR: &str = "TIDESPOOL_CGROUP_DIR";
 
 fn config(dir: &Path) -> Config {
-    // Its dirty limit alone, a quarter of the budget, is above the limit of the group.
+    // Its dirty limit alone is above the limit of the group.
     Config::new(dir.join("spool"))
         .memory_budget(BUDGET)
+        .dirty_limit(BUDGET / 4)
         .ballast(0)
         .pressure(PressureConfig::default())
         .health(HealthConfig::default().min_free_bytes(0).min_free_fraction(0.0))
@@ -129,7 +130,7 @@ const GREEDY: usize = 300;
 
 fn greedy_config(dir: &Path) -> Config {
     // Nothing is written to the journal but what is synced.
-    config(dir).memory_budget(64 * MIB).dirty_expire(Duration::from_secs(3600))
+    config(dir).memory_budget(64 * MIB).dirty_limit(8 * MIB).dirty_expire(Duration::from_secs(3600))
 }
 
 /// Not a test: the process that the OOM killer ends.

@@ -75,7 +75,7 @@ pub enum CachePolicy {
 /// # let config = tidespool::Config::from_toml(r#"
 /// path = "/var/spool/example"
 /// memory_budget = "256MiB"
-/// dirty_limit = "64MiB"             # default: a quarter of memory_budget
+/// dirty_limit = "32MiB"             # default: an eighth of memory_budget
 /// dirty_expire = "500ms"
 /// durability = "process"            # memory, process, synced
 /// store_deadline = "30s"
@@ -148,7 +148,9 @@ pub struct Config {
     /// Dirty bytes (accepted, not yet on stable storage) at which stores begin to wait; the most that a crash can
     /// lose. A message larger than this is taken when nothing else is dirty.
     ///
-    /// Default = a quarter of `memory_budget`, see [`effective_dirty_limit`](Self::effective_dirty_limit).
+    /// Above the durability `memory` these bytes are in memory twice: the crash log has them, too.
+    ///
+    /// Default = an eighth of `memory_budget`, see [`effective_dirty_limit`](Self::effective_dirty_limit).
     /// Bounds: 1 MiB to half of `memory_budget`.
     #[serde(with = "size::option", skip_serializing_if = "Option::is_none")]
     pub dirty_limit: Option<u64>,
@@ -325,10 +327,10 @@ impl Config {
             .map_err(|err| ConfigError::Syntax { at: ConfigPlace::default(), reason: err.to_string() })
     }
 
-    /// `dirty_limit`, or its default: a quarter of `memory_budget`.
+    /// `dirty_limit`, or its default: an eighth of `memory_budget`.
     #[must_use]
     pub fn effective_dirty_limit(&self) -> u64 {
-        self.dirty_limit.unwrap_or(self.memory_budget / 4)
+        self.dirty_limit.unwrap_or(self.memory_budget / 8)
     }
 
     /// `sled_cache`, or its default: a sixteenth of `memory_budget`, at least 1 MiB.

@@ -33,7 +33,7 @@ fn syntax_error(text: &str) -> String {
 fn the_defaults_are_valid_and_are_what_a_file_with_only_a_path_gives() {
     config().validate().unwrap();
     assert_eq!(Config::from_toml("path = \"/spool\"").unwrap(), config());
-    assert_eq!(config().effective_dirty_limit(), 64 * MIB);
+    assert_eq!(config().effective_dirty_limit(), 32 * MIB);
     assert_eq!(config().effective_sled_cache(), 16 * MIB);
     assert_eq!(config().effective_dirty_age(), Duration::from_secs(5));
 }
@@ -42,7 +42,7 @@ fn the_defaults_are_valid_and_are_what_a_file_with_only_a_path_gives() {
 fn the_smallest_budget_is_valid_with_the_defaults_that_follow_from_it() {
     let small = config().memory_budget(8 * MIB);
     small.validate().unwrap();
-    assert_eq!(small.effective_dirty_limit(), 2 * MIB);
+    assert_eq!(small.effective_dirty_limit(), MIB);
     assert_eq!(small.effective_sled_cache(), MIB);
     let (dirty, sled) = (small.effective_dirty_limit(), small.effective_sled_cache());
     small.dirty_limit(dirty).sled_cache(sled).validate().unwrap();

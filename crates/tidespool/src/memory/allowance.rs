@@ -46,7 +46,10 @@ pub(crate) struct Held {
     pub(crate) index: u64,
     pub(crate) sled: u64,
     pub(crate) journal: u64,
+    /// What the process has used of the crash log's file.
     pub(crate) crash_log: u64,
+    /// The size of that file.
+    pub(crate) crash_log_size: u64,
 }
 
 impl Held {
@@ -97,15 +100,18 @@ impl Allowance {
 
     /// What is left for dirty bytes and clean copies beside what is `held`. `dirty_limit` is the setting.
     pub(crate) fn shares(&self, dirty_limit: u64, held: Held) -> Shares {
-        let held = held.all();
-        let left = self.allowed.saturating_sub(held);
+        let Held { index, sled, journal, crash_log, crash_log_size } = held;
+        let left = self.allowed.saturating_sub(held.all());
         // Its part of the allowance, and not all that is left: a clean copy of what was just stored is what loads want.
         let dirty =
             part(dirty_limit, self.allowed, self.budget).min(left / 4 * 3).max(LEAST.min(dirty_limit));
         // moka overshoots, and what is freed between pieces in use can't be given back.
         let margin = self.allowed / 12;
-        // Copies that are dropped for the index soon after they came leave holes that nothing else fits into.
-        let others = held.max(self.allowed / 4);
+        // Copies that are dropped soon after they came, for the index or for the crash log, leave holes
+        // that nothing else fits into. So both have their part from the start: the log has all that is
+        // dirty, and a quarter for what its slots leave unused.
+        let others = (index + sled + journal).max(self.allowed / 4)
+            + crash_log.max((dirty + dirty / 4).min(crash_log_size));
         Shares { dirty_limit: dirty, cache: self.allowed.saturating_sub(others + dirty + margin).max(LEAST) }
     }
 }
@@ -137,6 +143,15 @@ mod tests {
         assert_eq!(shares(100), (64, 70));
         assert_eq!(shares(192), (48, 1));
         assert_eq!(shares(300), (1, 1));
+        let with_log = |crash_log, dirty| {
+            let held = Held { crash_log: crash_log * MIB, crash_log_size: 60 * MIB, ..Held::default() };
+            let Shares { dirty_limit, cache } = allowance.shares(dirty * MIB, held);
+            (dirty_limit / MIB, cache / MIB)
+        };
+        assert_eq!(with_log(0, 32), (32, 98), "what may be dirty is in memory twice");
+        assert_eq!(with_log(30, 32), (32, 98));
+        assert_eq!(with_log(60, 32), (32, 78));
+        assert_eq!(with_log(0, 64), (64, 46), "the file is no larger");
     }
 
     #[test]

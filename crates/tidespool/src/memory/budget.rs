@@ -1,11 +1,12 @@
 //! Dirty bytes: how many there are, how many there may be, and who waits for room.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::queue::{Load, Place, Queue, Turn};
 use super::throttle::{Lane, cannot_meet};
@@ -23,6 +24,9 @@ pub(crate) struct Budget {
     puts: AtomicU64,
     /// Dirty bytes of tombstones.
     removals: AtomicU64,
+    /// Callers wait until there are fewer of them.
+    slows_removals: AtomicBool,
+    fewer_removals: Notify,
     limit: AtomicU64,
     /// Bytes a second that a commit makes durable while it is at it; 0 until measured.
     drain_rate: AtomicU64,
@@ -69,6 +73,8 @@ impl Budget {
         Self {
             puts: AtomicU64::new(0),
             removals: AtomicU64::new(0),
+            slows_removals: AtomicBool::new(false),
+            fewer_removals: Notify::new(),
             limit: AtomicU64::new(limit),
             drain_rate: AtomicU64::new(0),
             drained: AtomicU64::new(0),
@@ -162,6 +168,23 @@ impl Budget {
     pub(crate) fn admit_removal(self: &Arc<Self>) -> Permit {
         self.removals.fetch_add(DIRTY_OVERHEAD, Ordering::Relaxed);
         Permit { budget: self.clone(), bytes: DIRTY_OVERHEAD, is_removal: true }
+    }
+
+    /// True if tombstones alone take more than five eighths of the limit: removals go on, at the pace
+    /// of the disk.
+    pub(crate) fn has_many_removals(&self) -> bool {
+        self.removals.load(Ordering::SeqCst) > self.limit() / 8 * 5
+    }
+
+    /// Waits until there are fewer.
+    pub(crate) async fn fewer_removals(&self) {
+        let mut fewer = pin!(self.fewer_removals.notified());
+        // From here on none is missed.
+        fewer.as_mut().enable();
+        self.slows_removals.store(true, Ordering::SeqCst);
+        if self.has_many_removals() {
+            fewer.await;
+        }
     }
 
     /// Room for a message that was acknowledged before: it is given whatever the limit is.
@@ -376,7 +399,11 @@ impl Permit {
         if !self.is_removal {
             return self.budget.puts.fetch_sub(bytes << 1, Ordering::AcqRel) & WAITING != 0;
         }
-        self.budget.removals.fetch_sub(bytes, Ordering::AcqRel);
+        self.budget.removals.fetch_sub(bytes, Ordering::SeqCst);
+        if self.budget.slows_removals.load(Ordering::SeqCst) && !self.budget.has_many_removals() {
+            self.budget.slows_removals.store(false, Ordering::SeqCst);
+            self.budget.fewer_removals.notify_waiters();
+        }
         self.budget.puts.load(Ordering::Acquire) & WAITING != 0
     }
 }

@@ -1,7 +1,8 @@
 //! `remove`: out of every tier at once; a tombstone only where something could come back.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use tidespool_core::{Closed, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId};
@@ -21,13 +22,27 @@ pub(super) enum Left {
     Unprotected,
 }
 
+/// The most by which a removal is slowed where there are too many of them.
+const SLOWED_BY: Duration = Duration::from_millis(100);
+
 /// Returns when the removal survives what the durability asks for.
 pub(super) async fn remove(shared: &Shared, id: SpoolId) -> Result<()> {
+    // Boxed where it waits: every removal pays for the size of its future.
     match take_out(shared, id)? {
+        Left::Tombstone if shared.budget.has_many_removals() => {
+            Box::pin(slowed(shared)).await;
+            Ok(())
+        }
         Left::Nothing | Left::Tombstone => Ok(()),
-        // Boxed: every removal pays for the size of its future.
         Left::Unprotected => Box::pin(synced(shared, None)).await,
     }
+}
+
+/// Waits for the disk, so that removals do not fill memory: each takes some hundred bytes until it
+/// is written. Not for long. It has taken effect, and a disk that hangs must not stop the caller.
+async fn slowed(shared: &Shared) {
+    let fewer = pin!(shared.budget.fewer_removals());
+    let _ = shared.timer.bound(Instant::now() + SLOWED_BY, fewer).await;
 }
 
 /// Returns when the removals are on stable storage.

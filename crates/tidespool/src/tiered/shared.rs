@@ -224,11 +224,13 @@ impl Shared {
 
     /// The part of it that can't be dropped.
     pub(crate) fn held(&self) -> Held {
+        let (crash_log, crash_log_size) = self.protection.bytes();
         Held {
             index: self.index_size().1,
             sled: self.durable.memory_bytes(),
             journal: self.segments.buffer_bytes(),
-            crash_log: self.protection.bytes().0,
+            crash_log,
+            crash_log_size,
         }
     }
 

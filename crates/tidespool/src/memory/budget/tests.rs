@@ -292,3 +292,23 @@ async fn under_overload_everybody_is_served_and_the_limit_holds() {
     assert!(most.load(Ordering::Relaxed) <= LIMIT, "{most:?}");
     assert_all_room_is_back(&budget, LIMIT);
 }
+
+/// Nothing bounded removals: 285 000 that waited for the disk took 70 MiB beside a budget of 256 MiB.
+#[test]
+fn many_removals_wait_until_there_are_fewer() {
+    let budget = Arc::new(Budget::new(80 * DIRTY_OVERHEAD));
+    let mut removals: Vec<Permit> = (0..50).map(|_| budget.admit_removal()).collect();
+    assert!(!budget.has_many_removals());
+    removals.push(budget.admit_removal());
+    assert!(budget.has_many_removals());
+    let mut first = pin!(budget.fewer_removals());
+    let mut second = pin!(budget.fewer_removals());
+    for waiting in [&mut first, &mut second] {
+        assert!(block_on(poll_once(waiting)).is_none());
+    }
+    removals.pop();
+    assert!(block_on(poll_once(&mut first)).is_some());
+    assert!(block_on(poll_once(&mut second)).is_some());
+    // Without a reason nobody waits.
+    assert!(block_on(poll_once(&mut pin!(budget.fewer_removals()))).is_some());
+}
