@@ -22,7 +22,7 @@ fn resident() -> u64 {
 async fn what_advise_low_memory_gives_back_leaves_the_process() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config::new(dir.path().join("spool"))
-        .memory_budget(512 * MIB)
+        .memory_budget(640 * MIB)
         .checkpoint_after(Duration::from_secs(3600))
         .pressure(PressureConfig::default().enabled(false))
         // A slow disk must not refuse a store here.

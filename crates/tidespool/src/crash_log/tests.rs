@@ -124,9 +124,44 @@ fn a_log_of_another_spool_or_boot_or_that_is_not_one_says_nothing() {
     }
 }
 
+/// A message may contain the bytes of an entry. They are where a slot begins when the chunk has
+/// slots of another size later.
+#[test]
+fn what_was_a_payload_is_never_an_entry() {
+    let mut bench = Bench::new(1);
+    let entry = Entry { version: 1, id: SpoolId::new(), len: None, payload_crc: 0 };
+    let header: Vec<u8> =
+        bench.log.header.encode_entry(&entry).iter().flat_map(|word| word.to_le_bytes()).collect();
+    let slot = bench.put(SpoolId::new(), &header.repeat(1_000)).unwrap();
+    drop(slot);
+    // Taken, and not committed: as a kill would leave it.
+    let written: Vec<Written> = (0..10).map(|_| bench.log.write_removal(SpoolId::new()).unwrap()).collect();
+    assert_eq!(bench.kept(), []);
+    drop(written);
+    assert_eq!(bench.kept(), []);
+}
+
+#[test]
+fn a_header_that_does_not_match_its_commit_word_is_no_entry() {
+    let header = Header { spool: SPOOL, boot: [1; 16], nonce: 5 << 40 | 9, chunks: 1, arenas: 1 };
+    let entry = Entry { version: 3, id: SpoolId::new(), len: Some(10), payload_crc: 77 };
+    let words = header.encode_entry(&entry);
+    let bytes = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    assert_eq!(header.decode_entry(&bytes(&words)), Some(entry));
+    for word in 0..words.len() {
+        for bit in [0, 31, 32, 63] {
+            let mut other = words;
+            other[word] ^= 1 << bit;
+            assert_eq!(header.decode_entry(&bytes(&other)), None, "bit {bit} of word {word}");
+        }
+    }
+    let next = Header { nonce: header.nonce + 1, ..header };
+    assert_eq!(next.decode_entry(&bytes(&words)), None, "of an earlier log");
+}
+
 #[test]
 fn a_log_in_a_file_that_is_cut_short_breaks_and_is_not_used() {
-    let mut bench = Bench::new(32);
+    let mut bench = Bench::new(64);
     let _slot = bench.put(SpoolId::new(), &bytes(1 << 20)).unwrap();
     std::fs::OpenOptions::new()
         .write(true)
@@ -136,7 +171,9 @@ fn a_log_in_a_file_that_is_cut_short_breaks_and_is_not_used() {
         .unwrap();
     assert!(matches!(bench.contents(), Contents::Torn(_)));
     let more: Vec<Option<Slot>> = (0..31).map(|_| bench.put(SpoolId::new(), &bytes(60_000))).collect();
-    assert!(bench.log.is_broken() && more.iter().any(Option::is_none));
+    assert!(bench.log.is_broken());
+    assert!(more.iter().all(Option::is_none), "there is room for all of them, and none is protected");
+    assert_eq!(bench.contents(), Contents::Foreign(Foreign::Unfinished), "it was invalidated");
 }
 
 /// A page that was written back earlier than the others, after the device lost its cache.

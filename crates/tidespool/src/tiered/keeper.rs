@@ -168,7 +168,8 @@ pub(super) fn keep(shared: &Arc<Shared>) {
             shared.stats.cache_evicted(entries, bytes);
         }
         shared.table.shards().for_each(|mut shard| shard.pending.trim());
-        if !asked.is_empty() {
+        // What was used of the crash log at the height of a burst.
+        if !asked.is_empty() || shared.accounted_bytes() > shared.keeper.allowed() {
             shared.protection.trim();
         }
         heap.look(shared.config.load().memory_budget, !asked.is_empty() || bytes >= WORTH_A_TRIM);

@@ -153,6 +153,7 @@ pub(super) fn open(
         protection,
         stats,
         readers,
+        crash_log_size: replay.log_size(),
         first_seq: next_seq,
         worker_dead: dead.clone(),
         filer_settings: settings,

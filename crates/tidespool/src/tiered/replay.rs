@@ -44,6 +44,11 @@ impl Replay {
         Ok(Self { left, log, is_in_force: false })
     }
 
+    /// Bytes of the new log.
+    pub(super) fn log_size(&self) -> u64 {
+        self.log.as_ref().map_or(0, |log| log.size())
+    }
+
     /// Changes that are replayed.
     pub(super) fn changes(&self) -> u64 {
         self.left.kept.len() as u64

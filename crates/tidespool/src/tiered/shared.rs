@@ -98,6 +98,8 @@ pub(crate) struct Parts {
     pub(crate) protection: Arc<Protection>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) readers: Readers,
+    /// Bytes of the crash log that will be in force.
+    pub(crate) crash_log_size: u64,
     /// The number of the first record that is written from now on.
     pub(crate) first_seq: u64,
     pub(crate) worker_dead: Arc<AtomicBool>,
@@ -108,7 +110,8 @@ impl Shared {
     pub(crate) fn new(parts: Parts) -> Self {
         let config = parts.config;
         let allowance = Allowance::new(config.memory_budget);
-        let shares = allowance.shares(config.effective_dirty_limit(), Held::default());
+        let held = Held { crash_log_size: parts.crash_log_size, ..Held::default() };
+        let shares = allowance.shares(config.effective_dirty_limit(), held);
         Self {
             cache: CleanCache::new(shares.cache, config.cache_policy == crate::CachePolicy::Lru),
             budget: Arc::new(Budget::new(shares.dirty_limit)),

@@ -182,6 +182,7 @@ impl Rig {
             protection,
             rebuilding: Arc::default(),
             stats,
+            crash_log_size: 0,
             first_seq: 1,
             readers: Readers::new(dead.clone()).0,
             worker_dead: dead,
