@@ -273,7 +273,7 @@ fn config(operation: &Operation, dir: &Path) -> Config {
         _ => (32 * MIB, never),
     };
     Config::new(dir)
-        .memory_budget(1_024 * MIB)
+        .memory_budget(2_048 * MIB)
         .dirty_limit(512 * MIB)
         .dirty_expire(never)
         .store_deadline(never)
