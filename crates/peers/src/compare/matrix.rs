@@ -38,6 +38,7 @@ const DURABLE: &[Peer] = &[
 ];
 const IN_MEMORY: &[Peer] = &[
     Peer::Tidespool,
+    Peer::TidespoolMemory,
     Peer::RocksDb,
     Peer::RocksDbTuned,
     Peer::Fjall,
@@ -154,7 +155,15 @@ const QUICK: &[Template] = &[
     },
     template(
         Workload::Store,
-        &[Peer::Tidespool, Peer::RocksDb, Peer::RocksDbTuned, Peer::Fjall, Peer::Foyer],
+        &[
+            Peer::Tidespool,
+            Peer::TidespoolMemory,
+            Peer::RocksDb,
+            Peer::RocksDbTuned,
+            Peer::Fjall,
+            Peer::LocalDisk,
+            Peer::Foyer,
+        ],
     ),
     template(Workload::Load, &[Peer::Tidespool, Peer::RocksDb, Peer::RocksDbTuned, Peer::Fjall, Peer::Foyer]),
     template(Workload::LoadShared, &[Peer::Tidespool]),

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use tidespool::{Config, TieredSpool};
+use tidespool::{Config, Durability, TieredSpool};
 use tidespool_core::Spool;
 
 pub use error::{EngineError, NotOffered};
@@ -61,8 +61,12 @@ impl Claims {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Peer {
-    /// The tiered spool with its default settings.
+    /// The tiered spool with its default settings: what is acknowledged survives the death of the
+    /// process.
     Tidespool,
+    /// The same with the durability `memory`: a weaker promise than that of every other engine here
+    /// but foyer.
+    TidespoolMemory,
     /// RocksDB as KumoMTA sets it up and calls it.
     #[value(name = "rocksdb")]
     #[serde(rename = "rocksdb")]
@@ -103,6 +107,7 @@ impl Peer {
     pub fn name(self) -> &'static str {
         match self {
             Self::Tidespool => "tidespool",
+            Self::TidespoolMemory => "tidespool-memory",
             Self::RocksDb => "rocksdb",
             Self::RocksDbTuned => "rocksdb-tuned",
             Self::Fjall => "fjall",
@@ -122,6 +127,9 @@ impl Peer {
                 let version = env!("CARGO_PKG_VERSION");
                 let budget = Config::new("").memory_budget >> 20;
                 format!("Tidespool {version}: default settings, memory budget {budget} MiB")
+            }
+            Self::TidespoolMemory => {
+                "as tidespool, durability memory: what is not synced is gone with the process".to_owned()
             }
             #[cfg(feature = "rocksdb")]
             Self::RocksDb => rocksdb::KUMO_SETTINGS.to_owned(),
@@ -162,8 +170,11 @@ impl Peer {
         std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         let limit = setup.max_message_size;
         match self {
-            Self::Tidespool => {
+            Self::Tidespool | Self::TidespoolMemory => {
                 let mut config = Config::new(dir.join("spool")).max_message_size(limit);
+                if self == Self::TidespoolMemory {
+                    config = config.durability(Durability::Memory);
+                }
                 if setup.small_caches {
                     config = config.memory_budget(TIDESPOOL_SMALLEST_MEMORY_BUDGET);
                 }

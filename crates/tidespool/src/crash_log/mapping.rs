@@ -23,7 +23,7 @@
 //! * The handler calls `mmap`, `sigaction`, `raise` and atomic operations only. The former three are
 //!   system calls without state in the C library.
 //! * A forked child does not have the mapping (`MADV_DONTFORK`): it can't write into the log of its
-//!   parent.
+//!   parent, and unmaps nothing. A child that goes on to use the spool of its parent faults.
 
 #![allow(unsafe_code, reason = "there is no other way to map a file and to survive a fault in it")]
 
@@ -81,6 +81,8 @@ pub(super) struct Mapping {
     /// In words.
     len: usize,
     mapped: &'static Mapped,
+    /// The process that has the mapping.
+    owner: u32,
     /// Every word that was written, in order.
     #[cfg(test)]
     pub(super) trace: parking_lot::Mutex<Vec<(usize, u64)>>,
@@ -112,6 +114,7 @@ impl Mapping {
             base: base.cast(),
             len: len / size_of::<u64>(),
             mapped,
+            owner: std::process::id(),
             #[cfg(test)]
             trace: parking_lot::Mutex::default(),
         })
@@ -169,6 +172,10 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if std::process::id() != self.owner {
+            // A forked child does not have the mapping. What is there now is something else.
+            return;
+        }
         self.mapped.base.store(0, Ordering::Release);
         // SAFETY: nothing else holds the range, for `words` borrows this value.
         unsafe {

@@ -355,6 +355,11 @@ impl Written {
 }
 
 impl Slot {
+    /// True if it is a slot of this log.
+    pub(crate) fn is_of(&self, log: &Arc<CrashLog>) -> bool {
+        Arc::ptr_eq(&self.log, log)
+    }
+
     fn more(&self) -> &[u32] {
         self.more.as_deref().map_or(&[], Vec::as_slice)
     }

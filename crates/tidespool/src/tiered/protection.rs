@@ -10,7 +10,7 @@ use thiserror::Error;
 use tidespool_core::SpoolId;
 
 use super::mailbox::Mailbox;
-use crate::crash_log::{CRASH_LOG, CrashLog, Left, NEW_CRASH_LOG, Written};
+use crate::crash_log::{CRASH_LOG, CrashLog, Left, NEW_CRASH_LOG, Slot, Written};
 use crate::storage::{Loss, Storage, loss_of_state};
 use crate::{Config, Durability};
 
@@ -139,6 +139,15 @@ impl Protection {
     /// Writes a removal to the log. `None`: it has to go to the journal.
     pub(super) fn write_removal(&self, id: SpoolId) -> Option<Written> {
         self.current.load().as_ref()?.write_removal(id)
+    }
+
+    /// Makes what was written count, as this version of its message, under the lock of the id's shard.
+    /// `None`: it has to go to the journal, for the log is broken, or was replaced meanwhile. What was
+    /// dirty when a log is replaced is flushed, and this would not be.
+    pub(super) fn commit(&self, written: Written, version: u64) -> Option<Slot> {
+        let slot = written.commit(version)?;
+        let is_current = self.current.load().as_ref().is_some_and(|log| slot.is_of(log));
+        is_current.then_some(slot)
     }
 
     /// What is not on stable storage by now stays in the log, for the next opening.

@@ -67,7 +67,7 @@ pub(super) fn take_out(shared: &Shared, id: SpoolId) -> Result<Left, Closed> {
         let version = shared.table.next_version();
         let is_to_survive = shared.terms.durability() != Durability::Memory;
         let written = if is_to_survive { shared.protection.write_removal(id) } else { None };
-        let slot = written.and_then(|written| written.commit(version));
+        let slot = written.and_then(|written| shared.protection.commit(written, version));
         left = if is_to_survive && slot.is_none() { Left::Unprotected } else { Left::Tombstone };
         // It inherits the turn of what it replaces, as a store does.
         shard.pending.insert(Ticket { version, at: Instant::now(), id }, dirty, slot)

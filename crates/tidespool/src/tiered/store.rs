@@ -257,7 +257,7 @@ fn put_in_memory(
     shared.check_open()?;
     let version = shared.table.next_version();
     let is_to_survive = written.is_some();
-    let slot = written.and_then(|written| written.commit(version));
+    let slot = written.and_then(|written| shared.protection.commit(written, version));
     if is_to_survive && slot.is_none() {
         return Ok(false);
     }
