@@ -232,7 +232,10 @@ async fn no_stale_copy_survives_a_change_of_the_budget() {
                         *stands = None;
                     } else {
                         let data = payload::shared(*id, version, 200);
-                        spool.store(*id, data, version % 40 < 4, None).await.unwrap();
+                        let stored = spool.store(*id, data, version % 40 < 4, None).await;
+                        stored.unwrap_or_else(|error| {
+                            panic!("{error:#}: {:?}, {:?}", spool.unhealthy_reason(), spool.stats())
+                        });
                         *stands = Some(version);
                     }
                 }
