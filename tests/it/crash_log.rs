@@ -503,3 +503,21 @@ async fn the_log_counts_in_the_budget_and_gives_its_memory_back() {
     assert_holds(&*spool, id, 60_000).await;
     stop(spool).await;
 }
+
+/// After a change to `memory` nothing replaced a log that was lost: the loss was reported four times
+/// a second, for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_log_that_is_not_wanted_is_let_go() {
+    let tiered = quiet(Durability::Process);
+    let spool = tiered.start().await;
+    let id = put(&*spool, 100, false).await;
+    spool.reconfigure(spool.config().as_ref().clone().durability(Durability::Memory)).unwrap();
+    fs::remove_file(log_of(&tiered)).unwrap();
+    wait::until("it is let go", || spool.stats().gauges.crash_log_disk_bytes == 0).await;
+    wait::until("what it had is in the journal", || spool.stats().gauges.at_risk_bytes == 0).await;
+    assert_eq!(spool.stats().crash_logs_lost, 1);
+    drop(spool);
+    let spool = tiered.start().await;
+    assert_holds(&*spool, id, 100).await;
+    stop(spool).await;
+}

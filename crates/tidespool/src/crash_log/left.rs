@@ -1,4 +1,4 @@
-//! What the last run left in a spool's directory: for an opening, and for whoever only looks.
+//! What the last run left in a spool's directory. An opening and `inspect` read it in the same way.
 
 use std::io;
 use std::path::Path;

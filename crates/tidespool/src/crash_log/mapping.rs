@@ -6,7 +6,7 @@
 //! else cut it short), where the file system can't read or write it, or where it has failed as a
 //! whole. The default action ends the process. So the first mapping installs a handler for
 //! `SIGBUS`. A fault inside a mapping of this module marks the mapping as broken and replaces it
-//! with anonymous memory. The write that faulted is then repeated by the processor, and succeeds.
+//! with anonymous memory. The processor repeats the write that faulted, which succeeds then.
 //! Every change of an entry checks the mark after it is made ([`Mapping::is_broken`]), so that no
 //! caller gets `Ok` for what only anonymous memory has. The first page stays mapped, unless it is
 //! the one that faulted: the file is invalidated there. Any other fault goes to the handler that
@@ -223,7 +223,7 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
         && let Some(mapped) = MAPPED.iter().find(|mapped| mapped.contains(address))
     {
         let (base, len) = (mapped.base.load(Ordering::Acquire), mapped.len.load(Ordering::Acquire));
-        // Before the pages go: whoever writes to anonymous memory sees it afterwards.
+        // Before the pages are replaced: a thread that wrote to anonymous memory reads the mark after it.
         mapped.is_broken.store(true, Ordering::SeqCst);
         let kept = if address - base < PAGE { 0 } else { PAGE };
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;

@@ -8,8 +8,8 @@
 //! # Rules
 //!
 //! * For each message the log holds the newest version that was acknowledged, until that version is
-//!   on stable storage or is removed without a trace. Whoever replaces a version commits the new
-//!   entry first and takes the old one back after that, both under the lock of the id's shard.
+//!   on stable storage or is removed without a trace. A replacement commits the new entry
+//!   first and takes the old one back after that, both under the lock of the id's shard.
 //! * An entry counts when its commit word is written, which is last. A thread that is killed before
 //!   leaves nothing.
 //! * The file is of one size, and all its blocks are allocated when it is made. What finds no room

@@ -10,8 +10,9 @@ use thiserror::Error;
 use tidespool_core::SpoolId;
 
 use super::mailbox::Mailbox;
-use crate::crash_log::{CRASH_LOG, CrashLog, Left, NEW_CRASH_LOG, Slot, Written};
-use crate::storage::{Loss, Storage, loss_of_state};
+use super::open::keep_free;
+use crate::crash_log::{CRASH_LOG, CrashLog, Kept, Left, NEW_CRASH_LOG, Slot, Written};
+use crate::storage::{Loss, Space, Storage, loss_of_state};
 use crate::{Config, Durability};
 
 /// A spool with less than this is better off without: everything large would go past it.
@@ -59,11 +60,12 @@ impl Protection {
             .map_err(|source| self.error("reading what was not on stable storage", source))
     }
 
-    /// Makes a log that is not in force yet.
-    pub(super) fn prepare(&self, config: &Config) -> Result<Arc<CrashLog>, ProtectionError> {
+    /// Makes a log that is not in force yet, with room for `kept` at the least.
+    pub(super) fn prepare(&self, config: &Config, kept: &[Kept]) -> Result<Arc<CrashLog>, ProtectionError> {
         let path = self.dir.join(NEW_CRASH_LOG);
         let make = || {
-            let bytes = size(config, &*self.storage);
+            let space = self.storage.space(&config.path).ok();
+            let bytes = size(config, space, keep_free(config, &*self.storage)).max(room_for(kept));
             if bytes < LEAST {
                 return Err(io::ErrorKind::StorageFull.into());
             }
@@ -96,19 +98,23 @@ impl Protection {
     /// What only the old one protected is written to the journal at once.
     pub(crate) fn renew(&self, config: &Config) -> Result<(), ProtectionError> {
         let _one = self.renewing.lock();
-        if config.durability == Durability::Memory || (self.current.load().is_some() && self.loss().is_none())
-        {
+        let is_lost = self.loss().is_some();
+        if !is_lost && !self.is_wanting(config) {
             return Ok(());
         }
-        let was_there = self.current.swap(None).is_some();
-        let renewed = self.prepare(config).and_then(|log| self.put_in_force(log));
-        if was_there {
-            // What happened to the file may have left entries in it that were taken back since.
-            let removed = if renewed.is_err() { self.remove_file() } else { Ok(()) };
-            drop(self.mailbox.flush(false));
-            return renewed.and(removed);
+        self.current.store(None);
+        let is_wanted = self.is_wanting(config);
+        let renewed = match is_wanted {
+            true => self.prepare(config, &[]).and_then(|log| self.put_in_force(log)),
+            false => Ok(()),
+        };
+        if !is_lost {
+            return renewed;
         }
-        renewed
+        // The file may have entries that were taken back since. A new log has taken its place.
+        let removed = if is_wanted && renewed.is_ok() { Ok(()) } else { self.remove_file() };
+        drop(self.mailbox.flush(false));
+        renewed.and(removed)
     }
 
     /// True if there is a log.
@@ -141,9 +147,9 @@ impl Protection {
         self.current.load().as_ref()?.write_removal(id)
     }
 
-    /// Makes what was written count, as this version of its message, under the lock of the id's shard.
-    /// `None`: it has to go to the journal, for the log is broken, or was replaced meanwhile. What was
-    /// dirty when a log is replaced is flushed, and this would not be.
+    /// Makes an entry count, as this version of its message. Call it under the lock of the id's
+    /// shard. `None`: the log is broken, or another one is in force by now. The change has to go to
+    /// the journal then: the flush that follows a loss of the log may have passed it.
     pub(super) fn commit(&self, written: Written, version: u64) -> Option<Slot> {
         let slot = written.commit(version)?;
         let is_current = self.current.load().as_ref().is_some_and(|log| slot.is_of(log));
@@ -175,11 +181,54 @@ impl Protection {
 }
 
 /// Bytes of the log: what may be dirty, with a quarter for what slots leave unused; a sixteenth of
-/// the budget for removals; and not more than a sixty-fourth of the file system.
-fn size(config: &Config, storage: &dyn Storage) -> u64 {
+/// the budget for removals; at most a sixty-fourth of the file system, and not of the room that new
+/// segments leave to others, which is `keep_free`.
+fn size(config: &Config, space: Option<Space>, keep_free: u64) -> u64 {
     let dirty = config.effective_dirty_limit();
     let sixteenth = config.memory_budget / 16;
     let wanted = dirty + dirty / 4 + sixteenth + sixteenth.min(SLACK);
-    let total = storage.space(&config.path).map_or(u64::MAX, |space| space.total_bytes);
-    wanted.min(total / 64)
+    match space {
+        Some(space) if space.total_bytes > 0 => {
+            wanted.min(space.total_bytes / 64).min(space.free_bytes.saturating_sub(keep_free))
+        }
+        // It does not report its size.
+        Some(_) | None => wanted,
+    }
+}
+
+/// Bytes of a log in which these changes have room, whatever else there is. 0 where there are none.
+fn room_for(kept: &[Kept]) -> u64 {
+    let bytes: u64 =
+        kept.iter().map(|kept| kept.data.as_ref().map_or(0, |data| data.len() as u64) + 64).sum();
+    if kept.is_empty() { 0 } else { LEAST + bytes * 2 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn the_log_takes_no_room_that_others_need() {
+        let config = Config::new("/x");
+        let of = |total, free| {
+            let space = Space { total_bytes: total * MIB, free_bytes: free * MIB, ..Space::default() };
+            size(&config, Some(space), 300 * MIB) / MIB
+        };
+        assert_eq!(of(100_000, 50_000), 60);
+        assert_eq!(of(640, 600), 10, "a sixty-fourth");
+        assert_eq!(of(100_000, 320), 20, "what is to stay free stays free");
+        assert_eq!(of(100_000, 200), 0);
+        assert_eq!(size(&config, None, 0) / MIB, 60);
+        // ramfs and some FUSE file systems say 0 of both.
+        assert_eq!(of(0, 0), 60);
+    }
+
+    #[test]
+    fn what_was_acknowledged_has_room_on_any_disk() {
+        assert_eq!(room_for(&[]), 0);
+        let kept = |len| Kept { version: 1, id: SpoolId::new(), data: Some(vec![0; len]) };
+        assert!(room_for(&[kept(1_000_000), kept(10)]) > 2 * MIB);
+    }
 }

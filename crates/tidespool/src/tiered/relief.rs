@@ -56,7 +56,7 @@ impl Relief for SpoolRelief {
 }
 
 /// Waits on a thread that is not the runtime's, until `until` or until the spool closes.
-fn wait<T>(shared: &Shared, mut receiver: Receiver<T>, until: Instant) -> Option<T> {
+pub(super) fn wait<T>(shared: &Shared, mut receiver: Receiver<T>, until: Instant) -> Option<T> {
     const LOOK: Duration = Duration::from_millis(5);
     loop {
         match receiver.try_recv() {

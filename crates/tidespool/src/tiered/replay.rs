@@ -3,20 +3,17 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use tokio::sync::oneshot::error::TryRecvError;
 
 use super::protection::Protection;
+use super::relief::wait;
 use super::shared::Shared;
 use crate::crash_log::{CrashLog, Kept, Left};
 use crate::journal::payload_crc;
 use crate::memory::{Dirty, Ticket};
 use crate::{Config, Durability};
-
-/// How often to look whether the disk has it.
-const LOOK: Duration = Duration::from_millis(5);
 
 /// A crash log that takes over from the last run's.
 #[derive(Debug)]
@@ -33,7 +30,7 @@ impl Replay {
         let left = protection.left()?;
         let log = match config.durability {
             Durability::Memory => None,
-            Durability::Process | Durability::Synced => protection.prepare(config).map_or_else(
+            Durability::Process | Durability::Synced => protection.prepare(config, &left.kept).map_or_else(
                 |error| {
                     tracing::warn!(%error, "there is no crash log: what must survive the process is synced");
                     None
@@ -79,7 +76,8 @@ impl Replay {
     pub(super) fn settle(self, shared: &Shared, changes: u64) -> Result<()> {
         let config = shared.config.load_full();
         if changes > 0 {
-            let is_durable = flush(shared, Instant::now() + config.store_deadline);
+            let until = Instant::now() + config.store_deadline;
+            let is_durable = wait(shared, shared.mailbox.flush(false), until).is_some();
             if !is_durable && !self.is_in_force {
                 let what = "the disk did not take what the crash log has within store_deadline, and there is no \
                             room for another crash log: nothing is lost, make room and open it again";
@@ -123,19 +121,6 @@ fn adopt(shared: &Shared, log: Option<&Arc<CrashLog>>, kept: Kept) -> bool {
     let is_protected = slot.is_some();
     shard.pending.insert(Ticket { version, at: Instant::now(), id }, Arc::new(dirty), slot);
     is_protected
-}
-
-/// Blocks until what is dirty is on stable storage. False if it is not until then.
-fn flush(shared: &Shared, until: Instant) -> bool {
-    let mut flushed = shared.mailbox.flush(false);
-    loop {
-        match flushed.try_recv() {
-            Ok(()) => return true,
-            Err(TryRecvError::Closed) => return false,
-            Err(TryRecvError::Empty) if Instant::now() >= until => return false,
-            Err(TryRecvError::Empty) => std::thread::sleep(LOOK),
-        }
-    }
 }
 
 /// Says what to do where an opening fails over its crash log.

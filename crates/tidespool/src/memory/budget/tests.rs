@@ -309,6 +309,6 @@ fn many_removals_wait_until_there_are_fewer() {
     removals.pop();
     assert!(block_on(poll_once(&mut first)).is_some());
     assert!(block_on(poll_once(&mut second)).is_some());
-    // Without a reason nobody waits.
+    // With few removals a caller does not wait.
     assert!(block_on(poll_once(&mut pin!(budget.fewer_removals()))).is_some());
 }
