@@ -1,10 +1,11 @@
 //! A spool in a control group (version 1) whose memory limit is far below the spool's budget: filled far past the
 //! limit, it must not be killed, and nothing that it acknowledged may be missing.
 //!
-//! And one that is killed there all the same, because the program takes too much: nothing is lost and nothing comes back.
+//! And one that is killed there all the same, because the program takes too much: nothing is lost
+//! and nothing comes back.
 //!
-//! Each test runs itself again as a child, in a group made for it. Where no group can be made (version 2 only, not root) it
-//! says so on standard error, and passes.
+//! Each test runs itself again as a child, in a group made for it. Where no group can be made
+//! (version 2 only, not root) it says so on standard error, and passes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -65,15 +66,22 @@ fn dir_on_a_disk() -> Option<TempDir> {
     Some(tempfile::Builder::new().prefix("tidespool-cgroup-").tempdir_in(on_a_disk).unwrap())
 }
 
+/// A control group, and a directory for a spool. `None`, with a line that says why, where a test
+/// can't run.
+fn group_and_dir() -> Option<(Group, TempDir)> {
+    let group = Group::make()
+        .inspect_err(|why| eprintln!("not run: no control group can be made here: {why}"))
+        .ok()?;
+    let dir = dir_on_a_disk();
+    if dir.is_none() {
+        eprintln!("skipped: files in memory would count against the limit of the control group");
+    }
+    Some((group, dir?))
+}
+
 #[test]
 fn filled_far_past_the_limit_it_is_not_killed() {
-    let group = match Group::make() {
-        Ok(group) => group,
-        Err(why) => return eprintln!("not run: no control group can be made here: {why}"),
-    };
-    let Some(dir) = dir_on_a_disk() else {
-        return eprintln!("skipped: files in memory would count against the limit of the control group");
-    };
+    let Some((group, dir)) = group_and_dir() else { return };
     let status = run_child(&group, dir.path(), "child");
     println!("cgroup: {status}; {}", group.report());
     assert!(status.success(), "the child ended with {status}; {}", group.report());
@@ -93,17 +101,11 @@ fn filled_far_past_the_limit_it_is_not_killed() {
     });
 }
 
-/// The program around the spool takes more memory than the group has, and the OOM killer ends it. Mails that
-/// were acknowledged a moment before were lost, and delivered ones came back.
+/// The program around the spool takes more memory than the group has, and the OOM killer ends it.
+/// Messages that were acknowledged a moment before were lost, and removed ones came back.
 #[test]
 fn what_the_oom_killer_ends_loses_nothing() {
-    let group = match Group::make() {
-        Ok(group) => group,
-        Err(why) => return eprintln!("not run: no control group can be made here: {why}"),
-    };
-    let Some(dir) = dir_on_a_disk() else {
-        return eprintln!("skipped: files in memory would count against the limit of the control group");
-    };
+    let Some((group, dir)) = group_and_dir() else { return };
     let status = run_child(&group, dir.path(), "greedy_child");
     println!("cgroup: {status}; {}", group.report());
     assert!(!status.success() && group.kills() > 0, "the child ended with {status}; {}", group.report());

@@ -142,8 +142,8 @@ impl Studio {
     }
 
     /// Makes one image and judges it. Of what is not synced, `percent` of the pages are kept. Where
-    /// another thread went on meanwhile, beyond call `number` or in the crash log, the image is of no
-    /// moment, and is dropped.
+    /// another thread went on meanwhile, beyond call `number` or in the crash log, the image is of
+    /// no moment, and is dropped.
     fn image(&self, number: u64, what: &str, book: &Book, cut: Option<(&Unsynced, u64)>) {
         let mut rng = Rng::new(self.rng.lock().number());
         let copy = TempDir::new().unwrap();

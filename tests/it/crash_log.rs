@@ -1,17 +1,13 @@
 use std::fs;
-use std::io::{self, IoSlice};
-use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tidespool::storage::{OpenMode, OsStorage, Storage, StorageFile};
 use tidespool::{Durability, TieredSpool};
 use tidespool_core::{Spool, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId};
 use tidespool_testkit::faults::{Call, Fault, FaultyStorage};
 use tidespool_testkit::{payload, wait};
 
+use crate::machine::Machine;
 use crate::setup::{KIB, MIB, Tiered, assert_absent, assert_holds, enumerate, put, stop, when_free};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -163,83 +159,6 @@ async fn a_spool_that_is_opened_at_another_level_brings_back_what_was_acknowledg
     stop(spool).await;
 }
 
-/// A storage on a machine that was started again, or one whose files can't be mapped.
-#[derive(Debug)]
-struct Machine {
-    boot: u8,
-    maps: bool,
-}
-
-#[derive(Debug)]
-struct MachineFile(Arc<dyn StorageFile>, bool);
-
-impl Storage for Machine {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        OsStorage.create_dir(path)
-    }
-
-    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
-        Ok(Arc::new(MachineFile(OsStorage.open(path, mode)?, self.maps)))
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        OsStorage.list(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        OsStorage.rename(from, to)
-    }
-
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        OsStorage.remove_file(path)
-    }
-
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        OsStorage.sync_dir(path)
-    }
-
-    fn boot_id(&self) -> io::Result<[u8; 16]> {
-        Ok([self.boot; 16])
-    }
-}
-
-impl StorageFile for MachineFile {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn state(&self) -> io::Result<tidespool::storage::FileState> {
-        self.0.state()
-    }
-
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.0.descriptor().filter(|_| self.1)
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
-    }
-
-    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        self.0.write_vectored_at(bufs, offset)
-    }
-
-    fn allocate(&self, len: u64) -> io::Result<()> {
-        self.0.allocate(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-}
-
-impl Machine {
-    async fn open(self, tiered: &Tiered) -> TieredSpool {
-        let storage: Arc<dyn Storage> = Arc::new(self);
-        when_free(|| TieredSpool::open_on(tiered.config.clone(), storage.clone())).await.expect("open")
-    }
-}
-
 /// After a power cut the file holds what happened to be written back: entries of messages that were
 /// removed since, perhaps.
 #[tokio::test(flavor = "multi_thread")]
@@ -300,7 +219,8 @@ async fn a_log_that_is_damaged_is_reported_and_not_used() {
     stop(spool).await;
 }
 
-/// A neighbour deletes, replaces or truncates the file. A truncated one would have killed the server.
+/// A neighbour deletes, replaces or truncates the file. A truncated one would have killed the
+/// server.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_is_lost_under_a_running_spool_is_replaced() {
     for how in 0..4 {
@@ -504,8 +424,8 @@ async fn the_log_counts_in_the_budget_and_gives_its_memory_back() {
     stop(spool).await;
 }
 
-/// After a change to `memory` nothing replaced a log that was lost: the loss was reported four times
-/// a second, for ever.
+/// After a change to `memory` nothing replaced a log that was lost: the loss was reported four
+/// times a second, for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_log_that_is_not_wanted_is_let_go() {
     let tiered = quiet(Durability::Process);

@@ -2,20 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tempfile::TempDir;
 use tidespool::inspect::{CrashLogSummary, Damage, Entry, Home, Inspector, Salvage, Summary, salvage_on};
-use tidespool::storage::{OpenMode, OsStorage, Storage, StorageFile};
+use tidespool::storage::{OsStorage, Storage};
 use tidespool::{Config, Durability, TieredSpool};
 use tidespool_core::{Locked, NotFound, Spool, SpoolId};
 use tidespool_testkit::faults::{Call, Fault, FaultyStorage};
 use tidespool_testkit::payload;
 
 use crate::broken::HOUR;
+use crate::machine::Machine;
 use crate::repair::whole_in;
 use crate::setup::{Tiered, assert_absent, copy_dir, enumerate, put, stop, walk};
 
@@ -286,7 +286,7 @@ async fn a_crash_log_that_cannot_be_read_is_damage() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_crash_log_of_another_boot_is_ignored() {
     let died = Died::new().await;
-    died.assert_ignored(Arc::new(OtherBoot(OsStorage))).await;
+    died.assert_ignored(Arc::new(Machine { boot: 7, maps: true })).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -303,38 +303,4 @@ async fn an_unfinished_crash_log_and_none_at_all_are_ignored() {
     died.assert_ignored(Arc::new(OsStorage)).await;
     fs::remove_file(died.log()).unwrap();
     died.assert_ignored(Arc::new(OsStorage)).await;
-}
-
-/// The same disk, after the machine was started again.
-#[derive(Debug)]
-struct OtherBoot(OsStorage);
-
-impl Storage for OtherBoot {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.0.create_dir(path)
-    }
-
-    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
-        self.0.open(path, mode)
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        self.0.list(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.0.rename(from, to)
-    }
-
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.0.remove_file(path)
-    }
-
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.0.sync_dir(path)
-    }
-
-    fn boot_id(&self) -> io::Result<[u8; 16]> {
-        self.0.boot_id().map(|id| id.map(|byte| !byte))
-    }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod broken; // the small spools of `setup`, on a disk that breaks as told
+mod machine; // the disk of a machine that was started again, or that maps no files
 mod setup; // small spools in directories of their own, and the calls that most tests are made of
 
 mod backlog; // more than the journal holds, and its room given back

@@ -22,7 +22,8 @@ pub(crate) struct Args {
     /// `NEW_DIR/.tidespool-repair.partial`.
     #[arg(value_name = "NEW_DIR")]
     new_dir: PathBuf,
-    /// One JSON object on one line: complete, saved, bytes, saved_from_crash_log, removed_by_crash_log, lost; unsaved, doubtful, damage and torn (lists of path, id, what).
+    /// One JSON object on one line: complete, saved, bytes, saved_from_crash_log,
+    /// removed_by_crash_log, lost; unsaved, doubtful, damage and torn (lists of path, id, what).
     #[arg(long)]
     json: bool,
 }

@@ -22,8 +22,8 @@
 //!     let id = SpoolId::new();
 //!     let message: Arc<Box<[u8]>> = Arc::new(b"Subject: hello\r\n\r\nHello.\r\n".as_slice().into());
 //!     let deadline = Instant::now() + Duration::from_secs(5);
-//!     // `true`: on stable storage when it returns. `false`: safe from the death of the process, and
-//!     // on stable storage soon.
+//!     // `true`: on stable storage when it returns. `false`: safe from the death of the process,
+//!     // and on stable storage soon.
 //!     spool.store(id, message, true, Some(deadline)).await?;
 //!
 //!     assert!(spool.load(id).await?.starts_with(b"Subject"));
@@ -96,8 +96,9 @@
 //! * [`inspect`] – a look at a spool's directory while nobody has it open.
 //! * [`storage`] – the files under the journal, as a trait, for tests that break them.
 //!
-//! Inside: `tiered` knows every tier; `memory`, `journal` and `durable` do not know each other; `crash_log` keeps what
-//! is acknowledged over the death of the process; `checkpoint` moves messages from the journal to sled; `pressure`, `health` and `stats` stand beside the path, and
+//! Inside: `tiered` knows every tier; `memory`, `journal` and `durable` do not know each other;
+//! `crash_log` keeps what is acknowledged over the death of the process; `checkpoint` moves
+//! messages from the journal to sled; `pressure`, `health` and `stats` stand beside the path, and
 //! `timer` keeps callers' deadlines. Formats on disk and the reasons are in ARCHITECTURE.md,
 //! settings and metrics for operators in README.md.
 

@@ -150,8 +150,9 @@ pub struct Config {
     ///
     /// Above the durability `memory` these bytes are in memory twice: the crash log has them, too.
     ///
-    /// Default = an eighth of `memory_budget`, see [`effective_dirty_limit`](Self::effective_dirty_limit).
-    /// Bounds: 1 MiB to half of `memory_budget`.
+    /// Default = an eighth of `memory_budget`, see
+    /// [`effective_dirty_limit`](Self::effective_dirty_limit). Bounds: 1 MiB to half of
+    /// `memory_budget`.
     #[serde(with = "size::option", skip_serializing_if = "Option::is_none")]
     pub dirty_limit: Option<u64>,
 

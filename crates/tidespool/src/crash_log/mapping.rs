@@ -20,8 +20,8 @@
 //!   The handler replaces pages of the range in place, and never leaves a hole in it.
 //! * `mmap` returns page-aligned memory of the length that it was asked for, so the words are
 //!   aligned and in bounds. Any bytes are valid words.
-//! * The handler calls `mmap`, `sigaction`, `raise` and atomic operations only. The former three are
-//!   system calls without state in the C library.
+//! * The handler calls `mmap`, `sigaction`, `raise` and atomic operations only. The former three
+//!   are system calls without state in the C library.
 //! * A forked child does not have the mapping (`MADV_DONTFORK`): it can't write into the log of its
 //!   parent, and unmaps nothing. A child that goes on to use the spool of its parent faults.
 
@@ -223,7 +223,8 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
         && let Some(mapped) = MAPPED.iter().find(|mapped| mapped.contains(address))
     {
         let (base, len) = (mapped.base.load(Ordering::Acquire), mapped.len.load(Ordering::Acquire));
-        // Before the pages are replaced: a thread that wrote to anonymous memory reads the mark after it.
+        // Before the pages are replaced: a thread that wrote to anonymous memory reads the mark
+        // after it.
         mapped.is_broken.store(true, Ordering::SeqCst);
         let kept = if address - base < PAGE { 0 } else { PAGE };
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;

@@ -320,8 +320,9 @@ impl CrashLog {
         Place::try_from(place).unwrap_or(Place::MAX)
     }
 
-    /// Changes what counts, under the lock of the arena: `change` writes the entry's words. Whatever
-    /// of it a killed thread has done, [`read`] finds the sum right with or without the entry.
+    /// Changes what counts, under the lock of the arena: `change` writes the entry's words.
+    /// Whatever of it a killed thread has done, [`read`] finds the sum right with or without the
+    /// entry.
     fn change(&self, arena: u16, place: Place, more: u64, change: impl FnOnce(&Mapping, usize)) {
         let (mapping, arena) = (&self.mapping, usize::from(arena));
         let (sum, intent) = (layout::sum_at(arena), layout::intent_at(arena));

@@ -57,8 +57,8 @@ pub(super) struct Counts {
 }
 
 impl Contents {
-    /// Reads all of it but the payloads in segments, and changes nothing. The crash log is read from
-    /// `storage`.
+    /// Reads all of it but the payloads in segments, and changes nothing. The crash log is read
+    /// from `storage`.
     pub(super) fn read(places: &Places, storage: &dyn Storage) -> Result<Self> {
         let found = read_ledger(places, false)?;
         let Examined { ledger, is_ledger_whole, recovered, damage: files } = examine(places, found, false)?;

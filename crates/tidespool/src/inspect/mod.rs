@@ -182,8 +182,8 @@ impl Inspector {
     }
 
     /// Reads every byte of every message, the journal, the ledger, the log of what lives and the
-    /// crash log, and compares them with their checksums and with one another. The index is compared with what the
-    /// last orderly end left.
+    /// crash log, and compares them with their checksums and with one another. The index is
+    /// compared with what the last orderly end left.
     ///
     /// # Errors
     ///

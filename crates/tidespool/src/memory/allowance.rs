@@ -107,9 +107,9 @@ impl Allowance {
             part(dirty_limit, self.allowed, self.budget).min(left / 4 * 3).max(LEAST.min(dirty_limit));
         // moka overshoots, and what is freed between pieces in use can't be given back.
         let margin = self.allowed / 12;
-        // Copies that are dropped soon after they came, for the index or for the crash log, leave holes
-        // that nothing else fits into. So both have their part from the start: the log has all that is
-        // dirty, and a quarter for what its slots leave unused.
+        // Copies that are dropped soon after they came, for the index or for the crash log, leave
+        // holes that nothing else fits into. So both have their part from the start: the log has
+        // all that is dirty, and a quarter for what its slots leave unused.
         let others = (index + sled + journal).max(self.allowed / 4)
             + crash_log.max((dirty + dirty / 4).min(crash_log_size));
         Shares { dirty_limit: dirty, cache: self.allowed.saturating_sub(others + dirty + margin).max(LEAST) }

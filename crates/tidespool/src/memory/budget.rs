@@ -170,8 +170,8 @@ impl Budget {
         Permit { budget: self.clone(), bytes: DIRTY_OVERHEAD, is_removal: true }
     }
 
-    /// True if tombstones alone take more than five eighths of the limit: removals go on, at the pace
-    /// of the disk.
+    /// True if tombstones alone take more than five eighths of the limit: removals go on, at the
+    /// pace of the disk.
     pub(crate) fn has_many_removals(&self) -> bool {
         self.removals.load(Ordering::SeqCst) > self.limit() / 8 * 5
     }

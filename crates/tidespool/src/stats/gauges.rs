@@ -46,8 +46,8 @@ pub struct Gauges {
     pub crash_log_disk_bytes: u64,
     /// Memory of the journal's writer, in bytes: what is queued, without the messages themselves.
     pub journal_buffer_bytes: u64,
-    /// All memory that counts against the budget, in bytes: dirty, cache, index, sled, the crash log
-    /// and the journal's writer.
+    /// All memory that counts against the budget, in bytes: dirty, cache, index, sled, the crash
+    /// log and the journal's writer.
     pub accounted_bytes: u64,
     /// The setting `memory_budget`, in bytes.
     pub memory_budget: u64,

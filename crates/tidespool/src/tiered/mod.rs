@@ -176,8 +176,8 @@ impl TieredSpool {
     ///
     /// [`SpoolCallerDeadlineExceeded`](tidespool_core::SpoolCallerDeadlineExceeded) or
     /// [`SpoolBackpressureTimeout`](tidespool_core::SpoolBackpressureTimeout) at the deadline,
-    /// [`Closed`](tidespool_core::Closed) at a shutdown. The message is removed then, too: its removal
-    /// is written as soon as the disk takes it.
+    /// [`Closed`](tidespool_core::Closed) at a shutdown. The message is removed then, too: its
+    /// removal is written as soon as the disk takes it.
     pub async fn remove_synced(&self, id: SpoolId, deadline: Option<Instant>) -> Result<()> {
         self.remove_all(&[id], deadline).await
     }

@@ -293,7 +293,7 @@ async fn under_overload_everybody_is_served_and_the_limit_holds() {
     assert_all_room_is_back(&budget, LIMIT);
 }
 
-/// Nothing bounded removals: 285 000 that waited for the disk took 70 MiB beside a budget of 256 MiB.
+/// Nothing bounded removals: 68 MiB of them waited for the disk beside a dirty limit of 32 MiB.
 #[test]
 fn many_removals_wait_until_there_are_fewer() {
     let budget = Arc::new(Budget::new(80 * DIRTY_OVERHEAD));

@@ -435,8 +435,8 @@ fn publish(shared: &Shared, aborts: &mut Vec<(SpoolId, u64)>, taken: Taken, dura
             publish_ticketed(shared, ticket.id, ticket.version, &dirty, durable.newest);
         }
         Taken::Arrived(arrival) if arrival.verdict.commit() => {
-            // Before the answer: it takes an older version's entry out of the crash log, which would
-            // replace this version at the next opening.
+            // Before the answer: it takes an older version's entry out of the crash log, which
+            // would replace this version at the next opening.
             publish_arrival(shared, &arrival, durable.newest);
             // The caller may have dropped its future just now; the message stays.
             let _ = arrival.done.send(Outcome::Durable(durable.seq));
