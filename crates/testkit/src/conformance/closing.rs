@@ -7,8 +7,11 @@ use chrono::Utc;
 use tidespool_core::{Closed, InDoubt, Spool, SpoolId};
 
 use super::Subject;
-use super::calls::{assert_lists, put, put_as};
-use crate::{payload, wait};
+use super::calls::{advance, assert_lists, put, put_as};
+use crate::payload;
+
+/// How many callers store beside the shutdown.
+const CALLERS: usize = 8;
 
 /// Once, again, and from several callers at a time.
 pub async fn shutdown_is_safe_to_repeat(subject: &mut Subject) {
@@ -54,11 +57,11 @@ fn assert_closed<T>(call: &str, result: anyhow::Result<T>) {
 
 /// Stores under way when the shutdown begins are either kept or refused, and always answered.
 pub async fn stores_beside_a_shutdown_are_answered(subject: &mut Subject) {
-    let acknowledged = Arc::new(AtomicU64::new(0));
-    let callers: Vec<_> = (0..8)
-        .map(|n| tokio::spawn(store_until_closed(subject.shared(), n % 2 == 0, acknowledged.clone())))
+    let acknowledged: Arc<[AtomicU64; CALLERS]> = Arc::default();
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|caller| tokio::spawn(store_until_closed(subject.shared(), caller, acknowledged.clone())))
         .collect();
-    wait::until("64 stores are acknowledged", || acknowledged.load(Ordering::Relaxed) >= 64).await;
+    advance("each caller has stored", &acknowledged[..], 8).await;
     subject.spool().shutdown().await.expect("shutdown");
     let mut kept = Vec::new();
     for caller in callers {
@@ -70,11 +73,13 @@ pub async fn stores_beside_a_shutdown_are_answered(subject: &mut Subject) {
 }
 
 /// Stores one message after the other until it is refused; returns those that were acknowledged.
+/// Every second caller asks for a sync.
 async fn store_until_closed(
     spool: Arc<dyn Spool>,
-    force_sync: bool,
-    acknowledged: Arc<AtomicU64>,
+    caller: usize,
+    acknowledged: Arc<[AtomicU64; CALLERS]>,
 ) -> Vec<SpoolId> {
+    let force_sync = caller.is_multiple_of(2);
     let mut kept = Vec::new();
     loop {
         let id = SpoolId::new();
@@ -84,7 +89,7 @@ async fn store_until_closed(
             return kept;
         }
         kept.push(id);
-        acknowledged.fetch_add(1, Ordering::Relaxed);
+        acknowledged[caller].fetch_add(1, Ordering::Relaxed);
         tokio::task::yield_now().await;
     }
 }
