@@ -1,14 +1,19 @@
 use std::fs;
 use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use tempfile::TempDir;
 use tidespool::{Durability, TieredSpool};
 use tidespool_core::{Spool, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId};
 use tidespool_testkit::faults::{Call, Fault, FaultyStorage};
 use tidespool_testkit::{payload, wait};
 
 use crate::machine::Machine;
-use crate::setup::{KIB, MIB, Tiered, assert_absent, assert_holds, enumerate, put, stop, when_free};
+use crate::setup::{
+    KIB, MIB, Tiered, assert_absent, assert_holds, copy_dir, enumerate, put, stop, when_free,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -109,6 +114,50 @@ async fn the_death_of_the_process_loses_nothing_and_brings_nothing_back() {
         }
         let spool = tiered.start().await;
         assert_eq!(spool.recovery().replayed, 0);
+        before.assert_is(&spool).await;
+        stop(spool).await;
+    }
+}
+
+/// Images of the directory before each call of an opening that replays, each as a death there leaves it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_death_at_any_call_of_a_replay_loses_nothing() {
+    let tiered = quiet(Durability::Process);
+    let spool = tiered.start().await;
+    let before = Before::of(&spool).await;
+    drop(spool);
+    free(&tiered).await;
+    let disk = Arc::new(FaultyStorage::new());
+    let images = Arc::new(Mutex::new(Vec::new()));
+    {
+        let (disk, images, path) = (disk.clone(), images.clone(), tiered.path());
+        disk.clone().watch(move |moment| {
+            if matches!(moment.call, Call::Open | Call::Read | Call::ReadInMemory | Call::Dir) {
+                return;
+            }
+            let log = || fs::read(path.join("crash-log")).ok();
+            let before = log();
+            let image = TempDir::new().unwrap();
+            copy_dir(&path, &image.path().join("spool"));
+            // Where another thread went on meanwhile, it is the image of no moment.
+            if disk.total() == moment.number && log() == before {
+                images.lock().push((format!("{:?} of {}", moment.call, moment.name), image));
+            }
+        });
+    }
+    let spool = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await.unwrap();
+    disk.unwatch();
+    assert!(spool.recovery().replayed > 0);
+    stop(Arc::new(spool)).await;
+    let images = std::mem::take(&mut *images.lock());
+    let is_replayed = |(at, _): &(String, _)| at == "Rename of crash-log";
+    assert!(images.iter().any(is_replayed), "{:?}", images.iter().map(|(at, _)| at).collect::<Vec<_>>());
+    for (at, image) in images {
+        println!("a death before {at}");
+        let mut config = tiered.config.clone();
+        config.path = image.path().join("spool");
+        let spool = Arc::new(TieredSpool::open(config).await.unwrap());
+        assert!(spool.recovery().damage.is_empty(), "{:?}", spool.recovery());
         before.assert_is(&spool).await;
         stop(spool).await;
     }

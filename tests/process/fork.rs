@@ -1,3 +1,7 @@
+use std::path::Path;
+use std::time::Duration;
+
+use tidespool::TieredSpool;
 use tidespool_core::{Locked, Spool as _};
 use tidespool_testkit::wait;
 
@@ -22,7 +26,7 @@ fn a_shutdown_frees_the_directory_whatever_was_forked() {
             assert_holds(&spool, &stored).await;
             drop(helper);
             // A helper that ends unlocks no other process's spool.
-            let refused = tidespool::TieredSpool::open(config(&path)).await.unwrap_err();
+            let refused = TieredSpool::open(config(&path)).await.unwrap_err();
             assert!(refused.root_cause().is::<Locked>(), "{refused:#}");
             spool.shutdown().await.unwrap();
         });
@@ -39,22 +43,50 @@ fn a_drop_frees_the_directory_whatever_was_forked() {
             let stored = put_some(&spool, true).await;
             let _helper = Forked::new();
             drop(spool);
-            wait::bounded("the directory is free", async {
-                loop {
-                    match tidespool::TieredSpool::open(config(&path)).await {
-                        Ok(spool) => break spool.shutdown().await.unwrap(),
-                        // The threads of the dropped spool end by themselves.
-                        Err(error) => assert!(error.root_cause().is::<Locked>(), "{error:#}"),
-                    }
-                }
-            })
-            .await;
+            open_when_free(&path).await.shutdown().await.unwrap();
             let look = tidespool::inspect::Inspector::open(&path).unwrap();
             let _another = Forked::new();
             drop(look);
             let saved = tidespool::inspect::salvage(&path, &dir.join("new")).unwrap();
             assert_eq!(saved.saved, stored.len() as u64);
             let spool = open(&path).await;
+            assert_holds(&spool, &stored).await;
+            spool.shutdown().await.unwrap();
+        });
+    });
+}
+
+/// The threads of a dropped spool end by themselves.
+async fn open_when_free(path: &Path) -> TieredSpool {
+    wait::bounded("the directory is free", async {
+        loop {
+            match TieredSpool::open(config(path)).await {
+                Ok(spool) => break spool,
+                Err(error) => assert!(error.root_cause().is::<Locked>(), "{error:#}"),
+            }
+        }
+    })
+    .await
+}
+
+/// A helper has the crash log's file open as long as it lives. What opens the directory meanwhile,
+/// and is refused, leaves the file as it is.
+#[test]
+fn what_was_forked_keeps_nothing_of_the_crash_log() {
+    child::run("fork::what_was_forked_keeps_nothing_of_the_crash_log", |dir| {
+        block_on(async {
+            let path = dir.join("spool");
+            // So late that nothing is written by itself.
+            let late = config(&path).dirty_expire(Duration::from_secs(3600));
+            let spool = TieredSpool::open(late).await.unwrap();
+            let stored = put_some(&spool, false).await;
+            let _helper = Forked::new();
+            let refused = TieredSpool::open(config(&path)).await.unwrap_err();
+            assert!(refused.root_cause().is::<Locked>(), "{refused:#}");
+            // Without a shutdown, like a death.
+            drop(spool);
+            let spool = open_when_free(&path).await;
+            assert_eq!(spool.recovery().replayed, stored.len() as u64);
             assert_holds(&spool, &stored).await;
             spool.shutdown().await.unwrap();
         });

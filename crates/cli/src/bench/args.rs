@@ -15,7 +15,7 @@ pub struct PlanArgs {
     #[arg(long, value_enum, default_value_t = Workload::Store)]
     workload: Workload,
     /// Payload bytes of a message, 1 to 1GiB: 16384, or 16KiB. Or `mix`: like mail, lognormal, 50 KB in the mean, at
-    /// most 1 MiB. Or `metadata`: 512 bytes to 2 KiB [default: 16KiB; mixed: mix; drain-young, enumerate and open-*:
+    /// most 1 MiB. Or `metadata`: 512 bytes to 2 KiB [default: 16KiB; mail: 50000; mixed: mix; drain-young, enumerate and open-*:
     /// 1KiB; scale: 64; always metadata for resave].
     #[arg(long, value_name = "BYTES")]
     size: Option<Size>,

@@ -232,15 +232,11 @@ impl Caller {
     }
 
     pub(super) async fn store(&self, id: SpoolId, data: Payload, force_sync: bool) -> Result<()> {
-        self.engine.store(id, data, force_sync).await.with_context(|| {
-            let why = self.engine.unhealthy_reason();
-            failed("store", id) + &why.map_or_else(String::new, |why| format!(" (unhealthy: {why})"))
-        })
+        store(&self.engine, id, data, force_sync).await
     }
 
     pub(super) async fn load(&self, id: SpoolId, len: usize) -> Result<()> {
-        let loaded = self.engine.load(id).await.with_context(|| failed("load", id))?;
-        check(id, len, loaded.len())
+        load(&self.engine, id, len).await
     }
 
     pub(super) async fn load_shared(&self, id: SpoolId, len: usize) -> Result<()> {
@@ -249,8 +245,24 @@ impl Caller {
     }
 
     pub(super) async fn remove(&self, id: SpoolId) -> Result<()> {
-        self.engine.remove(id).await.with_context(|| failed("remove", id))
+        remove(&self.engine, id).await
     }
+}
+
+pub(super) async fn store(engine: &Engine, id: SpoolId, data: Payload, force_sync: bool) -> Result<()> {
+    engine.store(id, data, force_sync).await.with_context(|| {
+        let why = engine.unhealthy_reason();
+        failed("store", id) + &why.map_or_else(String::new, |why| format!(" (unhealthy: {why})"))
+    })
+}
+
+pub(super) async fn load(engine: &Engine, id: SpoolId, len: usize) -> Result<()> {
+    let loaded = engine.load(id).await.with_context(|| failed("load", id))?;
+    check(id, len, loaded.len())
+}
+
+pub(super) async fn remove(engine: &Engine, id: SpoolId) -> Result<()> {
+    engine.remove(id).await.with_context(|| failed("remove", id))
 }
 
 /// A cheap look: comparing every byte would be a part of what is measured. The conformance tests do that.

@@ -28,6 +28,9 @@ pub enum Workload {
     /// Loads each message of a set once, in random order, after a reopening with caches as small as the engine allows.
     /// Ends when all are loaded, or with the duration. --drop-page-cache: the system's cache is emptied as well.
     LoadCold,
+    /// The two spools of a mail server: a body of --size and an envelope of 1 KiB are stored, both are loaded, the
+    /// envelope is stored again, both are removed; an operation is a message, its latency the seven calls together.
+    Mail,
     /// Each caller saves the metadata (512 bytes to 2 KiB) of one message of its own again and again.
     Resave,
     /// Stores without removing until --backlog-bytes are there (the measured part; --duration does not count), then
@@ -254,6 +257,7 @@ impl Workload {
         match self {
             Self::Resave => Size::Metadata,
             Self::Mixed => Size::Mix,
+            Self::Mail => Size::Bytes(50_000),
             Self::Scale => Size::Bytes(64),
             Self::DrainYoung | Self::Enumerate | Self::OpenClean | Self::OpenKilled => Size::Bytes(1_024),
             _ => Size::Bytes(16_384),

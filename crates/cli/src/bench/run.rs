@@ -91,7 +91,18 @@ impl Run<'_> {
         needs: &Needs,
         work: impl AsyncFnOnce(&Arc<Engine>) -> Result<T>,
     ) -> Result<T> {
-        let engine = self.open(needs).await?;
+        self.with_in(&self.engine_dir, needs, work).await
+    }
+
+    /// The same with the engine in `dir`, which is made.
+    pub(super) async fn with_in<T>(
+        &self,
+        dir: &Path,
+        needs: &Needs,
+        work: impl AsyncFnOnce(&Arc<Engine>) -> Result<T>,
+    ) -> Result<T> {
+        std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+        let engine = self.open_in(dir, needs).await?;
         let result = work(&engine).await;
         let closed = engine.shutdown().await;
         let result = result?;
@@ -100,8 +111,12 @@ impl Run<'_> {
     }
 
     pub(super) async fn open(&self, needs: &Needs) -> Result<Arc<Engine>> {
+        self.open_in(&self.engine_dir, needs).await
+    }
+
+    async fn open_in(&self, dir: &Path, needs: &Needs) -> Result<Arc<Engine>> {
         let name = self.opener.name();
-        let opened = self.opener.open(&self.engine_dir, needs).await;
+        let opened = self.opener.open(dir, needs).await;
         opened.map(Arc::new).with_context(|| format!("opening {name}"))
     }
 }

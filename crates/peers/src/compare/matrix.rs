@@ -113,6 +113,8 @@ const FULL: &[Template] = &[
         callers: &[64, 1_024],
         ..template(Workload::Lifecycle, KEEPERS)
     },
+    Template { sizes: KB50, ..template(Workload::Mail, KEEPERS) },
+    Template { sizes: KB50, force_sync: true, ..template(Workload::Mail, KEEPERS) },
     Template { sizes: METADATA, callers: &[1, 64], ..template(Workload::Resave, KEEPERS) },
     Template { sizes: METADATA, callers: &[1, 64], force_sync: true, ..template(Workload::Resave, KEEPERS) },
     Template {

@@ -44,24 +44,29 @@ pub async fn upkeep_of_an_empty_spool_is_ok(subject: &mut Subject) {
 pub async fn upkeep_beside_traffic_loses_nothing(subject: &mut Subject) {
     const MESSAGES: usize = 150;
     const ROUNDS: u64 = 8;
-    let rounds = Arc::new(AtomicU64::new(0));
     let turns: Arc<[AtomicU64; 1]> = Arc::default();
     let upkeep = tokio::spawn({
-        let (spool, rounds, turns) = (subject.shared(), rounds.clone(), turns.clone());
+        let (spool, turns) = (subject.shared(), turns.clone());
         async move {
-            while rounds.fetch_add(1, Ordering::Relaxed) < ROUNDS {
+            let mut rounds = 0;
+            // Each message is replaced twice beside it, so that both sides run on a busy machine, too.
+            while rounds < ROUNDS || turns[0].load(Ordering::Relaxed) < 2 * MESSAGES as u64 {
                 all_upkeep(spool.as_ref()).await;
                 // The next round begins beside traffic, too.
                 advance("the traffic", turns.as_ref(), 1).await;
+                rounds += 1;
             }
         }
     });
     let spool = subject.spool();
     let mut stored: Vec<(SpoolId, u64, usize)> = (0..MESSAGES).map(|_| (SpoolId::new(), 0, 0)).collect();
     let mut turn = 0;
-    // As long as the upkeep goes on, and at least once for each message.
-    while turn < MESSAGES || rounds.load(Ordering::Relaxed) <= ROUNDS {
+    while !upkeep.is_finished() {
         let (id, version, len) = &mut stored[turn % MESSAGES];
+        if *version > 0 {
+            // Before the next version can hide what upkeep did to this one.
+            assert_holds(spool, *id, *version, *len).await;
+        }
         *version += 1;
         *len = 100 + turn * 131 % 9000;
         put_as(spool, *id, *version, *len, turn % 10 == 0).await;

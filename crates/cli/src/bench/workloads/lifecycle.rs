@@ -8,15 +8,17 @@ use tokio::task::yield_now;
 
 use crate::bench::callers::{self, Caller, Clock};
 use crate::bench::engine::Needs;
+use crate::bench::latency::Latency;
 use crate::bench::live::{Life, Live, LiveSet};
 use crate::bench::plan::Lifetime;
 use crate::bench::run::{Measured, Run};
 
 /// What a caller did beside its calls.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug)]
 struct Beside {
     waited: Duration,
     peak_live_bytes: u64,
+    removals: Latency,
 }
 
 pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
@@ -34,18 +36,26 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
         .await?;
     let mut measured = Measured::from(done);
     measured.extra_bytes_per_message()?;
-    if run.plan.lifetime.is_some() {
+    let beside: Vec<Beside> = beside.into_iter().flatten().collect();
+    if !beside.is_empty() {
         let waited: Duration = beside.iter().map(|caller| caller.waited).sum();
         // A run on a slow machine is longer than its plan.
         let took = Clock::warm_up(run.plan.duration).as_secs_f64() + measured.seconds;
         let callers = f64::from(u32::try_from(run.plan.concurrency).unwrap_or(u32::MAX));
         measured.extra("waited_for_room_share", waited.as_secs_f64() / (took * callers));
         measured.extra_count("live_bytes_peak", beside.iter().map(|caller| caller.peak_live_bytes).sum());
+        let mut removals = Latency::new()?;
+        for caller in &beside {
+            removals.add(&caller.removals)?;
+        }
+        for (name, quantile) in [("remove_p50_us", 0.5), ("remove_p99_us", 0.99)] {
+            measured.extra(name, removals.quantile_us(quantile));
+        }
     }
     Ok(measured)
 }
 
-async fn at_once(mut caller: Caller) -> Result<(Caller, Beside)> {
+async fn at_once(mut caller: Caller) -> Result<(Caller, Option<Beside>)> {
     while caller.goes_on() {
         let (id, data) = caller.messages.next();
         let len = data.len();
@@ -56,15 +66,16 @@ async fn at_once(mut caller: Caller) -> Result<(Caller, Beside)> {
         caller.record(begun, len)?;
         consume_budget().await;
     }
-    Ok((caller, Beside::default()))
+    Ok((caller, None))
 }
 
-async fn with_lifetimes(mut caller: Caller, lifetime: Lifetime) -> Result<(Caller, Beside)> {
+async fn with_lifetimes(mut caller: Caller, lifetime: Lifetime) -> Result<(Caller, Option<Beside>)> {
     let mut live = LiveSet::new(&caller.plan);
+    let mut removals = Latency::new()?;
     let mut waited = Duration::ZERO;
     while caller.goes_on() {
         while let Some(ended) = live.due(Instant::now()) {
-            end(&mut caller, ended).await?;
+            end(&mut caller, ended, &mut removals).await?;
         }
         if let Some(until) = live.full_until() {
             let since = caller.now;
@@ -81,7 +92,7 @@ async fn with_lifetimes(mut caller: Caller, lifetime: Lifetime) -> Result<(Calle
         caller.remove(rest.id).await?;
         consume_budget().await;
     }
-    Ok((caller, Beside { waited, peak_live_bytes: live.peak_bytes() }))
+    Ok((caller, Some(Beside { waited, peak_live_bytes: live.peak_bytes(), removals })))
 }
 
 async fn begin(caller: &mut Caller, live: &mut LiveSet, lifetime: Lifetime) -> Result<()> {
@@ -97,10 +108,13 @@ async fn begin(caller: &mut Caller, live: &mut LiveSet, lifetime: Lifetime) -> R
 }
 
 /// A life counts where it ends.
-async fn end(caller: &mut Caller, ended: Live) -> Result<()> {
+async fn end(caller: &mut Caller, ended: Live, removals: &mut Latency) -> Result<()> {
     let begun = Instant::now();
     caller.remove(ended.id).await?;
     caller.now = Instant::now();
-    let took = ended.took + (caller.now - begun);
-    caller.record_took(begun, took, ended.len)
+    let removal = caller.now - begun;
+    if caller.is_warm(begun) {
+        removals.record(removal);
+    }
+    caller.record_took(begun, ended.took + removal, ended.len)
 }

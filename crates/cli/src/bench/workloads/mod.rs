@@ -6,6 +6,7 @@ mod enumerate;
 mod lifecycle;
 mod load;
 mod load_cold;
+mod mail;
 pub(super) mod memory;
 mod mixed;
 mod open;
@@ -29,6 +30,7 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
         Workload::Lifecycle => lifecycle::run(run).await,
         Workload::Load | Workload::LoadShared => load::run(run).await,
         Workload::LoadCold => load_cold::run(run).await,
+        Workload::Mail => mail::run(run).await,
         Workload::Resave => resave::run(run).await,
         Workload::Backlog => backlog::run(run).await,
         Workload::DrainYoung => drain_young::run(run).await,

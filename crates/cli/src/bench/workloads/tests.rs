@@ -1,7 +1,7 @@
 //! What the workloads ask of an engine, told by one that counts and writes nothing down.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -151,9 +151,15 @@ fn plan(workload: Workload) -> Plan {
 }
 
 async fn measure(spool: &Arc<Counting>, plan: Plan, stop: Stop) -> Result<Measured> {
+    let measured = measure_with(&Memory(spool.clone()), plan, stop).await;
+    assert!(spool.closed.load(Ordering::Relaxed), "left open");
+    measured
+}
+
+async fn measure_with(opener: &dyn Opener, plan: Plan, stop: Stop) -> Result<Measured> {
     let dir = tempfile::tempdir().unwrap();
     let run = Run {
-        opener: &Memory(spool.clone()),
+        opener,
         pool: Pool::new(plan.size, plan.seed),
         plan: Arc::new(plan),
         dir: dir.path().to_owned(),
@@ -161,9 +167,7 @@ async fn measure(spool: &Arc<Counting>, plan: Plan, stop: Stop) -> Result<Measur
         stop,
         quiet: Duration::ZERO,
     };
-    let measured = super::run(&run).await;
-    assert!(spool.closed.load(Ordering::Relaxed), "left open");
-    measured
+    super::run(&run).await
 }
 
 async fn run_on(spool: &Arc<Counting>, plan: Plan) -> Result<Measured> {
@@ -197,6 +201,7 @@ async fn lifecycle_leaves_nothing_and_counts_messages() {
         close_to_all(measured.ops, spool.stores());
         assert!(measured.seconds > 0.0 && spool.live.lock().unwrap().is_empty());
         assert!(measured.extra.contains_key("bytes_per_message"));
+        assert_eq!(measured.extra.contains_key("remove_p50_us"), lifetime.is_some());
     }
 }
 
@@ -235,6 +240,42 @@ async fn load_cold_loads_each_once_after_a_reopening_with_small_caches() {
     let loads: Vec<SpoolId> = loads.collect();
     assert!(!loads.is_sorted(), "not in random order");
     assert_eq!(loads.iter().collect::<std::collections::HashSet<_>>().len(), 200);
+}
+
+/// Each directory has a spool of its own, as an engine that works on disk has.
+#[derive(Default)]
+struct Directories(Mutex<BTreeMap<PathBuf, Arc<Counting>>>);
+
+#[async_trait]
+impl Opener for Directories {
+    fn name(&self) -> &str {
+        "memory"
+    }
+    async fn open(&self, dir: &Path, needs: &Needs) -> Result<Engine> {
+        let spool = self.0.lock().unwrap().entry(dir.to_owned()).or_default().clone();
+        Memory(spool).open(dir, needs).await
+    }
+    fn filler(&self) -> Result<Command> {
+        bail!("not used")
+    }
+}
+
+#[tokio::test]
+async fn mail_keeps_bodies_and_envelopes_in_two_spools() {
+    let directories = Directories::default();
+    let measured = measure_with(&directories, plan(Workload::Mail), Stop::default()).await.unwrap();
+    let spools: Vec<_> = directories.0.into_inner().unwrap().into_iter().collect();
+    let [(data, bodies), (meta, envelopes)] = &spools[..] else { panic!("{} spools", spools.len()) };
+    assert!(data.ends_with("data") && meta.ends_with("meta"), "{data:?} {meta:?}");
+    let messages = bodies.stores();
+    close_to_all(measured.ops, messages);
+    assert_eq!((messages, 2 * messages), (bodies.loads(), envelopes.stores()));
+    assert_eq!(messages, envelopes.loads());
+    // The same ids, and nothing is left.
+    assert_eq!(bodies.removed(), envelopes.removed());
+    for spool in [bodies, envelopes] {
+        assert!(spool.live.lock().unwrap().is_empty() && spool.closed.load(Ordering::Relaxed));
+    }
 }
 
 #[tokio::test]
