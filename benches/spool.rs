@@ -1,9 +1,9 @@
-//! The calls of a spool, one at a time from one caller: what each of them costs. What many callers reach together, and
-//! what the disk does meanwhile, is measured by `tidespool bench`.
+//! Wall time of single calls from one caller. `tidespool bench` measures many concurrent callers
+//! and the disk.
 //!
-//! `cargo bench`, or one of them: `cargo bench -- "load hit"`.
+//! `cargo bench`, or a part of it: `cargo bench -- "load hit"`.
 
-#![expect(clippy::expect_used, reason = "a bench whose calls fail must not give a figure")]
+#![expect(clippy::expect_used, reason = "a benchmark whose calls fail must not produce a figure")]
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -15,17 +15,17 @@ use tidespool::{Config, TieredSpool};
 use tidespool_core::{Spool, SpoolId};
 use tokio::runtime::Runtime;
 
-/// Messages stored, or removed, between two looks at the clock: the counterpart of what is measured is not.
+/// Messages stored, or removed, between two readings of the clock. The other half is not timed.
 const CHUNK: u64 = 256;
 
-/// Messages that `load hit` reads: 16 MiB, which any cache holds.
+/// Messages that `load hit` reads: 16 MiB, which fit in any cache.
 const LOAD_SET: usize = 1_024;
 
 const KIB: usize = 1_024;
 
 type Payload = Arc<Box<[u8]>>;
 
-/// An open spool in a directory of its own.
+/// An open spool in its own directory.
 struct Bench {
     runtime: Runtime,
     spool: TieredSpool,
@@ -55,7 +55,7 @@ async fn remove(spool: &TieredSpool, id: SpoolId) {
     spool.remove(id).await.expect("remove");
 }
 
-/// How long `count` stores took, and how long the removes of the same messages.
+/// The times of `count` stores, and of the removes of the same messages.
 async fn stores_and_removes(spool: &TieredSpool, data: &Payload, count: u64) -> (Duration, Duration) {
     let (mut storing, mut removing) = (Duration::ZERO, Duration::ZERO);
     let mut ids = Vec::with_capacity(usize::try_from(CHUNK).unwrap_or_default());
@@ -77,7 +77,7 @@ async fn stores_and_removes(spool: &TieredSpool, data: &Payload, count: u64) -> 
     (storing, removing)
 }
 
-/// Bytes that do not compress: xorshift64*.
+/// Incompressible bytes from xorshift64*.
 fn payload(size: usize) -> Payload {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(size + 8);
@@ -97,7 +97,7 @@ fn group<'a>(criterion: &'a mut Criterion, name: &str, size: usize) -> Benchmark
     group
 }
 
-/// Not synced: into memory.
+/// Unsynced stores, into memory.
 fn store_unforced(criterion: &mut Criterion) {
     for size in [KIB, 16 * KIB] {
         let (bench, data) = (Bench::open(), payload(size));
@@ -120,7 +120,7 @@ fn remove_young(criterion: &mut Criterion) {
     bench.close();
 }
 
-/// From memory: `load` copies the message, `load_shared` does not.
+/// Loads from memory: `load` copies the message, `load_shared` does not.
 fn load_hit(criterion: &mut Criterion) {
     let (bench, data) = (Bench::open(), payload(16 * KIB));
     let spool = &bench.spool;
@@ -150,7 +150,7 @@ fn load_hit(criterion: &mut Criterion) {
     bench.close();
 }
 
-/// Store, load and remove of one message: what a message costs that is delivered at once.
+/// Store, load and remove of one message: the cost of a message that is delivered at once.
 fn lifecycle(criterion: &mut Criterion) {
     let (bench, data) = (Bench::open(), payload(16 * KIB));
     group(criterion, "lifecycle", 16 * KIB).bench_function("16 KiB", |bencher| {
@@ -163,11 +163,11 @@ fn lifecycle(criterion: &mut Criterion) {
     bench.close();
 }
 
-/// What a server asks on each connection and each message.
+/// The health query that a server makes for each connection and each message.
 fn unhealthy_reason(criterion: &mut Criterion) {
     let bench = Bench::open();
     let (spool, dynamic) = (black_box(&bench.spool), black_box(&bench.spool as &dyn Spool));
-    // As a server asks: whether, and only then why.
+    // The common query of a server: the reason matters only if there is one.
     let mut group = criterion.benchmark_group("unhealthy_reason");
     group.bench_function("of a TieredSpool", |bencher| bencher.iter(|| spool.unhealthy_reason().is_some()));
     group.bench_function("of a dyn Spool", |bencher| bencher.iter(|| dynamic.unhealthy_reason().is_some()));

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Runs the tests on a busy machine: eight busy loops beside them, which end with this script,
-# however it ends.
+# Runs the tests on a busy machine: beside eight busy loops, which end with this script.
 #
 #     tests/busy.sh [RUNS [ARGUMENTS OF cargo test]]
 #
-# RUNS: 3 where it is left out. Prints how many tests passed and failed in each run, and fails if
-# one did. The output of the tests is in target/busy-RUN.log.
+# RUNS: default 3. Prints the numbers of passed and failed tests of each run. Fails if a run failed.
+# The output of the tests is in target/busy-RUN.log.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 runs=${1:-3}
@@ -16,11 +15,11 @@ trap '[ ${#loops[@]} -eq 0 ] || kill "${loops[@]}" 2>/dev/null' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-# Compiling needs no load.
+# Compiles without the load.
 cargo test --no-run "$@" || exit 2
 
 for _ in 1 2 3 4 5 6 7 8; do
-    # A loop looks whether the script lives: not even `kill -9` leaves it behind.
+    # Each loop checks that the script runs, so that it ends even after a `kill -9` of the script.
     (
         trap - EXIT
         while kill -0 $$ 2>/dev/null; do :; done

@@ -1,11 +1,12 @@
-//! A spool in a control group (version 1) whose memory limit is far below the spool's budget: filled far past the
-//! limit, it must not be killed, and nothing that it acknowledged may be missing.
+//! A spool in a control group (version 1) with a memory limit far below the spool's budget. Stores
+//! far exceed the limit. The process must not be killed, and no acknowledged message may be
+//! missing.
 //!
-//! And one that is killed there all the same, because the program takes too much: nothing is lost
-//! and nothing comes back.
+//! In a second test the program itself takes too much memory and is killed. Nothing is lost, and no
+//! removed message is restored.
 //!
-//! Each test runs itself again as a child, in a group made for it. Where no group can be made
-//! (version 2 only, not root) it says so on standard error, and passes.
+//! Each test starts itself as a child in a new group. If no group can be created (version 2 only,
+//! or not root), it prints that to standard error and passes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -27,27 +28,27 @@ use tokio::task::JoinSet;
 
 const MIB: u64 = 1 << 20;
 
-/// The limit of the group.
+/// Memory limit of the group, in bytes.
 const LIMIT: u64 = 192 * MIB;
 
-/// The budget of the spool in it.
+/// Memory budget of the spool in the group, in bytes.
 const BUDGET: u64 = 1024 * MIB;
 
-/// What is stored: eight times the limit.
+/// Bytes to store: eight times the limit.
 const STORED: u64 = 1536 * MIB;
 
-/// Callers that store.
+/// Concurrent callers.
 const CALLERS: u64 = 8;
 
-/// How long the child may take. Far above what is normal.
+/// Longest time that the child may take, far above the normal time.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Set for the child: the group that it joins, and the directory that it works in.
+/// Environment variables of the child: the group that it joins, and the directory that it works in.
 const CHILD_GROUP: &str = "TIDESPOOL_CGROUP_GROUP";
 const CHILD_DIR: &str = "TIDESPOOL_CGROUP_DIR";
 
 fn config(dir: &Path) -> Config {
-    // Its dirty limit alone is above the limit of the group.
+    // The dirty limit alone exceeds the limit of the group.
     Config::new(dir.join("spool"))
         .memory_budget(BUDGET)
         .dirty_limit(BUDGET / 4)
@@ -56,7 +57,7 @@ fn config(dir: &Path) -> Config {
         .health(HealthConfig::default().min_free_bytes(0).min_free_fraction(0.0))
 }
 
-/// A temporary directory that is not in memory: there, or beside the build.
+/// A temporary directory that is not in memory: the usual one, or one beside the build.
 fn dir_on_a_disk() -> Option<TempDir> {
     /// `TMPFS_MAGIC` and `RAMFS_MAGIC`.
     const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
@@ -66,8 +67,8 @@ fn dir_on_a_disk() -> Option<TempDir> {
     Some(tempfile::Builder::new().prefix("tidespool-cgroup-").tempdir_in(on_a_disk).unwrap())
 }
 
-/// A control group, and a directory for a spool. `None`, with a line that says why, where a test
-/// can't run.
+/// A control group, and a directory for a spool. If a test can't run, prints the reason and returns
+/// `None`.
 fn group_and_dir() -> Option<(Group, TempDir)> {
     let group = Group::make()
         .inspect_err(|why| eprintln!("not run: no control group can be made here: {why}"))
@@ -80,13 +81,13 @@ fn group_and_dir() -> Option<(Group, TempDir)> {
 }
 
 #[test]
-fn filled_far_past_the_limit_it_is_not_killed() {
+fn a_process_filled_far_past_the_limit_is_not_killed() {
     let Some((group, dir)) = group_and_dir() else { return };
     let status = run_child(&group, dir.path(), "child");
     println!("cgroup: {status}; {}", group.report());
     assert!(status.success(), "the child ended with {status}; {}", group.report());
     assert_eq!(group.kills(), 0, "{}", group.report());
-    assert!(group.number("memory.max_usage_in_bytes") > LIMIT / 2, "the limit was never near");
+    assert!(group.number("memory.max_usage_in_bytes") > LIMIT / 2, "memory use stayed far below the limit");
 
     let stored = read_list(&dir.path().join("stored"));
     assert!(stored.iter().map(|(_, len)| *len as u64).sum::<u64>() >= STORED);
@@ -101,10 +102,10 @@ fn filled_far_past_the_limit_it_is_not_killed() {
     });
 }
 
-/// The program around the spool takes more memory than the group has, and the OOM killer ends it.
-/// Messages that were acknowledged a moment before were lost, and removed ones came back.
+/// The program around the spool takes more memory than the group allows, and the OOM killer ends
+/// it. Recently acknowledged messages were lost, and removed ones came back.
 #[test]
-fn what_the_oom_killer_ends_loses_nothing() {
+fn a_process_ended_by_the_oom_killer_loses_nothing() {
     let Some((group, dir)) = group_and_dir() else { return };
     let status = run_child(&group, dir.path(), "greedy_child");
     println!("cgroup: {status}; {}", group.report());
@@ -127,15 +128,16 @@ fn what_the_oom_killer_ends_loses_nothing() {
     });
 }
 
-/// Messages that are stored, and that are removed, before the program takes too much.
+/// Number of messages that are stored, and that are removed, before the program takes too much
+/// memory.
 const GREEDY: usize = 300;
 
 fn greedy_config(dir: &Path) -> Config {
-    // Nothing is written to the journal but what is synced.
+    // The journal receives synced changes only.
     config(dir).memory_budget(64 * MIB).dirty_limit(8 * MIB).dirty_expire(Duration::from_secs(3600))
 }
 
-/// Not a test: the process that the OOM killer ends.
+/// Not a test itself: runs in the process that the OOM killer ends.
 #[test]
 fn greedy_child() {
     let (Some(group), Some(dir)) = (std::env::var_os(CHILD_GROUP), std::env::var_os(CHILD_DIR)) else {
@@ -146,7 +148,7 @@ fn greedy_child() {
         .expect("join the group");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        // No relief is to flush what is dirty before the end.
+        // Without pressure relief, which would flush the dirty messages before the end.
         let config = greedy_config(&dir).pressure(PressureConfig::default().enabled(false));
         let spool = TieredSpool::open(config).await.expect("open");
         for (name, is_removed) in [("removed", true), ("stored", false)] {
@@ -183,7 +185,7 @@ fn run_child(group: &Group, dir: &Path, name: &str) -> ExitStatus {
     }
 }
 
-/// Not a test: the process in the group.
+/// Not a test itself: runs in the group.
 #[test]
 fn child() {
     let (Some(group), Some(dir)) = (std::env::var_os(CHILD_GROUP), std::env::var_os(CHILD_DIR)) else {
@@ -200,7 +202,7 @@ fn child() {
     }
 }
 
-/// Stores, and loads now and then, as fast as it can. Returns what was acknowledged.
+/// Stores as fast as possible, with some loads. Returns the acknowledged messages.
 async fn work(dir: &Path) -> Vec<(SpoolId, usize)> {
     let spool = Arc::new(TieredSpool::open(config(dir)).await.expect("open"));
     let (left, stored) = (Arc::new(AtomicU64::new(STORED)), Arc::new(Mutex::new(Vec::new())));
@@ -248,8 +250,8 @@ async fn work(dir: &Path) -> Vec<(SpoolId, usize)> {
     std::mem::take(&mut *stored.lock())
 }
 
-/// Stores as a server does: what is refused, or finds no room in time, comes again later. On a
-/// machine that is slow enough the gate shuts, as it should. [`PATIENCE`] bounds the whole child.
+/// Stores like a server: retries if the gate is shut or the store times out, which is normal on a
+/// slow machine. [`PATIENCE`] bounds the whole child.
 async fn store(spool: &TieredSpool, id: SpoolId, len: usize) {
     while let Err(error) = spool.store(id, payload::shared(id, 1, len), false, None).await {
         let cause = error.root_cause();
@@ -267,18 +269,18 @@ fn read_list(file: &Path) -> Vec<(SpoolId, usize)> {
     text.lines().map(entry).collect()
 }
 
-/// A process that is killed when the test fails.
+/// A process that is killed if the test fails.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // After its orderly end there is nothing to kill.
+        // The process may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// A control group below the test's own one, removed when it is dropped.
+/// A control group below the test's own group. Removed on drop.
 struct Group {
     dir: PathBuf,
 }
@@ -294,7 +296,7 @@ impl Group {
         });
         let own = memory.next().ok_or("no memory controller of version 1")?;
         let own = Path::new(MOUNT).join(own.trim_start_matches('/'));
-        // In a container the mount shows the group itself.
+        // In a container, the mount shows the group itself.
         let parent = if own.is_dir() { own } else { PathBuf::from(MOUNT) };
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -314,7 +316,7 @@ impl Group {
         self.read(file).trim().parse().unwrap_or(0)
     }
 
-    /// Processes killed because the limit was reached.
+    /// Number of processes that were killed at the limit.
     fn kills(&self) -> u64 {
         let control = self.read("memory.oom_control");
         let kills = control.lines().find_map(|line| line.strip_prefix("oom_kill "));
@@ -334,7 +336,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // A process that was waited for may still be on its way out of the group.
+        // A process that was waited for may still be leaving the group.
         let started = Instant::now();
         while let Err(err) = fs::remove_dir(&self.dir) {
             if started.elapsed() > Duration::from_secs(10) {

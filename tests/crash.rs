@@ -1,14 +1,15 @@
-//! `kill -9` at random moments under load: what comes back must be what was promised (I1–I4).
+//! `kill -9` at random moments under load. The surviving messages must satisfy the guarantees
+//! (I1–I4).
 //!
-//! The test runs itself again as a child, which works on a spool and says what it does; the parent kills it, opens
-//! the spool and judges. Each durability has one directory for all its cycles, so that recovery works on what
-//! recovery has left.
+//! The test starts itself as a child, which works on a spool and reports its calls. The parent
+//! kills it, opens the spool and checks it. Each durability uses one directory for all its cycles,
+//! so that recovery also works on the results of recovery.
 //!
 //! Environment:
 //!
 //! * `TIDESPOOL_CRASH_CYCLES` – kills, shared by the three durabilities. Default = 42.
-//! * `TIDESPOOL_CRASH_SEED` – chooses the moments and the children's work. Printed by every run; what the threads do
-//!   in between is not part of it.
+//! * `TIDESPOOL_CRASH_SEED` – chooses the moments and the work of the children. Every run prints
+//!   it. The timing of threads is not reproduced.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -21,8 +22,8 @@ use anyhow::{Context as _, Result};
 use tidespool::{Config, Durability, HealthConfig, PressureConfig, TieredSpool};
 use tidespool_core::Spool;
 use tidespool_testkit::crash::{
-    Coverage, Event, Floor, Line, Moment, Promise, Report, Stock, Victim, judge, remove_surplus, take_stock,
-    work,
+    Coverage, DurabilityLevel, Event, Line, Moment, Promise, Report, Stock, Victim, judge, remove_surplus,
+    take_stock, work,
 };
 use tidespool_testkit::rng::{Rng, number_from_env, seed_from_env};
 
@@ -30,15 +31,16 @@ const CYCLES: u64 = 42;
 
 const DIRTY_EXPIRE: Duration = Duration::from_millis(60);
 
-/// Set for the child: the directory, the durability, and the seed and the cycle of its work, where it is to work.
+/// Environment variables of the child: directory, durability, and the seed and cycle of its work,
+/// if any.
 const CHILD_DIR: &str = "TIDESPOOL_CRASH_DIR";
 const CHILD_DURABILITY: &str = "TIDESPOOL_CRASH_DURABILITY";
 const CHILD_WORK: &str = "TIDESPOOL_CRASH_WORK";
 
-/// Messages that are left in the spool from one cycle to the next.
+/// Messages that remain in the spool from one cycle to the next.
 const KEEP: usize = 250;
 
-/// So small that a second of work fills segments, files them and recycles them many times.
+/// A spool so small that a second of work fills, checkpoints and recycles segments many times.
 fn config(dir: &Path, durability: Durability) -> Config {
     Config::new(dir)
         .memory_budget(48 << 20)
@@ -63,29 +65,29 @@ fn name(durability: Durability) -> &'static str {
 
 #[test]
 fn killed_with_durability_memory() {
-    kill_again_and_again(Durability::Memory, Floor::Memory);
+    kill_repeatedly(Durability::Memory, DurabilityLevel::Memory);
 }
 
 #[test]
 fn killed_with_durability_process() {
-    kill_again_and_again(Durability::Process, Floor::Kill);
+    kill_repeatedly(Durability::Process, DurabilityLevel::Kill);
 }
 
 #[test]
 fn killed_with_durability_synced() {
-    kill_again_and_again(Durability::Synced, Floor::Kill);
+    kill_repeatedly(Durability::Synced, DurabilityLevel::Kill);
 }
 
-/// What a child does until it is killed.
+/// The work of a child until it is killed.
 #[derive(Debug, Clone, Copy)]
 enum Task {
-    /// Opens the spool, and works.
+    /// Opens the spool and works.
     Work { seed: u64, cycle: u64 },
-    /// Opens the spool, and no more.
+    /// Only opens the spool.
     Open,
 }
 
-/// Not a test: the process that is killed.
+/// Not a test itself: runs in the process that is killed.
 #[test]
 fn child() {
     let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
@@ -106,14 +108,14 @@ fn child() {
     });
 }
 
-fn kill_again_and_again(durability: Durability, floor: Floor) {
+fn kill_repeatedly(durability: Durability, level: DurabilityLevel) {
     let seed = seed_from_env("TIDESPOOL_CRASH_SEED");
     let cycles = number_from_env("TIDESPOOL_CRASH_CYCLES").unwrap_or(CYCLES).div_ceil(3);
     println!("crash, {}: {cycles} cycles, TIDESPOOL_CRASH_SEED={seed}", name(durability));
     let dir = tempfile::Builder::new().prefix("tidespool-crash-").tempdir().unwrap();
     let path = dir.path().join("spool");
     let mut run =
-        Run { durability, floor, path: &path, seed, stock: Stock::new(), covered: Coverage::default() };
+        Run { durability, level, path: &path, seed, stock: Stock::new(), covered: Coverage::default() };
     for cycle in 0..cycles {
         if let Err(err) = run.cycle(cycle) {
             let kept = dir.keep();
@@ -125,16 +127,16 @@ fn kill_again_and_again(durability: Durability, floor: Floor) {
         }
     }
     println!("crash, {}: {:?}", name(durability), run.covered);
-    assert!(run.covered.had_to_survive > 0 && run.covered.came_back > 0, "there was nothing to judge");
+    assert!(run.covered.had_to_survive > 0 && run.covered.came_back > 0, "no message was checked");
 }
 
 /// The cycles on one directory.
 struct Run<'a> {
     durability: Durability,
-    floor: Floor,
+    level: DurabilityLevel,
     path: &'a Path,
     seed: u64,
-    /// What is in the spool now.
+    /// The messages that are in the spool now.
     stock: Stock,
     covered: Coverage,
 }
@@ -144,7 +146,7 @@ impl Run<'_> {
         let part = cycle * 3 + self.durability as u64;
         let mut rng = Rng::new(self.seed).fork(part);
         let log = self.kill_one(Task::Work { seed: rng.number(), cycle }, moment(&mut rng))?;
-        // Now and then a second child dies while it repairs what the first has left.
+        // Sometimes a second child dies during the recovery.
         if rng.chance(30) {
             let delay = Duration::from_micros(rng.below(40_000));
             let recovering = self.kill_one(Task::Open, Moment::AfterStart(delay))?;
@@ -164,18 +166,18 @@ impl Run<'_> {
         Victim::start(command)?.kill_at(moment).with_context(|| format!("killing {task:?} {moment:?}"))
     }
 
-    /// Opens what the child has left, and judges it. The next cycle begins with what is there then.
+    /// Opens the spool after the kill and checks it. The next cycle starts from the result.
     fn settle(&mut self, log: &[Line]) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let mut after = runtime.block_on(async {
             let spool =
                 TieredSpool::open(config(self.path, self.durability)).await.context("open after the kill")?;
-            let stock = take_stock(&spool, log).await.context("taking stock")?;
+            let stock = take_stock(&spool, log).await.context("reading the spool")?;
             spool.shutdown().await.context("shutdown")?;
             anyhow::Ok(stock)
         })?;
         let promise = Promise {
-            floor: self.floor,
+            level: self.level,
             dirty_expire: DIRTY_EXPIRE,
             // Two busy cores, three children.
             slack: Duration::from_millis(300),
@@ -184,11 +186,11 @@ impl Run<'_> {
         self.covered += verdict.coverage;
         let violations: Vec<String> = verdict.violations.iter().map(ToString::to_string).collect();
         anyhow::ensure!(violations.is_empty(), "{}", violations.join("\n"));
-        // A second restart gives the same, and makes room for the next cycle.
+        // A second restart must find the same messages. It also removes surplus messages.
         runtime.block_on(async {
             let spool = TieredSpool::open(config(self.path, self.durability)).await.context("second open")?;
-            let again = take_stock(&spool, log).await.context("taking stock again")?;
-            anyhow::ensure!(again == after, "a second restart changed what is there");
+            let again = take_stock(&spool, log).await.context("reading the spool again")?;
+            anyhow::ensure!(again == after, "a second restart changed the messages");
             remove_surplus(&spool, &mut after, KEEP).await?;
             spool.shutdown().await.context("second shutdown")
         })?;

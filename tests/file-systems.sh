@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs `cargo test` once on each of several file systems. Every spool of the tests lies on it, the
+# Runs `cargo test` once on each of several file systems, which holds the spools of the tests. The
 # build stays where it is.
 #
 #   tests/file-systems.sh [-s SIZE] [FILE_SYSTEM...] [-- ARGUMENTS OF CARGO TEST]
 #
 # FILE_SYSTEM: tmpfs, ext4, xfs or btrfs. Default: all four, in this order.
 # -s SIZE:     size of each file system in MiB. Default: 6144. The image is a sparse file below
-#              TMPDIR (default: /tmp): it takes what the tests write.
+#              TMPDIR (default: /tmp): it occupies what the tests write.
 #
 #   tests/file-systems.sh                                    # everything, on all four
 #   tests/file-systems.sh xfs btrfs -- --test it faults      # a part, on two
@@ -56,7 +56,7 @@ mounted=""
 
 unmount() {
     [ -n "$mounted" ] || return 0
-    # A test that was killed may have left a process behind: then the mount goes when that ends.
+    # A killed test may have left a process: the lazy unmount ends with that process.
     umount "$target" 2>/dev/null || umount --lazy "$target" || return
     mounted=""
 }
@@ -87,7 +87,7 @@ mount_one() {
     esac
 }
 
-# The build belongs to no file system.
+# Builds before any file system is mounted.
 cargo test --no-run "$@" || exit 1
 
 failed=0
@@ -100,7 +100,7 @@ for name in "${file_systems[@]}"; do
         failed=1
     else
         mounted=yes
-        # Like /tmp: tests make directories of their own below it.
+        # As /tmp: tests create their directories below it.
         chmod 1777 "$target"
         if TMPDIR="$target" cargo test "$@"; then
             result="ok"

@@ -1,4 +1,5 @@
-//! Asking for health costs no allocation, whatever the answer. In a program of its own, because it counts the allocations of all threads.
+//! Querying health does not allocate, whatever the result. A binary of its own, because the test
+//! counts the allocations of all threads.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -15,26 +16,27 @@ use tidespool_testkit::{payload, wait};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Asks so often between two looks at the counter.
+/// Queries between two readings of the counter.
 const CALLS: usize = 10_000;
 
-/// The spool's threads allocate now and then: calls that did would do so between any two looks.
-const LOOKS: usize = 1_000;
+/// Readings. The spool's threads allocate now and then; if the queries did, every reading would
+/// show it.
+const READINGS: usize = 1_000;
 
-/// The fewest allocations that so many calls were seen with.
+/// The smallest number of allocations of a reading.
 fn allocations_of_many_calls(spool: &dyn Spool) -> usize {
-    let looks = (0..LOOKS).map(|_| {
+    let readings = (0..READINGS).map(|_| {
         let before = ALLOCATOR.stats().allocations;
         for _ in 0..CALLS {
             black_box(spool.unhealthy_reason());
         }
         ALLOCATOR.stats().allocations - before
     });
-    looks.min().unwrap()
+    readings.min().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn asking_for_health_allocates_nothing() {
+async fn querying_health_allocates_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let disk = FaultyStorage::new();
     let health = HealthConfig::default().allow_unlatch(false).min_free_fraction(0.0);

@@ -1,4 +1,5 @@
-//! Memory that is given back leaves the process: a binary of its own, so that nothing else takes any meanwhile.
+//! Returned memory leaves the process. A binary of its own, so that nothing else allocates
+//! meanwhile.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -17,15 +18,15 @@ fn resident() -> u64 {
     line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
 }
 
-/// 200 MiB of clean copies: at least 80 % of what is reported as given back is not resident any more.
+/// Caches 200 MiB of clean copies. At least 80 % of the reported bytes must leave resident memory.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_advise_low_memory_gives_back_leaves_the_process() {
+async fn memory_freed_by_advise_low_memory_leaves_the_process() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config::new(dir.path().join("spool"))
         .memory_budget(640 * MIB)
         .checkpoint_after(Duration::from_secs(3600))
         .pressure(PressureConfig::default().enabled(false))
-        // A slow disk must not refuse a store here.
+        // A store must not fail on a slow disk.
         .store_deadline(wait::PATIENCE)
         .health(
             HealthConfig::default()
@@ -47,9 +48,9 @@ async fn what_advise_low_memory_gives_back_leaves_the_process() {
     let before = resident();
     let freed = spool.advise_low_memory().await.unwrap();
     let after = resident();
-    let told = u64::try_from(freed).unwrap();
-    println!("told: {told}, resident: {before} before, {after} after");
-    assert!(told >= 200 * MIB, "{told}");
-    assert!(before.saturating_sub(after) >= told / 5 * 4, "{told} told; {before} to {after}");
+    let reported = u64::try_from(freed).unwrap();
+    println!("reported: {reported}, resident: {before} before, {after} after");
+    assert!(reported >= 200 * MIB, "{reported}");
+    assert!(before.saturating_sub(after) >= reported / 5 * 4, "{reported} reported; {before} to {after}");
     spool.shutdown().await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! What is counted from within the program: allocations and what goes through the storage.
+//! Counts that the program takes itself: allocations and calls of the storage.
 
 use std::alloc::System;
 use std::fs;
@@ -14,44 +14,45 @@ use super::storage::CountingStorage;
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Counts of a moment, or of what happened between two moments.
+/// Counts at a moment, or between two moments.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Counts {
     /// Allocations and reallocations.
     pub(crate) allocations: u64,
-    /// Bytes of them; of a reallocation, what it added.
+    /// Allocated bytes; for a reallocation, the added bytes.
     pub(crate) allocated_bytes: u64,
-    /// Syncs of the journal's and the ledger's files and directories.
+    /// Syncs of the journal's and the manifest's files and directories.
     pub(crate) syncs: u64,
-    /// Bytes written into the journal and the ledger.
+    /// Bytes written into the journal and the manifest.
     pub(crate) written_bytes: u64,
     /// Reads of the journal.
     pub(crate) reads: u64,
     /// Bytes read from the journal.
     pub(crate) read_bytes: u64,
-    /// Bytes that the process wrote otherwise: sled's files, and 8 bytes whenever a sleeping runtime is woken.
+    /// Bytes that the process wrote elsewhere: sled's files, and 8 bytes for each wakeup of a
+    /// sleeping runtime.
     pub(crate) other_written_bytes: u64,
 }
 
 impl Counts {
-    /// Everything since the program began, for the beginning of what is counted.
+    /// The totals since the start of the program, at the start of a section.
     ///
     /// # Errors
     ///
-    /// Where `/proc/self/io` cannot be read.
+    /// If `/proc/self/io` cannot be read.
     pub(crate) fn at_begin(storage: &CountingStorage) -> Result<Self> {
         let written = bytes_written_by_process()?;
-        // Last, so that what was allocated here is not counted.
+        // Last, so that the allocations of this function are not counted.
         Ok(Self::new(storage, written, ALLOCATOR.stats()))
     }
 
-    /// The same, for its end.
+    /// The totals at the end of a section.
     ///
     /// # Errors
     ///
-    /// Where `/proc/self/io` cannot be read.
+    /// If `/proc/self/io` cannot be read.
     pub(crate) fn at_end(storage: &CountingStorage) -> Result<Self> {
-        // First, for the same reason.
+        // First, so that the allocations of this function are not counted.
         let memory = ALLOCATOR.stats();
         Ok(Self::new(storage, bytes_written_by_process()?, memory))
     }
@@ -102,5 +103,5 @@ fn bytes_written_by_process() -> Result<u64> {
     const PATH: &str = "/proc/self/io";
     let text = fs::read_to_string(PATH).with_context(|| format!("reading {PATH}"))?;
     let bytes = text.lines().find_map(|line| line.strip_prefix("wchar: "));
-    bytes.and_then(|bytes| bytes.parse().ok()).with_context(|| format!("{PATH} says nothing of wchar"))
+    bytes.and_then(|bytes| bytes.parse().ok()).with_context(|| format!("{PATH} has no wchar"))
 }

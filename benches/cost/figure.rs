@@ -1,24 +1,24 @@
-//! What is measured of an operation.
+//! The figures that are measured for an operation.
 
 use serde::{Deserialize, Serialize};
 
 use super::counts::Counts;
 use super::operations::Kind;
 
-/// One figure, for one operation.
+/// One figure of one operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Figure {
-    /// Instructions of all threads, as valgrind counts them.
+    /// Instructions of all threads, counted by valgrind.
     Instructions,
     /// Allocations and reallocations.
     Allocations,
-    /// Bytes of them.
+    /// Allocated bytes.
     #[serde(rename = "allocated_bytes")]
     Allocated,
-    /// Syncs of journal and ledger.
+    /// Syncs of journal and manifest.
     Syncs,
-    /// Bytes written into journal and ledger.
+    /// Bytes written into journal and manifest.
     #[serde(rename = "written_bytes")]
     Written,
     /// Reads of the journal.
@@ -32,7 +32,7 @@ pub(crate) enum Figure {
 }
 
 impl Figure {
-    /// As it stands in the file of limits.
+    /// The name in the file of limits.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Instructions => "instructions",
@@ -46,7 +46,7 @@ impl Figure {
         }
     }
 
-    /// Its value for one operation. `None` for what is not counted from within the program.
+    /// The value for one operation. `None` if the program itself cannot count it.
     pub(crate) fn of(self, counts: &Counts, operations: u64) -> Option<f64> {
         let count = match self {
             Self::Instructions => return None,
@@ -61,9 +61,9 @@ impl Figure {
         Some(per_operation(count, operations))
     }
 
-    /// A difference as small as this is none: where so many operations share a table that grows or
-    /// a line in the ledger, runs differ by that much. On a busy machine the thread that keeps the
-    /// memory budget has a turn in a section: 62 allocations were seen.
+    /// Differences up to this value are ignored. If many operations share a growing table or a line
+    /// in the manifest, runs differ by as much. On a busy machine the memory balancer may run in a
+    /// section: 62 allocations were seen.
     pub(crate) fn grain(self) -> f64 {
         match self {
             Self::Instructions => 10.0,
@@ -74,17 +74,19 @@ impl Figure {
         }
     }
 
-    /// What a new limit may be exceeded by, in per cent: more than what was seen between eight runs on a busy machine (instructions 1.5, with
-    /// threads that wait for each other 6.5; allocations 0.5). How often a thread really falls asleep differs from run to run, and so does when the
-    /// checkpoint thread looks: cold loads of what is filed once took a third fewer allocations than the time before, and a checkpoint read 0.04 bytes more.
+    /// Initial tolerance of a limit in percent. It exceeds the differences between eight runs on a
+    /// busy machine (instructions 1.5, with threads that wait for each other 6.5; allocations 0.5).
+    /// How often a thread really sleeps, and when the checkpoint thread runs, differs between runs:
+    /// in one run, cold loads of checkpointed messages made a third fewer allocations than in the
+    /// previous one, and a checkpoint read 0.04 bytes more.
     pub(crate) fn usual_tolerance(self, kind: Kind) -> f64 {
-        let is_cold = matches!(kind, Kind::ColdJournal | Kind::ColdFiled);
-        let is_filing = matches!(kind, Kind::Checkpoint);
+        let is_cold = matches!(kind, Kind::ColdJournal | Kind::ColdCheckpointed);
+        let is_checkpointing = matches!(kind, Kind::Checkpoint);
         let has_threads = is_cold || matches!(kind, Kind::Synced | Kind::SyncedTogether);
         match self {
             Self::Instructions | Self::Allocations | Self::Allocated if is_cold => 25.0,
-            Self::Instructions if is_filing => 10.0,
-            _ if is_filing => 5.0,
+            Self::Instructions if is_checkpointing => 10.0,
+            _ if is_checkpointing => 5.0,
             Self::Instructions if has_threads => 8.0,
             Self::Instructions => 4.0,
             Self::Allocations | Self::Allocated | Self::Sled => 2.0,
@@ -93,7 +95,7 @@ impl Figure {
     }
 }
 
-/// `count` for each of `operations`, to four decimals.
+/// `count` divided by `operations`, to four decimals.
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
 pub(crate) fn per_operation(count: u64, operations: u64) -> f64 {
     (count as f64 / operations as f64 * 10_000.0).round() / 10_000.0

@@ -1,4 +1,4 @@
-//! The file of limits, and what a figure is worth beside its limit. Only here is decided what fails.
+//! The file of limits, and the verdict on a figure. All verdicts are made here.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,28 +13,29 @@ use super::measure::Figures;
 use super::operations::{OPERATIONS, Operation};
 
 const HEADER: &str = "\
-# What an operation may cost. Checked by every run of .ci/run: `cargo bench --bench cost -- --check`.
+# The cost of operations, checked by every run of .ci/run: `cargo bench --bench cost -- --check`.
 #
-# A figure may exceed its limit by `tolerance` per cent. Instructions are those of all threads, under valgrind; bytes and syncs those of journal and
-# ledger. All are for one operation: one message, also where 64 callers or a checkpoint share the work.
+# A figure may exceed its limit by `tolerance` percent. Instructions are those of all threads, under
+# valgrind. Bytes and syncs are those of journal and manifest. All figures are per operation, which
+# is one message, even if 64 callers or a checkpoint share the work.
 #
-# Written by `cargo bench --bench cost -- --bless`, which measures three times, takes the highest, and keeps the tolerances. A commit that raises
-# a limit says why.
+# `cargo bench --bench cost -- --bless` writes this file. It measures three times, takes the highest
+# values, and keeps the tolerances. A commit that raises a limit must explain why.
 ";
 
-/// Better by more than this share of the limit: the limit is worth lowering.
+/// If a figure is better than its limit by more than this share, the limit should be lowered.
 const MUCH_BETTER: f64 = 0.25;
 
-/// The file.
+/// The contents of the file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Limits {
-    /// With what the limits were measured.
+    /// The tools with which the limits were measured.
     pub(crate) measured_with: Tools,
     operations: BTreeMap<String, BTreeMap<Figure, Limit>>,
 }
 
-/// What instruction counts depend on beside our code.
+/// The tools that instruction counts depend on, besides our code.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tools {
@@ -43,20 +44,20 @@ pub(crate) struct Tools {
     pub(crate) valgrind: String,
 }
 
-/// What one figure may be.
+/// The limit of one figure.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Limit {
     pub(crate) limit: f64,
-    /// In per cent of `limit`.
+    /// In percent of `limit`.
     pub(crate) tolerance: f64,
 }
 
-/// What a figure is worth.
+/// The comparison of a figure with its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Kept,
-    /// So far below the limit that the limit guards little.
+    /// Far below the limit: the limit should be lowered.
     MuchBetter,
     /// Above limit and tolerance.
     Breach,
@@ -90,7 +91,7 @@ impl Limits {
         self.get(operation, figure).map_or(Verdict::NoLimit, |limit| limit.verdict(measured, figure.grain()))
     }
 
-    /// Limits of operations or figures that there are no more.
+    /// Limits of operations or figures that do not exist.
     pub(crate) fn orphans(&self) -> Vec<String> {
         let mut orphans = Vec::new();
         for (name, figures) in &self.operations {
@@ -101,7 +102,7 @@ impl Limits {
         orphans
     }
 
-    /// Takes what was measured as the new limits. Tolerances stay as they are.
+    /// Sets the measured values as the new limits. Keeps the tolerances.
     pub(crate) fn bless(&mut self, operation: &Operation, measured: &Figures) {
         let limits = self.operations.entry(operation.name.to_owned()).or_default();
         for (figure, measured) in measured {

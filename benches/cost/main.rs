@@ -1,21 +1,23 @@
-//! What an operation costs, in figures that are the same on every machine: instructions, allocations, syncs, bytes written and read. How long it
-//! takes is for `cargo bench --bench spool` and `tidespool bench`.
+//! The cost of an operation in figures that are the same on every machine: instructions,
+//! allocations, syncs, bytes written and read. `cargo bench --bench spool` and `tidespool bench`
+//! measure time.
 //!
 //! ```text
-//! cargo bench --bench cost                  # measures, and shows it beside the limits
-//! cargo bench --bench cost -- "synced"      # only operations with that in their names
-//! cargo bench --bench cost -- --check       # fails where a limit is broken: what .ci/run does
-//! cargo bench --bench cost -- --bless       # writes what was measured into limits.toml
+//! cargo bench --bench cost                  # measures, and prints the limits too
+//! cargo bench --bench cost -- "synced"      # only operations whose names contain this
+//! cargo bench --bench cost -- --check       # fails if a limit is exceeded, as in .ci/run
+//! cargo bench --bench cost -- --bless       # writes the measured values to limits.toml
 //! ```
 //!
-//! Instructions need valgrind, and are those of all threads. Without it they are left out, and `--check` and `--bless` refuse.
+//! Instructions need valgrind and are those of all threads. Without valgrind they are omitted, and
+//! `--check` and `--bless` fail.
 //!
 //! # Layout
 //!
-//! * `operations`, `figure` – what is measured, and of what
-//! * `perform` – does one operation, in a process of its own; `storage` and `counts` are what counts there
-//! * `measure`, `callgrind` – runs those processes, with valgrind and without
-//! * `limits` – `limits.toml`, and what a figure is worth beside its limit
+//! * `operations`, `figure` – the operations, and the figures of each
+//! * `perform` – performs one operation in a process of its own; `storage` and `counts` count there
+//! * `measure`, `callgrind` – runs these processes, with valgrind and without
+//! * `limits` – `limits.toml`, and the verdicts
 //! * `report` – the table
 
 mod callgrind;
@@ -40,24 +42,24 @@ use operations::{OPERATIONS, Operation};
 #[derive(Debug, Parser)]
 #[command(
     name = "cost",
-    about = "What an operation costs, in figures that do not depend on the machine's speed"
+    about = "The cost of an operation, in figures that do not depend on the machine's speed"
 )]
 struct Args {
     /// Only operations whose names contain this.
     filter: Option<String>,
-    /// Fail where a limit is broken.
+    /// Fail if a limit is exceeded.
     #[arg(long, conflicts_with = "bless")]
     check: bool,
-    /// Write what was measured as the new limits.
+    /// Write the measured values as the new limits.
     #[arg(long)]
     bless: bool,
-    /// `cargo bench` says so.
+    /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
-    /// Inside: do this operation, and print what was counted.
+    /// Internal: perform this operation and print the counts.
     #[arg(long, hide = true, requires = "dir")]
     perform: Option<String>,
-    /// Inside: on a spool here.
+    /// Internal: the directory of the spool.
     #[arg(long, hide = true)]
     dir: Option<PathBuf>,
 }
@@ -74,7 +76,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// How often `--bless` measures.
+/// Number of measurements for `--bless`.
 const BLESS_RUNS: usize = 3;
 
 fn perform(name: &str, dir: &Path) -> Result<()> {
@@ -82,12 +84,12 @@ fn perform(name: &str, dir: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let counts = runtime.block_on(perform::perform(operation, dir))?;
     print!("{}", toml::to_string(&counts)?);
-    // Not even the runtime is ended: what that costs depends on what the spool's threads are at.
+    // The runtime is not shut down: the cost of that depends on the state of the spool's threads.
     std::process::exit(0)
 }
 
 fn measure(args: &Args) -> Result<ExitCode> {
-    ensure!(!cfg!(debug_assertions), "only an optimised build is worth measuring: cargo bench --bench cost");
+    ensure!(!cfg!(debug_assertions), "measuring needs an optimised build: cargo bench --bench cost");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/cost/limits.toml");
     let operations: Vec<&Operation> = OPERATIONS
         .iter()
@@ -101,19 +103,19 @@ fn measure(args: &Args) -> Result<ExitCode> {
     if valgrind.is_none() {
         if args.check || args.bless {
             bail!(
-                "instructions are counted with valgrind, and there is none: apt-get install valgrind, or the like"
+                "counting instructions needs valgrind, which is not installed: apt-get install valgrind, or similar"
             );
         }
-        println!("No valgrind: instructions are left out.");
+        println!("No valgrind: instructions are omitted.");
     }
     let mut limits = if path.exists() || !args.bless { Limits::read(&path)? } else { Limits::default() };
     let tools = tools(valgrind.clone());
     let comparable = args.bless || limits.measured_with.arch == tools.arch;
     if !comparable {
-        println!("Instructions are left out: their limits are for {}.", limits.measured_with.arch);
+        println!("Instructions are omitted: their limits are for {}.", limits.measured_with.arch);
     }
     let mut measured = measure::measure(&operations, valgrind.is_some() && comparable)?;
-    // Of a limit it is asked that it holds: the highest of a few runs.
+    // A limit must hold in each run, so the highest of several runs is used.
     for _ in 1..if args.bless { BLESS_RUNS } else { 1 } {
         let again = measure::measure(&operations, true)?;
         measured.iter_mut().zip(&again).for_each(|(highest, figures)| measure::raise(highest, figures));

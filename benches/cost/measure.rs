@@ -1,4 +1,4 @@
-//! Runs this program for each operation: once as it is, and once under valgrind.
+//! Runs this program for each operation: once directly, and once under valgrind.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -19,16 +19,16 @@ use super::operations::Operation;
 /// The figures of one operation.
 pub(crate) type Figures = BTreeMap<Figure, f64>;
 
-/// The version of valgrind, or `None` where there is none.
+/// The version of valgrind, or `None` if it is not installed.
 pub(crate) fn valgrind_version() -> Result<Option<String>> {
     match Command::new("valgrind").arg("--version").output() {
         Ok(output) => Ok(Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).context("asking valgrind for its version"),
+        Err(error) => Err(error).context("reading the version of valgrind"),
     }
 }
 
-/// Measures all of `operations`, on all cores; in their order.
+/// Measures all `operations` on all cores. Returns the figures in the order of `operations`.
 pub(crate) fn measure(operations: &[&Operation], with_instructions: bool) -> Result<Vec<Figures>> {
     let next = Mutex::new(operations.iter().enumerate());
     let measured = Mutex::new(BTreeMap::new());
@@ -50,7 +50,7 @@ pub(crate) fn measure(operations: &[&Operation], with_instructions: bool) -> Res
     Ok(measured.into_inner().into_values().collect())
 }
 
-/// Makes each figure the higher one of both.
+/// Raises each figure to the higher one of both.
 pub(crate) fn raise(highest: &mut Figures, figures: &Figures) {
     for (figure, value) in figures {
         let highest = highest.entry(*figure).or_insert(*value);
@@ -62,14 +62,13 @@ fn figures(operation: &Operation, with_instructions: bool) -> Result<Figures> {
     let dir = TempDir::new()?;
     let program = env::current_exe()?;
     let output = succeed(perform(Command::new(&program), operation, &dir.path().join("spool")))?;
-    let counts: Counts =
-        toml::from_str(&String::from_utf8(output.stdout)?).context("reading what was counted")?;
+    let counts: Counts = toml::from_str(&String::from_utf8(output.stdout)?).context("reading the counts")?;
     let counted = operation.figures().iter();
     let mut figures: Figures =
         counted.filter_map(|figure| Some((*figure, figure.of(&counts, operation.count)?))).collect();
     if with_instructions {
         succeed(perform(callgrind::command(&program, dir.path()), operation, &dir.path().join("again")))?;
-        // Whole instructions are more than exact enough.
+        // Fractions of an instruction do not matter.
         let cost = per_operation(callgrind::section(dir.path())?, operation.count).round();
         figures.insert(Figure::Instructions, cost);
     }

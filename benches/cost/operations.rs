@@ -1,53 +1,54 @@
-//! The operations whose cost is guarded.
+//! The operations with limits.
 
 use super::figure::Figure;
 
 /// One operation on messages of one size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Operation {
-    /// Its name, in the table and in the file of limits.
+    /// The name in the table and in the file of limits.
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
-    /// Bytes of a message.
+    /// Length of a message in bytes.
     pub(crate) size: usize,
-    /// How many of them are counted together.
+    /// The number of operations that are counted together.
     ///
-    /// The tables of the spool double when they are full. The number stays clear of those at which many of their 64 shards do.
+    /// The tables of the spool double when they are full. This number is far from those at which
+    /// many of their 64 shards double.
     pub(crate) count: u64,
 }
 
-/// What is done.
+/// The kind of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// An unsynced store of a new message.
     Store,
-    /// An unsynced store over the same message.
+    /// An unsynced store that replaces the same message.
     Resave,
-    /// A load of a message that is not written yet.
+    /// A load of a dirty message.
     LoadDirty,
     /// A load of a clean copy from the cache.
     LoadClean,
-    /// The same, without a copy of the bytes.
+    /// A load of a clean copy, without copying the bytes.
     LoadShared,
-    /// A remove of a message that is not written yet.
+    /// A remove of a dirty message.
     RemoveYoung,
-    /// A remove of a message that is in the journal: a tombstone is queued.
+    /// A remove of a message in the journal, which queues a tombstone.
     RemoveJournaled,
     /// Store, load and remove, unsynced.
     Lifecycle,
-    /// A synced store, one after the other.
+    /// Synced stores, one after the other.
     Synced,
-    /// Synced stores of [`CALLERS`] callers that wait together.
+    /// Synced stores of [`CALLERS`] concurrent callers.
     SyncedTogether,
-    /// A message in the journal that is filed, with the others of a full segment.
+    /// A checkpoint of a message in the journal, together with the others of a full segment.
     Checkpoint,
-    /// The same of a segment that is mostly empty: its messages are moved, too.
+    /// A checkpoint of a mostly empty segment, whose messages are moved, too.
     CheckpointAndRewrite,
-    /// A load of a message that is only in the journal.
+    /// A load of a message that is in the journal only.
     ColdJournal,
-    /// A load of a message that is filed.
-    ColdFiled,
-    /// Whether the spool is healthy: asked on every connection.
+    /// A load of a checkpointed message.
+    ColdCheckpointed,
+    /// The health query, which a server makes for every connection.
     Health,
 }
 
@@ -56,16 +57,16 @@ pub(crate) const CALLERS: u64 = 64;
 
 const KIB: usize = 1_024;
 
-/// For operations on memory alone.
+/// The count of operations that touch memory only.
 const MANY: u64 = 5_376;
-/// For those that touch the journal.
+/// The count of operations that touch the journal.
 const SOME: u64 = 1_280;
 
 const fn operation(name: &'static str, kind: Kind, size: usize, count: u64) -> Operation {
     Operation { name, kind, size, count }
 }
 
-/// All of them.
+/// All operations.
 pub(crate) const OPERATIONS: &[Operation] = &[
     operation("store 512 B", Kind::Store, 512, MANY),
     operation("store 16 KiB", Kind::Store, 16 * KIB, MANY),
@@ -85,25 +86,25 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     operation("checkpoint and rewrite 512 B", Kind::CheckpointAndRewrite, 512, SOME),
     operation("checkpoint and rewrite 16 KiB", Kind::CheckpointAndRewrite, 16 * KIB, SOME),
     operation("load cold, journal, 16 KiB", Kind::ColdJournal, 16 * KIB, SOME),
-    operation("load cold, filed, 512 B", Kind::ColdFiled, 512, SOME),
-    operation("load cold, filed, 16 KiB", Kind::ColdFiled, 16 * KIB, SOME),
+    operation("load cold, checkpointed, 512 B", Kind::ColdCheckpointed, 512, SOME),
+    operation("load cold, checkpointed, 16 KiB", Kind::ColdCheckpointed, 16 * KIB, SOME),
     operation("unhealthy_reason", Kind::Health, KIB, MANY),
 ];
 
 impl Operation {
-    /// The one of this name.
+    /// The operation with this name.
     pub(crate) fn named(name: &str) -> Option<&'static Self> {
         OPERATIONS.iter().find(|operation| operation.name == name)
     }
 
-    /// What is guarded of it.
+    /// The figures with limits.
     pub(crate) fn figures(&self) -> &'static [Figure] {
         use Figure::{Allocated, Allocations, Instructions, Read, Reads, Sled, Syncs, Written};
         match self.kind {
             Kind::Checkpoint | Kind::CheckpointAndRewrite => {
                 &[Instructions, Allocations, Allocated, Syncs, Written, Reads, Read, Sled]
             }
-            Kind::ColdJournal | Kind::ColdFiled => {
+            Kind::ColdJournal | Kind::ColdCheckpointed => {
                 &[Instructions, Allocations, Allocated, Syncs, Written, Reads, Read]
             }
             _ => &[Instructions, Allocations, Allocated, Syncs, Written],

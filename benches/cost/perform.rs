@@ -1,7 +1,8 @@
-//! Does one operation so many times, and counts.
+//! Performs one operation many times and counts.
 //!
-//! Nothing here depends on the clock. Every timer of the spool is set so far that it does not ring;
-//! the threads that work each second or more often are held (`storage`) or left out (`callgrind`).
+//! Nothing here depends on the clock. Every timer of the spool is set so long that it does not
+//! expire. The threads that run every second or more often are held (`storage`) or excluded
+//! (`callgrind`).
 
 use std::hint::black_box;
 use std::path::Path;
@@ -22,13 +23,14 @@ use super::storage::CountingStorage;
 
 const MIB: u64 = 1 << 20;
 
-/// Messages beside the counted ones, on which everything that is made at its first use is made.
+/// Messages besides the counted ones. They trigger everything that is created at its first use.
 const WARM_UP: usize = 64;
 
 type Payload = Arc<Box<[u8]>>;
 type Call<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 
-/// Does `operation` as often as it says, on a new spool in `dir`. The spool is left open: whoever calls this ends the process.
+/// Performs `operation` `operation.count` times on a new spool in `dir`. The spool stays open: the
+/// caller ends the process.
 pub(crate) async fn perform(operation: &Operation, dir: &Path) -> Result<Counts> {
     let ids = ids(WARM_UP + usize::try_from(operation.count)?);
     let (warm_up, ids) = ids.split_at(WARM_UP);
@@ -85,14 +87,15 @@ pub(crate) async fn perform(operation: &Operation, dir: &Path) -> Result<Counts>
             stage.store_synced(ids).await?;
             stage.count(async |stage| stage.spool.cleanup().await).await
         }
-        Kind::ColdJournal | Kind::ColdFiled => {
+        Kind::ColdJournal | Kind::ColdCheckpointed => {
             stage.store_synced(warm_up).await?;
             stage.store_synced(ids).await?;
-            if operation.kind == Kind::ColdFiled {
+            if operation.kind == Kind::ColdCheckpointed {
                 stage.spool.compact().await?;
             }
             stage = stage.reopen(operation, dir).await?;
-            // The count that the opening left out: beside the loads it would be counted with them.
+            // Makes the count that the opening has deferred, so that it is not counted with the
+            // loads.
             stage.spool.cleanup().await?;
             stage.load_all(warm_up).await?;
             stage.count(async |stage| stage.load_shared_all(ids).await).await
@@ -101,18 +104,18 @@ pub(crate) async fn perform(operation: &Operation, dir: &Path) -> Result<Counts>
     }
 }
 
-/// Ids of one second, the same in every run.
+/// Ids within one second, the same in every run.
 fn ids(count: usize) -> Vec<SpoolId> {
     let begin = DateTime::<Utc>::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     (0..count as u64).map(|n| ids::v1(begin + Duration::from_micros(n), n)).collect()
 }
 
-/// A spool under which everything is counted.
+/// A spool on a counting storage.
 struct Stage {
     storage: CountingStorage,
     spool: TieredSpool,
     data: Payload,
-    /// The journal was not written yet.
+    /// The journal has not been written yet.
     untouched: bool,
 }
 
@@ -147,7 +150,7 @@ impl Stage {
     }
 
     fn ask_health(&self, times: usize) -> Result<()> {
-        // As a server asks.
+        // As a server calls it.
         let spool: &dyn Spool = black_box(&self.spool);
         for _ in 0..times {
             ensure!(spool.unhealthy_reason().is_none(), "the spool is not healthy");
@@ -157,7 +160,7 @@ impl Stage {
 
     async fn load_all(&self, ids: &[SpoolId]) -> Result<()> {
         for id in ids {
-            ensure!(self.spool.load(*id).await?.len() == self.data.len(), "{id} is not what was stored");
+            ensure!(self.spool.load(*id).await?.len() == self.data.len(), "{id} has other bytes than stored");
         }
         Ok(())
     }
@@ -166,7 +169,7 @@ impl Stage {
         for id in ids {
             ensure!(
                 self.spool.load_shared(*id).await?.len() == self.data.len(),
-                "{id} is not what was stored"
+                "{id} has other bytes than stored"
             );
         }
         Ok(())
@@ -199,12 +202,13 @@ impl Stage {
         self.spool.store(id, self.data.clone(), true, None)
     }
 
-    /// Stores them as fast as they can be.
+    /// Stores the messages as fast as possible.
     async fn store_synced(&mut self, ids: &[SpoolId]) -> Result<()> {
         for ids in ids.chunks(WARM_UP) {
             let dir_syncs = self.storage.dir_syncs();
             if self.untouched {
-                // The first store takes a segment, and another is prepared in its place. No other is used up: `config`.
+                // The first store takes a segment, and another is prepared in its place. With
+                // `config`, no other segment is used up.
                 self.untouched = false;
                 self.store(ids[0]).await?;
                 self.storage.wait_for_dir_sync(dir_syncs)?;
@@ -214,7 +218,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Brings each store before the committer. Gives those that it has not answered yet.
+    /// Queues each store at the committer. Returns the calls that are not complete.
     async fn begin(&self, ids: &[SpoolId]) -> Result<Vec<Call<'_>>> {
         let mut waiting = Vec::with_capacity(ids.len());
         for id in ids {
@@ -237,7 +241,7 @@ impl Stage {
         Ok(counts)
     }
 
-    /// Stores them in one batch: while `other` is synced they all come to wait. Counts from then on.
+    /// Stores the messages in one batch: they queue while `other` is synced. Counts from then on.
     async fn store_together(&self, ids: &[SpoolId], other: SpoolId) -> Result<Counts> {
         self.storage.hold_syncs();
         let first = self.begin(&[other]).await?;
@@ -251,7 +255,7 @@ impl Stage {
     }
 }
 
-/// Where what is counted begins and ends: `measure` makes valgrind tell its counts apart here.
+/// Marks the start and the end of the counted section. valgrind separates its counts here.
 #[inline(never)]
 fn border() {
     black_box(());
@@ -264,7 +268,7 @@ async fn finish(calls: Vec<Call<'_>>) -> Result<()> {
     Ok(())
 }
 
-/// No timer rings, no limit is near, and one segment takes everything.
+/// Settings under which no timer expires, no limit is near, and one segment holds everything.
 fn config(operation: &Operation, dir: &Path) -> Config {
     let never = Duration::from_secs(3_600);
     let (segment_size, checkpoint_after) = match operation.kind {
@@ -292,8 +296,8 @@ fn config(operation: &Operation, dir: &Path) -> Config {
         )
 }
 
-/// The size of a segment that the messages just fill so far that it is not rewritten, which is two
-/// thirds. The rest is for headers and for pages that batches leave unused, more or fewer of them.
+/// The size of a segment that the messages fill just enough to prevent a rewrite, which is two
+/// thirds. The rest is for headers and for unused parts of pages, whose number varies.
 fn full_segment(operation: &Operation) -> u64 {
     const PAGE: u64 = 4_096;
     (operation.count * operation.size as u64 * 149 / 100) / PAGE * PAGE

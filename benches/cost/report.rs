@@ -1,4 +1,4 @@
-//! The table, and what follows from it.
+//! The table and the summary below it.
 
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
@@ -7,7 +7,7 @@ use super::limits::{Limits, Tools, Verdict};
 use super::measure::Figures;
 use super::operations::Operation;
 
-/// Prints it. True where nothing is to be complained of.
+/// Prints both. Returns true if no limit is exceeded.
 pub(crate) fn show(measured: &[(&Operation, Figures)], limits: &Limits, tools: &Tools) -> bool {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
@@ -20,7 +20,7 @@ pub(crate) fn show(measured: &[(&Operation, Figures)], limits: &Limits, tools: &
             let limit = limits.get(operation, *figure);
             let shown = limit.map_or_else(|| "none".to_owned(), |limit| limit.limit.to_string());
             let what = format!("{}: {} {value}, limit {shown}", operation.name, figure.name());
-            let said = match verdict {
+            let shown_verdict = match verdict {
                 Verdict::Kept => "ok",
                 Verdict::MuchBetter => "much better",
                 Verdict::Breach => "BREACH",
@@ -32,8 +32,8 @@ pub(crate) fn show(measured: &[(&Operation, Figures)], limits: &Limits, tools: &
                 Verdict::Breach | Verdict::NoLimit => breaches.push(what),
             }
             let tolerance = limit.map_or_else(String::new, |limit| format!("{} %", limit.tolerance));
-            table.add_row([name, figure.name(), &value.to_string(), &shown, &tolerance, said]);
-            // Once for all its figures.
+            table.add_row([name, figure.name(), &value.to_string(), &shown, &tolerance, shown_verdict]);
+            // The name is printed once for all figures.
             name = "";
         }
     }
@@ -43,26 +43,26 @@ pub(crate) fn show(measured: &[(&Operation, Figures)], limits: &Limits, tools: &
         }
     }
     println!("{table}");
-    breaches.extend(limits.orphans().into_iter().map(|orphan| format!("{orphan}: a limit of nothing")));
-    say(&breaches, &better, limits, tools)
+    breaches.extend(limits.orphans().into_iter().map(|orphan| format!("{orphan}: a limit without a figure")));
+    summarize(&breaches, &better, limits, tools)
 }
 
-fn say(breaches: &[String], better: &[String], limits: &Limits, tools: &Tools) -> bool {
+fn summarize(breaches: &[String], better: &[String], limits: &Limits, tools: &Tools) -> bool {
     if !better.is_empty() {
         println!("\nMuch better than the limit. Lower it: cargo bench --bench cost -- --bless");
         better.iter().for_each(|line| println!("  {line}"));
     }
     if breaches.is_empty() {
-        println!("\nNo limit is broken.");
+        println!("\nNo limit is exceeded.");
         return true;
     }
-    println!("\nLimits that are broken:");
+    println!("\nExceeded limits:");
     breaches.iter().for_each(|line| println!("  {line}"));
     if limits.measured_with != *tools {
         println!("Measured with   {tools:?}\nthe limits with {:?}", limits.measured_with);
     }
     println!(
-        "Make it cheaper again; or, where it is worth it, say why in the commit and: cargo bench --bench cost -- --bless"
+        "Make it cheaper again; or, where it is worth it, explain why in the commit and: cargo bench --bench cost -- --bless"
     );
     false
 }

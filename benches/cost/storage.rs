@@ -1,5 +1,5 @@
-//! The real files, counted; `fdatasync` is counted and left out, so that no figure waits for a disk. sled's files are not counted here: what they take
-//! has a figure of its own.
+//! The real files, with counters. `fdatasync` is counted but not executed, so that no figure
+//! depends on a disk. sled's files are not counted here; they have a figure of their own.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
@@ -13,14 +13,14 @@ use anyhow::{Result, ensure};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tidespool::storage::{FileState, OpenMode, OsStorage, Space, Storage, StorageFile};
 
-/// The spool's thread that looks at the disk each second. How often it looks in a section depends
-/// on the machine's speed, so it is held.
-const PROBE: &str = "tidespool-probe";
+/// The spool's thread that probes the disk every second. It is held, since the number of its runs
+/// in a section depends on the speed of the machine.
+const PROBE: &str = "tide-probe";
 
-/// A wait that takes longer has gone wrong.
+/// Limit of a wait. A longer one means a bug.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What went through the storage since it was made.
+/// The traffic of the storage since its creation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Traffic {
     /// Syncs of files and of directories.
@@ -33,7 +33,7 @@ pub(crate) struct Traffic {
     pub(crate) read: u64,
 }
 
-/// Cloning it gives another handle to the same counters.
+/// A counting storage. A clone shares the counters.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct CountingStorage(Arc<Inner>);
 
@@ -49,17 +49,17 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Syncs of files wait.
+    /// Whether syncs of files wait.
     holding: bool,
-    /// Syncs that wait now.
+    /// Number of syncs that wait.
     held: usize,
     dir_syncs: u64,
-    /// The probe thread is not held.
+    /// The probe thread is released.
     probing: bool,
 }
 
 impl CountingStorage {
-    /// As [`tidespool::TieredSpool::open_on`] takes it.
+    /// The argument for [`tidespool::TieredSpool::open_on`].
     pub(crate) fn storage(&self) -> Arc<dyn Storage> {
         Arc::new(self.clone())
     }
@@ -73,7 +73,7 @@ impl CountingStorage {
         }
     }
 
-    /// From now on each sync of a file, once it is counted, waits for [`release`](Self::release).
+    /// From now on, each sync of a file is counted and then waits for [`release`](Self::release).
     pub(crate) fn hold_syncs(&self) {
         self.0.state.lock().holding = true;
     }
@@ -83,23 +83,24 @@ impl CountingStorage {
         self.wait_until("no sync came", |state| state.held > 0)
     }
 
-    /// Lets the syncs go on.
+    /// Lets the syncs continue.
     pub(crate) fn release(&self) {
         self.0.state.lock().holding = false;
         self.0.changed.notify_all();
     }
 
-    /// Syncs of directories so far.
+    /// Number of directory syncs so far.
     pub(crate) fn dir_syncs(&self) -> u64 {
         self.0.state.lock().dir_syncs
     }
 
-    /// Blocks until more directories were synced than `before`: a new segment is then written and named.
+    /// Blocks until there are more directory syncs than `before`: a new segment is then written and
+    /// named.
     pub(crate) fn wait_for_dir_sync(&self, before: u64) -> Result<()> {
         self.wait_until("no segment was prepared", |state| state.dir_syncs > before)
     }
 
-    /// Waits without looking again and again: every look would count as instructions.
+    /// Waits without polling: every poll would count as instructions.
     fn wait_until(&self, otherwise: &str, condition: impl Fn(&State) -> bool) -> Result<()> {
         let mut state: MutexGuard<'_, State> = self.0.state.lock();
         let waited = self.0.changed.wait_while_for(&mut state, |state| !condition(state), PATIENCE);
@@ -117,13 +118,13 @@ impl CountingStorage {
         self.0.changed.wait_while(&mut state, |state| !state.probing);
     }
 
-    /// Lets the probe thread go on, so that the spool can be closed.
+    /// Lets the probe thread continue, so that the spool can be closed.
     pub(crate) fn release_probe(&self) {
         self.0.state.lock().probing = true;
         self.0.changed.notify_all();
     }
 
-    fn hold_if_told(&self) {
+    fn wait_while_held(&self) {
         let mut state = self.0.state.lock();
         if state.holding {
             state.held += 1;
@@ -247,7 +248,7 @@ impl StorageFile for CountingFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.storage.count_sync();
-        self.storage.hold_if_told();
+        self.storage.wait_while_held();
         Ok(())
     }
 }

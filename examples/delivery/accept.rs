@@ -1,4 +1,4 @@
-//! Clients send messages, the server stores and acknowledges them.
+//! Clients send messages. The server stores and acknowledges them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,22 +10,22 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::input::Template;
-use crate::manifest::{Accepted, Line};
 use crate::meta::{Meta, now_ms};
 use crate::resume::Found;
+use crate::run_log::{Accepted, Line};
 use crate::schedule;
 use crate::server::{Server, Slot, Ticket};
 
-/// How long a store may wait for room and for the disk.
+/// Longest time that a store may take, in all.
 const STORE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A client that was refused comes again after this time …
-const COME_AGAIN: Duration = Duration::from_millis(250);
+/// Delay before a client sends a rejected message again.
+const RESEND_DELAY: Duration = Duration::from_millis(250);
 
-/// … and no more often than this.
-const MAX_REFUSALS: u32 = 20;
+/// Rejections of one message before the run fails.
+const MAX_REJECTIONS: u32 = 20;
 
-/// What the clients share.
+/// State shared by the clients.
 struct Clients {
     /// The messages to send.
     indexes: Vec<u64>,
@@ -34,7 +34,8 @@ struct Clients {
     messages_per_s: u32,
 }
 
-/// Queues what an earlier run left, sends the messages `indexes`, waits until all of it is delivered.
+/// Queues the messages of an earlier run, sends the messages `indexes`, and waits until all of them
+/// are delivered.
 pub(crate) async fn all(
     server: Arc<Server>,
     found: Vec<Found>,
@@ -63,7 +64,7 @@ pub(crate) async fn all(
     Ok(())
 }
 
-/// Sends one message after the other, each at its time.
+/// Sends one message after the other, each when it is due.
 async fn client(server: Arc<Server>, clients: Arc<Clients>) -> Result<()> {
     loop {
         let nth = clients.next.fetch_add(1, Ordering::Relaxed);
@@ -77,7 +78,8 @@ async fn client(server: Arc<Server>, clients: Arc<Clients>) -> Result<()> {
     }
 }
 
-/// Stores the message, acknowledges it, hands it to delivery. Tries again where the spool refuses it for now.
+/// Stores a message, acknowledges it, and queues it for delivery. Sends it again if the spool
+/// rejects it temporarily.
 async fn accept(server: &Server, index: u64, slot: Slot) -> Result<()> {
     let template = server.input.template(index);
     let mut refusals = 0;
@@ -87,13 +89,8 @@ async fn accept(server: &Server, index: u64, slot: Slot) -> Result<()> {
         match store(server, id, index, template).await {
             Ok(at_ms) => {
                 server.counters.accept_time.record(began.elapsed());
-                // Before delivery may begin: nothing arrives that is not noted.
-                server.manifest.append(&Line::Accepted(Accepted {
-                    id,
-                    index,
-                    at_ms,
-                    synced: server.sync,
-                }))?;
+                // Logged before delivery may start, so no message arrives that is not in the log.
+                server.run_log.append(&Line::Accepted(Accepted { id, index, at_ms, synced: server.sync }))?;
                 server.counters.accepted.add(1);
                 server.counters.accepted_bytes.add(template.bytes.len() as u64);
                 let now = Instant::now();
@@ -101,10 +98,10 @@ async fn accept(server: &Server, index: u64, slot: Slot) -> Result<()> {
                 server.ready.put(ticket).await;
                 return Ok(());
             }
-            Err(err) if is_refusal(&err) && refusals < MAX_REFUSALS => {
+            Err(err) if is_refusal(&err) && refusals < MAX_REJECTIONS => {
                 refusals += 1;
                 server.counters.refused.add(1);
-                if !server.wait_until(Instant::now() + COME_AGAIN).await {
+                if !server.wait_until(Instant::now() + RESEND_DELAY).await {
                     return Ok(());
                 }
             }
@@ -113,7 +110,8 @@ async fn accept(server: &Server, index: u64, slot: Slot) -> Result<()> {
     }
 }
 
-/// Data first: metadata without data would be a message that cannot be delivered. Returns when it was accepted.
+/// Stores data, then metadata: metadata without data would be a message that cannot be delivered.
+/// Returns the time of acceptance in milliseconds since 1970.
 async fn store(server: &Server, id: SpoolId, index: u64, template: &Template) -> Result<i64> {
     let deadline = Some(std::time::Instant::now() + STORE_DEADLINE);
     server.spools.data().store(id, Arc::clone(&template.bytes), server.sync, deadline).await?;
@@ -131,13 +129,13 @@ async fn store(server: &Server, id: SpoolId, index: u64, template: &Template) ->
     };
     let bytes = Arc::new(meta.to_bytes()?);
     if let Err(err) = server.spools.meta().store(id, bytes, server.sync, deadline).await {
-        server.spools.data().remove(id).await.context("taking back the data of a refused message")?;
+        server.spools.data().remove(id).await.context("removing the data of a rejected message")?;
         return Err(err);
     }
     Ok(accepted_ms)
 }
 
-/// Errors that pass: a client is asked to come again later.
+/// True for temporary errors, after which the client sends the message again later.
 pub(crate) fn is_refusal(err: &anyhow::Error) -> bool {
     let root = err.root_cause();
     root.is::<SpoolUnhealthyError>()
@@ -150,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_are_told_from_failures() {
+    fn temporary_errors_differ_from_failures() {
         let refusal = anyhow::Error::from(SpoolUnhealthyError).context("storing");
         assert!(is_refusal(&refusal));
         assert!(is_refusal(&SpoolBackpressureTimeout.into()));

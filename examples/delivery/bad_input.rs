@@ -1,11 +1,11 @@
-//! What the user gave cannot be worked with.
+//! Errors in the options and paths that the user gave.
 
 use std::fmt;
 use std::io;
 use std::path::Path;
 
-/// One line that names what is wrong and what to do about it. Ends the run with exit code 2 before anything is
-/// accepted.
+/// One line that names the problem and the remedy. The run ends with exit code 2 before it accepts
+/// anything.
 #[derive(Debug)]
 pub(crate) struct BadInput(String);
 
@@ -14,7 +14,8 @@ impl BadInput {
         Self(text.into())
     }
 
-    /// `path` could not be used: what was tried, what the system said, what to do.
+    /// `path` could not be used: names the attempted action, the error of the system, and the
+    /// remedy.
     pub(crate) fn io(tried: &str, path: &Path, err: &io::Error, remedy: &str) -> Self {
         Self(format!("cannot {tried} {}: {err}; {remedy}", path.display()))
     }

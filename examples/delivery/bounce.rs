@@ -1,12 +1,13 @@
-//! The report that a message could not be delivered (RFC 3464), with the message itself as its last part.
+//! The report that a message could not be delivered (RFC 3464). The message is its last part.
 
 use tidespool_core::SpoolId;
 
 use crate::envelope::Envelope;
 
-/// The whole report. `date` is in the form of RFC 5322. The message stands in it as it is, byte for byte.
+/// Renders the report. `date` has the format of RFC 5322. The message is included byte for byte.
 pub(crate) fn render(id: SpoolId, envelope: &Envelope, attempts: u32, date: &str, message: &[u8]) -> Vec<u8> {
-    // A bounce is never bounced to its sender, it has none: the postmaster gets it (RFC 5321, section 4.5.5).
+    // A bounce has no sender. The report about a bounce goes to the postmaster (RFC 5321, section
+    // 4.5.5).
     let to = if envelope.sender.is_empty() { "postmaster@localhost" } else { &envelope.sender };
     let recipient = &envelope.recipient;
     let boundary = boundary(id);
@@ -45,7 +46,8 @@ pub(crate) fn render(id: SpoolId, envelope: &Envelope, attempts: u32, date: &str
     report
 }
 
-/// The message in the report that [`render`] made for `id`, or `None` where this is not such a report.
+/// The message inside the report that [`render`] made for `id`. `None` if `report` is something
+/// else.
 pub(crate) fn message_in(report: &[u8], id: SpoolId) -> Option<&[u8]> {
     let boundary = boundary(id);
     let starts = message_starts(&boundary);
@@ -61,7 +63,7 @@ fn message_starts(boundary: &str) -> String {
     format!("--{boundary}\r\nContent-Type: message/rfc822\r\nContent-Transfer-Encoding: 8bit\r\n\r\n")
 }
 
-/// The newline before a boundary belongs to the boundary, so a message without one at its end stays without.
+/// The newline before a boundary belongs to the boundary, so the message keeps its end as it is.
 fn message_ends(boundary: &str) -> String {
     format!("\r\n--{boundary}--\r\n")
 }
@@ -75,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn the_message_comes_back_out_of_its_bounce() {
+    fn a_bounce_contains_the_message_unchanged() {
         let id = SpoolId::new();
         for message in [b"".as_slice(), b"A: b\n\nno newline", b"A: b\r\n\r\n--x--\r\n", &[0, 255, 13, 10]] {
             let report = render(id, &envelope("a@b"), 3, "now", message);

@@ -1,4 +1,4 @@
-//! What happened in this process so far.
+//! Counters of this process.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// Problems beyond this many are counted, not kept.
+/// Number of problems whose text is kept. Further problems are only counted.
 const PROBLEMS_KEPT: usize = 10;
 
 /// A number that only grows.
@@ -23,12 +23,13 @@ impl Counter {
     }
 }
 
-/// All counters of a run. They start at zero again after a restart.
+/// All counters of a run. They restart at zero with the process.
 #[derive(Debug)]
 pub(crate) struct Counters {
     pub(crate) accepted: Counter,
     pub(crate) accepted_bytes: Counter,
-    /// Stores that the spool refused for a while, as an SMTP 4xx reply. The client came again.
+    /// Stores that the spool rejected temporarily, as an SMTP 4xx reply. The client sent them
+    /// again.
     pub(crate) refused: Counter,
     pub(crate) delivered: Counter,
     pub(crate) delivered_bytes: Counter,
@@ -36,9 +37,9 @@ pub(crate) struct Counters {
     pub(crate) bounced: Counter,
     /// Deliveries that replaced an earlier copy of the same message.
     pub(crate) duplicates: Counter,
-    /// From the first byte to the spool until the acknowledgement.
+    /// Time from the start of the store until the acknowledgement.
     pub(crate) accept_time: Latency,
-    /// From the acknowledgement until the message is in the sink.
+    /// Time from the acknowledgement until the message is in the sink.
     pub(crate) delivery_time: Latency,
     pub(crate) problems: Problems,
 }
@@ -61,7 +62,7 @@ impl Counters {
     }
 }
 
-/// How long something took, as a histogram of microseconds: the memory does not grow with the run.
+/// A histogram of durations in microseconds. Its memory does not grow with the run.
 #[derive(Debug)]
 pub(crate) struct Latency(Mutex<Histogram<u64>>);
 
@@ -77,14 +78,14 @@ impl Latency {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(micros);
     }
 
-    /// In microseconds; `None` before the first.
+    /// A percentile in microseconds; `None` if nothing is recorded.
     pub(crate) fn percentile(&self, percent: f64) -> Option<u64> {
         let histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (!histogram.is_empty()).then(|| histogram.value_at_quantile(percent / 100.0))
     }
 }
 
-/// What should never happen. A run with problems ends with exit code 1.
+/// Events that must not happen. A run with problems ends with exit code 1.
 #[derive(Debug, Default)]
 pub(crate) struct Problems {
     count: Counter,
@@ -104,7 +105,7 @@ impl Problems {
         self.count.get()
     }
 
-    /// The first of them.
+    /// The texts of the first problems.
     pub(crate) fn first(&self) -> Vec<String> {
         self.first.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -115,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_of_what_was_recorded() {
+    fn percentiles_of_recorded_durations() {
         let latency = Latency::new().unwrap();
         assert_eq!(latency.percentile(50.0), None);
         for millis in 1..=100 {
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn problems_are_counted_beyond_those_kept() {
+    fn problems_are_counted_beyond_the_kept_texts() {
         let problems = Problems::default();
         (0..25).for_each(|number| problems.add(number.to_string()));
         assert_eq!((problems.count(), problems.first().len()), (25, PROBLEMS_KEPT));

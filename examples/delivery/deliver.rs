@@ -1,4 +1,4 @@
-//! Messages leave the spools: to the sink, back to wait for a retry, or as a bounce.
+//! Messages leave the spools: to the sink, to the retry queue, or as a bounce.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,8 +56,8 @@ async fn attempt(server: &Arc<Server>, ticket: Ticket) -> Result<()> {
     }
 }
 
-/// Both parts of a message. `None`: something is wrong with it, which was noted. It stays where it is, and the check
-/// at the end will miss it in the sink.
+/// Loads both parts of a message. On an error, records a problem and returns `None`. The message
+/// stays in the spools, and the check at the end finds it missing in the sink.
 async fn load(server: &Server, ticket: &Ticket) -> Option<(Meta, Vec<u8>)> {
     let id = ticket.id;
     match load_both(server, id).await {
@@ -88,11 +88,11 @@ async fn retry_later(server: &Server, mut ticket: Ticket, mut meta: Meta) -> Res
     meta.attempts = ticket.attempts;
     meta.next_try_ms = now_ms().saturating_add(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
-    // Never synced: were it lost, the earlier version would stand, and the message be tried once more often.
+    // Not synced: if this version is lost, the earlier one remains, and costs one attempt more.
     let saved =
         server.spools.meta().store(ticket.id, Arc::new(meta.to_bytes()?), false, Some(deadline)).await;
     match saved {
-        // The same holds for a refusal.
+        // A rejected store also leaves the earlier version.
         Err(err) if !is_refusal(&err) => return Err(err),
         _ => {}
     }
@@ -112,7 +112,7 @@ async fn put(server: &Arc<Server>, shelf: Shelf, id: SpoolId, bytes: Vec<u8>) ->
     Ok(())
 }
 
-/// Metadata first: it is what says that there is something to deliver.
+/// Removes metadata, then data: the metadata marks a message as undelivered.
 async fn remove(server: &Server, id: SpoolId) -> Result<()> {
     server.spools.meta().remove(id).await.context("removing its metadata")?;
     server.spools.data().remove(id).await.context("removing its data")

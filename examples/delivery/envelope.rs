@@ -1,9 +1,10 @@
-//! Who a message is from and for. A server learns it from the SMTP dialogue; here the header has to tell.
+//! The sender and recipient of a message. A server gets them from SMTP; here they come from the
+//! header.
 
-/// The envelope, kept apart from the message: the message's bytes are never touched.
+/// The envelope of a message. It is kept outside of the message, whose bytes never change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Envelope {
-    /// Empty for a bounce, which nobody may answer with another bounce.
+    /// Empty for a bounce, which must not be answered with another bounce.
     pub(crate) sender: String,
     pub(crate) recipient: String,
 }
@@ -15,7 +16,8 @@ const NO_RECIPIENT: &str = "unknown-recipient@localhost";
 const MAX_ADDRESS: usize = 254;
 
 impl Envelope {
-    /// Sender: `Return-Path`, else `From`. Recipient: `Delivered-To`, else `To`, the first address.
+    /// Takes the sender from `Return-Path`, else `From`, and the recipient from `Delivered-To`,
+    /// else `To` (the first address).
     pub(crate) fn of(message: &[u8]) -> Self {
         let header = Header(message);
         let sender = match header.field("return-path").map(|value| value.trim().to_owned()) {
@@ -30,7 +32,7 @@ impl Envelope {
     }
 }
 
-/// The first bytes of a message, read as header fields.
+/// A message, of which the header fields are read.
 struct Header<'a>(&'a [u8]);
 
 impl Header<'_> {
@@ -67,8 +69,8 @@ fn value_of(line: &[u8], name: &str) -> Option<String> {
         .then(|| String::from_utf8_lossy(&value[1..]).into_owned())
 }
 
-/// The first thing in `text` that looks like an address: `<…>` where there is one, else a word with an `@`. Good
-/// enough to label a message, not a parser of RFC 5322 address lists.
+/// The first address in `text`: `<…>` if there is one, else a word with an `@`. Good enough to
+/// label a message; not a parser of RFC 5322 address lists.
 fn address(text: &str) -> Option<String> {
     let bracketed = text.split_once('<').and_then(|(_, rest)| rest.split_once('>')).map(|(inner, _)| inner);
     let plain = || text.split([' ', '\t', ',', ';', '(', ')']).find(|word| word.contains('@'));
@@ -112,7 +114,7 @@ mod tests {
     #[test]
     fn anything_gets_an_envelope() {
         let unknown = (NO_SENDER.to_owned(), NO_RECIPIENT.to_owned());
-        for message in ["", "\n\nFrom: a@b\n", "no header at all", "From: <<<>>>\nTo: nobody\n"] {
+        for message in ["", "\n\nFrom: a@b\n", "no header at all", "From: <<<>>>\nTo: no address\n"] {
             assert_eq!(envelope(message), unknown, "{message:?}");
         }
         assert_eq!(Envelope::of(&[0xff; 100]).sender, NO_SENDER);

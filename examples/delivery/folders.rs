@@ -1,18 +1,18 @@
-//! Which files of a Maildir, or of a folder of `.eml` files, are messages.
+//! Selects the message files of a Maildir or of a folder of `.eml` files.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::bad_input::BadInput;
 
-/// The files in `cur` and `new`, in the order of their names (which in a Maildir is about that of their arrival).
+/// The files in `cur` and `new`, sorted by name. In a Maildir this is roughly the order of arrival.
 pub(crate) fn maildir_files(dir: &Path) -> Result<Vec<PathBuf>, BadInput> {
     require_folder(dir, "--maildir")?;
     let parts: Vec<PathBuf> =
         ["cur", "new"].iter().map(|part| dir.join(part)).filter(|p| p.is_dir()).collect();
     if parts.is_empty() {
         return Err(BadInput::new(format!(
-            "{} is not a Maildir: there is no folder cur or new in it; a folder of .eml files is given with --eml",
+            "{} is not a Maildir: it has no folder cur or new; a folder of .eml files is given with --eml",
             dir.display()
         )));
     }
@@ -23,7 +23,7 @@ pub(crate) fn maildir_files(dir: &Path) -> Result<Vec<PathBuf>, BadInput> {
     not_empty(files, dir, "no message in its folders cur and new")
 }
 
-/// The `.eml` files in `dir` itself, in the order of their names.
+/// The `.eml` files in `dir` itself, sorted by name.
 pub(crate) fn eml_files(dir: &Path) -> Result<Vec<PathBuf>, BadInput> {
     require_folder(dir, "--eml")?;
     let is_eml = |name: &str| name.to_ascii_lowercase().ends_with(".eml") && !name.starts_with('.');
@@ -45,7 +45,7 @@ fn require_folder(dir: &Path, option: &str) -> Result<(), BadInput> {
 fn not_empty(files: Vec<PathBuf>, dir: &Path, what: &str) -> Result<Vec<PathBuf>, BadInput> {
     if files.is_empty() {
         return Err(BadInput::new(format!(
-            "{} has {what}; give a folder with messages (a Maildir with --maildir, other folders with --eml), or no input option for the example's own",
+            "{} has {what}; give a folder with messages (a Maildir with --maildir, other folders with --eml), or no input option for the built-in messages",
             dir.display()
         )));
     }
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_problem() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         std::fs::write(&file, "x").unwrap();

@@ -11,16 +11,16 @@ use crate::envelope::Envelope;
 use crate::folders;
 use crate::mbox::{MboxError, MboxReader};
 
-/// The largest message taken, in bytes: 64 MiB.
+/// The largest accepted message in bytes: 64 MiB.
 pub(crate) const MAX_MESSAGE_BYTES: u64 = 64 << 20;
 
-/// The messages are kept in memory while the run lasts, up to this many bytes: 256 MiB. What is beyond is left out.
+/// Bytes of input kept in memory during the run: 256 MiB. Messages beyond this limit are skipped.
 const MAX_INPUT_BYTES: u64 = 256 << 20;
 
 /// One message of the input.
 #[derive(Debug)]
 pub(crate) struct Template {
-    /// Which file, or which message of the mbox, for messages to the user.
+    /// The file, or the number of the message in the mbox. Used in messages to the user.
     pub(crate) name: String,
     pub(crate) bytes: Arc<Box<[u8]>>,
     pub(crate) crc32c: u32,
@@ -30,15 +30,15 @@ pub(crate) struct Template {
 /// All messages of the input. Never empty.
 #[derive(Debug)]
 pub(crate) struct Input {
-    /// Where they are from, for messages to the user.
+    /// The file or folder of the input. Used in messages to the user.
     pub(crate) origin: String,
     pub(crate) templates: Vec<Template>,
-    /// Some were left out, because the memory for the input was full.
+    /// Messages were skipped because the memory for the input was full.
     pub(crate) cut_short: bool,
 }
 
 impl Input {
-    /// Reads at most `messages` messages from where `args` says.
+    /// Reads at most `messages` messages from the input that `args` selects.
     pub(crate) fn read(args: &Args, messages: u64) -> Result<Self, BadInput> {
         let limit = usize::try_from(messages).unwrap_or(usize::MAX);
         if let Some(file) = &args.mbox {
@@ -52,13 +52,13 @@ impl Input {
         Self::from_files(&dir, &files, limit)
     }
 
-    /// The one that message number `index` of the run is made of.
+    /// The template of message number `index` of the run.
     pub(crate) fn template(&self, index: u64) -> &Template {
         let count = self.templates.len() as u64;
         &self.templates[usize::try_from(index % count).unwrap_or(0)]
     }
 
-    /// Tells this set of messages from another: a run is only continued with the same.
+    /// A checksum of all messages. A run may only be continued with an equal one.
     pub(crate) fn fingerprint(&self) -> u32 {
         self.templates.iter().fold(0, |crc, template| {
             let crc = crc32c::crc32c_append(crc, &(template.bytes.len() as u64).to_le_bytes());
@@ -118,7 +118,7 @@ struct Set {
 }
 
 impl Set {
-    /// False: there is no room for it. The first message always fits.
+    /// Adds a message. Returns false if it does not fit. The first message always fits.
     fn add(&mut self, name: String, bytes: Vec<u8>) -> bool {
         self.bytes += bytes.len() as u64;
         if self.bytes > MAX_INPUT_BYTES {
@@ -136,7 +136,7 @@ impl Set {
     }
 }
 
-/// The example's own set, where the source of this program is.
+/// The folder of the built-in messages, in the source tree.
 fn own_messages() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/delivery/mail")
 }
@@ -145,7 +145,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, BadInput> {
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_MESSAGE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(|err| BadInput::io("read", path, &err, "allow reading it, or take it away"))?;
+        .map_err(|err| BadInput::io("read", path, &err, "allow reading it, or remove it"))?;
     if bytes.len() as u64 > MAX_MESSAGE_BYTES {
         return Err(too_large(path, "the message"));
     }
@@ -166,7 +166,7 @@ fn mbox_error(path: &Path, number: usize, err: MboxError) -> BadInput {
 
 fn too_large(path: &Path, what: &str) -> BadInput {
     BadInput::new(format!(
-        "{}: {what} has more than {} MiB, the most that is taken; take it away",
+        "{}: {what} has more than {} MiB, the limit; remove it",
         path.display(),
         MAX_MESSAGE_BYTES >> 20
     ))
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_own_set_is_as_varied_as_it_should_be() {
+    fn the_built_in_messages_cover_the_difficult_cases() {
         let input = read(&[]).unwrap();
         let any = |test: &dyn Fn(&[u8]) -> bool| input.templates.iter().any(|t| test(&t.bytes));
         let longest_line = |bytes: &[u8]| bytes.split(|b| *b == b'\n').map(<[u8]>::len).max().unwrap_or(0);
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_mbox_is_named() {
+    fn a_file_that_is_not_an_mbox_is_named_in_the_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("letters");
         std::fs::write(&path, "Dear all,\n").unwrap();

@@ -1,23 +1,25 @@
-//! The main job of a spool, from end to end: real messages are accepted, kept safe, delivered and removed.
+//! The main job of a spool from end to end: accept real messages, keep them safe, deliver and
+//! remove them.
 //!
 //! ```text
 //! cargo run --release --example delivery
 //! ```
 //!
-//! A small mail server without the network: what a client would send comes from files, what a remote server would
-//! receive is written to a folder, the *sink*. README.md beside this file has the options, and how to kill a run in
-//! the middle and let the next one finish it.
+//! A small mail server without the network. Messages come from files instead of clients. Deliveries
+//! go to a folder, the *sink*, instead of remote servers. README.md beside this file describes the
+//! options, and how to kill a run in the middle and let the next run finish it.
 //!
 //! # Layout, in the order in which a message passes
 //!
 //! * `args`, `run` – the options, and the whole run from top to bottom
 //! * `input`, `folders`, `mbox`, `envelope` – messages from files
-//! * `workplace`, `spools`, `manifest` – the directories, the two spools, the notes of what was acknowledged
-//! * `resume` – what an earlier run left, when it was killed
-//! * `server` – what all tasks share
+//! * `workplace`, `spools`, `run_log` – the directories, the two spools, the log of
+//!   acknowledgements
+//! * `resume` – recovery after an earlier run was killed
+//! * `server` – state shared by all tasks
 //! * `accept`, `deliver`, `retry`, `schedule` – the work; `schedule` is pure
 //! * `sink`, `bounce` – where messages arrive
-//! * `counters`, `progress`, `verify`, `report` – what one sees
+//! * `counters`, `progress`, `verify`, `report` – measuring, checking and printing
 
 mod accept;
 mod args;
@@ -28,7 +30,6 @@ mod deliver;
 mod envelope;
 mod folders;
 mod input;
-mod manifest;
 mod mbox;
 mod meta;
 mod progress;
@@ -36,6 +37,7 @@ mod report;
 mod resume;
 mod retry;
 mod run;
+mod run_log;
 mod schedule;
 mod server;
 mod sink;

@@ -1,18 +1,19 @@
-//! Messages from an mbox file, in the "mboxrd" form.
+//! Reads messages from an mbox file in the "mboxrd" format.
 //!
-//! A line that starts with `From ` begins a message. Within a message the writer has put a `>` before each line that
-//! reads `From `, `>From `, `>>From ` …; taking one away gives the message back. The one empty line before the next
-//! `From ` belongs to the file, not to the message. All other bytes are kept as they are.
+//! A line that starts with `From ` begins a message. The writer of the file has put a `>` before
+//! each message line that reads `From `, `>From `, `>>From ` …, and the reader removes it. The one
+//! empty line before the next `From ` is a separator, not part of the message. All other bytes are
+//! kept.
 
 use std::io::{self, BufRead};
 
-/// The start of a message, as it stands in the file.
+/// Starts the line that begins a message.
 const FROM_LINE: &[u8] = b"From ";
 
-/// Reads one message after the other.
+/// Reads the messages of a file in order.
 pub(crate) struct MboxReader<R> {
     input: R,
-    /// A longer message is an error: it would fill the memory.
+    /// Longest accepted message in bytes. The limit bounds the memory.
     max_message: u64,
     line: Vec<u8>,
     started: bool,
@@ -22,7 +23,7 @@ pub(crate) struct MboxReader<R> {
 #[derive(Debug)]
 pub(crate) enum MboxError {
     Io(io::Error),
-    /// The first bytes are not `From `. These are they.
+    /// The file does not start with `From `. Holds its first bytes.
     NotMbox(Vec<u8>),
     /// A message is longer than allowed.
     TooLong,
@@ -44,7 +45,8 @@ impl<R: BufRead> MboxReader<R> {
         if !self.started {
             self.started = true;
             let read = self.read_line();
-            // Before the result is looked at: a large file without newlines is no mbox, not a long message.
+            // Checked before `read`: a large file without newlines is not an mbox, and not a long
+            // message.
             if !self.line.is_empty() && !self.line.starts_with(FROM_LINE) {
                 let shown = self.line.len().min(40);
                 return Err(MboxError::NotMbox(self.line[..shown].to_vec()));
@@ -69,7 +71,7 @@ impl<R: BufRead> MboxReader<R> {
         Ok(Some(message))
     }
 
-    /// The next line with its end; empty at the end of the file.
+    /// Reads the next line with its line end. The line is empty at the end of the file.
     fn read_line(&mut self) -> Result<(), MboxError> {
         self.line.clear();
         let limit = self.max_message.saturating_add(1);
@@ -78,7 +80,7 @@ impl<R: BufRead> MboxReader<R> {
     }
 }
 
-/// `>From ` → `From `, `>>From ` → `>From `, anything else as it is.
+/// Removes one `>`: `>From ` → `From `, `>>From ` → `>From `. Other lines are returned unchanged.
 fn unquoted(line: &[u8]) -> &[u8] {
     let markers = line.iter().take_while(|byte| **byte == b'>').count();
     if markers > 0 && line[markers..].starts_with(FROM_LINE) { &line[1..] } else { line }
@@ -121,13 +123,13 @@ mod tests {
     }
 
     #[test]
-    fn one_quote_is_taken_away() {
+    fn one_quote_is_removed() {
         let file = b"From a\nX: y\n\n>From me\n>>From you\n> From afar\n>Fromage\n";
         assert_eq!(messages(file).unwrap(), ["X: y\n\nFrom me\n>From you\n> From afar\n>Fromage\n"]);
     }
 
     #[test]
-    fn only_one_empty_line_is_the_separators() {
+    fn only_one_empty_line_is_a_separator() {
         assert_eq!(messages(b"From a\nX: y\n\n\n\nFrom b\n\n").unwrap(), ["X: y\n\n\n", ""]);
     }
 
@@ -137,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_mbox_is_told_by_its_first_bytes() {
+    fn a_file_that_is_not_an_mbox_is_rejected_with_its_first_bytes() {
         for file in [b"Return-Path: <a@b>\n".as_slice(), b"\x7fELF\0\0", b"\nFrom a\n", b"From: a@b\n"] {
             let Err(MboxError::NotMbox(start)) = messages(file) else { panic!("{file:?}") };
             assert!(file.starts_with(&start));
@@ -145,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_or_line_without_end_is_refused() {
+    fn an_endless_message_or_line_is_rejected() {
         let long_line = [b"From a\n".as_slice(), &[b'x'; 2_000]].concat();
         assert!(matches!(messages(&long_line), Err(MboxError::TooLong)));
         let many_lines = [b"From a\n".as_slice(), &b"0123456789\n".repeat(200)].concat();

@@ -1,23 +1,23 @@
-//! What the metadata spool holds for each message: a small JSON, saved again on each retry.
+//! The metadata of a message: a small JSON object that is saved again on each retry.
 
 use serde::{Deserialize, Serialize};
 
-/// The state of one message. Its bytes are in the data spool, under the same id.
+/// The state of one message. The data spool holds its bytes under the same id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Meta {
-    /// Which message of the run this is.
+    /// The number of the message in the run.
     pub(crate) index: u64,
     pub(crate) sender: String,
     pub(crate) recipient: String,
     /// Delivery attempts so far.
     pub(crate) attempts: u32,
-    /// Not to be tried before, in milliseconds since 1970.
+    /// Earliest time of the next attempt, in milliseconds since 1970.
     pub(crate) next_try_ms: i64,
-    /// When it was accepted, in milliseconds since 1970.
+    /// Time of acceptance, in milliseconds since 1970.
     pub(crate) accepted_ms: i64,
     /// Accepted with `--sync`.
     pub(crate) synced: bool,
-    /// Bytes of the message.
+    /// Length of the message in bytes.
     pub(crate) length: u64,
     /// CRC-32C of the message.
     pub(crate) crc32c: u32,
@@ -32,13 +32,13 @@ impl Meta {
         serde_json::from_slice(bytes)
     }
 
-    /// Whether `data` is the message that this is about.
+    /// True if `data` has the length and checksum of the message.
     pub(crate) fn fits(&self, data: &[u8]) -> bool {
         self.length == data.len() as u64 && self.crc32c == crc32c::crc32c(data)
     }
 }
 
-/// Now, in milliseconds since 1970: the clock that goes on while the program does not run.
+/// The wall clock in milliseconds since 1970. It continues while the program does not run.
 pub(crate) fn now_ms() -> i64 {
     chrono::Utc::now().timestamp_millis()
 }
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_meta_comes_back_and_knows_its_data() {
+    fn metadata_reads_back_and_matches_its_data() {
         let meta = Meta {
             index: 7,
             sender: String::new(),

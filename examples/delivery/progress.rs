@@ -1,4 +1,4 @@
-//! One line a second: redrawn in place on a terminal, else one below the other.
+//! One line per second, redrawn in place on a terminal, else one below the other.
 
 use std::io::{IsTerminal as _, Write};
 use std::time::Instant;
@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::report::{bytes, percent};
 use crate::server::Server;
 
-/// Where the lines go, and what the last one said.
+/// The output, and the state at the last line.
 pub(crate) struct Progress {
     out: Box<dyn Write + Send>,
     in_place: bool,
@@ -17,7 +17,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// With `to_stderr`, stdout is left to the result.
+    /// With `to_stderr`, stdout is reserved for the result.
     pub(crate) fn new(to_stderr: bool) -> Self {
         let now = Instant::now();
         let (out, in_place): (Box<dyn Write + Send>, bool) = if to_stderr {
@@ -48,22 +48,23 @@ impl Progress {
         self.write(&line);
     }
 
-    /// A line that stays.
+    /// Prints a line that is not redrawn.
     pub(crate) fn say(&mut self, text: &str) {
         let _ = writeln!(self.out, "{text}");
     }
 
-    /// Ends the line that is redrawn, so that what follows starts on its own.
+    /// Ends the redrawn line, so that later output starts on a new line.
     pub(crate) fn finish(&mut self) {
         if self.in_place && self.drawn {
             let _ = writeln!(self.out);
         }
     }
 
-    /// A reader that went away (`| head`) is no reason to stop delivering mail.
+    /// Ignores errors: a reader that went away (`| head`) must not stop the deliveries.
     fn write(&mut self, line: &str) {
         let written = if self.in_place {
-            // No wrapping while it is drawn: a narrow terminal cuts the line instead of leaving its halves behind.
+            // Line wrapping is off while it is drawn: a narrow terminal cuts the line instead of
+            // wrapping it.
             write!(self.out, "\r\x1b[2K\x1b[?7l{line}\x1b[?7h")
         } else {
             writeln!(self.out, "{line}")
@@ -73,12 +74,12 @@ impl Progress {
     }
 }
 
-/// The result, on stdout.
+/// Prints the result to stdout.
 pub(crate) fn print(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-/// Zero where no time passed.
+/// The rate, or zero if no time passed.
 #[expect(clippy::cast_precision_loss, reason = "for people to read")]
 pub(crate) fn per_second(count: u64, seconds: f64) -> f64 {
     if seconds > 0.0 { count as f64 / seconds } else { 0.0 }

@@ -1,4 +1,4 @@
-//! The result: a table for people, one line of JSON for programs.
+//! The result, as a table or as one line of JSON.
 
 use std::fmt::Write as _;
 
@@ -11,29 +11,30 @@ use crate::server::Server;
 use crate::spools::DIRTY_EXPIRE;
 use crate::verify::Arrived;
 
-/// How the check ended.
+/// The result of the check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Verdict {
     AllArrived,
-    /// All arrived but for unsynced messages of the last moments before a kill.
+    /// All messages arrived, except unsynced ones acknowledged shortly before a kill.
     LostUnsynced,
     Wrong,
 }
 
-/// Everything that is told at the end.
+/// The final report.
 #[derive(Debug, Serialize)]
 pub(crate) struct Summary {
     verdict: Verdict,
     input: String,
     input_messages: usize,
-    /// Of the whole run, also before a restart. `accepted = delivered + bounced + lost` when all is well.
+    /// Total of the whole run, including the time before a restart.
+    /// `accepted = delivered + bounced + lost` in a correct run.
     accepted: u64,
     delivered: u64,
     bounced: u64,
     lost: u64,
     bytes_compared: u64,
-    /// From here on: of this process.
+    /// The fields from here on describe this process only.
     accepted_here: u64,
     delivered_here: u64,
     retried: u64,
@@ -58,7 +59,7 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    /// `accepted` and `lost` are of the whole run.
+    /// `accepted` and `lost` are totals of the whole run.
     pub(crate) fn new(
         server: &Server,
         (accepted, lost): (u64, u64),
@@ -179,7 +180,7 @@ impl Summary {
     }
 }
 
-/// What happened before anything new was accepted, in one line.
+/// Summarizes the recovery in one line.
 pub(crate) fn recovery_line(recovery: &Recovery) -> String {
     let Recovery {
         resumed,
@@ -196,7 +197,7 @@ pub(crate) fn recovery_line(recovery: &Recovery) -> String {
     )
 }
 
-/// A ratio; "–" before there is one.
+/// Formats a ratio; `None` is "–".
 pub(crate) fn percent(ratio: Option<f64>) -> String {
     ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{:.1} %", ratio * 100.0))
 }
@@ -231,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_for_people() {
+    fn numbers_are_readable() {
         assert_eq!(
             [bytes(0), bytes(1_023), bytes(1_536), bytes(5 << 30)],
             ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recovery_is_told_in_full() {
+    fn the_recovery_line_has_all_counts() {
         let recovery = Recovery {
             resumed: 9,
             unacknowledged: 1,

@@ -1,4 +1,4 @@
-//! What a killed run left behind: messages to deliver, halves to clean up, and acknowledged messages that are gone.
+//! Recovery after a kill: finds messages to deliver, removes orphans, and detects lost messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,15 +7,16 @@ use serde::Serialize;
 use tidespool_core::{SpoolEntry, SpoolId};
 
 use crate::counters::Problems;
-use crate::manifest::{Accepted, Line, Lost, Manifest, Notes};
 use crate::meta::Meta;
+use crate::run_log::{Accepted, Line, Lost, Notes, RunLog};
 use crate::sink::Sink;
 use crate::spools::{DIRTY_EXPIRE, Spools, each};
 
-/// A store is on stable storage within `dirty_expire` and one commit. This is how long a commit may take here.
+/// Longest assumed duration of a commit. A store is on stable storage after `dirty_expire` and one
+/// commit.
 const ONE_COMMIT_MS: i64 = 1_000;
 
-/// A message that is whole in the spools.
+/// A message of which both spools have their part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) id: SpoolId,
@@ -23,31 +24,33 @@ pub(crate) struct Found {
     pub(crate) next_try_ms: i64,
 }
 
-/// What was found, in numbers.
+/// What the recovery found, in numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Recovery {
-    /// Messages whole in the spools, to be delivered.
+    /// Complete messages in the spools. They are delivered.
     pub(crate) resumed: u64,
-    /// Those of them that were stored, and killed before the acknowledgement. They are delivered all the same.
+    /// Those of the complete messages that were not acknowledged before the kill. They are
+    /// delivered too.
     pub(crate) unacknowledged: u64,
     /// Metadata without data, removed.
     pub(crate) orphan_metas: u64,
     /// Data without metadata, removed.
     pub(crate) orphan_datas: u64,
-    /// Acknowledged, not delivered and not in the spools, as the settings allow for the last moments before a kill.
+    /// Acknowledged messages that are gone, within the window that the settings allow before a
+    /// kill.
     pub(crate) lost_in_window: u64,
-    /// The same, where nothing allows it.
+    /// Acknowledged messages that are gone outside of that window.
     pub(crate) lost_against_promise: u64,
 }
 
-/// The contents of both spools. Only lengths and checksums of the data are kept.
+/// The contents of both spools. Of the data, only lengths and checksums are kept.
 #[derive(Debug, Default)]
-struct Stock {
+struct Contents {
     metas: BTreeMap<SpoolId, Meta>,
     datas: BTreeMap<SpoolId, (u64, u32)>,
 }
 
-/// What to do with it. Pure.
+/// The actions of a recovery.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Plan {
     deliver: Vec<Found>,
@@ -55,33 +58,34 @@ struct Plan {
     orphan_metas: Vec<SpoolId>,
     orphan_datas: Vec<SpoolId>,
     lost: Vec<Lost>,
-    /// Their bytes are not those that were stored.
+    /// Messages whose bytes differ from the stored ones.
     damaged: Vec<SpoolId>,
 }
 
-/// Looks through both spools, cleans up, notes what is lost. Returns what is to be delivered; `notes` are complete.
+/// Reads both spools, removes orphans, and logs losses. Returns the messages to deliver, and
+/// completes `notes`.
 pub(crate) async fn recover(
     spools: &Spools,
     sink: &Sink,
-    manifest: &Manifest,
+    run_log: &RunLog,
     notes: &mut Notes,
     problems: &Problems,
 ) -> Result<(Vec<Found>, Recovery)> {
     sink.remove_unfinished()?;
-    let stock = take_stock(spools, problems).await?;
+    let contents = read_contents(spools, problems).await?;
     let mut arrived = BTreeSet::new();
     for id in notes.accepted.keys() {
         if sink.has(*id)? {
             arrived.insert(*id);
         }
     }
-    let plan = plan(&stock, notes, &arrived);
+    let plan = plan(&contents, notes, &arrived);
     for accepted in &plan.adopt {
-        manifest.append(&Line::Accepted(*accepted))?;
+        run_log.append(&Line::Accepted(*accepted))?;
         notes.accepted.insert(accepted.id, *accepted);
     }
     for lost in &plan.lost {
-        manifest.append(&Line::Lost(*lost))?;
+        run_log.append(&Line::Lost(*lost))?;
         notes.lost.insert(lost.id, *lost);
     }
     for id in &plan.orphan_metas {
@@ -91,7 +95,7 @@ pub(crate) async fn recover(
         spools.data().remove(*id).await?;
     }
     for id in &plan.damaged {
-        problems.add(format!("message {id} came back from the spool with other bytes than stored"));
+        problems.add(format!("message {id} was read from the spool with other bytes than stored"));
     }
     let excused = plan.lost.iter().filter(|lost| lost.excused).count();
     let recovery = Recovery {
@@ -105,13 +109,13 @@ pub(crate) async fn recover(
     Ok((plan.deliver, recovery))
 }
 
-async fn take_stock(spools: &Spools, problems: &Problems) -> Result<Stock> {
-    let mut stock = Stock::default();
+async fn read_contents(spools: &Spools, problems: &Problems) -> Result<Contents> {
+    let mut contents = Contents::default();
     each(spools.meta(), |entry| {
         match entry {
             SpoolEntry::Item { id, data } => match Meta::from_bytes(&data) {
-                Ok(meta) => drop(stock.metas.insert(id, meta)),
-                Err(err) => problems.add(format!("the metadata of message {id} is not understood: {err}")),
+                Ok(meta) => drop(contents.metas.insert(id, meta)),
+                Err(err) => problems.add(format!("the metadata of message {id} cannot be parsed: {err}")),
             },
             SpoolEntry::Corrupt { id, error } => {
                 problems.add(format!("metadata of {id} is damaged: {error}"));
@@ -123,20 +127,20 @@ async fn take_stock(spools: &Spools, problems: &Problems) -> Result<Stock> {
     each(spools.data(), |entry| {
         match entry {
             SpoolEntry::Item { id, data } => {
-                stock.datas.insert(id, (data.len() as u64, crc32c::crc32c(&data)));
+                contents.datas.insert(id, (data.len() as u64, crc32c::crc32c(&data)));
             }
             SpoolEntry::Corrupt { id, error } => problems.add(format!("data of {id} are damaged: {error}")),
         }
         Ok(())
     })
     .await?;
-    Ok(stock)
+    Ok(contents)
 }
 
-fn plan(stock: &Stock, notes: &Notes, arrived: &BTreeSet<SpoolId>) -> Plan {
+fn plan(contents: &Contents, notes: &Notes, arrived: &BTreeSet<SpoolId>) -> Plan {
     let mut plan = Plan::default();
-    for (id, meta) in &stock.metas {
-        match stock.datas.get(id) {
+    for (id, meta) in &contents.metas {
+        match contents.datas.get(id) {
             None => plan.orphan_metas.push(*id),
             Some(data) if *data != (meta.length, meta.crc32c) => plan.damaged.push(*id),
             Some(_) => {
@@ -148,8 +152,9 @@ fn plan(stock: &Stock, notes: &Notes, arrived: &BTreeSet<SpoolId>) -> Plan {
             }
         }
     }
-    plan.orphan_datas = stock.datas.keys().filter(|id| !stock.metas.contains_key(id)).copied().collect();
-    let whole = |id: &SpoolId| stock.metas.contains_key(id) && stock.datas.contains_key(id);
+    plan.orphan_datas =
+        contents.datas.keys().filter(|id| !contents.metas.contains_key(id)).copied().collect();
+    let whole = |id: &SpoolId| contents.metas.contains_key(id) && contents.datas.contains_key(id);
     let gone = notes.accepted.values().filter(|accepted| {
         let id = &accepted.id;
         !arrived.contains(id) && !whole(id) && !notes.lost.contains_key(id)
@@ -160,7 +165,8 @@ fn plan(stock: &Stock, notes: &Notes, arrived: &BTreeSet<SpoolId>) -> Plan {
     plan
 }
 
-/// The run was killed at its last sign of life or later. What was acknowledged long enough before had to be on disk.
+/// True if the loss is documented. The run was killed at its last logged line or later, so a
+/// message acknowledged long enough before that line had to be on disk.
 fn is_excused(accepted: &Accepted, last_sign_of_life_ms: i64) -> bool {
     let window_ms = i64::try_from(DIRTY_EXPIRE.as_millis()).unwrap_or(i64::MAX).saturating_add(ONE_COMMIT_MS);
     !accepted.synced && accepted.at_ms.saturating_add(window_ms) >= last_sign_of_life_ms
@@ -169,9 +175,9 @@ fn is_excused(accepted: &Accepted, last_sign_of_life_ms: i64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::{Run, VERSION};
+    use crate::run_log::{Run, VERSION};
 
-    /// A run of unsynced messages, accepted at the given times.
+    /// The log of a run of unsynced messages, accepted at the given times.
     fn notes(at_ms: &[i64]) -> (Notes, Vec<SpoolId>) {
         let accepted: Vec<Accepted> =
             (0..).zip(at_ms).map(|(index, at_ms)| accepted(index, *at_ms)).collect();
@@ -207,19 +213,19 @@ mod tests {
         }
     }
 
-    fn in_both(stock: &mut Stock, id: SpoolId, index: u64) {
-        stock.metas.insert(id, meta(index));
-        stock.datas.insert(id, (4, 9));
+    fn in_both(contents: &mut Contents, id: SpoolId, index: u64) {
+        contents.metas.insert(id, meta(index));
+        contents.datas.insert(id, (4, 9));
     }
 
     #[test]
-    fn whole_messages_are_delivered_noted_or_not() {
+    fn complete_messages_are_delivered_logged_or_not() {
         let (notes, ids) = notes(&[1]);
-        let mut stock = Stock::default();
+        let mut contents = Contents::default();
         let unnoted = SpoolId::new();
-        in_both(&mut stock, ids[0], 0);
-        in_both(&mut stock, unnoted, 1);
-        let plan = plan(&stock, &notes, &BTreeSet::new());
+        in_both(&mut contents, ids[0], 0);
+        in_both(&mut contents, unnoted, 1);
+        let plan = plan(&contents, &notes, &BTreeSet::new());
         let found = |id| Found { id, attempts: 1, next_try_ms: 5 };
         assert_eq!(plan.deliver, [found(ids[0]), found(unnoted)]);
         assert_eq!(plan.adopt, [Accepted { id: unnoted, index: 1, at_ms: 3, synced: false }]);
@@ -227,24 +233,24 @@ mod tests {
     }
 
     #[test]
-    fn what_arrived_and_is_still_in_the_spools_is_delivered_again() {
+    fn an_arrived_message_still_in_the_spools_is_delivered_again() {
         let (notes, ids) = notes(&[1]);
-        let mut stock = Stock::default();
-        in_both(&mut stock, ids[0], 0);
-        let plan = plan(&stock, &notes, &BTreeSet::from([ids[0]]));
+        let mut contents = Contents::default();
+        in_both(&mut contents, ids[0], 0);
+        let plan = plan(&contents, &notes, &BTreeSet::from([ids[0]]));
         assert_eq!(plan.deliver.len(), 1);
         assert!(plan.lost.is_empty());
     }
 
     #[test]
-    fn halves_are_orphans_and_lost_unless_they_arrived() {
+    fn incomplete_messages_are_removed_and_lost_unless_they_arrived() {
         let (notes, ids) = notes(&[1, 2, 3, 4]);
-        let mut stock = Stock::default();
-        stock.metas.insert(ids[0], meta(0));
-        stock.metas.insert(ids[1], meta(1));
-        stock.datas.insert(ids[2], (4, 9));
-        stock.datas.insert(ids[3], (4, 9));
-        let plan = plan(&stock, &notes, &BTreeSet::from([ids[0], ids[2]]));
+        let mut contents = Contents::default();
+        contents.metas.insert(ids[0], meta(0));
+        contents.metas.insert(ids[1], meta(1));
+        contents.datas.insert(ids[2], (4, 9));
+        contents.datas.insert(ids[3], (4, 9));
+        let plan = plan(&contents, &notes, &BTreeSet::from([ids[0], ids[2]]));
         assert_eq!(plan.orphan_metas, [ids[0], ids[1]]);
         assert_eq!(plan.orphan_datas, [ids[2], ids[3]]);
         assert_eq!(plan.lost.iter().map(|lost| lost.id).collect::<Vec<_>>(), [ids[1], ids[3]]);
@@ -252,18 +258,18 @@ mod tests {
     }
 
     #[test]
-    fn wrong_bytes_are_damage_and_not_delivered() {
+    fn a_message_with_wrong_bytes_is_damaged_and_not_delivered() {
         let (notes, ids) = notes(&[1]);
-        let mut stock = Stock::default();
-        in_both(&mut stock, ids[0], 0);
-        stock.datas.insert(ids[0], (4, 8));
-        let plan = plan(&stock, &notes, &BTreeSet::new());
+        let mut contents = Contents::default();
+        in_both(&mut contents, ids[0], 0);
+        contents.datas.insert(ids[0], (4, 8));
+        let plan = plan(&contents, &notes, &BTreeSet::new());
         assert_eq!(plan.damaged, ids);
         assert!(plan.deliver.is_empty());
     }
 
     #[test]
-    fn a_loss_is_excused_only_for_unsynced_messages_of_the_last_moments() {
+    fn a_loss_is_excused_only_for_unsynced_messages_shortly_before_the_kill() {
         let last = 100_000;
         let at = |at_ms, synced| is_excused(&Accepted { synced, ..accepted(0, at_ms) }, last);
         assert!(at(last, false));
@@ -273,14 +279,15 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_is_judged_once() {
+    fn a_loss_is_classified_once() {
         let (mut notes, ids) = notes(&[100_000]);
-        let first = plan(&Stock::default(), &notes, &BTreeSet::new());
+        let first = plan(&Contents::default(), &notes, &BTreeSet::new());
         assert_eq!(first.lost, [Lost { id: ids[0], excused: true }]);
-        // The run goes on after the restart; the old loss must not look like one of a message long on disk.
+        // The run continues after the restart. The old loss must not count as a loss outside of the
+        // window.
         notes.lost.insert(ids[0], first.lost[0]);
         let later = accepted(1, 200_000);
         notes.accepted.insert(later.id, later);
-        assert_eq!(plan(&Stock::default(), &notes, &BTreeSet::new()).lost.len(), 1, "only the later one");
+        assert_eq!(plan(&Contents::default(), &notes, &BTreeSet::new()).lost.len(), 1, "only the later one");
     }
 }

@@ -1,4 +1,4 @@
-//! Messages that wait for their next attempt.
+//! The messages that wait for their next attempt.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,7 +9,8 @@ use tokio::time::Instant;
 
 use crate::server::{Server, Ticket};
 
-/// Passes each ticket on when it is due. Ends when the queue is closed; what waits then is in the spools.
+/// Passes each ticket on when it is due. Ends when the queue is closed; messages that still wait
+/// remain in the spools.
 pub(crate) async fn wait_and_pass_on(server: Arc<Server>) -> Result<()> {
     // Bounded by the number of messages in flight.
     let mut waiting: BinaryHeap<Reverse<ByDue>> = BinaryHeap::new();
@@ -29,7 +30,7 @@ pub(crate) async fn wait_and_pass_on(server: Arc<Server>) -> Result<()> {
     }
 }
 
-/// Without a moment, for ever.
+/// Without a moment, sleeps for ever.
 async fn sleep_until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
@@ -37,7 +38,7 @@ async fn sleep_until(moment: Option<Instant>) {
     }
 }
 
-/// A ticket in the order of its due time.
+/// A ticket, ordered by due time.
 struct ByDue(Ticket);
 
 impl Ord for ByDue {

@@ -1,4 +1,4 @@
-//! A run, from top to bottom.
+//! One run, from top to bottom.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -15,11 +15,11 @@ use crate::bad_input::BadInput;
 use crate::counters::Counters;
 use crate::deliver;
 use crate::input::Input;
-use crate::manifest::{self, Manifest, Notes, Run};
 use crate::progress::Progress;
 use crate::report::{Summary, Verdict, recovery_line};
 use crate::resume::{self, Found, Recovery};
 use crate::retry;
+use crate::run_log::{self, Notes, Run, RunLog};
 use crate::server::Server;
 use crate::sink::Sink;
 use crate::spools::{Spools, each};
@@ -35,12 +35,12 @@ pub(crate) enum Ending {
     Interrupted,
 }
 
-/// A server that is ready to start, and what it has to do.
+/// A server that is ready to start, and its work.
 struct Job {
     server: Arc<Server>,
-    /// Left by a killed run.
+    /// Messages left in the spools by a killed run.
     found: Vec<Found>,
-    /// To be accepted.
+    /// Indexes of the messages to accept.
     indexes: Vec<u64>,
     recovery: Option<Recovery>,
 }
@@ -73,20 +73,21 @@ pub(crate) async fn run(args: Args) -> Result<Ending> {
         Stop::Done => finish(&args, &server, &workplace, recovery, seconds).await,
         Stop::Interrupted => {
             server.spools.shutdown().await?;
-            progress.say("Stopped: all that was accepted is on disk. The same command goes on from here.");
+            progress.say("Stopped: all accepted messages are on disk. The same command continues the run.");
             Ok(Ending::Interrupted)
         }
         Stop::Failed(err) => {
-            // The error that stopped the run is the one to tell; a second one is added to it.
+            // The first error stopped the run and is the one to report. A second error is added to
+            // it.
             if let Err(closing) = server.spools.shutdown().await {
-                return Err(err.context(format!("{closing:#}, after this")));
+                return Err(err.context(format!("closing the spools also failed: {closing:#}")));
             }
-            Err(err.context("stopped (the same command goes on from here)"))
+            Err(err.context("stopped (the same command continues the run)"))
         }
     }
 }
 
-/// Before any directory is touched. An unfinished run says how many messages it has.
+/// Reads the messages before any directory is touched. An unfinished run fixes their number.
 fn read_input(args: &Args) -> Result<Input> {
     let unfinished = Notes::read(&args.spool_dir().join(crate::workplace::NOTES))?;
     let messages = unfinished.map_or(args.messages, |(notes, _)| notes.run.messages);
@@ -100,14 +101,14 @@ async fn prepare(args: &Args, input: Input, workplace: &Workplace, progress: &mu
     }
 }
 
-/// A new run.
+/// Prepares a new run.
 async fn start(args: &Args, input: Input, workplace: &Workplace, progress: &mut Progress) -> Result<Job> {
     let sink = open_sink(workplace)?;
     sink.clear().map_err(|err| unusable_sink(workplace, &err))?;
     workplace.remove_spools()?;
     let spools = open_spools(workplace).await?;
     let run = Run {
-        version: manifest::VERSION,
+        version: run_log::VERSION,
         messages: args.messages,
         seed: args.seed,
         failures: args.failures,
@@ -115,7 +116,7 @@ async fn start(args: &Args, input: Input, workplace: &Workplace, progress: &mut 
         fingerprint: input.fingerprint(),
         sink: workplace.sink().display().to_string(),
     };
-    let manifest = Manifest::create(&workplace.notes(), &run).context("starting the notes of the run")?;
+    let run_log = RunLog::create(&workplace.notes(), &run).context("creating the log of the run")?;
     progress.say(&format!(
         "{} messages from {} ({} different), to {}",
         run.messages,
@@ -124,14 +125,14 @@ async fn start(args: &Args, input: Input, workplace: &Workplace, progress: &mut 
         workplace.sink().display()
     ));
     if input.cut_short {
-        progress.say("The input is larger than the memory set aside for it: the rest of it is left out.");
+        progress.say("The input exceeds the memory limit for it: the remaining messages are skipped.");
     }
     let indexes = (0..run.messages).collect();
-    let server = Server::new(run, input, spools, sink, manifest, args.sync, Counters::new()?);
+    let server = Server::new(run, input, spools, sink, run_log, args.sync, Counters::new()?);
     Ok(Job { server: Arc::new(server), found: Vec::new(), indexes, recovery: None })
 }
 
-/// An unfinished run goes on.
+/// Prepares the continuation of an unfinished run.
 async fn resume(
     args: &Args,
     input: Input,
@@ -143,8 +144,7 @@ async fn resume(
     require_same(&notes.run, &input, workplace)?;
     let sink = open_sink(workplace)?;
     let spools = open_spools(workplace).await?;
-    let manifest =
-        Manifest::reopen(&workplace.notes(), whole_bytes).context("going on with the notes of the run")?;
+    let run_log = RunLog::reopen(&workplace.notes(), whole_bytes).context("reopening the log of the run")?;
     let counters = Counters::new()?;
     progress.say(&format!(
         "Going on with the unfinished run in {}: {} of {} messages were accepted (its own --messages, --seed and --failures hold)",
@@ -152,33 +152,33 @@ async fn resume(
         notes.accepted.len(),
         notes.run.messages
     ));
-    let recovered = resume::recover(&spools, &sink, &manifest, &mut notes, &counters.problems).await;
+    let recovered = resume::recover(&spools, &sink, &run_log, &mut notes, &counters.problems).await;
     let (found, recovery) = match recovered {
         Ok(recovered) => recovered,
         Err(err) => {
             spools.shutdown().await?;
-            return Err(err.context("looking for what the killed run left"));
+            return Err(err.context("recovering what the killed run left"));
         }
     };
     progress.say(&recovery_line(&recovery));
     let indexes = notes.indexes_to_accept();
-    let server = Server::new(notes.run, input, spools, sink, manifest, args.sync, counters);
+    let server = Server::new(notes.run, input, spools, sink, run_log, args.sync, counters);
     Ok(Job { server: Arc::new(server), found, indexes, recovery: Some(recovery) })
 }
 
-/// With other messages or another sink the check at the end could not hold.
+/// Rejects other messages or another sink: the check at the end would be meaningless.
 fn require_same(run: &Run, input: &Input, workplace: &Workplace) -> Result<(), BadInput> {
     let spool = workplace.spool().display();
-    let instead = format!("or remove {spool} to start anew");
+    let instead = format!("or remove {spool} to start a new run");
     if run.fingerprint != input.fingerprint() {
         return Err(BadInput::new(format!(
-            "the unfinished run in {spool} sends the messages of {}, and those of {} are others: give the same again, {instead}",
+            "the unfinished run in {spool} sends the messages of {}, but the messages of {} differ: give the same input again, {instead}",
             run.origin, input.origin
         )));
     }
     if run.sink != workplace.sink().display().to_string() {
         return Err(BadInput::new(format!(
-            "the unfinished run in {spool} delivers to {}: give the same with --sink, {instead}",
+            "the unfinished run in {spool} delivers to {}: give the same folder with --sink, {instead}",
             run.sink
         )));
     }
@@ -204,7 +204,8 @@ async fn open_spools(workplace: &Workplace) -> Result<Spools> {
     })
 }
 
-/// Runs all tasks until everything is delivered, Ctrl-C is pressed, or one of them fails. None is left behind.
+/// Runs all tasks until everything is delivered, Ctrl-C is pressed, or a task fails. Joins all
+/// tasks before it returns.
 async fn serve(
     args: &Args,
     server: Arc<Server>,
@@ -254,7 +255,7 @@ fn flatten(joined: Result<Result<()>, JoinError>) -> Result<()> {
     joined.context("a task ended early")?
 }
 
-/// Checks, reports, cleans up.
+/// Checks the result, reports it, and cleans up.
 async fn finish(
     args: &Args,
     server: &Server,
@@ -272,13 +273,13 @@ async fn finish(
         .await?;
         verify::check_spool(name, &left, problems);
     }
-    let (notes, _) = Notes::read(&workplace.notes())?.context("the notes of the run are gone")?;
+    let (notes, _) = Notes::read(&workplace.notes())?.context("the log of the run is missing")?;
     let arrived =
         tokio::task::block_in_place(|| verify::check(&notes, &server.input, &server.sink, problems))
-            .context("reading what arrived")?;
+            .context("reading the sink")?;
     let totals = (notes.accepted.len() as u64, notes.lost.len() as u64);
     let summary = Summary::new(server, totals, arrived, recovery, seconds);
-    // Closed before the result is told: a failure here belongs to the result.
+    // The spools are closed before the result is printed: an error here is part of the result.
     server.spools.shutdown().await?;
     if args.json {
         crate::progress::print(&summary.json()?);
@@ -286,11 +287,11 @@ async fn finish(
         crate::progress::print(&summary.text());
     }
     if summary.verdict() == Verdict::Wrong {
-        eprintln!("delivery: everything is left as it is, in {}", workplace.spool().display());
+        eprintln!("delivery: all files are kept in {}", workplace.spool().display());
         return Ok(Ending::Wrong);
     }
-    // The notes first: without them the next run starts anew, whatever else is left.
-    std::fs::remove_file(workplace.notes()).context("removing the notes of the finished run")?;
+    // The log is removed first: without it, the next run is a new run, whatever else remains.
+    std::fs::remove_file(workplace.notes()).context("removing the log of the finished run")?;
     workplace.remove_spools()?;
     Ok(match summary.verdict() {
         Verdict::LostUnsynced => Ending::LostUnsynced,

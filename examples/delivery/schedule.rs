@@ -1,30 +1,32 @@
-//! When things happen and which attempts fail. Pure: the same seed gives the same run, also after a restart.
+//! Decides when things happen and which attempts fail. Pure: the same seed gives the same run, also
+//! after a restart.
 
 use std::time::Duration;
 
-/// Attempts before the server gives up and sends a bounce.
+/// Number of attempts after which the server sends a bounce.
 pub(crate) const MAX_ATTEMPTS: u32 = 6;
 
-/// The first retry waits at least this long, each further one twice as long as the one before.
+/// Shortest delay before the first retry. Each further delay is twice the previous one.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 
-/// No retry waits longer: so all retries of a message fit in a short run.
+/// Longest delay before a retry. It lets all retries of a message fit in a short run.
 const LONGEST_DELAY: Duration = Duration::from_millis(1_000);
 
-/// Of 100 failures, how many are permanent.
+/// Percentage of the failures that are permanent.
 const PERMANENT_OF_FAILURES_PERCENT: u64 = 10;
 
 /// How an attempt ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Delivered,
-    /// As an SMTP 4xx reply: try again later.
+    /// As an SMTP 4xx reply: the server tries again later.
     TemporaryFailure,
-    /// As an SMTP 5xx reply, or one temporary failure too many: bounce.
+    /// As an SMTP 5xx reply, or the last allowed attempt failed: the server sends a bounce.
     PermanentFailure,
 }
 
-/// After this long from the start, the `nth` message (from 0) is due. A rate of 0 is "at once".
+/// Time from the start until the `nth` message (from 0) is due. With a rate of 0, all are due at
+/// once.
 pub(crate) fn due(nth: u64, messages_per_s: u32) -> Duration {
     if messages_per_s == 0 {
         return Duration::ZERO;
@@ -33,8 +35,8 @@ pub(crate) fn due(nth: u64, messages_per_s: u32) -> Duration {
     Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
 }
 
-/// How attempt number `attempt` (from 0) for the message at `index` ends. It depends on nothing else: so a message
-/// that is delivered a second time after a crash ends as it did the first time.
+/// The outcome of attempt number `attempt` (from 0) of the message at `index`. It depends only on
+/// the arguments, so a message that is delivered again after a crash has the same outcome.
 pub(crate) fn outcome(seed: u64, index: u64, attempt: u32, failures_percent: u8) -> Outcome {
     let roll = mix(seed, index, attempt, 0);
     if roll % 100 >= u64::from(failures_percent) {
@@ -48,15 +50,15 @@ pub(crate) fn outcome(seed: u64, index: u64, attempt: u32, failures_percent: u8)
     }
 }
 
-/// The wait before retry number `retry` (from 1): doubling, and up to half as much again, so that messages which
-/// failed together do not all come back together.
+/// The delay before retry number `retry` (from 1): it doubles, plus up to 50 % of jitter, so that
+/// messages which failed together are not all retried together.
 pub(crate) fn retry_delay(seed: u64, index: u64, retry: u32) -> Duration {
     let doubled = FIRST_DELAY.saturating_mul(1 << retry.saturating_sub(1).min(10)).min(LONGEST_DELAY);
     let jitter_percent = u32::try_from(mix(seed, index, retry, 2) % 51).unwrap_or(0);
     (doubled + doubled * jitter_percent / 100).min(LONGEST_DELAY)
 }
 
-/// SplitMix64 over the arguments: well spread, and the same on every machine.
+/// Hashes the arguments with SplitMix64. The result is well spread and the same on every machine.
 fn mix(seed: u64, index: u64, attempt: u32, purpose: u64) -> u64 {
     let mut state = seed;
     for word in [index, u64::from(attempt), purpose] {
@@ -90,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn the_share_of_failures_is_as_asked() {
+    fn the_share_of_failures_matches_the_option() {
         assert_eq!(count(Outcome::Delivered, 0), 10_000);
         assert_eq!(count(Outcome::Delivered, 100), 0);
         let delivered = count(Outcome::Delivered, 15);
@@ -100,14 +102,14 @@ mod tests {
     }
 
     #[test]
-    fn every_message_ends_within_the_attempts() {
+    fn the_last_attempt_never_fails_temporarily() {
         for index in 0..1_000 {
             assert_ne!(outcome(1, index, MAX_ATTEMPTS - 1, 100), Outcome::TemporaryFailure);
         }
     }
 
     #[test]
-    fn the_seed_decides() {
+    fn the_seed_decides_the_outcomes() {
         let run = |seed| (0..200).map(|index| outcome(seed, index, 0, 50)).collect::<Vec<_>>();
         assert_eq!(run(1), run(1));
         assert_ne!(run(1), run(2));

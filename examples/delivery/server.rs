@@ -1,4 +1,4 @@
-//! What all tasks of a run share.
+//! State shared by all tasks of a run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,12 +10,12 @@ use tokio::time::Instant;
 
 use crate::counters::Counters;
 use crate::input::Input;
-use crate::manifest::{Manifest, Run};
+use crate::run_log::{Run, RunLog};
 use crate::sink::Sink;
 use crate::spools::Spools;
 
-/// Messages that are accepted and not yet delivered. At this number clients have to wait. It is what bounds every
-/// queue of the run.
+/// Limit of messages that are accepted and not yet delivered. Clients wait at this number, so it
+/// bounds every queue of the run.
 pub(crate) const MAX_IN_FLIGHT: u32 = 4_096;
 
 /// The server: its spools, its queues, and how to stop it.
@@ -25,26 +25,27 @@ pub(crate) struct Server {
     pub(crate) input: Input,
     pub(crate) spools: Spools,
     pub(crate) sink: Sink,
-    pub(crate) manifest: Manifest,
+    pub(crate) run_log: RunLog,
     pub(crate) counters: Counters,
     pub(crate) sync: bool,
     slots: Arc<Semaphore>,
     slots_taken: Arc<AtomicUsize>,
-    /// To be delivered now.
+    /// Messages to deliver now.
     pub(crate) ready: Queue,
-    /// To be delivered later.
+    /// Messages to deliver later.
     pub(crate) later: Queue,
     stopping: watch::Sender<bool>,
 }
 
-/// A message between acceptance and delivery. Only this is kept in memory by the server; the rest is in the spools.
+/// A message between acceptance and delivery. The server keeps only this in memory; the rest is in
+/// the spools.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     pub(crate) id: SpoolId,
-    /// Attempts so far.
+    /// Number of attempts so far.
     pub(crate) attempts: u32,
     pub(crate) due: Instant,
-    /// When it was acknowledged, if that was in this process.
+    /// Time of the acknowledgement, if this process sent it.
     pub(crate) acknowledged: Option<Instant>,
     #[expect(dead_code, reason = "held, not used")]
     pub(crate) slot: Slot,
@@ -56,7 +57,7 @@ impl Server {
         input: Input,
         spools: Spools,
         sink: Sink,
-        manifest: Manifest,
+        run_log: RunLog,
         sync: bool,
         counters: Counters,
     ) -> Self {
@@ -65,7 +66,7 @@ impl Server {
             input,
             spools,
             sink,
-            manifest,
+            run_log,
             counters,
             sync,
             slots: Arc::new(Semaphore::new(MAX_IN_FLIGHT as usize)),
@@ -76,7 +77,7 @@ impl Server {
         }
     }
 
-    /// Waits until one more message may be in flight. `None`: the server stops.
+    /// Waits until one more message may be in flight. Returns `None` if the server stops.
     pub(crate) async fn slot(&self) -> Option<Slot> {
         let permit = Arc::clone(&self.slots).acquire_owned().await.ok()?;
         self.slots_taken.fetch_add(1, Ordering::Relaxed);
@@ -89,11 +90,11 @@ impl Server {
 
     /// Waits until nothing is in flight, or the server stops.
     pub(crate) async fn idle(&self) {
-        // An error says that the server stops.
+        // An error means that the server stops.
         let _ = self.slots.acquire_many(MAX_IN_FLIGHT).await;
     }
 
-    /// Nothing new begins; what has begun comes to its end.
+    /// Stops the server. Nothing new starts; started work is finished.
     pub(crate) fn stop(&self) {
         self.stopping.send_replace(true);
         self.slots.close();
@@ -109,7 +110,7 @@ impl Server {
         *self.stopping.borrow()
     }
 
-    /// Waits until `moment`. False: the server stops first.
+    /// Waits until `moment`. Returns false if the server stops first.
     pub(crate) async fn wait_until(&self, moment: Instant) -> bool {
         let mut stopping = self.stopping.subscribe();
         tokio::select! {
@@ -119,8 +120,8 @@ impl Server {
     }
 }
 
-/// A place among the messages in flight, free again when it is dropped. Counted beside the semaphore, of which the
-/// permits seem taken while [`Server::idle`] collects them.
+/// A place among the messages in flight, released on drop. Counted separately from the semaphore,
+/// whose permits look taken while [`Server::idle`] acquires them.
 #[derive(Debug)]
 pub(crate) struct Slot {
     _permit: OwnedSemaphorePermit,
@@ -133,7 +134,7 @@ impl Drop for Slot {
     }
 }
 
-/// A queue of tickets. As many fit in as there may be in flight, so that nobody ever waits to put one in.
+/// A queue of tickets. Its capacity is the limit of messages in flight, so `put` never waits.
 #[derive(Debug)]
 pub(crate) struct Queue {
     sender: Sender<Ticket>,
@@ -146,12 +147,13 @@ impl Queue {
         Self { sender, receiver }
     }
 
-    /// While the server stops, the ticket is dropped: the message is in the spools, and the next run finds it there.
+    /// Queues a ticket. If the server stops, the ticket is dropped: the message is in the spools,
+    /// and the next run finds it there.
     pub(crate) async fn put(&self, ticket: Ticket) {
         let _ = self.sender.send(ticket).await;
     }
 
-    /// `None`: the queue is closed and empty.
+    /// Returns the next ticket, or `None` if the queue is closed and empty.
     pub(crate) async fn take(&self) -> Option<Ticket> {
         self.receiver.recv().await.ok()
     }

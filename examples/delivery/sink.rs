@@ -1,4 +1,4 @@
-//! Where messages arrive: a file each, whole or not there.
+//! The sink: one file per message, complete or absent.
 
 use std::fs;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tidespool_core::SpoolId;
 
-/// The two folders of the sink.
+/// A folder of the sink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shelf {
     Delivered,
@@ -24,14 +24,14 @@ impl Shelf {
     }
 }
 
-/// Blocking calls: for `spawn_blocking`, or before and after the run.
+/// The sink. Its calls block: use them in `spawn_blocking`, or before and after the run.
 #[derive(Debug, Clone)]
 pub(crate) struct Sink {
     root: PathBuf,
 }
 
 impl Sink {
-    /// Creates the folders where they are missing.
+    /// Creates the folders if they are missing.
     pub(crate) fn new(root: &Path) -> io::Result<Self> {
         for shelf in Shelf::ALL {
             fs::create_dir_all(root.join(shelf.folder()))?;
@@ -39,10 +39,11 @@ impl Sink {
         Ok(Self { root: root.to_owned() })
     }
 
-    /// Puts a message there. True: it replaced an earlier copy, so this is a duplicate.
+    /// Writes a message. Returns true if it replaced an earlier copy: the delivery is a duplicate.
     ///
-    /// A temporary name and a rename: a reader, and a run after `kill -9`, finds all of the message or none of it.
-    /// There is no fsync, since the sink stands for a remote server; a power cut may take deliveries with it.
+    /// It writes a temporary file and renames it, so a reader, and a run after `kill -9`, finds all
+    /// of the message or none. There is no fsync, since the sink stands for a remote server; a
+    /// power cut may lose deliveries.
     pub(crate) fn put(&self, shelf: Shelf, id: SpoolId, bytes: &[u8]) -> io::Result<bool> {
         let path = self.path(shelf, id);
         let temporary = path.with_extension("tmp");
@@ -71,7 +72,7 @@ impl Sink {
         Ok(false)
     }
 
-    /// The ids of everything that arrived.
+    /// The ids of all messages that arrived.
     pub(crate) fn ids(&self, shelf: Shelf) -> io::Result<Vec<SpoolId>> {
         let mut ids = Vec::new();
         for entry in fs::read_dir(self.root.join(shelf.folder()))? {
@@ -80,12 +81,12 @@ impl Sink {
         Ok(ids)
     }
 
-    /// Removes what earlier runs left. Files with other names stay: they are not this example's.
+    /// Removes the files of earlier runs. Files with other names stay: they are foreign.
     pub(crate) fn clear(&self) -> io::Result<()> {
         self.remove(&["eml", "tmp"])
     }
 
-    /// Removes the deliveries that a kill interrupted.
+    /// Removes deliveries that a kill interrupted.
     pub(crate) fn remove_unfinished(&self) -> io::Result<()> {
         self.remove(&["tmp"])
     }
@@ -119,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_delivery_replaces_the_first_and_is_told() {
+    fn a_second_delivery_replaces_the_first_and_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let sink = Sink::new(dir.path()).unwrap();
         let id = SpoolId::new();

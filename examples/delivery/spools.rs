@@ -1,4 +1,4 @@
-//! The two spools of a mail server, and all that this example knows of Tidespool beyond the trait.
+//! The two spools of a mail server. The only module that uses Tidespool beyond the `Spool` trait.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,33 +10,33 @@ use tidespool_core::{Spool, SpoolEntry};
 
 use crate::input::MAX_MESSAGE_BYTES;
 
-/// An acknowledged message is on stable storage within this time, also without `--sync`.
+/// Longest time from an acknowledgement to stable storage, also without `--sync`.
 pub(crate) const DIRTY_EXPIRE: Duration = Duration::from_millis(500);
 
 const MIB: u64 = 1 << 20;
 
-/// The messages, and what is known about each of them.
+/// The spool of the messages, and the spool of their metadata.
 #[derive(Debug)]
 pub(crate) struct Spools {
     data: Arc<TieredSpool>,
     meta: Arc<TieredSpool>,
 }
 
-/// What a spool tells about itself.
+/// Figures from the statistics of a spool.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SpoolFigures {
-    /// Loads that needed no disk, of all loads. `None` before the first.
+    /// Share of loads that were served from memory. `None` before the first load.
     pub(crate) hit_ratio: Option<f64>,
     /// Bytes accepted and not yet on stable storage.
     pub(crate) dirty_bytes: u64,
-    /// Stores that never had to be written, because the message was removed or replaced before.
+    /// Stores that were never written because the message was removed or replaced first.
     pub(crate) elided_writes: u64,
 }
 
 impl Spools {
-    /// Opens both. A mail server does so once, at its start.
+    /// Opens both spools. A mail server does this once, at its start.
     pub(crate) async fn open(data: PathBuf, meta: PathBuf) -> Result<Self> {
-        // Messages are large and stay as they are; metadata is small and saved again and again.
+        // Messages are large and never change. Metadata is small and is saved again on each retry.
         let data = Config::new(data)
             .memory_budget(64 * MIB)
             .segment_size(16 * MIB)
@@ -76,7 +76,8 @@ impl Spools {
         figures(&self.meta)
     }
 
-    /// Makes everything durable and closes both, also where one of them fails.
+    /// Makes everything durable and closes both spools. An error of one does not keep the other
+    /// open.
     pub(crate) async fn shutdown(&self) -> Result<()> {
         let (data, meta) = tokio::join!(self.data.shutdown(), self.meta.shutdown());
         data.context("closing the data spool")?;
@@ -104,12 +105,12 @@ fn figures(spool: &TieredSpool) -> SpoolFigures {
 
 /// Calls `visit` for each message in the spool.
 pub(crate) async fn each(spool: &dyn Spool, mut visit: impl FnMut(SpoolEntry) -> Result<()>) -> Result<()> {
-    // Few at a time: an entry carries the whole message.
+    // The channel is small because an entry carries the whole message.
     let (sender, receiver) = async_channel::bounded(16);
-    // Ids of a burst may run a little ahead of the clock; all of them are wanted.
+    // Ids of a burst may be a little ahead of the clock, and all of them are wanted.
     spool.enumerate(sender, chrono::Utc::now() + chrono::TimeDelta::hours(1))?;
     while let Ok(entry) = receiver.recv().await {
-        // What was left out is not lost.
+        // An early end means that entries are missing from the list, not that they are lost.
         ensure!(!entry.is_early_end(), "the disk can't be read now: {entry:?}");
         visit(entry)?;
     }

@@ -1,4 +1,4 @@
-//! Does what arrived equal what was sent?
+//! Compares the messages that arrived with the messages that were sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -8,20 +8,20 @@ use tidespool_core::SpoolId;
 use crate::bounce;
 use crate::counters::Problems;
 use crate::input::Input;
-use crate::manifest::{Accepted, Notes};
+use crate::run_log::{Accepted, Notes};
 use crate::sink::{Shelf, Sink};
 
-/// What arrived and is as it should be.
+/// Messages that arrived and are correct.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Arrived {
     pub(crate) delivered: u64,
     pub(crate) bounced: u64,
-    /// Message bytes compared, those inside of bounces included.
+    /// Message bytes compared, including those inside bounces.
     pub(crate) bytes: u64,
 }
 
-/// Compares every byte in the sink with the input. `notes` say what has to be there; they are read from disk, not from
-/// what the server remembers. Whatever is wrong is added to `problems`.
+/// Compares every byte in the sink with the input, and adds differences to `problems`. `notes` list
+/// the expected messages; they are read from disk, not from the memory of the server.
 pub(crate) fn check(notes: &Notes, input: &Input, sink: &Sink, problems: &Problems) -> io::Result<Arrived> {
     let mut arrived = Arrived::default();
     for accepted in notes.accepted.values() {
@@ -30,7 +30,7 @@ pub(crate) fn check(notes: &Notes, input: &Input, sink: &Sink, problems: &Proble
     for shelf in Shelf::ALL {
         for id in sink.ids(shelf)? {
             if !notes.accepted.contains_key(&id) {
-                problems.add(format!("{} arrived and was never accepted", sink.path(shelf, id).display()));
+                problems.add(format!("{} arrived but was never accepted", sink.path(shelf, id).display()));
             }
         }
     }
@@ -58,7 +58,7 @@ fn check_one(
             return Ok(());
         }
         (None, None) => {
-            // Lost ones were noted, and judged, when they were missed first.
+            // Recovery has logged and classified the loss.
             match notes.lost.get(&id) {
                 Some(lost) if lost.excused => {}
                 Some(_) => problems.add(format!("message {id} ({}) had to survive the kill", sent.name)),
@@ -80,7 +80,7 @@ fn check_one(
     Ok(())
 }
 
-/// Each message of the run was accepted once.
+/// Checks that each message of the run was accepted once.
 fn check_indexes(notes: &Notes, problems: &Problems) {
     let mut times: BTreeMap<u64, u32> = BTreeMap::new();
     for accepted in notes.accepted.values() {
@@ -97,7 +97,7 @@ fn check_indexes(notes: &Notes, problems: &Problems) {
     }
 }
 
-/// A spool has to be empty when everything is delivered.
+/// Checks that a spool is empty after everything is delivered.
 pub(crate) fn check_spool(name: &str, left: &BTreeSet<SpoolId>, problems: &Problems) {
     for id in left {
         problems.add(format!("message {id} was removed and is still in the {name} spool"));
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
     use crate::args::Args;
     use crate::envelope::Envelope;
-    use crate::manifest::{Lost, Run, VERSION};
+    use crate::run_log::{Lost, Run, VERSION};
 
     struct Case {
         _dir: tempfile::TempDir,
@@ -122,7 +122,7 @@ mod tests {
     }
 
     impl Case {
-        /// Three messages, delivered as they should be, the last one as a bounce.
+        /// Three correct messages in the sink; the last is a bounce.
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             let input = Input::read(&Args::try_parse_from(["delivery"]).unwrap(), 3).unwrap();
@@ -208,14 +208,14 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_sent_is_found() {
+    fn an_unexpected_message_is_found() {
         let case = Case::new();
         case.sink.put(Shelf::Delivered, SpoolId::new(), b"ghost").unwrap();
         assert!(case.only_problem().contains("never accepted"));
     }
 
     #[test]
-    fn a_message_that_ended_twice_is_found() {
+    fn a_message_both_delivered_and_bounced_is_found() {
         let case = Case::new();
         case.sink.put(Shelf::Bounced, case.ids[0], b"x").unwrap();
         assert!(case.only_problem().contains("delivered and bounced"));

@@ -1,11 +1,11 @@
-//! The directories of a run, claimed for one run at a time.
+//! The directories of a run. One run at a time can claim them.
 //!
 //! ```text
 //! SPOOL/                0700
-//!   delivery.lock       locked while a run uses the directory; also says that the directory is this example's
-//!   accepted.jsonl      the notes of the run; gone when the run is finished
+//!   delivery.lock       locked while a run uses the directory; marks it as this example's
+//!   accepted.jsonl      the log of the run; removed when the run is finished
 //!   data/  meta/        the two spools
-//!   sink/               where messages arrive, unless --sink says otherwise
+//!   sink/               where messages arrive, unless --sink is given
 //! SINK/
 //!   delivery.lock
 //!   delivered/  bounced/
@@ -18,12 +18,12 @@ use std::path::{Path, PathBuf};
 
 use crate::bad_input::BadInput;
 
-/// The notes of a run, in the spool directory.
+/// File name of the run log, in the spool directory.
 pub(crate) const NOTES: &str = "accepted.jsonl";
 
 const LOCK_FILE: &str = "delivery.lock";
 
-/// Claimed directories. They are free again when this is dropped.
+/// The claimed directories. Dropping this releases them.
 #[derive(Debug)]
 pub(crate) struct Workplace {
     spool: PathBuf,
@@ -33,7 +33,7 @@ pub(crate) struct Workplace {
 }
 
 impl Workplace {
-    /// Creates and locks both directories. On an error nothing is left behind.
+    /// Creates and locks both directories. After an error, nothing that it created remains.
     pub(crate) fn claim(spool: &Path, sink: &Path) -> Result<Self, BadInput> {
         let spool_claim = Claim::new(spool, "--spool")?;
         let claimed = Self::claim_sink(spool, sink);
@@ -46,7 +46,7 @@ impl Workplace {
         }
     }
 
-    /// Takes away what claiming has made: for a run that is refused before it began.
+    /// Removes what `claim` created. For a run that is rejected before it starts.
     pub(crate) fn abandon(self) {
         self.sink_claim.undo();
         self.spool_claim.undo();
@@ -88,7 +88,7 @@ impl Workplace {
         self.spool.join("meta")
     }
 
-    /// Removes both spools: those of a finished run, or of one of which the notes are gone.
+    /// Removes both spools: those of a finished run, or of a run without a log.
     pub(crate) fn remove_spools(&self) -> Result<(), BadInput> {
         for dir in [self.data(), self.meta()] {
             match std::fs::remove_dir_all(&dir) {
@@ -102,7 +102,7 @@ impl Workplace {
     }
 }
 
-/// Anywhere outside the spool directory, or its folder `sink`.
+/// True for a path outside of the spool directory, and for its folder `sink`.
 fn may_be_sink(spool: &Path, sink: &Path) -> bool {
     !sink.starts_with(spool) || sink == spool.join("sink")
 }
@@ -122,7 +122,7 @@ struct Claim {
     /// Holds the lock.
     _file: File,
     made_lock_file: bool,
-    /// Directories that were not there before, outermost first.
+    /// Directories that `new` created, outermost first.
     made_dirs: Vec<PathBuf>,
 }
 
@@ -151,7 +151,7 @@ impl Claim {
         }
     }
 
-    /// As if it had never been claimed. Best effort: the error that led here is what the user has to see.
+    /// Removes what `new` created. Ignores errors: the user has to see the error that led here.
     fn undo(&self) {
         if self.made_lock_file {
             let _ = std::fs::remove_file(self.dir.join(LOCK_FILE));
@@ -160,7 +160,7 @@ impl Claim {
     }
 }
 
-/// A folder with other things in it could lose them when a run cleans up.
+/// Rejects a folder with foreign files: a run that cleans up could delete them.
 fn refuse_foreign(dir: &Path, option: &str, remedy: &str) -> Result<(), BadInput> {
     match std::fs::read_dir(dir) {
         Ok(mut entries) => {
@@ -174,7 +174,7 @@ fn refuse_foreign(dir: &Path, option: &str, remedy: &str) -> Result<(), BadInput
         }
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(err) if err.kind() == io::ErrorKind::NotADirectory => Err(BadInput::new(format!(
-            "{} is a file, or lies below one: give {option} a folder",
+            "{} is a file or a path below a file: give {option} a folder",
             dir.display()
         ))),
         Err(err) => Err(BadInput::io("read", dir, &err, remedy)),
@@ -191,7 +191,7 @@ fn missing_parents(dir: &Path) -> Vec<PathBuf> {
     missing
 }
 
-/// Only empty ones go: `remove_dir` leaves all others.
+/// Removes the directories that are empty. `remove_dir` keeps all others.
 fn remove_dirs(dirs: &[PathBuf]) {
     for dir in dirs.iter().rev() {
         let _ = std::fs::remove_dir(dir);
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_run_at_a_time() {
+    fn a_second_run_cannot_claim_the_same_directories() {
         let dir = tempfile::tempdir().unwrap();
         let (spool, sink) = (dir.path().join("spool"), dir.path().join("sink"));
         let first = Workplace::claim(&spool, &sink).unwrap();
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_leaves_nothing_behind() {
+    fn a_rejected_claim_leaves_no_directories() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         std::fs::write(&file, "x").unwrap();
@@ -227,11 +227,11 @@ mod tests {
         assert!(err.contains("file is a file"), "{err}");
         assert!(!dir.path().join("a").exists());
         let err = Workplace::claim(&file.join("below"), &spool).unwrap_err().to_string();
-        assert!(err.contains("lies below one"), "{err}");
+        assert!(err.contains("a path below a file"), "{err}");
     }
 
     #[test]
-    fn folders_of_others_are_not_touched() {
+    fn foreign_folders_are_rejected_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("data")).unwrap();
         let err = Workplace::claim(dir.path(), &dir.path().join("sink")).unwrap_err().to_string();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sink_is_outside_of_the_spools() {
+    fn the_sink_must_be_outside_of_the_spools() {
         let dir = tempfile::tempdir().unwrap();
         let spool = dir.path().join("spool");
         for sink in [spool.clone(), spool.join("data"), spool.join("data/sink")] {

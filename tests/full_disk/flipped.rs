@@ -13,24 +13,24 @@ use tidespool_testkit::{ids, payload, wait};
 use crate::mount::Mount;
 use crate::setup::{Live, MIB, config, durable, start_with, stop};
 
-/// Messages: more than sled keeps in memory.
+/// Number of messages, more than sled keeps in memory.
 const MESSAGES: usize = 4_000;
 
-/// Blocks of sled's files that cannot be read any more.
+/// Blocks of sled's files that become unreadable.
 const FLIPPED: usize = 4;
 
 // One failed read of sled's file destroyed acknowledged messages: sled took the error for the end
-// of its log, and cleared the rest. Here the kernel itself refuses to read: btrfs finds that a
-// checksum does not match. sled's files are no home of any message, so nothing is missing, and
-// nothing that was removed is back.
+// of its log and cleared the rest. Here the kernel rejects the read, because btrfs finds a wrong
+// checksum. Since no message is stored in sled only, none may be missing, and no removed one may be
+// restored.
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_kernel_refuses_to_read_of_sled_is_rebuilt_in_a_running_spool() {
+async fn unreadable_blocks_of_sled_are_rebuilt_in_a_running_spool() {
     let Some(mount) = Mount::with_checksums() else { return };
     let config = small_cache(&mount);
     let (spool, live) = filled(&config).await;
     flip(&mount, &config.path.join("sled"));
-    // So that loads go to the disk.
+    // Empties the cache, so that loads read the disk.
     spool.advise_low_memory().await.expect("a flush");
     recovered(&spool, &live).await;
     live.assert_are_all(&spool).await;
@@ -39,7 +39,7 @@ async fn what_the_kernel_refuses_to_read_of_sled_is_rebuilt_in_a_running_spool()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_kernel_refuses_to_read_of_sled_is_rebuilt_after_an_orderly_end() {
+async fn unreadable_blocks_of_sled_are_rebuilt_after_a_shutdown() {
     let Some(mount) = Mount::with_checksums() else { return };
     let config = small_cache(&mount);
     let (spool, live) = filled(&config).await;
@@ -49,7 +49,7 @@ async fn what_the_kernel_refuses_to_read_of_sled_is_rebuilt_after_an_orderly_end
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_kernel_refuses_to_read_of_sled_is_rebuilt_after_a_crash() {
+async fn unreadable_blocks_of_sled_are_rebuilt_after_a_crash() {
     let Some(mount) = Mount::with_checksums() else { return };
     let config = small_cache(&mount);
     let (spool, live) = filled(&config).await;
@@ -70,12 +70,12 @@ async fn assert_opens_whole(config: Config, live: &Live) {
     stop(spool).await;
 }
 
-/// A spool of which nearly all is filed, and a part was removed afterwards.
+/// A spool with nearly all messages checkpointed, and some of them removed afterwards.
 async fn filled(config: &Config) -> (Arc<TieredSpool>, Live) {
     let spool = start_with(config.clone()).await;
     let mut live = Live::default();
     for n in 0..MESSAGES {
-        // Without an order each has a place of its own in sled, which fills many pages.
+        // Ids in random order are spread over many pages of sled.
         let id = ids::v4(n as u64);
         let data = payload::shared(id, 1, 300);
         wait::bounded("a store", spool.store(id, data, n % 100 == 0, None)).await.expect("store");
@@ -84,13 +84,13 @@ async fn filled(config: &Config) -> (Arc<TieredSpool>, Live) {
     wait::bounded("compaction", spool.compact()).await.expect("compact");
     live.remove(&spool, 5).await;
     live.store_all(&spool, 30).await;
-    // Nothing is written meanwhile.
+    // Nothing is written after this.
     wait::bounded("compaction", spool.compact()).await.expect("compact");
     durable(&spool).await;
     (spool, live)
 }
 
-/// Loads all until the disk answers for each. No message is called missing or damaged meanwhile.
+/// Loads each message until it is read. No message may be reported as missing or damaged meanwhile.
 async fn recovered(spool: &TieredSpool, live: &Live) {
     for (&id, &len) in &live.0 {
         let loaded = wait::bounded("a load", async {
@@ -109,7 +109,7 @@ async fn recovered(spool: &TieredSpool, live: &Live) {
     }
 }
 
-/// Changes some blocks of the largest file in `sled`, below the file system.
+/// Changes some blocks of the largest file in `sled` on the device below the file system.
 fn flip(mount: &Mount, sled: &Path) {
     let largest = files(sled).into_iter().max_by_key(|path| path.metadata().unwrap().len());
     let file = File::open(largest.expect("sled has files")).unwrap();
@@ -118,7 +118,7 @@ fn flip(mount: &Mount, sled: &Path) {
     let mut block = vec![0; 4096];
     let mut at = 0;
     while file.read_exact_at(&mut block, at).is_ok() {
-        // Blocks of little content repeat.
+        // Blocks with little content repeat.
         if block.iter().filter(|byte| **byte != 0).count() > 400 {
             blocks.push((at, block.clone()));
         }
@@ -131,10 +131,10 @@ fn flip(mount: &Mount, sled: &Path) {
     assert!(mount.flip(&contents) >= FLIPPED as u64, "the blocks are not on the device");
     fadvise(&file, 0, None, Advice::DontNeed).unwrap();
     let refused = |(at, _): &&(u64, Vec<u8>)| file.read_exact_at(&mut [0; 4096], *at).is_err();
-    assert!(chosen.iter().filter(refused).count() > 0, "the kernel reads what was changed");
+    assert!(chosen.iter().filter(refused).count() > 0, "the kernel reads the changed blocks");
 }
 
-/// All files in `dir` and below it.
+/// All files below `dir`.
 fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {

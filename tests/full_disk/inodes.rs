@@ -3,7 +3,8 @@ use tidespool_core::Spool as _;
 use crate::mount::{KINDS, Kind, Mount, Neighbour};
 use crate::setup::{Live, MIB, SIZE, durable, healthy, short, start, stop};
 
-/// Without a free inode no segment, no ledger and no snapshot of sled can be made, whatever bytes are free.
+/// Without a free inode, no segment, manifest or snapshot of sled can be created, however many
+/// bytes are free.
 async fn runs_out(kind: Kind) {
     let Some(mount) = Mount::with_inodes(kind, SIZE, 600) else { return };
     let spool = start(mount.path()).await;
@@ -18,11 +19,11 @@ async fn runs_out(kind: Kind) {
     live.assert_are_all(&spool).await;
     live.remove(&spool, 3).await;
     durable(&spool).await;
-    // Where survivors would have to be moved together there is no file for them.
+    // Fails if survivors would have to be moved, since there is no inode for their segment.
     let _ = spool.cleanup().await;
     live.assert_are_all(&spool).await;
 
-    // A crash, and an opening: one of the ballast's or of a spare segment's inodes is what it takes.
+    // A crash and an opening. The opening needs the inode of the ballast or of a spare segment.
     drop(spool);
     let spool = live.open(mount.path()).await;
     neighbour.take_inodes();
@@ -38,7 +39,7 @@ async fn runs_out(kind: Kind) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_system_without_inodes_shuts_the_gate_and_heals() {
+async fn a_file_system_without_inodes_shuts_the_gate_until_inodes_are_free() {
     for kind in KINDS {
         runs_out(kind).await;
     }

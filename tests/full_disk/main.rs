@@ -1,20 +1,21 @@
-//! A small file system of its own, filled by a neighbour while the spool runs: the gate shuts before anything fails, removals and deliveries go on,
-//! and when there is room again the spool heals by itself. Each test is made on a tmpfs, and on ext4 in a file.
+//! A neighbour fills a small file system while the spool runs. The gate shuts before anything
+//! fails, removals and loads continue, and the gate opens by itself when space is free again. Each
+//! test runs on tmpfs, and on ext4 in a file.
 //!
-//! Where nothing can be mounted (not root, no loop devices) a test prints a line that begins with
-//! `skipped` on standard error, and passes.
+//! If nothing can be mounted (not root, no loop devices), a test prints a line that begins with
+//! `skipped` to standard error, and passes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-mod mount; // file systems that end with the test, and the neighbour that fills them
-mod setup; // a spool on such a file system, and what was acknowledged
+mod mount; // temporary file systems, and the neighbour that fills them
+mod setup; // a spool on such a file system, and its acknowledged messages
 
-mod flipped; // bytes of sled's files that change on the disk: the kernel refuses to read them
-mod inodes; // no file can be made any more, though there are bytes
-mod making; // nothing half-made keeps a spool from being opened
+mod flipped; // blocks of sled's files that the kernel cannot read
+mod inodes; // no inodes, although bytes are free
+mod making; // incomplete files do not prevent an opening
 mod quota; // a quota that `statvfs` does not show
 mod restart; // crashes on a full disk, and openings of what they leave
-mod running; // a disk that runs full under a spool, and has room again
-mod small; // a disk that is smaller than the journal may become
-mod strange; // no size, a limit on the size of files, a refused system call
-mod write_back; // a disk that takes writes and cannot keep them
+mod running; // a disk that fills under a running spool, and has space again
+mod small; // a disk smaller than the journal's limit
+mod strange; // no size, a limit on file sizes, a rejected system call
+mod write_back; // a disk that accepts writes and loses them

@@ -11,21 +11,22 @@ use tidespool_testkit::{payload, wait};
 use crate::mount::{Kind, Mount, Neighbour};
 use crate::setup::{KIB, Live, MIB, SIZE, SIZES, config, durable, healthy, no_minimum, start, stop};
 
-/// A new spool that fails at its `n`-th call to the disk, for every `n`, once or from then on, is made by the next opening.
+/// The creation of a spool fails at its `n`-th call to the disk, for every `n`, once or from then
+/// on. The next opening creates the spool.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_making_that_fails_at_any_call_is_made_by_the_next() {
+async fn a_creation_that_fails_at_any_call_succeeds_at_the_next_opening() {
     for sticky in [false, true] {
         let mut failed = 0;
         for n in 1.. {
             let (dir, disk) = (TempDir::new().unwrap(), FaultyStorage::new());
-            // A full disk that has room a moment later is none: the opening tries again by itself.
+            // A disk that is full for one call only is not tested: the opening retries.
             disk.inject(match sticky {
                 true => Fault::on_any().only(move |moment| moment.number >= n).always().full_disk(),
                 false => Fault::on_any().nth(n),
             });
             let config = config(dir.path()).ballast(256 * KIB);
             let opened = TieredSpool::open_on(config.clone(), disk.storage()).await;
-            let struck = disk.total() >= n;
+            let met = disk.total() >= n;
             failed += usize::from(opened.is_err());
             drop(opened);
             disk.heal();
@@ -36,7 +37,7 @@ async fn a_making_that_fails_at_any_call_is_made_by_the_next() {
             live.store_all(&spool, 3).await;
             live.assert_are_all(&spool).await;
             stop(spool).await;
-            if !struck {
+            if !met {
                 break;
             }
         }
@@ -44,9 +45,9 @@ async fn a_making_that_fails_at_any_call_is_made_by_the_next() {
     }
 }
 
-/// The same in truth: a new spool on a disk with so much room and no more, from none to enough for all of it.
+/// The same on a real disk: a new spool with a limited number of free bytes, from none to enough.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_making_without_room_is_made_when_there_is_some() {
+async fn a_creation_without_space_succeeds_when_there_is_space() {
     let Some(mount) = Mount::make(Kind::Tmpfs, SIZE) else { return };
     let mut neighbour = Neighbour::of(&mount);
     let (mut failed, mut room) = (0, 0);
@@ -70,16 +71,17 @@ async fn a_making_without_room_is_made_when_there_is_some() {
         if is_made {
             break;
         }
-        // Every page where files are small, every some pages where they are not.
+        // Page by page while files are small, in larger steps after that.
         room += if room < 64 * KIB { 4 * KIB } else { 100 * KIB };
     }
     assert!(failed > 16 && room < 16 * MIB, "{failed} failed, {room} bytes were enough");
 }
 
-/// A spool at work fails at the `n`-th call that changes something, and from then on; then it crashes. What was acknowledged is there.
+/// A running spool fails at the `n`-th call that changes something and at all later ones, and
+/// crashes. All acknowledged messages are found.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_full_from_any_call_on_leaves_nothing_half_made() {
-    // The deadline of a store that meets the fault is all that it costs.
+async fn a_disk_full_from_any_call_on_loses_nothing_acknowledged() {
+    // Each failing store waits for this deadline, so it is short.
     let config =
         |dir: &TempDir| config(dir.path()).store_deadline(Duration::from_millis(30)).ballast(256 * KIB);
     for n in (1..120).step_by(3) {
@@ -87,7 +89,8 @@ async fn a_disk_full_from_any_call_on_leaves_nothing_half_made() {
         let spool = TieredSpool::open_on(config(&dir), disk.storage()).await.expect("open");
         let from = disk.total() + n;
         let mut live = Live::default();
-        // What was refused too: where not even that can be written down, a crash may bring it back.
+        // Includes rejected stores: if even their abort cannot be written, a crash may restore
+        // them.
         let mut doubtful = Vec::new();
         disk.inject(
             Fault::on_any().only(move |moment| moment.number >= from && changes(moment)).always().full_disk(),
@@ -126,9 +129,9 @@ fn changes(moment: &Moment<'_>) -> bool {
     matches!(moment.call, Call::Create | Call::Write | Call::Sync | Call::Rename | Call::SyncDir)
 }
 
-/// What stands in a directory after a crash in the middle of making a file: none of it is in the way.
+/// Incomplete files after a crash do not prevent an opening.
 #[tokio::test(flavor = "multi_thread")]
-async fn half_written_files_do_not_keep_a_spool_from_being_opened() {
+async fn half_written_files_do_not_prevent_an_opening() {
     let dir = TempDir::new().unwrap();
     let spool = start(dir.path()).await;
     let mut live = Live::default();
@@ -140,7 +143,7 @@ async fn half_written_files_do_not_keep_a_spool_from_being_opened() {
     let inside = |name: &str| dir.path().join("spool").join(name);
     let some = vec![0; 1000];
     for name in
-        ["ledger.new", "ballast", "probe", "journal/00000fff.seg", "sled/snap.00000000000000AA.generating"]
+        ["manifest.new", "ballast", "probe", "journal/00000fff.seg", "sled/snap.00000000000000AA.generating"]
     {
         for half in [&some[..0], &some] {
             fs::write(inside(name), half).unwrap();

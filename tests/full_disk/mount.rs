@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::setup::{KIB, MIB};
 
-/// What kind of file system a test is made on.
+/// The kind of file system of a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Tmpfs,
@@ -21,13 +21,13 @@ pub(crate) enum Kind {
 
 pub(crate) const KINDS: [Kind; 2] = [Kind::Tmpfs, Kind::Ext4];
 
-/// A file system of its own, unmounted when it is dropped.
+/// A temporary file system, unmounted on drop.
 #[derive(Debug)]
 pub(crate) struct Mount {
     _place: Place,
-    /// Below the mount point, where the files of a test lie.
+    /// The directory for the files of a test, at or below the mount point.
     inside: PathBuf,
-    /// Below it, for what is mounted from a file: what the file is on.
+    /// The file system that holds the image file, if there is one.
     _below: Option<Place>,
 }
 
@@ -52,11 +52,12 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // Threads of a spool that was dropped, not shut down, may hold files for a moment longer: it goes when they do.
+        // Threads of a dropped spool may keep files open for a moment. A lazy unmount ends with
+        // them.
         if self.mounted
             && let Err(why) = run(Command::new("umount").arg("--lazy").arg(self.dir.path()))
         {
-            eprintln!("{} is left behind: {why}", self.dir.path().display());
+            eprintln!("{} is still mounted: {why}", self.dir.path().display());
         }
     }
 }
@@ -70,27 +71,29 @@ fn run(command: &mut Command) -> Result<(), String> {
 }
 
 impl Mount {
-    /// One of `size` bytes; `None`, told on standard error, where none can be made.
+    /// A file system of `size` bytes. If none can be mounted, prints the reason to standard error
+    /// and returns `None`.
     pub(crate) fn make(kind: Kind, size: u64) -> Option<Self> {
-        left_out(match kind {
+        or_skip(match kind {
             Kind::Tmpfs => Self::tmpfs(&format!("size={size}")),
             Kind::Ext4 => Self::ext4(size, &[], None),
             Kind::Ramfs => Self::ramfs(),
         })
     }
 
-    /// One of `size` bytes with room for about `inodes` files.
+    /// A file system of `size` bytes with space for about `inodes` files.
     pub(crate) fn with_inodes(kind: Kind, size: u64, inodes: u64) -> Option<Self> {
-        left_out(match kind {
+        or_skip(match kind {
             Kind::Tmpfs => Self::tmpfs(&format!("size={size},nr_inodes={inodes}")),
             Kind::Ext4 => Self::ext4(size, &["-N", &inodes.to_string()], None),
             Kind::Ramfs => Err("ramfs has no number of inodes".to_owned()),
         })
     }
 
-    /// An ext4 of `size` bytes in a file that has room for only `room` of them: [`Mount::widen`] gives it the rest.
+    /// An ext4 of `size` bytes in a file that has only `room` bytes of space. [`Mount::widen`] adds
+    /// the rest.
     pub(crate) fn thin(size: u64, room: u64) -> Option<Self> {
-        left_out(Self::ext4(size, &[], Some(room)))
+        or_skip(Self::ext4(size, &[], Some(room)))
     }
 
     fn tmpfs(options: &str) -> Result<Self, String> {
@@ -110,16 +113,16 @@ impl Mount {
 
     fn ext4(size: u64, options: &[&str], room: Option<u64>) -> Result<Self, String> {
         let mut below = Place::new();
-        // In memory: how fast the disk of the machine is shall not matter.
+        // In memory, so that the speed of the machine's disk does not matter.
         let room = room.unwrap_or(size + MIB);
         below.mount(&["-t", "tmpfs", "-o", &format!("size={room}"), "tmpfs"])?;
         let image = below.dir.path().join("image");
         File::create(&image).and_then(|file| file.set_len(size)).map_err(|err| err.to_string())?;
-        // Nothing is kept back for root, and the file system's own parts have their room from the start.
+        // Reserves nothing for root, and allocates the file system's own parts at once.
         let mut make = Command::new("mkfs.ext4");
         make.args(["-q", "-F", "-b", "4096", "-m", "0", "-E", "nodiscard"]);
         if room < size {
-            // A journal that cannot be written makes the file system read-only for good.
+            // A journal that cannot be written would make the file system read-only permanently.
             make.args(["-O", "^has_journal"]);
         }
         run(make.args(options).arg(&image))?;
@@ -129,23 +132,22 @@ impl Mount {
         Ok(Self { _place: place, inside, _below: Some(below) })
     }
 
-    /// A btrfs subvolume with a quota of `quota` bytes, on a file system that is much larger:
-    /// `statvfs` does not show the quota.
+    /// A btrfs subvolume with a quota of `quota` bytes, on a much larger file system. `statvfs`
+    /// does not show the quota.
     pub(crate) fn quota(quota: u64) -> Option<Self> {
-        left_out(Self::btrfs(quota))
+        or_skip(Self::btrfs(quota))
     }
 
-    /// A btrfs whose data has checksums and one copy: a byte that changes below it makes reads
-    /// fail.
+    /// A btrfs whose data has checksums and one copy. If a byte changes on the device, reads fail.
     pub(crate) fn with_checksums() -> Option<Self> {
-        left_out(Self::btrfs_in_memory(256 * MIB).map(|(below, place)| {
+        or_skip(Self::btrfs_in_memory(256 * MIB).map(|(below, place)| {
             let inside = place.dir.path().to_owned();
             Self { _place: place, inside, _below: Some(below) }
         }))
     }
 
-    /// Flips a bit of each of these blocks of 4 KiB, wherever they lie on the device. Returns how
-    /// many places it found.
+    /// Flips a bit of each of these blocks of 4 KiB, wherever they are on the device. Returns the
+    /// number of flipped blocks.
     pub(crate) fn flip(&self, blocks: &BTreeSet<Vec<u8>>) -> u64 {
         let image = self._below.as_ref().unwrap().dir.path().join("image");
         let image = File::options().read(true).write(true).open(image).unwrap();
@@ -171,7 +173,7 @@ impl Mount {
         Ok(Self { _place: place, inside, _below: Some(below) })
     }
 
-    /// What the image lies on, and where it is mounted.
+    /// The file system with the image, and the mounted image.
     fn btrfs_in_memory(size: u64) -> Result<(Place, Place), String> {
         let mut below = Place::new();
         below.mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])?;
@@ -188,13 +190,13 @@ impl Mount {
         &self.inside
     }
 
-    /// Bytes and inodes that are left, to root as well.
+    /// Free bytes and inodes, for root too.
     pub(crate) fn left(&self) -> (u64, u64) {
         let stat = rustix::fs::statvfs(self.path()).unwrap();
         (stat.f_bavail * stat.f_frsize, stat.f_favail)
     }
 
-    /// What is below a [`Mount::thin`] one has room for `room` bytes from now on.
+    /// Sets the space below a [`Mount::thin`] file system to `room` bytes.
     pub(crate) fn widen(&self, room: u64) {
         let below = self._below.as_ref().unwrap();
         let size = format!("remount,size={room}");
@@ -202,11 +204,11 @@ impl Mount {
     }
 }
 
-fn left_out(made: Result<Mount, String>) -> Option<Mount> {
+fn or_skip(made: Result<Mount, String>) -> Option<Mount> {
     made.inspect_err(|why| eprintln!("skipped: nothing can be mounted here: {why}")).ok()
 }
 
-/// Somebody else on the same file system.
+/// Another user of the same file system.
 #[derive(Debug)]
 pub(crate) struct Neighbour {
     dir: PathBuf,
@@ -223,10 +225,10 @@ impl Neighbour {
         Self { dir, file, len: 0, files: 0 }
     }
 
-    /// Takes so many bytes more. False where there is no room for all of them: it takes what there is.
+    /// Takes `bytes` more. Returns false if there is no space for all; it then takes what is free.
     pub(crate) fn grow(&mut self, bytes: u64) -> bool {
         let until = self.len + bytes;
-        // Smaller and smaller pieces: the last page counts.
+        // Smaller and smaller pieces, to use the last page.
         let mut piece = usize::try_from(bytes.clamp(4 * KIB, MIB)).unwrap();
         while self.len < until {
             match self.file.write_at(&vec![1; piece], self.len) {
@@ -238,27 +240,27 @@ impl Neighbour {
         true
     }
 
-    /// Takes everything that is left, now.
+    /// Takes everything that is free now.
     pub(crate) fn fill(&mut self) {
         while self.grow(64 * MIB) {}
-        // Where blocks are handed out late, only a sync tells whether there were any.
+        // With delayed allocation, only a sync shows whether blocks were free.
         let _ = self.file.sync_all();
         self.grow(64 * MIB);
     }
 
     pub(crate) fn sync(&self) {
-        // What becomes of its bytes is no matter.
+        // The neighbour's data does not matter.
         let _ = self.file.sync_all();
     }
 
-    /// Makes files until no more can be made.
+    /// Creates files until no more can be created.
     pub(crate) fn take_inodes(&mut self) {
         while File::create(self.dir.join(self.files.to_string())).is_ok() {
             self.files += 1;
         }
     }
 
-    /// Gives up so many of the files.
+    /// Removes `count` of the files.
     pub(crate) fn give_inodes(&mut self, count: u64) {
         for _ in 0..count.min(self.files) {
             self.files -= 1;
@@ -266,7 +268,7 @@ impl Neighbour {
         }
     }
 
-    /// Keeps only so many of its bytes.
+    /// Truncates its data to `bytes`.
     pub(crate) fn shrink(&mut self, bytes: u64) {
         self.file.set_len(bytes).unwrap();
         self.file.flush().unwrap();

@@ -1,6 +1,7 @@
-//! Each check for a full disk looked for `ENOSPC`. A used-up quota answers `EDQUOT`, and `statvfs`
-//! shows free space all the time. The ballast was not used, the gate shut as for a broken disk,
-//! removals freed nothing, a shutdown lost what was dirty, and the spool could not be opened again.
+//! Each check for a full disk looked for `ENOSPC`. An exceeded quota returns `EDQUOT`, and
+//! `statvfs` shows free space all the time. The ballast was not used, the gate shut as for a broken
+//! disk, removals freed nothing, a shutdown lost dirty messages, and the spool could not be
+//! reopened.
 
 use tidespool::{Config, TieredSpool};
 use tidespool_core::{NotFound, Spool as _, SpoolUnhealthyError};
@@ -9,13 +10,13 @@ use tidespool_testkit::wait;
 use crate::mount::{Mount, Neighbour};
 use crate::setup::{Live, MIB, SIZE, durable, healthy, short, start_with, stop};
 
-/// At a quota no free space is kept for filing: half of the ballast has to do, and a checkpoint here
-/// asks for up to 2.3 MB.
+/// With a quota, no free space is reserved for checkpoints. Half of the ballast has to suffice, and
+/// a checkpoint here needs up to 2.3 MB.
 fn config(mount: &Mount) -> Config {
     crate::setup::config(mount.path()).ballast(8 * MIB)
 }
 
-/// Waits until each message can be loaded: sled may have met the quota, and is opened again.
+/// Loads each message until it succeeds: sled may have hit the quota, and is reopened.
 async fn readable(spool: &TieredSpool, live: &Live) {
     for &id in live.0.keys() {
         wait::bounded("a load", async {
@@ -28,9 +29,9 @@ async fn readable(spool: &TieredSpool, live: &Live) {
     }
 }
 
-/// A neighbour uses up the quota while the spool is at work.
+/// A neighbour uses up the quota while the spool is running.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_neighbour_that_uses_up_the_quota_costs_nothing_acknowledged() {
+async fn a_neighbour_that_uses_up_the_quota_loses_nothing_acknowledged() {
     let Some(mount) = Mount::quota(SIZE) else { return };
     let spool = start_with(config(&mount)).await;
     let mut neighbour = Neighbour::of(&mount);
@@ -55,7 +56,7 @@ async fn a_neighbour_that_uses_up_the_quota_costs_nothing_acknowledged() {
     live.assert_are_all(&spool).await;
     drop(spool);
 
-    // A crash, and openings on what it leaves.
+    // A crash, and openings after it.
     for _ in 0..2 {
         let spool = live.open_with(config(&mount)).await;
         live.remove(&spool, 3).await;
@@ -74,7 +75,7 @@ async fn a_neighbour_that_uses_up_the_quota_costs_nothing_acknowledged() {
     stop(live.open_with(config(&mount)).await).await;
 }
 
-/// The spool itself uses up the quota. Removals of its messages make room, and the gate opens.
+/// The spool itself uses up the quota. Removals free space, and the gate opens.
 #[tokio::test(flavor = "multi_thread")]
 async fn removals_free_a_spool_that_used_up_its_quota() {
     let Some(mount) = Mount::quota(SIZE) else { return };
@@ -84,17 +85,17 @@ async fn removals_free_a_spool_that_used_up_its_quota() {
     short(&spool).await;
     readable(&spool, &live).await;
     live.assert_are_all(&spool).await;
-    // Of two messages that follow each other, the small one: that makes next to no room. What waits in
-    // memory may have to wait for more.
+    // Removes the small one of each two consecutive messages, which frees next to nothing. Dirty
+    // messages may have to wait for more space.
     live.remove(&spool, 2).await;
     live.assert_are_all(&spool).await;
-    // And now the largest, which are most of what there is.
+    // Then the largest messages, most of the data.
     live.remove(&spool, 2).await;
     durable(&spool).await;
     live.assert_are_all(&spool).await;
     wait::bounded("the gate opens", async {
         while spool.unhealthy_reason().is_some() {
-            // Where nothing can be moved, what is removed next makes room.
+            // If nothing can be moved, later removals free space.
             let _ = spool.cleanup().await;
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }

@@ -12,7 +12,8 @@ use crate::setup::{Live, MIN_FREE, SIZE, SIZES, config, durable, healthy, short,
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A spool on a disk without a free byte is dropped, opened there, emptied in part, ended and opened again.
+/// A spool on a disk without a free byte is dropped, opened there, partly emptied, shut down and
+/// opened again.
 async fn crash_and_open(kind: Kind, adjust: impl Fn(Config) -> Config) {
     let Some(mount) = Mount::make(kind, SIZE) else { return };
     let config = || adjust(config(mount.path()));
@@ -21,7 +22,7 @@ async fn crash_and_open(kind: Kind, adjust: impl Fn(Config) -> Config) {
     let mut live = Live::default();
     live.store_all(&spool, 80).await;
     spool.compact().await.expect("compact");
-    // These are in the journal alone.
+    // These messages are in the journal only.
     live.store_all(&spool, 40).await;
     durable(&spool).await;
     neighbour.fill();
@@ -36,7 +37,7 @@ async fn crash_and_open(kind: Kind, adjust: impl Fn(Config) -> Config) {
     live.remove(&spool, 3).await;
     live.assert_are_all(&spool).await;
     stop(spool).await;
-    // What the ballast gave is left to the spool: it goes on as often as it likes.
+    // The space of the ballast stays with the spool, so this works repeatedly.
     for _ in 0..2 {
         let spool = live.open_with(config()).await;
         live.remove(&spool, 5).await;
@@ -49,11 +50,11 @@ async fn crash_and_open(kind: Kind, adjust: impl Fn(Config) -> Config) {
     live.store_all(&spool, 40).await;
     stop(spool).await;
     let spool = live.open_with(config()).await;
-    assert!(mount.path().join("spool/ballast").exists(), "the ballast is there for the next time");
+    assert!(mount.path().join("spool/ballast").exists(), "the ballast was not recreated");
     stop(spool).await;
 }
 
-/// sled has to be opened on a full disk, and the ballast is there.
+/// sled has to be opened on a full disk, with the ballast in place.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spool_that_crashed_on_a_full_disk_is_opened_on_it() {
     for kind in KINDS {
@@ -61,52 +62,53 @@ async fn a_spool_that_crashed_on_a_full_disk_is_opened_on_it() {
     }
 }
 
-/// The same where filing goes on, and may have used the ballast before the crash.
+/// The same with checkpoints, which may have used the ballast before the crash.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spool_that_filed_on_a_full_disk_is_opened_on_it() {
+async fn a_spool_that_made_checkpoints_on_a_full_disk_is_opened_on_it() {
     for kind in KINDS {
         crash_and_open(kind, |config| config).await;
     }
 }
 
-/// Set for the child: the directory of its spool.
+/// Environment variable of the child: the directory of its spool.
 const CHILD_DIR: &str = "TIDESPOOL_FULL_DISK_DIR";
 
-/// Not a test: the process that is killed. It stores until it is refused, then removes, and tells what was acknowledged.
+/// Not a test itself: runs in the process that is killed. It stores until it is rejected, then
+/// removes, and prints the acknowledged calls.
 #[tokio::test(flavor = "multi_thread")]
 async fn child() {
     let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
     let spool = start_with(config(Path::new(&dir)).checkpoint_after(HOUR)).await;
-    let tell = |what: &str, id: SpoolId, len: usize| {
+    let print_report = |what: &str, id: SpoolId, len: usize| {
         let mut out = std::io::stdout().lock();
-        writeln!(out, "told {what} {id} {len}").and_then(|()| out.flush()).unwrap();
+        writeln!(out, "report {what} {id} {len}").and_then(|()| out.flush()).unwrap();
     };
     let mut stored = Vec::new();
     loop {
         let (id, len) = (SpoolId::new(), SIZES[stored.len() % SIZES.len()]);
-        tell("stores", id, len);
+        print_report("stores", id, len);
         match spool.store(id, payload::shared(id, 1, len), true, None).await {
-            Ok(()) => tell("stored", id, len),
+            Ok(()) => print_report("stored", id, len),
             Err(_) => break,
         }
         stored.push((id, len));
         if stored.len() > 60 {
             let (id, len) = stored.remove(0);
-            tell("removes", id, len);
+            print_report("removes", id, len);
             spool.remove(id).await.unwrap();
         }
     }
-    tell("refused", SpoolId::new(), 0);
+    print_report("refused", SpoolId::new(), 0);
     for (id, len) in stored {
-        tell("removes", id, len);
+        print_report("removes", id, len);
         spool.remove(id).await.unwrap();
         durable(&spool).await;
-        tell("removed", id, len);
+        print_report("removed", id, len);
     }
-    tell("ended", SpoolId::new(), 0);
+    print_report("ended", SpoolId::new(), 0);
 }
 
-/// A child that is killed when the test fails.
+/// A child that is killed if the test fails.
 struct Running(Child);
 
 impl Drop for Running {
@@ -121,33 +123,33 @@ fn run_child(dir: &Path) -> (Running, impl Iterator<Item = (String, SpoolId, usi
     command.args(["--exact", "restart::child", "--nocapture", "--test-threads=1"]);
     let mut child = command.env(CHILD_DIR, dir).stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-    let told = lines.filter_map(|line| {
-        let (_, told) = line.split_once("told ")?;
-        let mut words = told.split(' ');
+    let report = lines.filter_map(|line| {
+        let (_, report) = line.split_once("report ")?;
+        let mut words = report.split(' ');
         let what = words.next()?.to_owned();
         Some((what, words.next()?.parse().ok()?, words.next()?.parse().ok()?))
     });
-    (Running(child), told)
+    (Running(child), report)
 }
 
-/// Killed with SIGKILL while it removes on a full disk.
+/// A child is killed while it removes on a full disk.
 async fn kill_and_open(kind: Kind) {
     let Some(mount) = Mount::make(kind, SIZE) else { return };
     let mut neighbour = Neighbour::of(&mount);
-    let (mut child, mut told) = run_child(mount.path());
+    let (mut child, mut report) = run_child(mount.path());
     let mut live = Live::default();
-    // What was asked for and not acknowledged may be there or not.
+    // Calls without an acknowledgement, which may have taken effect or not.
     let mut doubtful = Live::default();
     let mut removed = 0;
     while removed < 20 {
-        let (what, id, len) = told.next().expect("the child ended");
+        let (what, id, len) = report.next().expect("the child ended");
         match &*what {
             "stores" => drop(doubtful.0.insert(id, len)),
             "stored" => {
                 doubtful.0.remove(&id);
                 live.0.insert(id, len);
                 if live.0.len() == 50 {
-                    // So little is left that the gate shuts.
+                    // Leaves so little space that the gate shuts.
                     neighbour.grow(mount.left().0 - MIN_FREE / 2);
                 }
             }
@@ -164,7 +166,7 @@ async fn kill_and_open(kind: Kind) {
         }
     }
     child.0.kill().unwrap();
-    for (what, id, len) in told {
+    for (what, id, len) in report {
         match &*what {
             "removes" => {
                 live.0.remove(&id);
@@ -186,8 +188,8 @@ async fn kill_and_open(kind: Kind) {
     }
     live.assert_are_all(&spool).await;
     live.remove(&spool, 2).await;
-    // The killed process may have had the last free segment in use, and be killed before anything in it could be filed: without one byte left, removals are
-    // durable when there is room for a segment.
+    // The killed process may have used the last free segment, before anything in it was
+    // checkpointed. Without a free byte, removals become durable when there is space for a segment.
     neighbour.shrink(0);
     durable(&spool).await;
     stop(spool).await;
@@ -201,10 +203,10 @@ async fn a_process_killed_on_a_full_disk_loses_nothing() {
     }
 }
 
-/// After a kill on a full disk nothing that was filed could be read: more room was asked for than
-/// an index takes, and it was not rebuilt.
+/// After a kill on a full disk, no checkpointed message could be read: the rebuild of the index
+/// required more space than an index takes.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_index_is_rebuilt_in_the_room_of_the_last_one() {
+async fn an_index_is_rebuilt_in_the_space_of_the_last_one() {
     for kind in KINDS {
         let Some(mount) = Mount::make(kind, SIZE) else { return };
         let config = config(mount.path()).ballast(0);
@@ -212,7 +214,7 @@ async fn an_index_is_rebuilt_in_the_room_of_the_last_one() {
         let mut live = Live::default();
         live.store_all(&spool, 40).await;
         spool.compact().await.expect("compact");
-        // Not an orderly end.
+        // A drop without shutdown acts like a crash.
         drop(spool);
         Neighbour::of(&mount).fill();
         let spool = live.open_with(config).await;

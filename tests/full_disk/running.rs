@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use crate::mount::{KINDS, Kind, Mount, Neighbour};
 use crate::setup::{KIB, Live, MIN_FREE, SIZE, durable, healthy, short, start, stop};
 
-/// Somebody who stores, and removes one of two, until a store is refused.
+/// A caller that stores, and removes half of the messages, until a store is rejected.
 fn traffic(spool: &Arc<TieredSpool>, mut live: Live) -> JoinHandle<(Live, anyhow::Error)> {
     let spool = spool.clone();
     tokio::spawn(async move {
@@ -22,7 +22,7 @@ fn traffic(spool: &Arc<TieredSpool>, mut live: Live) -> JoinHandle<(Live, anyhow
                 let (id, _) = live.0.pop_last().unwrap();
                 spool.remove(id).await.expect("remove");
             }
-            // A backlog that fits: who stores is to be refused for want of room on disk alone.
+            // Bounds the backlog, so that only the lack of disk space rejects stores.
             while live.0.len() > 20 {
                 let (id, _) = live.0.pop_first().unwrap();
                 spool.remove(id).await.expect("remove");
@@ -31,7 +31,8 @@ fn traffic(spool: &Arc<TieredSpool>, mut live: Live) -> JoinHandle<(Live, anyhow
     })
 }
 
-/// The neighbour grows in steps (`step` bytes), each after some stores, or takes everything at once.
+/// The neighbour grows in steps of `step` bytes, each after some stores, or takes everything at
+/// once.
 async fn runs_full(kind: Kind, step: Option<u64>) {
     let Some(mount) = Mount::make(kind, SIZE) else { return };
     let spool = start(mount.path()).await;
@@ -39,16 +40,17 @@ async fn runs_full(kind: Kind, step: Option<u64>) {
     let mut live = Live::default();
     live.store_all(&spool, 40).await;
 
-    // Until the gate is shut stores succeed, or wait for a segment: new ones leave more room than
-    // the gate asks for, and where the old ones are not filed in time there is none free.
+    // Until the gate shuts, stores succeed or wait for a segment. New segments must leave more
+    // space than the gate requires, and without timely checkpoints no old one is free.
     let stored = || spool.stats().stores;
     let storing = traffic(&spool, live);
     match step {
         Some(step) => {
-            // Free space is looked at four times a second, and this one is fast: it rests with half of the minimum left.
+            // Free space is checked four times per second, and the neighbour is fast. It stops at
+            // half of the minimum.
             while mount.left().0 > MIN_FREE / 2 + step && neighbour.grow(step) {
                 let before = stored();
-                wait_until("some stores came", || stored() > before + 3 || storing.is_finished()).await;
+                wait_until("some stores completed", || stored() > before + 3 || storing.is_finished()).await;
             }
             short(&spool).await;
             assert!(mount.left().0 > 0, "the disk is full before the gate is shut");
@@ -57,30 +59,30 @@ async fn runs_full(kind: Kind, step: Option<u64>) {
     }
     short(&spool).await;
     let (mut live, refused) = storing.await.unwrap();
-    // What was stored before may have taken all segments: the next store waits for one, and what is
-    // dirty stays so.
+    // Earlier stores may have used all segments. The next store then waits for one, and dirty
+    // messages stay dirty.
     let waited = refused.root_cause().is::<SpoolBackpressureTimeout>();
     assert!(waited || refused.root_cause().is::<SpoolUnhealthyError>(), "{refused:#}");
     let stats = spool.stats();
     assert_eq!((stats.errors_journal_write, stats.errors_journal_sync), (0, 0), "a write failed");
     assert!(mount.left().0 < MIN_FREE);
 
-    // The last byte goes, too. Everything goes on but stores.
+    // The last byte is taken too. Everything but stores continues.
     neighbour.fill();
     live.assert_are_all(&spool).await;
     live.remove(&spool, 3).await;
     if let Err(err) = wait::bounded("cleaning up", spool.cleanup()).await {
-        // The room of the ballast was used, and what it was used for has not given it back.
+        // The space of the ballast was used, and its user has not freed it.
         assert!(!ballast_in(&mount) && format!("{err:#}").contains("bytes left"), "{err:#}");
     }
-    // Now there is no ballast either, nor the room that it gave.
+    // Takes the space of the ballast too.
     neighbour.fill();
     live.remove(&spool, 2).await;
-    let refused = live.store(&spool, false).await.expect_err("there is no room");
+    let refused = live.store(&spool, false).await.expect_err("the disk is full");
     assert!(refused.root_cause().is::<SpoolUnhealthyError>(), "{refused:#}");
     live.assert_are_all(&spool).await;
 
-    // There is room again.
+    // Space is free again.
     neighbour.shrink(0);
     healthy(&spool).await;
     durable(&spool).await;
@@ -107,7 +109,7 @@ async fn the_gate_shuts_before_a_growing_neighbour_fills_the_disk() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_is_full_at_once_costs_nothing_acknowledged() {
+async fn a_disk_that_is_full_at_once_loses_nothing_acknowledged() {
     for kind in KINDS {
         runs_full(kind, None).await;
     }

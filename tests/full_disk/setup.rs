@@ -11,19 +11,19 @@ use tidespool_testkit::{payload, wait};
 pub(crate) const KIB: u64 = 1024;
 pub(crate) const MIB: u64 = 1024 * KIB;
 
-/// Of the file systems.
+/// Size of the file systems in bytes.
 pub(crate) const SIZE: u64 = 64 * MIB;
 
 /// Free bytes under which the gate shuts.
 pub(crate) const MIN_FREE: u64 = 8 * MIB;
 
-/// What the gate says then.
+/// The reason that the gate reports then.
 pub(crate) const SHORT: &str = "the spool is short of disk space";
 
-/// Sizes of messages: some stay in the segments, some go into sled.
+/// Lengths of messages in bytes: some stay in the segments, some go into sled.
 pub(crate) const SIZES: [usize; 4] = [300, 20_000, 900, 5_000];
 
-/// The gate looks at free space, and at nothing that depends on how fast the machine is.
+/// A gate that checks free space, and nothing that depends on the speed of the machine.
 fn health() -> HealthConfig {
     HealthConfig::default()
         .min_free_bytes(MIN_FREE)
@@ -33,12 +33,12 @@ fn health() -> HealthConfig {
         .sample_interval(Duration::from_millis(10))
 }
 
-/// A gate that does not look at free space: new segments leave nothing to others.
+/// A gate that does not check free space, so that new segments use all of it.
 pub(crate) fn no_minimum() -> HealthConfig {
     health().min_free_bytes(0)
 }
 
-/// So small that segments fill and are filed within a test.
+/// A spool so small that segments fill and are checkpointed within a test.
 pub(crate) fn config(dir: &Path) -> Config {
     Config::new(dir.join("spool"))
         .memory_budget(32 * MIB)
@@ -59,8 +59,8 @@ pub(crate) async fn start(dir: &Path) -> Arc<TieredSpool> {
 }
 
 pub(crate) async fn start_with(config: Config) -> Arc<TieredSpool> {
-    // The threads of one that was dropped have to end first: on a busy machine that takes longer
-    // than an opening waits.
+    // The threads of a dropped spool have to end first. On a busy machine that takes longer than
+    // `open` waits.
     let opened = wait::bounded("the directory is free", async {
         loop {
             match TieredSpool::open(config.clone()).await {
@@ -76,17 +76,17 @@ pub(crate) async fn stop(spool: Arc<TieredSpool>) {
     wait::bounded("the shutdown", spool.shutdown()).await.unwrap_or_else(|err| panic!("shutdown: {err:#}"));
 }
 
-/// Waits for the gate to say that there is too little room.
+/// Waits until the gate reports too little space.
 pub(crate) async fn short(spool: &TieredSpool) {
     wait::until("the gate is shut", || spool.unhealthy_reason() == Some(SHORT)).await;
 }
 
-/// Waits for the gate to open by itself.
+/// Waits until the gate opens by itself.
 pub(crate) async fn healthy(spool: &TieredSpool) {
     wait::until("the gate is open", || spool.unhealthy_reason().is_none()).await;
 }
 
-/// What lives in a spool: what was acknowledged, and not removed since.
+/// The live messages of a spool: acknowledged and not removed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Live(pub(crate) BTreeMap<SpoolId, usize>);
 
@@ -117,7 +117,7 @@ impl Live {
         }
     }
 
-    /// Exactly these messages are loaded and enumerated.
+    /// Asserts that load and enumerate return exactly these messages.
     pub(crate) async fn assert_are_all(&self, spool: &TieredSpool) {
         for (&id, &len) in &self.0 {
             let data = wait::bounded("a load", spool.load(id)).await;
@@ -140,7 +140,7 @@ impl Live {
         assert_eq!(seen, self.0.keys().copied().collect::<Vec<_>>());
     }
 
-    /// Opens what is there: exactly these messages, and nothing to report.
+    /// Opens a spool, and asserts that it holds exactly these messages without damage.
     pub(crate) async fn open(&self, dir: &Path) -> Arc<TieredSpool> {
         self.open_with(config(dir)).await
     }
@@ -154,7 +154,7 @@ impl Live {
     }
 }
 
-/// Waits until nothing is dirty any more.
+/// Waits until no message is dirty.
 pub(crate) async fn durable(spool: &TieredSpool) {
     wait::until("everything is durable", || spool.stats().gauges.dirty_bytes == 0).await;
 }

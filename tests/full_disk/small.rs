@@ -8,39 +8,38 @@ use tidespool_testkit::{payload, wait};
 use crate::mount::{KINDS, Mount};
 use crate::setup::{KIB, MIB, SHORT, durable, healthy, short, start_with, stop};
 
-/// Of the file systems: a seventh of what the journal may take by default. On ext4 there is room
-/// for two segments.
+/// Size of the file systems in bytes: a seventh of the journal's default limit. ext4 has space for
+/// two segments.
 const SIZE: u64 = 150 * MIB;
 
-/// Here two segments have room on either of them.
+/// A size in bytes that has space for two segments on either file system.
 const FOR_TWO: u64 = 120 * MIB;
 
 const LEN: u64 = 64 * KIB;
 
-/// Messages. All of a segment is 500.
+/// Number of messages. A segment holds 500.
 const MOST_OF_A_SEGMENT: usize = 350;
 
-/// More messages than have room.
+/// More messages than fit.
 const MANY: u64 = SIZE / LEN;
 
-/// Settings as they are by default, but that nothing takes long.
+/// The default settings with short times.
 fn config(mount: &Mount) -> Config {
     Config::new(mount.path().join("spool"))
         .store_deadline(Duration::from_secs(1))
         .health(HealthConfig::default().unlatch_after(Duration::from_millis(10)))
 }
 
-/// An empty spool refused mail. On a small disk with default settings, 63 MiB were stored,
-/// delivered and removed, and the gate stayed shut for as long as it was watched: the segments that
-/// were full of removed messages were neither filed nor given back. It said that it was catching
-/// up.
+/// An empty spool rejected mail. On a small disk with default settings, 63 MiB were stored,
+/// delivered and removed. The gate stayed shut and reported that it was catching up, because the
+/// segments full of removed messages were neither checkpointed nor reclaimed.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_dead_gives_its_room_back_at_once() {
+async fn space_of_removed_messages_is_reclaimed_at_once() {
     for kind in KINDS {
         let Some(mount) = Mount::make(kind, SIZE) else { return };
         let spool = start_with(config(&mount)).await;
-        assert!(spool.stats().gauges.journal_capacity < SIZE, "what fits is in force");
-        // Each time it takes what fits, and in all more than the disk holds.
+        assert!(spool.stats().gauges.journal_capacity < SIZE, "the capacity was not reduced to what fits");
+        // Stores what fits each time, and in all more than the disk holds.
         let mut passed = 0;
         while passed < MANY + MANY / 4 {
             let stored = store_all_that_fits(&spool).await;
@@ -52,10 +51,10 @@ async fn what_is_dead_gives_its_room_back_at_once() {
     }
 }
 
-/// With room for two segments, one of which is kept for removals, the other was never ended once
-/// everything in it was removed: it was not full, and nothing waited for room.
+/// With space for two segments, one is reserved for removals. The other was never sealed when
+/// everything in it was removed, because it was not full and nothing waited for space.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_segment_in_use_that_is_mostly_dead_is_ended() {
+async fn an_active_segment_of_mostly_removed_messages_is_sealed() {
     for kind in KINDS {
         let Some(mount) = Mount::make(kind, FOR_TWO) else { return };
         let spool = start_with(config(&mount)).await;
@@ -65,7 +64,7 @@ async fn a_segment_in_use_that_is_mostly_dead_is_ended() {
             let data = payload::shared(id, 1, usize::try_from(LEN).unwrap());
             match wait::bounded("a store", spool.store(id, data, false, None)).await {
                 Ok(()) => stored.push(id),
-                // On a slow machine it is shut before the last.
+                // On a slow machine the gate shuts before the last message.
                 Err(err) if err.root_cause().is::<SpoolUnhealthyError>() => break,
                 Err(err) => panic!("{err:#}"),
             }
@@ -78,7 +77,7 @@ async fn a_segment_in_use_that_is_mostly_dead_is_ended() {
     }
 }
 
-/// Stores until the gate is shut for want of room on disk.
+/// Stores until the gate shuts for lack of disk space.
 async fn store_all_that_fits(spool: &Arc<TieredSpool>) -> Vec<SpoolId> {
     let (len, started) = (usize::try_from(LEN).unwrap(), Instant::now());
     let mut stored = Vec::new();
@@ -91,13 +90,13 @@ async fn store_all_that_fits(spool: &Arc<TieredSpool>) -> Vec<SpoolId> {
             Err(err) if err.root_cause().is::<SpoolUnhealthyError>() => {}
             Err(err) => panic!("{err:#}"),
         }
-        assert!((stored.len() as u64) < MANY, "all messages have room");
-        assert!(started.elapsed() < 2 * wait::PATIENCE, "the gate names no want of room");
+        assert!((stored.len() as u64) < MANY, "all messages fit");
+        assert!(started.elapsed() < 2 * wait::PATIENCE, "the gate does not report a lack of space");
     }
     stored
 }
 
-/// Loads each, and removes it.
+/// Loads and removes each message.
 async fn deliver(spool: &Arc<TieredSpool>, stored: Vec<SpoolId>) {
     for id in stored {
         let data = wait::bounded("a load", spool.load(id)).await.unwrap();

@@ -12,11 +12,11 @@ use tidespool_testkit::{payload, wait};
 use crate::mount::{Kind, Mount};
 use crate::setup::{KIB, Live, MIB, SIZE, config, durable, healthy, start, stop};
 
-/// ramfs reports zero blocks, as some FUSE file systems do. The health gate took that for an
-/// unknown size; the pool of segments and the ballast took it for a full disk, and no spool could
-/// be made.
+/// ramfs reports zero blocks, as some FUSE file systems do. The health gate treated that as an
+/// unknown size, but the segment pool and the ballast treated it as a full disk, so no spool could
+/// be created.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_system_without_a_size_has_room() {
+async fn a_file_system_without_a_size_has_space() {
     let Some(mount) = Mount::make(Kind::Ramfs, SIZE) else { return };
     let spool = start(mount.path()).await;
     assert!(mount.path().join("spool/ballast").exists(), "no ballast");
@@ -31,12 +31,12 @@ async fn a_file_system_without_a_size_has_room() {
     stop(live.open(mount.path()).await).await;
 }
 
-/// Set for a child: its task.
+/// Environment variable of a child: its task.
 const CHILD: &str = "TIDESPOOL_STRANGE_CHILD";
-/// And in which directory.
+/// Environment variable of a child: its directory.
 const CHILD_DIR: &str = "TIDESPOOL_STRANGE_DIR";
 
-/// Runs one of the children below, behind `wrapper` if there is one.
+/// Runs one of the children below, with `wrapper` as its command if there is one.
 fn run_child(what: &str, dir: &Path, wrapper: &[&str]) -> Output {
     let exe = std::env::current_exe().unwrap();
     let mut command = match wrapper {
@@ -51,7 +51,7 @@ fn run_child(what: &str, dir: &Path, wrapper: &[&str]) -> Output {
     command.env(CHILD, what).env(CHILD_DIR, dir).output().unwrap()
 }
 
-/// Not a test: the processes that the tests below start.
+/// Not a test itself: runs in the processes that the tests below start.
 #[tokio::test(flavor = "multi_thread")]
 async fn child() {
     let Some(dir) = std::env::var_os(CHILD_DIR).map(PathBuf::from) else { return };
@@ -62,8 +62,8 @@ async fn child() {
     }
 }
 
-/// A limit on the size of files struck sled or a new segment, and the signal that comes with it
-/// ended the process: nothing that was dirty was saved.
+/// A limit on file sizes affected sled or a new segment, and its signal ended the process. Dirty
+/// messages were lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_on_the_size_of_files_does_not_end_the_process() {
     let dir = TempDir::new().unwrap();
@@ -81,7 +81,7 @@ async fn a_limit_on_the_size_of_files_does_not_end_the_process() {
     stop(Live(live).open(dir.path()).await).await;
 }
 
-/// Segments of 256 KiB fit under the limit; a larger message does not, nor does sled's next file.
+/// Segments of 256 KiB fit under the limit. A larger message and sled's next file do not.
 async fn work_at_the_limit(dir: &Path) {
     let spool = start(dir).await;
     let mut live = Live::default();
@@ -93,9 +93,9 @@ async fn work_at_the_limit(dir: &Path) {
     let len = usize::try_from(MIB / 2).unwrap();
     let store = spool.store(large, payload::shared(large, 1, len), true, None);
     wait::bounded("the large message", store).await.expect_err("its file would be too large");
-    // Until the journal is full, for nothing can be filed.
+    // Stores until the journal is full: no checkpoint is possible.
     while live.0.len() < 2000 && live.store(&spool, live.0.len() % 2 == 0).await.is_ok() {}
-    assert!(live.0.len() < 2000, "sled is written");
+    assert!(live.0.len() < 2000, "checkpoints still succeed");
     live.assert_are_all(&spool).await;
     live.remove(&spool, 3).await;
     live.assert_are_all(&spool).await;
@@ -103,7 +103,7 @@ async fn work_at_the_limit(dir: &Path) {
     assert!(format!("{error:#}").contains("RLIMIT_FSIZE"), "{error:#}");
     setrlimit(Resource::Fsize, before).unwrap();
     healthy(&spool).await;
-    // What waits for a segment is filed now.
+    // The full segments are checkpointed now.
     wait::bounded("a store", async { while live.store(&spool, true).await.is_err() {} }).await;
     live.assert_are_all(&spool).await;
     stop(spool).await;
@@ -112,10 +112,10 @@ async fn work_at_the_limit(dir: &Path) {
     }
 }
 
-/// sled calls `sync_file_range`. Where that was refused with `EINVAL`, a spool that had just been
-/// made was reported as damaged, and a repair was recommended.
+/// sled calls `sync_file_range`. If that failed with `EINVAL`, a new spool was reported as damaged,
+/// and a repair was recommended.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_system_that_refuses_sync_file_range_is_no_damaged_spool() {
+async fn a_file_system_without_sync_file_range_is_not_damage() {
     const INJECT: &str = "inject=sync_file_range:error=EINVAL";
     let wrapper =
         ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=sync_file_range", "-e", INJECT, "--"];
@@ -138,16 +138,16 @@ async fn a_file_system_that_refuses_sync_file_range_is_no_damaged_spool() {
     live.store_all(&spool, 40).await;
     durable(&spool).await;
     drop(spool);
-    refused("one that was made where the call works");
+    refused("a spool created where the call works");
     stop(live.open(dir.path()).await).await;
 }
 
 async fn open_refused(dir: &Path) {
     let is_there = dir.join("spool/FORMAT").exists();
     let error = match TieredSpool::open(config(dir)).await {
-        // Nothing had to be written to sled so far.
+        // The opening had nothing to write to sled.
         Ok(spool) => {
-            assert!(is_there, "a new spool was made");
+            assert!(is_there, "a new spool was created");
             spool.compact().await.expect_err("sled can't be written")
         }
         Err(error) => error,

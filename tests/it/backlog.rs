@@ -9,7 +9,7 @@ use crate::setup::{KIB, MIB, Tiered, assert_absent, assert_holds, put, stop};
 const LEN: usize = 32 * 1024;
 const CAPACITY: u64 = 2 * MIB;
 
-/// A journal that a backlog leaves behind it at once, and a checkpoint that nobody lives to see.
+/// A journal smaller than the backlog, and no checkpoint during the test.
 fn tiered() -> Tiered {
     Tiered::new(|config| {
         let config = config.segment_size(256 * KIB).journal_capacity(CAPACITY);
@@ -17,15 +17,15 @@ fn tiered() -> Tiered {
     })
 }
 
-/// Bytes of the segments. They come and go meanwhile.
+/// Bytes in the segments. Files may come and go meanwhile.
 fn journal_bytes(spool: &Path) -> u64 {
     let entries = std::fs::read_dir(spool.join("journal")).unwrap();
     entries.filter_map(|entry| entry.unwrap().metadata().ok()).map(|metadata| metadata.len()).sum()
 }
 
-/// What is removed gives its room back soon, not when its removal is as old as a checkpoint.
+/// The space of removed messages is reclaimed soon, not at the next checkpoint.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drained_backlog_leaves_no_more_than_the_journal() {
+async fn a_removed_backlog_leaves_at_most_the_journal_capacity() {
     let tiered = tiered();
     let spool = tiered.start().await;
     let mut ids = Vec::new();
@@ -36,30 +36,30 @@ async fn a_drained_backlog_leaves_no_more_than_the_journal() {
     for id in &ids {
         spool.remove(*id).await.expect("remove");
     }
-    wait::until("the room is given back", || journal_bytes(&tiered.path()) <= CAPACITY).await;
+    wait::until("the space is reclaimed", || journal_bytes(&tiered.path()) <= CAPACITY).await;
     for id in ids {
         assert_absent(spool.as_ref(), id).await;
     }
     stop(spool).await;
 }
 
-/// Nor does the order of removals matter: survivors are moved together.
+/// The order of removals does not matter: surviving messages are moved together.
 #[tokio::test(flavor = "multi_thread")]
-async fn survivors_here_and_there_do_not_keep_the_room_of_the_dead() {
+async fn scattered_survivors_do_not_keep_the_space_of_removed_messages() {
     let tiered = tiered();
     let spool = tiered.start().await;
     let mut ids = Vec::new();
     for _ in 0..512 {
         ids.push(put(spool.as_ref(), LEN, true).await);
     }
-    // Every fifth stays at first: far from what any segment could be given up for. Then every tenth.
+    // First, every fifth message stays: too many for a segment to be reclaimed. Then every tenth.
     for keep in [5, 10] {
         for (_, id) in ids.iter().enumerate().filter(|(n, _)| n % keep != 0) {
             spool.remove(*id).await.expect("remove");
         }
         let live = ids.iter().step_by(keep).count() as u64 * LEN as u64;
         let bound = live * 3 / 2 + CAPACITY;
-        wait::until("the room is given back", || journal_bytes(&tiered.path()) <= bound).await;
+        wait::until("the space is reclaimed", || journal_bytes(&tiered.path()) <= bound).await;
     }
     stop(spool).await;
     let spool = tiered.start().await;

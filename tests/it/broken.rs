@@ -10,20 +10,20 @@ use tokio::task::JoinHandle;
 
 use crate::setup::{Tiered, assert_holds, enumerate, stop, when_free};
 
-/// In several pages of a segment.
+/// Length in bytes of a message that spans several pages of a segment.
 pub(crate) const LARGE: usize = 20_000;
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
-/// Of a slow disk: a sync that nothing else ends.
+/// Duration of a sync on a slow disk, if nothing else ends it.
 pub(crate) const SLOW: Duration = Duration::from_millis(100);
 
-/// A spool on a storage that breaks as told.
+/// A spool on a storage with injected faults.
 pub(crate) struct Broken {
     pub(crate) tiered: Tiered,
     pub(crate) disk: FaultyStorage,
 }
 
 impl Drop for Broken {
-    /// A test that fails while the disk hangs shall end: its runtime waits for the calls that hang.
+    /// Lets a failed test end while the disk hangs: its runtime waits for the calls that hang.
     fn drop(&mut self) {
         self.disk.heal();
     }
@@ -39,7 +39,8 @@ impl Broken {
         Arc::new(when_free(open).await.expect("open"))
     }
 
-    /// After a shutdown or a crash, on a disk that works: exactly these messages, and nothing to report.
+    /// Reopens on a working disk, after a shutdown or crash. Asserts exactly these messages and no
+    /// damage.
     pub(crate) async fn assert_reopens_with(&self, messages: &[(SpoolId, usize)]) {
         self.disk.heal();
         let spool = self.start().await;
@@ -52,18 +53,16 @@ impl Broken {
     }
 }
 
-/// Only what the threads do that write the journal: segments are prepared on another.
+/// Restricts a fault to the threads that write the journal. Another thread prepares segments.
 pub(crate) fn committing(fault: Fault) -> Fault {
-    fault.only(|moment| {
-        moment.name.ends_with(".seg") && (is_thread("tidespool-commit") || is_thread("tidespool-sync"))
-    })
+    fault.only(|moment| moment.name.ends_with(".seg") && (is_thread("tide-commit") || is_thread("tide-sync")))
 }
 
 pub(crate) fn is_thread(name: &str) -> bool {
     std::thread::current().name() == Some(name)
 }
 
-/// A store that goes on by itself.
+/// Spawns a synced store.
 pub(crate) fn begin(
     spool: &Arc<TieredSpool>,
     id: SpoolId,
@@ -75,8 +74,8 @@ pub(crate) fn begin(
     tokio::spawn(async move { spool.store(id, payload::shared(id, version, len), true, deadline).await })
 }
 
-/// The same without a deadline, where there is room for it: when this returns the committer has it
-/// in its queue, for a store comes that far when it is polled once.
+/// Spawns a synced store without a deadline. Requires space for it: one poll then puts it into the
+/// commit queue, so it is there when this returns.
 pub(crate) async fn queue(
     spool: &Arc<TieredSpool>,
     id: SpoolId,
@@ -91,19 +90,17 @@ pub(crate) async fn queue(
     }
 }
 
-/// A spool whose syncer waits for the disk with a batch of eight stores. Returns their ids, and the
-/// handles of their callers.
+/// Makes the syncer thread wait for the disk with a batch of eight stores. Returns their ids and
+/// the handles of their callers.
 pub(crate) async fn while_the_syncer_waits(
     broken: &Broken,
     spool: &Arc<TieredSpool>,
 ) -> (Vec<SpoolId>, Vec<JoinHandle<anyhow::Result<()>>>) {
     broken.disk.inject(committing(Fault::on(Call::Sync)).block());
     broken.disk.inject(
-        Fault::on(Call::Sync)
-            .only(|moment| moment.name.ends_with(".seg") && is_thread("tidespool-sync"))
-            .block(),
+        Fault::on(Call::Sync).only(|moment| moment.name.ends_with(".seg") && is_thread("tide-sync")).block(),
     );
-    // One holds the committer until there are enough of them for the other thread.
+    // The first sync holds the committer until the queue has enough stores for the syncer thread.
     let first = begin(spool, SpoolId::new(), 1, 100, None);
     wait::until("the first sync hangs", || broken.disk.blocked() == 1).await;
     let ids: Vec<SpoolId> = (0..8).map(|_| SpoolId::new()).collect();
@@ -117,7 +114,7 @@ pub(crate) async fn while_the_syncer_waits(
     (ids, stores)
 }
 
-/// A compaction that goes on by itself.
+/// Spawns a compaction.
 pub(crate) fn begin_compact(spool: &Arc<TieredSpool>) -> JoinHandle<anyhow::Result<()>> {
     let spool = spool.clone();
     tokio::spawn(async move { spool.compact().await })

@@ -15,7 +15,7 @@ use crate::setup::{KIB, MIB, Tiered, assert_absent, assert_holds, put, stop};
 const HOUR: Duration = Duration::from_secs(3600);
 const LARGE: usize = 50_000;
 
-/// Clean copies of so many messages.
+/// Stores `count` messages and waits until the cache holds clean copies of all.
 async fn filled(spool: &TieredSpool, count: usize) -> Vec<SpoolId> {
     let mut ids = Vec::new();
     for _ in 0..count {
@@ -34,9 +34,9 @@ fn roomy(config: Config) -> Config {
     config.journal_capacity(64 * MIB).segment_size(2 * MIB).checkpoint_after(HOUR).dirty_expire(HOUR)
 }
 
-/// What it returns is what the gauges lost.
+/// The returned value equals the decrease of the gauge.
 #[tokio::test(flavor = "multi_thread")]
-async fn advise_low_memory_tells_by_how_much_memory_fell() {
+async fn advise_low_memory_returns_the_freed_bytes() {
     let tiered = Tiered::new(roomy);
     let spool = tiered.start().await;
     let ids = filled(&spool, 200).await;
@@ -49,7 +49,7 @@ async fn advise_low_memory_tells_by_how_much_memory_fell() {
     for id in ids {
         assert_holds(spool.as_ref(), id, LARGE).await;
     }
-    // Nothing to give: nothing is told to be given.
+    // With nothing to free, it returns 0.
     let spool = {
         stop(spool).await;
         tiered.start().await
@@ -58,9 +58,9 @@ async fn advise_low_memory_tells_by_how_much_memory_fell() {
     stop(spool).await;
 }
 
-/// More came in while it ran than it gave back: it says so.
+/// If stores during the call add more than it frees, the returned value is negative.
 #[tokio::test(flavor = "multi_thread")]
-async fn advise_low_memory_tells_that_memory_grew() {
+async fn advise_low_memory_returns_a_negative_value_if_memory_grew() {
     let broken = Broken::new(roomy);
     let spool = broken.start().await;
     put(spool.as_ref(), LARGE, false).await;
@@ -75,16 +75,16 @@ async fn advise_low_memory_tells_that_memory_grew() {
         put(spool.as_ref(), LARGE, false).await;
     }
     broken.disk.release();
-    let freed = wait::bounded("the answer", asked).await.unwrap().unwrap();
+    let freed = wait::bounded("the result", asked).await.unwrap().unwrap();
     let after = spool.stats().gauges.accounted_bytes;
     assert_eq!(freed, isize::try_from(before).unwrap() - isize::try_from(after).unwrap());
     assert!(freed < -15 * isize::try_from(LARGE).unwrap(), "{freed}");
     stop(spool).await;
 }
 
-/// However many ask, they share a run or the one after it: what each was told is what a run gave.
+/// Concurrent callers share a run or the next one, and get its result.
 #[tokio::test(flavor = "multi_thread")]
-async fn advise_low_memory_is_shared_by_all_who_ask_meanwhile() {
+async fn concurrent_calls_of_advise_low_memory_share_a_run() {
     let broken = Broken::new(|config| roomy(config).segment_size(256 * KIB));
     let spool = broken.start().await;
     put(spool.as_ref(), LARGE, false).await;
@@ -96,27 +96,27 @@ async fn advise_low_memory_is_shared_by_all_who_ask_meanwhile() {
         async move { spool.advise_low_memory().await }
     });
     wait::until("the first run waits for the disk", || broken.disk.blocked() == 1).await;
-    // Each has asked when it was polled once.
+    // One poll queues the request.
     let mut callers: Vec<_> = (0..30).map(|_| spool.advise_low_memory()).collect();
     for caller in &mut callers {
         assert!(poll_once(caller).await.is_none());
     }
-    // None of them is answered by a run that began before it asked.
+    // A run that began earlier must not complete a later request.
     put(spool.as_ref(), LARGE, false).await;
     broken.disk.release();
     wait::bounded("the first", first).await.unwrap().unwrap();
-    let mut told = Vec::new();
+    let mut results = Vec::new();
     for caller in callers {
-        told.push(wait::bounded("a caller", caller).await.unwrap());
+        results.push(wait::bounded("a caller", caller).await.unwrap());
     }
     assert_eq!(runs() - before, 2);
-    assert!(told.iter().all(|freed| *freed == told[0]), "{told:?}");
+    assert!(results.iter().all(|freed| *freed == results[0]), "{results:?}");
     stop(spool).await;
 }
 
-/// Whoever gives up asking does not keep the others from being answered.
+/// A dropped call does not cancel the run for other callers.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_that_gives_up_asking_leaves_the_others_theirs() {
+async fn a_dropped_call_does_not_cancel_the_others() {
     let broken = Broken::new(|config| roomy(config).segment_size(256 * KIB));
     let spool = broken.start().await;
     put(spool.as_ref(), LARGE, false).await;
@@ -138,9 +138,9 @@ async fn a_caller_that_gives_up_asking_leaves_the_others_theirs() {
     stop(spool).await;
 }
 
-/// A lowered budget takes clean copies away and leaves the newest; a raised one leaves them all.
+/// A lowered budget drops old clean copies and keeps the newest. A raised budget keeps all.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_budget_that_changes_keeps_the_newest_copies() {
+async fn a_changed_budget_keeps_the_newest_copies() {
     let tiered = Tiered::new(roomy);
     let spool = tiered.start().await;
     let ids = filled(&spool, 250).await;
@@ -152,7 +152,7 @@ async fn a_budget_that_changes_keeps_the_newest_copies() {
         gauges.memory_budget == 12 * MIB && gauges.accounted_bytes <= 12 * MIB
     })
     .await;
-    // What was left behind is counted when all that stays has been carried over.
+    // Dropped copies are counted after the remaining ones were moved to the new cache.
     wait::until("the copies are counted", || {
         let stats = spool.stats();
         let gone = stats.cache_evicted_entries - gone_before;
@@ -163,16 +163,16 @@ async fn a_budget_that_changes_keeps_the_newest_copies() {
     assert!(entries > 20, "{entries}");
     spool.reconfigure(change(64 * MIB)).unwrap();
     wait::until("the cache has grown", || spool.stats().gauges.cache_capacity > 36 * MIB).await;
-    wait::until("all are carried over", || spool.stats().gauges.cache_entries == entries).await;
+    wait::until("all are moved", || spool.stats().gauges.cache_entries == entries).await;
     for id in ids {
         assert_holds(spool.as_ref(), id, LARGE).await;
     }
     stop(spool).await;
 }
 
-/// So little that most of the copies would stay where they are: the cache follows all the same.
+/// A change so small that most copies could stay. The cache size changes nevertheless.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_budget_that_changes_a_little_changes_the_cache() {
+async fn a_small_change_of_the_budget_changes_the_cache() {
     let tiered = Tiered::new(|config| config);
     let spool = tiered.start().await;
     let capacity = || spool.stats().gauges.cache_capacity;
@@ -184,14 +184,15 @@ async fn a_budget_that_changes_a_little_changes_the_cache() {
     stop(spool).await;
 }
 
-/// Clean copies are carried over while their messages are replaced and removed: what is loaded is always the newest.
+/// Clean copies are moved while their messages are replaced and removed. Loads always return the
+/// newest version.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_stale_copy_survives_a_change_of_the_budget() {
-    // The index forgets at once what was removed: only the cache could remember it.
+    // The index drops removed messages at once, so only the cache could return them.
     let tiered =
         Tiered::new(|config| config.dirty_expire(Duration::from_millis(20)).checkpoint_after(Duration::ZERO));
     let spool = tiered.start().await;
-    // So many that carrying them over takes its time.
+    // Enough copies for the move to take a while.
     for _ in 0..15_000 {
         put(spool.as_ref(), 100, false).await;
     }
@@ -217,9 +218,9 @@ async fn no_stale_copy_survives_a_change_of_the_budget() {
                 (0..500).map(|_| (SpoolId::new(), None)).collect();
             let mut version = caller;
             while !changing.is_finished() {
-                for (id, stands) in &mut messages {
-                    // As it was left, a round ago: much has been carried over since.
-                    match *stands {
+                for (id, current) in &mut messages {
+                    // The message as the previous round left it. Many copies have been moved since.
+                    match *current {
                         Some(version) => {
                             let data = spool.load(*id).await.unwrap();
                             payload::assert_is(*id, version, 200, &data);
@@ -229,14 +230,14 @@ async fn no_stale_copy_survives_a_change_of_the_budget() {
                     version += 4;
                     if version % 3 == 0 {
                         spool.remove(*id).await.unwrap();
-                        *stands = None;
+                        *current = None;
                     } else {
                         let data = payload::shared(*id, version, 200);
                         let stored = spool.store(*id, data, version % 40 < 4, None).await;
                         stored.unwrap_or_else(|error| {
                             panic!("{error:#}: {:?}, {:?}", spool.unhealthy_reason(), spool.stats())
                         });
-                        *stands = Some(version);
+                        *current = Some(version);
                     }
                 }
             }
@@ -249,9 +250,9 @@ async fn no_stale_copy_survives_a_change_of_the_budget() {
     stop(spool).await;
 }
 
-/// All of it, or nothing.
+/// Invalid settings are rejected as a whole.
 #[tokio::test(flavor = "multi_thread")]
-async fn settings_that_are_not_allowed_change_nothing() {
+async fn rejected_settings_change_nothing() {
     let tiered = Tiered::new(|config| config);
     let spool = tiered.start().await;
     let before = spool.config();
@@ -287,17 +288,17 @@ async fn settings_take_effect_on_the_running_spool() {
     let changed = |change: &dyn Fn(Config) -> Config| {
         spool.reconfigure(change(Config::clone(&spool.config()))).unwrap();
     };
-    // Times: what waited for an hour is written now, and what comes later soon.
+    // Times: messages that were to wait for an hour are written now, and later ones soon.
     put(spool.as_ref(), LARGE, false).await;
     changed(&|config| config.dirty_expire(Duration::from_millis(20)));
-    wait::until("it is written", || spool.stats().gauges.dirty_bytes == 0).await;
+    wait::until("it is durable", || spool.stats().gauges.dirty_bytes == 0).await;
     let id = put(spool.as_ref(), LARGE, false).await;
-    wait::until("the next one, too", || spool.stats().gauges.dirty_bytes == 0).await;
-    // The age of filing.
+    wait::until("the next one is durable", || spool.stats().gauges.dirty_bytes == 0).await;
+    // The minimum age for a checkpoint.
     assert_eq!(spool.stats().checkpoints, 0);
     changed(&|config| config.checkpoint_after(Duration::ZERO));
     spool.cleanup().await.unwrap();
-    wait::until("it is filed", || spool.stats().gauges.index_entries == 0).await;
+    wait::until("it is checkpointed", || spool.stats().gauges.index_entries == 0).await;
     assert_holds(spool.as_ref(), id, LARGE).await;
     // Limits.
     changed(&|config| config.max_message_size(KIB));
@@ -307,16 +308,16 @@ async fn settings_take_effect_on_the_running_spool() {
     // Durability.
     changed(&|config| config.durability(Durability::Synced).dirty_expire(HOUR));
     put(spool.as_ref(), 100, false).await;
-    wait::until("it did not wait for an hour", || spool.stats().gauges.dirty_bytes == 0).await;
+    wait::until("it is durable", || spool.stats().gauges.dirty_bytes == 0).await;
     // The journal.
     changed(&|config| config.journal_capacity(32 * MIB));
     assert_eq!(spool.config().journal_capacity, 32 * MIB);
     stop(spool).await;
 }
 
-/// A journal that was full takes more when it is allowed more; one that is allowed less gives files back.
+/// A full journal grows when its capacity is raised. With a lower capacity it removes files.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_capacity_of_the_journal_follows() {
+async fn the_journal_follows_a_changed_capacity() {
     let tiered = Tiered::new(|config| config.journal_capacity(MIB).checkpoint_after(HOUR));
     let spool = tiered.start().await;
     let ids = filled(&spool, 10).await;
@@ -333,11 +334,11 @@ async fn the_capacity_of_the_journal_follows() {
     }
     spool.reconfigure(config).unwrap();
     spool.compact().await.unwrap();
-    wait::until("the files are given back", || grown(&spool) <= MIB).await;
+    wait::until("the files are removed", || grown(&spool) <= MIB).await;
     stop(spool).await;
 }
 
-/// They never wait, but are written when they are too many, whatever the timer says.
+/// Removals never wait. If they exceed the limit they are written, whatever the timer.
 #[tokio::test(flavor = "multi_thread")]
 async fn removals_alone_do_not_stay_above_the_limit() {
     let tiered = Tiered::new(|config| roomy(config).dirty_limit(MIB));
@@ -351,13 +352,14 @@ async fn removals_alone_do_not_stay_above_the_limit() {
     for id in ids {
         spool.remove(id).await.unwrap();
     }
-    wait::until("they are written", || spool.stats().gauges.dirty_bytes <= MIB).await;
+    wait::until("they are durable", || spool.stats().gauges.dirty_bytes <= MIB).await;
     stop(spool).await;
 }
 
-/// While it waits for a disk that hangs, nobody else waits: stores, loads and removes of other callers go on in memory.
+/// While it waits for a hanging disk, stores, loads and removes of other callers continue in
+/// memory.
 #[tokio::test(flavor = "multi_thread")]
-async fn advise_low_memory_keeps_no_store_waiting() {
+async fn advise_low_memory_blocks_no_store() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR));
     let spool = broken.start().await;
     let before = put(spool.as_ref(), 5_000, true).await;

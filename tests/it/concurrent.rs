@@ -7,12 +7,12 @@ use tidespool::{CachePolicy, Config, Durability, TieredSpool};
 use tidespool_core::Spool;
 use tidespool_testkit::concurrent::{Coverage, Expected, Shape, Subject, run};
 use tidespool_testkit::conformance::Factory;
-use tidespool_testkit::crash::{Floor, Promise};
+use tidespool_testkit::crash::{DurabilityLevel, Promise};
 use tidespool_testkit::rng::Rng;
 
 use crate::setup::{KIB, MIB, Tiered};
 
-/// How many tests share `TIDESPOOL_CONCURRENT_ROUNDS`.
+/// Number of tests that share `TIDESPOOL_CONCURRENT_ROUNDS`.
 const SHARES: u64 = 5;
 
 const SEGMENT: u64 = 64 * KIB;
@@ -24,8 +24,8 @@ struct Small {
 }
 
 impl Small {
-    /// So small that a round fills segments, files and recycles them, and that stores wait for
-    /// room.
+    /// A spool so small that a round fills segments, checkpoints and recycles them, and that stores
+    /// wait for space.
     fn mixed(durability: Durability) -> Self {
         let adjust = |config: Config| {
             config
@@ -38,7 +38,7 @@ impl Small {
         Self::new(durability, Shape::Mixed, adjust)
     }
 
-    /// Flushed as often as can be, and with room for everything: nothing but the order counts.
+    /// Frequent flushes and space for everything, so that only the order matters.
     fn overtaking(durability: Durability) -> Self {
         let adjust = |config: Config| {
             config
@@ -69,8 +69,12 @@ impl Factory for Small {
 impl Subject for Small {
     fn expected(&self) -> Expected {
         let config = &self.tiered.config;
-        let floor = if config.durability == Durability::Memory { Floor::Memory } else { Floor::Kill };
-        let promise = Promise { floor, dirty_expire: config.dirty_expire, slack: Duration::from_secs(5) };
+        let level = if config.durability == Durability::Memory {
+            DurabilityLevel::Memory
+        } else {
+            DurabilityLevel::Kill
+        };
+        let promise = Promise { level, dirty_expire: config.dirty_expire, slack: Duration::from_secs(5) };
         let large = usize::try_from(SEGMENT).unwrap();
         Expected { promise, large }
     }
@@ -116,10 +120,10 @@ fn synced() {
     check("synced", Small::mixed(Durability::Synced));
 }
 
-/// A message larger than a segment was stored and, while it waited for its commit, removed or
-/// replaced. Both calls had returned `Ok`, a load returned `NotFound`, and a later one returned the
-/// message, as every restart did: the removal was written before the store, because a message of
-/// the flood was replaced while the batch was built.
+/// A message larger than a segment was stored and, while the store waited for its commit, removed
+/// or replaced. Both calls had returned `Ok`, a load returned `NotFound`, and a later load, or one
+/// after a restart, returned the message. The removal was written before the store, because an
+/// unrelated message was replaced while the batch was built.
 #[test]
 fn overtaken_in_memory() {
     check("overtaken in memory", Small::overtaking(Durability::Memory));

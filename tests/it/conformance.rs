@@ -18,7 +18,7 @@ mod synced {
     tidespool_testkit::conformance_tests!(Tiered::with(Durability::Synced));
 }
 
-/// What the others are compared with must keep the promises itself.
+/// The reference of the other tests must pass the suite itself.
 mod reference {
     use std::sync::Arc;
 

@@ -1,11 +1,13 @@
-//! At each call to the disk the directory is copied as it stands: as a kill at that moment would leave it, as a power cut would (what is
-//! not synced is gone), and torn (any part of that is gone). Each copy is opened and compared with what callers had been told by then;
-//! some are worked on, crash again, and are opened once more.
+//! Crash tests on images of the directory, taken before each call to the disk: as a kill leaves it,
+//! as a power cut leaves it (unsynced data is gone), and torn (any part of the unsynced data is
+//! gone). Each image is opened and compared with the results that callers had by then. Some images
+//! are modified, crashed and opened again.
 //!
-//! Of sled's files only the syncs go through the storage that is watched here. They are copied while the checkpoint thread does not change them, and are
-//! taken as they are.
+//! Only the syncs of sled's files go through the watched storage. These files are copied while the
+//! checkpoint thread does not change them, and are not cut.
 //!
-//! `TIDESPOOL_IMAGES_SEED` chooses sizes, what is torn, and which copies are worked on. It is printed.
+//! `TIDESPOOL_IMAGES_SEED` chooses sizes, torn parts, and the images that are modified. It is
+//! printed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
@@ -26,29 +28,30 @@ use crate::setup::{KIB, MIB, copy_dir, enumerate, small, stop, when_free};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// So small that a few messages fill a segment. What is filed is only what the test asks for: nobody else changes sled.
+/// A spool in which a few messages fill a segment. Only the test starts checkpoints, which change
+/// sled.
 fn config(path: &Path, dirty_expire: Duration) -> Config {
     small(path).segment_size(64 * KIB).journal_capacity(MIB).dirty_expire(dirty_expire).checkpoint_after(HOUR)
 }
 
-/// What a message may be after a crash: a version, or `None` for not there.
+/// The possible states of a message after a crash: a version, or `None` for absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Fate {
     durable: Option<u64>,
-    /// Asked for since, and not known to be durable.
+    /// Requested since, and possibly not durable.
     maybe: Vec<Option<u64>>,
 }
 
-/// What callers were told. One caller, so that what is asked for is in order.
+/// The expected states of all messages. There is one caller, so its requests are ordered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Book(BTreeMap<SpoolId, Fate>);
+struct Expected(BTreeMap<SpoolId, Fate>);
 
-impl Book {
+impl Expected {
     fn intend(&mut self, id: SpoolId, version: Option<u64>) {
         self.0.entry(id).or_default().maybe.push(version);
     }
 
-    /// What was asked for last of this message is durable.
+    /// Records that the last request for this message is durable.
     fn settle(&mut self, id: SpoolId) {
         let fate = self.0.entry(id).or_default();
         fate.durable = fate.maybe.last().copied().unwrap_or(fate.durable);
@@ -60,51 +63,51 @@ impl Book {
         ids.into_iter().for_each(|id| self.settle(id));
     }
 
-    /// Says what of `found` was not to be.
+    /// Returns an error if `found` has an impossible state.
     fn judge(&self, found: &BTreeMap<SpoolId, u64>) -> Result<(), String> {
         for (id, fate) in &self.0 {
             let is = found.get(id).copied();
             if is != fate.durable && !fate.maybe.contains(&is) {
                 return Err(format!(
-                    "{id} is {is:?}: it was {:?}, and may be {:?}",
+                    "{id} is {is:?}; durable is {:?}, possible are {:?}",
                     fate.durable, fate.maybe
                 ));
             }
         }
         match found.keys().find(|id| !self.0.contains_key(id)) {
-            Some(id) => Err(format!("{id} from nowhere")),
+            Some(id) => Err(format!("{id} was never stored")),
             None => Ok(()),
         }
     }
 }
 
-/// A spool that is being watched, and those who judge its images.
-struct Studio {
+/// A watched spool, the images of it, and their failures.
+struct Recorder {
     dir: TempDir,
     dirty_expire: Duration,
     disk: FaultyStorage,
-    book: Mutex<Book>,
+    expected: Mutex<Expected>,
     rng: Mutex<Rng>,
     failures: Mutex<Vec<String>>,
     images: Mutex<u64>,
-    /// The checkpoint thread synced a ledger: an even number in all, while it changes nothing in sled.
-    ledgers: AtomicU64,
+    /// Manifests synced by the checkpoint thread. The number is even while it does not change sled.
+    manifests: AtomicU64,
 }
 
-impl Studio {
+impl Recorder {
     fn new(seed: u64, dirty_expire: Duration) -> Arc<Self> {
-        let studio = Self {
+        let recorder = Self {
             dir: TempDir::new().unwrap(),
             dirty_expire,
             disk: FaultyStorage::new(),
-            book: Mutex::default(),
+            expected: Mutex::default(),
             rng: Mutex::new(Rng::new(seed)),
             failures: Mutex::default(),
             images: Mutex::default(),
-            ledgers: AtomicU64::new(0),
+            manifests: AtomicU64::new(0),
         };
-        studio.disk.remember_unsynced();
-        Arc::new(studio)
+        recorder.disk.remember_unsynced();
+        Arc::new(recorder)
     }
 
     async fn open(&self) -> TieredSpool {
@@ -112,39 +115,38 @@ impl Studio {
         TieredSpool::open_on(config, self.disk.storage()).await.expect("open")
     }
 
-    /// From now on an image is taken before each call that changes something.
+    /// Takes images from now on, before each call that changes something.
     fn watch(self: &Arc<Self>) {
-        let studio = self.clone();
-        self.disk.watch(move |moment| studio.take(moment));
+        let recorder = self.clone();
+        self.disk.watch(move |moment| recorder.take(moment));
     }
 
     fn take(&self, moment: &Moment<'_>) {
         let changes = !matches!(moment.call, Call::Open | Call::Read | Call::ReadInMemory | Call::Dir);
         let thread = std::thread::current().name().unwrap_or_default().to_owned();
-        let is_filer = thread == "tidespool-filer";
-        if is_filer && moment.call == Call::Sync && moment.name.starts_with("ledger") {
-            self.ledgers.fetch_add(1, Ordering::SeqCst);
+        let is_checkpointer = thread == "tide-checkpoint";
+        if is_checkpointer && moment.call == Call::Sync && moment.name.starts_with("manifest") {
+            self.manifests.fetch_add(1, Ordering::SeqCst);
         }
-        let is_still = is_filer || self.ledgers.load(Ordering::SeqCst).is_multiple_of(2);
+        let is_still = is_checkpointer || self.manifests.load(Ordering::SeqCst).is_multiple_of(2);
         let is_wanted =
-            changes && thread != "tidespool-prewrite" && (is_filer <= (self.dirty_expire == HOUR));
+            changes && thread != "tide-prewrite" && (is_checkpointer <= (self.dirty_expire == HOUR));
         if !is_still || !is_wanted || !self.failures.lock().is_empty() {
             return;
         }
-        let book = self.book.lock().clone();
+        let expected = self.expected.lock().clone();
         let what = format!("{:?} of {} as call {} of {thread}", moment.call, moment.name, moment.number);
         let unsynced = self.disk.unsynced();
-        self.image(moment.number, &format!("killed before {what}"), &book, None);
+        self.image(moment.number, &format!("killed before {what}"), &expected, None);
         if !unsynced.is_empty() {
-            self.image(moment.number, &format!("power cut before {what}"), &book, Some((&unsynced, 0)));
-            self.image(moment.number, &format!("torn before {what}"), &book, Some((&unsynced, 50)));
+            self.image(moment.number, &format!("power cut before {what}"), &expected, Some((&unsynced, 0)));
+            self.image(moment.number, &format!("torn before {what}"), &expected, Some((&unsynced, 50)));
         }
     }
 
-    /// Makes one image and judges it. Of what is not synced, `percent` of the pages are kept. Where
-    /// another thread went on meanwhile, beyond call `number` or in the crash log, the image is of
-    /// no moment, and is dropped.
-    fn image(&self, number: u64, what: &str, book: &Book, cut: Option<(&Unsynced, u64)>) {
+    /// Takes one image and checks it. Of the unsynced pages, `percent` are kept. The image is
+    /// dropped if another thread continued meanwhile, beyond call `number` or in the crash log.
+    fn image(&self, number: u64, what: &str, expected: &Expected, cut: Option<(&Unsynced, u64)>) {
         let mut rng = Rng::new(self.rng.lock().number());
         let copy = TempDir::new().unwrap();
         copy_dir(self.dir.path(), copy.path());
@@ -153,14 +155,14 @@ impl Studio {
         if let Some((unsynced, percent)) = cut {
             unsynced.cut(self.dir.path(), copy.path(), || rng.chance(percent)).unwrap();
         }
-        if self.disk.total() != number || !is_still || *self.book.lock() != *book {
+        if self.disk.total() != number || !is_still || *self.expected.lock() != *expected {
             return;
         }
         *self.images.lock() += 1;
-        // This is a thread of the spool that is watched: it must not die of what is found.
+        // A panic must not kill this thread, which belongs to the watched spool.
         let judged = std::panic::catch_unwind(AssertUnwindSafe(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(judge(&copy.path().join("spool"), book.clone(), rng.below(4)))
+            runtime.block_on(judge(&copy.path().join("spool"), expected.clone(), rng.below(4)))
         }));
         let failure = match judged {
             Ok(Ok(())) => return,
@@ -176,17 +178,18 @@ impl Studio {
     }
 }
 
-/// Opens an image and compares it. `go_on` above 0: works on it, above 1 files that too; crashes, and does so again.
-async fn judge(path: &Path, mut book: Book, go_on: u64) -> Result<(), String> {
+/// Opens an image and compares it. With `modify` above 0 it modifies the spool, above 1 it also
+/// makes a checkpoint; then it crashes and compares again.
+async fn judge(path: &Path, mut expected: Expected, modify: u64) -> Result<(), String> {
     let spool = open_clean(path).await?;
     let found = look(&spool).await?;
-    book.judge(&found)?;
-    if go_on == 0 {
+    expected.judge(&found)?;
+    if modify == 0 {
         return Ok(());
     }
-    // From here on it is known what there is.
-    let ids: BTreeSet<SpoolId> = book.0.keys().copied().chain(found.keys().copied()).collect();
-    book.0 = ids
+    // From here on the exact state is known.
+    let ids: BTreeSet<SpoolId> = expected.0.keys().copied().chain(found.keys().copied()).collect();
+    expected.0 = ids
         .into_iter()
         .map(|id| (id, Fate { durable: found.get(&id).copied(), maybe: Vec::new() }))
         .collect();
@@ -197,21 +200,21 @@ async fn judge(path: &Path, mut book: Book, go_on: u64) -> Result<(), String> {
             None => spool.remove(id).await,
             Some(version) => spool.store(id, payload::shared(id, version, 3000 + n), n % 2 == 0, None).await,
         };
-        done.map_err(|err| format!("working on: {err:#}"))?;
-        book.intend(id, version);
+        done.map_err(|err| format!("modifying: {err:#}"))?;
+        expected.intend(id, version);
     }
     spool.advise_low_memory().await.map_err(|err| format!("flushing: {err:#}"))?;
-    if go_on > 1 {
-        spool.compact().await.map_err(|err| format!("filing: {err:#}"))?;
+    if modify > 1 {
+        spool.compact().await.map_err(|err| format!("checkpointing: {err:#}"))?;
     }
-    book.settle_all();
+    expected.settle_all();
     drop(spool);
     let spool = open_clean(path).await.map_err(|why| format!("the second time: {why}"))?;
-    book.judge(&look(&spool).await?).map_err(|why| format!("the second time: {why}"))?;
+    expected.judge(&look(&spool).await?).map_err(|why| format!("the second time: {why}"))?;
     spool.shutdown().await.map_err(|err| format!("shutdown: {err:#}"))?;
     drop(spool);
     let spool = open_clean(path).await.map_err(|why| format!("the third time: {why}"))?;
-    book.judge(&look(&spool).await?).map_err(|why| format!("the third time: {why}"))
+    expected.judge(&look(&spool).await?).map_err(|why| format!("the third time: {why}"))
 }
 
 async fn open_clean(path: &Path) -> Result<TieredSpool, String> {
@@ -223,7 +226,7 @@ async fn open_clean(path: &Path) -> Result<TieredSpool, String> {
     if is_clean { Ok(spool) } else { Err(format!("not a crash but damage: {report:?}")) }
 }
 
-/// The version of each message, each loaded and enumerated.
+/// The version of each message. Loads and enumerates each.
 async fn look(spool: &TieredSpool) -> Result<BTreeMap<SpoolId, u64>, String> {
     let mut found = BTreeMap::new();
     for entry in enumerate(spool).await {
@@ -240,9 +243,9 @@ async fn look(spool: &TieredSpool) -> Result<BTreeMap<SpoolId, u64>, String> {
     Ok(found)
 }
 
-/// The caller of a watched spool, who writes down what it asks for and is told.
+/// The caller of a watched spool. It records its requests and their results.
 struct Caller {
-    studio: Arc<Studio>,
+    recorder: Arc<Recorder>,
     spool: Arc<TieredSpool>,
     rng: Rng,
     version: u64,
@@ -257,11 +260,11 @@ impl Caller {
     }
 
     async fn store_len(&mut self, id: SpoolId, force_sync: bool, len: usize) {
-        self.studio.book.lock().intend(id, Some(self.version));
+        self.recorder.expected.lock().intend(id, Some(self.version));
         let data = payload::shared(id, self.version, len);
         self.spool.store(id, data, force_sync, None).await.expect("store");
         if force_sync {
-            self.studio.book.lock().settle(id);
+            self.recorder.expected.lock().settle(id);
         }
         if !self.live.contains(&id) {
             self.live.push(id);
@@ -276,7 +279,7 @@ impl Caller {
     async fn remove(&mut self) {
         let id = self.some();
         self.live.retain(|other| *other != id);
-        self.studio.book.lock().intend(id, None);
+        self.recorder.expected.lock().intend(id, None);
         self.spool.remove(id).await.expect("remove");
         let err = self.spool.load(id).await.expect_err("it is removed");
         assert!(err.root_cause().is::<NotFound>());
@@ -294,28 +297,29 @@ impl Caller {
             self.remove().await;
         }
         self.spool.advise_low_memory().await.expect("flush");
-        self.studio.book.lock().settle_all();
+        self.recorder.expected.lock().settle_all();
     }
 
-    /// Files, verifies and rewrites everything.
+    /// Checkpoints, verifies and rewrites everything.
     async fn compact(&self) {
         self.spool.compact().await.expect("compact");
-        self.studio.book.lock().settle_all();
+        self.recorder.expected.lock().settle_all();
     }
 }
 
-/// Stores, replaces and removes; files and rewrites; ends. `dirty_expire`: an hour where images of filing are wanted.
+/// Stores, replaces, removes, compacts and shuts down. For images of checkpoints, `dirty_expire` is
+/// an hour.
 async fn run(seed: u64, dirty_expire: Duration, rounds: u64) -> u64 {
     println!("TIDESPOOL_IMAGES_SEED={seed}");
-    let studio = Studio::new(seed, dirty_expire);
-    let spool = Arc::new(studio.open().await);
-    studio.watch();
+    let recorder = Recorder::new(seed, dirty_expire);
+    let spool = Arc::new(recorder.open().await);
+    recorder.watch();
     let rng = Rng::new(seed).fork(1);
-    let mut caller = Caller { studio: studio.clone(), spool, rng, version: 0, live: Vec::new() };
+    let mut caller = Caller { recorder: recorder.clone(), spool, rng, version: 0, live: Vec::new() };
     for round in 0..rounds {
         caller.round().await;
         if round == 1 {
-            // Larger than a segment.
+            // Length larger than a segment.
             caller.version += 1;
             caller.store_len(SpoolId::new(), true, 70_000).await;
         }
@@ -326,37 +330,37 @@ async fn run(seed: u64, dirty_expire: Duration, rounds: u64) -> u64 {
     caller.compact().await;
     let Caller { spool, .. } = caller;
     stop(spool).await;
-    studio.disk.unwatch();
-    let book = studio.book.lock().clone();
-    let last = studio.clone();
-    tokio::task::spawn_blocking(move || last.image(last.disk.total(), "after the shutdown", &book, None))
+    recorder.disk.unwatch();
+    let expected = recorder.expected.lock().clone();
+    let last = recorder.clone();
+    tokio::task::spawn_blocking(move || last.image(last.disk.total(), "after the shutdown", &expected, None))
         .await
         .unwrap();
-    studio.assert_all_well()
+    recorder.assert_all_well()
 }
 
-/// Whatever call of committing the crash comes before, what was told stands.
+/// A crash before any call of a commit loses no acknowledged change.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_at_any_call_of_committing() {
     let images = run(seed_from_env("TIDESPOOL_IMAGES_SEED"), Duration::from_millis(20), 3).await;
     assert!(images > 40, "{images} images");
 }
 
-/// The same with all calls of a checkpoint and of rewriting segments.
+/// The same for all calls of a checkpoint and of rewriting segments.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_at_any_call_of_filing() {
+async fn a_crash_at_any_call_of_a_checkpoint() {
     let images = run(seed_from_env("TIDESPOOL_IMAGES_SEED"), HOUR, 4).await;
     assert!(images > 40, "{images} images");
 }
 
-/// A spool whose making was cut off is made anew, as if nothing had been there.
+/// If a crash interrupts the creation of a spool, the next opening creates it again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_while_the_spool_is_made_is_no_matter() {
-    let studio = Studio::new(7, HOUR);
-    studio.watch();
-    let spool = studio.open().await;
-    studio.disk.unwatch();
+async fn a_crash_during_the_creation_of_the_spool_loses_nothing() {
+    let recorder = Recorder::new(7, HOUR);
+    recorder.watch();
+    let spool = recorder.open().await;
+    recorder.disk.unwatch();
     spool.shutdown().await.expect("shutdown");
-    let images = studio.assert_all_well();
+    let images = recorder.assert_all_well();
     assert!(images > 10, "{images} images");
 }

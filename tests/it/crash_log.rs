@@ -17,7 +17,7 @@ use crate::setup::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Nothing is written to the journal but what has to be.
+/// Settings under which the journal is written only when necessary.
 fn quiet(durability: Durability) -> Tiered {
     Tiered::new(|config| config.durability(durability).dirty_expire(HOUR).dirty_limit(16 * MIB))
 }
@@ -26,8 +26,8 @@ fn log_of(tiered: &Tiered) -> std::path::PathBuf {
     tiered.path().join("crash-log")
 }
 
-/// Waits until the threads of a spool that was dropped have ended.
-async fn free(tiered: &Tiered) {
+/// Waits until the threads of a dropped spool have ended.
+async fn wait_until_free(tiered: &Tiered) {
     let lock = fs::File::open(tiered.path().join("LOCK")).unwrap();
     wait::until("the directory is free", || lock.try_lock().is_ok()).await;
 }
@@ -36,7 +36,7 @@ async fn replace(spool: &dyn Spool, id: SpoolId, version: u64, len: usize) {
     spool.store(id, payload::shared(id, version, len), false, None).await.expect("store");
 }
 
-/// What a spool has before it dies, and has to have afterwards.
+/// The messages before a crash, which must be the same afterwards.
 struct Before {
     stored: Vec<(SpoolId, usize)>,
     replaced: SpoolId,
@@ -50,17 +50,17 @@ impl Before {
         for len in lens {
             stored.push((put(spool, len, false).await, len));
         }
-        // A synced message and an unsynced one, each replaced.
+        // A synced and an unsynced replacement of a message.
         let replaced = put(spool, 3_000, true).await;
         replace(spool, replaced, 2, 4_000).await;
-        // Removed: synced; unsynced; replaced and then removed; filed.
+        // Removed messages: synced; unsynced; replaced and then removed; checkpointed.
         let removed =
             [put(spool, 100, true).await, put(spool, 100, false).await, put(spool, 9_000, true).await];
         replace(spool, removed[2], 2, 50).await;
-        let filed = put(spool, 777, true).await;
+        let checkpointed = put(spool, 777, true).await;
         spool.compact().await.expect("compact");
-        let removed: Vec<SpoolId> = removed.into_iter().chain([filed]).collect();
-        // The compaction has made all of it durable: what counts comes now.
+        let removed: Vec<SpoolId> = removed.into_iter().chain([checkpointed]).collect();
+        // The compaction has made everything durable. The crash log has the changes from here on.
         for (id, len) in &stored {
             replace(spool, *id, 1, *len).await;
         }
@@ -84,10 +84,9 @@ impl Before {
     }
 }
 
-/// By default 576 of 1 350 stores that had their answer were lost by a kill, and 290 removed
-/// messages came back.
+/// By default, a kill lost 576 of 1 350 acknowledged stores, and 290 removed messages came back.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_death_of_the_process_loses_nothing_and_brings_nothing_back() {
+async fn a_killed_process_loses_nothing_and_restores_nothing() {
     for durability in [Durability::Process, Durability::Synced] {
         let tiered = quiet(durability);
         let spool = tiered.start().await;
@@ -95,15 +94,15 @@ async fn the_death_of_the_process_loses_nothing_and_brings_nothing_back() {
         before.assert_is(&spool).await;
         let now = spool.stats().gauges;
         assert_eq!((now.process_risk_bytes, now.process_risk_removals), (0, 0));
-        // The removal of what is in memory alone leaves nothing.
+        // The removal of a message that is only in memory is not at risk.
         assert_eq!(now.at_risk_removals, if durability == Durability::Process { 4 } else { 5 });
-        // A drop without a shutdown is like a kill.
+        // A drop without shutdown acts like a kill.
         drop(spool);
         for round in 0..3 {
             let spool = tiered.start().await;
             let report = spool.recovery();
             assert!(report.damage.is_empty(), "{report:?}");
-            // From the second opening on it is in the journal.
+            // From the second opening on, it is in the journal.
             assert_eq!(report.replayed > 0, round == 0, "{report:?}");
             before.assert_is(&spool).await;
             if round < 2 {
@@ -119,14 +118,15 @@ async fn the_death_of_the_process_loses_nothing_and_brings_nothing_back() {
     }
 }
 
-/// Images of the directory before each call of an opening that replays, each as a death there leaves it.
+/// Images of the directory before each call of an opening that replays the crash log: the state
+/// after a death at that call.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_death_at_any_call_of_a_replay_loses_nothing() {
     let tiered = quiet(Durability::Process);
     let spool = tiered.start().await;
     let before = Before::of(&spool).await;
     drop(spool);
-    free(&tiered).await;
+    wait_until_free(&tiered).await;
     let disk = Arc::new(FaultyStorage::new());
     let images = Arc::new(Mutex::new(Vec::new()));
     {
@@ -139,7 +139,7 @@ async fn a_death_at_any_call_of_a_replay_loses_nothing() {
             let before = log();
             let image = TempDir::new().unwrap();
             copy_dir(&path, &image.path().join("spool"));
-            // Where another thread went on meanwhile, it is the image of no moment.
+            // If another thread continued meanwhile, the image has no consistent state.
             if disk.total() == moment.number && log() == before {
                 images.lock().push((format!("{:?} of {}", moment.call, moment.name), image));
             }
@@ -164,7 +164,7 @@ async fn a_death_at_any_call_of_a_replay_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_memory_there_is_no_log_and_the_gauges_say_what_is_at_risk() {
+async fn with_memory_durability_there_is_no_log_and_gauges_count_the_risk() {
     let tiered = quiet(Durability::Memory);
     let spool = tiered.start().await;
     assert!(!log_of(&tiered).exists());
@@ -180,9 +180,9 @@ async fn at_memory_there_is_no_log_and_the_gauges_say_what_is_at_risk() {
     stop(spool).await;
 }
 
-/// The settings change between runs: what the last run acknowledged stays.
+/// The settings change between runs. Messages that the previous run acknowledged remain.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spool_that_is_opened_at_another_level_brings_back_what_was_acknowledged() {
+async fn a_spool_opened_at_another_level_restores_acknowledged_messages() {
     let mut tiered = quiet(Durability::Process);
     let spool = tiered.start().await;
     let id = put(&*spool, 2_000, false).await;
@@ -195,7 +195,7 @@ async fn a_spool_that_is_opened_at_another_level_brings_back_what_was_acknowledg
     drop(spool);
     let spool = tiered.start().await;
     assert_holds(&*spool, id, 2_000).await;
-    // And while it runs.
+    // The same at run time.
     spool.reconfigure(spool.config().as_ref().clone().durability(Durability::Process)).unwrap();
     let id = put(&*spool, 3_000, false).await;
     wait::until("there is a log", || spool.stats().gauges.crash_log_disk_bytes > 0).await;
@@ -208,8 +208,8 @@ async fn a_spool_that_is_opened_at_another_level_brings_back_what_was_acknowledg
     stop(spool).await;
 }
 
-/// After a power cut the file holds what happened to be written back: entries of messages that were
-/// removed since, perhaps.
+/// After a power cut the file holds whatever was written back, possibly entries of messages that
+/// were removed since.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_from_before_a_restart_of_the_machine_is_ignored() {
     let tiered = quiet(Durability::Process);
@@ -226,7 +226,7 @@ async fn a_log_from_before_a_restart_of_the_machine_is_ignored() {
 
 /// The log of another spool, garbage, and files that are too short.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_log_of_this_spool_is_replaced() {
+async fn a_file_that_is_not_a_log_of_this_spool_is_replaced() {
     let other = quiet(Durability::Process);
     let spool = other.start().await;
     put(&*spool, 100, false).await;
@@ -246,15 +246,15 @@ async fn what_is_no_log_of_this_spool_is_replaced() {
     }
 }
 
-/// A page that is not what was written last: nothing of the log is used, and the report names it.
+/// With an outdated page, the whole log is ignored, and the report names it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_is_damaged_is_reported_and_not_used() {
+async fn a_damaged_log_is_reported_and_not_used() {
     let tiered = quiet(Durability::Process);
     let spool = tiered.start().await;
     let (synced, young) = (put(&*spool, 100, true).await, put(&*spool, 5_000, false).await);
     let data = payload::make(young, 1, 5_000);
     drop(spool);
-    free(&tiered).await;
+    wait_until_free(&tiered).await;
     let bytes = fs::read(log_of(&tiered)).unwrap();
     let at = bytes.windows(32).position(|window| window == &data[64..96]).expect("the payload");
     let file = fs::File::options().write(true).open(log_of(&tiered)).unwrap();
@@ -268,10 +268,10 @@ async fn a_log_that_is_damaged_is_reported_and_not_used() {
     stop(spool).await;
 }
 
-/// A neighbour deletes, replaces or truncates the file. A truncated one would have killed the
+/// Another process deletes, replaces or truncates the file. A truncated file would have killed the
 /// server.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_is_lost_under_a_running_spool_is_replaced() {
+async fn a_log_lost_under_a_running_spool_is_replaced() {
     for how in 0..4 {
         let tiered = quiet(Durability::Process);
         let spool = tiered.start().await;
@@ -287,9 +287,9 @@ async fn a_log_that_is_lost_under_a_running_spool_is_replaced() {
             _ => fs::File::options().write(true).open(&log).unwrap().set_len(0).unwrap(),
         }
         let at_once = put(&*spool, 50_000, false).await;
-        wait::until("it is noticed", || spool.stats().crash_logs_lost > 0).await;
+        wait::until("the loss is counted", || spool.stats().crash_logs_lost > 0).await;
         wait::until("there is another log", || spool.stats().gauges.crash_log_disk_bytes > 0).await;
-        wait::until("what it had is in the journal", || spool.stats().gauges.at_risk_bytes == 0).await;
+        wait::until("its messages are in the journal", || spool.stats().gauges.at_risk_bytes == 0).await;
         let after = put(&*spool, 50_000, false).await;
         assert_eq!(spool.stats().gauges.process_risk_bytes, 0);
         let _ = fs::remove_file(aside);
@@ -303,7 +303,7 @@ async fn a_log_that_is_lost_under_a_running_spool_is_replaced() {
     }
 }
 
-/// Where a file can't be mapped, what must survive is synced.
+/// If a file cannot be mapped, changes that must survive a kill are synced.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_mapping_everything_is_synced() {
     let tiered = quiet(Durability::Process);
@@ -320,9 +320,10 @@ async fn without_a_mapping_everything_is_synced() {
     spool.shutdown().await.unwrap();
 }
 
-/// No room for the file: the spool opens and works, and has a log as soon as there is room.
+/// Without space for the file, the spool opens and works. It creates the log as soon as there is
+/// space.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spool_without_room_for_a_log_gets_one_later() {
+async fn a_spool_without_space_for_a_log_creates_it_later() {
     let tiered = quiet(Durability::Process);
     let disk = FaultyStorage::new();
     disk.inject(Fault::on(Call::Create).only(|moment| moment.name.starts_with("crash-log")).always());
@@ -341,20 +342,20 @@ async fn a_spool_without_room_for_a_log_gets_one_later() {
     stop(spool).await;
 }
 
-/// The log is full: what finds no room in it goes to the journal, and removals find room longer.
+/// Changes that do not fit in the full log go to the journal. Removals fit longer.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_finds_no_room_in_the_log_is_synced() {
+async fn changes_that_do_not_fit_in_the_log_are_synced() {
     let tiered = Tiered::new(|config| {
         config.memory_budget(64 * MIB).dirty_limit(2 * MIB).dirty_expire(HOUR).durability(Durability::Process)
     });
     let spool = tiered.start().await;
     let room = spool.stats().gauges.crash_log_disk_bytes;
-    // The limit of dirty bytes is raised; the log is made for the old one.
+    // The dirty limit is raised, while the log has the size for the old one.
     spool.reconfigure(spool.config().as_ref().clone().dirty_limit(32 * MIB)).unwrap();
     let mut stored = Vec::new();
     while spool.stats().crash_log_bypassed == 0 {
         stored.push(put(&*spool, 60_000, false).await);
-        assert!((stored.len() as u64) < room / 60_000 + 2, "it never gets full");
+        assert!((stored.len() as u64) < room / 60_000 + 2, "the log never becomes full");
     }
     assert_eq!(spool.stats().stores_synced, 1);
     drop(spool);
@@ -362,7 +363,7 @@ async fn what_finds_no_room_in_the_log_is_synced() {
     for id in &stored {
         assert_holds(&*spool, *id, 60_000).await;
     }
-    // A few were written when the settings changed.
+    // A few were written to the journal when the settings changed.
     assert!(spool.recovery().replayed > stored.len() as u64 / 2, "{:?}", spool.recovery());
     stop(spool).await;
 }
@@ -377,19 +378,19 @@ async fn a_synced_removal_survives_a_power_cut() {
     let ids: Vec<SpoolId> = four_synced(&spool).await;
     spool.remove_synced(ids[0], None).await.unwrap();
     spool.remove_all(&ids[1..3], None).await.unwrap();
-    // Of an id that is not there.
+    // An id that does not exist.
     spool.remove_synced(SpoolId::new(), None).await.unwrap();
     spool.remove(ids[3]).await.unwrap();
     assert_eq!(spool.stats().gauges.at_risk_removals, 1);
     let unsynced = disk.unsynced();
     drop(spool);
-    free(&tiered).await;
+    wait_until_free(&tiered).await;
     unsynced.cut(&tiered.path(), &tiered.path(), || false).unwrap();
     let spool = tiered.start().await;
     for id in &ids[..3] {
         assert_absent(&*spool, *id).await;
     }
-    // The other one was to survive the process only.
+    // The last removal only had to survive the process.
     assert_holds(&*spool, ids[3], 100).await;
     stop(spool).await;
 }
@@ -402,9 +403,9 @@ async fn four_synced(spool: &TieredSpool) -> Vec<SpoolId> {
     ids
 }
 
-/// A removal that can't be made durable in time has taken effect, and is written later.
+/// A removal that cannot be made durable in time has taken effect, and is written later.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_synced_removal_that_is_late_stays_in_effect() {
+async fn a_late_synced_removal_stays_in_effect() {
     let tiered = quiet(Durability::Process);
     let disk = FaultyStorage::new();
     let spool = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await.unwrap();
@@ -431,9 +432,9 @@ async fn a_synced_removal_that_is_late_stays_in_effect() {
     stop(spool).await;
 }
 
-/// A disk that takes nothing at a shutdown: the log keeps it for the next opening.
+/// If the disk accepts no writes at the shutdown, the log keeps the changes for the next opening.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_shutdown_could_not_write_is_there_at_the_next_opening() {
+async fn changes_a_shutdown_could_not_write_are_found_at_the_next_opening() {
     let mut tiered = quiet(Durability::Process);
     tiered.config = tiered.config.clone().shutdown_timeout(Duration::from_millis(100));
     let disk = FaultyStorage::new();
@@ -453,7 +454,7 @@ async fn what_a_shutdown_could_not_write_is_there_at_the_next_opening() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_log_counts_in_the_budget_and_gives_its_memory_back() {
+async fn the_log_counts_in_the_budget_and_returns_its_memory() {
     let tiered = quiet(Durability::Process);
     let spool = tiered.start().await;
     for _ in 0..64 {
@@ -465,7 +466,7 @@ async fn the_log_counts_in_the_budget_and_gives_its_memory_back() {
     spool.advise_low_memory().await.unwrap();
     let now = spool.stats().gauges;
     assert_eq!((now.at_risk_bytes, now.crash_log_bytes), (0, 0), "{now:?}");
-    // And is as good as before.
+    // The log still works afterwards.
     let id = put(&*spool, 60_000, false).await;
     drop(spool);
     let spool = tiered.start().await;
@@ -473,17 +474,17 @@ async fn the_log_counts_in_the_budget_and_gives_its_memory_back() {
     stop(spool).await;
 }
 
-/// After a change to `memory` nothing replaced a log that was lost: the loss was reported four
-/// times a second, for ever.
+/// After a change to `memory`, a lost log was not replaced, and the loss was reported four times a
+/// second for ever.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_log_that_is_not_wanted_is_let_go() {
+async fn a_lost_log_that_is_not_needed_is_closed() {
     let tiered = quiet(Durability::Process);
     let spool = tiered.start().await;
     let id = put(&*spool, 100, false).await;
     spool.reconfigure(spool.config().as_ref().clone().durability(Durability::Memory)).unwrap();
     fs::remove_file(log_of(&tiered)).unwrap();
-    wait::until("it is let go", || spool.stats().gauges.crash_log_disk_bytes == 0).await;
-    wait::until("what it had is in the journal", || spool.stats().gauges.at_risk_bytes == 0).await;
+    wait::until("the log is closed", || spool.stats().gauges.crash_log_disk_bytes == 0).await;
+    wait::until("its messages are in the journal", || spool.stats().gauges.at_risk_bytes == 0).await;
     assert_eq!(spool.stats().crash_logs_lost, 1);
     drop(spool);
     let spool = tiered.start().await;

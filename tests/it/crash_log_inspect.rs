@@ -1,4 +1,4 @@
-//! What `inspect` and `salvage` make of a crash log: the same as an opening.
+//! `inspect` and `salvage` treat a crash log as an opening does.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,30 +20,30 @@ use crate::repair::whole_in;
 use crate::setup::{Tiered, assert_absent, copy_dir, enumerate, put, stop, walk};
 
 const SMALL: usize = 700;
-/// More than fits into one chunk of the log.
+/// Length in bytes of a message larger than a chunk of the log.
 const LARGE: usize = 200_000;
 
 /// Messages by id: version and length.
 type Messages = BTreeMap<SpoolId, (u64, usize)>;
 
-/// A spool whose process died, with a crash log.
+/// The directory of a spool whose process died, with a crash log.
 struct Died {
     dir: TempDir,
     config: Config,
-    /// What was acknowledged last.
+    /// The acknowledged messages.
     acknowledged: Messages,
-    /// What is on stable storage.
+    /// The messages on stable storage.
     on_disk: Messages,
-    /// The message of [`LARGE`] bytes, which only the log has.
+    /// The message of [`LARGE`] bytes, which is in the log only.
     large: SpoolId,
 }
 
-/// What the log of [`Died::new`] changes.
+/// The number of messages and of removals in the log of [`Died::new`].
 const CHANGES: (u64, u64) = (4, 2);
 
 impl Died {
-    /// Half of what is on disk is filed, and half is in the journal. Of each half the log has a
-    /// newer version of one message, and the removal of another.
+    /// Half of the messages on disk are checkpointed, the others are in the journal. For each half,
+    /// the log has a newer version of one message and the removal of another.
     async fn new() -> Self {
         let tiered = Tiered::new(|config| {
             config.durability(Durability::Process).dirty_expire(HOUR).checkpoint_after(HOUR)
@@ -72,7 +72,7 @@ impl Died {
         let small = put(spool.as_ref(), SMALL, false).await;
         let large = put(spool.as_ref(), LARGE, false).await;
         acknowledged.extend([(small, (1, SMALL)), (large, (1, LARGE))]);
-        // Stored and removed, it leaves nothing.
+        // A message that was stored and removed leaves no entry.
         let gone = put(spool.as_ref(), SMALL, false).await;
         spool.remove(gone).await.expect("remove");
         let dir = image_after_crash(&tiered, spool).await;
@@ -87,7 +87,7 @@ impl Died {
         self.spool().join("crash-log")
     }
 
-    /// A copy, which an opening may change.
+    /// A copy that an opening may change.
     fn copy(&self) -> (TempDir, Config) {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("spool");
@@ -97,7 +97,8 @@ impl Died {
         (dir, config)
     }
 
-    /// The reports of `Inspector` and of `salvage`, if they and an opening find `messages`.
+    /// Asserts that `Inspector`, `salvage` and an opening find `messages`. Returns the reports of
+    /// the first two.
     async fn assert_is(&self, messages: &Messages, storage: Arc<dyn Storage>) -> Found {
         let (_copy, config) = self.copy();
         let found = look(&config.path, messages, storage.clone());
@@ -118,7 +119,8 @@ impl Died {
         self.on_disk.keys().chain(self.acknowledged.keys()).copied()
     }
 
-    /// Finds what is on disk, reports nothing, and counts nothing of the log but its file.
+    /// Asserts that only the messages on disk are found, without damage, and that only the log's
+    /// file size is counted.
     async fn assert_ignored(&self, storage: Arc<dyn Storage>) {
         let found = self.assert_is(&self.on_disk, storage).await;
         let file_bytes = self.log().metadata().map_or(0, |file| file.len());
@@ -126,7 +128,8 @@ impl Died {
         assert!(found.damage.is_empty() && found.salvage.is_complete(), "{found:?}");
     }
 
-    /// Finds what is on disk, and reports that the log can't be used, for a reason that has `part`.
+    /// Asserts that only the messages on disk are found, and that the log is reported as unusable,
+    /// for a reason that contains `part`.
     async fn assert_damaged(&self, part: &str, storage: Arc<dyn Storage>) {
         let found = self.assert_is(&self.on_disk, storage).await;
         let [Damage { path, id: None, what }] = &found.damage[..] else { panic!("{:?}", found.damage) };
@@ -149,17 +152,17 @@ async fn store(spool: &TieredSpool, id: SpoolId, version: u64, len: usize) {
     spool.store(id, payload::shared(id, version, len), false, None).await.expect("store");
 }
 
-/// Drops the spool, which is like a crash, and copies what it leaves when its threads have ended.
+/// Drops the spool, which acts like a crash, and copies the directory after its threads have ended.
 async fn image_after_crash(tiered: &Tiered, spool: Arc<TieredSpool>) -> TempDir {
     drop(spool);
-    unlocked(&tiered.path());
+    wait_until_unlocked(&tiered.path());
     let dir = TempDir::new().unwrap();
     copy_dir(&tiered.path(), &dir.path().join("spool"));
     dir
 }
 
 /// Waits until the threads of a dropped spool have ended.
-fn unlocked(dir: &Path) {
+fn wait_until_unlocked(dir: &Path) {
     let started = std::time::Instant::now();
     while let Err(error) = Inspector::open(dir) {
         assert!(error.root_cause().is::<Locked>(), "{error:#}");
@@ -167,7 +170,7 @@ fn unlocked(dir: &Path) {
     }
 }
 
-/// Compares what each way to look finds with `messages`.
+/// Compares the results of `Inspector` and `salvage` with `messages`.
 fn look(dir: &Path, messages: &Messages, storage: Arc<dyn Storage>) -> Found {
     let spool = Inspector::open_on(dir, storage.clone()).expect("open");
     let mut entries: Vec<Entry> = Vec::new();
@@ -176,7 +179,7 @@ fn look(dir: &Path, messages: &Messages, storage: Arc<dyn Storage>) -> Found {
         true
     };
     spool.entries(visit).expect("entries");
-    // New ids sort by time.
+    // New ids are sorted by time.
     let listed: Vec<(SpoolId, u64)> = entries.iter().map(|entry| (entry.id, entry.size)).collect();
     let expected: Vec<(SpoolId, u64)> = messages.iter().map(|(id, (_, len))| (*id, *len as u64)).collect();
     assert_eq!(listed, expected);
@@ -203,10 +206,10 @@ fn look(dir: &Path, messages: &Messages, storage: Arc<dyn Storage>) -> Found {
     Found { summary, damage: verified.damage, salvage }
 }
 
-/// Without its crash log a directory shows what was on stable storage: `ls` and `repair` showed
-/// that of a spool that had acknowledged more.
+/// `ls` and `repair` ignored the crash log and showed the state on stable storage only, although
+/// the spool had acknowledged more.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_only_the_crash_log_has_is_seen_and_saved() {
+async fn messages_only_in_the_crash_log_are_found_and_saved() {
     let died = Died::new().await;
     let found = died.assert_is(&died.acknowledged, Arc::new(OsStorage)).await;
     let CrashLogSummary { messages, removals, file_bytes, .. } = found.summary.crash_log;
@@ -221,9 +224,9 @@ async fn what_only_the_crash_log_has_is_seen_and_saved() {
     }
 }
 
-/// Where everything on disk is filed, the ledger looks as after an orderly end.
+/// If everything on disk is checkpointed, the manifest looks as after a shutdown.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_end_that_left_something_in_the_crash_log_was_not_orderly() {
+async fn a_crash_log_with_entries_means_no_clean_shutdown() {
     let tiered = Tiered::new(|config| config.durability(Durability::Process).dirty_expire(HOUR));
     let spool = tiered.start().await;
     put(spool.as_ref(), SMALL, true).await;
@@ -234,20 +237,20 @@ async fn an_end_that_left_something_in_the_crash_log_was_not_orderly() {
     let spool = tiered.start().await;
     put(spool.as_ref(), SMALL, false).await;
     drop(spool);
-    unlocked(&tiered.path());
+    wait_until_unlocked(&tiered.path());
     assert!(!is_orderly());
 }
 
-/// A message of which the crash log has the newest version was neither removed nor replaced since.
+/// A message whose newest version is in the crash log was neither removed nor replaced since.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_crash_log_has_is_not_doubtful() {
+async fn messages_in_the_crash_log_are_not_doubtful() {
     let died = Died::new().await;
     let is_liveness = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("liveness.");
     fs::remove_file(walk(&died.spool()).into_iter().find(is_liveness).unwrap()).unwrap();
     let Found { salvage, damage, .. } = look(&died.spool(), &died.acknowledged, Arc::new(OsStorage));
     assert!(damage.iter().any(|damage| damage.what.contains("liveness.")), "{damage:?}");
     let doubtful: Vec<_> = salvage.doubtful.iter().filter_map(|damage| damage.id).collect();
-    // Two of the four that are filed.
+    // Two of the four checkpointed messages.
     assert_eq!(doubtful.len(), 2, "{salvage:?}");
     assert!(doubtful.iter().all(|id| died.acknowledged[id] == died.on_disk[id]), "{salvage:?}");
 }
@@ -267,7 +270,8 @@ async fn a_torn_crash_log_is_damage_and_not_used() {
     died.assert_damaged("it is shorter than it was made", Arc::new(OsStorage)).await;
 }
 
-/// A page that is taken for zeros holds no entry: the rest of the log would be used without it.
+/// If an unreadable page were treated as zeros, it would hold no entry, and the rest of the log
+/// would be used without it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_log_that_cannot_be_read_is_damage() {
     let died = Died::new().await;
@@ -276,7 +280,7 @@ async fn a_crash_log_that_cannot_be_read_is_damage() {
         disk.heal();
         disk.inject(Fault::on(call).file("crash-log").always());
         died.assert_damaged("the disk can't read it: ", disk.storage()).await;
-        // Once is no more than a moment.
+        // A single read error is retried.
         disk.heal();
         disk.inject(Fault::on(call).file("crash-log"));
         look(&died.spool(), &died.acknowledged, disk.storage());
@@ -297,7 +301,7 @@ async fn the_crash_log_of_another_spool_is_ignored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unfinished_crash_log_and_none_at_all_are_ignored() {
+async fn an_unfinished_or_missing_crash_log_is_ignored() {
     let died = Died::new().await;
     fs::File::options().write(true).open(died.log()).unwrap().set_len(0).unwrap();
     died.assert_ignored(Arc::new(OsStorage)).await;

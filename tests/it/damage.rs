@@ -12,12 +12,12 @@ use crate::broken::HOUR;
 use crate::lost_sled::lose_all;
 use crate::setup::{Tiered, assert_absent, assert_holds, enumerate, healthy, put, stop, walk};
 
-/// In several pages of a segment.
+/// Length in bytes of a message that spans several pages of a segment.
 const LARGE: usize = 20_000;
 const SMALL: usize = 700;
 
-/// A spool with messages of both kinds, everything filed.
-async fn filed(tiered: &Tiered) -> (Arc<TieredSpool>, Vec<(SpoolId, usize)>) {
+/// Stores messages of both sizes and checkpoints everything.
+async fn start_checkpointed(tiered: &Tiered) -> (Arc<TieredSpool>, Vec<(SpoolId, usize)>) {
     let spool = tiered.start().await;
     let mut stored = Vec::new();
     for n in 0..60 {
@@ -28,12 +28,12 @@ async fn filed(tiered: &Tiered) -> (Arc<TieredSpool>, Vec<(SpoolId, usize)>) {
     (spool, stored)
 }
 
-/// Where on disk the bytes of a message are, by looking for some of them: (file, place of byte `at`).
+/// Finds the bytes of a message on disk: each file, and the offset of byte `at`.
 fn places(dir: &Path, id: SpoolId, len: usize, at: usize) -> Vec<(PathBuf, u64)> {
     let data = payload::make(id, 1, len);
     let needle = &data[at..at + 32];
     let mut found = Vec::new();
-    // What the crash log had of it does not count.
+    // The crash log may contain a copy, which does not count.
     for path in walk(dir).into_iter().filter(|path| path.is_file() && !path.ends_with("crash-log")) {
         let bytes = fs::read(&path).unwrap();
         let hits = bytes.windows(needle.len()).enumerate().filter(|(_, window)| *window == needle);
@@ -42,7 +42,7 @@ fn places(dir: &Path, id: SpoolId, len: usize, at: usize) -> Vec<(PathBuf, u64)>
     found
 }
 
-/// Flips one bit, wherever the message's bytes are.
+/// Flips one bit in each place that holds the message.
 pub(crate) fn flip_a_bit(dir: &Path, id: SpoolId, len: usize, at: usize) {
     let places = places(dir, id, len, at);
     assert!(!places.is_empty(), "message {id} is not found on disk");
@@ -60,7 +60,7 @@ async fn assert_corrupt(spool: &dyn Spool, id: SpoolId) {
     assert_eq!(corrupt.id, id);
 }
 
-/// Every message but `damaged` is whole, and that one is reported, by load and by enumerate.
+/// Asserts that load and enumerate report `damaged` as damaged, and return every other message.
 async fn assert_only_this_is_damaged(spool: &dyn Spool, stored: &[(SpoolId, usize)], damaged: SpoolId) {
     for &(id, len) in stored {
         if id == damaged { assert_corrupt(spool, id).await } else { assert_holds(spool, id, len).await }
@@ -75,12 +75,12 @@ async fn assert_only_this_is_damaged(spool: &dyn Spool, stored: &[(SpoolId, usiz
     }
 }
 
-/// A flipped bit damages the message it is in, which says so until it is removed.
+/// A flipped bit damages one message. The message is reported as damaged until it is removed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_bit_damages_one_message() {
     for at in [0, 8, LARGE / 2, LARGE - 40] {
         let tiered = Tiered::new(|config| config);
-        let (spool, mut stored) = filed(&tiered).await;
+        let (spool, mut stored) = start_checkpointed(&tiered).await;
         stop(spool).await;
         let (damaged, len) = stored[10];
         flip_a_bit(&tiered.path(), damaged, len, at);
@@ -102,16 +102,16 @@ async fn a_flipped_bit_damages_one_message() {
     }
 }
 
-/// Nor does a running spool return what it cannot vouch for.
+/// A running spool does not return damaged bytes.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flipped_bit_is_noticed_by_a_running_spool() {
+async fn a_flipped_bit_is_detected_by_a_running_spool() {
     let tiered = Tiered::new(|config| config);
-    let (spool, stored) = filed(&tiered).await;
+    let (spool, stored) = start_checkpointed(&tiered).await;
     spool.advise_low_memory().await.expect("advise_low_memory");
     let (damaged, len) = stored[10];
     flip_a_bit(&tiered.path(), damaged, len, LARGE / 2);
     assert_only_this_is_damaged(spool.as_ref(), &stored, damaged).await;
-    // A new version is a new message.
+    // A new version replaces the damaged one.
     healthy(spool.as_ref()).await;
     spool.store(damaged, payload::shared(damaged, 1, len), true, None).await.expect("store");
     for &(id, len) in &stored {
@@ -120,7 +120,7 @@ async fn a_flipped_bit_is_noticed_by_a_running_spool() {
     stop(spool).await;
 }
 
-/// How a spool comes upon a damaged message.
+/// The way in which a spool finds a damaged message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FoundBy {
     Open,
@@ -129,8 +129,8 @@ enum FoundBy {
     Compact,
 }
 
-/// A spool that has found exactly `count` damaged messages, and changes of its gate since before it
-/// did.
+/// A spool that has found exactly `count` damaged messages, and a receiver of its health changes
+/// from before.
 async fn with_damage(
     tiered: &Tiered,
     found_by: FoundBy,
@@ -156,7 +156,7 @@ async fn with_damage(
         FoundBy::Open => {}
         FoundBy::Load => {
             for id in damaged {
-                // Twice: it is damaged no more than before.
+                // A second load must not count as another damaged message.
                 assert_corrupt(spool.as_ref(), id).await;
                 assert_corrupt(spool.as_ref(), id).await;
             }
@@ -167,11 +167,11 @@ async fn with_damage(
             assert!(error.root_cause().is::<Corrupt>(), "{error:#}");
         }
     }
-    wait::until("all is found", || spool.stats().corrupt == count as u64).await;
+    wait::until("all damage is found", || spool.stats().corrupt == count as u64).await;
     (spool, changes)
 }
 
-/// One damaged old message shut the gate of a whole mail server for five seconds, at each start.
+/// One old damaged message shut the gate of a whole mail server for five seconds at each start.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_damaged_message_leaves_the_gate_open() {
     for found_by in [FoundBy::Open, FoundBy::Load, FoundBy::Enumerate, FoundBy::Compact] {
@@ -179,9 +179,8 @@ async fn one_damaged_message_leaves_the_gate_open() {
         let (spool, changes) = with_damage(&tiered, found_by, 1).await;
         put(spool.as_ref(), SMALL, true).await;
         assert_eq!(spool.unhealthy_reason(), None, "{found_by:?}");
-        assert!(!changes.has_changed().unwrap(), "{found_by:?}: the gate never moved");
-        // It was counted, and only the threshold left the gate open: nothing new is found when that
-        // changes.
+        assert!(!changes.has_changed().unwrap(), "{found_by:?}: the gate was shut");
+        // The damage was counted: with a lower threshold, the gate shuts without new damage.
         let config = tidespool::Config::clone(&spool.config());
         let strict = config.health.clone().damage(1);
         spool.reconfigure(config.health(strict)).unwrap();
@@ -190,11 +189,11 @@ async fn one_damaged_message_leaves_the_gate_open() {
     }
 }
 
-/// Many at a time mean that the disk is losing data.
+/// Many damaged messages at a time mean that the disk is losing data.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_damaged_messages_shut_the_gate() {
     for found_by in [FoundBy::Open, FoundBy::Load, FoundBy::Enumerate, FoundBy::Compact] {
-        // It stays as it was, or it might be open again before the test looks.
+        // Without unlatching, the test cannot miss the shut gate.
         let tiered = Tiered::new(|config| {
             let health = config.health.clone().allow_unlatch(false);
             config.checkpoint_after(HOUR).health(health)
@@ -206,7 +205,7 @@ async fn many_damaged_messages_shut_the_gate() {
     }
 }
 
-/// What came back, after damage to a whole file: each message whole, reported as damaged, or missing.
+/// The state of each message after damage to a whole file.
 #[derive(Debug, Default)]
 struct Account {
     whole: BTreeMap<SpoolId, usize>,
@@ -214,7 +213,8 @@ struct Account {
     missing: Vec<SpoolId>,
 }
 
-/// Takes the account; wrong bytes and messages from nowhere end the test. What is missing has to have been reported.
+/// Loads and enumerates all messages. Panics on wrong bytes, unknown messages, and unreported
+/// losses.
 async fn account(spool: &TieredSpool, stored: &[(SpoolId, usize)]) -> Account {
     let mut account = Account::default();
     for &(id, len) in stored {
@@ -234,36 +234,36 @@ async fn account(spool: &TieredSpool, stored: &[(SpoolId, usize)]) -> Account {
     assert_eq!(entries.len(), account.whole.len() + account.damaged.len(), "enumerated, and there");
     for entry in entries {
         match entry {
-            SpoolEntry::Item { id, .. } => assert!(account.whole.contains_key(&id), "{id} from nowhere"),
+            SpoolEntry::Item { id, .. } => assert!(account.whole.contains_key(&id), "{id} was never stored"),
             SpoolEntry::Corrupt { id, .. } => assert!(account.damaged.contains(&id), "{id} is not damaged"),
         }
     }
     account
 }
 
-/// Without its ledger the spool gives all the messages, for they are all there.
+/// Without its manifest the spool still returns all messages.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_ledger_nothing_is_lost() {
+async fn without_the_manifest_nothing_is_lost() {
     let tiered = Tiered::new(|config| config);
-    let (spool, stored) = filed(&tiered).await;
+    let (spool, stored) = start_checkpointed(&tiered).await;
     stop(spool).await;
-    fs::remove_file(tiered.path().join("ledger")).unwrap();
+    fs::remove_file(tiered.path().join("manifest")).unwrap();
     let spool = tiered.start().await;
     let found = account(&spool, &stored).await;
     assert_eq!(found.whole.len(), stored.len());
     stop(spool).await;
 }
 
-/// A segment that is cut short loses the messages behind the cut, and no others. The cut takes the
-/// segment's footer too: the index is rebuilt without it.
+/// A truncated segment loses the messages behind the cut and no others. The cut also removes the
+/// segment's footer, so the index is rebuilt without it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_truncated_segment_is_noticed() {
+async fn a_truncated_segment_is_detected() {
     for rebuilds_index in [false, true] {
         let tiered = Tiered::new(|config| config);
-        let (spool, stored) = filed(&tiered).await;
+        let (spool, stored) = start_checkpointed(&tiered).await;
         stop(spool).await;
         let (cut, len) = stored[10];
-        // Wherever it is: a segment that was rewritten still has its old copy.
+        // All copies: a rewritten segment still has the old one.
         let cuts: BTreeMap<PathBuf, u64> = places(&tiered.path(), cut, len, 64).into_iter().collect();
         let is_cut = |id, len| {
             let places = places(&tiered.path(), id, len, len - 32);
@@ -287,11 +287,11 @@ async fn a_truncated_segment_is_noticed() {
     }
 }
 
-/// Files that somebody else has put there are left alone, and do not count as messages.
+/// Foreign files are not changed, and do not count as messages.
 #[tokio::test(flavor = "multi_thread")]
-async fn foreign_files_are_left_alone() {
+async fn foreign_files_are_not_changed() {
     let tiered = Tiered::new(|config| config);
-    let (spool, stored) = filed(&tiered).await;
+    let (spool, stored) = start_checkpointed(&tiered).await;
     stop(spool).await;
     let journal = tiered.path().join("journal");
     let foreign = [
@@ -301,7 +301,7 @@ async fn foreign_files_are_left_alone() {
         tiered.path().join("notes.txt"),
     ];
     for path in &foreign {
-        fs::write(path, "somebody else's").unwrap();
+        fs::write(path, "foreign").unwrap();
     }
     fs::create_dir(journal.join("folder")).unwrap();
     let spool = tiered.start().await;
@@ -309,16 +309,16 @@ async fn foreign_files_are_left_alone() {
     spool.compact().await.expect("compact");
     stop(spool).await;
     for path in &foreign {
-        assert_eq!(fs::read(path).unwrap(), b"somebody else's", "{}", path.display());
+        assert_eq!(fs::read(path).unwrap(), b"foreign", "{}", path.display());
     }
     assert!(journal.join("folder").is_dir());
 }
 
-/// A file with a segment's name and nothing of a segment in it.
+/// A file with the name of a segment and other contents.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_segment_of_rubbish_takes_nothing_with_it() {
+async fn a_segment_of_garbage_loses_no_message() {
     let tiered = Tiered::new(|config| config);
-    let (spool, stored) = filed(&tiered).await;
+    let (spool, stored) = start_checkpointed(&tiered).await;
     stop(spool).await;
     let journal = tiered.path().join("journal");
     fs::write(journal.join("00009999.seg"), vec![0x5a; 256 * 1024]).unwrap();
@@ -328,14 +328,14 @@ async fn a_segment_of_rubbish_takes_nothing_with_it() {
     stop(spool).await;
 }
 
-/// A message that is damaged is damaged once, however often it is asked for: retries once kept the gate shut for ever.
+/// Repeated loads of a damaged message count once. Retries kept the gate shut for ever.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_message_that_is_asked_for_again_and_again_is_one_finding() {
+async fn repeated_loads_of_a_damaged_message_count_once() {
     let tiered = Tiered::new(|config| {
         let health = config.health.clone().damage(1);
         config.health(health)
     });
-    let (spool, stored) = filed(&tiered).await;
+    let (spool, stored) = start_checkpointed(&tiered).await;
     let (damaged, len) = stored[0];
     spool.advise_low_memory().await.expect("advise_low_memory");
     flip_a_bit(&tiered.path(), damaged, len, LARGE / 2);

@@ -1,7 +1,8 @@
-//! Any file of a spool, damaged in any way: what opening, verifying and repairing make of it.
+//! Random damage to any file of a spool, followed by opening, verification and repair.
 //!
-//! Each few trials run in a process of their own: what sled does with damaged files can take its I/O threads down for a whole process.
-//! `TIDESPOOL_DAMAGE_TRIALS` says how many there are, `TIDESPOOL_DAMAGE_SEED` which is the first; a seed replays its trial.
+//! Every few trials run in a process of their own, since damaged files can take down sled's I/O
+//! threads for a whole process. `TIDESPOOL_DAMAGE_TRIALS` sets their number and
+//! `TIDESPOOL_DAMAGE_SEED` the first seed. A seed replays its trial.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,7 +23,7 @@ use tidespool_testkit::{payload, wait};
 use crate::setup::{KIB, MIB, copy_dir, enumerate, small, stop, walk};
 
 const TRIALS_A_PROCESS: u64 = 10;
-/// Far more than any call of a trial needs; sled itself gets 60 s for each of its calls.
+/// Far more than any call of a trial needs. sled gets 60 s for each of its calls.
 const PATIENCE: Duration = Duration::from_secs(300);
 const SEEDS: &str = "TIDESPOOL_DAMAGE_SEEDS";
 const BASE: &str = "TIDESPOOL_DAMAGE_BASE";
@@ -31,15 +32,15 @@ fn config(path: &Path) -> Config {
     small(path).segment_size(64 * KIB).journal_capacity(2 * MIB).checkpoint_after(Duration::from_secs(3600))
 }
 
-/// What was stored: the newest version of each message and its length, and those that were removed.
+/// The stored messages (newest version and length) and the removed ones.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
-struct Book {
+struct Stored {
     live: BTreeMap<SpoolId, (u64, usize)>,
     removed: BTreeSet<SpoolId>,
 }
 
-impl Book {
-    /// The next id: of a seed, they are always the same.
+impl Stored {
+    /// The next id. A seed always gives the same ids.
     fn id(&self) -> SpoolId {
         let ticks = 0x01ec_9414_c232_ab00 + 1000 * (self.live.len() + self.removed.len()) as u64;
         let head = (ticks >> 12) << 16 | 0x6000 | (ticks & 0xfff);
@@ -59,7 +60,7 @@ impl Book {
         self.removed.insert(id);
     }
 
-    /// Some messages more, some new versions, some removals.
+    /// Stores messages, and replaces and removes some.
     async fn work(&mut self, spool: &dyn Spool, rng: &mut Rng, messages: usize) {
         for _ in 0..messages {
             let len = match rng.below(4) {
@@ -85,16 +86,17 @@ impl Book {
     }
 }
 
-/// Images of one spool: `stale` from earlier, `closed` in order, `killed` as a crash would leave it, and `cleaned`, closed in order with dead messages
-/// in segments that are kept; with the books of the last three.
+/// Creates images of one spool: `stale` (an earlier state), `closed` (after a shutdown), `killed`
+/// (after a crash), and `cleaned` (after a shutdown, with removed messages in retained segments).
+/// Also writes the stored messages of the last three.
 async fn make_images(base: &Path, seed: u64) {
     let mut rng = Rng::new(seed);
-    let mut book = Book::default();
+    let mut stored = Stored::default();
     let dir = base.join("spool");
     fs::create_dir_all(base).unwrap();
     let mut spool = Arc::new(TieredSpool::open(config(&dir)).await.expect("open"));
     for round in 0..3 {
-        book.work(spool.as_ref(), &mut rng, 30).await;
+        stored.work(spool.as_ref(), &mut rng, 30).await;
         match round {
             0 => spool.compact().await.expect("compact"),
             _ => spool.cleanup().await.expect("cleanup"),
@@ -106,35 +108,36 @@ async fn make_images(base: &Path, seed: u64) {
         spool = Arc::new(TieredSpool::open(config(&dir)).await.expect("open"));
     }
     spool.compact().await.expect("compact");
-    book.work(spool.as_ref(), &mut rng, 15).await;
+    stored.work(spool.as_ref(), &mut rng, 15).await;
     stop(spool).await;
     copy_dir(&dir, &base.join("closed"));
-    write_book(base, "closed", &book);
+    write_stored(base, "closed", &stored);
     let spool = Arc::new(TieredSpool::open(config(&dir)).await.expect("open"));
-    book.work(spool.as_ref(), &mut rng, 15).await;
-    // Removals are durable a moment later.
-    wait::until("all of it is durable", || spool.stats().gauges.dirty_entries == 0).await;
+    stored.work(spool.as_ref(), &mut rng, 15).await;
+    // Removals become durable a moment later.
+    wait::until("everything is durable", || spool.stats().gauges.dirty_entries == 0).await;
     copy_dir(&dir, &base.join("killed"));
-    write_book(base, "killed", &book);
+    write_stored(base, "killed", &stored);
     stop(spool).await;
-    // Filed by clean-ups only: the removals of what is dead in the segments are gone with theirs.
+    // Only `cleanup` makes checkpoints here: segments then hold removed messages whose removals are
+    // gone.
     let spool = TieredSpool::open(config(&dir).checkpoint_after(Duration::ZERO)).await.expect("open");
     let spool = Arc::new(spool);
     for messages in [30, 0] {
-        book.work(spool.as_ref(), &mut rng, messages).await;
-        wait::until("all of it is durable", || spool.stats().gauges.dirty_entries == 0).await;
+        stored.work(spool.as_ref(), &mut rng, messages).await;
+        wait::until("everything is durable", || spool.stats().gauges.dirty_entries == 0).await;
         spool.cleanup().await.expect("cleanup");
     }
     stop(spool).await;
     copy_dir(&dir, &base.join("cleaned"));
-    write_book(base, "cleaned", &book);
+    write_stored(base, "cleaned", &stored);
 }
 
-fn write_book(base: &Path, image: &str, book: &Book) {
-    fs::write(base.join(format!("{image}.json")), serde_json::to_string(book).unwrap()).unwrap();
+fn write_stored(base: &Path, image: &str, stored: &Stored) {
+    fs::write(base.join(format!("{image}.json")), serde_json::to_string(stored).unwrap()).unwrap();
 }
 
-/// Everything below `dir`, byte for byte.
+/// The contents of all files below `dir`.
 fn contents(dir: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     walk(dir)
         .into_iter()
@@ -142,7 +145,7 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
         .collect()
 }
 
-/// The files by kind: format; ledger and liveness log; segments; sled's data; sled's other files.
+/// The files by kind: format; manifest and liveness log; segments; sled's data; sled's other files.
 fn files(dir: &Path) -> [Vec<PathBuf>; 5] {
     let below = |dir: PathBuf| -> Vec<PathBuf> {
         let mut files: Vec<_> = walk(&dir).into_iter().filter(|path| path.is_file()).collect();
@@ -152,11 +155,11 @@ fn files(dir: &Path) -> [Vec<PathBuf>; 5] {
     let (db, others) = below(dir.join("sled")).into_iter().partition(|path| path.ends_with("db"));
     let is_log = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("liveness.");
     let logs = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).filter(is_log);
-    let lists = [dir.join("ledger")].into_iter().chain(logs).collect();
+    let lists = [dir.join("manifest")].into_iter().chain(logs).collect();
     [vec![dir.join("FORMAT")], lists, below(dir.join("journal")), db, others]
 }
 
-/// Damages one file, and says which and how.
+/// Damages one file. Returns its name and a description.
 fn damage(dir: &Path, stale: &Path, rng: &mut Rng) -> (PathBuf, String) {
     let kinds = files(dir);
     let pick = |rng: &mut Rng, from: &[PathBuf]| {
@@ -203,13 +206,13 @@ fn damage(dir: &Path, stale: &Path, rng: &mut Rng) -> (PathBuf, String) {
         }
         6 if stale.join(&name).is_file() => {
             fs::copy(stale.join(&name), &path).unwrap();
-            format!("{shown} from earlier")
+            format!("{shown} from an earlier state")
         }
         7 => {
             let garbage: Vec<u8> =
                 (0..1 + rng.below(20_000)).map(|_| rng.number().to_le_bytes()[0]).collect();
             file.write_all_at(&garbage, at).unwrap();
-            format!("{} bytes of rubbish in {shown} at {at}", garbage.len())
+            format!("{} bytes of garbage in {shown} at {at}", garbage.len())
         }
         _ => {
             fs::remove_file(&path).unwrap();
@@ -219,45 +222,45 @@ fn damage(dir: &Path, stale: &Path, rng: &mut Rng) -> (PathBuf, String) {
     (name, how)
 }
 
-/// What came back.
+/// The messages that were found.
 #[derive(Debug, Default)]
 struct Account {
-    /// In the newest version.
+    /// Messages found in their newest version.
     whole: BTreeSet<SpoolId>,
     damaged: BTreeSet<SpoolId>,
     missing: BTreeSet<SpoolId>,
     older: BTreeSet<SpoolId>,
-    /// Removed, and there again.
+    /// Removed messages that were found.
     back: BTreeSet<SpoolId>,
 }
 
 impl Account {
-    fn note(&mut self, book: &Book, id: SpoolId, data: Option<&[u8]>) {
+    fn note(&mut self, stored: &Stored, id: SpoolId, data: Option<&[u8]>) {
         let Some(data) = data else {
             self.damaged.insert(id);
             return;
         };
         let seen = payload::read(id, data).expect("wrong bytes");
-        match book.live.get(&id) {
+        match stored.live.get(&id) {
             Some((version, len)) if seen.version == Some(*version) && seen.len == *len => {
                 self.whole.insert(id)
             }
             Some(_) => self.older.insert(id),
             None => {
-                assert!(book.removed.contains(&id), "{id} from nowhere");
+                assert!(stored.removed.contains(&id), "{id} was never stored");
                 self.back.insert(id)
             }
         };
     }
 
-    fn end(&mut self, book: &Book) {
+    fn end(&mut self, stored: &Stored) {
         let is_here =
             |id: &&SpoolId| self.whole.contains(id) || self.damaged.contains(id) || self.older.contains(id);
-        self.missing = book.live.keys().filter(|id| !is_here(id)).copied().collect();
+        self.missing = stored.live.keys().filter(|id| !is_here(id)).copied().collect();
     }
 
-    /// Nothing is other than it should be, but for what says so itself.
-    fn is_honest(&self) -> bool {
+    /// No message is missing, outdated or restored. Damaged messages report themselves.
+    fn is_complete_but_for_damage(&self) -> bool {
         self.missing.is_empty() && self.older.is_empty() && self.back.is_empty()
     }
 
@@ -274,8 +277,9 @@ impl Account {
     }
 }
 
-/// Opens it and takes the account by load and by enumerate. `None`: a typed error.
-async fn open(dir: &Path, book: &Book) -> Result<(Account, RecoveryReport), String> {
+/// Opens the spool, and reads it by load and by enumerate. A typed error of the opening is returned
+/// as text.
+async fn open(dir: &Path, stored: &Stored) -> Result<(Account, RecoveryReport), String> {
     let opened = tokio::time::timeout(PATIENCE, TieredSpool::open(config(dir))).await.expect("open hangs");
     let spool = match opened {
         Ok(spool) => Arc::new(spool),
@@ -289,25 +293,25 @@ async fn open(dir: &Path, book: &Book) -> Result<(Account, RecoveryReport), Stri
         }
     };
     let mut account = Account::default();
-    for id in book.live.keys().chain(&book.removed) {
+    for id in stored.live.keys().chain(&stored.removed) {
         match spool.load(*id).await {
-            Ok(data) => account.note(book, *id, Some(&data)),
-            Err(error) if error.root_cause().is::<Corrupt>() => account.note(book, *id, None),
+            Ok(data) => account.note(stored, *id, Some(&data)),
+            Err(error) if error.root_cause().is::<Corrupt>() => account.note(stored, *id, None),
             Err(error) => assert!(error.root_cause().is::<NotFound>(), "{error:#}"),
         }
     }
-    account.end(book);
+    account.end(stored);
     let mut listed = Account::default();
     for entry in enumerate(spool.as_ref()).await {
         match entry {
-            SpoolEntry::Item { id, data } => listed.note(book, id, Some(&data)),
-            SpoolEntry::Corrupt { id, .. } => listed.note(book, id, None),
+            SpoolEntry::Item { id, data } => listed.note(stored, id, Some(&data)),
+            SpoolEntry::Corrupt { id, .. } => listed.note(stored, id, None),
         }
     }
-    listed.end(book);
+    listed.end(stored);
     assert_eq!(listed.in_short(), account.in_short(), "enumerate and load");
-    // What a segment lost that is filed is known when the index is rebuilt: by now, for all was
-    // loaded.
+    // Losses in checkpointed segments are counted by the rebuild of the index, which the loads have
+    // awaited.
     let mut report = spool.recovery().clone();
     report.lost = spool.stats().lost;
     tokio::time::timeout(PATIENCE, spool.shutdown()).await.expect("shutdown hangs").ok();
@@ -327,8 +331,8 @@ fn verify(dir: &Path) -> Verification {
     }
 }
 
-/// Repairs it, and takes the account of the new spool.
-fn repair(dir: &Path, new: &Path, book: &Book) -> (Account, Salvage) {
+/// Repairs the spool and reads the new one.
+fn repair(dir: &Path, new: &Path, stored: &Stored) -> (Account, Salvage) {
     let before = contents(dir);
     let report = salvage(dir, new).unwrap_or_else(|error| panic!("repair: {error:#}"));
     assert!(contents(dir) == before, "the damaged spool was changed");
@@ -343,25 +347,25 @@ fn repair(dir: &Path, new: &Path, book: &Book) -> (Account, Salvage) {
         .unwrap();
     assert_eq!(ids.len() as u64, report.saved);
     for id in ids {
-        account.note(book, id, Some(&spool.load(id).expect("whole")));
+        account.note(stored, id, Some(&spool.load(id).expect("whole")));
     }
-    account.end(book);
+    account.end(stored);
     (account, report)
 }
 
 async fn trial(base: &Path, seed: u64) -> String {
     let mut rng = Rng::new(seed);
     let image = ["closed", "killed", "cleaned"][usize::try_from(rng.below(3)).unwrap()];
-    let book: Book =
+    let stored: Stored =
         serde_json::from_str(&fs::read_to_string(base.join(format!("{image}.json"))).unwrap()).unwrap();
     let dir = TempDir::new().unwrap();
     let [damaged, opened] = ["damaged", "opened"].map(|name| dir.path().join(name));
     copy_dir(&base.join(image), &damaged);
     let (name, how) = damage(&damaged, &base.join("stale"), &mut rng);
     copy_dir(&damaged, &opened);
-    let (saved, salvage) = repair(&damaged, &dir.path().join("new"), &book);
+    let (saved, salvage) = repair(&damaged, &dir.path().join("new"), &stored);
     let verified = verify(&damaged);
-    let found = open(&opened, &book).await;
+    let found = open(&opened, &stored).await;
 
     let line = format!(
         "seed {seed}: {image}, {how}: open {}; verify {}; repair {}, {} unsaved, {} lost, {} doubtful",
@@ -375,16 +379,16 @@ async fn trial(base: &Path, seed: u64) -> String {
         salvage.lost,
         salvage.doubtful.len(),
     );
-    // The end of a journal that was not closed is known to nobody but itself.
+    // The end of a journal that was not closed is recorded nowhere else.
     let end_may_go = image == "killed" && holds_the_end(base, image, &name, &how);
     judge(&found, &verified, &saved, &salvage, end_may_go)
         .unwrap_or_else(|what| panic!("{what}\n{line}\n{found:?}\n{verified:?}\n{saved:?}\n{salvage:?}"));
     line
 }
 
-/// Whether this damage is to the newest segment.
+/// True if the damage is to the newest segment.
 fn holds_the_end(base: &Path, image: &str, name: &Path, how: &str) -> bool {
-    // Of those that are the journal's: role 1.
+    // Considers journal segments only: role 1.
     let generation = |path: &PathBuf| {
         let bytes = fs::read(path).unwrap();
         let field = |from: usize, to: usize| bytes[from..to].try_into().unwrap();
@@ -409,13 +413,13 @@ fn judge(
     if let Ok((account, report)) = found {
         let silent = report.damage.is_empty() && report.lost == 0;
         check(
-            !silent || account.is_honest() || end_may_go,
-            "open: something is gone, and nothing is reported",
+            !silent || account.is_complete_but_for_damage() || end_may_go,
+            "open: a message is gone, and nothing is reported",
         )?;
-        // Where records of an earlier time stand in for those that are gone, the number of records tells nothing of them.
-        let told = report.lost + (account.older.len() + account.back.len()) as u64;
-        let counted = account.missing.len() as u64 <= told;
-        // Without the ledger the number of messages is not known.
+        // Where older records replace lost ones, the number of records does not show the loss.
+        let reported = report.lost + (account.older.len() + account.back.len()) as u64;
+        let counted = account.missing.len() as u64 <= reported;
+        // Without the manifest the number of messages is unknown.
         let not_known = |damage: &Damage| damage.what.contains("what is filed is not known");
         let not_known = report.damage.len() > 1 && report.damage.iter().any(not_known);
         check(counted || end_may_go || not_known, "open: more is missing than was counted")?;
@@ -424,29 +428,32 @@ fn judge(
             "open: an older version, and nothing is reported",
         )?;
         check(
-            !whole || (account.is_honest() && account.damaged.is_empty()) || end_may_go,
+            !whole || (account.is_complete_but_for_damage() && account.damaged.is_empty()) || end_may_go,
             "verify finds nothing, open does",
         )?;
         let less = account.whole.difference(&saved.whole).count();
-        check(less == 0, "repair saved less than open gives")?;
+        check(less == 0, "repair saved less than open found")?;
     } else {
-        check(!whole, "verify finds nothing, and it can't be opened")?;
+        check(!whole, "verify finds nothing, but the spool can't be opened")?;
     }
     let named = salvage.unsaved.iter().filter(|damage| damage.id.is_some()).count() as u64;
     let unknown = salvage.unsaved.iter().any(|damage| damage.id.is_none());
     let gone = (saved.missing.len()) as u64;
-    check(gone <= named + salvage.lost || unknown || end_may_go, "repair: more is missing than was told")?;
+    check(
+        gone <= named + salvage.lost || unknown || end_may_go,
+        "repair: more is missing than was reported",
+    )?;
     let doubted: BTreeSet<SpoolId> = salvage.doubtful.iter().filter_map(|damage| damage.id).collect();
     let odd = saved.older.union(&saved.back).filter(|id| !doubted.contains(id)).count();
     check(
         odd == 0 || unknown || salvage.lost > 0 || end_may_go,
-        "repair: removed or older ones are back, untold",
+        "repair: removed or older messages are back, unreported",
     )
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn trials_of_a_process() {
-    // Nothing to do when it is run as a test: the one below runs it.
+    // Does nothing when run as a test: the test below starts it in a child process.
     let (Ok(seeds), Ok(base)) = (std::env::var(SEEDS), std::env::var(BASE)) else { return };
     let (from, to) = seeds.split_once('-').unwrap();
     for seed in from.parse().unwrap()..to.parse().unwrap() {
@@ -455,14 +462,15 @@ async fn trials_of_a_process() {
     }
 }
 
-/// Right bytes, `Corrupt`, or a report; never silence, whatever file is damaged. And `verify` and `repair` say the same.
+/// Whatever file is damaged, a message is correct, `Corrupt`, or reported as lost. `verify` and
+/// `repair` agree with the opening.
 #[tokio::test(flavor = "multi_thread")]
-async fn any_damage_is_told_and_the_rest_is_saved() {
+async fn any_damage_is_reported_and_the_rest_is_saved() {
     let first = seed_from_env("TIDESPOOL_DAMAGE_SEED");
     let count = number_from_env("TIDESPOOL_DAMAGE_TRIALS").unwrap_or(100);
     println!("TIDESPOOL_DAMAGE_SEED={first}");
     let base = TempDir::new().unwrap();
-    // The images are those of each thousand seeds, so that a seed replays its trial.
+    // The images depend on the thousand of the seed, so that a seed replays its trial.
     let mut images = None;
     let (mut lines, mut failures) = (Vec::new(), Vec::new());
     let mut from = first;
@@ -482,13 +490,13 @@ async fn any_damage_is_told_and_the_rest_is_saved() {
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
-        let told: Vec<&str> = text.lines().filter(|line| line.starts_with("seed ")).collect();
-        lines.extend(told.iter().filter(|line| !line.ends_with("begins")).map(|&line| line.to_owned()));
+        let reported: Vec<&str> = text.lines().filter(|line| line.starts_with("seed ")).collect();
+        lines.extend(reported.iter().filter(|line| !line.ends_with("begins")).map(|&line| line.to_owned()));
         from = to;
         if !output.status.success() {
-            // What was under way failed; the seeds after it are still to be tried.
+            // The trial in progress failed. The seeds after it are still to be run.
             let errors = String::from_utf8_lossy(&output.stderr);
-            let last = told.last().unwrap_or(&"none");
+            let last = reported.last().unwrap_or(&"none");
             failures.push(format!("{last}\n{errors}"));
             let seed = last.split_whitespace().nth(1).and_then(|seed| seed.parse::<u64>().ok());
             from = seed.map_or(to, |seed| seed + 1);
@@ -496,7 +504,7 @@ async fn any_damage_is_told_and_the_rest_is_saved() {
     }
     println!("{}", lines.join("\n"));
     assert!(failures.is_empty(), "{} of {count} trials failed:\n{}", failures.len(), failures.join("\n"));
-    // Otherwise the trials would not try what they are for.
+    // Checks that the trials reach each kind of outcome.
     if count >= 100 {
         for outcome in ["open refuses", "verify whole", "verify damaged", " lost; verify"] {
             assert!(lines.iter().any(|line| line.contains(outcome)), "no {outcome}");

@@ -9,7 +9,7 @@ use tidespool_testkit::{ids, payload, wait};
 
 use crate::setup::{Tiered, enumerate, enumerate_before, put, stop};
 
-/// Messages small and large, some filed, some retained, some fresh.
+/// Stores small and large messages: some checkpointed, some retained, some new.
 async fn fill(spool: &dyn Spool, count: usize) -> BTreeSet<SpoolId> {
     let mut stored = BTreeSet::new();
     for n in 0..count {
@@ -35,10 +35,9 @@ fn whole(entry: SpoolEntry) -> SpoolId {
     }
 }
 
-/// A checkpoint that moves everything to another place in the middle of an enumeration makes nothing come twice, and
-/// nothing be left out.
+/// A checkpoint that moves everything during an enumeration duplicates no message and omits none.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_checkpoint_in_the_middle_changes_nothing() {
+async fn a_checkpoint_during_an_enumeration_changes_nothing() {
     let tiered = Tiered::new(|config| config);
     let spool = tiered.start().await;
     let stored = fill(spool.as_ref(), 900).await;
@@ -64,9 +63,9 @@ async fn a_checkpoint_in_the_middle_changes_nothing() {
     stop(spool).await;
 }
 
-/// What is removed or stored while a slow receiver waits comes at most once, and what stays comes.
+/// Messages that are removed or stored during an enumeration come at most once. All others come.
 #[tokio::test(flavor = "multi_thread")]
-async fn removals_and_stores_in_the_middle_disturb_nobody_else() {
+async fn removals_and_stores_during_an_enumeration_affect_no_other_message() {
     let tiered = Tiered::new(|config| config);
     let spool = tiered.start().await;
     let stored: Vec<SpoolId> = fill(spool.as_ref(), 600).await.into_iter().collect();
@@ -77,7 +76,8 @@ async fn removals_and_stores_in_the_middle_disturb_nobody_else() {
     let mut turn = 0;
     while let Ok(entry) = receiver.recv().await {
         assert!(found.insert(whole(entry)));
-        // Every other message goes, one by one, from the far end; new ones come; all is moved now and then.
+        // Removes every other message from the far end, stores new ones, and moves all now and
+        // then.
         if let Some(id) = stored.iter().rev().step_by(2).nth(turn) {
             spool.remove(*id).await.expect("remove");
         }
@@ -90,16 +90,17 @@ async fn removals_and_stores_in_the_middle_disturb_nobody_else() {
         turn += 1;
     }
     for id in stored.iter().rev().skip(1).step_by(2) {
-        assert!(found.contains(id), "{id} was there throughout and did not come");
+        assert!(found.contains(id), "{id} was present throughout and was not enumerated");
     }
     let known: BTreeSet<SpoolId> = stored.iter().copied().chain(later).collect();
     assert!(found.is_subset(&known));
     stop(spool).await;
 }
 
-/// A receiver that never reads holds up neither work, nor upkeep, nor the shutdown; then it sees the end.
+/// A receiver that never reads blocks neither calls, nor upkeep, nor the shutdown. Then its channel
+/// ends.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_receiver_that_never_reads_holds_up_nothing() {
+async fn a_receiver_that_never_reads_blocks_nothing() {
     let tiered = Tiered::new(|config| config);
     let spool = tiered.start().await;
     let mut stored = fill(spool.as_ref(), 300).await;
@@ -113,25 +114,26 @@ async fn a_receiver_that_never_reads_holds_up_nothing() {
     while receiver.recv().await.is_ok() {
         entries += 1;
     }
-    assert!(entries < 300, "{entries} entries came through a channel of 1 that nobody read");
+    assert!(entries < 300, "{entries} entries came through a channel of 1 without a reader");
 }
 
-/// What was read ahead is not sent when something newer came while the receiver let it wait, wherever that is by then.
+/// An entry that was read ahead is not sent if a newer version came while the receiver was slow,
+/// wherever that version is.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_read_ahead_is_not_sent_when_it_is_old() {
-    for (filed, moved) in [(false, false), (false, true), (true, false), (true, true)] {
+async fn an_outdated_entry_that_was_read_ahead_is_not_sent() {
+    for (checkpointed, moved) in [(false, false), (false, true), (true, false), (true, true)] {
         let tiered = Tiered::new(|config| config.checkpoint_after(Duration::from_secs(3600)));
         let spool = tiered.start().await;
         let mut stored = Vec::new();
         for n in 0..200 {
             stored.push(put(spool.as_ref(), if n % 2 == 0 { 6000 } else { 100 }, n == 199).await);
         }
-        if filed {
+        if checkpointed {
             spool.compact().await.expect("compact");
         }
         let (sender, receiver) = async_channel::bounded(1);
         spool.enumerate(sender, DateTime::<Utc>::MAX_UTC).expect("enumerate");
-        // All of them have been read by then. One more may be in the channel, and one on its way into it.
+        // All of them have been read. One more may be in the channel, and one on its way into it.
         let first = whole(receiver.recv().await.expect("an entry"));
         let (removed, replaced) = stored.split_at(100);
         for id in removed {
@@ -150,24 +152,31 @@ async fn what_was_read_ahead_is_not_sent_when_it_is_old() {
             assert!(found.insert(id), "{id} came twice");
             number += 1;
             if number > 2 {
-                assert!(replaced.contains(&id), "{id} was removed (filed: {filed}, moved: {moved})");
+                assert!(
+                    replaced.contains(&id),
+                    "{id} was removed (checkpointed: {checkpointed}, moved: {moved})"
+                );
                 let seen = payload::read(id, &data).expect("whole");
-                assert_eq!(seen.version, Some(2), "{number}: {id} (filed: {filed}, moved: {moved})");
+                assert_eq!(
+                    seen.version,
+                    Some(2),
+                    "{number}: {id} (checkpointed: {checkpointed}, moved: {moved})"
+                );
             }
         }
         for id in replaced {
-            assert!(found.contains(id), "{id} did not come (filed: {filed}, moved: {moved})");
+            assert!(found.contains(id), "{id} did not come (checkpointed: {checkpointed}, moved: {moved})");
         }
         stop(spool).await;
     }
 }
 
-/// A clock that was an hour ahead, and was corrected: the messages of that hour are newer than the
-/// start of the next run. The enumeration at its start left them out, logged nothing, and they
-/// stayed in the spool until the hour was over and the server was started again.
+/// A clock was an hour ahead and was corrected, so the messages of that hour are newer than the
+/// start of the next run. The enumeration at its start omitted them and logged nothing. They stayed
+/// in the spool until the server was restarted after that hour.
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_from_a_clock_that_was_ahead_are_counted() {
-    for filed in [false, true] {
+    for checkpointed in [false, true] {
         let tiered = Tiered::new(|config| config.checkpoint_after(Duration::from_secs(3600)));
         let spool = tiered.start().await;
         let now = Utc::now();
@@ -179,13 +188,13 @@ async fn messages_from_a_clock_that_was_ahead_are_counted() {
             store(id).await.expect("store");
         }
         let old = put(spool.as_ref(), 200, true).await;
-        if filed {
+        if checkpointed {
             spool.compact().await.expect("compact");
         }
         stop(spool).await;
 
         let spool = tiered.start().await;
-        // The server has in hand what comes from now on, whatever its clock shows.
+        // The server handles later messages itself, whatever its clock shows.
         spool.store(replaced, payload::shared(replaced, 1, 300), true, None).await.expect("store");
         spool
             .store(ids::v6(ahead, 7), payload::shared(ids::v6(ahead, 7), 1, 300), false, None)
@@ -195,23 +204,23 @@ async fn messages_from_a_clock_that_was_ahead_are_counted() {
         let start = now + chrono::TimeDelta::minutes(1);
         let found: BTreeSet<_> =
             enumerate_before(spool.as_ref(), start).await.into_iter().map(whole).collect();
-        assert_eq!(found, BTreeSet::from([old, timeless]), "filed: {filed}");
-        assert_eq!(spool.stats().enumerate_skipped_newer, 3, "filed: {filed}");
+        assert_eq!(found, BTreeSet::from([old, timeless]), "checkpointed: {checkpointed}");
+        assert_eq!(spool.stats().enumerate_skipped_newer, 3, "checkpointed: {checkpointed}");
         assert_eq!(enumerate(spool.as_ref()).await.len(), 7);
-        assert_eq!(spool.stats().enumerate_skipped_newer, 3, "nothing was left out");
-        if !filed {
+        assert_eq!(spool.stats().enumerate_skipped_newer, 3, "nothing was omitted");
+        if !checkpointed {
             spool.compact().await.expect("compact");
             enumerate_before(spool.as_ref(), start).await;
-            assert_eq!(spool.stats().enumerate_skipped_newer, 6, "wherever they are, and each time");
+            assert_eq!(spool.stats().enumerate_skipped_newer, 6, "counted each time, checkpointed or not");
         }
         stop(spool).await;
     }
 }
 
-/// An enumeration had no bound where the disk went on failing. It ended when the spool was shut
-/// down, and looked as if that was all.
+/// An enumeration never ended while the disk kept failing. It ended at the shutdown and looked
+/// complete.
 #[tokio::test(flavor = "multi_thread")]
-async fn where_the_disk_goes_on_failing_it_ends_early_and_says_so() {
+async fn on_a_failing_disk_an_enumeration_ends_early_and_reports_it() {
     let disk = FaultyStorage::new();
     let tiered = Tiered::new(|config| config.enumerate_wait(Duration::from_millis(1)));
     let spool = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await.expect("open");

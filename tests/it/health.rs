@@ -31,9 +31,10 @@ async fn assert_refused(spool: &TieredSpool, force_sync: bool) {
     assert_absent(spool, id).await;
 }
 
-/// One failed sync shuts the gate; whoever follows it hears of it, and of its opening, without asking.
+/// One failed sync shuts the gate. A receiver of health changes is notified, also when the gate
+/// opens.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_error_is_told_to_those_who_wait_for_it() {
+async fn a_write_error_notifies_receivers_of_health_changes() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR));
     let spool = broken.start().await;
     let mut changes = spool.health_changes();
@@ -41,7 +42,7 @@ async fn a_write_error_is_told_to_those_who_wait_for_it() {
     broken.disk.inject(committing(Fault::on(Call::Sync)));
     let id = put(spool.as_ref(), LARGE, true).await;
     wait::bounded("the gate shuts", changes.changed()).await.unwrap();
-    // It may be open again by now: the test does not rush.
+    // The gate may have opened already: the test may be slow.
     wait::bounded("the gate opens", async {
         while changes.borrow_and_update().is_some() {
             changes.changed().await.unwrap();
@@ -55,17 +56,17 @@ async fn a_write_error_is_told_to_those_who_wait_for_it() {
     broken.assert_reopens_with(&[(id, LARGE)]).await;
 }
 
-/// The gate does not open on hope: a file has to be written, synced and read back, through the same storage.
+/// The gate opens only after a file was written, synced and read back through the same storage.
 #[tokio::test(flavor = "multi_thread")]
-async fn it_stays_shut_while_the_disk_fails_when_it_is_tried() {
+async fn the_gate_stays_shut_while_the_probe_fails() {
     for call in [Call::Create, Call::Write, Call::Sync, Call::Read, Call::Remove] {
         let broken = Broken::new(|config| config.checkpoint_after(HOUR));
         let spool = broken.start().await;
         broken.disk.inject(Fault::on(call).file("probe").always());
         broken.disk.inject(committing(Fault::on(Call::Sync)));
-        let tries = || broken.disk.count_where(call, |name| name == "probe");
+        let probes = || broken.disk.count_where(call, |name| name == "probe");
         put(spool.as_ref(), LARGE, true).await;
-        wait::until("the disk was tried three times", || tries() >= 3).await;
+        wait::until("the disk was probed three times", || probes() >= 3).await;
         assert_eq!(spool.unhealthy_reason(), Some(BROKEN), "{call:?}");
         assert_refused(spool.as_ref(), false).await;
         broken.disk.heal();
@@ -75,9 +76,10 @@ async fn it_stays_shut_while_the_disk_fails_when_it_is_tried() {
     }
 }
 
-/// A backlog alone may be set to refuse only those who would wait for the disk. Something worse refuses all.
+/// A backlog alone can be configured to reject synced stores only. A more serious signal rejects
+/// all.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backlog_refuses_whom_it_is_told_to() {
+async fn a_backlog_rejects_the_configured_stores() {
     for refusal in [BacklogRefusal::All, BacklogRefusal::Synced] {
         let broken = Broken::new(|config| {
             let config = config.checkpoint_after(HOUR).dirty_limit(MIB);
@@ -107,7 +109,8 @@ async fn a_backlog_refuses_whom_it_is_told_to() {
             }
         }
         broken.disk.release();
-        wait::until("the gate tells of what is worse", || spool.unhealthy_reason() == Some(BROKEN)).await;
+        wait::until("the gate reports the more serious signal", || spool.unhealthy_reason() == Some(BROKEN))
+            .await;
         assert_refused(&spool, false).await;
         broken.disk.heal();
         healthy(spool.as_ref()).await;
@@ -115,9 +118,10 @@ async fn a_backlog_refuses_whom_it_is_told_to() {
     }
 }
 
-/// With nothing but synced stores nothing is dirty in memory. Those that wait for the disk count all the same.
+/// With synced stores only, memory holds no dirty bytes. Stores that wait for the disk count as
+/// backlog.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sync_that_does_not_return_shuts_the_gate_and_hangs_nobody() {
+async fn a_hanging_sync_shuts_the_gate_and_blocks_no_caller() {
     let broken = Broken::new(|config| {
         let config = config.checkpoint_after(HOUR).shutdown_timeout(Duration::from_millis(400));
         health(config, |health| {
@@ -125,7 +129,7 @@ async fn a_sync_that_does_not_return_shuts_the_gate_and_hangs_nobody() {
         })
     });
     let spool = broken.start().await;
-    // On a busy machine a store that ends is late enough to shut it for a moment.
+    // On a busy machine, a store may complete so late that it shuts the gate for a moment.
     let kept = put_when_healthy(&spool, LARGE).await;
     let removed = put_when_healthy(&spool, LARGE).await;
     healthy(spool.as_ref()).await;
@@ -138,7 +142,7 @@ async fn a_sync_that_does_not_return_shuts_the_gate_and_hangs_nobody() {
         let error =
             wait::bounded("a store with a deadline", store).await.unwrap().expect_err("the disk hangs");
         let root = error.root_cause();
-        // The gate may have been shut before it came.
+        // The gate may have been shut before the store came.
         assert!(root.is::<SpoolCallerDeadlineExceeded>() || root.is::<SpoolUnhealthyError>(), "{error:#}");
     }
     assert!(!patient.is_finished());
@@ -166,15 +170,17 @@ async fn put_when_healthy(spool: &TieredSpool, len: usize) -> SpoolId {
     }
 }
 
-/// A disk that hangs while the committer is at something that no store waits for: those that come then wait all the same, and are told of.
+/// The disk hangs while the committer does work that no store waits for. Later stores wait for it,
+/// and count as backlog.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_hangs_before_anything_came_shuts_the_gate() {
+async fn a_disk_that_hangs_before_the_first_store_shuts_the_gate() {
     let hurried = |config: Config| {
         health(config.checkpoint_after(HOUR), |health| {
             health.dirty_age(Duration::from_millis(200)).backlog_latch_after(Duration::from_millis(50))
         })
     };
-    // The mark that tells that the last commit was durable; and the file of a message larger than a segment.
+    // The mark that says that the last commit was durable, and the file of a message larger than a
+    // segment.
     for (call, len) in [(Call::Write, 500), (Call::Create, 1_000_000)] {
         let broken = Broken::new(hurried);
         let spool = broken.start().await;
@@ -197,29 +203,29 @@ async fn a_disk_that_hangs_before_anything_came_shuts_the_gate() {
     }
 }
 
-/// Who waits for room when the gate shuts is told so at once: there is no hope of any for now.
+/// Stores that wait for space are rejected as soon as the gate shuts.
 #[tokio::test(flavor = "multi_thread")]
-async fn those_who_wait_for_room_are_turned_away_when_the_gate_shuts() {
+async fn stores_that_wait_for_space_are_rejected_when_the_gate_shuts() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR).dirty_limit(MIB));
     let spool = broken.start().await;
     broken.disk.inject(committing(Fault::on(Call::Sync)).block());
     let stores: Vec<_> = (0..20).map(|_| begin_in_memory(&spool, SpoolId::new(), 200_000)).collect();
     wait::until("the sync hangs", || broken.disk.blocked() == 1).await;
     let finished = || stores.iter().filter(|store| store.is_finished()).count();
-    wait::until("the room is used up", || spool.stats().gauges.dirty_bytes > MIB / 2).await;
-    assert!(finished() < stores.len(), "there is no room for all");
+    wait::until("the space is used up", || spool.stats().gauges.dirty_bytes > MIB / 2).await;
+    assert!(finished() < stores.len(), "there was space for all stores");
     let config = Config::clone(&spool.config());
     let strict = health(config, |health| health.dirty_fraction(0.3));
     spool.reconfigure(health(strict, |health| health.backlog_latch_after(Duration::ZERO))).unwrap();
-    let mut turned_away = 0;
+    let mut rejected = 0;
     for store in stores {
         if let Err(error) = wait::bounded("a store", store).await.unwrap() {
             assert!(error.root_cause().is::<SpoolUnhealthyError>(), "{error:#}");
-            turned_away += 1;
+            rejected += 1;
         }
     }
-    assert!(turned_away > 0);
-    assert_eq!(broken.disk.blocked(), 1, "nothing got on");
+    assert!(rejected > 0);
+    assert_eq!(broken.disk.blocked(), 1, "a blocked call returned");
     broken.disk.heal();
     healthy(spool.as_ref()).await;
     stop(spool).await;
@@ -230,9 +236,10 @@ fn begin_in_memory(spool: &Arc<TieredSpool>, id: SpoolId, len: usize) -> JoinHan
     tokio::spawn(async move { spool.store(id, payload::shared(id, 1, len), false, None).await })
 }
 
-/// A sync fails beside the committer, which hangs in a write: the gate turns for the error, and not when the write returns.
+/// A sync fails while the committer hangs in a write. The gate shuts on the error, before the write
+/// returns.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failed_sync_shuts_the_gate_though_the_committer_hangs() {
+async fn a_failed_sync_shuts_the_gate_while_the_committer_hangs() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR));
     let spool = broken.start().await;
     wait::until("segments are ready", || spool.stats().gauges.journal_segments_free == 2).await;
@@ -240,7 +247,8 @@ async fn a_failed_sync_shuts_the_gate_though_the_committer_hangs() {
     let first = SpoolId::new();
     let mut stores = vec![(first, begin(&spool, first, 1, 60_000, None))];
     wait::until("the first sync hangs", || broken.disk.blocked() == 1).await;
-    // These are one batch, for the syncer: its sync fails as soon as the committer hangs in the next.
+    // These form one batch for the syncer. Its sync fails once the committer hangs in the next
+    // batch.
     for _ in 0..8 {
         let id = SpoolId::new();
         stores.push((id, queue(&spool, id, 1, 60_000).await));
@@ -248,18 +256,18 @@ async fn a_failed_sync_shuts_the_gate_though_the_committer_hangs() {
     let (begun, disk) = (Arc::new(AtomicBool::new(false)), broken.disk.clone());
     let (syncing, writing) = (begun.clone(), begun.clone());
     broken.disk.watch(move |moment| {
-        if is_thread("tidespool-sync") && moment.call == Call::Sync {
+        if is_thread("tide-sync") && moment.call == Call::Sync {
             syncing.store(true, Ordering::SeqCst);
             while disk.blocked() == 0 {
                 std::thread::yield_now();
             }
         }
     });
-    broken.disk.inject(Fault::on(Call::Sync).only(|_| is_thread("tidespool-sync")));
-    let is_next = move || is_thread("tidespool-commit") && writing.load(Ordering::SeqCst);
+    broken.disk.inject(Fault::on(Call::Sync).only(|_| is_thread("tide-sync")));
+    let is_next = move || is_thread("tide-commit") && writing.load(Ordering::SeqCst);
     broken.disk.inject(Fault::on(Call::Write).only(move |_| is_next()).block());
     broken.disk.release();
-    wait::until("the syncer is at it", || begun.load(Ordering::SeqCst)).await;
+    wait::until("the syncer has begun", || begun.load(Ordering::SeqCst)).await;
     for _ in 0..8 {
         let id = SpoolId::new();
         stores.push((id, begin(&spool, id, 1, 60_000, None)));
@@ -281,26 +289,26 @@ async fn a_failed_sync_shuts_the_gate_though_the_committer_hangs() {
     broken.assert_reopens_with(&stored).await;
 }
 
-/// The index is being rebuilt, which hangs: loads that find it so are no disk errors.
+/// The rebuild of the index hangs. Loads that time out on the index are not counted as disk errors.
 #[tokio::test(flavor = "multi_thread")]
-async fn loads_that_find_the_index_out_count_as_no_error_each() {
+async fn loads_without_the_index_are_not_disk_errors() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR).index_wait(Duration::ZERO));
     let spool = broken.start().await;
     let id = put(spool.as_ref(), 700, true).await;
     spool.compact().await.expect("compact");
-    // In the index alone from here on.
+    // From here on, the message is only in the index.
     drop(spool);
     broken.disk.inject(Fault::on(Call::Open).file("db").always().block());
     let spool = broken.start().await;
     wait::until("the index is being opened", || broken.disk.blocked() == 1).await;
     let before = spool.stats().disk_errors();
     for _ in 0..50 {
-        let error = spool.load(id).await.expect_err("it is out");
+        let error = spool.load(id).await.expect_err("the index is not available");
         assert!(error.root_cause().is::<std::io::Error>(), "{error:#}");
     }
     assert_eq!(spool.stats().disk_errors(), before);
     broken.disk.heal();
-    wait::bounded("the index is whole", async {
+    wait::bounded("the index is rebuilt", async {
         while spool.load(id).await.is_err() {
             tokio::task::yield_now().await;
         }
@@ -309,22 +317,22 @@ async fn loads_that_find_the_index_out_count_as_no_error_each() {
     stop(spool).await;
 }
 
-/// The ballast is put back after the work is done, and that hangs: no more is filed.
+/// The recreation of the ballast hangs, so the checkpoint thread is stalled.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ballast_that_hangs_when_it_is_put_back_shuts_the_gate() {
+async fn a_ballast_whose_recreation_hangs_shuts_the_gate() {
     let broken = Broken::new(|config| {
         let config = config.checkpoint_after(HOUR).ballast(MIB);
         health(config, |health| health.checkpoint_stall(Duration::from_secs(1)))
     });
     let spool = broken.start().await;
     let id = put(spool.as_ref(), LARGE, true).await;
-    // The ledger meets a full disk once, and the ballast goes.
+    // The manifest finds a full disk once, and the ballast is released.
     broken.disk.inject(
-        Fault::on(Call::Write).only(|m| is_thread("tidespool-filer") && m.name == "ledger").full_disk(),
+        Fault::on(Call::Write).only(|m| is_thread("tide-checkpoint") && m.name == "manifest").full_disk(),
     );
     broken
         .disk
-        .inject(Fault::on(Call::Sync).only(|m| is_thread("tidespool-filer") && m.name == "ballast").block());
+        .inject(Fault::on(Call::Sync).only(|m| is_thread("tide-checkpoint") && m.name == "ballast").block());
     let compacting = begin_compact(&spool);
     wait::until("the ballast hangs", || broken.disk.blocked() == 1).await;
     shut_for(&spool, HealthSignal::StalledCheckpoint).await;
@@ -335,18 +343,18 @@ async fn a_ballast_that_hangs_when_it_is_put_back_shuts_the_gate() {
     broken.assert_reopens_with(&[(id, LARGE)]).await;
 }
 
-/// The thread that files hangs in the ledger's sync: nothing fails, and nothing gets on.
+/// The checkpoint thread hangs in the sync of the manifest: nothing fails, and nothing progresses.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_checkpoint_that_hangs_shuts_the_gate_until_it_gets_on() {
+async fn a_hanging_checkpoint_shuts_the_gate_until_it_continues() {
     let broken = Broken::new(|config| {
         let config = config.checkpoint_after(Duration::ZERO);
         health(config, |health| health.checkpoint_stall(Duration::from_secs(1)))
     });
     let spool = broken.start().await;
     let id = put(spool.as_ref(), LARGE, true).await;
-    let in_ledger =
-        |fault: Fault| fault.only(|moment| is_thread("tidespool-filer") && moment.name == "ledger");
-    broken.disk.inject(in_ledger(Fault::on(Call::Sync)).block());
+    let in_manifest =
+        |fault: Fault| fault.only(|moment| is_thread("tide-checkpoint") && moment.name == "manifest");
+    broken.disk.inject(in_manifest(Fault::on(Call::Sync)).block());
     let compacting = begin_compact(&spool);
     shut_for(&spool, HealthSignal::StalledCheckpoint).await;
     assert_eq!(spool.unhealthy_reason(), Some(BROKEN));
@@ -358,22 +366,24 @@ async fn a_checkpoint_that_hangs_shuts_the_gate_until_it_gets_on() {
     broken.assert_reopens_with(&[(id, LARGE)]).await;
 }
 
-/// A thread that panics does not come back: the gate stays shut until the spool is opened anew, and what can be done without that thread is done.
+/// A thread that panicked is not restarted. The gate stays shut until the spool is reopened. Calls
+/// that do not need the thread still work.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_thread_shuts_the_gate_for_good() {
+async fn a_dead_thread_shuts_the_gate_permanently() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR));
     let spool = broken.start().await;
     let id = put(spool.as_ref(), LARGE, true).await;
     broken.disk.watch(|moment| {
-        let dies = is_thread("tidespool-filer") && moment.name.starts_with("ledger");
+        let dies = is_thread("tide-checkpoint") && moment.name.starts_with("manifest");
         assert!(!dies, "a thread of the spool is made to panic");
     });
-    spool.compact().await.expect_err("its thread dies");
+    spool.compact().await.expect_err("the checkpoint thread panics");
     broken.disk.unwatch();
-    // It was asked all the same, and that caller waited for ever.
-    let cleanup = wait::bounded("cleaning up", spool.cleanup()).await.expect_err("its thread is dead");
+    // A later call was queued for the dead thread, and its caller waited for ever.
+    let cleanup =
+        wait::bounded("cleaning up", spool.cleanup()).await.expect_err("the checkpoint thread is dead");
     assert!(!cleanup.root_cause().is::<Closed>(), "{cleanup:#}");
-    wait::bounded("compacting", spool.compact()).await.expect_err("its thread is dead");
+    wait::bounded("compacting", spool.compact()).await.expect_err("the checkpoint thread is dead");
     shut_for(&spool, HealthSignal::DeadWorker).await;
     assert_refused(&spool, true).await;
     assert_holds(spool.as_ref(), id, LARGE).await;
@@ -384,9 +394,10 @@ async fn a_dead_thread_shuts_the_gate_for_good() {
     broken.assert_reopens_with(&[]).await;
 }
 
-/// Damage, reads that fail, and a gate that is told never to open by itself.
+/// Failing reads shut the gate at the configured number. With `allow_unlatch` off, it never opens
+/// by itself.
 #[tokio::test(flavor = "multi_thread")]
-async fn failing_reads_shut_the_gate_at_their_number_and_it_can_be_told_to_stay() {
+async fn failing_reads_shut_the_gate_which_can_be_set_to_stay_shut() {
     for allow_unlatch in [true, false] {
         let broken = Broken::new(|config| {
             health(config.checkpoint_after(HOUR), |health| health.read_errors(2).allow_unlatch(allow_unlatch))
@@ -394,7 +405,7 @@ async fn failing_reads_shut_the_gate_at_their_number_and_it_can_be_told_to_stay(
         let spool = broken.start().await;
         let id = put(spool.as_ref(), LARGE, true).await;
         drop(spool);
-        // A start with an empty cache.
+        // A reopened spool has an empty cache.
         let spool = broken.start().await;
         broken.disk.inject(Fault::on(Call::Read).file(".seg").nth(1));
         broken.disk.inject(Fault::on(Call::Read).file(".seg").nth(2));
@@ -410,7 +421,7 @@ async fn failing_reads_shut_the_gate_at_their_number_and_it_can_be_told_to_stay(
             shut_for(&spool, HealthSignal::ReadErrors).await;
             assert_holds(spool.as_ref(), id, LARGE).await;
             let probed = broken.disk.count_where(Call::Create, |name| name == "probe");
-            assert_eq!(probed, 0, "nobody asked");
+            assert_eq!(probed, 0, "the disk was probed");
             assert_refused(&spool, false).await;
         }
         stop(spool).await;
@@ -420,7 +431,7 @@ async fn failing_reads_shut_the_gate_at_their_number_and_it_can_be_told_to_stay(
 
 /// Thresholds can be changed while the gate is shut.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shut_gate_follows_other_settings() {
+async fn a_shut_gate_follows_new_settings() {
     let broken = Broken::new(|config| {
         let times = SignalTimes::default().unlatch_after(HOUR);
         health(config.checkpoint_after(HOUR), |health| health.signal(HealthSignal::JournalErrors, times))
@@ -437,11 +448,11 @@ async fn a_shut_gate_follows_other_settings() {
     stop(spool).await;
 }
 
-/// After a shutdown `unhealthy_reason` was `None`, and the gauge 0, while every store failed. A
-/// server that asks while it shuts down must not get `None`; and one that waits for changes is
-/// notified of this one.
+/// After a shutdown, `unhealthy_reason` was `None` and the gauge 0, while every store failed. A
+/// server that checks during its shutdown must not get `None`, and a receiver of health changes is
+/// notified.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spool_that_is_shut_down_says_so() {
+async fn a_spool_that_is_shut_down_reports_it() {
     let tiered = Tiered::with(Durability::Memory);
     let spool = tiered.start().await;
     let mut changes = spool.health_changes();
@@ -449,16 +460,16 @@ async fn a_spool_that_is_shut_down_says_so() {
     assert!(spool.prometheus_text().contains("tidespool_unhealthy 0"));
     stop(spool.clone()).await;
     assert_eq!(spool.unhealthy_reason(), Some("the spool is shut down"));
-    assert!(changes.has_changed().expect("the spool is there"));
+    assert!(changes.has_changed().expect("the channel is open"));
     assert_eq!(*changes.borrow_and_update(), Some("the spool is shut down"));
     assert!(spool.prometheus_text().contains("tidespool_unhealthy 1"));
-    assert_eq!(spool.stats().gauges.unhealthy, None, "nothing is wrong with it");
+    assert_eq!(spool.stats().gauges.unhealthy, None, "a shutdown is not a failure");
 }
 
-/// The same while a shutdown waits for the disk: no store succeeds any more, and each gets
-/// `Closed`, not the error of a shut gate.
+/// The same while a shutdown waits for the disk: every store fails with `Closed`, not with the
+/// error of a shut gate.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spool_that_is_shutting_down_says_so() {
+async fn a_spool_that_is_shutting_down_reports_it() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR));
     let spool = broken.start().await;
     broken.disk.inject(committing(Fault::on(Call::Sync)).block());

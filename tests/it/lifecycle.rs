@@ -17,24 +17,24 @@ use crate::setup::{MIB, Tiered, assert_holds, put, small, stop, walk};
 /// Set for the child of [`a_spool_in_use_by_another_process_is_named`]: the directory it opens.
 const CHILD_DIR: &str = "TIDESPOOL_LIFECYCLE_DIR";
 
-async fn refusal(path: &Path) -> anyhow::Error {
+async fn opening_error(path: &Path) -> anyhow::Error {
     match TieredSpool::open(small(path)).await {
         Ok(_) => panic!("{} was opened", path.display()),
         Err(err) => err,
     }
 }
 
-/// In one process too a directory has one owner at a time, and the next one after it.
+/// Within one process, too, a directory has one owner at a time, and can be reopened after it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_opener_is_told_who_has_it() {
+async fn the_error_of_a_second_opening_names_the_owner() {
     let tiered = Tiered::new(|config| config);
     let first = tiered.start().await;
     let id = put(first.as_ref(), 5000, false).await;
-    let err = refusal(&tiered.path()).await;
+    let err = opening_error(&tiered.path()).await;
     let locked = err.root_cause().downcast_ref::<Locked>().unwrap_or_else(|| panic!("{err:#}"));
     assert_eq!(locked.pid, Some(std::process::id()));
     assert_eq!(locked.path, tiered.path());
-    // The first one was not disturbed, and gives the directory back when it is shut down.
+    // The first spool is not affected, and releases the directory at its shutdown.
     assert_holds(first.as_ref(), id, 5000).await;
     first.shutdown().await.expect("shutdown");
     let second = tiered.start().await;
@@ -44,13 +44,13 @@ async fn a_second_opener_is_told_who_has_it() {
     stop(second).await;
 }
 
-/// Not a test by itself: the other process.
+/// Not a test itself: runs in the child process.
 #[tokio::test(flavor = "multi_thread")]
 async fn child_that_holds_a_spool() {
     let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
     let spool = TieredSpool::open(small(Path::new(&dir))).await.expect("open");
     println!("\nopened");
-    // Until the parent lets go of our input.
+    // Blocks until the parent closes the input.
     std::io::stdin().read_line(&mut String::new()).expect("reading the input");
     spool.shutdown().await.expect("shutdown");
 }
@@ -67,7 +67,7 @@ async fn a_spool_in_use_by_another_process_is_named() {
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap() == "opened"), "the child did not open the spool");
-    let err = refusal(&tiered.path()).await;
+    let err = opening_error(&tiered.path()).await;
     let locked = err.root_cause().downcast_ref::<Locked>().unwrap_or_else(|| panic!("{err:#}"));
     assert_eq!(locked.pid, Some(child.id()));
     drop(child.stdin.take());
@@ -75,23 +75,23 @@ async fn a_spool_in_use_by_another_process_is_named() {
     stop(tiered.start().await).await;
 }
 
-/// The kernel lets go of a dead owner's lock: what it left behind stops nobody.
+/// The kernel releases the lock of a dead owner. The remaining lock file blocks no opening.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_lock_of_a_dead_process_stops_nobody() {
+async fn the_lock_file_of_a_dead_process_blocks_no_opening() {
     let tiered = Tiered::new(|config| config);
     stop(tiered.start().await).await;
     std::fs::write(tiered.path().join("LOCK"), "999999999\n").unwrap();
     stop(tiered.start().await).await;
 }
 
-/// Where the directory cannot be made or written, the error says which.
+/// If the directory cannot be created or written, the error names it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_that_cannot_be_is_named() {
+async fn a_path_that_cannot_be_created_is_named() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "not a directory").unwrap();
     for path in [file.clone(), file.join("spool"), dir.path().join("not-there").join("spool")] {
-        let err = format!("{:#}", refusal(&path).await);
+        let err = format!("{:#}", opening_error(&path).await);
         assert!(err.contains(&*path.to_string_lossy()), "{} is not named: {err}", path.display());
     }
     assert_eq!(std::fs::read(&file).unwrap(), b"not a directory");
@@ -106,14 +106,14 @@ async fn a_read_only_directory_is_named() {
     let dir = TempDir::new().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o500)).unwrap();
     let path = dir.path().join("spool");
-    let err = format!("{:#}", refusal(&path).await);
+    let err = format!("{:#}", opening_error(&path).await);
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
     assert!(err.contains(&*path.to_string_lossy()), "{err}");
 }
 
-/// A name is bytes to the file system, and so it is to the spool.
+/// File names are bytes, not text.
 #[tokio::test(flavor = "multi_thread")]
-async fn odd_paths_work() {
+async fn unusual_paths_work() {
     let dir = TempDir::new().unwrap();
     let real = dir.path().join("real");
     std::fs::create_dir(&real).unwrap();
@@ -128,7 +128,7 @@ async fn odd_paths_work() {
         dir.path().join("link"),
     ];
     for path in paths {
-        // Two rounds: one makes the spool, one finds it.
+        // The first round creates the spool, the second one finds it.
         let mut stored = Vec::new();
         for len in [100, 9000] {
             let spool = TieredSpool::open(small(&path)).await;
@@ -143,7 +143,7 @@ async fn odd_paths_work() {
     }
 }
 
-/// The same place, seen from the working directory.
+/// The same path, relative to the working directory.
 fn relative(path: &Path) -> PathBuf {
     let here = std::env::current_dir().unwrap().canonicalize().unwrap();
     let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
@@ -151,9 +151,9 @@ fn relative(path: &Path) -> PathBuf {
     up.join(parent.strip_prefix("/").unwrap()).join(path.file_name().unwrap())
 }
 
-/// Mail is nobody else's business, whatever the umask.
+/// Files are private whatever the umask is.
 #[tokio::test(flavor = "multi_thread")]
-async fn files_are_for_their_owner_alone() {
+async fn files_are_accessible_to_their_owner_only() {
     let tiered = Tiered::new(|config| config.ballast(64 * 1024));
     let spool = tiered.start().await;
     for len in [10, 5000, 600_000] {
@@ -173,9 +173,9 @@ async fn files_are_for_their_owner_alone() {
     check("after shutdown");
 }
 
-/// What a later version has written is left as it is.
+/// A spool of a later version is rejected and not changed.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_newer_format_is_refused_untouched() {
+async fn a_newer_format_is_rejected_without_changes() {
     let tiered = Tiered::new(|config| config);
     let spool = tiered.start().await;
     put(spool.as_ref(), 9000, true).await;
@@ -185,19 +185,19 @@ async fn a_newer_format_is_refused_untouched() {
     std::fs::write(&format, with_first_number(&text, "987654")).unwrap();
 
     let before = contents(&tiered.path());
-    let err = refusal(&tiered.path()).await;
+    let err = opening_error(&tiered.path()).await;
     let refused = err.root_cause().downcast_ref::<UnsupportedFormat>().unwrap_or_else(|| panic!("{err:#}"));
     assert!(refused.found.contains("987654"), "{refused}");
     assert!(contents(&tiered.path()) == before, "something was changed");
 
-    // Put back, it opens again.
+    // With the original file, it opens again.
     std::fs::write(&format, text).unwrap();
     stop(tiered.start().await).await;
 }
 
-/// A format file that says nothing is no licence to start anew over the messages.
+/// An unreadable format file must not lead to a new spool over the messages.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unreadable_format_is_refused_untouched() {
+async fn an_unreadable_format_is_rejected_without_changes() {
     let tiered = Tiered::new(|config| config);
     let spool = tiered.start().await;
     put(spool.as_ref(), 9000, true).await;
@@ -205,28 +205,28 @@ async fn an_unreadable_format_is_refused_untouched() {
     for text in ["", "something else entirely\n"] {
         std::fs::write(tiered.path().join("FORMAT"), text).unwrap();
         let before = contents(&tiered.path());
-        let err = format!("{:#}", refusal(&tiered.path()).await);
+        let err = format!("{:#}", opening_error(&tiered.path()).await);
         assert!(err.contains("FORMAT"), "{err}");
         assert!(contents(&tiered.path()) == before, "something was changed");
     }
 }
 
-/// `text`, with another number in the place of its first one: the version of the layout.
+/// `text` with another first number: the version of the layout.
 fn with_first_number(text: &str, number: &str) -> String {
     let from = text.find(|c: char| c.is_ascii_digit()).expect("a version");
     let rest = text[from..].trim_start_matches(|c: char| c.is_ascii_digit());
     format!("{}{number}{rest}", &text[..from])
 }
 
-/// Every file and what is in it. Taking the lock may write the lock file.
+/// All files with their contents, without the lock file, which an opening may write.
 fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let files = walk(dir).into_iter().filter(|path| path.is_file() && !path.ends_with("LOCK"));
     files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
 }
 
-/// Whoever gives up waiting for the spool to open leaves nothing behind that keeps it from being opened.
+/// A dropped `open` future releases the directory.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_opening_that_nobody_waits_for_is_abandoned() {
+async fn a_dropped_opening_is_abandoned() {
     let tiered = Tiered::new(|config| config);
     stop(tiered.start().await).await;
     for _ in 0..3 {
@@ -237,7 +237,7 @@ async fn an_opening_that_nobody_waits_for_is_abandoned() {
             loop {
                 match TieredSpool::open(tiered.config.clone()).await {
                     Ok(spool) => break spool,
-                    // The one before is still at it, and ends by itself.
+                    // The previous opening still runs, and ends by itself.
                     Err(err) => assert!(format!("{err:#}").contains("in use"), "{err:#}"),
                 }
             }
@@ -246,9 +246,10 @@ async fn an_opening_that_nobody_waits_for_is_abandoned() {
     }
 }
 
-/// The directory may be somebody else's by then, and the files that were free the ones that hold messages.
+/// After the shutdown another spool may own the directory, and segments that were free may hold
+/// messages.
 #[tokio::test(flavor = "multi_thread")]
-async fn settings_changed_after_the_shutdown_touch_nothing() {
+async fn a_reconfiguration_after_the_shutdown_changes_no_files() {
     let hour = Duration::from_secs(3600);
     let tiered = Tiered::new(|config| config.checkpoint_after(hour));
     let before = tiered.start().await;
@@ -272,13 +273,14 @@ async fn settings_changed_after_the_shutdown_touch_nothing() {
         assert_holds(after.as_ref(), id, 50_000).await;
     }
     stop(after).await;
-    assert!(changed.is_err(), "nor does it say that anything was changed");
+    assert!(changed.is_err(), "a closed spool accepted new settings");
 }
 
-/// Whatever has the name of one of the spool's files and is none is an error that names it. Opening a pipe would wait for somebody to write to it.
+/// If a pipe has the name of one of the spool's files, the error names it. Opening a pipe would
+/// wait for a writer.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pipe_in_place_of_a_file_hangs_nobody() {
-    for name in ["FORMAT", "ledger"] {
+async fn a_pipe_in_place_of_a_file_does_not_block_the_opening() {
+    for name in ["FORMAT", "manifest"] {
         let tiered = Tiered::new(|config| config);
         let spool = tiered.start().await;
         let id = put(spool.as_ref(), 700, true).await;
@@ -287,7 +289,7 @@ async fn a_pipe_in_place_of_a_file_hangs_nobody() {
         std::fs::rename(&path, &kept).unwrap();
         assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
         let opened = wait::bounded("opening", TieredSpool::open(tiered.config.clone())).await;
-        let error = format!("{:#}", opened.expect_err("it is no spool's"));
+        let error = format!("{:#}", opened.expect_err("a pipe was opened"));
         assert!(error.contains(&path.display().to_string()), "{error}");
         std::fs::rename(&kept, &path).unwrap();
         let spool = tiered.start().await;

@@ -11,15 +11,15 @@ use crate::setup::{KIB, MIB, Tiered, assert_absent, assert_holds, disk_bytes, en
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Far more callers than there is room for.
+/// Settings with much less space than the callers need.
 fn crowded(config: Config) -> Config {
-    // Segments that hold the largest of these messages: others need a file of their own first.
+    // A segment holds the largest of these messages. Larger ones would need a new file first.
     config.dirty_limit(MIB).segment_size(2 * MIB).journal_capacity(16 * MIB)
 }
 
-/// Dirty bytes stay within their limit however many push, and everybody gets a turn.
+/// Dirty bytes stay within their limit, however many callers store, and every caller succeeds.
 #[tokio::test(flavor = "multi_thread")]
-async fn many_callers_share_a_small_room() {
+async fn many_callers_share_a_small_dirty_limit() {
     let tiered = Tiered::new(crowded);
     let spool = tiered.start().await;
     let done = Arc::new(AtomicBool::new(false));
@@ -57,7 +57,7 @@ async fn many_callers_share_a_small_room() {
     stop(spool).await;
 }
 
-/// Callers push until one is refused. Every refusal has to be `E`, and leaves nothing behind.
+/// Stores until one is rejected. Every rejection must be an `E` and must leave no message behind.
 async fn push_until_refused<E>(spool: Arc<TieredSpool>, deadline: impl Fn() -> Option<Instant>)
 where
     E: std::error::Error + Send + Sync + 'static,
@@ -91,37 +91,37 @@ where
         assert_absent(spool.as_ref(), id).await;
     }
     assert_eq!(enumerate(spool.as_ref()).await, []);
-    // Nobody who was refused takes room away from those who come later.
-    wait::until("all is written", || spool.stats().gauges.dirty_bytes == 0).await;
+    // A rejected store does not occupy space that later stores need.
+    wait::until("everything is durable", || spool.stats().gauges.dirty_bytes == 0).await;
     let id = SpoolId::new();
     let data = payload::shared(id, 1, 1024 * 1024);
-    spool.store(id, data, false, None).await.expect("a message as large as the room");
+    spool.store(id, data, false, None).await.expect("a message as large as the limit");
     stop(spool).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_callers_deadline_ends_the_wait_when_it_is_first() {
+async fn the_callers_deadline_ends_the_wait_if_it_is_earlier() {
     let tiered = Tiered::new(|config| crowded(config).store_deadline(HOUR));
     let soon = || Some(Instant::now() + Duration::from_millis(1));
     push_until_refused::<SpoolCallerDeadlineExceeded>(tiered.start().await, soon).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_spools_deadline_ends_the_wait_when_it_is_first() {
+async fn the_spools_deadline_ends_the_wait_if_it_is_earlier() {
     let tiered = Tiered::new(|config| crowded(config).store_deadline(Duration::from_millis(1)));
     let late = || Some(Instant::now() + HOUR);
     push_until_refused::<SpoolBackpressureTimeout>(tiered.start().await, late).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_spools_deadline_ends_the_wait_where_the_caller_has_none() {
+async fn the_spools_deadline_ends_the_wait_if_the_caller_has_none() {
     let tiered = Tiered::new(|config| crowded(config).store_deadline(Duration::from_millis(1)));
     push_until_refused::<SpoolBackpressureTimeout>(tiered.start().await, || None).await;
 }
 
-/// Callers that go away while they wait for room leave no trace in the account.
+/// Stores that are dropped while they wait for space release their reservation.
 #[tokio::test(flavor = "multi_thread")]
-async fn waiting_stores_that_are_dropped_give_their_room_back() {
+async fn dropped_stores_release_their_space() {
     let tiered = Tiered::new(crowded);
     let spool = tiered.start().await;
     for round in 0..5 {
@@ -136,16 +136,16 @@ async fn waiting_stores_that_are_dropped_give_their_room_back() {
         }
         callers.shutdown().await;
     }
-    wait::until("all is written", || spool.stats().gauges.dirty_bytes == 0).await;
+    wait::until("everything is durable", || spool.stats().gauges.dirty_bytes == 0).await;
     let id = SpoolId::new();
     let data = payload::shared(id, 1, 1024 * 1024);
-    spool.store(id, data, false, Some(Instant::now() + wait::PATIENCE)).await.expect("all the room is there");
+    spool.store(id, data, false, Some(Instant::now() + wait::PATIENCE)).await.expect("all space is free");
     stop(spool).await;
 }
 
-/// More live messages than the journal holds: they are filed, and the journal goes round.
+/// More live messages than the journal holds: they are checkpointed, and the journal is reused.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_journal_is_filed_while_stores_wait() {
+async fn a_full_journal_is_checkpointed_while_stores_wait() {
     let tiered = Tiered::new(|config| {
         config.segment_size(64 * KIB).journal_capacity(256 * KIB).checkpoint_after(HOUR)
     });
@@ -166,9 +166,10 @@ async fn a_full_journal_is_filed_while_stores_wait() {
     stop(spool).await;
 }
 
-/// Larger than a segment, than the journal and than `dirty_limit`: within `max_message_size`, so it works.
+/// The message is larger than a segment, the journal and `dirty_limit`, but within
+/// `max_message_size`.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_of_64_mib_is_kept_and_leaves_no_trace_when_removed() {
+async fn a_message_of_64_mib_is_kept_and_its_space_is_reclaimed() {
     const LEN: usize = 64 * 1024 * 1024;
     let tiered = Tiered::new(|config| config.max_message_size(64 * MIB));
     let spool = tiered.start().await;
@@ -197,9 +198,9 @@ async fn a_message_of_64_mib_is_kept_and_leaves_no_trace_when_removed() {
     stop(spool).await;
 }
 
-/// The same bytes, without a copy.
+/// `load_shared` returns the same bytes as `load`, without a copy.
 #[tokio::test(flavor = "multi_thread")]
-async fn load_shared_gives_what_load_gives() {
+async fn load_shared_returns_the_bytes_of_load() {
     let tiered = Tiered::new(|config| config);
     let spool = tiered.start().await;
     for len in [0, 100, 5000, 300_000] {
@@ -212,8 +213,8 @@ async fn load_shared_gives_what_load_gives() {
     stop(spool).await;
 }
 
-/// More is to be written at once than the journal has room for: synced stores over larger dirty versions of the same messages. What fits is made
-/// durable and filed, and the rest follows.
+/// A batch exceeds the free space of the journal: synced stores over larger dirty versions of the
+/// same messages. The part that fits is made durable and checkpointed, and the rest follows.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_larger_than_the_journal_does_not_block_it() {
     let tiered = Tiered::new(|config| {
@@ -242,15 +243,14 @@ async fn a_batch_larger_than_the_journal_does_not_block_it() {
     stop(spool).await;
 }
 
-/// A synced store that waits for room is reason enough to write what is dirty in memory, whatever
-/// its age.
+/// A synced store that waits for space causes dirty messages to be written, whatever their age.
 #[tokio::test(flavor = "multi_thread")]
-async fn room_is_made_for_a_synced_store() {
+async fn space_is_freed_for_a_synced_store() {
     let tiered =
         Tiered::new(|config| crowded(config).dirty_expire(HOUR).store_deadline(Duration::from_secs(10)));
     let spool = tiered.start().await;
     for _ in 0..10 {
-        // Too little for a flush, and too much for both.
+        // Each fits alone, and is too small for a flush; both together do not fit.
         put(spool.as_ref(), 600_000, false).await;
         put(spool.as_ref(), 500_000, true).await;
     }

@@ -8,10 +8,11 @@ use tidespool::storage::{FileState, OpenMode, OsStorage, Storage, StorageFile};
 
 use crate::setup::{Tiered, when_free};
 
-/// A storage on a machine that was started again, or one whose files can't be mapped.
+/// A storage with its own boot id, as after a restart of the machine. Mapping of files can be
+/// disabled.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    /// Each byte of its boot id.
+    /// The value of each byte of the boot id.
     pub(crate) boot: u8,
     pub(crate) maps: bool,
 }

@@ -1,38 +1,38 @@
-//! The integration tests: one binary, so that everything is linked once.
+//! The integration tests. One binary, so that everything is linked once.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-mod broken; // the small spools of `setup`, on a disk that breaks as told
-mod machine; // the disk of a machine that was started again, or that maps no files
-mod setup; // small spools in directories of their own, and the calls that most tests are made of
+mod broken; // the small spools of `setup`, on a storage with injected faults
+mod machine; // a storage with a given boot id, and one whose files cannot be mapped
+mod setup; // small spools in their own directories, and helpers for most tests
 
-mod backlog; // more than the journal holds, and its room given back
-mod budget; // memory budgets that are kept and changed, and memory given back
-mod concurrent; // many callers on a few ids, with restarts in between: every load is explained
-mod conformance; // every promise that can be seen from outside, in each durability
-mod crash_images; // the directory as a crash at each step would leave it, opened again
-mod crash_log; // what a process that dies had acknowledged, and what may happen to the file that keeps it
-mod crash_log_inspect; // a crash log as `inspect` and `salvage` see it: as an opening does
-mod damage; // files that were changed, truncated or deleted behind the spool's back
-mod damage_trials; // any file of a spool damaged in any way: opened, verified, repaired
-mod enumerate; // enumeration while everything moves
-mod faults; // a disk that fails, hangs or is full
-mod health; // the gate of a whole spool: what shuts it, whom it lets in, what opens it again
+mod backlog; // a backlog larger than the journal, and its space reclaimed
+mod budget; // memory budgets: kept, changed at run time, and returned memory
+mod concurrent; // many callers on a few ids, with restarts: every load must be explained
+mod conformance; // the conformance suite, in each durability
+mod crash_images; // the directory as a crash at each step leaves it, reopened
+mod crash_log; // messages acknowledged before a kill, and faults of the crash log
+mod crash_log_inspect; // `inspect` and `salvage` read a crash log as `open` does
+mod damage; // files that were changed, truncated or deleted while the spool was closed
+mod damage_trials; // random damage to any file: opened, verified, repaired
+mod enumerate; // enumeration beside stores, removals and checkpoints
+mod faults; // disks that fail, hang or are full
+mod health; // the health gate of a whole spool: what shuts it, which calls pass, what opens it
 mod lifecycle; // opening, locking, paths, modes, formats
-mod limits; // room, deadlines, sizes
-mod lost_files; // files deleted, moved, replaced or cut short under a running spool
-mod lost_sled; // sled's files lost, damaged or exchanged at any point: nothing changes but time
-mod messages; // what an error says, with its first text
-mod model; // random operations and restarts against the reference
-mod order; // what is on stable storage before what, and what is never in the cache alone
-mod overload; // more comes than the disk takes: who waits, who is refused, and what is given back
-mod paths; // directories that can't be a spool's, and odd ones that can
-mod pipeline; // the next batch is written while the one before it is synced, and what fails then
-mod pressure; // a machine that runs short of memory, as told by files that the test writes
-mod reopen; // what an opening counts, and what it takes for granted
-mod repair; // what is whole in a damaged spool, saved into a new one; and what opening makes of such damage
-mod repair_losses; // what repair says of what is gone, and which version it takes for the newest
-mod runtimes; // callers on any executor, or on none
-mod sweep; // the n-th call to the disk fails, for some n
-mod upkeep; // cleanup, compact and their like beside the traffic, shared by callers, and cut short by a shutdown
-mod versions; // the newest version of an id stays the newest, whatever is stored beside it
+mod limits; // limits of dirty bytes, deadlines, message sizes
+mod lost_files; // files deleted, moved, replaced or truncated under a running spool
+mod lost_sled; // sled's files lost, damaged or exchanged at any point: no message is lost
+mod messages; // the text of errors
+mod model; // random operations and restarts, compared with the reference model
+mod order; // the order of writes to stable storage
+mod overload; // more stores than the disk can take: waiting, rejection, recovery
+mod paths; // paths that cannot be a spool's directory, and unusual paths that can
+mod pipeline; // a batch is written while the previous one is synced, with faults
+mod pressure; // memory pressure, simulated with files that the test writes
+mod reopen; // when an opening keeps the index and when it rebuilds it
+mod repair; // a damaged spool repaired into a new one, and opened
+mod repair_losses; // what repair reports as lost, and which version it takes as the newest
+mod runtimes; // callers on any executor, or without one
+mod sweep; // some runs of `fault-sweep`: the n-th call to the disk fails
+mod upkeep; // cleanup and compact: beside traffic, shared by callers, and interrupted by a shutdown
+mod versions; // the newest version of an id stays the newest beside other stores

@@ -11,18 +11,18 @@ use tidespool_testkit::payload;
 
 use crate::setup::{Tiered, put, small};
 
-/// The outermost text has all that is below it, each text once, and the root cause is still a type.
+/// Asserts that the outermost text contains the root cause once, and that the root cause is a `T`.
 fn assert_whole<T: std::error::Error + Send + Sync + 'static>(doing: &str, error: &anyhow::Error) {
-    let (said, root) = (error.to_string(), error.root_cause());
+    let (text, root) = (error.to_string(), error.root_cause());
     assert!(root.is::<T>(), "{doing}: {error:?}");
-    assert!(said.contains(&root.to_string()), "{doing}: {said} lacks {root}");
-    assert_eq!(said.matches(&root.to_string()).count(), 1, "{doing}: {said}");
+    assert!(text.contains(&root.to_string()), "{doing}: {text} lacks {root}");
+    assert_eq!(text.matches(&root.to_string()).count(), 1, "{doing}: {text}");
     assert!(error.chain().count() <= 2, "{doing}: {error:?}");
 }
 
-/// A server that logs `{error}` had "opening the spool X" in its log, and nothing else.
+/// A server that logged `{error}` got "opening the spool X" and no cause.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_text_of_an_error_has_its_cause() {
+async fn the_outermost_text_of_an_error_contains_its_cause() {
     let dir = TempDir::new().unwrap();
     let tiered = Tiered::new(|config| config);
     let spool = tiered.start().await;
@@ -34,7 +34,7 @@ async fn the_first_text_of_an_error_has_its_cause() {
     assert!(error.to_string().starts_with("opening the spool"), "{error}");
     assert!(error.to_string().contains("this process itself"), "{error}");
     assert!(!error.to_string().contains("stop that process"), "{error}");
-    assert!(error.is::<Locked>(), "it is found without asking for the root");
+    assert!(error.is::<Locked>(), "the error itself is a `Locked`, not only its root cause");
     assert_whole::<Locked>("inspect", &Inspector::open(&tiered.path()).unwrap_err());
     assert_whole::<Locked>("repair", &salvage(&tiered.path(), &dir.path().join("new")).unwrap_err());
     assert_whole::<NotFound>("load", &spool.load(absent).await.unwrap_err());
@@ -58,16 +58,16 @@ async fn the_first_text_of_an_error_has_its_cause() {
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("thesis.txt"), "years of work").unwrap();
     assert_whole::<UnsupportedFormat>("open", &open(&foreign).await);
-    // A ledger that can't be opened: an error of our own around the system's.
-    let ledger = tiered.path().join("ledger");
-    let kept = fs::read(&ledger).unwrap();
-    fs::remove_file(&ledger).unwrap();
-    std::os::unix::fs::symlink("ledger", &ledger).unwrap();
+    // A manifest that cannot be opened: an error of Tidespool that wraps an I/O error.
+    let manifest = tiered.path().join("manifest");
+    let kept = fs::read(&manifest).unwrap();
+    fs::remove_file(&manifest).unwrap();
+    std::os::unix::fs::symlink("manifest", &manifest).unwrap();
     let error = open(&tiered.path()).await;
     assert_whole::<std::io::Error>("open", &error);
-    assert!(error.to_string().contains(&ledger.display().to_string()), "{error}");
-    fs::remove_file(&ledger).unwrap();
-    fs::write(&ledger, kept).unwrap();
+    assert!(error.to_string().contains(&manifest.display().to_string()), "{error}");
+    fs::remove_file(&manifest).unwrap();
+    fs::write(&manifest, kept).unwrap();
     fs::write(tiered.path().join("FORMAT"), "tidespool 1\nid x\n").unwrap();
     assert_whole::<DamagedSpool>("open", &open(&tiered.path()).await);
 }

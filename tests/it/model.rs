@@ -6,10 +6,10 @@ use tidespool_testkit::model::run;
 use crate::lost_sled::alone;
 use crate::setup::{KIB, MIB, Tiered};
 
-/// How many tests share `TIDESPOOL_MODEL_CASES`.
+/// Number of tests that share `TIDESPOOL_MODEL_CASES`.
 const SHARES: u64 = 3;
 
-/// So small that a history of some operations fills segments, recycles and retains them.
+/// A journal so small that a few operations fill segments, recycle and retain them.
 fn tiny(durability: Durability) -> Tiered {
     Tiered::new(|config| {
         config
@@ -21,7 +21,7 @@ fn tiny(durability: Durability) -> Tiered {
     })
 }
 
-/// sled is struck under a running spool: see [`alone`].
+/// Runs alone, because it damages sled under a running spool: see [`alone`].
 fn histories(name: &str, durability: Durability) {
     alone(&format!("{}::{name}", module_path!()), || run(SHARES, || tiny(durability)));
 }

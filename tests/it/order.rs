@@ -1,5 +1,5 @@
-//! What must be on stable storage before what. sled is not in this order: it writes past the
-//! storage, and nothing depends on its files.
+//! The order of writes to stable storage. sled is not part of it: sled bypasses the storage, and
+//! nothing depends on its files.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt as _;
@@ -16,14 +16,14 @@ use tidespool_testkit::wait;
 use crate::broken::{Broken, HOUR, LARGE, committing, is_thread};
 use crate::setup::{KIB, MIB, Tiered, assert_holds, put, stop};
 
-/// Looks at each call of the checkpoint thread, and notes the calls that come too early.
+/// Watches each call of the checkpoint thread and records the calls that come too early.
 struct Judge {
     dir: PathBuf,
-    /// Segments and logs that were written since their last sync.
+    /// Segments and logs with writes since their last sync.
     unsynced: BTreeSet<String>,
-    /// Segments for survivors, until the log names them.
+    /// New segments for survivors, until the liveness log names them.
     begun: BTreeSet<String>,
-    /// The log of what lives has changes that no ledger on stable storage counts.
+    /// The liveness log has changes that no durable manifest includes.
     is_ahead: bool,
     checkpoints: u64,
     recycled: u64,
@@ -44,7 +44,7 @@ impl Judge {
         let judge = Arc::new(Mutex::new(judge));
         let watcher = judge.clone();
         disk.watch(move |moment| {
-            if is_thread("tidespool-filer") {
+            if is_thread("tide-checkpoint") {
                 watcher.lock().see(moment);
             }
         });
@@ -56,13 +56,14 @@ impl Judge {
         let (is_log, is_segment) = (name.starts_with("liveness."), name.ends_with(".seg"));
         match call {
             Call::Write if is_log => self.log_is_written(name),
-            Call::Write if name == "ledger" => self.ledger_is_written(),
+            Call::Write if name == "manifest" => self.manifest_is_written(),
             Call::Write if is_segment => self.segment_is_written(name),
             Call::Remove if is_log && self.is_ahead => {
-                self.wrong.push(format!("{name} is removed before the ledger that names another is durable"));
+                self.wrong
+                    .push(format!("{name} is removed before the manifest that names another is durable"));
             }
             Call::Remove if is_segment => self.segment_is_recycled(name),
-            Call::Sync if name == "ledger" && self.is_ahead => {
+            Call::Sync if name == "manifest" && self.is_ahead => {
                 self.is_ahead = false;
                 self.checkpoints += 1;
             }
@@ -82,14 +83,14 @@ impl Judge {
         self.is_ahead = true;
     }
 
-    fn ledger_is_written(&mut self) {
-        let wrong = self.unsynced.iter().map(|file| format!("the ledger counts what {file} may lose"));
+    fn manifest_is_written(&mut self) {
+        let wrong = self.unsynced.iter().map(|file| format!("the manifest counts what {file} may lose"));
         self.wrong.extend(wrong);
     }
 
-    /// A segment for survivors, or a used one that is marked as free.
+    /// A write to a segment for survivors, or to a used one that is marked as free.
     fn segment_is_written(&mut self, name: &str) {
-        // A new file may be empty yet.
+        // A new file may still be empty.
         let mut role = [0; 4];
         let file = std::fs::File::open(self.dir.join("journal").join(name)).unwrap();
         file.read_at(&mut role, 12).unwrap();
@@ -107,17 +108,17 @@ impl Judge {
         self.unsynced.remove(name);
         self.begun.remove(name);
         if self.is_ahead {
-            self.wrong.push(format!("{name} is recycled before a ledger that does without it is durable"));
+            self.wrong.push(format!("{name} is recycled before a manifest that does without it is durable"));
         }
     }
 }
 
-/// The log of what lives names a survivor's new place when that is on stable storage. The ledger
-/// counts the log when the log is. A segment is recycled, and an older log removed, when the ledger
-/// is. In any other order a power cut loses what was acknowledged. For small messages, large ones,
-/// removals, and survivors that are moved.
+/// The liveness log names a survivor's new place after that place is on stable storage. The
+/// manifest includes the log after the log is durable. A segment is recycled, and an older log
+/// removed, after the manifest is durable. In any other order a power cut loses acknowledged
+/// messages. The test covers small messages, large ones, removals, and survivors that are moved.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_recycled_or_counted_before_what_replaces_it_is_durable() {
+async fn nothing_is_recycled_or_counted_before_its_replacement_is_durable() {
     let (tiered, disk) = (Tiered::new(|config| config.segment_size(64 * KIB)), FaultyStorage::new());
     let spool = Arc::new(TieredSpool::open_on(tiered.config.clone(), disk.storage()).await.expect("open"));
     let judge = Judge::watch(&disk, &tiered.path());
@@ -155,8 +156,9 @@ async fn nothing_is_recycled_or_counted_before_what_replaces_it_is_durable() {
     stop(spool).await;
 }
 
-/// Dirty bytes are not the cache's: while the disk takes nothing, all of them can be loaded, however often the cache is emptied and filled with
-/// others; and when the disk works again all of them are written.
+/// Dirty bytes do not depend on the cache. While the disk accepts no writes, all messages can be
+/// loaded, even if the cache is emptied and filled with others. When the disk works again, all are
+/// written.
 #[tokio::test(flavor = "multi_thread")]
 async fn dirty_bytes_are_never_in_the_cache_alone() {
     let broken = Broken::new(|config| {
@@ -165,7 +167,7 @@ async fn dirty_bytes_are_never_in_the_cache_alone() {
     });
     let spool = broken.start().await;
     let mut stored = Vec::new();
-    // What the cache is filled with.
+    // Messages that fill the cache.
     for _ in 0..100 {
         stored.push((put(spool.as_ref(), LARGE, false).await, LARGE));
         wait::until("it is durable", || spool.stats().gauges.dirty_bytes == 0).await;
@@ -176,7 +178,7 @@ async fn dirty_bytes_are_never_in_the_cache_alone() {
         stored.push((put(spool.as_ref(), LARGE, false).await, LARGE));
     }
     for _ in 0..2 {
-        // Gives up after `store_deadline`, and empties the cache all the same.
+        // Times out after `store_deadline`, but still empties the cache.
         spool.advise_low_memory().await.expect("advise_low_memory");
         for &(id, len) in &stored[clean..] {
             assert_holds(spool.as_ref(), id, len).await;
@@ -190,7 +192,7 @@ async fn dirty_bytes_are_never_in_the_cache_alone() {
     }
     broken.disk.heal();
     wait::until("everything is durable", || spool.stats().gauges.dirty_bytes == 0).await;
-    // Like a crash.
+    // A drop without shutdown acts like a crash.
     drop(spool);
     broken.assert_reopens_with(&stored).await;
 }

@@ -21,7 +21,7 @@ const TOO_SOON: Duration = Duration::from_secs(4);
 
 type Store = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
-/// Little room, and nothing that makes some but commits.
+/// Little space, which only commits free.
 fn narrow(config: Config) -> Config {
     config.dirty_limit(MIB).segment_size(2 * MIB).journal_capacity(32 * MIB).checkpoint_after(HOUR)
 }
@@ -31,20 +31,20 @@ fn store(spool: &Arc<TieredSpool>, len: usize, deadline: Option<Instant>) -> (Sp
     (id, Box::pin(async move { spool.store(id, payload::shared(id, 1, len), false, deadline).await }))
 }
 
-/// No sync ends any more, until the disk is released or healed.
+/// Blocks all syncs until the disk is released or healed.
 fn hold(disk: &FaultyStorage) {
     disk.inject(committing(Fault::on(Call::Sync)).always().block());
 }
 
-/// Stores until one has no room: on a disk that is held there is then none for long.
+/// Stores until one has to wait for space. On a held disk, no space becomes free.
 async fn fill(spool: &Arc<TieredSpool>) -> (Vec<SpoolId>, Store) {
     let mut stored = Vec::new();
-    wait::bounded("the room is used up", async {
+    wait::bounded("the space is used up", async {
         loop {
             let (id, mut next) = store(spool, MESSAGE, None);
             let gauges = spool.stats().gauges;
             if gauges.dirty_limit - gauges.dirty_bytes < MESSAGE as u64 + KIB {
-                assert!(poll_once(&mut next).await.is_none(), "there is no room for it");
+                assert!(poll_once(&mut next).await.is_none(), "there was space for it");
                 return (stored, next);
             }
             next.await.expect("store");
@@ -54,7 +54,7 @@ async fn fill(spool: &Arc<TieredSpool>) -> (Vec<SpoolId>, Store) {
     .await
 }
 
-/// Lets one sync after the other end until `future` is done.
+/// Releases one sync after the other until `future` completes.
 async fn while_syncs_end<T>(disk: &FaultyStorage, future: impl Future<Output = T>) -> T {
     let release = async {
         loop {
@@ -65,19 +65,20 @@ async fn while_syncs_end<T>(disk: &FaultyStorage, future: impl Future<Output = T
     wait::bounded("stores while syncs end", or(future, release)).await
 }
 
-async fn assert_no_room_is_lost(spool: &TieredSpool) {
-    wait::until("all is written", || spool.stats().gauges.dirty_bytes == 0).await;
+async fn assert_no_space_is_lost(spool: &TieredSpool) {
+    wait::until("everything is durable", || spool.stats().gauges.dirty_bytes == 0).await;
     put(spool, 1024 * 1024 - 1024, false).await;
 }
 
-/// A message that needs all the room there is, many times over, waits first. Small ones that come after it don't wait for it.
+/// The first waiting message needs many times the total space. Small messages behind it do not wait
+/// for it.
 #[tokio::test(flavor = "multi_thread")]
-async fn small_ones_come_in_before_a_huge_one_at_the_limit() {
+async fn small_messages_pass_a_huge_one_at_the_limit() {
     let broken = Broken::new(|config| narrow(config).max_message_size(512 * MIB));
     let spool = broken.start().await;
     hold(&broken.disk);
     let (stored, first) = fill(&spool).await;
-    // Nobody ever looks at its bytes.
+    // The content of this message is never read.
     let huge: Arc<Box<[u8]>> = Arc::new(vec![0; 256 << 20].into_boxed_slice());
     let mut huge = Box::pin(spool.store(SpoolId::new(), huge, false, None));
     assert!(poll_once(&mut huge).await.is_none());
@@ -99,13 +100,13 @@ async fn small_ones_come_in_before_a_huge_one_at_the_limit() {
     for id in stored {
         assert_holds(spool.as_ref(), id, MESSAGE).await;
     }
-    assert_no_room_is_lost(&spool).await;
+    assert_no_space_is_lost(&spool).await;
     stop(spool).await;
 }
 
-/// Small ones come without end. The one that needs all the room gets it.
+/// Small messages arrive without end. The message that needs all the space is still stored.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_huge_one_is_served_in_the_end() {
+async fn a_huge_message_is_stored_in_the_end() {
     let tiered = Tiered::new(narrow);
     let spool = tiered.start().await;
     let done = Arc::new(AtomicBool::new(false));
@@ -116,13 +117,14 @@ async fn a_huge_one_is_served_in_the_end() {
             let mut stored = VecDeque::new();
             while !done.load(Ordering::Relaxed) {
                 stored.push_back(put(spool.as_ref(), MESSAGE, false).await);
-                // Together four times what may be dirty: most of it has to be written.
+                // The callers hold four times the dirty limit together, so most of it must be
+                // written.
                 if stored.len() > 4
                     && let Some(oldest) = stored.pop_front()
                 {
                     spool.remove(oldest).await.expect("remove");
                 }
-                // A store that has room never waits, and the others are to run, too.
+                // A store with space never waits, so the task yields to let the others run.
                 tokio::task::yield_now().await;
             }
         });
@@ -140,7 +142,7 @@ async fn a_huge_one_is_served_in_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn waiters_that_are_dropped_take_nobodys_room() {
+async fn dropped_waiters_do_not_keep_space() {
     let broken = Broken::new(narrow);
     let spool = broken.start().await;
     hold(&broken.disk);
@@ -149,7 +151,7 @@ async fn waiters_that_are_dropped_take_nobodys_room() {
     for (_, store) in &mut waiting {
         assert!(poll_once(store).await.is_none());
     }
-    // Those that came first are among them.
+    // Drops every waiter but each third one, including the first.
     let kept: Vec<_> = waiting.into_iter().enumerate().filter(|(n, _)| n % 3 == 2).collect();
     drop(first);
     while_syncs_end(&broken.disk, async {
@@ -160,15 +162,15 @@ async fn waiters_that_are_dropped_take_nobodys_room() {
     })
     .await;
     broken.disk.heal();
-    assert_no_room_is_lost(&spool).await;
+    assert_no_space_is_lost(&spool).await;
     stop(spool).await;
 }
 
-/// A caller polls its store once, and then does something else for long (`select!` with a long
-/// branch). Its store is first in the queue. Those behind it were not admitted when their time
-/// came, for it was the one that looked at the clock for all.
+/// A caller polls its store once and then does something else for long (`select!` with a long
+/// branch). Its store is first in the queue. The stores behind it were not admitted when they were
+/// due, because the first store kept the timer for all.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_not_polled_keeps_nobody_waiting() {
+async fn a_store_that_is_not_polled_does_not_block_others() {
     let broken = Broken::new(narrow);
     let spool = broken.start().await;
     hold(&broken.disk);
@@ -179,13 +181,14 @@ async fn a_store_that_is_not_polled_keeps_nobody_waiting() {
         wait::bounded("a store behind it", store).await.unwrap().expect("store");
     }
     drop(unpolled);
-    assert_no_room_is_lost(&spool).await;
+    assert_no_space_is_lost(&spool).await;
     stop(spool).await;
 }
 
-/// Room is given at the same time as callers go away: whoever has it and never looks gives it back.
+/// Space is granted while callers drop their stores. A store that is dropped before it uses its
+/// space returns it.
 #[tokio::test(flavor = "multi_thread")]
-async fn room_given_to_those_who_are_gone_comes_back() {
+async fn space_granted_to_dropped_stores_is_returned() {
     let broken = Broken::new(narrow);
     let spool = broken.start().await;
     for _ in 0..5 {
@@ -198,15 +201,15 @@ async fn room_given_to_those_who_are_gone_comes_back() {
         let gone = tokio::spawn(async move { drop((first, waiting)) });
         broken.disk.heal();
         gone.await.unwrap();
-        wait::until("all is written", || spool.stats().gauges.dirty_bytes == 0).await;
+        wait::until("everything is durable", || spool.stats().gauges.dirty_bytes == 0).await;
     }
-    assert_no_room_is_lost(&spool).await;
+    assert_no_space_is_lost(&spool).await;
     stop(spool).await;
 }
 
-/// A disk that is known to be slow, and room that is used up: a deadline that is too near is refused at the first look, with the error of whoever
-/// set it. It is so far that it does not pass while a busy machine is at something else.
-async fn refused_at_once<E>(store_deadline: Duration, deadline: impl Fn() -> Option<Instant>)
+/// With a slow disk and no space left, a deadline that cannot be met is rejected at once, with the
+/// error of the party that set it. The deadline is so long that it does not pass on a busy machine.
+async fn assert_rejected_at_once<E>(store_deadline: Duration, deadline: impl Fn() -> Option<Instant>)
 where
     E: std::error::Error + Send + Sync + 'static,
 {
@@ -217,15 +220,15 @@ where
             std::thread::sleep(Duration::from_secs(2));
         }
     });
-    // Measures: 33 KB a second, or less. What has no room for the next one takes 10 s.
+    // Measures a rate of at most 33 KB per second. The excess over the limit takes 10 s.
     put(spool.as_ref(), 66_000, false).await;
-    wait::until("all is written", || spool.stats().gauges.dirty_bytes == 0).await;
+    wait::until("everything is durable", || spool.stats().gauges.dirty_bytes == 0).await;
     broken.disk.unwatch();
     hold(&broken.disk);
     let mut stored = Vec::new();
-    let refused = wait::bounded("the room is used up", async {
+    let refused = wait::bounded("the space is used up", async {
         loop {
-            // Below where stores are slowed, or above the limit: none waits for its slot.
+            // Below the point where stores are slowed, or above the limit: no store is paced.
             let (id, mut next) = store(&spool, 700_000, deadline());
             match poll_once(&mut next).await {
                 Some(Err(err)) => return (id, err),
@@ -239,29 +242,30 @@ where
     assert!(err.root_cause().is::<E>(), "{err:#}");
     crate::setup::assert_absent(spool.as_ref(), id).await;
     let gauges = spool.stats().gauges;
-    assert!(gauges.dirty_limit - gauges.dirty_bytes < 700_000 + KIB, "there was room for it");
+    assert!(gauges.dirty_limit - gauges.dirty_bytes < 700_000 + KIB, "there was space for it");
     broken.disk.heal();
     for id in stored {
         assert_holds(spool.as_ref(), id, 700_000).await;
     }
-    assert_no_room_is_lost(&spool).await;
+    assert_no_space_is_lost(&spool).await;
     stop(spool).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_callers_deadline_that_the_disk_cannot_meet_is_refused_at_once() {
+async fn a_callers_deadline_that_cannot_be_met_is_rejected_at_once() {
     let soon = || Some(Instant::now() + TOO_SOON);
-    refused_at_once::<SpoolCallerDeadlineExceeded>(HOUR, soon).await;
+    assert_rejected_at_once::<SpoolCallerDeadlineExceeded>(HOUR, soon).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_spools_deadline_that_the_disk_cannot_meet_is_refused_at_once() {
-    refused_at_once::<SpoolBackpressureTimeout>(TOO_SOON, || None).await;
+async fn the_spools_deadline_that_cannot_be_met_is_rejected_at_once() {
+    assert_rejected_at_once::<SpoolBackpressureTimeout>(TOO_SOON, || None).await;
 }
 
-/// Callers that push, give up and have deadlines: whatever was acknowledged is there, before and after a restart.
+/// Callers store, drop their stores and set deadlines. Every acknowledged message is present,
+/// before and after a restart.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_acknowledged_under_overload_is_there() {
+async fn acknowledged_messages_survive_an_overload() {
     let tiered = Tiered::new(narrow);
     let spool = tiered.start().await;
     let mut callers = JoinSet::new();
@@ -303,10 +307,10 @@ async fn what_was_acknowledged_under_overload_is_there() {
     stop(spool).await;
 }
 
-/// A huge message waits for all room to be free, and small ones come in before it. What they bring is written as well, however long it might stay
-/// dirty otherwise.
+/// A huge message waits until all space is free, and small messages pass it. They are written as
+/// well, however long they could stay dirty otherwise.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_overtakes_a_huge_one_does_not_keep_it_waiting() {
+async fn messages_that_pass_a_huge_one_do_not_delay_it() {
     let deadline = Duration::from_secs(10);
     let broken = Broken::new(|config| {
         let config = config.dirty_expire(HOUR).checkpoint_after(HOUR).store_deadline(deadline);
@@ -315,18 +319,19 @@ async fn what_overtakes_a_huge_one_does_not_keep_it_waiting() {
     let spool = broken.start().await;
     put(spool.as_ref(), 1_000, false).await;
     hold(&broken.disk);
-    // Below the size of a segment: it is answered from memory.
+    // Smaller than a segment, so the store returns from memory.
     let (id, huge) = store(&spool, 30 << 20, None);
     let huge = tokio::spawn(huge);
-    wait::until("room is made for it", || broken.disk.blocked() == 1).await;
+    wait::until("space is being freed for it", || broken.disk.blocked() == 1).await;
     let (first, mut first_store) = store(&spool, 1_000, None);
-    wait::bounded("it overtakes", &mut first_store).await.unwrap();
-    // By the second commit everything is written of which the committer was told when the huge one came.
+    wait::bounded("the small message passes", &mut first_store).await.unwrap();
+    // With the second commit, everything is written that the committer was asked for when the huge
+    // one came.
     broken.disk.release();
     wait::until("the first commit has ended", || spool.stats().commit.count == 1).await;
     wait::until("the second one has begun", || broken.disk.blocked() == 1).await;
     let (second, mut second_store) = store(&spool, 1_000, None);
-    // On a machine that is slow just now it comes too late to overtake.
+    // On a slow machine this message may come too late to pass.
     let has_overtaken = poll_once(&mut second_store).await.is_some();
     broken.disk.heal();
     wait::bounded("the huge one", huge).await.unwrap().unwrap();

@@ -9,7 +9,7 @@ use tidespool_core::Spool;
 
 use crate::setup::{assert_holds, put, small, walk};
 
-async fn refusal(path: &Path) -> anyhow::Error {
+async fn opening_error(path: &Path) -> anyhow::Error {
     match TieredSpool::open(small(path)).await {
         Ok(_) => panic!("{} was opened", path.display()),
         Err(err) => err,
@@ -17,10 +17,10 @@ async fn refusal(path: &Path) -> anyhow::Error {
 }
 
 /// A dangling symlink was reported as "its parent must exist: File exists", a file as "not a
-/// directory" without what to do. Every path that can't be a spool's gets an error that names the
-/// path, what is wrong there, and what to do.
+/// directory" without a remedy. The error for an unusable path names the path, the problem, and the
+/// remedy.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_that_can_not_be_a_spools_is_explained() {
+async fn an_unusable_path_is_explained() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
     fs::write(at("file"), "not a directory").unwrap();
@@ -48,15 +48,15 @@ async fn a_path_that_can_not_be_a_spools_is_explained() {
     ];
     let before = walk(dir.path());
     for (path, what) in table {
-        let said = refusal(&path).await.to_string();
-        assert!(said.contains(&path.display().to_string()), "{} is not named: {said}", path.display());
-        assert!(said.contains(what), "{}: {said}", path.display());
+        let text = opening_error(&path).await.to_string();
+        assert!(text.contains(&path.display().to_string()), "{} is not named: {text}", path.display());
+        assert!(text.contains(what), "{}: {text}", path.display());
     }
     assert_eq!(walk(dir.path()), before, "something was created");
 }
 
-/// A directory whose path is short enough for itself, and too long for the files of a spool. The
-/// system takes such a path only in steps.
+/// A directory whose own path is short enough, while the paths of a spool's files are too long. The
+/// system accepts such a path only in steps.
 fn deep_directory(root: &Path) -> PathBuf {
     let mut path = root.to_owned();
     while path.as_os_str().len() < 4060 {
@@ -66,9 +66,9 @@ fn deep_directory(root: &Path) -> PathBuf {
     path
 }
 
-/// Whatever leads to a directory leads to the same spool.
+/// Every path to a directory opens the same spool.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_way_to_a_directory_leads_to_its_spool() {
+async fn every_path_to_a_directory_opens_the_same_spool() {
     let dir = TempDir::new().unwrap();
     let real = dir.path().join("real");
     fs::create_dir(&real).unwrap();
@@ -94,16 +94,16 @@ async fn every_way_to_a_directory_leads_to_its_spool() {
         spool.shutdown().await.unwrap();
         drop(Inspector::open(way).unwrap());
     }
-    // The parent of the link's target: other things are in it.
-    let said = refusal(&ways[6]).await.to_string();
-    assert!(said.contains("not a spool"), "{said}");
+    // The parent of the link's target, which contains other things.
+    let text = opening_error(&ways[6]).await.to_string();
+    assert!(text.contains("not a spool"), "{text}");
 }
 
-/// A new disk was refused because `mkfs` had made `lost+found` in it, an empty directory of a
-/// repository because of its `.gitkeep`. What file systems and tools leave is no reason, and is
-/// left alone.
+/// A new disk was rejected because `mkfs` had created `lost+found` in it, and an empty directory of
+/// a repository because of its `.gitkeep`. Files of file systems and tools are accepted and not
+/// touched.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_file_systems_and_tools_leave_is_left_alone() {
+async fn files_of_file_systems_and_tools_are_not_touched() {
     let dir = TempDir::new().unwrap();
     let (path, new) = (dir.path().join("spool"), dir.path().join("new"));
     let folders = ["lost+found", ".snapshot", ".zfs", "System Volume Information", ".Trash-1000"];
@@ -140,7 +140,7 @@ async fn what_file_systems_and_tools_leave_is_left_alone() {
         spool.compact().await.unwrap();
         spool.shutdown().await.unwrap();
         if round == 0 {
-            // Each of its folders may be a file system of its own.
+            // Each folder of the spool may be a file system of its own.
             leave(&path.join("journal"));
             leave(&path.join("sled"));
         }
@@ -148,12 +148,12 @@ async fn what_file_systems_and_tools_leave_is_left_alone() {
     let look = Inspector::open(&path).unwrap();
     assert_eq!(look.verify().unwrap().damage, []);
     drop(look);
-    // What a repair that was killed has left there is no reason either.
+    // The remains of a killed repair are accepted too.
     let unfinished = new.join(".tidespool-repair.partial");
     fs::create_dir(&unfinished).unwrap();
     fs::write(unfinished.join("unfinished-repair"), "").unwrap();
     fs::create_dir(new.join("journal")).unwrap();
-    fs::write(new.join("ledger"), "half").unwrap();
+    fs::write(new.join("manifest"), "half").unwrap();
     let saved = salvage(&path, &new).unwrap();
     assert!(!unfinished.exists());
     assert!(saved.is_complete() && saved.damage.is_empty(), "{saved:?}");
@@ -166,13 +166,13 @@ async fn what_file_systems_and_tools_leave_is_left_alone() {
     }
     spool.shutdown().await.unwrap();
     check(&new);
-    // With a person's file beside them the directory is refused.
+    // Beside a user's file, the directory is rejected.
     let other = dir.path().join("other");
     leave(&other);
     fs::write(other.join("thesis.txt"), "years of work").unwrap();
-    let said = refusal(&other).await.to_string();
-    assert!(said.contains("thesis.txt"), "{said}");
-    let said = salvage(&path, &other).unwrap_err().to_string();
-    assert!(said.contains("is not empty"), "{said}");
+    let text = opening_error(&other).await.to_string();
+    assert!(text.contains("thesis.txt"), "{text}");
+    let text = salvage(&path, &other).unwrap_err().to_string();
+    assert!(text.contains("is not empty"), "{text}");
     check(&other);
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use crate::broken::{Broken, HOUR, LARGE, SLOW, begin, is_thread, queue, while_the_syncer_waits};
 use crate::setup::{KIB, MIB, assert_holds, enumerate, healthy, put, stop};
 
-/// As a server does: while the gate is shut nothing is stored.
+/// Stores like a server: waits while the gate is shut.
 async fn store_once_healthy(spool: &TieredSpool, id: SpoolId, version: u64, len: usize, synced: bool) {
     loop {
         healthy(spool).await;
@@ -22,12 +22,12 @@ async fn store_once_healthy(spool: &TieredSpool, id: SpoolId, version: u64, len:
     }
 }
 
-/// While many callers are served, one batch is being synced and the next is written. Whichever of the two fails, at whichever of the first batches:
-/// all of both is written again elsewhere, in order.
+/// With many callers, one batch is synced while the next is written. If either fails, at any of the
+/// first batches, both are written again elsewhere, in order.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_fails_while_the_next_batch_is_written_is_made_good() {
+async fn a_failure_while_the_next_batch_is_written_is_repaired() {
     const CALLERS: u64 = 48;
-    for (call, thread) in [(Call::Sync, "tidespool-sync"), (Call::Write, "tidespool-commit")] {
+    for (call, thread) in [(Call::Sync, "tide-sync"), (Call::Write, "tide-commit")] {
         for nth in [1, 2, 3, 5, 8] {
             let what = format!("{call:?} {nth}");
             let broken = Broken::new(|config| {
@@ -48,7 +48,7 @@ async fn what_fails_while_the_next_batch_is_written_is_made_good() {
                     let spool = spool.clone();
                     tokio::spawn(async move {
                         for version in 1..=3 {
-                            // The dirty version in between is older than the next synced one.
+                            // This dirty version is older than the next synced one.
                             store_once_healthy(&spool, id, 2 * version, LARGE, true).await;
                             store_once_healthy(&spool, id, 2 * version + 1, 700, false).await;
                         }
@@ -59,13 +59,13 @@ async fn what_fails_while_the_next_batch_is_written_is_made_good() {
             for caller in callers {
                 wait::bounded(&what, caller).await.expect(&what);
             }
-            wait::until("the error is noticed", || spool.stats().disk_errors() > 0).await;
+            wait::until("the error is counted", || spool.stats().disk_errors() > 0).await;
             for &id in &ids {
                 let data = spool.load(id).await.expect(&what);
                 payload::assert_is(id, 8, LARGE, &data);
             }
             assert_eq!(broken.disk.trusted_again(), [""; 0], "{what}");
-            // Like a crash.
+            // A drop without shutdown acts like a crash.
             drop(spool);
             broken.disk.heal();
             let spool = broken.start().await;
@@ -79,9 +79,10 @@ async fn what_fails_while_the_next_batch_is_written_is_made_good() {
     }
 }
 
-/// Nobody hears of a batch that the syncer has, and nobody sees it, before the disk has it: not even when the next one is written already.
+/// A batch at the syncer is neither acknowledged nor visible before it is durable, even if the next
+/// batch is written.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_being_synced_is_not_acknowledged_when_the_next_batch_is_written() {
+async fn a_batch_being_synced_is_not_acknowledged_when_the_next_is_written() {
     let broken = Broken::new(|config| {
         config.dirty_expire(HOUR).checkpoint_after(HOUR).segment_size(4 * MIB).journal_capacity(16 * MIB)
     });
@@ -89,10 +90,10 @@ async fn what_is_being_synced_is_not_acknowledged_when_the_next_batch_is_written
     let (ids, stores) = while_the_syncer_waits(&broken, &spool).await;
     let written = || broken.disk.count_where(Call::Write, |name| name.ends_with(".seg"));
     let before = written();
-    // Enough of them not to wait for the sync.
+    // Enough stores to be written without waiting for the sync.
     let next: Vec<_> = (0..20).map(|_| begin(&spool, SpoolId::new(), 1, LARGE, None)).collect();
     wait::until("the next batch is written", || written() > before).await;
-    // One turn more, so that all that was to be told in the one before was told.
+    // One more batch, so that any completion caused by the previous one would have happened.
     let again: Vec<_> = (0..20).map(|_| begin(&spool, SpoolId::new(), 1, LARGE, None)).collect();
     wait::until("and the one after it", || written() > before + 1).await;
     assert!(stores.iter().chain(&next).chain(&again).all(|store| !store.is_finished()));
@@ -110,17 +111,17 @@ async fn what_is_being_synced_is_not_acknowledged_when_the_next_batch_is_written
     stop(spool).await;
 }
 
-/// What waits for an older version of its id to be known as durable is not taken for something that has no room: no segment is ended for it, and it
-/// is written as soon as that is known.
+/// A version that waits for the commit of an older version does not count as lack of space: no
+/// segment is sealed for it. It is written as soon as the older version is durable.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_version_that_waits_for_the_one_before_it_ends_no_segment() {
+async fn a_version_that_waits_for_an_older_one_seals_no_segment() {
     let broken = Broken::new(|config| config.dirty_expire(HOUR).checkpoint_after(HOUR).segment_size(MIB));
     let spool = broken.start().await;
     let (ids, stores) = while_the_syncer_waits(&broken, &spool).await;
     let id = ids[0];
     spool.store(id, payload::shared(id, 2, LARGE), false, None).await.expect("store");
     let mut flush = Box::pin(spool.advise_low_memory());
-    // Asked for, and not waited for.
+    // Requested, but not awaited.
     tokio::time::timeout(Duration::ZERO, &mut flush).await.expect_err("the disk hangs");
     broken.disk.release();
     for store in stores {
@@ -133,15 +134,15 @@ async fn a_version_that_waits_for_the_one_before_it_ends_no_segment() {
     stop(spool).await;
 }
 
-/// The time for a mark that comes while the disk hangs does not keep the committer busy.
+/// A flush mark that becomes due while the disk hangs does not keep the committer busy.
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_disk_hangs_nobody_runs_in_circles() {
+async fn the_committer_does_not_spin_while_the_disk_hangs() {
     let broken = Broken::new(|config| config.dirty_expire(Duration::from_millis(10)).checkpoint_after(HOUR));
     let spool = broken.start().await;
     let thread = Arc::new(std::sync::OnceLock::new());
     let found = thread.clone();
     broken.disk.watch(move |_| {
-        if is_thread("tidespool-commit") {
+        if is_thread("tide-commit") {
             found.get_or_init(|| std::fs::read_link("/proc/thread-self").unwrap());
         }
     });
@@ -162,14 +163,15 @@ async fn while_the_disk_hangs_nobody_runs_in_circles() {
     stop(spool).await;
 }
 
-/// Callers that go on storing until they are told to stop.
+/// Callers that store until they are stopped.
 struct Callers {
     go_on: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Callers {
-    /// Two groups of them: a slow disk is at the stores of one while those of the other are written, so that there is always something under way.
+    /// Two groups of callers: a slow disk syncs the stores of one group while the stores of the
+    /// other are written, so a sync is always in flight.
     async fn keep_busy(broken: &Broken, spool: &Arc<TieredSpool>, sync_takes: Duration) -> Self {
         let go_on = Arc::new(AtomicBool::new(true));
         let store_on = |id, before: Option<JoinHandle<anyhow::Result<()>>>| {
@@ -190,12 +192,13 @@ impl Callers {
         tasks.extend((0..8).map(|_| store_on(SpoolId::new(), None)));
         wait::until("the others are written", || broken.disk.count(Call::Write) > before).await;
         let written = AtomicU64::new(0);
-        // A sync takes until the committer has written more, or a while if it has nothing to write.
+        // A sync lasts until the committer has written more, or for [`SLOW`] if it has nothing to
+        // write.
         broken.disk.watch(move |moment| {
-            if moment.call == Call::Write && is_thread("tidespool-commit") {
+            if moment.call == Call::Write && is_thread("tide-commit") {
                 written.fetch_add(1, Ordering::SeqCst);
             }
-            if moment.call == Call::Sync && is_thread("tidespool-sync") {
+            if moment.call == Call::Sync && is_thread("tide-sync") {
                 let (before, until) = (written.load(Ordering::SeqCst), Instant::now() + SLOW);
                 std::thread::sleep(sync_takes);
                 while written.load(Ordering::SeqCst) == before && Instant::now() < until {
@@ -216,22 +219,23 @@ impl Callers {
     }
 }
 
-/// Room for what [`Callers`] store.
+/// Settings with space for the messages of [`Callers`].
 fn roomy(config: Config) -> Config {
     config.dirty_limit(16 * MIB).segment_size(MIB).journal_capacity(16 * MIB)
 }
 
-/// Whoever asks for a flush is told when what was dirty then is durable, however many stores go on meanwhile.
+/// A flush completes when the messages that were dirty at its start are durable, however many
+/// stores follow.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flush_ends_while_stores_go_on() {
+async fn a_flush_completes_while_stores_continue() {
     let broken = Broken::new(|config| roomy(config).dirty_expire(HOUR));
     let spool = broken.start().await;
     let callers = Callers::keep_busy(&broken, &spool, Duration::ZERO).await;
     for _ in 0..3 {
         let id = put(spool.as_ref(), 300, false).await;
-        // Two syncs are enough. How many more end before this task goes on does not matter: none
-        // ends after these.
-        let syncer = |fault: Fault| fault.only(|m| m.name.ends_with(".seg") && is_thread("tidespool-sync"));
+        // Two syncs are enough. How many end before this task continues does not matter: none ends
+        // after these.
+        let syncer = |fault: Fault| fault.only(|m| m.name.ends_with(".seg") && is_thread("tide-sync"));
         broken.disk.inject(syncer(Fault::on(Call::Sync)).from(50).block());
         wait::bounded("the flush", spool.advise_low_memory()).await.expect("advise_low_memory");
         broken.disk.heal();
@@ -241,9 +245,10 @@ async fn a_flush_ends_while_stores_go_on() {
     stop(spool).await;
 }
 
-/// A message that is stored again and again by callers who give up too soon is written in its time, as it was before them; and what waits behind it.
+/// A message is stored again and again by callers that time out. Its older version is written on
+/// time, and so are the messages behind it.
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_who_give_up_do_not_keep_an_older_version_from_the_disk() {
+async fn callers_that_time_out_do_not_delay_an_older_version() {
     let broken = Broken::new(|config| roomy(config).dirty_expire(Duration::from_millis(200)));
     let spool = broken.start().await;
     let mut callers = Callers::keep_busy(&broken, &spool, Duration::from_millis(20)).await;
@@ -252,8 +257,8 @@ async fn callers_who_give_up_do_not_keep_an_older_version_from_the_disk() {
         let (spool, go_on) = (spool.clone(), callers.go_on.clone());
         tokio::spawn(async move {
             while go_on.load(Ordering::SeqCst) {
-                // With a deadline of its own it would wait a little longer for a disk that has its
-                // record.
+                // With a deadline of its own, the store would wait a little longer for a disk that
+                // has its record.
                 let store = spool.store(id, payload::shared(id, 2, 100), true, None);
                 let _ = tokio::time::timeout(Duration::from_millis(4 + n), store).await;
             }
@@ -275,10 +280,11 @@ async fn callers_who_give_up_do_not_keep_an_older_version_from_the_disk() {
     stop(spool).await;
 }
 
-/// A disk that pauses for longer than a shutdown waits, and then goes on. Stores that were told `Err` at the shutdown's deadline were once found after the
-/// restart: what is being synced is waited for, and its callers hear how it went.
+/// The disk pauses for longer than a shutdown waits, and then continues. Stores that had returned
+/// `Err` at the shutdown's deadline were found after the restart. A sync in flight is awaited, and
+/// its callers get its result.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_shutdown_left_in_the_disks_hands_is_told_as_it_ends() {
+async fn callers_of_a_sync_in_flight_at_the_shutdown_get_its_result() {
     let broken =
         Broken::new(|config| config.checkpoint_after(HOUR).shutdown_timeout(Duration::from_millis(200)));
     let spool = broken.start().await;
@@ -294,7 +300,7 @@ async fn what_a_shutdown_left_in_the_disks_hands_is_told_as_it_ends() {
     for (id, store) in ids.iter().zip(stores) {
         match wait::bounded("a store", store).await.unwrap() {
             Ok(()) => stored.push(*id),
-            // Written behind what was being synced.
+            // Written after the batch that was being synced.
             Err(error) if error.is::<InDoubt>() => doubted.push(*id),
             Err(error) => assert!(error.root_cause().is::<Closed>(), "{error:#}"),
         }

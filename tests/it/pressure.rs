@@ -12,7 +12,7 @@ use crate::setup::{KIB, MIB, Tiered, assert_holds, put, stop};
 const LEN: usize = 64 * 1024;
 const COUNT: usize = 100;
 
-/// The files of a machine, in a directory. The test writes them; the spool believes them.
+/// The `/proc` and control-group files of a machine, in a directory that the test writes.
 struct Machine(TempDir);
 
 const GROUP: &str = "sys/fs/cgroup/mail";
@@ -36,7 +36,7 @@ impl Machine {
         machine
     }
 
-    /// In place at once: the monitor must not see half a number.
+    /// Replaces the file atomically: the monitor must not read a partial number.
     fn write(&self, file: &str, text: &str) {
         let path = self.0.path().join(file);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -70,7 +70,7 @@ async fn start(tiered: &Tiered, monitor: &PressureMonitor) -> Arc<TieredSpool> {
     Arc::new(TieredSpool::open_watched(tiered.config.clone(), monitor).await.expect("open"))
 }
 
-/// Clean copies of messages: as many as these tests are about.
+/// Stores the messages of these tests and waits until the cache has clean copies.
 async fn fill(spool: &TieredSpool) -> Vec<SpoolId> {
     let mut ids = Vec::new();
     for _ in 0..COUNT {
@@ -88,7 +88,8 @@ async fn until_level(spool: &TieredSpool, level: PressureLevel) {
     until(spool, &format!("the level is {level:?}"), |now| now.pressure_level == level).await;
 }
 
-/// Pressure comes: clean copies go. It goes: the cache has its old size again. No message is lost by it.
+/// Under pressure, clean copies are dropped. Afterwards the cache regains its size. No message is
+/// lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_spool_shrinks_and_grows_back() {
     let machine = Machine::with_limit(1000);
@@ -104,7 +105,7 @@ async fn the_spool_shrinks_and_grows_back() {
 
     machine.uses(850);
     until_level(&spool, PressureLevel::Low).await;
-    until(&spool, "clean copies have gone", |now| now.cache_bytes < before.cache_bytes / 2).await;
+    until(&spool, "clean copies are dropped", |now| now.cache_bytes < before.cache_bytes / 2).await;
     assert!(spool.stats().gauges.cache_capacity < before.cache_capacity);
     for &id in &ids {
         assert_holds(spool.as_ref(), id, LEN).await;
@@ -117,7 +118,7 @@ async fn the_spool_shrinks_and_grows_back() {
 
     machine.uses(500);
     until_level(&spool, PressureLevel::Normal).await;
-    // An eighth is not worth touching every copy for.
+    // A difference of an eighth does not cause another resize.
     let size = before.cache_capacity / 8 * 7;
     until(&spool, "the cache has its size back", |now| now.cache_capacity >= size).await;
     for &id in ids.iter().chain([&during]) {
@@ -129,7 +130,7 @@ async fn the_spool_shrinks_and_grows_back() {
     stop(spool).await;
 }
 
-/// Two spools, one monitor. The end of one is not the end of the other's watch.
+/// Two spools share a monitor. The shutdown of one does not end the other's monitoring.
 #[tokio::test(flavor = "multi_thread")]
 async fn spools_share_a_monitor() {
     let machine = Machine::with_limit(1000);
@@ -141,7 +142,7 @@ async fn spools_share_a_monitor() {
     machine.uses(850);
     for spool in [&one, &other] {
         until_level(spool, PressureLevel::Low).await;
-        until(spool, "clean copies have gone", |now| now.cache_bytes < cached / 2).await;
+        until(spool, "clean copies are dropped", |now| now.cache_bytes < cached / 2).await;
     }
     stop(one).await;
     machine.uses(100);
@@ -149,21 +150,21 @@ async fn spools_share_a_monitor() {
     for &id in &ids[1] {
         assert_holds(other.as_ref(), id, LEN).await;
     }
-    // The first comes back, and is told what it has missed.
+    // The first spool is reopened and gets the current level.
     machine.uses(850);
     let one = start(&first, &monitor).await;
     until_level(&one, PressureLevel::Low).await;
     for &id in &ids[0] {
         assert_holds(one.as_ref(), id, LEN).await;
     }
-    // Nobody watches any more: nothing is held back.
+    // Without a monitor the level is normal.
     tokio::task::spawn_blocking(move || monitor.shutdown()).await.unwrap();
     assert_eq!(one.stats().gauges.pressure_level, PressureLevel::Normal);
     stop(one).await;
     stop(other).await;
 }
 
-/// An operator gives the container another limit, and takes it away.
+/// The limit of the container is changed and removed.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_limit_changes_while_the_spool_runs() {
     let machine = Machine::with_limit(1000);
@@ -178,22 +179,22 @@ async fn the_limit_changes_while_the_spool_runs() {
     machine.limit("max");
     until_level(&spool, PressureLevel::Normal).await;
     assert_eq!(spool.stats().gauges.pressure_source, Some(PressureSource::System));
-    // Others use up the machine.
+    // Other processes use up the memory of the machine.
     machine.write("proc/meminfo", "MemTotal:       67108864 kB\nMemAvailable:   10000000 kB\n");
     until_level(&spool, PressureLevel::Low).await;
     machine.write("proc/meminfo", "MemTotal:       67108864 kB\nMemAvailable:   60000000 kB\n");
     until_level(&spool, PressureLevel::Normal).await;
-    // Nothing to read any more is no reason to do anything.
+    // Unreadable files cause no pressure.
     for file in ["proc/meminfo", "proc/self/status"] {
         machine.write(file, "?");
     }
-    until(&spool, "nothing is known", |now| now.pressure_source.is_none()).await;
+    until(&spool, "no source can be read", |now| now.pressure_source.is_none()).await;
     assert_eq!(spool.stats().gauges.pressure_level, PressureLevel::Normal);
     stop(spool).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stalls_are_an_early_sign() {
+async fn memory_stalls_raise_the_level() {
     let machine = Machine::with_limit(1000);
     let monitor = machine.monitor();
     let tiered = Tiered::new(|config| config);
@@ -206,9 +207,9 @@ async fn stalls_are_an_early_sign() {
     stop(spool).await;
 }
 
-/// A running monitor is turned off and on.
+/// A running monitor can be disabled and enabled.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_monitor_that_is_turned_off_leaves_the_spool_alone() {
+async fn a_disabled_monitor_has_no_effect_on_the_spool() {
     let machine = Machine::with_limit(1000);
     let monitor = machine.monitor();
     let tiered = Tiered::new(|config| config);
@@ -226,24 +227,25 @@ async fn a_monitor_that_is_turned_off_leaves_the_spool_alone() {
     stop(spool).await;
 }
 
-/// Without a monitor from outside the spool has one of its own, for this very machine.
+/// Without an external monitor, the spool starts its own, for the real machine.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spool_has_a_monitor_of_its_own() {
-    // Any process is larger than this.
+async fn a_spool_starts_its_own_monitor() {
+    // Any process is larger than this limit.
     let settings = settings().memory_limit(8 * MIB).low(0.01).critical(0.02).hysteresis(0.005);
     let tiered = Tiered::new(|config| config.pressure(settings));
     let spool = tiered.start().await;
     until_level(&spool, PressureLevel::Critical).await;
-    // Above its limit, which nothing else can be.
+    // Only the process itself exceeds its limit.
     assert_eq!(spool.stats().gauges.pressure_source, Some(PressureSource::Process));
     let id = put(spool.as_ref(), LEN, false).await;
     assert_holds(spool.as_ref(), id, LEN).await;
     stop(spool).await;
 }
 
-/// A machine that others fill to three quarters is no reason to be small: memory is not short, and no limit kills.
+/// Other processes use three quarters of the machine. Memory is not short, and no limit applies, so
+/// the spool keeps its budget.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_use_of_the_machine_takes_nothing_while_memory_is_normal() {
+async fn memory_of_other_processes_does_not_reduce_a_normal_budget() {
     let machine = Machine::new();
     // 76 % of 64 GiB.
     machine.write("proc/meminfo", "MemTotal:       67108864 kB\nMemAvailable:   16106127 kB\n");
@@ -260,19 +262,21 @@ async fn what_others_use_of_the_machine_takes_nothing_while_memory_is_normal() {
     stop(spool).await;
 }
 
-/// Two spools in a group whose limit is below what was promised to them share what the others leave, from the start.
+/// Two spools in a group whose limit is below their budgets share the memory that others leave,
+/// from the start.
 #[tokio::test(flavor = "multi_thread")]
 async fn spools_of_one_group_share_its_limit() {
     let machine = Machine::with_limit(100);
-    // Others, the process's own heap among them, and what the two spools take themselves: 70 % of 100 MiB are 70, of which 30 to 45 are left.
+    // 40 MiB for other processes, the process's own heap, and the two spools. 70 % of 100 MiB are
+    // 70 MiB, of which 30 to 45 MiB are left.
     machine.uses(40);
     let monitor = machine.monitor();
     let (large, small) = (Tiered::new(|config| config.memory_budget(64 * MIB)), Tiered::new(|config| config));
     let (first, second) = (start(&large, &monitor).await, start(&small, &monitor).await);
-    until(&first, "it has its part", |now| (20 * MIB..31 * MIB).contains(&now.memory_allowed)).await;
-    until(&second, "it has its part", |now| (9 * MIB..16 * MIB).contains(&now.memory_allowed)).await;
+    until(&first, "it has its share", |now| (20 * MIB..31 * MIB).contains(&now.memory_allowed)).await;
+    until(&second, "it has its share", |now| (9 * MIB..16 * MIB).contains(&now.memory_allowed)).await;
     stop(first).await;
-    // What the other one had comes back, slowly.
+    // The share of the closed spool is returned slowly.
     until(&second, "it has more", |now| now.memory_allowed > 20 * MIB).await;
     stop(second).await;
 }

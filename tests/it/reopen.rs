@@ -11,7 +11,7 @@ use crate::setup::{Tiered, assert_holds, enumerate, put, stop};
 const SMALL: usize = 900;
 const COUNT: usize = 300;
 
-/// Small messages, all filed, and an orderly end.
+/// Stores small messages, checkpoints all, and shuts down.
 async fn closed(tiered: &Tiered) -> Vec<SpoolId> {
     let spool = tiered.start().await;
     let stored = fill(&spool).await;
@@ -36,7 +36,7 @@ async fn assert_holds_all(spool: &TieredSpool, stored: &[SpoolId]) {
     assert_eq!(enumerate(spool).await.len(), stored.len());
 }
 
-/// Something done to sled's directory.
+/// A modification of sled's directory.
 type Change = fn(&Path);
 
 fn flip(path: &Path, place: u64) {
@@ -46,16 +46,16 @@ fn flip(path: &Path, place: u64) {
     file.write_all_at(&[byte[0] ^ 1], place).unwrap();
 }
 
-/// The index is kept after an orderly end and rebuilt after a crash. All messages are there each
+/// The index is kept after a shutdown and rebuilt after a crash. All messages are present each
 /// time.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_index_that_did_not_change_is_kept() {
+async fn an_unchanged_index_is_kept_after_a_shutdown() {
     let tiered = Tiered::new(|config| config);
     let mut stored = closed(&tiered).await;
     let spool = tiered.start().await;
     assert!(!spool.recovery().rebuilds_index);
     assert_holds_all(&spool, &stored).await;
-    // What is filed in such a run counts as well.
+    // Messages that were checkpointed after reusing the index must be in it too.
     stored.extend(fill(&spool).await);
     drop(spool);
     let spool = tiered.start().await;
@@ -76,10 +76,10 @@ fn index(tiered: &Tiered) -> PathBuf {
     indexes.remove(0)
 }
 
-/// Any change of the index's files is noticed, also one bit or an empty file. Then it is rebuilt,
-/// and every message is there.
+/// Any change of the index's files is detected, even one bit or an empty file. The index is then
+/// rebuilt, and every message is present.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_index_that_changed_is_rebuilt() {
+async fn a_changed_index_is_rebuilt() {
     let changes: [(&str, Change); 6] = [
         ("a bit at the beginning", |sled| flip(&sled.join("db"), 20)),
         ("a bit at the end", |sled| flip(&sled.join("db"), fs::metadata(sled.join("db")).unwrap().len() - 1)),
@@ -87,7 +87,7 @@ async fn an_index_that_changed_is_rebuilt() {
             let file = fs::File::options().write(true).open(sled.join("db")).unwrap();
             file.set_len(file.metadata().unwrap().len() + 1).unwrap();
         }),
-        ("cut short", |sled| {
+        ("truncated", |sled| {
             let file = fs::File::options().write(true).open(sled.join("db")).unwrap();
             file.set_len(file.metadata().unwrap().len() / 2).unwrap();
         }),
@@ -99,16 +99,16 @@ async fn an_index_that_changed_is_rebuilt() {
         let stored = closed(&tiered).await;
         change(&index(&tiered));
         let spool = tiered.start().await;
-        assert!(spool.recovery().rebuilds_index, "{what} was not noticed");
+        assert!(spool.recovery().rebuilds_index, "{what} was not detected");
         assert_holds_all(&spool, &stored).await;
         assert_eq!((spool.stats().lost, spool.stats().corrupt), (0, 0), "{what}");
         stop(spool).await;
     }
 }
 
-/// A crash leaves no index that is kept, even where its files are still the same.
+/// After a crash the index is never reused, even if its files are unchanged.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_ledger_of_a_run_names_no_index() {
+async fn the_first_manifest_of_a_run_names_no_index() {
     let tiered = Tiered::new(|config| config);
     let stored = closed(&tiered).await;
     let spool = tiered.start().await;
@@ -120,10 +120,10 @@ async fn the_first_ledger_of_a_run_names_no_index() {
     stop(spool).await;
 }
 
-/// The index was damaged before the orderly end, under a running spool. So its files are what they
-/// were at that end. It is compared with the ledger before it answers anything.
+/// The index was damaged under a running spool, before the shutdown. Its files match the state that
+/// the shutdown recorded. The index is compared with the manifest before it is used.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_index_that_was_damaged_before_the_end_answers_nothing() {
+async fn an_index_damaged_before_the_shutdown_is_not_used() {
     let tiered = Tiered::new(|config| config);
     let spool = tiered.start().await;
     let stored = fill(&spool).await;

@@ -1,4 +1,4 @@
-//! `salvage`, and what opening makes of damage that it can go on with or not. What each bug did stands above its test.
+//! `salvage`, and openings of damaged spools. A regression test starts with the bug it guards.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,8 +20,9 @@ const LARGE: usize = 20_000;
 const SMALL: usize = 700;
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Small and large messages, filed and not filed, replaced and removed: what is live, and its version and length.
-async fn stock(spool: &TieredSpool) -> BTreeMap<SpoolId, (u64, usize)> {
+/// Stores small and large messages, checkpointed or not, and replaces and removes some. Returns the
+/// live messages with version and length.
+async fn fill(spool: &TieredSpool) -> BTreeMap<SpoolId, (u64, usize)> {
     let mut live = BTreeMap::new();
     for n in 0..60 {
         let len = if n % 2 == 0 { LARGE + n } else { SMALL + n };
@@ -43,11 +44,11 @@ async fn stock(spool: &TieredSpool) -> BTreeMap<SpoolId, (u64, usize)> {
     live
 }
 
-fn slow_to_file() -> Tiered {
+fn without_checkpoints() -> Tiered {
     Tiered::new(|config| config.checkpoint_after(HOUR))
 }
 
-/// What the spool in `dir` gives, as whole messages.
+/// The messages in the spool at `dir`, all undamaged.
 pub(crate) fn whole_in(dir: &Path) -> BTreeMap<SpoolId, (u64, usize)> {
     let spool = Inspector::open(dir).expect("open");
     let mut ids = Vec::new();
@@ -79,12 +80,13 @@ fn damaged_spool(error: &anyhow::Error) -> &DamagedSpool {
     error.root_cause().downcast_ref().unwrap_or_else(|| panic!("{error:#}"))
 }
 
-/// Of a whole spool everything is saved, in its newest version, and nothing that was removed; and the old one is as it was.
+/// All messages of an undamaged spool are saved in their newest version, removed ones are not, and
+/// the old spool is not changed.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_whole_spool_is_copied_and_not_touched() {
-    let tiered = slow_to_file();
+async fn an_undamaged_spool_is_copied_and_not_changed() {
+    let tiered = without_checkpoints();
     let spool = tiered.start().await;
-    let live = stock(&spool).await;
+    let live = fill(&spool).await;
     stop(spool).await;
     let before = contents(&tiered.path());
     let (dir, new, report) = repair(&tiered);
@@ -94,7 +96,8 @@ async fn a_whole_spool_is_copied_and_not_touched() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "something was left beside the new spool");
 }
 
-/// The new spool is one like any other, also where its messages are more than the journal may hold: its first opening files them.
+/// The new spool works like any other, even if its messages exceed the journal: its first opening
+/// checkpoints them.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_new_spool_works() {
     let tiered = Tiered::new(|config| config.segment_size(64 * KIB).journal_capacity(MIB));
@@ -122,9 +125,10 @@ async fn the_new_spool_works() {
     stop(spool).await;
 }
 
-/// A place that can't be used is refused before anything is made, and what an interrupted repair left is no obstacle.
+/// An unusable target is rejected before anything is created. The remains of an interrupted repair
+/// are accepted.
 #[tokio::test(flavor = "multi_thread")]
-async fn only_a_new_or_empty_place_is_taken() {
+async fn only_a_new_or_empty_target_is_accepted() {
     let tiered = Tiered::new(|config| config);
     let spool = tiered.start().await;
     put(spool.as_ref(), LARGE, true).await;
@@ -149,14 +153,14 @@ async fn only_a_new_or_empty_place_is_taken() {
     refuse(&new, "was not left by a repair");
     assert!(work.join("thesis.txt").exists() && !new.exists());
 
-    // As a kill in the middle leaves it.
+    // The state that a killed repair leaves.
     fs::write(work.join("unfinished-repair"), "").unwrap();
     fs::create_dir(&new).unwrap();
     assert_eq!(salvage(&tiered.path(), &new).expect("repair").saved, 1);
     assert!(!work.exists() && whole_in(&new).len() == 1);
 }
 
-/// A spool that is in use is left alone.
+/// A spool in use is not repaired.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spool_in_use_is_not_repaired() {
     let tiered = Tiered::new(|config| config);
@@ -168,13 +172,13 @@ async fn a_spool_in_use_is_not_repaired() {
     stop(spool).await;
 }
 
-/// A spool whose FORMAT file was deleted was taken for an empty directory: a new spool was begun in the middle of it, under another id, and every
-/// segment was somebody else's from then on.
+/// A spool without its FORMAT file was treated as an empty directory. A new spool with another id
+/// was created in it, and all segments counted as foreign.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spool_that_lost_its_format_file_is_not_begun_anew() {
-    let tiered = slow_to_file();
+async fn a_spool_without_its_format_file_is_not_replaced_by_a_new_one() {
+    let tiered = without_checkpoints();
     let spool = tiered.start().await;
-    let live = stock(&spool).await;
+    let live = fill(&spool).await;
     stop(spool).await;
     fs::remove_file(tiered.path().join("FORMAT")).unwrap();
     let before = contents(&tiered.path());
@@ -193,16 +197,16 @@ async fn a_spool_that_lost_its_format_file_is_not_begun_anew() {
     assert_eq!(whole_in(&new), live);
 }
 
-/// Its id is in each segment, too.
+/// Each segment contains the id of the spool, too.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_format_file_that_cannot_be_read_keeps_nothing_from_being_saved() {
-    let tiered = slow_to_file();
+async fn an_unreadable_format_file_does_not_prevent_a_repair() {
+    let tiered = without_checkpoints();
     let spool = tiered.start().await;
-    let live = stock(&spool).await;
+    let live = fill(&spool).await;
     stop(spool).await;
     let format = tiered.path().join("FORMAT");
     fs::remove_file(&format).unwrap();
-    // Reading it is an error of the system, which depends on nobody's rights.
+    // A symlink loop makes reading it a system error, also for root.
     std::os::unix::fs::symlink(&format, &format).unwrap();
     let error = TieredSpool::open(tiered.config.clone()).await.expect_err("it can't be read");
     assert!(format!("{error:#}").contains(&format.display().to_string()), "{error:#}");
@@ -212,19 +216,20 @@ async fn a_format_file_that_cannot_be_read_keeps_nothing_from_being_saved() {
     assert_eq!(whole_in(&new), live);
 }
 
-/// With one bit of its id flipped, a FORMAT file named another spool: what was in the segments was left alone as that one's. It has a checksum now;
-/// and where it is whole and another spool's, no segment is of that one.
+/// With one flipped bit in its id, a FORMAT file named another spool, and all segments counted as
+/// foreign. It has a checksum now. If it is the intact file of another spool, no segment matches
+/// it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_format_file_with_another_id_is_refused() {
-    let (tiered, other) = (slow_to_file(), Tiered::new(|config| config));
+async fn a_format_file_with_another_id_is_rejected() {
+    let (tiered, other) = (without_checkpoints(), Tiered::new(|config| config));
     let spool = tiered.start().await;
-    let live = stock(&spool).await;
+    let live = fill(&spool).await;
     stop(spool).await;
     stop(other.start().await).await;
     let format = tiered.path().join("FORMAT");
     let good = fs::read(&format).unwrap();
     let mut flipped = good.clone();
-    // The last digit of the id: a bit of it, and a digit still.
+    // Changes the last digit of the id by one bit into another digit.
     flipped[46] ^= if matches!(good[46], b'a' | b'f') { 2 } else { 1 };
     let others = fs::read(other.path().join("FORMAT")).unwrap();
     for (bytes, part) in [(flipped, "checksum"), (others, "no segment is of that one")] {
@@ -235,61 +240,61 @@ async fn a_format_file_with_another_id_is_refused() {
         assert!(report.is_complete(), "{report:?}");
         assert_eq!(whole_in(&new), live);
     }
-    // The first ones had no checksum.
+    // A file of the first format, without a checksum.
     fs::write(&format, &good[..good.len() - "check 01234567\n".len()]).unwrap();
     stop(tiered.start().await).await;
 }
 
-/// A ledger from an earlier opening does not list the segments that were made since: their messages were reported as damaged, and their files were
-/// free to be written over.
+/// A manifest of an earlier opening does not list later segments. Their messages were reported as
+/// damaged, and their files could be overwritten.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_from_earlier_hides_no_message() {
-    let tiered = slow_to_file();
+async fn an_outdated_manifest_hides_no_message() {
+    let tiered = without_checkpoints();
     let spool = tiered.start().await;
     put(spool.as_ref(), LARGE, true).await;
     stop(spool).await;
-    let ledger = tiered.path().join("ledger");
-    let earlier = fs::read(&ledger).unwrap();
+    let manifest = tiered.path().join("manifest");
+    let earlier = fs::read(&manifest).unwrap();
     let spool = tiered.start().await;
     let mut ids = Vec::new();
     for _ in 0..60 {
         ids.push(put(spool.as_ref(), LARGE, true).await);
     }
     spool.compact().await.expect("compact");
-    // So that what is left is moved to a segment of its own.
+    // Causes the remaining messages to be moved to a new segment.
     for id in ids.extract_if(.., |id| id.as_bytes()[7] % 2 == 0) {
         spool.remove(id).await.expect("remove");
     }
     spool.compact().await.expect("compact");
     stop(spool).await;
-    fs::write(&ledger, earlier).unwrap();
+    fs::write(&manifest, earlier).unwrap();
 
     let found = Inspector::open(&tiered.path()).unwrap().verify().unwrap();
-    assert!(found.damage.iter().any(|damage| damage.path.ends_with("ledger")), "{found:?}");
+    assert!(found.damage.iter().any(|damage| damage.path.ends_with("manifest")), "{found:?}");
     let spool = tiered.start().await;
     let report = spool.recovery();
-    assert!(report.damage.iter().any(|damage| damage.path.ends_with("ledger")), "{report:?}");
+    assert!(report.damage.iter().any(|damage| damage.path.ends_with("manifest")), "{report:?}");
     for id in &ids {
         assert_holds(spool.as_ref(), *id, LARGE).await;
     }
     stop(spool).await;
 }
 
-/// Without the ledger and sled, opening took the journal for all there was: messages in older
-/// segments were forgotten, and their room was free to be written over.
+/// Without the manifest and sled, opening only considered the journal. Messages in older segments
+/// were missing, and their space could be overwritten.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_ledger_and_sled_what_the_segments_hold_is_there() {
+async fn without_manifest_and_sled_all_messages_in_segments_are_found() {
     for how in 0..3 {
-        let tiered = slow_to_file();
+        let tiered = without_checkpoints();
         let spool = tiered.start().await;
-        let live = stock(&spool).await;
+        let live = fill(&spool).await;
         spool.compact().await.expect("compact");
         stop(spool).await;
-        fs::remove_file(tiered.path().join("ledger")).unwrap();
+        fs::remove_file(tiered.path().join("manifest")).unwrap();
         lose_all(&tiered.path(), how);
         let (_dir, new, report) = repair(&tiered);
         assert!(report.is_complete(), "{report:?}");
-        assert!(report.damage.iter().any(|damage| damage.path.ends_with("ledger")), "{report:?}");
+        assert!(report.damage.iter().any(|damage| damage.path.ends_with("manifest")), "{report:?}");
         let saved = whole_in(&new);
         assert!(live.iter().all(|(id, what)| saved.get(id) == Some(what)), "{report:?}");
         let doubted: Vec<_> = report.doubtful.iter().filter_map(|damage| damage.id).collect();
@@ -298,7 +303,7 @@ async fn without_ledger_and_sled_what_the_segments_hold_is_there() {
 
         let spool = tiered.start().await;
         let recovery = spool.recovery();
-        assert!(recovery.damage.iter().any(|damage| damage.path.ends_with("ledger")), "{recovery:?}");
+        assert!(recovery.damage.iter().any(|damage| damage.path.ends_with("manifest")), "{recovery:?}");
         assert_eq!((recovery.rebuilds_index, recovery.lost), (true, 0));
         for (id, (version, len)) in &saved {
             payload::assert_is(*id, *version, *len, &spool.load(*id).await.expect("load"));
@@ -308,17 +313,17 @@ async fn without_ledger_and_sled_what_the_segments_hold_is_there() {
     }
 }
 
-/// sled does not open where its snapshot or its settings are damaged. Every small message was lost
+/// sled does not open if its snapshot or its settings are damaged. Every small message was lost
 /// with it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_snapshot_of_sled_costs_no_message() {
+async fn a_damaged_snapshot_of_sled_loses_no_message() {
     for name in ["snap.", "conf"] {
-        let tiered = slow_to_file();
+        let tiered = without_checkpoints();
         let spool = tiered.start().await;
-        let live = stock(&spool).await;
+        let live = fill(&spool).await;
         spool.compact().await.expect("compact");
         stop(spool).await;
-        // A second opening of the same index writes a snapshot.
+        // The second opening of an index writes a snapshot.
         let spool = tiered.start().await;
         assert!(!spool.recovery().rebuilds_index);
         stop(spool).await;
@@ -342,7 +347,8 @@ async fn a_damaged_snapshot_of_sled_costs_no_message() {
     }
 }
 
-/// Versions of one large message in a segment that is kept for other messages, everything filed; the last of them a removal where there is no `last`.
+/// Versions of one large message in a segment that is retained for other messages, all
+/// checkpointed. Without `last`, the last one is a removal.
 async fn versions_in_one_segment(tiered: &Tiered, last: Option<u64>) -> (SpoolId, Vec<SpoolId>) {
     let spool = tiered.start().await;
     let id = SpoolId::new();
@@ -355,9 +361,9 @@ async fn versions_in_one_segment(tiered: &Tiered, last: Option<u64>) -> (SpoolId
         }
         None => spool.remove(id).await.expect("remove"),
     }
-    // The removal is to stand before the message that is kept.
-    wait::until("all of it is durable", || spool.stats().gauges.dirty_entries == 0).await;
-    // So much of it lives that it is not rewritten.
+    // The removal must come before the messages that are kept.
+    wait::until("everything is durable", || spool.stats().gauges.dirty_entries == 0).await;
+    // Enough live messages that the segment is not rewritten.
     let mut others = Vec::new();
     for _ in 0..9 {
         others.push(put(spool.as_ref(), LARGE, true).await);
@@ -369,7 +375,7 @@ async fn versions_in_one_segment(tiered: &Tiered, last: Option<u64>) -> (SpoolId
     (id, others)
 }
 
-/// Flips a bit of this version, wherever it stands.
+/// Flips a bit of this version in all places.
 fn flip(dir: &Path, id: SpoolId, version: u64) {
     let needle = &payload::make(id, version, LARGE)[5000..5032];
     let mut flipped = 0;
@@ -381,13 +387,13 @@ fn flip(dir: &Path, id: SpoolId, version: u64) {
             flipped += 1;
         }
     }
-    assert!(flipped > 0, "version {version} is not there");
+    assert!(flipped > 0, "version {version} is not on disk");
 }
 
-/// Messages that sled had lost were filed again from the segments, also a message whose removal
-/// stands in the same segment.
+/// Messages that sled had lost were indexed again from the segments, including a message whose
+/// removal is in the same segment.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_segment_says_was_removed_stays_removed_without_sled() {
+async fn a_removal_in_a_segment_stays_in_effect_without_sled() {
     let tiered = Tiered::new(|config| config.checkpoint_after(Duration::ZERO));
     let (id, others) = versions_in_one_segment(&tiered, None).await;
     fs::remove_dir_all(tiered.path().join("sled")).unwrap();
@@ -399,7 +405,7 @@ async fn what_a_segment_says_was_removed_stays_removed_without_sled() {
     stop(spool).await;
 }
 
-/// Where sled had lost a message whose newest version was damaged, an older one came back in its place.
+/// If sled had lost a message whose newest version was damaged, an older version was restored.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_newest_version_is_not_replaced_by_an_older_one() {
     let tiered = Tiered::new(|config| config.checkpoint_after(Duration::ZERO));
@@ -420,12 +426,12 @@ async fn a_damaged_newest_version_is_not_replaced_by_an_older_one() {
     stop(spool).await;
 }
 
-/// What can't be saved is named, and the rest is there.
+/// Damaged messages are named, and all others are saved.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_damaged_is_named_and_the_rest_is_saved() {
-    let tiered = slow_to_file();
+async fn damaged_messages_are_named_and_the_others_are_saved() {
+    let tiered = without_checkpoints();
     let spool = tiered.start().await;
-    let mut live = stock(&spool).await;
+    let mut live = fill(&spool).await;
     stop(spool).await;
     let (id, _) = *live
         .iter()

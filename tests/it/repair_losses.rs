@@ -1,5 +1,5 @@
-//! What `salvage` says of a spool that lost something: never that all of it is there, and no older version in place of a newer one. What each bug did
-//! stands above its test.
+//! The report of `salvage` for a spool with losses. It must never claim a complete copy, or save an
+//! older version in place of a newer one. A regression test starts with the bug it guards.
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
@@ -20,13 +20,13 @@ const LARGE: usize = 20_000;
 const SMALL: usize = 700;
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Files whatever is old enough as soon as it may.
-fn quick_to_file() -> Tiered {
+/// A spool in which a checkpoint includes everything at once.
+fn with_immediate_checkpoints() -> Tiered {
     Tiered::new(|config| config.checkpoint_after(Duration::ZERO))
 }
 
-async fn durable(spool: &TieredSpool) {
-    wait::until("all of it is durable", || spool.stats().gauges.dirty_entries == 0).await;
+async fn wait_until_durable(spool: &TieredSpool) {
+    wait::until("everything is durable", || spool.stats().gauges.dirty_entries == 0).await;
 }
 
 fn repair(dir: &Path) -> (TempDir, PathBuf, Salvage) {
@@ -47,28 +47,28 @@ fn version_in(dir: &Path, id: SpoolId) -> Option<u64> {
     }
 }
 
-/// Removed messages, which came back because sled was lost, were counted in place of messages that
-/// were lost with sled: repair reported a complete copy. Without sled no message is lost, and none
-/// comes back. Without the log of what lives, messages that may have been removed are reported.
+/// Removed messages that came back with the loss of sled were counted in place of lost messages,
+/// and repair reported a complete copy. Without sled, no message is lost and none comes back.
+/// Without the liveness log, messages that may have been removed are reported as doubtful.
 #[tokio::test(flavor = "multi_thread")]
-async fn removed_messages_that_come_back_do_not_stand_in_for_lost_ones() {
-    let tiered = quick_to_file();
+async fn restored_removed_messages_do_not_hide_lost_ones() {
+    let tiered = with_immediate_checkpoints();
     let spool = tiered.start().await;
     for _ in 0..3 {
         put(spool.as_ref(), SMALL, true).await;
     }
-    // Their segment is free again after this.
+    // After this their segment is free.
     spool.cleanup().await.expect("cleanup");
     let mut large = Vec::new();
     for _ in 0..30 {
         large.push(put(spool.as_ref(), LARGE, true).await);
     }
     spool.cleanup().await.expect("cleanup");
-    // Too few of each segment for it to be rewritten, but for the last one.
+    // Too few for a segment to be rewritten, except the last one.
     for id in large.iter().step_by(5) {
         spool.remove(*id).await.expect("remove");
     }
-    durable(&spool).await;
+    wait_until_durable(&spool).await;
     spool.cleanup().await.expect("cleanup");
     stop(spool).await;
     fs::remove_dir_all(tiered.path().join("sled")).unwrap();
@@ -78,17 +78,17 @@ async fn removed_messages_that_come_back_do_not_stand_in_for_lost_ones() {
 
     fs::remove_file(log_of(&tiered.path())).unwrap();
     let (_place, _new, report) = repair(&tiered.path());
-    assert!(report.saved > 27, "none came back: {report:?}");
+    assert!(report.saved > 27, "no removed message came back: {report:?}");
     assert_eq!((report.lost, report.doubtful.len() as u64), (0, report.saved), "{report:?}");
     assert!(report.damage.iter().any(|damage| damage.what.contains("liveness.")), "{report:?}");
-    // The removed messages that come back do not hide the loss of these.
+    // The removed messages that come back must not hide this loss.
     let lost = retained(&tiered.path()).pop().unwrap();
     fs::remove_file(lost).unwrap();
     let (_place, _new, report) = repair(&tiered.path());
     assert!(report.lost > 0 && !report.is_complete(), "{report:?}");
 }
 
-/// The log of what lives.
+/// The liveness log.
 fn log_of(dir: &Path) -> PathBuf {
     let is_log = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("liveness.");
     walk(dir).into_iter().find(is_log).unwrap()
@@ -100,8 +100,8 @@ fn retained(dir: &Path) -> Vec<PathBuf> {
     segments.filter(|path| fs::read(path).unwrap()[12..16] != [0; 4]).collect()
 }
 
-/// The records that an unfinished checkpoint was to file were taken for records that need not be
-/// filed yet: so many lost messages were not reported.
+/// Records that an incomplete checkpoint should have indexed counted as records without a
+/// checkpoint, and as many lost messages were not reported.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unfinished_checkpoint_hides_no_loss() {
     let tiered = Tiered::new(|config| config.checkpoint_after(HOUR));
@@ -114,15 +114,15 @@ async fn an_unfinished_checkpoint_hides_no_loss() {
     spool.compact().await.expect("compact");
     let image = TempDir::new().unwrap();
     let to = image.path().join("spool");
-    let filed: Vec<PathBuf> = retained(&tiered.path())
+    let checkpointed: Vec<PathBuf> = retained(&tiered.path())
         .iter()
         .map(|path| to.join("journal").join(path.file_name().unwrap()))
         .collect();
-    assert_eq!(filed.len(), 1, "{filed:?}");
+    assert_eq!(checkpointed.len(), 1, "{checkpointed:?}");
     for _ in 0..10 {
         put(spool.as_ref(), SMALL, true).await;
     }
-    // As a crash leaves it that comes after the change of sled.
+    // The state after a crash that follows the change of sled.
     let (from, target) = (tiered.path(), to.clone());
     disk.watch(move |moment| {
         if moment.call == Call::Sync && moment.name.starts_with("liveness.") && !target.exists() {
@@ -135,35 +135,35 @@ async fn an_unfinished_checkpoint_hides_no_loss() {
     fs::remove_dir_all(to.join("sled")).unwrap();
     let (_place, _new, report) = repair(&to);
     assert_eq!((report.saved, report.lost, report.is_complete()), (15, 0, true), "{report:?}");
-    fs::remove_file(&filed[0]).unwrap();
+    fs::remove_file(&checkpointed[0]).unwrap();
     let (_place, _new, report) = repair(&to);
     assert_eq!((report.saved, report.lost, report.is_complete()), (10, 5, false), "{report:?}");
 }
 
-/// Where the newest version is damaged, header included, an older version that can be read took its
-/// place, and everything counted as saved.
+/// If the newest version is damaged with its header, an older readable version replaced it, and
+/// everything counted as saved.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_known_to_be_damaged_is_not_replaced_by_an_older_version() {
-    let tiered = quick_to_file();
+async fn a_message_known_as_damaged_is_not_replaced_by_an_older_version() {
+    let tiered = with_immediate_checkpoints();
     let spool = tiered.start().await;
     let id = SpoolId::new();
     for version in 1..=3 {
         spool.store(id, payload::shared(id, version, LARGE), true, None).await.expect("store");
     }
-    // So much of the segment lives that it is not rewritten.
+    // Enough live messages that the segment is not rewritten.
     for _ in 0..9 {
         put(spool.as_ref(), LARGE, true).await;
     }
     spool.cleanup().await.expect("cleanup");
     stop(spool).await;
-    // The payload first: opening without sled writes a record that says so.
+    // Damages the payload first: an opening without sled writes a record of that damage.
     let at = places_of(&tiered.path(), &payload::make(id, 3, LARGE)[5000..5032]);
     for (path, at) in &at {
         overwrite(path, *at, &[0x5a; 8]);
     }
     fs::remove_dir_all(tiered.path().join("sled")).unwrap();
     stop(tiered.start().await).await;
-    // Then the header, too.
+    // Then damages the header.
     for (path, at) in &at {
         overwrite(path, at - 5000 - 56, &[0; 56]);
     }
@@ -179,7 +179,7 @@ fn places_of(dir: &Path, needle: &[u8]) -> Vec<(PathBuf, u64)> {
         let all = bytes.windows(needle.len()).enumerate().filter(|(_, window)| *window == needle);
         found.extend(all.map(|(at, _)| (path.clone(), at as u64)));
     }
-    assert!(!found.is_empty(), "it is not there");
+    assert!(!found.is_empty(), "the bytes are not on disk");
     found
 }
 
@@ -187,19 +187,19 @@ fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
     fs::File::options().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
 }
 
-/// A spool without its ledger. A newer segment states of a message in an older one that it was
-/// replaced, or removed where `newer` is `None`. The older one is filed, or in the journal as the
-/// other.
-async fn without_ledger(newer: Option<u64>, is_filed: bool) -> (Tiered, SpoolId) {
+/// A spool without its manifest. A newer segment contains the replacement of a message in an older
+/// segment, or its removal if `newer` is `None`. The older segment is checkpointed, or part of the
+/// journal.
+async fn without_manifest(newer: Option<u64>, is_checkpointed: bool) -> (Tiered, SpoolId) {
     let tiered = Tiered::new(|config| config.checkpoint_after(HOUR));
     let spool = tiered.start().await;
     let id = SpoolId::new();
     spool.store(id, payload::shared(id, 1, LARGE), true, None).await.expect("store");
-    // Twelve of this size fill a segment.
+    // Twelve messages of this size fill a segment.
     for _ in 0..11 {
         put(spool.as_ref(), LARGE, true).await;
     }
-    if is_filed {
+    if is_checkpointed {
         spool.compact().await.expect("compact");
     }
     match newer {
@@ -208,22 +208,21 @@ async fn without_ledger(newer: Option<u64>, is_filed: bool) -> (Tiered, SpoolId)
         }
         None => spool.remove(id).await.expect("remove"),
     }
-    durable(&spool).await;
+    wait_until_durable(&spool).await;
     for _ in 0..9 {
         put(spool.as_ref(), LARGE, true).await;
     }
     stop(spool).await;
-    fs::remove_file(tiered.path().join("ledger")).unwrap();
+    fs::remove_file(tiered.path().join("manifest")).unwrap();
     (tiered, id)
 }
 
-/// Without a ledger, a segment into which sled pointed counted as filed altogether: the older
-/// version was saved in place of the newer one, and a removed message came back. Neither was
-/// reported.
+/// Without a manifest, a segment to which sled pointed counted as checkpointed. The older version
+/// was saved in place of the newer one, and a removed message came back. Neither was reported.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_ledger_the_newest_version_counts_wherever_it_stands() {
-    for (newer, is_filed) in [(Some(2), false), (None, false), (Some(2), true), (None, true)] {
-        let (tiered, id) = without_ledger(newer, is_filed).await;
+async fn without_a_manifest_the_newest_version_is_found() {
+    for (newer, is_checkpointed) in [(Some(2), false), (None, false), (Some(2), true), (None, true)] {
+        let (tiered, id) = without_manifest(newer, is_checkpointed).await;
         let dir = tiered.path();
         let (_place, new, report) = repair(&dir);
         assert_eq!(version_in(&new, id), newer, "{report:?}");
@@ -231,7 +230,7 @@ async fn without_a_ledger_the_newest_version_counts_wherever_it_stands() {
         let homes = seen.summary().unwrap().messages_by_home;
         assert_eq!(
             (homes["segment"] > 0, report.saved),
-            (is_filed, 20 + newer.map_or(0, |_| 1)),
+            (is_checkpointed, 20 + newer.map_or(0, |_| 1)),
             "{homes:?}"
         );
         drop(seen);
@@ -248,9 +247,10 @@ async fn without_a_ledger_the_newest_version_counts_wherever_it_stands() {
     }
 }
 
-/// A sector that can't be read, in the first page of a free segment even, made opening, verify and repair fail alike, and only repair's text could have helped.
+/// An unreadable sector, even in the first page of a free segment, made opening, verify and repair
+/// fail.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_cannot_be_read_is_told_and_the_rest_is_saved() {
+async fn an_unreadable_file_is_reported_and_the_rest_is_saved() {
     let tiered = Tiered::new(|config| config.checkpoint_after(HOUR));
     let spool = tiered.start().await;
     let mut messages = 0;
@@ -266,7 +266,7 @@ async fn a_file_that_cannot_be_read_is_told_and_the_rest_is_saved() {
     }
     stop(spool).await;
     let files = walk(&tiered.path()).into_iter().filter(|path| path.is_file());
-    let is_read = |name: &str| name.ends_with(".seg") || name == "ledger" || name.starts_with("liveness.");
+    let is_read = |name: &str| name.ends_with(".seg") || name == "manifest" || name.starts_with("liveness.");
     let names: Vec<String> =
         files.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
     let mut free = 0;
@@ -278,24 +278,24 @@ async fn a_file_that_cannot_be_read_is_told_and_the_rest_is_saved() {
         let new = place.path().join("new");
         let report = salvage_on(&tiered.path(), &new, disk.storage());
         let report = report.unwrap_or_else(|error| panic!("{name}: {error:#}"));
-        let is_told = |damage: &tidespool::inspect::Damage| {
+        let is_reported = |damage: &tidespool::inspect::Damage| {
             damage.path.ends_with(&name) && damage.what.contains("can't be read")
         };
-        assert!(report.damage.iter().any(is_told), "{name}: {report:?}");
-        let told = report.saved + report.lost + report.unsaved.len() as u64;
+        assert!(report.damage.iter().any(is_reported), "{name}: {report:?}");
+        let counted = report.saved + report.lost + report.unsaved.len() as u64;
         let unknown = report.unsaved.iter().any(|damage| damage.id.is_none());
-        assert!(told >= messages || unknown, "{name}: {report:?}");
+        assert!(counted >= messages || unknown, "{name}: {report:?}");
         assert!(report.saved > 0, "{name}: {report:?}");
         free += u64::from(report.is_complete());
         let spool = Inspector::open_on(&tiered.path(), disk.storage()).expect(&name);
-        assert!(spool.verify().expect(&name).damage.iter().any(is_told), "{name}");
+        assert!(spool.verify().expect(&name).damage.iter().any(is_reported), "{name}");
         drop(spool);
         if name.ends_with(".seg") {
             let opened = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await;
             let error = format!("{:#}", opened.expect_err("it can't be read"));
             assert!(error.contains("tidespool repair") && error.contains(&name), "{error}");
         }
-        // Once is no more than a moment.
+        // A single read error is retried.
         disk.heal();
         let bad = name.clone();
         disk.inject(Fault::on(Call::Read).only(move |moment| moment.name == bad));
@@ -306,9 +306,10 @@ async fn a_file_that_cannot_be_read_is_told_and_the_rest_is_saved() {
     assert!(free > 0, "no segment was free");
 }
 
-/// What a crash tore off was not so much as counted by verify and repair: and a flipped bit in the last batch looks the same.
+/// Records torn by a crash were not counted by verify and repair, although a flipped bit in the
+/// last batch looks the same.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_torn_end_is_told_and_is_no_damage() {
+async fn a_torn_end_is_reported_and_is_not_damage() {
     let tiered = Tiered::new(|config| config.checkpoint_after(HOUR));
     let spool = tiered.start().await;
     let mut ids = Vec::new();
@@ -321,7 +322,7 @@ async fn a_torn_end_is_told_and_is_no_damage() {
     stop(spool).await;
     let last = *ids.last().unwrap();
     for (path, at) in places_of(&dir, &payload::make(last, 1, LARGE)[5000..5032]) {
-        // Nothing after it tells that it was durable.
+        // Removes the later records too, which would show that it was durable.
         let len = path.metadata().unwrap().len();
         overwrite(&path, at, &vec![0; usize::try_from(len - at).unwrap()]);
     }

@@ -1,4 +1,4 @@
-//! Callers on any executor, or on none.
+//! Callers on any executor, or without one.
 
 use std::future::Future;
 use std::thread;
@@ -16,18 +16,18 @@ use tokio::runtime::{Builder, Runtime};
 use crate::broken::{Broken, HOUR, LARGE, committing};
 use crate::setup::{MIB, Tiered, assert_absent, assert_holds, enumerate, put};
 
-/// Where a caller's futures run.
+/// The executor that runs a caller's futures.
 #[derive(Debug, Clone, Copy)]
-enum Home {
+enum Executor {
     /// `block_on` of another crate: no tokio runtime at all.
     NoRuntime,
     /// A tokio runtime of one thread that was built without `enable_time`.
     WithoutTime,
-    /// What `#[tokio::main]` makes.
+    /// The runtime that `#[tokio::main]` creates.
     Main,
 }
 
-impl Home {
+impl Executor {
     const ALL: [Self; 3] = [Self::NoRuntime, Self::WithoutTime, Self::Main];
 
     fn run<T>(self, future: impl Future<Output = T>) -> T {
@@ -39,15 +39,14 @@ impl Home {
     }
 }
 
-/// `open` and `shutdown` called `tokio::task::spawn_blocking`, and each store that waited made a
-/// timer of tokio's: the caller's thread panicked unless it was in a tokio runtime with a time
-/// driver.
+/// `open` and `shutdown` called `tokio::task::spawn_blocking`, and each store that waited created a
+/// tokio timer. The caller panicked unless it was in a tokio runtime with a time driver.
 #[test]
 fn every_call_works_on_every_executor() {
-    for home in Home::ALL {
+    for executor in Executor::ALL {
         for durability in [Durability::Memory, Durability::Process, Durability::Synced] {
             let tiered = Tiered::with(durability);
-            home.run(call_everything(&tiered.config));
+            executor.run(call_everything(&tiered.config));
         }
     }
 }
@@ -64,7 +63,7 @@ async fn call_everything(config: &Config) {
     spool.cleanup().await.expect("cleanup");
     spool.compact().await.expect("compact");
     spool.advise_low_memory().await.expect("advise_low_memory");
-    // All is filed and nothing is cached: these come from the disk.
+    // Everything is checkpointed and nothing is cached: these loads read the disk.
     for (id, len) in [(small, 200), (large, LARGE), (own_segment, 300_000)] {
         assert_holds(&spool, id, len).await;
     }
@@ -86,23 +85,26 @@ async fn call_everything(config: &Config) {
     monitor.shutdown();
 }
 
-/// A deadline needs a thread that looks at the clock. It ends the wait for the disk, for room, and
-/// for a flush.
+/// A deadline needs a thread with a timer. It ends the wait for the disk, for space, and for a
+/// flush.
 #[test]
 fn deadlines_are_kept_on_every_executor() {
     let soon = Duration::from_millis(50);
-    for home in Home::ALL {
+    for executor in Executor::ALL {
         let broken = Broken::new(|config| config.store_deadline(soon).dirty_limit(MIB));
-        home.run(async {
+        executor.run(async {
             let spool = broken.start().await;
             broken.disk.inject(committing(Fault::on(Call::Sync)).always().block());
             let id = SpoolId::new();
             let by_spool = spool.store(id, payload::shared(id, 1, 100), true, None).await.unwrap_err();
-            assert!(by_spool.root_cause().is::<SpoolBackpressureTimeout>(), "{home:?}: {by_spool:#}");
+            assert!(by_spool.root_cause().is::<SpoolBackpressureTimeout>(), "{executor:?}: {by_spool:#}");
             let deadline = Instant::now() + soon / 5;
             let by_caller =
                 spool.store(id, payload::shared(id, 1, 100), true, Some(deadline)).await.unwrap_err();
-            assert!(by_caller.root_cause().is::<SpoolCallerDeadlineExceeded>(), "{home:?}: {by_caller:#}");
+            assert!(
+                by_caller.root_cause().is::<SpoolCallerDeadlineExceeded>(),
+                "{executor:?}: {by_caller:#}"
+            );
             assert!(Instant::now() >= deadline, "not before it passes");
             assert_absent(spool.as_ref(), id).await;
             let mut stored = 0;
@@ -112,24 +114,24 @@ fn deadlines_are_kept_on_every_executor() {
                     Ok(()) => stored += 1,
                     Err(error) => break error,
                 }
-                assert!(stored < 20, "{home:?}: the disk hangs, and there is room for ten");
+                assert!(stored < 20, "{executor:?}: the disk hangs, and there is space for ten");
             };
-            assert!(no_room.root_cause().is::<SpoolBackpressureTimeout>(), "{home:?}: {no_room:#}");
-            spool.advise_low_memory().await.expect("what cannot be written stays");
+            assert!(no_room.root_cause().is::<SpoolBackpressureTimeout>(), "{executor:?}: {no_room:#}");
+            spool.advise_low_memory().await.expect("advise_low_memory");
             let timed_out = spool.compact().await.expect_err("the disk hangs");
-            assert!(timed_out.root_cause().is::<std::io::Error>(), "{home:?}: {timed_out:#}");
+            assert!(timed_out.root_cause().is::<std::io::Error>(), "{executor:?}: {timed_out:#}");
             broken.disk.heal();
             spool.shutdown().await.expect("shutdown");
         });
     }
 }
 
-/// The clock admits a store that is late, not another caller: a store that is paced is alone here.
+/// The pacer's timer admits the delayed store, not another caller: only one caller stores here.
 #[test]
-fn a_store_that_waits_for_its_turn_gets_it_on_every_executor() {
-    for home in Home::ALL {
+fn a_paced_store_is_admitted_on_every_executor() {
+    for executor in Executor::ALL {
         let tiered = Tiered::new(|config| config.dirty_limit(MIB));
-        home.run(async {
+        executor.run(async {
             let spool = tiered.start().await;
             let mut stored = Vec::new();
             for _ in 0..100 {
@@ -143,17 +145,17 @@ fn a_store_that_waits_for_its_turn_gets_it_on_every_executor() {
     }
 }
 
-/// A runtime that ends drops the futures that it runs, wherever they are, and what they asked for
-/// goes on elsewhere.
+/// A runtime that ends drops its futures at any point. The work that they started continues
+/// elsewhere.
 #[test]
-fn a_runtime_that_ends_in_the_middle_takes_nothing_with_it() {
+fn a_runtime_that_ends_leaves_the_spool_intact() {
     for time in [false, true] {
         let broken = Broken::new(|config| config.dirty_limit(MIB));
         let runtime = runtime(time);
         let spool = runtime.block_on(broken.start());
         let kept = runtime.block_on(put(spool.as_ref(), LARGE, true));
         broken.disk.inject(committing(Fault::on(Call::Sync)).always().block());
-        // Some wait for the disk, and those after them for room.
+        // Some stores wait for the disk, and later ones for space.
         let ids: Vec<SpoolId> = (0..40).map(|_| SpoolId::new()).collect();
         for id in ids.clone() {
             let spool = spool.clone();
@@ -167,7 +169,7 @@ fn a_runtime_that_ends_in_the_middle_takes_nothing_with_it() {
         broken.disk.heal();
 
         block_on(spool.compact()).expect("compact");
-        wait_until("all room is back", || spool.stats().gauges.dirty_bytes == 0);
+        wait_until("all space is free", || spool.stats().gauges.dirty_bytes == 0);
         let after = block_on(put(spool.as_ref(), 900_000, false));
         block_on(async {
             assert_holds(spool.as_ref(), kept, LARGE).await;
@@ -182,8 +184,8 @@ fn a_runtime_that_ends_in_the_middle_takes_nothing_with_it() {
     }
 }
 
-/// The opening and the shutdown of a runtime that ends meanwhile: the directory is free afterwards,
-/// and all is there.
+/// A runtime ends during an opening or a shutdown. The directory is free afterwards, and all
+/// messages are present.
 #[test]
 fn an_opening_and_a_shutdown_outlive_their_runtime() {
     let tiered = Tiered::with(Durability::Memory);
@@ -209,7 +211,7 @@ fn an_opening_and_a_shutdown_outlive_their_runtime() {
     }
 }
 
-/// An enumeration has a thread of its own: it needs no runtime, and ends when its receiver is gone.
+/// An enumeration has its own thread: it needs no runtime, and ends when its receiver is dropped.
 #[test]
 fn an_enumeration_needs_no_runtime() {
     let tiered = Tiered::with(Durability::Memory);
@@ -238,7 +240,7 @@ fn runtime(time: bool) -> Runtime {
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let started = Instant::now();
     while !condition() {
-        assert!(started.elapsed() < tidespool_testkit::wait::PATIENCE, "{what}: not so");
+        assert!(started.elapsed() < tidespool_testkit::wait::PATIENCE, "{what}: timed out");
         thread::yield_now();
     }
 }

@@ -13,8 +13,8 @@ use tidespool_testkit::{payload, wait};
 pub(crate) const KIB: u64 = 1024;
 pub(crate) const MIB: u64 = 1024 * KIB;
 
-/// A spool so small that segments fill, recycle and are filed within a test. What the machine has of memory and disk
-/// plays no part.
+/// Settings of a small spool: segments fill, are checkpointed and recycled within a test. They do
+/// not depend on the memory and disk of the machine.
 pub(crate) fn small(path: &Path) -> Config {
     Config::new(path)
         .memory_budget(32 * MIB)
@@ -37,14 +37,14 @@ pub(crate) fn small(path: &Path) -> Config {
         )
 }
 
-/// A directory for a spool, and how the spool in it is opened.
+/// A temporary directory and the configuration of the spool in it.
 pub(crate) struct Tiered {
     pub(crate) config: Config,
     dir: TempDir,
 }
 
 impl Tiered {
-    /// With the settings that `adjust` makes of [`small`].
+    /// Uses the settings that `adjust` derives from [`small`].
     pub(crate) fn new(adjust: impl FnOnce(Config) -> Config) -> Self {
         let dir = TempDir::new().unwrap();
         let config = adjust(small(&dir.path().join("spool")));
@@ -80,8 +80,9 @@ impl Factory for Tiered {
     }
 }
 
-/// Opens the spool in a directory. The threads of a spool that was dropped there have to end first,
-/// and on a busy machine that takes longer than an opening waits. Needs no runtime.
+/// Opens a spool, and retries while the directory is locked. The threads of a spool that was
+/// dropped there have to end first, which on a busy machine takes longer than `open` waits. Needs
+/// no runtime.
 pub(crate) async fn when_free<F>(open: impl Fn() -> F) -> anyhow::Result<TieredSpool>
 where
     F: Future<Output = anyhow::Result<TieredSpool>>,
@@ -97,12 +98,12 @@ where
     }
 }
 
-/// An orderly end.
+/// Shuts the spool down.
 pub(crate) async fn stop(spool: Arc<TieredSpool>) {
     spool.shutdown().await.expect("shutdown");
 }
 
-/// Waits until stores are accepted again: much damage, found at once, shuts the gate for a while.
+/// Waits until stores are accepted: an opening that finds much damage shuts the gate for a while.
 pub(crate) async fn healthy(spool: &dyn Spool) {
     wait::until("the spool is healthy again", || spool.unhealthy_reason().is_none()).await;
 }
@@ -120,16 +121,16 @@ pub(crate) async fn assert_holds(spool: &dyn Spool, id: SpoolId, len: usize) {
 }
 
 pub(crate) async fn assert_absent(spool: &dyn Spool, id: SpoolId) {
-    let err = spool.load(id).await.expect_err("it should not be there");
+    let err = spool.load(id).await.expect_err("the message must be absent");
     assert!(err.root_cause().is::<NotFound>(), "{err:#}");
 }
 
-/// Everything that is enumerated, damaged messages included, in the order of coming.
+/// Enumerates everything, damaged messages included, in the order of arrival.
 pub(crate) async fn enumerate(spool: &dyn Spool) -> Vec<SpoolEntry> {
     enumerate_before(spool, DateTime::<Utc>::MAX_UTC).await
 }
 
-/// The same of those that were created before `start_time`.
+/// Enumerates the messages that were created before `start_time`.
 pub(crate) async fn enumerate_before(spool: &dyn Spool, start_time: DateTime<Utc>) -> Vec<SpoolEntry> {
     let (sender, receiver) = async_channel::bounded(64);
     spool.enumerate(sender, start_time).expect("enumerate");
@@ -153,7 +154,7 @@ pub(crate) fn walk(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Copies a directory and what is in it. Files that go meanwhile are left out.
+/// Copies a directory with its contents. Skips files that disappear meanwhile.
 pub(crate) fn copy_dir(from: &Path, to: &Path) {
     for path in walk(from) {
         let target = to.join(path.strip_prefix(from).unwrap());
@@ -165,7 +166,7 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-/// All bytes in files below `dir`.
+/// Total size in bytes of all files below `dir`.
 pub(crate) fn disk_bytes(dir: &Path) -> u64 {
     walk(dir).iter().filter(|path| path.is_file()).map(|path| path.metadata().unwrap().len()).sum()
 }

@@ -1,5 +1,5 @@
-//! Upkeep beside the traffic: it holds up no caller, callers share it, and what a shutdown cuts
-//! short is no success.
+//! Upkeep beside the traffic. It blocks no caller, callers share a run, and a run that a shutdown
+//! interrupts does not return `Ok`.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -21,25 +21,25 @@ use crate::broken::{Broken, HOUR, LARGE, begin_compact, committing, is_thread};
 use crate::damage::flip_a_bit;
 use crate::setup::{Tiered, assert_holds, put, stop};
 
-/// Twelve of them fill a segment: where nothing was removed there is nothing to rewrite.
+/// Length in bytes. Twelve of these fill a segment, so without removals nothing is rewritten.
 const PACKED: usize = 21_000;
 
-/// Nearly a segment each: few of them fill the journal.
+/// Length in bytes. Nearly a segment each: few of these fill the journal.
 const HUGE: usize = 200_000;
 
-/// Nothing is filed unless a caller asks, or stores wait for it.
+/// Nothing is checkpointed unless a caller asks for it or stores wait for it.
 fn unhurried(config: Config) -> Config {
     config.checkpoint_after(HOUR)
 }
 
-/// A read of a segment by the thread that verifies, as long as nothing is to be filed: the
-/// checkpoint thread did it once.
+/// A read of a segment for a verification, if nothing is to be checkpointed. Includes reads of the
+/// checkpoint thread, to detect a verification there.
 fn is_verifying(moment: &Moment<'_>) -> bool {
-    let by_thread = is_thread("tidespool-check") || is_thread("tidespool-filer");
+    let by_thread = is_thread("tide-verify") || is_thread("tide-checkpoint");
     moment.call == Call::Read && moment.name.ends_with(".seg") && by_thread
 }
 
-/// The next read of a verification hangs.
+/// Makes the next read of a verification hang.
 fn hang_verifying(broken: &Broken) {
     broken.disk.inject(Fault::on(Call::Read).only(is_verifying).block());
 }
@@ -54,9 +54,9 @@ fn count_verifying(broken: &Broken) -> Arc<AtomicU64> {
     reads
 }
 
-/// Messages in retained segments, in the order of their keys: all is filed, and nothing is dead.
-/// `count`: up to twelve, or a multiple of it.
-async fn filed(spool: &TieredSpool, count: usize) -> Vec<(SpoolId, usize)> {
+/// Stores messages in retained segments, sorted by creation time: all are checkpointed, and none is
+/// removed. `count` is at most twelve, or a multiple of it.
+async fn store_checkpointed(spool: &TieredSpool, count: usize) -> Vec<(SpoolId, usize)> {
     let mut stored = Vec::new();
     for _ in 0..count {
         stored.push((put(spool, PACKED, true).await, PACKED));
@@ -71,7 +71,7 @@ fn begin_shutdown(spool: &Arc<TieredSpool>) -> JoinHandle<Result<()>> {
     tokio::spawn(async move { spool.shutdown().await })
 }
 
-async fn closed(spool: &TieredSpool) {
+async fn wait_until_closed(spool: &TieredSpool) {
     let config = Config::clone(&spool.config());
     wait::until("the spool closes", || spool.reconfigure(config.clone()).is_err()).await;
 }
@@ -81,14 +81,13 @@ fn assert_closed<T: std::fmt::Debug>(what: &str, result: Result<T>) {
     assert!(error.root_cause().is::<Closed>(), "{what}: {error:#}");
 }
 
-/// `compact` verified every byte on the checkpoint thread, which filed nothing meanwhile: the
-/// journal ran full, the gate shut, and stores waited for as long as the verification took. So did
-/// each `cleanup`.
+/// `compact` verified every byte on the checkpoint thread, which made no checkpoint meanwhile. The
+/// journal filled up, the gate shut, and stores and each `cleanup` waited for the verification.
 #[tokio::test(flavor = "multi_thread")]
 async fn stores_and_cleanups_do_not_wait_for_a_verification() {
     let broken = Broken::new(unhurried);
     let spool = broken.start().await;
-    let mut stored = filed(&spool, 48).await;
+    let mut stored = store_checkpointed(&spool, 48).await;
     hang_verifying(&broken);
     let compaction = begin_compact(&spool);
     wait::until("the verification hangs", || broken.disk.blocked() == 1).await;
@@ -101,7 +100,7 @@ async fn stores_and_cleanups_do_not_wait_for_a_verification() {
         spool.remove(*id).await.expect("remove");
     }
     wait::bounded("cleaning up", spool.cleanup()).await.expect("cleanup");
-    assert_eq!(broken.disk.blocked(), 1, "the verification went on");
+    assert_eq!(broken.disk.blocked(), 1, "the verification continued");
     assert!(!compaction.is_finished());
     broken.disk.heal();
     wait::bounded("compacting", compaction).await.unwrap().expect("nothing is damaged");
@@ -112,15 +111,14 @@ async fn stores_and_cleanups_do_not_wait_for_a_verification() {
     broken.assert_reopens_with(left).await;
 }
 
-/// While bytes are verified others are moved, removed and replaced. A message that is not where it
-/// was is not damaged; and one that was moved is to be read where it is now: if its bytes are
-/// damaged there, they are.
+/// During a verification, other messages are moved, removed and replaced. A message that was moved
+/// away is not damaged. It is verified at its new place, and damage there is reported.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_moves_during_a_verification_is_read_where_it_is_then() {
     for is_damaged in [false, true] {
         let broken = Broken::new(|config| config.checkpoint_after(Duration::ZERO));
         let spool = broken.start().await;
-        let stored = filed(&spool, 60).await;
+        let stored = store_checkpointed(&spool, 60).await;
         hang_verifying(&broken);
         let compaction = begin_compact(&spool);
         wait::until("the verification hangs", || broken.disk.blocked() == 1).await;
@@ -157,24 +155,24 @@ async fn what_moves_during_a_verification_is_read_where_it_is_then() {
     }
 }
 
-/// Lets the disk make one of its hanging calls after the other, until the spool is shut down.
+/// Shuts down and releases the hanging calls of the disk one by one.
 async fn shut_down_step_by_step(broken: &Broken, spool: &Arc<TieredSpool>) {
     let shutdown = begin_shutdown(spool);
-    closed(spool).await;
+    wait_until_closed(spool).await;
     wait::until("the shutdown ends", || {
         broken.disk.release();
         shutdown.is_finished()
     })
     .await;
-    shutdown.await.unwrap().expect("nothing hangs for good");
+    shutdown.await.unwrap().expect("every call was released");
 }
 
-/// A shutdown ended the verification, and `compact` returned `Ok`, as if everything had been read.
+/// A shutdown ended the verification, and `compact` returned `Ok` without having read everything.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_verification_that_a_shutdown_cuts_short_is_no_success() {
+async fn an_interrupted_verification_is_not_a_success() {
     let broken = Broken::new(unhurried);
     let spool = broken.start().await;
-    let stored = filed(&spool, 144).await;
+    let stored = store_checkpointed(&spool, 144).await;
     broken.disk.inject(Fault::on(Call::Read).only(is_verifying).always().block());
     let compaction = begin_compact(&spool);
     wait::until("the verification hangs", || broken.disk.blocked() == 1).await;
@@ -184,9 +182,9 @@ async fn a_verification_that_a_shutdown_cuts_short_is_no_success() {
     broken.assert_reopens_with(&stored).await;
 }
 
-/// The same of filing, for both calls: `Ok` is for those of which everything is filed.
+/// A checkpoint is interrupted, for both calls. `Ok` means that everything is checkpointed.
 #[tokio::test(flavor = "multi_thread")]
-async fn filing_that_a_shutdown_cuts_short_is_no_success() {
+async fn an_interrupted_checkpoint_is_not_a_success() {
     for compact in [false, true] {
         let broken = Broken::new(unhurried);
         let spool = broken.start().await;
@@ -194,9 +192,9 @@ async fn filing_that_a_shutdown_cuts_short_is_no_success() {
         for _ in 0..20 {
             stored.push((put(spool.as_ref(), HUGE, true).await, HUGE));
         }
-        let in_ledger =
-            |moment: &Moment<'_>| is_thread("tidespool-filer") && moment.name.starts_with("ledger");
-        broken.disk.inject(Fault::on(Call::Sync).only(in_ledger).always().block());
+        let in_manifest =
+            |moment: &Moment<'_>| is_thread("tide-checkpoint") && moment.name.starts_with("manifest");
+        broken.disk.inject(Fault::on(Call::Sync).only(in_manifest).always().block());
         if !compact {
             let config = Config::clone(&spool.config()).checkpoint_after(Duration::ZERO);
             spool.reconfigure(config).expect("reconfigure");
@@ -212,7 +210,7 @@ async fn filing_that_a_shutdown_cuts_short_is_no_success() {
         broken.disk.heal();
         let spool = broken.start().await;
         if result.is_ok() {
-            assert_eq!(spool.recovery().records, 0, "not everything was filed");
+            assert_eq!(spool.recovery().records, 0, "not everything was checkpointed");
         } else {
             assert_closed("the upkeep", result);
         }
@@ -223,29 +221,29 @@ async fn filing_that_a_shutdown_cuts_short_is_no_success() {
 
 /// A shutdown ended the flush that `advise_low_memory` waited for, and the call returned `Ok`.
 #[tokio::test(flavor = "multi_thread")]
-async fn advice_that_a_shutdown_cuts_short_is_no_success() {
+async fn an_interrupted_flush_is_not_a_success() {
     let broken = Broken::new(unhurried);
     let spool = broken.start().await;
     broken.disk.inject(committing(Fault::on(Call::Sync)).always().block());
     let dirty = put(spool.as_ref(), LARGE, false).await;
-    let mut advice = spool.advise_low_memory();
+    let mut flush = spool.advise_low_memory();
     wait::until("the flush hangs", || broken.disk.blocked() == 1).await;
-    assert!(future::poll_once(&mut advice).await.is_none());
+    assert!(future::poll_once(&mut flush).await.is_none());
     let shutdown = begin_shutdown(&spool);
-    closed(&spool).await;
-    assert_closed("advise_low_memory", wait::bounded("advise_low_memory", advice).await);
+    wait_until_closed(&spool).await;
+    assert_closed("advise_low_memory", wait::bounded("advise_low_memory", flush).await);
     broken.disk.heal();
-    wait::bounded("the shutdown", shutdown).await.unwrap().expect("nothing hangs any more");
+    wait::bounded("the shutdown", shutdown).await.unwrap().expect("the disk works again");
     drop(spool);
     broken.assert_reopens_with(&[(dirty, LARGE)]).await;
 }
 
-/// Each of the callers had a verification of its own, one after the other.
+/// Each concurrent caller had a verification of its own, one after the other.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_asks_while_a_compaction_runs_shares_the_next() {
+async fn callers_during_a_compaction_share_the_next_one() {
     let broken = Broken::new(unhurried);
     let spool = broken.start().await;
-    let stored = filed(&spool, 10).await;
+    let stored = store_checkpointed(&spool, 10).await;
     let reads = count_verifying(&broken);
     hang_verifying(&broken);
     let first = begin_compact(&spool);
@@ -263,33 +261,37 @@ async fn who_asks_while_a_compaction_runs_shares_the_next() {
     stop(spool).await;
 }
 
-/// Compactions that their callers had given up ran to their end, one after the other: a `cleanup`
-/// after ten of them waited for all their reading.
+/// Compactions whose futures were dropped still ran to their end, one after the other. A `cleanup`
+/// after ten of them waited for all their reads.
 #[tokio::test(flavor = "multi_thread")]
-async fn compactions_that_nobody_waits_for_end_soon() {
+async fn dropped_compactions_end_soon() {
     let broken = Broken::new(unhurried);
     let spool = broken.start().await;
-    let stored = filed(&spool, 10).await;
+    let stored = store_checkpointed(&spool, 10).await;
     let reads = count_verifying(&broken);
     broken.disk.inject(Fault::on(Call::Read).only(is_verifying).always().block());
     let first = begin_compact(&spool);
     wait::until("the verification hangs", || broken.disk.blocked() == 1).await;
     first.abort();
     for _ in 0..9 {
-        let given_up = tokio::time::timeout(Duration::from_millis(20), spool.compact()).await;
-        given_up.expect_err("the disk hangs");
+        let timed_out = tokio::time::timeout(Duration::from_millis(20), spool.compact()).await;
+        timed_out.expect_err("the disk hangs");
     }
     broken.disk.heal();
     wait::bounded("cleaning up", spool.cleanup()).await.expect("cleanup");
     wait::bounded("compacting", spool.compact()).await.expect("compact");
-    assert_eq!(reads.load(Ordering::Relaxed), 1 + stored.len() as u64, "the one that hung, and the last run");
+    assert_eq!(
+        reads.load(Ordering::Relaxed),
+        1 + stored.len() as u64,
+        "one read for the run that hung, and one for each message of the last run"
+    );
     stop(spool).await;
 }
 
-/// Holds calls of the disk back, until it is opened.
+/// Blocks calls of the disk until it is opened.
 #[derive(Default)]
 struct Barrier {
-    /// Whether it is open, and how many calls it holds.
+    /// Whether it is open, and the number of calls it has held.
     state: Mutex<(bool, usize)>,
     opened: Condvar,
 }
@@ -311,33 +313,31 @@ impl Barrier {
     }
 }
 
-/// A call that was with the disk when the spool was closed, and then failed there, came back with
-/// an error of the disk. For its caller that looks like a broken disk: after a shutdown it expects
-/// `Closed`.
+/// A call was at the disk when the spool was closed, and failed there. Its caller got a disk error,
+/// which looks like a broken disk. After a shutdown, callers expect `Closed`.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_fails_in_a_spool_that_is_closing_is_closed() {
+async fn a_call_that_fails_in_a_closing_spool_returns_closed() {
     type Begin = fn(Arc<TieredSpool>, SpoolId) -> JoinHandle<Result<()>>;
     type Where = fn(&Moment<'_>) -> bool;
     let load: Begin = |spool, id| tokio::spawn(async move { spool.load(id).await.map(drop) });
     let cleanup: Begin = |spool, _| tokio::spawn(async move { spool.cleanup().await });
     let compact: Begin = |spool, _| tokio::spawn(async move { spool.compact().await });
-    let reading: Where =
-        |m| m.call == Call::Read && m.name.ends_with(".seg") && is_thread("tidespool-read-0");
-    let filing: Where =
-        |m| m.call == Call::Sync && m.name.starts_with("ledger") && is_thread("tidespool-filer");
+    let reading: Where = |m| m.call == Call::Read && m.name.ends_with(".seg") && is_thread("tide-read-0");
+    let checkpointing: Where =
+        |m| m.call == Call::Sync && m.name.starts_with("manifest") && is_thread("tide-checkpoint");
     let at_once = Some(Duration::ZERO);
     let cases = [
         ("load", load, reading, None),
-        ("cleanup", cleanup, filing, at_once),
-        ("compact, filing", compact, filing, Some(HOUR)),
+        ("cleanup", cleanup, checkpointing, at_once),
+        ("compact, checkpointing", compact, checkpointing, Some(HOUR)),
         ("compact, verifying", compact, is_verifying as Where, None),
     ];
-    for (what, begin, is_here, to_file) in cases {
+    for (what, begin, is_here, checkpoint_after_setting) in cases {
         let broken = Broken::new(|config| unhurried(config).read_threads(1));
         let spool = broken.start().await;
-        let stored = filed(&spool, 3).await;
+        let stored = store_checkpointed(&spool, 3).await;
         spool.advise_low_memory().await.expect("advise_low_memory");
-        if let Some(checkpoint_after) = to_file {
+        if let Some(checkpoint_after) = checkpoint_after_setting {
             put(spool.as_ref(), LARGE, true).await;
             let config = Config::clone(&spool.config()).checkpoint_after(checkpoint_after);
             spool.reconfigure(config).expect("reconfigure");
@@ -351,16 +351,16 @@ async fn what_fails_in_a_spool_that_is_closing_is_closed() {
         });
         broken.disk.inject(Fault::on_any().only(is_here).always());
         let call = begin(spool.clone(), stored[0].0);
-        wait::until("the call is with the disk", || barrier.holds() == 1).await;
+        wait::until("the call is at the disk", || barrier.holds() == 1).await;
         let shutdown = begin_shutdown(&spool);
-        closed(&spool).await;
+        wait_until_closed(&spool).await;
         barrier.open();
         assert_closed(what, wait::bounded(what, call).await.unwrap());
         wait::bounded("the shutdown", shutdown).await.unwrap().expect("nothing hangs");
     }
 }
 
-/// Calls one after the other, until one fails. Returns the error.
+/// Repeats a call until it fails. Returns the error.
 async fn until_it_fails<F: Future<Output = Result<()>>>(mut call: impl FnMut() -> F) -> anyhow::Error {
     loop {
         if let Err(error) = call().await {
@@ -370,7 +370,7 @@ async fn until_it_fails<F: Future<Output = Result<()>>>(mut call: impl FnMut() -
     }
 }
 
-/// What there is to call, again and again until it fails, each with its name.
+/// Spawns all calls, each repeated until it fails. Returns them with their names.
 fn callers(spool: &Arc<TieredSpool>, kept: SpoolId) -> Vec<(&'static str, JoinHandle<anyhow::Error>)> {
     let mut callers = Vec::new();
     macro_rules! caller {
@@ -406,8 +406,8 @@ fn callers(spool: &Arc<TieredSpool>, kept: SpoolId) -> Vec<(&'static str, JoinHa
     callers
 }
 
-/// Each call that races a shutdown may fail with `Closed`, and with nothing else.
-/// `TIDESPOOL_UPKEEP_SEED` repeats the moments.
+/// Calls that race a shutdown may fail with `Closed` only. `TIDESPOOL_UPKEEP_SEED` repeats the
+/// timing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn calls_that_race_a_shutdown_fail_with_closed() {
     let seed = seed_from_env("TIDESPOOL_UPKEEP_SEED");
@@ -416,7 +416,7 @@ async fn calls_that_race_a_shutdown_fail_with_closed() {
     for round in 0..30 {
         let tiered = Tiered::new(|config| config.checkpoint_after(Duration::from_millis(1)));
         let spool = tiered.start().await;
-        let kept = filed(&spool, 5).await;
+        let kept = store_checkpointed(&spool, 5).await;
         spool.advise_low_memory().await.expect("advise_low_memory");
         let callers = callers(&spool, kept[0].0);
         tokio::time::sleep(Duration::from_micros(rng.below(20_000))).await;

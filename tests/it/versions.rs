@@ -10,17 +10,17 @@ use tokio::task::JoinSet;
 
 use crate::setup::{MIB, Tiered, stop};
 
-/// Callers of [`Flood`], and the messages of each.
+/// Callers of [`Flood`], and messages per caller.
 const CALLERS: usize = 4;
 const MESSAGES: usize = 64;
-/// A batch of these is larger than what the committer syncs itself.
+/// Length in bytes. A batch of these is larger than the committer syncs itself.
 const FLOOD_LEN: usize = 4 << 10;
-/// So many pairs at the same time, and so often.
+/// Concurrent pairs, and rounds.
 const AT_ONCE: usize = 6;
 const TURNS: usize = 20;
 
-/// Messages that are saved again and again until [`stop`](Self::stop), so that many flush tickets
-/// are replaced while a batch is built.
+/// Callers that replace messages until [`stop`](Self::stop), so that many flush tickets are
+/// replaced while a batch is built.
 struct Flood {
     stop: Arc<AtomicBool>,
     callers: JoinSet<()>,
@@ -58,21 +58,21 @@ impl Flood {
     }
 }
 
-/// What comes right behind a store that waits for its commit.
+/// The call that follows a store which waits for its commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Second {
     Remove,
     Replace,
 }
 
-/// How the first store of a pair waits.
+/// The first store of a pair.
 #[derive(Debug, Clone, Copy)]
 struct First {
     len: usize,
     force_sync: bool,
 }
 
-/// Often flushed, and with room for all: no store waits for it.
+/// Frequent flushes, and space for everything: no store waits for space.
 fn busy(config: Config) -> Config {
     config
         .dirty_expire(Duration::from_millis(10))
@@ -82,7 +82,7 @@ fn busy(config: Config) -> Config {
         .dirty_limit(64 * MIB)
 }
 
-/// What is found instead of the newest version.
+/// Describes the result of a load that is not the newest version. `None` if it is the newest.
 async fn other_than_newest(spool: &dyn Spool, id: SpoolId, second: Second) -> Option<String> {
     let (found, newest) = (spool.load(id).await, payload::make(id, 2, FLOOD_LEN));
     match (found, second) {
@@ -101,11 +101,11 @@ async fn assert_newest(spool: &dyn Spool, pairs: &[(SpoolId, Second)], when: &st
     assert_eq!(wrong, [""; 0], "{when}: {} of {}", wrong.len(), pairs.len());
 }
 
-/// A store that waits for its commit, and its second while it does.
+/// Starts a store that waits for its commit, and makes the second call meanwhile.
 async fn pair(spool: Arc<TieredSpool>, first: First, second: Second) -> SpoolId {
     let id = SpoolId::new();
     let mut store = Box::pin(spool.store(id, payload::shared(id, 1, first.len), first.force_sync, None));
-    // It waits now, or it is durable already: the second is the newer one.
+    // The store waits now or is already durable. The second call is newer either way.
     let stored = poll_once(&mut store).await;
     match second {
         Second::Remove => spool.remove(id).await.expect("remove"),
@@ -121,7 +121,7 @@ async fn pair(spool: Arc<TieredSpool>, first: First, second: Second) -> SpoolId 
     id
 }
 
-/// Pairs beside a flood; then quiet, loads, a restart, loads.
+/// Runs pairs beside a flood, then loads all, restarts, and loads all again.
 async fn the_second_stays_the_newest(tiered: &Tiered, first: First) {
     let spool = tiered.start().await;
     let flood = Flood::start(&spool);
@@ -135,7 +135,7 @@ async fn the_second_stays_the_newest(tiered: &Tiered, first: First) {
         pairs.extend(at_once.join_all().await);
     }
     flood.stop().await;
-    wait::until("all is durable", || spool.stats().gauges.dirty_bytes == 0).await;
+    wait::until("everything is durable", || spool.stats().gauges.dirty_bytes == 0).await;
     assert_newest(spool.as_ref(), &pairs, &format!("{first:?}, quiet")).await;
     stop(spool).await;
     let spool = tiered.start().await;
@@ -143,20 +143,20 @@ async fn the_second_stays_the_newest(tiered: &Tiered, first: First) {
     stop(spool).await;
 }
 
-/// A message larger than a segment was stored and, while it waited for its commit, removed. Both
-/// returned `Ok`. A load returned `NotFound`, a later one returned the message, and so did every
-/// restart: an unrelated message was saved again while the batch was built, so the tickets were
-/// drained a second time, after the arrivals. The removal was written in this batch and the older
-/// store in the next one. So it is for each kind of store that waits for its commit, and for a
-/// replacement.
+/// A message larger than a segment was stored and, while the store waited for its commit, removed.
+/// Both returned `Ok`. A load returned `NotFound`, a later one and every restart returned the
+/// message. An unrelated message was saved again while the batch was built, so the tickets were
+/// drained a second time, after the arrivals. The removal went into this batch and the older store
+/// into the next one. The tests cover each kind of store that waits for its commit, and
+/// replacements.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_large_message_that_was_removed_or_replaced_stays_so() {
+async fn a_large_message_stays_removed_or_replaced() {
     let first = First { len: 300 << 10, force_sync: false };
     the_second_stays_the_newest(&Tiered::new(busy), first).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_synced_message_that_was_removed_or_replaced_stays_so() {
+async fn a_synced_message_stays_removed_or_replaced() {
     let first = First { len: FLOOD_LEN, force_sync: true };
     the_second_stays_the_newest(&Tiered::new(busy), first).await;
 }

@@ -5,11 +5,11 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// Set for the child: the directory that it works in.
+/// Environment variable of the child: the directory that it works in.
 const CHILD_DIR: &str = "TIDESPOOL_PROCESS_DIR";
 
-/// A user that runs nothing else on any machine: a limit on its threads counts the child's alone.
-const NOBODY_ELSE: u32 = 61_234;
+/// A user without other processes: a limit on its threads applies to the child only.
+const UNUSED_USER: u32 = 61_234;
 
 /// Runs `body` in a child process with an empty directory. `test` is the path of the calling test.
 pub(crate) fn run(test: &str, body: impl FnOnce(&Path)) {
@@ -19,10 +19,10 @@ pub(crate) fn run(test: &str, body: impl FnOnce(&Path)) {
     }
 }
 
-/// The same as an ordinary user, for whom modes and limits count. A parent that is not root runs it
-/// as its own user.
+/// Runs `body` as an ordinary user, to whom modes and limits apply. A parent that is not root keeps
+/// its own user.
 pub(crate) fn run_unprivileged(test: &str, body: impl FnOnce(&Path)) {
-    let user = rustix::process::geteuid().is_root().then_some(NOBODY_ELSE);
+    let user = rustix::process::geteuid().is_root().then_some(UNUSED_USER);
     match child_dir() {
         Some(dir) => finish(&dir, body),
         None => parent(test, user),
@@ -42,7 +42,7 @@ fn parent(test: &str, user: Option<u32>) {
     let dir = TempDir::with_prefix("tidespool-process-").unwrap();
     let work = dir.path().join("work");
     std::fs::create_dir(&work).unwrap();
-    // The build directory may be closed to other users.
+    // The build directory may be inaccessible to other users.
     let binary = match user {
         Some(_) => dir.path().join("test"),
         None => std::env::current_exe().unwrap(),
@@ -60,8 +60,8 @@ fn parent(test: &str, user: Option<u32>) {
         command.uid(user).gid(user);
     }
     let output = command.output().unwrap();
-    let said =
+    let output_text =
         format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "the child ended with {}:\n{said}", output.status);
-    assert!(dir.path().join("done").exists(), "no test is named {test}:\n{said}");
+    assert!(output.status.success(), "the child ended with {}:\n{output_text}", output.status);
+    assert!(dir.path().join("done").exists(), "there is no test named {test}:\n{output_text}");
 }

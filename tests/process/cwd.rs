@@ -6,8 +6,8 @@ use crate::child;
 use crate::setup::{assert_holds, block_on, config, open, put_some, walk};
 
 /// A daemon opens its spool under a relative path and then calls `chdir("/")`. The checkpoint
-/// looked for its files below the new directory: acknowledged messages were lost, and where the new
-/// directory had a spool of the same name, that one was damaged.
+/// looked for its files below the new directory. Acknowledged messages were lost, and a spool of
+/// the same name in the new directory was damaged.
 #[test]
 fn a_relative_path_outlives_a_chdir() {
     child::run("cwd::a_relative_path_outlives_a_chdir", |dir| {
@@ -15,7 +15,7 @@ fn a_relative_path_outlives_a_chdir() {
         std::fs::create_dir_all(elsewhere.join("deep")).unwrap();
         std::env::set_current_dir(dir).unwrap();
         block_on(async {
-            // A neighbour of the same name, where the process goes to.
+            // A spool of the same name in the later working directory.
             let neighbour = open(&elsewhere.join("spool")).await;
             let neighbours = put_some(&neighbour, true).await;
             neighbour.shutdown().await.unwrap();
@@ -30,7 +30,8 @@ fn a_relative_path_outlives_a_chdir() {
             }
             spool.cleanup().await.unwrap();
             spool.compact().await.unwrap();
-            // The path that the spool was opened with is still its path, and so is the whole one.
+            // The relative path of the opening, and the absolute one, are still the path of the
+            // spool.
             spool.reconfigure(config(Path::new("spool"))).unwrap();
             spool.reconfigure(tidespool::Config::clone(&spool.config())).unwrap();
             let other = spool.reconfigure(config(Path::new("deep"))).unwrap_err();
@@ -50,8 +51,8 @@ fn a_relative_path_outlives_a_chdir() {
     });
 }
 
-/// A deployment re-points the symlink `current` while the server runs. Half of the spool's files
-/// would be looked for in the new place.
+/// A deployment re-points the symlink `current` while the server runs. The spool would look for
+/// half of its files in the new place.
 #[test]
 fn a_symlink_may_be_pointed_elsewhere() {
     child::run("cwd::a_symlink_may_be_pointed_elsewhere", |dir| {
@@ -80,7 +81,8 @@ fn a_symlink_may_be_pointed_elsewhere() {
     });
 }
 
-/// A tool reads and repairs a spool while another thread of its process changes the directory.
+/// A tool reads and repairs a spool while another thread of its process changes the working
+/// directory.
 #[test]
 fn inspection_and_repair_outlive_a_chdir() {
     child::run("cwd::inspection_and_repair_outlive_a_chdir", |dir| {
@@ -104,7 +106,7 @@ fn inspection_and_repair_outlive_a_chdir() {
     });
 }
 
-/// Every file and what is in it.
+/// All files below `dir` with their contents.
 fn contents(dir: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
     let files = walk(dir).into_iter().filter(|path| path.is_file());
     let mut files: Vec<_> = files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();

@@ -13,7 +13,7 @@ use tidespool_testkit::payload;
 
 use crate::setup::{block_on, config, open, put_some};
 
-/// Set for the child: the directory of the spool, and how it dies.
+/// Environment variables of the child: the directory of the spool, and the kind of its death.
 const CHILD_DIR: &str = "TIDESPOOL_DEATH_DIR";
 const CHILD_DEATH: &str = "TIDESPOOL_DEATH";
 
@@ -25,57 +25,58 @@ fn an_abort() {
     dies("abort");
 }
 
-/// A panic of a caller, in the middle of a call, in a program that a panic ends.
+/// A panic of a caller during a call, in a program in which a panic aborts.
 #[test]
 fn a_panic() {
     dies("panic");
 }
 
-/// The signal is handled on a stack of its own, as that for a fault in the crash log is.
+/// The signal handler runs on its own stack, as the one for faults in the crash log does.
 #[test]
 fn a_stack_overflow() {
     dies("stack overflow");
 }
 
-/// A supervisor kills a whole group of processes, and no other process is left to help.
+/// A supervisor kills a whole process group, so no other process can help.
 #[test]
 fn a_kill_of_the_process_group() {
     dies("kill of the group");
 }
 
-/// `SIGBUS` from elsewhere is none of the crash log's.
+/// A `SIGBUS` of another origin does not concern the crash log.
 #[test]
 fn a_bus_error_of_the_program() {
     dies("bus error");
 }
 
-/// `main` returns, and the spool was not shut down.
+/// `main` returns without a shutdown of the spool.
 #[test]
 fn an_exit() {
     dies("exit");
 }
 
-/// What the child acknowledged, one line each: `+ID LEN` and `-ID`.
+/// Runs a child that dies, and checks the spool. The child prints its acknowledged calls, one per
+/// line: `+ID LEN` and `-ID`.
 fn dies(how: &str) {
     let dir = TempDir::with_prefix("tidespool-death-").unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "deaths::child", "--nocapture", "--test-threads=1"]);
     command.env(CHILD_DIR, dir.path()).env(CHILD_DEATH, how).stderr(Stdio::piped());
     let output = command.process_group(0).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    let complained = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.success(), how == "exit", "{how}: {}\n{said}\n{complained}", output.status);
-    assert!(said.contains("dying"), "{how}: {}\n{said}\n{complained}", output.status);
-    let (mut there, mut gone) = (Vec::new(), Vec::new());
-    for line in said.lines() {
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.success(), how == "exit", "{how}: {}\n{printed}\n{errors}", output.status);
+    assert!(printed.contains("dying"), "{how}: {}\n{printed}\n{errors}", output.status);
+    let (mut present, mut gone) = (Vec::new(), Vec::new());
+    for line in printed.lines() {
         if let Some((id, len)) = line.strip_prefix('+').and_then(|line| line.split_once(' ')) {
-            there.push((id.parse::<SpoolId>().unwrap(), len.parse::<usize>().unwrap()));
+            present.push((id.parse::<SpoolId>().unwrap(), len.parse::<usize>().unwrap()));
         } else if let Some(id) = line.strip_prefix('-') {
             gone.push(id.parse::<SpoolId>().unwrap());
         }
     }
-    there.retain(|(id, _)| !gone.contains(id));
-    assert!(there.len() >= ROUNDS * 4 && gone.len() >= ROUNDS * 4, "{} and {}", there.len(), gone.len());
+    present.retain(|(id, _)| !gone.contains(id));
+    assert!(present.len() >= ROUNDS * 4 && gone.len() >= ROUNDS * 4, "{} and {}", present.len(), gone.len());
     block_on(async {
         let spool = open(&dir.path().join("spool")).await;
         assert!(
@@ -83,7 +84,7 @@ fn dies(how: &str) {
             "{:?}",
             spool.recovery()
         );
-        for (id, len) in there {
+        for (id, len) in present {
             let data = spool.load(id).await.unwrap_or_else(|error| panic!("{how}: {id}: {error:#}"));
             payload::assert_is(id, 1, len, &data);
         }
@@ -95,15 +96,15 @@ fn dies(how: &str) {
     });
 }
 
-/// Not a test: the process that dies.
+/// Not a test itself: runs in the process that dies.
 #[test]
 fn child() {
     let (Some(dir), Ok(how)) = (std::env::var_os(CHILD_DIR), std::env::var(CHILD_DEATH)) else { return };
     let spool = Path::new(&dir).join("spool");
-    // The harness has begun a line.
+    // The test harness has printed the start of a line.
     println!();
     block_on(async {
-        // Nothing is written to the journal but what is synced.
+        // The journal receives synced changes only.
         let config = config(&spool).dirty_expire(Duration::from_secs(3600));
         let spool = Arc::new(TieredSpool::open(config).await.unwrap());
         for round in 0..ROUNDS {
@@ -134,23 +135,24 @@ async fn die(how: &str, spool: &Arc<TieredSpool>) {
             panic!("on purpose");
         }
         "stack overflow" => {
-            let overflown = std::thread::spawn(|| deep(1)).join();
+            let overflown = std::thread::spawn(|| recurse(1)).join();
             unreachable!("{overflown:?}");
         }
         "kill of the group" => kill_process_group(getpgrp(), Signal::KILL).unwrap(),
         "bus error" => {
-            // The first one takes back the handler of the standard library, which does no more.
+            // The first signal reaches the handler of the standard library, which only resets
+            // itself.
             loop {
                 rustix::process::kill_process(rustix::process::getpid(), Signal::BUS).unwrap();
             }
         }
         "exit" => std::process::exit(0),
-        other => panic!("no death is named {other}"),
+        other => panic!("there is no death named {other}"),
     }
 }
 
-/// Calls itself until the stack ends.
+/// Recurses until the stack overflows.
 #[expect(unconditional_recursion, reason = "on purpose")]
-fn deep(depth: u64) -> u64 {
-    std::hint::black_box(deep(std::hint::black_box(depth + 1)) + 1)
+fn recurse(depth: u64) -> u64 {
+    std::hint::black_box(recurse(std::hint::black_box(depth + 1)) + 1)
 }

@@ -13,17 +13,17 @@ fn set_limit(limit: Option<u64>) {
     setrlimit(Resource::Nofile, Rlimit { current: limit.or(maximum), maximum }).unwrap();
 }
 
-/// The lowest number that no descriptor of this process has: with it as the limit none can be
-/// opened.
+/// The lowest descriptor that this process does not use. As the limit, it prevents any opening.
 fn next_descriptor() -> u64 {
     use std::os::fd::AsRawFd as _;
     let probe = std::fs::File::open("/dev/null").unwrap();
     u64::try_from(probe.as_raw_fd()).unwrap()
 }
 
-/// The limit on open files is lowered under a running spool, or other parts of the process use it
-/// up: segments, checkpoints and the probe fail with EMFILE. Nothing is lost, nothing is called
-/// damaged, the gate or a store's error shows it, and all goes on once the limit is raised.
+/// The limit on open files is lowered under a running spool, or other parts of the process use up
+/// the descriptors. Segments, checkpoints and the probe fail with EMFILE. Nothing is lost or
+/// reported as damaged, the gate or the error of a store shows it, and everything works after the
+/// limit is raised.
 #[test]
 fn a_spool_recovers_when_files_can_be_opened_again() {
     child::run("descriptors::a_spool_recovers_when_files_can_be_opened_again", |dir| {
@@ -33,7 +33,7 @@ fn a_spool_recovers_when_files_can_be_opened_again() {
             let spool = TieredSpool::open(config.clone()).await.unwrap();
             let mut stored = put_some(&spool, true).await;
             set_limit(Some(next_descriptor()));
-            // Until no segment is left and the fault shows.
+            // Stores until the prepared segments are used up and the fault shows.
             let mut refused = None;
             for _ in 0..2000 {
                 let id = SpoolId::new();
@@ -74,11 +74,11 @@ fn a_spool_recovers_when_files_can_be_opened_again() {
     });
 }
 
-/// An opening that can't open its files fails with the limit as the reason, whichever file it is,
-/// and is never taken for damage: the next opening finds everything.
+/// An opening that cannot open a file, whichever it is, fails with the limit as the reason. It is
+/// never reported as damage, and the next opening finds everything.
 #[test]
-fn an_opening_without_descriptors_is_no_damage() {
-    child::run("descriptors::an_opening_without_descriptors_is_no_damage", |dir| {
+fn an_opening_without_descriptors_reports_no_damage() {
+    child::run("descriptors::an_opening_without_descriptors_reports_no_damage", |dir| {
         block_on(async {
             let path = dir.join("spool");
             let spool = open(&path).await;
@@ -101,9 +101,9 @@ fn an_opening_without_descriptors_is_no_damage() {
                         break;
                     }
                 };
-                let said = error.to_string();
-                assert!(said.contains("Too many open files"), "{more}: {said}");
-                assert!(!said.contains("damage"), "{more}: {said}");
+                let text = error.to_string();
+                assert!(text.contains("Too many open files"), "{more}: {text}");
+                assert!(!text.contains("damage"), "{more}: {text}");
                 let spool = open(&path).await;
                 assert_eq!(spool.recovery().damage, [], "{more}");
                 assert_holds(&spool, &stored).await;

@@ -10,11 +10,11 @@ use crate::setup::{assert_holds, block_on, config, open, put_some};
 use crate::unsafe_calls::Forked;
 
 /// A server forks a helper without `exec` while its spool is open. The helper inherits the
-/// descriptors, and with them the locks: after the shutdown the directory stayed "in use" until the
-/// helper ended.
+/// descriptors and the locks: after the shutdown the directory stayed "in use" until the helper
+/// ended.
 #[test]
-fn a_shutdown_frees_the_directory_whatever_was_forked() {
-    child::run("fork::a_shutdown_frees_the_directory_whatever_was_forked", |dir| {
+fn a_shutdown_frees_the_directory_despite_forked_helpers() {
+    child::run("fork::a_shutdown_frees_the_directory_despite_forked_helpers", |dir| {
         block_on(async {
             let path = dir.join("spool");
             let spool = open(&path).await;
@@ -25,7 +25,7 @@ fn a_shutdown_frees_the_directory_whatever_was_forked() {
             let spool = open(&path).await;
             assert_holds(&spool, &stored).await;
             drop(helper);
-            // A helper that ends unlocks no other process's spool.
+            // The exit of a helper unlocks no other process's spool.
             let refused = TieredSpool::open(config(&path)).await.unwrap_err();
             assert!(refused.root_cause().is::<Locked>(), "{refused:#}");
             spool.shutdown().await.unwrap();
@@ -35,8 +35,8 @@ fn a_shutdown_frees_the_directory_whatever_was_forked() {
 
 /// The same for a spool that is dropped without a shutdown, and for tools.
 #[test]
-fn a_drop_frees_the_directory_whatever_was_forked() {
-    child::run("fork::a_drop_frees_the_directory_whatever_was_forked", |dir| {
+fn a_drop_frees_the_directory_despite_forked_helpers() {
+    child::run("fork::a_drop_frees_the_directory_despite_forked_helpers", |dir| {
         block_on(async {
             let path = dir.join("spool");
             let spool = open(&path).await;
@@ -56,7 +56,7 @@ fn a_drop_frees_the_directory_whatever_was_forked() {
     });
 }
 
-/// The threads of a dropped spool end by themselves.
+/// Opens when the threads of a dropped spool have ended.
 async fn open_when_free(path: &Path) -> TieredSpool {
     wait::bounded("the directory is free", async {
         loop {
@@ -69,21 +69,21 @@ async fn open_when_free(path: &Path) -> TieredSpool {
     .await
 }
 
-/// A helper has the crash log's file open as long as it lives. What opens the directory meanwhile,
-/// and is refused, leaves the file as it is.
+/// A helper keeps the file of the crash log open. An opening that is rejected meanwhile does not
+/// change the file.
 #[test]
-fn what_was_forked_keeps_nothing_of_the_crash_log() {
-    child::run("fork::what_was_forked_keeps_nothing_of_the_crash_log", |dir| {
+fn a_forked_helper_does_not_affect_the_crash_log() {
+    child::run("fork::a_forked_helper_does_not_affect_the_crash_log", |dir| {
         block_on(async {
             let path = dir.join("spool");
-            // So late that nothing is written by itself.
+            // So long that nothing is flushed during the test.
             let late = config(&path).dirty_expire(Duration::from_secs(3600));
             let spool = TieredSpool::open(late).await.unwrap();
             let stored = put_some(&spool, false).await;
             let _helper = Forked::new();
             let refused = TieredSpool::open(config(&path)).await.unwrap_err();
             assert!(refused.root_cause().is::<Locked>(), "{refused:#}");
-            // Without a shutdown, like a death.
+            // A drop without shutdown acts like a crash.
             drop(spool);
             let spool = open_when_free(&path).await;
             assert_eq!(spool.recovery().replayed, stored.len() as u64);

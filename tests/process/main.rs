@@ -1,17 +1,17 @@
-//! What a process may do around an open spool: change its working directory, its umask or its
-//! limits, fork, handle signals.
+//! Actions of a process around an open spool: changing its working directory, its umask or its
+//! limits, forking, handling signals.
 //!
-//! All of this belongs to the whole process. So each test runs its body in a child process: this
-//! binary, started again with the name of that one test.
+//! These affect the whole process, so each test runs its body in a child process: this binary,
+//! started with the name of that test.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-mod child; // one test's body in a process of its own
-mod setup; // small spools, and the calls that most tests consist of
+mod child; // runs the body of a test in a child process
+mod setup; // small spools, and helpers for most tests
 mod unsafe_calls; // fork and signal handlers
 
 mod cwd; // a relative path, a re-pointed symlink
-mod deaths; // however it dies, what it acknowledged is there, and what it removed is not
+mod deaths; // after any death of the process, acknowledged changes are present
 mod descriptors; // the limit on open files
 mod fork; // a child that inherits the lock
 mod signals; // calls that a signal interrupts

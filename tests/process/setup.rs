@@ -8,10 +8,10 @@ use tidespool_testkit::payload;
 pub(crate) const KIB: u64 = 1024;
 pub(crate) const MIB: u64 = 1024 * KIB;
 
-/// Sizes of messages: some stay in the segments, some go into sled.
+/// Lengths of messages in bytes: some stay in the segments, some go into sled.
 pub(crate) const SIZES: [usize; 4] = [300, 20_000, 900, 5_000];
 
-/// So small that segments fill, recycle and are checkpointed within a test.
+/// A spool so small that segments fill, recycle and are checkpointed within a test.
 pub(crate) fn config(path: &Path) -> Config {
     Config::new(path)
         .memory_budget(32 * MIB)
@@ -34,7 +34,7 @@ pub(crate) fn config(path: &Path) -> Config {
         )
 }
 
-/// Runs `body` on a runtime of two threads, and one more that stays for blocking work.
+/// Runs `body` on a runtime with two threads, and a blocking thread that stays.
 pub(crate) fn block_on(body: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -70,7 +70,7 @@ pub(crate) async fn assert_holds(spool: &dyn Spool, stored: &[(SpoolId, usize)])
     }
 }
 
-/// Everything in `path` and below it.
+/// `path` and everything below it.
 pub(crate) fn walk(path: &Path) -> Vec<std::path::PathBuf> {
     let mut found = vec![path.to_owned()];
     if path.is_dir() {

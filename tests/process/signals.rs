@@ -7,19 +7,19 @@ use tidespool_testkit::payload;
 
 use crate::child;
 use crate::setup::{MIB, assert_holds, block_on, config, put_some};
-use crate::unsafe_calls::{bombard, handle_alarms, handled};
+use crate::unsafe_calls::{handle_alarms, handled, send_alarms};
 
-/// A process handles a signal without `SA_RESTART` (a profiler's, a timer's): it interrupts calls,
-/// which then return EINTR. No call of the spool may take that for an error of the disk.
+/// A process handles a signal without `SA_RESTART` (a profiler's, a timer's). The signal interrupts
+/// system calls, which return EINTR. The spool must not treat that as a disk error.
 #[test]
 fn signals_interrupt_nothing() {
     child::run("signals::signals_interrupt_nothing", |dir| {
         handle_alarms();
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            scope.spawn(|| bombard(&stop, Duration::from_micros(200)));
+            scope.spawn(|| send_alarms(&stop, Duration::from_micros(200)));
             block_on(use_spool(&dir.join("spool"), 256 << 10));
-            // tmpfs gives up an allocation at any signal: one of 64 MiB would never end.
+            // On tmpfs a signal aborts an allocation, so one of 64 MiB would never succeed.
             if let Ok(in_memory) = tempfile::tempdir_in("/dev/shm") {
                 block_on(use_spool(&in_memory.path().join("spool"), 64 * MIB));
             }
@@ -55,7 +55,7 @@ async fn use_spool(path: &Path, segment_size: u64) {
             seen.errors_journal_sync,
             seen.errors_journal_read,
             seen.errors_sled,
-            seen.errors_ledger,
+            seen.errors_manifest,
             seen.corrupt,
         ];
         assert_eq!(errors, [0; 6], "round {round}");

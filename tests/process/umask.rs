@@ -7,8 +7,8 @@ use tidespool_core::Spool as _;
 use crate::child;
 use crate::setup::{assert_holds, block_on, open, put_some, walk};
 
-/// README promises 0700 and 0600 whatever the umask. Under umask 0777 the files had mode 0000, and
-/// an ordinary user could not open the spool a second time.
+/// README promises the modes 0700 and 0600 for any umask. Under umask 0777 the files had mode 0000,
+/// and an ordinary user could not open the spool again.
 #[test]
 fn files_are_private_and_usable_under_any_umask() {
     child::run_unprivileged("umask::files_are_private_and_usable_under_any_umask", |dir| {
@@ -23,7 +23,7 @@ fn files_are_private_and_usable_under_any_umask() {
 
 async fn use_spool(path: &Path, new: &Path, umask: u32) {
     let mut stored = Vec::new();
-    // The second round finds what the first has made.
+    // The second round opens the spool that the first has created.
     for round in 0..2 {
         let spool = open(path).await;
         for _ in 0..30 {

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A forked child that does nothing but hold what it inherited. Killed when dropped.
+/// A forked child that only holds what it inherited. Killed on drop.
 pub(crate) struct Forked(libc::pid_t);
 
 impl Forked {
@@ -37,12 +37,12 @@ extern "C" fn handle(_signal: libc::c_int) {
     HANDLED.fetch_add(1, Ordering::Relaxed);
 }
 
-/// How many signals were handled so far.
+/// The number of signals handled so far.
 pub(crate) fn handled() -> u64 {
     HANDLED.load(Ordering::Relaxed)
 }
 
-/// Handles `SIGALRM` without `SA_RESTART`: it interrupts whatever call a thread is in.
+/// Handles `SIGALRM` without `SA_RESTART`: it interrupts the current call of a thread.
 pub(crate) fn handle_alarms() {
     // SAFETY: the handler only adds to an atomic.
     unsafe {
@@ -52,8 +52,8 @@ pub(crate) fn handle_alarms() {
     }
 }
 
-/// Sends `SIGALRM` to every other thread of the process, again and again, until `stop`.
-pub(crate) fn bombard(stop: &AtomicBool, pause: Duration) {
+/// Repeatedly sends `SIGALRM` to every other thread of the process, until `stop`.
+pub(crate) fn send_alarms(stop: &AtomicBool, pause: Duration) {
     let process = std::process::id();
     // SAFETY: plain system calls with numbers.
     let own = unsafe { libc::gettid() };
@@ -61,7 +61,7 @@ pub(crate) fn bombard(stop: &AtomicBool, pause: Duration) {
         for entry in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
             let thread: libc::pid_t = entry.file_name().to_string_lossy().parse().unwrap();
             if thread != own {
-                // A thread that has just ended is no error.
+                // Ignores errors: the thread may have ended.
                 unsafe { libc::syscall(libc::SYS_tgkill, process, thread, libc::SIGALRM) };
             }
         }

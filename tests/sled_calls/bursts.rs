@@ -1,4 +1,4 @@
-//! Many of sled's calls in a row fail in a running spool, and then the disk is good again.
+//! Many consecutive calls of sled fail in a running spool. Then the disk works again.
 
 use anyhow::Context as _;
 use tidespool_testkit::rng::Rng;
@@ -10,17 +10,17 @@ use crate::layout::Call;
 use crate::setup::{Extent, Template, seed};
 use crate::tasks::{Ending, Task, What, pick};
 
-/// Messages in the spool that the traffic begins with.
+/// Messages in the spool at the start of the traffic.
 const MESSAGES: u64 = 6_000;
 
-/// Trials of a sampled run, per test, and of a complete one.
+/// Trials of a sampled run, per test, and of a complete run.
 const SAMPLE: u64 = 2;
 const ALL: u64 = 40;
 
-/// More trials are made until a call was met, so many in all.
+/// If no call was met, more trials are made, up to this number.
 const UNTIL_MET: u64 = 12;
 
-/// Which calls fail.
+/// The calls that fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Which {
     /// 20 to 40 reads.
@@ -48,11 +48,11 @@ impl Which {
         ];
         let every = KINDS.iter().fold(0, |bits, (call, _)| bits | call.bit());
         let (calls, name, skip, count) = match self {
-            // In blocks there is little to read and to write: hardly a call is to be left out.
+            // sled reads and writes blocks, so there are few calls, and hardly any can be skipped.
             Self::Reads => (Call::Pread.bit(), "pread", rng.below(3), 20 + rng.below(21)),
             Self::Changes => {
                 let (call, name) = CHANGES[pick(CHANGES.len(), rng)];
-                // Whoever syncs, by whichever call.
+                // Any sync, by either call.
                 let calls = if call == Call::Fsync { call.bit() | Call::Fdatasync.bit() } else { call.bit() };
                 (calls, name, rng.below(2), 20 + rng.below(21))
             }
@@ -73,7 +73,7 @@ fn bursts_of_failed_writes_and_syncs() {
 }
 
 #[test]
-fn bursts_in_which_every_call_fails() {
+fn bursts_of_failures_of_every_call() {
     bursts(Which::Everything);
 }
 
@@ -87,38 +87,38 @@ fn bursts(which: Which) {
     let template = Template::make(MESSAGES, Ending::Orderly, seed);
     let (mut met, mut wrong, mut n) = (0, Vec::new(), 0);
     while n < count || (met == 0 && n < UNTIL_MET) {
-        let (told, found) = trial(&template, which, n, seed);
-        met += told.iter().filter(|text| text.starts_with("failed: ")).count();
+        let (reports, found) = trial(&template, which, n, seed);
+        met += reports.iter().filter(|text| text.starts_with("failed: ")).count();
         if !found.is_empty() {
             let first = found[..found.len().min(3)].join("; ");
-            println!("bursts, {which:?}, trial {n}: {} wrong: {first}\n    after {told:?}", found.len());
+            println!("bursts, {which:?}, trial {n}: {} wrong: {first}\n    after {reports:?}", found.len());
             wrong.push(format!("trial {n}: {} wrong: {first}", found.len()));
         }
         n += 1;
     }
-    println!("bursts, {which:?}: {} of {n} trials broke a promise, {met} bursts were met", wrong.len());
+    println!("bursts, {which:?}: {} of {n} trials broke a guarantee, {met} bursts were met", wrong.len());
     assert!(
         wrong.is_empty(),
-        "{} of {n} trials broke a promise. Repeat them: TIDESPOOL_SLED_CALLS_SEED={seed} TIDESPOOL_SLED_CALLS={n}\n{}",
+        "{} of {n} trials broke a guarantee. Repeat them: TIDESPOOL_SLED_CALLS_SEED={seed} TIDESPOOL_SLED_CALLS={n}\n{}",
         wrong.len(),
         wrong.join("\n"),
     );
     assert!(met > 0, "no call was met");
 }
 
-/// What the child said of its bursts, and what is wrong.
+/// Runs a trial. Returns the child's reports of bursts, and the violations.
 fn trial(template: &Template, which: Which, n: u64, seed: u64) -> (Vec<String>, Vec<String>) {
     let mut trial = template.copy();
     let control = Control::create(trial.beside("control"));
     let ending = if n.is_multiple_of(2) { Ending::Orderly } else { Ending::Killed };
     let task = Task { what: What::Traffic(which), ending, seed: Rng::new(seed).fork(n).number() };
     let (path, log) = (trial.spool(), trial.beside("log"));
-    let mut told = Vec::new();
+    let mut reports = Vec::new();
     let end = run(task, &path, Some(&control), &log, |event| {
         if let Event::Burst(text) = event {
-            told.push(text.clone());
+            reports.push(text.clone());
         }
-        trial.book.enter(event);
+        trial.oracle.enter(event);
     });
-    (told, trial.judge(end))
+    (reports, trial.judge(end))
 }

@@ -1,4 +1,4 @@
-//! The parent's side of a child: starting, listening, ending.
+//! The parent's side of a child: start it, read its events, end it.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -16,31 +16,32 @@ use crate::layout::CONTROL;
 use crate::library::library;
 use crate::tasks::{CHILD_DIR, CHILD_TASK, Task};
 
-/// How long a child may be silent. Its own waits end earlier, with a report.
+/// Longest time without an event of the child. The child's own waits time out earlier, with an
+/// event.
 const SILENCE: Duration = Duration::from_secs(2 * PATIENCE.as_secs());
 
-/// Reports that may wait to be taken.
+/// Capacity of the channel of events.
 const WAITING: usize = 1024;
 
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// By itself, with success.
+    /// It exited with success.
     Done,
-    /// The parent killed it when it was ready.
+    /// The parent killed it after [`Event::Ready`].
     Killed,
-    /// It panicked, aborted, or said nothing for too long.
+    /// It panicked, aborted, or sent no event for too long.
     Failed(Option<ExitStatus>),
 }
 
-/// Runs a child on `dir` to its end, and passes each of its reports to `hear`. Its calls fail as
-/// `control` says. Its standard error goes to the file `log`.
+/// Runs a child on `dir` to its end, and passes each of its events to `on_event`. `control` selects
+/// the calls that fail. The child's standard error goes to the file `log`.
 pub(crate) fn run(
     task: Task,
     dir: &Path,
     control: Option<&Control>,
     log: &Path,
-    mut hear: impl FnMut(&Event),
+    mut on_event: impl FnMut(&Event),
 ) -> End {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "tasks::child", "--nocapture", "--test-threads=1"]);
@@ -55,7 +56,7 @@ pub(crate) fn run(
     let silent = loop {
         match events.recv_timeout(SILENCE) {
             Ok(event) => {
-                hear(&event);
+                on_event(&event);
                 ready = event == Event::Ready;
                 if ready {
                     break false;
@@ -69,7 +70,7 @@ pub(crate) fn run(
         child.kill().unwrap();
     }
     let status = child.wait().unwrap();
-    // The listener may wait for a place in the channel.
+    // Unblocks the listener, which may wait for space in the channel.
     drop(events);
     listener.join().unwrap();
     match status {
@@ -80,7 +81,7 @@ pub(crate) fn run(
     }
 }
 
-/// Takes the child's reports on a thread, which ends with the child.
+/// Reads the child's events on a thread, which ends with the child.
 fn listen(out: impl std::io::Read + Send + 'static) -> (Receiver<Event>, JoinHandle<()>) {
     let (send, receive) = sync_channel(WAITING);
     let listener = thread::Builder::new().name("listener".to_owned());
@@ -88,7 +89,7 @@ fn listen(out: impl std::io::Read + Send + 'static) -> (Receiver<Event>, JoinHan
         let mut lines = BufReader::new(out);
         let mut text = Vec::new();
         while matches!(lines.read_until(b'\n', &mut text), Ok(bytes) if bytes > 0) {
-            // A line without its end was cut short by the kill.
+            // A line without its end was truncated by the kill.
             if text.ends_with(b"\n")
                 && let Some(event) = decode(String::from_utf8_lossy(&text).trim_end_matches('\n'))
                 && send.send(event).is_err()

@@ -1,4 +1,4 @@
-//! Which calls fail, and how many there were.
+//! Selects the calls that fail, and counts calls.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use crate::layout::{ARMED, BYTES, CALLS, Call, FAILED, MAGIC, PATTERN_AT, PATTERN_LEN, SKIP, THIS_LAYOUT};
 
-/// Calls on paths that contain this may fail.
+/// Calls may fail on paths that contain this.
 const PATTERN: &str = "/sled/";
 
-/// Every kind of call that the library replaces, and how it is called here.
+/// Every kind of call that the library replaces, with its name.
 pub(crate) const KINDS: [(Call, &str); 12] = [
     (Call::Open, "open"),
     (Call::Read, "read"),
@@ -25,14 +25,14 @@ pub(crate) const KINDS: [(Call, &str); 12] = [
     (Call::Mkdir, "mkdir"),
 ];
 
-/// A run of calls that fail.
+/// Consecutive calls that fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fault {
     /// The bits of the kinds of calls.
     pub(crate) calls: u64,
-    /// So many succeed before it.
+    /// Number of calls that succeed first.
     pub(crate) skip: u64,
-    /// So many fail in a row.
+    /// Number of consecutive calls that fail.
     pub(crate) count: u64,
     pub(crate) errno: i32,
 }
@@ -45,7 +45,7 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// A new one, without a fault.
+    /// Creates a control file without a fault.
     pub(crate) fn create(path: PathBuf) -> Self {
         let mut bytes = [0; BYTES];
         bytes[8 * MAGIC..][..8].copy_from_slice(&THIS_LAYOUT.to_ne_bytes());
@@ -55,7 +55,7 @@ impl Control {
         Self::open(path)
     }
 
-    /// The one that another process has made.
+    /// Opens the control file that another process has created.
     pub(crate) fn open(path: PathBuf) -> Self {
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         Self { path, file }
@@ -65,7 +65,7 @@ impl Control {
         &self.path
     }
 
-    /// Sets a fault, in place of the one before.
+    /// Sets a fault, which replaces the previous one.
     pub(crate) fn arm(&self, fault: Fault) {
         self.disarm();
         let errno = u64::try_from(fault.errno).unwrap();
@@ -77,17 +77,17 @@ impl Control {
         self.write(ARMED, 1);
     }
 
-    /// The disk is good again.
+    /// Removes the fault: the disk works again.
     pub(crate) fn disarm(&self) {
         self.write(ARMED, 0);
     }
 
-    /// How many calls failed since the fault was set.
+    /// The number of calls that failed since the fault was set.
     pub(crate) fn failed(&self) -> u64 {
         self.read(FAILED)
     }
 
-    /// How many calls of this kind there were on matching paths.
+    /// The number of calls of this kind on matching paths.
     pub(crate) fn seen(&self, call: Call) -> u64 {
         self.read(call.seen())
     }

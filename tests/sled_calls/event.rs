@@ -1,4 +1,4 @@
-//! What the child reports, one line each.
+//! The events of a child, one per line.
 
 use std::fmt;
 use std::fs::File;
@@ -10,61 +10,61 @@ use parking_lot::Mutex;
 use tidespool_core::{Closed, Corrupt, DamagedSpool, InDoubt, Locked, NotFound, SpoolId, UnsupportedFormat};
 use tidespool_testkit::payload;
 
-/// Distinguishes a line of the child from what the test harness prints.
+/// Marks the lines of the child among those of the test harness.
 const MARK: &str = "@sled-calls ";
 
 /// A version of a message: its number and its length in bytes.
 pub(crate) type Version = (u64, usize);
 
-/// What a caller got for one id.
+/// The result of a call for one id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// Every byte is right.
+    /// All bytes are correct.
     Whole(Version),
     /// There is no such message.
     Absent,
-    /// The disk did not answer, which says nothing about the message.
+    /// The disk failed, so the state of the message is unknown.
     Io(String),
     /// Damaged, wrong bytes, or an error of the wrong type.
     Wrong(String),
 }
 
-/// Something that the child was about to do, or an answer of the spool.
+/// The start of a call, its result, or another event of the child.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Event {
     /// The spool is open.
     Opened,
-    /// The spool is not open. Whether the error has the right type, and its text.
+    /// The opening failed. Whether the error has the right type, and its text.
     Refused(bool, String),
     /// The opening reports damage.
     Damage(String),
-    /// About to store.
+    /// A store starts.
     Store(SpoolId, Version),
-    /// About to remove.
+    /// A removal starts.
     Remove(SpoolId),
-    /// The last operation on this id was answered with `Ok`.
+    /// The last operation on this id returned `Ok`.
     Done(SpoolId),
-    /// The last operation on this id was answered with an error: in doubt, and its text.
+    /// The last operation on this id returned an error: whether it is in doubt, and its text.
     Failed(SpoolId, bool, String),
-    /// A load was answered.
+    /// A load returned.
     Loaded(SpoolId, Answer),
-    /// An enumeration returned this.
+    /// An enumeration returned this message.
     Listed(SpoolId, Answer),
     /// The enumeration has ended.
     ListEnd,
-    /// The disk is good, and no load fails any more: no error is excused until the next `Burst`.
+    /// The disk works and no load fails. No error is allowed until the next `Burst`.
     Settled,
     /// Calls fail from now on.
     Burst(String),
-    /// All is durable. The parent may kill the child.
+    /// Everything is durable. The parent may kill the child.
     Ready,
-    /// The shutdown ended: its error, if any.
+    /// The shutdown ended, with this error if any.
     Ended(Option<String>),
     /// Something else is wrong.
     Wrong(String),
 }
 
-/// What a load returned.
+/// Classifies the result of a load.
 pub(crate) fn answer(id: SpoolId, loaded: anyhow::Result<Vec<u8>>) -> Answer {
     let err = match loaded {
         Ok(data) => return examine(id, &data),
@@ -76,12 +76,12 @@ pub(crate) fn answer(id: SpoolId, loaded: anyhow::Result<Vec<u8>>) -> Answer {
     } else if root.is::<std::io::Error>() {
         Answer::Io(format!("{err:#}"))
     } else {
-        let kind = if root.is::<Corrupt>() { "called damaged" } else { "not an I/O error" };
+        let kind = if root.is::<Corrupt>() { "reported as damaged" } else { "not an I/O error" };
         Answer::Wrong(format!("{kind}: {err:#}"))
     }
 }
 
-/// What these bytes are.
+/// Classifies these bytes.
 pub(crate) fn examine(id: SpoolId, data: &[u8]) -> Answer {
     match payload::read(id, data) {
         Ok(seen) => Answer::Whole((seen.version.unwrap_or(0), seen.len)),
@@ -89,14 +89,15 @@ pub(crate) fn examine(id: SpoolId, data: &[u8]) -> Answer {
     }
 }
 
-/// The end of an opening. A disk that fails damages nothing, and changes no format and no owner.
+/// The event of a failed opening. A failing disk must not cause errors of damage, format or
+/// ownership.
 pub(crate) fn refused(err: &anyhow::Error) -> Event {
     let root = err.root_cause();
     let wrong = root.is::<DamagedSpool>() || root.is::<UnsupportedFormat>() || root.is::<Locked>();
     Event::Refused(!wrong, format!("{err:#}"))
 }
 
-/// The end of an operation that failed.
+/// The event of a failed operation.
 pub(crate) fn failed(id: SpoolId, err: &anyhow::Error) -> Event {
     if err.root_cause().is::<Closed>() {
         return Event::Wrong(format!("{id}: closed while running"));
@@ -194,12 +195,12 @@ fn version(text: &str) -> Result<Version, ()> {
     Ok((version.parse().map_err(drop)?, len.parse().map_err(drop)?))
 }
 
-/// The event in a line of the child's output, if there is one.
+/// The event in a line of the child's output, if any.
 pub(crate) fn decode(line: &str) -> Option<Event> {
     line.split_once(MARK)?.1.parse().ok()
 }
 
-/// The child's output: each line is one unbuffered write, so that a kill loses no report.
+/// The child's output. Each line is one unbuffered write, so that a kill loses no event.
 #[derive(Debug)]
 pub(crate) struct Report(Mutex<File>);
 
@@ -208,16 +209,16 @@ impl Report {
         Self(Mutex::new(File::from(std::io::stdout().as_fd().try_clone_to_owned().unwrap())))
     }
 
-    pub(crate) fn say(&self, event: &Event) {
-        self.say_all(std::slice::from_ref(event));
+    pub(crate) fn send(&self, event: &Event) {
+        self.send_all(std::slice::from_ref(event));
     }
 
-    /// Reports several at once: answers to reads, of which a kill may lose the report.
-    pub(crate) fn say_all(&self, events: &[Event]) {
+    /// Writes several events at once: results of reads, whose loss in a kill is harmless.
+    pub(crate) fn send_all(&self, events: &[Event]) {
         let line = |event: &Event| format!("\n{MARK}{}\n", event.to_string().replace('\n', " / "));
         let text: String = events.iter().map(line).collect();
         if self.0.lock().write_all(text.as_bytes()).is_err() {
-            // Without a parent there is no point in going on.
+            // Without a parent the child is useless.
             std::process::exit(0);
         }
     }

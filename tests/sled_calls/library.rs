@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// The built library. Its crate is no dependency of the tests: a linked `cdylib` would replace
+/// The built library. Its crate is not a dependency of the tests: a linked `cdylib` would replace
 /// the calls of this process.
 pub(crate) fn library() -> &'static PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
@@ -12,13 +12,13 @@ pub(crate) fn library() -> &'static PathBuf {
 }
 
 fn build() -> PathBuf {
-    // A directory of its own: the build does not wait for the lock of another cargo.
+    // A separate directory, so that the build does not wait for the lock of another cargo.
     let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("iofault");
     let mut command = Command::new(env!("CARGO"));
     command.args(["build", "--quiet", "--locked", "--package", "tidespool-iofault", "--target-dir"]);
     command.arg(&target).current_dir(env!("CARGO_MANIFEST_DIR"));
-    // What instruments the tests must not instrument the library, and another target has another
-    // directory.
+    // Instrumentation of the tests must not apply to the library, and another build target would
+    // use another directory.
     for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "LD_PRELOAD"] {
         command.env_remove(name);
     }

@@ -1,4 +1,4 @@
-//! Each of sled's calls fails in turn while a spool is opened, read and ended.
+//! Each of sled's calls fails in turn while a spool is opened, read and shut down.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,18 +18,18 @@ const MESSAGES: u64 = 1_200;
 /// Points of a sampled run, per test.
 const SAMPLE: u64 = 16;
 
-/// All calls of the kind fail until the spool is open, or has refused to open.
+/// All calls of the kind fail until the spool is open, or the opening has failed.
 const LASTING: u64 = u64::MAX;
 
-/// More than one call in a row fails at each of the first so many calls of a kind, and at every
-/// [`SELDOM`]th after them.
+/// Several consecutive calls fail at each of the first `OFTEN` calls of a kind, and at every
+/// [`SELDOM`]th one after them.
 const OFTEN: u64 = 40;
 const SELDOM: u64 = 16;
 
-/// Of the calls of one kind after the opening, so many are tried at most.
+/// Largest number of calls of one kind that are tested after the opening.
 const LATER: u64 = 40;
 
-/// One trial: the fault, and how the child that suffers it ends.
+/// One trial: the fault, and how the child ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Point {
     fault: Fault,
@@ -53,8 +53,8 @@ fn calls_fail_while_a_killed_spool_is_opened() {
 
 /// A spool that was shut down.
 #[test]
-fn calls_fail_while_an_orderly_ended_spool_is_opened() {
-    sweep("orderly", Ending::Orderly);
+fn calls_fail_while_a_spool_that_was_shut_down_is_opened() {
+    sweep("shut down", Ending::Orderly);
 }
 
 fn sweep(name: &str, ending: Ending) {
@@ -79,20 +79,20 @@ fn sweep(name: &str, ending: Ending) {
     }
     let total = points.len();
     println!(
-        "opening, {name}: of {total} points {met} met a call, {refused} openings were refused, {} broke a promise",
+        "opening, {name}: of {total} points {met} met a call, {refused} openings failed, {} broke a guarantee",
         wrong.len()
     );
     assert!(met > 0, "no call was met");
     assert!(
         wrong.is_empty(),
-        "{} of {total} points broke a promise. Repeat one: TIDESPOOL_SLED_CALLS_SEED={seed} TIDESPOOL_SLED_CALLS_ONLY='{}'\n{}",
+        "{} of {total} points broke a guarantee. Repeat one: TIDESPOOL_SLED_CALLS_SEED={seed} TIDESPOOL_SLED_CALLS_ONLY='{}'\n{}",
         wrong.len(),
         wrong.keys().next().unwrap(),
         summary(&wrong),
     );
 }
 
-/// The first few of what is wrong at each point.
+/// The first violations of each point.
 fn summary(wrong: &BTreeMap<String, Vec<String>>) -> String {
     let line = |(point, what): (&String, &Vec<String>)| {
         format!("{point}: {} wrong: {}", what.len(), what[..what.len().min(2)].join("; "))
@@ -101,7 +101,7 @@ fn summary(wrong: &BTreeMap<String, Vec<String>>) -> String {
 }
 
 struct Outcome {
-    /// The opening ended with an error.
+    /// The opening returned an error.
     refused: bool,
     /// A call failed.
     met: bool,
@@ -120,7 +120,7 @@ fn try_point(template: &Template, point: Point) -> Outcome {
             control.disarm();
         }
         refused |= matches!(event, Event::Refused(..));
-        trial.book.enter(event);
+        trial.oracle.enter(event);
     });
     let met = control.failed() > 0;
     Outcome { refused, met, wrong: trial.judge(end) }
@@ -140,7 +140,8 @@ fn points(template: &Template, seed: u64, extent: Extent) -> Vec<Point> {
         if groups.is_empty() {
             break;
         }
-        // Half of them reads of the opening: those are the most, and the most is lost by them.
+        // Half of the points are reads of the opening, which are the most frequent and the most
+        // dangerous calls.
         let group = if n % 2 == 0 { 0 } else { pick(groups.len(), &mut rng) };
         let point = pick(groups[group].len(), &mut rng);
         chosen.push(groups[group].swap_remove(point));
@@ -167,7 +168,7 @@ fn every_point(template: &Template) -> Vec<Vec<Point>> {
         let seen = control.seen(call);
         println!("opening: {opening} calls of {name}, then {}", seen - opening);
         groups.push((0..opening).flat_map(|skip| at_call(call, name, skip, &[3, LASTING])).collect());
-        // Most of these are loads of one message each.
+        // Most of these calls are loads of one message each.
         let step = usize::try_from((seen - opening) / LATER).unwrap() + 1;
         later.extend((opening..seen).step_by(step).flat_map(|skip| at_call(call, name, skip, &[])));
     }
@@ -177,7 +178,7 @@ fn every_point(template: &Template) -> Vec<Vec<Point>> {
     groups
 }
 
-/// What is tried at one call: it fails alone, and so many in a row fail.
+/// The faults at one call: it fails alone, and with the calls after it.
 fn at_call(call: Call, name: &'static str, skip: u64, runs: &[u64]) -> Vec<Point> {
     let fault = |count, errno| Fault { calls: call.bit(), skip, count, errno };
     let mut faults: Vec<Fault> = errnos(call).iter().map(|errno| fault(1, *errno)).collect();
@@ -191,7 +192,7 @@ fn at_call(call: Call, name: &'static str, skip: u64, runs: &[u64]) -> Vec<Point
     faults.into_iter().enumerate().map(point).collect()
 }
 
-/// The errors that single calls fail with.
+/// The error numbers of single failures.
 fn errnos(call: Call) -> &'static [i32] {
     match call {
         Call::Write | Call::Pwrite | Call::Mkdir => &[libc::EIO, libc::ENOSPC],

@@ -1,5 +1,5 @@
-//! The library fails the calls that it should. A library that fails nothing would let every other
-//! test of this target pass.
+//! Tests that the library fails the selected calls. Otherwise every other test of this target would
+//! pass without a fault.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -15,7 +15,7 @@ use crate::tasks::{Ending, Task, What};
 /// Makes one call on a file in this directory.
 type Make = fn(&Path) -> io::Result<()>;
 
-/// What the child calls, in this order. `sync_file_range` needs unsafe code, and is left out.
+/// The calls of the child, in this order. `sync_file_range` needs unsafe code and is omitted.
 const CALLED: [(Call, Make); 11] = [
     (Call::Open, |dir| File::open(dir.join("x")).map(drop)),
     (Call::Read, |dir| opened(dir)?.read(&mut [0; 8]).map(drop)),
@@ -34,21 +34,21 @@ fn opened(dir: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(dir.join("x"))
 }
 
-/// The child: makes each call, in a directory `sled` and in one that has another name, and reports
-/// those that failed with the `errno` of the fault.
+/// The child: makes each call, in a directory `sled` and in another one, and reports the calls that
+/// failed with the `errno` of the fault.
 pub(crate) fn every_call(dir: &Path, report: &Report) {
     for place in ["sled", "other"] {
         let place = dir.join(place);
         for (call, make) in CALLED {
             if make(&place).is_err_and(|err| err.raw_os_error() == Some(libc::EXDEV)) {
-                report.say(&Event::Burst(format!("{} {call:?}", place.display())));
+                report.send(&Event::Burst(format!("{} {call:?}", place.display())));
             }
         }
     }
 }
 
 #[test]
-fn the_library_fails_the_calls_that_it_should() {
+fn the_library_fails_the_selected_calls() {
     for (call, name) in KINDS {
         let Some(nth) = CALLED.iter().position(|(called, _)| *called == call) else { continue };
         let place = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Settings, spools to begin with, and the judgement of a clean opening.
+//! Settings, initial spools, and the check of an opening without faults.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -12,15 +12,15 @@ use tidespool_testkit::crash::{Found as Came, take_stock_of};
 use tidespool_testkit::rng::{number_from_env, seed_from_env};
 use tidespool_testkit::wait;
 
-use crate::book::{Book, Found};
 use crate::child::{End, run};
 use crate::event::{Answer, answer};
+use crate::oracle::{Found, Oracle};
 use crate::tasks::{Ending, Task, What, names_path};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 
-/// So small that most of what is there is filed, and little of it stays in memory.
+/// A spool so small that most messages are checkpointed and few stay in memory.
 pub(crate) fn config(path: &Path) -> Config {
     Config::new(path)
         .memory_budget(8 * MIB)
@@ -42,13 +42,13 @@ pub(crate) fn config(path: &Path) -> Config {
         )
 }
 
-/// Runs `body` on a runtime of two threads.
+/// Runs `body` on a runtime with two threads.
 pub(crate) fn block_on<T>(body: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(body)
 }
 
-/// How much a run tries.
+/// The extent of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Extent {
     All,
@@ -69,41 +69,41 @@ pub(crate) fn seed() -> u64 {
     seed_from_env("TIDESPOOL_SLED_CALLS_SEED")
 }
 
-/// A spool to begin with. Each trial works on a copy.
+/// An initial spool. Each trial works on a copy.
 #[derive(Debug)]
 pub(crate) struct Template {
     place: TempDir,
-    pub(crate) book: Book,
+    pub(crate) oracle: Oracle,
 }
 
 impl Template {
-    /// One of `messages` messages, and of what replaced some of them, without those removed.
+    /// A spool of `messages` messages, some of them replaced or removed.
     pub(crate) fn make(messages: u64, ending: Ending, seed: u64) -> Self {
         let place = TempDir::with_prefix("tidespool-sled-calls-").unwrap();
-        let mut book = Book::default();
+        let mut oracle = Oracle::default();
         let task = Task { what: What::Make(messages), ending, seed };
         let log = place.path().join("log");
-        let end = run(task, &place.path().join("spool"), None, &log, |event| book.enter(event));
+        let end = run(task, &place.path().join("spool"), None, &log, |event| oracle.enter(event));
         let expected = if ending == Ending::Killed { End::Killed } else { End::Done };
         assert_eq!(end, expected, "{}", std::fs::read_to_string(&log).unwrap());
-        assert_eq!(book.take_violations(), Vec::<String>::new());
-        Self { place, book }
+        assert_eq!(oracle.take_violations(), Vec::<String>::new());
+        Self { place, oracle }
     }
 
-    /// A copy, and what may be in it.
+    /// A copy, with the ids that it may contain in a file beside it.
     pub(crate) fn copy(&self) -> Trial {
         let place = TempDir::with_prefix("tidespool-sled-calls-").unwrap();
         copy_dir(&self.place.path().join("spool"), &place.path().join("spool"));
         let mut names = String::new();
-        let live = self.book.live();
-        for id in self.book.ids() {
+        let live = self.oracle.live();
+        for id in self.oracle.ids() {
             let _ = match live.binary_search_by_key(&id, |(id, _)| *id) {
                 Ok(at) => writeln!(names, "{id} {} {}", live[at].1.0, live[at].1.1),
                 Err(_) => writeln!(names, "{id}"),
             };
         }
         std::fs::write(names_path(&place.path().join("spool")), names).unwrap();
-        Trial { place, book: self.book.clone() }
+        Trial { place, oracle: self.oracle.clone() }
     }
 }
 
@@ -120,11 +120,11 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-/// One directory that a child works on.
+/// The directory of one trial.
 #[derive(Debug)]
 pub(crate) struct Trial {
     place: TempDir,
-    pub(crate) book: Book,
+    pub(crate) oracle: Oracle,
 }
 
 impl Trial {
@@ -136,37 +136,37 @@ impl Trial {
         self.place.path().join(name)
     }
 
-    /// Opens what the child has left on a good disk: all is there, and nothing else. Returns what
-    /// is wrong, of the child's answers too.
+    /// Opens the spool of the child without faults, and checks that it holds exactly the expected
+    /// messages. Returns all violations, including those in the child's events.
     pub(crate) fn judge(mut self, end: End) -> Vec<String> {
         if let End::Failed(status) = end {
             let log = std::fs::read_to_string(self.beside("log")).unwrap_or_default();
             let last: Vec<&str> = log.lines().rev().take(6).collect();
-            self.book
+            self.oracle
                 .enter(&crate::event::Event::Wrong(format!("the child ended with {status:?}: {last:?}")));
         }
-        let mut wrong = self.book.take_violations();
-        let ids: Vec<SpoolId> = self.book.ids().collect();
+        let mut wrong = self.oracle.take_violations();
+        let ids: Vec<SpoolId> = self.oracle.ids().collect();
         match block_on(wait::bounded("a clean opening", clean(&self.spool(), &ids))) {
-            Ok(found) => self.book.compare(&found),
+            Ok(found) => self.oracle.compare(&found),
             Err(err) => wrong.push(format!("clean opening: {err:#}")),
         }
-        wrong.extend(self.book.take_violations());
+        wrong.extend(self.oracle.take_violations());
         wrong
     }
 }
 
-/// Everything that a spool holds, by enumeration and by loading each message: both must agree.
+/// All messages of a spool, by enumeration and by load. Both must agree.
 async fn clean(path: &Path, ids: &[SpoolId]) -> Result<Found> {
     let spool = loop {
-        // A child that was killed holds its files for a moment longer.
+        // A killed child keeps its files for a moment longer.
         match TieredSpool::open(config(path)).await {
             Err(err) if err.root_cause().is::<Locked>() => {}
             opened => break opened.context("open")?,
         }
     };
     let found = everything(&spool, ids).await;
-    // Also where something is wrong: its threads would outlive the directory.
+    // Shut down after an error as well: the threads would outlive the directory.
     spool.shutdown().await.context("shutdown")?;
     found
 }
@@ -174,13 +174,13 @@ async fn clean(path: &Path, ids: &[SpoolId]) -> Result<Found> {
 async fn everything(spool: &TieredSpool, ids: &[SpoolId]) -> Result<Found> {
     let damage = &spool.recovery().damage;
     anyhow::ensure!(damage.is_empty(), "reported as damage: {} of {damage:?}", damage.len());
-    // What is being rebuilt does not answer at once.
+    // Loads fail until the index is rebuilt.
     for id in ids {
         while let Answer::Io(_) = answer(*id, spool.load(*id).await) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
-    let stock = take_stock_of(spool, ids.iter().copied()).await.context("taking stock")?;
+    let stock = take_stock_of(spool, ids.iter().copied()).await.context("reading the spool")?;
     let version = |(id, came)| match came {
         Came::Whole(seen) => Ok((id, (seen.version.unwrap_or(0), seen.len))),
         Came::Wrong(text) => Err(anyhow::anyhow!("{id}: {text}")),

@@ -1,4 +1,4 @@
-//! The child's side: what it does with a spool.
+//! The child's side: its tasks with a spool.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,35 +22,35 @@ use crate::probe;
 use crate::setup::{block_on, config};
 use crate::traffic::Traffic;
 
-/// Set for the child: the directory of the spool, and what to do.
+/// Environment variables of the child: the directory of the spool, and the task.
 pub(crate) const CHILD_DIR: &str = "TIDESPOOL_SLED_CALLS_DIR";
 pub(crate) const CHILD_TASK: &str = "TIDESPOOL_SLED_CALLS_TASK";
 
-/// Callers at a time.
+/// Concurrent callers.
 pub(crate) const CALLERS: u64 = 8;
 
-/// How a child's work ends.
+/// The end of a child's work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// `shutdown`.
     Orderly,
-    /// All is durable, and the parent kills the process.
+    /// Everything is durable, and the parent kills the process.
     Killed,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum What {
-    /// Makes a spool of so many messages.
+    /// Creates a spool with this many messages.
     Make(u64),
-    /// Makes one call of each kind after the other, without a spool.
+    /// Makes one call of each kind, without a spool.
     Probe,
-    /// Opens the spool, lists it, loads all, and ends.
+    /// Opens the spool, lists it, loads all messages, and ends.
     Open,
-    /// Opens the spool, and works while bursts of calls fail.
+    /// Opens the spool and works while bursts of calls fail.
     Traffic(Which),
 }
 
-/// What a child does.
+/// The task of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Task {
     pub(crate) what: What,
@@ -89,7 +89,7 @@ impl FromStr for Task {
     }
 }
 
-/// Not a test: the process whose calls fail.
+/// Not a test itself: runs in the process whose calls fail.
 #[test]
 fn child() {
     let Some(dir) = std::env::var_os(CHILD_DIR).map(PathBuf::from) else { return };
@@ -102,20 +102,20 @@ async fn work(task: Task, dir: &Path, report: Arc<Report>) {
     if task.what == What::Probe {
         return probe::every_call(dir, &report);
     }
-    // The ids that were ever named, from the parent's book.
+    // All ids that were ever used, from the parent's oracle.
     let named = names(dir);
     let spool = match wait::bounded("open", TieredSpool::open(config(dir))).await {
         Ok(spool) => Arc::new(spool),
-        Err(err) => return report.say(&refused(&err)),
+        Err(err) => return report.send(&refused(&err)),
     };
-    report.say(&Event::Opened);
+    report.send(&Event::Opened);
     for damage in &spool.recovery().damage {
-        report.say(&Event::Damage(format!("{damage:?}")));
+        report.send(&Event::Damage(format!("{damage:?}")));
     }
     let client = Client { spool, report };
     match task.what {
         What::Make(messages) => client.make(messages, task.seed).await,
-        What::Probe => unreachable!("it has no spool"),
+        What::Probe => unreachable!("a probe has no spool"),
         What::Open => {
             client.list().await;
             client.load_all(&named.keys().copied().collect::<Vec<_>>()).await;
@@ -128,7 +128,7 @@ async fn work(task: Task, dir: &Path, report: Arc<Report>) {
     client.end(task.ending).await;
 }
 
-/// Beside the spool: each id that was ever named, and its version if it lives.
+/// A file beside the spool: each id that was ever used, with its version if it is live.
 pub(crate) fn names_path(dir: &Path) -> PathBuf {
     dir.with_extension("names")
 }
@@ -144,7 +144,7 @@ fn names(dir: &Path) -> BTreeMap<SpoolId, Option<Version>> {
     text.lines().map(line).collect()
 }
 
-/// A spool, and the report of what is done with it.
+/// A spool, and the events of the calls on it.
 #[derive(Clone)]
 pub(crate) struct Client {
     pub(crate) spool: Arc<TieredSpool>,
@@ -152,61 +152,61 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Stores, and reports. True if the spool has acknowledged it.
+    /// Stores a message and reports the events. Returns true if the store succeeded.
     pub(crate) async fn store(&self, id: SpoolId, version: Version, forced: bool) -> bool {
-        self.report.say(&Event::Store(id, version));
+        self.report.send(&Event::Store(id, version));
         let data = payload::shared(id, version.0, version.1);
-        self.answered(id, &wait::bounded("a store", self.spool.store(id, data, forced, None)).await)
+        self.report_result(id, &wait::bounded("a store", self.spool.store(id, data, forced, None)).await)
     }
 
     pub(crate) async fn remove(&self, id: SpoolId) -> bool {
-        self.report.say(&Event::Remove(id));
-        self.answered(id, &wait::bounded("a removal", self.spool.remove(id)).await)
+        self.report.send(&Event::Remove(id));
+        self.report_result(id, &wait::bounded("a removal", self.spool.remove(id)).await)
     }
 
-    fn answered(&self, id: SpoolId, answer: &anyhow::Result<()>) -> bool {
+    fn report_result(&self, id: SpoolId, answer: &anyhow::Result<()>) -> bool {
         let event = answer.as_ref().map_or_else(|err| failed(id, err), |()| Event::Done(id));
-        self.report.say(&event);
+        self.report.send(&event);
         answer.is_ok()
     }
 
-    /// Loads, and reports.
+    /// Loads a message and reports the event.
     pub(crate) async fn load(&self, id: SpoolId) {
         let loaded = self.answer(id).await;
-        self.report.say(&Event::Loaded(id, loaded));
+        self.report.send(&Event::Loaded(id, loaded));
     }
 
     async fn answer(&self, id: SpoolId) -> Answer {
         answer(id, wait::bounded("a load", self.spool.load(id)).await)
     }
 
-    /// Loads all of these until each has an answer: the disk is good, and the spool recovers.
+    /// Loads all these messages until each load has a result other than an I/O error.
     pub(crate) async fn load_all(&self, ids: &[SpoolId]) {
         let mut rest = ids.to_vec();
         wait::bounded("all can be loaded", async {
             while !rest.is_empty() {
-                let (mut answers, mut unanswered) = (Vec::new(), Vec::new());
+                let (mut answers, mut failed_ids) = (Vec::new(), Vec::new());
                 for id in rest {
                     let loaded = self.answer(id).await;
                     if matches!(loaded, Answer::Io(_)) {
-                        unanswered.push(id);
-                        // The others would wait for the same.
+                        failed_ids.push(id);
+                        // The other loads would wait for the same cause.
                         tokio::time::sleep(Duration::from_millis(2)).await;
                     }
                     answers.push(Event::Loaded(id, loaded));
                 }
-                self.report.say_all(&answers);
-                rest = unanswered;
+                self.report.send_all(&answers);
+                rest = failed_ids;
             }
         })
         .await;
     }
 
-    /// Enumerates, and reports.
+    /// Enumerates and reports the events.
     pub(crate) async fn list(&self) {
         let (sender, receiver) = async_channel::bounded(64);
         if let Err(err) = self.spool.enumerate(sender, DateTime::<Utc>::MAX_UTC) {
-            return self.report.say(&Event::Wrong(format!("enumerate: {err:#}")));
+            return self.report.send(&Event::Wrong(format!("enumerate: {err:#}")));
         }
         let mut listed = Vec::new();
         while let Ok(entry) = wait::bounded("an enumeration", receiver.recv()).await {
@@ -217,10 +217,11 @@ impl Client {
             listed.push(Event::Listed(id, found));
         }
         listed.push(Event::ListEnd);
-        self.report.say_all(&listed);
+        self.report.send_all(&listed);
     }
 
-    /// A spool with content at every place: filed, replaced, removed, and not filed.
+    /// Creates a spool with messages in all states: checkpointed, replaced, removed, and not
+    /// checkpointed.
     async fn make(&self, messages: u64, seed: u64) {
         let mut tasks = JoinSet::new();
         for caller in 0..4 * CALLERS {
@@ -256,22 +257,22 @@ impl Client {
         match ending {
             Ending::Orderly => {
                 let ended = wait::bounded("the shutdown", self.spool.shutdown()).await;
-                self.report.say(&Event::Ended(ended.err().map(|err| format!("{err:#}"))));
+                self.report.send(&Event::Ended(ended.err().map(|err| format!("{err:#}"))));
             }
             Ending::Killed => {
-                // What is dirty becomes durable, removals too.
+                // Makes dirty messages and removals durable.
                 let flushed = wait::bounded("a flush", self.spool.advise_low_memory()).await;
                 if let Err(err) = flushed {
-                    self.report.say(&Event::Wrong(format!("a flush failed: {err:#}")));
+                    self.report.send(&Event::Wrong(format!("a flush failed: {err:#}")));
                 }
-                self.report.say(&Event::Ready);
+                self.report.send(&Event::Ready);
                 std::future::pending::<()>().await;
             }
         }
     }
 }
 
-/// Lengths of messages: most are small, and none is too short to name its version.
+/// Lengths of messages in bytes. Most are small, and all can hold their version.
 pub(crate) fn len(rng: &mut Rng) -> usize {
     let len = match rng.below(20) {
         0..14 => 60 + rng.below(190),
@@ -281,8 +282,8 @@ pub(crate) fn len(rng: &mut Rng) -> usize {
     usize::try_from(len).unwrap()
 }
 
-/// An id that no other process has, and without an order: what is filed under such ids fills many
-/// pages of sled, which are read again and again.
+/// A new id that no other process uses, in random order. Such ids are spread over many pages of
+/// sled, which are read repeatedly.
 pub(crate) fn new_id() -> SpoolId {
     let id = SpoolId::new();
     let [high, low] = [0, 1].map(|half: usize| {

@@ -1,5 +1,4 @@
-//! The child's side: callers that store, replace, load and remove, and bursts of failing calls
-//! beside them.
+//! The child's side: callers that store, replace, load and remove, while bursts of calls fail.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,16 +17,16 @@ use crate::tasks::{CALLERS, Client, len, new_id, pick};
 /// Bursts in one process.
 const BURSTS: u64 = 3;
 
-/// Operations of one caller between two looks at the burst.
+/// Operations of each caller between two checks of the burst.
 const STEPS: u64 = 40;
 
-/// A burst that did not meet enough calls ends after so many looks.
-const LOOKS: u64 = 12;
+/// A burst that did not meet enough calls ends after this many checks.
+const CHECKS: u64 = 12;
 
-/// The disk is good again after this time at the latest.
+/// Longest time that calls fail.
 const LONGEST: Duration = Duration::from_secs(3);
 
-/// Versions of the traffic are higher than those of the spool that it begins with.
+/// Versions of the traffic are higher than those of the initial spool.
 const FIRST_VERSION: u64 = 1 << 32;
 
 /// The callers of a spool, and the control file of this process.
@@ -39,7 +38,7 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// Callers that share the messages `named`.
+    /// Creates callers that share the messages `named`.
     pub(crate) fn new(
         client: &Client,
         control: Control,
@@ -64,21 +63,22 @@ impl Traffic {
         Self { client: client.clone(), control: Arc::new(control), callers, rng: rng.fork(CALLERS) }
     }
 
-    /// Works while bursts of calls fail. After each, the disk is good until all is loaded.
+    /// Works while bursts of calls fail. After each burst, the disk works until all messages are
+    /// loaded.
     pub(crate) async fn run(mut self, which: Which) {
         for _ in 0..BURSTS {
-            // So that loads go to the disk. Whether there was anything to save is no matter.
+            // Empties the cache, so that loads read the disk. The flush may fail.
             let _ = wait::bounded("a flush", self.client.spool.advise_low_memory()).await;
             let (fault, name) = which.fault(&mut self.rng);
-            self.client.report.say(&Event::Burst(format!("{name}: {fault:?}")));
+            self.client.report.send(&Event::Burst(format!("{name}: {fault:?}")));
             self.control.arm(fault);
-            // Loads may wait for what cannot be rebuilt while its disk fails.
+            // Loads may wait for a rebuild, which cannot succeed while the disk fails.
             let control = self.control.clone();
             let end = tokio::spawn(async move {
                 tokio::time::sleep(LONGEST).await;
                 control.disarm();
             });
-            for _ in 0..LOOKS {
+            for _ in 0..CHECKS {
                 self.work().await;
                 if self.control.failed() == fault.count {
                     break;
@@ -87,17 +87,19 @@ impl Traffic {
             end.abort();
             self.control.disarm();
             if self.control.failed() > 0 {
-                self.client.report.say(&Event::Burst(format!("failed: {} of {name}", self.control.failed())));
+                self.client
+                    .report
+                    .send(&Event::Burst(format!("failed: {} of {name}", self.control.failed())));
             }
             let ids = |caller: &Caller| [&caller.held[..], &caller.gone[..]].concat();
             let all: Vec<SpoolId> = self.callers.iter().flat_map(ids).collect();
             self.client.load_all(&all).await;
-            self.client.report.say(&Event::Settled);
+            self.client.report.send(&Event::Settled);
             self.client.list().await;
         }
     }
 
-    /// Each caller makes its steps, and beside them the spool is maintained.
+    /// Runs the steps of each caller, with upkeep beside them.
     async fn work(&mut self) {
         let mut tasks = JoinSet::new();
         for mut caller in std::mem::take(&mut self.callers) {
@@ -108,7 +110,7 @@ impl Traffic {
                 caller
             });
         }
-        // Whether it succeeds while the disk fails is no matter here.
+        // Upkeep may fail while the disk fails.
         let _ = match self.rng.below(3) {
             0 => wait::bounded("compaction", self.client.spool.compact()).await,
             1 => wait::bounded("maintenance", self.client.spool.cleanup()).await,
@@ -120,13 +122,13 @@ impl Traffic {
     }
 }
 
-/// One caller. No other uses its ids, so what happens to one of them has one order.
+/// One caller. No other caller uses its ids, so the calls for one id are ordered.
 struct Caller {
     client: Client,
     rng: Rng,
     next: u64,
     held: Vec<SpoolId>,
-    /// Removed, or never stored.
+    /// Ids that were removed or never stored.
     gone: Vec<SpoolId>,
 }
 

@@ -103,7 +103,7 @@ mod tests {
             unsaved: one("/s/journal/00000001.seg", id, "the payload fails its checksum"),
             lost: 1,
             doubtful: one("/s/sled", id, "it may have been removed before"),
-            damage: one("/s/ledger", None, "it is missing"),
+            damage: one("/s/manifest", None, "it is missing"),
             torn: one("/s/journal/00000002.seg", id, "at byte 4096, after a torn write: a whole message"),
         }
     }
@@ -118,7 +118,7 @@ mod tests {
     fn what_is_wrong_and_what_became_of_it_is_told_one_a_line() {
         assert_eq!(
             printed(false, &found()),
-            "/s/ledger: it is missing\n\
+            "/s/manifest: it is missing\n\
              /s/journal/00000002.seg: message 1ec9414c232a6b00b3c89f6bdeced846: at byte 4096, after a torn write: a whole message\n\
              1 record of a torn end left out, as an opening does: never known to have been on stable storage\n\
              /s/sled: message 1ec9414c232a6b00b3c89f6bdeced846: saved, but it may have been removed before\n\

@@ -31,7 +31,7 @@ pub(crate) fn look_at(dir: &Path) -> Result<()> {
         Err(err) => return Err(looking_at(dir, err)),
     }
     // One that lost its FORMAT file still has one of the others.
-    for name in ["FORMAT", "journal", "ledger", "sled"] {
+    for name in ["FORMAT", "journal", "manifest", "sled"] {
         let path = dir.join(name);
         match path.try_exists() {
             Ok(true) => return Ok(()),

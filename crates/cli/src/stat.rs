@@ -42,7 +42,7 @@ fn table(out: &mut dyn Write, dir: &Path, summary: &Summary) -> io::Result<()> {
             ("message bytes", bytes(summary.message_bytes)),
             ("segments", counted(summary.segments_by_state.values().sum(), &summary.segments_by_state)),
             ("segment bytes", bytes(summary.segment_bytes)),
-            ("filed messages", format!("{} (from the ledger)", summary.ledger_records)),
+            ("filed messages", format!("{} (from the manifest)", summary.manifest_records)),
             ("index bytes", bytes(summary.index_bytes)),
             ("index", index(summary.index).to_owned()),
             ("crash log", crash_log(&summary.crash_log)),
@@ -89,7 +89,7 @@ mod tests {
             segment_bytes: 8,
             index_bytes: 0,
             index: IndexState::Kept,
-            ledger_records: 2,
+            manifest_records: 2,
             clean_shutdown: true,
             crash_log: CrashLogSummary { messages: 1, message_bytes: 1_000, removals: 2, file_bytes: 2_048 },
         };
@@ -104,7 +104,7 @@ mod tests {
              message bytes    2.0 KiB (2048 bytes)\n\
              segments         8 (free 7, journal 1)\n\
              segment bytes    8 bytes\n\
-             filed messages   2 (from the ledger)\n\
+             filed messages   2 (from the manifest)\n\
              index bytes      0 bytes\n\
              index            kept at next open\n\
              crash log        1 message and 2 removals brought back at next open, 1000 bytes\n\

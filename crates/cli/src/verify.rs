@@ -99,7 +99,7 @@ mod tests {
             bytes: 900,
             damage: vec![
                 Damage { path: "journal/00000001.seg".into(), id, what: "payload at 4152".into() },
-                Damage { path: "ledger".into(), id: None, what: "bad checksum".into() },
+                Damage { path: "manifest".into(), id: None, what: "bad checksum".into() },
             ],
             ..Verification::default()
         }
@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(
             printed(false, &damaged()),
             "journal/00000001.seg: message 1ec9414c232a6b00b3c89f6bdeced846: payload at 4152\n\
-             ledger: bad checksum\n\
+             manifest: bad checksum\n\
              /spool is damaged in 2 places: 9 messages read, 900 bytes\n\
              `tidespool repair /spool NEW_DIR` copies what can be saved into a new directory\n"
         );

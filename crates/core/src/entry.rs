@@ -3,43 +3,44 @@ use crate::SpoolId;
 /// One message, as [`Spool::enumerate`](crate::Spool::enumerate) sends it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SpoolEntry {
-    /// A message, whole and checked.
+    /// An intact message: its bytes match their checksum.
     Item {
-        /// Its id.
+        /// The id of the message.
         id: SpoolId,
-        /// Its bytes.
+        /// The bytes of the message.
         data: Vec<u8>,
     },
-    /// A message of which the id is known and the bytes are damaged for good. Callers may remove it. An I/O error
-    /// that may pass is never reported like this, but by an [early end](SpoolEntry::EARLY_END).
+    /// A message whose id is known and whose bytes are permanently damaged. Callers may remove it.
+    /// An I/O error that may be temporary is reported as an [early end](SpoolEntry::EARLY_END)
+    /// instead.
     Corrupt {
-        /// Its id.
+        /// The id of the message.
         id: SpoolId,
-        /// What is damaged, for a log.
+        /// The damage, as a text for a log.
         error: String,
     },
 }
 
 impl SpoolEntry {
-    /// The id of an early end: a `Corrupt` entry that stands for no message. It is the last entry,
-    /// and means that messages were left out because they could not be read for too long. All of
-    /// them are still in the spool: enumerate again.
+    /// The id of an early end: a `Corrupt` entry that stands for no message. It is the last entry.
+    /// It means that some messages could not be read for too long and were left out. All of them
+    /// are still in the spool: enumerate again.
     pub const EARLY_END: SpoolId = SpoolId::from_bytes([0xff; 16]);
 
-    /// An early end, for this reason.
+    /// Creates an early end with this reason.
     #[must_use]
     pub fn early_end(reason: &str) -> Self {
         let error = format!("the enumeration ends early, and leaves messages out: {reason}; enumerate again");
         Self::Corrupt { id: Self::EARLY_END, error }
     }
 
-    /// Whether messages were left out: see [`EARLY_END`](Self::EARLY_END).
+    /// Returns whether this entry is an [early end](Self::EARLY_END).
     #[must_use]
     pub fn is_early_end(&self) -> bool {
         matches!(self, Self::Corrupt { id, .. } if *id == Self::EARLY_END)
     }
 
-    /// The id of the message, whether it is whole or damaged.
+    /// Returns the id of the message, intact or damaged.
     #[must_use]
     pub fn id(&self) -> SpoolId {
         match self {

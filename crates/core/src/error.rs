@@ -1,7 +1,7 @@
-//! The errors that a caller may have to tell apart.
+//! The errors that a caller may need to distinguish.
 //!
-//! None of them has a `source`, so that each is the root cause of the `anyhow::Error` which carries it:
-//! `err.root_cause().is::<NotFound>()` works whatever context was added around it.
+//! None of them has a `source`, so each is the root cause of the `anyhow::Error` that carries it:
+//! `err.root_cause().is::<NotFound>()` works under any context.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use crate::SpoolId;
 
-/// The spool refuses new messages until it is healthy again. Loads and removes go on.
+/// The spool rejects new messages until it is healthy again. Loads and removes still work.
 ///
 /// What to do: answer with a temporary failure (SMTP 4xx, HTTP 503) and look at the spool's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -22,29 +22,29 @@ pub struct SpoolUnhealthyError;
 #[error("the caller's deadline passed before the message was stored")]
 pub struct SpoolCallerDeadlineExceeded;
 
-/// The spool's own bound on a store passed while it waited for room or for the disk, or cannot be
-/// met. Nothing was stored, unless the error has the context [`InDoubt`].
+/// The spool's own time limit for a store passed during the wait for space or for the disk, or
+/// cannot be met. Nothing was stored, unless the error has the context [`InDoubt`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the spool had no room for the message within its store deadline")]
 pub struct SpoolBackpressureTimeout;
 
-/// The context of a `store` error after which the message may be found when the spool is opened
-/// again.
+/// The context of a `store` error after which a reopened spool may have the message.
 ///
-/// A `store` error without this context promises that nothing is left behind. With it, the message
-/// was handed to the disk and the disk did not answer in time. The message is not visible while the
-/// spool is open, and the spool takes it back durably as soon as the disk answers. Only a crash or
-/// an incomplete shutdown before that can bring it back. Every store with `force_sync` that begins
-/// after the error and returns `Ok` proves that the message is taken back.
+/// A `store` error without this context promises that nothing is left behind. With this context,
+/// the message was handed to the disk and the disk did not answer in time. The message is not
+/// visible while the spool is open, and the spool durably reverts the store as soon as the disk
+/// answers. The message can reappear only after a crash or an incomplete shutdown before that. The
+/// store is certainly reverted once a later store with `force_sync`, begun after the error, returns
+/// `Ok`.
 ///
-/// The root cause of the error says why the store failed, as always. `err.is::<InDoubt>()` and
-/// `err.downcast_ref::<InDoubt>()` find this context under any other.
+/// The root cause of the error says why the store failed. `err.is::<InDoubt>()` and
+/// `err.downcast_ref::<InDoubt>()` find this context under any other context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error(
-    "message {id} may be found after a crash: the disk did not answer in time, and the message is not yet taken back"
+    "message {id} may be found after a crash: the disk did not answer in time, and the store is not yet reverted"
 )]
 pub struct InDoubt {
-    /// The message that may be found.
+    /// The message that may reappear.
     pub id: SpoolId,
 }
 
@@ -52,19 +52,20 @@ pub struct InDoubt {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("no such key {id}")]
 pub struct NotFound {
-    /// The id asked for.
+    /// The requested id.
     pub id: SpoolId,
 }
 
-/// The message exists, and its bytes on disk are damaged: they do not match their checksum.
+/// The message exists, but its bytes on disk do not match their checksum.
 ///
-/// What to do: remove the message, or restore it from elsewhere. It is never returned with wrong bytes.
+/// What to do: remove the message, or restore it from another copy. A spool never returns wrong
+/// bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("message {id} is damaged: {reason}")]
 pub struct Corrupt {
     /// The damaged message.
     pub id: SpoolId,
-    /// Which file and place, and what is wrong there.
+    /// The file and the place of the damage, and what is wrong there.
     pub reason: String,
 }
 
@@ -72,9 +73,9 @@ pub struct Corrupt {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("message {id} has {size} bytes, more than max_message_size ({limit} bytes)")]
 pub struct TooLarge {
-    /// The refused message.
+    /// The rejected message.
     pub id: SpoolId,
-    /// Its size in bytes.
+    /// The size of the message in bytes.
     pub size: u64,
     /// The limit in bytes.
     pub limit: u64,
@@ -85,14 +86,14 @@ pub struct TooLarge {
 #[error("the spool is shut down")]
 pub struct Closed;
 
-/// The spool's directory is in use by a process (maybe this one).
+/// The spool's directory is in use by a process, possibly this one.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{} is in use by {}; a spool has one owner at a time", path.display(), owner(*pid))]
 pub struct Locked {
     /// The spool's directory.
     pub path: PathBuf,
-    /// The process that holds it, where that is known. This process's own id: the spool is open in
-    /// this process.
+    /// The process that holds the directory, if known. If it is the id of this process, the spool
+    /// is already open in this process.
     pub pid: Option<u32>,
 }
 
@@ -100,7 +101,7 @@ fn owner(pid: Option<u32>) -> String {
     match pid {
         Some(pid) if pid == std::process::id() => {
             format!(
-                "this process itself ({pid}): it has the spool open already, use that one or shut it down first"
+                "this process itself ({pid}), where the spool is already open: use the open spool or shut it down first"
             )
         }
         Some(pid) => format!("process {pid}: stop that process first"),
@@ -108,21 +109,23 @@ fn owner(pid: Option<u32>) -> String {
     }
 }
 
-/// The directory holds something that this version cannot read. It was left untouched.
+/// The directory has a format that this version cannot read. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{}: {found}; this version reads {supported}; nothing was changed", path.display())]
 pub struct UnsupportedFormat {
-    /// The file that says so.
+    /// The file that has the unsupported format.
     pub path: PathBuf,
-    /// What it says.
+    /// The format that was found.
     pub found: String,
-    /// What this version reads.
+    /// The formats that this version reads.
     pub supported: String,
 }
 
-/// Something in the spool's directory is so damaged that the spool cannot be opened. Nothing was given up.
+/// Part of the spool's directory is so damaged that the spool cannot be opened. Nothing was
+/// discarded.
 ///
-/// What to do: `tidespool repair DIR NEW_DIR` copies what can be saved into a new directory, and lists what cannot.
+/// What to do: `tidespool repair DIR NEW_DIR` copies the intact messages into a new directory, and
+/// lists what cannot be copied.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
     "{} is damaged: {what}; run `tidespool repair {} NEW_DIR` to copy what can be saved into a new directory",
@@ -134,12 +137,12 @@ pub struct DamagedSpool {
     pub dir: PathBuf,
     /// The damaged file or folder in it.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// What is wrong with this file or folder.
     pub what: String,
 }
 
-/// The system's clock is before 1970, as on a machine without a battery for its clock. sled does
-/// not work then. Nothing was changed.
+/// The system clock is before 1970, as on a machine without a battery for its clock. sled does not
+/// work with such a clock. Nothing was changed.
 ///
 /// What to do: set the clock, or start the server after the clock was set from the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -162,9 +165,9 @@ mod tests {
         assert_eq!(err.root_cause().to_string(), format!("no such key {id}"));
     }
 
-    /// The doubt is a context: it hides neither the root cause nor itself under further contexts.
+    /// `InDoubt` is a context: other contexts do not hide it, and it does not hide the root cause.
     #[test]
-    fn a_doubt_is_found_under_any_context_and_is_not_the_root_cause() {
+    fn in_doubt_is_found_under_any_context_and_is_not_the_root_cause() {
         let doubt = InDoubt { id: SpoolId::new() };
         let err = anyhow::Error::from(SpoolCallerDeadlineExceeded).context(doubt).context("accepting");
         assert_eq!(err.downcast_ref::<InDoubt>(), Some(&doubt));
@@ -175,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn unhealthy_is_worded_as_callers_expect_it() {
+    fn unhealthy_error_has_the_text_that_callers_expect() {
         assert_eq!(SpoolUnhealthyError.to_string(), "the spool is not accepting writes");
     }
 
@@ -193,7 +196,7 @@ mod tests {
         assert!(err.to_string().contains("/var/spool/x is in use by process 42"), "{err}");
         let err = Locked { path: "/var/spool/x".into(), pid: None };
         assert!(err.to_string().contains("another process: stop that process first"), "{err}");
-        // A process that opened its spool twice was asked to stop itself.
+        // Regression: a process that opened its spool twice was asked to stop itself.
         let err = Locked { path: "/var/spool/x".into(), pid: Some(std::process::id()) };
         assert!(err.to_string().contains("this process itself"), "{err}");
         assert!(!err.to_string().contains("stop that process"), "{err}");

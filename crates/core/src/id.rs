@@ -11,10 +11,11 @@ use uuid::{Timestamp, Uuid, Variant};
 
 /// The id of a message: 16 bytes, any UUID.
 ///
-/// [`SpoolId::new`] mints a version 6 UUID: its bytes, and so its text and its order, follow the time of creation,
-/// with a precision of 100 ns. Ids of other versions, minted elsewhere, are taken as they are.
+/// [`SpoolId::new`] mints a version 6 UUID. Its bytes, and so its text and its order, follow the
+/// creation time with a precision of 100 ns. Ids of other versions are accepted unchanged.
 ///
-/// Text form: 32 hexadecimal digits; hyphens, braces and the `urn:uuid:` prefix are understood when parsing.
+/// Text form: 32 hexadecimal digits. Parsing also accepts hyphens, braces and the `urn:uuid:`
+/// prefix.
 ///
 /// ```
 /// # use tidespool_core::SpoolId;
@@ -27,14 +28,15 @@ use uuid::{Timestamp, Uuid, Variant};
 pub struct SpoolId([u8; 16]);
 
 impl Hash for SpoolId {
-    /// As one number: an array is hashed with its length, which is slower by half, and ids are hashed several times for each message.
+    /// Hashes the id as one number. Hashing an array includes its length, which takes half as long
+    /// again, and each id is hashed several times per message.
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u128(u128::from_ne_bytes(self.0));
     }
 }
 
-/// What tells one process's ids from another's: a random node (with the multicast bit, as RFC 9562 asks of nodes
-/// which are not network addresses) and a random clock sequence.
+/// The parts that make the ids of one process unique: a random node and a random clock sequence.
+/// The node has the multicast bit, as RFC 9562 requires of nodes that are not network addresses.
 struct Mint {
     node: [u8; 6],
     clock_sequence: u16,
@@ -54,17 +56,18 @@ impl Mint {
 
 static MINT: LazyLock<Mint> = LazyLock::new(Mint::random);
 
-/// The newest time minted in this process, in 100 ns since 1582-10-15: no two ids share one.
+/// The newest time minted in this process, in 100 ns since 1582-10-15. No two ids share a time.
 static NEWEST_TICKS: AtomicU64 = AtomicU64::new(0);
 
-/// From 1582-10-15, where UUID time starts, to 1970-01-01, in 100 ns.
+/// The time from 1582-10-15, the start of UUID time, to 1970-01-01, in 100 ns.
 const UNIX_EPOCH_TICKS: u64 = 0x01b2_1dd2_1381_4000;
 
 impl SpoolId {
-    /// Mints an id: later than every id minted before in this process, even where the clock stands or steps back.
+    /// Mints an id that is later than every id minted before in this process, even if the clock
+    /// stands still or steps back.
     ///
-    /// Any clock will do. Before 1582-10-15, where UUID time starts, and after the year 5236, where
-    /// it ends, the id has the nearest time that there is.
+    /// Any clock works. UUID time starts at 1582-10-15 and ends in the year 5236. Outside of that
+    /// range, the id has the nearest time inside it.
     #[must_use]
     pub fn new() -> Self {
         let now = ticks_at(SystemTime::now());
@@ -72,26 +75,26 @@ impl SpoolId {
             NEWEST_TICKS.update(Ordering::Relaxed, Ordering::Relaxed, |newest| ticks_after(newest, now));
         let ticks = ticks_after(newest, now);
         if ticks == newest {
-            // The end of time: only the random bits of these ids differ.
+            // The last possible time: only the random bits of these ids differ.
             return Mint::random().mint(ticks);
         }
         MINT.mint(ticks)
     }
 
-    /// The id with these bytes.
+    /// Returns the id with these bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 
-    /// Its bytes.
+    /// Returns the bytes of the id.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
 
-    /// When it was minted, for the UUID versions that tell it: 1 and 6 (to 100 ns) and 7 (to 1 ms). `None` for all
-    /// others.
+    /// Returns when the id was minted, for the UUID versions that contain a time: 1 and 6 (to 100
+    /// ns) and 7 (to 1 ms). `None` for all others.
     #[must_use]
     pub fn created(&self) -> Option<DateTime<Utc>> {
         let uuid = Uuid::from_bytes(self.0);
@@ -110,10 +113,10 @@ impl SpoolId {
     }
 }
 
-/// The newest time that an id can have: there are 60 bits for it.
+/// The newest time that an id can have. The time has 60 bits.
 const LAST_TICKS: u64 = (1 << 60) - 1;
 
-/// The time of an id that is minted at `now`, in 100 ns since 1582-10-15, or the nearest that an id
+/// The time of an id minted at `now`, in 100 ns since 1582-10-15, or the nearest time that an id
 /// can have.
 fn ticks_at(now: SystemTime) -> u64 {
     let ticks = |time: Duration| u64::try_from(time.as_nanos() / 100).unwrap_or(u64::MAX);
@@ -123,7 +126,7 @@ fn ticks_at(now: SystemTime) -> u64 {
     }
 }
 
-/// `now`, or the next after `newest`: `newest` itself only where there is no next.
+/// `now`, or the tick after `newest` if that is later. At the last tick, returns that tick again.
 fn ticks_after(newest: u64, now: u64) -> u64 {
     now.max(newest.saturating_add(1)).min(LAST_TICKS)
 }
@@ -135,7 +138,7 @@ fn from_ticks(ticks: u64) -> Option<DateTime<Utc>> {
 }
 
 impl Default for SpoolId {
-    /// The same as [`SpoolId::new`]: a fresh id, never a nil one.
+    /// Mints a new id, like [`SpoolId::new`]. Never a nil id.
     fn default() -> Self {
         Self::new()
     }
@@ -153,7 +156,7 @@ impl fmt::Debug for SpoolId {
     }
 }
 
-/// The text is not a UUID.
+/// The error for a text that is not a UUID.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a spool id ({reason}): expected 32 hexadecimal digits")]
 pub struct ParseSpoolIdError {
@@ -229,17 +232,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn minted_ids_are_in_time_order_and_tell_their_time() {
+    fn minted_ids_are_in_time_order_and_contain_their_time() {
         let before = Utc::now() - TimeDelta::nanoseconds(100);
         let ids: Vec<SpoolId> = (0..10_000).map(|_| SpoolId::new()).collect();
         assert!(ids.windows(2).all(|pair| pair[0] < pair[1] && pair[0].created() < pair[1].created()));
-        // A burst may run ahead of the clock by 100 ns an id, and other tests mint beside this one.
+        // A burst may run ahead of the clock by 100 ns an id, and other tests mint ids
+        // concurrently.
         let after = Utc::now() + TimeDelta::seconds(1);
         assert!(ids.iter().all(|id| id.created().is_some_and(|t| before <= t && t <= after)));
     }
 
-    /// A clock before 1970 gave every id the time of 1970, and one after the year 5236 wrapped: 60
-    /// bits of time have no room for more, and the newest id was the oldest.
+    /// Regression: with a clock before 1970, every id had the time of 1970. With one after the year
+    /// 5236, the 60-bit time wrapped, and the newest id sorted first.
     #[test]
     fn any_clock_gives_ids_in_the_order_of_time() {
         let at = |seconds: i64| {
@@ -252,13 +256,13 @@ mod tests {
         // Years: -10 000, 1500, 1583, 1969, 1970, 2026, 5200.
         let clocks = [-11_970, -470, -387, -1, 0, 56, 3_230].map(|years| at(years * year));
         let ids = clocks.map(|clock| MINT.mint(ticks_at(clock)));
-        assert_eq!(ids[0].created(), ids[1].created(), "before the first time that there is");
+        assert_eq!(ids[0].created(), ids[1].created(), "before the first possible time");
         assert!(ids[1..].windows(2).all(|pair| pair[0] < pair[1] && pair[0].created() < pair[1].created()));
         for (id, clock) in ids.iter().zip(clocks).skip(2) {
             assert_eq!(id.created(), Some(DateTime::<Utc>::from(clock)));
         }
         for beyond in [6_000 * year, 200_000 * year, i64::MAX / 4] {
-            assert_eq!(ticks_at(at(beyond)), LAST_TICKS, "the last time that there is");
+            assert_eq!(ticks_at(at(beyond)), LAST_TICKS, "the last possible time");
         }
         let last = MINT.mint(LAST_TICKS);
         assert!(ids[6] < last && last.created() > ids[6].created());
@@ -279,7 +283,7 @@ mod tests {
 
     #[test]
     fn created_of_ids_minted_elsewhere() {
-        // The examples of RFC 9562, appendix A: all of them are of 2022-02-22 19:22:22 UTC.
+        // The examples of RFC 9562, appendix A: the time of each is 2022-02-22 19:22:22 UTC.
         let v1: SpoolId = "C232AB00-9414-11EC-B3C8-9F6BDECED846".parse().unwrap();
         let v6: SpoolId = "1EC9414C-232A-6B00-B3C8-9F6BDECED846".parse().unwrap();
         let v7: SpoolId = "017F22E2-79B0-7CC3-98C4-DC0C0C07398F".parse().unwrap();
@@ -318,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_text_is_named() {
+    fn parse_error_quotes_the_text() {
         let err = "not-an-id".parse::<SpoolId>().unwrap_err();
         assert!(err.to_string().contains("\"not-an-id\" is not a spool id"), "{err}");
         assert!("".parse::<SpoolId>().is_err());

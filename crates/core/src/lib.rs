@@ -1,20 +1,20 @@
 //! The contract of a message spool.
 //!
-//! A spool keeps messages between the moment a server says "accepted" and the moment their delivery is done.
-//! This crate says what a spool is; it stores nothing. A server is written against [`Spool`]; an
-//! implementation, such as the `tidespool` crate, provides it.
+//! A server stores a message in a spool before it accepts the message, and removes it once the
+//! message is delivered. This crate defines the contract and stores nothing. A server is written
+//! against [`Spool`]; an implementation, such as the `tidespool` crate, provides it.
 //!
 //! # Layout
 //!
-//! * [`Spool`] – the nine calls: store, load, remove, enumerate and their upkeep.
+//! * [`Spool`] – the trait: store, load, remove, enumerate, and the calls for maintenance.
 //! * [`SpoolId`] – the 16-byte id of a message, minted in time order.
-//! * [`SpoolEntry`] – what [`Spool::enumerate`] sends for each message.
-//! * the errors – each of them is found by its type with `err.root_cause().is::<T>()`, whatever context was added
-//!   around it.
+//! * [`SpoolEntry`] – an item that [`Spool::enumerate`] sends for each message.
+//! * the errors – `err.root_cause().is::<T>()` finds each one by its type, whatever context was
+//!   added around it.
 //!
 //! # What it is not
 //!
-//! Not a queue: a spool knows nothing of schedules, destinations or retries. Not a database: there are no
+//! Not a queue: a spool has no schedules, destinations or retries. Not a database: there are no
 //! transactions over several messages.
 
 mod entry;

@@ -1,4 +1,4 @@
-//! The replaced functions: each asks the control file, and then makes the system call itself.
+//! The replaced functions. Each checks the control file, and then makes the system call itself.
 
 use std::ffi::CStr;
 
@@ -7,22 +7,22 @@ use libc::{c_char, c_int, c_long, c_uint, c_void, mode_t, off_t, size_t, ssize_t
 use crate::control::control;
 use crate::layout::Call;
 
-/// Ends a call with an error, as the C library does.
+/// Sets `errno` and returns -1, as the C library does.
 fn fail(errno: i32) -> c_long {
     // SAFETY: the C library returns a pointer to this thread's own `errno`.
     unsafe { *libc::__errno_location() = errno };
     -1
 }
 
-/// Makes the system call, unless the control file answers for the open file `fd`.
+/// Makes the system call, unless the control file returns a fault for the open file `fd`.
 fn on_fd(call: Call, fd: c_int, real: impl FnOnce() -> c_long) -> c_long {
-    match control().and_then(|control| control.answer_fd(call, fd)) {
+    match control().and_then(|control| control.fault_for_fd(call, fd)) {
         Some(errno) => fail(errno),
         None => real(),
     }
 }
 
-/// The same for a path.
+/// Makes the system call, unless the control file returns a fault for the path.
 ///
 /// # Safety
 ///
@@ -31,15 +31,16 @@ unsafe fn on_path(call: Call, dir: c_int, path: *const c_char, real: impl FnOnce
     if path.is_null() {
         return real();
     }
-    // SAFETY: it is not null, and the caller of the replaced function passes a C string.
+    // SAFETY: `path` is not null, and the caller of the replaced function passes a C string.
     let text = unsafe { CStr::from_ptr(path) };
-    match control().and_then(|control| control.answer_at(call, dir, text)) {
+    match control().and_then(|control| control.fault_for_path_at(call, dir, text)) {
         Some(errno) => fail(errno),
         None => real(),
     }
 }
 
-/// Functions on an open file: the name, its arguments after the descriptor, and the system call.
+/// Replaces functions on an open file: the name, its arguments after the descriptor, and the system
+/// call.
 macro_rules! replaced_on_fd {
     ($($call:ident $system:ident: $name:ident($($arg:ident: $of:ty),*) -> $result:ty;)+) => {$(
         /// Replaces the C library's function of this name.
@@ -49,7 +50,7 @@ macro_rules! replaced_on_fd {
         /// As for the C library's function.
         #[unsafe(no_mangle)]
         pub(crate) unsafe extern "C" fn $name(fd: c_int $(, $arg: $of)*) -> $result {
-            // SAFETY: the caller's arguments are passed on as they are.
+            // SAFETY: the caller's arguments are passed on unchanged.
             on_fd(Call::$call, fd, || unsafe { libc::syscall(libc::$system, fd $(, $arg)*) }) as $result
         }
     )+};
@@ -74,7 +75,7 @@ mod on_open_files {
     }
 }
 
-/// Functions on a path: the name, its arguments, and the arguments of the system call.
+/// Replaces functions on a path: the name, its arguments, and the arguments of the system call.
 macro_rules! replaced_on_path {
     ($($call:ident $system:ident: $name:ident($($arg:ident: $of:ty),*) at $dir:expr, $path:ident
         => ($($passed:expr),*);)+) => {$(
@@ -85,7 +86,7 @@ macro_rules! replaced_on_path {
         /// As for the C library's function.
         #[unsafe(no_mangle)]
         pub(crate) unsafe extern "C" fn $name($($arg: $of),*) -> c_int {
-            // SAFETY: the caller's arguments are passed on as they are.
+            // SAFETY: the caller's arguments are passed on unchanged.
             let real = || unsafe { libc::syscall(libc::$system, $($passed),*) };
             // SAFETY: the caller passes a C string.
             (unsafe { on_path(Call::$call, $dir, $path, real) }) as c_int
@@ -99,8 +100,8 @@ mod on_paths {
 
     const HERE: c_int = libc::AT_FDCWD;
 
-    // `open` and `openat` take the mode as a variadic argument. On 64-bit Linux such an argument is
-    // passed as any other, and the kernel ignores it where no file is made.
+    // `open` and `openat` take the mode as a variadic argument. On 64-bit Linux it is passed like
+    // any other argument, and the kernel ignores it if no file is created.
     replaced_on_path! {
         Open SYS_openat: open(path: *const c_char, flags: c_int, mode: mode_t)
             at HERE, path => (HERE, path, flags, mode);
@@ -117,15 +118,15 @@ mod on_paths {
             at dir, path => (dir, path, flags);
     }
 
-    /// Replaces the C library's function of this name. The new path counts where the old one does
-    /// not match.
+    /// Replaces the C library's function of this name. If the old path has no fault, the new path
+    /// is checked, too.
     ///
     /// # Safety
     ///
     /// As for the C library's function.
     #[unsafe(no_mangle)]
     pub(crate) unsafe extern "C" fn rename(old: *const c_char, new: *const c_char) -> c_int {
-        // SAFETY: the caller's arguments are passed on as they are.
+        // SAFETY: the caller's arguments are passed on unchanged.
         let real = || unsafe { libc::syscall(libc::SYS_renameat2, HERE, old, HERE, new, 0) };
         // SAFETY: the caller passes C strings.
         let result = unsafe { on_path(Call::Rename, HERE, old, || on_path(Call::Rename, HERE, new, real)) };

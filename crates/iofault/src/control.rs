@@ -11,7 +11,7 @@ use crate::layout::{
     PATTERN_MAX, SKIP, THIS_LAYOUT,
 };
 
-/// The longest path that is looked at. The kernel's `PATH_MAX`.
+/// The maximum length of a path. The kernel's `PATH_MAX`.
 const PATH_MAX: usize = 4096;
 
 const FIELDS: usize = BYTES / size_of::<u64>();
@@ -22,10 +22,10 @@ pub(crate) struct Control {
     pattern: Vec<u8>,
 }
 
-/// The control file that the environment names. `None`: no call ever fails.
+/// Returns the control file that the environment names. `None`: no call fails.
 pub(crate) fn control() -> Option<&'static Control> {
-    static THE_ONE: OnceLock<Option<Control>> = OnceLock::new();
-    THE_ONE.get_or_init(Control::from_env).as_ref()
+    static INSTANCE: OnceLock<Option<Control>> = OnceLock::new();
+    INSTANCE.get_or_init(Control::from_env).as_ref()
 }
 
 impl Control {
@@ -44,8 +44,8 @@ impl Control {
         (len > 0).then_some(Self { fields, pattern })
     }
 
-    /// The `errno` with which this call fails, or `None` if the system call is to be made.
-    pub(crate) fn answer(&self, call: Call, path: &[u8]) -> Option<i32> {
+    /// Returns the `errno` with which this call fails, or `None` if the system call must be made.
+    pub(crate) fn fault_for(&self, call: Call, path: &[u8]) -> Option<i32> {
         // A directory matches a pattern that ends with its name and a slash.
         let of_directory = || path.len() + 1 >= self.pattern.len() && self.ends_before_slash(path);
         if !contains(path, &self.pattern) && !of_directory() {
@@ -64,8 +64,8 @@ impl Control {
         i32::try_from(self.read(ERRNO)).ok()
     }
 
-    /// The same for an open file. The path is that of the moment: a renamed file has its new one.
-    pub(crate) fn answer_fd(&self, call: Call, fd: i32) -> Option<i32> {
+    /// Like `fault_for`, for an open file. Uses the current path: a renamed file has its new path.
+    pub(crate) fn fault_for_fd(&self, call: Call, fd: i32) -> Option<i32> {
         let link = CString::new(format!("/proc/self/fd/{fd}")).ok()?;
         let mut path = [0; PATH_MAX];
         // SAFETY: `link` ends with a zero byte, and the kernel writes at most `PATH_MAX` bytes to
@@ -73,18 +73,18 @@ impl Control {
         let len = unsafe {
             libc::syscall(libc::SYS_readlinkat, libc::AT_FDCWD, link.as_ptr(), path.as_mut_ptr(), PATH_MAX)
         };
-        self.answer(call, path.get(..usize::try_from(len).ok()?)?)
+        self.fault_for(call, path.get(..usize::try_from(len).ok()?)?)
     }
 
-    /// The same for a path relative to the directory `dir`.
-    pub(crate) fn answer_at(&self, call: Call, dir: i32, path: &CStr) -> Option<i32> {
+    /// Like `fault_for`, for a path relative to the directory `dir`.
+    pub(crate) fn fault_for_path_at(&self, call: Call, dir: i32, path: &CStr) -> Option<i32> {
         let bytes = path.to_bytes();
         if dir == libc::AT_FDCWD || bytes.starts_with(b"/") {
-            return self.answer(call, bytes);
+            return self.fault_for(call, bytes);
         }
         let base = std::fs::read_link(format!("/proc/self/fd/{dir}")).ok()?;
         let whole = base.join(Path::new(std::ffi::OsStr::from_bytes(bytes)));
-        self.answer(call, whole.as_os_str().as_bytes())
+        self.fault_for(call, whole.as_os_str().as_bytes())
     }
 
     fn ends_before_slash(&self, path: &[u8]) -> bool {
@@ -100,7 +100,7 @@ fn contains(path: &[u8], pattern: &[u8]) -> bool {
     path.windows(pattern.len()).any(|window| window == pattern)
 }
 
-/// Maps the control file. `None`: it is not there, or too short.
+/// Maps the control file. `None`: it is missing or too short.
 fn map(path: &CStr) -> Option<&'static [AtomicU64; FIELDS]> {
     // SAFETY: `path` ends with a zero byte.
     let fd = unsafe {

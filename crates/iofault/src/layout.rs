@@ -1,7 +1,7 @@
 //! The control file: what the preloaded library and the test exchange.
 //!
-//! The library maps the file into its process. The test writes the file. So a fault can be set
-//! while the process runs, and the counts can be read after the process has died. The library and
+//! The library maps the file into its process. The test writes the file. So the test can set a
+//! fault while the process runs, and read the counts after the process has died. The library and
 //! the test compile this same source file.
 //!
 //! Every field is one `u64` in native byte order, at 8 × its index.
@@ -9,7 +9,7 @@
 /// The environment variable that names the control file.
 pub(crate) const CONTROL: &str = "TIDESPOOL_IOFAULT_CONTROL";
 
-/// Bytes of the control file: one page.
+/// The size of the control file in bytes: one page.
 pub(crate) const BYTES: usize = 4096;
 
 /// The value of `MAGIC` in a control file of this layout.
@@ -21,25 +21,25 @@ pub(crate) const MAGIC: usize = 0;
 pub(crate) const ARMED: usize = 1;
 /// Field: one bit per [`Call`] that may fail.
 pub(crate) const CALLS: usize = 2;
-/// Field: how many matching calls still succeed before the first one fails.
+/// Field: the number of matching calls that succeed before the first one fails.
 pub(crate) const SKIP: usize = 3;
-/// Field: how many matching calls fail in a row.
+/// Field: the number of consecutive matching calls that fail.
 pub(crate) const COUNT: usize = 4;
 /// Field: the `errno` of a call that fails.
 pub(crate) const ERRNO: usize = 5;
-/// Field: the matching calls since the fault was set. The library counts.
+/// Field: the number of matching calls since the fault was set. The library counts them.
 pub(crate) const MATCHED: usize = 6;
-/// Field: the calls that failed since the fault was set. The library counts.
+/// Field: the number of failed calls since the fault was set. The library counts them.
 pub(crate) const FAILED: usize = 7;
-/// Field: bytes of the pattern.
+/// Field: the length of the pattern in bytes.
 pub(crate) const PATTERN_LEN: usize = 8;
 /// The first of the fields that count, per [`Call`], calls on paths that contain the pattern. The
-/// library counts, whether or not a fault is set.
+/// library counts them even if no fault is set.
 pub(crate) const SEEN: usize = 16;
 
-/// Where the pattern begins, in bytes.
+/// The offset of the pattern in bytes.
 pub(crate) const PATTERN_AT: usize = 512;
-/// The longest pattern, in bytes.
+/// The maximum length of the pattern in bytes.
 pub(crate) const PATTERN_MAX: usize = 256;
 
 /// A kind of system call.
@@ -77,7 +77,7 @@ impl Call {
         1 << (self as u64)
     }
 
-    /// The index of the field that counts such calls.
+    /// The index of the field that counts calls of this kind.
     pub(crate) const fn seen(self) -> usize {
         SEEN + self as usize
     }

@@ -1,14 +1,14 @@
-//! A library for `LD_PRELOAD`: chosen system calls on chosen files fail.
+//! A library for `LD_PRELOAD` that makes selected system calls on selected files fail.
 //!
-//! It replaces the C library's functions for files by ones that first ask the control file
-//! (`layout`). A call matches if its path contains the pattern. Matching calls are counted over
-//! all threads. If a fault is set, a run of them fails with the chosen `errno`, and the system call
+//! It replaces functions of the C library by functions that first check the control file
+//! (`layout`). A call matches if its path contains the pattern. Matching calls are counted over all
+//! threads. If a fault is set, a run of them fails with the selected `errno`, and the system call
 //! is not made. All other calls go to the kernel unchanged.
 //!
-//! # What it does not reach
+//! # Limits
 //!
-//! System calls that a program makes without the C library (`rustix` does so), and calls that the
-//! C library makes inside its own functions.
+//! Not affected: system calls that a program makes without the C library (as `rustix` does), and
+//! calls that the C library makes inside its own functions.
 //!
 //! # Layout
 //!
@@ -17,7 +17,7 @@
 //! * `calls` – the replaced functions.
 
 #![cfg(all(target_os = "linux", target_pointer_width = "64"))]
-#![allow(unsafe_code, reason = "it stands in for functions of the C library")]
+#![allow(unsafe_code, reason = "it replaces functions of the C library")]
 
 mod calls;
 mod control;

@@ -1,14 +1,14 @@
-//! Ids of every kind that a spool may meet, made from a number so that tests repeat.
+//! Ids of every kind that a spool may get, made from a number so that tests can be repeated.
 
 use chrono::{DateTime, Utc};
 use tidespool_core::SpoolId;
 
 use crate::rng::mix;
 
-/// From 1582-10-15, where UUID time starts, to 1970-01-01, in 100 ns.
+/// The time from 1582-10-15, the start of UUID time, to 1970-01-01, in 100 ns.
 const UNIX_EPOCH_TICKS: u64 = 0x01b2_1dd2_1381_4000;
 
-/// A version 1 UUID of the time `at` (to 100 ns): its bytes are not in time order.
+/// Makes a version 1 UUID of the time `at` (to 100 ns). Its bytes are not in time order.
 #[must_use]
 pub fn v1(at: DateTime<Utc>, n: u64) -> SpoolId {
     let ticks = gregorian_ticks(at).to_be_bytes();
@@ -21,7 +21,7 @@ pub fn v1(at: DateTime<Utc>, n: u64) -> SpoolId {
     SpoolId::from_bytes(bytes)
 }
 
-/// A version 6 UUID of the time `at` (to 100 ns), as [`SpoolId::new`] mints them.
+/// Makes a version 6 UUID of the time `at` (to 100 ns), like [`SpoolId::new`].
 #[must_use]
 pub fn v6(at: DateTime<Utc>, n: u64) -> SpoolId {
     let ticks = gregorian_ticks(at);
@@ -34,7 +34,7 @@ pub fn v6(at: DateTime<Utc>, n: u64) -> SpoolId {
     SpoolId::from_bytes(bytes)
 }
 
-/// A version 7 UUID of the time `at` (to 1 ms).
+/// Makes a version 7 UUID of the time `at` (to 1 ms).
 #[must_use]
 pub fn v7(at: DateTime<Utc>, n: u64) -> SpoolId {
     let millis = u64::try_from(at.timestamp_millis()).unwrap_or(0);
@@ -45,7 +45,7 @@ pub fn v7(at: DateTime<Utc>, n: u64) -> SpoolId {
     SpoolId::from_bytes(bytes)
 }
 
-/// A version 4 UUID: it has no time.
+/// Makes a version 4 UUID, which has no time.
 #[must_use]
 pub fn v4(n: u64) -> SpoolId {
     let mut bytes = tail(n);
@@ -54,7 +54,8 @@ pub fn v4(n: u64) -> SpoolId {
     SpoolId::from_bytes(bytes)
 }
 
-/// `count` ids of all kinds by turns, in the order of creation, those with a time 1 ms apart and starting at `from`.
+/// Makes `count` ids of all kinds in turn, in the order of creation. Ids with a time are 1 ms apart
+/// per id, starting at `from`.
 #[must_use]
 pub fn assorted(from: DateTime<Utc>, count: u64) -> Vec<SpoolId> {
     let id = |n: u64| {
@@ -69,7 +70,8 @@ pub fn assorted(from: DateTime<Utc>, count: u64) -> Vec<SpoolId> {
     (0..count).map(id).collect()
 }
 
-/// The last 8 bytes, which tell two ids of one time apart, with the variant of RFC 9562; zeros before them.
+/// Returns bytes that make ids of one time unique: `n` hashed into the last 8 bytes, with the
+/// variant of RFC 9562, after zeros.
 fn tail(n: u64) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[8..16].copy_from_slice(&mix(n).to_be_bytes());
@@ -87,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_tell_the_time_they_were_made_of() {
+    fn ids_contain_the_time_they_were_made_for() {
         let at: DateTime<Utc> = "2026-03-04T05:06:07.8901234Z".parse().unwrap();
         assert_eq!(v1(at, 1).created(), Some(at));
         assert_eq!(v6(at, 2).created(), Some(at));

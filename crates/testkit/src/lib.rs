@@ -1,24 +1,28 @@
-//! How a spool is put to the proof. Everything here but [`faults`] and [`sweep`] works on any [`Spool`](tidespool_core::Spool).
+//! Tests for spools. Everything here except [`faults`] and [`sweep`] works on any
+//! [`Spool`](tidespool_core::Spool).
 //!
 //! # Layout
 //!
-//! * [`payload`] – messages that tell what they are, so that torn, mixed or foreign bytes are always recognised.
-//! * [`ids`] – ids of every kind that a spool may meet.
-//! * [`mod@reference`] – a small, correct spool in memory: what the others are compared with.
-//! * [`conformance`] – every promise of a spool that can be seen from outside, one named test each:
+//! * [`payload`] – messages that identify themselves, so that torn, mixed or foreign bytes are
+//!   always detected.
+//! * [`ids`] – ids of every kind that a spool may get.
+//! * [`mod@reference`] – a small, correct in-memory spool that other spools are compared with.
+//! * [`conformance`] – one named test for each promise of a spool that a caller can observe:
 //!   [`conformance_tests!`].
 //! * [`model`] – random operations and restarts, compared with the reference spool step by step.
-//! * [`concurrent`] – many callers on a few ids, with restarts in between: one order of the calls
+//! * [`concurrent`] – many callers on a few ids, with restarts in between. One order of the calls
 //!   must explain every load.
-//! * [`crash`] – the two sides of a `kill -9` test: the child that works, the parent that keeps the log, and the
-//!   judge that compares the log with what came back.
-//! * [`faults`] – a storage that breaks as told, for the spools that are built on [`tidespool::storage`].
-//! * [`sweep`] – each call to the disk fails in turn, and a book that is kept outside of the spool is compared with what callers see.
-//! * [`wait`] – bounded waits for what happens elsewhere.
+//! * [`crash`] – a `kill -9` test: a child that uses the spool, a parent that keeps the log, and a
+//!   check that compares the log with the recovered messages.
+//! * [`faults`] – a storage that injects faults, for spools that are built on
+//!   [`tidespool::storage`].
+//! * [`sweep`] – lets each call to the disk fail in turn, and compares the results that callers get
+//!   with a record kept outside of the spool.
+//! * [`wait`] – bounded waits for events in other threads.
 //!
 //! # What it is not
 //!
-//! Not for use outside of tests: it panics where a spool breaks a promise. That is its job.
+//! Not for use outside of tests: it panics if a spool breaks a promise.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a broken promise ends the test")]
 

@@ -1,11 +1,12 @@
-//! Messages that tell what they are.
+//! Messages that identify themselves.
 //!
-//! Every word of 8 bytes is a checksum of the message's id, its version, its length and the word's place. So a
-//! message that is torn, cut, shifted, or put together from two versions or two messages is recognised, wherever
-//! the wrong bytes are.
+//! Every word of 8 bytes is a checksum of the message's id, its version, its length and the offset
+//! of the word. So [`read`] detects a message that is torn, truncated, shifted, or mixed from two
+//! versions or messages, wherever the wrong bytes are.
 //!
-//! From 16 bytes on, a message starts with its version (8 bytes), its length (4) and a checksum of both (4): [`read`]
-//! tells which version it is looking at. Shorter ones carry no version: [`read`] tells only that they are whole.
+//! A message of at least 16 bytes starts with its version (8 bytes), its length (4) and a checksum
+//! of both (4), so [`read`] returns its version. Shorter messages contain no version: [`read`] only
+//! checks their bytes.
 
 use std::sync::Arc;
 
@@ -13,24 +14,24 @@ use tidespool_core::SpoolId;
 
 use crate::rng::mix;
 
-/// Bytes of version, length and their checksum.
+/// The size of version, length and their checksum.
 pub const HEADER_BYTES: usize = 16;
 
-/// What a whole message says about itself.
+/// The version and length of an intact message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Seen {
-    /// Its version; `None` below [`HEADER_BYTES`], where there is no room for it.
+    /// The version; `None` below [`HEADER_BYTES`], where there is no space for it.
     pub version: Option<u64>,
-    /// Its length in bytes.
+    /// The length in bytes.
     pub len: usize,
 }
 
-/// The bytes are not a whole message of this id.
+/// The error for bytes that are not an intact message of this id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WrongBytes {
-    /// The message asked for.
+    /// The requested message.
     pub id: SpoolId,
-    /// Which byte is wrong, and how.
+    /// The first wrong byte, and what is wrong.
     pub what: String,
 }
 
@@ -42,7 +43,7 @@ impl std::fmt::Display for WrongBytes {
 
 impl std::error::Error for WrongBytes {}
 
-/// Version `version` of the message `id`, `len` bytes long.
+/// Makes version `version` of the message `id`, `len` bytes long.
 ///
 /// # Panics
 ///
@@ -62,17 +63,17 @@ pub fn make(id: SpoolId, version: u64, len: usize) -> Vec<u8> {
     data
 }
 
-/// [`make`], as [`Spool::store`](tidespool_core::Spool::store) takes it.
+/// Like [`make`], as [`Spool::store`](tidespool_core::Spool::store) takes it.
 #[must_use]
 pub fn shared(id: SpoolId, version: u64, len: usize) -> Arc<Box<[u8]>> {
     Arc::new(make(id, version, len).into_boxed_slice())
 }
 
-/// Checks every byte of `data`, which came back for `id`.
+/// Checks every byte of `data`, which a spool returned for `id`.
 ///
 /// # Errors
 ///
-/// The first byte that is wrong.
+/// The first wrong byte.
 pub fn read(id: SpoolId, data: &[u8]) -> Result<Seen, WrongBytes> {
     let wrong = |what: String| WrongBytes { id, what };
     let len = data.len();
@@ -87,7 +88,7 @@ pub fn read(id: SpoolId, data: &[u8]) -> Result<Seen, WrongBytes> {
     let version = u64::from_le_bytes([v0, v1, v2, v3, v4, v5, v6, v7]);
     let length = u32::from_le_bytes([l0, l1, l2, l3]);
     if usize::try_from(length) != Ok(len) {
-        return Err(wrong(format!("{len} bytes came back, its header says {length}")));
+        return Err(wrong(format!("{len} bytes came back, but the header has length {length}")));
     }
     let seed = seed(id, Some(version), len);
     if check != header_check(seed) {
@@ -99,11 +100,11 @@ pub fn read(id: SpoolId, data: &[u8]) -> Result<Seen, WrongBytes> {
     }
 }
 
-/// Panics where `data` is not version `version` of `id`, `len` bytes long.
+/// Checks that `data` is version `version` of `id`, `len` bytes long.
 ///
 /// # Panics
 ///
-/// That is what it is for.
+/// If it is not.
 pub fn assert_is(id: SpoolId, version: u64, len: usize, data: &[u8]) {
     let seen = read(id, data).unwrap_or_else(|err| panic!("{err}; expected version {version}, {len} bytes"));
     assert_eq!(seen.len, len, "message {id}: length (found version {:?}, expected {version})", seen.version);
@@ -131,7 +132,7 @@ fn header_check(seed: u64) -> [u8; 4] {
     [a, b, c, d]
 }
 
-/// Bytes `from..to` of a message; `from` is a multiple of 8.
+/// Returns bytes `from..to` of a message; `from` is a multiple of 8.
 fn body(seed: u64, from: usize, to: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(to - from + 8);
     let mut place = from as u64;
@@ -150,7 +151,7 @@ mod tests {
     const LENGTHS: [usize; 9] = [0, 1, 15, 16, 17, 24, 4095, 4096, 10_000];
 
     #[test]
-    fn whole_messages_are_read_back() {
+    fn intact_messages_are_read_back() {
         let id = SpoolId::new();
         for len in LENGTHS {
             let data = make(id, 7, len);
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_is_seen() {
+    fn every_flipped_bit_is_detected() {
         let id = SpoolId::new();
         for len in [1, 15, 16, 17, 200] {
             let data = make(id, 3, len);
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn cut_longer_and_zeroed_messages_are_seen() {
+    fn truncated_extended_and_zeroed_messages_are_detected() {
         let id = SpoolId::new();
         let data = make(id, 3, 5000);
         assert!(read(id, &data[..4999]).is_err());
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn mixtures_and_other_messages_are_seen() {
+    fn mixtures_and_other_messages_are_detected() {
         let (id, other) = (SpoolId::new(), SpoolId::new());
         let (old, new) = (make(id, 1, 5000), make(id, 2, 5000));
         for cut in [8, 16, 24, 2048, 4096, 4992] {

@@ -1,4 +1,4 @@
-//! A small, correct spool in memory: the one that others are compared with.
+//! A small, correct in-memory spool, which other spools are compared with.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -16,43 +16,43 @@ use tidespool_core::{
     Closed, NotFound, Spool, SpoolCallerDeadlineExceeded, SpoolEntry, SpoolId, SpoolUnhealthyError, TooLarge,
 };
 
-/// What a [`ReferenceSpool`] keeps its messages in. It outlives the spool, as a directory does.
+/// The storage of a [`ReferenceSpool`]. It outlives the spool, like a directory.
 #[derive(Debug, Clone, Default)]
 pub struct ReferenceStorage(Arc<Mutex<Messages>>);
 
 type Messages = BTreeMap<SpoolId, Arc<Box<[u8]>>>;
 
-/// The reference spool. Everything in it is as simple as the promises allow: one map, one lock.
+/// The reference spool. As simple as the promises allow: one map, one lock.
 #[derive(Debug)]
 pub struct ReferenceSpool {
     storage: ReferenceStorage,
     max_message_size: u64,
     unhealthy: Mutex<Option<&'static str>>,
-    /// `None` once the spool is shut down.
+    /// `None` after the shutdown.
     running: Mutex<Option<Running>>,
 }
 
-/// What exists only while the spool is open.
+/// The state of an open spool.
 #[derive(Debug)]
 struct Running {
-    /// The enumerations. Those that are over are joined when the next one starts.
+    /// The threads of enumerations. Finished ones are joined when the next one starts.
     enumerators: Vec<JoinHandle<()>>,
-    /// Never sent to: dropping it ends all enumerations.
+    /// Carries no messages: dropping it ends all enumerations.
     stop: Sender<()>,
     stopped: Receiver<()>,
 }
 
 impl ReferenceSpool {
-    /// The largest message that it takes, in bytes, unless told otherwise: 64 MiB.
+    /// The default size limit of a message, in bytes: 64 MiB.
     pub const MAX_MESSAGE_SIZE: u64 = 64 * 1024 * 1024;
 
-    /// A spool over `storage`.
+    /// Opens a spool on `storage`.
     #[must_use]
     pub fn open(storage: &ReferenceStorage) -> Self {
         Self::open_with_limit(storage, Self::MAX_MESSAGE_SIZE)
     }
 
-    /// A spool over `storage` which refuses messages of more than `max_message_size` bytes.
+    /// Opens a spool on `storage` which rejects messages of more than `max_message_size` bytes.
     #[must_use]
     pub fn open_with_limit(storage: &ReferenceStorage, max_message_size: u64) -> Self {
         let (stop, stopped) = async_channel::bounded(1);
@@ -64,7 +64,7 @@ impl ReferenceSpool {
         }
     }
 
-    /// Makes it unhealthy for this reason, or healthy with `None`.
+    /// Makes the spool unhealthy for this reason, or healthy with `None`.
     pub fn set_unhealthy(&self, reason: Option<&'static str>) {
         *self.unhealthy.lock() = reason;
     }
@@ -166,7 +166,7 @@ impl Spool for ReferenceSpool {
     }
 }
 
-/// Sends one message after the other, in the order of their ids, with the lock held for none of the sending.
+/// Sends the messages in the order of their ids. The lock is not held while sending.
 fn walk(
     storage: &ReferenceStorage,
     sender: &Sender<SpoolEntry>,
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_unhealthy_spool_refuses_stores_and_nothing_else() {
+    async fn an_unhealthy_spool_rejects_stores_and_nothing_else() {
         let spool = ReferenceSpool::open(&ReferenceStorage::default());
         let (kept, refused) = (SpoolId::new(), SpoolId::new());
         spool.store(kept, Arc::new(Box::from(*b"kept")), false, None).await.unwrap();

@@ -1,37 +1,37 @@
-//! Random numbers that a seed repeats.
+//! Random numbers that can be reproduced from a seed.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// `SplitMix64`: small, quick, and the same on every machine.
+/// `SplitMix64`: small, fast, and identical on every machine.
 ///
 /// Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
 #[derive(Debug, Clone)]
 pub struct Rng(u64);
 
 impl Rng {
-    /// The generator with this seed.
+    /// Creates the generator with this seed.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next number.
+    /// Returns the next number.
     pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
-    /// A number below `bound`, 0 where `bound` is 0.
+    /// Returns a number below `bound`, or 0 if `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.number().checked_rem(bound).unwrap_or(0)
     }
 
-    /// True in `percent` of all cases.
+    /// Returns true with a probability of `percent`.
     pub fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
-    /// A generator of its own for part number `part` of the work.
+    /// Returns an independent generator for part number `part` of the work.
     #[must_use]
     pub fn fork(&self, part: u64) -> Self {
         Self(mix(self.0 ^ mix(part.wrapping_add(1))))
@@ -46,11 +46,12 @@ pub const fn mix(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// The seed in the environment variable `name`, else one from the clock. The caller prints it.
+/// Returns the seed in the environment variable `name`, or one from the clock if it is not set. The
+/// caller prints the seed.
 ///
 /// # Panics
 ///
-/// Where the variable is set and is not a number.
+/// If the variable is set and is not a number.
 #[must_use]
 pub fn seed_from_env(name: &str) -> u64 {
     number_from_env(name).unwrap_or_else(|| {
@@ -59,11 +60,11 @@ pub fn seed_from_env(name: &str) -> u64 {
     })
 }
 
-/// The number in the environment variable `name`, `None` where it is not set.
+/// Returns the number in the environment variable `name`, or `None` if it is not set.
 ///
 /// # Panics
 ///
-/// Where the variable is set and is not a number.
+/// If the variable is set and is not a number.
 #[must_use]
 pub fn number_from_env(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;

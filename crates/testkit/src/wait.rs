@@ -1,12 +1,13 @@
-//! Bounded waits for what happens elsewhere, on another thread or task.
+//! Bounded waits for events in another thread or task.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-/// How long anything may take before a test calls it a hang. Far above what is normal: it is no measurement.
+/// How long anything may take before a test reports a hang. Far above normal times: it is not a
+/// measurement.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The result of `future`, or a panic that names `what` after [`PATIENCE`].
+/// Returns the result of `future`, or panics with `what` after [`PATIENCE`].
 ///
 /// # Panics
 ///
@@ -18,7 +19,7 @@ pub async fn bounded<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// Asks `condition` again and again until it holds: for a counter or gauge that another thread moves.
+/// Polls `condition` until it is true: for a counter or gauge that another thread changes.
 ///
 /// # Panics
 ///

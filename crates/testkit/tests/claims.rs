@@ -1,4 +1,4 @@
-//! A spool that claims less is asked for less, and what it was not asked is said by name.
+//! A spool that claims less is tested for less, and the skipped cases are reported by name.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -10,7 +10,7 @@ use tidespool_core::Spool;
 use tidespool_testkit::conformance::{CASES, Claim, Claims, Factory, Outcome, check};
 use tidespool_testkit::reference::{ReferenceSpool, ReferenceStorage};
 
-/// Keeps every promise, and claims some of them.
+/// A spool that keeps every promise, and claims some of them.
 struct Modest {
     storage: ReferenceStorage,
     claims: Claims,
@@ -27,7 +27,7 @@ impl Factory for Modest {
     }
 }
 
-/// The cases that are not claimed with these claims, and why. All others are kept.
+/// Returns the cases that need an unclaimed feature, and that feature. All other cases must pass.
 fn not_claimed(claims: Claims) -> Vec<(&'static str, Claim)> {
     let mut left_out = Vec::new();
     for case in CASES {
@@ -46,14 +46,14 @@ fn reopening() -> BTreeSet<&'static str> {
 }
 
 #[test]
-fn without_persistence_exactly_the_cases_that_reopen_are_left_out() {
+fn without_persistence_exactly_the_cases_that_reopen_are_skipped() {
     let left_out = not_claimed(Claims { persists: false, ..Claims::EVERYTHING });
     assert!(left_out.iter().all(|(_, claim)| *claim == Claim::Persists), "{left_out:?}");
     assert_eq!(left_out.into_iter().map(|(name, _)| name).collect::<BTreeSet<_>>(), reopening());
 }
 
 #[test]
-fn a_case_that_needs_nothing_more_is_run_with_no_claims_at_all() {
+fn a_case_that_needs_no_claims_runs_without_claims() {
     let left_out =
         not_claimed(Claims { syncs: false, enumerates: false, persists: false, orders_dropped: false });
     let left_out: BTreeSet<&str> = left_out.into_iter().map(|(name, _)| name).collect();
@@ -65,7 +65,7 @@ fn a_case_that_needs_nothing_more_is_run_with_no_claims_at_all() {
 
 #[test]
 #[should_panic(expected = "synced_messages_survive_a_drop: not claimed: messages that outlive the spool")]
-fn a_test_of_what_is_not_claimed_does_not_pass() {
+fn a_case_that_needs_an_unclaimed_feature_does_not_pass() {
     let case = CASES.iter().find(|case| case.name == "synced_messages_survive_a_drop").unwrap();
     let claims = Claims { persists: false, ..Claims::EVERYTHING };
     tidespool_testkit::conformance::run(

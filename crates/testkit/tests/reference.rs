@@ -1,4 +1,4 @@
-//! The reference spool keeps every promise, and agrees with itself.
+//! The reference spool passes all cases, and the model test against itself.
 
 use std::sync::Arc;
 

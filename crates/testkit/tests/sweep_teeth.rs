@@ -1,4 +1,5 @@
-//! The sweep has to be able to fail: each of these spools and disks breaks one promise, and is caught.
+//! Tests of the sweep: each of these spools and disks breaks one promise, and the sweep must detect
+//! it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -16,10 +17,10 @@ use tidespool_core::{Spool, SpoolEntry, SpoolId};
 use tidespool_testkit::faults::{Call, Strike};
 use tidespool_testkit::sweep::{Kind, Point, Ran, Subject, count, run_one};
 
-/// How a file is synced.
+/// Syncs a file.
 type Sync = fn(&dyn StorageFile, &Path) -> io::Result<()>;
 
-/// A disk with another way to sync.
+/// A disk with a different sync.
 #[derive(Debug)]
 struct Syncing(Arc<dyn Storage>, Sync);
 
@@ -105,7 +106,7 @@ impl StorageFile for SyncingFile {
     }
 }
 
-/// A spool that keeps some of its promises.
+/// A spool that breaks one promise.
 struct Broken {
     spool: Arc<TieredSpool>,
     breaks: Breaks,
@@ -113,7 +114,7 @@ struct Broken {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Breaks {
-    /// Of the synced stores it makes only those of messages that are larger than this.
+    /// Synced stores of messages up to this size are dropped.
     SmallOnesAreDropped(usize),
     TheGateStaysOpen,
 }
@@ -179,21 +180,22 @@ impl Spool for Broken {
     }
 }
 
-/// What is waited for here never comes. Everything else must come within this time, also on a busy
+/// A patience for waits that never succeed. All other waits must end within it, also on a busy
 /// machine.
 const SHORT: Duration = Duration::from_secs(15);
 
-fn assert_caught(ran: &Ran, by: &str) {
-    let caught = ran.violations.iter().any(|violation| violation.contains(by));
-    assert!(caught, "not caught by {by:?}: {ran:?}");
+fn assert_detected(ran: &Ran, by: &str) {
+    let detected = ran.violations.iter().any(|violation| violation.contains(by));
+    assert!(detected, "not detected by {by:?}: {ran:?}");
 }
 
-/// The first run of this kind whose fault strikes the journal's own `call`.
+/// Returns the first run of this kind whose fault struck `call` of the journal by the committer
+/// thread.
 async fn run_that_strikes(subject: &Subject, kind: Kind, call: Call) -> Ran {
     for number in 1.. {
         let ran = run_one(subject, Point { number, kind }).await;
         let Some(Strike { name, thread, call: struck, .. }) = &ran.struck else { break };
-        let is_journals = name.ends_with(".seg") && thread == "tidespool-commit";
+        let is_journals = name.ends_with(".seg") && thread == "tide-commit";
         if is_journals && *struck == call {
             return ran;
         }
@@ -202,50 +204,50 @@ async fn run_that_strikes(subject: &Subject, kind: Kind, call: Call) -> Ran {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_fault_all_is_well() {
+async fn a_run_without_a_fault_has_no_violation() {
     let ran = count(&Subject::default()).await;
     assert_eq!(ran.violations, [""; 0]);
     assert!(ran.calls > 300 && ran.writes > 80, "{ran:?}");
 }
 
-/// Acknowledged before the sync: the power cut takes it.
+/// Messages are acknowledged without a sync, so the power cut reverts them.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_lies_about_its_syncs_is_caught() {
+async fn a_disk_that_skips_syncs_is_detected() {
     let lying = Syncing::subject(|file, path| match path.extension() {
         Some(extension) if extension == "seg" => Ok(()),
         _ => file.sync_data(),
     });
-    assert_caught(&count(&lying).await, "recovery reports damage");
+    assert_detected(&count(&lying).await, "recovery reports damage");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sync_that_is_tried_again_and_called_good_is_caught() {
+async fn a_sync_that_is_retried_after_a_failure_is_detected() {
     let retrying = Syncing::subject(|file, _| file.sync_data().or_else(|_| file.sync_data()));
     let retrying = Subject { patience: SHORT, ..retrying };
     let ran = run_that_strikes(&retrying, Kind::EioOnce, Call::Sync).await;
-    assert_caught(&ran, "synced again after a failed sync");
+    assert_detected(&ran, "synced again after a failed sync");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spool_that_acknowledges_and_drops_is_caught() {
+async fn a_spool_that_acknowledges_and_drops_is_detected() {
     let dropping = Broken::subject(Breaks::SmallOnesAreDropped(500));
-    assert_caught(&count(&dropping).await, "is not found");
+    assert_detected(&count(&dropping).await, "is not found");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gate_that_stays_open_is_caught() {
+async fn a_gate_that_stays_open_is_detected() {
     let open = Broken::subject(Breaks::TheGateStaysOpen);
     let open = Subject { patience: SHORT, ..open };
     let ran = run_that_strikes(&open, Kind::Torn, Call::Write).await;
-    assert_caught(&ran, "the gate stayed open");
+    assert_detected(&ran, "the gate stayed open");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thread_that_panics_is_caught() {
+async fn a_thread_that_panics_is_detected() {
     let panicking = Syncing::subject(|file, _| {
         let thread = std::thread::current();
-        assert_ne!(thread.name(), Some("tidespool-filer"), "as the test wants it");
+        assert_ne!(thread.name(), Some("tide-checkpoint"), "the panic that the sweep must detect");
         file.sync_data()
     });
-    assert_caught(&count(&panicking).await, "a thread panicked");
+    assert_detected(&count(&panicking).await, "a thread panicked");
 }

@@ -77,13 +77,13 @@
 //!
 //! 1. [`tiered/store.rs`](../src/tidespool/tiered/store.rs.html): size, health, room. Unsynced, it goes to
 //!    [`memory/pending.rs`](../src/tidespool/memory/pending.rs.html) and that is all; synced, to the committer's
-//!    [`tiered/mailbox.rs`](../src/tidespool/tiered/mailbox.rs.html).
+//!    [`tiered/commit_queue.rs`](../src/tidespool/tiered/mailbox.rs.html).
 //! 2. [`tiered/committer.rs`](../src/tidespool/tiered/committer.rs.html) takes everything that waits, and hands it to
 //!    [`journal/writer.rs`](../src/tidespool/journal/writer.rs.html): one write, one `fdatasync`.
 //! 3. [`tiered/publish.rs`](../src/tidespool/tiered/publish.rs.html): the index learns its place, pending lets go, the cache gets the clean copy.
 //! 4. [`tiered/load.rs`](../src/tidespool/tiered/load.rs.html) and
 //!    [`tiered/lookup.rs`](../src/tidespool/tiered/lookup.rs.html): pending, cache, journal, sled, in that order.
-//! 5. [`checkpoint/filer.rs`](../src/tidespool/checkpoint/filer.rs.html) files what is still there after [`checkpoint_after`](Config::checkpoint_after).
+//! 5. [`checkpoint/checkpointer.rs`](../src/tidespool/checkpoint/checkpointer.rs.html) files what is still there after [`checkpoint_after`](Config::checkpoint_after).
 //! 6. [`tiered/remove.rs`](../src/tidespool/tiered/remove.rs.html): out of every tier; a tombstone only where something durable could bring it back.
 //!
 //! # Layout

@@ -9,10 +9,10 @@ const PAUSE: Duration = Duration::from_secs(60);
 
 /// When one kind of warning was logged last.
 #[derive(Debug, Default)]
-pub(crate) struct Seldom(Mutex<State>);
+pub(crate) struct Seldom(Mutex<SeldomState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct SeldomState {
     logged: Option<Instant>,
     left_out: u64,
 }

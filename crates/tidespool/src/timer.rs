@@ -14,18 +14,18 @@ use parking_lot::{Condvar, Mutex};
 /// Wakes futures at their deadlines. One thread calls [`run`](Self::run).
 #[derive(Debug, Default)]
 pub(crate) struct Timer {
-    state: Mutex<State>,
+    state: Mutex<TimerState>,
     wake: Condvar,
 }
 
 /// A deadline. The number separates those of the same moment.
-type Key = (Instant, u64);
+type TimerKey = (Instant, u64);
 
 #[derive(Debug, Default)]
-struct State {
+struct TimerState {
     /// Bounded by the callers: each entry belongs to a caller's future, which removes it when it is
     /// dropped.
-    waiting: BTreeMap<Key, Waker>,
+    waiting: BTreeMap<TimerKey, Waker>,
     last: u64,
     /// When the thread looks again by itself. `None`: not before it is notified.
     looks_at: Option<Instant>,
@@ -37,8 +37,8 @@ impl Timer {
     /// at once.
     ///
     /// After [`close`](Self::close), every deadline counts as passed.
-    pub(crate) fn bound<W: Future + Unpin>(&self, deadline: Instant, work: W) -> Bound<'_, W> {
-        Bound { work, until: self.until(deadline) }
+    pub(crate) fn bound<W: Future + Unpin>(&self, deadline: Instant, work: W) -> WithDeadline<'_, W> {
+        WithDeadline { work, until: self.until(deadline) }
     }
 
     /// Completes when `deadline` has passed, or when the timer is closed.
@@ -92,12 +92,12 @@ impl Drop for Close<'_> {
 
 /// The future of [`Timer::bound`]. A type of its own, not an `async fn`: every store pays for its size.
 #[derive(Debug)]
-pub(crate) struct Bound<'a, W> {
+pub(crate) struct WithDeadline<'a, W> {
     work: W,
     until: Until<'a>,
 }
 
-impl<W: Future + Unpin> Future for Bound<'_, W> {
+impl<W: Future + Unpin> Future for WithDeadline<'_, W> {
     type Output = Option<W::Output>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {

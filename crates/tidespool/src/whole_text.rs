@@ -103,13 +103,16 @@ mod tests {
         assert_eq!(error.chain().count(), 2);
 
         #[derive(Debug, thiserror::Error)]
-        #[error("reading /x/ledger: {source}")]
+        #[error("reading /x/manifest: {source}")]
         struct Own {
             source: io::Error,
         }
         let error = anyhow::Error::new(Own { source: io::ErrorKind::PermissionDenied.into() });
         let error = whole_of("opening the spool /x", error.context("looking"));
-        assert_eq!(error.to_string(), "opening the spool /x: looking: reading /x/ledger: permission denied");
+        assert_eq!(
+            error.to_string(),
+            "opening the spool /x: looking: reading /x/manifest: permission denied"
+        );
         assert!(error.root_cause().is::<io::Error>());
         assert_eq!(error.chain().count(), 2);
         // A store that fails in doubt says so under the whole text, too.

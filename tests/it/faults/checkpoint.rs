@@ -1,4 +1,4 @@
-//! A checkpoint fails, or does not end.
+//! A checkpoint fails or does not end.
 
 use tidespool::TieredSpool;
 use tidespool_core::{Spool, SpoolId};
@@ -8,14 +8,14 @@ use tidespool_testkit::{payload, wait};
 use crate::broken::{Broken, HOUR, LARGE, is_thread};
 use crate::setup::{KIB, assert_holds, enumerate, healthy, put, stop};
 
-/// Whichever call of writing the ledger fails, in whichever of a checkpoint's two writes, and in the file that then takes its place: the
-/// checkpoint is made again, and nothing is lost, not even if the process dies before.
+/// Any call of the manifest fails, in either write of a checkpoint and in the file that replaces
+/// it. The checkpoint is repeated, and nothing is lost, even if the process dies first.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_that_cannot_be_written_costs_nothing() {
-    let is_ledgers = |fault: Fault| {
+async fn a_failed_write_of_the_manifest_loses_nothing() {
+    let in_manifest = |fault: Fault| {
         fault.only(|moment| {
-            is_thread("tidespool-filer")
-                && (moment.name.starts_with("ledger") || moment.call == Call::SyncDir)
+            is_thread("tide-checkpoint")
+                && (moment.name.starts_with("manifest") || moment.call == Call::SyncDir)
         })
     };
     for (call, nth) in [(Call::Write, 1), (Call::Write, 2), (Call::Sync, 1), (Call::Sync, 2)] {
@@ -30,17 +30,18 @@ async fn a_ledger_that_cannot_be_written_costs_nothing() {
                     stored.push((put(spool.as_ref(), len, true).await, len));
                 }
                 spool.compact().await.expect("compact");
-                // Of the filed ones some go, and some come.
+                // Some checkpointed messages are removed, and a new one is stored.
                 for (id, _) in stored.drain(..6) {
                     spool.remove(id).await.expect("remove");
                 }
                 stored.push((put(spool.as_ref(), LARGE, true).await, LARGE));
-                // Twice: what was removed may have made the thread rewrite a segment before it is asked for anything.
-                broken.disk.inject(is_ledgers(Fault::on(call)).nth(nth));
-                broken.disk.inject(is_ledgers(Fault::on(call)).nth(nth + 1));
+                // Twice, since the removals may have made the thread rewrite a segment before the
+                // compaction.
+                broken.disk.inject(in_manifest(Fault::on(call)).nth(nth));
+                broken.disk.inject(in_manifest(Fault::on(call)).nth(nth + 1));
                 spool.compact().await.expect_err(&what);
                 if let Some(then) = then {
-                    broken.disk.inject(is_ledgers(Fault::on(then)).always());
+                    broken.disk.inject(in_manifest(Fault::on(then)).always());
                     spool.compact().await.expect_err(&what);
                 }
                 for &(id, len) in &stored {
@@ -63,7 +64,7 @@ async fn a_ledger_that_cannot_be_written_costs_nothing() {
     }
 }
 
-/// Segments that a failed checkpoint was to give back are given back by the next.
+/// Segments that a failed checkpoint should have reclaimed are reclaimed by the next one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_checkpoint_leaks_no_segments() {
     for nth in 1..=6 {
@@ -96,7 +97,7 @@ async fn a_failed_checkpoint_leaks_no_segments() {
     }
 }
 
-/// 24 messages, every other one large.
+/// Stores 24 messages, every other one large.
 async fn store_large_and_small(spool: &TieredSpool) -> Vec<(SpoolId, usize)> {
     let mut stored = Vec::new();
     for n in 0..24 {
@@ -106,23 +107,23 @@ async fn store_large_and_small(spool: &TieredSpool) -> Vec<(SpoolId, usize)> {
     stored
 }
 
-/// sled is changed, and a sync fails for good before the ledger counts the change.
-fn no_checkpoint_ends(broken: &Broken, name: &'static str) {
+/// Lets sled be changed, and makes a sync fail permanently before the manifest includes the change.
+fn fail_checkpoints(broken: &Broken, name: &'static str) {
     let fault = Fault::on(Call::Sync);
-    let fault = fault.only(move |m| is_thread("tidespool-filer") && m.name.starts_with(name));
+    let fault = fault.only(move |m| is_thread("tide-checkpoint") && m.name.starts_with(name));
     broken.disk.inject(fault.always());
 }
 
-/// A checkpoint that did not end leaves records in sled that the ledger does not count as filed.
-/// The opening after the second crash once took the ledger for one of an earlier time, and did not
-/// replay the segment that was filed in part.
+/// An incomplete checkpoint leaves records in sled that the manifest does not count as
+/// checkpointed. The opening after the second crash took the manifest for an older one, and did not
+/// replay the segment that was checkpointed in part.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_crash_after_a_checkpoint_that_did_not_end_costs_nothing() {
-    for name in ["liveness.", "ledger"] {
+async fn a_second_crash_after_an_incomplete_checkpoint_loses_nothing() {
+    for name in ["liveness.", "manifest"] {
         let broken = Broken::new(|config| config.checkpoint_after(HOUR));
         let spool = broken.start().await;
         let stored = store_large_and_small(&spool).await;
-        no_checkpoint_ends(&broken, name);
+        fail_checkpoints(&broken, name);
         spool.compact().await.expect_err(name);
         drop(spool);
         broken.disk.heal();
@@ -132,42 +133,42 @@ async fn a_second_crash_after_a_checkpoint_that_did_not_end_costs_nothing() {
             for &(id, len) in &stored {
                 assert_holds(spool.as_ref(), id, len).await;
             }
-            // Like a crash.
+            // A drop without shutdown acts like a crash.
             drop(spool);
         }
         broken.assert_reopens_with(&stored).await;
     }
 }
 
-/// Without a ledger no file states which segments are filed. A segment that a checkpoint had filed
-/// in part once counted as filed altogether, and the rest of its messages was missing.
+/// Without a manifest, no file states which segments are checkpointed. A segment that was
+/// checkpointed in part counted as checkpointed, and the rest of its messages was missing.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_ledger_a_checkpoint_that_did_not_end_costs_nothing() {
+async fn without_a_manifest_an_incomplete_checkpoint_loses_nothing() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR));
     let spool = broken.start().await;
     let stored = store_large_and_small(&spool).await;
-    no_checkpoint_ends(&broken, "liveness.");
-    spool.compact().await.expect_err("the log of what lives can't be synced");
+    fail_checkpoints(&broken, "liveness.");
+    spool.compact().await.expect_err("the liveness log can't be synced");
     drop(spool);
     broken.disk.heal();
-    std::fs::remove_file(broken.tiered.path().join("ledger")).unwrap();
+    std::fs::remove_file(broken.tiered.path().join("manifest")).unwrap();
     let spool = broken.start().await;
     for &(id, len) in &stored {
         assert_holds(spool.as_ref(), id, len).await;
     }
     assert_eq!(enumerate(spool.as_ref()).await.len(), stored.len());
-    assert_ne!(spool.recovery().damage, [], "the ledger is missing");
-    // Like a crash.
+    assert_ne!(spool.recovery().damage, [], "the manifest is missing");
+    // A drop without shutdown acts like a crash.
     drop(spool);
     broken.assert_reopens_with(&stored).await;
 }
 
-/// What the journal says of an id may have come after the checkpoint that did not end: what that had filed is removed since, and what it had removed is
-/// there again. Neither is damage.
+/// Journal records may be newer than the incomplete checkpoint: messages it indexed are removed
+/// since, and messages it removed are stored again. Neither is damage.
 #[tokio::test(flavor = "multi_thread")]
-async fn changes_after_a_checkpoint_that_did_not_end_are_no_damage() {
+async fn changes_after_an_incomplete_checkpoint_are_not_damage() {
     let broken = Broken::new(|config| {
-        // This test is about the disk, not about the gate.
+        // A high limit keeps the gate out of this test.
         let health = config.health.clone().sled_errors(1_000);
         config.health(health).checkpoint_after(HOUR)
     });
@@ -175,17 +176,17 @@ async fn changes_after_a_checkpoint_that_did_not_end_are_no_damage() {
     let again = put(spool.as_ref(), 700, true).await;
     spool.compact().await.expect("compact");
     spool.remove(again).await.expect("remove");
-    let mut filed = Vec::new();
+    let mut indexed = Vec::new();
     for _ in 0..3 {
-        filed.push(put(spool.as_ref(), 700, true).await);
+        indexed.push(put(spool.as_ref(), 700, true).await);
     }
-    no_checkpoint_ends(&broken, "liveness.");
-    spool.compact().await.expect_err("the log of what lives can't be synced");
-    for id in filed {
+    fail_checkpoints(&broken, "liveness.");
+    spool.compact().await.expect_err("the liveness log can't be synced");
+    for id in indexed {
         spool.remove(id).await.expect("remove");
     }
     spool.store(again, payload::shared(again, 1, 700), true, None).await.expect("store");
-    wait::until("all of it is durable", || spool.stats().gauges.dirty_entries == 0).await;
+    wait::until("everything is durable", || spool.stats().gauges.dirty_entries == 0).await;
     drop(spool);
     broken.assert_reopens_with(&[(again, 700)]).await;
 }

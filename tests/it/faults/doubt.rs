@@ -1,5 +1,5 @@
-//! Stores whose callers give up. What the disk does not have leaves nothing behind; what it may
-//! have fails in doubt, and is taken back first of all.
+//! Stores whose callers give up. A store that is not at the disk leaves no record. A store that may
+//! be on disk fails with `InDoubt`, and its abort is written before anything else.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,10 +16,9 @@ use tidespool_testkit::{payload, wait};
 use crate::broken::{Broken, HOUR, LARGE, begin, committing, is_thread, queue, while_the_syncer_waits};
 use crate::setup::{assert_absent, assert_holds, enumerate, put, stop};
 
-/// A store on a disk that hangs, with a deadline that passes while the disk has the record. On a
-/// busy machine a short deadline passes before that: then there is no doubt, and the next one is
-/// longer.
-async fn doubted(spool: &Arc<TieredSpool>, id: SpoolId) -> anyhow::Error {
+/// Stores on a hanging disk with a deadline that passes while the disk has the record. On a busy
+/// machine a short deadline may pass earlier, without doubt; then it is doubled.
+async fn store_in_doubt(spool: &Arc<TieredSpool>, id: SpoolId) -> anyhow::Error {
     let mut deadline = Duration::from_millis(50);
     loop {
         let store = begin(spool, id, 2, 700, Some(deadline));
@@ -32,11 +31,11 @@ async fn doubted(spool: &Arc<TieredSpool>, id: SpoolId) -> anyhow::Error {
     }
 }
 
-/// A store got its `Err` at its deadline while the disk had its record, which was found after a
-/// kill: "a failed store left something behind". Such an error has the context `InDoubt`. The
-/// message is not visible, and with the next synced store it is gone for good.
+/// A store returned `Err` at its deadline while the disk had its record, and the message was found
+/// after a kill. Such an error has the context `InDoubt`. The message is not visible, and after the
+/// next synced store it is gone permanently.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_the_disk_does_not_answer_fails_in_doubt() {
+async fn a_store_at_a_hanging_disk_fails_in_doubt() {
     for call in [Call::Sync, Call::Write] {
         let broken = Broken::new(|config| config.checkpoint_after(HOUR).dirty_expire(HOUR));
         let spool = broken.start().await;
@@ -44,7 +43,7 @@ async fn a_store_that_the_disk_does_not_answer_fails_in_doubt() {
         let fresh = SpoolId::new();
         for id in [fresh, replaced] {
             broken.disk.inject(committing(Fault::on(call)).always().block());
-            let error = doubted(&spool, id).await;
+            let error = store_in_doubt(&spool, id).await;
             assert_eq!(error.downcast_ref::<InDoubt>(), Some(&InDoubt { id }), "{error:#}");
             assert_absent(spool.as_ref(), fresh).await;
             assert_holds(spool.as_ref(), replaced, 3000).await;
@@ -52,17 +51,17 @@ async fn a_store_that_the_disk_does_not_answer_fails_in_doubt() {
             let synced = put(spool.as_ref(), 100, true).await;
             spool.remove(synced).await.expect("remove");
         }
-        // Only what is on stable storage counts, as after a power cut: a crash here can't bring
-        // either back.
+        // The messages must match stable storage, as after a power cut: a crash here can restore
+        // neither store.
         wait::bounded("a flush", spool.advise_low_memory()).await.expect("advise_low_memory");
         drop(spool);
         broken.assert_reopens_with(&[(replaced, 3000)]).await;
     }
 }
 
-/// The spool's own deadline leaves the same doubt.
+/// The spool's own deadline has the same effect.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_spools_own_deadline_leaves_the_same_doubt() {
+async fn the_spools_own_deadline_also_fails_in_doubt() {
     let broken = Broken::new(|config| config.store_deadline(Duration::from_millis(50)));
     let spool = broken.start().await;
     broken.disk.inject(committing(Fault::on(Call::Sync)).always().block());
@@ -86,8 +85,8 @@ async fn the_spools_own_deadline_leaves_the_same_doubt() {
     broken.assert_reopens_with(&[]).await;
 }
 
-/// A store whose turn has not come when its caller gives up is never written: there is no doubt,
-/// and nothing to take back.
+/// A store that is still queued when its caller gives up is never written. There is no doubt, and
+/// no abort.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_waits_behind_a_hanging_disk_fails_without_doubt() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR).dirty_expire(HOUR));
@@ -120,9 +119,9 @@ async fn a_store_that_waits_behind_a_hanging_disk_fails_without_doubt() {
     broken.assert_reopens_with(&[(first, 500), (second, 300)]).await;
 }
 
-/// Callers go away while the disk has their records, and others come. The abort of an earlier store
-/// was once written when its put was durable, behind what had come meanwhile: a crash after the
-/// later store's `Ok` could bring back the earlier one, which its caller had sent again.
+/// Callers drop their stores while the disk has the records, and other stores follow. The abort of
+/// an earlier store was written after its put was durable, behind later stores. A crash after the
+/// later store's `Ok` could restore the earlier store, which its caller had sent again.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_taken_back_is_taken_back_before_what_comes_after_it() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR).dirty_expire(HOUR));
@@ -131,7 +130,7 @@ async fn what_is_taken_back_is_taken_back_before_what_comes_after_it() {
     let written = Arc::new(AtomicU64::new(0));
     let count = written.clone();
     broken.disk.watch(move |m| {
-        if m.call == Call::Write && is_thread("tidespool-commit") {
+        if m.call == Call::Write && is_thread("tide-commit") {
             count.fetch_add(1, Ordering::SeqCst);
         }
     });
@@ -139,7 +138,7 @@ async fn what_is_taken_back_is_taken_back_before_what_comes_after_it() {
         store.abort();
         store.await.expect_err("the disk hangs");
     }
-    wait::until("they are taken back", || spool.stats().aborts == 8).await;
+    wait::until("they are aborted", || spool.stats().aborts == 8).await;
     let before = written.load(Ordering::SeqCst);
     let later: Vec<SpoolId> = (0..16).map(|_| SpoolId::new()).collect();
     let mut stores = Vec::new();
@@ -169,15 +168,15 @@ async fn what_is_taken_back_is_taken_back_before_what_comes_after_it() {
     for id in &later {
         assert_holds(spool.as_ref(), *id, LARGE).await;
     }
-    // And the store that kept the committer busy.
+    // Includes the store that kept the committer busy.
     assert_eq!(enumerate(spool.as_ref()).await.len(), later.len() + 1);
     stop(spool).await;
 }
 
-/// A shutdown ends while the disk fails. Whether a store that was written is found at the next
-/// opening is open: it got `Closed` like one that never was.
+/// A shutdown ends while the disk fails. A written store may or may not be found at the next
+/// opening, but got a plain `Closed`, as if it had never been written.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shutdown_that_leaves_a_record_to_a_failing_disk_leaves_a_doubt() {
+async fn a_record_at_a_failing_disk_at_the_shutdown_is_in_doubt() {
     let broken = Broken::new(|config| {
         config.checkpoint_after(HOUR).dirty_expire(HOUR).shutdown_timeout(Duration::from_millis(400))
     });
@@ -187,7 +186,7 @@ async fn a_shutdown_that_leaves_a_record_to_a_failing_disk_leaves_a_doubt() {
     let before = broken.disk.count(Call::Sync);
     let written = SpoolId::new();
     let written_store = begin(&spool, written, 1, 700, None);
-    wait::until("it was tried", || broken.disk.count(Call::Sync) > before).await;
+    wait::until("the sync was tried", || broken.disk.count(Call::Sync) > before).await;
     wait::bounded("the shutdown", spool.shutdown()).await.expect_err("it is not durable");
     let error = wait::bounded("the store", written_store).await.unwrap().expect_err("the disk fails");
     assert!(error.root_cause().is::<Closed>(), "{error:#}");
@@ -206,9 +205,9 @@ async fn a_shutdown_that_leaves_a_record_to_a_failing_disk_leaves_a_doubt() {
 const PUT: u32 = 1;
 const ABORT: u32 = 3;
 
-/// Kind and number of the records of `id` in the segments, by their numbers, each once: what is
-/// written again keeps its number. A record holds the generation of its segment. An entry of a
-/// segment's footer does not.
+/// Kind and sequence number of the records of `id` in the segments, sorted by number, each once: a
+/// record that is written again keeps its number. A record has the generation of its segment; a
+/// footer entry does not.
 fn records(spool: &Path, id: SpoolId) -> Vec<(u32, u64)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(spool.join("journal")).unwrap() {

@@ -1,4 +1,4 @@
-//! A disk without room.
+//! A disk without free space.
 
 use std::time::Duration;
 
@@ -9,9 +9,10 @@ use tidespool_testkit::{payload, wait};
 use crate::broken::{Broken, HOUR, LARGE};
 use crate::setup::{KIB, assert_absent, assert_holds, put, stop};
 
-/// No room for new segments: stores wait for room and give up in time; removes go on, and what they free is enough to go on with.
+/// New segments find no space: stores wait and time out. Removes continue, and the space they free
+/// lets stores continue.
 #[tokio::test(flavor = "multi_thread")]
-async fn on_a_full_disk_removes_go_on_and_make_room() {
+async fn on_a_full_disk_removes_continue_and_free_space() {
     let broken = Broken::new(|config| {
         let config = config.segment_size(64 * KIB).journal_capacity(256 * KIB);
         config.store_deadline(Duration::from_millis(500)).checkpoint_after(Duration::ZERO)
@@ -25,7 +26,7 @@ async fn on_a_full_disk_removes_go_on_and_make_room() {
             Ok(()) => stored.push(id),
             Err(err) => break err,
         }
-        assert!(stored.len() < 100, "segments come from nowhere");
+        assert!(stored.len() < 100, "more segments than the disk can hold");
     };
     assert!(refused.root_cause().is::<SpoolBackpressureTimeout>(), "{refused:#}");
     for &id in &stored {
@@ -33,7 +34,7 @@ async fn on_a_full_disk_removes_go_on_and_make_room() {
         spool.remove(id).await.expect("remove");
     }
     let id = SpoolId::new();
-    wait::bounded("room", async {
+    wait::bounded("free space", async {
         while spool.store(id, payload::shared(id, 1, LARGE), true, None).await.is_err() {
             spool.cleanup().await.expect("cleanup");
         }
@@ -43,9 +44,10 @@ async fn on_a_full_disk_removes_go_on_and_make_room() {
     broken.assert_reopens_with(&[(id, LARGE)]).await;
 }
 
-/// A message that needs a file of its own, on a disk that has no room for it, is refused; nobody waits behind it.
+/// A message that needs its own file is rejected if the disk has no space for it. Later stores do
+/// not wait.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_too_large_for_a_full_disk_keeps_nobody_waiting() {
+async fn a_message_too_large_for_a_full_disk_blocks_no_store() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR));
     let spool = broken.start().await;
     let small = put(spool.as_ref(), 300, true).await;
@@ -54,7 +56,7 @@ async fn a_message_too_large_for_a_full_disk_keeps_nobody_waiting() {
     for force_sync in [false, true] {
         let large = SpoolId::new();
         let store = spool.store(large, payload::shared(large, 1, 1_000_000), force_sync, None);
-        let err = wait::bounded("the large message", store).await.expect_err("there is no room");
+        let err = wait::bounded("the large message", store).await.expect_err("the disk is full");
         assert!(err.root_cause().is::<SpoolBackpressureTimeout>(), "{err:#}");
         assert_absent(spool.as_ref(), large).await;
     }

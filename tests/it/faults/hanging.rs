@@ -1,4 +1,4 @@
-//! A disk that hangs, or fails until the spool is shut down.
+//! A disk that hangs, or fails until the shutdown.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tidespool_testkit::{payload, wait};
 use crate::broken::{Broken, HOUR, LARGE, begin, committing};
 use crate::setup::{MIB, assert_absent, assert_holds, healthy, put, stop};
 
-/// The spool's own bound ends the wait as well, with its own error.
+/// The spool's own deadline also ends the wait, with its own error.
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_hanging_disk_the_spools_deadline_holds() {
     let broken = Broken::new(|config| config.store_deadline(Duration::from_millis(100)));
@@ -26,7 +26,8 @@ async fn on_a_hanging_disk_the_spools_deadline_holds() {
     broken.assert_reopens_with(&[]).await;
 }
 
-/// A backlog that lasts shuts the gate, by its bytes or by its age; when it is gone the gate opens.
+/// A lasting backlog shuts the gate, by its bytes or by its age. The gate opens when the backlog is
+/// gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lasting_backlog_shuts_the_gate_until_it_is_gone() {
     const BACKLOG: &str = "the spool is catching up";
@@ -63,9 +64,10 @@ async fn a_lasting_backlog_shuts_the_gate_until_it_is_gone() {
     }
 }
 
-/// Two shutdowns on a disk that fails: they end, and the first says how much is lost. The disk is not hammered meanwhile.
+/// Two shutdowns on a failing disk end, and the error states how much is lost. The retries are
+/// rate-limited.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shutdown_on_a_failing_disk_ends_and_says_what_is_lost() {
+async fn a_shutdown_on_a_failing_disk_ends_and_reports_the_loss() {
     let broken = Broken::new(|config| {
         config.durability(Durability::Memory).shutdown_timeout(Duration::from_millis(400))
     });

@@ -1,4 +1,4 @@
-//! Writing the journal fails.
+//! Writes of the journal fail.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use tidespool_testkit::{payload, wait};
 use crate::broken::{Broken, HOUR, LARGE, begin, committing};
 use crate::setup::{KIB, MIB, assert_absent, assert_holds, enumerate, healthy, put, stop};
 
-/// Whatever fails once in writing the journal is made good by itself: the message is stored, and is there after a restart. Nothing else
-/// has to come for that.
+/// A single failure while writing the journal is repaired without further calls. The message is
+/// stored, and present after a restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_fails_once_in_writing_the_journal_is_made_good() {
     let faults = [
@@ -32,25 +32,27 @@ async fn what_fails_once_in_writing_the_journal_is_made_good() {
             .await
             .unwrap_or_else(|err| panic!("{fault:?}: {err:#}"));
         if is_error {
-            wait::until("the error is noticed", || spool.stats().disk_errors() > 0).await;
+            wait::until("the error is counted", || spool.stats().disk_errors() > 0).await;
         }
         healthy(spool.as_ref()).await;
         let after = put(spool.as_ref(), 100, true).await;
         assert_eq!(broken.disk.trusted_again(), [""; 0], "{fault:?}");
-        // Like a crash.
+        // A drop without shutdown acts like a crash.
         drop(spool);
         broken.assert_reopens_with(&[(before, LARGE), (id, LARGE), (after, 100)]).await;
     }
 }
 
-/// A disk on which syncs fail for a while. Nobody is told `Ok` before one succeeds; who gives up leaves nothing behind.
+/// Syncs fail for a while. No store returns `Ok` before one succeeds. A store that times out leaves
+/// no message.
 #[tokio::test(flavor = "multi_thread")]
-async fn while_syncs_fail_stores_wait_or_leave_nothing_behind() {
+async fn while_syncs_fail_stores_wait_or_leave_no_message() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR));
     let spool = broken.start().await;
     let (replaced, removed) = (put(spool.as_ref(), 3000, true).await, put(spool.as_ref(), 3000, true).await);
     let kept = put(spool.as_ref(), LARGE, true).await;
-    // The first commit hangs until all the stores below have come; it succeeds, and from the next on all fail.
+    // The first commit hangs until all the stores below are queued. It succeeds, and all later ones
+    // fail.
     broken.disk.inject(committing(Fault::on(Call::Sync)).block());
     broken.disk.inject(committing(Fault::on(Call::Sync)).always());
     let first = SpoolId::new();
@@ -71,7 +73,7 @@ async fn while_syncs_fail_stores_wait_or_leave_nothing_behind() {
     }
     wait::until("the spool is unhealthy", || spool.unhealthy_reason().is_some()).await;
     assert!(!waits.is_finished());
-    // Everything that needs no sync goes on.
+    // Calls that need no sync continue.
     assert_absent(spool.as_ref(), late).await;
     assert_holds(spool.as_ref(), replaced, 3000).await;
     assert_holds(spool.as_ref(), kept, LARGE).await;
@@ -89,10 +91,11 @@ async fn while_syncs_fail_stores_wait_or_leave_nothing_behind() {
     broken.assert_reopens_with(&[(first, 500), (patient, 900), (replaced, 3000), (kept, LARGE)]).await;
 }
 
-/// What an `Err` says is durable as soon as a dirty message would be, without more traffic: the abort is synced too.
+/// The result of an `Err` becomes durable as soon as a dirty message would, without further calls:
+/// the abort is synced too.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_abort_of_a_late_store_is_synced_by_itself() {
-    // Nothing is due for an hour: what is synced is synced for the abort.
+    // Nothing else is due for an hour, so any sync is for the abort.
     let broken = Broken::new(|config| config.checkpoint_after(HOUR).dirty_expire(HOUR));
     let spool = broken.start().await;
     let kept = put(spool.as_ref(), 700, true).await;
@@ -103,17 +106,18 @@ async fn the_abort_of_a_late_store_is_synced_by_itself() {
     let store = begin(&spool, id, 1, 700, Some(Duration::from_millis(100)));
     wait::bounded("the store", store).await.unwrap().expect_err("the disk hangs");
     broken.disk.heal();
-    wait::until("the store is taken back", || spool.stats().aborts > 0).await;
+    wait::until("the store is aborted", || spool.stats().aborts > 0).await;
     wait::until("the abort is synced", || broken.disk.count(Call::Sync) >= before + 2).await;
     assert_absent(spool.as_ref(), id).await;
     drop(spool);
     broken.assert_reopens_with(&[(kept, 700)]).await;
 }
 
-/// A commit that fails is tried again while older versions of the same messages come due: they must not be written after it. They once were,
-/// and an acknowledged store was replaced by the version before it, for good.
+/// A failed commit is retried while older versions of the same messages become due. They must not
+/// be written after it. They were, and the older version replaced an acknowledged store
+/// permanently.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_older_version_never_overtakes_a_commit_that_is_tried_again() {
+async fn an_older_version_is_never_written_after_a_retried_commit() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR));
     let spool = broken.start().await;
     let (stored, removed) = (SpoolId::new(), put(spool.as_ref(), 300, true).await);
@@ -122,8 +126,8 @@ async fn an_older_version_never_overtakes_a_commit_that_is_tried_again() {
     broken.disk.inject(committing(Fault::on(Call::Sync)).always());
     let before = broken.disk.count(Call::Sync);
     let stores = [begin(&spool, stored, 2, 300, None), begin(&spool, removed, 2, 300, None)];
-    // By then the older versions are due, too.
-    wait::until("it was tried again and again", || broken.disk.count(Call::Sync) > before + 4).await;
+    // After these retries the older versions are due as well.
+    wait::until("the sync was retried", || broken.disk.count(Call::Sync) > before + 4).await;
     broken.disk.heal();
     for store in stores {
         wait::bounded("the store", store).await.unwrap().expect("it is acknowledged");
@@ -139,9 +143,9 @@ async fn an_older_version_never_overtakes_a_commit_that_is_tried_again() {
     stop(spool).await;
 }
 
-/// A journal that is hardly larger than what is dirty comes through syncs that fail for a while.
+/// A journal hardly larger than the dirty bytes survives syncs that fail for a while.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_small_journal_comes_through_failing_syncs() {
+async fn a_small_journal_survives_failing_syncs() {
     let broken = Broken::new(|config| {
         config
             .segment_size(64 * KIB)
@@ -152,7 +156,7 @@ async fn a_small_journal_comes_through_failing_syncs() {
     let spool = broken.start().await;
     let mut stored = vec![(put(spool.as_ref(), 3000, true).await, 3000)];
     for round in 0..3 {
-        // A third of the syncs on the way fail.
+        // A third of the syncs fail.
         for nth in 1..=4 {
             broken.disk.inject(committing(Fault::on(Call::Sync)).nth(nth * 3 - round));
         }
@@ -177,11 +181,12 @@ async fn a_small_journal_comes_through_failing_syncs() {
     broken.assert_reopens_with(&stored).await;
 }
 
-/// A disk that can't write the file of a message larger than a segment is broken, not full. The gate once stayed open: only the store was refused.
+/// A disk that fails to write the file of a message larger than a segment is broken, not full. The
+/// gate stayed open, and only the store was rejected.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_write_of_a_large_messages_file_shuts_the_gate() {
     for call in [Call::Write, Call::Sync] {
-        // It stays shut, so that nobody misses it.
+        // Without unlatching, the test cannot miss the shut gate.
         let broken = Broken::new(|config| {
             let health = config.health.clone().allow_unlatch(false);
             config.health(health).checkpoint_after(HOUR)

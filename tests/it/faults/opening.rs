@@ -1,4 +1,4 @@
-//! Opening fails, and is tried again.
+//! Openings fail and are retried.
 
 use std::sync::Arc;
 
@@ -9,10 +9,11 @@ use tidespool_testkit::faults::{Call, Fault};
 use crate::broken::{Broken, HOUR, LARGE, is_thread};
 use crate::setup::{assert_holds, put, stop};
 
-/// A disk that is full when a spool is made gives sled's settings no room; the ballast does. What a sync of them failed for is read from the disk
-/// before they are synced again: it once was taken from memory, where it may be all that there is.
+/// On a disk that is full at the creation of a spool, sled's settings file finds no space until the
+/// ballast is released. After a failed sync the file is read from disk before the next sync. It was
+/// taken from memory, where its only copy may be.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_sled_could_not_sync_while_it_was_made_is_not_trusted() {
+async fn a_file_of_sled_with_a_failed_sync_is_not_trusted() {
     let broken = Broken::new(|config| config);
     broken.disk.inject(Fault::on(Call::Sync).file("conf").full_disk());
     let spool = broken.start().await;
@@ -22,7 +23,7 @@ async fn what_sled_could_not_sync_while_it_was_made_is_not_trusted() {
     broken.assert_reopens_with(&[(id, LARGE)]).await;
 }
 
-/// After an orderly end, too, recovery believes no file that it could not sync before.
+/// After a shutdown, too, recovery does not trust a file whose sync failed before.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_an_opening_could_not_sync_is_not_trusted_by_the_next() {
     for ends_well in [true, false] {
@@ -34,11 +35,10 @@ async fn a_file_that_an_opening_could_not_sync_is_not_trusted_by_the_next() {
         } else {
             drop(spool);
         }
-        let syncs =
-            || Fault::on(Call::Sync).only(|m| is_thread("tidespool-open") && m.name.ends_with(".seg"));
+        let syncs = || Fault::on(Call::Sync).only(|m| is_thread("tide-open") && m.name.ends_with(".seg"));
         broken.disk.inject(syncs().full_disk());
         let opened = TieredSpool::open_on(broken.tiered.config.clone(), broken.disk.storage()).await;
-        // Tried again at once where giving up the ballast may help.
+        // The sync is not retried unless releasing the ballast may help.
         assert_eq!(broken.disk.strikes().len(), 1, "{opened:?}");
         if let Ok(spool) = opened {
             stop(Arc::new(spool)).await;
@@ -48,19 +48,20 @@ async fn a_file_that_an_opening_could_not_sync_is_not_trusted_by_the_next() {
     }
 }
 
-/// Whatever an opening misreads once: it finds everything, or refuses, and the next one finds everything. It once cut a record as torn.
+/// If an opening misreads data once, it either finds everything or fails, and the next opening
+/// finds everything. It treated a record as torn.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_opening_misreads_once_is_not_lost() {
     for younger in [1, 2] {
         let broken = Broken::new(|config| config.checkpoint_after(HOUR));
         let spool = broken.start().await;
-        let filed = put(spool.as_ref(), LARGE, true).await;
+        let checkpointed = put(spool.as_ref(), LARGE, true).await;
         spool.compact().await.expect("compact");
-        let mut stored = vec![(filed, LARGE)];
+        let mut stored = vec![(checkpointed, LARGE)];
         for _ in 0..younger {
             stored.push((put(spool.as_ref(), LARGE, true).await, LARGE));
         }
-        // Like a crash, here and below.
+        // A drop without shutdown acts like a crash, here and below.
         drop(spool);
         let mut nth = 0;
         loop {

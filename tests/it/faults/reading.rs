@@ -1,4 +1,4 @@
-//! Reading fails, or is not needed.
+//! Reads fail, or are not needed.
 
 use tidespool::HealthSignal;
 use tidespool_core::{Corrupt, NotFound, Spool, SpoolEntry};
@@ -8,7 +8,8 @@ use tidespool_testkit::{payload, wait};
 use crate::broken::{Broken, HOUR, LARGE, is_thread};
 use crate::setup::{assert_holds, enumerate, healthy, put, stop};
 
-/// A read that fails says nothing of the message: it is neither missing nor damaged. Enumerating waits until it can be told.
+/// After a failed read, a message is neither missing nor damaged. An enumeration retries until it
+/// can be read.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_error_is_neither_a_missing_nor_a_damaged_message() {
     let broken = Broken::new(|config| config);
@@ -35,7 +36,7 @@ async fn a_read_error_is_neither_a_missing_nor_a_damaged_message() {
         let spool = spool.clone();
         tokio::spawn(async move { enumerate(spool.as_ref()).await })
     };
-    wait::until("enumerating tries again", || broken.disk.count(Call::Read) > before + 2).await;
+    wait::until("the enumeration retries", || broken.disk.count(Call::Read) > before + 2).await;
     assert!(!enumeration.is_finished());
     broken.disk.heal();
     let entries = wait::bounded("enumerating", enumeration).await.unwrap();
@@ -53,9 +54,10 @@ async fn a_read_error_is_neither_a_missing_nor_a_damaged_message() {
     broken.assert_reopens_with(&stored).await;
 }
 
-/// What the system has in memory is read without a reading thread, and what it has not, or cannot read so, on one: the message is the same.
+/// Cached pages are read without a reader thread. Other bytes are read on one. The message is the
+/// same.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_load_asks_the_disk_only_for_what_is_not_in_memory() {
+async fn a_load_reads_the_disk_only_for_uncached_pages() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR));
     let spool = broken.start().await;
     let mut stored = Vec::new();
@@ -63,14 +65,14 @@ async fn a_load_asks_the_disk_only_for_what_is_not_in_memory() {
         stored.push((put(spool.as_ref(), LARGE + n, true).await, LARGE + n));
     }
     drop(spool);
-    // A start with an empty cache: everything is in the journal.
+    // A reopened spool has an empty cache: everything is in the journal.
     let spool = broken.start().await;
     let before = broken.disk.count(Call::Read);
     for &(id, len) in &stored[..10] {
         assert_holds(spool.as_ref(), id, len).await;
     }
     assert_eq!(broken.disk.count(Call::ReadInMemory), 10);
-    // A file system that can't tell, or bytes that are not there.
+    // A file system without support for this, or pages that are not cached.
     broken.disk.inject(Fault::on(Call::ReadInMemory).always());
     let asked = broken.disk.count(Call::Read);
     for &(id, len) in &stored[10..] {
@@ -83,7 +85,8 @@ async fn a_load_asks_the_disk_only_for_what_is_not_in_memory() {
     broken.assert_reopens_with(&stored).await;
 }
 
-/// A read that panicked was told as the end of the spool, and nobody else heard of it. It is an error, the gate shuts, and the other messages are read.
+/// A panic in a read was reported as the shutdown of the spool, and to its caller only. It must be
+/// an error that shuts the gate. Other messages can still be read.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_that_panics_is_an_error_and_shuts_the_gate() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR).read_threads(1));
@@ -91,9 +94,7 @@ async fn a_read_that_panics_is_an_error_and_shuts_the_gate() {
     let stored = [(put(spool.as_ref(), LARGE, true).await, LARGE)];
     spool.compact().await.expect("compact");
     spool.advise_low_memory().await.expect("advise_low_memory");
-    broken
-        .disk
-        .watch(|moment| assert!(moment.call != Call::Read || !is_thread("tidespool-read-0"), "on purpose"));
+    broken.disk.watch(|moment| assert!(moment.call != Call::Read || !is_thread("tide-read-0"), "on purpose"));
     let error = wait::bounded("the load", spool.load(stored[0].0)).await.expect_err("it panicked");
     assert!(error.root_cause().is::<std::io::Error>(), "{error:#}");
     let is_shut = || spool.stats().gauges.unhealthy == Some(HealthSignal::DeadWorker);
@@ -104,7 +105,8 @@ async fn a_read_that_panics_is_an_error_and_shuts_the_gate() {
     broken.assert_reopens_with(&stored).await;
 }
 
-/// What is wrong once, on its way from the disk, is no damage: neither for who loads it, nor for the thread that files it and would give it up for good.
+/// A single misread is not damage: neither for a load, nor for the checkpoint thread, which would
+/// drop the message permanently.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_is_misread_once_is_read_again() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR));
@@ -113,12 +115,12 @@ async fn a_message_that_is_misread_once_is_read_again() {
         [(put(spool.as_ref(), LARGE, true).await, LARGE), (put(spool.as_ref(), 700, true).await, 700)];
     drop(spool);
     for place in ["the journal", "sled and the segments that it points into"] {
-        // A start with an empty cache.
+        // A reopened spool has an empty cache.
         let spool = broken.start().await;
         let before = broken.disk.strikes().len();
         for (id, len) in stored {
             broken.disk.inject(Fault::on(Call::Read).file(".seg").corrupt());
-            // No load is answered from memory.
+            // Prevents loads from cached pages.
             broken.disk.inject(Fault::on(Call::ReadInMemory).always());
             assert_holds(spool.as_ref(), id, len).await;
             broken.disk.heal();
@@ -126,7 +128,7 @@ async fn a_message_that_is_misread_once_is_read_again() {
         assert!(broken.disk.strikes().len() > before, "nothing was misread in {place}");
         for nth in 1..=2 {
             let reads =
-                Fault::on(Call::Read).only(|m| is_thread("tidespool-filer") && m.name.ends_with(".seg"));
+                Fault::on(Call::Read).only(|m| is_thread("tide-checkpoint") && m.name.ends_with(".seg"));
             broken.disk.inject(reads.nth(nth).corrupt());
             spool.compact().await.expect(place);
             broken.disk.heal();

@@ -5,17 +5,17 @@ use tidespool_testkit::faults::{Call, Fault, Moment};
 use super::*;
 use crate::broken::is_thread;
 
-/// What a file is for.
+/// The purpose of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum File {
-    /// Of a message that is larger than a segment.
+    /// The segment of a message larger than a normal segment.
     Large,
     Active,
     Sealed,
     Retained,
     Cold,
     Free,
-    /// What lives in the retained segments.
+    /// The liveness log of the retained segments.
     Liveness,
     /// sled's data file.
     Index,
@@ -45,13 +45,13 @@ impl File {
         }
     }
 
-    /// Another one is made in its stead, under another name.
+    /// True if the spool creates a new file with another name instead.
     fn is_replaceable(self) -> bool {
         matches!(self, Self::Free | Self::Liveness | Self::Index)
     }
 }
 
-/// The only file in `dir` whose name begins so.
+/// The only file in `dir` whose name starts with `prefix`.
 fn only(dir: &Path, prefix: &str) -> PathBuf {
     let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let has_prefix = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(prefix);
@@ -60,14 +60,14 @@ fn only(dir: &Path, prefix: &str) -> PathBuf {
     found[0].clone()
 }
 
-async fn is_noticed_and_made_good(file: File, way: Way) {
+async fn assert_is_detected_and_restored(file: File, way: Way) {
     println!("{file:?}: {way:?}");
     let mut world = World::new().await;
     let path = file.path(&world);
     way.strike(&path, world.aside.path());
-    world.notice().await;
+    world.assert_detected().await;
     assert_eq!(world.spool.stats().gauges.unhealthy, Some(HealthSignal::LostFiles));
-    assert_eq!(world.check(&world.spool).await, 0, "loads go on");
+    assert_eq!(world.check(&world.spool).await, 0, "loads continue");
     world.open_gate().await;
     assert_eq!(world.spool.stats().lost_files, 1, "each loss counts once");
     if !file.is_replaceable() {
@@ -80,13 +80,13 @@ async fn is_noticed_and_made_good(file: File, way: Way) {
     world.assert_survives().await;
 }
 
-/// Of a segment that was cut short some messages are gone. They are named, they are never wrong
-/// bytes, the others are there, and what was removed stays removed.
-async fn costs_what_is_cut_off_and_nothing_else(file: File, way: Way) {
+/// A truncated segment loses some messages. They are reported as damaged and never returned with
+/// wrong bytes. All others are found, and removed ones stay removed.
+async fn assert_only_the_truncated_part_is_lost(file: File, way: Way) {
     println!("{file:?}: {way:?}");
     let world = World::new().await;
     way.strike(&file.path(&world), world.aside.path());
-    world.notice().await;
+    world.assert_detected().await;
     wait::until("damage is reported", || world.spool.stats().corrupt > 0).await;
     world.open_gate().await;
     stop(world.spool.clone()).await;
@@ -107,7 +107,7 @@ macro_rules! each {
         $(#[tokio::test(flavor = "multi_thread")]
         async fn $name() {
             for way in $ways {
-                is_noticed_and_made_good($file, way).await;
+                assert_is_detected_and_restored($file, way).await;
             }
         })*
     };
@@ -120,35 +120,35 @@ each! {
     a_retained_segment: File::Retained, WITHOUT_LOSS;
     a_cold_segment: File::Cold, WITHOUT_LOSS;
     a_free_segment: File::Free, Way::ALL;
-    the_ledger: File::Named("ledger"), Way::ALL;
+    the_manifest: File::Named("manifest"), Way::ALL;
     the_format_file: File::Named("FORMAT"), Way::ALL;
     the_lock_file: File::Named("LOCK"), WITHOUT_LOSS;
     the_liveness_log: File::Liveness, Way::ALL;
     sleds_data: File::Index, WITHOUT_LOSS;
-    // Neither its bytes nor its mode matter.
+    // Neither its contents nor its mode matter.
     the_ballast: File::Named("ballast"), [Way::Delete, Way::Move, Way::CutShort];
     the_ballast_for_opening: File::Named("ballast.open"), [Way::Delete, Way::Move, Way::CutShort];
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_segment_that_is_cut_short() {
+async fn a_truncated_segment() {
     for file in [File::Active, File::Sealed, File::Retained, File::Cold] {
-        costs_what_is_cut_off_and_nothing_else(file, Way::CutShort).await;
+        assert_only_the_truncated_part_is_lost(file, Way::CutShort).await;
     }
 }
 
-/// What was written after the cut made the file nearly as long as before, and nothing of what was
-/// cut off was reported: on a busy machine an idle mark was written before the loss was noticed.
+/// Writes after the truncation made the file nearly as long as before, and the truncated part was
+/// not reported. On a busy machine an idle mark was written before the loss was detected.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_segment_that_is_cut_short_and_written_to_before_that_is_noticed() {
+async fn a_truncated_segment_that_is_written_to_before_the_loss_is_detected() {
     for file in [File::Active, File::Sealed, File::Retained, File::Cold] {
-        costs_what_is_cut_off_and_nothing_else(file, Way::CutShortAndGrown).await;
+        assert_only_the_truncated_part_is_lost(file, Way::CutShortAndGrown).await;
     }
 }
 
-/// The last look is at the end: what was lost since the one before was lost for good.
+/// Files lost after the last check were lost permanently. The shutdown checks once more.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_lost_just_before_a_shutdown_is_restored_by_it() {
+async fn files_lost_just_before_a_shutdown_are_restored_by_it() {
     let files = [
         File::Large,
         File::Active,
@@ -156,7 +156,7 @@ async fn what_is_lost_just_before_a_shutdown_is_restored_by_it() {
         File::Retained,
         File::Cold,
         File::Free,
-        File::Named("ledger"),
+        File::Named("manifest"),
         File::Named("FORMAT"),
         File::Liveness,
         File::Index,
@@ -170,10 +170,10 @@ async fn what_is_lost_just_before_a_shutdown_is_restored_by_it() {
     }
 }
 
-/// The disk does not take the copy: the gate stays shut, the bytes stay readable, and it is tried
-/// again until they are safe.
+/// The disk rejects the copy. The gate stays shut, the bytes stay readable, and the copy is retried
+/// until it succeeds.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restoration_that_fails_is_tried_again() {
+async fn a_failed_restoration_is_retried() {
     for call in [Call::Create, Call::Write, Call::Sync, Call::Rename, Call::Read] {
         println!("{call:?}");
         let world = World::new().await;
@@ -181,9 +181,9 @@ async fn a_restoration_that_fails_is_tried_again() {
         let disk = &world.disk;
         fs::remove_file(&path).unwrap();
         disk.inject(
-            Fault::on(call).only(|moment| is_thread("tidespool-filer") && is_a_segment(moment)).always(),
+            Fault::on(call).only(|moment| is_thread("tide-checkpoint") && is_a_segment(moment)).always(),
         );
-        world.spool.cleanup().await.expect_err("it can't be restored");
+        world.spool.cleanup().await.expect_err("the file can't be restored");
         wait::until("the gate is shut", || world.spool.unhealthy_reason().is_some()).await;
         assert!(!path.exists());
         disk.heal();
@@ -198,7 +198,7 @@ fn is_a_segment(moment: &Moment<'_>) -> bool {
 }
 
 /// A segment was deleted while it was being prepared, before anything was written to it. It became
-/// the active one, and was gone.
+/// the active segment, and was gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_segment_that_is_being_prepared() {
     let mut world = World::new().await;
@@ -206,26 +206,26 @@ async fn a_segment_that_is_being_prepared() {
     let deleted = Arc::new(AtomicU64::new(0));
     let count = deleted.clone();
     world.disk.watch(move |moment| {
-        let is_preparing = moment.call == Call::Sync && is_thread("tidespool-prewrite");
+        let is_preparing = moment.call == Call::Sync && is_thread("tide-prewrite");
         if is_preparing && fs::remove_file(dir.join(moment.name)).is_ok() {
             count.fetch_add(1, Ordering::Relaxed);
         }
     });
-    // The spool may find a loss and shut its gate before the segments that are ready are used up.
+    // The spool may detect a loss and shut its gate before the prepared segments are used up.
     for _ in 0..60 {
         if world.spool.unhealthy_reason().is_some() {
             break;
         }
-        world.store_unless_refused(LARGE).await;
+        world.store_unless_rejected(LARGE).await;
     }
     world.disk.unwatch();
     assert!(deleted.load(Ordering::Relaxed) > 0);
-    world.notice().await;
+    world.assert_detected().await;
     world.open_gate().await;
     world.assert_survives().await;
 }
 
-/// A crash in the middle of a restoration leaves a copy that is not whole.
+/// A crash during a restoration leaves an incomplete copy.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unfinished_copy_is_removed_at_the_next_start() {
     let world = World::new().await;

@@ -1,16 +1,16 @@
-//! Files that something else deletes, moves, replaces or cuts short under a running spool.
+//! Another program deletes, moves, replaces or truncates files under a running spool.
 //!
-//! The story: a cleaner of temporary files deleted segments of a running spool. Its descriptors
-//! went on working, so stores were acknowledged, loads answered and the gate open; at the next
-//! start everything in those files was gone. Nothing was logged.
+//! A cleaner of temporary files deleted segments of a running spool. Its descriptors still worked,
+//! so stores were acknowledged, loads succeeded and the gate stayed open. At the next start,
+//! everything in those files was gone, and nothing had been logged.
 //!
-//! Each test loses a file, has the spool look (`cleanup`), and sees the loss counted and the gate
-//! shut. Then the file is whole again, the gate opens, and both a copy of the directory as it is
-//! then (a crash) and the directory after a shutdown hold every message that was acknowledged, none
-//! that was removed, and no damage.
+//! Each test loses a file, makes the spool check its files (`cleanup`), and expects the loss to be
+//! counted and the gate to be shut. Then the file is restored and the gate opens. A copy of the
+//! directory at that point (a crash), and the directory after a shutdown, hold every acknowledged
+//! message, no removed one, and no damage.
 
-mod directory; // the directory itself, or all that is in it
-mod each; // each kind of file, in each way
+mod directory; // the directory itself, or its whole contents
+mod each; // each kind of file, with each kind of damage
 mod trials; // random files, under traffic
 
 use std::collections::BTreeMap;
@@ -33,17 +33,17 @@ use crate::setup::{KIB, Tiered, assert_absent, copy_dir, enumerate, put, stop};
 
 const SMALL: usize = 700;
 
-/// What becomes of a file.
+/// A kind of damage to a file (a *strike*).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Delete,
     Move,
-    /// By a file with other bytes.
+    /// Replaces it with a file with other bytes.
     Replace,
-    /// By a copy, which is not written to any more: how editors and `sed -i` change a file.
+    /// Replaces it with a copy, as editors and `sed -i` do. The spool does not write to the copy.
     ReplaceByCopy,
     CutShort,
-    /// Cut short, and written to behind that: the spool may do so before it notices.
+    /// Truncates it and extends it again, as later writes of the spool do.
     CutShortAndGrown,
     Forbid,
 }
@@ -52,7 +52,7 @@ impl Way {
     const ALL: [Self; 6] =
         [Self::Delete, Self::Move, Self::Replace, Self::ReplaceByCopy, Self::CutShort, Self::Forbid];
 
-    /// Does it. `aside` is a directory on the same file system.
+    /// Damages the file. `aside` is a directory on the same file system.
     fn strike(self, path: &Path, aside: &Path) {
         let other = aside.join("other");
         match self {
@@ -70,7 +70,7 @@ impl Way {
             Self::CutShort | Self::CutShortAndGrown => {
                 let file = OpenOptions::new().write(true).open(path).unwrap();
                 let len = file.metadata().unwrap().len();
-                // In a segment, to its first page and a few messages.
+                // In a segment, the first page and a few messages remain.
                 file.set_len(len / 8).unwrap();
                 if self == Self::CutShortAndGrown {
                     file.set_len(len - 4 * KIB).unwrap();
@@ -81,7 +81,7 @@ impl Way {
     }
 }
 
-/// A running spool with messages in every kind of file, and what it must hold.
+/// A running spool with messages in every kind of file, and the expected messages.
 struct World {
     tiered: Tiered,
     aside: TempDir,
@@ -91,7 +91,7 @@ struct World {
     removed: Vec<SpoolId>,
 }
 
-/// Nothing is filed by itself, and a gate that is shut stays so until [`World::open_gate`].
+/// Disables automatic checkpoints, and keeps a shut gate shut until [`World::open_gate`].
 fn still(config: Config) -> Config {
     let health = config.health.clone().unlatch_after(HOUR);
     config.checkpoint_after(HOUR).ballast(128 * KIB).health(health)
@@ -105,20 +105,20 @@ impl World {
     async fn with(adjust: fn(Config) -> Config) -> Self {
         let tiered = Tiered::new(adjust);
         let mut world = Self::empty(tiered).await;
-        // In a cold segment.
+        // Messages in a cold segment.
         world.fill(12).await;
         world.remove_some(3).await;
         world.spool.compact().await.expect("compact");
-        // In a segment of the journal that is filed and retained.
+        // Messages in a journal segment that is checkpointed and retained.
         world.fill(12).await;
-        let filing = still(world.tiered.config.clone()).checkpoint_after(Duration::ZERO);
-        world.spool.reconfigure(filing).expect("reconfigure");
+        let checkpointing = still(world.tiered.config.clone()).checkpoint_after(Duration::ZERO);
+        world.spool.reconfigure(checkpointing).expect("reconfigure");
         world.spool.cleanup().await.expect("cleanup");
         let spool = world.spool.clone();
-        wait::until("all is filed", || spool.stats().gauges.index_entries == 0).await;
+        wait::until("everything is checkpointed", || spool.stats().gauges.index_entries == 0).await;
         world.spool.reconfigure(still(world.tiered.config.clone())).expect("reconfigure");
-        // In the journal: in a segment of its own, in segments that are full, and in one that is
-        // not.
+        // Messages in the journal: in a segment of its own, in full segments, and in a partly
+        // filled one.
         let len = 300 * 1024;
         world.live.insert(put(world.spool.as_ref(), len, true).await, (1, len));
         world.fill(16).await;
@@ -141,7 +141,7 @@ impl World {
         self.tiered.path()
     }
 
-    /// So many large messages, and as many small ones.
+    /// Stores `count` large messages and as many small ones.
     async fn fill(&mut self, count: usize) {
         for n in 0..count {
             for len in [LARGE + n, SMALL + n] {
@@ -150,8 +150,8 @@ impl World {
         }
     }
 
-    /// One message. The gate may be shut.
-    async fn store_unless_refused(&mut self, len: usize) {
+    /// Stores one message, unless the shut gate rejects it.
+    async fn store_unless_rejected(&mut self, len: usize) {
         let id = SpoolId::new();
         match self.spool.store(id, payload::shared(id, 1, len), true, None).await {
             Ok(()) => {
@@ -161,7 +161,7 @@ impl World {
         }
     }
 
-    /// Each `n`-th message.
+    /// Removes each `n`-th message.
     async fn remove_some(&mut self, n: usize) {
         let ids: Vec<_> = self.live.keys().copied().step_by(n).collect();
         for id in ids {
@@ -181,8 +181,8 @@ impl World {
         }
     }
 
-    /// Loads that find a message: it is the newest version. Returns how many found that theirs is
-    /// damaged.
+    /// Loads all messages and asserts the newest version of each. Returns the number of damaged
+    /// messages.
     async fn check(&self, spool: &TieredSpool) -> usize {
         let mut damaged = 0;
         for (id, (version, len)) in &self.live {
@@ -201,15 +201,15 @@ impl World {
         damaged
     }
 
-    /// Has the spool look, and sees that it noticed and shut its gate.
-    async fn notice(&self) {
+    /// Makes the spool check its files, and asserts that it detects the loss and shuts its gate.
+    async fn assert_detected(&self) {
         self.spool.cleanup().await.expect("cleanup");
-        assert!(self.spool.stats().lost_files > 0, "nothing was noticed");
+        assert!(self.spool.stats().lost_files > 0, "no loss was detected");
         let spool = &self.spool;
         wait::until("the gate is shut", || spool.unhealthy_reason().is_some()).await;
     }
 
-    /// The gate of [`still`] may open now, and does once all is whole.
+    /// Lets the gate of [`still`] open when everything is restored.
     async fn open_gate(&self) {
         let health = self.tiered.config.health.clone().unlatch_after(Duration::from_millis(1));
         let config = still(self.tiered.config.clone()).health(health);
@@ -218,8 +218,8 @@ impl World {
         wait::until("the gate is open", || spool.unhealthy_reason().is_none()).await;
     }
 
-    /// After a crash now, and after a shutdown, everything is there and nothing else, and nothing
-    /// is damaged.
+    /// Asserts that after a crash now, and after a shutdown, exactly the expected messages exist,
+    /// without damage.
     async fn assert_survives(self) {
         let crashed = self.aside.path().join("crashed");
         copy_dir(&self.path(), &crashed);
@@ -238,9 +238,9 @@ impl World {
         stop(spool).await;
     }
 
-    /// The newer of the two ledgers in the file.
+    /// Reads the newer of the two manifests in the file.
     fn filed_generation(&self) -> u64 {
-        let bytes = fs::read(self.path().join("ledger")).unwrap();
+        let bytes = fs::read(self.path().join("manifest")).unwrap();
         let (first, second) = bytes.split_at(bytes.len() / 2);
         let parse = |slot: &[u8]| -> Option<Value> {
             serde_json::from_slice(slot.split(|byte| *byte == b'\n').next()?).ok()
@@ -249,7 +249,7 @@ impl World {
         newest.unwrap()["filed_generation"].as_u64().unwrap()
     }
 
-    /// The segments with their role and generation. One that is deleted meanwhile is left out.
+    /// The segments with role and generation. Skips files that are deleted meanwhile.
     fn segments(&self) -> Vec<(u32, u64, PathBuf)> {
         let names = fs::read_dir(self.path().join("journal")).unwrap().map(|entry| entry.unwrap().path());
         let mut found: Vec<_> = names

@@ -3,8 +3,8 @@ use tidespool_testkit::rng::{Rng, seed_from_env};
 use super::*;
 use crate::setup::walk;
 
-/// Files are deleted, moved and replaced at random under traffic, and noticed now and then. At the
-/// end everything that was acknowledged is there. `TIDESPOOL_LOST_FILES_SEED` repeats a trial.
+/// Files are deleted, moved and replaced at random under traffic, and checked now and then. At the
+/// end every acknowledged message exists. `TIDESPOOL_LOST_FILES_SEED` repeats a trial.
 #[tokio::test(flavor = "multi_thread")]
 async fn random_files_under_traffic() {
     let seed = seed_from_env("TIDESPOOL_LOST_FILES_SEED");
@@ -27,7 +27,7 @@ async fn run(rng: &mut Rng) {
         for _ in 0..=rng.below(3) {
             lose_one(&world, rng);
         }
-        // Beside what restores it, and before it.
+        // Traffic before and during the restoration.
         for _ in 0..rng.below(5) {
             step(&mut world, rng).await;
         }
@@ -59,7 +59,7 @@ async fn step(world: &mut World, rng: &mut Rng) {
             let data = payload::shared(id, version, len);
             match world.spool.store(id, data, rng.chance(50), None).await {
                 Ok(()) => drop(world.live.insert(id, (version, len))),
-                // The gate shut in between: nothing is left behind.
+                // The gate was shut meanwhile, so nothing was stored.
                 Err(error) if error.root_cause().is::<tidespool_core::SpoolUnhealthyError>() => {}
                 Err(error) => panic!("{error:#}"),
             }
@@ -68,8 +68,8 @@ async fn step(world: &mut World, rng: &mut Rng) {
 }
 
 fn lose_one(world: &World, rng: &mut Rng) {
-    // sled's snapshots and settings are its own to make again, and it does not open while one of
-    // them is swapped.
+    // sled recreates its snapshots and settings itself, and does not open while one of them is
+    // swapped.
     let is_candidate = |path: &PathBuf| {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         path.is_file() && (name == "db" || !path.starts_with(world.path().join("sled")))
@@ -77,9 +77,9 @@ fn lose_one(world: &World, rng: &mut Rng) {
     let mut files: Vec<_> = walk(&world.path()).into_iter().filter(is_candidate).collect();
     files.sort();
     let file = &files[usize::try_from(rng.below(files.len() as u64)).unwrap()];
-    // What was moved there before is still open in the spool.
+    // The spool may still have files open that were moved there earlier.
     let other = world.aside.path().join(rng.number().to_string());
-    // It may be gone by now: segments come and go.
+    // The segment may be gone already.
     let done = match rng.below(3) {
         0 => fs::remove_file(file),
         1 => fs::rename(file, &other),

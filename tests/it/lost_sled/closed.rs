@@ -1,4 +1,4 @@
-//! No process has the spool open when sled's files are struck.
+//! Damage to sled's files while no process has the spool open.
 
 use tidespool_testkit::rng::Rng;
 
@@ -6,8 +6,8 @@ use super::images::State;
 use super::strike::strike;
 use super::*;
 
-/// Strikes each file, and all of them, in copies of a spool, and opens each copy.
-async fn costs_nothing(state: State, ways: &'static [Way]) {
+/// Damages each file, and all files, in copies of a spool, and opens each copy.
+async fn loses_nothing(state: State, ways: &'static [Way]) {
     let images = Arc::new(Images::new().await);
     let mut cases = Vec::new();
     for &way in ways {
@@ -18,7 +18,7 @@ async fn costs_nothing(state: State, ways: &'static [Way]) {
         async move {
             let (_dir, config) = images.copy(state);
             strike(&config.path, way, &target, &images.donors(), &mut Rng::new(1));
-            assert_is_whole(&config, &images.book).await;
+            assert_is_whole(&config, &images.expected).await;
         }
     })
     .await;
@@ -30,28 +30,28 @@ const EXCHANGE: &[Way] = &[Way::Older, Way::OlderInPlace, Way::Foreign, Way::For
 const ACCESS: &[Way] = &[Way::Forbid, Way::Directory];
 
 alone_tests! {
-    deleted_or_cut_short_after_an_orderly_end: costs_nothing(State::Closed, LENGTH);
-    deleted_or_cut_short_after_a_kill: costs_nothing(State::Killed, LENGTH);
-    other_bytes_after_an_orderly_end: costs_nothing(State::Closed, BYTES);
-    other_bytes_after_a_kill: costs_nothing(State::Killed, BYTES);
-    other_files_after_an_orderly_end: costs_nothing(State::Closed, EXCHANGE);
-    other_files_after_a_kill: costs_nothing(State::Killed, EXCHANGE);
-    unreadable_after_an_orderly_end: costs_nothing(State::Closed, ACCESS);
-    unreadable_after_a_kill: costs_nothing(State::Killed, ACCESS);
-    /// The images are whole, or the tests above would test something else.
+    deleted_or_truncated_after_a_shutdown: loses_nothing(State::Closed, LENGTH);
+    deleted_or_truncated_after_a_kill: loses_nothing(State::Killed, LENGTH);
+    overwritten_after_a_shutdown: loses_nothing(State::Closed, BYTES);
+    overwritten_after_a_kill: loses_nothing(State::Killed, BYTES);
+    exchanged_after_a_shutdown: loses_nothing(State::Closed, EXCHANGE);
+    exchanged_after_a_kill: loses_nothing(State::Killed, EXCHANGE);
+    unreadable_after_a_shutdown: loses_nothing(State::Closed, ACCESS);
+    unreadable_after_a_kill: loses_nothing(State::Killed, ACCESS);
+    /// Checks the images that the other tests start with.
     images_are_whole: async {
         let images = Images::new().await;
         for state in [State::Closed, State::Killed] {
             let (_dir, config) = images.copy(state);
-            assert_is_whole(&config, &images.book).await;
+            assert_is_whole(&config, &images.expected).await;
         }
     };
-    /// A process that may write everywhere can't be stopped by a mode: the directory's name is
-    /// another file's, or leads nowhere.
-    a_file_in_place_of_the_directory: something_else_has_the_name();
+    /// A mode does not stop a process of root, so the directory is replaced by a file or a dangling
+    /// link.
+    a_file_in_place_of_the_directory: directory_is_replaced();
 }
 
-async fn something_else_has_the_name() {
+async fn directory_is_replaced() {
     let images = Arc::new(Images::new().await);
     for state in [State::Closed, State::Killed] {
         each_case(["a file", "a link that leads nowhere"], |what| {
@@ -64,7 +64,7 @@ async fn something_else_has_the_name() {
                     "a file" => std::fs::write(&sled, "not a directory").unwrap(),
                     _ => std::os::unix::fs::symlink("nowhere", &sled).unwrap(),
                 }
-                assert_is_whole(&config, &images.book).await;
+                assert_is_whole(&config, &images.expected).await;
             }
         })
         .await;

@@ -1,5 +1,5 @@
-//! A sealed segment ends with a list of its records, from which sled is rebuilt. Where that list is
-//! damaged too, the segment is scanned, and the same messages are found.
+//! A sealed segment ends with a footer, a list of its records, from which sled is rebuilt. If the
+//! footer is damaged too, the segment is scanned, and the same messages are found.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
@@ -10,17 +10,17 @@ use tidespool_testkit::rng::Rng;
 use super::images::{SEGMENT_SIZE, State};
 use super::*;
 
-/// The footer's own pages end where the segment ends.
+/// Size of a page. The last page of the footer ends at the end of the segment.
 const PAGE: usize = 4096;
 
-/// What becomes of the end of a segment.
+/// Damage to the end of a segment.
 #[derive(Debug, Clone, Copy)]
 enum End {
     Zero(usize),
     Garbage(usize),
-    /// One bit, so many bytes before the end.
+    /// Flips one bit, at this distance in bytes from the end.
     Flip(usize),
-    /// By that of another segment.
+    /// Replaces it with the end of another segment.
     Exchange,
 }
 
@@ -36,7 +36,7 @@ const ENDS: [End; 8] = [
     End::Exchange,
 ];
 
-/// The segments that can have a footer: one that was made for a single message has none.
+/// The segments that can have a footer. One that was created for a single large message has none.
 fn segments(spool: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(spool.join("journal")).unwrap().map(|entry| entry.unwrap().path());
     let mut segments: Vec<_> =
@@ -63,7 +63,7 @@ fn damage(path: &Path, end: End, other: &[u8], rng: &mut Rng) {
     file.write_all_at(&page, SEGMENT_SIZE - PAGE as u64).unwrap();
 }
 
-/// The end of each segment, or of each `n`-th one, is damaged, and sled is lost.
+/// Damages the end of each `n`-th segment, and loses sled.
 async fn damaged_ends(state: State) {
     let images = Arc::new(Images::new().await);
     let cases = ENDS.into_iter().flat_map(|end| [(end, 1), (end, 3)]);
@@ -78,13 +78,13 @@ async fn damaged_ends(state: State) {
                 damage(path, end, other, &mut Rng::new(place as u64));
             }
             lose_all(&config.path, 0);
-            assert_is_whole(&config, &images.book).await;
+            assert_is_whole(&config, &images.expected).await;
         }
     })
     .await;
 }
 
 alone_tests! {
-    damaged_after_an_orderly_end: damaged_ends(State::Closed);
+    damaged_after_a_shutdown: damaged_ends(State::Closed);
     damaged_after_a_kill: damaged_ends(State::Killed);
 }

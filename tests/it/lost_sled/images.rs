@@ -9,39 +9,39 @@ use tidespool::{Config, TieredSpool};
 use tidespool_core::Spool as _;
 use tidespool_testkit::wait;
 
-use super::book::{Book, durable};
-use super::{Donors, end, open};
+use super::expected::{Expected, durable};
+use super::{Donors, open, shut_down};
 use crate::broken::HOUR;
 use crate::setup::{KIB, copy_dir, small};
 
 pub(super) const SEGMENT_SIZE: u64 = 128 * KIB;
 
-/// Segments fill quickly, and nothing is filed but by [`file_all`].
+/// A configuration in which segments fill quickly, and only [`checkpoint_all`] makes checkpoints.
 pub(super) fn config(spool: &Path) -> Config {
     small(spool).segment_size(SEGMENT_SIZE).checkpoint_after(HOUR)
 }
 
-/// Files what is in the journal. Its segments are retained, and removals of it come later.
-pub(super) async fn file_all(spool: &TieredSpool) {
-    // A removal that is written after the clean-up waits for the next one.
+/// Checkpoints the journal and retains its segments. Later removals are not included.
+pub(super) async fn checkpoint_all(spool: &TieredSpool) {
+    // A removal that is written after the cleanup would wait for the next one.
     durable(spool).await;
-    let filing = config(&spool.config().path).checkpoint_after(Duration::ZERO);
-    spool.reconfigure(filing).expect("reconfigure");
+    let checkpointing = config(&spool.config().path).checkpoint_after(Duration::ZERO);
+    spool.reconfigure(checkpointing).expect("reconfigure");
     spool.cleanup().await.expect("cleanup");
-    wait::until("all is filed", || spool.stats().gauges.index_entries == 0).await;
+    wait::until("everything is checkpointed", || spool.stats().gauges.index_entries == 0).await;
     spool.reconfigure(config(&spool.config().path)).expect("reconfigure");
 }
 
-/// Copies the directory of a running spool as a kill at one moment leaves it. If a segment changed
-/// its role or the manifest was written meanwhile, the copy is of no single moment, and another one
-/// is made. The caller sees to it that this ends: nothing is stored or filed.
+/// Copies the directory of a running spool as a kill leaves it. If a segment changed its role or
+/// the manifest was written meanwhile, the copy is inconsistent and is repeated. The caller must
+/// not store or checkpoint meanwhile, so that this ends.
 pub(super) fn copy_running(spool: &Path, to: &Path) {
     let started = Instant::now();
-    let mut before = truth(spool);
+    let mut before = state_files(spool);
     loop {
-        assert!(started.elapsed() < wait::PATIENCE, "the spool does not come to rest");
-        copy_what_is_there(spool, to).unwrap();
-        let after = truth(spool);
+        assert!(started.elapsed() < wait::PATIENCE, "the spool keeps changing");
+        copy_changing(spool, to).unwrap();
+        let after = state_files(spool);
         if after == before {
             return;
         }
@@ -50,9 +50,9 @@ pub(super) fn copy_running(spool: &Path, to: &Path) {
     }
 }
 
-/// Copies a directory in which files and directories come and go. A file that may not be read is
-/// made anew, as one that may not be read.
-fn copy_what_is_there(from: &Path, to: &Path) -> io::Result<()> {
+/// Copies a directory in which files appear and disappear. For an unreadable file it creates
+/// another unreadable file.
+fn copy_changing(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;
     let entries = match fs::read_dir(from) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -62,7 +62,7 @@ fn copy_what_is_there(from: &Path, to: &Path) -> io::Result<()> {
         let path = entry?.path();
         let target = to.join(path.file_name().unwrap());
         if path.is_dir() {
-            copy_what_is_there(&path, &target)?;
+            copy_changing(&path, &target)?;
             continue;
         }
         match fs::copy(&path, &target) {
@@ -77,9 +77,9 @@ fn copy_what_is_there(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The headers of segments, and all of each other file but sled's. Files that go meanwhile are left
-/// out.
-fn truth(spool: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+/// The headers of the segments, and the contents of all other files except sled's. Skips files that
+/// disappear.
+fn state_files(spool: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let dirs = [spool.to_owned(), spool.join("journal")];
     let entries = dirs.iter().flat_map(|dir| fs::read_dir(dir).unwrap());
     let files = entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
@@ -93,66 +93,66 @@ fn truth(spool: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files.filter_map(first).collect()
 }
 
-/// What a spool's directory is like.
+/// How the process with the spool ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
-    /// After an orderly end.
+    /// After a shutdown.
     Closed,
-    /// Copied while the spool was running: as after a kill.
+    /// Copied while the spool was running, as after a kill.
     Killed,
 }
 
-/// One spool in both states, and what sled's files were in the past and are in another spool.
+/// One spool in both states, an older copy of its sled files, and the sled files of another spool.
 pub(super) struct Images {
     dir: TempDir,
-    pub(super) book: Book,
+    pub(super) expected: Expected,
 }
 
 impl Images {
-    /// Live messages are in the journal, in retained and in cold segments. Of the older copy of
-    /// sled some messages were removed, some were replaced, and most of the others have moved.
+    /// Live messages are in the journal, in retained and in cold segments. Of the messages in the
+    /// older copy of sled, some were removed, some replaced, and most others moved.
     pub(super) async fn new() -> Self {
         let dir = TempDir::new().unwrap();
-        let mut book = Book::default();
+        let mut expected = Expected::default();
         let path = dir.path().join("spool");
         let spool = open(&config(&path)).await;
-        book.fill(&spool, 8).await;
-        book.remove_each(&spool, 3).await;
+        expected.fill(&spool, 8).await;
+        expected.remove_each(&spool, 3).await;
         spool.compact().await.expect("compact");
-        book.fill(&spool, 4).await;
-        file_all(&spool).await;
-        end(spool).await;
+        expected.fill(&spool, 4).await;
+        checkpoint_all(&spool).await;
+        shut_down(spool).await;
         copy_dir(&path.join("sled"), &dir.path().join("older"));
 
         let spool = open(&config(&path)).await;
-        book.fill(&spool, 8).await;
-        book.remove_each(&spool, 4).await;
-        book.replace_each(&spool, 5).await;
-        file_all(&spool).await;
+        expected.fill(&spool, 8).await;
+        expected.remove_each(&spool, 4).await;
+        expected.replace_each(&spool, 5).await;
+        checkpoint_all(&spool).await;
         spool.compact().await.expect("compact");
-        book.fill(&spool, 4).await;
-        file_all(&spool).await;
-        book.remove_each(&spool, 7).await;
-        book.replace_each(&spool, 6).await;
-        file_all(&spool).await;
-        book.remove_each(&spool, 9).await;
-        book.replace_each(&spool, 8).await;
-        book.fill(&spool, 2).await;
+        expected.fill(&spool, 4).await;
+        checkpoint_all(&spool).await;
+        expected.remove_each(&spool, 7).await;
+        expected.replace_each(&spool, 6).await;
+        checkpoint_all(&spool).await;
+        expected.remove_each(&spool, 9).await;
+        expected.replace_each(&spool, 8).await;
+        expected.fill(&spool, 2).await;
         durable(&spool).await;
         copy_running(&path, &dir.path().join("killed"));
-        end(spool).await;
+        shut_down(spool).await;
         copy_dir(&path, &dir.path().join("closed"));
 
         other_spool(&dir.path().join("other")).await;
         copy_dir(&dir.path().join("other").join("sled"), &dir.path().join("foreign"));
-        Self { dir, book }
+        Self { dir, expected }
     }
 
     pub(super) fn donors(&self) -> Donors {
         Donors { older: self.dir.path().join("older"), foreign: self.dir.path().join("foreign") }
     }
 
-    /// Where the spool is in this state. It is not to be changed.
+    /// The directory of the spool in this state. It must not be changed.
     pub(super) fn path(&self, state: State) -> PathBuf {
         self.dir.path().join(match state {
             State::Closed => "closed",
@@ -160,7 +160,7 @@ impl Images {
         })
     }
 
-    /// A copy of the spool in this state, with room beside it.
+    /// A copy of the spool in this state, in a directory of its own.
     pub(super) fn copy(&self, state: State) -> (TempDir, Config) {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("spool");
@@ -169,14 +169,14 @@ impl Images {
     }
 }
 
-/// A spool with about the same history, and other messages.
+/// A spool with a similar history and other messages.
 async fn other_spool(path: &Path) {
-    let mut book = Book::default();
+    let mut expected = Expected::default();
     let spool = open(&config(path)).await;
-    book.fill(&spool, 8).await;
-    book.remove_each(&spool, 3).await;
+    expected.fill(&spool, 8).await;
+    expected.remove_each(&spool, 3).await;
     spool.compact().await.expect("compact");
-    book.fill(&spool, 8).await;
-    file_all(&spool).await;
-    end(spool).await;
+    expected.fill(&spool, 8).await;
+    checkpoint_all(&spool).await;
+    shut_down(spool).await;
 }

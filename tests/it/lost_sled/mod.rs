@@ -1,16 +1,15 @@
-//! sled's files lost, damaged or exchanged at any point. It costs time and nothing else.
+//! sled's files are lost, damaged or exchanged at any point. No message is lost.
 //!
-//! The story: sled was the only home of the messages that it held. A few failed reads made it drop
-//! hundreds of synced messages, or bring removed ones back, and no call reported it. Now sled is an
-//! index. The segments and the manifest decide which messages live, and sled can be rebuilt from
-//! them.
+//! sled was once the only place of the messages that it held. A few failed reads made it drop
+//! hundreds of synced messages, or restore removed ones, and no call reported it. Now sled is an
+//! index. The segments and the manifest decide which messages live, and sled is rebuilt from them.
 //!
-//! Each test builds a spool with messages in every kind of place, strikes the files in `sled/`, and
-//! compares every answer with a [`Book`] that is kept outside of the spool. A load of a filed
-//! message may fail with an I/O error while sled is being rebuilt. It never returns `NotFound`,
-//! `Corrupt`, an older version or a removed message.
+//! Each test builds a spool with messages in every kind of place, damages the files in `sled/` (a
+//! *strike*), and compares every result with the expected messages ([`Expected`]). During a
+//! rebuild, the load of a checkpointed message may fail with an I/O error. It never returns
+//! `NotFound`, `Corrupt`, an older version or a removed message.
 //!
-//! The tests do not depend on the names of sled's files: they list `sled/` and what is below it.
+//! The tests list `sled/` recursively and do not depend on the names of sled's files.
 //!
 //! Each test runs in a process of its own ([`alone`]): a panic inside sled ends one of the I/O
 //! threads that all its instances in a process share.
@@ -18,15 +17,15 @@
 //! `TIDESPOOL_LOST_SLED_TRIALS` is the number of random trials (default 30; 3 000 before a
 //! release). `TIDESPOOL_LOST_SLED_SEED` is the seed of the first one, and repeats it.
 
-mod book; // what a spool must hold, compared with what it returns
-mod closed; // struck while no process has the spool open
-mod footers; // segments whose footers are damaged as well
-mod images; // directories to begin with: after an orderly end, and after a kill
-mod rebuilding; // struck again while sled is rebuilt
-mod running; // struck in a running spool
-mod strike; // what is done to the files
-mod tombstones; // dead messages stay dead, whose tombstones are recycled
-mod trials; // random histories with random strikes
+mod closed; // damage while no process has the spool open
+mod expected; // the expected messages, and their comparison with a spool
+mod footers; // damage to sled and to the footers of segments
+mod images; // initial directories: after a shutdown, and after a kill
+mod rebuilding; // damage while sled is rebuilt
+mod running; // damage under a running spool
+mod strike; // the kinds of damage
+mod tombstones; // removed messages stay removed after their tombstones are recycled
+mod trials; // random histories with random damage
 
 use std::process::Command;
 use std::sync::Arc;
@@ -39,15 +38,15 @@ use crate::setup::{stop, when_free};
 
 pub(crate) use strike::lose_all;
 
-use book::Book;
+use expected::Expected;
 use images::Images;
 use strike::{Donors, Target, Way};
 
-/// Set in a process that runs one test.
+/// Environment variable that marks the process of one test.
 const ALONE: &str = "TIDESPOOL_TEST_ALONE";
 
-/// Runs the body of the test `name` in a process of its own. `name` is its path, the crate's name
-/// included.
+/// Runs the body of the test `name` in a process of its own. `name` is its path with the crate's
+/// name.
 pub(crate) fn alone(name: &str, body: impl FnOnce()) {
     if std::env::var_os(ALONE).is_some() {
         return body();
@@ -73,14 +72,14 @@ fn run_alone(name: &str, variables: &[(&str, String)]) -> Result<(), String> {
     Err(format!("{name}: {}\n{text}\n{errors}", output.status))
 }
 
-/// Runs a future to its end. Threads that hang do not keep the process from ending.
+/// Runs a future to its end. Hanging threads do not prevent the exit of the process.
 fn block_on(future: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(future);
     runtime.shutdown_background();
 }
 
-/// Tests of asynchronous functions without arguments, each in a process of its own.
+/// Defines tests of asynchronous functions without arguments. Each runs in a process of its own.
 macro_rules! alone_tests {
     ($($(#[$note:meta])* $name:ident: $body:expr;)*) => {
         $($(#[$note])*
@@ -93,7 +92,7 @@ macro_rules! alone_tests {
 }
 use alone_tests;
 
-/// Tries each case, also after one that failed, and reports all that failed.
+/// Runs each case, also after a failed one, and reports all failures.
 async fn each_case<C, F>(cases: impl IntoIterator<Item = C>, run: impl Fn(C) -> F)
 where
     C: std::fmt::Debug,
@@ -120,25 +119,25 @@ async fn open(config: &Config) -> Arc<TieredSpool> {
     Arc::new(opened.expect("open"))
 }
 
-async fn end(spool: Arc<TieredSpool>) {
+async fn shut_down(spool: Arc<TieredSpool>) {
     wait::bounded("shutdown", stop(spool)).await;
 }
 
-/// The spool in this directory holds exactly the messages of the book, at once and after an orderly
-/// end, and `verify` finds nothing wrong.
-async fn assert_is_whole(config: &Config, book: &Book) {
+/// Asserts that the spool holds exactly the expected messages, now and after a shutdown, and that
+/// `verify` finds no damage.
+async fn assert_is_whole(config: &Config, expected: &Expected) {
     let spool = open(config).await;
-    book.assert_exact(&spool).await;
+    expected.assert_exact(&spool).await;
     assert_eq!(spool.recovery().damage, [], "no message is damaged");
-    end(spool).await;
+    shut_down(spool).await;
     let verified = Inspector::open(&config.path).expect("inspect").verify().expect("verify");
-    assert_eq!((verified.damage, verified.messages), (Vec::new(), book.len()));
+    assert_eq!((verified.damage, verified.messages), (Vec::new(), expected.len()));
     let spool = open(config).await;
-    book.assert_exact(&spool).await;
-    end(spool).await;
+    expected.assert_exact(&spool).await;
+    shut_down(spool).await;
 }
 
-/// Upkeep may report what it found: that is no failure of the spool's.
+/// Prints an error of an upkeep call, which may report damage that it found.
 fn report(what: &str, result: anyhow::Result<()>) {
     if let Err(error) = result {
         println!("{what}: {error:#}");

@@ -1,4 +1,4 @@
-//! sled's files are struck while sled is rebuilt: during an opening and right after it.
+//! sled's files are damaged while sled is rebuilt: during an opening and right after it.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,10 +12,10 @@ use super::images::{State, copy_running};
 use super::strike::{put_into_the_newest, strike};
 use super::*;
 
-/// How many of the calls of an opening are tried.
+/// Number of calls of an opening that are tested.
 const SAMPLES: u64 = 12;
 
-/// Opens it without sled's files, and strikes again as soon as there are new ones.
+/// Opens a spool without sled's files, and damages the new ones immediately.
 async fn right_after_the_opening() {
     let images = Arc::new(Images::new().await);
     each_case(Way::ALL, |way| {
@@ -25,38 +25,38 @@ async fn right_after_the_opening() {
             lose_all(&config.path, 0);
             let spool = open(&config).await;
             strike(&config.path, way, &Target::All, &images.donors(), &mut Rng::new(2));
-            let mut book = images.book.clone();
-            book.assert_no_wrong_answer(&spool).await;
-            book.fill(&spool, 1).await;
-            book.remove_each(&spool, 6).await;
-            book.replace_each(&spool, 7).await;
+            let mut expected = images.expected.clone();
+            expected.assert_no_wrong_result(&spool).await;
+            expected.fill(&spool, 1).await;
+            expected.remove_each(&spool, 6).await;
+            expected.replace_each(&spool, 7).await;
             report("cleanup", wait::bounded("cleanup", spool.cleanup()).await);
-            book.assert_exact(&spool).await;
-            end(spool).await;
-            assert_is_whole(&config, &book).await;
+            expected.assert_exact(&spool).await;
+            shut_down(spool).await;
+            assert_is_whole(&config, &expected).await;
         }
     })
     .await;
 }
 
-/// Openings that end right away, in any order: the last one finds everything.
-async fn again_and_again() {
+/// Repeated openings that end at once in different ways. The last one finds everything.
+async fn repeatedly() {
     let images = Arc::new(Images::new().await);
     let mut rng = Rng::new(5);
     let (dir, mut config) = images.copy(State::Killed);
-    let mut book = images.book.clone();
+    let mut expected = images.expected.clone();
     for round in 0..9_u64 {
         lose_all(&config.path, u8::try_from(round % 3).unwrap());
         let spool = open(&config).await;
         strike(&config.path, Way::any(&mut rng), &Target::All, &images.donors(), &mut rng);
-        book.store(&spool, tidespool_core::SpoolId::new(), 3000).await;
-        let removed = book.nth(rng.number()).unwrap();
-        book.remove(&spool, removed).await;
-        book::durable(&spool).await;
+        expected.store(&spool, tidespool_core::SpoolId::new(), 3000).await;
+        let removed = expected.nth(rng.number()).unwrap();
+        expected.remove(&spool, removed).await;
+        expected::durable(&spool).await;
         match round % 3 {
             0 => drop(spool),
-            1 => end(spool).await,
-            // A kill: what another process would find now.
+            1 => shut_down(spool).await,
+            // A kill: continues with a copy of the current directory.
             _ => {
                 let killed = dir.path().join(format!("killed-{round}"));
                 copy_running(&config.path, &killed);
@@ -65,26 +65,26 @@ async fn again_and_again() {
             }
         }
     }
-    assert_is_whole(&config, &book).await;
+    assert_is_whole(&config, &expected).await;
 }
 
 async fn open_on(config: &Config, disk: &FaultyStorage) -> anyhow::Result<TieredSpool> {
     wait::bounded("open", when_free(|| TieredSpool::open_on(config.clone(), disk.storage()))).await
 }
 
-/// The number of calls that an opening without sled makes.
+/// The number of calls of an opening without sled.
 async fn calls_of_an_opening(images: &Images, state: State) -> u64 {
     let (_dir, config) = images.copy(state);
     lose_all(&config.path, 0);
     let disk = FaultyStorage::new();
     let spool = open_on(&config, &disk).await.expect("open");
-    images.book.assert_exact(&spool).await;
+    images.expected.assert_exact(&spool).await;
     let calls = disk.total();
-    end(Arc::new(spool)).await;
+    shut_down(Arc::new(spool)).await;
     calls
 }
 
-/// Strikes all files just before the `number`-th call.
+/// Damages all files just before the `number`-th call.
 fn strike_at(disk: &FaultyStorage, number: u64, spool: &Path, way: Way, images: &Images) {
     let (spool, donors): (PathBuf, _) = (spool.to_owned(), images.donors());
     let last = AtomicU64::new(0);
@@ -95,7 +95,7 @@ fn strike_at(disk: &FaultyStorage, number: u64, spool: &Path, way: Way, images: 
     });
 }
 
-/// The strike comes at any call to the disk that an opening makes, with sled or without.
+/// Damage at any call to the disk of an opening, with or without sled.
 async fn at_any_call_of_an_opening(state: State) {
     let images = Arc::new(Images::new().await);
     let calls = calls_of_an_opening(&images, state).await;
@@ -117,23 +117,23 @@ async fn at_any_call_of_an_opening(state: State) {
             strike_at(&disk, number, &config.path, way, &images);
             match open_on(&config, &disk).await {
                 Ok(spool) => {
-                    images.book.assert_exact(&spool).await;
+                    images.expected.assert_exact(&spool).await;
                     disk.unwatch();
-                    end(Arc::new(spool)).await;
+                    shut_down(Arc::new(spool)).await;
                 }
-                // An opening that failed has changed nothing that counts.
+                // A failed opening must not have changed the messages.
                 Err(error) => println!("open: {error:#}"),
             }
             disk.unwatch();
-            assert_is_whole(&config, &images.book).await;
+            assert_is_whole(&config, &images.expected).await;
         }
     })
     .await;
 }
 
-/// Reads of segments fail, once or for some time, while sled is rebuilt. When the disk works again
-/// everything is there.
-async fn on_a_disk_that_fails() {
+/// Reads of segments fail, once or for some time, while sled is rebuilt. When the disk works again,
+/// everything is found.
+async fn on_a_failing_disk() {
     let images = Arc::new(Images::new().await);
     let cases =
         [1, 2, 5, 12, 30].into_iter().flat_map(|from| [(from, 1), (from, 20), (from, u64::MAX - from)]);
@@ -146,22 +146,22 @@ async fn on_a_disk_that_fails() {
             disk.inject(Fault::on(Call::Read).file(".seg").from(from).times(times));
             match open_on(&config, &disk).await {
                 Ok(spool) => {
-                    images.book.assert_no_wrong_answer(&spool).await;
+                    images.expected.assert_no_wrong_result(&spool).await;
                     disk.heal();
-                    images.book.assert_exact(&spool).await;
-                    end(Arc::new(spool)).await;
+                    images.expected.assert_exact(&spool).await;
+                    shut_down(Arc::new(spool)).await;
                 }
                 Err(error) => println!("open: {error:#}"),
             }
             disk.heal();
-            assert_is_whole(&config, &images.book).await;
+            assert_is_whole(&config, &images.expected).await;
         }
     })
     .await;
 }
 
-/// Each read of a segment takes longer, so that the rebuild is under way when the strikes come. The
-/// answers are exact in any case.
+/// Reads of segments are slow, so that the rebuild is in progress when the damage is done. All
+/// results are exact nevertheless.
 async fn on_a_slow_disk() {
     let images = Arc::new(Images::new().await);
     each_case([Way::Delete, Way::Garbage, Way::Older, Way::Directory], |way| {
@@ -172,26 +172,26 @@ async fn on_a_slow_disk() {
             let disk = FaultyStorage::new();
             disk.inject(Fault::on(Call::Read).file(".seg").always().delay(Duration::from_millis(2)));
             let spool = Arc::new(open_on(&config, &disk).await.expect("open"));
-            let mut book = images.book.clone();
+            let mut expected = images.expected.clone();
             for round in 0..3 {
                 strike(&config.path, way, &Target::All, &images.donors(), &mut Rng::new(round));
-                book.assert_no_wrong_answer(&spool).await;
-                book.fill(&spool, 1).await;
-                book.remove_each(&spool, 11).await;
-                book.replace_each(&spool, 13).await;
+                expected.assert_no_wrong_result(&spool).await;
+                expected.fill(&spool, 1).await;
+                expected.remove_each(&spool, 11).await;
+                expected.replace_each(&spool, 13).await;
                 report("cleanup", wait::bounded("cleanup", spool.cleanup()).await);
             }
             disk.heal();
-            book.assert_exact(&spool).await;
-            end(spool).await;
-            assert_is_whole(&config, &book).await;
+            expected.assert_exact(&spool).await;
+            shut_down(spool).await;
+            assert_is_whole(&config, &expected).await;
         }
     })
     .await;
 }
 
-/// An older copy of sled's files comes into the directory of an index that is just being made.
-async fn by_an_older_copy_where_an_index_is_made() {
+/// An older copy of sled's files appears in the directory of an index that is being created.
+async fn by_an_older_copy_during_the_creation_of_an_index() {
     let images = Arc::new(Images::new().await);
     let (_dir, config) = images.copy(State::Killed);
     let disk = FaultyStorage::new();
@@ -202,19 +202,19 @@ async fn by_an_older_copy_where_an_index_is_made() {
         }
     });
     let spool = Arc::new(open_on(&config, &disk).await.expect("open"));
-    images.book.assert_exact(&spool).await;
-    assert!(spool.stats().errors_sled > 0, "the older copy was found");
+    images.expected.assert_exact(&spool).await;
+    assert!(spool.stats().errors_sled > 0, "the older copy was not detected");
     disk.unwatch();
-    end(spool).await;
-    assert_is_whole(&config, &images.book).await;
+    shut_down(spool).await;
+    assert_is_whole(&config, &images.expected).await;
 }
 
 alone_tests! {
-    struck_right_after_the_opening: right_after_the_opening();
-    struck_again_and_again: again_and_again();
-    struck_at_any_call_of_an_opening: at_any_call_of_an_opening(State::Closed);
-    struck_at_any_call_of_an_opening_after_a_kill: at_any_call_of_an_opening(State::Killed);
-    struck_on_a_slow_disk: on_a_slow_disk();
-    struck_by_an_older_copy_where_an_index_is_made: by_an_older_copy_where_an_index_is_made();
-    rebuilt_from_a_disk_that_fails: on_a_disk_that_fails();
+    damaged_right_after_the_opening: right_after_the_opening();
+    damaged_repeatedly: repeatedly();
+    damaged_at_any_call_of_an_opening: at_any_call_of_an_opening(State::Closed);
+    damaged_at_any_call_of_an_opening_after_a_kill: at_any_call_of_an_opening(State::Killed);
+    damaged_on_a_slow_disk: on_a_slow_disk();
+    damaged_by_an_older_copy_during_the_creation_of_an_index: by_an_older_copy_during_the_creation_of_an_index();
+    rebuilt_from_a_failing_disk: on_a_failing_disk();
 }

@@ -8,32 +8,32 @@ use tidespool_testkit::rng::Rng;
 
 use crate::setup::copy_dir;
 
-/// What becomes of a file. `InPlace` writes into the file that sled has open; the others leave that
-/// one as it is, or change its length.
+/// A kind of damage to a file (a *strike*). `InPlace` writes into the file that sled has open. The
+/// others replace or truncate it, or change its access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     Delete,
-    /// To no byte.
+    /// Truncates it to zero bytes.
     Empty,
-    /// To a part of it.
+    /// Truncates it to a part.
     CutShort,
-    /// All bytes.
+    /// Zeroes all bytes.
     Zero,
-    /// Some bytes.
+    /// Zeroes some bytes.
     ZeroPart,
-    /// All bytes.
+    /// Overwrites all bytes with garbage.
     Garbage,
-    /// Some bytes.
+    /// Overwrites some bytes with garbage.
     GarbagePart,
-    /// By the same spool's, from before.
+    /// Replaces it with an older file of the same spool.
     Older,
     OlderInPlace,
-    /// By another spool's.
+    /// Replaces it with a file of another spool.
     Foreign,
     ForeignInPlace,
-    /// Its mode forbids all, which stops every user but root.
+    /// Sets a mode that forbids all access, for every user but root.
     Forbid,
-    /// A directory has its name: root can't read it either.
+    /// Replaces it with a directory, which root can't read either.
     Directory,
 }
 
@@ -59,7 +59,7 @@ impl Way {
     }
 }
 
-/// Which files.
+/// The files to damage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Target {
     All,
@@ -86,14 +86,14 @@ impl Target {
     }
 }
 
-/// Copies of `sled/`: of the same spool, from before, and of another spool.
+/// Copies of `sled/`: an older one of the same spool, and one of another spool.
 #[derive(Debug, Clone)]
 pub(super) struct Donors {
     pub(super) older: PathBuf,
     pub(super) foreign: PathBuf,
 }
 
-/// Does it to the spool in `spool`. sled may be at work: files that go meanwhile are left out.
+/// Damages the files of a spool. Files that a running sled removes meanwhile are skipped.
 pub(super) fn strike(spool: &Path, way: Way, target: &Target, donors: &Donors, rng: &mut Rng) {
     let sled = spool.join("sled");
     let result = match (target, way) {
@@ -110,7 +110,8 @@ pub(super) fn strike(spool: &Path, way: Way, target: &Target, donors: &Donors, r
     }
 }
 
-/// Deletes all, empties all or garbles all, by a number. For tests that have no copies.
+/// Deletes, empties or garbles all files, depending on `how`. For tests without copies of sled's
+/// files.
 pub(crate) fn lose_all(spool: &Path, how: u8) {
     let way = [Way::Delete, Way::Empty, Way::Garbage][usize::from(how) % 3];
     let donors = Donors { older: PathBuf::new(), foreign: PathBuf::new() };
@@ -119,7 +120,7 @@ pub(crate) fn lose_all(spool: &Path, how: u8) {
 
 fn unless_gone(path: &Path, error: &io::Error) -> io::Result<()> {
     match error.kind() {
-        // A directory that is deleted while sled makes files in it is not empty in the end.
+        // A directory that is deleted while sled creates files in it is not empty at the end.
         ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty => Ok(()),
         _ => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
     }
@@ -127,7 +128,7 @@ fn unless_gone(path: &Path, error: &io::Error) -> io::Result<()> {
 
 fn strike_file(path: &Path, way: Way, donors: &Donors, rng: &mut Rng) -> io::Result<()> {
     let len = fs::metadata(path)?.len();
-    // So that a part is within the part that sled uses: its files begin there.
+    // Starts in the first half, the part of its files that sled uses.
     let (from, some) = (rng.below(len / 2), 1 + rng.below(len.clamp(1, 64 * 1024)));
     let some = some.min(len - from);
     match way {
@@ -163,7 +164,7 @@ fn garbage(len: u64, rng: &mut Rng) -> Vec<u8> {
     words.flatten().take(bytes(len)).collect()
 }
 
-/// Another file gets the name.
+/// Replaces the file by another one with the same name.
 fn put_in_place_of(path: &Path, data: &[u8]) -> io::Result<()> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let spool = path.ancestors().find(|dir| dir.ends_with("sled")).unwrap().parent().unwrap();
@@ -173,7 +174,7 @@ fn put_in_place_of(path: &Path, data: &[u8]) -> io::Result<()> {
     fs::rename(&beside, path)
 }
 
-/// The same file gets other bytes.
+/// Overwrites the same file.
 fn overwrite(path: &Path, data: &[u8]) -> io::Result<()> {
     let file = existing(path)?;
     file.set_len(data.len() as u64)?;
@@ -190,8 +191,8 @@ fn donor(donor: &Path, path: &Path) -> PathBuf {
     same_name.or(same_kind).or(files.last()).expect("a donor has files").clone()
 }
 
-/// All of sled's files, as one directory for each instance that has files there: whatever it is
-/// called in the copy, its content comes in place of that of each instance.
+/// Replaces sled's files. Whatever the directories are called, the content of the copy replaces the
+/// directory of each instance.
 fn exchange(sled: &Path, donor: &Path) -> io::Result<()> {
     let home = homes(donor).pop().expect("a donor has a directory with files");
     for replaced in homes(sled) {
@@ -201,7 +202,7 @@ fn exchange(sled: &Path, donor: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The files of `donor` come into the directory that was made last below `sled`, and may be empty.
+/// Copies the files of `donor` into the newest directory below `sled`, which may be empty.
 pub(super) fn put_into_the_newest(sled: &Path, donor: &Path) {
     let number = |dir: &PathBuf| dir.file_name().and_then(|name| name.to_str()?.parse::<u64>().ok());
     let dirs = fs::read_dir(sled).unwrap().map(|entry| entry.unwrap().path());
@@ -209,7 +210,7 @@ pub(super) fn put_into_the_newest(sled: &Path, donor: &Path) {
     copy_dir(&homes(donor).pop().expect("a donor has a directory with files"), &newest);
 }
 
-/// The directories at the top that hold files.
+/// The topmost directories that contain files.
 fn homes(sled: &Path) -> Vec<PathBuf> {
     let holding: Vec<_> = files(sled).into_iter().map(|file| file.parent().unwrap().to_owned()).collect();
     let is_top = |dir: &&PathBuf| !holding.iter().any(|other| dir.starts_with(other) && other != *dir);
@@ -218,12 +219,12 @@ fn homes(sled: &Path) -> Vec<PathBuf> {
     tops
 }
 
-/// The files below `dir`, in order. sled may be at work there.
+/// The files below `dir`, sorted. A running sled may change them.
 fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut left = vec![dir.to_owned()];
     while let Some(dir) = left.pop() {
-        // A directory that is gone has no files.
+        // A directory that was removed has no files.
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => left.push(entry.path()),

@@ -1,4 +1,4 @@
-//! Random histories with random strikes. Each trial runs in a process of its own.
+//! Random histories with random damage. Each trial runs in a process of its own.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tidespool_core::{Spool as _, SpoolId};
 use tidespool_testkit::rng::{Rng, number_from_env, seed_from_env};
 
-use super::book::durable;
+use super::expected::durable;
 use super::images::copy_running;
 use super::strike::strike;
 use super::*;
@@ -16,11 +16,11 @@ use crate::setup::{KIB, MIB, copy_dir, healthy, small};
 
 const DEFAULT_TRIALS: u64 = 30;
 
-/// In a process that runs one trial: its seed.
+/// Environment variable with the seed, in a process that runs one trial.
 const TRIAL: &str = "TIDESPOOL_LOST_SLED_TRIAL";
 
 #[test]
-fn random_histories_and_strikes() {
+fn random_histories_and_damage() {
     let first = seed_from_env("TIDESPOOL_LOST_SLED_SEED");
     let count = number_from_env("TIDESPOOL_LOST_SLED_TRIALS").unwrap_or(DEFAULT_TRIALS);
     println!("TIDESPOOL_LOST_SLED_SEED={first}");
@@ -34,7 +34,7 @@ fn random_histories_and_strikes() {
     assert!(failures.is_empty(), "{} of {count} trials failed:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// The test above runs it. Without a seed there is nothing to do.
+/// Runs in the processes of the test above. Does nothing without a seed.
 #[test]
 fn trial_of_a_process() {
     if let Some(seed) = number_from_env(TRIAL) {
@@ -48,10 +48,10 @@ struct Trial {
     config: Config,
     donors: Donors,
     rng: Rng,
-    book: Book,
-    /// `None` while it is closed.
+    expected: Expected,
+    /// `None` while the spool is closed.
     spool: Option<Arc<TieredSpool>>,
-    /// How many copies there are.
+    /// Number of copies made.
     copies: u64,
 }
 
@@ -67,7 +67,7 @@ impl Trial {
         let config = config(&path).checkpoint_after(age);
         let spool = open(&config).await;
         let donors = Donors { older: foreign.join("sled"), foreign: foreign.join("sled") };
-        Self { dir, config, donors, rng, book: Book::default(), spool: Some(spool), copies: 0 }
+        Self { dir, config, donors, rng, expected: Expected::default(), spool: Some(spool), copies: 0 }
     }
 
     fn spool(&self) -> &Arc<TieredSpool> {
@@ -85,33 +85,33 @@ impl Trial {
                     self.work(10).await;
                     self.strike();
                 }
-                3 => self.end_and_open().await,
+                3 => self.shut_down_and_open().await,
                 4 => self.drop_and_open().await,
                 _ => self.kill_and_open().await,
             }
             self.work(10).await;
             self.upkeep().await;
-            self.book.assert_exact(self.spool()).await;
+            self.expected.assert_exact(self.spool()).await;
         }
         self.end().await;
-        assert_is_whole(&self.config, &self.book).await;
+        assert_is_whole(&self.config, &self.expected).await;
     }
 
-    /// Up to so many calls.
+    /// Makes fewer than `most` calls.
     async fn work(&mut self, most: u64) {
         for _ in 0..self.rng.below(most) {
             let spool = self.spool().clone();
             healthy(spool.as_ref()).await;
-            let known = self.book.nth(self.rng.number());
+            let known = self.expected.nth(self.rng.number());
             let most = if self.rng.chance(30) { 20_000 } else { 900 };
             let len = usize::try_from(16 + self.rng.below(most)).unwrap();
             match (known, self.rng.below(40)) {
-                (Some(id), 0..10) => self.book.remove(&spool, id).await,
-                (Some(id), 10..18) => self.book.store(&spool, id, len).await,
+                (Some(id), 0..10) => self.expected.remove(&spool, id).await,
+                (Some(id), 10..18) => self.expected.store(&spool, id, len).await,
                 (Some(_), 18) => self.upkeep().await,
                 (Some(_), 19) => report("compact", spool.compact().await),
-                (Some(_), 20) => self.book.assert_no_wrong_answer(&spool).await,
-                _ => self.book.store(&spool, SpoolId::new(), len).await,
+                (Some(_), 20) => self.expected.assert_no_wrong_result(&spool).await,
+                _ => self.expected.store(&spool, SpoolId::new(), len).await,
             }
         }
     }
@@ -120,7 +120,7 @@ impl Trial {
         report("cleanup", wait::bounded("cleanup", self.spool().cleanup()).await);
     }
 
-    /// One or all files, in any way.
+    /// Damages one or all files, in any way.
     fn strike(&mut self) {
         let target = Target::any(&self.config.path, &mut self.rng);
         let way = Way::any(&mut self.rng);
@@ -133,7 +133,7 @@ impl Trial {
         self.dir.path().join(format!("copy-{}", self.copies))
     }
 
-    /// Ends in order. What sled's files are now can come back later.
+    /// Shuts down and keeps a copy of sled's files, which may replace later ones.
     async fn remember(&mut self) {
         println!("an older copy");
         self.end().await;
@@ -145,11 +145,11 @@ impl Trial {
 
     async fn end(&mut self) {
         durable(self.spool()).await;
-        end(self.spool().clone()).await;
+        shut_down(self.spool().clone()).await;
         self.spool = None;
     }
 
-    /// And maybe strikes at once.
+    /// Opens the spool and sometimes damages it immediately.
     async fn open(&mut self) {
         self.spool = Some(open(&self.config).await);
         if self.rng.chance(40) {
@@ -157,8 +157,8 @@ impl Trial {
         }
     }
 
-    async fn end_and_open(&mut self) {
-        println!("an orderly end");
+    async fn shut_down_and_open(&mut self) {
+        println!("a shutdown");
         if self.rng.chance(30) {
             self.strike();
         }
@@ -167,7 +167,7 @@ impl Trial {
         self.open().await;
     }
 
-    /// The threads of the spool end by themselves. They may still be at work when the strike comes.
+    /// Drops the spool. Its threads may still run when the damage is done.
     async fn drop_and_open(&mut self) {
         println!("dropped without a shutdown");
         durable(self.spool()).await;
@@ -176,15 +176,15 @@ impl Trial {
         self.open().await;
     }
 
-    /// Goes on in a copy, as another process would after a kill. Nothing is filed meanwhile, or the
-    /// copy would be of no single moment.
+    /// Continues in a copy, like another process after a kill. No checkpoints are made meanwhile,
+    /// since the copy would be inconsistent.
     async fn kill_and_open(&mut self) {
         if self.config.checkpoint_after != HOUR {
             return self.drop_and_open().await;
         }
         println!("a kill");
         self.upkeep().await;
-        self.book.assert_exact(self.spool()).await;
+        self.expected.assert_exact(self.spool()).await;
         durable(self.spool()).await;
         if self.rng.chance(50) {
             self.strike();
@@ -200,19 +200,19 @@ impl Trial {
     }
 }
 
-/// Segments fill with a few messages.
+/// A configuration in which a few messages fill a segment.
 fn config(path: &Path) -> Config {
     small(path).segment_size(64 * KIB).journal_capacity(2 * MIB)
 }
 
-/// Another spool, whose files may come in place of this one's.
+/// Creates another spool, whose files may replace those of this one.
 async fn make_another(path: &Path, rng: &mut Rng) {
-    let mut book = Book::default();
+    let mut expected = Expected::default();
     let spool = open(&config(path)).await;
     for _ in 0..=rng.below(3) {
-        book.fill(&spool, 3).await;
-        book.remove_each(&spool, 4).await;
+        expected.fill(&spool, 3).await;
+        expected.remove_each(&spool, 4).await;
         spool.compact().await.expect("compact");
     }
-    end(spool).await;
+    shut_down(spool).await;
 }

@@ -6,28 +6,29 @@ use clap::Parser;
 use tidespool_testkit::rng::seed_from_env;
 use tidespool_testkit::sweep::{Kind, Plan, Point, Points, Subject, count, run_all};
 
-/// Lets each call to the disk fail in turn, in each way, and checks what becomes of the spool.
+/// Lets each call to the disk fail in turn, in each way, and checks the spool after it.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Only so many points of each kind of fault, spread over the run.
+    /// Only this many points of each kind of fault, spread over the run.
     #[arg(long, value_name = "N")]
     sample: Option<u64>,
-    /// Draws the sample again.
+    /// Seed of the sample, to repeat it.
     #[arg(long, value_name = "SEED", requires = "sample")]
     seed: Option<u64>,
     /// Only this kind of fault.
     #[arg(long, value_enum)]
     kind: Option<Kind>,
-    /// Only this call: of all, or for `short` and `torn` of the writes, for `misread` of the reads.
+    /// Only this call: among all calls, for `short` and `torn` among the writes, for `misread`
+    /// among the reads.
     #[arg(long, value_name = "N", requires = "kind", conflicts_with = "sample")]
     point: Option<u64>,
-    /// Runs at a time.
+    /// Number of concurrent runs.
     #[arg(long, value_name = "N", default_value_t = 6)]
     jobs: usize,
-    /// Lists the calls of a run without a fault, and ends.
+    /// List the calls of a run without a fault, and exit.
     #[arg(long)]
     trace: bool,
-    /// Prints one JSON object instead of tables.
+    /// Print one JSON object instead of tables.
     #[arg(long)]
     json: bool,
 }
@@ -36,7 +37,7 @@ fn main() -> std::io::Result<ExitCode> {
     let args = Args::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build()?;
     let code = runtime.block_on(sweep(&args));
-    // What hangs was told, and is not waited for.
+    // Runs that hang are reported already: do not wait for them.
     runtime.shutdown_background();
     Ok(code)
 }

@@ -1,4 +1,4 @@
-//! One caller: makes the calls of its plan and records what came of them.
+//! One caller: makes the calls of its plan and records the results.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -15,27 +15,27 @@ use tidespool_core::{
 use tokio::sync::watch;
 
 use super::checker::Value;
-use super::history::{Asked, Clock, Entry, Outcome, Who};
-use super::plan::{Action, Fate, Step};
+use super::history::{Clock, Entry, Outcome, Request, Source};
+use super::plan::{Action, Cancel, Step};
 use crate::payload;
 
-/// What all tasks of a round share.
-pub(super) struct Stage {
+/// The state that all tasks of a round share.
+pub(super) struct RoundState {
     pub(super) ids: Vec<SpoolId>,
     pub(super) clock: Clock,
-    /// The version of the next store. No two stores of a run have the same.
+    /// The version of the next store, unique in the run.
     pub(super) versions: Arc<AtomicU64>,
-    /// Calls of callers that have ended.
+    /// The number of completed calls of callers.
     pub(super) calls: AtomicU64,
-    /// The spool is shutting down, or is about to: calls may be refused.
+    /// The spool is shutting down or is about to: calls may be rejected.
     pub(super) is_closing: AtomicBool,
-    /// Promises that were seen to be broken at once.
+    /// Broken promises that were detected immediately.
     pub(super) broken: Mutex<Vec<String>>,
-    /// Set when every future is to be dropped.
+    /// True when every future must be dropped.
     pub(super) stop: watch::Sender<bool>,
 }
 
-impl Stage {
+impl RoundState {
     pub(super) fn report(&self, what: String) {
         self.broken.lock().push(what);
     }
@@ -47,17 +47,17 @@ impl Stage {
 
 /// A task that makes calls.
 pub(super) struct Caller {
-    pub(super) stage: Arc<Stage>,
+    pub(super) state: Arc<RoundState>,
     pub(super) spool: Arc<dyn Spool>,
-    pub(super) who: Who,
+    pub(super) source: Source,
     pub(super) stop: watch::Receiver<bool>,
     pub(super) entries: Vec<Entry>,
 }
 
 impl Caller {
-    pub(super) fn new(stage: &Arc<Stage>, spool: &Arc<dyn Spool>, who: Who) -> Self {
-        let (stage, spool, stop) = (stage.clone(), spool.clone(), stage.stop.subscribe());
-        Self { stage, spool, who, stop, entries: Vec::new() }
+    pub(super) fn new(state: &Arc<RoundState>, spool: &Arc<dyn Spool>, source: Source) -> Self {
+        let (state, spool, stop) = (state.clone(), spool.clone(), state.stop.subscribe());
+        Self { state, spool, source, stop, entries: Vec::new() }
     }
 
     /// Makes the calls, until the last one, the stop or the shutdown.
@@ -69,40 +69,40 @@ impl Caller {
             if !self.step(step).await {
                 break;
             }
-            self.stage.calls.fetch_add(1, Ordering::SeqCst);
+            self.state.calls.fetch_add(1, Ordering::SeqCst);
         }
         self.entries
     }
 
-    /// False where the spool is closed, or the round is to stop.
+    /// Makes one step. Returns false if the spool is closed, or the round must stop.
     pub(super) async fn step(&mut self, step: Step) -> bool {
-        let first = self.call(step.action, step.fate);
-        let goes_on = match step.beside {
+        let first = self.call(step.action, step.cancel);
+        let continues = match step.beside {
             None => {
-                let (entry, goes_on) = first.await;
+                let (entry, continues) = first.await;
                 self.entries.extend(entry);
-                goes_on
+                continues
             }
             Some(beside) => {
-                // The first one is polled first: it is under way when the second begins.
-                let both = future::zip(first, self.call(beside, Fate::Awaited)).await;
-                let ((one, goes_on), (other, also)) = both;
+                // The first call is polled first, so it is in progress when the second begins.
+                let both = future::zip(first, self.call(beside, Cancel::Never)).await;
+                let ((one, continues), (other, also)) = both;
                 self.entries.extend(one.into_iter().chain(other));
-                goes_on && also
+                continues && also
             }
         };
-        goes_on && !*self.stop.borrow()
+        continues && !*self.stop.borrow()
     }
 
-    /// One call, if there is something to record, and whether the caller goes on.
-    async fn call(&self, action: Action, fate: Fate) -> (Option<Entry>, bool) {
+    /// Makes one call. Returns its record, if any, and whether the caller continues.
+    async fn call(&self, action: Action, cancel: Cancel) -> (Option<Entry>, bool) {
         match action {
             Action::Store { slot, len, forced, deadline } => {
                 let deadline = deadline.map(|wait| Instant::now() + wait);
-                self.store(self.stage.ids[slot], len, forced, deadline, fate).await
+                self.store(self.state.ids[slot], len, forced, deadline, cancel).await
             }
-            Action::Remove { slot } => self.remove(self.stage.ids[slot], fate).await,
-            Action::Load { slot } => self.load(self.stage.ids[slot], fate).await,
+            Action::Remove { slot } => self.remove(self.state.ids[slot], cancel).await,
+            Action::Load { slot } => self.load(self.state.ids[slot], cancel).await,
         }
     }
 
@@ -112,80 +112,86 @@ impl Caller {
         len: usize,
         forced: bool,
         deadline: Option<Instant>,
-        fate: Fate,
+        cancel: Cancel,
     ) -> (Option<Entry>, bool) {
-        let version = self.stage.versions.fetch_add(1, Ordering::Relaxed);
+        let version = self.state.versions.fetch_add(1, Ordering::Relaxed);
         let data = payload::shared(id, version, len);
         let version = (len >= payload::HEADER_BYTES).then_some(version);
-        let asked = Asked::Store { seen: payload::Seen { version, len }, forced };
+        let request = Request::Store { seen: payload::Seen { version, len }, forced };
         let begun = self.begin();
-        let answer = drive(self.spool.store(id, data, forced, deadline), fate, self.stop.clone()).await;
-        let (outcome, goes_on) = match answer {
+        let answer = drive(self.spool.store(id, data, forced, deadline), cancel, self.stop.clone()).await;
+        let (outcome, continues) = match answer {
             Some(Ok(())) => (Outcome::Done, true),
             None => (Outcome::Dropped, true),
             Some(Err(err)) => {
-                if !may_fail_so(&err, deadline.is_some(), self.stage.is_closing()) {
-                    self.stage.report(format!("store of {id}: {err:#}"));
+                if !is_expected_failure(&err, deadline.is_some(), self.state.is_closing()) {
+                    self.state.report(format!("store of {id}: {err:#}"));
                 }
                 (Outcome::Failed, !err.root_cause().is::<Closed>())
             }
         };
-        (Some(self.end(id, asked, begun, outcome)), goes_on)
+        (Some(self.end(id, request, begun, outcome)), continues)
     }
 
-    async fn remove(&self, id: SpoolId, fate: Fate) -> (Option<Entry>, bool) {
+    async fn remove(&self, id: SpoolId, cancel: Cancel) -> (Option<Entry>, bool) {
         let begun = self.begin();
-        let outcome = match drive(self.spool.remove(id), fate, self.stop.clone()).await {
+        let outcome = match drive(self.spool.remove(id), cancel, self.stop.clone()).await {
             Some(Ok(())) => Outcome::Done,
             None => Outcome::Dropped,
             Some(Err(err)) => {
-                if !(err.root_cause().is::<Closed>() && self.stage.is_closing()) {
-                    self.stage.report(format!("remove of {id}: {err:#}"));
+                if !(err.root_cause().is::<Closed>() && self.state.is_closing()) {
+                    self.state.report(format!("remove of {id}: {err:#}"));
                 }
                 return (None, false);
             }
         };
-        (Some(self.end(id, Asked::Remove, begun, outcome)), true)
+        (Some(self.end(id, Request::Remove, begun, outcome)), true)
     }
 
-    async fn load(&self, id: SpoolId, fate: Fate) -> (Option<Entry>, bool) {
+    async fn load(&self, id: SpoolId, cancel: Cancel) -> (Option<Entry>, bool) {
         let begun = self.begin();
-        let Some(loaded) = drive(self.spool.load(id), fate, self.stop.clone()).await else {
+        let Some(loaded) = drive(self.spool.load(id), cancel, self.stop.clone()).await else {
             return (None, true);
         };
         let value = self.value_of(id, loaded);
-        (value.map(|value| self.end(id, Asked::Load, begun, Outcome::Saw(value))), value.is_some())
+        (value.map(|value| self.end(id, Request::Load, begun, Outcome::Saw(value))), value.is_some())
     }
 
-    /// What a load returned. `None`: the spool is closed, or a promise was broken at once.
+    /// Converts the result of a load. `None`: the spool is closed, or a promise is broken.
     fn value_of(&self, id: SpoolId, loaded: Result<Vec<u8>>) -> Option<Value> {
         match loaded {
             Ok(data) => match payload::read(id, &data) {
                 Ok(seen) => return Some(Some(seen)),
-                Err(err) => self.stage.report(err.to_string()),
+                Err(err) => self.state.report(err.to_string()),
             },
             Err(err) if err.root_cause().is::<NotFound>() => return Some(None),
-            Err(err) if err.root_cause().is::<Closed>() && self.stage.is_closing() => {}
-            Err(err) => self.stage.report(format!("load of {id}: {err:#}")),
+            Err(err) if err.root_cause().is::<Closed>() && self.state.is_closing() => {}
+            Err(err) => self.state.report(format!("load of {id}: {err:#}")),
         }
         None
     }
 
     pub(super) fn begin(&self) -> (u64, Instant) {
         let at = Instant::now();
-        (self.stage.clock.tick(), at)
+        (self.state.clock.tick(), at)
     }
 
-    /// To be called after the answer, or after the future was dropped.
-    pub(super) fn end(&self, id: SpoolId, asked: Asked, begun: (u64, Instant), outcome: Outcome) -> Entry {
-        let (ended, ended_at) = (self.stage.clock.tick(), Instant::now());
-        let ((began, began_at), who) = (begun, self.who);
-        Entry { who, id, asked, began, ended, began_at, ended_at, outcome }
+    /// Records the end of a call: after its result, or after the future was dropped.
+    pub(super) fn end(
+        &self,
+        id: SpoolId,
+        request: Request,
+        begun: (u64, Instant),
+        outcome: Outcome,
+    ) -> Entry {
+        let (ended, ended_at) = (self.state.clock.tick(), Instant::now());
+        let ((began, began_at), source) = (begun, self.source);
+        Entry { source, id, request, began, ended, began_at, ended_at, outcome }
     }
 }
 
-/// The errors of a store that promise that it had no effect.
-fn may_fail_so(err: &Error, had_deadline: bool, is_closing: bool) -> bool {
+/// Returns whether a store may fail with this error, which promises that it had no effect.
+fn is_expected_failure(err: &Error, had_deadline: bool, is_closing: bool) -> bool {
     let root = err.root_cause();
     (root.is::<SpoolCallerDeadlineExceeded>() && had_deadline)
         || root.is::<SpoolBackpressureTimeout>()
@@ -193,14 +199,18 @@ fn may_fail_so(err: &Error, had_deadline: bool, is_closing: bool) -> bool {
         || (root.is::<Closed>() && is_closing)
 }
 
-/// The result of `call`; `None` if it was dropped, by its fate or by the stop.
-async fn drive<T>(call: impl Future<Output = T>, fate: Fate, mut stop: watch::Receiver<bool>) -> Option<T> {
+/// Awaits `call`. Returns `None` if it was dropped, because of `cancel` or the stop.
+async fn drive<T>(
+    call: impl Future<Output = T>,
+    cancel: Cancel,
+    mut stop: watch::Receiver<bool>,
+) -> Option<T> {
     let whole = async {
         let mut call = std::pin::pin!(call);
-        match fate {
-            Fate::Awaited => Some(call.await),
-            Fate::Timed(time) => tokio::time::timeout(time, call).await.ok(),
-            Fate::Polled(polls) => {
+        match cancel {
+            Cancel::Never => Some(call.await),
+            Cancel::AfterTime(time) => tokio::time::timeout(time, call).await.ok(),
+            Cancel::AfterPolls(polls) => {
                 for _ in 0..polls {
                     if let Some(done) = future::poll_once(&mut call).await {
                         return Some(done);
@@ -212,7 +222,7 @@ async fn drive<T>(call: impl Future<Output = T>, fate: Fate, mut stop: watch::Re
         }
     };
     let stopped = async {
-        // An error is the end of the round, too.
+        // An error means the end of the round, too.
         let _ = stop.wait_for(|stop| *stop).await;
         None
     };

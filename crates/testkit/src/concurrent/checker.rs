@@ -1,61 +1,62 @@
 //! Per-id linearizability of a register with store, remove and load. Pure.
 //!
-//! One call has one interval, from its beginning to its end, in logical time. A history is legal if
-//! one total order of its calls explains every load: the order respects the intervals, and a load
-//! returns the value of the last write before it.
+//! Each call has one interval, from its beginning to its end, in logical time. A history is legal
+//! if one total order of its calls explains every load. The order respects the intervals, and each
+//! load returns the value of the last write before it.
 //!
 //! * An acknowledged write takes effect exactly once, within its interval.
-//! * A dropped write takes effect at most once, at any moment after its beginning, also after the
+//! * A dropped write takes effect at most once, at any time after its beginning, even after the
 //!   drop: the spool may have committed it already. It never takes effect after a write that began
-//!   after the drop. So a caller that gives up and stores again gets what it stored last.
-//! * A failed write takes no effect while the process lives. After a crash its value may be found:
-//!   the disk may have the record of the message and not yet the record that aborts it.
-//! * At the end of a life ([`Ending`]) every write has taken effect or never will.
+//!   after the drop. So a caller that gives up and stores again gets its last value.
+//! * A failed write has no effect while the spool is open. After a crash its value may be found:
+//!   the disk may have the record of the message but not the record that aborts it.
+//! * At the end of a session ([`Ending`]), no open write can take effect any more.
 //!
-//! A crash loses writes that are not durable, so it may find any earlier value, but none that is
+//! A crash loses writes that are not durable. So it may find any earlier value that is not older
+//! than a durable write.
 //! older than a durable write.
 //!
 //! # Method
 //!
-//! The checker goes through the beginnings and ends in the order of time, and keeps every state
-//! that the register may be in: its value, and which open writes have not taken effect. Open writes
+//! The checker processes the beginnings and ends in the order of time. It keeps every possible
+//! state of the register: its value, and the open writes that have not taken effect. Open writes
 //! take effect as late as possible, when an end needs it (Lowe, "Testing for linearizability",
-//! 2017). An open load ends at the first moment at which the register has its value, which is never
-//! worse than later. The number of states grows with the number of writes that are open at the same
-//! time, not with the length of the history. [`MAX_OPEN`] and [`MAX_STATES`] bound both.
+//! 2017). An open load ends at the first time at which the register has its value; a later time is
+//! never better. The number of states grows with the number of concurrent writes, not with the
+//! length of the history. [`MAX_OPEN`] and [`MAX_STATES`] bound both.
 
 use std::collections::HashSet;
 
 use crate::payload::Seen;
 
-/// What an id holds: `None` is no message.
+/// The value of an id: `None` is no message.
 pub type Value = Option<Seen>;
 
-/// The most writes, and the most loads, that may be open at the same time.
+/// The maximum number of concurrent writes, and of concurrent loads.
 pub const MAX_OPEN: usize = 64;
 
-/// The most states that the checker keeps.
+/// The maximum number of states that the checker keeps.
 pub const MAX_STATES: usize = 200_000;
 
 /// One call on one id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
-    /// When it began. All times of a history are different.
+    /// The time of its beginning. All times of a history are different.
     pub began: u64,
-    /// When it ended: the caller had the answer, or had dropped the future.
+    /// The time of its end: the caller had the result, or had dropped the future.
     pub ended: u64,
-    /// What it was.
+    /// The request and its result.
     pub what: What,
 }
 
-/// What a call was, and how it ended.
+/// The request of a call and its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
-    /// A load, or an entry of an enumeration, or the lack of one.
+    /// A load, or an entry of an enumeration, or a missing entry.
     Read(Value),
     /// An acknowledged store or remove. `durable`: it survives the crash at the end.
     Written {
-        /// What the id holds after it.
+        /// The value that it wrote.
         value: Value,
         /// A crash at the end of this history does not lose it.
         durable: bool,
@@ -66,7 +67,7 @@ pub enum What {
     Failed(Value),
 }
 
-/// How the life of a spool ended, and what the next one found.
+/// How a session ended, and the value after the next opening.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// An orderly shutdown: the id keeps its final value.
@@ -78,23 +79,23 @@ pub enum Ending {
 /// Why a history is not legal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refuted {
-    /// No order explains that this call (its place in the history) ended as it did.
+    /// No order explains the result of this call.
     Call {
-        /// Its place.
+        /// The index of the call in the history.
         place: usize,
-        /// Every value that the id may have had just before that end.
+        /// Every value that the id may have had just before the end of the call.
         possible: Vec<Value>,
     },
-    /// No order explains what was found after the end.
+    /// No order explains the value after the session.
     Ending {
         /// Every value that the id may have had at the end.
         possible: Vec<Value>,
     },
-    /// Too many calls at the same time: nothing is proven. The test must be changed.
+    /// Too many concurrent calls: nothing is proven, and the test must be changed.
     TooWide,
 }
 
-/// Checks the history of one id, which held `initial` before the first call.
+/// Checks the history of one id, whose value before the first call was `initial`.
 ///
 /// # Errors
 ///
@@ -116,8 +117,8 @@ enum Moment {
     End(usize),
 }
 
-/// Beginnings and ends in the order of time. A dropped or failed write has no end here: nothing is
-/// known at that time.
+/// Returns the beginnings and ends in the order of time. A dropped or failed write has no end here,
+/// because its end constrains nothing.
 fn moments(calls: &[Call]) -> Vec<(u64, Moment)> {
     let mut moments = Vec::with_capacity(calls.len() * 2);
     for (place, call) in calls.iter().enumerate() {
@@ -134,21 +135,21 @@ fn moments(calls: &[Call]) -> Vec<(u64, Moment)> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct State {
     value: Value,
-    /// The open writes that have not taken effect and still may, by their bits.
+    /// The bits of open writes that have not taken effect and still may.
     writes: u64,
-    /// The open loads that have not seen their value, by their bits.
+    /// The bits of open loads that have not seen their value.
     reads: u64,
-    /// A crash now may find the value that it did find.
+    /// A crash now may find the value that the crash did find.
     may_be_found: bool,
 }
 
 struct Search<'a> {
     calls: &'a [Call],
     ending: Option<Ending>,
-    /// What a crash at the end found.
+    /// The value after the crash at the end.
     found: Option<Value>,
     states: HashSet<State>,
-    /// The open writes and loads: their places in the history.
+    /// The open writes and loads: their indices in the history.
     writes: Slots,
     reads: Slots,
 }
@@ -179,7 +180,7 @@ impl<'a> Search<'a> {
                     ..state
                 });
             }
-            // It matters only where a crash may have found it.
+            // A failed write matters only if a crash may have found it.
             What::Failed(value) if self.found != Some(value) => {}
             What::Failed(_) | What::Dropped(_) | What::Written { .. } => {
                 let bit = self.writes.open(place)?;
@@ -222,7 +223,7 @@ impl<'a> Search<'a> {
         self.states = self.states.drain().map(change).collect();
     }
 
-    /// Lets open writes take effect in every order, each time until `is_over` holds.
+    /// Lets open writes take effect in every order, each time until `is_over` is true.
     fn reach(&self, is_over: impl Fn(&State) -> bool) -> Result<Reached, Refuted> {
         let mut reached = Reached { over: HashSet::new(), all: self.states.clone() };
         let mut left: Vec<State> = self.states.iter().copied().collect();
@@ -244,7 +245,7 @@ impl<'a> Search<'a> {
         Ok(reached)
     }
 
-    /// The state after the write at `place`, which has this bit, took effect.
+    /// Returns the state after the write at `place`, with bit `bit`, took effect.
     fn take_effect(&self, state: State, bit: u64, place: usize) -> State {
         let began = self.calls[place].began;
         let (value, lives, durable) = match self.calls[place].what {
@@ -253,7 +254,7 @@ impl<'a> Search<'a> {
             What::Failed(value) => (value, false, false),
             What::Read(value) => (value, false, false),
         };
-        // What was given up before this one began can't take effect after it.
+        // A write that was dropped or failed before this one began can't take effect after it.
         let stale = self.writes.bits(|other| self.calls[other].ended < began);
         let value_now = if lives { value } else { state.value };
         let read = self.reads.bits(|other| self.calls[other].what == What::Read(value_now));
@@ -266,11 +267,11 @@ impl<'a> Search<'a> {
     }
 }
 
-/// What [`Search::reach`] found.
+/// The result of [`Search::reach`].
 struct Reached {
-    /// The states that it looked for.
+    /// The states in which `is_over` is true.
     over: HashSet<State>,
-    /// Every state on the way, and these.
+    /// These states, and every state on the way.
     all: HashSet<State>,
 }
 
@@ -283,7 +284,7 @@ impl Reached {
     }
 }
 
-/// The open calls: each has a bit.
+/// The open calls. Each has a bit.
 #[derive(Default)]
 struct Slots(Vec<Option<usize>>);
 
@@ -312,12 +313,12 @@ impl Slots {
         self.0.iter().enumerate().filter_map(|(number, open)| open.map(|place| (1 << number, place)))
     }
 
-    /// The bits of the calls that are so.
+    /// Returns the bits of the calls for which `is_so` is true.
     fn bits(&self, is_so: impl Fn(usize) -> bool) -> u64 {
         self.iter().filter(|(_, place)| is_so(*place)).fold(0, |bits, (bit, _)| bits | bit)
     }
 
-    /// The bit of the call at `place`, 0 if it is not open.
+    /// Returns the bit of the call at `place`, or 0 if it is not open.
     fn bit(&self, place: usize) -> u64 {
         self.bits(|open| open == place)
     }

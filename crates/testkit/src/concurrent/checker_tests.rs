@@ -1,4 +1,4 @@
-//! Histories written by hand, legal and illegal.
+//! Hand-written histories, legal and illegal.
 
 use super::checker::{Call, Ending, Refuted, Value, What, check};
 use crate::payload::Seen;
@@ -37,7 +37,7 @@ fn legal(initial: u64, calls: &[Call], ending: Option<Ending>) {
     assert_eq!(check(v(initial), calls, ending), Ok(()));
 }
 
-/// The call at `place` is the first that no order explains.
+/// The call at `place` is the first one whose result no order explains.
 #[track_caller]
 fn illegal_at(place: usize, initial: u64, calls: &[Call]) {
     match check(v(initial), calls, None) {
@@ -71,15 +71,15 @@ fn a_load_beside_a_store_sees_the_old_or_the_new_value() {
 }
 
 #[test]
-fn what_one_load_saw_a_later_load_sees() {
+fn a_later_load_sees_what_an_earlier_load_saw() {
     legal(1, &[write(1, 10, 2), read(2, 3, 1), read(4, 5, 2)], None);
     illegal_at(2, 1, &[write(1, 10, 2), read(2, 3, 2), read(4, 5, 1)]);
-    // The two loads overlap: either order will do.
+    // The two loads overlap: either order is legal.
     legal(1, &[write(1, 10, 2), read(2, 5, 2), read(3, 4, 1)], None);
 }
 
 #[test]
-fn two_stores_at_the_same_time_have_one_order_for_everybody() {
+fn two_concurrent_stores_have_one_order_for_all_loads() {
     let both = [write(1, 10, 1), write(2, 11, 2)];
     legal(0, &[both[0], both[1], read(12, 13, 1)], None);
     legal(0, &[both[0], both[1], read(12, 13, 2)], None);
@@ -92,7 +92,7 @@ fn two_stores_at_the_same_time_have_one_order_for_everybody() {
 fn a_long_load_may_return_what_was_replaced_while_it_ran() {
     let long = read(1, 20, 1);
     legal(0, &[long, write(2, 3, 1), write(4, 5, 2), read(6, 7, 2)], None);
-    // The value came and went before the load began.
+    // The value was replaced before the load began.
     illegal_at(2, 0, &[write(1, 2, 1), write(3, 4, 2), read(5, 6, 1)]);
     // The load of nothing fits between the removal and the next store.
     legal(1, &[read(1, 20, 0), write(2, 3, 0), write(4, 5, 2), read(6, 7, 2)], None);
@@ -101,13 +101,13 @@ fn a_long_load_may_return_what_was_replaced_while_it_ran() {
 
 #[test]
 fn a_store_of_the_same_value_explains_a_load_as_well() {
-    // Two empty messages look the same.
+    // Empty messages are indistinguishable.
     legal(0, &[write(1, 2, 1), write(3, 4, 0), write(5, 9, 1), read(6, 7, 1)], None);
     illegal_at(2, 0, &[write(1, 2, 1), write(3, 4, 0), read(5, 6, 1), write(7, 8, 1)]);
 }
 
 #[test]
-fn a_dropped_store_happens_or_not_and_may_happen_late() {
+fn a_dropped_store_takes_effect_late_or_never() {
     let given_up = dropped(1, 2, 1);
     legal(0, &[given_up, read(3, 4, 0)], None);
     legal(0, &[given_up, read(3, 4, 1)], None);
@@ -116,20 +116,20 @@ fn a_dropped_store_happens_or_not_and_may_happen_late() {
 }
 
 #[test]
-fn a_dropped_store_does_not_happen_after_a_store_that_began_later() {
+fn a_dropped_store_takes_no_effect_after_a_store_that_began_later() {
     illegal_at(2, 0, &[dropped(1, 2, 1), write(3, 4, 2), read(5, 6, 1)]);
     illegal_at(3, 0, &[dropped(1, 2, 1), write(3, 4, 2), read(5, 6, 2), read(7, 8, 1)]);
     illegal_at(2, 0, &[dropped(1, 2, 1), write(3, 4, 0), read(5, 6, 1)]);
-    // The store began before the drop: either order.
+    // The store began before the drop: either order is legal.
     legal(0, &[dropped(1, 4, 1), write(3, 5, 2), read(6, 7, 1)], None);
-    // A later store that was dropped too rules it out only where it took effect.
+    // A later store that was also dropped excludes it only if it took effect.
     let two = [dropped(1, 2, 1), dropped(3, 4, 2)];
     legal(0, &[two[0], two[1], read(5, 6, 1), read(7, 8, 2)], None);
     illegal_at(3, 0, &[two[0], two[1], read(5, 6, 2), read(7, 8, 1)]);
 }
 
 #[test]
-fn a_dropped_remove_happens_or_not() {
+fn a_dropped_remove_takes_effect_or_not() {
     for seen in [0, 1] {
         legal(1, &[dropped(1, 2, 0), read(3, 4, seen)], None);
     }
@@ -154,7 +154,7 @@ fn an_orderly_end_keeps_the_final_value() {
         legal(0, &[dropped(1, 2, 1)], Some(Ending::Orderly(v(found))));
     }
     illegal_end(0, &[dropped(1, 2, 1), read(3, 4, 1)], Ending::Orderly(v(0)));
-    // Of two at the same time, what a load saw decides.
+    // The result of a load decides between two concurrent stores.
     let both = [write(1, 10, 1), write(2, 11, 2), read(12, 13, 1)];
     legal(0, &both, Some(Ending::Orderly(v(1))));
     illegal_end(0, &both, Ending::Orderly(v(2)));
@@ -183,7 +183,7 @@ fn a_crash_may_undo_a_removal_that_is_not_durable() {
 }
 
 #[test]
-fn what_loads_saw_decides_what_a_crash_may_find() {
+fn loads_decide_what_a_crash_may_find() {
     let both = [synced(1, 10, 1), synced(2, 11, 2)];
     for found in [1, 2] {
         legal(0, &both, Some(Ending::Crash(v(found))));
@@ -195,7 +195,7 @@ fn what_loads_saw_decides_what_a_crash_may_find() {
 }
 
 #[test]
-fn a_crash_may_find_what_failed_or_was_dropped_unless_something_durable_came_later() {
+fn a_crash_may_find_failed_or_dropped_stores_unless_a_durable_one_came_later() {
     for given_up in [failed(1, 2, 1), dropped(1, 2, 1)] {
         for found in [0, 1] {
             legal(0, &[given_up], Some(Ending::Crash(v(found))));
@@ -204,24 +204,24 @@ fn a_crash_may_find_what_failed_or_was_dropped_unless_something_durable_came_lat
         illegal_end(0, &[given_up, synced(3, 4, 2)], Ending::Crash(v(1)));
         illegal_end(0, &[given_up, synced(3, 4, 0)], Ending::Crash(v(1)));
     }
-    // The durable one began before the other had failed: either order.
+    // The durable store began before the other one failed: either order is legal.
     legal(0, &[failed(1, 4, 1), synced(3, 6, 2)], Some(Ending::Crash(v(1))));
 }
 
 #[test]
-fn what_was_possible_is_told() {
+fn the_possible_values_are_reported() {
     let refuted = check(v(0), &[write(1, 2, 1), dropped(3, 4, 2), read(5, 6, 9)], None);
     assert_eq!(refuted, Err(Refuted::Call { place: 2, possible: vec![v(1), v(2)] }));
 }
 
 #[test]
-fn too_many_at_the_same_time_is_no_proof() {
+fn too_many_concurrent_calls_prove_nothing() {
     let wide: Vec<Call> = (0..100).map(|n| write(n + 1, 1_000 + n, n + 1)).collect();
     assert_eq!(check(v(0), &wide, None), Err(Refuted::TooWide));
 }
 
-/// A register that works, driven by many callers one step at a time: every history of it is legal.
-/// And with one load changed to a value from long ago, none is.
+/// Every history of a correct register, driven by many callers one step at a time, is legal. With
+/// one load changed to a much older value, almost none is.
 #[test]
 fn random_histories_of_a_register_are_legal_until_one_load_is_changed() {
     let mut refuted = 0;
@@ -234,15 +234,15 @@ fn random_histories_of_a_register_are_legal_until_one_load_is_changed() {
             refuted += u64::from(check(v(0), &changed, None).is_err());
         }
     }
-    // Not each: a dropped store of that value may be open still.
+    // Not every one: a dropped store of that value may still be open.
     assert!(refuted > 200, "{refuted}");
 }
 
-/// A history, and a load in it with a version that was replaced before the load began.
+/// Returns a history, and a load in it with a version that was replaced before the load began.
 fn random_history(seed: u64) -> (Vec<Call>, Option<(usize, u64)>) {
     let mut rng = crate::rng::Rng::new(seed);
     let mut calls: Vec<Call> = Vec::new();
-    // The call of each caller that is open, and whether it has taken effect.
+    // The open call of each caller, and whether it has taken effect.
     let mut open: [Option<(usize, bool)>; 4] = [None; 4];
     let (mut value, mut stale) = (0, None);
     for now in 1..200_u64 {
@@ -281,7 +281,7 @@ fn random_history(seed: u64) -> (Vec<Call>, Option<(usize, u64)>) {
             stale = old.map(|old| (place, old.began));
         }
     }
-    // What is still open has no answer: loads are left out, writes count as dropped.
+    // Open calls have no result: loads are left out, and writes count as dropped.
     let last = calls.len();
     for (place, _) in open.into_iter().flatten() {
         calls[place].ended = 1_000;

@@ -1,4 +1,4 @@
-//! Calls as they were made: what each caller asked, when, and what it got.
+//! Recorded calls: request, times and result.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,55 +9,56 @@ use tidespool_core::SpoolId;
 use super::checker::{Call, Value, What};
 use crate::payload::Seen;
 
-/// Logical time: one number for each beginning and each end, over all callers.
+/// Logical time: one number for each beginning and each end, across all callers.
 ///
-/// A call that ended before another began has the lower numbers. So the numbers order what does not
-/// overlap, which is all that linearizability asks for.
+/// A call that ended before another began has lower numbers. So the numbers order calls that do not
+/// overlap, as linearizability requires.
 #[derive(Debug, Default)]
 pub struct Clock(AtomicU64);
 
 impl Clock {
-    /// The next moment.
+    /// Returns the next time.
     pub fn tick(&self) -> u64 {
         self.0.fetch_add(1, Ordering::SeqCst) + 1
     }
 }
 
-/// Who made a call.
+/// The task that made a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Who {
+pub enum Source {
     /// One of the callers of the plan.
     Caller(usize),
-    /// A task that replaces its own messages all the time.
+    /// A task that replaces its own messages continuously.
     Flood(usize),
-    /// An enumeration: each entry is a load of that id, and so is the lack of one.
+    /// An enumeration: each entry is a load of that id, and each missing entry is a load of
+    /// nothing.
     Enumeration(u64),
-    /// The look at everything when the callers have ended.
-    Look,
+    /// The check of all messages after the callers have ended.
+    FinalCheck,
 }
 
-/// What was asked.
+/// The request of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
-    /// To store this.
+pub enum Request {
+    /// Store this message.
     Store {
         /// The message.
         seen: Seen,
         /// With `force_sync`.
         forced: bool,
     },
-    /// To remove.
+    /// Remove.
     Remove,
-    /// To load.
+    /// Load.
     Load,
 }
 
-/// What came of it.
+/// The result of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// The store or remove returned `Ok`.
     Done,
-    /// The load returned this.
+    /// The load returned this value.
     Saw(Value),
     /// The store returned an error that promises that it had no effect.
     Failed,
@@ -68,36 +69,37 @@ pub enum Outcome {
 /// One call.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry {
-    /// Who made it.
-    pub who: Who,
-    /// On which id.
+    /// The task that made it.
+    pub source: Source,
+    /// The id of the message.
     pub id: SpoolId,
-    /// What was asked.
-    pub asked: Asked,
-    /// Before it was made.
+    /// The request.
+    pub request: Request,
+    /// The logical time before the call.
     pub began: u64,
-    /// After it had ended, or the future was dropped.
+    /// The logical time after the call ended or its future was dropped.
     pub ended: u64,
-    /// The time of `began`.
+    /// The wall-clock time of `began`.
     pub began_at: Instant,
-    /// The time of `ended`.
+    /// The wall-clock time of `ended`.
     pub ended_at: Instant,
-    /// What came of it.
+    /// The result.
     pub outcome: Outcome,
 }
 
 impl Entry {
-    /// What the id holds after it; `None` for a load.
+    /// Returns the value that the call writes; `None` for a load.
     #[must_use]
     pub fn writes(&self) -> Option<Value> {
-        match self.asked {
-            Asked::Store { seen, .. } => Some(Some(seen)),
-            Asked::Remove => Some(None),
-            Asked::Load => None,
+        match self.request {
+            Request::Store { seen, .. } => Some(Some(seen)),
+            Request::Remove => Some(None),
+            Request::Load => None,
         }
     }
 
-    /// As the checker takes it. `durable`: a crash at the end of the history does not lose it.
+    /// Converts the entry for the checker. `durable`: a crash at the end of the history does not
+    /// lose it.
     #[must_use]
     pub fn call(&self, durable: bool) -> Call {
         let what = match (self.outcome, self.writes()) {
@@ -105,7 +107,7 @@ impl Entry {
             (Outcome::Done, Some(value)) => What::Written { value, durable },
             (Outcome::Failed, Some(value)) => What::Failed(value),
             (Outcome::Dropped, Some(value)) => What::Dropped(value),
-            // A load is recorded only with what it returned.
+            // Unreachable: a load is recorded only with its value.
             (_, None) => What::Read(None),
         };
         Call { began: self.began, ended: self.ended, what }
@@ -115,18 +117,18 @@ impl Entry {
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:>7} to {:>7}  ", self.began, self.ended)?;
-        let who = match self.who {
-            Who::Caller(number) => format!("caller {number}"),
-            Who::Flood(task) => format!("flood {task}"),
-            Who::Enumeration(number) => format!("enumeration {number}"),
-            Who::Look => "look".to_owned(),
+        let source = match self.source {
+            Source::Caller(number) => format!("caller {number}"),
+            Source::Flood(task) => format!("flood {task}"),
+            Source::Enumeration(number) => format!("enumeration {number}"),
+            Source::FinalCheck => "final check".to_owned(),
         };
-        let asked = match self.asked {
-            Asked::Store { seen, forced } => {
+        let request = match self.request {
+            Request::Store { seen, forced } => {
                 format!("store {}{}", shown(Some(seen)), if forced { ", synced" } else { "" })
             }
-            Asked::Remove => "remove".to_owned(),
-            Asked::Load => "load".to_owned(),
+            Request::Remove => "remove".to_owned(),
+            Request::Load => "load".to_owned(),
         };
         let outcome = match self.outcome {
             Outcome::Done => "ok".to_owned(),
@@ -134,11 +136,11 @@ impl fmt::Display for Entry {
             Outcome::Failed => "error".to_owned(),
             Outcome::Dropped => "dropped".to_owned(),
         };
-        write!(f, "{who:<15}  {asked:<38}  {outcome}")
+        write!(f, "{source:<15}  {request:<38}  {outcome}")
     }
 }
 
-/// A value in words.
+/// Formats a value.
 #[must_use]
 pub fn shown(value: Value) -> String {
     match value {

@@ -1,37 +1,37 @@
-//! The concurrent form of the model test: many callers on a few ids, and every load explained.
+//! The concurrent model test: many callers on a few ids, with an explanation for every load.
 //!
-//! Several callers store, replace, remove and load a small set of hot ids and some cold ones.
-//! Beside them cleanup, compact, `advise_low_memory`, reconfigure and enumerate run all the time.
-//! Some futures are dropped, some stores have deadlines that pass. After a round the spool is shut
-//! down, or dropped, often beside the calls, and opened again. Then each id's calls are checked:
+//! Several callers store, replace, remove and load a small set of hot ids and some cold ids.
+//! Meanwhile `cleanup`, `compact`, `advise_low_memory`, reconfigure and `enumerate` run
+//! continuously. Some futures are dropped, and some stores have deadlines that pass. After a round
+//! the spool is shut down or dropped, often during calls, and opened again. Then the calls of each
+//! id are checked:
 //!
 //! * **Linearizability**: one order of the stores and removes of an id explains every load of it
 //!   ([`checker`]). Store values are unique. An enumeration is a load of every id, from its
-//!   beginning to the moment at which the entry was received, or to its end where there was none.
-//!   No entry comes twice.
-//! * **Orderly restart**: each id holds its final value.
-//! * **Drop without shutdown**: as a crash. What was acknowledged as durable is there; of the rest
-//!   no newer message is kept while an older one is lost ([`restart`]). The rules are those of
-//!   [`crash::judge`](crate::crash::judge).
-//! * A store that returned an error is never seen while the process lives. Neither is it seen after
-//!   an orderly shutdown. After a drop it may be.
-//! * A dropped store may take effect at any later moment of the same life, but never after a store
+//!   beginning until the entry is received, or until its end if there is no entry. No entry comes
+//!   twice.
+//! * **Orderly restart**: each id has its final value.
+//! * **Drop without shutdown**: like a crash. Messages acknowledged as durable are present. Of the
+//!   others, no newer message is kept while an older one is lost ([`restart`]). The rules are those
+//!   of [`crash::judge`](crate::crash::judge).
+//! * A store that returned an error is never seen while the spool is open, nor after an orderly
+//!   shutdown. After a drop it may be seen.
+//! * A dropped store may take effect at any later time of the same session, but never after a store
 //!   or remove that began after the drop.
 //!
 //! # Layout
 //!
-//! * `plan` – what a round does, from a seed.
-//! * `history` – the calls as they were made, in logical time.
-//! * `checker` – is there an order that explains a history? Pure.
-//! * `restart` – what must be there after a restart; the report.
-//! * `caller`, `upkeep`, `run` – the tasks, and the rounds.
+//! * `plan` – the calls of a round, generated from a seed.
+//! * `history` – the recorded calls, in logical time.
+//! * `checker` – decides whether an order explains a history. Pure.
+//! * `restart` – checks the state after a restart; the report.
+//! * `caller`, `upkeep`, `run` – the tasks and the rounds.
 //!
 //! # Environment
 //!
-//! `TIDESPOOL_CONCURRENT_ROUNDS`: the number of rounds (default [`DEFAULT_ROUNDS`] in all, whatever
-//! the number of spools they are shared between). `TIDESPOOL_CONCURRENT_SEED`: the seed of a run
-//! that failed. It repeats the plan, not the race: threads still run as they like. Raise the rounds
-//! with it.
+//! `TIDESPOOL_CONCURRENT_ROUNDS`: the total number of rounds (default [`DEFAULT_ROUNDS`]), shared
+//! between all spools. `TIDESPOOL_CONCURRENT_SEED`: the seed of a failed run. It repeats the plan
+//! but not the race between threads, so increase the rounds with it.
 
 mod caller;
 pub mod checker;
@@ -53,34 +53,34 @@ pub use restart::Expected;
 use crate::conformance::Factory;
 use crate::rng::{number_from_env, seed_from_env};
 
-/// Rounds, unless `TIDESPOOL_CONCURRENT_ROUNDS` gives another number.
+/// The default of `TIDESPOOL_CONCURRENT_ROUNDS`.
 pub const DEFAULT_ROUNDS: u64 = 50;
 
 /// The spool under test.
 pub trait Subject: Factory {
-    /// What is expected of it.
+    /// The guarantees to check.
     fn expected(&self) -> Expected;
 
-    /// What the rounds are made of. Default = [`Shape::Mixed`].
+    /// The kind of rounds. Default = [`Shape::Mixed`].
     fn shape(&self) -> Shape {
         Shape::default()
     }
 
-    /// Changes settings of the open spool, chosen by `number`. Default: nothing.
+    /// Changes settings of the open spool, chosen by `number`. The default does nothing.
     ///
     /// # Errors
     ///
-    /// Where the spool refuses settings that it must take.
+    /// If the spool rejects settings that it must accept.
     fn reconfigure(&self, number: u64) -> Result<()> {
         let _ = number;
         Ok(())
     }
 }
 
-/// How much there was to check: a test that checked nothing proves nothing.
+/// What was checked: a test that checked nothing proves nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Coverage {
-    /// Stores and removes acknowledged.
+    /// Acknowledged stores and removes.
     pub written: u64,
     /// Stores that returned an error.
     pub failed: u64,
@@ -88,17 +88,17 @@ pub struct Coverage {
     pub dropped: u64,
     /// Loads, and entries of enumerations.
     pub found: u64,
-    /// Loads of nothing, and ids that an enumeration did not send.
+    /// Loads that found nothing, and ids that an enumeration did not send.
     pub not_found: u64,
     /// Enumerations that ran to their end.
     pub enumerations: u64,
-    /// Calls that made everything durable.
+    /// Calls that made all data durable.
     pub flushes: u64,
-    /// Orderly ends.
+    /// Orderly shutdowns.
     pub shutdowns: u64,
     /// Drops without a shutdown.
     pub drops: u64,
-    /// Messages of which a drop lost the newest version, as it may.
+    /// Messages whose newest version was lost by a drop, as allowed.
     pub lost: u64,
 }
 
@@ -117,11 +117,11 @@ impl std::ops::AddAssign for Coverage {
     }
 }
 
-/// Drives this spool's share of the rounds: one `shares`-th of them.
+/// Runs one `shares`-th of the rounds on this spool.
 ///
 /// # Panics
 ///
-/// Where a promise is broken: with the history of one id, and the seed.
+/// If a promise is broken. The message contains the history of one id, and the seed.
 pub fn run<S: Subject + 'static>(name: &str, shares: u64, subject: S) -> Coverage {
     let rounds =
         number_from_env("TIDESPOOL_CONCURRENT_ROUNDS").unwrap_or(DEFAULT_ROUNDS).div_ceil(shares.max(1));
@@ -136,11 +136,11 @@ pub fn run<S: Subject + 'static>(name: &str, shares: u64, subject: S) -> Coverag
     }
 }
 
-/// Drives `rounds` rounds on an empty spool.
+/// Runs `rounds` rounds on an empty spool.
 ///
 /// # Errors
 ///
-/// The number of the first round that broke a promise, and how.
+/// The number of the first round that broke a promise, and the violation.
 pub fn search(subject: Arc<dyn Subject>, seed: u64, rounds: u64) -> Result<Coverage, (u64, String)> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
     let runtime = runtime.expect("a runtime");

@@ -1,51 +1,51 @@
-//! What a round does: random, and the same for the same seed.
+//! The calls of a round: random, and the same for the same seed.
 
 use std::time::Duration;
 
 use crate::payload;
 use crate::rng::Rng;
 
-/// Ids on which most calls meet.
+/// The number of ids that get most of the calls.
 pub const HOT: usize = 3;
 
-/// Ids that are called now and then.
+/// The number of ids that get few calls.
 pub const COLD: usize = 24;
 
-/// Ids that the flood replaces, again and again: so many for each of its tasks.
+/// The number of ids that each task of the flood replaces repeatedly.
 pub const FLOODED: usize = 64;
 
-/// Tasks of a flood, at most.
+/// The maximum number of tasks of a flood.
 pub const FLOOD_TASKS: usize = 4;
 
-/// All ids of a run: the hot ones first, then the cold, then the flooded ones.
+/// The number of ids of a run: first the hot ones, then the cold ones, then those of the flood.
 pub const IDS: usize = HOT + COLD + FLOODED * FLOOD_TASKS;
 
-/// Calls of one caller in one round.
+/// The number of calls of one caller in one round.
 const STEPS: u64 = 70;
 
-/// Callers beside each other.
+/// The number of concurrent callers.
 const CALLERS: u64 = 5;
 
-/// What the rounds are made of.
+/// The kind of rounds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Shape {
-    /// All kinds of calls on a few ids, and upkeep all the time.
+    /// All kinds of calls on a few ids, with continuous upkeep.
     #[default]
     Mixed,
-    /// Stores that wait for the disk are overtaken by removes and by stores into memory, beside a
-    /// flood of replacements. Constant settings and little upkeep: the order in which the spool
-    /// writes what it has at hand is what counts.
+    /// Stores that wait for the disk are overtaken by removes and by stores into memory, during a
+    /// flood of replacements. Settings are constant and upkeep is rare: these rounds test the order
+    /// in which the spool writes queued changes.
     Overtaking,
 }
 
-/// Messages that are replaced all the time, so that there is always something to flush.
+/// Messages that are replaced continuously, so that there is always dirty data to flush.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flood {
-    /// Tasks beside each other.
+    /// The number of concurrent tasks.
     pub tasks: usize,
-    /// Stores of each, at most.
+    /// The maximum number of stores of each task.
     pub stores: u64,
-    /// The length of its messages in bytes, at most.
+    /// The maximum length of its messages in bytes.
     pub len: u64,
 }
 
@@ -54,36 +54,36 @@ pub struct Flood {
 pub enum Action {
     /// Store a new version.
     Store {
-        /// Which id.
+        /// The index of the id.
         slot: usize,
-        /// Its length in bytes.
+        /// The length in bytes.
         len: usize,
         /// With `force_sync`.
         forced: bool,
-        /// With a deadline so short that it may pass.
+        /// A deadline so short that it may pass.
         deadline: Option<Duration>,
     },
     /// Remove.
     Remove {
-        /// Which id.
+        /// The index of the id.
         slot: usize,
     },
     /// Load.
     Load {
-        /// Which id.
+        /// The index of the id.
         slot: usize,
     },
 }
 
-/// What becomes of the future of a call.
+/// When the future of a call is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    /// Awaited.
-    Awaited,
-    /// Dropped after so many polls.
-    Polled(u64),
-    /// Dropped after this time.
-    Timed(Duration),
+pub enum Cancel {
+    /// Never: it is awaited.
+    Never,
+    /// After this many polls.
+    AfterPolls(u64),
+    /// After this time.
+    AfterTime(Duration),
 }
 
 /// One call of one caller.
@@ -91,51 +91,52 @@ pub enum Fate {
 pub struct Step {
     /// The call.
     pub action: Action,
-    /// What becomes of its future.
-    pub fate: Fate,
-    /// How often the caller yields before the call.
+    /// When its future is dropped.
+    pub cancel: Cancel,
+    /// The number of yields before the call.
     pub yields: u64,
-    /// A call that the caller makes right after the beginning of this one, without its answer.
+    /// A call that the caller makes right after the beginning of this one, without waiting for its
+    /// result.
     pub beside: Option<Action>,
 }
 
 impl Step {
-    /// A call that is awaited, by itself.
+    /// A single call that is awaited.
     #[must_use]
     pub const fn plain(action: Action) -> Self {
-        Self { action, fate: Fate::Awaited, yields: 0, beside: None }
+        Self { action, cancel: Cancel::Never, yields: 0, beside: None }
     }
 }
 
-/// How a round ends.
+/// The end of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct End {
-    /// With an orderly shutdown. If not, the spool is dropped.
+    /// An orderly shutdown. If false, the spool is dropped.
     pub orderly: bool,
-    /// While the callers go on, when they have made so many calls.
+    /// End while the callers still work, after this many calls. `None`: when they have ended.
     pub beside: Option<u64>,
-    /// Everything is loaded and enumerated once more before the end, when the callers have ended.
-    pub look: bool,
+    /// Load and enumerate all messages before the end, after the callers have ended.
+    pub final_check: bool,
 }
 
-/// From one opening to the next.
+/// A round, from one opening to the next.
 #[derive(Debug, Clone)]
 pub struct Round {
     /// The calls of each caller.
     pub callers: Vec<Vec<Step>>,
-    /// What is replaced beside them.
+    /// The flood that runs meanwhile.
     pub flood: Flood,
-    /// There is upkeep beside them.
+    /// Whether upkeep runs meanwhile.
     pub has_upkeep: bool,
-    /// Chooses the upkeep.
+    /// Selects the calls of the upkeep.
     pub upkeep: Rng,
-    /// How it ends.
+    /// The end of the round.
     pub end: End,
 }
 
 impl Round {
-    /// The round with this generator, for a spool in which a message of more than `large` bytes is
-    /// larger than a segment.
+    /// Generates a round, for a spool in which a message of more than `large` bytes is larger than
+    /// a segment.
     #[must_use]
     pub fn new(mut rng: Rng, shape: Shape, large: usize) -> Self {
         let steps = |n| steps(&mut rng.fork(n), shape, large);
@@ -151,7 +152,7 @@ impl Round {
             flood,
             has_upkeep: shape == Shape::Mixed,
             upkeep: rng.fork(CALLERS),
-            end: End { orderly: rng.chance(50), beside, look: rng.chance(60) },
+            end: End { orderly: rng.chance(50), beside, final_check: rng.chance(60) },
         }
     }
 }
@@ -174,10 +175,10 @@ fn steps(rng: &mut Rng, shape: Shape, large: usize) -> Vec<Step> {
             _ => Action::Load { slot },
         };
         let is_large = matches!(action, Action::Store { len, .. } if len > large);
-        // What is on its way to the disk is replaced or removed.
+        // Replace or remove a message that is being written.
         let second = (is_large && rng.chance(70)).then(|| second(rng, slot));
         let beside = second.filter(|_| rng.chance(60));
-        steps.push(Step { action, fate: fate(rng), yields: rng.below(4), beside });
+        steps.push(Step { action, cancel: cancel(rng), yields: rng.below(4), beside });
         if let Some(second) = second {
             if beside.is_none() {
                 steps.push(Step::plain(second));
@@ -188,11 +189,11 @@ fn steps(rng: &mut Rng, shape: Shape, large: usize) -> Vec<Step> {
     steps
 }
 
-/// A store that waits for the disk, and right behind it a remove or a store into memory. The loads
-/// after it are to agree on which one came last.
+/// Adds a store that waits for the disk, and immediately after it a remove or a store into memory.
+/// The loads after them must agree on which came last.
 fn overtake(rng: &mut Rng, large: usize, steps: &mut Vec<Step>) {
     let slot = HOT + usize::try_from(rng.below(COLD as u64)).unwrap_or(0);
-    // Several segments long: it is written while a sync is under way.
+    // The message is several segments long, so it is written during a sync.
     let (len, forced) = if rng.chance(80) { (large * 5, false) } else { (4_000, true) };
     let action = Action::Store { slot, len, forced, deadline: None };
     steps.push(Step { beside: Some(second(rng, slot)), ..Step::plain(action) });
@@ -201,20 +202,20 @@ fn overtake(rng: &mut Rng, large: usize, steps: &mut Vec<Step>) {
     }
 }
 
-/// A store whose caller gives up while the disk has it. When that is over, the message is removed:
-/// nothing of it may come back.
+/// Adds a store whose caller gives up while it is being written. When the write is over, the
+/// message is removed, and must not reappear.
 fn give_up(rng: &mut Rng, steps: &mut Vec<Step>) {
     let slot = HOT + usize::try_from(rng.below(COLD as u64)).unwrap_or(0);
     let store = |slot| Action::Store { slot, len: 4_000, forced: true, deadline: None };
-    let fate = Fate::Timed(Duration::from_micros(rng.below(3_000)));
-    steps.push(Step { fate, ..Step::plain(store(slot)) });
-    // It is durable after the one before it.
+    let cancel = Cancel::AfterTime(Duration::from_micros(rng.below(3_000)));
+    steps.push(Step { cancel, ..Step::plain(store(slot)) });
+    // This store is durable only after the one before it.
     steps.push(Step::plain(store(if slot > HOT { slot - 1 } else { slot + 1 })));
     steps.push(Step::plain(Action::Remove { slot }));
     steps.push(Step::plain(Action::Load { slot }));
 }
 
-/// What overtakes a store.
+/// Returns the call that overtakes a store.
 fn second(rng: &mut Rng, slot: usize) -> Action {
     match rng.below(2) {
         0 => Action::Store { slot, len: 4_000, forced: false, deadline: None },
@@ -233,22 +234,23 @@ fn store(rng: &mut Rng, slot: usize, large: usize) -> Action {
         0..8 => 0,
         8..45 => rng.below(300),
         45..65 => rng.below(7_000),
-        // What nearly fills a segment may be larger than one with what the spool writes beside it.
+        // A message that almost fills a segment may exceed it, because the spool adds a header.
         65..82 => rng.below(large / 4 * 3),
         _ => large + 1 + rng.below(large),
     };
     let len = usize::try_from(len).unwrap_or(0);
-    // Nothing between 1 and the header's length: such messages don't carry their version.
+    // Lengths from 1 to the header's length are not used: such messages don't contain their
+    // version.
     let len = if (1..payload::HEADER_BYTES).contains(&len) { 0 } else { len };
     let deadline = rng.chance(10).then(|| Duration::from_micros(rng.below(4_000)));
     Action::Store { slot, len, forced: rng.chance(25), deadline }
 }
 
-fn fate(rng: &mut Rng) -> Fate {
+fn cancel(rng: &mut Rng) -> Cancel {
     match rng.below(100) {
-        0..8 => Fate::Polled(rng.below(6)),
-        8..12 => Fate::Timed(Duration::from_micros(rng.below(3_000))),
-        _ => Fate::Awaited,
+        0..8 => Cancel::AfterPolls(rng.below(6)),
+        8..12 => Cancel::AfterTime(Duration::from_micros(rng.below(3_000))),
+        _ => Cancel::Never,
     }
 }
 
@@ -267,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_has_every_kind_of_call_size_and_fate() {
+    fn a_plan_has_every_kind_of_call_size_and_cancellation() {
         let rounds = (0..4).map(|seed| Round::new(Rng::new(seed), Shape::Mixed, 60_000));
         let steps: Vec<Step> = rounds.flat_map(|round| round.callers).flatten().collect();
         let has = |is_so: &dyn Fn(&Step) -> bool| assert!(steps.iter().any(is_so));
@@ -282,8 +284,8 @@ mod tests {
         );
         has(&|step| matches!(step.action, Action::Remove { .. }));
         has(&|step| matches!(step.action, Action::Store { deadline: Some(_), .. }));
-        has(&|step| matches!(step.fate, Fate::Polled(0)));
-        has(&|step| matches!(step.fate, Fate::Timed(_)));
+        has(&|step| matches!(step.cancel, Cancel::AfterPolls(0)));
+        has(&|step| matches!(step.cancel, Cancel::AfterTime(_)));
         has(&|step| step.beside.is_some());
     }
 }

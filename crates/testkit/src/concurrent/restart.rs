@@ -1,4 +1,4 @@
-//! What a restart must find: each id's history, and the order between ids.
+//! Checks the state after a restart: the history of each id, and the order between ids.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -7,46 +7,47 @@ use std::time::{Duration, Instant};
 use tidespool_core::SpoolId;
 
 use super::checker::{Call, Ending, Refuted, Value, check};
-use super::history::{Asked, Entry, Outcome, shown};
-use crate::crash::{Floor, Losses, Promise};
+use super::history::{Entry, Outcome, Request, shown};
+use crate::crash::{DurabilityLevel, Losses, Promise};
 
-/// What is expected of the spool, beside linearizability.
+/// The guarantees of the spool, beyond linearizability.
 #[derive(Debug, Clone, Copy)]
 pub struct Expected {
-    /// What a crash may lose. (The drop of a spool is a crash.)
+    /// What a crash may lose. The drop of a spool counts as a crash.
     pub promise: Promise,
-    /// A message of more bytes is larger than a segment. Every such store survives a kill. One of
-    /// three quarters of it fits into a segment, and no message has a length between the two.
+    /// A message of more bytes is larger than a segment, and its store always survives a kill. A
+    /// message of three quarters of this size fits into a segment. No message has a length in
+    /// between.
     pub large: usize,
 }
 
-/// One round, from its opening to the next opening.
-pub struct Life<'a> {
-    /// What each id held at the beginning.
+/// One session: a round, from its opening to the next opening.
+pub struct Session<'a> {
+    /// The value of each id at the beginning.
     pub before: &'a BTreeMap<SpoolId, Value>,
     /// Every call.
     pub entries: &'a [Entry],
-    /// The beginnings of the calls that made everything durable which was acknowledged before them.
+    /// The beginnings of the calls that made all data durable that was acknowledged before them.
     pub barriers: &'a [u64],
-    /// The spool was dropped at this time. `None`: it was shut down.
+    /// When the spool was dropped. `None`: it was shut down.
     pub dropped_at: Option<Instant>,
-    /// What each id held when the spool was open again. `None`: that could not be read.
+    /// The value of each id after the next opening. `None`: they could not be read.
     pub after: Option<&'a BTreeMap<SpoolId, Value>>,
 }
 
-/// What a legal life lost.
+/// The losses of a legal session.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lost {
-    /// Ids that hold an earlier value than before the crash.
+    /// The number of ids that have an earlier value than before the crash.
     pub ids: u64,
 }
 
-impl Life<'_> {
-    /// Checks every id and the order between them.
+impl Session<'_> {
+    /// Checks every id and the order between ids.
     ///
     /// # Errors
     ///
-    /// The history of the id with the fewest calls that no order explains, as lines.
+    /// A text with the shortest history that no order explains.
     pub fn judge(&self, expected: Expected) -> Result<Lost, String> {
         let young = expected.promise.young(self.slowest_sync());
         let mut histories: BTreeMap<SpoolId, Vec<Entry>> = BTreeMap::new();
@@ -72,10 +73,12 @@ impl Life<'_> {
         if let Some((history, id, refuted)) = failing.into_iter().min_by_key(|(history, ..)| history.len()) {
             let is_durable = |entry: &Entry| self.is_durable(expected, young, entry);
             let (history, refuted) = self.shorten(id, history, &is_durable, refuted);
-            let told = self.tell(id, &history, &is_durable, &refuted);
-            broken.push(format!("{count} messages have a history that is not legal; the shortest:\n{told}"));
+            let description = self.describe(id, &history, &is_durable, &refuted);
+            broken.push(format!(
+                "{count} messages have a history that is not legal; the shortest:\n{description}"
+            ));
         }
-        if expected.promise.floor == Floor::Memory {
+        if expected.promise.level == DurabilityLevel::Memory {
             broken.extend(losses.holes().map(|hole| format!("after the spool was dropped: {hole}")));
         }
         if !broken.is_empty() {
@@ -109,34 +112,35 @@ impl Life<'_> {
         self.after.map(|_| ending)
     }
 
-    /// The longest that a synced store took, so that a slow disk is not taken for a broken promise.
+    /// Returns the duration of the slowest synced store, so that a slow disk does not count as a
+    /// broken promise.
     fn slowest_sync(&self) -> Duration {
-        let synced = |entry: &&Entry| matches!(entry.asked, Asked::Store { forced: true, .. });
+        let synced = |entry: &&Entry| matches!(entry.request, Request::Store { forced: true, .. });
         let took = self.entries.iter().filter(synced).map(|entry| entry.ended_at - entry.began_at);
         took.max().unwrap_or_default()
     }
 
-    /// True if a crash at the end does not lose this write.
+    /// Returns true if a crash at the end does not lose this write.
     fn is_durable(&self, expected: Expected, young: Duration, entry: &Entry) -> bool {
         if entry.outcome != Outcome::Done {
             return false;
         }
-        let at_once = match entry.asked {
-            Asked::Store { seen, forced } => {
+        let at_once = match entry.request {
+            Request::Store { seen, forced } => {
                 seen.len > expected.large || expected.promise.survives_at_once(forced)
             }
-            Asked::Remove | Asked::Load => false,
+            Request::Remove | Request::Load => false,
         };
         let is_old = self.dropped_at.is_some_and(|at| at.saturating_duration_since(entry.ended_at) > young);
         at_once || is_old || self.barriers.iter().any(|barrier| entry.ended < *barrier)
     }
 
-    /// Notes the unsynced stores that are certainly kept, and those that are certainly lost. True
-    /// if one is lost.
+    /// Records the unsynced stores that are certainly kept, and those that are certainly lost.
+    /// Returns true if one is lost.
     fn note_losses(&self, expected: Expected, id: SpoolId, history: &[Entry], losses: &mut Losses) -> bool {
         let found = self.after(id);
         let is_plain = |entry: &&Entry| {
-            matches!(entry.asked, Asked::Store { seen, forced: false }
+            matches!(entry.request, Request::Store { seen, forced: false }
                 if seen.version.is_some() && seen.len <= expected.large)
                 && entry.outcome == Outcome::Done
         };
@@ -152,7 +156,7 @@ impl Life<'_> {
         last.is_some()
     }
 
-    /// Without what the refutation does not need: the calls after it, and most loads.
+    /// Removes the calls that the refutation does not need: those after it, and most loads.
     fn shorten(
         &self,
         id: SpoolId,
@@ -168,7 +172,7 @@ impl Life<'_> {
         }
         let mut place = 0;
         while let Some(entry) = history.get(place).copied() {
-            if entry.asked == Asked::Load {
+            if entry.request == Request::Load {
                 history.remove(place);
                 if self.check(id, &history, is_durable, ending).is_err() {
                     continue;
@@ -183,7 +187,7 @@ impl Life<'_> {
         (history, refuted)
     }
 
-    fn tell(
+    fn describe(
         &self,
         id: SpoolId,
         history: &[Entry],
@@ -224,11 +228,11 @@ impl Life<'_> {
     }
 }
 
-/// What a stock holds of each id.
+/// Converts a stock to the value of each id.
 ///
 /// # Errors
 ///
-/// Where a message is damaged.
+/// If a message is damaged.
 pub fn values(stock: &crate::crash::Stock) -> Result<BTreeMap<SpoolId, Value>, String> {
     let value = |(id, found): (&SpoolId, &crate::crash::Found)| match found {
         crate::crash::Found::Whole(seen) => Ok((*id, Some(*seen))),

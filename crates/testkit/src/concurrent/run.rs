@@ -12,12 +12,12 @@ use tidespool_core::{Locked, Spool, SpoolId};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::caller::{Caller, Stage};
+use super::caller::{Caller, RoundState};
 use super::checker::Value;
-use super::history::{Clock, Entry, Outcome, Who};
+use super::history::{Clock, Entry, Outcome, Source};
 use super::plan::{IDS, Round};
-use super::restart::{Expected, Life, values};
-use super::upkeep::{Kept, flood, look, upkeep};
+use super::restart::{Expected, Session, values};
+use super::upkeep::{UpkeepLog, final_check, flood, upkeep};
 use super::{Coverage, Subject};
 use crate::crash::take_stock_of;
 use crate::rng::Rng;
@@ -29,12 +29,12 @@ pub(super) struct Run {
     expected: Expected,
     ids: Vec<SpoolId>,
     versions: Arc<AtomicU64>,
-    /// What each id holds.
+    /// The current value of each id.
     held: BTreeMap<SpoolId, Value>,
     pub(super) coverage: Coverage,
 }
 
-/// What the tasks of a round recorded.
+/// The records of the tasks of a round.
 #[derive(Default)]
 struct Recorded {
     entries: Vec<Entry>,
@@ -43,7 +43,7 @@ struct Recorded {
 }
 
 impl Recorded {
-    fn add(&mut self, kept: Kept) {
+    fn add(&mut self, kept: UpkeepLog) {
         self.entries.extend(kept.entries);
         self.barriers.extend(kept.barriers);
         self.enumerations += kept.enumerations;
@@ -59,10 +59,10 @@ impl Run {
         Self { subject, expected, ids, versions, held: BTreeMap::new(), coverage: Coverage::default() }
     }
 
-    /// One round, and the opening after it. `Err` says which promise was broken.
+    /// Runs one round and opens the spool again. `Err` describes the broken promise.
     pub(super) async fn round(&mut self, round: Round) -> Result<()> {
         let spool = self.open().await?;
-        let stage = Arc::new(Stage {
+        let state = Arc::new(RoundState {
             ids: self.ids.clone(),
             clock: Clock::default(),
             versions: self.versions.clone(),
@@ -72,17 +72,17 @@ impl Run {
             stop: watch::channel(false).0,
         });
         let end = round.end;
-        let recorded = self.work(&stage, &spool, round).await?;
+        let recorded = self.work(&state, &spool, round).await?;
         let dropped_at = (!end.orderly).then(Instant::now);
-        // The last one: nothing else may keep it open.
+        // This must be the last reference: the spool closes.
         drop(spool);
         let spool = self.open().await.context("opening the spool again")?;
-        let found = self.take_stock(spool).await;
+        let found = self.read_held(spool).await;
         self.note(&recorded, end.orderly);
-        // Broken promises are reported in the order in which they were seen.
-        let broken = std::mem::take(&mut *stage.broken.lock());
+        // Report broken promises in the order in which they were detected.
+        let broken = std::mem::take(&mut *state.broken.lock());
         ensure!(broken.is_empty(), "{}", broken.join("\n"));
-        let life = Life {
+        let life = Session {
             before: &self.held,
             entries: &recorded.entries,
             barriers: &recorded.barriers,
@@ -95,8 +95,8 @@ impl Run {
         Ok(())
     }
 
-    /// What each id holds after the restart.
-    async fn take_stock(&self, spool: Arc<dyn Spool>) -> Result<BTreeMap<SpoolId, Value>> {
+    /// Returns the value of each id after the restart.
+    async fn read_held(&self, spool: Arc<dyn Spool>) -> Result<BTreeMap<SpoolId, Value>> {
         let named = self.ids.iter().copied();
         let stock = take_stock_of(spool.as_ref(), named).await.context("after the restart")?;
         let held = values(&stock).map_err(|how| anyhow!(how))?;
@@ -104,45 +104,45 @@ impl Run {
         Ok(held)
     }
 
-    /// Everything from the opening to the end, the shutdown included.
-    async fn work(&self, stage: &Arc<Stage>, spool: &Arc<dyn Spool>, round: Round) -> Result<Recorded> {
+    /// Runs the tasks, from the opening to the end of the session, including the shutdown.
+    async fn work(&self, state: &Arc<RoundState>, spool: &Arc<dyn Spool>, round: Round) -> Result<Recorded> {
         let Round { callers, flood: flooding, has_upkeep, upkeep: rng, end } = round;
         let calls: u64 = callers.iter().map(|steps| steps.len() as u64).sum();
         let (mut working, mut keeping) = (JoinSet::new(), JoinSet::new());
         for (number, steps) in callers.into_iter().enumerate() {
-            working.spawn(Caller::new(stage, spool, Who::Caller(number)).run(steps));
+            working.spawn(Caller::new(state, spool, Source::Caller(number)).run(steps));
         }
         for task in 0..flooding.tasks {
-            working.spawn(flood(stage.clone(), spool.clone(), task, flooding, calls));
+            working.spawn(flood(state.clone(), spool.clone(), task, flooding, calls));
         }
         if has_upkeep {
-            keeping.spawn(upkeep(self.subject.clone(), stage.clone(), spool.clone(), rng.fork(1)));
+            keeping.spawn(upkeep(self.subject.clone(), state.clone(), spool.clone(), rng.fork(1)));
         }
         let mut recorded = Recorded::default();
         if let Some(beside) = end.beside {
-            let so_far = || stage.calls.load(Ordering::SeqCst);
-            wait::until("the callers work", || so_far() >= beside || working_is_over(stage, calls)).await;
-            stage.is_closing.store(true, Ordering::SeqCst);
+            let so_far = || state.calls.load(Ordering::SeqCst);
+            wait::until("the callers work", || so_far() >= beside || callers_have_ended(state, calls)).await;
+            state.is_closing.store(true, Ordering::SeqCst);
             if end.orderly {
                 spool.shutdown().await.context("shutdown beside calls")?;
             }
-            stage.stop.send_replace(true);
+            state.stop.send_replace(true);
         }
         while let Some(entries) = wait::bounded("the callers end", working.join_next()).await {
             recorded.entries.extend(entries.context("a caller")?);
         }
-        // Before the stop, which ends the upkeep with an error.
-        stage.is_closing.store(true, Ordering::SeqCst);
-        stage.stop.send_replace(true);
+        // Set before the stop, which ends the upkeep with an error.
+        state.is_closing.store(true, Ordering::SeqCst);
+        state.stop.send_replace(true);
         while let Some(kept) = wait::bounded("the upkeep ends", keeping.join_next()).await {
             recorded.add(kept.context("the upkeep")?);
         }
         if end.beside.is_none() {
-            if end.look {
-                stage.is_closing.store(false, Ordering::SeqCst);
-                stage.stop.send_replace(false);
-                let looking = look(stage.clone(), spool.clone(), rng.fork(2));
-                recorded.add(wait::bounded("a look at everything", looking).await);
+            if end.final_check {
+                state.is_closing.store(false, Ordering::SeqCst);
+                state.stop.send_replace(false);
+                let checking = final_check(state.clone(), spool.clone(), rng.fork(2));
+                recorded.add(wait::bounded("the final check", checking).await);
             }
             if end.orderly {
                 spool.shutdown().await.context("shutdown")?;
@@ -151,7 +151,7 @@ impl Run {
         Ok(recorded)
     }
 
-    /// Opens the spool. After a drop its threads may hold the lock for a moment.
+    /// Opens the spool. After a drop its threads may hold the lock for a short time.
     async fn open(&self) -> Result<Arc<dyn Spool>> {
         let started = Instant::now();
         loop {
@@ -186,7 +186,7 @@ impl Run {
     }
 }
 
-/// Rounds on a fresh spool: `Err` is the first broken promise.
+/// Runs rounds on a fresh spool. `Err` is the first broken promise.
 pub(super) async fn rounds(
     subject: Arc<dyn Subject>,
     seed: u64,
@@ -202,7 +202,7 @@ pub(super) async fn rounds(
     Ok(run.coverage)
 }
 
-/// A caller may end early, at an error that is reported.
-fn working_is_over(stage: &Stage, calls: u64) -> bool {
-    stage.calls.load(Ordering::SeqCst) >= calls || !stage.broken.lock().is_empty()
+/// Returns whether the callers have ended. A caller may end early, with an error that is reported.
+fn callers_have_ended(state: &RoundState, calls: u64) -> bool {
+    state.calls.load(Ordering::SeqCst) >= calls || !state.broken.lock().is_empty()
 }

@@ -5,14 +5,15 @@ use super::Case;
 /// A case and its name.
 #[derive(Debug, Clone, Copy)]
 pub struct NamedCase {
-    /// The name of its function, and of its test.
+    /// The name of its function and of its test.
     pub name: &'static str,
-    /// What it does.
+    /// The function that runs it.
     pub run: Case,
 }
 
 /// Makes a `#[test]` of each conformance case. The argument is an expression that makes a new
-/// [`Factory`](crate::conformance::Factory), with a storage of its own, each time. Invoke it in a module of its own.
+/// [`Factory`](crate::conformance::Factory) with its own storage each time. Invoke the macro in a
+/// separate module.
 #[macro_export]
 macro_rules! conformance_tests {
     ($factory:expr) => {
@@ -20,7 +21,7 @@ macro_rules! conformance_tests {
     };
 }
 
-/// Hands the list of cases to the macro named first.
+/// Passes the list of cases to the macro that the first argument names.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! conformance_cases {
@@ -75,7 +76,7 @@ macro_rules! conformance_cases {
     };
 }
 
-/// One test for each case.
+/// Renders one test for each case.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! render_conformance_tests {
@@ -91,7 +92,7 @@ macro_rules! render_conformance_tests {
     };
 }
 
-/// The list as an array.
+/// Renders the list as an array.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! render_case_array {
@@ -103,5 +104,5 @@ macro_rules! render_case_array {
     };
 }
 
-/// All cases, for those who run them by hand.
+/// All cases, for callers that run them without the macro.
 pub const CASES: &[NamedCase] = crate::conformance_cases!(render_case_array);

@@ -1,4 +1,4 @@
-//! What a spool says it does, for those that do less than everything: a cache, say.
+//! What a spool claims to support, for spools that support less than everything, such as a cache.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -9,21 +9,22 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tidespool_core::{Spool, SpoolEntry, SpoolId};
 
-/// What a spool says it does beyond storing, loading and removing.
+/// What a spool supports beyond store, load and remove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claims {
     /// A store with `force_sync` returns when the message is on stable storage.
     pub syncs: bool,
-    /// `enumerate` finds every message.
+    /// `enumerate` sends every message.
     pub enumerates: bool,
-    /// Messages outlive the spool: they are there when it is opened again.
+    /// Messages are present when the spool is opened again.
     pub persists: bool,
-    /// A store that its caller drops is done before anything that the caller asks for later, or not at all.
+    /// If a caller drops a store, the store completes before any later call of that caller, or
+    /// never.
     pub orders_dropped: bool,
 }
 
 impl Claims {
-    /// All that a spool promises.
+    /// All claims.
     pub const EVERYTHING: Self = Self { syncs: true, enumerates: true, persists: true, orders_dropped: true };
 }
 
@@ -51,12 +52,12 @@ impl std::fmt::Display for Claim {
     }
 }
 
-/// The first thing that a case needed and the spool does not claim.
+/// The first claim that a case needed and the spool does not make.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Needed(Arc<OnceLock<Claim>>);
 
 impl Needed {
-    /// Notes it; returns how an error says it.
+    /// Records `claim` and returns the text of the error.
     pub(super) fn note(&self, claim: Claim) -> String {
         let first = self.0.get_or_init(|| claim);
         format!("not claimed: {first}")
@@ -67,15 +68,15 @@ impl Needed {
     }
 }
 
-/// Notes, and keeps from the spool, each call that goes beyond its claims. So a case is left out only if it did need
-/// what is not claimed, never because somebody listed it.
-pub(super) struct OnlyWhatIsClaimed {
+/// Records and rejects each call that goes beyond the claims of the spool. So a case is skipped
+/// only if it really needs an unclaimed feature, without a hand-written list.
+pub(super) struct ClaimsFilter {
     inner: Arc<dyn Spool>,
     claims: Claims,
     needed: Needed,
 }
 
-impl OnlyWhatIsClaimed {
+impl ClaimsFilter {
     pub(super) fn new(inner: Arc<dyn Spool>, claims: Claims, needed: Needed) -> Self {
         Self { inner, claims, needed }
     }
@@ -83,7 +84,7 @@ impl OnlyWhatIsClaimed {
 
 #[deny(clippy::missing_trait_methods)]
 #[async_trait]
-impl Spool for OnlyWhatIsClaimed {
+impl Spool for ClaimsFilter {
     async fn load(&self, id: SpoolId) -> Result<Vec<u8>> {
         self.inner.load(id).await
     }
@@ -102,7 +103,7 @@ impl Spool for OnlyWhatIsClaimed {
         if force_sync && !self.claims.syncs {
             bail!(self.needed.note(Claim::Syncs));
         }
-        let guard = (!self.claims.orders_dropped).then(|| NotesADrop(&self.needed));
+        let guard = (!self.claims.orders_dropped).then(|| DropRecorder(&self.needed));
         let stored = self.inner.store(id, data, force_sync, deadline).await;
         std::mem::forget(guard);
         stored
@@ -136,10 +137,10 @@ impl Spool for OnlyWhatIsClaimed {
     }
 }
 
-/// Notes that the future it lives in was dropped before its end.
-struct NotesADrop<'a>(&'a Needed);
+/// Records that the future that owns it was dropped before its end.
+struct DropRecorder<'a>(&'a Needed);
 
-impl Drop for NotesADrop<'_> {
+impl Drop for DropRecorder<'_> {
     fn drop(&mut self) {
         self.0.note(Claim::OrdersDropped);
     }

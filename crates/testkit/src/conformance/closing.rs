@@ -1,4 +1,4 @@
-//! The end of a spool.
+//! Shutdown.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,10 +10,10 @@ use super::Subject;
 use super::calls::{advance, assert_lists, put, put_as};
 use crate::payload;
 
-/// How many callers store beside the shutdown.
+/// The number of callers that store during the shutdown.
 const CALLERS: usize = 8;
 
-/// Once, again, and from several callers at a time.
+/// Shutdown once, again, and from several callers at a time.
 pub async fn shutdown_is_safe_to_repeat(subject: &mut Subject) {
     put(subject.spool(), SpoolId::new(), 1, 5000).await;
     put_as(subject.spool(), SpoolId::new(), 1, 5000, true).await;
@@ -29,7 +29,7 @@ pub async fn shutdown_is_safe_to_repeat(subject: &mut Subject) {
     subject.spool().shutdown().await.expect("shutdown again");
 }
 
-/// A spool that is shut down says so, whatever is asked of it.
+/// After a shutdown, each call returns `Closed`.
 pub async fn calls_after_shutdown_are_refused(subject: &mut Subject) {
     let id = SpoolId::new();
     let spool = subject.spool();
@@ -47,15 +47,15 @@ pub async fn calls_after_shutdown_are_refused(subject: &mut Subject) {
     assert_closed("cleanup", spool.cleanup().await);
     assert_closed("compact", spool.compact().await);
     assert_closed("advise_low_memory", spool.advise_low_memory().await);
-    assert!(spool.unhealthy_reason().is_some(), "a spool that is shut down says that it is healthy");
+    assert!(spool.unhealthy_reason().is_some(), "a spool that is shut down reports that it is healthy");
 }
 
 fn assert_closed<T>(call: &str, result: anyhow::Result<T>) {
-    let Err(err) = result else { panic!("{call} after shutdown went on") };
+    let Err(err) = result else { panic!("{call} after shutdown succeeded") };
     assert!(err.root_cause().is::<Closed>(), "{call} after shutdown: {err:#}");
 }
 
-/// Stores under way when the shutdown begins are either kept or refused, and always answered.
+/// Each store in progress when the shutdown begins is either kept or rejected, and always returns.
 pub async fn stores_beside_a_shutdown_are_answered(subject: &mut Subject) {
     let acknowledged: Arc<[AtomicU64; CALLERS]> = Arc::default();
     let callers: Vec<_> = (0..CALLERS)
@@ -72,8 +72,8 @@ pub async fn stores_beside_a_shutdown_are_answered(subject: &mut Subject) {
     assert_lists(subject.spool(), &kept).await;
 }
 
-/// Stores one message after the other until it is refused; returns those that were acknowledged.
-/// Every second caller asks for a sync.
+/// Stores messages one after the other until a store is rejected. Returns the ids of the
+/// acknowledged messages. Every second caller uses `force_sync`.
 async fn store_until_closed(
     spool: Arc<dyn Spool>,
     caller: usize,
@@ -85,7 +85,7 @@ async fn store_until_closed(
         let id = SpoolId::new();
         if let Err(err) = spool.store(id, payload::shared(id, 1, 2000), force_sync, None).await {
             assert!(err.root_cause().is::<Closed>(), "store beside a shutdown: {err:#}");
-            assert!(!err.is::<InDoubt>(), "a shutdown that ends well leaves no doubt: {err:#}");
+            assert!(!err.is::<InDoubt>(), "an orderly shutdown leaves no store in doubt: {err:#}");
             return kept;
         }
         kept.push(id);

@@ -11,8 +11,9 @@ use super::calls::{advance, all_upkeep, assert_absent, assert_holds, assert_list
 use crate::payload;
 use crate::rng::Rng;
 
-/// While one id is replaced again and again, a load sees one version, whole: none older than the last that was
-/// stored before the load began, none newer than the last that was begun before it ended.
+/// While one id is replaced repeatedly, each load returns one intact version. The version is at
+/// least the last one stored before the load began, and at most the last one begun before the load
+/// ended.
 pub async fn a_load_sees_one_version_whole(subject: &mut Subject) {
     const VERSIONS: u64 = 400;
     let id = SpoolId::new();
@@ -26,7 +27,7 @@ pub async fn a_load_sees_one_version_whole(subject: &mut Subject) {
     tasks.spawn(async move {
         let (begun, stored) = &*shared;
         for version in 2..=VERSIONS {
-            // Nothing is proven by loads that only begin when all is over.
+            // Loads that begin after the last store prove nothing, so wait for the loads.
             if version % 20 == 2 {
                 advance("the loads", counted.as_ref(), 1).await;
             }
@@ -61,8 +62,8 @@ pub async fn a_load_sees_one_version_whole(subject: &mut Subject) {
     assert_holds(subject.spool(), id, VERSIONS, len(VERSIONS)).await;
 }
 
-/// Stores, loads and removes of one id by many: each load is one of the stored versions or nothing, and when all is
-/// still, all ways of looking agree.
+/// Many callers store, load and remove one id. Each load returns a stored version or nothing. When
+/// all callers have ended, loads and enumerations agree.
 pub async fn many_callers_on_one_id_agree_in_the_end(subject: &mut Subject) {
     const CALLERS: u64 = 16;
     let id = SpoolId::new();
@@ -84,7 +85,7 @@ pub async fn many_callers_on_one_id_agree_in_the_end(subject: &mut Subject) {
     while let Some(task) = tasks.join_next().await {
         task.expect("no task panics");
     }
-    // Still now. What stands must go on standing.
+    // All callers have ended: the result must not change any more.
     let spool = subject.spool();
     let version = settled_version(spool, id).await;
     all_upkeep(spool).await;
@@ -114,12 +115,12 @@ async fn settled_version(spool: &dyn Spool, id: SpoolId) -> Option<u64> {
     }
 }
 
-/// Each caller sees its own messages as if it were alone.
+/// Each caller sees its own messages as if it were the only caller.
 pub async fn callers_on_many_ids_do_not_disturb_each_other(subject: &mut Subject) {
     const CALLERS: u64 = 32;
     let mut tasks = JoinSet::new();
     for caller in 0..CALLERS {
-        tasks.spawn(live_alone(subject.shared(), caller));
+        tasks.spawn(use_own_ids(subject.shared(), caller));
     }
     let mut expected = Vec::new();
     while let Some(task) = tasks.join_next().await {
@@ -133,8 +134,9 @@ pub async fn callers_on_many_ids_do_not_disturb_each_other(subject: &mut Subject
     assert_lists(subject.spool(), &expected).await;
 }
 
-/// Stores, replaces, loads and removes ids that nobody else uses; returns what is left of them.
-async fn live_alone(spool: Arc<dyn Spool>, caller: u64) -> Vec<(SpoolId, u64, usize)> {
+/// Stores, replaces, loads and removes ids that no other caller uses. Returns the messages that are
+/// left.
+async fn use_own_ids(spool: Arc<dyn Spool>, caller: u64) -> Vec<(SpoolId, u64, usize)> {
     let mut rng = Rng::new(caller + 77);
     let mut mine: Vec<(SpoolId, u64, usize)> = Vec::new();
     for turn in 0..40 {

@@ -1,4 +1,4 @@
-//! Callers that do not wait for the answer: a `store` future may be dropped at any await point.
+//! Callers that do not wait for the result: a `store` future may be dropped at any await point.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,8 @@ use super::Subject;
 use super::calls::{all_upkeep, assert_absent, assert_holds, assert_lists, list, put, put_as};
 use crate::payload;
 
-/// Begins a store and drops it after at most `polls` polls. `Some` where it was done by then.
+/// Begins a store and drops it after at most `polls` polls. Returns the result if the store ended
+/// by then.
 async fn abandon(
     spool: &dyn Spool,
     id: SpoolId,
@@ -28,7 +29,7 @@ async fn abandon(
     None
 }
 
-/// The message is there whole, or not at all; a replace leaves the old version or the new one.
+/// The message is stored in full or not at all. A replace leaves the old version or the new one.
 pub async fn a_dropped_store_is_done_whole_or_not_at_all(subject: &mut Subject) {
     let spool = subject.spool();
     let (mut fresh, mut replaced) = (Vec::new(), Vec::new());
@@ -40,7 +41,7 @@ pub async fn a_dropped_store_is_done_whole_or_not_at_all(subject: &mut Subject) 
         let answer = abandon(spool, old, 2, 1000, n % 3 != 0, n % 4).await;
         replaced.push((old, matches!(answer, Some(Ok(())))));
     }
-    // A synced store comes after all that was queued before it.
+    // A synced store comes after all stores that were queued before it.
     put_as(spool, SpoolId::new(), 1, 10, true).await;
     all_upkeep(spool).await;
     let found = list(spool).await;
@@ -49,12 +50,12 @@ pub async fn a_dropped_store_is_done_whole_or_not_at_all(subject: &mut Subject) 
             Ok(data) => payload::assert_is(id, 1, 3000, &data),
             Err(err) => {
                 assert!(err.root_cause().is::<NotFound>() && !acknowledged, "{err:#}");
-                assert!(!found.contains_key(&id), "{id} is enumerated and cannot be loaded");
+                assert!(!found.contains_key(&id), "{id} is enumerated but cannot be loaded");
             }
         }
     }
     for (id, acknowledged) in replaced {
-        let data = spool.load(id).await.expect("a replaced message is always there");
+        let data = spool.load(id).await.expect("a replaced message is always present");
         let seen = payload::read(id, &data).expect("whole");
         assert!(seen.version == Some(2) || !acknowledged, "an acknowledged replace did not happen");
         assert!(matches!((seen.version, seen.len), (Some(1), 2000) | (Some(2), 1000)), "{seen:?}");
@@ -62,8 +63,8 @@ pub async fn a_dropped_store_is_done_whole_or_not_at_all(subject: &mut Subject) 
     }
 }
 
-/// Room that was set aside for a store comes back when the store is dropped: far more is dropped here than any
-/// test's spool has room for.
+/// The space reserved for a dropped store is released. The stores dropped here need far more space
+/// than any spool under test has.
 pub async fn dropped_stores_leak_no_room(subject: &mut Subject) {
     let spool = subject.spool();
     for n in 0..300 {
@@ -98,7 +99,7 @@ pub async fn a_later_store_beats_a_dropped_one(subject: &mut Subject) {
     assert_lists(spool, &stored).await;
 }
 
-/// Nor bring back a message that was removed after it.
+/// A store that was dropped while queued must not bring back a message that was removed after it.
 pub async fn a_later_remove_beats_a_dropped_store(subject: &mut Subject) {
     let spool = subject.spool();
     let mut ids = Vec::new();

@@ -11,7 +11,7 @@ use super::calls::{
 };
 use crate::{ids, payload, wait};
 
-/// The end comes at once, and nothing before it.
+/// The channel closes without an entry.
 pub async fn an_empty_spool_enumerates_nothing(subject: &mut Subject) {
     assert_lists(subject.spool(), &[]).await;
     let id = SpoolId::new();
@@ -20,7 +20,7 @@ pub async fn an_empty_spool_enumerates_nothing(subject: &mut Subject) {
     assert_lists(subject.spool(), &[]).await;
 }
 
-/// Wherever a message lives by now: fresh, replaced, synced, settled.
+/// A message is enumerated once, whether it is new, replaced, synced or moved by upkeep.
 pub async fn every_message_is_enumerated_once(subject: &mut Subject) {
     let spool = subject.spool();
     let mut stored = Vec::new();
@@ -38,7 +38,7 @@ pub async fn every_message_is_enumerated_once(subject: &mut Subject) {
     }
 }
 
-/// A message created at `start_time` itself is not before it, to the precision of its id.
+/// A message created at `start_time` is not before it, to the precision of its id.
 pub async fn start_time_is_a_strict_bound(subject: &mut Subject) {
     let spool = subject.spool();
     let noon: DateTime<Utc> = "2026-01-02T12:00:00Z".parse().expect("a time");
@@ -48,7 +48,7 @@ pub async fn start_time_is_a_strict_bound(subject: &mut Subject) {
         let salt = u64::from(n.unsigned_abs()) + if n < 0 { 100 } else { 200 };
         timed.extend([ids::v1(step(n), salt), ids::v6(step(n), salt + 1000), ids::v7(step(n), salt + 2000)]);
     }
-    // To 100 ns, where the id is so precise.
+    // Ids of versions 1 and 6 have a precision of 100 ns.
     let hair = TimeDelta::nanoseconds(100);
     timed.extend([ids::v1(noon - hair, 1), ids::v6(noon - hair, 2), ids::v1(noon + hair, 3)]);
     for &id in &timed {
@@ -66,7 +66,7 @@ pub async fn start_time_is_a_strict_bound(subject: &mut Subject) {
     }
 }
 
-/// Whatever the bound: the first moment there is, or the last.
+/// Ids without a time are enumerated for the earliest and for the latest bound.
 pub async fn ids_without_a_time_are_always_enumerated(subject: &mut Subject) {
     let spool = subject.spool();
     let timeless = [ids::v4(1), ids::v4(2), SpoolId::from_bytes([0; 16]), SpoolId::from_bytes([0xff; 16])];
@@ -95,7 +95,7 @@ fn assert_same(found: &BTreeMap<SpoolId, Vec<u8>>, expected: &[SpoolId], start: 
     }
 }
 
-/// A receiver that goes away ends the enumeration, and nothing else.
+/// A dropped receiver ends the enumeration and affects nothing else.
 pub async fn a_dropped_receiver_stops_it(subject: &mut Subject) {
     let spool = subject.spool();
     let stored: Vec<_> = (0..100).map(|_| (SpoolId::new(), 1, 2000)).collect();
@@ -110,14 +110,15 @@ pub async fn a_dropped_receiver_stops_it(subject: &mut Subject) {
             receiver.recv().await.expect("an entry");
         }
         drop(receiver);
-        // Our sender and the spool's are the last two: when the spool lets go, ours is alone.
+        // The spool and this test hold the last two senders: the count is 1 once the spool drops
+        // its own.
         let what = "the spool drops its sender after the receiver has gone";
         wait::until(what, || sender.sender_count() == 1).await;
     }
     assert_lists(spool, &stored).await;
 }
 
-/// A receiver that takes its time still gets everything, once; other calls go on meanwhile.
+/// A slow receiver gets every message once, and other calls continue meanwhile.
 pub async fn a_slow_receiver_gets_everything(subject: &mut Subject) {
     let spool = subject.spool();
     let mut stored = Vec::new();
@@ -135,7 +136,7 @@ pub async fn a_slow_receiver_gets_everything(subject: &mut Subject) {
     let mut found = BTreeMap::new();
     while let Ok(entry) = receiver.recv().await {
         collect(&mut found, entry);
-        // Slow by the work in between, not by the clock.
+        // The receiver is slow because of the work in between, not because of a sleep.
         let (id, version, len) = stored[found.len() % stored.len()];
         assert_holds(spool, id, version, len).await;
         let passing = ids::v6(start + TimeDelta::seconds(1), found.len() as u64);
@@ -149,7 +150,7 @@ pub async fn a_slow_receiver_gets_everything(subject: &mut Subject) {
     }
 }
 
-/// Two at a time, at different speeds, see the same.
+/// Two concurrent enumerations at different speeds send the same messages.
 pub async fn enumerations_do_not_disturb_each_other(subject: &mut Subject) {
     let spool = subject.spool();
     for n in 0..300 {
@@ -168,7 +169,7 @@ pub async fn enumerations_do_not_disturb_each_other(subject: &mut Subject) {
     assert!(seen_slowly == seen_quickly, "{} and {} messages", seen_slowly.len(), seen_quickly.len());
 }
 
-/// A receiver that never reads does not hold up the shutdown.
+/// A receiver that never reads does not delay the shutdown.
 pub async fn a_stuck_receiver_does_not_hold_up_shutdown(subject: &mut Subject) {
     let spool = subject.spool();
     for _ in 0..50 {

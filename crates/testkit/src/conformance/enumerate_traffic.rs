@@ -1,4 +1,4 @@
-//! Enumeration beside traffic, as at the start of a server that is already taking mail.
+//! Enumeration during traffic, as when a server starts and already accepts mail.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,21 +12,21 @@ use super::calls::{advance, all_upkeep, assert_absent, collect, put, put_as};
 use crate::rng::Rng;
 use crate::{ids, payload};
 
-/// How many of each kind.
+/// The number of messages of each kind.
 const STABLE: u64 = 200;
 const REPLACED: u64 = 60;
 const REMOVED: u64 = 60;
 
-/// What goes on beside the enumerations.
+/// The state of the tasks that run during the enumerations.
 #[derive(Default)]
 struct Traffic {
     done: AtomicBool,
-    /// Turns of each task.
+    /// The number of turns of each task.
     turns: [AtomicU64; 3],
 }
 
 impl Traffic {
-    /// One turn is over. False: no more.
+    /// Counts one turn of `task`. Returns false if the task must stop.
     async fn turn(&self, task: usize) -> bool {
         self.turns[task].fetch_add(1, Ordering::Relaxed);
         tokio::task::yield_now().await;
@@ -34,15 +34,16 @@ impl Traffic {
     }
 }
 
-/// A message that is re-saved all the time, and how far that has come.
+/// A message that is replaced continuously, with the newest version begun and stored.
 struct Resaved {
     id: SpoolId,
     started: AtomicU64,
     stored: AtomicU64,
 }
 
-/// Messages present throughout are seen exactly once, in a version that stood at some time meanwhile; removed ones
-/// never; those that come and go at most once.
+/// Messages present throughout are enumerated exactly once, in a version that was current at some
+/// time during the enumeration. Removed messages are not enumerated. Messages stored or removed
+/// meanwhile are enumerated at most once.
 pub async fn messages_present_throughout_are_seen_once(subject: &mut Subject) {
     let spool = subject.shared();
     let assorted = ids::assorted(Utc::now() - chrono::TimeDelta::hours(1), STABLE + REPLACED + REMOVED);
@@ -61,10 +62,10 @@ pub async fn messages_present_throughout_are_seen_once(subject: &mut Subject) {
     let resaved: Arc<Vec<Resaved>> = Arc::new(replaced.iter().map(resaved).collect());
     let traffic = Arc::new(Traffic::default());
     let tasks = [
-        tokio::spawn(come_and_go(spool.clone(), traffic.clone(), 0)),
-        tokio::spawn(come_and_go(spool.clone(), traffic.clone(), 1)),
+        tokio::spawn(store_and_remove(spool.clone(), traffic.clone(), 0)),
+        tokio::spawn(store_and_remove(spool.clone(), traffic.clone(), 1)),
         tokio::spawn(resave(spool.clone(), traffic.clone(), 2, resaved.clone())),
-        tokio::spawn(keep_up(spool.clone(), traffic.clone())),
+        tokio::spawn(run_upkeep(spool.clone(), traffic.clone())),
     ];
 
     for _ in 0..4 {
@@ -85,7 +86,7 @@ pub async fn messages_present_throughout_are_seen_once(subject: &mut Subject) {
             );
         }
         for id in removed {
-            assert!(!found.contains_key(id), "message {id} was removed before, and enumerated");
+            assert!(!found.contains_key(id), "message {id} was removed earlier, but enumerated");
         }
     }
     traffic.done.store(true, Ordering::Relaxed);
@@ -97,7 +98,7 @@ pub async fn messages_present_throughout_are_seen_once(subject: &mut Subject) {
     }
 }
 
-/// In the midst of it, more is stored, re-saved and removed.
+/// Enumerates through a small channel, and lets the other tasks run in the middle of it.
 async fn enumerate_slowly(spool: &dyn Spool, traffic: &Traffic) -> BTreeMap<SpoolId, Vec<u8>> {
     let (sender, receiver) = async_channel::bounded(4);
     spool.enumerate(sender, Utc::now()).expect("enumerate");
@@ -115,7 +116,7 @@ async fn enumerate_slowly(spool: &dyn Spool, traffic: &Traffic) -> BTreeMap<Spoo
 }
 
 /// Stores new messages, never the same id twice, and removes most of them.
-async fn come_and_go(spool: Arc<dyn Spool>, traffic: Arc<Traffic>, task: usize) {
+async fn store_and_remove(spool: Arc<dyn Spool>, traffic: Arc<Traffic>, task: usize) {
     let mut rng = Rng::new(task as u64);
     let mut here = Vec::new();
     while traffic.turn(task).await {
@@ -143,7 +144,7 @@ async fn resave(spool: Arc<dyn Spool>, traffic: Arc<Traffic>, task: usize, messa
     }
 }
 
-async fn keep_up(spool: Arc<dyn Spool>, traffic: Arc<Traffic>) {
+async fn run_upkeep(spool: Arc<dyn Spool>, traffic: Arc<Traffic>) {
     while !traffic.done.load(Ordering::Relaxed) {
         all_upkeep(spool.as_ref()).await;
         tokio::task::yield_now().await;

@@ -1,13 +1,14 @@
-//! Every promise of a spool that can be seen through `dyn Spool`, one named case each.
+//! One named case for each promise of a spool that can be observed through `dyn Spool`.
 //!
-//! A [`Factory`] says how the spool under test is opened; [`conformance_tests!`](crate::conformance_tests) makes a
-//! `#[test]` of each case, so that a broken promise is a test that fails by name:
+//! A [`Factory`] opens the spool under test. [`conformance_tests!`](crate::conformance_tests) makes
+//! a `#[test]` of each case, so the name of a failing test says which promise is broken:
 //!
 //! ```
 //! mod reference {
 //!     # use std::sync::Arc;
 //!     # use tidespool_core::Spool;
-//!     # use tidespool_testkit::{conformance::Factory, reference::{ReferenceSpool, ReferenceStorage}};
+//!     # use tidespool_testkit::conformance::Factory;
+//!     # use tidespool_testkit::reference::{ReferenceSpool, ReferenceStorage};
 //!     #[derive(Default)]
 //!     struct InMemory(ReferenceStorage);
 //!
@@ -22,7 +23,7 @@
 //! }
 //! ```
 //!
-//! A new case is a function in one of the modules here, and a line in `cases.rs`.
+//! To add a case, write a function in one of the modules here, and add a line to `cases.rs`.
 
 mod calls;
 mod cases;

@@ -1,4 +1,4 @@
-//! A store that fails says why, and leaves nothing behind.
+//! A store that fails returns the reason, and leaves nothing behind.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::Subject;
 use super::calls::{all_upkeep, assert_absent, assert_holds, assert_lists, past, put_as};
 use crate::payload;
 
-/// A deadline that is over is the typed error, and the message is not there.
+/// A store with a past deadline returns the typed error, and the message is absent.
 pub async fn a_past_deadline_stores_nothing(subject: &mut Subject) {
     for force_sync in [false, true] {
         for len in [0, 100, 100_000] {
@@ -21,7 +21,7 @@ pub async fn a_past_deadline_stores_nothing(subject: &mut Subject) {
     assert_lists(subject.spool(), &[]).await;
 }
 
-/// A replace that fails leaves the earlier version standing, fresh or settled.
+/// A failed replace leaves the earlier version, before and after upkeep.
 pub async fn a_past_deadline_leaves_the_earlier_version(subject: &mut Subject) {
     let mut stored = Vec::new();
     for force_sync in [false, true] {
@@ -44,10 +44,11 @@ async fn refused_for_its_deadline(subject: &Subject, id: SpoolId, len: usize, fo
     let stored = subject.spool().store(id, payload::shared(id, 9, len), force_sync, Some(past())).await;
     let err = stored.expect_err("a store with its deadline in the past");
     assert!(err.root_cause().is::<SpoolCallerDeadlineExceeded>(), "{err:#}");
-    assert!(!err.is::<InDoubt>(), "it was never written: {err:#}");
+    assert!(!err.is::<InDoubt>(), "the message was never written: {err:#}");
 }
 
-/// A message above the limit is the typed error, with the figures, and is not there.
+/// A store above the size limit returns the typed error with the figures, and the message is
+/// absent.
 pub async fn a_message_too_large_stores_nothing(subject: &mut Subject) {
     for force_sync in [false, true] {
         let id = SpoolId::new();
@@ -58,7 +59,7 @@ pub async fn a_message_too_large_stores_nothing(subject: &mut Subject) {
     assert_lists(subject.spool(), &[]).await;
 }
 
-/// Nor does it touch the earlier version.
+/// A store above the size limit does not change the earlier version.
 pub async fn a_message_too_large_leaves_the_earlier_version(subject: &mut Subject) {
     let id = SpoolId::new();
     put_as(subject.spool(), id, 1, 3000, false).await;
@@ -77,7 +78,7 @@ async fn refused_for_its_size(subject: &Subject, id: SpoolId, force_sync: bool) 
     assert_eq!(err.root_cause().downcast_ref::<TooLarge>(), Some(&expected), "{err:#}");
 }
 
-/// The limit itself is within it.
+/// A message of exactly the limit is stored.
 pub async fn the_largest_message_is_taken(subject: &mut Subject) {
     let size = usize::try_from(subject.factory().max_message_size()).expect("a limit that fits into memory");
     let mut stored = Vec::new();

@@ -1,4 +1,4 @@
-//! What was removed is gone, at once and for good.
+//! A removed message disappears immediately and permanently.
 
 use tidespool_core::SpoolId;
 
@@ -20,7 +20,7 @@ pub async fn removing_the_unknown_is_ok(subject: &mut Subject) {
     assert_absent(spool, id).await;
 }
 
-/// Not loaded, not enumerated, whether it was synced or not.
+/// The message is neither loaded nor enumerated, whether it was synced or not.
 pub async fn a_removed_message_is_gone_at_once(subject: &mut Subject) {
     let spool = subject.spool();
     let kept = SpoolId::new();
@@ -37,14 +37,14 @@ pub async fn a_removed_message_is_gone_at_once(subject: &mut Subject) {
     assert_lists(spool, &[(kept, 1, 500)]).await;
 }
 
-/// Nothing that moves messages about brings one back.
+/// Upkeep does not bring a removed message back.
 pub async fn a_removed_message_stays_away_through_upkeep(subject: &mut Subject) {
     let spool = subject.spool();
     let ids: Vec<SpoolId> = (0..20).map(|_| SpoolId::new()).collect();
     for (n, &id) in ids.iter().enumerate() {
         put_as(spool, id, 1, 100 + n * 1000, n % 2 == 0).await;
     }
-    // Half of them are removed while fresh, half when they have settled.
+    // Remove half of them while they are new, and half after upkeep.
     for &id in &ids[..10] {
         spool.remove(id).await.expect("remove");
     }
@@ -62,7 +62,7 @@ pub async fn a_removed_message_stays_away_through_upkeep(subject: &mut Subject) 
     }
 }
 
-/// An id is not used up by being removed.
+/// A removed id can be used again.
 pub async fn a_removed_id_can_be_stored_again(subject: &mut Subject) {
     let spool = subject.spool();
     let mut stored = Vec::new();

@@ -1,4 +1,4 @@
-//! What a restart leaves: everything.
+//! All messages survive a restart.
 
 use chrono::{TimeDelta, Utc};
 use tidespool_core::SpoolId;
@@ -9,7 +9,7 @@ use super::calls::{
 };
 use crate::ids;
 
-/// Of every size, synced or not, settled or fresh; and after a second restart too.
+/// Messages of every size, synced or not, with and without upkeep, survive two restarts.
 pub async fn stored_messages_survive_a_restart(subject: &mut Subject) {
     let mut stored = Vec::new();
     for round in 0..2 {
@@ -33,7 +33,8 @@ pub async fn stored_messages_survive_a_restart(subject: &mut Subject) {
     }
 }
 
-/// In their newest version, whether the old one was fresh, settled, or from before another restart.
+/// The newest version survives, whether the old one was new, moved by upkeep, or older than another
+/// restart.
 pub async fn replaced_messages_survive_as_replaced(subject: &mut Subject) {
     let ids: Vec<SpoolId> = ids::assorted(Utc::now(), 12);
     let mut expected = Vec::new();
@@ -55,7 +56,8 @@ pub async fn replaced_messages_survive_as_replaced(subject: &mut Subject) {
     assert_lists(subject.spool(), &expected).await;
 }
 
-/// Removed while fresh, after settling, or after an earlier restart: gone after the next one, and the one after.
+/// Messages removed while new, after upkeep, or after an earlier restart stay absent after the next
+/// two restarts.
 pub async fn removed_messages_stay_away_after_a_restart(subject: &mut Subject) {
     let ids = ids::assorted(Utc::now(), 16);
     for (n, &id) in ids.iter().enumerate() {
@@ -101,7 +103,7 @@ pub async fn a_message_stored_after_its_removal_survives(subject: &mut Subject) 
     }
 }
 
-/// The time bound of an enumeration holds for messages from before the restart.
+/// The time bound of an enumeration also applies to messages from before the restart.
 pub async fn start_time_holds_after_a_restart(subject: &mut Subject) {
     let from = Utc::now() - TimeDelta::hours(1);
     let ids = ids::assorted(from, 40);
@@ -117,7 +119,7 @@ pub async fn start_time_holds_after_a_restart(subject: &mut Subject) {
     assert_eq!(found, expected);
 }
 
-/// Dropping a spool without shutting it down loses no more than a crash would: nothing that was synced.
+/// Dropping a spool without a shutdown loses no synced message, like a crash.
 pub async fn synced_messages_survive_a_drop(subject: &mut Subject) {
     let mut stored = Vec::new();
     for round in 0..3 {

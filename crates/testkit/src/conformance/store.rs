@@ -1,4 +1,4 @@
-//! What was stored comes back, in its newest version.
+//! A stored message is returned in its newest version.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use super::calls::{LENGTHS, all_upkeep, assert_absent, assert_holds, assert_list
 use crate::ids;
 use crate::payload;
 
-/// An id that was never stored is the typed `NotFound`, text `no such key {id}`.
+/// A load of an id that was never stored returns `NotFound` with the text `no such key {id}`.
 pub async fn an_absent_message_is_not_found(subject: &mut Subject) {
     let spool = subject.spool();
     assert_absent(spool, SpoolId::new()).await;
@@ -23,7 +23,7 @@ pub async fn an_absent_message_is_not_found(subject: &mut Subject) {
     assert_absent(spool, SpoolId::new()).await;
 }
 
-/// From nothing to 1 MiB, synced or not, at once and after everything inside the spool has moved.
+/// From 0 bytes to 1 MiB, synced or not, immediately and after upkeep moved every message.
 pub async fn messages_of_every_size_come_back(subject: &mut Subject) {
     let spool = subject.spool();
     let mut stored = Vec::new();
@@ -42,7 +42,7 @@ pub async fn messages_of_every_size_come_back(subject: &mut Subject) {
     assert_lists(spool, &stored).await;
 }
 
-/// No byte means anything to the spool.
+/// No byte value is special to the spool.
 pub async fn bytes_of_every_value_come_back(subject: &mut Subject) {
     let spool = subject.spool();
     let every_value: Vec<u8> = (0..=255).cycle().take(5 * 1024).collect();
@@ -75,7 +75,7 @@ pub async fn the_last_store_counts(subject: &mut Subject) {
         {
             let id = SpoolId::new();
             put_as(spool, id, 1, before, first).await;
-            // A load in between, so that a copy kept for loads would show.
+            // Load in between: a stale cached copy would be returned later.
             assert_holds(spool, id, 1, before).await;
             put_as(spool, id, 2, after, second).await;
             assert_holds(spool, id, 2, after).await;
@@ -90,7 +90,7 @@ pub async fn the_last_store_counts(subject: &mut Subject) {
     assert_lists(spool, &stored).await;
 }
 
-/// A version that has settled inside the spool is replaced like a fresh one.
+/// A version that upkeep has moved is replaced like a new one.
 pub async fn a_settled_version_is_replaced(subject: &mut Subject) {
     let spool = subject.spool();
     let mut stored = Vec::new();
@@ -113,7 +113,7 @@ pub async fn a_settled_version_is_replaced(subject: &mut Subject) {
     assert_lists(spool, &stored).await;
 }
 
-/// Any UUID is an id: of any version, of none, the first and the last, and those that differ in one bit.
+/// Any UUID is an id: of any version or none, all zeros, all ones, and ids that differ in one bit.
 pub async fn ids_of_every_kind_are_kept_apart(subject: &mut Subject) {
     let spool = subject.spool();
     let mut all = ids::assorted(Utc::now(), 40);
@@ -135,7 +135,7 @@ pub async fn ids_of_every_kind_are_kept_apart(subject: &mut Subject) {
     assert_lists(spool, &stored).await;
 }
 
-/// A deadline that is not over does no harm.
+/// A deadline in the future does not affect a store.
 pub async fn a_deadline_ahead_is_met(subject: &mut Subject) {
     let spool = subject.spool();
     for force_sync in [false, true] {

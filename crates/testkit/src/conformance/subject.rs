@@ -1,4 +1,4 @@
-//! The spool under test, and how one case is run on it.
+//! The spool under test, and the functions that run one case on it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,33 +9,35 @@ use anyhow::Result;
 use async_trait::async_trait;
 use tidespool_core::{Locked, Spool};
 
-use super::claims::{Claims, Needed, OnlyWhatIsClaimed};
+use super::claims::{Claims, ClaimsFilter, Needed};
 use crate::wait::PATIENCE;
 
-/// How the spool under test is opened. Each case gets a factory of its own: one factory is one storage.
+/// Opens the spool under test. Each case gets its own factory, and each factory has its own
+/// storage.
 #[async_trait]
 pub trait Factory: Send + Sync {
-    /// Opens the spool: empty at first, later with what was left by the one before.
+    /// Opens the spool: empty the first time, later with what the previous spool left.
     async fn open(&self) -> Result<Arc<dyn Spool>>;
 
-    /// Deletes, empties or garbles all files that the spool can build again from its other files,
-    /// by the number `how`. The spool may be running. Default: there are none.
+    /// Deletes, empties or corrupts all files that the spool can rebuild from its other files.
+    /// `how` selects the damage. The spool may be running. The default does nothing.
     fn lose_index(&self, how: u8) {
         let _ = how;
     }
 
-    /// The largest message that the spool takes, in bytes: at least 1 MiB. Small is quick: a case fills it.
+    /// The size limit of a message, in bytes: at least 1 MiB. One case stores a message of this
+    /// size, so a small limit is faster.
     fn max_message_size(&self) -> u64 {
         2 * 1024 * 1024
     }
 
-    /// What the spool says it does. Default = [`Claims::EVERYTHING`]; a case that needs more is
-    /// [`Outcome::NotClaimed`].
+    /// What the spool claims to support. Default = [`Claims::EVERYTHING`]. The outcome of a case
+    /// that needs more is [`Outcome::NotClaimed`].
     fn claims(&self) -> Claims {
         Claims::EVERYTHING
     }
 
-    /// After which time a case is called a hang. Default = [`PATIENCE`].
+    /// How long a case may run before it counts as hanging. Default = [`PATIENCE`].
     fn patience(&self) -> Duration {
         PATIENCE
     }
@@ -45,42 +47,43 @@ pub trait Factory: Send + Sync {
 pub struct Subject {
     factory: Box<dyn Factory>,
     spool: Option<Arc<dyn Spool>>,
-    /// What the case turned out to need, and is not claimed.
+    /// The first claim that the case needs and the spool does not make.
     needed: Needed,
 }
 
-/// One promise, put to the proof: it panics where the promise is broken.
+/// A test of one promise: it panics if the promise is broken.
 pub type Case = for<'a> fn(&'a mut Subject) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 impl Subject {
     async fn new(factory: Box<dyn Factory>, needed: Needed) -> Self {
         let mut subject = Self { factory, spool: None, needed };
         let spool = subject.factory.open().await.expect("open");
-        subject.put_to_the_proof(spool);
+        subject.install(spool);
         subject
     }
 
-    /// Everything that goes beyond the claims is kept from a spool that does not claim everything.
-    fn put_to_the_proof(&mut self, spool: Arc<dyn Spool>) {
+    /// Wraps a spool that does not claim everything in a filter that rejects calls beyond its
+    /// claims.
+    fn install(&mut self, spool: Arc<dyn Spool>) {
         let claims = self.factory.claims();
         self.spool = Some(if claims == Claims::EVERYTHING {
             spool
         } else {
-            Arc::new(OnlyWhatIsClaimed::new(spool, claims, self.needed.clone()))
+            Arc::new(ClaimsFilter::new(spool, claims, self.needed.clone()))
         });
     }
 
-    /// The spool, to be called.
+    /// Returns the spool, to be called.
     pub fn spool(&self) -> &dyn Spool {
         self.spool.as_deref().expect("the spool is open")
     }
 
-    /// The spool, to be shared with tasks.
+    /// Returns the spool, to be shared with tasks.
     pub fn shared(&self) -> Arc<dyn Spool> {
         self.spool.clone().expect("the spool is open")
     }
 
-    /// Its factory.
+    /// Returns the factory of the spool.
     pub fn factory(&self) -> &dyn Factory {
         self.factory.as_ref()
     }
@@ -91,7 +94,7 @@ impl Subject {
         self.spool().shutdown().await.expect("shutdown");
         self.spool = None;
         let spool = self.factory.open().await.expect("open after an orderly shutdown");
-        self.put_to_the_proof(spool);
+        self.install(spool);
     }
 
     fn needs_persistence(&self) {
@@ -100,8 +103,8 @@ impl Subject {
         }
     }
 
-    /// Drops the spool without a shutdown and opens it again. Dropping does not wait for the spool's threads, so
-    /// the storage may be locked for a moment.
+    /// Drops the spool without a shutdown and opens it again. Dropping does not wait for the
+    /// spool's threads, so this call retries while the storage is locked.
     pub async fn drop_and_open(&mut self) {
         self.needs_persistence();
         self.spool = None;
@@ -114,29 +117,29 @@ impl Subject {
                 result => break result,
             }
         };
-        self.put_to_the_proof(spool.expect("open after a drop"));
+        self.install(spool.expect("open after a drop"));
     }
 }
 
-/// How a case ended.
+/// The result of a case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The promise holds.
     Kept,
-    /// It does not: the panic's text.
+    /// The promise does not hold: the text of the panic.
     Broken(String),
-    /// The case needs what the spool does not claim: nothing is proven, and nothing is broken.
+    /// The case needs something that the spool does not claim, so it proves nothing.
     NotClaimed(super::Claim),
-    /// It was not done within the factory's patience.
+    /// The case did not end within the factory's patience.
     Hangs,
 }
 
-/// Runs one case on a fresh spool, and panics where the promise is broken, or not claimed: a case that proves nothing
-/// must not look like one that does. A spool that does not claim everything is put to the proof with [`check`].
+/// Runs one case on a fresh spool. For a spool that does not claim everything, use [`check`].
 ///
 /// # Panics
 ///
-/// That is what it is for.
+/// If the promise is broken, or if the case needs something that the spool does not claim. A case
+/// that proves nothing must not pass.
 pub fn run(name: &str, factory: impl Factory + 'static, case: Case) {
     match check(Box::new(factory), case) {
         Outcome::Kept => {}
@@ -146,7 +149,7 @@ pub fn run(name: &str, factory: impl Factory + 'static, case: Case) {
     }
 }
 
-/// Runs one case on a fresh spool and tells how it ended.
+/// Runs one case on a fresh spool and returns the outcome.
 #[must_use]
 pub fn check(factory: Box<dyn Factory>, case: Case) -> Outcome {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
@@ -157,17 +160,17 @@ pub fn check(factory: Box<dyn Factory>, case: Case) -> Outcome {
     let whole = async move {
         let mut subject = Subject::new(factory, noted).await;
         case(&mut subject).await;
-        // Whatever the case did, the spool can still be closed.
+        // Whatever the case did, a shutdown must succeed.
         subject.spool().shutdown().await.expect("shutdown at the end");
     };
     let task = runtime.spawn(whole);
     let ended = runtime.block_on(async { tokio::time::timeout(patience, task).await });
-    // A case that hangs may do so for good: the runtime must not wait for it.
+    // The runtime must not wait for a case that hangs: it may never end.
     runtime.shutdown_background();
     let ended = ended.map_err(|_| Outcome::Hangs);
     match (ended, needed.first()) {
         (Err(hangs), _) => hangs,
-        // Whatever became of a case that asked for more than is claimed, it says nothing.
+        // A case that needed an unclaimed feature proves nothing, whether it passed or failed.
         (_, Some(claim)) => Outcome::NotClaimed(claim),
         (Ok(Ok(())), None) => Outcome::Kept,
         (Ok(Err(err)), None) => Outcome::Broken(panic_text(err)),

@@ -1,4 +1,4 @@
-//! Upkeep moves messages about. It loses none.
+//! Upkeep (`advise_low_memory`, `cleanup`, `compact`) moves messages and loses none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use tidespool_core::SpoolId;
 use super::Subject;
 use super::calls::{LENGTHS, advance, all_upkeep, assert_absent, assert_holds, assert_lists, put, put_as};
 
-/// advise_low_memory, cleanup and compact, each alone and more than once.
+/// Each of the three calls, alone and more than once.
 pub async fn upkeep_keeps_every_message(subject: &mut Subject) {
     let spool = subject.spool();
     let mut stored = Vec::new();
@@ -32,7 +32,7 @@ pub async fn upkeep_keeps_every_message(subject: &mut Subject) {
     assert_lists(spool, &stored).await;
 }
 
-/// On an empty spool there is nothing to do, and that is no error.
+/// Upkeep of an empty spool succeeds.
 pub async fn upkeep_of_an_empty_spool_is_ok(subject: &mut Subject) {
     for _ in 0..2 {
         all_upkeep(subject.spool()).await;
@@ -40,7 +40,7 @@ pub async fn upkeep_of_an_empty_spool_is_ok(subject: &mut Subject) {
     assert_lists(subject.spool(), &[]).await;
 }
 
-/// Upkeep runs beside stores, loads and removes without harm to any of them.
+/// Upkeep does not disturb concurrent stores, loads and removes.
 pub async fn upkeep_beside_traffic_loses_nothing(subject: &mut Subject) {
     const MESSAGES: usize = 150;
     const ROUNDS: u64 = 8;
@@ -49,10 +49,11 @@ pub async fn upkeep_beside_traffic_loses_nothing(subject: &mut Subject) {
         let (spool, turns) = (subject.shared(), turns.clone());
         async move {
             let mut rounds = 0;
-            // Each message is replaced twice beside it, so that both sides run on a busy machine, too.
+            // Each message is replaced twice meanwhile, so that both sides run on a busy machine,
+            // too.
             while rounds < ROUNDS || turns[0].load(Ordering::Relaxed) < 2 * MESSAGES as u64 {
                 all_upkeep(spool.as_ref()).await;
-                // The next round begins beside traffic, too.
+                // Wait, so that the next round also runs during traffic.
                 advance("the traffic", turns.as_ref(), 1).await;
                 rounds += 1;
             }
@@ -64,7 +65,7 @@ pub async fn upkeep_beside_traffic_loses_nothing(subject: &mut Subject) {
     while !upkeep.is_finished() {
         let (id, version, len) = &mut stored[turn % MESSAGES];
         if *version > 0 {
-            // Before the next version can hide what upkeep did to this one.
+            // Check before the next version hides the effect of upkeep on this one.
             assert_holds(spool, *id, *version, *len).await;
         }
         *version += 1;
@@ -86,7 +87,7 @@ pub async fn upkeep_beside_traffic_loses_nothing(subject: &mut Subject) {
     assert_lists(spool, &stored).await;
 }
 
-/// A spool that nothing is wrong with gives no reason, before and after work.
+/// A healthy spool returns no reason, before and after work.
 pub async fn a_healthy_spool_gives_no_reason(subject: &mut Subject) {
     let spool = subject.spool();
     assert_eq!(spool.unhealthy_reason(), None);

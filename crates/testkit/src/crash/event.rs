@@ -1,4 +1,4 @@
-//! What the child says, one line each.
+//! The lines that the child writes.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -10,62 +10,63 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tidespool_core::SpoolId;
 
-/// Tells a line of the child from what a test harness prints around it.
+/// Marks a line of the child, among the output of the test harness.
 const MARK: &str = "@tidespool ";
 
-/// Something that the child was about to do, or that was done.
+/// An intent of the child, or a result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// The spool is open.
     Opened,
-    /// About to store.
+    /// Intent to store.
     Store {
-        /// The number of this operation: its answer has the same.
+        /// The number of this operation: its result has the same.
         op: u64,
         /// The message.
         id: SpoolId,
-        /// Its version: no other store of this id has the same.
+        /// Its version, unique among the stores of this id.
         version: u64,
         /// Its length in bytes.
         len: usize,
         /// With `force_sync`.
         forced: bool,
     },
-    /// About to remove.
+    /// Intent to remove.
     Remove {
         /// The number of this operation.
         op: u64,
         /// The message.
         id: SpoolId,
     },
-    /// Operation `op` was answered with `Ok`.
+    /// Operation `op` returned `Ok`.
     Done {
-        /// Its number.
+        /// The number of the operation.
         op: u64,
     },
-    /// Operation `op` was answered with an error.
+    /// Operation `op` returned an error.
     Failed {
-        /// Its number.
+        /// The number of the operation.
         op: u64,
-        /// The error is [`InDoubt`](tidespool_core::InDoubt). Any other promises that nothing was
-        /// left behind.
+        /// The error is [`InDoubt`](tidespool_core::InDoubt). Any other error promises that nothing
+        /// was left behind.
         in_doubt: bool,
     },
-    /// The child saw a promise broken.
+    /// The child detected a broken promise.
     Wrong {
-        /// How.
+        /// What is wrong.
         what: String,
     },
-    /// Time goes on.
+    /// A sign of life, written at intervals.
     Tick,
 }
 
-/// An event, and when: microseconds since the child began. Times never go back from one line to the next.
+/// An event and its time. Times never decrease from one line to the next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
-    /// Intents: before it was begun. Answers: after it was given.
+    /// Microseconds since the child started. For intents: before the call. For results: after the
+    /// call.
     pub at_us: u64,
-    /// What.
+    /// The event.
     pub event: Event,
 }
 
@@ -85,7 +86,8 @@ impl Line {
         }
     }
 
-    /// The line in `text`. `None` where it is not one of the child's, or was cut short by the kill.
+    /// Decodes the line in `text`. Returns `None` if it is not a line of the child, or if the kill
+    /// cut it short.
     #[must_use]
     pub fn decode(text: &str) -> Option<Self> {
         let (_, text) = text.split_once(MARK)?;
@@ -115,8 +117,8 @@ fn number(words: &mut SplitAsciiWhitespace<'_>) -> Option<u64> {
     words.next()?.parse().ok()
 }
 
-/// The child's mouth: each line is one unbuffered write to the standard output, so that a kill takes nothing back of
-/// what was said.
+/// Writes the child's lines. Each line is one unbuffered write to the standard output, so a kill
+/// loses no line already written.
 #[derive(Debug)]
 pub struct Report {
     out: Mutex<File>,
@@ -125,25 +127,25 @@ pub struct Report {
 }
 
 impl Report {
-    /// Speaks on the standard output from now on.
+    /// Writes to the standard output from now on.
     ///
     /// # Errors
     ///
-    /// Where there is no standard output.
+    /// If there is no standard output.
     pub fn on_stdout() -> std::io::Result<Self> {
         let out = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
         Ok(Self { out: Mutex::new(out), began: Instant::now(), ops: AtomicU64::new(0) })
     }
 
-    /// The number of the next operation.
+    /// Returns the number of the next operation.
     pub fn next_op(&self) -> u64 {
         self.ops.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Says it. Without a listener there is no point in going on: the process ends.
+    /// Writes `event`. If the parent has closed the pipe, the process exits.
     pub fn say(&self, event: Event) {
         let mut out = self.out.lock();
-        // Taken under the lock, so that times and lines have one order.
+        // Read the clock under the lock, so that times and lines have the same order.
         let at_us = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
         let line = format!("\n{}\n", Line { at_us, event }.encode());
         if out.write_all(line.as_bytes()).is_err() {

@@ -1,4 +1,4 @@
-//! The judge is lied to in every way, and must notice; and is told the truth, and must not complain.
+//! The check must detect each kind of violation, and report none for a correct spool.
 
 use super::*;
 use crate::payload::Seen;
@@ -6,15 +6,15 @@ use std::time::Duration;
 use tidespool_core::SpoolId;
 
 const MEMORY: Promise = Promise {
-    floor: Floor::Memory,
+    level: DurabilityLevel::Memory,
     dirty_expire: Duration::from_millis(50),
     slack: Duration::from_millis(50),
 };
-const KILL: Promise = Promise { floor: Floor::Kill, ..MEMORY };
+const KILL: Promise = Promise { level: DurabilityLevel::Kill, ..MEMORY };
 
-/// A log, written line by line, 1 ms apart unless time is let pass.
+/// Builds a log line by line, 1 ms apart unless `pass` is called.
 #[derive(Default)]
-struct Story {
+struct LogBuilder {
     log: Vec<Line>,
     now_us: u64,
     ops: u64,
@@ -22,13 +22,13 @@ struct Story {
     after: Stock,
 }
 
-impl Story {
+impl LogBuilder {
     fn say(&mut self, event: Event) {
         self.now_us += 1000;
         self.log.push(Line { at_us: self.now_us, event });
     }
 
-    /// About to store; the operation's number is its version.
+    /// Intent to store. The operation's number is its version.
     fn begin(&mut self, id: SpoolId, forced: bool) -> u64 {
         self.ops += 1;
         self.say(Event::Store { op: self.ops, id, version: self.ops, len: 100, forced });
@@ -69,7 +69,7 @@ impl Story {
         self.say(Event::Tick);
     }
 
-    /// After the kill, version `version` of `id` is there.
+    /// After the kill, version `version` of `id` is present.
     fn finds(&mut self, id: SpoolId, version: u64) {
         self.after.insert(id, Found::Whole(Seen { version: Some(version), len: 100 }));
     }
@@ -84,8 +84,8 @@ fn id() -> SpoolId {
 }
 
 #[test]
-fn an_honest_spool_is_not_accused() {
-    let mut story = Story::default();
+fn a_correct_spool_has_no_violation() {
+    let mut story = LogBuilder::default();
     let (synced, removed, old, young, doubted, failed) = (id(), id(), id(), id(), id(), id());
     let kept = story.store(synced, true);
     story.store(removed, true);
@@ -111,10 +111,10 @@ fn an_honest_spool_is_not_accused() {
 }
 
 #[test]
-fn what_was_in_doubt_may_have_happened_or_not() {
+fn an_operation_without_a_result_may_have_happened_or_not() {
     let (stored, removed, replaced) = (id(), id(), id());
     let story = |happened: bool| {
-        let mut story = Story::default();
+        let mut story = LogBuilder::default();
         let there = story.store(removed, true);
         let old = story.store(replaced, true);
         let doubted = story.begin(stored, true);
@@ -134,16 +134,16 @@ fn what_was_in_doubt_may_have_happened_or_not() {
 }
 
 #[test]
-fn i1_a_lost_synced_message_is_noticed() {
-    let mut story = Story::default();
+fn i1_a_lost_synced_message_is_detected() {
+    let mut story = LogBuilder::default();
     let lost = id();
     story.store(lost, true);
     assert!(matches!(story.violations(MEMORY)[..], [Violation::DurableLost(id, _)] if id == lost));
 }
 
 #[test]
-fn i1_an_earlier_version_of_a_synced_message_is_noticed() {
-    let mut story = Story::default();
+fn i1_an_earlier_version_of_a_synced_message_is_detected() {
+    let mut story = LogBuilder::default();
     let stale = id();
     let old = story.store(stale, true);
     story.store(stale, true);
@@ -152,8 +152,8 @@ fn i1_an_earlier_version_of_a_synced_message_is_noticed() {
 }
 
 #[test]
-fn i1_a_message_from_before_the_child_is_noticed_when_lost() {
-    let mut story = Story::default();
+fn i1_a_message_from_before_the_child_is_detected_when_lost() {
+    let mut story = LogBuilder::default();
     let (lost, failed) = (id(), id());
     for id in [lost, failed] {
         story.before.insert(id, Found::Whole(Seen { version: Some(900), len: 100 }));
@@ -167,8 +167,8 @@ fn i1_a_message_from_before_the_child_is_noticed_when_lost() {
 }
 
 #[test]
-fn i1_with_the_floor_at_kill_every_acknowledged_store_counts() {
-    let mut story = Story::default();
+fn i1_at_level_kill_every_acknowledged_store_must_survive() {
+    let mut story = LogBuilder::default();
     let lost = id();
     story.store(lost, false);
     assert_eq!(story.violations(MEMORY), []);
@@ -176,8 +176,8 @@ fn i1_with_the_floor_at_kill_every_acknowledged_store_counts() {
 }
 
 #[test]
-fn i2_an_old_unsynced_message_is_noticed_when_lost() {
-    let mut story = Story::default();
+fn i2_an_old_unsynced_message_is_detected_when_lost() {
+    let mut story = LogBuilder::default();
     let lost = id();
     story.store(lost, false);
     story.pass(Duration::from_millis(90));
@@ -187,8 +187,8 @@ fn i2_an_old_unsynced_message_is_noticed_when_lost() {
 }
 
 #[test]
-fn i2_an_old_message_re_saved_all_the_time_is_noticed_when_lost() {
-    let mut story = Story::default();
+fn i2_an_old_message_replaced_repeatedly_is_detected_when_lost() {
+    let mut story = LogBuilder::default();
     let lost = id();
     for _ in 0..100 {
         story.store(lost, false);
@@ -197,13 +197,13 @@ fn i2_an_old_message_re_saved_all_the_time_is_noticed_when_lost() {
 }
 
 #[test]
-fn i2_a_slow_disk_is_not_taken_for_a_broken_promise() {
-    let mut story = Story::default();
+fn i2_a_slow_disk_is_not_a_violation() {
+    let mut story = LogBuilder::default();
     let (lost, probe) = (id(), id());
     story.store(lost, false);
     let slow = story.begin(probe, true);
     story.pass(Duration::from_millis(200));
-    // Not answered yet, then answered: a commit takes 200 ms here.
+    // Without a result, and later with one: a commit takes 200 ms here.
     assert_eq!(story.violations(MEMORY), []);
     story.say(Event::Done { op: slow });
     story.finds(probe, slow);
@@ -214,8 +214,8 @@ fn i2_a_slow_disk_is_not_taken_for_a_broken_promise() {
 }
 
 #[test]
-fn i2_a_hole_is_noticed() {
-    let mut story = Story::default();
+fn i2_a_hole_is_detected() {
+    let mut story = LogBuilder::default();
     let (lost, kept) = (id(), id());
     story.store(lost, false);
     let newer = story.store(kept, false);
@@ -224,24 +224,25 @@ fn i2_a_hole_is_noticed() {
 }
 
 #[test]
-fn i2_what_looks_like_a_hole_and_is_none() {
+fn i2_other_losses_are_not_holes() {
     let (older, newer) = (id(), id());
-    // Removed or replaced meanwhile; the newer one synced, or begun before the older one was answered.
-    let mut removed = Story::default();
+    // The older one removed or replaced meanwhile; the newer one synced, or begun before the result
+    // of the older one.
+    let mut removed = LogBuilder::default();
     removed.store(older, false);
     let version = removed.store(newer, false);
     removed.begin_remove(older);
     removed.finds(newer, version);
-    let mut replaced = Story::default();
+    let mut replaced = LogBuilder::default();
     replaced.store(older, false);
     let version = replaced.store(newer, false);
     replaced.begin(older, false);
     replaced.finds(newer, version);
-    let mut synced = Story::default();
+    let mut synced = LogBuilder::default();
     synced.store(older, false);
     let version = synced.store(newer, true);
     synced.finds(newer, version);
-    let mut beside = Story::default();
+    let mut beside = LogBuilder::default();
     let first = beside.begin(older, false);
     let second = beside.begin(newer, false);
     beside.say(Event::Done { op: first });
@@ -253,13 +254,13 @@ fn i2_what_looks_like_a_hole_and_is_none() {
 }
 
 #[test]
-fn i3_an_undone_removal_is_noticed_at_once_or_once_it_is_old() {
-    let mut story = Story::default();
+fn i3_an_undone_removal_is_detected_immediately_or_when_it_is_old() {
+    let mut story = LogBuilder::default();
     let removed = id();
     let version = story.store(removed, true);
     story.remove(removed);
     story.finds(removed, version);
-    // Delivered again after a crash within dirty_expire: allowed at the level `memory`.
+    // Delivered again after a crash within dirty_expire: allowed at the level `Memory`.
     assert_eq!(story.violations(MEMORY), []);
     assert!(matches!(story.violations(KILL)[..], [Violation::Resurrected(id, _)] if id == removed));
     story.pass(Duration::from_secs(1));
@@ -267,8 +268,8 @@ fn i3_an_undone_removal_is_noticed_at_once_or_once_it_is_old() {
 }
 
 #[test]
-fn i3_a_message_from_nowhere_is_noticed() {
-    let mut story = Story::default();
+fn i3_a_message_that_was_never_stored_is_detected() {
+    let mut story = LogBuilder::default();
     let (unknown, other_version) = (id(), id());
     story.store(other_version, false);
     story.finds(unknown, 7);
@@ -277,8 +278,8 @@ fn i3_a_message_from_nowhere_is_noticed() {
 }
 
 #[test]
-fn i4_wrong_bytes_are_noticed() {
-    let mut story = Story::default();
+fn i4_wrong_bytes_are_detected() {
+    let mut story = LogBuilder::default();
     let torn = id();
     story.store(torn, false);
     story.after.insert(torn, Found::Wrong("byte 7 of 100".to_owned()));
@@ -286,8 +287,8 @@ fn i4_wrong_bytes_are_noticed() {
 }
 
 #[test]
-fn what_a_failed_store_left_behind_is_noticed() {
-    let mut story = Story::default();
+fn leftovers_of_a_failed_store_are_detected() {
+    let mut story = LogBuilder::default();
     let (fresh, replaced) = (id(), id());
     story.store(replaced, true);
     let (a, b) = (story.fail(fresh, false), story.fail(replaced, true));
@@ -296,14 +297,14 @@ fn what_a_failed_store_left_behind_is_noticed() {
     assert!(matches!(story.violations(KILL)[..], [Violation::LeftBehind(..), Violation::LeftBehind(..)]));
 }
 
-/// What failed in doubt may be there after the kill or not, new or in the place of an earlier
-/// version.
+/// A store that failed in doubt may be present after the kill or not, as a new message or as a
+/// replacement.
 #[test]
-fn what_failed_in_doubt_may_be_there_or_not() {
+fn a_store_that_failed_in_doubt_may_be_present_or_not() {
     for promise in [MEMORY, KILL] {
         for forced in [false, true] {
             let (fresh, replaced) = (id(), id());
-            let mut story = Story::default();
+            let mut story = LogBuilder::default();
             let old = story.store(replaced, true);
             let (a, b) = (story.fail_in_doubt(fresh, forced), story.fail_in_doubt(replaced, forced));
             story.finds(replaced, old);
@@ -315,13 +316,13 @@ fn what_failed_in_doubt_may_be_there_or_not() {
     }
 }
 
-/// A later synced store that was acknowledged ends the doubt, of whatever id; one that began before
-/// the answer does not.
+/// An acknowledged synced store of any id that began after the error ends the doubt. One that began
+/// before it does not.
 #[test]
-fn a_doubt_ends_with_the_next_synced_store() {
+fn the_next_synced_store_ends_the_doubt() {
     let (doubted, other) = (id(), id());
     let story = |begun_after: bool, forced: bool, answered: bool| {
-        let mut story = Story::default();
+        let mut story = LogBuilder::default();
         let failed = story.begin(doubted, true);
         let beside = if begun_after { 0 } else { story.begin(other, forced) };
         story.say(Event::Failed { op: failed, in_doubt: true });
@@ -341,12 +342,12 @@ fn a_doubt_ends_with_the_next_synced_store() {
     }
 }
 
-/// A doubt excuses nothing else: what was acknowledged after it is there, what stood before it
-/// stands or is replaced by it, and it was not visible before the kill.
+/// A doubt excuses nothing else: later acknowledged stores are present, the earlier version is
+/// present or replaced by the store in doubt, and that store was not visible before the kill.
 #[test]
 fn a_doubt_excuses_no_loss() {
     let (replaced, later) = (id(), id());
-    let mut story = Story::default();
+    let mut story = LogBuilder::default();
     let old = story.store(replaced, true);
     let doubted = story.fail_in_doubt(replaced, true);
     assert!(matches!(story.violations(KILL)[..], [Violation::DurableLost(id, _)] if id == replaced));
@@ -359,17 +360,17 @@ fn a_doubt_excuses_no_loss() {
         let violations = story.violations(KILL);
         assert_eq!(!violations.is_empty(), lost, "{found}: {violations:?}");
     }
-    // The doubt of the first ended with the store of the other.
+    // The synced store of the other message ended the first doubt.
     story.finds(replaced, doubted);
     assert!(matches!(story.violations(KILL)[..], [Violation::LeftBehind(id, _)] if id == replaced));
 }
 
-/// A store in doubt replaced nothing while the spool was open. So the version before it keeps its
-/// turn, and its loss is a fault if something newer is kept.
+/// A store in doubt replaced nothing while the spool was open. So the loss of the version before it
+/// is a hole if a newer store is kept.
 #[test]
-fn i2_a_hole_behind_a_doubt_is_noticed() {
+fn i2_a_hole_behind_a_doubt_is_detected() {
     let (older, newer) = (id(), id());
-    let mut story = Story::default();
+    let mut story = LogBuilder::default();
     story.store(older, false);
     story.fail_in_doubt(older, true);
     let version = story.store(newer, false);
@@ -378,8 +379,8 @@ fn i2_a_hole_behind_a_doubt_is_noticed() {
 }
 
 #[test]
-fn what_the_child_saw_is_passed_on() {
-    let mut story = Story::default();
+fn violations_that_the_child_detected_are_reported() {
+    let mut story = LogBuilder::default();
     story.say(Event::Wrong { what: "lost while running".to_owned() });
     assert_eq!(story.violations(MEMORY), [Violation::SeenByTheChild("lost while running".to_owned())]);
 }

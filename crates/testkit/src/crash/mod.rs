@@ -1,20 +1,23 @@
-//! The oracle of the `kill -9` tests.
+//! A `kill -9` test: work, kill, and a check of the recovered messages.
 //!
-//! * The **child** ([`work`]) opens the spool and does a random mix of stores, replaces, removes and loads. It says
-//!   each intent before and each answer after, on its standard output ([`Report`]).
-//! * The **parent** ([`Victim`]) keeps what it hears, kills the child at some moment, opens the spool itself and takes
-//!   stock ([`take_stock`]).
-//! * The **judge** ([`judge`]) compares the log with what came back. It is a pure function, with tests of its own
-//!   that feed it each kind of lie. What was in doubt at the kill may have happened or not.
+//! * The **child** ([`work`]) opens the spool and runs a random mix of stores, replaces, removes
+//!   and loads. It writes each intent before the call and each result after it to its standard
+//!   output ([`Report`]).
+//! * The **parent** ([`Victim`]) keeps this log, kills the child at some moment, opens the spool
+//!   itself and lists its messages ([`take_stock`]).
+//! * The **check** ([`judge`]) compares the log with the recovered messages. It is a pure function;
+//!   its tests pass it each kind of violation. Operations without a result at the kill may have
+//!   happened or not.
 //!
-//! What it holds a spool to, by the names of the invariants:
+//! The invariants that it checks:
 //!
-//! * I1: what was acknowledged as synced is there, unless its removal was asked for.
-//! * I2: what is lost of the rest is young, and there is no hole: no newer message kept while an older one is lost.
-//! * I3: a removal that has become durable is not undone.
+//! * I1: a message acknowledged as synced is present, unless its removal was requested.
+//! * I2: other lost messages are young, and there is no hole: no newer message is kept while an
+//!   older one is lost.
+//! * I3: a durable removal is not undone.
 //! * I4: no torn, mixed or wrong bytes.
-//! * And a store that was answered with an error has left nothing behind. One that failed in doubt
-//!   may be there, but not if a synced store that began after its answer was acknowledged.
+//! * A store that returned an error left nothing behind. A store that failed in doubt may be
+//!   present, unless a synced store that began after the error was acknowledged.
 
 mod event;
 mod judge;
@@ -25,7 +28,7 @@ mod victim;
 mod work;
 
 pub use event::{Event, Line, Report};
-pub use judge::{Coverage, Floor, Losses, Promise, Verdict, Violation, judge};
+pub use judge::{Coverage, DurabilityLevel, Losses, Promise, Verdict, Violation, judge};
 pub use stock::{Found, Stock, remove_surplus, take_stock, take_stock_of};
 pub use victim::{Moment, Victim};
 pub use work::work;

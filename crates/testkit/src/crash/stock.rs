@@ -1,4 +1,4 @@
-//! What is there after the kill.
+//! The messages in a spool after a kill.
 
 use std::collections::BTreeMap;
 
@@ -9,23 +9,23 @@ use tidespool_core::{NotFound, Spool, SpoolEntry, SpoolId};
 use super::{Event, Line};
 use crate::payload;
 
-/// A message, as it came back.
+/// A recovered message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// Every byte is right.
+    /// All bytes are correct.
     Whole(payload::Seen),
-    /// It is there, and it is not a message that was ever stored.
+    /// It is not a message that was ever stored.
     Wrong(String),
 }
 
-/// Everything that a spool holds.
+/// All messages in a spool.
 pub type Stock = BTreeMap<SpoolId, Found>;
 
-/// [`take_stock_of`], with the ids that the log names.
+/// Calls [`take_stock_of`] with the ids in the log.
 ///
 /// # Errors
 ///
-/// As [`take_stock_of`].
+/// Like [`take_stock_of`].
 pub async fn take_stock(spool: &dyn Spool, log: &[Line]) -> Result<Stock> {
     let named = log.iter().filter_map(|line| match line.event {
         Event::Store { id, .. } | Event::Remove { id, .. } => Some(id),
@@ -34,12 +34,12 @@ pub async fn take_stock(spool: &dyn Spool, log: &[Line]) -> Result<Stock> {
     take_stock_of(spool, named).await
 }
 
-/// Reads everything that `spool` holds, by enumeration and by loading each message, those that are
-/// `named` included: both ways must give the same.
+/// Reads all messages in `spool`, by enumeration and by loading each of them and each id in
+/// `named`. Both must give the same result.
 ///
 /// # Errors
 ///
-/// Where an error other than `NotFound` came back, or the two ways differ.
+/// If a call fails with an error other than `NotFound`, or if the two results differ.
 pub async fn take_stock_of(spool: &dyn Spool, named: impl Iterator<Item = SpoolId> + Send) -> Result<Stock> {
     let (sender, receiver) = async_channel::bounded(64);
     spool.enumerate(sender, DateTime::<Utc>::MAX_UTC).context("enumerate")?;
@@ -66,7 +66,7 @@ pub async fn take_stock_of(spool: &dyn Spool, named: impl Iterator<Item = SpoolI
         };
         if loaded.as_ref() != stock.get(&id) {
             let listed = stock.get(&id);
-            bail!("message {id}: load says {loaded:?}, enumerate says {listed:?}");
+            bail!("message {id}: load returns {loaded:?}, enumerate sends {listed:?}");
         }
     }
     Ok(stock)
@@ -79,12 +79,12 @@ fn examine(id: SpoolId, data: &[u8]) -> Found {
     }
 }
 
-/// Removes messages, in the order of their ids, until `keep` are left, so that many cycles on one directory do not
-/// fill it.
+/// Removes messages in the order of their ids until `keep` are left. So many cycles on one
+/// directory do not fill it.
 ///
 /// # Errors
 ///
-/// Where a remove fails.
+/// If a remove fails.
 pub async fn remove_surplus(spool: &dyn Spool, stock: &mut Stock, keep: usize) -> Result<()> {
     while stock.len() > keep
         && let Some((id, _)) = stock.pop_first()

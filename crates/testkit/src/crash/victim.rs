@@ -1,4 +1,4 @@
-//! The parent's side: the process that is going to be killed.
+//! The parent's handle of the child process that is killed.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -13,39 +13,39 @@ use anyhow::{Context as _, Result, bail};
 use super::{Event, Line};
 use crate::wait::PATIENCE;
 
-/// A running child, and all that it has said.
+/// A running child, and the lines that it has written.
 #[derive(Debug)]
 pub struct Victim {
     child: Child,
     listener: JoinHandle<Vec<Line>>,
     opened: Receiver<()>,
-    /// Operations that it reported as done.
+    /// The number of operations reported as done.
     done: Arc<AtomicU64>,
 }
 
-/// When the child is killed.
+/// When to kill the child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// So long after it was started: often while it opens the spool.
+    /// This long after the start: often while the child opens the spool.
     AfterStart(Duration),
-    /// So long after it said that the spool is open.
+    /// This long after the child reported that the spool is open.
     AfterOpened(Duration),
-    /// When it has reported so many operations as done. So each life does real work, however slow
-    /// the machine is.
+    /// After this many operations were reported as done. So each child does real work, even on a
+    /// slow machine.
     AfterDone(u64),
 }
 
 impl Victim {
-    /// Starts the child, which reports on its standard output.
+    /// Starts the child. It reports on its standard output.
     ///
     /// # Errors
     ///
-    /// Where it cannot be started.
+    /// If it cannot be started.
     pub fn start(mut command: Command) -> Result<Self> {
         let command = command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
         let Some(out) = child.stdout.take() else { bail!("the child has no standard output") };
-        let (say_opened, opened) = channel();
+        let (send_opened, opened) = channel();
         let done = Arc::new(AtomicU64::new(0));
         let counted = done.clone();
         let listen = move || {
@@ -53,12 +53,13 @@ impl Victim {
             let mut lines = BufReader::new(out);
             let mut text = Vec::new();
             while matches!(lines.read_until(b'\n', &mut text), Ok(bytes) if bytes > 0) {
-                // Without its end the line was cut by the kill: nobody knows whether the number in it is whole.
+                // A line without its end was cut by the kill, and its last number may be
+                // incomplete.
                 if text.ends_with(b"\n")
                     && let Some(line) = Line::decode(&String::from_utf8_lossy(&text))
                 {
                     if line.event == Event::Opened {
-                        let _nobody_waits = say_opened.send(());
+                        let _receiver_is_optional = send_opened.send(());
                     }
                     counted.fetch_add(u64::from(matches!(line.event, Event::Done { .. })), Ordering::Relaxed);
                     log.push(line);
@@ -71,11 +72,11 @@ impl Victim {
         Ok(Self { child, listener, opened, done })
     }
 
-    /// Kills it (`SIGKILL`) at that moment. Returns what it has said until then.
+    /// Kills the child (`SIGKILL`) at `moment`. Returns the lines that it wrote.
     ///
     /// # Errors
     ///
-    /// Where the child had ended by itself, or did not open its spool.
+    /// If the child had already exited, or did not open its spool.
     pub fn kill_at(mut self, moment: Moment) -> Result<Vec<Line>> {
         let opened = match moment {
             Moment::AfterStart(delay) => {
@@ -93,7 +94,7 @@ impl Victim {
                 Ok(())
             }
         };
-        let ended = self.child.try_wait().context("asking after the child")?;
+        let ended = self.child.try_wait().context("polling the child")?;
         self.child.kill().context("killing the child")?;
         self.child.wait().context("waiting for the child")?;
         let log = match self.listener.join() {

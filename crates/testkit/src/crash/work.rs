@@ -1,4 +1,4 @@
-//! The child's side: a random mix of work, each step reported.
+//! The child: a random mix of calls, each reported.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,20 +14,20 @@ use super::{Event, Report};
 use crate::rng::Rng;
 use crate::{ids, payload};
 
-/// Tasks that store, replace, load and remove. Each has its own ids, so that what happens to one id has one order.
+/// The number of tasks that store, replace, load and remove. Each task has its own ids, so the
+/// calls for one id are sequential.
 const WORKERS: u64 = 8;
 
-/// How many messages a worker has at most.
+/// The maximum number of messages of a worker.
 const HELD: usize = 24;
 
-/// Ids that every child of a directory uses again, for each worker.
+/// The number of ids per worker that every child of a directory uses again.
 const LASTING_IDS: u64 = 6;
 
-/// Works until the process is killed. `cycle` tells the versions of one child from those of the next.
+/// Works until the process is killed. `cycle` makes the versions of one child differ from those of
+/// the next.
 ///
-/// # Panics
-///
-/// Where a task panics: the parent hears of it.
+/// If a task ends or panics, the parent gets a report and this function returns.
 pub async fn work(spool: Arc<dyn Spool>, seed: u64, cycle: u64, report: Arc<Report>) {
     report.say(Event::Opened);
     let mut tasks = JoinSet::new();
@@ -57,7 +57,7 @@ struct Worker {
     rng: Rng,
     number: u64,
     first_version: u64,
-    /// What this worker knows to be there: id → version, length.
+    /// The messages that must be present: id → (version, length).
     held: BTreeMap<SpoolId, (u64, usize)>,
 }
 
@@ -71,7 +71,7 @@ impl Worker {
                 60..80 => self.remove().await,
                 _ => self.load().await,
             }
-            // A pace that a disk can follow, so that the spool does more than to push back.
+            // A pace that a disk can sustain, so that most stores are not throttled.
             tokio::time::sleep(Duration::from_micros(self.rng.below(1500))).await;
         }
     }
@@ -87,7 +87,7 @@ impl Worker {
         self.store(id, len, forced).await;
     }
 
-    /// As a server re-saves the metadata of a message.
+    /// Replaces a message, as a server does to update its metadata.
     async fn resave(&mut self) {
         let Some(id) = self.pick() else { return };
         let len = 500 + self.rng.below(1500);
@@ -96,7 +96,8 @@ impl Worker {
     }
 
     async fn store(&mut self, id: SpoolId, len: u64, forced: bool) {
-        // Nothing between 1 and the header's length: such messages cannot tell their version.
+        // Lengths from 1 to the header's length are not used: such messages do not contain their
+        // version.
         let len = usize::try_from(len).unwrap_or(0);
         let len = if (1..payload::HEADER_BYTES).contains(&len) { 0 } else { len };
         let op = self.report.next_op();
@@ -110,7 +111,7 @@ impl Worker {
                 self.held.insert(id, (version, len));
                 self.report.say(Event::Done { op });
             }
-            Err(err) if may_fail_so(&err) => self.report.say(failed(op, &err)),
+            Err(err) if is_expected_failure(&err) => self.report.say(failed(op, &err)),
             Err(err) => self.wrong(format!("store of {id}: {err:#}")),
         }
     }
@@ -149,7 +150,7 @@ impl Worker {
         self.held.keys().nth(place).copied()
     }
 
-    /// An id without a time, or of a time long past, the same in every child.
+    /// An id without a time, or with a fixed past time. It is the same in every child.
     fn lasting_id(&mut self) -> SpoolId {
         let n = self.number * LASTING_IDS + self.rng.below(LASTING_IDS);
         ids::assorted(chrono::DateTime::UNIX_EPOCH + chrono::TimeDelta::days(20_000), n + 1)
@@ -167,16 +168,16 @@ fn failed(op: u64, err: &anyhow::Error) -> Event {
     Event::Failed { op, in_doubt: err.is::<InDoubt>() }
 }
 
-/// A store may be refused for want of time or room. It leaves nothing behind then, unless its error
-/// has the context `InDoubt`.
-fn may_fail_so(err: &anyhow::Error) -> bool {
+/// Returns whether a store may fail with this error: for lack of time or space. It leaves nothing
+/// behind, unless the error has the context `InDoubt`.
+fn is_expected_failure(err: &anyhow::Error) -> bool {
     let root = err.root_cause();
     root.is::<SpoolCallerDeadlineExceeded>()
         || root.is::<SpoolBackpressureTimeout>()
         || root.is::<SpoolUnhealthyError>()
 }
 
-/// Synced stores, one after the other: the judge learns from them how long a commit takes just now.
+/// Makes synced stores one after the other. The check derives from them how long a commit takes.
 async fn probe(spool: Arc<dyn Spool>, report: Arc<Report>, cycle: u64) {
     let id = ids::v4(u64::MAX);
     loop {
@@ -185,7 +186,7 @@ async fn probe(spool: Arc<dyn Spool>, report: Arc<Report>, cycle: u64) {
         report.say(Event::Store { op, id, version, len: 64, forced: true });
         match spool.store(id, payload::shared(id, version, 64), true, None).await {
             Ok(()) => report.say(Event::Done { op }),
-            Err(err) if may_fail_so(&err) => report.say(failed(op, &err)),
+            Err(err) if is_expected_failure(&err) => report.say(failed(op, &err)),
             Err(err) => report.say(Event::Wrong { what: format!("store of the probe: {err:#}") }),
         }
         tokio::time::sleep(Duration::from_millis(1)).await;

@@ -6,58 +6,58 @@ use std::time::Duration;
 /// A kind of call to the storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Call {
-    /// A file is made.
+    /// Creates a file.
     Create,
-    /// A file that is there is opened.
+    /// Opens an existing file.
     Open,
-    /// Bytes are read.
+    /// Reads bytes.
     Read,
-    /// Bytes are read if they are in memory, without waiting for the disk. A fault here stands for bytes that are not: whoever reads so asks the disk
-    /// then, which is a [`Read`](Call::Read).
+    /// Reads bytes that are in the page cache, without waiting for the disk. A fault here means
+    /// that they are not cached: the caller then makes a [`Read`](Call::Read) call.
     ReadInMemory,
-    /// Bytes are written.
+    /// Writes bytes.
     Write,
-    /// A file is synced.
+    /// Syncs a file.
     Sync,
-    /// A file is renamed. Its name here is the new one.
+    /// Renames a file. [`Moment::name`] is the new name.
     Rename,
-    /// A file is removed.
+    /// Removes a file.
     Remove,
-    /// A directory is synced.
+    /// Syncs a directory.
     SyncDir,
-    /// A directory is made or listed.
+    /// Creates or lists a directory.
     Dir,
-    /// A look at which file has a name. Counted only if a fault is set for it: the number of looks
-    /// depends on the time.
+    /// Gets the identity and state of the file with a name. Counted only if a fault is set for it,
+    /// because the number of these calls depends on timing.
     State,
 }
 
-/// One call, as a fault or a watcher sees it.
+/// One call, as passed to filters and watchers.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment<'a> {
-    /// What is called.
+    /// The kind of the call.
     pub call: Call,
     /// The file's name, without its directory.
     pub name: &'a str,
-    /// Which call of all it is, from 1.
+    /// The number of the call among all calls, from 1.
     pub number: u64,
 }
 
-/// A call, and who made it: one that a fault struck, for example.
+/// A recorded call, with the thread that made it: for example, a call that a fault affected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Strike {
-    /// What was called.
+    /// The kind of the call.
     pub call: Call,
     /// The file's name, without its directory.
     pub name: String,
-    /// Which call of all it was, from 1.
+    /// The number of the call among all calls, from 1.
     pub number: u64,
     /// The thread that made it.
     pub thread: String,
 }
 
 impl Strike {
-    /// The call that is made now, on this thread.
+    /// Records the current call on the current thread.
     #[must_use]
     pub fn of(moment: &Moment<'_>) -> Self {
         let thread = std::thread::current().name().unwrap_or_default().to_owned();
@@ -74,7 +74,8 @@ impl fmt::Display for Strike {
 
 type Filter = Arc<dyn Fn(&Moment<'_>) -> bool + Send + Sync>;
 
-/// What breaks. Made with [`Fault::on`] or [`Fault::on_any`]; without more it breaks once, the next time, with EIO.
+/// A fault and the calls that it affects. Created with [`Fault::on`] or [`Fault::on_any`]. By
+/// default, the next matching call fails once, with EIO.
 #[derive(Clone)]
 pub struct Fault {
     filter: Filter,
@@ -83,7 +84,7 @@ pub struct Fault {
     seen: u64,
 }
 
-/// So many calls from this one on.
+/// `times` matching calls, starting with number `from`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct When {
     from: u64,
@@ -92,20 +93,20 @@ struct When {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// The call fails with this error of the system.
+    /// The call fails with this `errno`.
     Fail(i32),
-    /// Of a write or a read, at most so many bytes are written or read, and reported.
+    /// A write or read transfers at most this many bytes and returns that count.
     Short(usize),
-    /// Of a write, so many bytes are written, and then it fails.
+    /// A write transfers this many bytes and then fails with this `errno`.
     Torn(usize, i32),
-    /// The call waits until the storage is healed, or for so long, and is then made.
+    /// The call waits for `heal` or `release`, or at most this long, and is then made.
     Wait(Option<Duration>),
-    /// Of a write or a read, the first byte is changed on the way.
+    /// The first byte of a write or read is changed.
     Corrupt,
 }
 
 impl Effect {
-    /// Whether it makes a difference to such a call.
+    /// Returns whether this effect applies to calls of this kind.
     pub(super) fn fits(self, call: Call) -> bool {
         match self {
             Self::Fail(_) | Self::Wait(_) => true,
@@ -122,13 +123,13 @@ const ENOSPC: i32 = 28;
 const EDQUOT: i32 = 122;
 
 impl Fault {
-    /// Calls of this kind.
+    /// Affects calls of this kind.
     #[must_use]
     pub fn on(call: Call) -> Self {
         Self::on_calls(move |moment| moment.call == call)
     }
 
-    /// Calls of every kind but [`Call::State`].
+    /// Affects calls of every kind except [`Call::State`].
     #[must_use]
     pub fn on_any() -> Self {
         Self::on_calls(|moment| moment.call != Call::State)
@@ -143,98 +144,98 @@ impl Fault {
         }
     }
 
-    /// Of those, only the calls for which `filter` is true.
+    /// Restricts the fault to calls for which `filter` returns true.
     #[must_use]
     pub fn only(self, filter: impl Fn(&Moment<'_>) -> bool + Send + Sync + 'static) -> Self {
         let before = self.filter;
         Self { filter: Arc::new(move |moment| before(moment) && filter(moment)), ..self }
     }
 
-    /// Of those, only the calls on files whose name ends so.
+    /// Restricts the fault to files whose name ends with `end`.
     #[must_use]
     pub fn file(self, end: &'static str) -> Self {
         self.only(move |moment| moment.name.ends_with(end))
     }
 
-    /// Only the `n`-th of them, from 1, counted from when the fault is injected.
+    /// Affects only the `n`-th matching call, from 1, counted from the injection of the fault.
     #[must_use]
     pub fn nth(self, n: u64) -> Self {
         Self { when: When { from: n, times: 1 }, ..self }
     }
 
-    /// All of them, until the storage is healed.
+    /// Affects all matching calls, until the storage is healed.
     #[must_use]
     pub fn always(self) -> Self {
         self.from(1)
     }
 
-    /// The `n`-th of them and all after it, from 1, until the storage is healed.
+    /// Affects the `n`-th matching call and all later ones, from 1, until the storage is healed.
     #[must_use]
     pub fn from(self, n: u64) -> Self {
         Self { when: When { from: n, times: u64::MAX }, ..self }
     }
 
-    /// Not one of them but so many, one after the other.
+    /// Affects this many consecutive calls instead of one.
     #[must_use]
     pub fn times(self, times: u64) -> Self {
         Self { when: When { times, ..self.when }, ..self }
     }
 
-    /// With ENOSPC instead of EIO.
+    /// Fails with ENOSPC instead of EIO.
     #[must_use]
     pub fn full_disk(self) -> Self {
         Self { effect: Effect::Fail(ENOSPC), ..self }
     }
 
-    /// With EDQUOT instead of EIO: a quota is used up.
+    /// Fails with EDQUOT instead of EIO: the quota is used up.
     #[must_use]
     pub fn over_quota(self) -> Self {
         Self { effect: Effect::Fail(EDQUOT), ..self }
     }
 
-    /// With EFBIG instead of EIO: a file is at its largest size.
+    /// Fails with EFBIG instead of EIO: the file has reached its maximum size.
     #[must_use]
     pub fn file_too_large(self) -> Self {
         Self { effect: Effect::Fail(EFBIG), ..self }
     }
 
-    /// Of a write or a read, at most `bytes` are written or read, and reported: no error.
+    /// Makes a write or read transfer at most `bytes` and return that count without an error.
     #[must_use]
     pub fn short(self, bytes: usize) -> Self {
         Self { effect: Effect::Short(bytes), ..self }
     }
 
-    /// Of a write, `bytes` are written before it fails with EIO.
+    /// Makes a write transfer `bytes` and then fail with EIO.
     #[must_use]
     pub fn torn(self, bytes: usize) -> Self {
         Self { effect: Effect::Torn(bytes, EIO), ..self }
     }
 
-    /// The call waits until the storage is healed.
+    /// Makes the call wait until the storage is healed or released.
     #[must_use]
     pub fn block(self) -> Self {
         Self { effect: Effect::Wait(None), ..self }
     }
 
-    /// The call takes this much longer; less where the storage is healed meanwhile.
+    /// Delays the call by `time`, or less if the storage is healed or released meanwhile.
     #[must_use]
     pub fn delay(self, time: Duration) -> Self {
         Self { effect: Effect::Wait(Some(time)), ..self }
     }
 
-    /// Of a write or a read, the first byte is changed on the way: no error.
+    /// Changes the first byte of a write or read, without an error.
     #[must_use]
     pub fn corrupt(self) -> Self {
         Self { effect: Effect::Corrupt, ..self }
     }
 
-    /// Whether it is for such calls, and its time may come yet.
+    /// Returns whether the fault matches such a call and may still affect it or a later one.
     pub(super) fn is_for(&self, moment: &Moment<'_>) -> bool {
         let is_over = self.seen >= self.when.from.saturating_add(self.when.times.saturating_sub(1));
         !is_over && (self.filter)(moment)
     }
 
-    /// Counts the call, and says whether it breaks.
+    /// Counts the call, and returns whether the fault affects it.
     pub(super) fn strikes(&mut self, moment: &Moment<'_>) -> bool {
         if !(self.filter)(moment) {
             return false;

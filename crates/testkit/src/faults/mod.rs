@@ -1,10 +1,10 @@
-//! A storage that breaks as told: the real files, with faults in between.
+//! A storage that injects faults into calls to the real file system.
 //!
 //! # Layout
 //!
-//! * `fault` – what breaks, when, and how: a script of [`Fault`]s.
-//! * `storage` – [`FaultyStorage`]: the real file system, counted, watched and broken.
-//! * `unsynced` – what was written and not yet synced: what a power cut may take away.
+//! * `fault` – which calls fail, when, and how: a script of [`Fault`]s.
+//! * `storage` – [`FaultyStorage`]: the real file system, with counted calls, a watcher and faults.
+//! * `unsynced` – the writes that are not synced, which a power cut may undo.
 //!
 //! ```
 //! use tidespool::storage::{OpenMode, Storage as _};

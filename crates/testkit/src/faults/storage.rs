@@ -14,7 +14,8 @@ use super::{Call, Fault, Moment, Strike};
 
 type Watcher = Arc<dyn Fn(&Moment<'_>) + Send + Sync>;
 
-/// The operating system's files, with faults in between. Cloning it gives another handle to the same storage.
+/// The operating system's files, with injected faults. A clone is another handle to the same
+/// storage.
 #[derive(Clone, Default)]
 pub struct FaultyStorage(Arc<Inner>);
 
@@ -30,43 +31,44 @@ struct State {
     calls: BTreeMap<(Call, String), u64>,
     total: u64,
     blocked: usize,
-    /// Raised when blocked calls are let go: who waits, waits for the next.
+    /// Incremented to wake blocked calls: each one waits for the next increment.
     healings: u64,
-    /// Files of which a sync failed, each with the last descriptor that was opened before.
+    /// Files of which a sync failed, each with the number of the last descriptor opened before.
     distrusted: BTreeMap<PathBuf, u64>,
-    /// Of those, the ones that were synced again.
+    /// The distrusted files that were synced again.
     trusted_again: Vec<String>,
-    /// What was struck, the first [`MAX_STRIKES`] of it.
+    /// The first [`MAX_STRIKES`] calls that faults affected.
     strikes: Vec<Strike>,
     watcher: Option<Watcher>,
     unsynced: Option<Unsynced>,
-    /// Of each open file: a renamed one is what it is called now.
+    /// The current path of each open file, by descriptor number.
     open: BTreeMap<u64, PathBuf>,
     next_file: u64,
 }
 
-/// A disk that stays broken is asked again and again: what comes later is like what came before.
+/// Bounds the memory: callers retry a broken disk, and later strikes repeat earlier ones.
 const MAX_STRIKES: usize = 10_000;
 
 impl FaultyStorage {
-    /// One that works.
+    /// Creates a storage without faults.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// As [`tidespool::TieredSpool::open_on`] takes it.
+    /// Returns the storage for [`tidespool::TieredSpool::open_on`].
     #[must_use]
     pub fn storage(&self) -> Arc<dyn Storage> {
         Arc::new(self.clone())
     }
 
-    /// Adds a fault to the script. Each fault counts for itself; of those that strike together the first counts.
+    /// Adds a fault to the script. Each fault counts its own calls. If several faults match, the
+    /// first applies.
     pub fn inject(&self, fault: Fault) {
         self.0.state.lock().faults.push(fault);
     }
 
-    /// From now on everything works; calls that are blocked go on.
+    /// Removes all faults and wakes blocked calls.
     pub fn heal(&self) {
         let mut state = self.0.state.lock();
         state.faults.clear();
@@ -74,25 +76,25 @@ impl FaultyStorage {
         self.0.healed.notify_all();
     }
 
-    /// Lets the calls go on that are blocked now. The script stays as it is.
+    /// Wakes the calls that are blocked now. The faults stay.
     pub fn release(&self) {
         self.0.state.lock().healings += 1;
         self.0.healed.notify_all();
     }
 
-    /// Calls that are blocked now.
+    /// The number of calls that are blocked now.
     #[must_use]
     pub fn blocked(&self) -> usize {
         self.0.state.lock().blocked
     }
 
-    /// Calls of a kind so far, failed ones included.
+    /// The number of calls of a kind so far, including failed ones.
     #[must_use]
     pub fn count(&self, call: Call) -> u64 {
         self.count_where(call, |_| true)
     }
 
-    /// Calls of a kind on files whose name fits.
+    /// The number of calls of a kind on files for whose name `name` returns true.
     #[must_use]
     pub fn count_where(&self, call: Call, name: impl Fn(&str) -> bool) -> u64 {
         let state = self.0.state.lock();
@@ -104,31 +106,33 @@ impl FaultyStorage {
             .sum()
     }
 
-    /// All calls so far: the last [`Moment::number`].
+    /// The number of all calls so far: the last [`Moment::number`].
     #[must_use]
     pub fn total(&self) -> u64 {
         self.0.state.lock().total
     }
 
-    /// Files that were synced after a sync of them had failed. What such a sync says is worth nothing, unless the file was opened anew and
-    /// [forgotten](StorageFile::forget_cached) since: then it is what the disk holds.
+    /// The files that were synced after a sync of them had failed. The result of such a sync proves
+    /// nothing, unless the file was reopened and [removed from the page
+    /// cache](StorageFile::forget_cached) since: then it shows what the disk has.
     #[must_use]
     pub fn trusted_again(&self) -> Vec<String> {
         self.0.state.lock().trusted_again.clone()
     }
 
-    /// From now on a file of which a sync failed counts as any other: who opens it next is another process, as far as files can tell.
+    /// Trusts all files again: after this call, files are opened by a new process, as far as the
+    /// storage can see.
     pub fn restarted(&self) {
         self.0.state.lock().distrusted.clear();
     }
 
-    /// The calls that faults struck, in their order.
+    /// The calls that faults affected, in order.
     #[must_use]
     pub fn strikes(&self) -> Vec<Strike> {
         self.0.state.lock().strikes.clone()
     }
 
-    /// Files that are open now.
+    /// The number of open files.
     #[must_use]
     pub fn open_files(&self) -> usize {
         self.0.state.lock().open.len()
@@ -139,23 +143,24 @@ impl FaultyStorage {
         self.0.state.lock().watcher = Some(Arc::new(watcher));
     }
 
-    /// Ends watching.
+    /// Removes the watcher.
     pub fn unwatch(&self) {
         self.0.state.lock().watcher = None;
     }
 
-    /// From now on remembers what is written and not synced yet.
+    /// Starts to record unsynced writes.
     pub fn remember_unsynced(&self) {
         self.0.state.lock().unsynced = Some(Unsynced::default());
     }
 
-    /// What was written since [`remember_unsynced`](Self::remember_unsynced) and is not synced yet.
+    /// The unsynced writes since [`remember_unsynced`](Self::remember_unsynced).
     #[must_use]
     pub fn unsynced(&self) -> Unsynced {
         self.0.state.lock().unsynced.clone().unwrap_or_default()
     }
 
-    /// Counts the call, lets the watcher see it, waits or fails as the script says. What is left is for writes.
+    /// Counts the call, runs the watcher, and applies the fault, if any. Returns the effects that
+    /// the caller must apply.
     fn enter(&self, call: Call, path: &Path) -> io::Result<Option<Effect>> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut state = self.0.state.lock();
@@ -202,7 +207,7 @@ impl FaultyStorage {
         }
     }
 
-    /// Whether the script has something for such a call, now or later. Does not count it.
+    /// Returns whether a fault matches such a call, now or later. Does not count the call.
     fn breaks(&self, call: Call, path: &Path) -> bool {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let state = self.0.state.lock();
@@ -264,7 +269,7 @@ impl Storage for FaultyStorage {
         self.note(|unsynced| unsynced.rename(from, to));
         let mut state = self.0.state.lock();
         state.open.values_mut().filter(|path| *path == from).for_each(|path| *path = to.to_owned());
-        // What was there is gone, and what is known of the other goes with it.
+        // The file at `to` was replaced, and `from` keeps its state under the new name.
         state.distrusted.remove(to);
         if let Some(last) = state.distrusted.remove(from) {
             state.distrusted.insert(to.to_owned(), last);
@@ -363,7 +368,8 @@ impl StorageFile for FaultyFile {
 
     fn read_in_memory_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
         if self.storage.breaks(Call::Read, &self.path()) {
-            // A disk that is broken for this file is asked, so that it can show it: none of it is in memory.
+            // The disk is broken for this file. Report a page cache miss, so that the caller reads
+            // from the disk.
             return Err(io::ErrorKind::WouldBlock.into());
         }
         match self.storage.enter(Call::ReadInMemory, &self.path())? {
@@ -388,7 +394,7 @@ impl StorageFile for FaultyFile {
         }
     }
 
-    /// Fails as a write does: a full disk has no room for either.
+    /// Fails like a write: a full disk cannot allocate either.
     fn allocate(&self, len: u64) -> io::Result<()> {
         if let Some(Effect::Torn(_, code)) = self.storage.enter(Call::Write, &self.path())? {
             return Err(system_error(code));
@@ -403,7 +409,8 @@ impl StorageFile for FaultyFile {
 
     fn forget_cached(&self) {
         self.file.forget_cached();
-        // Opened since, and without what memory had of it: from here on it is what the disk holds, and only that.
+        // The file was opened after the failed sync and is no longer cached, so it shows what the
+        // disk has.
         let path = self.path();
         let mut state = self.storage.0.state.lock();
         if state.distrusted.get(&path).is_some_and(|last| self.number > *last) {
@@ -413,7 +420,7 @@ impl StorageFile for FaultyFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.storage.enter(Call::Sync, &self.path())?;
-        // What is written while the sync is under way is not covered by it.
+        // This sync does not cover writes that are made while it runs.
         let (path, mut covered) = (self.path(), 0);
         self.storage.note(|unsynced| covered = unsynced.count(&path));
         self.file.sync_data()?;
@@ -422,12 +429,12 @@ impl StorageFile for FaultyFile {
     }
 }
 
-/// Changes a byte as a bad cable would.
+/// Flips a bit, as a bad cable would.
 fn spoil(byte: &mut u8) {
     *byte ^= 0x10;
 }
 
-/// Changes the first byte that `read` puts there.
+/// Changes the first byte that `read` returns.
 fn spoil_first(
     bufs: &mut [IoSliceMut<'_>],
     read: impl FnOnce(&mut [IoSliceMut<'_>]) -> io::Result<usize>,

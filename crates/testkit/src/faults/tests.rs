@@ -34,7 +34,7 @@ fn write(file: &dyn StorageFile, offset: u64, data: &[u8]) -> std::io::Result<us
     file.write_vectored_at(&[IoSlice::new(data)], offset)
 }
 
-/// tmpfs does not support such reads.
+/// tmpfs does not support these reads.
 fn read_in_memory(file: &dyn StorageFile, buf: &mut [u8]) -> std::io::Result<()> {
     match file.read_in_memory_at(&mut [IoSliceMut::new(buf)], 0) {
         Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(()),
@@ -43,7 +43,7 @@ fn read_in_memory(file: &dyn StorageFile, buf: &mut [u8]) -> std::io::Result<()>
 }
 
 #[test]
-fn each_kind_of_call_fails_when_it_is_told_to() {
+fn each_kind_of_call_fails_once_on_request() {
     let bench = Bench::new();
     let file = bench.create("a.seg");
     let storage = &bench.storage;
@@ -73,20 +73,20 @@ fn each_kind_of_call_fails_when_it_is_told_to() {
         assert_eq!(storage.count(kind), before + 2, "{kind:?}");
     }
     assert!(storage.total() > 18);
-    // Only the call that fails is counted: the number of the others depends on the time.
+    // Count only calls that a fault affects: the number of the others depends on timing.
     let before = storage.total();
     storage.inject(Fault::on(Call::State));
     assert_eq!(call(Call::State).unwrap_err().raw_os_error(), Some(5));
     call(Call::State).unwrap();
     assert_eq!(storage.total(), before + 1);
     storage.inject(Fault::on_any());
-    call(Call::State).expect("it is no call of every kind");
+    call(Call::State).expect("on_any excludes Call::State");
 }
 
 #[test]
-fn a_fault_strikes_the_call_it_is_meant_for() {
+fn a_fault_affects_only_the_selected_call() {
     let bench = Bench::new();
-    let (a, b) = (bench.create("a.seg"), bench.create("ledger.new"));
+    let (a, b) = (bench.create("a.seg"), bench.create("manifest.new"));
     bench.storage.inject(Fault::on(Call::Sync).file(".new").nth(2));
     for _ in 0..3 {
         a.sync_data().unwrap();
@@ -126,7 +126,7 @@ fn writes_are_short_or_torn() {
 }
 
 #[test]
-fn a_sync_after_a_failed_one_is_noted() {
+fn a_sync_after_a_failed_sync_is_recorded() {
     let bench = Bench::new();
     let (a, b) = (bench.create("a"), bench.create("b"));
     bench.storage.inject(Fault::on(Call::Sync).file("a"));
@@ -137,27 +137,28 @@ fn a_sync_after_a_failed_one_is_noted() {
     assert_eq!(bench.storage.trusted_again(), ["a"]);
 }
 
-/// A new ledger takes the place of one that failed: it is another file under the same name.
+/// A new manifest replaces one whose sync failed: it is a different file with the same name.
 #[test]
-fn a_file_that_took_the_place_of_one_that_failed_may_be_synced() {
+fn a_file_that_replaces_one_with_a_failed_sync_may_be_synced() {
     let bench = Bench::new();
-    let old = bench.create("ledger");
+    let old = bench.create("manifest");
     bench.storage.inject(Fault::on(Call::Sync));
     assert!(old.sync_data().is_err());
-    let new = bench.create("ledger.new");
-    bench.storage.rename(&bench.path("ledger.new"), &bench.path("ledger")).unwrap();
+    let new = bench.create("manifest.new");
+    bench.storage.rename(&bench.path("manifest.new"), &bench.path("manifest")).unwrap();
     new.sync_data().unwrap();
     assert_eq!(bench.storage.trusted_again(), [""; 0]);
     bench.storage.inject(Fault::on(Call::Sync));
     assert!(new.sync_data().is_err());
-    bench.storage.rename(&bench.path("ledger"), &bench.path("ledger.old")).unwrap();
+    bench.storage.rename(&bench.path("manifest"), &bench.path("manifest.old")).unwrap();
     new.sync_data().unwrap();
-    assert_eq!(bench.storage.trusted_again(), ["ledger.old"]);
+    assert_eq!(bench.storage.trusted_again(), ["manifest.old"]);
 }
 
-/// sled's data file goes on to be used after an error, under another descriptor and without what was in memory of it.
+/// sled's data file is still used after an error, with a new descriptor and without its cached
+/// pages.
 #[test]
-fn a_file_that_was_opened_anew_and_forgotten_may_be_synced() {
+fn a_file_that_was_reopened_and_uncached_may_be_synced() {
     let bench = Bench::new();
     let before = bench.create("db");
     bench.storage.inject(Fault::on(Call::Sync));
@@ -173,7 +174,7 @@ fn a_file_that_was_opened_anew_and_forgotten_may_be_synced() {
 }
 
 #[test]
-fn a_blocked_call_waits_to_be_healed() {
+fn a_blocked_call_waits_until_the_storage_is_healed() {
     let bench = Bench::new();
     let file = bench.create("a");
     bench.storage.inject(Fault::on(Call::Sync).always().block());
@@ -192,7 +193,7 @@ fn a_blocked_call_waits_to_be_healed() {
 }
 
 #[test]
-fn from_the_nth_call_on_all_fail_until_the_storage_is_healed() {
+fn from_the_nth_call_all_fail_until_the_storage_is_healed() {
     let bench = Bench::new();
     let file = bench.create("a.seg");
     bench.storage.inject(Fault::on_any().from(3));
@@ -210,7 +211,7 @@ fn from_the_nth_call_on_all_fail_until_the_storage_is_healed() {
 }
 
 #[test]
-fn some_calls_fail_one_after_the_other() {
+fn consecutive_calls_can_fail() {
     let bench = Bench::new();
     let file = bench.create("a");
     bench.storage.inject(Fault::on(Call::Sync).nth(2).times(2));
@@ -218,7 +219,7 @@ fn some_calls_fail_one_after_the_other() {
 }
 
 #[test]
-fn a_delayed_call_is_made_after_its_time_or_when_it_is_let_go() {
+fn a_delayed_call_is_made_after_its_delay_or_on_release() {
     let bench = Bench::new();
     let file = bench.create("a");
     bench.storage.inject(Fault::on(Call::Write).delay(Duration::from_millis(1)));
@@ -236,7 +237,7 @@ fn a_delayed_call_is_made_after_its_time_or_when_it_is_let_go() {
 }
 
 #[test]
-fn bytes_are_changed_on_the_way_to_the_disk_and_on_the_way_back() {
+fn corrupt_changes_bytes_on_write_and_on_read() {
     let bench = Bench::new();
     let file = bench.create("a");
     bench.storage.inject(Fault::on(Call::Write).nth(2).corrupt());
@@ -289,7 +290,7 @@ fn a_watcher_sees_each_call_before_it_is_made() {
 }
 
 #[test]
-fn a_power_cut_takes_what_was_not_synced_and_nothing_else() {
+fn a_power_cut_reverts_unsynced_writes_and_nothing_else() {
     let bench = Bench::new();
     let file = bench.create("a");
     write(&*file, 0, &[1; 8192]).unwrap();
@@ -310,7 +311,7 @@ fn a_power_cut_takes_what_was_not_synced_and_nothing_else() {
     };
     assert_eq!(cut(&mut || true), fs::read(bench.path("a")).unwrap());
     assert_eq!(cut(&mut || false), [vec![2; 4096], vec![1; 4096]].concat());
-    // The newest write is undone first: of the last one the first page is kept.
+    // The newest write is reverted first: of the last write, the first page is kept.
     let mut kept = [true, false, false, false, false].into_iter();
     let torn = cut(&mut || kept.next().unwrap());
     assert_eq!((torn[99], torn[100], torn[4095], torn[4096]), (2, 4, 4, 1));
@@ -318,9 +319,10 @@ fn a_power_cut_takes_what_was_not_synced_and_nothing_else() {
     assert_eq!(cut(&mut || false), fs::read(bench.path("a")).unwrap());
 }
 
-/// The ledger's file is renamed once and then written in place: for a while no power cut took anything of that.
+/// Regression: the manifest's file is renamed once and then written in place, and a power cut did
+/// not revert these writes.
 #[test]
-fn what_is_written_after_a_renaming_is_taken_too() {
+fn a_power_cut_reverts_writes_after_a_rename() {
     let bench = Bench::new();
     let file = bench.create("new");
     write(&*file, 0, &[1; 4096]).unwrap();
@@ -336,9 +338,9 @@ fn what_is_written_after_a_renaming_is_taken_too() {
     assert_eq!(fs::read(&image).unwrap(), [1; 4096]);
 }
 
-/// Callers are served while the disk is at the batch before: what is written during a sync is not covered by it.
+/// Callers write while the disk syncs the batch before: the sync does not cover these writes.
 #[test]
-fn a_sync_covers_what_was_written_before_it_and_not_what_came_meanwhile() {
+fn a_sync_covers_only_writes_made_before_it() {
     let (bench, mut unsynced, path) = (Bench::new(), Unsynced::default(), Path::new("a"));
     let file = bench.create("a");
     unsynced.add(path, Undo::of(&*file, 0, 1).unwrap());

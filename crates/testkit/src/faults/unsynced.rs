@@ -5,21 +5,21 @@ use std::path::{Path, PathBuf};
 
 use tidespool::storage::StorageFile;
 
-/// The unit in which a disk keeps or loses what was written, in bytes.
+/// The unit in which a disk keeps or loses writes, in bytes.
 const PAGE: u64 = 4096;
 
-/// What was written and is not synced yet: a power cut keeps any part of it.
+/// The writes that are not synced. A power cut keeps any subset of their pages.
 #[derive(Debug, Clone, Default)]
 pub struct Unsynced {
-    /// In the order of writing.
+    /// The writes, oldest first.
     writes: Vec<(PathBuf, Undo)>,
 }
 
-/// What stood where something was written.
+/// The bytes that a write replaced.
 #[derive(Debug, Clone)]
 pub(super) struct Undo {
     offset: u64,
-    /// How long the file was.
+    /// The length of the file before the write.
     len: u64,
     before: Vec<u8>,
 }
@@ -39,7 +39,7 @@ impl Undo {
 }
 
 impl Unsynced {
-    /// True where a power cut would change nothing.
+    /// Returns true if a power cut would change nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.writes.is_empty()
@@ -49,12 +49,12 @@ impl Unsynced {
         self.writes.push((path.to_owned(), undo));
     }
 
-    /// How many writes there are to a file.
+    /// Returns the number of unsynced writes to a file.
     pub(super) fn count(&self, path: &Path) -> usize {
         self.writes.iter().filter(|(other, _)| other == path).count()
     }
 
-    /// The first `count` writes to a file are on the disk.
+    /// Drops the first `count` writes to a file, which are now on disk.
     pub(super) fn forget_first(&mut self, path: &Path, count: usize) {
         let mut left = count;
         self.writes.retain(|(other, _)| {
@@ -73,12 +73,13 @@ impl Unsynced {
         self.writes.iter_mut().filter(|(path, _)| path == from).for_each(|(path, _)| *path = to.to_owned());
     }
 
-    /// Makes a copy of the storage, in `copy` what is in `original` here, look as after a power cut: each page of each unsynced write is
-    /// kept if `keep` says so, and else is as it was.
+    /// Changes the files in `copy` to their state after a power cut. `copy` is a copy of the
+    /// directory `original`. Each page of each unsynced write is kept if `keep` returns true, and
+    /// else reverted.
     ///
     /// # Errors
     ///
-    /// The operating system's.
+    /// An I/O error of the file system.
     pub fn cut(&self, original: &Path, copy: &Path, mut keep: impl FnMut() -> bool) -> io::Result<()> {
         for (path, undo) in self.writes.iter().rev() {
             let inside = path.strip_prefix(original).map_err(io::Error::other)?;
@@ -107,8 +108,8 @@ impl Unsynced {
     }
 }
 
-/// Makes the crash log in a spool's directory one of an earlier boot: a restart of the machine
-/// makes it worth nothing, whatever of it was written back.
+/// Overwrites the header of the crash log in a spool's directory. After a power cut, the crash log
+/// belongs to an earlier boot and is invalid, even if all of it was written back.
 fn end_boot(spool: &Path) -> io::Result<()> {
     match fs::File::options().write(true).open(spool.join("crash-log")) {
         Ok(log) if log.metadata()?.len() >= PAGE => log.write_all_at(&[0; 64], 0),

@@ -1,4 +1,4 @@
-//! Histories in which the index is lost: what the player allows then, and what not.
+//! Histories in which the index is lost: the deviations that the player allows.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use super::Loss;
 use super::player::Player;
 use crate::wait::PATIENCE;
 
-/// Between two tries of a call that fails while the index is built again.
+/// The pause between two tries of a call that fails during the rebuild of the index.
 const PAUSE: Duration = Duration::from_millis(2);
 
 impl Player {
@@ -28,14 +28,14 @@ impl Player {
     }
 
     async fn drop_and_open(&mut self, how: u8) -> Result<()> {
-        // Everything is durable after this.
+        // All data is durable after this call.
         self.spool.advise_low_memory().await?;
         self.drop_spool();
         self.factory.lose_index(how);
         let started = Instant::now();
         self.spool = loop {
             match self.factory.open().await {
-                // The threads of the spool that was dropped have to end first.
+                // The threads of the dropped spool must end first.
                 Err(error) if error.root_cause().is::<Locked>() && started.elapsed() < PATIENCE => {
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -45,16 +45,16 @@ impl Player {
         Ok(())
     }
 
-    /// Calls again while the index may be incomplete. An answer about a message, be it wrong, is no
-    /// reason to call again.
-    pub(super) async fn patiently<T, F>(&self, call: impl Fn() -> F) -> Result<T>
+    /// Retries a call that fails while the index may be incomplete. Any result about a message,
+    /// even a wrong one, ends the retries.
+    pub(super) async fn retry_if_index_lost<T, F>(&self, call: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
         let started = Instant::now();
         loop {
             match call().await {
-                Err(error) if self.may_pass(&error) && started.elapsed() < PATIENCE => {
+                Err(error) if self.may_be_temporary(&error) && started.elapsed() < PATIENCE => {
                     tokio::time::sleep(PAUSE).await;
                 }
                 answer => return answer,
@@ -62,12 +62,12 @@ impl Player {
         }
     }
 
-    fn may_pass(&self, error: &anyhow::Error) -> bool {
+    fn may_be_temporary(&self, error: &anyhow::Error) -> bool {
         let root = error.root_cause();
         self.index_lost && !root.is::<NotFound>() && !root.is::<Corrupt>()
     }
 
-    /// The loss may shut the gate for a while.
+    /// Waits until the gate is open. The loss may shut the gate temporarily.
     pub(super) async fn when_healthy(&self) -> Result<()> {
         let started = Instant::now();
         while self.index_lost && self.spool.unhealthy_reason().is_some() {

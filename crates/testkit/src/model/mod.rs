@@ -1,11 +1,11 @@
-//! Random operations, restarts and losses of the index, on a spool and on the reference spool,
-//! compared step by step.
+//! The model test: random operations, restarts and losses of the index, on a spool and on the
+//! reference spool, compared step by step.
 //!
-//! [`run`] tries many random histories; one that fails is shrunk to a short one, which is printed in a form that
-//! [`replay`] takes: paste it into a test, so that it stays.
+//! [`run`] tries many random histories. A history that fails is shrunk, and printed in a form that
+//! [`replay`] takes: paste it into a test to keep it.
 //!
-//! Environment: `TIDESPOOL_MODEL_CASES`, the number of histories (default [`DEFAULT_CASES`] in all, whatever the number
-//! of spools they are shared between); `TIDESPOOL_MODEL_SEED`, the seed of a run that failed.
+//! Environment: `TIDESPOOL_MODEL_CASES`, the total number of histories (default [`DEFAULT_CASES`]),
+//! shared between all spools; `TIDESPOOL_MODEL_SEED`, the seed of a failed run.
 
 mod lost_index;
 mod operation;
@@ -21,18 +21,19 @@ use crate::rng::{Rng, number_from_env, seed_from_env};
 
 pub use operation::{Loss, Operation, SLOTS, Size};
 
-/// Histories, where `TIDESPOOL_MODEL_CASES` says nothing else.
+/// The default of `TIDESPOOL_MODEL_CASES`.
 pub const DEFAULT_CASES: u64 = 300;
 
-/// The longest history, in operations.
+/// The maximum length of a history, in operations.
 const LONGEST: usize = 60;
 
-/// Tries this spool's share of the random histories: one `shares`-th of them. `make` gives a factory with an empty
-/// storage each time.
+/// Runs one `shares`-th of the random histories on this spool. `make` returns a factory with an
+/// empty storage each time.
 ///
 /// # Panics
 ///
-/// Where the spool and the reference differ: with the shortest history found that shows it, and the seed.
+/// If the spool and the reference differ. The message contains the shortest failing history, and
+/// the seed.
 pub fn run<F: Factory + 'static>(shares: u64, make: impl Fn() -> F) {
     let cases = number_from_env("TIDESPOOL_MODEL_CASES").unwrap_or(DEFAULT_CASES).div_ceil(shares.max(1));
     let seed = seed_from_env("TIDESPOOL_MODEL_SEED");
@@ -45,22 +46,22 @@ pub fn run<F: Factory + 'static>(shares: u64, make: impl Fn() -> F) {
     }
 }
 
-/// Plays one history: for those that once failed.
+/// Replays one history: for histories that failed in the past.
 ///
 /// # Panics
 ///
-/// Where the spool and the reference differ.
+/// If the spool and the reference differ.
 pub fn replay<F: Factory + 'static>(factory: F, history: &[Operation]) {
     if let Err(why) = player::play(Box::new(factory), history) {
         panic!("{why}\n{}", as_code(history));
     }
 }
 
-/// Looks for a history that fails; returns why and the shortest one.
+/// Searches for a history that fails, and shrinks it.
 ///
 /// # Errors
 ///
-/// What differs, and the history.
+/// The difference, and the history.
 pub fn search<F: Factory + 'static>(
     cases: u64,
     seed: u64,
@@ -69,7 +70,7 @@ pub fn search<F: Factory + 'static>(
     let config = Config {
         cases: u32::try_from(cases).unwrap_or(u32::MAX),
         max_shrink_iters: 400,
-        // The seed is printed instead, and the history.
+        // The seed and the history are printed instead.
         failure_persistence: None,
         ..Config::default()
     };
@@ -83,7 +84,7 @@ pub fn search<F: Factory + 'static>(
     match result {
         Ok(()) => Ok(()),
         Err(TestError::Fail(why, history)) => Err((why.message().to_owned(), history)),
-        Err(TestError::Abort(why)) => panic!("the search was given up: {why}"),
+        Err(TestError::Abort(why)) => panic!("the search was aborted: {why}"),
     }
 }
 

@@ -1,98 +1,98 @@
-//! What may happen to a spool.
+//! The operations of a history.
 
 use proptest::prelude::*;
 
-/// How many ids there are: few, so that operations meet.
+/// The number of ids: few, so that operations affect the same ids.
 pub const SLOTS: u8 = 8;
 
-/// One step of a history. `slot` picks one of [`SLOTS`] ids of all kinds.
+/// One step of a history. `slot` selects one of [`SLOTS`] ids of all kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// Store a new version.
     Store {
-        /// Which id.
+        /// The index of the id.
         slot: u8,
-        /// How large.
+        /// The size of the message.
         size: Size,
-        /// Whether it is synced.
+        /// With `force_sync`.
         force_sync: bool,
     },
-    /// A store whose deadline is over: nothing may change.
+    /// A store with a past deadline: nothing may change.
     StoreTooLate {
-        /// Which id.
+        /// The index of the id.
         slot: u8,
-        /// Whether it is synced.
+        /// With `force_sync`.
         force_sync: bool,
     },
     /// A store above `max_message_size`: nothing may change.
     StoreTooLarge {
-        /// Which id.
+        /// The index of the id.
         slot: u8,
     },
-    /// A synced store that is dropped after its first poll, then made good by a store or a remove.
+    /// A synced store that is dropped after its first poll, followed by another store or a remove.
     StoreDropped {
-        /// Which id.
+        /// The index of the id.
         slot: u8,
-        /// Whether a remove follows, instead of a store.
+        /// A remove follows instead of a store.
         then_remove: bool,
     },
     /// Load.
     Load {
-        /// Which id.
+        /// The index of the id.
         slot: u8,
     },
     /// Remove.
     Remove {
-        /// Which id.
+        /// The index of the id.
         slot: u8,
     },
-    /// Enumerate everything.
+    /// Enumerate all messages.
     Enumerate,
-    /// Enumerate what was created before this id.
+    /// Enumerate the messages created before this id.
     EnumerateBefore {
-        /// Which id.
+        /// The index of the id.
         slot: u8,
     },
-    /// Periodic upkeep.
+    /// Call `cleanup`.
     Cleanup,
-    /// Thorough upkeep.
+    /// Call `compact`.
     Compact,
-    /// Everything dirty becomes durable, caches go.
+    /// Call `advise_low_memory`: makes dirty data durable and drops caches.
     AdviseLowMemory,
-    /// An orderly shutdown, and the next start.
+    /// An orderly shutdown and the next start.
     Reopen,
-    /// The files that can be built again from others are lost. Nothing may change, but loads of
-    /// what is filed may fail for a while.
+    /// Lose the files that can be rebuilt from other files. No message may change, but loads of
+    /// checkpointed messages may fail temporarily.
     LoseIndex {
-        /// In which state the spool is.
+        /// The state of the spool at the loss.
         when: Loss,
-        /// In which way they are lost.
+        /// Selects the kind of damage.
         how: u8,
     },
 }
 
-/// When [`Operation::LoseIndex`] comes.
+/// When [`Operation::LoseIndex`] happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
     /// While the spool is running.
     Running,
     /// Between an orderly shutdown and the next start.
     Closed,
-    /// Between a drop without a shutdown and the next start. All is durable by then.
+    /// Between a drop without a shutdown and the next start. All data was made durable before.
     Dropped,
     /// Between an orderly shutdown and the next start, and again right after that start.
     Rebuilding,
 }
 
-/// How large a message is. What spools treat differently: nothing, a little, a record that is filed whole or just not
-/// any more, a payload that stays in a segment, and one that is larger than a test's segment.
+/// The size of a message, around the sizes that spools may treat differently: empty, small, about a
+/// page, part of a segment, and larger than a segment of the tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
-    /// No byte.
+    /// 0 bytes.
     Empty,
     /// This many bytes, below 256.
     Tiny(u8),
-    /// 4 096 bytes and this many more or less.
+    /// 4 096 bytes plus this number.
     Page(i8),
     /// This many KiB.
     Medium(u8),
@@ -101,7 +101,7 @@ pub enum Size {
 }
 
 impl Size {
-    /// In bytes.
+    /// Returns the size in bytes.
     #[must_use]
     pub fn bytes(self) -> usize {
         match self {
@@ -114,7 +114,7 @@ impl Size {
     }
 }
 
-/// Any operation, those that move messages being the most frequent.
+/// Generates any operation. Those that move messages are the most frequent.
 pub(super) fn any() -> impl Strategy<Value = Operation> {
     let slot = || 0..SLOTS;
     prop_oneof![

@@ -1,4 +1,4 @@
-//! Plays a history on the spool and on the reference, and compares them.
+//! Plays a history on the spool and on the reference spool, and compares them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,11 +22,11 @@ pub(super) struct Player {
     ids: Vec<SpoolId>,
     /// The version of the next store.
     version: u64,
-    /// The index was lost. Calls may fail until it is built again.
+    /// The index was lost: calls may fail until it is rebuilt.
     pub(super) index_lost: bool,
 }
 
-/// Plays `history`. `Err` says at which step the two differ, and how.
+/// Plays `history`. `Err` describes the step at which the two differ, and the difference.
 pub(super) fn play(factory: Box<dyn Factory>, history: &[Operation]) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
@@ -77,8 +77,8 @@ impl Player {
                 let start = self.id(slot).created().unwrap_or(DateTime::<Utc>::MIN_UTC);
                 self.compare_lists(start).await
             }
-            Operation::Cleanup => self.patiently(|| self.spool.cleanup()).await,
-            Operation::Compact => self.patiently(|| self.spool.compact()).await,
+            Operation::Cleanup => self.retry_if_index_lost(|| self.spool.cleanup()).await,
+            Operation::Compact => self.retry_if_index_lost(|| self.spool.compact()).await,
             Operation::AdviseLowMemory => self.spool.advise_low_memory().await.map(drop),
             Operation::Reopen => self.reopen(|_| ()).await,
             Operation::LoseIndex { when, how } => self.lose_index(when, how).await,
@@ -92,7 +92,7 @@ impl Player {
     async fn store_both(&mut self, id: SpoolId, len: usize, force_sync: bool) -> Result<()> {
         let data = payload::shared(id, self.version, len);
         self.version += 1;
-        self.patiently(|| self.spool.store(id, data.clone(), force_sync, None)).await?;
+        self.retry_if_index_lost(|| self.spool.store(id, data.clone(), force_sync, None)).await?;
         self.reference.store(id, data, force_sync, None).await?;
         self.compare_load(id).await
     }
@@ -109,10 +109,12 @@ impl Player {
         let data = payload::shared(id, self.version, 100);
         self.when_healthy().await?;
         match self.spool.store(id, data, force_sync, Some(past)).await {
-            Ok(()) => bail!("stored in spite of its deadline"),
-            Err(err) if err.is::<InDoubt>() => Err(err.context("in doubt, though it was never written")),
+            Ok(()) => bail!("stored despite its past deadline"),
+            Err(err) if err.is::<InDoubt>() => {
+                Err(err.context("in doubt, though the message was never written"))
+            }
             Err(err) if err.root_cause().is::<SpoolCallerDeadlineExceeded>() => self.compare_load(id).await,
-            Err(err) => Err(err.context("not the error that was promised")),
+            Err(err) => Err(err.context("an unexpected error")),
         }
     }
 
@@ -120,13 +122,13 @@ impl Player {
         let size = usize::try_from(self.factory.max_message_size())? + 1;
         self.when_healthy().await?;
         match self.spool.store(id, Arc::new(vec![1; size].into_boxed_slice()), false, None).await {
-            Ok(()) => bail!("stored in spite of its size"),
+            Ok(()) => bail!("stored despite its size"),
             Err(err) if err.root_cause().is::<TooLarge>() => self.compare_load(id).await,
-            Err(err) => Err(err.context("not the error that was promised")),
+            Err(err) => Err(err.context("an unexpected error")),
         }
     }
 
-    /// What becomes of the dropped store is open; what comes after it counts.
+    /// The dropped store may or may not take effect; the call after it must.
     async fn store_dropped(&mut self, id: SpoolId, then_remove: bool) -> Result<()> {
         let data = payload::shared(id, self.version, 3000);
         self.version += 1;
@@ -134,7 +136,7 @@ impl Player {
         if then_remove { self.remove_both(id).await } else { self.store_both(id, 1000, false).await }
     }
 
-    /// `between` comes when the old one is shut down.
+    /// Shuts the spool down and opens it again. `between` runs in between.
     pub(super) async fn reopen(&mut self, between: impl Fn(&dyn Factory)) -> Result<()> {
         self.spool.shutdown().await.context("shutdown")?;
         self.drop_spool();
@@ -143,7 +145,7 @@ impl Player {
         Ok(())
     }
 
-    /// The old one goes before the new one comes: nothing may keep it open.
+    /// Drops the spool before it is opened again: nothing may keep it open.
     pub(super) fn drop_spool(&mut self) {
         self.spool = Arc::new(ReferenceSpool::open(&ReferenceStorage::default()));
     }
@@ -157,7 +159,7 @@ impl Player {
 
     async fn compare_load(&self, id: SpoolId) -> Result<()> {
         let expected = self.reference.load(id).await.ok();
-        let found = match self.patiently(|| self.spool.load(id)).await {
+        let found = match self.retry_if_index_lost(|| self.spool.load(id)).await {
             Ok(data) => Some(data),
             Err(err) if err.root_cause().is::<NotFound>() => None,
             Err(err) => return Err(err.context(format!("load of {id}"))),

@@ -7,25 +7,26 @@ use tidespool_core::{
 use tokio::time::timeout;
 
 use super::case::{Case, Open, Outcome};
-use super::script::{Step, Waits};
+use super::script::{Step, SyncMode};
 use crate::payload;
 use crate::wait::PATIENCE;
 
-/// How long upkeep is waited for on a broken disk. It goes on beside the rest, and has to end when the disk works again.
+/// How long to wait for upkeep on a broken disk. Then it continues in the background, and must end
+/// when the disk works again.
 const UPKEEP_WAIT: Duration = Duration::from_millis(200);
 
-/// What became of a load.
+/// The result of a load.
 pub(super) enum Loaded {
     Version(u64),
     Absent,
-    /// The disk did not answer.
+    /// The load failed: the disk did not return the message.
     Unknown(String),
 }
 
 impl Case {
     pub(super) async fn perform(&mut self, open: &Open, step: Step) -> Result<(), String> {
         match step {
-            Step::Store(message, len, waits) => self.store(open, message, len, waits == Waits::Forced).await,
+            Step::Store(message, len, mode) => self.store(open, message, len, mode == SyncMode::Forced).await,
             Step::Together(first, count) => self.store_together(open, first, count).await,
             Step::Remove(message) => self.remove(open, message).await,
             Step::Flush => self.upkeep(open, "advise_low_memory").await,
@@ -36,16 +37,16 @@ impl Case {
         }
     }
 
-    /// On a disk that is broken, or may be, nobody waits for long.
+    /// The deadline of a store: short if the disk may be broken.
     fn deadline(&self) -> Instant {
         Instant::now() + if self.is_sticky() { Duration::from_secs(1) } else { PATIENCE / 2 }
     }
 
     async fn store(&mut self, open: &Open, message: usize, len: usize, forced: bool) -> Result<(), String> {
         let (id, version) = (self.ids[message], self.next_version());
-        let answer = ask(open, id, version, len, forced, self.deadline()).await?;
+        let answer = store_timed(open, id, version, len, forced, self.deadline()).await?;
         if forced && answer.is_ok() {
-            self.book.end_doubts();
+            self.expected.resolve_doubts();
         }
         self.note_store(id, version, forced, answer)?;
         self.check(open, id).await
@@ -53,20 +54,22 @@ impl Case {
 
     async fn store_together(&mut self, open: &Open, first: usize, count: usize) -> Result<(), String> {
         let deadline = self.deadline();
-        let mut asked = Vec::new();
+        let mut stores = Vec::new();
         for message in first..first + count {
             let (id, version, open) = (self.ids[message], self.next_version(), open.clone());
-            let asking =
-                tokio::spawn(async move { ask(&open, id, version, 1000 + message, true, deadline).await });
-            asked.push((id, version, asking));
+            let store =
+                tokio::spawn(
+                    async move { store_timed(&open, id, version, 1000 + message, true, deadline).await },
+                );
+            stores.push((id, version, store));
         }
         let mut answers = Vec::new();
-        for (id, version, asking) in asked {
-            answers.push((id, version, asking.await.map_err(|error| format!("a store panicked: {error}"))??));
+        for (id, version, store) in stores {
+            answers.push((id, version, store.await.map_err(|error| format!("a store panicked: {error}"))??));
         }
-        // They prove nothing about each other: all of them had begun.
+        // These stores prove nothing about each other, because all of them had begun.
         if answers.iter().any(|(.., answer)| answer.is_ok()) {
-            self.book.end_doubts();
+            self.expected.resolve_doubts();
         }
         for (id, version, answer) in answers {
             self.note_store(id, version, true, answer)?;
@@ -87,29 +90,29 @@ impl Case {
         answer: anyhow::Result<()>,
     ) -> Result<(), String> {
         let Err(error) = answer else {
-            self.book.stored(id, version, forced);
+            self.expected.stored(id, version, forced);
             return Ok(());
         };
         let root = error.root_cause();
         if self.is_struck() {
-            self.noticed(Outcome::Recovered);
+            self.record_outcome(Outcome::Recovered);
         }
         if root.is::<SpoolUnhealthyError>() {
             if self.is_struck() { Ok(()) } else { Err("the gate is shut on a disk that works".to_owned()) }
         } else if root.is::<SpoolCallerDeadlineExceeded>() || root.is::<SpoolBackpressureTimeout>() {
             if error.is::<InDoubt>() {
-                self.book.doubted(id, version);
+                self.expected.doubted(id, version);
             }
             Ok(())
         } else {
-            Err(format!("a store failed with an error of the wrong kind: {error:#}"))
+            Err(format!("a store failed with an unexpected error: {error:#}"))
         }
     }
 
     async fn remove(&mut self, open: &Open, message: usize) -> Result<(), String> {
         let id = self.ids[message];
         match timeout(self.subject.patience, open.spool.remove(id)).await {
-            Ok(Ok(())) => self.book.removed(id),
+            Ok(Ok(())) => self.expected.removed(id),
             Ok(Err(error)) => return Err(format!("a remove failed: {error:#}")),
             Err(_) => return Err("a remove hangs".to_owned()),
         }
@@ -117,24 +120,26 @@ impl Case {
     }
 
     async fn load_all(&mut self, open: &Open) -> Result<(), String> {
-        for id in self.book.ids() {
+        for id in self.expected.ids() {
             self.check(open, id).await?;
         }
         Ok(())
     }
 
-    /// One message is what callers were told. Not told is fine while the disk is broken.
+    /// Checks that a load returns the visible version. It may fail while the disk is broken.
     async fn check(&mut self, open: &Open, id: SpoolId) -> Result<(), String> {
-        let now = self.book.now(id);
+        let visible = self.expected.visible(id);
         match load(open, id).await? {
-            Loaded::Version(version) if now == Some(version) => {}
-            Loaded::Absent if now.is_none() => {}
+            Loaded::Version(version) if visible == Some(version) => {}
+            Loaded::Absent if visible.is_none() => {}
             Loaded::Version(version) => {
                 self.violations
-                    .push(format!("{id} is loaded as version {version}: callers were told {now:?}"));
+                    .push(format!("{id} is loaded as version {version}: callers should get {visible:?}"));
             }
-            Loaded::Absent => self.violations.push(format!("{id} is not found: callers were told {now:?}")),
-            Loaded::Unknown(_) if self.is_struck() => self.noticed(Outcome::Recovered),
+            Loaded::Absent => {
+                self.violations.push(format!("{id} is not found: callers should get {visible:?}"));
+            }
+            Loaded::Unknown(_) if self.is_struck() => self.record_outcome(Outcome::Recovered),
             Loaded::Unknown(error) => {
                 self.violations.push(format!("a load failed on a disk that works: {error}"));
             }
@@ -142,9 +147,10 @@ impl Case {
         Ok(())
     }
 
-    /// Where the disk is broken it may wait; then whoever receives goes away, which must end it.
+    /// Checks an enumeration. On a broken disk it may wait: then the receiver is dropped, which
+    /// must end it.
     async fn enumerate(&mut self, open: &Open) -> Result<(), String> {
-        let (began, mut enumeration) = (Instant::now(), std::pin::pin!(super::look::enumerate(open)));
+        let (began, mut enumeration) = (Instant::now(), std::pin::pin!(super::contents::enumerate(open)));
         let found = loop {
             match timeout(UPKEEP_WAIT, &mut enumeration).await {
                 Ok(found) => break found?,
@@ -156,7 +162,7 @@ impl Case {
             }
         };
         self.violations
-            .extend(self.book.differences(&found).into_iter().map(|what| format!("enumerated: {what}")));
+            .extend(self.expected.differences(&found).into_iter().map(|what| format!("enumerated: {what}")));
         Ok(())
     }
 
@@ -183,18 +189,18 @@ impl Case {
             }
         };
         match done {
-            // `cleanup` files what is old, and syncs nothing else.
-            Ok(()) if what != "cleanup" => self.book.settle(),
+            // `cleanup` checkpoints old messages, and syncs nothing else.
+            Ok(()) if what != "cleanup" => self.expected.mark_durable(),
             Ok(()) => {}
-            Err(_) if self.is_struck() => self.noticed(Outcome::Recovered),
+            Err(_) if self.is_struck() => self.record_outcome(Outcome::Recovered),
             Err(error) => return Err(format!("{what} failed on a disk that works: {error:#}")),
         }
         Ok(())
     }
 }
 
-/// A store, and what it was answered with. `Err`: it does not end by its deadline.
-pub(super) async fn ask(
+/// Stores a message and returns the result. `Err`: the store does not end by its deadline.
+pub(super) async fn store_timed(
     open: &Open,
     id: SpoolId,
     version: u64,
@@ -207,7 +213,7 @@ pub(super) async fn ask(
     timeout(patience, store).await.map_err(|_| "a store does not end by its deadline".to_owned())
 }
 
-/// A load, and what was found. `Err`: it hangs, or what it found is wrong.
+/// Loads a message. `Err`: the load hangs, or the message is wrong.
 pub(super) async fn load(open: &Open, id: SpoolId) -> Result<Loaded, String> {
     let loaded = timeout(PATIENCE, open.spool.load(id)).await.map_err(|_| "a load hangs".to_owned())?;
     match loaded {

@@ -9,56 +9,56 @@ use tidespool_core::{Locked, Spool, SpoolId};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::book::Book;
-use super::script::{End, LIVES, MESSAGES, config};
+use super::expected::ExpectedMessages;
+use super::script::{End, MESSAGES, SESSIONS, config};
 use super::{Kind, Point, Subject, panics};
 use crate::faults::{Call, Fault, FaultyStorage, Strike};
 use crate::rng::Rng;
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Debug, Clone)]
 pub struct Ran {
-    /// `None`: without a fault.
+    /// `None` for a run without a fault.
     pub point: Option<Point>,
-    /// The first call that was struck.
+    /// The first call that the fault affected.
     pub struck: Option<Strike>,
-    /// How it went.
+    /// The course of the run.
     pub outcome: Outcome,
-    /// Promises that were broken.
+    /// Broken promises.
     pub violations: Vec<String>,
-    /// Calls until the last opening, of every kind.
+    /// Calls of every kind before the last opening.
     pub calls: u64,
-    /// Of these, the writes.
+    /// The writes among them.
     pub writes: u64,
-    /// And the reads.
+    /// The reads among them.
     pub reads: u64,
-    /// How long it took.
+    /// The duration of the run.
     pub took: Duration,
-    /// Each call, in a run without a fault.
+    /// All calls, in a run without a fault.
     pub trace: Vec<Strike>,
 }
 
-/// How a run went, from the caller's side.
+/// The course of a run, from the caller's side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
-    /// The run was over before that call.
+    /// The run ended before that call.
     NotStruck,
     /// No call failed, and the gate stayed open.
     Unnoticed,
-    /// A call failed or the gate was shut, and all was well again without a restart.
+    /// A call failed or the gate was shut, and everything worked again without a restart.
     Recovered,
-    /// A shutdown said that it was not complete, or the power went: well again with the next opening.
+    /// A shutdown returned an error, or the power failed; the next opening worked.
     Reopened,
-    /// An opening failed, and the next one did not.
+    /// An opening failed, and the next one succeeded.
     RefusedOpen,
 }
 
 impl Outcome {
-    /// All of them, in the order of a table.
+    /// All outcomes, in the order of a table.
     pub const ALL: [Self; 5] =
         [Self::NotStruck, Self::Unnoticed, Self::Recovered, Self::Reopened, Self::RefusedOpen];
 
-    /// In a table.
+    /// The name in a table.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -71,29 +71,29 @@ impl Outcome {
     }
 }
 
-/// A spool that is open, as its callers see it and as it is.
+/// An open spool: with the wrapper that callers use, and without.
 #[derive(Clone)]
 pub(super) struct Open {
     pub(super) spool: Arc<dyn Spool>,
     pub(super) tiered: Arc<TieredSpool>,
 }
 
-/// One run. An `Err` of its methods is a violation after which there is no going on.
+/// One run. If a method returns `Err`, it is a violation that ends the run.
 pub(super) struct Case {
     pub(super) subject: Subject,
     pub(super) point: Option<Point>,
     dir: TempDir,
     pub(super) disk: FaultyStorage,
-    pub(super) book: Book,
+    pub(super) expected: ExpectedMessages,
     pub(super) ids: Vec<SpoolId>,
     pub(super) version: u64,
     pub(super) violations: Vec<String>,
     pub(super) outcome: Outcome,
-    /// The disk works again for good.
+    /// The disk works again permanently.
     pub(super) healed: bool,
-    /// Strikes before this life.
+    /// The number of strikes before this session.
     pub(super) strikes_before: usize,
-    /// Strikes that were looked at.
+    /// The number of strikes that `check_gate` has processed.
     pub(super) seen: usize,
     pub(super) gate_was_shut: bool,
     /// Upkeep that waits for the disk.
@@ -105,7 +105,8 @@ impl Case {
     pub(super) fn new(subject: &Subject, point: Option<Point>) -> Self {
         let disk = FaultyStorage::new();
         disk.remember_unsynced();
-        // Strikes never. While it is there, no read is answered from memory: whether a page is there would change the count of calls.
+        // This fault never strikes. It prevents reads from the page cache, which would make the
+        // number of calls depend on cached pages.
         disk.inject(Fault::on(Call::Read).nth(u64::MAX));
         let trace = Arc::<Mutex<Vec<Strike>>>::default();
         if let Some(point) = point {
@@ -119,7 +120,7 @@ impl Case {
             point,
             dir: TempDir::new().expect("a directory"),
             disk,
-            book: Book::default(),
+            expected: ExpectedMessages::default(),
             ids: (0..MESSAGES).map(|_| SpoolId::new()).collect(),
             version: 0,
             violations: Vec::new(),
@@ -133,10 +134,10 @@ impl Case {
         }
     }
 
-    pub(super) async fn live(mut self) -> Ran {
+    pub(super) async fn run(mut self) -> Ran {
         let (began, panics) = (Instant::now(), panics::count());
         let mut counted = (0, 0, 0);
-        if let Err(violation) = self.lives(&mut counted).await {
+        if let Err(violation) = self.run_sessions(&mut counted).await {
             self.violations.push(violation);
         }
         let again = self.disk.trusted_again();
@@ -144,7 +145,7 @@ impl Case {
             self.violations.push(format!("synced again after a failed sync: {again:?}"));
         }
         if let Some(what) = panics::since(panics) {
-            self.violations.push(format!("a thread panicked (of this run, or of one beside it): {what}"));
+            self.violations.push(format!("a thread panicked (of this run, or of a concurrent one): {what}"));
         }
         let struck = self.strikes().into_iter().next();
         if struck.is_some() {
@@ -156,19 +157,19 @@ impl Case {
         Ran { point, struck, outcome, violations, calls, writes, reads, took: began.elapsed(), trace }
     }
 
-    async fn lives(&mut self, counted: &mut (u64, u64, u64)) -> Result<(), String> {
-        for (number, (steps, end)) in LIVES.into_iter().enumerate() {
-            // What was struck while the last life ended is no matter of this one's gate.
+    async fn run_sessions(&mut self, counted: &mut (u64, u64, u64)) -> Result<(), String> {
+        for (number, (steps, end)) in SESSIONS.into_iter().enumerate() {
+            // The gate of this session is not affected by strikes at the end of the last one.
             self.strikes_before = self.strikes().len();
             (self.seen, self.gate_was_shut) = (self.strikes_before, false);
             let open = self.open().await?;
             if number > 0 {
-                self.look_after_restart(&open).await?;
+                self.check_after_restart(&open).await?;
             }
-            self.look_at_the_gate(&open, None).await?;
+            self.check_gate(&open, None).await?;
             for step in steps {
                 self.perform(&open, *step).await?;
-                self.look_at_the_gate(&open, Some(*step)).await?;
+                self.check_gate(&open, Some(*step)).await?;
             }
             self.end(open, end).await?;
         }
@@ -176,11 +177,11 @@ impl Case {
         self.heal();
         self.strikes_before = self.strikes().len();
         let open = self.open().await?;
-        self.look_after_restart(&open).await?;
+        self.check_after_restart(&open).await?;
         self.shut_down(open).await
     }
 
-    /// The calls that were struck.
+    /// The calls that the fault affected.
     pub(super) fn strikes(&self) -> Vec<Strike> {
         self.disk.strikes()
     }
@@ -193,24 +194,24 @@ impl Case {
         self.kind().is_some_and(Kind::is_sticky)
     }
 
-    /// Something was struck in this life: calls may fail.
+    /// Returns whether the fault struck in this session: calls may fail.
     pub(super) fn is_struck(&self) -> bool {
         self.strikes().len() > self.strikes_before
     }
 
-    /// And goes on to fail.
+    /// Returns whether calls still fail.
     pub(super) fn is_broken(&self) -> bool {
         self.is_sticky() && !self.healed && !self.strikes().is_empty()
     }
 
     pub(super) fn heal(&mut self) {
         self.disk.heal();
-        // As in `new`.
+        // As in `new`: no reads from the page cache.
         self.disk.inject(Fault::on(Call::Read).nth(u64::MAX));
         self.healed = true;
     }
 
-    pub(super) fn noticed(&mut self, outcome: Outcome) {
+    pub(super) fn record_outcome(&mut self, outcome: Outcome) {
         self.outcome = self.outcome.max(outcome);
     }
 
@@ -234,30 +235,30 @@ impl Case {
                 }
                 Err(error) => error,
             };
-            // Threads of the life before may be at their last.
+            // Threads of the session before may still be ending.
             if error.root_cause().is::<Locked>() && began.elapsed() < self.subject.patience {
                 continue;
             }
             let text = format!("{error:#}");
             if !text.contains(&path.display().to_string()) {
-                self.violations.push(format!("the error of an opening names no path: {text}"));
+                self.violations.push(format!("the error of an opening does not name the path: {text}"));
             }
             if self.strikes().len() == strikes {
                 return Err(format!("an opening failed on a disk that works: {text}"));
             }
             refused += 1;
             if refused > 3 {
-                return Err(format!("an opening fails again and again: {text}"));
+                return Err(format!("an opening fails repeatedly: {text}"));
             }
-            self.noticed(Outcome::RefusedOpen);
+            self.record_outcome(Outcome::RefusedOpen);
             if self.is_sticky() {
                 self.heal();
             }
         }
     }
 
-    /// What a restart has to find.
-    async fn look_after_restart(&mut self, open: &Open) -> Result<(), String> {
+    /// Checks the messages after a restart.
+    async fn check_after_restart(&mut self, open: &Open) -> Result<(), String> {
         if self.is_broken() {
             self.heal();
         }
@@ -265,24 +266,25 @@ impl Case {
         if !report.damage.is_empty() || report.lost > 0 {
             self.violations.push(format!("recovery reports damage: {report:?}"));
         }
-        let found = self.look(open).await?;
+        let found = self.contents(open).await?;
         self.violations
-            .extend(self.book.losses(&found).into_iter().map(|what| format!("after a restart: {what}")));
-        self.book.adopt(&found);
+            .extend(self.expected.losses(&found).into_iter().map(|what| format!("after a restart: {what}")));
+        self.expected.adopt(&found);
         Ok(())
     }
 
-    /// Ends a life. After a strike in it, all has to be well again first; but not where the power goes before.
+    /// Ends a session. If the fault struck in it, everything must work again first, unless the
+    /// power fails before that.
     async fn end(&mut self, open: Open, end: End) -> Result<(), String> {
         let number = self.point.map_or(0, |point| point.number);
         let mut end = end;
         if self.is_struck() {
             if self.is_broken() && self.kind() == Some(Kind::EioCut) {
-                self.noticed(Outcome::Reopened);
+                self.record_outcome(Outcome::Reopened);
                 end = End::PowerCut;
             } else {
                 self.recover(&open).await?;
-                // Both ends, after whatever fault.
+                // Use both ends, whatever the script says.
                 end = if number.is_multiple_of(2) { End::PowerCut } else { End::Shutdown };
             }
         }
@@ -299,10 +301,10 @@ impl Case {
     async fn shut_down(&mut self, open: Open) -> Result<(), String> {
         let ended = timeout(self.subject.patience * 2, open.spool.shutdown()).await;
         match ended.map_err(|_| "a shutdown hangs".to_owned())? {
-            // What every caller saw last is durable.
-            Ok(()) => self.book.settle(),
+            // All visible versions are durable.
+            Ok(()) => self.expected.mark_durable(),
             Err(error) if self.is_struck() && !format!("{error:#}").contains("panicked") => {
-                self.noticed(Outcome::Reopened);
+                self.record_outcome(Outcome::Reopened);
             }
             Err(error) => self.violations.push(format!("a shutdown failed: {error:#}")),
         }
@@ -310,11 +312,12 @@ impl Case {
         self.wait_until_closed().await
     }
 
-    /// The power goes: threads end as they do when nobody waits for them, and what was not synced is gone, or some pages of it.
+    /// Simulates a power cut: drops the spool without a shutdown, and reverts all or some pages of
+    /// unsynced writes.
     async fn cut(&mut self, open: Open) -> Result<(), String> {
         for (_, upkeep) in self.pending.drain(..) {
             upkeep.abort();
-            // It holds the spool until then.
+            // The task holds the spool until then.
             let _ = upkeep.await;
         }
         drop(open);
@@ -332,10 +335,10 @@ impl Case {
 
     async fn wait_until_closed(&self) -> Result<(), String> {
         let closed = self.until(|| self.disk.open_files() == 0).await;
-        closed.then_some(()).ok_or_else(|| "files of a spool that has ended stay open".to_owned())
+        closed.then_some(()).ok_or_else(|| "files of a closed spool stay open".to_owned())
     }
 
-    /// Whether `condition` comes to hold.
+    /// Waits until `condition` holds. Returns false after the patience of the subject.
     pub(super) async fn until(&self, mut condition: impl FnMut() -> bool) -> bool {
         let began = Instant::now();
         while !condition() {

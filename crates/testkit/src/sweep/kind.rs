@@ -4,38 +4,38 @@ use serde::Serialize;
 use super::Point;
 use crate::faults::{Call, Fault};
 
-/// What breaks, and for how long.
+/// What fails, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// The call fails with EIO.
     EioOnce,
-    /// It and the two after it fail with EIO: what is done about an error fails, too.
+    /// The call and the next two fail with EIO, so that the error handling fails, too.
     EioThrice,
-    /// It and all after it fail with EIO, until the work of that life is done.
+    /// The call and all later ones fail with EIO, until the steps of the session are done.
     EioSticky,
-    /// The same, and the power goes before the disk works again.
+    /// Like `EioSticky`, but the power fails before the disk works again.
     EioCut,
     /// The call fails with ENOSPC.
     EnospcOnce,
-    /// It and all after it fail with ENOSPC, until the work of that life is done.
+    /// The call and all later ones fail with ENOSPC, until the steps of the session are done.
     EnospcSticky,
-    /// The call fails with EDQUOT, as a used-up quota makes it fail.
+    /// The call fails with EDQUOT, as with an exhausted quota.
     EdquotOnce,
-    /// It and all after it fail with EDQUOT, until the work of that life is done.
+    /// The call and all later ones fail with EDQUOT, until the steps of the session are done.
     EdquotSticky,
-    /// The call fails with EFBIG, as a limit on the size of files makes it fail.
+    /// The call fails with EFBIG, as with a limit on the size of files.
     EfbigOnce,
-    /// A write writes a part, and says so.
+    /// A write is short, and returns the short count.
     Short,
-    /// A write writes a part, and fails with EIO.
+    /// A write is short, and fails with EIO.
     Torn,
-    /// A read gives a wrong byte, once, and says nothing.
+    /// A read returns one wrong byte, without an error.
     Misread,
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 12] = [
         Self::EioOnce,
         Self::EioThrice,
@@ -51,7 +51,7 @@ impl Kind {
         Self::Misread,
     ];
 
-    /// As it is written on the command line.
+    /// The name on the command line.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -70,7 +70,7 @@ impl Kind {
         }
     }
 
-    /// The calls that are its points: all, where it is none of one sort.
+    /// The kind of calls that this fault applies to. `None`: every kind.
     #[must_use]
     pub fn only(self) -> Option<Call> {
         match self {
@@ -80,12 +80,12 @@ impl Kind {
         }
     }
 
-    /// It lasts until the disk is healed.
+    /// Returns whether the fault lasts until the disk is healed.
     pub(super) fn is_sticky(self) -> bool {
         matches!(self, Self::EioSticky | Self::EioCut | Self::EnospcSticky | Self::EdquotSticky)
     }
 
-    /// The error is one of those for no room.
+    /// Returns whether the error means that there is no space.
     pub(super) fn is_no_room(self) -> bool {
         matches!(
             self,
@@ -93,7 +93,7 @@ impl Kind {
         )
     }
 
-    /// What is struck is told by an error.
+    /// Returns whether the affected call returns an error.
     pub(super) fn is_error(self) -> bool {
         !matches!(self, Self::Short | Self::Misread)
     }
@@ -102,7 +102,7 @@ impl Kind {
 impl Point {
     pub(super) fn fault(self) -> Fault {
         let Self { number, kind } = self;
-        // Within a header, at its end, within a payload.
+        // The end of the short write: in a header, at its end, or in a payload.
         let part = [7, 56, 300, 4096, 5000][usize::try_from(number % 5).unwrap_or(0)];
         match kind {
             Kind::EioOnce => Fault::on_any().nth(number),

@@ -1,39 +1,44 @@
 //! The n-th call to the disk fails, for every n.
 //!
-//! One small spool lives four lives on a [`FaultyStorage`]: it is made, worked on, filed, shut down; opened, worked on
-//! and cut off; opened with recovery; and at last opened on a disk that works. Without a fault this tells how many calls there are. Then it is
-//! lived once for each of them and each [`Kind`] of fault, and a book that is kept outside of the spool is compared with what callers see.
+//! One run uses a small spool on a [`FaultyStorage`] in four sessions. The spool is created, used,
+//! checkpointed and shut down; opened, used and cut off by a power failure; opened with recovery
+//! and used; and finally opened on a working disk. A run without a fault counts the calls. Then
+//! there is one run for each call and each [`Kind`] of fault. A record of the expected messages,
+//! kept outside of the spool, is compared with the results that callers get.
 //!
 //! # Layout
 //!
-//! * `kind` – what breaks, and for how long.
-//! * `script` – what is asked of the spool in each life.
-//! * `book` – what was asked for and answered, and so what there must be. Pure.
-//! * `case` – one run: the lives, from the first opening to the last look.
-//! * `caller` – one step of a life, and what its answer may be.
-//! * `recovery` – after the fault: the gate, and that all is well again without a restart.
-//! * `look` – everything that a spool holds, enumerated and loaded.
+//! * `kind` – what fails, and for how long.
+//! * `script` – the calls of each session.
+//! * `expected` – the messages that must or may be present, derived from calls and results. Pure.
+//! * `case` – one run: the sessions, from the first opening to the last check.
+//! * `caller` – one step of a session, and the check of its result.
+//! * `recovery` – after the fault: the gate, and whether everything works again without a restart.
+//! * `contents` – all messages in a spool, enumerated and loaded.
 //! * `panics` – whether a thread of a spool panicked.
-//! * `plan` – which runs there are: all, or a sample.
-//! * `report` – what came of them, counted, and as tables or JSON.
+//! * `plan` – the list of runs: all, or a sample.
+//! * `report` – the results, counted, as tables or JSON.
 //!
-//! # What a run holds the spool to
+//! # What each run checks
 //!
-//! * What was acknowledged as synced is there, what was durably removed is not, and what is loaded is what was stored.
-//! * A store that was answered with an error has left nothing behind, not after a restart either.
-//!   One that failed in doubt may be found after a crash, unless a synced store that began later
-//!   was acknowledged.
-//! * No panic, no hang. An opening that fails names the path, and the next one succeeds.
-//! * A failed write or sync of the journal shuts the gate. When the fault is over the gate opens, and stores, filing and shutdown succeed.
-//! * No file is synced again after a sync of it failed.
+//! * A message acknowledged as synced is present, a durably removed one is absent, and a load
+//!   returns the stored bytes.
+//! * A store that returned an error left nothing behind, even after a restart. One that failed in
+//!   doubt may be present after a crash, unless a synced store that began later was acknowledged.
+//! * No panic, no hang. The error of a failed opening names the path, and the next opening
+//!   succeeds.
+//! * A failed write or sync of the journal shuts the gate. After the fault the gate opens, and
+//!   stores, checkpoints and shutdown succeed.
+//! * After a failed sync of a file, the file is never synced again.
 //!
-//! The power cuts are simulated: what was written and not synced is gone, or some of its pages are. sled writes its files itself: of these nothing is taken.
+//! Power cuts are simulated: unsynced writes are reverted, all or some of their pages. sled writes
+//! its files without this storage, so its writes are not reverted.
 
-mod book;
 mod caller;
 mod case;
+mod contents;
+mod expected;
 mod kind;
-mod look;
 mod panics;
 mod plan;
 mod recovery;
@@ -57,20 +62,21 @@ pub use kind::Kind;
 pub use plan::{Plan, Points};
 pub use report::Report;
 
-/// Puts something between a spool and its callers.
+/// Wraps the spool that callers use.
 pub type ShowSpool = Arc<dyn Fn(Arc<TieredSpool>) -> Arc<dyn Spool> + Send + Sync>;
 
-/// Puts something between a disk and the spool on it.
+/// Wraps the disk that the spool uses.
 pub type ShowDisk = Arc<dyn Fn(&FaultyStorage) -> Arc<dyn Storage> + Send + Sync>;
 
-/// What is swept. The default is the spool as it is; tests of the sweep put something broken in between.
+/// What is swept. The default is the unchanged spool; tests of the sweep insert broken wrappers.
 #[derive(Clone)]
 pub struct Subject {
-    /// What callers get to see of the spool.
+    /// Returns the spool that callers use.
     pub spool: ShowSpool,
-    /// What the spool gets to see of the disk.
+    /// Returns the disk that the spool uses.
     pub disk: ShowDisk,
-    /// How long anything may take before it is called a hang. Far above what is normal: it is no measurement. Default = 60 s.
+    /// How long anything may take before it counts as hanging. Far above normal times: it is not a
+    /// measurement. Default = 60 s.
     pub patience: Duration,
 }
 
@@ -80,41 +86,41 @@ impl Default for Subject {
     }
 }
 
-/// One fault, at one call.
+/// One fault at one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Point {
-    /// Which call, from 1: of all, or of the writes or reads, as the kind counts.
+    /// The number of the call, from 1: among all calls, writes or reads, depending on the kind.
     pub number: u64,
-    /// What happens to it.
+    /// The fault at that call.
     pub kind: Kind,
 }
 
-/// Lives without a fault: how many calls there are. Violations are in the result as in any other.
+/// Runs without a fault, to count the calls. Violations are reported as in any other run.
 pub async fn count(subject: &Subject) -> Ran {
-    Case::new(subject, None).live().await
+    Case::new(subject, None).run().await
 }
 
-/// Lives with a fault at `point`.
+/// Runs with a fault at `point`.
 pub async fn run_one(subject: &Subject, point: Point) -> Ran {
-    Case::new(subject, Some(point)).live().await
+    Case::new(subject, Some(point)).run().await
 }
 
-/// Lives once for each point of `plan`, `jobs` at a time; `tell` hears of each.
-pub async fn run_all(subject: &Subject, plan: &Plan, jobs: usize, mut tell: impl FnMut(&Ran)) -> Report {
+/// Runs each point of `plan`, `jobs` at a time, and calls `on_run` after each.
+pub async fn run_all(subject: &Subject, plan: &Plan, jobs: usize, mut on_run: impl FnMut(&Ran)) -> Report {
     let mut report = Report::new(plan);
-    let mut under_way = JoinSet::new();
+    let mut running = JoinSet::new();
     let mut points = plan.points.iter().copied();
     loop {
-        while under_way.len() < jobs.max(1)
+        while running.len() < jobs.max(1)
             && let Some(point) = points.next()
         {
             let subject = subject.clone();
-            under_way.spawn(async move { run_one(&subject, point).await });
+            running.spawn(async move { run_one(&subject, point).await });
         }
-        match under_way.join_next().await {
+        match running.join_next().await {
             None => return report,
             Some(Ok(ran)) => {
-                tell(&ran);
+                on_run(&ran);
                 report.add(ran);
             }
             Some(Err(error)) => report.broken(&error.to_string()),

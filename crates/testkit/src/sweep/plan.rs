@@ -2,14 +2,14 @@ use super::{Kind, Point, Ran};
 use crate::faults::Call;
 use crate::rng::Rng;
 
-/// How many points there are, counted without a fault.
+/// The number of points of each kind, counted in a run without a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Points {
     /// Calls of every kind.
     pub calls: u64,
-    /// Of these, the writes.
+    /// The writes among them.
     pub writes: u64,
-    /// And the reads.
+    /// The reads among them.
     pub reads: u64,
 }
 
@@ -19,14 +19,14 @@ impl From<&Ran> for Points {
     }
 }
 
-/// Which runs there are.
+/// The list of runs.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// How many there could be.
+    /// The number of possible points.
     pub of: Points,
-    /// Each is one run.
+    /// The points: one run each.
     pub points: Vec<Point>,
-    /// What the sample was drawn with; `None` for all points.
+    /// The seed of the sample; `None` for all points.
     pub seed: Option<u64>,
 }
 
@@ -39,7 +39,7 @@ impl Plan {
         Self { of, points: points.collect(), seed: None }
     }
 
-    /// `sample` points of each kind, spread over the run: one in each equal part of it.
+    /// `sample` points of each kind, one random point in each equal part of the run.
     #[must_use]
     pub fn sample(of: Points, kinds: &[Kind], sample: u64, seed: u64) -> Self {
         let mut points = Vec::new();
@@ -54,7 +54,7 @@ impl Plan {
         Self { of, points, seed: Some(seed) }
     }
 
-    /// One run.
+    /// A single run.
     #[must_use]
     pub fn one(of: Points, point: Point) -> Self {
         Self { of, points: vec![point], seed: None }

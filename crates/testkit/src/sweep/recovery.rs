@@ -4,14 +4,15 @@ use tidespool::Config;
 use tidespool_core::SpoolId;
 use tokio::time::timeout;
 
-use super::caller::ask;
+use super::caller::store_timed;
 use super::case::{Case, Open, Outcome};
 use super::script::{HUGE, Step};
 use crate::faults::{Call, Strike};
 
 impl Case {
-    /// After each step: if the journal could not be written, the gate has to be shut. A fault that is over lets it open again.
-    pub(super) async fn look_at_the_gate(&mut self, open: &Open, step: Option<Step>) -> Result<(), String> {
+    /// Checks the gate after each step: it must be shut if a journal write failed. Once the fault
+    /// is over, the gate must open again.
+    pub(super) async fn check_gate(&mut self, open: &Open, step: Option<Step>) -> Result<(), String> {
         let strikes = self.strikes();
         let new = &strikes[self.seen..];
         let must_shut = new.iter().find(|strike| self.must_shut(strike, step)).cloned();
@@ -27,30 +28,32 @@ impl Case {
             self.gate_was_shut = true;
         }
         if open.spool.unhealthy_reason().is_some() {
-            self.noticed(Outcome::Recovered);
+            self.record_outcome(Outcome::Recovered);
             self.gate_was_shut = true;
         }
         if is_new && !self.is_sticky() {
-            self.let_the_gate_open(open).await?;
-            // What was struck meanwhile met a gate that was shut, or on its way. From here on it stays shut again.
+            self.wait_for_open_gate(open).await?;
+            // Strikes until now met a shut gate, or one about to shut. From here on, the gate stays
+            // shut again.
             (self.seen, self.gate_was_shut) = (self.strikes().len(), false);
             allow_unlatch(open, false)?;
         }
         Ok(())
     }
 
-    /// A journal that can't be written is told at once; that there is no room for a message larger than a segment is told to whoever stores it.
+    /// A failed journal write must shut the gate. Exception: if there is no space for a message
+    /// larger than a segment, only its own store fails.
     fn must_shut(&self, strike: &Strike, step: Option<Step>) -> bool {
         let is_no_room = self.kind().is_some_and(super::Kind::is_no_room);
         let is_for_one = matches!(step, Some(Step::Store(_, HUGE, _)));
         self.kind().is_some_and(super::Kind::is_error)
             && matches!(strike.call, Call::Write | Call::Sync)
             && strike.name.ends_with(".seg")
-            && ["tidespool-commit", "tidespool-sync"].contains(&strike.thread.as_str())
+            && ["tide-commit", "tide-sync"].contains(&strike.thread.as_str())
             && !(is_no_room && is_for_one)
     }
 
-    async fn let_the_gate_open(&mut self, open: &Open) -> Result<(), String> {
+    async fn wait_for_open_gate(&mut self, open: &Open) -> Result<(), String> {
         allow_unlatch(open, true)?;
         match self.until(|| open.spool.unhealthy_reason().is_none()).await {
             true => Ok(()),
@@ -58,30 +61,32 @@ impl Case {
         }
     }
 
-    /// The fault is over. Without a restart, everything works again: the gate opens, stores succeed, what waited ends, and all is filed.
+    /// After the fault, everything must work again without a restart: the gate opens, stores
+    /// succeed, pending calls end, and all messages can be checkpointed.
     pub(super) async fn recover(&mut self, open: &Open) -> Result<(), String> {
         if !self.healed {
             self.heal();
         }
-        self.look_at_the_gate(open, None).await?;
-        self.let_the_gate_open(open).await?;
+        self.check_gate(open, None).await?;
+        self.wait_for_open_gate(open).await?;
         self.store_again(open).await?;
         for (what, upkeep) in std::mem::take(&mut self.pending) {
             let ended = timeout(self.subject.patience, upkeep)
                 .await
                 .map_err(|_| format!("{what} hangs after the fault"))?;
-            // It met the fault, and may say so.
+            // The call ran during the fault, so an error is allowed.
             let _ = ended.map_err(|error| format!("{what} panicked: {error}"))?;
         }
         let flushed = timeout(self.subject.patience, open.spool.advise_low_memory()).await;
         let flushed = flushed.map_err(|_| "a flush hangs after the fault".to_owned())?;
         flushed.map_err(|error| format!("a flush fails after the fault: {error:#}"))?;
-        self.book.settle();
+        self.expected.mark_durable();
         let compacted = timeout(self.subject.patience, open.spool.compact()).await;
         let compacted = compacted.map_err(|_| "compact hangs after the fault".to_owned())?;
         compacted.map_err(|error| format!("compact fails after the fault: {error:#}"))?;
-        let found = self.look(open).await?;
-        let wrong = self.book.differences(&found).into_iter().map(|what| format!("after the fault: {what}"));
+        let found = self.contents(open).await?;
+        let wrong =
+            self.expected.differences(&found).into_iter().map(|what| format!("after the fault: {what}"));
         self.violations.extend(wrong);
         Ok(())
     }
@@ -91,11 +96,12 @@ impl Case {
         loop {
             self.version += 1;
             let answer =
-                ask(open, id, self.version, 500, true, Instant::now() + Duration::from_secs(5)).await?;
+                store_timed(open, id, self.version, 500, true, Instant::now() + Duration::from_secs(5))
+                    .await?;
             let is_done = answer.is_ok();
             let why = answer.as_ref().err().map(|error| format!("{error:#}"));
             if answer.is_ok() {
-                self.book.end_doubts();
+                self.expected.resolve_doubts();
             }
             self.note_store(id, self.version, true, answer)?;
             if is_done {
@@ -109,7 +115,7 @@ impl Case {
     }
 }
 
-/// Whether the gate may open again.
+/// Sets whether the gate may open again.
 fn allow_unlatch(open: &Open, allow: bool) -> Result<(), String> {
     let config = Config::clone(&open.tiered.config());
     let health = config.health.clone().allow_unlatch(allow);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Kind, Outcome, Plan, Point, Points, Ran};
 use crate::faults::Strike;
 
-/// What came of a sweep.
+/// The results of a sweep.
 #[derive(Debug)]
 pub struct Report {
     of: Points,
@@ -20,14 +20,14 @@ pub struct Report {
     slowest: Duration,
 }
 
-/// How many runs ended how.
+/// The number of runs by outcome.
 #[derive(Debug, Default)]
 struct Row {
     outcomes: BTreeMap<Outcome, usize>,
     violations: usize,
 }
 
-/// A broken promise, and in which run.
+/// A broken promise, and the run in which it occurred.
 #[derive(Debug)]
 struct Violation {
     point: Option<Point>,
@@ -48,7 +48,7 @@ impl Report {
         }
     }
 
-    /// Counts one run.
+    /// Adds one run.
     pub fn add(&mut self, ran: Ran) {
         let Ran { point, struck, outcome, violations, took, .. } = ran;
         self.runs += 1;
@@ -71,7 +71,7 @@ impl Report {
         }));
     }
 
-    /// A run that did not come back.
+    /// Records a run that ended with a panic.
     pub(super) fn broken(&mut self, what: &str) {
         self.violations.push(Violation {
             point: None,
@@ -80,26 +80,26 @@ impl Report {
         });
     }
 
-    /// Runs so far.
+    /// The number of runs so far.
     #[must_use]
     pub fn runs(&self) -> usize {
         self.runs
     }
 
-    /// Broken promises, each with how to see it again.
+    /// Broken promises, each with the arguments that repeat the run.
     #[must_use]
     pub fn violations(&self) -> Vec<String> {
         self.violations.iter().map(Violation::describe).collect()
     }
 
-    /// Runs in which the fault struck.
+    /// The number of runs in which the fault struck.
     #[must_use]
     pub fn struck(&self) -> usize {
         let not_struck = |row: &Row| row.outcomes.get(&Outcome::NotStruck).copied().unwrap_or(0);
         self.runs - self.by_kind.values().map(not_struck).sum::<usize>()
     }
 
-    /// For people.
+    /// The report as text.
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = String::new();
@@ -113,7 +113,7 @@ impl Report {
         let kinds = self.by_kind.iter().map(|(kind, row)| (kind.name().to_owned(), row));
         let _ = writeln!(text, "{}\n", table("fault", kinds));
         let places = self.by_place.iter().map(|(place, row)| (place.clone(), row));
-        let _ = writeln!(text, "{}\n", table("first call that was struck", places));
+        let _ = writeln!(text, "{}\n", table("first struck call", places));
         let _ = writeln!(
             text,
             "slowest run: {:.1} s; violations: {}",
@@ -126,7 +126,7 @@ impl Report {
         text
     }
 
-    /// For machines: one object.
+    /// The report as one JSON object.
     #[must_use]
     pub fn json(&self) -> Value {
         let rows = |rows: Vec<(String, &Row)>| -> Value {
@@ -168,7 +168,7 @@ impl Row {
 impl Violation {
     fn describe(&self) -> String {
         let Self { point, struck, what } = self;
-        let struck = struck.as_ref().map_or_else(|| "nothing was struck".to_owned(), ToString::to_string);
+        let struck = struck.as_ref().map_or_else(|| "no call was struck".to_owned(), ToString::to_string);
         match point {
             Some(Point { number, kind }) => {
                 format!("--point {number} --kind {}: {what} ({struck})", kind.name())
@@ -178,18 +178,18 @@ impl Violation {
     }
 }
 
-/// Where a call went, without what differs from run to run.
+/// The kind of file, the call and the thread, without the numbers that differ from run to run.
 fn place(strike: &Strike) -> String {
     let Strike { call, name, thread, .. } = strike;
     let of = match name.as_str() {
         name if name.ends_with(".seg") => "a segment",
-        name if name.starts_with("ledger") => "the ledger",
+        name if name.starts_with("manifest") => "the manifest",
         "db" | "conf" | "blobs" | "sled" => "sled's files",
         "ballast" => "the ballast",
         _ => "directories",
     };
     let by = thread.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('-');
-    let by = by.strip_prefix("tidespool-").filter(|by| *by != "runtime").unwrap_or("caller");
+    let by = by.strip_prefix("tide-").filter(|by| *by != "runtime").unwrap_or("caller");
     format!("{of}: {call:?} ({by})")
 }
 

@@ -5,30 +5,30 @@ use tidespool::{Config, HealthConfig, PressureConfig};
 
 use super::Kind;
 
-/// What is asked of the spool. Messages go by the numbers that the script gives them.
+/// One step of a session. Messages are identified by their numbers in the script.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Step {
-    Store(usize, usize, Waits),
-    /// So many synced stores at once, from this number on.
+    Store(usize, usize, SyncMode),
+    /// This many concurrent synced stores, starting with this number.
     Together(usize, usize),
     Remove(usize),
-    /// Everything dirty is made durable.
+    /// Makes all dirty data durable.
     Flush,
-    /// Everything is filed and verified, retained segments are rewritten.
+    /// Checkpoints and verifies all messages, and rewrites retained segments.
     Compact,
     Cleanup,
-    /// Each message is loaded, or found to be gone.
+    /// Loads each message, or checks that it is absent.
     LoadAll,
     Enumerate,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Waits {
+pub(super) enum SyncMode {
     Forced,
     Lazy,
 }
 
-/// How a life ends.
+/// How a session ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     Shutdown,
@@ -36,21 +36,23 @@ pub(super) enum End {
 }
 
 use Step::{Cleanup, Compact, Enumerate, Flush, LoadAll, Remove, Store, Together};
-use Waits::{Forced, Lazy};
+use SyncMode::{Forced, Lazy};
 
-/// Whole in sled, a locator there, several to fill a segment, and one that needs a segment of its own.
+/// Lengths in bytes: a small message, a larger one, one of several that fill a segment, and one
+/// that needs its own segment.
 const SMALL: usize = 300;
 const LARGE: usize = 9_000;
 const FILLING: usize = 20_000;
 pub(super) const HUGE: usize = 70_000;
 
-/// Messages that the scripts know.
+/// The number of messages in the scripts.
 pub(super) const MESSAGES: usize = 40;
 
-pub(super) const LIVES: [(&[Step], End); 3] =
+pub(super) const SESSIONS: [(&[Step], End); 3] =
     [(FIRST, End::Shutdown), (SECOND, End::PowerCut), (THIRD, End::Shutdown)];
 
-/// A new spool: commits, a checkpoint, removals, and a second one that rewrites and recycles.
+/// A new spool: commits, a checkpoint, removals, and a second checkpoint that rewrites and recycles
+/// segments.
 const FIRST: &[Step] = &[
     Store(0, SMALL, Forced),
     Store(1, LARGE, Forced),
@@ -89,7 +91,7 @@ const FIRST: &[Step] = &[
     Store(17, SMALL, Lazy),
 ];
 
-/// One that was shut down: what is filed is replaced and removed, and the power goes.
+/// After a shutdown: checkpointed messages are replaced and removed, then the power fails.
 const SECOND: &[Step] = &[
     LoadAll,
     Store(20, SMALL, Forced),
@@ -106,7 +108,7 @@ const SECOND: &[Step] = &[
     Together(25, 3),
 ];
 
-/// One that recovers.
+/// After a power cut.
 const THIRD: &[Step] = &[
     Enumerate,
     Store(30, LARGE, Forced),
@@ -118,12 +120,12 @@ const THIRD: &[Step] = &[
     Cleanup,
 ];
 
-/// So small that a few messages fill a segment. Nothing is filed but when it is asked for. The gate stays shut until it is told otherwise, so that
-/// nobody misses it.
+/// Segments are so small that a few messages fill one. Checkpoints run only on request. The gate
+/// stays shut until `allow_unlatch` is set, so that the check sees it.
 pub(super) fn config(path: &Path, kind: Option<Kind>) -> Config {
     const KIB: u64 = 1024;
     const HOUR: Duration = Duration::from_secs(3600);
-    // On a disk that stays broken nothing is gained by waiting for long.
+    // Longer waits are useless while the disk stays broken.
     let is_sticky = kind.is_some_and(Kind::is_sticky);
     let shutdown_timeout = Duration::from_secs(if is_sticky { 3 } else { 60 });
     let index_wait = if is_sticky { Duration::from_millis(10) } else { Duration::from_secs(30) };

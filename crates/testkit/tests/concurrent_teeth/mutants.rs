@@ -11,13 +11,13 @@ use parking_lot::Mutex;
 use tidespool_core::{Spool, SpoolCallerDeadlineExceeded, SpoolEntry, SpoolId};
 use tidespool_testkit::concurrent::{Expected, Subject};
 use tidespool_testkit::conformance::Factory;
-use tidespool_testkit::crash::{Floor, Promise};
+use tidespool_testkit::crash::{DurabilityLevel, Promise};
 use tidespool_testkit::reference::{ReferenceSpool, ReferenceStorage};
 use tokio::task::yield_now;
 
 type Data = Arc<Box<[u8]>>;
 
-/// What is wrong with a spool.
+/// The fault of a spool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mutant {
     None,
@@ -37,26 +37,27 @@ pub(crate) enum Mutant {
     DropBringsBackTheReplaced,
 }
 
-/// The storage of a mutant, and the notes that it needs for its fault.
+/// The storage of a mutant, with the state that its fault needs.
 pub(crate) struct MutantStorage(Arc<Notes>);
 
 struct Notes {
     mutant: Mutant,
     storage: ReferenceStorage,
-    /// Clean copies.
+    /// Cached copies.
     cache: Mutex<BTreeMap<SpoolId, Data>>,
-    /// The version before the last one.
+    /// The version before the newest.
     earlier: Mutex<BTreeMap<SpoolId, Data>>,
-    /// Read, and to be written back.
+    /// Messages that were read and will be written back.
     read: Mutex<BTreeMap<SpoolId, Data>>,
-    /// Stores whose futures were dropped while they were queued.
+    /// Stores whose futures were dropped while queued.
     queue: Mutex<Vec<Late>>,
-    /// Held over a call and what is noted of it, where both must agree after a drop.
+    /// Held during a call and the update of the fields below, if both must agree after a drop.
     agreeing: tokio::sync::Mutex<()>,
-    /// The ids whose last store is not durable, and those whose last store is, in the order of the stores.
+    /// The ids whose newest version is unsynced, and those whose newest version is synced, in the
+    /// order of the stores.
     unsynced: Mutex<Vec<SpoolId>>,
     synced: Mutex<Vec<SpoolId>>,
-    /// The last durable version of each id.
+    /// The newest durable version of each id.
     durable: Mutex<BTreeMap<SpoolId, Data>>,
     removed: Mutex<BTreeMap<SpoolId, Data>>,
     calls: AtomicU64,
@@ -97,7 +98,7 @@ impl Factory for MutantStorage {
             (Mutant::ShutdownLoses, true) => remove(&inner, unsynced.last().or(synced.last())).await?,
             (Mutant::ShutdownBringsBack, true) => put(&inner, removed).await?,
             (Mutant::DropLosesTheSynced, false) => remove(&inner, synced.last()).await?,
-            // The older half.
+            // Loses the older half.
             (Mutant::DropLosesTheOlder, false) => {
                 let lost = &unsynced[..unsynced.len() / 2];
                 remove(&inner, lost).await?;
@@ -124,7 +125,7 @@ const LARGE: usize = 60_000;
 impl Subject for MutantStorage {
     fn expected(&self) -> Expected {
         let hour = Duration::from_secs(3600);
-        let promise = Promise { floor: Floor::Memory, dirty_expire: hour, slack: hour };
+        let promise = Promise { level: DurabilityLevel::Memory, dirty_expire: hour, slack: hour };
         Expected { promise, large: LARGE }
     }
 }
@@ -158,7 +159,8 @@ struct MutantSpool {
 struct Late {
     id: SpoolId,
     data: Data,
-    /// Another store or removal of the id was done since. Only then is it wrong that this one happens.
+    /// Another store or remove of the id completed since. Only then is it wrong if this store takes
+    /// effect.
     is_overtaken: bool,
 }
 
@@ -177,7 +179,7 @@ impl MutantSpool {
         self.notes.mutant == mutant
     }
 
-    /// The other mutants need the races that this prevents.
+    /// Locks for one mutant only: the others need the races that the lock prevents.
     async fn agreeing(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
         match self.notes.mutant {
             Mutant::DropLosesTheOlder => Some(self.notes.agreeing.lock().await),
@@ -185,7 +187,7 @@ impl MutantSpool {
         }
     }
 
-    /// True for each `n`-th call.
+    /// Returns true for each `n`-th call.
     fn each(&self, n: u64) -> bool {
         self.notes.calls.fetch_add(1, Ordering::SeqCst).is_multiple_of(n)
     }
@@ -193,7 +195,7 @@ impl MutantSpool {
     async fn upkeep(&self) -> Result<()> {
         if self.is(Mutant::LateWriteBack) {
             let read = take(&self.notes.read);
-            // Time for a removal.
+            // Leaves time for a removal.
             pause().await;
             put(&self.inner, read).await?;
         }
@@ -220,7 +222,7 @@ impl MutantSpool {
         });
     }
 
-    /// The order in which stores came, each id once.
+    /// Records the order of the stores, with each id once.
     fn note_store(&self, id: SpoolId, is_durable: bool) {
         let (mut unsynced, mut synced) = (self.notes.unsynced.lock(), self.notes.synced.lock());
         unsynced.retain(|other| *other != id);
@@ -303,7 +305,7 @@ impl Spool for MutantSpool {
         if self.is(Mutant::DroppedStoreHappensLate) {
             queued.1 = Some((id, data.clone()));
         }
-        // As a store that waits for its commit.
+        // Yield like a store that waits for its commit.
         for _ in 0..4 {
             yield_now().await;
         }
@@ -333,10 +335,10 @@ impl Spool for MutantSpool {
 
     fn enumerate(&self, sender: Sender<SpoolEntry>, start_time: DateTime<Utc>) -> Result<()> {
         let (is_short, is_long) = (self.is(Mutant::EnumerationMisses), self.is(Mutant::EnumerationRepeats));
-        // A look after a restart has a longer channel: it would show these faults, too, in another
-        // way.
-        let is_look = sender.capacity() == Some(64);
-        if is_look || (!is_short && !is_long) {
+        // The enumeration after a restart has a longer channel. It is left correct, because it
+        // would detect these faults in another way.
+        let is_after_restart = sender.capacity() == Some(64);
+        if is_after_restart || (!is_short && !is_long) {
             return self.inner.enumerate(sender, start_time);
         }
         let (through, received) = async_channel::bounded(8);
@@ -387,7 +389,7 @@ impl Spool for MutantSpool {
     }
 }
 
-/// Lets the others go on, so that a race which is there is also seen.
+/// Lets other tasks run, so that the race happens often enough.
 async fn pause() {
     for _ in 0..20 {
         yield_now().await;

@@ -17,13 +17,13 @@ use crate::faults::Fault;
 
 type Data = Arc<Box<[u8]>>;
 
-/// The storage of a broken spool, and the notes that it needs for being broken.
+/// The storage of a broken spool, with the state that its fault needs.
 pub(crate) struct BrokenStorage(Arc<Notes>);
 
 struct Notes {
     fault: Fault,
     storage: ReferenceStorage,
-    /// The first and the newest version of each id.
+    /// The first version of each id.
     first: Mutex<BTreeMap<SpoolId, Data>>,
     removed: Mutex<BTreeMap<SpoolId, Data>>,
     unsynced: Mutex<BTreeSet<SpoolId>>,
@@ -149,7 +149,7 @@ impl Broken {
         Ok(())
     }
 
-    /// Checks what a store is refused for. `Err` is the answer.
+    /// Checks whether a store must be rejected. `Err` is its result.
     async fn refuse(&self, id: SpoolId, data: &Data, deadline: Option<Instant>) -> Result<()> {
         let limit = 2 * 1024 * 1024 - usize::from(self.has(Fault::TheLimitIsOneByteLess));
         if data.len() > limit {
@@ -337,7 +337,7 @@ impl Spool for Broken {
     }
 }
 
-/// Lets the others go on, so that a race which is there is also seen.
+/// Lets other tasks run, so that the race happens often enough.
 async fn pause() {
     for _ in 0..50 {
         yield_now().await;
@@ -355,7 +355,7 @@ async fn list(spool: &ReferenceSpool) -> Vec<(SpoolId, Vec<u8>)> {
     all
 }
 
-/// An enumeration with all the ways of going wrong.
+/// An enumeration with all the faults.
 async fn walk(
     spool: Arc<ReferenceSpool>,
     notes: Arc<Notes>,
@@ -393,7 +393,7 @@ async fn walk(
         if !in_time || skipped {
             continue;
         }
-        // What was removed since the list was made is not sent, unless the fault is that it is.
+        // Do not send messages removed since the list was made, unless that is the fault.
         let still_there = spool.load(id).await;
         let data = match (fault, still_there) {
             (Fault::EnumerationShowsOldVersions, Ok(now)) => {

@@ -1,4 +1,4 @@
-/// What is wrong with a spool.
+/// The fault of a spool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     None,
@@ -63,7 +63,7 @@ pub(crate) enum Fault {
     LosingTheIndexBringsBackTheRemoved,
 }
 
-/// Each fault, and the cases that must notice it.
+/// Each fault, and the cases that must detect it.
 pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::AnAbsentMessageIsAnIoError, &["an_absent_message_is_not_found"]),
     (Fault::AnEmptyMessageIsNotStored, &["messages_of_every_size_come_back", "the_last_store_counts"]),

@@ -1,10 +1,11 @@
-//! The suite must be able to fail: each fault here breaks one promise of an otherwise correct spool, and the cases
-//! that guard this promise must notice. Every case is proven by at least one fault.
+//! Tests of the conformance suite. Each fault breaks one promise of an otherwise correct spool, and
+//! the cases that guard this promise must detect it. At least one fault proves that a case can
+//! fail.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod broken; // the spool that breaks a promise
-mod faults; // the faults, and who must notice each
+mod faults; // the faults, and the cases that must detect each
 
 use std::collections::BTreeSet;
 
@@ -18,7 +19,7 @@ fn case(name: &str) -> &'static NamedCase {
 }
 
 #[test]
-fn every_fault_is_noticed_by_the_cases_that_guard_against_it() {
+fn every_fault_is_detected_by_its_cases() {
     let mut missed = Vec::new();
     for (fault, cases) in FAULTS {
         for name in *cases {
@@ -29,7 +30,7 @@ fn every_fault_is_noticed_by_the_cases_that_guard_against_it() {
             }
         }
     }
-    assert!(missed.is_empty(), "not noticed: {missed:#?}");
+    assert!(missed.is_empty(), "not detected: {missed:#?}");
 }
 
 #[test]
@@ -41,7 +42,7 @@ fn every_case_is_proven_by_a_fault() {
 }
 
 #[test]
-fn without_a_fault_all_is_well() {
+fn a_correct_spool_passes_every_case() {
     for case in CASES {
         let outcome = check(Box::new(BrokenStorage::new(Fault::None)), case.run);
         assert_eq!(outcome, Outcome::Kept, "{}", case.name);
@@ -49,8 +50,8 @@ fn without_a_fault_all_is_well() {
 }
 
 #[test]
-fn the_model_finds_and_shrinks() {
-    // Two or three operations show any of these; the shrinking may stop at a few more.
+fn the_model_finds_and_shrinks_failing_histories() {
+    // Two or three operations show each of these faults; shrinking may stop at a few more.
     const SHORT: usize = 6;
     let faults = [
         Fault::LoadsComeFromAStaleCopy,

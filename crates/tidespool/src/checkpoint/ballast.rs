@@ -13,7 +13,7 @@ use crate::storage::{DiskRoom, Loss, OpenMode, Storage, reserve};
 pub(crate) struct Ballast {
     storage: Arc<dyn Storage>,
     room: Arc<DiskRoom>,
-    for_filing: Half,
+    for_checkpoint: Half,
     for_opening: Half,
 }
 
@@ -38,13 +38,13 @@ impl Ballast {
     pub(crate) fn new(storage: Arc<dyn Storage>, room: Arc<DiskRoom>, dir: &Path, size: u64) -> Self {
         let half = |name, size| Half { path: dir.join(name), size, state: AtomicU64::new(0) };
         let for_opening = half("ballast.open", size / 2);
-        let for_filing = half("ballast", size - size / 2);
-        Self { storage, room, for_filing, for_opening }
+        let for_checkpoint = half("ballast", size - size / 2);
+        Self { storage, room, for_checkpoint, for_opening }
     }
 
     /// Bytes that it takes.
     pub(crate) fn size(&self) -> u64 {
-        self.for_filing.size + self.for_opening.size
+        self.for_checkpoint.size + self.for_opening.size
     }
 
     /// Whether the disk has room for so many bytes.
@@ -59,13 +59,13 @@ impl Ballast {
 
     /// Gives all its room to others.
     pub(crate) fn release(&self) {
-        self.release_for_filing();
+        self.release_for_checkpoint();
         self.release_for_opening();
     }
 
     /// Gives up the room for filing. False: it was not there.
-    pub(crate) fn release_for_filing(&self) -> bool {
-        self.give(&self.for_filing)
+    pub(crate) fn release_for_checkpoint(&self) -> bool {
+        self.give(&self.for_checkpoint)
     }
 
     /// Gives up the room for opening sled. False: it was not there.
@@ -84,14 +84,14 @@ impl Ballast {
     /// The files that something else deleted or changed. Each is returned once:
     /// [`restore`](Self::restore) makes it again when there is room.
     pub(crate) fn take_lost(&self) -> Vec<(PathBuf, Loss)> {
-        let halves = [&self.for_opening, &self.for_filing];
+        let halves = [&self.for_opening, &self.for_checkpoint];
         halves.into_iter().filter_map(|half| half.take_loss(&*self.storage)).collect()
     }
 
     /// Takes its room again, if there is enough for it and for what sled writes next: taken too early, it is what keeps sled from writing. Its
     /// absence is no error.
     pub(crate) fn restore(&self) {
-        for half in [&self.for_opening, &self.for_filing] {
+        for half in [&self.for_opening, &self.for_checkpoint] {
             if half.is_missing(&*self.storage) && self.is_room_for(2 * self.size()) {
                 half.restore(&*self.storage);
             }
@@ -184,7 +184,7 @@ mod tests {
             ballast.restore();
             assert_eq!((len("ballast"), len("ballast.open")), (3 << 19, 3 << 19));
         }
-        ballast.release_for_filing();
+        ballast.release_for_checkpoint();
         assert_eq!((len("ballast"), len("ballast.open")), (0, 3 << 19));
         assert_eq!(ballast.take_lost(), [], "it was given up");
         ballast.restore();

@@ -1,4 +1,4 @@
-//! The index that the last orderly end left, compared with the ledger.
+//! The index that the last orderly end left, compared with the manifest.
 //!
 //! Its files are what they were at that end. They may have been damaged before it. Until the
 //! comparison is done, the index answers nothing: a wrong answer would be a message that is not
@@ -6,48 +6,48 @@
 
 use std::time::Instant;
 
-use super::FilingError;
-use super::filer::Filer;
+use super::CheckpointError;
+use super::checkpointer::Checkpointer;
 use crate::durable::Tally;
 
 /// Records that are counted between two looks at other work.
 const BETWEEN_LOOKS: u64 = 1024;
 
-impl Filer {
+impl Checkpointer {
     /// Has a whole index, and a log from which it can be rebuilt.
-    pub(super) fn have_index(&mut self) -> Result<(), FilingError> {
+    pub(super) fn have_index(&mut self) -> Result<(), CheckpointError> {
         if !self.durable.is_whole() {
             self.check_or_rebuild()?;
         }
         // While the index is there, what lives is known. After its loss it would not be.
         if self.liveness.has_gap() {
-            self.renew_log(self.ledger.clone())?;
+            self.renew_log(self.manifest.clone())?;
         }
         Ok(())
     }
 
     /// Makes an index whole that an earlier run left, or builds a new one.
-    pub(super) fn check_or_rebuild(&mut self) -> Result<(), FilingError> {
+    pub(super) fn check_or_rebuild(&mut self) -> Result<(), CheckpointError> {
         if self.durable.is_unchecked() && self.check()? {
             return Ok(());
         }
         self.rebuild()
     }
 
-    /// True if the index holds what the ledger says.
-    fn check(&mut self) -> Result<bool, FilingError> {
+    /// True if the index holds what the manifest says.
+    fn check(&mut self) -> Result<bool, CheckpointError> {
         let started = Instant::now();
         let (mut tally, mut go_on) = (Tally::default(), true);
         let scanned = self.durable.scan_all(&mut |key, record| {
             tally.add(&key, &record.to_bytes());
             if tally.records % BETWEEN_LOOKS == 0 {
-                self.filing.note_progress();
-                go_on = !self.filing.is_stopped();
+                self.checkpoint_requests.note_progress();
+                go_on = !self.checkpoint_requests.is_stopped();
             }
             go_on
         });
         self.check_going_on()?;
-        let should = self.ledger.tally;
+        let should = self.manifest.tally;
         let why = match scanned {
             Ok(()) if tally == should => {
                 self.durable.finish();
@@ -58,7 +58,7 @@ impl Filer {
             Ok(()) => format!("it holds {} places, which differ from the {}", tally.records, should.records),
             Err(error) => error.to_string(),
         };
-        tracing::warn!(path = %self.durable.path().display(), why, "the index is not what the ledger says: it is rebuilt");
+        tracing::warn!(path = %self.durable.path().display(), why, "the index is not what the manifest says: it is rebuilt");
         self.durable.let_go(&why);
         Ok(false)
     }

@@ -3,9 +3,9 @@
 
 use std::time::Instant;
 
-use super::FilingError;
-use super::filer::Filer;
-use super::filing::TaskDone;
+use super::CheckpointError;
+use super::checkpointer::Checkpointer;
+use super::requests::TaskDone;
 
 /// A compaction under way.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(crate) struct Compaction {
     done: TaskDone,
 }
 
-impl Filer {
+impl Checkpointer {
     /// Begins a compaction. It replaces an earlier one, whose callers are gone.
     pub(super) fn begin_compaction(&mut self, done: TaskDone) {
         self.presence.look_at_all();
@@ -46,7 +46,7 @@ impl Filer {
             return;
         }
         let before = compaction.before;
-        self.filing.begin_work();
+        self.checkpoint_requests.begin_work();
         let step = self.compact_step(before);
         self.note(&step);
         let result = match step {
@@ -61,7 +61,7 @@ impl Filer {
     }
 
     /// False: there was nothing left to do.
-    fn compact_step(&mut self, before: u64) -> Result<bool, FilingError> {
+    fn compact_step(&mut self, before: u64) -> Result<bool, CheckpointError> {
         self.restore_lost()?;
         self.have_index()?;
         self.checkpoint_all_due()?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Source;
+use super::LiveIndex;
 use crate::journal::Segment;
 
 /// Fewer settled segments than this are not worth a look.
@@ -20,7 +20,7 @@ pub(crate) struct DeadSegments {
 
 impl DeadSegments {
     /// How many of `unfiled`, from the oldest, are dead. 0 where it is too early to look again.
-    pub(crate) fn count(&mut self, unfiled: &[Arc<Segment>], source: &dyn Source) -> usize {
+    pub(crate) fn count(&mut self, unfiled: &[Arc<Segment>], source: &dyn LiveIndex) -> usize {
         let started = Instant::now();
         if unfiled.len() < ENOUGH || self.not_before.is_some_and(|at| started < at) {
             return 0;

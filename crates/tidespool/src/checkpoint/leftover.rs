@@ -3,26 +3,26 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::durable::Key;
-use crate::journal::{Found, Kind, ReadError, Segment};
+use crate::journal::{FoundRecord, ReadError, RecordKind, Segment};
 
 /// What removals and aborts elsewhere say of the messages in some segments.
 #[derive(Debug, Default)]
-pub(crate) struct Gone {
+pub(crate) struct Leftovers {
     /// The last removal of each id.
     removed: HashMap<Key, u64>,
     /// Sequence numbers of stores that were taken back.
     aborted: HashSet<u64>,
 }
 
-impl Gone {
+impl Leftovers {
     /// Adds the removals and aborts in `segment`. Its puts are passed over: the abort of one of
     /// them may be in a segment that was recycled.
     pub(crate) fn add(&mut self, segment: &Segment, salt: u32) -> Result<(), ReadError> {
         for entry in segment.listing(salt)?.entries() {
             match entry.kind {
-                Kind::Remove => self.remove(Key::of(&entry.id), entry.seq),
-                Kind::Abort => self.aborted.extend(entry.abort_of),
-                Kind::Put | Kind::Mark => {}
+                RecordKind::Remove => self.remove(Key::of(&entry.id), entry.seq),
+                RecordKind::Abort => self.aborted.extend(entry.abort_of),
+                RecordKind::Put | RecordKind::Mark => {}
             }
         }
         Ok(())
@@ -40,21 +40,21 @@ impl Gone {
 pub(crate) fn newest_puts<'a>(
     segments: impl Iterator<Item = &'a Segment>,
     salt: u32,
-    mut gone: Gone,
-) -> Result<BTreeMap<Key, Found>, ReadError> {
+    mut gone: Leftovers,
+) -> Result<BTreeMap<Key, FoundRecord>, ReadError> {
     let mut puts = BTreeMap::new();
     for segment in segments {
         for found in segment.records(salt)? {
             let (key, seq) = (Key::of(&found.header.id), found.header.seq);
             match found.header.kind {
-                Kind::Put => puts.entry(key).or_insert_with(Vec::new).push(found),
-                Kind::Remove => gone.remove(key, seq),
-                Kind::Abort => gone.aborted.extend(found.abort_of),
-                Kind::Mark => {}
+                RecordKind::Put => puts.entry(key).or_insert_with(Vec::new).push(found),
+                RecordKind::Remove => gone.remove(key, seq),
+                RecordKind::Abort => gone.aborted.extend(found.abort_of),
+                RecordKind::Mark => {}
             }
         }
     }
-    let newest = puts.into_iter().filter_map(|(key, versions): (Key, Vec<Found>)| {
+    let newest = puts.into_iter().filter_map(|(key, versions): (Key, Vec<FoundRecord>)| {
         let stands = versions.into_iter().filter(|found| !gone.aborted.contains(&found.header.seq));
         // One that was moved stands at two places: whichever can be read.
         let newest = stands.max_by_key(|found| (found.header.seq, found.intact))?;

@@ -2,7 +2,7 @@
 
 use super::liveness::Liveness;
 use crate::durable::Key;
-use crate::journal::{Kind, Place, ReadError, Segment};
+use crate::journal::{ReadError, RecordKind, RecordPlace, Segment};
 
 /// A message that is filed.
 #[derive(Debug, Clone, Copy)]
@@ -10,7 +10,7 @@ pub(crate) struct FiledMessage {
     pub(crate) key: Key,
     /// Sequence number of its record.
     pub(crate) seq: u64,
-    pub(crate) place: Place,
+    pub(crate) place: RecordPlace,
 }
 
 /// The messages that `liveness` lists in `segment`, in file order. One of which the record can't be
@@ -25,8 +25,8 @@ pub(crate) fn living_in(
     let mut living = Vec::new();
     for entry in segment.listing(salt)?.entries() {
         while offsets.next_if(|offset| *offset < entry.offset).is_some() {}
-        if entry.kind == Kind::Put && offsets.next_if_eq(&entry.offset).is_some() {
-            let place = Place { generation, offset: entry.offset, len: entry.len };
+        if entry.kind == RecordKind::Put && offsets.next_if_eq(&entry.offset).is_some() {
+            let place = RecordPlace { generation, offset: entry.offset, len: entry.len };
             living.push(FiledMessage { key: Key::of(&entry.id), seq: entry.seq, place });
         }
     }

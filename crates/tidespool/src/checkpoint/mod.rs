@@ -3,22 +3,22 @@
 //!
 //! # Layout
 //!
-//! * `filing` – the thread's mailbox: who asks for what.
-//! * `filer` – one checkpoint: collect, index in key order, commit, forget, recycle.
+//! * `checkpoint_requests` – the thread's mailbox: who asks for what.
+//! * `checkpointer` – one checkpoint: collect, index in key order, commit, forget, recycle.
 //! * `dead` – which segments are filed early, because nothing much lives in them.
-//! * `drained` – when removals are filed early, because much is dead on disk until they are.
+//! * `reclaim` – when removals are filed early, because much is dead on disk until they are.
 //! * `pace` – rests between the steps of a checkpoint.
 //! * `retained` – segments kept for the messages in them, and their rewriting.
 //! * `tidy` – keeping the files within their bound.
 //! * `ballast` – a file to delete when the index needs room on a full disk.
 //! * `room` – room for what the index writes, made before it writes.
-//! * `ledger` – what is filed, and in which segments.
+//! * `manifest` – what is filed, and in which segments.
 //! * `liveness` – the log of which records of the retained segments live.
 //! * `living` – the records of a filed segment that live.
-//! * `rebuild` – the index built anew from segments, ledger and log.
-//! * `check` – the index of the last run compared with the ledger.
+//! * `rebuild` – the index built anew from segments, manifest and log.
+//! * `check` – the index of the last run compared with the manifest.
 //! * `leftover` – what segments hold of which nothing else is known.
-//! * `opening` – ledger and segments compared at open.
+//! * `opening` – manifest and segments compared at open.
 //! * `presence` – whether all files are still where the spool put them.
 //! * `restore` – what is lost, written anew.
 //! * `progress` – whether it gets anywhere.
@@ -28,20 +28,20 @@
 
 mod ballast;
 mod check;
+mod checkpointer;
 mod compaction;
 mod dead;
-mod drained;
-mod filer;
-mod filing;
-mod ledger;
 mod leftover;
 mod liveness;
 mod living;
+mod manifest;
 mod opening;
 mod pace;
 mod presence;
 mod progress;
 mod rebuild;
+mod reclaim;
+mod requests;
 mod restore;
 mod retained;
 mod room;
@@ -57,28 +57,30 @@ use std::path::PathBuf;
 use tidespool_core::SpoolId;
 
 pub(crate) use ballast::Ballast;
+pub(crate) use checkpointer::{CheckpointSettings, Checkpointer, Retry};
 pub(crate) use dead::DeadSegments;
-pub(crate) use drained::{Drained, Survey};
-pub(crate) use filer::{Filer, FilerSettings, Retry};
-pub(crate) use filing::{Filing, FilingTask};
-pub(crate) use ledger::{HighKeys, Ledger, LedgerError, LedgerFile};
-pub(crate) use leftover::{Gone, newest_puts};
+pub(crate) use leftover::{Leftovers, newest_puts};
 pub(crate) use liveness::{Liveness, LivenessError, LivenessLog};
 pub(crate) use living::{FiledMessage, living_in};
-pub(crate) use opening::{Examined, Opened, OpeningError, Places, examine, open_filed, read_ledger};
-pub(crate) use presence::{Home, Presence, PresenceEvents, Watched};
+pub(crate) use manifest::{HighKeys, Manifest, ManifestError, ManifestFile};
+pub(crate) use opening::{
+    Examined, OpenedCheckpoint, OpeningError, Places, examine, open_filed, read_manifest,
+};
+pub(crate) use presence::{DirectoryCheck, Presence, PresenceEvents, Watched};
 pub(crate) use rebuild::Rebuilding;
+pub(crate) use reclaim::{ReclaimPolicy, Survey};
+pub(crate) use requests::{CheckpointRequests, CheckpointTask};
 pub(crate) use retained::{Retained, place_of_found, place_of_record};
-pub(crate) use verifier::{Findings, Verification, Verifier};
+pub(crate) use verifier::{VerificationReport, VerificationRequests, Verifier};
 
 use crate::durable::{DurableError, Key};
-use crate::journal::Newest;
+use crate::journal::NewestRecord;
 use crate::storage::{is_no_room, is_no_room_kind};
 
 /// The index, as the checkpoint needs it.
-pub(crate) trait Source: Send + Sync {
+pub(crate) trait LiveIndex: Send + Sync {
     /// What the index knows of segments up to this generation.
-    fn collect(&self, up_to: u64) -> Vec<(Key, Newest)>;
+    fn collect(&self, up_to: u64) -> Vec<(Key, NewestRecord)>;
 
     /// Payload bytes that live in each segment, by generation.
     fn live_bytes(&self) -> BTreeMap<u64, u64>;
@@ -97,11 +99,11 @@ pub(crate) trait Source: Send + Sync {
     fn will_file(&self, high: HighKeys);
 
     /// Sled has these now: the index need not, unless it knows something newer.
-    fn forget(&self, filed: &[(Key, Newest)]);
+    fn forget(&self, filed: &[(Key, NewestRecord)]);
 }
 
 /// What the checkpoint tells those beside the path.
-pub(crate) trait FilingEvents: Send + Sync {
+pub(crate) trait CheckpointEvents: Send + Sync {
     /// A checkpoint filed `records` of `segments` segments.
     fn filed(&self, records: u64, segments: u64, took: std::time::Duration);
     /// A segment was recycled.
@@ -110,8 +112,8 @@ pub(crate) trait FilingEvents: Send + Sync {
     fn wants_seal(&self);
     /// The survivors of a segment, of so many bytes, were moved.
     fn rewritten(&self, bytes: u64);
-    /// The ledger or a segment could not be read or written.
-    fn failed(&self, error: &FilingError);
+    /// The manifest or a segment could not be read or written.
+    fn failed(&self, error: &CheckpointError);
     /// A damaged message was found.
     fn found_damage(&self, id: &SpoolId, what: &str);
     /// The index was rebuilt.
@@ -120,14 +122,14 @@ pub(crate) trait FilingEvents: Send + Sync {
     fn found_loss(&self, messages: u64, what: &str);
 }
 
-impl FilingError {
+impl CheckpointError {
     /// It would have succeeded with more room on disk.
     pub(crate) fn is_full_disk(&self) -> bool {
         match self {
             Self::Engine(DurableError::Engine { kind, .. }) => kind.is_some_and(is_no_room_kind),
-            Self::Ledger(LedgerError::Io { source, .. }) | Self::Rewrite(source) | Self::Restore(source) => {
-                is_no_room(source)
-            }
+            Self::Manifest(ManifestError::Io { source, .. })
+            | Self::Rewrite(source)
+            | Self::Restore(source) => is_no_room(source),
             Self::NoRoom { .. } | Self::FileLimit { .. } => true,
             _ => false,
         }
@@ -136,13 +138,13 @@ impl FilingError {
 
 /// Why a checkpoint did not come to its end. Everything is as before, or will be when it is repeated.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum FilingError {
+pub(crate) enum CheckpointError {
     /// sled.
     #[error(transparent)]
     Engine(#[from] DurableError),
-    /// The ledger.
+    /// The manifest.
     #[error(transparent)]
-    Ledger(#[from] LedgerError),
+    Manifest(#[from] ManifestError),
     /// The log of what lives in the retained segments.
     #[error(transparent)]
     Liveness(#[from] LivenessError),

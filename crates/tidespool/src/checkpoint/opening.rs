@@ -1,4 +1,4 @@
-//! At open: the ledger, the segments and the log of what lives in them, read and compared.
+//! At open: the manifest, the segments and the log of what lives in them, read and compared.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,10 +6,10 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::ballast::Ballast;
-use super::ledger::{Ledger, LedgerError, LedgerFile};
 use super::liveness::{LivenessError, LivenessLog};
+use super::manifest::{Manifest, ManifestError, ManifestFile};
 use super::retained::Retained;
-use crate::durable::{Durable, DurableError, SledOptions};
+use crate::durable::{DiskIndex, DurableError, SledOptions};
 use crate::journal::{FileDamage, Filed, Recovered, RecoveryError, recover};
 use crate::storage::{Storage, is_no_room_kind};
 
@@ -19,7 +19,7 @@ pub(crate) enum OpeningError {
     #[error(transparent)]
     Journal(#[from] RecoveryError),
     #[error(transparent)]
-    Ledger(#[from] LedgerError),
+    Manifest(#[from] ManifestError),
     #[error(transparent)]
     Engine(#[from] DurableError),
     #[error(transparent)]
@@ -45,9 +45,9 @@ impl Places {
 }
 
 /// What was read from disk.
-pub(crate) struct Opened {
-    pub(crate) durable: Durable,
-    pub(crate) ledger: Ledger,
+pub(crate) struct OpenedCheckpoint {
+    pub(crate) durable: DiskIndex,
+    pub(crate) manifest: Manifest,
     pub(crate) liveness: LivenessLog,
     pub(crate) recovered: Recovered,
     pub(crate) damage: Vec<FileDamage>,
@@ -58,58 +58,59 @@ pub(crate) struct Opened {
 /// What a directory holds beside the index.
 pub(crate) struct Examined {
     /// Where it was missing or damaged, one that names the segments that were found.
-    pub(crate) ledger: Ledger,
-    /// False: the ledger on disk was missing, damaged or out of date.
-    pub(crate) is_ledger_whole: bool,
+    pub(crate) manifest: Manifest,
+    /// False: the manifest on disk was missing, damaged or out of date.
+    pub(crate) is_manifest_whole: bool,
     pub(crate) recovered: Recovered,
     pub(crate) damage: Vec<FileDamage>,
 }
 
-/// The ledger, or what is wrong with it. `None` without damage: there is none and need not be one.
-pub(crate) struct LedgerFound {
-    pub(crate) ledger: Option<Ledger>,
+/// The manifest, or what is wrong with it. `None` without damage: there is none and need not be one.
+pub(crate) struct ManifestFound {
+    pub(crate) manifest: Option<Manifest>,
     damage: Vec<FileDamage>,
 }
 
-/// Reads the ledger. In a `fresh` directory there need not be one.
-pub(crate) fn read_ledger(places: &Places, fresh: bool) -> Result<LedgerFound, OpeningError> {
-    let file = LedgerFile::new(places.storage.clone(), &places.dir);
-    let damaged = |path: PathBuf, what| LedgerFound { ledger: None, damage: vec![FileDamage { path, what }] };
+/// Reads the manifest. In a `fresh` directory there need not be one.
+pub(crate) fn read_manifest(places: &Places, fresh: bool) -> Result<ManifestFound, OpeningError> {
+    let file = ManifestFile::new(places.storage.clone(), &places.dir);
+    let damaged =
+        |path: PathBuf, what| ManifestFound { manifest: None, damage: vec![FileDamage { path, what }] };
     match file.read() {
-        Ok(Some(ledger)) => Ok(LedgerFound { ledger: Some(ledger), damage: Vec::new() }),
-        Ok(None) if fresh => Ok(LedgerFound { ledger: Some(Ledger::default()), damage: Vec::new() }),
+        Ok(Some(manifest)) => Ok(ManifestFound { manifest: Some(manifest), damage: Vec::new() }),
+        Ok(None) if fresh => Ok(ManifestFound { manifest: Some(Manifest::default()), damage: Vec::new() }),
         Ok(None) => {
             let what = "it is missing: what is filed is not known";
             Ok(damaged(file.path().to_owned(), what.to_owned()))
         }
-        Err(LedgerError::Damaged { path, what }) => {
+        Err(ManifestError::Damaged { path, what }) => {
             Ok(damaged(path, format!("{what}: what is filed is not known")))
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// Replays the journal by what the ledger says is filed. With `repair` false nothing is changed.
+/// Replays the journal by what the manifest says is filed. With `repair` false nothing is changed.
 ///
-/// Without a ledger everything that a segment holds is taken for live, in its newest version.
-pub(crate) fn examine(places: &Places, found: LedgerFound, repair: bool) -> Result<Examined, OpeningError> {
-    let LedgerFound { ledger, mut damage } = found;
+/// Without a manifest everything that a segment holds is taken for live, in its newest version.
+pub(crate) fn examine(places: &Places, found: ManifestFound, repair: bool) -> Result<Examined, OpeningError> {
+    let ManifestFound { manifest, mut damage } = found;
     let replay = |filed: &Filed| recover(&places.storage, &places.journal(), places.spool, filed, repair);
-    if let Some(ledger) = ledger {
-        let recovered = replay(&filed_by(&ledger))?;
-        if !recovered.outran_ledger {
-            return Ok(Examined { ledger, is_ledger_whole: true, recovered, damage });
+    if let Some(manifest) = manifest {
+        let recovered = replay(&filed_by(&manifest))?;
+        if !recovered.outran_manifest {
+            return Ok(Examined { manifest, is_manifest_whole: true, recovered, damage });
         }
         // Worse than none: what it does not list would count as free.
         let what = "it is of an earlier time than the rest: what is filed is not known".to_owned();
-        damage.push(FileDamage { path: places.dir.join("ledger"), what });
+        damage.push(FileDamage { path: places.dir.join("manifest"), what });
     }
     let recovered = replay(&Filed { unknown: true, ..Filed::default() })?;
     // What lives in each is not known. The rebuild of the index finds it out.
     let unknown = |size| Retained { size, live_bytes: 0, live: 1 };
     let retained = recovered.retained.iter().map(|segment| (segment.generation, unknown(segment.size)));
-    let ledger = Ledger { retained: retained.collect(), ..Ledger::default() };
-    Ok(Examined { ledger, is_ledger_whole: false, recovered, damage })
+    let manifest = Manifest { retained: retained.collect(), ..Manifest::default() };
+    Ok(Examined { manifest, is_manifest_whole: false, recovered, damage })
 }
 
 /// Reads everything. Opens the index where it can be kept, and begins an empty one where nothing is
@@ -119,40 +120,41 @@ pub(crate) fn open_filed(
     options: SledOptions,
     ballast: &Ballast,
     fresh: bool,
-) -> Result<Opened, OpeningError> {
-    let found = read_ledger(places, fresh)?;
-    let Examined { mut ledger, is_ledger_whole, mut recovered, mut damage } = examine(places, found, true)?;
-    let is_retained = |generation: u64| ledger.retained.contains_key(&generation);
+) -> Result<OpenedCheckpoint, OpeningError> {
+    let found = read_manifest(places, fresh)?;
+    let Examined { mut manifest, is_manifest_whole, mut recovered, mut damage } =
+        examine(places, found, true)?;
+    let is_retained = |generation: u64| manifest.retained.contains_key(&generation);
     let (liveness, live) =
-        LivenessLog::open(places.storage.clone(), &places.dir, ledger.liveness, &is_retained)?;
+        LivenessLog::open(places.storage.clone(), &places.dir, manifest.liveness, &is_retained)?;
     damage.extend(live.damage().iter().map(|what| FileDamage { path: liveness.path(), what: what.clone() }));
     drop(live);
-    let durable = Durable::new(&places.sled(), options);
+    let durable = DiskIndex::new(&places.sled(), options);
     // From here on the index's files change.
-    let closed = ledger.index.take();
+    let closed = manifest.index.take();
     let is_index_kept = closed.is_some_and(|closed| durable.open_closed(closed));
-    let is_nothing_filed = ledger.retained.is_empty();
+    let is_nothing_filed = manifest.retained.is_empty();
     if !is_index_kept && is_nothing_filed {
         begin_empty(&durable, ballast)?;
-        ledger.tally = crate::durable::Tally::default();
+        manifest.tally = crate::durable::Tally::default();
     }
-    if !is_ledger_whole {
+    if !is_manifest_whole {
         // A removal of any id may be one of what is filed.
-        ledger.high = super::ledger::HighKeys::highest();
-        ledger.filed_seq = 0;
+        manifest.high = super::manifest::HighKeys::highest();
+        manifest.filed_seq = 0;
     }
     recovered.retained.iter().chain(&recovered.journal).for_each(|segment| {
-        if let Some(entry) = ledger.retained.get_mut(&segment.generation) {
+        if let Some(entry) = manifest.retained.get_mut(&segment.generation) {
             entry.size = segment.size;
         }
     });
-    recovered.replayed.next_seq = recovered.replayed.next_seq.max(ledger.filed_seq + 1);
+    recovered.replayed.next_seq = recovered.replayed.next_seq.max(manifest.filed_seq + 1);
     let rebuilds_index = !is_index_kept && !is_nothing_filed;
-    Ok(Opened { durable, ledger, liveness, recovered, damage, rebuilds_index })
+    Ok(OpenedCheckpoint { durable, manifest, liveness, recovered, damage, rebuilds_index })
 }
 
 /// Nothing is filed: an empty index is whole.
-fn begin_empty(durable: &Durable, ballast: &Ballast) -> Result<(), DurableError> {
+fn begin_empty(durable: &DiskIndex, ballast: &Ballast) -> Result<(), DurableError> {
     match durable.begin() {
         Err(DurableError::Engine { kind: Some(kind), .. }) if is_no_room_kind(kind) => {
             ballast.release();
@@ -164,20 +166,20 @@ fn begin_empty(durable: &Durable, ballast: &Ballast) -> Result<(), DurableError>
     Ok(())
 }
 
-fn filed_by(ledger: &Ledger) -> Filed {
+fn filed_by(manifest: &Manifest) -> Filed {
     Filed {
-        generation: ledger.filed_generation,
-        seq: ledger.filed_seq,
-        durable_seq: ledger.durable_seq,
-        retained: ledger.retained.keys().copied().collect(),
-        unused: ledger
+        generation: manifest.filed_generation,
+        seq: manifest.filed_seq,
+        durable_seq: manifest.durable_seq,
+        retained: manifest.retained.keys().copied().collect(),
+        unused: manifest
             .retained
             .iter()
             .filter(|(_, kept)| kept.live == 0)
             .map(|(generation, _)| *generation)
             .collect(),
-        next_generation: ledger.next_generation,
-        clean_end: ledger.index.is_some(),
+        next_generation: manifest.next_generation,
+        clean_end: manifest.index.is_some(),
         unknown: false,
     }
 }

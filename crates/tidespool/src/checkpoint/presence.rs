@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use super::ballast::Ballast;
-use super::ledger::LedgerFile;
-use crate::durable::Durable;
+use super::manifest::ManifestFile;
+use crate::durable::DiskIndex;
 use crate::journal::Segments;
 use crate::storage::{KeptFile, Loss, Storage, loss_of};
 
@@ -20,7 +20,7 @@ use crate::storage::{KeptFile, Loss, Storage, loss_of};
 const AT_ONCE: usize = 512;
 
 /// The spool's directory, with the files in it that are neither the journal's nor what is filed.
-pub(crate) trait Home: Send + Sync {
+pub(crate) trait DirectoryCheck: Send + Sync {
     /// The path no longer leads to the directory, or another process holds it.
     fn away(&self) -> Option<(PathBuf, Loss)>;
 
@@ -44,25 +44,25 @@ pub(crate) trait PresenceEvents: Send + Sync {
     fn found_file(&self, path: &Path);
 }
 
-/// Looks at the files. Shared by the thread that looks all the time and the filer, which restores
+/// Looks at the files. Shared by the thread that looks all the time and the checkpointer, which restores
 /// what is lost.
 pub(crate) struct Presence {
     pub(super) storage: Arc<dyn Storage>,
-    pub(super) home: Box<dyn Home>,
+    pub(super) home: Box<dyn DirectoryCheck>,
     pub(super) segments: Arc<Segments>,
-    pub(super) ledger_file: Arc<LedgerFile>,
+    pub(super) manifest_file: Arc<ManifestFile>,
     pub(super) ballast: Arc<Ballast>,
-    pub(super) durable: Arc<Durable>,
+    pub(super) durable: Arc<DiskIndex>,
     pub(super) events: Arc<dyn PresenceEvents>,
     /// The log of what lives in the retained segments.
     liveness: Mutex<Option<KeptFile>>,
-    state: Mutex<State>,
+    state: Mutex<PresenceState>,
     is_away: AtomicBool,
     is_complete: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct PresenceState {
     lost: BTreeMap<PathBuf, Loss>,
     /// The generation that is looked at next.
     next: u64,
@@ -71,22 +71,22 @@ struct State {
 /// What a [`Presence`] looks at.
 pub(crate) struct Watched {
     pub(crate) storage: Arc<dyn Storage>,
-    pub(crate) home: Box<dyn Home>,
+    pub(crate) home: Box<dyn DirectoryCheck>,
     pub(crate) segments: Arc<Segments>,
-    pub(crate) ledger_file: Arc<LedgerFile>,
+    pub(crate) manifest_file: Arc<ManifestFile>,
     pub(crate) ballast: Arc<Ballast>,
-    pub(crate) durable: Arc<Durable>,
+    pub(crate) durable: Arc<DiskIndex>,
     pub(crate) events: Arc<dyn PresenceEvents>,
 }
 
 impl Presence {
     pub(crate) fn new(watched: Watched) -> Self {
-        let Watched { storage, home, segments, ledger_file, ballast, durable, events } = watched;
+        let Watched { storage, home, segments, manifest_file, ballast, durable, events } = watched;
         Self {
             storage,
             home,
             segments,
-            ledger_file,
+            manifest_file,
             ballast,
             durable,
             events,
@@ -120,7 +120,7 @@ impl Presence {
     pub(crate) fn look_around(&self) -> bool {
         let mut state = self.state.lock();
         if !state.lost.is_empty() {
-            // The filer looks at everything until it is complete.
+            // The checkpointer looks at everything until it is complete.
             return false;
         }
         let Some(mut found) = self.look_at_the_rest(&mut state) else { return true };
@@ -152,7 +152,7 @@ impl Presence {
     }
 
     /// Everything but the segments in use. `None`: the directory is away, which is noted.
-    fn look_at_the_rest(&self, state: &mut State) -> Option<Vec<(PathBuf, Loss)>> {
+    fn look_at_the_rest(&self, state: &mut PresenceState) -> Option<Vec<(PathBuf, Loss)>> {
         let away = self.home.away();
         let was_away = self.is_away.swap(away.is_some(), Ordering::AcqRel);
         if let Some(away) = away {
@@ -164,7 +164,7 @@ impl Presence {
             self.segments.set_away(false);
         }
         let mut found = self.home.lost();
-        found.extend(self.ledger_file.loss().map(|loss| (self.ledger_file.path().to_owned(), loss)));
+        found.extend(self.manifest_file.loss().map(|loss| (self.manifest_file.path().to_owned(), loss)));
         found.extend(self.segments.give_up_lost());
         found.extend(self.ballast.take_lost());
         found.extend(self.lost_data_file());
@@ -197,7 +197,7 @@ impl Presence {
         self.lost_data_file().is_some()
     }
 
-    fn note(&self, state: &mut State, found: Vec<(PathBuf, Loss)>) {
+    fn note(&self, state: &mut PresenceState, found: Vec<(PathBuf, Loss)>) {
         for (path, loss) in found {
             if let Entry::Vacant(entry) = state.lost.entry(path) {
                 self.events.lost_file(entry.key(), loss);
@@ -213,7 +213,7 @@ impl Presence {
 struct Anywhere;
 
 #[cfg(test)]
-impl Home for Anywhere {
+impl DirectoryCheck for Anywhere {
     fn away(&self) -> Option<(PathBuf, Loss)> {
         None
     }
@@ -240,12 +240,12 @@ impl Presence {
         storage: Arc<dyn Storage>,
         dir: &Path,
         segments: Arc<Segments>,
-        durable: Arc<Durable>,
+        durable: Arc<DiskIndex>,
     ) -> Self {
         Self::new(Watched {
             home: Box::new(Anywhere),
             segments,
-            ledger_file: Arc::new(LedgerFile::new(storage.clone(), dir)),
+            manifest_file: Arc::new(ManifestFile::new(storage.clone(), dir)),
             ballast: Arc::new(Ballast::new(
                 storage.clone(),
                 Arc::new(crate::storage::DiskRoom::new(storage.clone(), dir, 0)),

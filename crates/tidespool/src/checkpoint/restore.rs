@@ -4,18 +4,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::FilingError;
-use super::filer::Filer;
+use super::CheckpointError;
+use super::checkpointer::Checkpointer;
 use super::liveness::LivenessChanges;
 use super::retained::place_of_record;
 use crate::durable::{Key, KeyRange};
-use crate::journal::{Place, ReadError, Role, Segment, footprint};
+use crate::journal::{ReadError, RecordPlace, Role, Segment, footprint};
 
 /// How long to wait for what other threads do about a lost file before looking again. They kick
 /// when it is done.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-impl Filer {
+impl Checkpointer {
     /// When to look at lost files again.
     pub(super) fn look_again_at(&self) -> Option<Instant> {
         (!self.presence.is_complete()).then(|| Instant::now() + LOOK_AGAIN)
@@ -26,7 +26,7 @@ impl Filer {
     /// # Errors
     ///
     /// The directory is away; or something could not be restored, and is tried again.
-    pub(super) fn restore_lost(&mut self) -> Result<(), FilingError> {
+    pub(super) fn restore_lost(&mut self) -> Result<(), CheckpointError> {
         if self.presence.is_complete() || !self.presence.look_at_all() {
             return Ok(());
         }
@@ -52,14 +52,14 @@ impl Filer {
     }
 
     /// Restores everything that it can, and returns the first error.
-    fn restore_all(&mut self, is_ended: impl Fn(&Segment) -> bool) -> Result<(), FilingError> {
+    fn restore_all(&mut self, is_ended: impl Fn(&Segment) -> bool) -> Result<(), CheckpointError> {
         // First what keeps other processes out, and what an opening reads first.
-        let mut result = self.presence.home.restore().map_err(FilingError::Restore);
+        let mut result = self.presence.home.restore().map_err(CheckpointError::Restore);
         for segment in self.segments.lost().into_iter().filter(|segment| is_ended(segment)) {
             result = result.and(self.restore_segment(&segment));
         }
-        if self.ledger_file.loss().is_some() {
-            result = result.and(self.ledger_file.restore(&self.ledger).map_err(FilingError::from));
+        if self.manifest_file.loss().is_some() {
+            result = result.and(self.manifest_file.restore(&self.manifest).map_err(CheckpointError::from));
         }
         if self.liveness.loss().is_some() {
             result = result.and(self.restore_liveness());
@@ -72,19 +72,19 @@ impl Filer {
     }
 
     /// Writes the log of what lives anew: from the index, or else from the old file's descriptor.
-    fn restore_liveness(&mut self) -> Result<(), FilingError> {
+    fn restore_liveness(&mut self) -> Result<(), CheckpointError> {
         if self.durable.is_whole() {
-            return self.renew_log(self.ledger.clone());
+            return self.renew_log(self.manifest.clone());
         }
-        let mut next = self.ledger.clone();
-        let is_retained = |generation: u64| self.ledger.retained.contains_key(&generation);
+        let mut next = self.manifest.clone();
+        let is_retained = |generation: u64| self.manifest.retained.contains_key(&generation);
         next.liveness = self.liveness.compact(&is_retained, &LivenessChanges::default())?;
-        self.write_ledger(next)
+        self.write_manifest(next)
     }
 
-    fn restore_segment(&mut self, segment: &Arc<Segment>) -> Result<(), FilingError> {
-        let left = self.segments.restore(segment).map_err(FilingError::Restore)?;
-        self.filing.note_progress();
+    fn restore_segment(&mut self, segment: &Arc<Segment>) -> Result<(), CheckpointError> {
+        let left = self.segments.restore(segment).map_err(CheckpointError::Restore)?;
+        self.checkpoint_requests.note_progress();
         if left < segment.size {
             self.report_cut(segment, left)?;
             // Removals in the part that is gone are known in memory only: they are filed as soon as
@@ -98,19 +98,19 @@ impl Filer {
 
     /// Names the messages of which the bytes are gone. All are read: what was written after the cut
     /// made the file longer again, with zeros between.
-    fn report_cut(&self, segment: &Segment, left: u64) -> Result<(), FilingError> {
+    fn report_cut(&self, segment: &Segment, left: u64) -> Result<(), CheckpointError> {
         let what = format!("{} was cut short to {left} bytes", segment.path.display());
-        let is_here = |place: &Place| place.generation == segment.generation;
+        let is_here = |place: &RecordPlace| place.generation == segment.generation;
         let young = self.source.collect(segment.generation).into_iter();
-        let mut messages: Vec<(Key, Place)> = young
+        let mut messages: Vec<(Key, RecordPlace)> = young
             .filter_map(|(key, newest)| newest.place.filter(is_here).map(|place| (key, place)))
             .collect();
-        let is_filed = self.ledger.retained.contains_key(&segment.generation);
+        let is_filed = self.manifest.retained.contains_key(&segment.generation);
         if is_filed && self.durable.is_whole() {
             self.durable.scan(&[KeyRange::ALL], &mut |key, record| {
                 let place = place_of_record(&record);
                 messages.extend(is_here(&place).then_some((key, place)));
-                !self.filing.is_stopped()
+                !self.checkpoint_requests.is_stopped()
             })?;
         }
         for (key, place) in messages {
@@ -129,9 +129,9 @@ impl super::Presence {
     /// # Errors
     ///
     /// The directory is away.
-    fn check_home(&self) -> Result<(), FilingError> {
+    fn check_home(&self) -> Result<(), CheckpointError> {
         match self.is_away() {
-            true => Err(FilingError::Away(self.ledger_file.dir().to_owned())),
+            true => Err(CheckpointError::Away(self.manifest_file.dir().to_owned())),
             false => Ok(()),
         }
     }

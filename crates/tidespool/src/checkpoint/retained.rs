@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tidespool_core::SpoolId;
 
-use super::FilingError;
-use crate::durable::{Change, Durable, Key, Op, Record};
-use crate::journal::{ColdWriter, Found, Kind, PAGE, Place, Segment, Segments, footer_len};
+use super::CheckpointError;
+use crate::durable::{DiskIndex, IndexChange, IndexOp, Key, Record};
+use crate::journal::{ColdWriter, FoundRecord, PAGE, RecordKind, RecordPlace, Segment, Segments, footer_len};
 
 /// A retained segment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,7 +99,7 @@ const REST_AFTER: u64 = 1 << 20;
 /// Payloads moved: the changes of the index, and the segments they are in now.
 #[derive(Debug, Default)]
 pub(crate) struct Moved {
-    pub(crate) ops: Vec<Op>,
+    pub(crate) ops: Vec<IndexOp>,
     pub(crate) cold: Vec<Arc<Segment>>,
     pub(crate) bytes: u64,
 }
@@ -109,18 +109,18 @@ pub(crate) struct Between<'a> {
     /// Rests, after a step that took so long.
     pub(crate) rest: &'a dyn Fn(Duration),
     /// Called before each segment, with the bytes moved so far. False: these are enough for now.
-    pub(crate) go_on: &'a dyn Fn(u64) -> Result<bool, FilingError>,
+    pub(crate) go_on: &'a dyn Fn(u64) -> Result<bool, CheckpointError>,
 }
 
 /// Copies what lives in `victims` to cold segments, durably; `expected` is how much that is. The
 /// index still names the old places.
 pub(crate) fn copy_survivors(
     segments: &Segments,
-    durable: &Durable,
+    durable: &DiskIndex,
     victims: &[u64],
     expected: Retained,
     between: &Between<'_>,
-) -> Result<Moved, FilingError> {
+) -> Result<Moved, CheckpointError> {
     let mut writer = ColdWriter::new(segments, expected.live, expected.record_bytes());
     let mut moved = Moved::default();
     let result = copy_all(segments, durable, victims, &mut writer, &mut moved, between);
@@ -138,12 +138,12 @@ pub(crate) fn copy_survivors(
 
 fn copy_all(
     segments: &Segments,
-    durable: &Durable,
+    durable: &DiskIndex,
     victims: &[u64],
     writer: &mut ColdWriter<'_>,
     moved: &mut Moved,
     between: &Between<'_>,
-) -> Result<(), FilingError> {
+) -> Result<(), CheckpointError> {
     let (mut step, mut rested_at) = (Instant::now(), 0);
     for segment in victims.iter().filter_map(|generation| segments.get(*generation)) {
         if !(between.go_on)(moved.bytes)? {
@@ -151,8 +151,8 @@ fn copy_all(
         }
         for entry in segment.listing(segments.salt())?.entries() {
             let (id, key) = (entry.id, Key::of(&entry.id));
-            let place = Place { generation: segment.generation, offset: entry.offset, len: entry.len };
-            if entry.kind != Kind::Put {
+            let place = RecordPlace { generation: segment.generation, offset: entry.offset, len: entry.len };
+            if entry.kind != RecordKind::Put {
                 continue;
             }
             let Some(record) = durable.get(&key)?.filter(|record| place_of_record(record) == place) else {
@@ -162,7 +162,7 @@ fn copy_all(
             let Ok((data, crc)) = segment.read_put(segments.salt(), &id, place) else { continue };
             let to = writer.append(id, record.seq, &data, crc)?;
             moved.bytes += u64::from(place.len);
-            moved.ops.push(Op { key, change: Change::Put(record_at(record.seq, to)) });
+            moved.ops.push(IndexOp { key, change: IndexChange::Put(record_at(record.seq, to)) });
             if moved.bytes - rested_at >= REST_AFTER {
                 (between.rest)(step.elapsed());
                 (step, rested_at) = (Instant::now(), moved.bytes);
@@ -174,19 +174,19 @@ fn copy_all(
 }
 
 /// What the index holds of a record at `place`.
-pub(crate) const fn record_at(seq: u64, place: Place) -> Record {
+pub(crate) const fn record_at(seq: u64, place: RecordPlace) -> Record {
     Record { seq, generation: place.generation, offset: place.offset, len: place.len }
 }
 
 /// The place of a record that a scan found.
-pub(crate) fn place_of_found(found: &Found) -> Place {
+pub(crate) fn place_of_found(found: &FoundRecord) -> RecordPlace {
     let (header, offset) = (&found.header, found.offset);
-    Place { generation: header.generation, offset, len: header.payload_len }
+    RecordPlace { generation: header.generation, offset, len: header.payload_len }
 }
 
 /// The place that a record names.
-pub(crate) const fn place_of_record(record: &Record) -> Place {
-    Place { generation: record.generation, offset: record.offset, len: record.len }
+pub(crate) const fn place_of_record(record: &Record) -> RecordPlace {
+    RecordPlace { generation: record.generation, offset: record.offset, len: record.len }
 }
 
 /// Changes the live messages of the retained segments, where `after` takes the place of `before`.
@@ -210,7 +210,7 @@ pub(crate) fn account(
 }
 
 /// Names a message and its place, for a report.
-pub(crate) fn describe(id: &SpoolId, place: Place) -> String {
+pub(crate) fn describe(id: &SpoolId, place: RecordPlace) -> String {
     format!("message {id} in the segment of generation {} at byte {}", place.generation, place.offset)
 }
 

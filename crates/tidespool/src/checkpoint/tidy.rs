@@ -1,17 +1,17 @@
 //! What the checkpoint thread does to keep the files small: survivors are moved together, removals are filed early, free segments are given up.
 
-use super::FilingError;
-use super::drained::Verdict;
-use super::filer::Filer;
+use super::CheckpointError;
+use super::checkpointer::Checkpointer;
 use super::liveness::LivenessChanges;
+use super::reclaim::ReclaimDecision;
 use super::retained::{Between, Retained, choose, copy_survivors};
 
 /// What a record needs in the index's files, in bytes, generously.
 const RECORD_OVERHEAD: u64 = 256;
 
-impl Filer {
+impl Checkpointer {
     /// Rewrites retained segments that are mostly dead.
-    pub(super) fn tidy(&mut self) -> Result<(), FilingError> {
+    pub(super) fn tidy(&mut self) -> Result<(), CheckpointError> {
         self.release();
         // One in which all that is left is damaged can't be given up, and is chosen again and again: a round that moves nothing is the last.
         let before = self.segments.next_generation();
@@ -24,15 +24,15 @@ impl Filer {
 
     /// Rewrites a few retained segments from before this generation: of those that are mostly dead,
     /// or with `all` of those with something dead in them. Returns how many bytes were moved.
-    pub(super) fn tidy_some(&mut self, all: bool, before: u64) -> Result<u64, FilingError> {
-        let victims = choose(&self.ledger.retained, all, before);
+    pub(super) fn tidy_some(&mut self, all: bool, before: u64) -> Result<u64, CheckpointError> {
+        let victims = choose(&self.manifest.retained, all, before);
         if victims.is_empty() {
             return Ok(0);
         }
-        let chosen = victims.iter().filter_map(|generation| self.ledger.retained.get(generation));
+        let chosen = victims.iter().filter_map(|generation| self.manifest.retained.get(generation));
         let expected = chosen.fold(Retained::default(), Retained::plus);
-        self.filing.begin();
-        let rest = |worked| self.filing.rest(worked, self.is_urgent());
+        self.checkpoint_requests.begin();
+        let rest = |worked| self.checkpoint_requests.rest(worked, self.is_urgent());
         // A segment is read whole to find its survivors. What stores wait for is filed before the
         // next one.
         let go_on = |moved| {
@@ -44,13 +44,13 @@ impl Filer {
         if moved.ops.is_empty() {
             return Ok(0);
         }
-        let mut next = self.ledger.clone();
+        let mut next = self.manifest.clone();
         let mut changes = LivenessChanges::default();
         let bytes = moved.bytes;
         let changed = self
             .make_room(moved.ops.len() as u64)
             .and_then(|()| Ok(self.apply_counted(&mut moved.ops.into_iter(), &mut next, &mut changes)?));
-        // After an error the ledger on disk may name the new segments or not: `release` decides,
+        // After an error the manifest on disk may name the new segments or not: `release` decides,
         // when the next one is written.
         changed.and_then(|()| self.commit(next, &changes))?;
         drop(moved.cold);
@@ -61,28 +61,28 @@ impl Filer {
 
     /// Where the files are over their bound: has removals filed, or gives free segments up.
     pub(super) fn keep_within_bound(&mut self) {
-        let records = self.ledger.tally.records;
+        let records = self.manifest.tally.records;
         let others = || {
             let sled = self.durable.size_on_disk();
             self.ballast.size() + sled.saturating_sub(records * RECORD_OVERHEAD)
         };
-        let (ledger, segments) = (&self.ledger, &self.segments);
-        let verdict = self.drained.look(
-            &ledger.retained,
+        let (manifest, segments) = (&self.manifest, &self.segments);
+        let verdict = self.reclaim.look(
+            &manifest.retained,
             segments,
             &*self.source,
-            &self.filing,
-            ledger.filed_generation,
+            &self.checkpoint_requests,
+            manifest.filed_generation,
             others,
         );
         match verdict {
-            Verdict::Nothing => {}
-            Verdict::Seal => {
+            ReclaimDecision::Nothing => {}
+            ReclaimDecision::Seal => {
                 self.events.wants_seal();
                 // What is sealed already is due now, and there may be nothing else.
-                self.filing.kick();
+                self.checkpoint_requests.kick();
             }
-            Verdict::Trim(count) => segments.pool().trim(count),
+            ReclaimDecision::Trim(count) => segments.pool().trim(count),
         }
     }
 }

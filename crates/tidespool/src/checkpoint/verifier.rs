@@ -8,37 +8,37 @@ use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
 use super::verify::{Finding, verify_filed};
-use super::{Filing, FilingError, FilingEvents, Source};
-use crate::durable::{Durable, DurableError};
+use super::{CheckpointError, CheckpointEvents, CheckpointRequests, LiveIndex};
+use crate::durable::{DiskIndex, DurableError};
 use crate::journal::Segments;
 
 /// The damaged messages that a verification found.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Findings {
+pub(crate) struct VerificationReport {
     pub(crate) count: u64,
     pub(crate) first: Option<Finding>,
 }
 
-type Done = oneshot::Sender<Result<Findings, FilingError>>;
+type Done = oneshot::Sender<Result<VerificationReport, CheckpointError>>;
 
 /// What the thread is asked for. There is room for one request: callers share a verification.
 #[derive(Debug, Default)]
-pub(crate) struct Verification {
-    state: Mutex<State>,
+pub(crate) struct VerificationRequests {
+    state: Mutex<VerifierState>,
     wake: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct VerifierState {
     asked: Option<Done>,
     stopped: bool,
 }
 
-impl Verification {
+impl VerificationRequests {
     /// Asks for everything that is filed to be verified. Replaces a request that was not begun yet.
     /// An error of the receiver: the thread has ended. If the receiver is dropped, the verification
     /// ends before the next message.
-    pub(crate) fn ask(&self) -> oneshot::Receiver<Result<Findings, FilingError>> {
+    pub(crate) fn ask(&self) -> oneshot::Receiver<Result<VerificationReport, CheckpointError>> {
         let (done, heard) = oneshot::channel();
         let mut state = self.state.lock();
         if !state.stopped {
@@ -75,17 +75,17 @@ impl Verification {
 /// The thread's state.
 pub(crate) struct Verifier {
     pub(crate) segments: Arc<Segments>,
-    pub(crate) durable: Arc<Durable>,
-    pub(crate) source: Arc<dyn Source>,
-    pub(crate) filing: Arc<Filing>,
-    pub(crate) events: Arc<dyn FilingEvents>,
-    pub(crate) verification: Arc<Verification>,
+    pub(crate) durable: Arc<DiskIndex>,
+    pub(crate) source: Arc<dyn LiveIndex>,
+    pub(crate) checkpoint_requests: Arc<CheckpointRequests>,
+    pub(crate) events: Arc<dyn CheckpointEvents>,
+    pub(crate) verification: Arc<VerificationRequests>,
 }
 
 impl Verifier {
     /// Runs until it is stopped.
     pub(crate) fn run(&self) {
-        let _end = End(&self.verification);
+        let _end = CloseVerificationOnExit(&self.verification);
         while let Some(done) = self.verification.wait() {
             let result = self.verify(&|| !done.is_closed() && !self.verification.is_stopped());
             if let Err(error) = &result {
@@ -96,11 +96,11 @@ impl Verifier {
         }
     }
 
-    fn verify(&self, go_on: &dyn Fn() -> bool) -> Result<Findings, FilingError> {
+    fn verify(&self, go_on: &dyn Fn() -> bool) -> Result<VerificationReport, CheckpointError> {
         // What is in memory came after the verification was asked for: everything older is filed by
         // then.
         let wanted = |id: &SpoolId| !self.source.knows(id);
-        let mut findings = Findings::default();
+        let mut findings = VerificationReport::default();
         verify_filed(&self.segments, &self.durable, &wanted, go_on, &mut |finding| {
             self.events.found_damage(&finding.id, &finding.what);
             findings.count += 1;
@@ -109,22 +109,22 @@ impl Verifier {
         Ok(findings)
     }
 
-    fn note(&self, error: &FilingError) {
+    fn note(&self, error: &CheckpointError) {
         match error {
-            FilingError::Stopped => return,
+            CheckpointError::Stopped => return,
             // It was counted when sled broke.
-            FilingError::Engine(DurableError::Unavailable { .. }) => {}
+            CheckpointError::Engine(DurableError::Unavailable { .. }) => {}
             error => self.events.failed(error),
         }
         // The checkpoint thread opens sled again.
-        self.filing.kick();
+        self.checkpoint_requests.kick();
     }
 }
 
 /// A thread that is gone, however it went, is not waited for.
-struct End<'a>(&'a Verification);
+struct CloseVerificationOnExit<'a>(&'a VerificationRequests);
 
-impl Drop for End<'_> {
+impl Drop for CloseVerificationOnExit<'_> {
     fn drop(&mut self) {
         self.0.stop();
     }

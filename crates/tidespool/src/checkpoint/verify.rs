@@ -5,9 +5,9 @@
 
 use tidespool_core::SpoolId;
 
-use super::FilingError;
+use super::CheckpointError;
 use super::retained::{describe, place_of_record};
-use crate::durable::{Durable, Key, KeyRange, Record};
+use crate::durable::{DiskIndex, Key, KeyRange, Record};
 use crate::journal::{ReadError, Segments};
 
 /// Records taken from the index at once.
@@ -34,14 +34,14 @@ pub(crate) struct Verified {
 ///
 /// # Errors
 ///
-/// [`FilingError::Stopped`] where `go_on` ended it; an I/O error.
+/// [`CheckpointError::Stopped`] where `go_on` ended it; an I/O error.
 pub(crate) fn verify_filed(
     segments: &Segments,
-    durable: &Durable,
+    durable: &DiskIndex,
     wanted: &dyn Fn(&SpoolId) -> bool,
     go_on: &dyn Fn() -> bool,
     report: &mut dyn FnMut(Finding),
-) -> Result<Verified, FilingError> {
+) -> Result<Verified, CheckpointError> {
     let mut verified = Verified::default();
     let mut left = KeyRange::ALL;
     loop {
@@ -50,7 +50,7 @@ pub(crate) fn verify_filed(
         left = left.after(last);
         for (key, record) in step {
             if !go_on() {
-                return Err(FilingError::Stopped);
+                return Err(CheckpointError::Stopped);
             }
             if !wanted(&key.id()) {
                 continue;
@@ -65,11 +65,11 @@ pub(crate) fn verify_filed(
             }
         }
     }
-    if go_on() { Ok(verified) } else { Err(FilingError::Stopped) }
+    if go_on() { Ok(verified) } else { Err(CheckpointError::Stopped) }
 }
 
 /// The first records in `range`, [`STEP`] at most.
-fn next_records(durable: &Durable, range: &KeyRange) -> Result<Vec<(Key, Record)>, FilingError> {
+fn next_records(durable: &DiskIndex, range: &KeyRange) -> Result<Vec<(Key, Record)>, CheckpointError> {
     let mut records = Vec::with_capacity(STEP);
     durable.scan(std::slice::from_ref(range), &mut |key, record| {
         records.push((key, record));
@@ -88,11 +88,11 @@ enum Checked {
 
 fn check(
     segments: &Segments,
-    durable: &Durable,
+    durable: &DiskIndex,
     wanted: &dyn Fn(&SpoolId) -> bool,
     key: Key,
     record: Record,
-) -> Result<Checked, FilingError> {
+) -> Result<Checked, CheckpointError> {
     let id = key.id();
     let mut record = record;
     loop {
@@ -114,7 +114,7 @@ fn check(
     }
 }
 
-fn look_at(segments: &Segments, id: &SpoolId, record: &Record) -> Result<Checked, FilingError> {
+fn look_at(segments: &Segments, id: &SpoolId, record: &Record) -> Result<Checked, CheckpointError> {
     let place = place_of_record(record);
     let Some(segment) = segments.get(place.generation) else {
         return Ok(Checked::Damaged(format!("{}: the segment is missing", describe(id, place))));

@@ -22,7 +22,7 @@ pub enum HealthSignal {
     LowSpace,
     /// Writes or syncs of the journal failed: [`journal_errors`](HealthConfig::journal_errors).
     JournalErrors,
-    /// sled or its ledger failed: [`sled_errors`](HealthConfig::sled_errors).
+    /// sled or its manifest failed: [`sled_errors`](HealthConfig::sled_errors).
     SledErrors,
     /// Reading messages from disk failed: [`read_errors`](HealthConfig::read_errors).
     ReadErrors,
@@ -115,7 +115,7 @@ pub struct HealthConfig {
     /// Default = 1. Bounds: 1 to 1 000.
     pub journal_errors: u32,
 
-    /// This many errors of sled and its ledger within [`error_window`](Self::error_window).
+    /// This many errors of sled and its manifest within [`error_window`](Self::error_window).
     ///
     /// Default = 3. Bounds: 1 to 1 000.
     pub sled_errors: u32,
@@ -158,7 +158,7 @@ pub struct HealthConfig {
     pub min_free_fraction: f64,
 
     /// Free inodes under which the gate shuts, where they are also fewer than [`min_free_fraction`](Self::min_free_fraction) of all. The
-    /// spool itself needs a handful: for new segments, the ledger and sled's snapshots.
+    /// spool itself needs a handful: for new segments, the manifest and sled's snapshots.
     ///
     /// Default = 1 000. Bounds: 0 to 1 000 000; 0 switches the check off.
     pub min_free_inodes: u64,

@@ -3,7 +3,7 @@
 //! The last freed slot is given out first: a spool whose messages leave soon writes to the same few
 //! pages again and again, and the system writes back few of them.
 
-use super::layout::{CLASSES, Class};
+use super::layout::{CLASSES, SizeClass};
 
 /// The chunks of one arena. Each is guarded by the lock of its arena.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(super) struct Arena {
 
 #[derive(Debug)]
 struct Chunk {
-    class: Class,
+    class: SizeClass,
     /// Slots given out since the chunk has this class, or more than once.
     used: u16,
     /// Of these, the ones that are free, last freed last.
@@ -53,7 +53,7 @@ impl Arena {
     }
 
     /// A free slot of a chunk that the arena has. `None`: it needs another chunk.
-    pub(super) fn give(&mut self, class: Class) -> Option<Given> {
+    pub(super) fn give(&mut self, class: SizeClass) -> Option<Given> {
         let number = *self.open[class.index()].last()?;
         let chunk = self.chunks[number as usize].as_mut()?;
         if chunk.live() == 0 {
@@ -74,7 +74,7 @@ impl Arena {
     }
 
     /// Takes in a chunk that is empty.
-    pub(super) fn add(&mut self, number: u32, class: Class) {
+    pub(super) fn add(&mut self, number: u32, class: SizeClass) {
         let open = &mut self.open[class.index()];
         let chunk = Chunk { class, used: 0, freed: Vec::new(), open_at: Some(open.len()) };
         open.push(number);
@@ -150,7 +150,7 @@ mod tests {
                     }
                     continue;
                 }
-                let class = Class::of(lens[what]).unwrap();
+                let class = SizeClass::of(lens[what]).unwrap();
                 let given = arena.give(class).or_else(|| {
                     arena.add(spare.pop()?, class);
                     arena.give(class)

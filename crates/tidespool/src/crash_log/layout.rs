@@ -45,7 +45,7 @@ const REMOVAL: u32 = u32::MAX;
 
 /// What the whole file says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Header {
+pub(super) struct LogHeader {
     pub(super) spool: [u8; 16],
     /// The kernel's boot id: pages that were never written to disk belong to one boot.
     pub(super) boot: [u8; 16],
@@ -55,7 +55,7 @@ pub(super) struct Header {
     pub(super) arenas: u32,
 }
 
-impl Header {
+impl LogHeader {
     /// The words of the header, checksum included.
     pub(super) fn encode(&self) -> [u64; HEADER_WORDS] {
         let [s0, s1] = words_of(&self.spool);
@@ -106,7 +106,7 @@ impl Header {
     }
 
     /// The words of an entry's header.
-    pub(super) fn encode_entry(&self, entry: &Entry) -> [u64; ENTRY_WORDS] {
+    pub(super) fn encode_entry(&self, entry: &SlotHeader) -> [u64; ENTRY_WORDS] {
         let [id0, id1] = words_of(entry.id.as_bytes());
         let len = entry.len.unwrap_or(REMOVAL);
         let fields = [entry.version, id0, id1, u64::from(len) | u64::from(entry.payload_crc) << 32];
@@ -115,9 +115,9 @@ impl Header {
     }
 
     /// Reads an entry's header from the start of its slot. `None`: it is no committed one.
-    pub(super) fn decode_entry(&self, slot: &[u8]) -> Option<Entry> {
+    pub(super) fn decode_entry(&self, slot: &[u8]) -> Option<SlotHeader> {
         let [commit, version, id0, id1, rest] = words_at(slot, 0)?;
-        let entry = Entry {
+        let entry = SlotHeader {
             version,
             id: SpoolId::from_bytes(bytes_of([id0, id1])),
             len: Some(low(rest)).filter(|len| *len != REMOVAL),
@@ -148,7 +148,7 @@ impl Header {
 
     /// What the entry whose header is at the start of a slot adds to the sum of its arena, also
     /// after it was taken back.
-    pub(super) fn weight_of_slot(&self, slot: &[u8], place: Place) -> Option<u64> {
+    pub(super) fn weight_of_slot(&self, slot: &[u8], place: SlotPlace) -> Option<u64> {
         let [_, fields @ ..]: [u64; ENTRY_WORDS] = words_at(slot, 0)?;
         Some(weight(checksum(self.seed(), &fields), place))
     }
@@ -156,7 +156,7 @@ impl Header {
 
 /// What the header of an entry says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct SlotHeader {
     pub(super) version: u64,
     pub(super) id: SpoolId,
     /// `None`: the entry is a removal.
@@ -165,10 +165,10 @@ pub(super) struct Entry {
 }
 
 /// Which slot it is: its first word, counted from the start of the file.
-pub(super) type Place = u32;
+pub(super) type SlotPlace = u32;
 
 /// What an entry with this header checksum, in this place, adds to the sum of its arena.
-pub(super) fn weight(crc: u32, place: Place) -> u64 {
+pub(super) fn weight(crc: u32, place: SlotPlace) -> u64 {
     let mixed = (u64::from(crc) << 32 | u64::from(place)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     mixed ^ mixed >> 29
 }
@@ -191,7 +191,7 @@ pub(super) fn table_at(chunk: u32) -> usize {
 /// What the table says of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ChunkUse {
-    pub(super) class: Class,
+    pub(super) class: SizeClass,
     pub(super) arena: u16,
     /// Slots that were ever used since the chunk has this class: only these are read.
     pub(super) used: u32,
@@ -205,14 +205,14 @@ impl ChunkUse {
     /// `None`: nothing is in it, or it is a part of an entry that begins in another chunk.
     pub(super) fn decode(word: u64) -> Option<Self> {
         let [class, arena, ..] = low_halves(word);
-        let class = Class::all().find(|known| known.0 + 1 == class)?;
+        let class = SizeClass::all().find(|known| known.0 + 1 == class)?;
         Some(Self { class, arena, used: high(word) })
     }
 }
 
 /// A size of slots. All slots of a chunk have one size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Class(u16);
+pub(super) struct SizeClass(u16);
 
 /// Payload bytes of the small classes: four in each doubling.
 const SMALL: [usize; 29] = [
@@ -240,7 +240,7 @@ const SLOT_WORDS: [usize; CLASSES] = {
     words
 };
 
-impl Class {
+impl SizeClass {
     /// The one whose slots are whole chunks.
     pub(super) const WHOLE: Self = Self(CLASSES as u16 - 1);
 
@@ -376,21 +376,21 @@ mod tests {
         ) {
             let spread = Spread::of(len);
             let mut end = spread.first;
-            prop_assert!(Header::payload_at(spread) * WORD + spread.first <= CHUNK);
+            prop_assert!(LogHeader::payload_at(spread) * WORD + spread.first <= CHUNK);
             for part in spread.others(len) {
                 prop_assert_eq!(part.start, end);
                 prop_assert!(!part.is_empty() && part.len() <= CHUNK);
                 end = part.end;
             }
             prop_assert_eq!((end, spread.others(len).count()), (len, spread.more));
-            let is_whole = Class::of(len).is_some();
+            let is_whole = SizeClass::of(len).is_some();
             prop_assert_eq!(is_whole, spread.more == 0);
         }
 
         #[test]
         fn the_class_of_a_length_holds_it(len in 0..=CHUNK) {
             let words = ENTRY_WORDS + len.div_ceil(WORD);
-            match Class::of(len) {
+            match SizeClass::of(len) {
                 Some(class) => prop_assert!(class.slot_words() >= words && class.slots() >= 1),
                 None => prop_assert!(words > CHUNK_WORDS),
             }

@@ -3,21 +3,21 @@
 use std::io;
 use std::path::Path;
 
-use super::{CRASH_LOG, Contents, Foreign, Kept, read};
+use super::{CRASH_LOG, Foreign, LogContents, LoggedChange, read};
 use crate::storage::{OpenMode, Storage, is_unreadable};
 
 /// What the last run left.
 #[derive(Debug, Default)]
-pub(crate) struct Left {
+pub(crate) struct LastRun {
     /// Changes that were acknowledged and not on stable storage, oldest first.
-    pub(crate) kept: Vec<Kept>,
+    pub(crate) kept: Vec<LoggedChange>,
     /// What is wrong with the file, which can't be believed, though it should.
     pub(crate) torn: Option<String>,
     /// Bytes of the file, which may be another spool's or of another boot; 0 where there is none.
     pub(crate) file_bytes: u64,
 }
 
-impl Left {
+impl LastRun {
     /// Reads the log in the directory of a spool, if there is one. A failure is tried again once.
     pub(crate) fn read(storage: &dyn Storage, dir: &Path, spool: [u8; 16]) -> io::Result<Self> {
         let attempt = || Self::read_once(storage, dir, spool);
@@ -37,9 +37,9 @@ impl Left {
         };
         let left = Self { file_bytes: file.len()?, ..Self::default() };
         Ok(match read(&*file, spool, storage.boot_id()?)? {
-            Contents::Whole(kept) => Self { kept, ..left },
-            Contents::Torn(why) => Self { torn: Some(torn(&why)), ..left },
-            Contents::Foreign(Foreign::OtherBoot | Foreign::OtherSpool | Foreign::Unfinished) => left,
+            LogContents::Whole(kept) => Self { kept, ..left },
+            LogContents::Torn(why) => Self { torn: Some(torn(&why)), ..left },
+            LogContents::Foreign(Foreign::OtherBoot | Foreign::OtherSpool | Foreign::Unfinished) => left,
         })
     }
 }

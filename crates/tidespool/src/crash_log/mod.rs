@@ -39,12 +39,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::available_parallelism;
 
 use arena::{Arena, Given};
-use layout::{CHUNK, ChunkUse, Class, Entry, Header, MAX_ARENAS, Place, Spread};
-pub(crate) use left::Left;
+use layout::{CHUNK, ChunkUse, LogHeader, MAX_ARENAS, SizeClass, SlotHeader, SlotPlace, Spread};
+pub(crate) use left::LastRun;
 use mapping::Mapping;
 use parking_lot::Mutex;
-pub(crate) use read::Kept;
-use read::{Contents, Foreign, read};
+pub(crate) use read::LoggedChange;
+use read::{Foreign, LogContents, read};
 use tidespool_core::SpoolId;
 use uuid::Uuid;
 
@@ -67,7 +67,7 @@ const KEPT_FOR_REMOVALS: u32 = 8;
 pub(crate) struct CrashLog {
     file: Arc<dyn StorageFile>,
     mapping: Mapping,
-    header: Header,
+    header: LogHeader,
     spare: Mutex<Spare>,
     /// Chunks that no arena has, without the lock.
     spares: AtomicUsize,
@@ -110,7 +110,7 @@ pub(crate) struct Slot {
     arena: u16,
     /// The checksum of its header, if it is committed.
     crc: u32,
-    class: Class,
+    class: SizeClass,
     is_committed: bool,
 }
 
@@ -128,7 +128,7 @@ impl CrashLog {
         let chunks = u32::try_from(bytes.min(MOST) / CHUNK as u64).unwrap_or(0).max(1);
         let (nonce, _) = Uuid::new_v4().as_u64_pair();
         let arenas_too = u32::try_from(arenas).unwrap_or(1);
-        let header = Header { spool, boot: storage.boot_id()?, nonce, chunks, arenas: arenas_too };
+        let header = LogHeader { spool, boot: storage.boot_id()?, nonce, chunks, arenas: arenas_too };
         let file = storage.open(path, OpenMode::Create)?;
         let Some(descriptor) = file.descriptor() else { return Err(io::ErrorKind::Unsupported.into()) };
         reserve(&*file, header.file_len() as u64)?;
@@ -160,13 +160,13 @@ impl CrashLog {
     pub(crate) fn write(self: &Arc<Self>, id: SpoolId, data: &[u8], payload_crc: u32) -> Option<Written> {
         let len = u32::try_from(data.len()).ok()?;
         let spread = Spread::of(data.len());
-        let class = Class::of(data.len()).unwrap_or(Class::WHOLE);
+        let class = SizeClass::of(data.len()).unwrap_or(SizeClass::WHOLE);
         let slot = self.take(class, spread.more, false)?;
         let at = self.place(&slot) as usize;
-        for (place, pair) in Header::list_of(at, slot.more()) {
+        for (place, pair) in LogHeader::list_of(at, slot.more()) {
             self.mapping.store(place, pair);
         }
-        self.mapping.fill(at + Header::payload_at(spread), &data[..spread.first]);
+        self.mapping.fill(at + LogHeader::payload_at(spread), &data[..spread.first]);
         for (chunk, range) in slot.more().iter().zip(spread.others(data.len())) {
             self.mapping.fill(self.header.chunk_at(*chunk), &data[range]);
         }
@@ -176,7 +176,7 @@ impl CrashLog {
     /// Writes a removal, which does not count before it is committed. `None`: as of
     /// [`write`](Self::write).
     pub(crate) fn write_removal(self: &Arc<Self>, id: SpoolId) -> Option<Written> {
-        let slot = self.take(Class::of(0)?, 0, true)?;
+        let slot = self.take(SizeClass::of(0)?, 0, true)?;
         Some(Written { slot, id, len: None, payload_crc: 0 })
     }
 
@@ -230,7 +230,7 @@ impl CrashLog {
     }
 
     /// A free slot, with `more` chunks beside it.
-    fn take(self: &Arc<Self>, class: Class, more: usize, is_removal: bool) -> Option<Slot> {
+    fn take(self: &Arc<Self>, class: SizeClass, more: usize, is_removal: bool) -> Option<Slot> {
         let number = arena_of_thread() % self.arenas.len();
         let arena = u16::try_from(number).ok()?;
         let kept = if is_removal { 0 } else { self.header.chunks / KEPT_FOR_REMOVALS } as usize;
@@ -310,20 +310,20 @@ impl CrashLog {
         self.mapping.store(layout::table_at(chunk), 0);
     }
 
-    fn place(&self, slot: &Slot) -> Place {
+    fn place(&self, slot: &Slot) -> SlotPlace {
         self.place_of(slot.chunk, slot.slot, slot.class)
     }
 
-    fn place_of(&self, chunk: u32, slot: u16, class: Class) -> Place {
+    fn place_of(&self, chunk: u32, slot: u16, class: SizeClass) -> SlotPlace {
         let place = self.header.chunk_at(chunk) + usize::from(slot) * class.slot_words();
         // The file has at most as many words: see MOST.
-        Place::try_from(place).unwrap_or(Place::MAX)
+        SlotPlace::try_from(place).unwrap_or(SlotPlace::MAX)
     }
 
     /// Changes what counts, under the lock of the arena: `change` writes the entry's words.
     /// Whatever of it a killed thread has done, [`read`] finds the sum right with or without the
     /// entry.
-    fn change(&self, arena: u16, place: Place, more: u64, change: impl FnOnce(&Mapping, usize)) {
+    fn change(&self, arena: u16, place: SlotPlace, more: u64, change: impl FnOnce(&Mapping, usize)) {
         let (mapping, arena) = (&self.mapping, usize::from(arena));
         let (sum, intent) = (layout::sum_at(arena), layout::intent_at(arena));
         mapping.store(intent, u64::from(place));
@@ -338,7 +338,7 @@ impl Written {
     /// the versions of the message. `None`: the log is broken, and the entry is lost with the
     /// process.
     pub(crate) fn commit(mut self, version: u64) -> Option<Slot> {
-        let entry = Entry { version, id: self.id, len: self.len, payload_crc: self.payload_crc };
+        let entry = SlotHeader { version, id: self.id, len: self.len, payload_crc: self.payload_crc };
         let log = &self.slot.log;
         let [commit, fields @ ..] = log.header.encode_entry(&entry);
         let (crc, place) = (layout::low(commit), log.place(&self.slot));

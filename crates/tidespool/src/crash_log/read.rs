@@ -6,14 +6,14 @@ use std::io;
 use tidespool_core::SpoolId;
 
 use super::layout::{
-    CHUNK, ChunkUse, Class, ENTRY_WORDS, Entry, Header, Place, Spread, WORD, intent_at, sum_at, table_at,
-    word_at,
+    CHUNK, ChunkUse, ENTRY_WORDS, LogHeader, SizeClass, SlotHeader, SlotPlace, Spread, WORD, intent_at,
+    sum_at, table_at, word_at,
 };
 use crate::storage::{StorageFile, read_exact_at};
 
 /// The newest version of a message that was acknowledged and was not on stable storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Kept {
+pub(crate) struct LoggedChange {
     pub(crate) version: u64,
     pub(crate) id: SpoolId,
     /// `None`: the message was removed.
@@ -22,9 +22,9 @@ pub(crate) struct Kept {
 
 /// What a file is worth.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Contents {
+pub(crate) enum LogContents {
     /// It is the log of this spool in this boot, and whole. One entry per message, oldest first.
-    Whole(Vec<Kept>),
+    Whole(Vec<LoggedChange>),
     /// It says nothing about this spool now, for this reason.
     Foreign(Foreign),
     /// It is the log of this spool in this boot, and some of its pages are not what was last
@@ -50,41 +50,43 @@ pub(crate) enum Foreign {
 /// a restart of the machine leaves some pages older than others: then the entries do not add up to
 /// the sum that each arena keeps, or a payload fails its checksum. Nothing of such a log is used,
 /// for a newer message could be kept while an older one is lost.
-pub(crate) fn read(file: &dyn StorageFile, spool: [u8; 16], boot: [u8; 16]) -> io::Result<Contents> {
+pub(crate) fn read(file: &dyn StorageFile, spool: [u8; 16], boot: [u8; 16]) -> io::Result<LogContents> {
     let len = file.len()?;
     let mut start = vec![0; CHUNK.min(usize::try_from(len).unwrap_or(usize::MAX))];
     read_exact_at(file, &mut start, 0)?;
-    let Some(header) = Header::decode(&start) else { return Ok(Contents::Foreign(Foreign::Unfinished)) };
+    let Some(header) = LogHeader::decode(&start) else {
+        return Ok(LogContents::Foreign(Foreign::Unfinished));
+    };
     if header.spool != spool {
-        return Ok(Contents::Foreign(Foreign::OtherSpool));
+        return Ok(LogContents::Foreign(Foreign::OtherSpool));
     }
     if header.boot != boot {
-        return Ok(Contents::Foreign(Foreign::OtherBoot));
+        return Ok(LogContents::Foreign(Foreign::OtherBoot));
     }
     if (header.file_len() as u64) > len {
-        return Ok(Contents::Torn("it is shorter than it was made".to_owned()));
+        return Ok(LogContents::Torn("it is shorter than it was made".to_owned()));
     }
     let mut table = vec![0; header.chunk_at(0) * WORD];
     read_exact_at(file, &mut table, 0)?;
     let mut log = Log { file, header, table, sums: vec![0; header.arenas as usize] };
-    let mut newest: HashMap<SpoolId, Kept> = HashMap::new();
+    let mut newest: HashMap<SpoolId, LoggedChange> = HashMap::new();
     for chunk in 0..header.chunks {
         let Some(used) = ChunkUse::decode(word_at(&log.table, table_at(chunk))) else { continue };
         if let Err(torn) = log.read_chunk(chunk, used, &mut newest)? {
-            return Ok(Contents::Torn(torn));
+            return Ok(LogContents::Torn(torn));
         }
     }
     if let Some(arena) = log.arena_that_does_not_add_up()? {
-        return Ok(Contents::Torn(format!("the entries of arena {arena} do not add up to its sum")));
+        return Ok(LogContents::Torn(format!("the entries of arena {arena} do not add up to its sum")));
     }
-    let mut kept: Vec<Kept> = newest.into_values().collect();
+    let mut kept: Vec<LoggedChange> = newest.into_values().collect();
     kept.sort_unstable_by_key(|kept| kept.version);
-    Ok(Contents::Whole(kept))
+    Ok(LogContents::Whole(kept))
 }
 
 struct Log<'a> {
     file: &'a dyn StorageFile,
-    header: Header,
+    header: LogHeader,
     /// The file up to the first chunk.
     table: Vec<u8>,
     /// By arena: the weights of its entries, as they are there.
@@ -97,7 +99,7 @@ impl Log<'_> {
         &mut self,
         chunk: u32,
         used: ChunkUse,
-        newest: &mut HashMap<SpoolId, Kept>,
+        newest: &mut HashMap<SpoolId, LoggedChange>,
     ) -> io::Result<Result<(), String>> {
         let ChunkUse { class, arena, used } = used;
         let (slots, slot_words) = (class.slots().min(used as usize), class.slot_words());
@@ -106,7 +108,8 @@ impl Log<'_> {
         for (slot, bytes) in bytes.chunks_exact(slot_words * WORD).enumerate() {
             let Some(entry) = self.header.decode_entry(bytes) else { continue };
             let place = self.header.chunk_at(chunk) + slot * slot_words;
-            let sum = Place::try_from(place).ok().and_then(|place| self.header.weight_of_slot(bytes, place));
+            let sum =
+                SlotPlace::try_from(place).ok().and_then(|place| self.header.weight_of_slot(bytes, place));
             let Some((sum, weight)) = self.sums.get_mut(usize::from(arena)).zip(sum) else {
                 return Ok(Err(format!("chunk {chunk} is of arena {arena}, which there is not")));
             };
@@ -115,7 +118,7 @@ impl Log<'_> {
                 Ok(data) => data,
                 Err(torn) => return Ok(Err(torn)),
             };
-            let kept = Kept { version: entry.version, id: entry.id, data };
+            let kept = LoggedChange { version: entry.version, id: entry.id, data };
             if newest.get(&entry.id).is_none_or(|other| other.version < kept.version) {
                 newest.insert(entry.id, kept);
             }
@@ -126,22 +129,22 @@ impl Log<'_> {
     /// The payload of an entry, which begins in `slot`; `None` for a removal.
     fn payload(
         &self,
-        entry: &Entry,
-        class: Class,
+        entry: &SlotHeader,
+        class: SizeClass,
         slot: &[u8],
     ) -> io::Result<Result<Option<Vec<u8>>, String>> {
         let torn = || Ok(Err(format!("the payload of message {} fails its checksum", entry.id)));
         let Some(len) = entry.len.map(|len| len as usize) else { return Ok(Ok(None)) };
         let spread = Spread::of(len);
-        if spread.more > self.header.chunks as usize || (spread.more > 0 && class != Class::WHOLE) {
+        if spread.more > self.header.chunks as usize || (spread.more > 0 && class != SizeClass::WHOLE) {
             return torn();
         }
-        let from = Header::payload_at(spread) * WORD;
+        let from = LogHeader::payload_at(spread) * WORD;
         let Some(first) = slot.get(from..from + spread.first) else { return torn() };
         let mut data = first.to_vec();
         data.resize(len, 0);
         for (part, range) in spread.others(len).enumerate() {
-            let chunk = Header::listed(slot, part);
+            let chunk = LogHeader::listed(slot, part);
             if chunk >= self.header.chunks {
                 return torn();
             }
@@ -163,7 +166,7 @@ impl Log<'_> {
             }
             let mut slot = [0; ENTRY_WORDS * WORD];
             let intent = word_at(&self.table, intent_at(arena));
-            let weight = match Place::try_from(intent) {
+            let weight = match SlotPlace::try_from(intent) {
                 Ok(place) if self.is_in_chunk(place) => {
                     self.read_words(&mut slot, place as usize)?;
                     self.header.weight_of_slot(&slot, place)
@@ -178,7 +181,7 @@ impl Log<'_> {
     }
 
     /// True if an entry may begin there.
-    fn is_in_chunk(&self, place: Place) -> bool {
+    fn is_in_chunk(&self, place: SlotPlace) -> bool {
         let place = place as usize;
         place >= self.header.chunk_at(0) && (place + ENTRY_WORDS) * WORD <= self.header.file_len()
     }

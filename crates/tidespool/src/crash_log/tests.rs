@@ -10,13 +10,13 @@ use crate::storage::{OsStorage, read_exact_at};
 
 const SPOOL: [u8; 16] = [7; 16];
 
-struct Bench {
+struct LogBench {
     dir: tempfile::TempDir,
     log: Arc<CrashLog>,
     version: u64,
 }
 
-impl Bench {
+impl LogBench {
     fn new(chunks: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let log = CrashLog::create(&OsStorage, &dir.path().join(CRASH_LOG), SPOOL, chunks * CHUNK as u64);
@@ -39,13 +39,13 @@ impl Bench {
         OsStorage.open(&self.dir.path().join(CRASH_LOG), OpenMode::Read).unwrap()
     }
 
-    fn contents(&self) -> Contents {
+    fn contents(&self) -> LogContents {
         read(&*self.file(), SPOOL, OsStorage.boot_id().unwrap()).unwrap()
     }
 
     fn kept(&self) -> Vec<(SpoolId, Option<Vec<u8>>)> {
         match self.contents() {
-            Contents::Whole(kept) => kept.into_iter().map(|kept| (kept.id, kept.data)).collect(),
+            LogContents::Whole(kept) => kept.into_iter().map(|kept| (kept.id, kept.data)).collect(),
             other => panic!("{other:?}"),
         }
     }
@@ -58,7 +58,7 @@ fn bytes(len: usize) -> Vec<u8> {
 
 #[test]
 fn what_is_committed_is_read_and_what_is_dropped_is_not() {
-    let mut bench = Bench::new(64);
+    let mut bench = LogBench::new(64);
     let lens = [0, 1, 7, 8, 512, 16 << 10, 64 << 10, CHUNK - 40, CHUNK - 39, 200_000, 1 << 20];
     let ids: Vec<SpoolId> = lens.iter().map(|_| SpoolId::new()).collect();
     let slots: Vec<Slot> =
@@ -75,7 +75,7 @@ fn what_is_committed_is_read_and_what_is_dropped_is_not() {
 
 #[test]
 fn what_is_written_and_not_committed_does_not_count() {
-    let bench = Bench::new(8);
+    let bench = LogBench::new(8);
     let written = bench.log.write(SpoolId::new(), &bytes(100), 0).unwrap();
     assert_eq!(bench.kept(), []);
     drop(written);
@@ -84,7 +84,7 @@ fn what_is_written_and_not_committed_does_not_count() {
 
 #[test]
 fn a_log_that_is_frozen_keeps_what_is_dropped() {
-    let mut bench = Bench::new(8);
+    let mut bench = LogBench::new(8);
     let id = SpoolId::new();
     let slot = bench.put(id, b"kept").unwrap();
     bench.log.freeze();
@@ -94,7 +94,7 @@ fn a_log_that_is_frozen_keeps_what_is_dropped() {
 
 #[test]
 fn removals_find_room_when_messages_do_not() {
-    let mut bench = Bench::new(32);
+    let mut bench = LogBench::new(32);
     let mut slots = Vec::new();
     while let Some(slot) = bench.put(SpoolId::new(), &bytes(60_000)) {
         slots.push(slot);
@@ -111,16 +111,16 @@ fn removals_find_room_when_messages_do_not() {
 
 #[test]
 fn a_log_of_another_spool_or_boot_or_that_is_not_one_says_nothing() {
-    let mut bench = Bench::new(8);
+    let mut bench = LogBench::new(8);
     let _slot = bench.put(SpoolId::new(), b"x").unwrap();
     let (file, boot) = (bench.file(), OsStorage.boot_id().unwrap());
     let of = |spool, boot| read(&*file, spool, boot).unwrap();
-    assert_eq!(of([8; 16], boot), Contents::Foreign(Foreign::OtherSpool));
-    assert_eq!(of(SPOOL, [8; 16]), Contents::Foreign(Foreign::OtherBoot));
+    assert_eq!(of([8; 16], boot), LogContents::Foreign(Foreign::OtherSpool));
+    assert_eq!(of(SPOOL, [8; 16]), LogContents::Foreign(Foreign::OtherBoot));
     let path = bench.dir.path().join(CRASH_LOG);
     for garbage in [vec![], vec![0; 100], vec![1; 100_000]] {
         std::fs::write(&path, garbage).unwrap();
-        assert_eq!(bench.contents(), Contents::Foreign(Foreign::Unfinished));
+        assert_eq!(bench.contents(), LogContents::Foreign(Foreign::Unfinished));
     }
 }
 
@@ -128,8 +128,8 @@ fn a_log_of_another_spool_or_boot_or_that_is_not_one_says_nothing() {
 /// slots of another size later.
 #[test]
 fn what_was_a_payload_is_never_an_entry() {
-    let mut bench = Bench::new(1);
-    let entry = Entry { version: 1, id: SpoolId::new(), len: None, payload_crc: 0 };
+    let mut bench = LogBench::new(1);
+    let entry = SlotHeader { version: 1, id: SpoolId::new(), len: None, payload_crc: 0 };
     let header: Vec<u8> =
         bench.log.header.encode_entry(&entry).iter().flat_map(|word| word.to_le_bytes()).collect();
     let slot = bench.put(SpoolId::new(), &header.repeat(1_000)).unwrap();
@@ -143,8 +143,8 @@ fn what_was_a_payload_is_never_an_entry() {
 
 #[test]
 fn a_header_that_does_not_match_its_commit_word_is_no_entry() {
-    let header = Header { spool: SPOOL, boot: [1; 16], nonce: 5 << 40 | 9, chunks: 1, arenas: 1 };
-    let entry = Entry { version: 3, id: SpoolId::new(), len: Some(10), payload_crc: 77 };
+    let header = LogHeader { spool: SPOOL, boot: [1; 16], nonce: 5 << 40 | 9, chunks: 1, arenas: 1 };
+    let entry = SlotHeader { version: 3, id: SpoolId::new(), len: Some(10), payload_crc: 77 };
     let words = header.encode_entry(&entry);
     let bytes = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
     assert_eq!(header.decode_entry(&bytes(&words)), Some(entry));
@@ -155,13 +155,13 @@ fn a_header_that_does_not_match_its_commit_word_is_no_entry() {
             assert_eq!(header.decode_entry(&bytes(&other)), None, "bit {bit} of word {word}");
         }
     }
-    let next = Header { nonce: header.nonce + 1, ..header };
+    let next = LogHeader { nonce: header.nonce + 1, ..header };
     assert_eq!(next.decode_entry(&bytes(&words)), None, "of an earlier log");
 }
 
 #[test]
 fn a_log_in_a_file_that_is_cut_short_breaks_and_is_not_used() {
-    let mut bench = Bench::new(64);
+    let mut bench = LogBench::new(64);
     let _slot = bench.put(SpoolId::new(), &bytes(1 << 20)).unwrap();
     std::fs::OpenOptions::new()
         .write(true)
@@ -169,17 +169,17 @@ fn a_log_in_a_file_that_is_cut_short_breaks_and_is_not_used() {
         .unwrap()
         .set_len(300_000)
         .unwrap();
-    assert!(matches!(bench.contents(), Contents::Torn(_)));
+    assert!(matches!(bench.contents(), LogContents::Torn(_)));
     let more: Vec<Option<Slot>> = (0..31).map(|_| bench.put(SpoolId::new(), &bytes(60_000))).collect();
     assert!(bench.log.is_broken());
     assert!(more.iter().all(Option::is_none), "there is room for all of them, and none is protected");
-    assert_eq!(bench.contents(), Contents::Foreign(Foreign::Unfinished), "it was invalidated");
+    assert_eq!(bench.contents(), LogContents::Foreign(Foreign::Unfinished), "it was invalidated");
 }
 
 /// A page that was written back earlier than the others, after the device lost its cache.
 #[test]
 fn a_log_of_which_a_page_is_older_is_not_used() {
-    let mut bench = Bench::new(8);
+    let mut bench = LogBench::new(8);
     let old = bench.put(SpoolId::new(), b"old").unwrap();
     let before = std::fs::read(bench.dir.path().join(CRASH_LOG)).unwrap();
     drop(old);
@@ -195,7 +195,7 @@ fn a_log_of_which_a_page_is_older_is_not_used() {
         std::fs::write(bench.dir.path().join("mixed"), mixed).unwrap();
         let file = OsStorage.open(&bench.dir.path().join("mixed"), OpenMode::Read).unwrap();
         let contents = read(&*file, SPOOL, OsStorage.boot_id().unwrap()).unwrap();
-        assert!(matches!(contents, Contents::Torn(_)), "page {page}: {contents:?}");
+        assert!(matches!(contents, LogContents::Torn(_)), "page {page}: {contents:?}");
     }
 }
 
@@ -224,11 +224,11 @@ impl StorageFile for Image {
     }
 }
 
-type State = HashMap<SpoolId, Option<Vec<u8>>>;
+type Expected = HashMap<SpoolId, Option<Vec<u8>>>;
 
-fn state_of(image: &Image, boot: [u8; 16]) -> State {
+fn state_of(image: &Image, boot: [u8; 16]) -> Expected {
     match read(image, SPOOL, boot).unwrap() {
-        Contents::Whole(kept) => kept.into_iter().map(|kept| (kept.id, kept.data)).collect(),
+        LogContents::Whole(kept) => kept.into_iter().map(|kept| (kept.id, kept.data)).collect(),
         other => panic!("a kill left: {other:?}"),
     }
 }
@@ -243,11 +243,11 @@ proptest! {
         steps in prop::collection::vec((0..4usize, 0..5usize, any::<prop::sample::Index>()), 1..40),
     ) {
         let lens = [0, 8, 300, 9_000, 150_000];
-        let mut bench = Bench::new(24);
+        let mut bench = LogBench::new(24);
         let boot = OsStorage.boot_id().unwrap();
         let ids: Vec<SpoolId> = (0..4).map(|_| SpoolId::new()).collect();
         let mut slots: HashMap<SpoolId, Slot> = HashMap::new();
-        let mut state = State::new();
+        let mut state = Expected::new();
         let mut image = Image(vec![0; usize::try_from(bench.log.size()).unwrap()]);
         for (which, what, len) in steps {
             let id = ids[which];
@@ -299,7 +299,7 @@ proptest! {
 
 #[test]
 fn many_threads_share_a_log() {
-    let bench = Bench::new(64);
+    let bench = LogBench::new(64);
     std::thread::scope(|scope| {
         for thread in 0..4u64 {
             let log = &bench.log;

@@ -26,7 +26,7 @@ pub(super) const MOST: usize = 32;
 const CRC_LEN: usize = 4;
 
 /// A message and its place.
-pub(super) type Entry = (Key, Record);
+pub(super) type BlockEntry = (Key, Record);
 
 /// The same with bytes that may be no key.
 type Raw = ([u8; KEY_LEN], Record);
@@ -35,7 +35,7 @@ const ZEROS: Record = Record { seq: 0, generation: 0, offset: 0, len: 0 };
 
 /// The block of `entries` under the key `at`: one at least, [`MOST`] at most, none before `at`, in
 /// ascending order of keys.
-pub(super) fn encode(at: &Key, entries: &[Entry]) -> Vec<u8> {
+pub(super) fn encode(at: &Key, entries: &[BlockEntry]) -> Vec<u8> {
     debug_assert!(!entries.is_empty() && entries.len() <= MOST);
     debug_assert!(entries[0].0 >= *at && entries.is_sorted_by(|(a, _), (b, _)| a < b));
     // Most entries take fewer bytes than their key.
@@ -53,9 +53,9 @@ pub(super) fn encode(at: &Key, entries: &[Entry]) -> Vec<u8> {
 }
 
 /// The entries of a block that stands under `at`. `None`: these are not the bytes of one.
-pub(super) fn decode(at: &Key, bytes: &[u8]) -> Option<Vec<Entry>> {
+pub(super) fn decode(at: &Key, bytes: &[u8]) -> Option<Vec<BlockEntry>> {
     let (count, mut rest) = checked(at, bytes)?;
-    let mut entries: Vec<Entry> = Vec::with_capacity(count);
+    let mut entries: Vec<BlockEntry> = Vec::with_capacity(count);
     let mut before = (*at.as_bytes(), ZEROS);
     for _ in 0..count {
         let entry = take_entry(&mut rest, &before)?;
@@ -95,7 +95,7 @@ fn checked<'a>(at: &Key, bytes: &'a [u8]) -> Option<(usize, &'a [u8])> {
     (count > 0 && count <= MOST).then_some((count, rest))
 }
 
-fn put_entry(bytes: &mut Vec<u8>, (key_before, before): &Entry, (key, record): &Entry) {
+fn put_entry(bytes: &mut Vec<u8>, (key_before, before): &BlockEntry, (key, record): &BlockEntry) {
     let (old, new) = (key_before.as_bytes(), key.as_bytes());
     let same = |pair: &(&u8, &u8)| pair.0 == pair.1;
     let start = old.iter().zip(new).take_while(same).count();
@@ -139,7 +139,7 @@ mod tests {
 
     use super::*;
 
-    fn entries() -> impl Strategy<Value = Vec<Entry>> {
+    fn entries() -> impl Strategy<Value = Vec<BlockEntry>> {
         let record = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>())
             .prop_map(|(seq, generation, offset, len)| Record { seq, generation, offset, len });
         let id = prop_oneof![any::<[u8; 16]>(), (0..64_u8).prop_map(|n| [n; 16])];
@@ -185,7 +185,7 @@ mod tests {
         }
     }
 
-    fn ids(count: u64, id: impl Fn(u64) -> [u8; 16]) -> Vec<Entry> {
+    fn ids(count: u64, id: impl Fn(u64) -> [u8; 16]) -> Vec<BlockEntry> {
         let record = |n| Record { seq: 1_000_000 + n, generation: 60, offset: 4_096 + n * 1_072, len: 1_024 };
         (0..count).map(|n| (Key::of(&SpoolId::from_bytes(id(n))), record(n))).collect()
     }

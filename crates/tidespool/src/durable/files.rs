@@ -1,7 +1,7 @@
 //! sled's files: who may read them, and when they are on stable storage.
 //!
 //! sled opens, reads and writes them itself. What it leaves to us goes through [`Storage`], as the
-//! journal's and the ledger's files do.
+//! journal's and the manifest's files do.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -35,7 +35,7 @@ pub(crate) struct Fingerprint {
     digest: u64,
 }
 
-struct Listed {
+struct ListedFile {
     path: PathBuf,
     /// Within the directory.
     name: Vec<u8>,
@@ -54,14 +54,14 @@ impl Fingerprint {
             return Ok(None);
         }
         // An empty file has a piece too: its name counts.
-        let pieces: Vec<(&Listed, u64)> = files
+        let pieces: Vec<(&ListedFile, u64)> = files
             .iter()
             .flat_map(|file| (0..file.len.div_ceil(PIECE).max(1)).map(move |n| (file, n * PIECE)))
             .collect();
         let next = AtomicUsize::new(0);
         let work = || sum_up(&pieces, &next, until);
         let (one, other) = thread::scope(|scope| {
-            let helper = thread::Builder::new().name("tidespool-open".to_owned()).spawn_scoped(scope, work);
+            let helper = thread::Builder::new().name("tide-open".to_owned()).spawn_scoped(scope, work);
             let one = work();
             // Where no second thread could be had, the first has done everything.
             let other = helper.map_or(Ok(Ok(Some(0))), thread::ScopedJoinHandle::join);
@@ -73,7 +73,7 @@ impl Fingerprint {
 }
 
 /// Lists the files in `dir`. `false`: there is something else too.
-fn list(root: &Path, dir: &Path, files: &mut Vec<Listed>) -> io::Result<bool> {
+fn list(root: &Path, dir: &Path, files: &mut Vec<ListedFile>) -> io::Result<bool> {
     for entry in fs::read_dir(dir).map_err(|error| at(dir, error))? {
         let entry = entry.map_err(|error| at(dir, error))?;
         if is_bystander(&entry.file_name().to_string_lossy()) {
@@ -87,7 +87,7 @@ fn list(root: &Path, dir: &Path, files: &mut Vec<Listed>) -> io::Result<bool> {
             }
         } else if metadata.is_file() {
             let name = path.strip_prefix(root).unwrap_or(&path).as_os_str().as_bytes().to_vec();
-            files.push(Listed { path, name, len: metadata.len() });
+            files.push(ListedFile { path, name, len: metadata.len() });
         } else {
             return Ok(false);
         }
@@ -96,7 +96,11 @@ fn list(root: &Path, dir: &Path, files: &mut Vec<Listed>) -> io::Result<bool> {
 }
 
 /// The digest of the pieces that fall to this thread.
-fn sum_up(pieces: &[(&Listed, u64)], next: &AtomicUsize, until: Option<Instant>) -> io::Result<Option<u64>> {
+fn sum_up(
+    pieces: &[(&ListedFile, u64)],
+    next: &AtomicUsize,
+    until: Option<Instant>,
+) -> io::Result<Option<u64>> {
     let mut block = vec![0; BLOCK];
     let mut digest = 0_u64;
     while let Some((file, offset)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {

@@ -22,7 +22,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::trip::Made;
+use super::packed::Applied;
 
 /// Blocks in a leaf: one of 17 is split, and what is filed in order stays with the left half.
 const IN_A_LEAF: u64 = 9;
@@ -42,7 +42,7 @@ const BESIDE_VALUE: u64 = 27;
 const LEAF_ON_DISK: u64 = 60;
 const BESIDE_VALUE_ON_DISK: u64 = 12;
 /// Leaves that wait to be counted after a filing, and after many were read.
-const QUEUED_BY_FILING: u64 = 800;
+const QUEUED_BY_CHECKPOINT: u64 = 800;
 const QUEUED_BY_READING: u64 = 8_192;
 /// Tables.
 const FIXED: u64 = 4 << 20;
@@ -70,7 +70,7 @@ pub(super) struct Footprint {
 
 impl Footprint {
     /// These changes were made.
-    pub(super) fn made(&self, made: &Made) {
+    pub(super) fn made(&self, made: &Applied) {
         self.saw(made.written_blocks, made.bytes as u64);
         self.blocks.fetch_add(made.more_blocks, Ordering::Relaxed);
         self.changed.fetch_add(made.changed_blocks, Ordering::Relaxed);
@@ -82,8 +82,8 @@ impl Footprint {
     }
 
     /// For whoever reads many in order: what it saw is counted when it is dropped, so that threads do not get in each other's way.
-    pub(super) fn watch(&self) -> Watch<'_> {
-        Watch { footprint: self, seen: 0, bytes: 0 }
+    pub(super) fn watch(&self) -> FootprintWatch<'_> {
+        FootprintWatch { footprint: self, seen: 0, bytes: 0 }
     }
 
     fn saw(&self, blocks: u64, bytes: u64) {
@@ -107,7 +107,7 @@ impl Footprint {
         let changes = self.changed.load(Ordering::Relaxed).min(leaves * PIECES);
         let on_disk = LEAF_ON_DISK + IN_A_LEAF * (block + BESIDE_VALUE_ON_DISK);
         let counted = cache_capacity / on_disk.next_power_of_two();
-        let queued = (QUEUED_BY_FILING + self.leaves_read.load(Ordering::Relaxed)).min(QUEUED_BY_READING);
+        let queued = (QUEUED_BY_CHECKPOINT + self.leaves_read.load(Ordering::Relaxed)).min(QUEUED_BY_READING);
         let cached = counted.saturating_add(queued).min(leaves);
         let cached = cached * (LEAF + IN_A_LEAF * (block + BESIDE_VALUE));
         let kept_by_heaps = if queued < QUEUED_BY_READING { 0 } else { cached };
@@ -122,13 +122,13 @@ impl Footprint {
 }
 
 /// What one reader saw, not yet counted.
-pub(super) struct Watch<'a> {
+pub(super) struct FootprintWatch<'a> {
     footprint: &'a Footprint,
     seen: u64,
     bytes: u64,
 }
 
-impl Watch<'_> {
+impl FootprintWatch<'_> {
     pub(super) fn saw(&mut self, len: usize) {
         self.seen += 1;
         self.bytes += len as u64;
@@ -143,7 +143,7 @@ impl Watch<'_> {
     }
 }
 
-impl Drop for Watch<'_> {
+impl Drop for FootprintWatch<'_> {
     fn drop(&mut self) {
         self.footprint.saw(self.seen, self.bytes);
         self.footprint.leaves_read.fetch_add(self.seen.div_ceil(IN_A_LEAF), Ordering::Relaxed);
@@ -157,12 +157,12 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn make(footprint: &Footprint, written: u64, len: usize, more: u64, changed: u64) {
-        footprint.made(&Made {
+        footprint.made(&Applied {
             written_blocks: written,
             bytes: usize::try_from(written).unwrap() * len,
             more_blocks: more,
             changed_blocks: changed,
-            ..Made::default()
+            ..Applied::default()
         });
     }
 
@@ -171,7 +171,7 @@ mod tests {
         let mib = |footprint: &Footprint| footprint.resident_bytes(cache_mib * MIB, disk_mib * MIB) / MIB;
         let filed = Footprint::default();
         make(&filed, records, value, records, 0);
-        let after_filing = mib(&filed);
+        let after_checkpoint = mib(&filed);
         let mut scan = filed.watch();
         (0..records).for_each(|_| scan.saw(value));
         drop(scan);
@@ -184,7 +184,7 @@ mod tests {
         (0..200_000).for_each(|_| reopened.read());
         let after_reading = mib(&reopened);
         make(&reopened, 0, value, 0_u64.wrapping_sub(records / 2), records / 2);
-        [after_filing, after_scan, after_reading, mib(&reopened)]
+        [after_checkpoint, after_scan, after_reading, mib(&reopened)]
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::files::{make_way, numbers_in, remove_others};
 use super::fingerprint::Fingerprint;
-use super::{DurableError, DurableStore, Key, KeyRange, Op, Record, SledOptions, SledStore, Tally};
+use super::{DurableError, DurableStore, IndexOp, Key, KeyRange, Record, SledOptions, SledStore, Tally};
 use crate::storage::StorageFile;
 
 type OpenDataFile = (PathBuf, Arc<dyn StorageFile>);
@@ -32,18 +32,18 @@ pub(crate) struct ClosedIndex {
 /// Each index has a directory of its own, with a number for a name. The first error that poisons
 /// the engine takes it out of use: it is closed on its own thread, without a wait, and every call
 /// fails with [`DurableError::Unavailable`] until another index is [begun](Self::begin) and filled.
-pub(crate) struct Durable {
+pub(crate) struct DiskIndex {
     /// The directory of the numbered directories.
     root: PathBuf,
     opener: Opener,
     options: SledOptions,
-    current: ArcSwapOption<Index>,
+    current: ArcSwapOption<OpenIndex>,
     /// Of the last index.
     number: AtomicU64,
     /// The end came while an index was being opened: it is let go at once.
     given_up: AtomicBool,
     /// Out of use, not yet seen closed.
-    retired: Mutex<Vec<Arc<Index>>>,
+    retired: Mutex<Vec<Arc<OpenIndex>>>,
     /// The data file of the last index.
     data_file: Mutex<Option<OpenDataFile>>,
     /// Why there is no whole index.
@@ -53,27 +53,27 @@ pub(crate) struct Durable {
 }
 
 /// An index in use.
-struct Index {
+struct OpenIndex {
     /// Of its directory.
     number: u64,
     store: Box<dyn DurableStore>,
     state: AtomicU8,
 }
 
-/// [`Index::state`]: what it holds is right, and not everything.
+/// [`OpenIndex::state`]: what it holds is right, and not everything.
 const FILLING: u8 = 0;
-/// [`Index::state`]: what it holds was not compared with the ledger yet.
+/// [`OpenIndex::state`]: what it holds was not compared with the manifest yet.
 const UNCHECKED: u8 = 1;
-/// [`Index::state`]: it holds everything that is filed.
+/// [`OpenIndex::state`]: it holds everything that is filed.
 const WHOLE: u8 = 2;
 
-impl Index {
+impl OpenIndex {
     fn state(&self) -> u8 {
         self.state.load(Ordering::Acquire)
     }
 }
 
-impl Durable {
+impl DiskIndex {
     /// No index yet. Its directories will be in `root`.
     pub(crate) fn new(root: &Path, options: SledOptions) -> Self {
         let of_sled = options.clone();
@@ -181,11 +181,11 @@ impl Durable {
         Ok(())
     }
 
-    fn open(&self, number: u64, state: u8) -> Result<Arc<Index>, DurableError> {
+    fn open(&self, number: u64, state: u8) -> Result<Arc<OpenIndex>, DurableError> {
         self.number.store(number, Ordering::Relaxed);
         let store = (self.opener)(&self.dir_of(number))?;
         *self.data_file.lock() = store.data_file();
-        let index = Arc::new(Index { number, store, state: AtomicU8::new(state) });
+        let index = Arc::new(OpenIndex { number, store, state: AtomicU8::new(state) });
         self.current.store(Some(index.clone()));
         if self.given_up.load(Ordering::SeqCst) {
             self.let_go("it was closed");
@@ -212,7 +212,7 @@ impl Durable {
         self.current.load().as_ref().is_some_and(|index| index.state() == WHOLE)
     }
 
-    /// There is an index of an earlier run, and it was not compared with the ledger yet.
+    /// There is an index of an earlier run, and it was not compared with the manifest yet.
     pub(crate) fn is_unchecked(&self) -> bool {
         self.current.load().as_ref().is_some_and(|index| index.state() == UNCHECKED)
     }
@@ -262,7 +262,7 @@ impl Durable {
     /// As [`DurableStore::apply`]; [`DurableError::Unavailable`] where it is not whole.
     pub(crate) fn apply(
         &self,
-        ops: &mut dyn Iterator<Item = Op>,
+        ops: &mut dyn Iterator<Item = IndexOp>,
         replaced: &mut dyn FnMut(&Key, Option<Record>),
     ) -> Result<Tally, DurableError> {
         self.with_whole(|store| store.apply(ops, replaced))
@@ -275,7 +275,7 @@ impl Durable {
     /// As [`DurableStore::apply`].
     pub(crate) fn fill(
         &self,
-        ops: &mut dyn Iterator<Item = Op>,
+        ops: &mut dyn Iterator<Item = IndexOp>,
         replaced: &mut dyn FnMut(&Key, Option<Record>),
     ) -> Result<Tally, DurableError> {
         self.with(|index| index.store.apply(ops, replaced))
@@ -378,7 +378,7 @@ impl Durable {
         }
     }
 
-    fn with<T>(&self, f: impl FnOnce(&Index) -> Result<T, DurableError>) -> Result<T, DurableError> {
+    fn with<T>(&self, f: impl FnOnce(&OpenIndex) -> Result<T, DurableError>) -> Result<T, DurableError> {
         let index = self.current.load_full().ok_or_else(|| self.unavailable())?;
         let result = f(&index);
         if let Err(err) = &result
@@ -404,7 +404,7 @@ impl Durable {
     }
 
     /// Takes `index` out of use, if it still is in use.
-    fn retire(&self, index: &Arc<Index>, why: &str) {
+    fn retire(&self, index: &Arc<OpenIndex>, why: &str) {
         let found = self.current.compare_and_swap(index, None);
         if !found.as_ref().is_some_and(|found| Arc::ptr_eq(found, index)) {
             return;

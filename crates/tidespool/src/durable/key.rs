@@ -18,7 +18,7 @@ const MILLIS_END: i128 = 1 << 48;
 
 /// What an id tells about its time. Keys of one class are together, and in time order where there is a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Class {
+pub(crate) enum KeyClass {
     /// No time: the 16 bytes as they are.
     Timeless = 0,
     /// UUID 1 and 6: 60 bits of time, the version digit, then the other 8 bytes as they are.
@@ -27,7 +27,7 @@ pub(crate) enum Class {
     Millis = 2,
 }
 
-impl Class {
+impl KeyClass {
     fn of(id: &SpoolId) -> Self {
         let bytes = id.as_bytes();
         // The same condition as in `SpoolId::created`: the variant of RFC 9562, then the version.
@@ -65,12 +65,12 @@ impl Key {
 
     /// The key of `id`.
     pub(crate) fn of(id: &SpoolId) -> Self {
-        let class = Class::of(id);
+        let class = KeyClass::of(id);
         let bytes = id.as_bytes();
         let mut key = [0; KEY_LEN];
         key[0] = class as u8;
         key[1..].copy_from_slice(bytes);
-        if class == Class::Ticks {
+        if class == KeyClass::Ticks {
             let version = u64::from(bytes[6] >> 4);
             key[1..9].copy_from_slice(&(ticks_of(bytes) << 4 | version).to_be_bytes());
         }
@@ -92,7 +92,7 @@ impl Key {
     /// The id it was made of.
     pub(crate) fn id(&self) -> SpoolId {
         let [class, bytes @ ..] = self.0;
-        if class != Class::Ticks as u8 {
+        if class != KeyClass::Ticks as u8 {
             return SpoolId::from_bytes(bytes);
         }
         let [t0, t1, t2, t3, t4, t5, t6, t7, rest @ ..] = bytes;
@@ -110,11 +110,11 @@ impl Key {
     }
 
     /// Its class.
-    pub(crate) const fn class(&self) -> Class {
+    pub(crate) const fn class(&self) -> KeyClass {
         match self.0[0] {
-            0 => Class::Timeless,
-            1 => Class::Ticks,
-            _ => Class::Millis,
+            0 => KeyClass::Timeless,
+            1 => KeyClass::Ticks,
+            _ => KeyClass::Millis,
         }
     }
 }
@@ -267,7 +267,7 @@ mod tests {
             let key = Key::of(&id);
             prop_assert_eq!(key.id(), id);
             prop_assert_eq!(Key::from_slice(key.as_bytes()).unwrap(), key);
-            prop_assert_eq!(key.class() == Class::Timeless, id.created().is_none());
+            prop_assert_eq!(key.class() == KeyClass::Timeless, id.created().is_none());
         }
 
         #[test]

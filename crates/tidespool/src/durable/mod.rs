@@ -9,7 +9,7 @@
 //!   Pure.
 //! * [`handle`]: the index that the spool uses: whole, being rebuilt, or none.
 //! * [`sled_store`]: sled 0.34.7, with what it needs from us: see there.
-//! * [`trip`], [`worker`], [`files`]: changes on their way to sled; its own thread; its files.
+//! * [`packed`], [`worker`], [`files`]: changes on their way to sled; its own thread; its files.
 //! * [`sled_lock`]: the end of its lock.
 //! * [`support`]: whether a file system can hold sled.
 //! * [`fingerprint`]: whether its files are still what they were.
@@ -22,6 +22,7 @@ mod fingerprint;
 mod footprint;
 mod handle;
 mod key;
+mod packed;
 mod record;
 mod sled_lock;
 mod sled_store;
@@ -29,7 +30,6 @@ mod support;
 mod tally;
 #[cfg(test)]
 mod tests;
-mod trip;
 mod worker;
 
 use std::path::PathBuf;
@@ -38,28 +38,28 @@ use std::time::Duration;
 
 pub(crate) use error::DurableError;
 pub(crate) use files::size_of as size_of_dir;
-pub(crate) use handle::{ClosedIndex, Durable};
-pub(crate) use key::{Class, Key, KeyRange};
+pub(crate) use handle::{ClosedIndex, DiskIndex};
+pub(crate) use key::{Key, KeyClass, KeyRange};
 pub(crate) use record::Record;
 pub(crate) use sled_store::{SledOptions, SledStore};
 pub(crate) use support::TRIAL_DIR;
 pub(crate) use tally::Tally;
-pub(crate) use worker::{Strays, sled_threads_to_come};
+pub(crate) use worker::{StuckThreads, sled_threads_to_come};
 
 use crate::storage::StorageFile;
 
 /// One change of the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Op {
+pub(crate) struct IndexOp {
     /// Of which message.
     pub(crate) key: Key,
     /// The change.
-    pub(crate) change: Change,
+    pub(crate) change: IndexChange,
 }
 
 /// A change of a message's record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Change {
+pub(crate) enum IndexChange {
     /// The record takes the place of an earlier one.
     Put(Record),
     /// The record is taken out. Nothing is written where there is none.
@@ -90,7 +90,7 @@ pub(crate) trait DurableStore: Send + Sync {
     /// As [`get`](Self::get). Each op may have been made or not.
     fn apply(
         &self,
-        ops: &mut dyn Iterator<Item = Op>,
+        ops: &mut dyn Iterator<Item = IndexOp>,
         replaced: &mut dyn FnMut(&Key, Option<Record>),
     ) -> Result<Tally, DurableError>;
 

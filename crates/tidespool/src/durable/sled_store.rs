@@ -24,11 +24,11 @@ use parking_lot::Mutex;
 
 use super::files::{self, DataFile};
 use super::footprint::{CACHE_FACTOR, Footprint};
+use super::packed::{Changed, PackedChanges, find, read_block};
 use super::sled_lock::SledLock;
 use super::support::refuses_sled;
-use super::trip::{Changed, Trip, find, read_block};
-use super::worker::{Engine, Failure, Opened, Parts, Strays, Worker, guarded};
-use super::{DurableError, DurableStore, Key, KeyRange, Op, Record, Tally};
+use super::worker::{Engine, OpenOutcome, StuckThreads, Worker, WorkerFailure, WorkerParts, guarded};
+use super::{DurableError, DurableStore, IndexOp, Key, KeyRange, Record, Tally};
 use crate::storage::{OsStorage, Storage, StorageFile, largest_file};
 
 /// Why sled panics then.
@@ -55,7 +55,7 @@ pub(crate) struct SledOptions {
     /// Through which its files are made durable; sled reads and writes them itself. Default = [`OsStorage`].
     pub(crate) storage: Arc<dyn Storage>,
     /// Who keeps threads that do not end.
-    pub(crate) strays: Arc<Strays>,
+    pub(crate) strays: Arc<StuckThreads>,
 }
 
 impl SledOptions {
@@ -103,10 +103,10 @@ impl SledStore {
     /// [`DurableError::Locked`] after a second of trying; [`DurableError::Engine`] and [`DurableError::Timeout`] for
     /// damaged files, I/O errors, and whatever else sled makes of them.
     pub(crate) fn open(dir: &Path, options: SledOptions) -> Result<Self, DurableError> {
-        let failed = |failure: Failure| engine_error(dir, "opening", failure);
+        let failed = |failure: WorkerFailure| engine_error(dir, "opening", failure);
         if options.strays.are_too_many() {
             let what = "earlier openings hang: the process has to be started again".to_owned();
-            return Err(failed(Failure { what, kind: None }));
+            return Err(failed(WorkerFailure { what, kind: None }));
         }
         check_file_limit(dir).map_err(failed)?;
         let storage = Arc::clone(&options.storage);
@@ -114,7 +114,7 @@ impl SledStore {
         // It panics while the clock is before 1970: the clock may have been set back.
         let config = guarded(|| Ok(sled::Config::new())).map_err(|failure| {
             let is_clock = SystemTime::now() < UNIX_EPOCH;
-            failed(if is_clock { Failure { what: CLOCK.to_owned(), kind: None } } else { failure })
+            failed(if is_clock { WorkerFailure { what: CLOCK.to_owned(), kind: None } } else { failure })
         })?;
         let config =
             config.path(dir).cache_capacity(options.sled_cache()).use_compression(false).flush_every_ms(None);
@@ -125,13 +125,13 @@ impl SledStore {
             // A file system that refuses a call of sled's does so now.
             tree.flush()?;
             files::make_private(&path)?;
-            Ok(Parts { db, tree, lock: SledLock::of(&path) })
+            Ok(WorkerParts { db, tree, lock: SledLock::of(&path) })
         };
         let (engine, worker) = match Worker::start(dir, options.open_timeout, &options.strays, open)
             .map_err(|err| failed(err.into()))?
         {
-            Opened::Ready(engine, worker) => (engine, worker),
-            Opened::Failed(failure, worker) => {
+            OpenOutcome::Ready(engine, worker) => (engine, worker),
+            OpenOutcome::Failed(failure, worker) => {
                 worker.join(options.open_timeout, &options.strays);
                 let path = dir.to_owned();
                 return Err(if is_lock(&failure) {
@@ -142,7 +142,7 @@ impl SledStore {
                     failed(failure)
                 });
             }
-            Opened::Late(worker) => {
+            OpenOutcome::Late(worker) => {
                 worker.join(Duration::ZERO, &options.strays);
                 return Err(DurableError::Timeout {
                     path: dir.to_owned(),
@@ -169,7 +169,7 @@ impl SledStore {
     pub(super) fn engine(&self, doing: &'static str) -> Result<Arc<Engine>, DurableError> {
         if let Some(first) = self.poison.get() {
             let what = format!("an earlier error poisoned it: {first}");
-            return Err(engine_error(&self.dir, doing, Failure { what, kind: None }));
+            return Err(engine_error(&self.dir, doing, WorkerFailure { what, kind: None }));
         }
         let closed = || DurableError::Unavailable { path: self.dir.clone(), why: "it was closed".to_owned() };
         self.engine.load_full().ok_or_else(closed)
@@ -181,7 +181,7 @@ impl SledStore {
         error
     }
 
-    fn failed(&self, doing: &'static str, failure: Failure) -> DurableError {
+    fn failed(&self, doing: &'static str, failure: WorkerFailure) -> DurableError {
         self.poison(engine_error(&self.dir, doing, failure))
     }
 
@@ -189,7 +189,7 @@ impl SledStore {
     fn run<T: Send + 'static>(
         &self,
         doing: &'static str,
-        f: impl FnOnce(&sled::Tree) -> Result<T, Failure> + Send + 'static,
+        f: impl FnOnce(&sled::Tree) -> Result<T, WorkerFailure> + Send + 'static,
     ) -> Result<T, DurableError> {
         let after = self.options.change_timeout;
         match self.engine(doing)?.run(after, |engine| f(engine.tree()?)) {
@@ -234,7 +234,7 @@ impl SledStore {
             let (at, entries) = read_block(&at, &bytes).map_err(failed)?;
             // In damaged trees, going in circles is possible.
             if last_block.is_some_and(|last| last >= at) {
-                return Err(failed(Failure { what: "keys out of order".to_owned(), kind: None }));
+                return Err(failed(WorkerFailure { what: "keys out of order".to_owned(), kind: None }));
             }
             seen.saw(bytes.len());
             for (key, record) in entries {
@@ -260,7 +260,7 @@ impl SledStore {
 }
 
 /// The blocks in which messages of `range` can be.
-fn blocks_of(tree: &sled::Tree, range: &KeyRange) -> Result<sled::Iter, Failure> {
+fn blocks_of(tree: &sled::Tree, range: &KeyRange) -> Result<sled::Iter, WorkerFailure> {
     let Some(range) = range.bounds() else { return Ok(tree.range::<&[u8], _>(..)) };
     let first = tree.range::<&[u8], _>(..=&range.start[..]).next_back().transpose()?;
     let start = first.as_ref().map_or(&range.start[..], |(at, _)| &at[..]);
@@ -282,7 +282,7 @@ impl DurableStore for SledStore {
 
     fn apply(
         &self,
-        ops: &mut dyn Iterator<Item = Op>,
+        ops: &mut dyn Iterator<Item = IndexOp>,
         replaced: &mut dyn FnMut(&Key, Option<Record>),
     ) -> Result<Tally, DurableError> {
         let doing = "changing";
@@ -293,8 +293,8 @@ impl DurableStore for SledStore {
         let mut delta = Tally::default();
         let mut backlog = 0;
         loop {
-            let trip = Trip::pack(ops);
-            if trip.is_empty() {
+            let packed = PackedChanges::pack(ops);
+            if packed.is_empty() {
                 break;
             }
             let splits = Arc::clone(&self.splits);
@@ -303,7 +303,7 @@ impl DurableStore for SledStore {
                 if is_much {
                     tree.flush()?;
                 }
-                trip.make(tree, &splits)
+                packed.make(tree, &splits)
             })?;
             backlog = if is_much { made.bytes } else { backlog + made.bytes };
             self.footprint.made(&made);
@@ -367,7 +367,7 @@ impl Drop for SledStore {
 
 /// sled appends to its data file itself while it is opened, and the signal that comes with a write
 /// beyond `RLIMIT_FSIZE` ends the process by default.
-fn check_file_limit(dir: &Path) -> Result<(), Failure> {
+fn check_file_limit(dir: &Path) -> Result<(), WorkerFailure> {
     /// sled begins segments of 512 KiB.
     const TO_OPEN: u64 = 1 << 20;
     let Some(limit) = largest_file() else { return Ok(()) };
@@ -378,18 +378,18 @@ fn check_file_limit(dir: &Path) -> Result<(), Failure> {
     let what = format!(
         "this process may not write files larger than {limit} bytes, and sled's has {len} and needs {TO_OPEN} more: raise the limit (RLIMIT_FSIZE, `ulimit -f`)"
     );
-    Err(Failure { what, kind: Some(io::ErrorKind::FileTooLarge) })
+    Err(WorkerFailure { what, kind: Some(io::ErrorKind::FileTooLarge) })
 }
 
-fn engine_error(dir: &Path, doing: &'static str, failure: Failure) -> DurableError {
-    let Failure { what, kind } = failure;
+fn engine_error(dir: &Path, doing: &'static str, failure: WorkerFailure) -> DurableError {
+    let WorkerFailure { what, kind } = failure;
     DurableError::Engine { path: dir.to_owned(), doing, what, kind }
 }
 
-pub(super) fn open_patiently(config: &sled::Config) -> Result<sled::Db, Failure> {
+pub(super) fn open_patiently(config: &sled::Config) -> Result<sled::Db, WorkerFailure> {
     let started = Instant::now();
     loop {
-        match config.open().map_err(Failure::from) {
+        match config.open().map_err(WorkerFailure::from) {
             // There is nothing to wait on: the kernel tells nobody when such a lock is free.
             Err(failure) if is_lock(&failure) && started.elapsed() < LOCK_PATIENCE => {
                 thread::sleep(LOCK_RETRY);
@@ -400,6 +400,6 @@ pub(super) fn open_patiently(config: &sled::Config) -> Result<sled::Db, Failure>
 }
 
 /// sled has no error of its own for this: an I/O error of kind `Other`, with a text.
-fn is_lock(failure: &Failure) -> bool {
+fn is_lock(failure: &WorkerFailure) -> bool {
     failure.kind == Some(io::ErrorKind::Other) && failure.what.contains("could not acquire lock")
 }

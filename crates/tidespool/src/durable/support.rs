@@ -10,14 +10,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::sled_lock::SledLock;
-use super::worker::{Failure, Opened, Parts, Strays, Worker};
+use super::worker::{OpenOutcome, StuckThreads, Worker, WorkerFailure, WorkerParts};
 
 /// The directory of the empty sled, in the spool's directory.
 pub(crate) const TRIAL_DIR: &str = "sled.trial";
 
 /// After an opening of sled in `dir` that failed: whether an empty sled beside it fails in the same
 /// way.
-pub(super) fn refuses_sled(dir: &Path, failure: &Failure, wait: Duration, strays: &Strays) -> bool {
+pub(super) fn refuses_sled(
+    dir: &Path,
+    failure: &WorkerFailure,
+    wait: Duration,
+    strays: &StuckThreads,
+) -> bool {
     if failure.kind != Some(ErrorKind::InvalidInput) {
         return false;
     }
@@ -33,19 +38,19 @@ pub(super) fn refuses_sled(dir: &Path, failure: &Failure, wait: Duration, strays
         let tree = db.open_tree("trial")?;
         tree.insert(b"key", b"value")?;
         tree.flush()?;
-        Ok(Parts { db, tree, lock: SledLock::of(&path) })
+        Ok(WorkerParts { db, tree, lock: SledLock::of(&path) })
     };
     let refused = match Worker::start(&trial, wait, strays, open) {
-        Ok(Opened::Ready(engine, worker)) => {
+        Ok(OpenOutcome::Ready(engine, worker)) => {
             drop(engine);
             worker.join(wait, strays);
             false
         }
-        Ok(Opened::Failed(again, worker)) => {
+        Ok(OpenOutcome::Failed(again, worker)) => {
             worker.join(wait, strays);
             again.kind == failure.kind
         }
-        Ok(Opened::Late(worker)) => {
+        Ok(OpenOutcome::Late(worker)) => {
             worker.join(Duration::ZERO, strays);
             false
         }
@@ -65,10 +70,11 @@ mod tests {
     #[test]
     fn a_file_system_that_takes_sled_refuses_nothing_and_nothing_is_left() {
         let dir = tempfile::tempdir().unwrap();
-        let failed = |kind| Failure { what: "failed".to_owned(), kind };
+        let failed = |kind| WorkerFailure { what: "failed".to_owned(), kind };
         let wait = Duration::from_secs(60);
         for kind in [None, Some(ErrorKind::InvalidInput), Some(ErrorKind::StorageFull)] {
-            let refuses = refuses_sled(&dir.path().join("sled/1"), &failed(kind), wait, &Strays::default());
+            let refuses =
+                refuses_sled(&dir.path().join("sled/1"), &failed(kind), wait, &StuckThreads::default());
             assert!(!refuses, "{kind:?}");
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);

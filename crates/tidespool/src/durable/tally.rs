@@ -1,4 +1,4 @@
-//! How much is filed, in two numbers that do not depend on the order: what the ledger compares with the filing engine.
+//! How much is filed, in two numbers that do not depend on the order: what the manifest compares with the filing engine.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use super::key::Key;
 /// probability of about 2⁻⁶⁴; it is no protection against somebody who wants them to.
 ///
 /// The digest is the sum, modulo 2⁶⁴, of one 64-bit number for each record, so that records are added and taken
-/// away in any order. The number is stable: it is in the ledger. See [`Tally::add`].
+/// away in any order. The number is stable: it is in the manifest. See [`Tally::add`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Tally {
     /// Records.
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_is_the_one_in_ledgers() {
+    fn the_digest_is_the_one_in_manifests() {
         let key = Key::of(&SpoolId::from_bytes([0x11; 16]));
         let mut tally = Tally::default();
         tally.add(&key, b"a value of 20 bytes.");

@@ -4,7 +4,7 @@
 //! # When a wait ends
 //!
 //! A caller waits for a bounded time, then gets an error. A thread cannot be ended from outside: it stays, with sled
-//! and its lock, and is kept in [`Strays`], which count it and join it once it has ended by itself. If it never does,
+//! and its lock, and is kept in [`StuckThreads`], which count it and join it once it has ended by itself. If it never does,
 //! sled cannot be opened again in this process (the lock is taken), and the process has to be started anew. It holds the spool's directory all
 //! the time, for it may still write there.
 
@@ -40,58 +40,58 @@ const MAX_STRAYS: usize = 4;
 
 /// Why a call into sled failed.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct WorkerFailure {
     pub(super) what: String,
     pub(super) kind: Option<io::ErrorKind>,
 }
 
-impl From<sled::Error> for Failure {
+impl From<sled::Error> for WorkerFailure {
     fn from(err: sled::Error) -> Self {
         let kind = if let sled::Error::Io(err) = &err { Some(err.kind()) } else { None };
         Self { what: err.to_string(), kind }
     }
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for WorkerFailure {
     fn from(err: io::Error) -> Self {
         Self { what: err.to_string(), kind: Some(err.kind()) }
     }
 }
 
 /// Runs `f`; a panic in it becomes a failure.
-pub(super) fn guarded<T>(f: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+pub(super) fn guarded<T>(f: impl FnOnce() -> Result<T, WorkerFailure>) -> Result<T, WorkerFailure> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(failure_of(&*panic)))
 }
 
-fn failure_of(panic: &(dyn Any + Send)) -> Failure {
+fn failure_of(panic: &(dyn Any + Send)) -> WorkerFailure {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
-    Failure { what: format!("panic: {text}"), kind: None }
+    WorkerFailure { what: format!("panic: {text}"), kind: None }
 }
 
 /// An open sled. Wherever the last owner lets go of it, it is dropped on its own thread: `Drop` here does not block.
 pub(super) struct Engine {
     // Always there until `drop`.
-    parts: Option<Parts>,
+    parts: Option<WorkerParts>,
     grave: Arc<Grave>,
     // Dropped after `drop` has filled the grave: that is what wakes the thread.
-    jobs: SyncSender<Job>,
+    jobs: SyncSender<WorkerJob>,
 }
 
 /// What is dropped to close sled.
-pub(super) struct Parts {
+pub(super) struct WorkerParts {
     pub(super) db: sled::Db,
     pub(super) tree: sled::Tree,
     /// `None` where it can't be had: then closing the file has to end the lock.
     pub(super) lock: Option<SledLock>,
 }
 
-type Grave = Mutex<Option<Parts>>;
-type Job = Box<dyn FnOnce() + Send>;
+type Grave = Mutex<Option<WorkerParts>>;
+type WorkerJob = Box<dyn FnOnce() + Send>;
 
 impl Engine {
-    pub(super) fn tree(&self) -> Result<&sled::Tree, Failure> {
-        let gone = || Failure { what: "sled was dropped".to_owned(), kind: None };
+    pub(super) fn tree(&self) -> Result<&sled::Tree, WorkerFailure> {
+        let gone = || WorkerFailure { what: "sled was dropped".to_owned(), kind: None };
         self.parts.as_ref().map(|parts| &parts.tree).ok_or_else(gone)
     }
 
@@ -100,11 +100,11 @@ impl Engine {
     pub(super) fn run<T: Send + 'static>(
         self: &Arc<Self>,
         wait: Duration,
-        f: impl FnOnce(&Self) -> Result<T, Failure> + Send + 'static,
-    ) -> Option<Result<T, Failure>> {
+        f: impl FnOnce(&Self) -> Result<T, WorkerFailure> + Send + 'static,
+    ) -> Option<Result<T, WorkerFailure>> {
         let (answer, answered) = sync_channel(1);
         let engine = Arc::clone(self);
-        let job: Job = Box::new(move || {
+        let job: WorkerJob = Box::new(move || {
             let result = guarded(|| f(&engine));
             // Before the answer: who has it may want to see sled closed.
             drop(engine);
@@ -117,7 +117,7 @@ impl Engine {
             Ok(result) => Some(result),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => {
-                Some(Err(Failure { what: "sled's thread ended".to_owned(), kind: None }))
+                Some(Err(WorkerFailure { what: "sled's thread ended".to_owned(), kind: None }))
             }
         }
     }
@@ -137,11 +137,11 @@ pub(super) struct Worker {
 }
 
 /// What became of an opening.
-pub(super) enum Opened {
+pub(super) enum OpenOutcome {
     /// It is open.
     Ready(Engine, Worker),
     /// It failed; the thread has ended, or is about to.
-    Failed(Failure, Worker),
+    Failed(WorkerFailure, Worker),
     /// It did not end in time. If it still does, sled is dropped right then.
     Late(Worker),
 }
@@ -151,16 +151,16 @@ impl Worker {
     pub(super) fn start(
         dir: &Path,
         wait: Duration,
-        strays: &Strays,
-        open: impl FnOnce() -> Result<Parts, Failure> + Send + 'static,
-    ) -> io::Result<Opened> {
-        let (jobs, queue) = sync_channel::<Job>(1);
+        strays: &StuckThreads,
+        open: impl FnOnce() -> Result<WorkerParts, WorkerFailure> + Send + 'static,
+    ) -> io::Result<OpenOutcome> {
+        let (jobs, queue) = sync_channel::<WorkerJob>(1);
         let (answer, answered) = sync_channel(1);
         let (end, ended) = sync_channel::<()>(1);
         let grave = Arc::new(Grave::default());
         let (failed, dir) = (Arc::clone(&strays.closing_failed), dir.to_owned());
         let held = strays.directory.as_ref().and_then(Weak::upgrade);
-        let thread = thread::Builder::new().name("tidespool-sled".to_owned()).spawn(move || {
+        let thread = thread::Builder::new().name("tide-sled".to_owned()).spawn(move || {
             let opened = guarded(open);
             let engine = opened.map(|parts| Engine { parts: Some(parts), grave: Arc::clone(&grave), jobs });
             // If nobody waits any more, the engine comes back and is dropped: into the grave.
@@ -174,23 +174,24 @@ impl Worker {
             drop(held);
             drop(end);
         });
-        let thread = thread.map_err(|error| not_started("tidespool-sled", &error))?;
+        let thread = thread.map_err(|error| not_started("tide-sled", &error))?;
         let worker = Self { thread, ended };
         Ok(match answered.recv_timeout(wait) {
             Ok(Ok(engine)) => {
                 HAS_THREADS.store(true, Ordering::Relaxed);
-                Opened::Ready(engine, worker)
+                OpenOutcome::Ready(engine, worker)
             }
-            Ok(Err(failure)) => Opened::Failed(failure, worker),
-            Err(RecvTimeoutError::Timeout) => Opened::Late(worker),
-            Err(RecvTimeoutError::Disconnected) => {
-                Opened::Failed(Failure { what: "sled's thread ended".to_owned(), kind: None }, worker)
-            }
+            Ok(Err(failure)) => OpenOutcome::Failed(failure, worker),
+            Err(RecvTimeoutError::Timeout) => OpenOutcome::Late(worker),
+            Err(RecvTimeoutError::Disconnected) => OpenOutcome::Failed(
+                WorkerFailure { what: "sled's thread ended".to_owned(), kind: None },
+                worker,
+            ),
         })
     }
 
     /// Waits until the thread has ended, at most for `wait`; a thread that has not is given to `strays`.
-    pub(super) fn join(self, wait: Duration, strays: &Strays) -> bool {
+    pub(super) fn join(self, wait: Duration, strays: &StuckThreads) -> bool {
         let ended = matches!(self.ended.recv_timeout(wait), Err(RecvTimeoutError::Disconnected));
         strays.keep(self);
         ended && {
@@ -201,8 +202,8 @@ impl Worker {
 }
 
 /// Drops sled: it writes what is not written, and panics if it cannot sync.
-fn close(parts: Option<Parts>) -> Result<(), Failure> {
-    let Some(Parts { db, tree, lock }) = parts else { return Ok(()) };
+fn close(parts: Option<WorkerParts>) -> Result<(), WorkerFailure> {
+    let Some(WorkerParts { db, tree, lock }) = parts else { return Ok(()) };
     let closed = guarded(|| {
         drop((db, tree));
         Ok(())
@@ -215,7 +216,7 @@ fn close(parts: Option<Parts>) -> Result<(), Failure> {
 
 /// Threads that did not end in time. Shared by all that open sled in one spool.
 #[derive(Debug, Default)]
-pub(crate) struct Strays {
+pub(crate) struct StuckThreads {
     workers: Mutex<Vec<Worker>>,
     /// Some sled could not write or sync its last when it was closed.
     closing_failed: Arc<AtomicBool>,
@@ -223,7 +224,7 @@ pub(crate) struct Strays {
     directory: Option<Weak<dyn Any + Send + Sync>>,
 }
 
-impl Strays {
+impl StuckThreads {
     /// Threads that hold `directory` for as long as they live.
     pub(crate) fn holding<T: Any + Send + Sync>(directory: &Arc<T>) -> Self {
         let directory: Weak<T> = Arc::downgrade(directory);
@@ -280,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_panic_is_a_failure_with_its_text() {
-        let what = |f: fn() -> Result<(), Failure>| guarded(f).unwrap_err().what;
+        let what = |f: fn() -> Result<(), WorkerFailure>| guarded(f).unwrap_err().what;
         assert_eq!(what(|| panic!("broken {}", 7)), "panic: broken 7");
         assert_eq!(what(|| panic!("broken")), "panic: broken");
         assert_eq!(what(|| std::panic::panic_any(7)), "panic: no message");
@@ -288,10 +289,10 @@ mod tests {
 
     #[test]
     fn an_opening_that_panics_fails_and_its_thread_ends() {
-        let strays = Strays::default();
+        let strays = StuckThreads::default();
         let opened =
             Worker::start(Path::new("sled"), Duration::from_secs(60), &strays, || panic!("damaged")).unwrap();
-        let Opened::Failed(failure, worker) = opened else { panic!("opened") };
+        let OpenOutcome::Failed(failure, worker) = opened else { panic!("opened") };
         assert_eq!(failure.what, "panic: damaged");
         assert!(worker.join(Duration::from_secs(60), &strays));
         assert_eq!(strays.reap(), 0);

@@ -5,12 +5,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::window::Window;
+use super::window::ErrorWindow;
 use crate::{Config, HealthConfig, HealthSignal};
 
 /// The signals at one moment. Errors are totals since the spool was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct Sample {
+pub(crate) struct HealthSample {
     /// Dirty bytes by `dirty_limit`. A message larger than that is more than 1.
     pub(crate) dirty_fraction: f64,
     pub(crate) oldest_dirty_age: Duration,
@@ -21,7 +21,7 @@ pub(crate) struct Sample {
     pub(crate) checkpoint_stall: Duration,
     /// Failed writes and failed syncs of the journal.
     pub(crate) journal_errors: u64,
-    /// Of sled and its ledger.
+    /// Of sled and its manifest.
     pub(crate) sled_errors: u64,
     /// sled broke, and is not opened again yet.
     pub(crate) sled_is_out: bool,
@@ -73,9 +73,9 @@ pub(crate) struct Latch {
     dirty_age: Duration,
     dirty_expire: Duration,
     /// The totals of the sample before. They start at zero, so that what happened before the first sample counts.
-    before: Sample,
-    windows: [Window; COUNTED.len()],
-    watched: [Watched; HealthSignal::ALL.len()],
+    before: HealthSample,
+    windows: [ErrorWindow; COUNTED.len()],
+    watched: [WatchedSignal; HealthSignal::ALL.len()],
     /// Since when nothing at all has been wrong.
     quiet_since: Option<Instant>,
     /// What the gate tells of: `None` while it is open.
@@ -88,13 +88,13 @@ pub(crate) struct Latch {
 
 /// One signal, over time.
 #[derive(Debug, Clone, Copy, Default)]
-struct Watched {
+struct WatchedSignal {
     /// Since when it has been beyond its threshold without a break.
     raised_since: Option<Instant>,
     is_latched: bool,
 }
 
-impl Watched {
+impl WatchedSignal {
     fn step(&mut self, now: Instant, is_raised: bool, latch_after: Duration) {
         self.raised_since = is_raised.then(|| self.raised_since.unwrap_or(now));
         self.is_latched |=
@@ -105,13 +105,13 @@ impl Watched {
 impl Latch {
     pub(crate) fn new(config: &Config) -> Self {
         let health = &config.health;
-        let window = |signal| Window::new(too_many(health, signal), health.error_window);
+        let window = |signal| ErrorWindow::new(too_many(health, signal), health.error_window);
         Self {
             dirty_age: config.effective_dirty_age(),
             dirty_expire: config.dirty_expire,
-            before: Sample::default(),
+            before: HealthSample::default(),
             windows: COUNTED.map(window),
-            watched: [Watched::default(); HealthSignal::ALL.len()],
+            watched: [WatchedSignal::default(); HealthSignal::ALL.len()],
             quiet_since: None,
             told: None,
             patience: 1,
@@ -131,7 +131,7 @@ impl Latch {
     }
 
     /// Takes in a sample. Says when the gate has to move, once for each move.
-    pub(crate) fn observe(&mut self, now: Instant, sample: &Sample) -> Option<Transition> {
+    pub(crate) fn observe(&mut self, now: Instant, sample: &HealthSample) -> Option<Transition> {
         let before = std::mem::replace(&mut self.before, *sample);
         let mut is_quiet = sample.probe != Some(false);
         for signal in HealthSignal::ALL {
@@ -169,7 +169,7 @@ impl Latch {
 
     /// The worst of what is latched. Without room on disk for another segment it is the disk that
     /// segments wait for, until the gate opens again.
-    fn worst(&self, sample: &Sample) -> Option<HealthSignal> {
+    fn worst(&self, sample: &HealthSample) -> Option<HealthSignal> {
         let is_disk = || sample.no_room_for_segment || self.told == Some(HealthSignal::LowSpace);
         self.latched().next().map(|worst| match worst {
             HealthSignal::NoFreeSegment if is_disk() => HealthSignal::LowSpace,
@@ -194,15 +194,21 @@ impl Latch {
     fn open(&mut self, now: Instant) -> Transition {
         self.opened = Some((now, self.quiet_time()));
         // The errors that shut the gate must not shut it again together with a single new one.
-        self.windows.iter_mut().for_each(Window::clear);
-        self.watched = [Watched::default(); HealthSignal::ALL.len()];
+        self.windows.iter_mut().for_each(ErrorWindow::clear);
+        self.watched = [WatchedSignal::default(); HealthSignal::ALL.len()];
         self.told = None;
         Transition::Open
     }
 
     /// Whether a signal is beyond its threshold, and whether it is anything but quiet.
-    fn look(&mut self, now: Instant, signal: HealthSignal, before: &Sample, sample: &Sample) -> (bool, bool) {
-        let counted = |sample: &Sample| match signal {
+    fn look(
+        &mut self,
+        now: Instant,
+        signal: HealthSignal,
+        before: &HealthSample,
+        sample: &HealthSample,
+    ) -> (bool, bool) {
+        let counted = |sample: &HealthSample| match signal {
             HealthSignal::JournalErrors => Some(sample.journal_errors),
             HealthSignal::SledErrors => Some(sample.sled_errors),
             HealthSignal::ReadErrors => Some(sample.read_errors),

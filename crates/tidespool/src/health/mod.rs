@@ -14,4 +14,4 @@ mod tests;
 mod window;
 
 pub(crate) use gate::HealthGate;
-pub(crate) use latch::{Latch, Sample, Transition};
+pub(crate) use latch::{HealthSample, Latch, Transition};

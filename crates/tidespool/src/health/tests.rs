@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::latch::Transition;
-use super::{Latch, Sample};
+use super::{HealthSample, Latch};
 use crate::{Config, HealthConfig, HealthSignal, SignalTimes};
 
 const TICK: Duration = Duration::from_millis(100);
 /// Later than it should be written, and not yet late enough for a signal of its own.
 const LATE: Duration = Duration::from_millis(600);
-const QUIET: Sample = Sample {
+const QUIET: HealthSample = HealthSample {
     dirty_fraction: 0.1,
     oldest_dirty_age: Duration::ZERO,
     no_free_segment: false,
@@ -30,26 +30,26 @@ const QUIET: Sample = Sample {
 };
 
 /// A latch with its clock: what is fed is fed every 100 ms.
-struct Script {
+struct LatchScript {
     latch: Latch,
     start: Instant,
     now: Instant,
 }
 
-impl Script {
+impl LatchScript {
     fn new(health: HealthConfig) -> Self {
         let now = Instant::now();
         Self { latch: Latch::new(&Config::new("/spool").health(health)), start: now, now }
     }
 
-    fn feed(&mut self, sample: Sample) -> Option<Transition> {
+    fn feed(&mut self, sample: HealthSample) -> Option<Transition> {
         let transition = self.latch.observe(self.now, &sample);
         self.now += TICK;
         transition
     }
 
     /// Feeds the same for `time`; returns each transition with the milliseconds since this call.
-    fn feed_for(&mut self, time: Duration, sample: Sample) -> Vec<(u128, Transition)> {
+    fn feed_for(&mut self, time: Duration, sample: HealthSample) -> Vec<(u128, Transition)> {
         let from = self.now;
         let mut transitions = Vec::new();
         while self.now < from + time {
@@ -65,8 +65,8 @@ impl Script {
     }
 }
 
-fn script() -> Script {
-    Script::new(HealthConfig::default())
+fn script() -> LatchScript {
+    LatchScript::new(HealthConfig::default())
 }
 
 fn seconds(n: u64) -> Duration {
@@ -81,9 +81,9 @@ fn quiet_stays_open() {
 #[test]
 fn each_backlog_signal_shuts_the_gate_when_it_lasts_and_opens_it_after_quiet() {
     for (sample, cause) in [
-        (Sample { dirty_fraction: 0.98, oldest_dirty_age: LATE, ..QUIET }, HealthSignal::DirtyBytes),
-        (Sample { oldest_dirty_age: Duration::from_millis(5_001), ..QUIET }, HealthSignal::DirtyAge),
-        (Sample { no_free_segment: true, ..QUIET }, HealthSignal::NoFreeSegment),
+        (HealthSample { dirty_fraction: 0.98, oldest_dirty_age: LATE, ..QUIET }, HealthSignal::DirtyBytes),
+        (HealthSample { oldest_dirty_age: Duration::from_millis(5_001), ..QUIET }, HealthSignal::DirtyAge),
+        (HealthSample { no_free_segment: true, ..QUIET }, HealthSignal::NoFreeSegment),
     ] {
         // Not so soon after one another that the second quiet time is longer.
 
@@ -98,31 +98,31 @@ fn each_backlog_signal_shuts_the_gate_when_it_lasts_and_opens_it_after_quiet() {
 /// Two callers that store large messages one after the other keep it full, and a disk that keeps up writes them in time.
 #[test]
 fn full_is_no_backlog_while_all_is_written_in_time() {
-    let full = Sample { dirty_fraction: 1.25, oldest_dirty_age: Duration::from_millis(500), ..QUIET };
+    let full = HealthSample { dirty_fraction: 1.25, oldest_dirty_age: Duration::from_millis(500), ..QUIET };
     assert_eq!(script().feed_for(seconds(60), full), []);
 }
 
 #[test]
 fn while_sled_is_out_the_gate_stays_shut() {
     let mut script = script();
-    let broken = Sample { sled_errors: 3, sled_is_out: true, ..QUIET };
+    let broken = HealthSample { sled_errors: 3, sled_is_out: true, ..QUIET };
     assert_eq!(script.feed_for(seconds(60), broken), [(0, Transition::Shut(HealthSignal::SledErrors))]);
-    let again = Sample { sled_is_out: false, ..broken };
+    let again = HealthSample { sled_is_out: false, ..broken };
     assert_eq!(script.feed_for(seconds(60), again), [(5_000, Transition::Open)]);
 }
 
 #[test]
 fn the_newest_errors_count_also_where_there_are_more_than_enough() {
     let times = SignalTimes::default().latch_after(seconds(5));
-    let mut script = Script::new(HealthConfig::default().signal(HealthSignal::ReadErrors, times));
-    assert_eq!(script.feed_for(seconds(4), Sample { read_errors: 3, ..QUIET }), []);
+    let mut script = LatchScript::new(HealthConfig::default().signal(HealthSignal::ReadErrors, times));
+    assert_eq!(script.feed_for(seconds(4), HealthSample { read_errors: 3, ..QUIET }), []);
     let shut = [(1_000, Transition::Shut(HealthSignal::ReadErrors))];
-    assert_eq!(script.feed_for(seconds(50), Sample { read_errors: 6, ..QUIET })[..1], shut);
+    assert_eq!(script.feed_for(seconds(50), HealthSample { read_errors: 6, ..QUIET })[..1], shut);
 }
 
 #[test]
 fn backlog_at_its_limit_is_none() {
-    let busy = Sample { dirty_fraction: 0.979, oldest_dirty_age: seconds(5), ..QUIET };
+    let busy = HealthSample { dirty_fraction: 0.979, oldest_dirty_age: seconds(5), ..QUIET };
     assert_eq!(script().feed_for(seconds(60), busy), []);
 }
 
@@ -130,7 +130,7 @@ fn backlog_at_its_limit_is_none() {
 fn a_short_burst_does_not_shut_the_gate() {
     let mut script = script();
     for _ in 0..10 {
-        let burst = Sample { dirty_fraction: 1.0, oldest_dirty_age: LATE, ..QUIET };
+        let burst = HealthSample { dirty_fraction: 1.0, oldest_dirty_age: LATE, ..QUIET };
         assert_eq!(script.feed_for(Duration::from_millis(1_900), burst), []);
         assert_eq!(script.feed(QUIET), None);
     }
@@ -139,8 +139,8 @@ fn a_short_burst_does_not_shut_the_gate() {
 #[test]
 fn each_signal_has_to_last_for_itself() {
     let mut script = script();
-    let bytes = Sample { dirty_fraction: 1.0, oldest_dirty_age: LATE, ..QUIET };
-    let segments = Sample { no_free_segment: true, ..QUIET };
+    let bytes = HealthSample { dirty_fraction: 1.0, oldest_dirty_age: LATE, ..QUIET };
+    let segments = HealthSample { no_free_segment: true, ..QUIET };
     assert_eq!(script.feed_for(seconds(1), bytes), []);
     let shut = [(2_000, Transition::Shut(HealthSignal::NoFreeSegment))];
     assert_eq!(script.feed_for(seconds(3), segments), shut);
@@ -150,10 +150,10 @@ fn each_signal_has_to_last_for_itself() {
 #[test]
 fn without_room_for_a_segment_it_is_the_disk_that_is_full() {
     let mut script = script();
-    let full = Sample { no_free_segment: true, no_room_for_segment: true, ..QUIET };
+    let full = HealthSample { no_free_segment: true, no_room_for_segment: true, ..QUIET };
     let shut = [(2_000, Transition::Shut(HealthSignal::LowSpace))];
     assert_eq!(script.feed_for(seconds(3), full), shut);
-    let room = Sample { no_room_for_segment: false, ..full };
+    let room = HealthSample { no_room_for_segment: false, ..full };
     assert_eq!(script.feed_for(seconds(3), room), [], "until the gate opens");
     assert_eq!(script.feed_for(seconds(6), QUIET), [(5_000, Transition::Open)]);
 }
@@ -161,12 +161,12 @@ fn without_room_for_a_segment_it_is_the_disk_that_is_full() {
 #[test]
 fn what_is_worse_takes_the_place_of_what_shut_the_gate() {
     let mut script = script();
-    let backlog = Sample { oldest_dirty_age: seconds(6), ..QUIET };
+    let backlog = HealthSample { oldest_dirty_age: seconds(6), ..QUIET };
     assert_eq!(script.feed_for(seconds(4), backlog), [(2_000, Transition::Shut(HealthSignal::DirtyAge))]);
-    let broken = Sample { journal_errors: 1, ..backlog };
+    let broken = HealthSample { journal_errors: 1, ..backlog };
     assert_eq!(script.feed(broken), Some(Transition::Worse(HealthSignal::JournalErrors)));
     assert_eq!(script.feed_for(seconds(60), broken), [], "the backlog lasts");
-    let after = Sample { journal_errors: 1, ..QUIET };
+    let after = HealthSample { journal_errors: 1, ..QUIET };
     assert_eq!(script.feed_for(seconds(60), after), [(5_000, Transition::Open)]);
 }
 
@@ -177,15 +177,15 @@ fn each_signal_can_have_times_of_its_own() {
     let health = HealthConfig::default()
         .signal(HealthSignal::LowSpace, times(3, 20))
         .signal(HealthSignal::ReadErrors, times(1, 7));
-    let mut script = Script::new(health);
-    let full = Sample { low_space: true, ..QUIET };
+    let mut script = LatchScript::new(health);
+    let full = HealthSample { low_space: true, ..QUIET };
     assert_eq!(script.feed_for(seconds(4), full), [(3_000, Transition::Shut(HealthSignal::LowSpace))]);
     assert_eq!(script.feed_for(seconds(60), QUIET), [(20_000, Transition::Open)]);
     assert_eq!(script.feed_for(seconds(90), QUIET), [], "what comes now is not soon after it");
-    let unread = Sample { read_errors: 3, ..QUIET };
+    let unread = HealthSample { read_errors: 3, ..QUIET };
     assert_eq!(script.feed_for(seconds(2), unread), [(1_000, Transition::Shut(HealthSignal::ReadErrors))]);
     // The longest of those that are latched counts.
-    let both = Sample { low_space: true, ..unread };
+    let both = HealthSample { low_space: true, ..unread };
     assert_eq!(script.feed_for(seconds(4), both), [(3_000, Transition::Worse(HealthSignal::LowSpace))]);
     assert_eq!(script.feed_for(seconds(60), unread), [(20_000, Transition::Open)]);
 }
@@ -193,9 +193,9 @@ fn each_signal_can_have_times_of_its_own() {
 #[test]
 fn a_checkpoint_without_progress_shuts_the_gate_until_it_gets_on() {
     let mut script = script();
-    let busy = Sample { checkpoint_stall: Duration::from_millis(59_900), ..QUIET };
+    let busy = HealthSample { checkpoint_stall: Duration::from_millis(59_900), ..QUIET };
     assert_eq!(script.feed_for(seconds(60), busy), []);
-    let stuck = Sample { checkpoint_stall: seconds(60), ..QUIET };
+    let stuck = HealthSample { checkpoint_stall: seconds(60), ..QUIET };
     assert_eq!(script.feed_for(seconds(9), stuck), [(0, Transition::Shut(HealthSignal::StalledCheckpoint))]);
     assert_eq!(script.feed_for(seconds(60), busy), [(5_000, Transition::Open)]);
 }
@@ -221,32 +221,39 @@ fn a_gate_that_opened_too_early_waits_longer_the_next_time() {
 /// An error every second, and a gate that is told to open at once.
 #[test]
 fn with_no_quiet_time_the_gate_does_not_flap() {
-    let mut script = Script::new(HealthConfig::default().unlatch_after(Duration::ZERO));
+    let mut script = LatchScript::new(HealthConfig::default().unlatch_after(Duration::ZERO));
     let mut moves = Vec::new();
     for second in 1..=60 {
-        moves.extend(script.feed_for(seconds(1), Sample { journal_errors: second, ..QUIET }));
+        moves.extend(script.feed_for(seconds(1), HealthSample { journal_errors: second, ..QUIET }));
     }
     assert!(moves.len() <= 10, "{} moves in a minute: {moves:?}", moves.len());
 }
 
 #[test]
 fn with_no_latch_time_backlog_shuts_at_once() {
-    let mut script = Script::new(HealthConfig::default().backlog_latch_after(Duration::ZERO));
+    let mut script = LatchScript::new(HealthConfig::default().backlog_latch_after(Duration::ZERO));
     let shut = Transition::Shut(HealthSignal::DirtyBytes);
-    assert_eq!(script.feed(Sample { dirty_fraction: 1.0, oldest_dirty_age: LATE, ..QUIET }), Some(shut));
+    assert_eq!(
+        script.feed(HealthSample { dirty_fraction: 1.0, oldest_dirty_age: LATE, ..QUIET }),
+        Some(shut)
+    );
 }
 
 #[test]
 fn hard_faults_shut_the_gate_at_once_and_open_it_after_quiet() {
     for (fault, after, cause) in [
         (
-            Sample { journal_errors: 1, ..QUIET },
-            Sample { journal_errors: 1, ..QUIET },
+            HealthSample { journal_errors: 1, ..QUIET },
+            HealthSample { journal_errors: 1, ..QUIET },
             HealthSignal::JournalErrors,
         ),
-        (Sample { damage: 10, ..QUIET }, Sample { damage: 10, ..QUIET }, HealthSignal::Damage),
-        (Sample { lost_files: 1, ..QUIET }, Sample { lost_files: 1, ..QUIET }, HealthSignal::LostFiles),
-        (Sample { dead_worker: true, ..QUIET }, QUIET, HealthSignal::DeadWorker),
+        (HealthSample { damage: 10, ..QUIET }, HealthSample { damage: 10, ..QUIET }, HealthSignal::Damage),
+        (
+            HealthSample { lost_files: 1, ..QUIET },
+            HealthSample { lost_files: 1, ..QUIET },
+            HealthSignal::LostFiles,
+        ),
+        (HealthSample { dead_worker: true, ..QUIET }, QUIET, HealthSignal::DeadWorker),
     ] {
         let mut script = script();
         assert_eq!(script.feed_for(seconds(3), QUIET), []);
@@ -258,7 +265,7 @@ fn hard_faults_shut_the_gate_at_once_and_open_it_after_quiet() {
 #[test]
 fn faults_before_the_first_sample_count() {
     let shut = Some(Transition::Shut(HealthSignal::Damage));
-    assert_eq!(script().feed(Sample { damage: 10, ..QUIET }), shut);
+    assert_eq!(script().feed(HealthSample { damage: 10, ..QUIET }), shut);
 }
 
 /// One damaged old message, found at open, shut the gate of a whole mail server for five seconds.
@@ -271,22 +278,22 @@ fn a_few_damaged_messages_do_not_stop_the_mail_and_many_do() {
             assert_eq!(script.feed(QUIET), None);
         }
         for found in [1, 9] {
-            assert_eq!(script.feed_for(seconds(2), Sample { damage: found, ..QUIET }), []);
+            assert_eq!(script.feed_for(seconds(2), HealthSample { damage: found, ..QUIET }), []);
         }
         let shut = [(0, Transition::Shut(HealthSignal::Damage))];
-        assert_eq!(script.feed_for(seconds(2), Sample { damage: 10, ..QUIET }), shut);
+        assert_eq!(script.feed_for(seconds(2), HealthSample { damage: 10, ..QUIET }), shut);
     }
     // Nor does one after another, further apart than the window allows.
     let mut script = script();
     for found in 0..60 {
-        assert_eq!(script.feed_for(seconds(7), Sample { damage: found, ..QUIET }), [], "{found}");
+        assert_eq!(script.feed_for(seconds(7), HealthSample { damage: found, ..QUIET }), [], "{found}");
     }
     // The threshold is that of damage alone: a failed write still shuts the gate at once.
-    let failed = Sample { damage: 59, journal_errors: 1, ..QUIET };
+    let failed = HealthSample { damage: 59, journal_errors: 1, ..QUIET };
     assert_eq!(script.feed(failed), Some(Transition::Shut(HealthSignal::JournalErrors)));
     let one = HealthConfig::default().damage(1);
     assert_eq!(
-        Script::new(one).feed(Sample { damage: 1, ..QUIET }),
+        LatchScript::new(one).feed(HealthSample { damage: 1, ..QUIET }),
         Some(Transition::Shut(HealthSignal::Damage)),
         "as it is set"
     );
@@ -295,7 +302,7 @@ fn a_few_damaged_messages_do_not_stop_the_mail_and_many_do() {
 #[test]
 fn a_disk_that_is_full_for_a_moment_does_not_shut_the_gate() {
     let mut script = script();
-    let full = Sample { low_space: true, ..QUIET };
+    let full = HealthSample { low_space: true, ..QUIET };
     assert_eq!(script.feed_for(Duration::from_millis(500), full), []);
     assert_eq!(script.feed(QUIET), None);
     assert_eq!(script.feed_for(seconds(5), full), [(500, Transition::Shut(HealthSignal::LowSpace))]);
@@ -304,8 +311,10 @@ fn a_disk_that_is_full_for_a_moment_does_not_shut_the_gate() {
 
 #[test]
 fn a_dead_worker_a_full_disk_or_a_lost_file_keeps_the_gate_shut() {
-    let lost = Sample { lost_files: 1, files_are_lost: true, ..QUIET };
-    for lasting in [Sample { dead_worker: true, ..QUIET }, Sample { low_space: true, ..QUIET }, lost] {
+    let lost = HealthSample { lost_files: 1, files_are_lost: true, ..QUIET };
+    for lasting in
+        [HealthSample { dead_worker: true, ..QUIET }, HealthSample { low_space: true, ..QUIET }, lost]
+    {
         let mut script = script();
         assert_eq!(script.feed_for(seconds(600), lasting).len(), 1);
     }
@@ -313,7 +322,7 @@ fn a_dead_worker_a_full_disk_or_a_lost_file_keeps_the_gate_shut() {
 
 #[test]
 fn read_and_sled_errors_shut_the_gate_at_the_third_within_the_window() {
-    type Set = fn(&mut Sample, u64);
+    type Set = fn(&mut HealthSample, u64);
     let kinds: [(Set, HealthSignal); 2] = [
         (|sample, n| sample.read_errors = n, HealthSignal::ReadErrors),
         (|sample, n| sample.sled_errors = n, HealthSignal::SledErrors),
@@ -338,49 +347,49 @@ fn read_and_sled_errors_shut_the_gate_at_the_third_within_the_window() {
 fn errors_further_apart_than_the_window_allows_do_not_shut_the_gate() {
     let mut script = script();
     for n in 1..20 {
-        assert_eq!(script.feed_for(seconds(30), Sample { read_errors: n, ..QUIET }), [], "error {n}");
+        assert_eq!(script.feed_for(seconds(30), HealthSample { read_errors: n, ..QUIET }), [], "error {n}");
     }
     // The two kinds are counted apart.
-    let mixed = Sample { read_errors: 20, sled_errors: 2, ..QUIET };
+    let mixed = HealthSample { read_errors: 20, sled_errors: 2, ..QUIET };
     assert_eq!(script.feed_for(seconds(30), mixed), []);
 }
 
 #[test]
 fn noise_while_shut_starts_the_quiet_time_anew() {
     let mut script = script();
-    let mut now = Sample { journal_errors: 1, ..QUIET };
+    let mut now = HealthSample { journal_errors: 1, ..QUIET };
     assert_eq!(script.feed(now), Some(Transition::Shut(HealthSignal::JournalErrors)));
     assert_eq!(script.feed_for(seconds(4), now), []);
     now.read_errors = 1;
     assert_eq!(script.feed(now), None, "one read error would not shut the gate, but it is not quiet either");
     assert_eq!(script.feed_for(seconds(4), now), []);
-    assert_eq!(script.feed(Sample { dirty_fraction: 1.0, oldest_dirty_age: LATE, ..now }), None);
+    assert_eq!(script.feed(HealthSample { dirty_fraction: 1.0, oldest_dirty_age: LATE, ..now }), None);
     assert_eq!(script.feed_for(seconds(60), now), [(5_000, Transition::Open)]);
 }
 
 #[test]
 fn the_gate_opens_only_after_a_successful_probe() {
     let mut script = script();
-    let untried = Sample { journal_errors: 1, probe: None, ..QUIET };
+    let untried = HealthSample { journal_errors: 1, probe: None, ..QUIET };
     assert!(script.feed(untried).is_some());
     assert_eq!(script.feed_for(Duration::from_millis(4_900), untried), []);
     assert!(!script.latch.wants_probe(script.now), "not before the quiet time is over");
     assert_eq!(script.feed_for(seconds(60), untried), []);
     assert!(script.latch.wants_probe(script.now));
-    assert_eq!(script.feed(Sample { probe: Some(false), ..untried }), None);
+    assert_eq!(script.feed(HealthSample { probe: Some(false), ..untried }), None);
     assert!(!script.latch.wants_probe(script.now), "a probe that fails is no quiet");
-    assert_eq!(script.feed(Sample { probe: Some(true), ..untried }), None, "it was not asked for");
+    assert_eq!(script.feed(HealthSample { probe: Some(true), ..untried }), None, "it was not asked for");
     assert_eq!(script.feed_for(seconds(5), untried), []);
     assert!(script.latch.wants_probe(script.now));
-    assert_eq!(script.feed(Sample { probe: Some(true), ..untried }), Some(Transition::Open));
+    assert_eq!(script.feed(HealthSample { probe: Some(true), ..untried }), Some(Transition::Open));
     assert!(!script.latch.wants_probe(script.now));
 }
 
 #[test]
 fn without_unlatching_the_gate_stays_shut() {
-    let mut script = Script::new(HealthConfig::default().allow_unlatch(false));
+    let mut script = LatchScript::new(HealthConfig::default().allow_unlatch(false));
     let shut = [(2_000, Transition::Shut(HealthSignal::NoFreeSegment))];
-    assert_eq!(script.feed_for(seconds(3), Sample { no_free_segment: true, ..QUIET }), shut);
+    assert_eq!(script.feed_for(seconds(3), HealthSample { no_free_segment: true, ..QUIET }), shut);
     assert_eq!(script.feed_for(seconds(3_600), QUIET), []);
     assert!(!script.latch.wants_probe(script.now));
 }
@@ -390,7 +399,7 @@ fn a_signal_that_flickers_moves_the_gate_at_most_once_in_its_quiet_time() {
     let mut script = script();
     let mut moves = Vec::new();
     for n in 0..600 {
-        let sample = Sample { journal_errors: n / 2, ..QUIET };
+        let sample = HealthSample { journal_errors: n / 2, ..QUIET };
         moves.extend(script.feed(sample).map(|transition| (script.at(), transition)));
     }
     assert_eq!(moves, [(300, Transition::Shut(HealthSignal::JournalErrors))]);
@@ -402,11 +411,11 @@ proptest! {
     fn moves_alternate_and_opening_takes_its_time(
         events in prop::collection::vec((0..8_u8, any::<bool>()), 1..400),
     ) {
-        let mut script = Script::new(HealthConfig::default().unlatch_after(seconds(1)).backlog_latch_after(TICK));
+        let mut script = LatchScript::new(HealthConfig::default().unlatch_after(seconds(1)).backlog_latch_after(TICK));
         let mut now = QUIET;
         let mut shut_at = None;
         for (event, probe_ok) in events {
-            now = Sample { probe: Some(probe_ok), no_free_segment: false, low_space: false, dirty_fraction: 0.0, ..now };
+            now = HealthSample { probe: Some(probe_ok), no_free_segment: false, low_space: false, dirty_fraction: 0.0, ..now };
             match event {
                 0 => now.journal_errors += 1,
                 1 => now.read_errors += 1,

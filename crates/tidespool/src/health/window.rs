@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 /// The newest of them, never more than it takes to be too many.
 #[derive(Debug)]
-pub(super) struct Window {
+pub(super) struct ErrorWindow {
     times: VecDeque<Instant>,
     too_many: usize,
     length: Duration,
 }
 
-impl Window {
+impl ErrorWindow {
     pub(super) fn new(too_many: u32, length: Duration) -> Self {
         let mut window = Self { times: VecDeque::new(), too_many: 0, length };
         window.reconfigure(too_many, length);

@@ -1,4 +1,4 @@
-//! Everything that a directory holds, from its segments, its ledger, its log of what lives and its
+//! Everything that a directory holds, from its segments, its manifest, its log of what lives and its
 //! crash log. The index is not opened: it holds nothing that these do not say.
 
 use std::path::{Path, PathBuf};
@@ -11,19 +11,20 @@ use super::Damage;
 use super::torn::torn_records;
 use super::unsynced::Unsynced;
 use crate::checkpoint::{
-    Examined, FiledMessage, Gone, Ledger, Liveness, LivenessLog, Places, examine, living_in, newest_puts,
-    place_of_found, read_ledger,
+    Examined, FiledMessage, Leftovers, Liveness, LivenessLog, Manifest, Places, examine, living_in,
+    newest_puts, place_of_found, read_manifest,
 };
 use crate::durable::Key;
 use crate::journal::{
-    Newest, NewestById, NoPoolEvents, Place, Pool, PoolSettings, ReadError, Recovered, Segments, salt_of,
+    NewestById, NewestRecord, NoPoolEvents, Pool, PoolSettings, ReadError, RecordPlace, Recovered, Segments,
+    salt_of,
 };
 use crate::storage::Storage;
 
 /// What was found.
 pub(super) struct Contents {
-    pub(super) ledger: Ledger,
-    pub(super) is_ledger_whole: bool,
+    pub(super) manifest: Manifest,
+    pub(super) is_manifest_whole: bool,
     /// The newest record of each message that is younger than the last checkpoint, and that the
     /// crash log does not have.
     pub(super) newest: NewestById,
@@ -60,8 +61,9 @@ impl Contents {
     /// Reads all of it but the payloads in segments, and changes nothing. The crash log is read
     /// from `storage`.
     pub(super) fn read(places: &Places, storage: &dyn Storage) -> Result<Self> {
-        let found = read_ledger(places, false)?;
-        let Examined { ledger, is_ledger_whole, recovered, damage: files } = examine(places, found, false)?;
+        let found = read_manifest(places, false)?;
+        let Examined { manifest, is_manifest_whole, recovered, damage: files } =
+            examine(places, found, false)?;
         let mut damage: Vec<Damage> = files
             .iter()
             .chain(&recovered.damage)
@@ -73,17 +75,17 @@ impl Contents {
             let what = format!("records {} to {} are missing", gap.first, gap.last);
             damage.push(report(&places.journal(), None, what));
         }
-        let is_retained = |generation: u64| ledger.retained.contains_key(&generation);
-        let liveness = LivenessLog::look(&*places.storage, &places.dir, ledger.liveness, &is_retained)?;
+        let is_retained = |generation: u64| manifest.retained.contains_key(&generation);
+        let liveness = LivenessLog::look(&*places.storage, &places.dir, manifest.liveness, &is_retained)?;
         damage.extend(liveness.damage().iter().map(|what| report(&places.dir, None, what.clone())));
         let torn = torn_records(&recovered, salt_of(places.spool));
-        let counts = count(&recovered, &ledger, is_ledger_whole);
+        let counts = count(&recovered, &manifest, is_manifest_whole);
         let blank =
             recovered.free.iter().filter(|free| free.size == 0).map(|free| free.path.clone()).collect();
         let (newest, segments) = take_over(places, recovered);
         let mut contents = Self {
-            ledger,
-            is_ledger_whole,
+            manifest,
+            is_manifest_whole,
             newest,
             filed: Vec::new(),
             unsynced: Unsynced::default(),
@@ -113,7 +115,7 @@ impl Contents {
 
     fn list_filed(&mut self, places: &Places, liveness: &Liveness) -> Result<()> {
         let (mut unknown, mut known) = (Vec::new(), Vec::new());
-        for (generation, kept) in self.ledger.retained.clone() {
+        for (generation, kept) in self.manifest.retained.clone() {
             let Some(segment) = self.segments.get(generation) else {
                 self.lost += kept.live;
                 continue;
@@ -134,7 +136,7 @@ impl Contents {
             }
             known.push(segment);
         }
-        let (salt, mut gone) = (salt_of(places.spool), Gone::default());
+        let (salt, mut gone) = (salt_of(places.spool), Leftovers::default());
         for segment in known.iter().filter(|_| !unknown.is_empty()) {
             gone.add(segment, salt)?;
         }
@@ -152,13 +154,13 @@ impl Contents {
         let newest = &self.newest;
         self.filed.retain(|message| !newest.contains_key(&message.key.id()));
         self.doubtful.retain(|message| !newest.contains_key(&message.key.id()));
-        if !self.is_ledger_whole {
+        if !self.is_manifest_whole {
             self.doubt_young()?;
         }
         Ok(())
     }
 
-    /// Without a ledger, a segment that is read as the journal's may be filed, and removals of what
+    /// Without a manifest, a segment that is read as the journal's may be filed, and removals of what
     /// it holds may have stood in segments that were recycled since. A message with a record number
     /// above all missing ones is not doubtful.
     fn doubt_young(&mut self) -> Result<()> {
@@ -176,13 +178,13 @@ impl Contents {
     }
 
     /// The messages whose newest record is younger than the last checkpoint, in no order.
-    pub(super) fn young(&self) -> impl Iterator<Item = (SpoolId, Place)> + '_ {
+    pub(super) fn young(&self) -> impl Iterator<Item = (SpoolId, RecordPlace)> + '_ {
         self.newest.iter().filter_map(|(id, newest)| Some((*id, newest.place?)))
     }
 
     /// Where a message is in the segments, if its newest version is there.
-    pub(super) fn place_of(&self, id: &SpoolId) -> Option<Place> {
-        if let Some(Newest { place, .. }) = self.newest.get(id) {
+    pub(super) fn place_of(&self, id: &SpoolId) -> Option<RecordPlace> {
+        if let Some(NewestRecord { place, .. }) = self.newest.get(id) {
             return *place;
         }
         let key = Key::of(id);
@@ -195,7 +197,7 @@ impl Contents {
     /// # Errors
     ///
     /// [`Corrupt`], or an I/O error.
-    pub(super) fn read_message(&self, id: SpoolId, place: Place) -> Result<Vec<u8>> {
+    pub(super) fn read_message(&self, id: SpoolId, place: RecordPlace) -> Result<Vec<u8>> {
         let Some(segment) = self.segments.get(place.generation) else {
             let reason = format!("its segment (generation {}) is missing", place.generation);
             return Err(Corrupt { id, reason }.into());
@@ -208,7 +210,7 @@ impl Contents {
     }
 
     /// The file that a place is in.
-    pub(super) fn path_of(&self, places: &Places, place: Place) -> PathBuf {
+    pub(super) fn path_of(&self, places: &Places, place: RecordPlace) -> PathBuf {
         self.segments.get(place.generation).map_or_else(|| places.journal(), |segment| segment.path.clone())
     }
 }
@@ -220,7 +222,7 @@ fn first_without_gap(mut seqs: Vec<u64>) -> u64 {
     gap.map_or(seqs.first().copied().unwrap_or(0), |[_, next]| *next)
 }
 
-fn count(recovered: &Recovered, ledger: &Ledger, is_ledger_whole: bool) -> Counts {
+fn count(recovered: &Recovered, manifest: &Manifest, is_manifest_whole: bool) -> Counts {
     let segments = recovered.journal.iter().chain(&recovered.retained);
     Counts {
         free: recovered.free.len() as u64,
@@ -228,7 +230,7 @@ fn count(recovered: &Recovered, ledger: &Ledger, is_ledger_whole: bool) -> Count
         retained: recovered.retained.len() as u64,
         segment_bytes: segments.map(|segment| segment.size).sum::<u64>()
             + recovered.free.iter().map(|free| free.size).sum::<u64>(),
-        clean_shutdown: is_ledger_whole && ledger.durable_seq + 1 == recovered.replayed.next_seq,
+        clean_shutdown: is_manifest_whole && manifest.durable_seq + 1 == recovered.replayed.next_seq,
     }
 }
 

@@ -10,7 +10,7 @@ use super::contents::{Contents, report};
 use super::unreadable::AsFarAsReadable;
 use super::{CrashLogSummary, Entry, Home, IndexState, Summary, Verification};
 use crate::checkpoint::Places;
-use crate::durable::{Durable, Key, size_of_dir};
+use crate::durable::{DiskIndex, Key, size_of_dir};
 use crate::storage::Storage;
 use crate::tiered::{Directory, FORMAT_VERSION};
 
@@ -71,7 +71,7 @@ impl Look {
             segment_bytes: counts.segment_bytes,
             index_bytes: size_of_dir(&self.places.sled()).unwrap_or(0),
             index: self.index_state(),
-            ledger_records: self.contents.ledger.tally.records,
+            manifest_records: self.contents.manifest.tally.records,
             // What an orderly end leaves is on stable storage.
             clean_shutdown: counts.clean_shutdown && self.contents.unsynced.is_empty(),
             crash_log: self.crash_log(),
@@ -107,10 +107,10 @@ impl Look {
 
     /// Whether the next opening keeps the index.
     fn index_state(&self) -> IndexState {
-        let ledger = &self.contents.ledger;
-        match ledger.index.map(|closed| Durable::is_as_closed(&self.places.sled(), closed)) {
+        let manifest = &self.contents.manifest;
+        match manifest.index.map(|closed| DiskIndex::is_as_closed(&self.places.sled(), closed)) {
             Some(Ok(true)) => IndexState::Kept,
-            None if ledger.retained.is_empty() => IndexState::Kept,
+            None if manifest.retained.is_empty() => IndexState::Kept,
             Some(Ok(false) | Err(_)) | None => IndexState::RebuiltAtNextOpen,
         }
     }

@@ -2,7 +2,7 @@
 //! anything; and a copy of what is whole in a damaged one, into a new spool.
 //!
 //! Blocking calls, no threads left behind. Takes the directory's lock, so a running spool is never
-//! looked into. Everything is read from the segments, the ledger, the log of what lives in the
+//! looked into. Everything is read from the segments, the manifest, the log of what lives in the
 //! segments, and the crash log. The index is never opened. What is found is held in memory: about
 //! 60 bytes a message, and the messages that are in the crash log alone.
 //!
@@ -85,8 +85,8 @@ pub struct Summary {
     pub index_bytes: u64,
     /// What the next opening does with the index.
     pub index: IndexState,
-    /// Messages that are filed, from the ledger.
-    pub ledger_records: u64,
+    /// Messages that are filed, from the manifest.
+    pub manifest_records: u64,
     /// The last shutdown was an orderly one.
     pub clean_shutdown: bool,
     /// What the next opening brings back from the crash log.
@@ -145,7 +145,7 @@ impl Inspector {
         Self::open_on(path, Arc::new(OsStorage))
     }
 
-    /// The same on another [`Storage`] under the journal and the ledger, for tests that break it.
+    /// The same on another [`Storage`] under the journal and the manifest, for tests that break it.
     ///
     /// # Errors
     ///
@@ -181,7 +181,7 @@ impl Inspector {
         self.0.summary().map_err(whole)
     }
 
-    /// Reads every byte of every message, the journal, the ledger, the log of what lives and the
+    /// Reads every byte of every message, the journal, the manifest, the log of what lives and the
     /// crash log, and compares them with their checksums and with one another. The index is
     /// compared with what the last orderly end left.
     ///

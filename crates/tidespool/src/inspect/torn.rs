@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Damage;
-use crate::journal::{Kind, Recovered, scan};
+use crate::journal::{RecordKind, Recovered, scan};
 
 /// The records that an opening cuts, as far as they can still be read.
 ///
@@ -22,13 +22,14 @@ pub(super) fn torn_records(recovered: &Recovered, salt: u32) -> Vec<Damage> {
                 return;
             }
             let what = match (found.header.kind, found.intact) {
-                (Kind::Put, true) => "a whole message",
-                (Kind::Put, false) => "a message that is not whole",
-                (Kind::Remove, _) => "a removal",
-                (Kind::Abort, _) => "a store taken back",
-                (Kind::Mark, _) => "a mark",
+                (RecordKind::Put, true) => "a whole message",
+                (RecordKind::Put, false) => "a message that is not whole",
+                (RecordKind::Remove, _) => "a removal",
+                (RecordKind::Abort, _) => "a store taken back",
+                (RecordKind::Mark, _) => "a mark",
             };
-            let id = matches!(found.header.kind, Kind::Put | Kind::Remove).then_some(found.header.id);
+            let id =
+                matches!(found.header.kind, RecordKind::Put | RecordKind::Remove).then_some(found.header.id);
             let what = format!("at byte {}, after a torn write: {what}", found.offset);
             told.push(Damage { path: path.clone(), id, what });
         });

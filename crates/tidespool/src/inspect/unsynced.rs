@@ -8,7 +8,7 @@ use tidespool_core::SpoolId;
 use super::Damage;
 use super::contents::report;
 use crate::checkpoint::Places;
-use crate::crash_log::{CRASH_LOG, Left};
+use crate::crash_log::{CRASH_LOG, LastRun};
 use crate::durable::Key;
 use crate::storage::Storage;
 
@@ -27,7 +27,7 @@ impl Unsynced {
     /// Reads the log, from the disk as it is: a page of zeros in it would pass for a page without
     /// entries.
     pub(super) fn read(places: &Places, storage: &dyn Storage) -> io::Result<Self> {
-        let left = Left::read(storage, &places.dir, places.spool)?;
+        let left = LastRun::read(storage, &places.dir, places.spool)?;
         let damage = left.torn.map(|what| report(&places.dir.join(CRASH_LOG), None, what));
         let changes = left.kept.into_iter().map(|kept| (Key::of(&kept.id), kept.data));
         Ok(Self { changes: changes.collect(), file_bytes: left.file_bytes, damage })

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use tidespool_core::SpoolId;
 
 use super::footer::{FooterEntry, Records, footer_len};
-use super::index::Place;
+use super::index::RecordPlace;
 use super::pool::{FreeSegment, Pool, RESERVED};
-use super::record::{HEADER_LEN, Header, Kind, footprint};
+use super::record::{HEADER_LEN, RecordHeader, RecordKind, footprint};
 use super::room::{fits, needs_own_segment, own_segment_size};
 use super::segment::{PAGE, Role, Segment};
 use super::segments::Segments;
@@ -51,15 +51,15 @@ impl<'a> ColdWriter<'a> {
     }
 
     /// Appends a payload. It is durable after [`ColdWriter::finish`].
-    pub(crate) fn append(&mut self, id: SpoolId, seq: u64, data: &[u8], crc: u32) -> io::Result<Place> {
+    pub(crate) fn append(&mut self, id: SpoolId, seq: u64, data: &[u8], crc: u32) -> io::Result<RecordPlace> {
         let len = u32::try_from(data.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let need = footprint(u64::from(len));
         let segment = match self.filled.last() {
             Some(segment) if self.has_room(segment, need) => segment.clone(),
             _ => self.next(len)?,
         };
-        let header = Header {
-            kind: Kind::Put,
+        let header = RecordHeader {
+            kind: RecordKind::Put,
             generation: segment.generation,
             seq,
             durable_seq: 0,
@@ -70,10 +70,17 @@ impl<'a> ColdWriter<'a> {
         let header = header.encode(self.segments.salt());
         write_all_at(&*segment.file, &mut [IoSlice::new(&header), IoSlice::new(data)], self.tail)
             .map_err(|error| at(&segment.path, error))?;
-        let place = Place { generation: segment.generation, offset: self.tail, len };
+        let place = RecordPlace { generation: segment.generation, offset: self.tail, len };
         debug_assert!(HEADER_LEN as u64 + u64::from(len) <= need);
         if let Some(listed) = &mut self.listed {
-            listed.push(&FooterEntry { id, kind: Kind::Put, seq, offset: self.tail, len, abort_of: None });
+            listed.push(&FooterEntry {
+                id,
+                kind: RecordKind::Put,
+                seq,
+                offset: self.tail,
+                len,
+                abort_of: None,
+            });
         }
         self.tail += need;
         self.expected = self.expected.saturating_sub(need);

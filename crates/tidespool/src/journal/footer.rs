@@ -16,7 +16,7 @@ use std::io::{self, IoSlice};
 
 use tidespool_core::SpoolId;
 
-use super::record::{Kind, RECORD_ALIGN};
+use super::record::{RECORD_ALIGN, RecordKind};
 use super::segment::{PAGE, Segment};
 use crate::storage::write_all_at;
 
@@ -43,7 +43,7 @@ pub(crate) const fn footer_len(entries: u64) -> u64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FooterEntry {
     pub(crate) id: SpoolId,
-    pub(crate) kind: Kind,
+    pub(crate) kind: RecordKind,
     pub(crate) seq: u64,
     /// Of the record's header in the file.
     pub(crate) offset: u64,
@@ -60,10 +60,10 @@ impl FooterEntry {
         let place = u32::try_from(self.offset).ok()? | self.kind.code();
         // The payload of every abort has the same length. Its target takes the field.
         let extra = match self.kind {
-            Kind::Abort => {
+            RecordKind::Abort => {
                 self.abort_of.map_or(0, |of| u32::try_from(self.seq.saturating_sub(of)).unwrap_or(0))
             }
-            Kind::Put | Kind::Remove | Kind::Mark => self.len,
+            RecordKind::Put | RecordKind::Remove | RecordKind::Mark => self.len,
         };
         let mut bytes = [0; ENTRY_BYTES];
         bytes[..16].copy_from_slice(self.id.as_bytes());
@@ -78,10 +78,10 @@ impl FooterEntry {
         id.copy_from_slice(&bytes[..16]);
         let seq = !u64_at(bytes, 16);
         let (extra, place) = (!u32_at(bytes, 24), !u32_at(bytes, 28));
-        let kind = Kind::from_code(place & KIND_MASK)?;
+        let kind = RecordKind::from_code(place & KIND_MASK)?;
         let (len, abort_of) = match kind {
-            Kind::Abort => (8, (extra > 0).then(|| seq.saturating_sub(extra.into()))),
-            Kind::Put | Kind::Remove | Kind::Mark => (extra, None),
+            RecordKind::Abort => (8, (extra > 0).then(|| seq.saturating_sub(extra.into()))),
+            RecordKind::Put | RecordKind::Remove | RecordKind::Mark => (extra, None),
         };
         let offset = u64::from(place & !KIND_MASK);
         Some(Self { id: SpoolId::from_bytes(id), kind, seq, offset, len, abort_of })
@@ -210,15 +210,15 @@ mod tests {
 
     use super::*;
 
-    fn kind() -> impl Strategy<Value = Kind> {
-        (1..=4u32).prop_map(|code| Kind::from_code(code).unwrap())
+    fn kind() -> impl Strategy<Value = RecordKind> {
+        (1..=4u32).prop_map(|code| RecordKind::from_code(code).unwrap())
     }
 
     proptest! {
         #[test]
         fn an_entry_round_trips(kind in kind(), seq in 1u64.., id: [u8; 16], at in 0..1u64 << 27, len: u32, back in 1u32..) {
-            let abort_of = (kind == Kind::Abort).then(|| seq.saturating_sub(back.into()));
-            let len = if kind == Kind::Abort { 8 } else { len };
+            let abort_of = (kind == RecordKind::Abort).then(|| seq.saturating_sub(back.into()));
+            let len = if kind == RecordKind::Abort { 8 } else { len };
             let entry = FooterEntry { id: SpoolId::from_bytes(id), kind, seq, offset: at * 8, len, abort_of };
             prop_assert_eq!(FooterEntry::decode(&entry.encode().unwrap()), Some(entry));
         }
@@ -240,7 +240,7 @@ mod tests {
     fn an_abort_of_a_put_far_back_is_left_to_its_record() {
         let entry = FooterEntry {
             id: SpoolId::from_bytes([1; 16]),
-            kind: Kind::Abort,
+            kind: RecordKind::Abort,
             seq: 1 << 40,
             offset: 4096,
             len: 8,
@@ -254,7 +254,7 @@ mod tests {
     fn a_record_that_no_entry_can_describe_leaves_the_list_incomplete() {
         let entry = FooterEntry {
             id: SpoolId::from_bytes([1; 16]),
-            kind: Kind::Put,
+            kind: RecordKind::Put,
             seq: 1,
             offset: 1 << 32,
             len: 8,
@@ -281,8 +281,8 @@ mod tests {
         let mut records = Records::default();
         for seq in 1..=64 {
             let offset = PAGE + (seq - 1) * 64;
-            let kind = Kind::from_code(1 + (seq % 4) as u32).unwrap();
-            let len = if kind == Kind::Abort { 8 } else { 1 };
+            let kind = RecordKind::from_code(1 + (seq % 4) as u32).unwrap();
+            let len = if kind == RecordKind::Abort { 8 } else { 1 };
             let id = SpoolId::from_bytes([0xee; 16]);
             records.push(&FooterEntry { id, kind, seq, offset, len, abort_of: None });
         }

@@ -9,7 +9,7 @@ use super::record::RECORD_ALIGN;
 
 /// Where a record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct RecordPlace {
     /// Of the segment.
     pub(crate) generation: u64,
     /// Of the record's header in the segment's file.
@@ -20,15 +20,15 @@ pub(crate) struct Place {
 
 /// What the newest record of an id says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Newest {
+pub(crate) struct NewestRecord {
     pub(crate) seq: u64,
     /// The generation of the segment that holds the record.
     pub(crate) generation: u64,
     /// The payload's place, or `None` where the record is a removal.
-    pub(crate) place: Option<Place>,
+    pub(crate) place: Option<RecordPlace>,
 }
 
-/// [`Newest`] in 20 bytes: there is one of these in memory for each message younger than its checkpoint. Bytes, for numbers would be aligned.
+/// [`NewestRecord`] in 20 bytes: there is one of these in memory for each message younger than its checkpoint. Bytes, for numbers would be aligned.
 ///
 /// From the lowest bit: length, offset in units of [`RECORD_ALIGN`], generation, sequence number.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +45,7 @@ const GENERATION_BITS: u32 = 55;
 const REMOVED: u32 = (1 << LEN_BITS) - 1;
 
 impl Packed {
-    fn pack(newest: Newest) -> Self {
+    fn pack(newest: NewestRecord) -> Self {
         let (offset, len) = newest.place.map_or((0, REMOVED), |place| (place.offset, place.len));
         let mut low = u128::from(newest.seq);
         low = low << GENERATION_BITS | u128::from(newest.generation);
@@ -72,16 +72,16 @@ impl Packed {
         u64::from_le_bytes(high) << (128 - below) | bits(self.low(), below, 128 - below)
     }
 
-    fn unpack(self) -> Newest {
+    fn unpack(self) -> NewestRecord {
         let low = self.low();
         let generation = bits(low, LEN_BITS + OFFSET_BITS, GENERATION_BITS);
         let len = u32::try_from(bits(low, 0, LEN_BITS)).unwrap_or(REMOVED);
-        let place = (len != REMOVED).then(|| Place {
+        let place = (len != REMOVED).then(|| RecordPlace {
             generation,
             offset: bits(low, LEN_BITS, OFFSET_BITS) * RECORD_ALIGN,
             len,
         });
-        Newest { seq: self.seq(), generation, place }
+        NewestRecord { seq: self.seq(), generation, place }
     }
 }
 
@@ -93,13 +93,13 @@ fn bits(number: u128, from: u32, count: u32) -> u64 {
 
 /// One shard of the index.
 #[derive(Debug, Default)]
-pub(crate) struct Index {
+pub(crate) struct MemoryIndex {
     map: HashMap<SpoolId, Packed, foldhash::fast::RandomState>,
 }
 
-impl Index {
+impl MemoryIndex {
     /// Takes over what a record says, unless a newer one is known. The same record at a newer place counts as newer.
-    pub(crate) fn learn(&mut self, id: SpoolId, newest: Newest) {
+    pub(crate) fn learn(&mut self, id: SpoolId, newest: NewestRecord) {
         match self.map.entry(id) {
             Entry::Occupied(mut entry) if entry.get().seq() <= newest.seq => {
                 entry.insert(Packed::pack(newest));
@@ -111,7 +111,7 @@ impl Index {
         }
     }
 
-    pub(crate) fn get(&self, id: &SpoolId) -> Option<Newest> {
+    pub(crate) fn get(&self, id: &SpoolId) -> Option<NewestRecord> {
         self.map.get(id).map(|packed| packed.unpack())
     }
 
@@ -134,7 +134,7 @@ impl Index {
         }
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (SpoolId, Newest)> + '_ {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (SpoolId, NewestRecord)> + '_ {
         self.map.iter().map(|(id, packed)| (*id, packed.unpack()))
     }
 
@@ -152,26 +152,26 @@ impl Index {
 mod tests {
     use super::*;
 
-    fn put(seq: u64, generation: u64, offset: u64) -> Newest {
-        Newest { seq, generation, place: Some(Place { generation, offset, len: 10 }) }
+    fn put(seq: u64, generation: u64, offset: u64) -> NewestRecord {
+        NewestRecord { seq, generation, place: Some(RecordPlace { generation, offset, len: 10 }) }
     }
 
     #[test]
     fn an_older_record_never_replaces_a_newer_one() {
-        let (mut index, id) = (Index::default(), SpoolId::new());
+        let (mut index, id) = (MemoryIndex::default(), SpoolId::new());
         index.learn(id, put(5, 1, 4096));
         index.learn(id, put(4, 2, 8192));
         assert_eq!(index.get(&id), Some(put(5, 1, 4096)));
         index.learn(id, put(5, 2, 8192));
         assert_eq!(index.get(&id), Some(put(5, 2, 8192)), "the same record at a newer place");
-        let removal = Newest { seq: 6, generation: 2, place: None };
+        let removal = NewestRecord { seq: 6, generation: 2, place: None };
         index.learn(id, removal);
         assert_eq!(index.get(&id), Some(removal));
     }
 
     #[test]
     fn forget_leaves_what_is_newer() {
-        let (mut index, id) = (Index::default(), SpoolId::new());
+        let (mut index, id) = (MemoryIndex::default(), SpoolId::new());
         index.learn(id, put(5, 1, 4096));
         assert!(!index.forget(&id, 4));
         assert!(index.get(&id).is_some());
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_largest_numbers_come_back() {
-        let (mut index, id) = (Index::default(), SpoolId::new());
+        let (mut index, id) = (MemoryIndex::default(), SpoolId::new());
         let newest = put((1 << 46) - 1, (1 << 55) - 1, (1 << 31) - 8);
         index.learn(id, newest);
         assert_eq!(index.get(&id), Some(newest));

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::footer::{FooterEntry, Records, TRAILER_BYTES, TRAILER_LEN, Trailer, footer_len};
-use super::scan::{Found, scan, scan_headers};
+use super::scan::{FoundRecord, scan, scan_headers};
 use super::segment::{PAGE, ReadError, Segment};
 use crate::storage::read_exact_at;
 
@@ -75,7 +75,7 @@ impl Segment {
     /// # Errors
     ///
     /// As [`listing`](Self::listing).
-    pub(crate) fn records(&self, salt: u32) -> Result<Vec<Found>, ReadError> {
+    pub(crate) fn records(&self, salt: u32) -> Result<Vec<FoundRecord>, ReadError> {
         self.read_alike(|| {
             let mut records = Vec::new();
             scan(&*self.file, salt, self.generation, &mut |found| records.push(found))?;

@@ -154,7 +154,7 @@ mod tests {
         let name = Path::new(&segment_file_name(7)).with_added_extension(UNFINISHED);
         let name = name.to_str().unwrap();
         assert!(parse_segment_file_name(name).is_none() && is_left_by_a_restoration(name));
-        for other in ["00000007.seg", "7.seg.new", "ledger.new", "new"] {
+        for other in ["00000007.seg", "7.seg.new", "manifest.new", "new"] {
             assert!(!is_left_by_a_restoration(other), "{other}");
         }
     }

@@ -47,17 +47,17 @@ mod writer;
 
 pub(crate) use cold::ColdWriter;
 pub(crate) use footer::footer_len;
-pub(crate) use index::{Index, Newest, Place};
+pub(crate) use index::{MemoryIndex, NewestRecord, RecordPlace};
 #[cfg(test)]
 pub(crate) use pool::FreeSegment;
 pub(crate) use pool::{NoPoolEvents, Pool, PoolEvents, PoolSettings, RESERVED};
-pub(crate) use record::{Kind, footprint, payload_crc};
+pub(crate) use record::{RecordKind, footprint, payload_crc};
 pub(crate) use recovery::{FileDamage, Filed, Recovered, RecoveryError, recover};
 pub(crate) use replay::NewestById;
-pub(crate) use room::{Room, cost, needs_own_segment};
-pub(crate) use scan::{Found, scan};
+pub(crate) use room::{JournalRoom, cost, needs_own_segment};
+pub(crate) use scan::{FoundRecord, scan};
 pub(crate) use segment::{PAGE, ReadError, Role, Segment, spool_of_segment};
 pub(crate) use segments::{Segments, salt_of};
 pub(crate) use spare::give_up_a_free_segment;
 pub(crate) use sync_job::{SyncEnd, SyncJob};
-pub(crate) use writer::{Change, Durable, WriteError, Writer};
+pub(crate) use writer::{DurableState, JournalChange, WriteError, Writer};

@@ -2,7 +2,7 @@
 
 use tidespool_core::SpoolId;
 
-use super::index::Place;
+use super::index::RecordPlace;
 use super::record::{HEADER_LEN, footprint};
 use super::segment::Segment;
 use crate::storage::read_exact_at;
@@ -16,7 +16,7 @@ const BY_ITSELF: u32 = 16 << 10;
 impl Segment {
     /// The payloads of these puts, checked; best given in the order in which they stand. `None` where one could not be read or is not what it should
     /// be: [`read_put`](Segment::read_put) says why.
-    pub(crate) fn read_puts(&self, salt: u32, puts: &[(SpoolId, Place)]) -> Vec<Option<Vec<u8>>> {
+    pub(crate) fn read_puts(&self, salt: u32, puts: &[(SpoolId, RecordPlace)]) -> Vec<Option<Vec<u8>>> {
         let mut payloads = Vec::with_capacity(puts.len());
         let mut span = Vec::new();
         let mut rest = puts;
@@ -53,13 +53,13 @@ impl Segment {
 }
 
 /// Whether `place` is to be read together with `first`, which stands before it.
-fn is_near(first: &Place, place: &Place) -> bool {
+fn is_near(first: &RecordPlace, place: &RecordPlace) -> bool {
     place.len <= BY_ITSELF
         && first.len <= BY_ITSELF
         && first.offset <= place.offset
         && end_of(place) - first.offset <= SPAN
 }
 
-fn end_of(place: &Place) -> u64 {
+fn end_of(place: &RecordPlace) -> u64 {
     place.offset + footprint(u64::from(place.len))
 }

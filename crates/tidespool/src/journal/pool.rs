@@ -74,19 +74,19 @@ pub(crate) struct Pool {
     spool: [u8; 16],
     segment_size: u64,
     max_counted: AtomicUsize,
-    /// Bytes of the file system that new segments leave to others: to the ledger and to sled, without which no segment is ever recycled.
+    /// Bytes of the file system that new segments leave to others: to the manifest and to sled, without which no segment is ever recycled.
     keep_free: AtomicU64,
     /// What a sync of the journal covered lately, in bytes; 0 until known.
     batch_bytes: AtomicU64,
     /// Bytes that the segment has room for which is being written; [`NONE_ACTIVE`] where none is.
     active_room: AtomicU64,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     wake: Condvar,
     events: Arc<dyn PoolEvents>,
 }
 
 #[derive(Debug)]
-struct State {
+struct PoolState {
     free: Vec<FreeSegment>,
     /// Segments that count against the capacity: the free ones and the journal's, not the retained ones.
     counted: usize,
@@ -103,7 +103,7 @@ struct State {
     stopped: bool,
 }
 
-impl State {
+impl PoolState {
     /// How the last try to make a segment ended.
     fn note_try(&mut self, error: Option<&io::Error>) {
         self.failed = error.is_some();
@@ -139,7 +139,7 @@ impl Pool {
         events: Arc<dyn PoolEvents>,
     ) -> Self {
         let PoolSettings { dir, spool, segment_size, capacity, keep_free, next_slot } = settings;
-        let state = State {
+        let state = PoolState {
             free: Vec::new(),
             counted: 0,
             next_slot,
@@ -489,7 +489,7 @@ impl Pool {
         Ok(())
     }
 
-    fn wants_one(&self, state: &State) -> bool {
+    fn wants_one(&self, state: &PoolState) -> bool {
         state.free.len() < READY && state.counted < self.most()
     }
 

@@ -10,7 +10,7 @@ pub(crate) const RECORD_ALIGN: u64 = 8;
 
 /// What a record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum RecordKind {
     /// The message `id` has this payload.
     Put,
     /// The message `id` is gone.
@@ -21,7 +21,7 @@ pub(crate) enum Kind {
     Mark,
 }
 
-impl Kind {
+impl RecordKind {
     pub(super) const fn code(self) -> u32 {
         match self {
             Self::Put => 1,
@@ -44,8 +44,8 @@ impl Kind {
 
 /// A record's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Header {
-    pub(crate) kind: Kind,
+pub(crate) struct RecordHeader {
+    pub(crate) kind: RecordKind,
     /// The generation of the segment it was written to: records of an earlier use of the file do not have it.
     pub(crate) generation: u64,
     pub(crate) seq: u64,
@@ -56,7 +56,7 @@ pub(crate) struct Header {
     pub(crate) payload_crc: u32,
 }
 
-impl Header {
+impl RecordHeader {
     /// Its bytes. `salt` is the spool's own, so that one spool's records never parse in another's segments, and a message that
     /// contains a copied record is not taken for one.
     pub(crate) fn encode(&self, salt: u32) -> [u8; HEADER_LEN] {
@@ -85,7 +85,7 @@ impl Header {
         let mut id = [0; 16];
         id.copy_from_slice(&bytes[32..48]);
         Some(Self {
-            kind: Kind::from_code(u32_at(bytes, 4))?,
+            kind: RecordKind::from_code(u32_at(bytes, 4))?,
             generation,
             seq: u64_at(bytes, 16),
             durable_seq: u64_at(bytes, 24),
@@ -129,9 +129,9 @@ mod tests {
 
     use super::*;
 
-    fn header(kind: u32, seq: u64, durable_seq: u64, id: [u8; 16], len: u32, crc: u32) -> Header {
-        Header {
-            kind: Kind::from_code(kind).unwrap(),
+    fn header(kind: u32, seq: u64, durable_seq: u64, id: [u8; 16], len: u32, crc: u32) -> RecordHeader {
+        RecordHeader {
+            kind: RecordKind::from_code(kind).unwrap(),
             generation: 7,
             seq,
             durable_seq,
@@ -145,23 +145,23 @@ mod tests {
         #[test]
         fn round_trip(kind in 1u32..=4, seq: u64, durable: u64, id: [u8; 16], len: u32, crc: u32, salt: u32) {
             let header = header(kind, seq, durable, id, len, crc);
-            prop_assert_eq!(Header::decode(&header.encode(salt), salt, 7), Some(header));
+            prop_assert_eq!(RecordHeader::decode(&header.encode(salt), salt, 7), Some(header));
         }
 
         #[test]
         fn a_flipped_bit_is_noticed(seq: u64, id: [u8; 16], salt: u32, bit in 0usize..HEADER_LEN * 8) {
             let mut bytes = header(1, seq, 3, id, 9, 11).encode(salt);
             bytes[bit / 8] ^= 1 << (bit % 8);
-            prop_assert_eq!(Header::decode(&bytes, salt, 7), None);
+            prop_assert_eq!(RecordHeader::decode(&bytes, salt, 7), None);
         }
     }
 
     #[test]
     fn records_of_another_generation_or_spool_do_not_parse() {
         let bytes = header(1, 1, 0, [5; 16], 9, 11).encode(99);
-        assert!(Header::decode(&bytes, 99, 7).is_some());
-        assert_eq!(Header::decode(&bytes, 99, 8), None, "a later use of the segment");
-        assert_eq!(Header::decode(&bytes, 98, 7), None, "another spool");
-        assert_eq!(Header::decode(&[0; HEADER_LEN], 99, 0), None, "a prewritten segment");
+        assert!(RecordHeader::decode(&bytes, 99, 7).is_some());
+        assert_eq!(RecordHeader::decode(&bytes, 99, 8), None, "a later use of the segment");
+        assert_eq!(RecordHeader::decode(&bytes, 98, 7), None, "another spool");
+        assert_eq!(RecordHeader::decode(&[0; HEADER_LEN], 99, 0), None, "a prewritten segment");
     }
 }

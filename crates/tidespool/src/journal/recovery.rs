@@ -11,8 +11,8 @@ use tidespool_core::SpoolId;
 
 use super::lost::is_left_by_a_restoration;
 use super::pool::{FreeSegment, parse_segment_file_name};
-use super::record::{HEADER_LEN, Header, Kind, payload_crc};
-use super::replay::{Replay, Replayed, Torn, Witness};
+use super::record::{HEADER_LEN, RecordHeader, RecordKind, payload_crc};
+use super::replay::{JournalReplay, Replayed, Torn, Witness};
 use super::scan::{newest_generation, scan};
 use super::scan_ahead::scan_in_order;
 use super::segment::{PAGE, Role, Segment, SegmentHeader, Use};
@@ -23,7 +23,7 @@ use crate::storage::{OpenMode, Storage, StorageFile, is_no_file, read_exact_at, 
 /// Room is made ahead for so many records at most: what the first segment holds need not be true of the others.
 const MOST_RESERVED: usize = 4 << 20;
 
-/// What the ledger says of the journal.
+/// What the manifest says of the journal.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Filed {
     /// Segments up to this generation are filed.
@@ -40,7 +40,7 @@ pub(crate) struct Filed {
     pub(crate) next_generation: u64,
     /// The last run ended well: all that the segments hold was synced by it, without an error.
     pub(crate) clean_end: bool,
-    /// There is no ledger to tell the rest: what is there is taken as it is.
+    /// There is no manifest to tell the rest: what is there is taken as it is.
     pub(crate) unknown: bool,
 }
 
@@ -86,8 +86,8 @@ pub(crate) struct Recovered {
     pub(crate) next_generation: u64,
     /// Records of a torn tail that were cut.
     pub(crate) torn_records: u64,
-    /// A segment has a generation that the ledger says none ever had: the ledger is of an earlier time.
-    pub(crate) outran_ledger: bool,
+    /// A segment has a generation that the manifest says none ever had: the manifest is of an earlier time.
+    pub(crate) outran_manifest: bool,
 }
 
 /// Reads every segment in `dir`. With `repair`, cuts torn tails and makes what was read durable.
@@ -147,7 +147,7 @@ impl Recovered {
             && damaged.is_empty()
             && torn.is_empty()
             && *broken == 0
-            && !self.outran_ledger
+            && !self.outran_manifest
     }
 
     fn tells_the_same(&self, other: &Self) -> bool {
@@ -156,7 +156,7 @@ impl Recovered {
                 segments.iter().map(|segment| segment.generation).collect()
             };
             let free: Vec<u32> = found.free.iter().map(|free| free.slot).collect();
-            (segments(&found.journal), segments(&found.retained), free, found.outran_ledger)
+            (segments(&found.journal), segments(&found.retained), free, found.outran_manifest)
         };
         self.damage == other.damage && self.replayed == other.replayed && told(self) == told(other)
     }
@@ -206,21 +206,21 @@ fn look(
             source,
         })?;
         match class {
-            Class::Free { size, used_by } => {
-                found.outran_ledger |= outran(used_by);
-                // Nobody else tells of a cold segment that the ledger never knew.
+            SegmentClass::Free { size, used_by } => {
+                found.outran_manifest |= outran(used_by);
+                // Nobody else tells of a cold segment that the manifest never knew.
                 found.next_generation = found.next_generation.max(used_by + 1);
                 found.free.push(FreeSegment { slot, path, file, size });
             }
-            Class::Foreign(what) => found.damage.push(FileDamage { path, what }),
-            Class::Used(header, remark) => {
+            SegmentClass::Foreign(what) => found.damage.push(FileDamage { path, what }),
+            SegmentClass::Used(header, remark) => {
                 if let Some(remark) = remark {
                     found.damage.push(FileDamage { path: path.clone(), what: remark.to_string() });
                 }
                 if remark == Some(Remark::Headless) {
                     found.headless.push(path.clone());
                 }
-                found.outran_ledger |= outran(header.generation);
+                found.outran_manifest |= outran(header.generation);
                 found.next_generation = found.next_generation.max(generation_after(header.generation));
                 let retained = filed.is_retained(&header);
                 let segment =
@@ -260,7 +260,7 @@ fn read_from_disk(file: &dyn StorageFile, clean_end: bool) -> io::Result<()> {
 
 /// The first generation that no use of a segment can have had so far.
 ///
-/// A crash can lose a use's first page and leave its records, or leave a cold segment of which no ledger tells. Such a file counts as free, and
+/// A crash can lose a use's first page and leave its records, or leave a cold segment of which no manifest tells. Such a file counts as free, and
 /// its generation must not be given to it again, or its old records would count. Which one it was is not known; that it is one of the
 /// 2^32 that the last run had for itself is.
 const fn generation_after(used: u64) -> u64 {
@@ -279,7 +279,7 @@ fn segment_files(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Vec<(u32, Pat
     Ok(files)
 }
 
-enum Class {
+enum SegmentClass {
     /// A segment file of this size without content that counts, last used under that generation.
     Free { size: u64, used_by: u64 },
     /// In use.
@@ -308,15 +308,15 @@ impl fmt::Display for Remark {
     }
 }
 
-fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Result<Class> {
+fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Result<SegmentClass> {
     let size = file.len()?;
     let matters = |generation: u64| generation > filed.generation || filed.retained.contains(&generation);
     let header = read_header(file, size)?;
     if let Some(header) = header {
         if header.spool != spool {
-            return Ok(Class::Foreign("a segment of another spool: left alone".to_owned()));
+            return Ok(SegmentClass::Foreign("a segment of another spool: left alone".to_owned()));
         }
-        // Cold segments count only once the ledger lists them.
+        // Cold segments count only once the manifest lists them.
         let used = match header.role {
             Role::Free => false,
             Role::Journal => matters(header.generation),
@@ -324,10 +324,10 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
         };
         if !used {
             let size = if size == header.size { size } else { 0 };
-            return Ok(Class::Free { size, used_by: header.generation });
+            return Ok(SegmentClass::Free { size, used_by: header.generation });
         }
         let remark = (size < header.size).then_some(Remark::CutShort { size, of: header.size });
-        return Ok(Class::Used(header, remark));
+        return Ok(SegmentClass::Used(header, remark));
     }
     match newest_generation(file, salt_of(spool))? {
         Some(generation) if matters(generation) => {
@@ -339,16 +339,16 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
             if may_be_old && newest_seq(file, spool, generation)? <= filed.seq {
                 let what =
                     "its first page is damaged, and nothing in it is newer than what is filed: left alone";
-                return Ok(Class::Foreign(what.to_owned()));
+                return Ok(SegmentClass::Foreign(what.to_owned()));
             }
             let header = SegmentHeader { role, generation, size, spool };
-            Ok(Class::Used(header, Some(Remark::Headless)))
+            Ok(SegmentClass::Used(header, Some(Remark::Headless)))
         }
-        Some(used_by) => Ok(Class::Free { size, used_by }),
-        None if begins_with_zeros(file, size)? => Ok(Class::Free { size: 0, used_by: 0 }),
-        None => {
-            Ok(Class::Foreign("neither its first page nor any record can be read: left alone".to_owned()))
-        }
+        Some(used_by) => Ok(SegmentClass::Free { size, used_by }),
+        None if begins_with_zeros(file, size)? => Ok(SegmentClass::Free { size: 0, used_by: 0 }),
+        None => Ok(SegmentClass::Foreign(
+            "neither its first page nor any record can be read: left alone".to_owned(),
+        )),
     }
 }
 
@@ -382,7 +382,7 @@ fn replay(
     spool: [u8; 16],
     filed: &Filed,
 ) -> Result<Replayed, RecoveryError> {
-    let mut replay = Replay::new(filed.seq, filed.durable_seq);
+    let mut replay = JournalReplay::new(filed.seq, filed.durable_seq);
     let mut first = 0_usize;
     let broken = scan_in_order(journal, salt_of(spool), &mut |number, found| {
         match number {
@@ -450,9 +450,9 @@ fn cut_torn_tail(journal: &[Arc<Segment>], replayed: &Replayed, salt: u32) -> Re
     Ok(())
 }
 
-fn mark_of(torn: &Torn, witness: Witness) -> Header {
-    Header {
-        kind: Kind::Mark,
+fn mark_of(torn: &Torn, witness: Witness) -> RecordHeader {
+    RecordHeader {
+        kind: RecordKind::Mark,
         generation: torn.generation,
         seq: witness.seq,
         durable_seq: witness.durable_seq,

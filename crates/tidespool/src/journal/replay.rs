@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use tidespool_core::SpoolId;
 
-use super::index::{Newest, Place};
-use super::record::Kind;
-use super::scan::Found;
+use super::index::{NewestRecord, RecordPlace};
+use super::record::RecordKind;
+use super::scan::FoundRecord;
 
 /// Sequence numbers that were durable once and are not there any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(crate) struct DamagedRecord {
 }
 
 /// The newest record of each id.
-pub(crate) type NewestById = HashMap<SpoolId, Newest, foldhash::fast::RandomState>;
+pub(crate) type NewestById = HashMap<SpoolId, NewestRecord, foldhash::fast::RandomState>;
 
 /// What is left when all records are read.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -68,10 +68,10 @@ pub(crate) struct Witness {
 
 /// Takes the records of all segments in generation order.
 #[derive(Debug)]
-pub(crate) struct Replay {
+pub(crate) struct JournalReplay {
     state: Replayed,
     /// Earlier versions of ids that were written more than once, in case the newest was aborted.
-    earlier: HashMap<SpoolId, Vec<Newest>>,
+    earlier: HashMap<SpoolId, Vec<NewestRecord>>,
     /// The next number, when nothing is missing.
     expected: u64,
     /// Every number up to this one was durable once.
@@ -79,14 +79,14 @@ pub(crate) struct Replay {
     /// The same, as far as records that are kept tell it.
     told: u64,
     /// Records after a missing or damaged one, until it is known which of torn and damaged that was.
-    doubtful: BTreeMap<u64, Found>,
+    doubtful: BTreeMap<u64, FoundRecord>,
     /// Other places of records that are or were in `doubtful`.
-    copies: Vec<Found>,
+    copies: Vec<FoundRecord>,
     /// The highest number of those that were [passed](Replay::pass).
     kept: u64,
 }
 
-impl Replay {
+impl JournalReplay {
     /// `filed_seq`: every record up to this number is filed. `durable_seq`: every record up to this
     /// one was durable.
     pub(crate) fn new(filed_seq: u64, durable_seq: u64) -> Self {
@@ -108,7 +108,7 @@ impl Replay {
     }
 
     /// Takes the next record.
-    pub(crate) fn take(&mut self, found: Found) {
+    pub(crate) fn take(&mut self, found: FoundRecord) {
         let seq = found.header.seq;
         if seq == self.expected && found.intact && self.doubtful.is_empty() && seq != 0 {
             // So it is with all of them, but for a crash or damage.
@@ -133,19 +133,19 @@ impl Replay {
 
     /// Takes a record of a segment that may be filed. What is missing before it says nothing. One
     /// that is damaged is named, and hides no older version: it may be torn.
-    pub(crate) fn take_kept(&mut self, found: Found) {
+    pub(crate) fn take_kept(&mut self, found: FoundRecord) {
         self.pass(found);
         if found.intact {
             self.apply(found);
         } else {
-            let Found { header, offset, .. } = found;
+            let FoundRecord { header, offset, .. } = found;
             let (id, seq, generation) = (header.id, header.seq, header.generation);
             self.state.damaged.push(DamagedRecord { id, seq, generation, offset });
         }
     }
 
     /// Passes over a record: no later one gets its number.
-    pub(crate) fn pass(&mut self, found: Found) {
+    pub(crate) fn pass(&mut self, found: FoundRecord) {
         self.kept = self.kept.max(found.header.seq);
     }
 
@@ -203,8 +203,8 @@ impl Replay {
         }
     }
 
-    fn apply(&mut self, found: Found) {
-        let Found { header, offset, intact, abort_of } = found;
+    fn apply(&mut self, found: FoundRecord) {
+        let FoundRecord { header, offset, intact, abort_of } = found;
         self.state.records += 1;
         let last = self.state.last_seqs.entry(header.generation).or_default();
         *last = (*last).max(header.seq);
@@ -215,21 +215,21 @@ impl Replay {
                 DamagedRecord { id: header.id, seq: header.seq, generation: header.generation, offset };
             self.state.damaged.push(damaged);
         }
-        let place = Place { generation: header.generation, offset, len: header.payload_len };
-        let newest = Newest { seq: header.seq, generation: header.generation, place: None };
+        let place = RecordPlace { generation: header.generation, offset, len: header.payload_len };
+        let newest = NewestRecord { seq: header.seq, generation: header.generation, place: None };
         match header.kind {
-            Kind::Put => self.learn(header.id, Newest { place: Some(place), ..newest }),
-            Kind::Remove => self.learn(header.id, newest),
-            Kind::Abort => {
+            RecordKind::Put => self.learn(header.id, NewestRecord { place: Some(place), ..newest }),
+            RecordKind::Remove => self.learn(header.id, newest),
+            RecordKind::Abort => {
                 if let Some(target) = abort_of {
                     self.abort(header.id, target);
                 }
             }
-            Kind::Mark => {}
+            RecordKind::Mark => {}
         }
     }
 
-    fn learn(&mut self, id: SpoolId, newest: Newest) {
+    fn learn(&mut self, id: SpoolId, newest: NewestRecord) {
         let current = match self.state.newest.entry(id) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
@@ -264,22 +264,22 @@ impl Replay {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::Header;
+    use super::super::record::RecordHeader;
     use super::*;
 
     fn id(n: u8) -> SpoolId {
         SpoolId::from_bytes([n; 16])
     }
 
-    struct Script {
-        replay: Replay,
+    struct ReplayScript {
+        replay: JournalReplay,
         generation: u64,
         offset: u64,
     }
 
-    impl Script {
+    impl ReplayScript {
         fn new() -> Self {
-            Self { replay: Replay::new(0, 0), generation: 1, offset: 4096 }
+            Self { replay: JournalReplay::new(0, 0), generation: 1, offset: 4096 }
         }
 
         fn record(
@@ -287,11 +287,11 @@ mod tests {
             seq: u64,
             durable_seq: u64,
             id: SpoolId,
-            kind: Kind,
+            kind: RecordKind,
             intact: bool,
             abort_of: Option<u64>,
         ) -> Self {
-            let header = Header {
+            let header = RecordHeader {
                 kind,
                 generation: self.generation,
                 seq,
@@ -300,17 +300,17 @@ mod tests {
                 payload_len: 0,
                 payload_crc: 0,
             };
-            self.replay.take(Found { header, offset: self.offset, intact, abort_of });
+            self.replay.take(FoundRecord { header, offset: self.offset, intact, abort_of });
             self.offset += 64;
             self
         }
 
         fn put(self, seq: u64, durable_seq: u64, n: u8) -> Self {
-            self.record(seq, durable_seq, id(n), Kind::Put, true, None)
+            self.record(seq, durable_seq, id(n), RecordKind::Put, true, None)
         }
 
         fn damaged_put(self, seq: u64, durable_seq: u64, n: u8) -> Self {
-            self.record(seq, durable_seq, id(n), Kind::Put, false, None)
+            self.record(seq, durable_seq, id(n), RecordKind::Put, false, None)
         }
 
         fn segment(mut self) -> Self {
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn everything_there_is_taken_synced_or_not() {
-        let replayed = Script::new().put(1, 0, 1).put(2, 0, 2).put(3, 2, 3).end();
+        let replayed = ReplayScript::new().put(1, 0, 1).put(2, 0, 2).put(3, 2, 3).end();
         assert_eq!(seqs(&replayed), [1, 2, 3]);
         assert_eq!((replayed.next_seq, replayed.torn.len()), (4, 0));
         assert!(replayed.gaps.is_empty() && replayed.damaged.is_empty());
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_hole_that_was_never_durable_is_a_torn_tail_and_cuts_all_after_it() {
-        let replayed = Script::new().put(1, 0, 1).put(3, 1, 3).put(4, 1, 4).end();
+        let replayed = ReplayScript::new().put(1, 0, 1).put(3, 1, 3).put(4, 1, 4).end();
         assert_eq!(seqs(&replayed), [1]);
         assert_eq!(replayed.next_seq, 2);
         assert_eq!(replayed.torn.len(), 2);
@@ -349,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_hole_that_was_durable_once_is_damage_and_costs_nothing_else() {
-        let replayed = Script::new().put(1, 0, 1).put(4, 1, 4).put(5, 4, 5).end();
+        let replayed = ReplayScript::new().put(1, 0, 1).put(4, 1, 4).put(5, 4, 5).end();
         assert_eq!(seqs(&replayed), [1, 4, 5]);
         assert_eq!(replayed.gaps, [Gap { first: 2, last: 3 }]);
         assert!(replayed.torn.is_empty());
@@ -357,7 +357,7 @@ mod tests {
 
     #[test]
     fn a_hole_that_reaches_beyond_what_was_durable_is_both() {
-        let replayed = Script::new().put(1, 0, 1).put(6, 3, 6).end();
+        let replayed = ReplayScript::new().put(1, 0, 1).put(6, 3, 6).end();
         assert_eq!(replayed.gaps, [Gap { first: 2, last: 3 }]);
         assert_eq!(replayed.torn.len(), 1);
         // The torn record alone tells of the loss: a mark will do so in its place.
@@ -367,17 +367,17 @@ mod tests {
 
     #[test]
     fn a_damaged_payload_is_torn_or_named() {
-        let torn = Script::new().put(1, 0, 1).damaged_put(2, 1, 2).put(3, 1, 3).end();
+        let torn = ReplayScript::new().put(1, 0, 1).damaged_put(2, 1, 2).put(3, 1, 3).end();
         assert_eq!((seqs(&torn), torn.torn.len()), (vec![1], 2));
         assert!(torn.damaged.is_empty());
-        let named = Script::new().put(1, 0, 1).damaged_put(2, 1, 2).put(3, 2, 3).end();
+        let named = ReplayScript::new().put(1, 0, 1).damaged_put(2, 1, 2).put(3, 2, 3).end();
         assert_eq!(seqs(&named), [1, 2, 3]);
         assert_eq!(named.damaged[0].id, id(2));
     }
 
     #[test]
     fn what_was_written_again_counts_at_its_newer_place() {
-        let replayed = Script::new()
+        let replayed = ReplayScript::new()
             .put(1, 0, 1)
             .put(2, 1, 2)
             .damaged_put(3, 1, 3)
@@ -394,7 +394,8 @@ mod tests {
 
     #[test]
     fn every_copy_of_a_torn_record_is_cut() {
-        let replayed = Script::new().put(1, 0, 1).put(3, 1, 3).segment().put(1, 0, 1).put(3, 1, 3).end();
+        let replayed =
+            ReplayScript::new().put(1, 0, 1).put(3, 1, 3).segment().put(1, 0, 1).put(3, 1, 3).end();
         assert_eq!((seqs(&replayed), replayed.next_seq), (vec![1], 2));
         let mut torn: Vec<_> = replayed.torn.iter().map(|torn| (torn.generation, torn.offset)).collect();
         torn.sort_unstable();
@@ -404,12 +405,12 @@ mod tests {
 
     #[test]
     fn an_abort_brings_back_the_earlier_version() {
-        let replayed = Script::new()
+        let replayed = ReplayScript::new()
             .put(1, 0, 1)
             .put(2, 1, 1)
             .put(3, 2, 2)
-            .record(4, 3, id(1), Kind::Abort, true, Some(2))
-            .record(5, 4, id(2), Kind::Abort, true, Some(3))
+            .record(4, 3, id(1), RecordKind::Abort, true, Some(2))
+            .record(5, 4, id(2), RecordKind::Abort, true, Some(3))
             .end();
         assert_eq!(seqs(&replayed), [1]);
         assert_eq!(replayed.newest[&id(1)].seq, 1);
@@ -418,12 +419,12 @@ mod tests {
     #[test]
     fn aborts_of_several_versions_in_any_order() {
         let two = |first, second| {
-            Script::new()
+            ReplayScript::new()
                 .put(1, 0, 1)
                 .put(2, 1, 1)
                 .put(3, 2, 1)
-                .record(4, 3, id(1), Kind::Abort, true, Some(first))
-                .record(5, 4, id(1), Kind::Abort, true, Some(second))
+                .record(4, 3, id(1), RecordKind::Abort, true, Some(first))
+                .record(5, 4, id(1), RecordKind::Abort, true, Some(second))
                 .end()
         };
         assert_eq!(seqs(&two(2, 3)), [1]);
@@ -432,10 +433,10 @@ mod tests {
 
     #[test]
     fn the_last_records_missing_altogether_is_noticed_where_they_were_known_durable() {
-        let mut replay = Replay::new(0, 7);
-        replay.take(Found {
-            header: Header {
-                kind: Kind::Put,
+        let mut replay = JournalReplay::new(0, 7);
+        replay.take(FoundRecord {
+            header: RecordHeader {
+                kind: RecordKind::Put,
                 generation: 1,
                 seq: 1,
                 durable_seq: 0,
@@ -454,7 +455,8 @@ mod tests {
 
     #[test]
     fn a_removal_is_kept_for_sled_to_know() {
-        let replayed = Script::new().put(1, 0, 1).record(2, 1, id(1), Kind::Remove, true, None).end();
+        let replayed =
+            ReplayScript::new().put(1, 0, 1).record(2, 1, id(1), RecordKind::Remove, true, None).end();
         assert_eq!(replayed.newest[&id(1)].place, None);
     }
 }

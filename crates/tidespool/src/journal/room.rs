@@ -1,7 +1,7 @@
 //! What fits into the segments that there are. Pure.
 //!
 //! A record takes its own bytes and those of its entry in the footer. Records and footer each fill
-//! whole pages, so [`Room`] leaves out one page: whatever it says that fits does fit.
+//! whole pages, so [`JournalRoom`] leaves out one page: whatever it says that fits does fit.
 
 use super::footer::{ENTRY_LEN, TRAILER_LEN, footer_len};
 use super::record::footprint;
@@ -41,7 +41,7 @@ pub(super) const fn fits(left: u64, bytes: u64, entries: u64) -> bool {
 
 /// Room for records, filled up in the way in which they will be written: none of them spans two segments.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Room {
+pub(crate) struct JournalRoom {
     /// In the segment that is being filled.
     pub(super) left: u64,
     /// Segments after it.
@@ -50,7 +50,7 @@ pub(crate) struct Room {
     pub(super) usable: u64,
 }
 
-impl Room {
+impl JournalRoom {
     /// All of it.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> u64 {
@@ -74,13 +74,13 @@ impl Room {
 mod tests {
     use super::*;
 
-    /// `Room` is asked first and the writer packs afterwards.
+    /// `JournalRoom` is asked first and the writer packs afterwards.
     #[test]
     fn what_room_admits_fits() {
         for left in (2..40).map(|pages| pages * PAGE) {
             for listed in [0, 1, 100, 300] {
                 for len in [0, 1, 100, 4000, 4040, 9000] {
-                    let mut room = Room { left: usable(left, listed), free: 0, usable: 0 };
+                    let mut room = JournalRoom { left: usable(left, listed), free: 0, usable: 0 };
                     let mut records = 0;
                     while room.take(cost(len)) {
                         records += 1;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::record::{HEADER_LEN, Header, Kind, RECORD_ALIGN};
+use super::record::{HEADER_LEN, RECORD_ALIGN, RecordHeader, RecordKind};
 use super::segment::PAGE;
 use crate::storage::{StorageFile, read_exact_at};
 
@@ -11,8 +11,8 @@ const WINDOW: usize = 1 << 20;
 
 /// A record with an intact header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Found {
-    pub(crate) header: Header,
+pub(crate) struct FoundRecord {
+    pub(crate) header: RecordHeader,
     /// Of the header in the file.
     pub(crate) offset: u64,
     /// The payload matches its checksum.
@@ -30,18 +30,18 @@ pub(crate) fn scan(
     file: &dyn StorageFile,
     salt: u32,
     generation: u64,
-    visit: &mut dyn FnMut(Found),
+    visit: &mut dyn FnMut(FoundRecord),
 ) -> io::Result<u64> {
     walk(file, salt, generation, Payloads::Check, visit)
 }
 
-/// The same without the payloads, but for those of aborts: [`Found::intact`] is true where the file
+/// The same without the payloads, but for those of aborts: [`FoundRecord::intact`] is true where the file
 /// holds all of them. A payload that is larger than what is read at once is not read.
 pub(super) fn scan_headers(
     file: &dyn StorageFile,
     salt: u32,
     generation: u64,
-    visit: &mut dyn FnMut(Found),
+    visit: &mut dyn FnMut(FoundRecord),
 ) -> io::Result<u64> {
     walk(file, salt, generation, Payloads::PassOver, visit)
 }
@@ -58,9 +58,9 @@ fn walk(
     salt: u32,
     generation: u64,
     payloads: Payloads,
-    visit: &mut dyn FnMut(Found),
+    visit: &mut dyn FnMut(FoundRecord),
 ) -> io::Result<u64> {
-    let mut window = Window::new(file)?;
+    let mut window = ScanWindow::new(file)?;
     let mut offset = PAGE;
     let mut broken = 0;
     while offset + HEADER_LEN as u64 <= window.end {
@@ -71,14 +71,14 @@ fn walk(
         };
         let payload_at = offset + HEADER_LEN as u64;
         let payload_end = payload_at + u64::from(header.payload_len);
-        let is_checked = payloads == Payloads::Check || header.kind == Kind::Abort;
+        let is_checked = payloads == Payloads::Check || header.kind == RecordKind::Abort;
         let intact = payload_end <= window.end
             && (!is_checked || window.crc(payload_at, payload_end)? == header.payload_crc);
         let abort_of = match header.kind {
-            Kind::Abort if intact && header.payload_len == 8 => Some(window.u64_at(payload_at)?),
+            RecordKind::Abort if intact && header.payload_len == 8 => Some(window.u64_at(payload_at)?),
             _ => None,
         };
-        visit(Found { header, offset, intact, abort_of });
+        visit(FoundRecord { header, offset, intact, abort_of });
         offset += header.footprint();
     }
     Ok(broken)
@@ -86,7 +86,7 @@ fn walk(
 
 /// The newest generation of which a batch starts somewhere in the file, for a segment whose own header page is damaged.
 pub(crate) fn newest_generation(file: &dyn StorageFile, salt: u32) -> io::Result<Option<u64>> {
-    let mut window = Window::new(file)?;
+    let mut window = ScanWindow::new(file)?;
     let mut newest = None;
     let mut offset = PAGE;
     while offset + HEADER_LEN as u64 <= window.end {
@@ -100,14 +100,14 @@ pub(crate) fn newest_generation(file: &dyn StorageFile, salt: u32) -> io::Result
 }
 
 /// A part of the file in memory, moved along.
-struct Window<'a> {
+struct ScanWindow<'a> {
     file: &'a dyn StorageFile,
     end: u64,
     start: u64,
     bytes: Vec<u8>,
 }
 
-impl<'a> Window<'a> {
+impl<'a> ScanWindow<'a> {
     fn new(file: &'a dyn StorageFile) -> io::Result<Self> {
         Ok(Self { file, end: file.len()?, start: 0, bytes: Vec::new() })
     }
@@ -126,10 +126,10 @@ impl<'a> Window<'a> {
         Ok(&self.bytes[from..from + len])
     }
 
-    fn header(&mut self, offset: u64, salt: u32, generation: u64) -> io::Result<Option<Header>> {
+    fn header(&mut self, offset: u64, salt: u32, generation: u64) -> io::Result<Option<RecordHeader>> {
         let mut header = [0; HEADER_LEN];
         header.copy_from_slice(self.bytes(offset, HEADER_LEN as u64)?);
-        Ok(Header::decode(&header, salt, generation))
+        Ok(RecordHeader::decode(&header, salt, generation))
     }
 
     /// The first place from `offset` on where a header of this generation may stand, as far as what is in memory tells.

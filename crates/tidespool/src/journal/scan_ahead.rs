@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use super::scan::{Found, scan};
+use super::scan::{FoundRecord, scan};
 use super::segment::Segment;
 
 /// Threads that scan. What is found is taken in order on the caller's.
@@ -18,8 +18,8 @@ const BATCH: usize = 8 * 1024;
 const WAITING: usize = 4;
 
 /// Some of a segment's records.
-struct Batch {
-    found: Vec<Found>,
+struct ScannedBatch {
+    found: Vec<FoundRecord>,
     /// Set in the last batch of a segment: how its reading ended.
     end: Option<io::Result<u64>>,
 }
@@ -31,16 +31,16 @@ struct Batch {
 pub(super) fn scan_in_order<S: AsRef<Segment> + Sync>(
     segments: &[S],
     salt: u32,
-    take: &mut dyn FnMut(usize, Found),
+    take: &mut dyn FnMut(usize, FoundRecord),
 ) -> Result<u64, (usize, io::Error)> {
     let stopped = AtomicBool::new(false);
     thread::scope(|scope| {
         let stopped = &stopped;
-        let lanes: Vec<Option<Receiver<Batch>>> = (0..SCANNING.min(segments.len()))
+        let lanes: Vec<Option<Receiver<ScannedBatch>>> = (0..SCANNING.min(segments.len()))
             .map(|lane| {
                 let (sender, receiver) = sync_channel(WAITING);
                 let its_own = segments.iter().skip(lane).step_by(SCANNING);
-                let thread = thread::Builder::new().name("tidespool-open".to_owned());
+                let thread = thread::Builder::new().name("tide-open".to_owned());
                 let started = thread.spawn_scoped(scope, move || {
                     for segment in its_own {
                         if stopped.load(Ordering::Relaxed) || !send_all(segment.as_ref(), salt, &sender) {
@@ -71,7 +71,7 @@ pub(super) fn scan_in_order<S: AsRef<Segment> + Sync>(
 }
 
 /// Takes the batches of one segment.
-fn take_segment(lane: &Receiver<Batch>, take: &mut dyn FnMut(Found)) -> io::Result<u64> {
+fn take_segment(lane: &Receiver<ScannedBatch>, take: &mut dyn FnMut(FoundRecord)) -> io::Result<u64> {
     loop {
         let batch = lane.recv().map_err(|_| io::Error::other("the thread that read it panicked"))?;
         batch.found.into_iter().for_each(&mut *take);
@@ -82,19 +82,19 @@ fn take_segment(lane: &Receiver<Batch>, take: &mut dyn FnMut(Found)) -> io::Resu
 }
 
 /// Scans a segment for the one who takes. `false`: there is nobody any more.
-fn send_all(segment: &Segment, salt: u32, sender: &SyncSender<Batch>) -> bool {
+fn send_all(segment: &Segment, salt: u32, sender: &SyncSender<ScannedBatch>) -> bool {
     let mut found = Vec::with_capacity(BATCH);
     let mut is_heard = true;
     let end = scan_segment(segment, salt, &mut |record| {
         found.push(record);
         if found.len() == BATCH {
             let found = std::mem::replace(&mut found, Vec::with_capacity(BATCH));
-            is_heard = is_heard && sender.send(Batch { found, end: None }).is_ok();
+            is_heard = is_heard && sender.send(ScannedBatch { found, end: None }).is_ok();
         }
     });
-    is_heard && sender.send(Batch { found, end: Some(end) }).is_ok()
+    is_heard && sender.send(ScannedBatch { found, end: Some(end) }).is_ok()
 }
 
-fn scan_segment(segment: &Segment, salt: u32, visit: &mut dyn FnMut(Found)) -> io::Result<u64> {
+fn scan_segment(segment: &Segment, salt: u32, visit: &mut dyn FnMut(FoundRecord)) -> io::Result<u64> {
     scan(&*segment.file, salt, segment.generation, visit)
 }

@@ -9,8 +9,8 @@ use std::time::Instant;
 use thiserror::Error;
 use tidespool_core::SpoolId;
 
-use super::index::Place;
-use super::record::{HEADER_LEN, Header, Kind, payload_crc};
+use super::index::RecordPlace;
+use super::record::{HEADER_LEN, RecordHeader, RecordKind, payload_crc};
 use crate::storage::{StorageFile, read_exact_vectored_at};
 
 /// Bytes before the first record; also the alignment of a batch.
@@ -23,7 +23,7 @@ pub(crate) enum Role {
     Free,
     /// The journal: replayed at open unless filed.
     Journal,
-    /// The large payloads that survived older segments. Never replayed: the ledger lists it, or it is garbage.
+    /// The large payloads that survived older segments. Never replayed: the manifest lists it, or it is garbage.
     Cold,
 }
 
@@ -265,7 +265,7 @@ impl Segment {
         &self,
         salt: u32,
         id: &SpoolId,
-        place: Place,
+        place: RecordPlace,
     ) -> Result<(Vec<u8>, u32), ReadError> {
         self.twice(|| {
             let (mut header, mut payload) = ([0; HEADER_LEN], vec![0; place.len as usize]);
@@ -278,7 +278,7 @@ impl Segment {
     }
 
     /// Reads again, from the disk, what was not right: what was wrong on the way, or in memory, is not damaged. For good is what is said of damage:
-    /// the filer gives up the record.
+    /// the checkpointer gives up the record.
     fn twice<T>(&self, read: impl Fn() -> Result<T, ReadError>) -> Result<T, ReadError> {
         match read() {
             Err(first @ ReadError::Damaged { .. }) => {
@@ -294,7 +294,7 @@ impl Segment {
     }
 
     /// The same if all of it is in memory, and is what it should be: never waits for a disk. `None` says nothing about the record.
-    pub(crate) fn read_put_in_memory(&self, salt: u32, id: &SpoolId, place: Place) -> Option<Vec<u8>> {
+    pub(crate) fn read_put_in_memory(&self, salt: u32, id: &SpoolId, place: RecordPlace) -> Option<Vec<u8>> {
         let (mut header, mut payload) = ([0; HEADER_LEN], vec![0; place.len as usize]);
         let mut bufs = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut payload)];
         let read = self.file.read_in_memory_at(&mut bufs, place.offset).ok()?;
@@ -307,13 +307,13 @@ impl Segment {
         &self,
         salt: u32,
         id: &SpoolId,
-        place: Place,
+        place: RecordPlace,
         header: &[u8; HEADER_LEN],
         payload: &[u8],
     ) -> Result<u32, ReadError> {
-        let header = Header::decode(header, salt, self.generation)
+        let header = RecordHeader::decode(header, salt, self.generation)
             .ok_or_else(|| self.damaged(place.offset, "the record's header fails its checksum"))?;
-        if header.id != *id || header.kind != Kind::Put || header.payload_len != place.len {
+        if header.id != *id || header.kind != RecordKind::Put || header.payload_len != place.len {
             return Err(self.damaged(place.offset, "another record stands there"));
         }
         if header.payload_crc != payload_crc(payload) {

@@ -13,14 +13,14 @@ use super::pool::{FreeSegment, Pool};
 use super::segment::{Role, Segment, SegmentHeader, Use};
 use crate::storage::{StorageFile, write_all_at};
 
-/// More segments than could ever be used between two ledgers.
+/// More segments than could ever be used between two manifests.
 const GENERATIONS_AHEAD: u64 = 1 << 20;
 
 /// Every segment that holds something: the journal's and the retained ones.
 #[derive(Debug)]
 pub(crate) struct Segments {
     by_generation: RwLock<BTreeMap<u64, Arc<Segment>>>,
-    /// Generations that the ledger names, and that were not found at open.
+    /// Generations that the manifest names, and that were not found at open.
     missing: RwLock<BTreeSet<u64>>,
     /// Taken out while somebody read from them; given to the pool when the last reader is done.
     leaving: parking_lot::Mutex<Vec<Arc<Segment>>>,
@@ -63,7 +63,7 @@ impl Segments {
         self.salt
     }
 
-    /// Generations from this one on are not used before the ledger was written again.
+    /// Generations from this one on are not used before the manifest was written again.
     pub(crate) fn reserved_generation(&self) -> u64 {
         self.next_generation.load(Ordering::Relaxed) + GENERATIONS_AHEAD
     }
@@ -133,7 +133,7 @@ impl Segments {
         self.by_generation.read().values().cloned().collect()
     }
 
-    /// So that even without the ledger nobody takes its records for live ones. Not synced, and no matter if it fails: the ledger counts.
+    /// So that even without the manifest nobody takes its records for live ones. Not synced, and no matter if it fails: the manifest counts.
     fn mark_free(&self, path: &Path, file: &dyn StorageFile, size: u64) {
         let header = SegmentHeader { role: Role::Free, generation: 0, size, spool: self.spool }.encode();
         if let Err(error) = write_all_at(file, &mut [IoSlice::new(&header)], 0) {

@@ -14,10 +14,10 @@ use tidespool_core::SpoolId;
 
 use super::buffers::{bytes_of, shrink};
 use super::footer::{FooterEntry, Records};
-use super::index::{Newest, Place};
+use super::index::{NewestRecord, RecordPlace};
 use super::pool::{FreeSegment, RESERVED};
-use super::record::{HEADER_LEN, Header, Kind, RECORD_ALIGN, footprint, payload_crc};
-use super::room::{Room, fits, needs_own_segment, own_segment_size, usable, usable_of};
+use super::record::{HEADER_LEN, RECORD_ALIGN, RecordHeader, RecordKind, footprint, payload_crc};
+use super::room::{JournalRoom, fits, needs_own_segment, own_segment_size, usable, usable_of};
 use super::segment::{PAGE, Role, Segment};
 use super::segments::Segments;
 use super::sync_job::{SyncEnd, SyncJob};
@@ -28,7 +28,7 @@ const COPY_UP_TO: usize = 2048;
 
 /// What a record says, with what it needs to say it.
 #[derive(Debug, Clone)]
-pub(crate) enum Change {
+pub(crate) enum JournalChange {
     /// A message, with the checksum of its bytes.
     Put(Arc<Box<[u8]>>, u32),
     Remove,
@@ -56,24 +56,24 @@ pub(crate) enum WriteError {
 
 /// A record that is durable now.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Durable {
+pub(crate) struct DurableState {
     pub(crate) seq: u64,
-    pub(crate) newest: Newest,
+    pub(crate) newest: NewestRecord,
 }
 
 /// What a good sync covered.
 #[derive(Debug, Default)]
 pub(crate) struct Synced {
     /// The records since the last one, in the order in which they were appended.
-    pub(crate) records: Vec<Durable>,
+    pub(crate) records: Vec<DurableState>,
     /// Segments to which no more is written. They are to be settled once the index knows `records`.
     pub(crate) finished: Vec<Arc<Segment>>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct WrittenEntry {
     id: SpoolId,
-    change: Change,
+    change: JournalChange,
     seq: u64,
     payload_len: u32,
     payload_crc: u32,
@@ -99,7 +99,7 @@ pub(crate) struct Writer {
     next_seq: u64,
     durable_seq: u64,
     /// Everything since the last good sync.
-    entries: Vec<Entry>,
+    entries: Vec<WrittenEntry>,
     /// How many of `entries` are written.
     written: usize,
     /// Segments written to since the last sync was taken out.
@@ -174,7 +174,7 @@ impl Writer {
     }
 
     /// What fits into the segments that there are. Messages leave the reserve to removes, as a free segment or as the active one.
-    pub(crate) fn room(&self, for_removes: bool) -> Room {
+    pub(crate) fn room(&self, for_removes: bool) -> JournalRoom {
         let pool = self.segments.pool();
         let free = pool.free();
         let active = self.active.as_ref().map_or(0, Active::room);
@@ -182,12 +182,12 @@ impl Writer {
         if self.has_unwritten() {
             // What is queued goes first, and it may take all there is. Nor may anything join a batch that has to be tried again: by now an older
             // version of an id in it may have come due, and would be written after the newer one.
-            return Room { left: 0, free: 0, usable };
+            return JournalRoom { left: 0, free: 0, usable };
         }
         match for_removes {
-            true => Room { left: active, free, usable },
-            false if free < RESERVED => Room { left: 0, free: 0, usable },
-            false => Room { left: active, free: free - RESERVED, usable },
+            true => JournalRoom { left: active, free, usable },
+            false if free < RESERVED => JournalRoom { left: 0, free: 0, usable },
+            false => JournalRoom { left: active, free: free - RESERVED, usable },
         }
     }
 
@@ -208,16 +208,24 @@ impl Writer {
     }
 
     /// Queues a record. It gets the next sequence number, which is returned.
-    pub(crate) fn append(&mut self, id: SpoolId, change: Change) -> u64 {
+    pub(crate) fn append(&mut self, id: SpoolId, change: JournalChange) -> u64 {
         let seq = self.next_seq;
         self.next_seq += 1;
         let (payload_len, payload_crc) = match &change {
             // `max_message_size` is at most 1 GiB, checked in `store`.
-            Change::Put(data, crc) => (u32::try_from(data.len()).unwrap_or(u32::MAX), *crc),
-            Change::Abort(target) => (8, payload_crc(&target.to_le_bytes())),
-            Change::Remove | Change::Mark => (0, payload_crc(&[])),
+            JournalChange::Put(data, crc) => (u32::try_from(data.len()).unwrap_or(u32::MAX), *crc),
+            JournalChange::Abort(target) => (8, payload_crc(&target.to_le_bytes())),
+            JournalChange::Remove | JournalChange::Mark => (0, payload_crc(&[])),
         };
-        self.entries.push(Entry { id, change, seq, payload_len, payload_crc, generation: 0, offset: 0 });
+        self.entries.push(WrittenEntry {
+            id,
+            change,
+            seq,
+            payload_len,
+            payload_crc,
+            generation: 0,
+            offset: 0,
+        });
         seq
     }
 
@@ -282,12 +290,12 @@ impl Writer {
         let covered = self.entries.iter().take_while(|entry| entry.seq <= end.up_to).count();
         for (_, segment) in self.syncing.extract_if(.., |(up_to, _)| *up_to <= end.up_to) {
             segment.mark_durable();
-            let of_it = |entry: &&Entry| entry.generation == segment.generation;
+            let of_it = |entry: &&WrittenEntry| entry.generation == segment.generation;
             let last = self.entries[..covered].iter().rfind(of_it);
             last.inspect(|entry| segment.note_last_seq(entry.seq));
         }
         self.distrust_pool = false;
-        let records: Vec<Durable> = self.entries.drain(..covered).map(|entry| entry.durable()).collect();
+        let records: Vec<DurableState> = self.entries.drain(..covered).map(|entry| entry.durable()).collect();
         self.written -= covered;
         shrink(&mut self.entries);
         self.note_memory();
@@ -476,7 +484,7 @@ impl Active {
 
     /// How many of `entries`, from the first, fit with the footer behind them; and the bytes that
     /// they take.
-    fn fitting(&self, entries: &[Entry]) -> (usize, u64) {
+    fn fitting(&self, entries: &[WrittenEntry]) -> (usize, u64) {
         let left = self.left();
         let has_room = |bytes: u64, count: u64| match &self.listed {
             Some(listed) => fits(left, bytes, listed.len() + count),
@@ -493,33 +501,36 @@ impl Active {
     }
 }
 
-impl Entry {
+impl WrittenEntry {
     fn footprint(&self) -> u64 {
         footprint(u64::from(self.payload_len))
     }
 
-    fn kind(&self) -> Kind {
+    fn kind(&self) -> RecordKind {
         match self.change {
-            Change::Put(..) => Kind::Put,
-            Change::Remove => Kind::Remove,
-            Change::Abort(_) => Kind::Abort,
-            Change::Mark => Kind::Mark,
+            JournalChange::Put(..) => RecordKind::Put,
+            JournalChange::Remove => RecordKind::Remove,
+            JournalChange::Abort(_) => RecordKind::Abort,
+            JournalChange::Mark => RecordKind::Mark,
         }
     }
 
     fn listed(&self) -> FooterEntry {
         let abort_of = match self.change {
-            Change::Abort(target) => Some(target),
-            Change::Put(..) | Change::Remove | Change::Mark => None,
+            JournalChange::Abort(target) => Some(target),
+            JournalChange::Put(..) | JournalChange::Remove | JournalChange::Mark => None,
         };
         let (kind, len) = (self.kind(), self.payload_len);
         FooterEntry { id: self.id, kind, seq: self.seq, offset: self.offset, len, abort_of }
     }
 
-    fn durable(&self) -> Durable {
-        let place = Place { generation: self.generation, offset: self.offset, len: self.payload_len };
-        let place = matches!(self.change, Change::Put(..)).then_some(place);
-        Durable { seq: self.seq, newest: Newest { seq: self.seq, generation: self.generation, place } }
+    fn durable(&self) -> DurableState {
+        let place = RecordPlace { generation: self.generation, offset: self.offset, len: self.payload_len };
+        let place = matches!(self.change, JournalChange::Put(..)).then_some(place);
+        DurableState {
+            seq: self.seq,
+            newest: NewestRecord { seq: self.seq, generation: self.generation, place },
+        }
     }
 }
 
@@ -531,7 +542,7 @@ enum Piece<'a> {
 
 /// Lays out a batch: headers, small payloads and padding in `scratch`, large payloads where they are.
 fn encode<'a>(
-    entries: &'a [Entry],
+    entries: &'a [WrittenEntry],
     salt: u32,
     durable_seq: u64,
     padding: u64,
@@ -541,7 +552,7 @@ fn encode<'a>(
     scratch.clear();
     let mut from = 0;
     for entry in entries {
-        let header = Header {
+        let header = RecordHeader {
             kind: entry.kind(),
             generation: entry.generation,
             seq: entry.seq,
@@ -552,14 +563,14 @@ fn encode<'a>(
         };
         scratch.extend_from_slice(&header.encode(salt));
         match &entry.change {
-            Change::Put(data, _) if data.len() > COPY_UP_TO => {
+            JournalChange::Put(data, _) if data.len() > COPY_UP_TO => {
                 pieces.push(Piece::Scratch(from, scratch.len()));
                 from = scratch.len();
                 pieces.push(Piece::Payload(data));
             }
-            Change::Put(data, _) => scratch.extend_from_slice(data),
-            Change::Abort(target) => scratch.extend_from_slice(&target.to_le_bytes()),
-            Change::Remove | Change::Mark => {}
+            JournalChange::Put(data, _) => scratch.extend_from_slice(data),
+            JournalChange::Abort(target) => scratch.extend_from_slice(&target.to_le_bytes()),
+            JournalChange::Remove | JournalChange::Mark => {}
         }
         let unaligned = (HEADER_LEN as u64 + u64::from(entry.payload_len)) % RECORD_ALIGN;
         let pad = (RECORD_ALIGN - unaligned) % RECORD_ALIGN;

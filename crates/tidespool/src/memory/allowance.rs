@@ -17,12 +17,12 @@ pub(crate) struct Allowance {
 
 /// What a limit of the system leaves, over time: it falls at once and rises slowly, or the cache would follow every move of the neighbours.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Bound(Option<(u64, Instant)>);
+pub(crate) struct MemoryBound(Option<(u64, Instant)>);
 
 /// The whole budget comes back in this time.
 const RISE: Duration = Duration::from_secs(30);
 
-impl Bound {
+impl MemoryBound {
     /// `most`: what may be had now, in bytes; `None` where there is no bound. Returns what counts.
     pub(crate) fn follow(&mut self, now: Instant, most: Option<u64>, budget: u64) -> u64 {
         let Some(most) = most else {
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_bound_falls_at_once_and_rises_slowly() {
-        let (mut bound, start) = (Bound::default(), Instant::now());
+        let (mut bound, start) = (MemoryBound::default(), Instant::now());
         let mut at = |seconds, most| {
             let most = bound.follow(start + Duration::from_secs(seconds), most, 300 * MIB);
             if most == u64::MAX { most } else { most / MIB }

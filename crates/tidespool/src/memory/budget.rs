@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, oneshot};
 
-use super::queue::{Load, Place, Queue, Turn};
+use super::queue::{Load, Queue, QueuePlace, Turn};
 use super::throttle::{Lane, cannot_meet};
 
 /// What a dirty message costs in memory beside its bytes: its entries in the tables, its ticket, its reference counts.
@@ -35,7 +35,7 @@ pub(crate) struct Budget {
     drained_in: AtomicU64,
     /// When the last of them ended, in nanoseconds since `started`.
     drained_at: AtomicU64,
-    line: Mutex<Line>,
+    line: Mutex<WaitingLine>,
     /// Wakes the thread that is in [`attend`](Budget::attend).
     wake: Condvar,
     started: Instant,
@@ -43,7 +43,7 @@ pub(crate) struct Budget {
 
 /// Those who wait. Bounded by the callers: each is a caller's future.
 #[derive(Debug)]
-struct Line {
+struct WaitingLine {
     queue: Queue<oneshot::Sender<Permit>>,
     /// When the next waiter is due, in nanoseconds since `started`: the attending thread wakes
     /// then.
@@ -80,7 +80,7 @@ impl Budget {
             drained: AtomicU64::new(0),
             drained_in: AtomicU64::new(0),
             drained_at: AtomicU64::new(0),
-            line: Mutex::new(Line {
+            line: Mutex::new(WaitingLine {
                 queue: Queue::new(),
                 alarm: None,
                 is_full: false,
@@ -339,7 +339,7 @@ impl Budget {
     }
 
     /// Gives up a place, if it was not served.
-    fn leave(self: &Arc<Self>, lane: Lane, place: Place) {
+    fn leave(self: &Arc<Self>, lane: Lane, place: QueuePlace) {
         let mut line = self.line.lock();
         if line.queue.leave(lane, place).is_none() {
             return;
@@ -352,7 +352,7 @@ impl Budget {
     }
 
     /// Under the lock: where it was the last one, nobody waits.
-    fn note_left(&self, line: &Line) {
+    fn note_left(&self, line: &WaitingLine) {
         if line.queue.is_empty() {
             self.puts.fetch_and(!WAITING, Ordering::AcqRel);
         }
@@ -421,18 +421,18 @@ impl Drop for Permit {
 pub(crate) struct Waiter {
     budget: Arc<Budget>,
     lane: Lane,
-    place: Place,
+    place: QueuePlace,
     permit: oneshot::Receiver<Permit>,
 }
 
 /// The budget is gone with all who waited. It is not: each of them holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Gone;
+pub(crate) struct WaiterGone;
 
 impl Waiter {
     /// Waits for the room.
-    pub(crate) async fn admitted(mut self) -> Result<Permit, Gone> {
-        (&mut self.permit).await.map_err(|_| Gone)
+    pub(crate) async fn admitted(mut self) -> Result<Permit, WaiterGone> {
+        (&mut self.permit).await.map_err(|_| WaiterGone)
     }
 }
 

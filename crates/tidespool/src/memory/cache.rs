@@ -15,11 +15,11 @@ const ENTRY_OVERHEAD: u64 = 376;
 /// Copies that are carried over before moka is asked to free what they took.
 const CARRIED_AT_ONCE: usize = 256;
 
-type Inner = Cache<SpoolId, Copy, foldhash::fast::RandomState>;
+type Inner = Cache<SpoolId, CachedCopy, foldhash::fast::RandomState>;
 
 /// A clean copy, and when it came.
 #[derive(Debug, Clone)]
-struct Copy {
+struct CachedCopy {
     data: Arc<Box<[u8]>>,
     /// The [`CleanCache::age`] at which it came in: coarse, so that telling it costs nothing.
     since: u32,
@@ -28,13 +28,13 @@ struct Copy {
 /// The clean cache. Its moka, which can't change its size, is replaced by another one: the newest copies are carried over.
 #[derive(Debug)]
 pub(crate) struct CleanCache {
-    inner: ArcSwap<Sized>,
+    inner: ArcSwap<WeighedCopy>,
     /// Goes up with each upkeep.
     age: AtomicU32,
 }
 
 #[derive(Debug)]
-struct Sized {
+struct WeighedCopy {
     cache: Inner,
     capacity: u64,
     lru: bool,
@@ -42,7 +42,7 @@ struct Sized {
     previous: Option<Inner>,
 }
 
-impl Sized {
+impl WeighedCopy {
     /// A copy that is still to be carried over.
     #[cold]
     fn carried(&self, id: &SpoolId) -> Option<Arc<Box<[u8]>>> {
@@ -61,7 +61,7 @@ pub(crate) struct Evicted {
 impl CleanCache {
     /// `capacity`: bytes, overhead included. `lru`: least recently used first, else TinyLFU.
     pub(crate) fn new(capacity: u64, lru: bool) -> Self {
-        let inner = Sized { cache: build(capacity, lru), capacity, lru, previous: None };
+        let inner = WeighedCopy { cache: build(capacity, lru), capacity, lru, previous: None };
         Self { inner: ArcSwap::from_pointee(inner), age: AtomicU32::new(0) }
     }
 
@@ -81,7 +81,7 @@ impl CleanCache {
         }
         // A message that would push out an eighth of the rest is cheaper to read again.
         if cost(&data) <= inner.capacity / 8 {
-            inner.cache.insert(id, Copy { data, since: self.age.load(Ordering::Relaxed) });
+            inner.cache.insert(id, CachedCopy { data, since: self.age.load(Ordering::Relaxed) });
         } else {
             inner.cache.invalidate(&id);
         }
@@ -100,7 +100,7 @@ impl CleanCache {
     pub(crate) fn clear(&self) -> Evicted {
         let before = self.inner.load().cache.clone();
         let (capacity, lru) = (self.capacity(), self.is_lru());
-        self.put(Sized { cache: build(capacity, lru), capacity, lru, previous: None });
+        self.put(WeighedCopy { cache: build(capacity, lru), capacity, lru, previous: None });
         size(&before)
     }
 
@@ -110,8 +110,8 @@ impl CleanCache {
         let before = self.inner.load().cache.clone();
         let was = size(&before);
         let cache = build(capacity, lru);
-        self.put(Sized { cache: cache.clone(), capacity, lru, previous: Some(before.clone()) });
-        let mut newest = Newest::of(&before, capacity);
+        self.put(WeighedCopy { cache: cache.clone(), capacity, lru, previous: Some(before.clone()) });
+        let mut newest = NewestVersion::of(&before, capacity);
         for (number, (id, copy)) in before.iter().enumerate() {
             if newest.takes(&copy) {
                 let _order = lock(&id);
@@ -127,12 +127,12 @@ impl CleanCache {
                 before.run_pending_tasks();
             }
         }
-        self.put(Sized { cache: cache.clone(), capacity, lru, previous: None });
+        self.put(WeighedCopy { cache: cache.clone(), capacity, lru, previous: None });
         let is = size(&cache);
         Evicted { entries: was.entries.saturating_sub(is.entries), bytes: was.bytes.saturating_sub(is.bytes) }
     }
 
-    fn put(&self, next: Sized) {
+    fn put(&self, next: WeighedCopy) {
         self.inner.store(Arc::new(next));
     }
 
@@ -170,14 +170,14 @@ fn size(cache: &Inner) -> Evicted {
 }
 
 /// The newest copies that together fit.
-struct Newest {
+struct NewestVersion {
     /// All that are younger than this, and of this age as many as there is room for.
     boundary: u32,
     room: u64,
     capacity: u64,
 }
 
-impl Newest {
+impl NewestVersion {
     fn of(cache: &Inner, capacity: u64) -> Self {
         let mut by_age = BTreeMap::<u32, u64>::new();
         for (_, copy) in cache {
@@ -193,7 +193,7 @@ impl Newest {
         Self { boundary: 0, room: u64::MAX, capacity }
     }
 
-    fn takes(&mut self, copy: &Copy) -> bool {
+    fn takes(&mut self, copy: &CachedCopy) -> bool {
         let cost = cost(&copy.data);
         if copy.since < self.boundary || cost > self.capacity / 8 {
             return false;
@@ -210,7 +210,7 @@ impl Newest {
 fn build(capacity: u64, lru: bool) -> Inner {
     Cache::builder()
         .max_capacity(capacity)
-        .weigher(|_, copy: &Copy| u32::try_from(cost(&copy.data)).unwrap_or(u32::MAX))
+        .weigher(|_, copy: &CachedCopy| u32::try_from(cost(&copy.data)).unwrap_or(u32::MAX))
         .eviction_policy(if lru { EvictionPolicy::lru() } else { EvictionPolicy::tiny_lfu() })
         .build_with_hasher(foldhash::fast::RandomState::default())
 }

@@ -21,7 +21,7 @@ mod pending;
 mod queue;
 mod throttle;
 
-pub(crate) use allowance::{Allowance, Bound, Held};
+pub(crate) use allowance::{Allowance, Held, MemoryBound};
 pub(crate) use budget::{Budget, Permit};
 pub(crate) use cache::{CleanCache, Evicted};
 pub use heap::keep_the_heap_small;

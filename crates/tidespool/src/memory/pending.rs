@@ -54,7 +54,7 @@ pub(crate) enum Visible {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct PendingEntry {
     version: u64,
     at: Instant,
     /// The version of the ticket that speaks for it. A version that replaces a dirty one inherits that one's place in the order, or a message
@@ -82,7 +82,7 @@ struct Pledge {
 /// One shard of the pending table.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
-    entries: HashMap<SpoolId, Entry, foldhash::fast::RandomState>,
+    entries: HashMap<SpoolId, PendingEntry, foldhash::fast::RandomState>,
     tickets: VecDeque<Ticket>,
     /// Versions of an id that are on their way to the disk: synced stores that wait for their commit, and everything that a commit has. A
     /// removal of such an id must be written, whatever was stored or removed since.
@@ -148,7 +148,7 @@ impl Pending {
         }
         let Ticket { version, at, id } = ticket;
         let (is_due, in_flight) = (false, false);
-        let entry = Entry { version, at, ticket: speaks, is_due, dirty, in_flight, was_put_off, slot };
+        let entry = PendingEntry { version, at, ticket: speaks, is_due, dirty, in_flight, was_put_off, slot };
         self.risks.add(&entry);
         let replaced = self.entries.insert(id, entry);
         replaced.iter().for_each(|replaced| self.risks.subtract(replaced));
@@ -161,7 +161,7 @@ impl Pending {
         self.remove(id).filter(|entry| !entry.in_flight).map(|entry| entry.dirty)
     }
 
-    fn remove(&mut self, id: &SpoolId) -> Option<Entry> {
+    fn remove(&mut self, id: &SpoolId) -> Option<PendingEntry> {
         let removed = self.entries.remove(id)?;
         self.risks.subtract(&removed);
         Some(removed)
@@ -374,7 +374,7 @@ impl Pending {
 }
 
 impl Risk {
-    fn of(entry: &Entry) -> Self {
+    fn of(entry: &PendingEntry) -> Self {
         match entry.dirty.data {
             Some(_) => Self { bytes: entry.dirty.bytes(), removals: 0 },
             None => Self { bytes: 0, removals: 1 },
@@ -395,22 +395,22 @@ impl Risks {
         Self { power: self.power.plus(more.power), process: self.process.plus(more.process) }
     }
 
-    fn of(entry: &Entry) -> Self {
+    fn of(entry: &PendingEntry) -> Self {
         let power = Risk::of(entry);
         Self { power, process: if entry.slot.is_none() { power } else { Risk::default() } }
     }
 
-    fn add(&mut self, entry: &Entry) {
+    fn add(&mut self, entry: &PendingEntry) {
         *self = self.plus(Self::of(entry));
     }
 
-    fn subtract(&mut self, entry: &Entry) {
+    fn subtract(&mut self, entry: &PendingEntry) {
         let Self { power, process } = Self::of(entry);
         *self = Self { power: self.power.minus(power), process: self.process.minus(process) };
     }
 }
 
-impl Entry {
+impl PendingEntry {
     fn is_spoken_for_by(&self, ticket: &Ticket) -> bool {
         self.ticket == ticket.version && !self.is_due
     }
@@ -422,13 +422,13 @@ mod tests {
     use super::super::throttle::Lane;
     use super::*;
 
-    struct Bench {
+    struct PendingBench {
         budget: Arc<Budget>,
         pending: Pending,
         version: u64,
     }
 
-    impl Bench {
+    impl PendingBench {
         fn new() -> Self {
             Self { budget: Arc::new(Budget::new(4 << 20)), pending: Pending::default(), version: 0 }
         }
@@ -452,7 +452,7 @@ mod tests {
 
     #[test]
     fn a_replaced_version_is_not_committed() {
-        let (mut bench, id) = (Bench::new(), SpoolId::new());
+        let (mut bench, id) = (PendingBench::new(), SpoolId::new());
         let first = bench.store(id, 1);
         let second = bench.store(id, 2);
         assert!(bench.pending.peek(&first).is_none());
@@ -466,7 +466,7 @@ mod tests {
 
     #[test]
     fn a_commit_of_an_older_version_does_not_take_the_newer_one_away() {
-        let (mut bench, id) = (Bench::new(), SpoolId::new());
+        let (mut bench, id) = (PendingBench::new(), SpoolId::new());
         let first = bench.store(id, 1);
         bench.pending.commit(&first);
         bench.store(id, 2);
@@ -476,7 +476,7 @@ mod tests {
 
     #[test]
     fn what_a_commit_has_is_under_way_until_it_arrives_whatever_replaced_it() {
-        let (mut bench, id) = (Bench::new(), SpoolId::new());
+        let (mut bench, id) = (PendingBench::new(), SpoolId::new());
         let first = bench.store(id, 1);
         assert!(!bench.pending.is_under_way(&id));
         bench.pending.commit(&first);
@@ -492,7 +492,7 @@ mod tests {
 
     #[test]
     fn a_newer_durable_version_elides_the_older_dirty_one() {
-        let (mut bench, id) = (Bench::new(), SpoolId::new());
+        let (mut bench, id) = (PendingBench::new(), SpoolId::new());
         let older = bench.store(id, 1);
         assert!(bench.pending.settle(&id, older.version + 1).is_some());
         assert_eq!((bench.seen(&id), bench.budget.dirty()), (None, 0));
@@ -500,7 +500,7 @@ mod tests {
 
     #[test]
     fn a_message_saved_again_and_again_keeps_its_turn() {
-        let (mut bench, id) = (Bench::new(), SpoolId::new());
+        let (mut bench, id) = (PendingBench::new(), SpoolId::new());
         let first = bench.store(id, 1);
         let other = bench.store(SpoolId::new(), 2);
         let last = bench.store(id, 3);
@@ -514,7 +514,7 @@ mod tests {
 
     #[test]
     fn a_version_stored_after_its_turn_came_is_found() {
-        let (mut bench, id) = (Bench::new(), SpoolId::new());
+        let (mut bench, id) = (PendingBench::new(), SpoolId::new());
         let first = bench.store(id, 1);
         let mut due = Vec::new();
         bench.pending.drain_tickets(first.at, &mut due);
@@ -528,7 +528,7 @@ mod tests {
 
     #[test]
     fn stale_tickets_do_not_pile_up_and_do_not_count_as_age() {
-        let (mut bench, id) = (Bench::new(), SpoolId::new());
+        let (mut bench, id) = (PendingBench::new(), SpoolId::new());
         for _ in 0..10_000 {
             bench.store(id, 1);
             bench.pending.take(&id);
@@ -553,7 +553,7 @@ mod tests {
 
     #[test]
     fn what_a_burst_left_is_given_back() {
-        let mut bench = Bench::new();
+        let mut bench = PendingBench::new();
         let ids: Vec<SpoolId> = (0..2_000).map(|_| SpoolId::new()).collect();
         let tickets: Vec<Ticket> = ids.iter().map(|id| bench.store(*id, 1)).collect();
         bench.pending.trim();

@@ -33,7 +33,7 @@ impl Load {
 /// A place in the queue: first the lowest. A message is as late as if it had begun to come in when it came, at the rate at which the disk takes
 /// it: small ones overtake a huge one that came just before, and everything that comes later than that takes comes after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(super) struct QueuePlace {
     at: u64,
     nth: u64,
 }
@@ -43,7 +43,7 @@ pub(super) struct Place {
 pub(super) enum Turn {
     Nobody,
     /// This one goes, now.
-    Of(Lane, Place),
+    Of(Lane, QueuePlace),
     /// It has waited long enough, and there is no room for it. Nobody passes it.
     Full,
     /// There may be room, but nobody's time has come before this.
@@ -53,14 +53,14 @@ pub(super) enum Turn {
 /// All that wait, in the order in which they are served. `T` is how they hear of it.
 #[derive(Debug)]
 pub(super) struct Queue<T> {
-    lanes: [Waiting<T>; 2],
+    lanes: [QueuedStore<T>; 2],
     arrivals: u64,
 }
 
 #[derive(Debug)]
-struct Waiting<T> {
+struct QueuedStore<T> {
     lane: Lane,
-    seats: BTreeMap<Place, Seat<T>>,
+    seats: BTreeMap<QueuePlace, Seat<T>>,
     bytes: u64,
     timeline: Timeline,
 }
@@ -73,7 +73,8 @@ struct Seat<T> {
 
 impl<T> Queue<T> {
     pub(super) fn new() -> Self {
-        let lane = |lane| Waiting { lane, seats: BTreeMap::new(), bytes: 0, timeline: Timeline::default() };
+        let lane =
+            |lane| QueuedStore { lane, seats: BTreeMap::new(), bytes: 0, timeline: Timeline::default() };
         Self { lanes: Lane::ALL.map(lane), arrivals: 0 }
     }
 
@@ -87,19 +88,19 @@ impl<T> Queue<T> {
     }
 
     /// The place that a message gets which comes now.
-    pub(super) fn place(&mut self, now: u64, bytes: u64, rate: u64) -> Place {
+    pub(super) fn place(&mut self, now: u64, bytes: u64, rate: u64) -> QueuePlace {
         self.arrivals += 1;
-        Place { at: now.saturating_add(drain_time(bytes, rate).min(LONGEST_COST)), nth: self.arrivals }
+        QueuePlace { at: now.saturating_add(drain_time(bytes, rate).min(LONGEST_COST)), nth: self.arrivals }
     }
 
-    pub(super) fn join(&mut self, lane: Lane, place: Place, bytes: u64, waiter: T) {
+    pub(super) fn join(&mut self, lane: Lane, place: QueuePlace, bytes: u64, waiter: T) {
         let lane = self.lane(lane);
         lane.bytes += bytes;
         lane.seats.insert(place, Seat { bytes, waiter });
     }
 
     /// Gives up a place. `None` if it was served already.
-    pub(super) fn leave(&mut self, lane: Lane, place: Place) -> Option<(u64, T)> {
+    pub(super) fn leave(&mut self, lane: Lane, place: QueuePlace) -> Option<(u64, T)> {
         let lane = self.lane(lane);
         let seat = lane.seats.remove(&place)?;
         lane.bytes -= seat.bytes;
@@ -116,7 +117,7 @@ impl<T> Queue<T> {
         &self,
         now: u64,
         load: &Load,
-        newcomer: Option<(Lane, Place, u64)>,
+        newcomer: Option<(Lane, QueuePlace, u64)>,
     ) -> (Turn, u64) {
         let mut heads = self.lanes.each_ref().map(|waiting| {
             let newcomer = newcomer.filter(|(lane, ..)| *lane == waiting.lane);
@@ -153,12 +154,12 @@ impl<T> Queue<T> {
     }
 
     /// Bytes of all that come before a place.
-    pub(super) fn ahead_of(&self, place: Place) -> u64 {
+    pub(super) fn ahead_of(&self, place: QueuePlace) -> u64 {
         let ahead = self.lanes.iter().flat_map(|waiting| waiting.seats.range(..place));
         ahead.map(|(_, seat)| seat.bytes).sum()
     }
 
-    fn lane(&mut self, lane: Lane) -> &mut Waiting<T> {
+    fn lane(&mut self, lane: Lane) -> &mut QueuedStore<T> {
         let [memory, disk] = &mut self.lanes;
         match lane {
             Lane::Memory => memory,
@@ -167,7 +168,7 @@ impl<T> Queue<T> {
     }
 }
 
-impl<T> Waiting<T> {
+impl<T> QueuedStore<T> {
     fn due_at(&self, load: &Load) -> u64 {
         if load.dirty() <= self.lane.free_below(load.limit) { 0 } else { self.timeline.due_at() }
     }
@@ -189,7 +190,13 @@ mod tests {
     }
 
     /// Comes at so many milliseconds.
-    fn come(queue: &mut Queue<&'static str>, ms: u64, lane: Lane, bytes: u64, name: &'static str) -> Place {
+    fn come(
+        queue: &mut Queue<&'static str>,
+        ms: u64,
+        lane: Lane,
+        bytes: u64,
+        name: &'static str,
+    ) -> QueuePlace {
         let place = queue.place(ms * MS, bytes, RATE);
         queue.join(lane, place, bytes, name);
         place
@@ -284,7 +291,7 @@ mod tests {
         let turn = queue.turn_beside(700 * MS, &load(500_000), Some((Lane::Disk, small, 10)));
         assert_eq!(turn, (Turn::Of(Lane::Disk, small), 10));
         assert_eq!(queue.ahead_of(small), 0);
-        assert_eq!(queue.ahead_of(Place { at: u64::MAX, nth: 0 }), 600_000);
+        assert_eq!(queue.ahead_of(QueuePlace { at: u64::MAX, nth: 0 }), 600_000);
     }
 
     proptest! {

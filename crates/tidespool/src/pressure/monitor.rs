@@ -12,10 +12,10 @@ use serde::Serialize;
 use tracing::error;
 
 use super::level::Level;
-use super::room::Room;
+use super::room::MemoryRoom;
 use super::sample::{Sampler, Source, SystemSampler};
 use super::spools::Spools;
-use super::watch::Watch;
+use super::watch::MonitorThread;
 use crate::thread_limit::not_started;
 use crate::{ConfigError, PressureConfig};
 
@@ -25,7 +25,7 @@ use crate::{ConfigError, PressureConfig};
 /// gives them one in common, with [`TieredSpool::open_watched`](crate::TieredSpool::open_watched): then memory is looked at
 /// once for all of them, and what is too much is shared among them in proportion to what each has to give.
 ///
-/// It runs on a thread of its own, `tidespool-pressure`. Clones are handles on the same monitor. It ends with
+/// It runs on a thread of its own, `tide-pressure`. Clones are handles on the same monitor. It ends with
 /// [`shutdown`](Self::shutdown), or when the last handle is dropped; the spools opened with it hold one each until their own
 /// shutdown, which does not end it. Whenever it ends or is turned off, its spools are told that memory is normal.
 ///
@@ -111,15 +111,15 @@ impl PressureMonitor {
 
     pub(super) fn start_with(config: PressureConfig, sampler: Box<dyn Sampler>) -> io::Result<Self> {
         config.validate().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let state = Arc::new(State::default());
-        let mut watch = Watch::new(config, sampler, Arc::clone(&state));
+        let state = Arc::new(MonitorState::default());
+        let mut watch = MonitorThread::new(config, sampler, Arc::clone(&state));
         watch.peek();
-        let death = Death(Arc::clone(&state));
-        let thread = thread::Builder::new().name("tidespool-pressure".to_owned()).spawn(move || {
+        let death = MonitorExit(Arc::clone(&state));
+        let thread = thread::Builder::new().name("tide-pressure".to_owned()).spawn(move || {
             let _death = death;
             watch.run();
         });
-        let thread = thread.map_err(|error| not_started("tidespool-pressure", &error))?;
+        let thread = thread.map_err(|error| not_started("tide-pressure", &error))?;
         Ok(Self { handle: Arc::new(Handle { state, thread: Mutex::new(Some(thread)) }) })
     }
 
@@ -171,7 +171,7 @@ impl PressureMonitor {
         }
     }
 
-    pub(super) fn state(&self) -> &State {
+    pub(super) fn state(&self) -> &MonitorState {
         &self.handle.state
     }
 }
@@ -179,7 +179,7 @@ impl PressureMonitor {
 /// Owns the thread. Dropping the last one asks the thread to end and does not wait: a drop must not block.
 #[derive(Debug)]
 struct Handle {
-    state: Arc<State>,
+    state: Arc<MonitorState>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -198,18 +198,18 @@ impl Drop for Handle {
 
 /// What the thread and the handles share.
 #[derive(Debug, Default)]
-pub(super) struct State {
+pub(super) struct MonitorState {
     control: Mutex<Control>,
     wake: Condvar,
-    latest: Mutex<(Option<PressureReading>, Option<Room>)>,
+    latest: Mutex<(Option<PressureReading>, Option<MemoryRoom>)>,
     pub(super) spools: Spools,
     has_died: AtomicBool,
 }
 
 /// Notes that the thread panicked: its spools go on without anybody who watches memory, and have to know.
-struct Death(Arc<State>);
+struct MonitorExit(Arc<MonitorState>);
 
-impl Drop for Death {
+impl Drop for MonitorExit {
     fn drop(&mut self) {
         if thread::panicking() {
             self.0.has_died.store(true, Ordering::Relaxed);
@@ -232,7 +232,7 @@ pub(super) enum Wait {
     Stopped,
 }
 
-impl State {
+impl MonitorState {
     pub(super) fn is_stopping(&self) -> bool {
         self.control.lock().is_stopping
     }
@@ -241,11 +241,11 @@ impl State {
         self.has_died.load(Ordering::Relaxed)
     }
 
-    pub(super) fn publish(&self, reading: Option<PressureReading>, room: Option<Room>) {
+    pub(super) fn publish(&self, reading: Option<PressureReading>, room: Option<MemoryRoom>) {
         *self.latest.lock() = (reading, room);
     }
 
-    pub(super) fn room(&self) -> Option<Room> {
+    pub(super) fn room(&self) -> Option<MemoryRoom> {
         self.latest.lock().1
     }
 

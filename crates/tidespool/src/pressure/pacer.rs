@@ -34,20 +34,20 @@ pub(super) struct Pacer {
 
 /// What to do now, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Step {
+pub(super) struct PacerStep {
     /// The level now.
     pub(super) level: Level,
     /// It is another one than before.
     pub(super) has_changed: bool,
     /// Ask for memory, and report the outcome to [`Pacer::relieved`].
-    pub(super) relieve: Option<Ask>,
+    pub(super) relieve: Option<ReliefRequest>,
     /// Let what was taken grow by a step, and report the outcome to [`Pacer::grown`].
     pub(super) grow: bool,
 }
 
 /// How much is to be given back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ask {
+pub(super) struct ReliefRequest {
     /// The bytes by which use is above what is aimed at; 0 where there are only stalls.
     pub(super) excess: u64,
     /// Tasks wait for memory: at least a part of what there is to give should go.
@@ -77,7 +77,7 @@ impl Pacer {
         self.forget_backoff();
     }
 
-    pub(super) fn observe(&mut self, now: Instant, sample: &Sample) -> Step {
+    pub(super) fn observe(&mut self, now: Instant, sample: &Sample) -> PacerStep {
         let before = self.level();
         self.use_level = self.thresholds.next(self.use_level, sample.fraction());
         self.is_stalled = self.thresholds.stalled(self.is_stalled, sample.stall_ratio);
@@ -93,8 +93,8 @@ impl Pacer {
             self.growth.unsettled();
         }
         let is_pressed = level != Level::Normal;
-        let ask = Ask { excess, is_stalled: self.is_stalled };
-        Step {
+        let ask = ReliefRequest { excess, is_stalled: self.is_stalled };
+        PacerStep {
             level,
             has_changed: level != before,
             relieve: (is_pressed && self.may_act(now, excess, sample.limit)).then_some(ask),
@@ -170,28 +170,28 @@ mod tests {
         Sample { stall_ratio: Some(ratio), ..self::used(used) }
     }
 
-    fn bytes(excess: u64) -> Option<Ask> {
-        Some(Ask { excess, is_stalled: false })
+    fn bytes(excess: u64) -> Option<ReliefRequest> {
+        Some(ReliefRequest { excess, is_stalled: false })
     }
 
     #[test]
     fn nothing_to_do_while_normal() {
         let step = pacer().observe(Instant::now(), &used(500));
-        assert_eq!(step, Step { level: Level::Normal, has_changed: false, relieve: None, grow: false });
+        assert_eq!(step, PacerStep { level: Level::Normal, has_changed: false, relieve: None, grow: false });
     }
 
     #[test]
     fn relief_is_asked_for_again_and_again_in_proportion_while_it_helps() {
         let (mut pacer, now) = (pacer(), Instant::now());
         let first = pacer.observe(now, &used(850));
-        let wanted = Step { level: Level::Low, has_changed: true, relieve: bytes(150), grow: false };
+        let wanted = PacerStep { level: Level::Low, has_changed: true, relieve: bytes(150), grow: false };
         assert_eq!(first, wanted);
         pacer.relieved(now, 150, 100);
         let second = pacer.observe(now + SECOND, &used(750));
         assert_eq!((second.has_changed, second.relieve), (false, bytes(50)));
         pacer.relieved(now + SECOND, 50, 60);
         let third = pacer.observe(now + 2 * SECOND, &used(690));
-        let normal = Step { level: Level::Normal, has_changed: true, relieve: None, grow: false };
+        let normal = PacerStep { level: Level::Normal, has_changed: true, relieve: None, grow: false };
         assert_eq!(third, normal);
     }
 
@@ -275,7 +275,7 @@ mod tests {
         let (mut pacer, now) = (pacer(), Instant::now());
         assert_eq!(pacer.observe(now, &stalled(100, 0.09)).level, Level::Normal);
         let step = pacer.observe(now, &stalled(100, 0.10));
-        let ask = Some(Ask { excess: 0, is_stalled: true });
+        let ask = Some(ReliefRequest { excess: 0, is_stalled: true });
         assert_eq!((step.level, step.has_changed, step.relieve), (Level::Low, true, ask));
         assert_eq!(pacer.observe(now, &stalled(950, 0.06)).level, Level::Critical);
         assert_eq!(pacer.observe(now, &stalled(750, 0.06)).level, Level::Low);

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::monitor::{PressureMonitor, PressureReading};
-use super::room::Room;
+use super::room::MemoryRoom;
 use super::spools::Relief;
 use crate::{ConfigError, PressureConfig};
 
@@ -50,7 +50,7 @@ impl Registration {
     }
 
     /// What its spools may take together, where a limit kills.
-    pub(crate) fn room(&self) -> Option<Room> {
+    pub(crate) fn room(&self) -> Option<MemoryRoom> {
         self.monitor.state().room()
     }
 

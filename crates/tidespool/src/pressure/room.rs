@@ -14,7 +14,7 @@ pub(super) struct Together {
 
 /// Bytes for all of them, as of the newest reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Room {
+pub(crate) struct MemoryRoom {
     /// Up to here they may grow.
     growth: u64,
     /// Up to here they may keep what they have: more would make memory short.
@@ -22,7 +22,7 @@ pub(crate) struct Room {
     budgets: u64,
 }
 
-impl Room {
+impl MemoryRoom {
     /// `None` where no limit kills: the machine's memory is others' as well, and what they take of it is no reason to be small as long as it suffices.
     #[expect(
         clippy::cast_precision_loss,
@@ -72,9 +72,9 @@ mod tests {
     }
 
     /// Growth up to 75 % and staying up to 80 % of 1000 MiB.
-    fn room(used: u64, accounted: u64, budgets: u64) -> Room {
+    fn room(used: u64, accounted: u64, budgets: u64) -> MemoryRoom {
         let spools = Together { accounted: accounted * MIB, budgets: budgets * MIB };
-        Room::of(&sample(used, Source::CgroupV2), &PressureConfig::default(), spools).unwrap()
+        MemoryRoom::of(&sample(used, Source::CgroupV2), &PressureConfig::default(), spools).unwrap()
     }
 
     #[test]
@@ -100,11 +100,11 @@ mod tests {
     #[test]
     fn a_machine_that_others_fill_is_no_limit() {
         let config = PressureConfig::default();
-        assert_eq!(Room::of(&sample(760, Source::System), &config, Together::default()), None);
-        assert_eq!(Room::of(&sample(760, Source::Process), &config, Together::default()), None);
+        assert_eq!(MemoryRoom::of(&sample(760, Source::System), &config, Together::default()), None);
+        assert_eq!(MemoryRoom::of(&sample(760, Source::Process), &config, Together::default()), None);
         let limited = config.memory_limit(1000 * MIB);
-        assert!(Room::of(&sample(760, Source::Process), &limited, Together::default()).is_some());
-        let full = Room::of(&sample(990, Source::CgroupV1), &limited, Together::default()).unwrap();
+        assert!(MemoryRoom::of(&sample(760, Source::Process), &limited, Together::default()).is_some());
+        let full = MemoryRoom::of(&sample(990, Source::CgroupV1), &limited, Together::default()).unwrap();
         assert_eq!(full.share(MIB, 5 * MIB), 0);
     }
 }

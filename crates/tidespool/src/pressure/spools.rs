@@ -41,14 +41,14 @@ pub(super) struct Spools {
 
 #[derive(Debug, Default)]
 struct List {
-    entries: Vec<Entry>,
+    entries: Vec<Member>,
     next_id: u64,
     /// The entry that the monitor's thread calls now.
     in_call: Option<u64>,
 }
 
 /// One spool.
-struct Entry {
+struct Member {
     id: u64,
     /// The monitor keeps no spool alive.
     relief: Weak<dyn Relief>,
@@ -58,7 +58,7 @@ struct Entry {
     may_grow: bool,
 }
 
-impl std::fmt::Debug for Entry {
+impl std::fmt::Debug for Member {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Entry").field("id", &self.id).field("told", &self.told).finish_non_exhaustive()
     }
@@ -71,7 +71,7 @@ impl Spools {
         let id = list.next_id;
         list.next_id += 1;
         let relief = Arc::downgrade(relief);
-        list.entries.push(Entry { id, relief, told: Level::Normal, may_grow: false });
+        list.entries.push(Member { id, relief, told: Level::Normal, may_grow: false });
         id
     }
 
@@ -147,7 +147,7 @@ impl Spools {
     }
 
     /// Those that `wanted` picks; those that are gone are forgotten.
-    fn ids(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<u64> {
+    fn ids(&self, wanted: impl Fn(&Member) -> bool) -> Vec<u64> {
         let mut list = self.list.lock();
         list.entries.retain(|entry| entry.relief.strong_count() > 0);
         list.entries.iter().filter(|entry| wanted(entry)).map(|entry| entry.id).collect()
@@ -163,7 +163,7 @@ impl Spools {
         Some(f(&*relief))
     }
 
-    fn update(&self, id: u64, f: impl FnOnce(&mut Entry)) {
+    fn update(&self, id: u64, f: impl FnOnce(&mut Member)) {
         if let Some(entry) = self.list.lock().entries.iter_mut().find(|entry| entry.id == id) {
             f(entry);
         }

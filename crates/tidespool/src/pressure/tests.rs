@@ -16,7 +16,7 @@ use crate::PressureConfig;
 const HANG: Duration = Duration::from_secs(30);
 
 #[derive(Debug, PartialEq, Eq)]
-enum Event {
+enum MonitorEvent {
     Changed(Level),
     Relieved(Level, u64),
     Returned,
@@ -25,7 +25,7 @@ enum Event {
 
 /// A spool that tells the test what is asked of it.
 struct Recorder {
-    events: Mutex<Sender<Event>>,
+    events: Mutex<Sender<MonitorEvent>>,
     reclaimable: AtomicU64,
     /// Steps that it still has to grow.
     smaller_by: AtomicU64,
@@ -34,20 +34,20 @@ struct Recorder {
 }
 
 impl Recorder {
-    fn send(&self, event: Event) {
+    fn send(&self, event: MonitorEvent) {
         let _ = self.events.lock().send(event);
     }
 }
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        self.send(Event::Gone);
+        self.send(MonitorEvent::Gone);
     }
 }
 
 impl Relief for Recorder {
     fn relieve(&self, level: Level, excess_bytes: u64) -> isize {
-        self.send(Event::Relieved(level, excess_bytes));
+        self.send(MonitorEvent::Relieved(level, excess_bytes));
         drop(self.gate.lock());
         isize::try_from(excess_bytes).unwrap()
     }
@@ -58,10 +58,10 @@ impl Relief for Recorder {
         (0, 0)
     }
     fn level_changed(&self, level: Level) {
-        self.send(Event::Changed(level));
+        self.send(MonitorEvent::Changed(level));
     }
     fn memory_returned(&self) -> bool {
-        self.send(Event::Returned);
+        self.send(MonitorEvent::Returned);
         let before = self.smaller_by.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
         before.is_ok_and(|before| before > 1)
     }
@@ -70,7 +70,7 @@ impl Relief for Recorder {
 struct Spool {
     recorder: Arc<Recorder>,
     relief: Arc<dyn Relief>,
-    events: Receiver<Event>,
+    events: Receiver<MonitorEvent>,
     registration: Registration,
 }
 
@@ -89,7 +89,7 @@ fn spool(monitor: &PressureMonitor, reclaimable: u64, smaller_by: u64) -> Spool 
 
 impl Spool {
     #[track_caller]
-    fn expect(&self, events: &[Event]) {
+    fn expect(&self, events: &[MonitorEvent]) {
         for expected in events {
             assert_eq!(&self.events.recv_timeout(HANG).unwrap(), expected);
         }
@@ -123,7 +123,7 @@ impl Sampler for Scripted {
     }
 }
 
-struct Rig {
+struct MonitorRig {
     monitor: PressureMonitor,
     samples: Sender<Option<(u64, f64)>>,
     taken: Receiver<()>,
@@ -134,7 +134,7 @@ fn config(interval: Duration) -> PressureConfig {
 }
 
 /// At the first two looks, the one at the start and the first of the thread, nothing is in use.
-fn rig(interval: Duration) -> Rig {
+fn rig(interval: Duration) -> MonitorRig {
     let (samples, script) = channel();
     let (take, taken) = channel();
     for _ in 0..2 {
@@ -145,10 +145,10 @@ fn rig(interval: Duration) -> Rig {
     for _ in 0..2 {
         taken.recv_timeout(HANG).unwrap();
     }
-    Rig { monitor, samples, taken }
+    MonitorRig { monitor, samples, taken }
 }
 
-impl Rig {
+impl MonitorRig {
     fn used(&self, used: u64) {
         self.samples.send(Some((used, 0.0))).unwrap();
     }
@@ -185,21 +185,21 @@ fn pressure_comes_is_relieved_and_goes() {
     let rig = rig(TICK);
     let spool = spool(&rig.monitor, 500, 2);
     rig.used(850);
-    spool.expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 150)]);
+    spool.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 150)]);
     rig.used(950);
-    spool.expect(&[Event::Changed(Level::Critical), Event::Relieved(Level::Critical, 250)]);
+    spool.expect(&[MonitorEvent::Changed(Level::Critical), MonitorEvent::Relieved(Level::Critical, 250)]);
     // A reading that fails changes nothing.
     rig.samples.send(None).unwrap();
     rig.used(900);
-    spool.expect(&[Event::Relieved(Level::Critical, 200)]);
+    spool.expect(&[MonitorEvent::Relieved(Level::Critical, 200)]);
     let latest = rig.monitor.latest().unwrap();
     assert_eq!((latest.used, latest.level, latest.resident), (900, Level::Critical, Some(5)));
     rig.used(100);
-    spool.expect(&[Event::Changed(Level::Normal)]);
+    spool.expect(&[MonitorEvent::Changed(Level::Normal)]);
     for _ in 0..100 {
         rig.used(100);
     }
-    spool.expect(&[Event::Returned, Event::Returned]);
+    spool.expect(&[MonitorEvent::Returned, MonitorEvent::Returned]);
     while rig.taken.try_recv().is_ok() {}
     rig.seen(&[100; 20]);
     spool.expect_nothing();
@@ -211,24 +211,24 @@ fn several_spools_share_the_excess_by_what_they_have() {
     let rig = rig(TICK);
     let spools = [spool(&rig.monitor, 300, 0), spool(&rig.monitor, 100, 0), spool(&rig.monitor, 0, 0)];
     rig.used(860);
-    spools[0].expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 120)]);
-    spools[1].expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 40)]);
-    spools[2].expect(&[Event::Changed(Level::Low)]);
+    spools[0].expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 120)]);
+    spools[1].expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 40)]);
+    spools[2].expect(&[MonitorEvent::Changed(Level::Low)]);
     // One goes: the others are asked for its part.
     let [first, second, third] = spools;
     first.registration.stop();
     assert!(first.registration.join_by(Instant::now() + HANG));
     rig.used(860);
-    second.expect(&[Event::Relieved(Level::Low, 160)]);
+    second.expect(&[MonitorEvent::Relieved(Level::Low, 160)]);
     // One comes in the middle of it.
     let late = spool(&rig.monitor, 300, 0);
     rig.used(860);
-    late.expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 120)]);
-    second.expect(&[Event::Relieved(Level::Low, 40)]);
+    late.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 120)]);
+    second.expect(&[MonitorEvent::Relieved(Level::Low, 40)]);
     first.expect_nothing();
     third.expect_nothing();
     rig.must_end();
-    late.expect(&[Event::Changed(Level::Normal)]);
+    late.expect(&[MonitorEvent::Changed(Level::Normal)]);
 }
 
 #[test]
@@ -236,9 +236,9 @@ fn where_tasks_stall_a_part_of_what_there_is_goes() {
     let rig = rig(TICK);
     let spool = spool(&rig.monitor, 400, 0);
     rig.samples.send(Some((100, 0.3))).unwrap();
-    spool.expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 50)]);
+    spool.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 50)]);
     rig.used(100);
-    spool.expect(&[Event::Changed(Level::Normal)]);
+    spool.expect(&[MonitorEvent::Changed(Level::Normal)]);
     rig.must_end();
 }
 
@@ -249,20 +249,20 @@ fn other_settings_hold_at_once_and_off_means_normal() {
     // The thread sleeps for about two seconds now: the new settings wake it.
     rig.used(600);
     rig.monitor.reconfigure(config(HOUR_LIKE).low(0.5)).unwrap();
-    spool.expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 200)]);
+    spool.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 200)]);
     // Not 600 of 1000, but of 650.
     rig.used(600);
     rig.monitor.reconfigure(config(HOUR_LIKE).memory_limit(650 << 20)).unwrap();
-    spool.expect(&[Event::Changed(Level::Critical), Event::Relieved(Level::Critical, 145)]);
+    spool.expect(&[MonitorEvent::Changed(Level::Critical), MonitorEvent::Relieved(Level::Critical, 145)]);
     let refused = rig.monitor.reconfigure(config(HOUR_LIKE).low(2.0)).unwrap_err();
     assert!(refused.to_string().starts_with("pressure.low = 2 "), "{refused}");
     rig.monitor.reconfigure(config(HOUR_LIKE).enabled(false)).unwrap();
-    let returned = || Event::Returned;
-    spool.expect(&[Event::Changed(Level::Normal), returned(), returned(), returned()]);
+    let returned = || MonitorEvent::Returned;
+    spool.expect(&[MonitorEvent::Changed(Level::Normal), returned(), returned(), returned()]);
     assert_eq!(rig.monitor.latest(), None);
     rig.used(950);
     rig.monitor.reconfigure(config(HOUR_LIKE)).unwrap();
-    spool.expect(&[Event::Changed(Level::Critical), Event::Relieved(Level::Critical, 250)]);
+    spool.expect(&[MonitorEvent::Changed(Level::Critical), MonitorEvent::Relieved(Level::Critical, 250)]);
     rig.must_end();
 }
 
@@ -291,7 +291,7 @@ fn the_monitor_does_not_keep_a_spool_alive() {
     let rig = rig(TICK);
     let Spool { recorder, relief, events, registration } = spool(&rig.monitor, 1, 0);
     drop((recorder, relief));
-    assert_eq!(events.recv_timeout(HANG), Ok(Event::Gone));
+    assert_eq!(events.recv_timeout(HANG), Ok(MonitorEvent::Gone));
     rig.seen(&[950, 950]);
     drop(registration);
     rig.must_end();
@@ -303,7 +303,7 @@ fn a_spool_that_leaves_waits_for_the_call_that_is_under_way() {
     let spool = spool(&rig.monitor, 500, 0);
     let gate = spool.recorder.gate.lock();
     rig.used(850);
-    spool.expect(&[Event::Changed(Level::Low), Event::Relieved(Level::Low, 150)]);
+    spool.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 150)]);
     spool.registration.stop();
     assert!(!spool.registration.join_by(Instant::now()), "it is still inside");
     drop(gate);

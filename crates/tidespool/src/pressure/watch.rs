@@ -7,9 +7,9 @@ use tracing::{debug, info, warn};
 
 use super::cadence::Cadence;
 use super::level::Level;
-use super::monitor::{PressureReading, State, Wait};
-use super::pacer::{Ask, Pacer};
-use super::room::Room;
+use super::monitor::{MonitorState, PressureReading, Wait};
+use super::pacer::{Pacer, ReliefRequest};
+use super::room::MemoryRoom;
 use super::sample::{Sample, Sampler};
 use crate::PressureConfig;
 
@@ -17,18 +17,18 @@ use crate::PressureConfig;
 const STALL_PART: u64 = 8;
 
 /// What the thread works with.
-pub(super) struct Watch {
+pub(super) struct MonitorThread {
     pacer: Pacer,
     cadence: Cadence,
     config: PressureConfig,
     sampler: Box<dyn Sampler>,
-    state: Arc<State>,
+    state: Arc<MonitorState>,
     /// The last reading failed: told once.
     is_blind: bool,
 }
 
-impl Watch {
-    pub(super) fn new(config: PressureConfig, sampler: Box<dyn Sampler>, state: Arc<State>) -> Self {
+impl MonitorThread {
+    pub(super) fn new(config: PressureConfig, sampler: Box<dyn Sampler>, state: Arc<MonitorState>) -> Self {
         Self {
             pacer: Pacer::new(&config),
             cadence: Cadence::new(config.interval),
@@ -62,8 +62,8 @@ impl Watch {
         self.state.spools.release();
     }
 
-    fn room(&self, sample: &Sample) -> Option<Room> {
-        Room::of(sample, &self.config, self.state.spools.together())
+    fn room(&self, sample: &Sample) -> Option<MemoryRoom> {
+        MemoryRoom::of(sample, &self.config, self.state.spools.together())
     }
 
     fn reconfigure(&mut self, config: PressureConfig) {
@@ -109,7 +109,7 @@ impl Watch {
         Some(self.cadence.next(now, sample.used, sample.limit))
     }
 
-    fn relieve(&mut self, level: Level, ask: Ask) {
+    fn relieve(&mut self, level: Level, ask: ReliefRequest) {
         let spools = &self.state.spools;
         let reclaimable = spools.reclaimable_bytes();
         let all: u64 = reclaimable.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes));

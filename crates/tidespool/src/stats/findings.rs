@@ -12,9 +12,9 @@ const MOST: usize = 4_096;
 
 /// What was found so far, as digests of message and finding.
 #[derive(Debug, Default)]
-pub(super) struct Findings(Mutex<HashSet<u64>>);
+pub(super) struct DamageFindings(Mutex<HashSet<u64>>);
 
-impl Findings {
+impl DamageFindings {
     /// True the first time.
     pub(super) fn is_new(&self, id: &SpoolId, what: &str) -> bool {
         let digest = FixedState::default().hash_one((id, what));
@@ -33,7 +33,7 @@ mod tests {
 
     #[test]
     fn each_is_new_once_and_not_too_many_are_remembered() {
-        let findings = Findings::default();
+        let findings = DamageFindings::default();
         let id = SpoolId::new();
         assert!(findings.is_new(&id, "bad bytes at 7"));
         assert!(!findings.is_new(&id, "bad bytes at 7"));

@@ -18,7 +18,7 @@ mod tests;
 use std::time::Duration;
 
 use counter::{Counter, Padded};
-use findings::Findings;
+use findings::DamageFindings;
 pub use gauges::Gauges;
 use histogram::Histogram;
 pub use histogram::Latency;
@@ -51,7 +51,7 @@ pub(crate) enum Site {
     JournalSync,
     JournalRead,
     Sled,
-    Ledger,
+    Manifest,
 }
 
 /// Totals of what went wrong on disk.
@@ -59,8 +59,8 @@ pub(crate) enum Site {
 pub(crate) struct Errors {
     /// Failed writes and syncs of the journal.
     pub(crate) journal_writes: u64,
-    /// Failures of sled and of the ledger.
-    pub(crate) filing: u64,
+    /// Failures of sled and of the manifest.
+    pub(crate) checkpoint: u64,
     pub(crate) reads: u64,
     pub(crate) corrupt: u64,
     pub(crate) lost: u64,
@@ -74,7 +74,7 @@ pub(crate) struct Stats {
     loads: Padded<Loads>,
     stores: Padded<Stores>,
     commits: Padded<Commits>,
-    upkeep: Padded<Upkeep>,
+    upkeep: Padded<UpkeepCounters>,
 }
 
 /// Written by the threads of callers that load.
@@ -117,7 +117,7 @@ struct Commits {
 
 /// Written seldom, or by one background thread.
 #[derive(Debug, Default)]
-struct Upkeep {
+struct UpkeepCounters {
     checkpoints: Counter,
     checkpointed_records: Counter,
     checkpointed_segments: Counter,
@@ -134,9 +134,9 @@ struct Upkeep {
     journal_sync_errors: Counter,
     journal_read_errors: Counter,
     sled_errors: Counter,
-    ledger_errors: Counter,
+    manifest_errors: Counter,
     corrupt: Counter,
-    findings: Findings,
+    findings: DamageFindings,
     lost: Counter,
     lost_files: Counter,
     index_rebuilds: Counter,
@@ -272,7 +272,7 @@ impl Stats {
             Site::JournalSync => &self.upkeep.journal_sync_errors,
             Site::JournalRead => &self.upkeep.journal_read_errors,
             Site::Sled => &self.upkeep.sled_errors,
-            Site::Ledger => &self.upkeep.ledger_errors,
+            Site::Manifest => &self.upkeep.manifest_errors,
         };
         counter.increment();
     }
@@ -336,7 +336,7 @@ impl Stats {
         let upkeep = &self.upkeep;
         Errors {
             journal_writes: upkeep.journal_write_errors.get() + upkeep.journal_sync_errors.get(),
-            filing: upkeep.sled_errors.get() + upkeep.ledger_errors.get(),
+            checkpoint: upkeep.sled_errors.get() + upkeep.manifest_errors.get(),
             reads: upkeep.journal_read_errors.get(),
             corrupt: upkeep.corrupt.get(),
             lost: upkeep.lost.get(),
@@ -387,7 +387,7 @@ impl Stats {
             errors_journal_sync: upkeep.journal_sync_errors.get(),
             errors_journal_read: upkeep.journal_read_errors.get(),
             errors_sled: upkeep.sled_errors.get(),
-            errors_ledger: upkeep.ledger_errors.get(),
+            errors_manifest: upkeep.manifest_errors.get(),
             corrupt: upkeep.corrupt.get(),
             lost: upkeep.lost.get(),
             lost_files: upkeep.lost_files.get(),

@@ -122,7 +122,7 @@ fn errors(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
         ("journal_sync", stats.errors_journal_sync),
         ("journal_read", stats.errors_journal_read),
         ("sled", stats.errors_sled),
-        ("ledger", stats.errors_ledger),
+        ("manifest", stats.errors_manifest),
     ];
     out.counters("disk_errors", "Disk errors", "site", &sites)?;
     out.counter("corrupt_messages", "Messages found damaged", stats.corrupt)?;

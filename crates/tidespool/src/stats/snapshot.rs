@@ -99,8 +99,8 @@ pub struct StatsSnapshot {
     pub errors_journal_read: u64,
     /// Errors of sled.
     pub errors_sled: u64,
-    /// Failures to write the ledger.
-    pub errors_ledger: u64,
+    /// Failures to write the manifest.
+    pub errors_manifest: u64,
     /// Messages found damaged.
     pub corrupt: u64,
     /// Messages that were acknowledged and are lost. Not zero means that a promise was broken by the hardware.
@@ -168,7 +168,7 @@ impl StatsSnapshot {
             + self.errors_journal_sync
             + self.errors_journal_read
             + self.errors_sled
-            + self.errors_ledger
+            + self.errors_manifest
     }
 
     fn memory_hits(&self) -> u64 {

@@ -38,7 +38,7 @@ fn busy() -> Stats {
     times(24, || stats.disk_error(Site::JournalSync));
     times(25, || stats.disk_error(Site::JournalRead));
     times(26, || stats.disk_error(Site::Sled));
-    times(27, || stats.disk_error(Site::Ledger));
+    times(27, || stats.disk_error(Site::Manifest));
     times(28, || stats.corrupt());
     stats.lost(29);
     times(38, || stats.lost_file());
@@ -120,7 +120,7 @@ fn each_event_is_counted_in_its_own_place() {
         (stats.errors_journal_write, stats.errors_journal_sync, stats.errors_journal_read),
         (23, 24, 25)
     );
-    assert_eq!((stats.errors_sled, stats.errors_ledger, stats.disk_errors()), (26, 27, 125));
+    assert_eq!((stats.errors_sled, stats.errors_manifest, stats.disk_errors()), (26, 27, 125));
     assert_eq!((stats.corrupt, stats.lost, stats.recovered_records, stats.torn_records), (28, 29, 35, 36));
     assert_eq!((stats.lost_files, stats.index_rebuilds, stats.replayed_changes), (38, 39, 40));
     assert_eq!((stats.crash_logs_lost, stats.crash_log_bypassed), (41, 42));
@@ -250,7 +250,7 @@ fn prometheus_text_is_well_formed_and_says_what_the_snapshot_says() {
         ("disk_errors_total{site=\"journal_sync\"}", 24.0),
         ("disk_errors_total{site=\"journal_read\"}", 25.0),
         ("disk_errors_total{site=\"sled\"}", 26.0),
-        ("disk_errors_total{site=\"ledger\"}", 27.0),
+        ("disk_errors_total{site=\"manifest\"}", 27.0),
         ("corrupt_messages_total", 28.0),
         ("lost_messages_total", 29.0),
         ("lost_files_total", 38.0),

@@ -1,4 +1,4 @@
-//! The seam under the journal, the ledger and the syncs of sled's files: files and directories, as traits.
+//! The seam under the journal, the manifest and the syncs of sled's files: files and directories, as traits.
 //!
 //! [`OsStorage`] is the real one. Tests put others in its place that fail, delay or forget at a chosen call. The calls are raw: a
 //! write may be short, a sync may fail. What that means is decided above.

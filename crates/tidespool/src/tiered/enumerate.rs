@@ -21,7 +21,7 @@ use super::readers::NotRead;
 use super::shared::Shared;
 use crate::checkpoint::place_of_record;
 use crate::durable::{Key, KeyRange, Record};
-use crate::journal::{Newest, Place};
+use crate::journal::{NewestRecord, RecordPlace};
 
 /// Messages taken at once. No scan of sled is open while an entry waits to be received.
 const STEP: usize = 256;
@@ -217,7 +217,7 @@ impl Enumeration {
 
     /// Reads the payloads that stand in segments, in the order in which they stand there. `None`: it has to be looked up by itself.
     fn read_ahead(&self, some: &[(SpoolId, Body)]) -> Vec<Option<Vec<u8>>> {
-        let mut order: Vec<(usize, SpoolId, Place)> = some
+        let mut order: Vec<(usize, SpoolId, RecordPlace)> = some
             .iter()
             .enumerate()
             .filter_map(|(number, (id, body))| Some((number, *id, body.place()?)))
@@ -226,7 +226,7 @@ impl Enumeration {
         let mut payloads: Vec<Option<Vec<u8>>> = some.iter().map(|_| None).collect();
         for same in order.chunk_by(|(_, _, one), (_, _, other)| one.generation == other.generation) {
             let Some(segment) = self.shared.segments.get(same[0].2.generation) else { continue };
-            let puts: Vec<(SpoolId, Place)> = same.iter().map(|(_, id, place)| (*id, *place)).collect();
+            let puts: Vec<(SpoolId, RecordPlace)> = same.iter().map(|(_, id, place)| (*id, *place)).collect();
             for (payload, (number, ..)) in
                 segment.read_puts(self.shared.segments.salt(), &puts).into_iter().zip(same)
             {
@@ -321,7 +321,7 @@ struct Known {
     newer: Ids,
     /// All of `seen`, with the entry of each in the index, in the order in which they stand in the
     /// journal.
-    in_journal: Vec<(SpoolId, Option<Newest>)>,
+    in_journal: Vec<(SpoolId, Option<NewestRecord>)>,
 }
 
 type Ids = HashSet<SpoolId, foldhash::fast::RandomState>;
@@ -329,15 +329,15 @@ type Ids = HashSet<SpoolId, foldhash::fast::RandomState>;
 /// Where the newest version of a message was found.
 enum Body {
     /// In the journal.
-    Indexed(Newest),
+    Indexed(NewestRecord),
     /// In a retained segment.
-    At(Place),
+    At(RecordPlace),
     /// Dirty.
     Unknown,
 }
 
 impl Body {
-    fn place(&self) -> Option<Place> {
+    fn place(&self) -> Option<RecordPlace> {
         match self {
             Self::Indexed(newest) => newest.place,
             Self::At(place) => Some(*place),
@@ -352,6 +352,6 @@ impl Body {
 }
 
 /// What comes first on disk comes first.
-const fn position(place: Place) -> (u64, u64) {
+const fn position(place: RecordPlace) -> (u64, u64) {
     (place.generation, place.offset)
 }

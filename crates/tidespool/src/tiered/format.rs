@@ -120,7 +120,7 @@ fn text_of(path: &Path) -> io::Result<Option<String>> {
 
 /// Whether something in the directory can only be a spool's.
 pub(super) fn holds_a_spool(dir: &Path) -> bool {
-    dir.join("ledger").is_file()
+    dir.join("manifest").is_file()
         || dir.join("sled").join("db").is_file()
         || !spools_of_segments(dir, None).is_empty()
 }

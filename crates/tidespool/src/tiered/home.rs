@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::directory::{Directory, LOCK_FILE, lock_again};
 use super::format::{self, FORMAT_FILE};
-use crate::checkpoint::Home;
+use crate::checkpoint::DirectoryCheck;
 use crate::storage::{Loss, OpenMode, Storage, StorageFile, loss_of, loss_of_state, state, write_all_at};
 
 /// The format file until it is whole. Not the name that it has in a spool that is being made.
@@ -75,7 +75,7 @@ impl SpoolHome {
     }
 }
 
-impl Home for SpoolHome {
+impl DirectoryCheck for SpoolHome {
     fn away(&self) -> Option<(PathBuf, Loss)> {
         let directory = self.directory.upgrade()?;
         if self.is_taken.load(Ordering::Relaxed) {

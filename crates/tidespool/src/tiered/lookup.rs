@@ -9,7 +9,7 @@ use tidespool_core::SpoolId;
 use super::shared::Shared;
 use crate::checkpoint::place_of_record;
 use crate::durable::{DurableError, Key};
-use crate::journal::{Newest, Place, ReadError};
+use crate::journal::{NewestRecord, ReadError, RecordPlace};
 use crate::memory::Visible;
 use crate::stats::{Site, Tier};
 
@@ -20,7 +20,7 @@ pub(super) enum InMemory {
     Removed,
     /// Its bytes are not here. The newest record of it, if the index in memory has one. If not,
     /// only the index on disk shows where it is.
-    Elsewhere(Option<Newest>),
+    Elsewhere(Option<NewestRecord>),
 }
 
 /// A message read from disk.
@@ -80,7 +80,7 @@ pub(super) fn in_memory(shared: &Shared, id: &SpoolId) -> InMemory {
 const AT_ONCE: u32 = 256 << 10;
 
 /// Reads what the index names, if the system has it in memory. Never waits for a disk. `None` says nothing: ask [`on_disk`].
-pub(super) fn at_once(shared: &Shared, id: &SpoolId, newest: Newest) -> Option<OnDisk> {
+pub(super) fn at_once(shared: &Shared, id: &SpoolId, newest: NewestRecord) -> Option<OnDisk> {
     let place = newest.place.filter(|place| place.len <= AT_ONCE)?;
     let segment = shared.segments.get(place.generation)?;
     let data = segment.read_put_in_memory(shared.segments.salt(), id, place)?;
@@ -141,7 +141,7 @@ impl NamedBy {
 }
 
 /// The segment that should hold the message is not there.
-fn not_there(shared: &Shared, id: &SpoolId, place: Place, named_by: NamedBy) -> LookupError {
+fn not_there(shared: &Shared, id: &SpoolId, place: RecordPlace, named_by: NamedBy) -> LookupError {
     let what = format!("its segment (generation {}) is missing", place.generation);
     match named_by {
         // A segment that is deleted in a running spool can still be read. So the index is wrong,
@@ -150,7 +150,7 @@ fn not_there(shared: &Shared, id: &SpoolId, place: Place, named_by: NamedBy) -> 
             let error = io::Error::other(format!("the index is wrong about message {id}: {what}"));
             shared.durable.distrust(number, &error.to_string());
             shared.disk_error(Site::Sled, &error);
-            shared.filing.kick();
+            shared.checkpoint_requests.kick();
             LookupError::Rebuilding(error)
         }
         NamedBy::Memory | NamedBy::Index(_) => {
@@ -161,7 +161,7 @@ fn not_there(shared: &Shared, id: &SpoolId, place: Place, named_by: NamedBy) -> 
 }
 
 /// The place of a message that is filed, and the number of the index that names it.
-fn filed(shared: &Shared, id: &SpoolId) -> Result<Option<(Place, u64)>, LookupError> {
+fn filed(shared: &Shared, id: &SpoolId) -> Result<Option<(RecordPlace, u64)>, LookupError> {
     match shared.durable.find(&Key::of(id)) {
         Ok(found) => Ok(found.map(|(record, index)| (place_of_record(&record), index))),
         Err(error) => {
@@ -176,11 +176,15 @@ pub(super) fn index_failed(shared: &Shared, error: &DurableError) {
     if error.poisons() {
         shared.disk_error(Site::Sled, &io::Error::other(error.to_string()));
     }
-    shared.filing.kick();
+    shared.checkpoint_requests.kick();
 }
 
 /// `None`: the segment is gone.
-pub(super) fn read(shared: &Shared, id: &SpoolId, place: Place) -> Result<Option<Vec<u8>>, LookupError> {
+pub(super) fn read(
+    shared: &Shared,
+    id: &SpoolId,
+    place: RecordPlace,
+) -> Result<Option<Vec<u8>>, LookupError> {
     let Some(segment) = shared.segments.get(place.generation) else { return Ok(None) };
     match segment.read_put(shared.segments.salt(), id, place) {
         Ok((data, _)) => Ok(Some(data)),
@@ -211,7 +215,7 @@ pub(super) fn fill_cache(shared: &Shared, id: SpoolId, data: &Arc<Box<[u8]>>, st
 mod tests {
     use tidespool_core::Spool as _;
 
-    use crate::durable::{Change, Key, Op, Record};
+    use crate::durable::{IndexChange, IndexOp, Key, Record};
     use crate::{Config, TieredSpool};
 
     /// An older copy of the index came in place of a new one. It named segments that had been
@@ -227,7 +231,7 @@ mod tests {
         spool.cleanup().await.unwrap();
         spool.advise_low_memory().await.unwrap();
         let wrong = Record { seq: 1, generation: 999, offset: 4096, len: 900 };
-        let put = Op { key: Key::of(&id), change: Change::Put(wrong) };
+        let put = IndexOp { key: Key::of(&id), change: IndexChange::Put(wrong) };
         spool.shared.durable.apply(&mut std::iter::once(put), &mut |_, _| ()).unwrap();
         assert_eq!(*spool.load(id).await.unwrap(), **data);
         // The load does not wait until the rebuild is counted. The end does.

@@ -12,14 +12,14 @@ use tokio::sync::oneshot;
 
 use super::runs::Runs;
 use super::shared::Shared;
-use crate::checkpoint::{FilingError, FilingTask, Findings};
+use crate::checkpoint::{CheckpointError, CheckpointTask, VerificationReport};
 use crate::journal::Role;
 
 /// What callers share. A run whose callers are gone ends before its next step.
 #[derive(Debug, Default)]
-pub(super) struct Upkeep {
-    cleanups: Runs<Result<(), Failure>>,
-    compactions: Runs<Result<Findings, Failure>>,
+pub(super) struct UpkeepRuns {
+    cleanups: Runs<Result<(), UpkeepFailure>>,
+    compactions: Runs<Result<VerificationReport, UpkeepFailure>>,
 }
 
 /// Files what is old, recycles, prunes.
@@ -42,45 +42,48 @@ pub(super) async fn compact(shared: &Arc<Shared>) -> Result<()> {
     Err(anyhow::Error::new(Corrupt { id: first.id, reason: first.what }).context(what))
 }
 
-async fn clean_up(shared: Arc<Shared>) -> Result<(), Failure> {
+async fn clean_up(shared: Arc<Shared>) -> Result<(), UpkeepFailure> {
     let shared = &*shared;
     if has_old_records(shared) && !flush(shared).await? {
         // What can be filed may be what gives the rest its room.
         tracing::warn!("cleaning up does not wait any longer for what is dirty: the disk does not take it");
     }
     let (done, heard) = oneshot::channel();
-    shared.filing.ask(FilingTask::Cleanup(done));
+    shared.checkpoint_requests.ask(CheckpointTask::Cleanup(done));
     answer(shared, heard).await
 }
 
-async fn compact_all(shared: Arc<Shared>) -> Result<Findings, Failure> {
+async fn compact_all(shared: Arc<Shared>) -> Result<VerificationReport, UpkeepFailure> {
     let shared = &*shared;
     if !flush(shared).await? {
-        return Err(Failure::Late);
+        return Err(UpkeepFailure::Late);
     }
     let (done, heard) = oneshot::channel();
-    shared.filing.ask(FilingTask::Compact(done));
+    shared.checkpoint_requests.ask(CheckpointTask::Compact(done));
     answer(shared, heard).await?;
     answer(shared, shared.verification.ask()).await
 }
 
-async fn answer<T>(shared: &Shared, heard: oneshot::Receiver<Result<T, FilingError>>) -> Result<T, Failure> {
+async fn answer<T>(
+    shared: &Shared,
+    heard: oneshot::Receiver<Result<T, CheckpointError>>,
+) -> Result<T, UpkeepFailure> {
     match heard.await {
         Ok(Ok(done)) => Ok(done),
-        Ok(Err(FilingError::Stopped)) => Err(Failure::Closed),
-        Ok(Err(error)) => Err(Failure::Filing(Arc::new(error))),
-        Err(_) if shared.check_open().is_err() => Err(Failure::Closed),
-        Err(_) => Err(Failure::Died),
+        Ok(Err(CheckpointError::Stopped)) => Err(UpkeepFailure::Closed),
+        Ok(Err(error)) => Err(UpkeepFailure::CheckpointFailed(Arc::new(error))),
+        Err(_) if shared.check_open().is_err() => Err(UpkeepFailure::Closed),
+        Err(_) => Err(UpkeepFailure::Died),
     }
 }
 
 /// Makes everything dirty durable, and ends the active segment, so that it can be filed. False where the disk did not take it within `store_deadline`.
-async fn flush(shared: &Shared) -> Result<bool, Failure> {
+async fn flush(shared: &Shared) -> Result<bool, UpkeepFailure> {
     let patience = shared.config.load().store_deadline;
-    match shared.timer.bound(Instant::now() + patience, shared.mailbox.flush(true)).await {
+    match shared.timer.bound(Instant::now() + patience, shared.commit_queue.flush(true)).await {
         Some(Ok(())) => Ok(true),
-        Some(Err(_)) if shared.check_open().is_ok() => Err(Failure::Died),
-        Some(Err(_)) => Err(Failure::Closed),
+        Some(Err(_)) if shared.check_open().is_ok() => Err(UpkeepFailure::Died),
+        Some(Err(_)) => Err(UpkeepFailure::Closed),
         None => Ok(false),
     }
 }
@@ -96,17 +99,17 @@ fn has_old_records(shared: &Shared) -> bool {
 
 /// Why a run was not done. All who share the run get it.
 #[derive(Debug, Clone)]
-enum Failure {
+enum UpkeepFailure {
     /// A shutdown cut it short.
     Closed,
     /// The disk did not take what is dirty.
     Late,
     /// The thread that was asked is gone, though the spool is open.
     Died,
-    Filing(Arc<FilingError>),
+    CheckpointFailed(Arc<CheckpointError>),
 }
 
-impl Failure {
+impl UpkeepFailure {
     fn while_doing(self, shared: &Shared, what: &'static str) -> anyhow::Error {
         let error = match self {
             Self::Closed => return Closed.into(),
@@ -115,7 +118,7 @@ impl Failure {
                 io::Error::new(io::ErrorKind::TimedOut, late).into()
             }
             Self::Died => io::Error::other("a thread of the spool has died: see the log").into(),
-            Self::Filing(error) => anyhow::Error::new(Filing(error)),
+            Self::CheckpointFailed(error) => anyhow::Error::new(CheckpointFailed(error)),
         };
         shared.explain(error.context(what))
     }
@@ -123,15 +126,15 @@ impl Failure {
 
 /// An error for several callers: its text and its causes.
 #[derive(Debug)]
-struct Filing(Arc<FilingError>);
+struct CheckpointFailed(Arc<CheckpointError>);
 
-impl fmt::Display for Filing {
+impl fmt::Display for CheckpointFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl std::error::Error for Filing {
+impl std::error::Error for CheckpointFailed {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source()
     }

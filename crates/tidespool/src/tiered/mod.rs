@@ -3,12 +3,12 @@
 //! # Layout
 //!
 //! One file a verb: `store`, `load`, `remove`, `enumerate`, `relief` (`advise_low_memory`), `maintain` (`cleanup`, `compact`), `open`,
-//! `crew` (`shutdown`). Between them:
+//! `workers` (`shutdown`). Between them:
 //!
 //! * `shared` – what callers and threads of one spool share.
 //! * `table` – pending and index of each id, in shards.
-//! * `mailbox`, `committer`, `publish` – from many callers to one write, and back.
-//! * `keeper`, `reconfigure`, `terms` – memory within its budget; settings that change while it runs.
+//! * `commit_queue`, `committer`, `publish` – from many callers to one write, and back.
+//! * `balancer`, `reconfigure`, `hot_settings` – memory within its budget; settings that change while it runs.
 //! * `runs` – upkeep that callers share.
 //! * `lookup`, `readers` – from the top tier down, on threads that may block.
 //! * `directory`, `format`, `threads`, `closing` – lock, format file, threads, and their end. `watch`, `probe` – health.
@@ -16,18 +16,18 @@
 //! * `home`, `in_place` – a directory, and its own files, that are deleted or moved under the
 //!   spool.
 
+mod balancer;
 mod closing;
+mod commit_queue;
 mod committer;
-mod crew;
 mod directory;
 mod enumerate;
 mod format;
 mod home;
+mod hot_settings;
 mod in_place;
-mod keeper;
 mod load;
 mod lookup;
-mod mailbox;
 mod maintain;
 mod open;
 mod place;
@@ -43,10 +43,10 @@ mod runs;
 mod shared;
 mod store;
 mod table;
-mod terms;
 mod threads;
 mod verdict;
 mod watch;
+mod workers;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -73,7 +73,7 @@ use crate::{Config, ConfigError, PressureMonitor, StatsSnapshot};
 /// dirty is lost.
 pub struct TieredSpool {
     shared: Arc<shared::Shared>,
-    crew: Arc<crew::Crew>,
+    workers: Arc<workers::Workers>,
     report: RecoveryReport,
 }
 
@@ -125,7 +125,7 @@ impl TieredSpool {
         Self::open_with(config, Arc::new(OsStorage), Some(monitor.clone())).await
     }
 
-    /// The same on another [`Storage`] under the journal, the ledger and the syncs of sled's files, for tests that break it.
+    /// The same on another [`Storage`] under the journal, the manifest and the syncs of sled's files, for tests that break it.
     ///
     /// # Errors
     ///
@@ -140,10 +140,10 @@ impl TieredSpool {
         monitor: Option<PressureMonitor>,
     ) -> Result<Self> {
         let path = config.path.clone();
-        let opening = threads::aside("tidespool-open", move || {
-            let open::OpenSpool { shared, crew, report } = open::open(config, storage, monitor)?;
+        let opening = threads::aside(threads::names::OPEN, move || {
+            let open::OpenSpool { shared, workers, report } = open::open(config, storage, monitor)?;
             // Made here: where nobody waits for it any more, it is dropped, and so abandoned.
-            anyhow::Ok(Self { shared, crew: Arc::new(crew), report })
+            anyhow::Ok(Self { shared, workers: Arc::new(workers), report })
         });
         let opened = opening.await.map_err(anyhow::Error::from).flatten();
         opened.map_err(|error| whole_of(format_args!("opening the spool {}", path.display()), error))
@@ -290,7 +290,7 @@ impl Spool for TieredSpool {
     fn enumerate(&self, sender: Sender<SpoolEntry>, start_time: DateTime<Utc>) -> Result<()> {
         self.shared.check_open()?;
         let enumeration = enumerate::Enumeration { shared: self.shared.clone(), sender, start_time };
-        self.crew.enumerate(move || enumeration.run()).map_err(whole)
+        self.workers.enumerate(move || enumeration.run()).map_err(whole)
     }
 
     async fn cleanup(&self) -> Result<()> {
@@ -298,17 +298,17 @@ impl Spool for TieredSpool {
     }
 
     async fn shutdown(&self) -> Result<()> {
-        if let Some(ended) = self.crew.ended() {
+        if let Some(ended) = self.workers.ended() {
             return ended;
         }
-        let (crew, shared) = (self.crew.clone(), self.shared.clone());
-        match threads::aside("tidespool-end", move || crew.end(&shared)).await {
+        let (workers, shared) = (self.workers.clone(), self.shared.clone());
+        match threads::aside(threads::names::END, move || workers.end(&shared)).await {
             Ok(ended) => ended,
             Err(error) => {
                 // At a limit of threads. Blocking the caller's thread is better than losing what is
                 // dirty.
                 tracing::warn!(%error, "shutting down on the caller's thread");
-                self.crew.end(&self.shared)
+                self.workers.end(&self.shared)
             }
         }
     }
@@ -330,7 +330,7 @@ impl Spool for TieredSpool {
 impl Drop for TieredSpool {
     fn drop(&mut self) {
         // After a shutdown there is nobody left to hear it.
-        crew::Crew::abandon(&self.shared);
+        workers::Workers::abandon(&self.shared);
     }
 }
 

@@ -9,28 +9,29 @@ use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
 use tidespool_core::ClockNotSet;
 
+use super::balancer::keep;
+use super::commit_queue::CommitQueue;
 use super::committer::{Committer, Syncer};
-use super::crew::{Crew, LAST_WRITER, Running};
 use super::directory::Directory;
 use super::home::SpoolHome;
 use super::in_place::InPlace;
-use super::keeper::keep;
-use super::mailbox::Mailbox;
 use super::probe::run_probe;
 use super::protection::Protection;
 use super::readers::{Readers, run_reader};
-use super::reconfigure::filer_settings;
+use super::reconfigure::checkpoint_settings;
 use super::relief::SpoolRelief;
-use super::replay::{Replay, explain as explain_replay};
-use super::shared::{FilingReports, Parts, PoolReports, Shared};
+use super::replay::{CrashLogReplay, explain as explain_replay};
+use super::shared::{CheckpointReports, PoolReports, Shared, SharedParts};
 use super::table::Table;
-use super::threads::Starter;
+use super::threads::{Starter, names};
 use super::watch::watch;
+use super::workers::{Running, Workers};
 use crate::checkpoint::{
-    Ballast, DeadSegments, Drained, Filer, Filing, LedgerError, LedgerFile, Opened, OpeningError, Places,
-    Presence, Rebuilding, Retained, Retry, Source as _, Verifier, Watched, open_filed,
+    Ballast, CheckpointRequests, Checkpointer, DeadSegments, LiveIndex as _, ManifestError, ManifestFile,
+    OpenedCheckpoint, OpeningError, Places, Presence, Rebuilding, ReclaimPolicy, Retained, Retry, Verifier,
+    Watched, open_filed,
 };
-use crate::durable::{DurableError, SledOptions, Strays, sled_threads_to_come};
+use crate::durable::{DurableError, SledOptions, StuckThreads, sled_threads_to_come};
 use crate::inspect::Damage;
 use crate::journal::{Pool, PoolSettings, Segments, Writer, give_up_a_free_segment};
 use crate::pressure::{Registration, Relief};
@@ -41,7 +42,7 @@ use crate::{Config, PressureMonitor, RecoveryReport};
 /// An open spool: what its callers share, its threads, and what was found on the way.
 pub(super) struct OpenSpool {
     pub(super) shared: Arc<Shared>,
-    pub(super) crew: Crew,
+    pub(super) workers: Workers,
     pub(super) report: RecoveryReport,
 }
 
@@ -58,36 +59,37 @@ pub(super) fn open(
     starter.reserve(thread_names(&config)).context("starting the spool's threads")?;
     let directory = Arc::new(Directory::open_or_create(&config.path)?);
     let opened_as = std::mem::replace(&mut config.path, directory.path.clone());
-    starter.release(SPARE);
+    starter.release(names::SPARE);
     let storage: Arc<dyn Storage> = Arc::new(InPlace::new(storage, &directory)?);
     let places = Places { storage: storage.clone(), dir: directory.path.clone(), spool: directory.spool };
     let room = Arc::new(DiskRoom::new(storage.clone(), &directory.path, enough(&config)));
     room.remove_leftover();
     let ballast = Arc::new(Ballast::new(storage.clone(), room.clone(), &directory.path, config.ballast));
     let look = || look(&config, &places, &ballast, &room, &directory);
-    let Found { opened, stats, mailbox, segments, filing, ledger_file, mut report } = match look() {
-        // A spool that can't be opened can't be emptied.
-        Err(error) if is_full_disk(&error) => {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "the disk is full: opening with the room of ballast and spare segments"
-            );
-            room.note_no_room();
-            ballast.release();
-            // It may have been used before, and its room be somebody else's now.
-            while !ballast.is_room_for(TO_OPEN)
-                && give_up_a_free_segment(&*places.storage, &places.journal(), places.spool)?
-            {
-                room.note_given();
+    let OpenedFiles { opened, stats, commit_queue, segments, checkpoint_requests, manifest_file, mut report } =
+        match look() {
+            // A spool that can't be opened can't be emptied.
+            Err(error) if is_full_disk(&error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the disk is full: opening with the room of ballast and spare segments"
+                );
+                room.note_no_room();
+                ballast.release();
+                // It may have been used before, and its room be somebody else's now.
+                while !ballast.is_room_for(TO_OPEN)
+                    && give_up_a_free_segment(&*places.storage, &places.journal(), places.spool)?
+                {
+                    room.note_given();
+                }
+                look()?
             }
-            look()?
-        }
-        found => found?,
-    };
+            found => found?,
+        };
     directory.finish_creation()?;
     let (spool, dir) = (directory.spool, &*directory.path);
-    let protection = Arc::new(Protection::new(storage.clone(), dir, spool, mailbox.clone()));
-    let mut replay = explain_replay(Replay::begin(&protection, &config), dir)?;
+    let protection = Arc::new(Protection::new(storage.clone(), dir, spool, commit_queue.clone()));
+    let mut replay = explain_replay(CrashLogReplay::begin(&protection, &config), dir)?;
     let changes = replay.changes();
     report.replayed = changes;
     stats.replayed(changes);
@@ -100,53 +102,54 @@ pub(super) fn open(
     for (id, newest) in &opened.recovered.replayed.newest {
         table.lock(id).index.learn(*id, *newest);
     }
-    table.will_file(opened.ledger.high);
+    table.will_file(opened.manifest.high);
     let (readers, queue) = Readers::new(dead.clone());
     let next_seq = opened.recovered.replayed.next_seq;
-    let (durable, ledger, liveness) = (Arc::new(opened.durable), opened.ledger, opened.liveness);
+    let (durable, manifest, liveness) = (Arc::new(opened.durable), opened.manifest, opened.liveness);
     let rebuilding = Arc::new(Rebuilding::default());
-    let settings = Arc::new(ArcSwap::from_pointee(filer_settings(&config)));
-    let reports = Arc::new(FilingReports { stats: stats.clone(), mailbox: mailbox.clone(), room });
+    let settings = Arc::new(ArcSwap::from_pointee(checkpoint_settings(&config)));
+    let reports =
+        Arc::new(CheckpointReports { stats: stats.clone(), commit_queue: commit_queue.clone(), room });
     let home = SpoolHome::new(storage.clone(), &directory)
         .with_context(|| format!("opening the format file of {}", directory.path.display()))?;
     let presence = Arc::new(Presence::new(Watched {
         storage: storage.clone(),
         home: Box::new(home),
         segments: segments.clone(),
-        ledger_file: ledger_file.clone(),
+        manifest_file: manifest_file.clone(),
         ballast: ballast.clone(),
         durable: durable.clone(),
         events: reports.clone(),
     }));
-    let filer = Filer {
+    let checkpointer = Checkpointer {
         segments: segments.clone(),
         durable: durable.clone(),
         source: table.clone(),
-        filing: filing.clone(),
+        checkpoint_requests: checkpoint_requests.clone(),
         events: reports,
         presence: presence.clone(),
-        ledger_file,
-        ledger,
+        manifest_file,
+        manifest,
         liveness,
         rebuilding: rebuilding.clone(),
         ballast: ballast.clone(),
         settings: settings.clone(),
         retry: Retry::default(),
         dead: DeadSegments::default(),
-        drained: Drained::default(),
+        reclaim: ReclaimPolicy::default(),
         compaction: None,
         cut_up_to: 0,
-        is_ledger_in_doubt: false,
+        is_manifest_in_doubt: false,
     };
-    let parts = Parts {
+    let parts = SharedParts {
         config,
         opened_as,
         storage,
         table,
-        mailbox,
+        commit_queue,
         segments: segments.clone(),
         durable,
-        filing,
+        checkpoint_requests,
         rebuilding,
         ballast,
         presence,
@@ -156,27 +159,29 @@ pub(super) fn open(
         crash_log_size: replay.log_size(),
         first_seq: next_seq,
         worker_dead: dead.clone(),
-        filer_settings: settings,
+        checkpoint_settings: settings,
     };
     let shared = Arc::new(Shared::new(parts));
     let verifier = Verifier {
         segments: segments.clone(),
         durable: shared.durable.clone(),
         source: shared.table.clone(),
-        filing: shared.filing.clone(),
-        events: filer.events.clone(),
+        checkpoint_requests: shared.checkpoint_requests.clone(),
+        events: checkpointer.events.clone(),
         verification: shared.verification.clone(),
     };
     let writer = Writer::new(segments, next_seq);
     let dir = directory.path.clone();
     let started = explain_replay(replay.adopt(&shared), &dir)
         .and_then(|()| register(&shared, monitor))
-        .and_then(|relief| start(&shared, (filer, verifier), writer, &queue, directory, starter, relief))
-        .and_then(|crew| explain_replay(replay.settle(&shared, changes), &dir).map(|()| crew));
+        .and_then(|relief| {
+            start(&shared, (checkpointer, verifier), writer, &queue, directory, starter, relief)
+        })
+        .and_then(|workers| explain_replay(replay.settle(&shared, changes), &dir).map(|()| workers));
     match started {
-        Ok(crew) => Ok(OpenSpool { shared, crew, report }),
+        Ok(workers) => Ok(OpenSpool { shared, workers, report }),
         Err(error) => {
-            Crew::abandon(&shared);
+            Workers::abandon(&shared);
             if let Err(error) = shared.durable.close(Instant::now() + TO_UNDO) {
                 tracing::warn!(%error, "an opening that failed could not close everything");
             }
@@ -188,22 +193,14 @@ pub(super) fn open(
 /// The longest wait for what an opening that failed has opened before.
 const TO_UNDO: Duration = Duration::from_secs(10);
 
-/// Threads that are reserved for sled and for the monitor, and ended before these are started.
-const SPARE: &str = "tidespool-spare";
-
 /// Every thread that an opening needs: see [`Starter::reserve`].
 fn thread_names(config: &Config) -> Vec<String> {
     // sled's own thread and the monitor's.
     let spare = sled_threads_to_come() + 2;
-    let readers = (0..config.read_threads).map(reader_name);
-    let named = ["commit", "sync", "timer", "filer", "check", "prewrite", "watch", "probe", "memory"];
-    let named = named.into_iter().map(|name| format!("tidespool-{name}"));
-    let last = [LAST_WRITER; 2].map(str::to_owned);
-    named.chain(last).chain(readers).chain((0..spare).map(|_| SPARE.to_owned())).collect()
-}
-
-fn reader_name(number: impl std::fmt::Display) -> String {
-    format!("tidespool-read-{number}")
+    let readers = (0..config.read_threads).map(names::reader);
+    let spare = (0..spare).map(|_| names::SPARE);
+    let named = names::OF_A_SPOOL.into_iter().chain([names::LAST_WRITER; 2]).chain(spare);
+    named.map(str::to_owned).chain(readers).collect()
 }
 
 /// sled takes the time since 1970 for the name of a file that it never makes, and panics where
@@ -216,7 +213,7 @@ fn check_clock(now: SystemTime) -> Result<(), ClockNotSet> {
 fn explain(error: OpeningError, dir: &std::path::Path) -> anyhow::Error {
     let lasts = match &error {
         OpeningError::Journal(error) => is_unreadable(&error.source),
-        OpeningError::Ledger(LedgerError::Io { source, .. }) => is_unreadable(source),
+        OpeningError::Manifest(ManifestError::Io { source, .. }) => is_unreadable(source),
         _ => false,
     };
     let error = anyhow::Error::from(error);
@@ -233,13 +230,13 @@ fn explain(error: OpeningError, dir: &std::path::Path) -> anyhow::Error {
 const TO_OPEN: u64 = 1 << 20;
 
 /// What is in the directory, made to agree.
-struct Found {
-    opened: Opened,
+struct OpenedFiles {
+    opened: OpenedCheckpoint,
     stats: Arc<Stats>,
-    mailbox: Arc<Mailbox>,
+    commit_queue: Arc<CommitQueue>,
     segments: Arc<Segments>,
-    filing: Arc<Filing>,
-    ledger_file: Arc<LedgerFile>,
+    checkpoint_requests: Arc<CheckpointRequests>,
+    manifest_file: Arc<ManifestFile>,
     report: RecoveryReport,
 }
 
@@ -250,29 +247,30 @@ fn look(
     ballast: &Ballast,
     room: &Arc<DiskRoom>,
     directory: &Arc<Directory>,
-) -> Result<Found> {
+) -> Result<OpenedFiles> {
     let (storage, fresh) = (&places.storage, directory.fresh);
     storage
         .create_dir(&places.journal())
         .with_context(|| format!("creating {}", places.journal().display()))?;
-    let strays = Arc::new(Strays::holding(directory));
+    let strays = Arc::new(StuckThreads::holding(directory));
     let options =
         SledOptions { storage: storage.clone(), strays, ..SledOptions::new(config.effective_sled_cache()) };
     let mut opened =
         open_filed(places, options, ballast, fresh).map_err(|error| explain(error, &places.dir))?;
-    let (stats, mailbox) = (Arc::new(Stats::default()), Arc::new(Mailbox::default()));
-    let filing = Arc::new(Filing::default());
-    let reports = PoolReports::new(mailbox.clone(), stats.clone(), room.clone(), filing.clone());
+    let (stats, commit_queue) = (Arc::new(Stats::default()), Arc::new(CommitQueue::default()));
+    let checkpoint_requests = Arc::new(CheckpointRequests::default());
+    let reports =
+        PoolReports::new(commit_queue.clone(), stats.clone(), room.clone(), checkpoint_requests.clone());
     let segments = segments(config, places, &mut opened, reports);
-    let ledger_file = Arc::new(LedgerFile::new(storage.clone(), &places.dir));
+    let manifest_file = Arc::new(ManifestFile::new(storage.clone(), &places.dir));
     let report = report(&mut opened, &segments, &places.dir, &stats);
     if fresh {
         segments.pool().fill().with_context(|| format!("preparing {}", places.journal().display()))?;
     }
     // Before any segment is used: its generation must never have been another's.
-    opened.ledger.next_generation = segments.reserved_generation();
-    ledger_file.write_somehow(&opened.ledger, ballast)?;
-    Ok(Found { opened, stats, mailbox, segments, filing, ledger_file, report })
+    opened.manifest.next_generation = segments.reserved_generation();
+    manifest_file.write_somehow(&opened.manifest, ballast)?;
+    Ok(OpenedFiles { opened, stats, commit_queue, segments, checkpoint_requests, manifest_file, report })
 }
 
 /// Whether it would have succeeded with more room on disk.
@@ -290,7 +288,12 @@ fn is_full_disk(error: &anyhow::Error) -> bool {
 }
 
 /// Hands what recovery found to the pool and to the table of segments.
-fn segments(config: &Config, places: &Places, opened: &mut Opened, reports: PoolReports) -> Arc<Segments> {
+fn segments(
+    config: &Config,
+    places: &Places,
+    opened: &mut OpenedCheckpoint,
+    reports: PoolReports,
+) -> Arc<Segments> {
     let recovered = &mut opened.recovered;
     let settings = PoolSettings {
         dir: places.journal(),
@@ -311,7 +314,7 @@ fn segments(config: &Config, places: &Places, opened: &mut Opened, reports: Pool
         segments.insert(segment);
     }
     recovered.retained.drain(..).for_each(|segment| segments.insert(segment));
-    for generation in opened.ledger.retained.keys() {
+    for generation in opened.manifest.retained.keys() {
         if segments.get(*generation).is_none() {
             segments.note_missing(*generation);
         }
@@ -329,7 +332,7 @@ fn segments(config: &Config, places: &Places, opened: &mut Opened, reports: Pool
     Arc::new(segments)
 }
 
-/// What new segments leave of the disk: more than the health gate's minimum, so that the spool never shuts its own gate; and room for ballast, ledger
+/// What new segments leave of the disk: more than the health gate's minimum, so that the spool never shuts its own gate; and room for ballast, manifest
 /// and sled.
 pub(super) fn keep_free(config: &Config, storage: &dyn Storage) -> u64 {
     let minimum = storage.space(&config.path).map_or(0, |space| space.minimum(&config.health));
@@ -343,7 +346,12 @@ pub(super) fn enough(config: &Config) -> u64 {
 }
 
 /// Reports what is damaged, and what is lost by it.
-fn report(opened: &mut Opened, segments: &Segments, dir: &std::path::Path, stats: &Stats) -> RecoveryReport {
+fn report(
+    opened: &mut OpenedCheckpoint,
+    segments: &Segments,
+    dir: &std::path::Path,
+    stats: &Stats,
+) -> RecoveryReport {
     let replayed = &opened.recovered.replayed;
     let mut report = RecoveryReport {
         rebuilds_index: opened.rebuilds_index,
@@ -371,9 +379,9 @@ fn report(opened: &mut Opened, segments: &Segments, dir: &std::path::Path, stats
     if opened.rebuilds_index {
         // No other file names the messages of a segment.
         let is_missing = |generation: &u64, _: &mut Retained| segments.get(*generation).is_none();
-        for (_, kept) in opened.ledger.retained.extract_if(.., is_missing) {
+        for (_, kept) in opened.manifest.retained.extract_if(.., is_missing) {
             lost += kept.live;
-            opened.ledger.lost += kept.live;
+            opened.manifest.lost += kept.live;
         }
     }
     report.lost = lost;
@@ -410,38 +418,37 @@ fn register(shared: &Arc<Shared>, monitor: Option<PressureMonitor>) -> Result<Ar
 /// Starts every thread there is. Those that write hold the directory: its lock is free when the last of them has ended.
 fn start(
     shared: &Arc<Shared>,
-    (filer, verifier): (Filer, Verifier),
+    (checkpointer, verifier): (Checkpointer, Verifier),
     writer: Writer,
     queue: &async_channel::Receiver<Box<dyn FnOnce() + Send>>,
     directory: Arc<Directory>,
     starter: Starter,
     relief: Arc<dyn Relief>,
-) -> Result<Crew> {
+) -> Result<Workers> {
     let syncer = Arc::<Syncer>::default();
     let committer = Committer::new(shared.clone(), syncer.clone(), writer);
-    let committer = starter.start("tidespool-commit", &directory, move || committer.run())?;
+    let committer = starter.start(names::COMMIT, &directory, move || committer.run())?;
     let counted = shared.clone();
-    let syncer = starter.start("tidespool-sync", &directory, move || syncer.run(&counted))?;
+    let syncer = starter.start(names::SYNC, &directory, move || syncer.run(&counted))?;
     let timed = shared.clone();
-    let timer = starter.start_free("tidespool-timer", move || timed.timer.run())?;
-    let filer = starter.start("tidespool-filer", &directory, move || filer.run())?;
+    let timer = starter.start_free(names::TIMER, move || timed.timer.run())?;
+    let checkpointer = starter.start(names::CHECKPOINT, &directory, move || checkpointer.run())?;
     let pool = shared.segments.clone();
-    let mut others =
-        vec![starter.start("tidespool-prewrite", &directory, move || pool.pool().run_prewriter())?];
-    others.push(starter.start("tidespool-check", &directory, move || verifier.run())?);
+    let mut others = vec![starter.start(names::PREWRITE, &directory, move || pool.pool().run_prewriter())?];
+    others.push(starter.start(names::VERIFY, &directory, move || verifier.run())?);
     let watched = shared.clone();
-    others.push(starter.start("tidespool-watch", &directory, move || watch(&watched))?);
+    others.push(starter.start(names::HEALTH, &directory, move || watch(&watched))?);
     let probed = shared.clone();
-    others.push(starter.start("tidespool-probe", &directory, move || run_probe(&probed))?);
+    others.push(starter.start(names::PROBE, &directory, move || run_probe(&probed))?);
     let kept = shared.clone();
-    others.push(starter.start("tidespool-memory", &directory, move || keep(&kept))?);
+    others.push(starter.start(names::BALANCER, &directory, move || keep(&kept))?);
     let config = shared.config.load_full();
     for number in 0..config.read_threads {
         let queue = queue.clone();
-        others.push(starter.start(&reader_name(number), &directory, move || run_reader(&queue))?);
+        others.push(starter.start(&names::reader(number), &directory, move || run_reader(&queue))?);
     }
-    let running = Running { committer, syncer, timer, filer, others, _relief: relief, directory };
-    Ok(Crew::new(running, starter))
+    let running = Running { committer, syncer, timer, checkpointer, others, _relief: relief, directory };
+    Ok(Workers::new(running, starter))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The thread that asks the disk: how much is free, whether the spool's files are all there, and
 //! whether a small file can be written and read back. On a disk that hangs this thread hangs, and
-//! `tidespool-watch`, which samples health, does not.
+//! `tide-health`, which samples health, does not.
 
 use std::io::{self, IoSlice};
 use std::path::Path;
@@ -30,11 +30,11 @@ pub(crate) struct Probe(Mutex<Answers>);
 #[derive(Debug, Default)]
 struct Answers {
     low_space: bool,
-    state: State,
+    state: ProbeState,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum State {
+enum ProbeState {
     #[default]
     Idle,
     Wanted,
@@ -51,26 +51,26 @@ impl Probe {
     pub(super) fn ask(&self) -> Option<bool> {
         let state = &mut self.0.lock().state;
         match *state {
-            State::Idle => *state = State::Wanted,
-            State::Ended(ok) => {
-                *state = State::Idle;
+            ProbeState::Idle => *state = ProbeState::Wanted,
+            ProbeState::Ended(ok) => {
+                *state = ProbeState::Idle;
                 return Some(ok);
             }
-            State::Wanted | State::Running => {}
+            ProbeState::Wanted | ProbeState::Running => {}
         }
         None
     }
 
     /// What was asked for is of no account any more.
     pub(super) fn forget(&self) {
-        self.0.lock().state = State::Idle;
+        self.0.lock().state = ProbeState::Idle;
     }
 
     fn begin(&self) -> bool {
         let state = &mut self.0.lock().state;
-        let is_wanted = *state == State::Wanted;
+        let is_wanted = *state == ProbeState::Wanted;
         if is_wanted {
-            *state = State::Running;
+            *state = ProbeState::Running;
         }
         is_wanted
     }
@@ -78,8 +78,8 @@ impl Probe {
     fn end(&self, ok: bool) {
         let state = &mut self.0.lock().state;
         // Forgotten, and perhaps asked for again: that is for the next one to say.
-        if *state == State::Running {
-            *state = State::Ended(ok);
+        if *state == ProbeState::Running {
+            *state = ProbeState::Ended(ok);
         }
     }
 }
@@ -95,7 +95,7 @@ pub(super) fn run_probe(shared: &Arc<Shared>) {
             space_at = Some(now + SPACE_INTERVAL);
             look_at_space(shared, &config);
             if shared.presence.look_around() {
-                shared.filing.kick();
+                shared.checkpoint_requests.kick();
             }
             look_at_crash_log(shared, &config, &mut renew_at);
         }

@@ -9,9 +9,9 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tidespool_core::SpoolId;
 
-use super::mailbox::Mailbox;
+use super::commit_queue::CommitQueue;
 use super::open::keep_free;
-use crate::crash_log::{CRASH_LOG, CrashLog, Kept, Left, NEW_CRASH_LOG, Slot, Written};
+use crate::crash_log::{CRASH_LOG, CrashLog, LastRun, LoggedChange, NEW_CRASH_LOG, Slot, Written};
 use crate::storage::{Loss, Space, Storage, loss_of_state};
 use crate::{Config, Durability};
 
@@ -28,7 +28,7 @@ pub(crate) struct Protection {
     storage: Arc<dyn Storage>,
     dir: PathBuf,
     spool: [u8; 16],
-    mailbox: Arc<Mailbox>,
+    commit_queue: Arc<CommitQueue>,
     /// `None`: what must survive goes to the journal, with a sync.
     current: ArcSwapOption<CrashLog>,
     renewing: Mutex<()>,
@@ -44,9 +44,14 @@ pub(crate) struct ProtectionError {
 }
 
 impl Protection {
-    pub(super) fn new(storage: Arc<dyn Storage>, dir: &Path, spool: [u8; 16], mailbox: Arc<Mailbox>) -> Self {
+    pub(super) fn new(
+        storage: Arc<dyn Storage>,
+        dir: &Path,
+        spool: [u8; 16],
+        commit_queue: Arc<CommitQueue>,
+    ) -> Self {
         let dir = dir.to_owned();
-        Self { storage, dir, spool, mailbox, current: ArcSwapOption::empty(), renewing: Mutex::new(()) }
+        Self { storage, dir, spool, commit_queue, current: ArcSwapOption::empty(), renewing: Mutex::new(()) }
     }
 
     /// The file's path.
@@ -55,13 +60,17 @@ impl Protection {
     }
 
     /// Reads what the last run left.
-    pub(super) fn left(&self) -> Result<Left, ProtectionError> {
-        Left::read(&*self.storage, &self.dir, self.spool)
+    pub(super) fn left(&self) -> Result<LastRun, ProtectionError> {
+        LastRun::read(&*self.storage, &self.dir, self.spool)
             .map_err(|source| self.error("reading what was not on stable storage", source))
     }
 
     /// Makes a log that is not in force yet, with room for `kept` at the least.
-    pub(super) fn prepare(&self, config: &Config, kept: &[Kept]) -> Result<Arc<CrashLog>, ProtectionError> {
+    pub(super) fn prepare(
+        &self,
+        config: &Config,
+        kept: &[LoggedChange],
+    ) -> Result<Arc<CrashLog>, ProtectionError> {
         let path = self.dir.join(NEW_CRASH_LOG);
         let make = || {
             let space = self.storage.space(&config.path).ok();
@@ -113,7 +122,7 @@ impl Protection {
         }
         // The file may have entries that were taken back since. A new log has taken its place.
         let removed = if is_wanted && renewed.is_ok() { Ok(()) } else { self.remove_file() };
-        drop(self.mailbox.flush(false));
+        drop(self.commit_queue.flush(false));
         renewed.and(removed)
     }
 
@@ -197,7 +206,7 @@ fn size(config: &Config, space: Option<Space>, keep_free: u64) -> u64 {
 }
 
 /// Bytes of a log in which these changes have room, whatever else there is. 0 where there are none.
-fn room_for(kept: &[Kept]) -> u64 {
+fn room_for(kept: &[LoggedChange]) -> u64 {
     let bytes: u64 =
         kept.iter().map(|kept| kept.data.as_ref().map_or(0, |data| data.len() as u64) + 64).sum();
     if kept.is_empty() { 0 } else { LEAST + bytes * 2 }
@@ -228,7 +237,7 @@ mod tests {
     #[test]
     fn what_was_acknowledged_has_room_on_any_disk() {
         assert_eq!(room_for(&[]), 0);
-        let kept = |len| Kept { version: 1, id: SpoolId::new(), data: Some(vec![0; len]) };
+        let kept = |len| LoggedChange { version: 1, id: SpoolId::new(), data: Some(vec![0; len]) };
         assert!(room_for(&[kept(1_000_000), kept(10)]) > 2 * MIB);
     }
 }

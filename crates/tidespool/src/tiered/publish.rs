@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use tidespool_core::SpoolId;
 
-use super::mailbox::Arrival;
+use super::commit_queue::Arrival;
 use super::shared::Shared;
 use super::table::Shard;
-use crate::journal::Newest;
+use crate::journal::NewestRecord;
 use crate::memory::Dirty;
 
 /// A flushed version is durable.
@@ -16,7 +16,7 @@ pub(super) fn publish_ticketed(
     id: SpoolId,
     version: u64,
     dirty: &Arc<Dirty>,
-    newest: Newest,
+    newest: NewestRecord,
 ) {
     let mut shard = shared.table.lock(&id);
     let is_newest = settle(shared, &mut shard, id, version, newest);
@@ -30,7 +30,7 @@ pub(super) fn publish_ticketed(
 }
 
 /// A synced store is durable: now it is visible. The caller has the committer's word already.
-pub(super) fn publish_arrival(shared: &Shared, arrival: &Arrival, newest: Newest) {
+pub(super) fn publish_arrival(shared: &Shared, arrival: &Arrival, newest: NewestRecord) {
     let mut shard = shared.table.lock(&arrival.id);
     // Its caller offers the clean copy, in its own time: all others wait for this thread.
     if shard.may_have_copy(&arrival.id) {
@@ -40,7 +40,7 @@ pub(super) fn publish_arrival(shared: &Shared, arrival: &Arrival, newest: Newest
 }
 
 /// True if the version is the newest one.
-fn settle(shared: &Shared, shard: &mut Shard, id: SpoolId, version: u64, newest: Newest) -> bool {
+fn settle(shared: &Shared, shard: &mut Shard, id: SpoolId, version: u64, newest: NewestRecord) -> bool {
     #[cfg(debug_assertions)]
     {
         shard.pending.check_order(&id, |order| order.publish(version));

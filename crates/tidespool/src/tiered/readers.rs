@@ -14,14 +14,14 @@ use super::closing::Over;
 /// Reads that may wait for a thread; more callers wait for a place in the queue.
 const QUEUE: usize = 1024;
 
-type Job = Box<dyn FnOnce() + Send>;
+type ReadJob = Box<dyn FnOnce() + Send>;
 
 /// The queue to the reading threads.
 #[derive(Debug)]
 pub(crate) struct Readers {
-    jobs: Sender<Job>,
+    jobs: Sender<ReadJob>,
     /// For what waits when the spool closes.
-    queue: Receiver<Job>,
+    queue: Receiver<ReadJob>,
     /// Set when a read panics.
     dead: Arc<AtomicBool>,
     over: Over,
@@ -46,7 +46,7 @@ impl From<NotRead> for anyhow::Error {
 
 impl Readers {
     /// The queue, and its other end for each of the threads. `dead` is set when a read panics: the code is wrong, or memory is.
-    pub(crate) fn new(dead: Arc<AtomicBool>) -> (Self, Receiver<Job>) {
+    pub(crate) fn new(dead: Arc<AtomicBool>) -> (Self, Receiver<ReadJob>) {
         let (jobs, queue) = async_channel::bounded(QUEUE);
         (Self { jobs, queue: queue.clone(), dead, over: Over::default() }, queue)
     }
@@ -58,7 +58,7 @@ impl Readers {
     ) -> Result<T, NotRead> {
         let (done, heard) = oneshot::channel();
         let dead = self.dead.clone();
-        let job: Job = Box::new(move || {
+        let job: ReadJob = Box::new(move || {
             if done.is_closed() {
                 return;
             }
@@ -91,7 +91,7 @@ impl Readers {
 }
 
 /// A reading thread.
-pub(crate) fn run_reader(queue: &Receiver<Job>) {
+pub(crate) fn run_reader(queue: &Receiver<ReadJob>) {
     while let Ok(job) = queue.recv_blocking() {
         job();
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::open::keep_free;
 use super::shared::Shared;
-use crate::checkpoint::FilerSettings;
+use crate::checkpoint::CheckpointSettings;
 use crate::{Config, ConfigError};
 
 /// Takes in `next` as a whole, or not at all.
@@ -29,18 +29,18 @@ pub(super) fn reconfigure(shared: &Shared, mut next: Config) -> Result<(), Confi
     let next = Arc::new(next);
     shared.config.store(next.clone());
     // The others look at the settings each time they need them; these have their own copies.
-    shared.terms.set(&next);
-    shared.filer_settings.store(Arc::new(filer_settings(&next)));
+    shared.hot_settings.set(&next);
+    shared.checkpoint_settings.store(Arc::new(checkpoint_settings(&next)));
     shared.segments.pool().set_bounds(next.journal_capacity, keep_free);
-    shared.filing.kick();
+    shared.checkpoint_requests.kick();
     // Whoever set a timer by the old settings sets it anew. Nobody waits for it.
-    drop(shared.mailbox.flush(false));
-    shared.keeper.set_budget(next.memory_budget);
+    drop(shared.commit_queue.flush(false));
+    shared.balancer.set_budget(next.memory_budget);
     tracing::info!("the settings were changed");
     Ok(())
 }
 
 /// What the checkpoint thread needs of the settings.
-pub(super) fn filer_settings(config: &Config) -> FilerSettings {
-    FilerSettings { checkpoint_after: config.checkpoint_after }
+pub(super) fn checkpoint_settings(config: &Config) -> CheckpointSettings {
+    CheckpointSettings { checkpoint_after: config.checkpoint_after }
 }

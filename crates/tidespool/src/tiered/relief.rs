@@ -23,13 +23,13 @@ impl Relief for SpoolRelief {
     fn relieve(&self, level: Level, excess_bytes: u64) -> isize {
         let shared = &self.0;
         let until = Instant::now() + PATIENCE;
-        shared.keeper.press(shared.accounted_bytes(), excess_bytes);
-        let Some(first) = wait(shared, shared.keeper.settle(), until) else { return 0 };
+        shared.balancer.press(shared.accounted_bytes(), excess_bytes);
+        let Some(first) = wait(shared, shared.balancer.settle(), until) else { return 0 };
         // What could not be written by then goes on being written.
-        wait(shared, shared.mailbox.flush(false), until);
+        wait(shared, shared.commit_queue.flush(false), until);
         let last = match level {
-            Level::Critical => shared.keeper.clear(),
-            Level::Low | Level::Normal => shared.keeper.settle(),
+            Level::Critical => shared.balancer.clear(),
+            Level::Low | Level::Normal => shared.balancer.settle(),
         };
         let Some(last) = wait(shared, last, Instant::now() + PATIENCE) else { return 0 };
         let freed = difference(first.before, last.after);
@@ -47,7 +47,7 @@ impl Relief for SpoolRelief {
     }
 
     fn memory_returned(&self) -> bool {
-        self.0.keeper.release()
+        self.0.balancer.release()
     }
 
     fn reclaimable_bytes(&self) -> u64 {
@@ -81,8 +81,8 @@ impl Advice {
 }
 
 async fn run(shared: Arc<Shared>) -> Result<isize, Closed> {
-    let first = shared.keeper.clear().await.map_err(|_| Closed)?;
-    let flush = shared.mailbox.flush(false);
+    let first = shared.balancer.clear().await.map_err(|_| Closed)?;
+    let flush = shared.commit_queue.flush(false);
     let flushed = async { flush.await.map_err(|_| Closed) };
     let gone = async {
         shared.closing.closed().await;
@@ -95,7 +95,7 @@ async fn run(shared: Arc<Shared>) -> Result<isize, Closed> {
     }
     // If it was too slow: what is left dirty is counted as such.
     // What was flushed is clean now.
-    let last = shared.keeper.clear().await.map_err(|_| Closed)?;
+    let last = shared.balancer.clear().await.map_err(|_| Closed)?;
     let freed = difference(first.before, last.after);
     shared.stats.low_memory(freed);
     Ok(freed)

@@ -13,7 +13,7 @@ use crate::memory::{Dirty, Ticket};
 
 /// What is to be done about a removal that took effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Left {
+pub(super) enum Removal {
     /// Nothing durable could bring the message back.
     Nothing,
     /// It survives the death of the process, or need not.
@@ -29,12 +29,12 @@ const SLOWED_BY: Duration = Duration::from_millis(100);
 pub(super) async fn remove(shared: &Shared, id: SpoolId) -> Result<()> {
     // Boxed where it waits: every removal pays for the size of its future.
     match take_out(shared, id)? {
-        Left::Tombstone if shared.budget.has_many_removals() => {
+        Removal::Tombstone if shared.budget.has_many_removals() => {
             Box::pin(slowed(shared)).await;
             Ok(())
         }
-        Left::Nothing | Left::Tombstone => Ok(()),
-        Left::Unprotected => Box::pin(synced(shared, None)).await,
+        Removal::Nothing | Removal::Tombstone => Ok(()),
+        Removal::Unprotected => Box::pin(synced(shared, None)).await,
     }
 }
 
@@ -49,26 +49,26 @@ async fn slowed(shared: &Shared) {
 pub(super) async fn remove_synced(shared: &Shared, ids: &[SpoolId], deadline: Option<Instant>) -> Result<()> {
     let mut is_left = false;
     for id in ids {
-        is_left |= take_out(shared, *id)? != Left::Nothing;
+        is_left |= take_out(shared, *id)? != Removal::Nothing;
     }
     if is_left { synced(shared, deadline).await } else { Ok(()) }
 }
 
 /// Takes the message out of every tier.
-pub(super) fn take_out(shared: &Shared, id: SpoolId) -> Result<Left, Closed> {
+pub(super) fn take_out(shared: &Shared, id: SpoolId) -> Result<Removal, Closed> {
     let mut shard = shared.table.lock(&id);
     shared.check_open()?;
     let logged = shard.must_log_removal(&id);
     // Not in the index in memory, it is filed: a checkpoint of its removal frees its bytes on disk.
     let filed = logged && shard.index.get(&id).is_none();
-    let mut left = Left::Nothing;
+    let mut left = Removal::Nothing;
     let elided = if logged {
         let dirty = Arc::new(Dirty::tombstone(shared.budget.admit_removal()));
         let version = shared.table.next_version();
-        let is_to_survive = shared.terms.durability() != Durability::Memory;
+        let is_to_survive = shared.hot_settings.durability() != Durability::Memory;
         let written = if is_to_survive { shared.protection.write_removal(id) } else { None };
         let slot = written.and_then(|written| shared.protection.commit(written, version));
-        left = if is_to_survive && slot.is_none() { Left::Unprotected } else { Left::Tombstone };
+        left = if is_to_survive && slot.is_none() { Removal::Unprotected } else { Removal::Tombstone };
         // It inherits the turn of what it replaces, as a store does.
         shard.pending.insert(Ticket { version, at: Instant::now(), id }, dirty, slot)
     } else {
@@ -80,12 +80,12 @@ pub(super) fn take_out(shared: &Shared, id: SpoolId) -> Result<Left, Closed> {
         shared.stats.elided(1, elided.bytes());
     }
     if logged {
-        shared.mailbox.note_dirty(shared.is_flush_urgent());
+        shared.commit_queue.note_dirty(shared.is_flush_urgent());
     }
     if filed {
-        shared.filing.note_removal();
+        shared.checkpoint_requests.note_removal();
     }
-    if left == Left::Unprotected {
+    if left == Removal::Unprotected {
         shared.stats.unprotected();
     }
     shared.stats.removed();
@@ -95,8 +95,8 @@ pub(super) fn take_out(shared: &Shared, id: SpoolId) -> Result<Left, Closed> {
 /// Waits until what is dirty is on stable storage, in one commit with all that waits.
 async fn synced(shared: &Shared, deadline: Option<Instant>) -> Result<()> {
     const CONTEXT: &str = "the removal took effect, and is not on stable storage yet";
-    let own = Instant::now() + shared.terms.store_deadline();
-    let flushed = shared.mailbox.flush(false);
+    let own = Instant::now() + shared.hot_settings.store_deadline();
+    let flushed = shared.commit_queue.flush(false);
     match shared.timer.bound(deadline.unwrap_or(own).min(own), flushed).await {
         Some(Ok(())) => Ok(()),
         Some(Err(_)) => Err(Closed).context(CONTEXT),

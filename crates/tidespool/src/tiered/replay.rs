@@ -10,21 +10,21 @@ use anyhow::{Context as _, Result};
 use super::protection::Protection;
 use super::relief::wait;
 use super::shared::Shared;
-use crate::crash_log::{CrashLog, Kept, Left};
+use crate::crash_log::{CrashLog, LastRun, LoggedChange};
 use crate::journal::payload_crc;
 use crate::memory::{Dirty, Ticket};
 use crate::{Config, Durability};
 
 /// A crash log that takes over from the last run's.
 #[derive(Debug)]
-pub(super) struct Replay {
-    left: Left,
+pub(super) struct CrashLogReplay {
+    left: LastRun,
     log: Option<Arc<CrashLog>>,
     /// The new log has all entries of the old one, and has taken its place.
     is_in_force: bool,
 }
 
-impl Replay {
+impl CrashLogReplay {
     /// Reads what the last run left, and makes a log for this one.
     pub(super) fn begin(protection: &Protection, config: &Config) -> Result<Self> {
         let left = protection.left()?;
@@ -77,7 +77,7 @@ impl Replay {
         let config = shared.config.load_full();
         if changes > 0 {
             let until = Instant::now() + config.store_deadline;
-            let is_durable = wait(shared, shared.mailbox.flush(false), until).is_some();
+            let is_durable = wait(shared, shared.commit_queue.flush(false), until).is_some();
             if !is_durable && !self.is_in_force {
                 let what = "the disk did not take what the crash log has within store_deadline, and there is no \
                             room for another crash log: nothing is lost, make room and open it again";
@@ -99,8 +99,8 @@ impl Replay {
 }
 
 /// Makes one change part of the spool. True if the new log has it, too.
-fn adopt(shared: &Shared, log: Option<&Arc<CrashLog>>, kept: Kept) -> bool {
-    let Kept { id, data, .. } = kept;
+fn adopt(shared: &Shared, log: Option<&Arc<CrashLog>>, kept: LoggedChange) -> bool {
+    let LoggedChange { id, data, .. } = kept;
     let mut shard = shared.table.lock(&id);
     let version = shared.table.next_version();
     let (dirty, written) = match data {

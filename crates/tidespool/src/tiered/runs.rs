@@ -13,10 +13,10 @@ type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// Every caller that waits polls the run, so no caller depends on another one's being polled. A run
 /// ends when the last of its callers goes away.
 #[derive(Debug)]
-pub(super) struct Runs<T>(Mutex<State<T>>);
+pub(super) struct Runs<T>(Mutex<RunState<T>>);
 
 #[derive(Debug)]
-struct State<T> {
+struct RunState<T> {
     /// Calls until now.
     asked: u64,
     /// The run that was begun last, after so many calls. The callers own it.
@@ -34,7 +34,7 @@ struct Ended<T> {
 
 impl<T> Default for Runs<T> {
     fn default() -> Self {
-        Self(Mutex::new(State { asked: 0, begun: None, ended: None }))
+        Self(Mutex::new(RunState { asked: 0, begun: None, ended: None }))
     }
 }
 

@@ -10,22 +10,22 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tidespool_core::{Closed, SpoolId};
 
+use super::balancer::MemoryBalancer;
 use super::closing::Closing;
-use super::keeper::Keeper;
-use super::mailbox::Mailbox;
-use super::maintain::Upkeep;
+use super::commit_queue::CommitQueue;
+use super::hot_settings::HotSettings;
+use super::maintain::UpkeepRuns;
 use super::probe::Probe;
 use super::protection::Protection;
 use super::readers::Readers;
 use super::relief::Advice;
 use super::table::Table;
-use super::terms::Terms;
 use crate::Config;
 use crate::checkpoint::{
-    Ballast, FilerSettings, Filing, FilingError, FilingEvents, LedgerError, Presence, PresenceEvents,
-    Rebuilding, Verification,
+    Ballast, CheckpointError, CheckpointEvents, CheckpointRequests, CheckpointSettings, ManifestError,
+    Presence, PresenceEvents, Rebuilding, VerificationRequests,
 };
-use crate::durable::Durable;
+use crate::durable::DiskIndex;
 use crate::health::HealthGate;
 use crate::journal::{PoolEvents, Segments, needs_own_segment};
 use crate::memory::{Allowance, Budget, CleanCache, Held, Risks};
@@ -41,24 +41,24 @@ pub(crate) struct Shared {
     pub(crate) config: ArcSwap<Config>,
     /// The path that `open` was given. The one in the settings is whole and has no symlinks.
     pub(crate) opened_as: PathBuf,
-    pub(crate) terms: Terms,
-    pub(crate) filer_settings: Arc<ArcSwap<FilerSettings>>,
+    pub(crate) hot_settings: HotSettings,
+    pub(crate) checkpoint_settings: Arc<ArcSwap<CheckpointSettings>>,
     /// Held while the settings change.
     pub(crate) reconfiguring: Mutex<()>,
-    pub(super) keeper: Keeper,
+    pub(super) balancer: MemoryBalancer,
     pub(super) advice: Advice,
-    pub(super) upkeep: Upkeep,
+    pub(super) upkeep: UpkeepRuns,
     pub(crate) table: Arc<Table>,
     pub(crate) cache: CleanCache,
     pub(crate) budget: Arc<Budget>,
-    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) commit_queue: Arc<CommitQueue>,
     /// Deadlines of callers.
     pub(crate) timer: Timer,
     pub(crate) segments: Arc<Segments>,
-    pub(crate) durable: Arc<Durable>,
-    pub(crate) filing: Arc<Filing>,
+    pub(crate) durable: Arc<DiskIndex>,
+    pub(crate) checkpoint_requests: Arc<CheckpointRequests>,
     pub(crate) rebuilding: Arc<Rebuilding>,
-    pub(crate) verification: Arc<Verification>,
+    pub(crate) verification: Arc<VerificationRequests>,
     pub(crate) ballast: Arc<Ballast>,
     pub(crate) presence: Arc<Presence>,
     pub(crate) protection: Arc<Protection>,
@@ -83,15 +83,15 @@ pub(crate) struct Shared {
 }
 
 /// The parts of [`Shared`] that are made before it.
-pub(crate) struct Parts {
+pub(crate) struct SharedParts {
     pub(crate) config: Config,
     pub(crate) opened_as: PathBuf,
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) table: Arc<Table>,
-    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) commit_queue: Arc<CommitQueue>,
     pub(crate) segments: Arc<Segments>,
-    pub(crate) durable: Arc<Durable>,
-    pub(crate) filing: Arc<Filing>,
+    pub(crate) durable: Arc<DiskIndex>,
+    pub(crate) checkpoint_requests: Arc<CheckpointRequests>,
     pub(crate) rebuilding: Arc<Rebuilding>,
     pub(crate) ballast: Arc<Ballast>,
     pub(crate) presence: Arc<Presence>,
@@ -103,11 +103,11 @@ pub(crate) struct Parts {
     /// The number of the first record that is written from now on.
     pub(crate) first_seq: u64,
     pub(crate) worker_dead: Arc<AtomicBool>,
-    pub(crate) filer_settings: Arc<ArcSwap<FilerSettings>>,
+    pub(crate) checkpoint_settings: Arc<ArcSwap<CheckpointSettings>>,
 }
 
 impl Shared {
-    pub(crate) fn new(parts: Parts) -> Self {
+    pub(crate) fn new(parts: SharedParts) -> Self {
         let config = parts.config;
         let allowance = Allowance::new(config.memory_budget);
         let held = Held { crash_log_size: parts.crash_log_size, ..Held::default() };
@@ -116,18 +116,18 @@ impl Shared {
             cache: CleanCache::new(shares.cache, config.cache_policy == crate::CachePolicy::Lru),
             budget: Arc::new(Budget::new(shares.dirty_limit)),
             opened_as: parts.opened_as,
-            terms: Terms::of(&config),
-            keeper: Keeper::new(config.memory_budget),
+            hot_settings: HotSettings::of(&config),
+            balancer: MemoryBalancer::new(config.memory_budget),
             advice: Advice::default(),
-            upkeep: Upkeep::default(),
-            filer_settings: parts.filer_settings,
+            upkeep: UpkeepRuns::default(),
+            checkpoint_settings: parts.checkpoint_settings,
             reconfiguring: Mutex::new(()),
             table: parts.table,
-            mailbox: parts.mailbox,
+            commit_queue: parts.commit_queue,
             timer: Timer::default(),
             segments: parts.segments,
             durable: parts.durable,
-            filing: parts.filing,
+            checkpoint_requests: parts.checkpoint_requests,
             rebuilding: parts.rebuilding,
             verification: Arc::default(),
             ballast: parts.ballast,
@@ -195,7 +195,7 @@ impl Shared {
             0 => None,
             nanos => Some(self.started + Duration::from_nanos(nanos - 1)),
         };
-        let oldest = [in_hand, self.mailbox.oldest_arrival(), self.table.oldest_dirty()];
+        let oldest = [in_hand, self.commit_queue.oldest_arrival(), self.table.oldest_dirty()];
         let oldest = oldest.into_iter().flatten().min();
         oldest.map_or(Duration::ZERO, |oldest| oldest.elapsed())
     }
@@ -272,7 +272,7 @@ impl Shared {
             sled_bytes: self.durable.memory_bytes(),
             journal_buffer_bytes: self.segments.buffer_bytes(),
             memory_budget: self.config.load().memory_budget,
-            memory_allowed: self.keeper.allowed(),
+            memory_allowed: self.balancer.allowed(),
             resident_bytes: pressure.and_then(|now| now.resident).unwrap_or(0),
             pressure_used: pressure.map_or(0, |now| now.used),
             pressure_limit: pressure.map_or(0, |now| now.limit),
@@ -297,13 +297,13 @@ impl Shared {
 }
 
 /// What the checkpoint reports.
-pub(crate) struct FilingReports {
+pub(crate) struct CheckpointReports {
     pub(crate) stats: Arc<Stats>,
-    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) commit_queue: Arc<CommitQueue>,
     pub(crate) room: Arc<DiskRoom>,
 }
 
-impl FilingEvents for FilingReports {
+impl CheckpointEvents for CheckpointReports {
     fn filed(&self, records: u64, segments: u64, took: Duration) {
         self.stats.checkpoint(records, segments, took);
     }
@@ -314,32 +314,32 @@ impl FilingEvents for FilingReports {
 
     fn wants_seal(&self) {
         // Nobody waits for it: the checkpoint is told when the segment is settled.
-        drop(self.mailbox.flush(true));
+        drop(self.commit_queue.flush(true));
     }
 
     fn rewritten(&self, bytes: u64) {
         self.stats.segment_rewritten(bytes);
     }
 
-    fn failed(&self, error: &FilingError) {
+    fn failed(&self, error: &CheckpointError) {
         let site = match error {
             // A lost directory is logged when it is noticed.
-            FilingError::Stopped | FilingError::Away(_) | FilingError::Rebuilding => return,
+            CheckpointError::Stopped | CheckpointError::Away(_) | CheckpointError::Rebuilding => return,
             // No fault of the disk: the gate looks at free space.
-            FilingError::NoRoom { .. } | FilingError::FileLimit { .. } => {
+            CheckpointError::NoRoom { .. } | CheckpointError::FileLimit { .. } => {
                 return tracing::warn!(%error, "a checkpoint waits");
             }
-            FilingError::Engine(_) => Site::Sled,
-            FilingError::Ledger(_)
-            | FilingError::Liveness(_)
-            | FilingError::Rewrite(_)
-            | FilingError::Restore(_) => Site::Ledger,
-            FilingError::Segment(_) => Site::JournalRead,
+            CheckpointError::Engine(_) => Site::Sled,
+            CheckpointError::Manifest(_)
+            | CheckpointError::Liveness(_)
+            | CheckpointError::Rewrite(_)
+            | CheckpointError::Restore(_) => Site::Manifest,
+            CheckpointError::Segment(_) => Site::JournalRead,
         };
         match error {
-            FilingError::Ledger(LedgerError::Io { source, .. })
-            | FilingError::Rewrite(source)
-            | FilingError::Restore(source) => self.room.note(source),
+            CheckpointError::Manifest(ManifestError::Io { source, .. })
+            | CheckpointError::Rewrite(source)
+            | CheckpointError::Restore(source) => self.room.note(source),
             error if error.is_full_disk() => self.room.note_no_room(),
             _ => {}
         }
@@ -364,7 +364,7 @@ impl FilingEvents for FilingReports {
     }
 }
 
-impl PresenceEvents for FilingReports {
+impl PresenceEvents for CheckpointReports {
     fn lost_file(&self, path: &Path, loss: Loss) {
         self.stats.lost_file();
         tracing::error!(path = %path.display(), %loss, "a file of the spool is lost");
@@ -377,28 +377,28 @@ impl PresenceEvents for FilingReports {
 
 /// What the pool of segments reports.
 pub(crate) struct PoolReports {
-    mailbox: Arc<Mailbox>,
+    commit_queue: Arc<CommitQueue>,
     stats: Arc<Stats>,
     room: Arc<DiskRoom>,
-    filing: Arc<Filing>,
+    checkpoint_requests: Arc<CheckpointRequests>,
     /// Of the warning about a segment that could not be prepared.
     unprepared: Seldom,
 }
 
 impl PoolReports {
     pub(super) fn new(
-        mailbox: Arc<Mailbox>,
+        commit_queue: Arc<CommitQueue>,
         stats: Arc<Stats>,
         room: Arc<DiskRoom>,
-        filing: Arc<Filing>,
+        checkpoint_requests: Arc<CheckpointRequests>,
     ) -> Self {
-        Self { mailbox, stats, room, filing, unprepared: Seldom::default() }
+        Self { commit_queue, stats, room, checkpoint_requests, unprepared: Seldom::default() }
     }
 }
 
 impl PoolEvents for PoolReports {
     fn segment_free(&self) {
-        self.mailbox.room_came();
+        self.commit_queue.room_came();
     }
 
     fn leaves_enough(&self, size: u64) -> bool {
@@ -412,7 +412,7 @@ impl PoolEvents for PoolReports {
             self.stats.disk_error(Site::JournalWrite);
         } else {
             // What is dead is to give its room back now.
-            self.filing.kick();
+            self.checkpoint_requests.kick();
         }
         if let Some(left_out) = self.unprepared.is_time() {
             tracing::warn!(%error, left_out, "a journal segment could not be prepared");
@@ -460,15 +460,15 @@ mod tests {
     #[test]
     fn room_that_the_spool_itself_leaves_to_others_is_no_quota() {
         let dir = tempfile::tempdir().unwrap();
-        let reports = || FilingReports {
+        let reports = || CheckpointReports {
             stats: Arc::default(),
-            mailbox: Arc::default(),
+            commit_queue: Arc::default(),
             room: Arc::new(DiskRoom::new(Arc::new(UsedUp), dir.path(), 1 << 20)),
         };
         let own = || io::Error::new(io::ErrorKind::StorageFull, "it would leave too little to others");
         let systems = || io::Error::from(Errno::DQUOT);
         for (is_known, source) in [(false, own as fn() -> io::Error), (true, systems)] {
-            for error in [FilingError::Rewrite(source()), FilingError::Restore(source())] {
+            for error in [CheckpointError::Rewrite(source()), CheckpointError::Restore(source())] {
                 let reports = reports();
                 reports.failed(&error);
                 assert_eq!(reports.room.is_still_used_up(), is_known, "{error}");

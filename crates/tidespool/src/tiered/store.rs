@@ -12,15 +12,15 @@ use tidespool_core::{
 };
 use tokio::sync::oneshot;
 
+use super::commit_queue::{Arrival, CommitQueue, Outcome};
 use super::lookup::{Stamp, fill_cache};
-use super::mailbox::{Arrival, Mailbox, Outcome};
 use super::shared::Shared;
-use super::verdict::Verdict;
+use super::verdict::CommitState;
 use crate::crash_log::Written;
 use crate::journal::payload_crc;
 use crate::memory::{Dirty, Lane, Permit, Ticket};
 use crate::stats::Refusal;
-use crate::timer::{Bound, Timer};
+use crate::timer::{Timer, WithDeadline};
 use crate::{BacklogRefusal, Durability, HealthSignal};
 
 /// The most by which a store may return after its deadline. A store whose record is appended waits
@@ -43,7 +43,7 @@ pub(super) async fn store(
     // a message that needs one waits for its commit at each level.
     let level = match shared.needs_own_segment(len) || force_sync {
         true => Durability::Synced,
-        false => shared.terms.durability(),
+        false => shared.hot_settings.durability(),
     };
     match try_store(shared, id, data, level, deadline).await {
         Ok(synced) => {
@@ -117,7 +117,7 @@ struct Deadline<'a> {
 
 impl<'a> Deadline<'a> {
     fn new(shared: &'a Shared, caller: Option<Instant>, now: Instant) -> Self {
-        let (own, timer) = (now + shared.terms.store_deadline(), &shared.timer);
+        let (own, timer) = (now + shared.hot_settings.store_deadline(), &shared.timer);
         match caller {
             Some(at) if at <= own => Self { at, whose: Late::Caller, timer },
             _ => Self { at: own, whose: Late::Spool, timer },
@@ -125,7 +125,7 @@ impl<'a> Deadline<'a> {
     }
 
     /// What `work` returns, if it does before the deadline.
-    fn bound<W: Future + Unpin>(&self, work: W) -> Bound<'a, W> {
+    fn bound<W: Future + Unpin>(&self, work: W) -> WithDeadline<'a, W> {
         self.timer.bound(self.at, work)
     }
 
@@ -144,7 +144,7 @@ async fn try_store(
 ) -> Result<bool, Refused> {
     shared.check_open()?;
     let synced = level == Durability::Synced;
-    let (size, limit) = (data.len() as u64, shared.terms.max_message_size());
+    let (size, limit) = (data.len() as u64, shared.hot_settings.max_message_size());
     if size > limit {
         return Err(Refused::TooLarge(TooLarge { id, size, limit }));
     }
@@ -268,9 +268,9 @@ fn put_in_memory(
         shared.stats.elided(1, elided.bytes());
     }
     let urgent = shared.is_flush_urgent();
-    shared.mailbox.note_dirty(urgent);
+    shared.commit_queue.note_dirty(urgent);
     if shared.budget.lacks_room() {
-        shared.mailbox.note_starved();
+        shared.commit_queue.note_starved();
     }
     Ok(true)
 }
@@ -279,8 +279,8 @@ fn put_in_memory(
 /// before it is committed.
 struct Claim<'a> {
     id: SpoolId,
-    verdict: Arc<Verdict>,
-    mailbox: &'a Mailbox,
+    verdict: Arc<CommitState>,
+    commit_queue: &'a CommitQueue,
 }
 
 impl Claim<'_> {
@@ -293,7 +293,7 @@ impl Claim<'_> {
     fn abandon(&self) -> bool {
         let abandoned = self.verdict.abandon();
         if abandoned {
-            self.mailbox.note_abandoned();
+            self.commit_queue.note_abandoned();
         }
         abandoned
     }
@@ -313,7 +313,7 @@ async fn commit(
     dirty: Arc<Dirty>,
     deadline: Deadline<'_>,
 ) -> Result<(), Refused> {
-    let claim = Claim { id, verdict: Arc::default(), mailbox: &shared.mailbox };
+    let claim = Claim { id, verdict: Arc::default(), commit_queue: &shared.commit_queue };
     let (done, mut answer) = oneshot::channel();
     let data = dirty.data.clone();
     {
@@ -321,7 +321,7 @@ async fn commit(
         shared.check_open()?;
         shard.pending.set_out(id);
         let (verdict, at) = (claim.verdict.clone(), Instant::now());
-        shared.mailbox.arrive(|| {
+        shared.commit_queue.arrive(|| {
             let version = shared.table.next_version();
             Arrival { id, version, dirty, at, verdict, done }
         });
@@ -384,25 +384,25 @@ mod tests {
         (done, async move { answered(claim, &deadline, grace, &mut answer).await })
     }
 
-    fn claim(mailbox: &Mailbox) -> Claim<'_> {
-        Claim { id: SpoolId::new(), verdict: Arc::default(), mailbox }
+    fn claim(commit_queue: &CommitQueue) -> Claim<'_> {
+        Claim { id: SpoolId::new(), verdict: Arc::default(), commit_queue }
     }
 
     #[tokio::test]
     async fn at_its_deadline_a_store_that_is_not_appended_is_cancelled() {
-        let mailbox = Mailbox::default();
-        let claim = claim(&mailbox);
+        let commit_queue = CommitQueue::default();
+        let claim = claim(&commit_queue);
         let (_done, store) = late(&claim, HOUR);
         assert!(matches!(store.await, Err(Refused::Late(Late::Caller))));
-        assert!(claim.verdict.is_cancelled() && !mailbox.take_abandoned());
+        assert!(claim.verdict.is_cancelled() && !commit_queue.take_abandoned());
     }
 
     /// A store got `Err` at its deadline while the disk had its record, and was found after a kill.
     /// The answer of the disk was a moment away.
     #[tokio::test]
     async fn what_is_appended_waits_for_the_answer_a_little_longer() {
-        let mailbox = Mailbox::default();
-        let claim = claim(&mailbox);
+        let commit_queue = CommitQueue::default();
+        let claim = claim(&commit_queue);
         assert!(claim.verdict.append());
         let (done, store) = late(&claim, HOUR);
         let mut store = std::pin::pin!(store);
@@ -410,26 +410,26 @@ mod tests {
         assert!(claim.verdict.commit());
         done.send(Outcome::Durable(7)).unwrap();
         assert!(matches!(store.await, Ok(Outcome::Durable(7))));
-        assert!(!mailbox.take_abandoned());
+        assert!(!commit_queue.take_abandoned());
     }
 
     #[tokio::test]
     async fn without_an_answer_in_that_time_it_fails_in_doubt() {
-        let mailbox = Mailbox::default();
-        let claim = claim(&mailbox);
+        let commit_queue = CommitQueue::default();
+        let claim = claim(&commit_queue);
         assert!(claim.verdict.append());
         let (_done, store) = late(&claim, Duration::ZERO);
         let error = anyhow::Error::from(store.await.err().unwrap());
         assert!(error.root_cause().is::<SpoolCallerDeadlineExceeded>(), "{error:#}");
         assert_eq!(error.downcast_ref(), Some(&InDoubt { id: claim.id }));
-        assert!(claim.verdict.is_abandoned() && mailbox.take_abandoned());
+        assert!(claim.verdict.is_abandoned() && commit_queue.take_abandoned());
     }
 
     /// It was committed at the moment at which the caller would have given up.
     #[tokio::test]
     async fn what_is_committed_has_its_answer_however_late() {
-        let mailbox = Mailbox::default();
-        let claim = claim(&mailbox);
+        let commit_queue = CommitQueue::default();
+        let claim = claim(&commit_queue);
         assert!(claim.verdict.append() && claim.verdict.commit());
         let (done, store) = late(&claim, Duration::ZERO);
         let mut store = std::pin::pin!(store);
@@ -440,9 +440,9 @@ mod tests {
 
     #[tokio::test]
     async fn where_the_committer_has_ended_only_what_is_appended_is_in_doubt() {
-        let mailbox = Mailbox::default();
+        let commit_queue = CommitQueue::default();
         for appended in [false, true] {
-            let claim = claim(&mailbox);
+            let claim = claim(&commit_queue);
             if appended {
                 assert!(claim.verdict.append());
             }
@@ -458,15 +458,15 @@ mod tests {
 
     #[test]
     fn a_caller_that_goes_away_takes_its_store_back() {
-        let mailbox = Mailbox::default();
-        let waiting = claim(&mailbox);
+        let commit_queue = CommitQueue::default();
+        let waiting = claim(&commit_queue);
         let verdict = waiting.verdict.clone();
         drop(waiting);
-        assert!(verdict.is_cancelled() && !mailbox.take_abandoned());
-        let appended = claim(&mailbox);
+        assert!(verdict.is_cancelled() && !commit_queue.take_abandoned());
+        let appended = claim(&commit_queue);
         let verdict = appended.verdict.clone();
         assert!(verdict.append());
         drop(appended);
-        assert!(verdict.is_abandoned() && mailbox.take_abandoned() && !mailbox.take_abandoned());
+        assert!(verdict.is_abandoned() && commit_queue.take_abandoned() && !commit_queue.take_abandoned());
     }
 }

@@ -11,9 +11,9 @@ use foldhash::fast::RandomState;
 use parking_lot::{Mutex, MutexGuard};
 use tidespool_core::SpoolId;
 
-use crate::checkpoint::{HighKeys, Source, Survey};
+use crate::checkpoint::{HighKeys, LiveIndex, Survey};
 use crate::durable::Key;
-use crate::journal::{Index, Newest};
+use crate::journal::{MemoryIndex, NewestRecord};
 use crate::memory::{Pending, Risks, Ticket};
 
 /// More than enough that two cores seldom meet on one.
@@ -37,7 +37,7 @@ pub(crate) struct Table {
 #[derive(Debug, Default)]
 pub(crate) struct Shard {
     pub(crate) pending: Pending,
-    pub(crate) index: Index,
+    pub(crate) index: MemoryIndex,
     /// Counts the ids that left the index for sled: whoever saw an id in neither place can tell whether it stayed so.
     pub(crate) exits: u64,
     /// The highest keys that sled was ever told of.
@@ -138,8 +138,8 @@ impl Shard {
     }
 }
 
-impl Source for Table {
-    fn collect(&self, up_to: u64) -> Vec<(Key, Newest)> {
+impl LiveIndex for Table {
+    fn collect(&self, up_to: u64) -> Vec<(Key, NewestRecord)> {
         let mut found = Vec::new();
         for shard in self.shards() {
             let filed = shard.index.iter().filter(|(_, newest)| newest.generation <= up_to);
@@ -187,7 +187,7 @@ impl Source for Table {
         self.set_filed(high);
     }
 
-    fn forget(&self, filed: &[(Key, Newest)]) {
+    fn forget(&self, filed: &[(Key, NewestRecord)]) {
         for (key, newest) in filed {
             let id = key.id();
             let mut shard = self.lock(&id);
@@ -211,7 +211,7 @@ mod tests {
         let mut next_look = 100_000;
         for seq in 1..=400_000 {
             let id = SpoolId::new();
-            let newest = Newest { seq, generation: 1, place: None };
+            let newest = NewestRecord { seq, generation: 1, place: None };
             table.lock(&id).index.learn(id, newest);
             if seq == next_look {
                 let bytes: u64 = table.shards().map(|shard| shard.index.bytes()).sum();

@@ -24,6 +24,35 @@ use tokio::sync::oneshot;
 use super::directory::Directory;
 use crate::thread_limit::not_started;
 
+/// The names of a spool's threads. The kernel keeps 15 characters of a name.
+pub(super) mod names {
+    pub(in crate::tiered) const COMMIT: &str = "tide-commit";
+    pub(in crate::tiered) const SYNC: &str = "tide-sync";
+    pub(in crate::tiered) const TIMER: &str = "tide-timer";
+    pub(in crate::tiered) const CHECKPOINT: &str = "tide-checkpoint";
+    pub(in crate::tiered) const VERIFY: &str = "tide-verify";
+    pub(in crate::tiered) const PREWRITE: &str = "tide-prewrite";
+    pub(in crate::tiered) const HEALTH: &str = "tide-health";
+    pub(in crate::tiered) const PROBE: &str = "tide-probe";
+    pub(in crate::tiered) const BALANCER: &str = "tide-balancer";
+    /// Writes the manifest and the fingerprint of sled's files at the end.
+    pub(in crate::tiered) const LAST_WRITER: &str = "tide-manifest";
+    /// Reserved for threads that sled and the monitor start, and ended before these are started.
+    pub(in crate::tiered) const SPARE: &str = "tide-spare";
+    /// An enumeration; started when it is asked for.
+    pub(in crate::tiered) const ENUMERATE: &str = "tide-enum";
+    pub(in crate::tiered) const OPEN: &str = "tide-open";
+    pub(in crate::tiered) const END: &str = "tide-end";
+
+    /// The names of the threads that an opening starts, one each.
+    pub(in crate::tiered) const OF_A_SPOOL: [&str; 9] =
+        [COMMIT, SYNC, TIMER, CHECKPOINT, VERIFY, PREWRITE, HEALTH, PROBE, BALANCER];
+
+    pub(in crate::tiered) fn reader(number: impl std::fmt::Display) -> String {
+        format!("tide-read-{number}")
+    }
+}
+
 /// The longest wait for the kernel to remove a thread that was joined.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
 const RELEASE_PAUSE: Duration = Duration::from_micros(100);
@@ -41,11 +70,11 @@ pub(crate) struct Starter {
 struct Reserved {
     name: String,
     /// Dropped without a job, it ends the thread.
-    job: SyncSender<Job>,
+    job: SyncSender<ThreadJob>,
     handle: JoinHandle<()>,
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+type ThreadJob = Box<dyn FnOnce() + Send>;
 
 impl Starter {
     /// `dead` is set when a thread panics.
@@ -99,9 +128,9 @@ impl Starter {
         name: &str,
         run: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<Thread<T>> {
-        let (death, end) = (Death(self.dead.clone()), Arc::<End<T>>::default());
+        let (death, end) = (PanicFlag(self.dead.clone()), Arc::<ThreadEnd<T>>::default());
         let at_end = AtEnd(end.clone());
-        let job: Job = Box::new(move || {
+        let job: ThreadJob = Box::new(move || {
             let at_end = at_end;
             let _death = death;
             let result = run();
@@ -129,7 +158,8 @@ impl Drop for Starter {
 }
 
 fn create(name: String) -> io::Result<Reserved> {
-    let (job, wait) = sync_channel::<Job>(1);
+    let (job, wait) = sync_channel::<ThreadJob>(1);
+    debug_assert!(name.len() <= 15, "the kernel cuts the name {name}");
     let run = move || {
         if let Ok(job) = wait.recv() {
             job();
@@ -187,25 +217,25 @@ pub(super) async fn aside<T: Send + 'static>(
 #[derive(Debug)]
 pub(crate) struct Thread<T> {
     handle: JoinHandle<()>,
-    end: Arc<End<T>>,
+    end: Arc<ThreadEnd<T>>,
 }
 
 #[derive(Debug)]
-struct End<T> {
+struct ThreadEnd<T> {
     reached: Mutex<bool>,
     wake: Condvar,
     /// What the thread returned.
     result: Mutex<Option<T>>,
 }
 
-impl<T> Default for End<T> {
+impl<T> Default for ThreadEnd<T> {
     fn default() -> Self {
         Self { reached: Mutex::default(), wake: Condvar::new(), result: Mutex::default() }
     }
 }
 
 /// Tells of the thread's end when it is dropped, which is the last that happens there.
-struct AtEnd<T>(Arc<End<T>>);
+struct AtEnd<T>(Arc<ThreadEnd<T>>);
 
 impl<T> Drop for AtEnd<T> {
     fn drop(&mut self) {
@@ -238,9 +268,9 @@ impl<T> Thread<T> {
 }
 
 /// Notes the death of the thread that drops it while panicking.
-struct Death(Arc<AtomicBool>);
+struct PanicFlag(Arc<AtomicBool>);
 
-impl Drop for Death {
+impl Drop for PanicFlag {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.store(true, Ordering::Relaxed);

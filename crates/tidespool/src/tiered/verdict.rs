@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 /// A cancelled store is never written. An abandoned one may be on disk already: its record is
 /// followed by an abort.
 #[derive(Debug, Default)]
-pub(crate) struct Verdict(AtomicU8);
+pub(crate) struct CommitState(AtomicU8);
 
 const WAITING: u8 = 0;
 const APPENDED: u8 = 1;
@@ -24,7 +24,7 @@ const COMMITTED: u8 = 2;
 const CANCELLED: u8 = 3;
 const ABANDONED: u8 = 4;
 
-impl Verdict {
+impl CommitState {
     /// The committer is about to append the record. False if the caller has cancelled the store.
     pub(crate) fn append(&self) -> bool {
         self.change(WAITING, APPENDED)
@@ -64,18 +64,18 @@ mod tests {
 
     #[test]
     fn a_cancelled_store_is_never_appended() {
-        let verdict = Verdict::default();
+        let verdict = CommitState::default();
         assert!(verdict.cancel() && verdict.is_cancelled());
         assert!(!verdict.append() && !verdict.commit() && !verdict.abandon());
     }
 
     #[test]
     fn what_is_appended_is_committed_or_abandoned_and_not_both() {
-        let verdict = Verdict::default();
+        let verdict = CommitState::default();
         assert!(!verdict.abandon() && !verdict.commit(), "nothing is appended");
         assert!(verdict.append() && !verdict.cancel());
         assert!(verdict.commit() && !verdict.abandon() && !verdict.is_abandoned());
-        let verdict = Verdict::default();
+        let verdict = CommitState::default();
         assert!(verdict.append() && verdict.abandon() && verdict.is_abandoned());
         assert!(!verdict.commit() && !verdict.cancel());
     }

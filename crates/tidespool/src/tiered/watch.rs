@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::shared::Shared;
 use crate::HealthSignal;
-use crate::health::{HealthGate, Latch, Sample, Transition};
+use crate::health::{HealthGate, HealthSample, Latch, Transition};
 use crate::journal::RESERVED;
 use crate::pressure::Registration;
 
@@ -14,7 +14,7 @@ use crate::pressure::Registration;
 // Under its own name in a profile, as `keep` is: `benches/cost` leaves out what works by the clock.
 #[inline(never)]
 pub(super) fn watch(shared: &Arc<Shared>) {
-    let _death = Death(&shared.gate);
+    let _death = ShutGateOnPanic(&shared.gate);
     let mut config = shared.config.load_full();
     let mut latch = Latch::new(&config);
     let mut syncs = (0, 0);
@@ -36,19 +36,19 @@ pub(super) fn watch(shared: &Arc<Shared>) {
         }
         let now = shared.stats.syncs();
         let (count, sum_us): (u64, u64) = (now.0 - syncs.0, now.1 - syncs.1);
-        shared.filing.note_sync(sum_us.checked_div(count).map(Duration::from_micros));
+        shared.checkpoint_requests.note_sync(sum_us.checked_div(count).map(Duration::from_micros));
         syncs = now;
         let next = Instant::now() + config.health.sample_interval;
-        if shared.budget.attend(next, || shared.mailbox.note_starved()) {
+        if shared.budget.attend(next, || shared.commit_queue.note_starved()) {
             return;
         }
     }
 }
 
 /// Shuts the gate for good if the thread panics: nobody else would see that it has died.
-struct Death<'a>(&'a HealthGate);
+struct ShutGateOnPanic<'a>(&'a HealthGate);
 
-impl Drop for Death<'_> {
+impl Drop for ShutGateOnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.follow(Transition::Shut(HealthSignal::DeadWorker));
@@ -56,20 +56,20 @@ impl Drop for Death<'_> {
     }
 }
 
-fn sample(shared: &Shared, probe: Option<bool>) -> Sample {
+fn sample(shared: &Shared, probe: Option<bool>) -> HealthSample {
     let errors = shared.stats.errors();
     let pool = shared.segments.pool();
     let free = pool.free();
     // Stores use the segment that is being written only while another one is kept for removals.
     let go_on = free >= RESERVED && pool.active_has_room();
-    Sample {
+    HealthSample {
         dirty_fraction: shared.budget.dirty() as f64 / shared.budget.limit().max(1) as f64,
         oldest_dirty_age: shared.oldest_dirty_age(),
         no_free_segment: free <= RESERVED && pool.headroom() <= RESERVED && !go_on,
         no_room_for_segment: pool.is_blocked(),
-        checkpoint_stall: shared.filing.stalled_for(),
+        checkpoint_stall: shared.checkpoint_requests.stalled_for(),
         journal_errors: errors.journal_writes,
-        sled_errors: errors.filing,
+        sled_errors: errors.checkpoint,
         sled_is_out: !shared.durable.is_whole(),
         read_errors: errors.reads,
         // One finding may be the loss of many messages.
@@ -91,11 +91,11 @@ mod tests {
     #[test]
     fn the_death_of_the_thread_shuts_the_gate() {
         let gate = HealthGate::default();
-        drop(Death(&gate));
+        drop(ShutGateOnPanic(&gate));
         assert!(gate.is_open());
         let died = std::thread::scope(|scope| {
             let watch = scope.spawn(|| {
-                let _death = Death(&gate);
+                let _death = ShutGateOnPanic(&gate);
                 panic!("on purpose");
             });
             watch.join()

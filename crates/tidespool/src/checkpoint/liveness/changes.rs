@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 
 use super::offsets::{Offsets, UNIT};
-use super::record::{Entry, Kind};
+use super::record::{LivenessEntry, LivenessKind};
 
 /// Records that live and records that died, by segment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LivenessChanges {
-    segments: BTreeMap<u64, Change>,
+    segments: BTreeMap<u64, LivenessChange>,
 }
 
 #[derive(Debug, Clone, Default)]
-struct Change {
+struct LivenessChange {
     /// In units, in no order.
     live: Vec<u64>,
     dead: Vec<u64>,
@@ -36,19 +36,19 @@ impl LivenessChanges {
     }
 
     /// As entries. `is_listed`: the log has a list of this segment, or may have lost it.
-    pub(super) fn entries(&self, is_listed: impl Fn(u64) -> bool) -> Vec<Entry> {
+    pub(super) fn entries(&self, is_listed: impl Fn(u64) -> bool) -> Vec<LivenessEntry> {
         let mut entries = Vec::new();
         for (&generation, change) in &self.segments {
             let dead = ascending(&change.dead);
             let live = Offsets::from_ascending(ascending(&change.live)).without(&dead);
             let is_first = !is_listed(generation);
             if is_first && !change.live.is_empty() {
-                entries.push(Entry { kind: Kind::First, generation, offsets: live });
+                entries.push(LivenessEntry { kind: LivenessKind::First, generation, offsets: live });
             } else if !is_first {
                 let dead = Offsets::from_ascending(dead);
-                let both = [(Kind::More, live), (Kind::Dead, dead)];
+                let both = [(LivenessKind::More, live), (LivenessKind::Dead, dead)];
                 let both = both.into_iter().filter(|(_, offsets)| offsets.count() > 0);
-                entries.extend(both.map(|(kind, offsets)| Entry { kind, generation, offsets }));
+                entries.extend(both.map(|(kind, offsets)| LivenessEntry { kind, generation, offsets }));
             }
             // Deaths alone, of a segment without a list, change nothing.
         }

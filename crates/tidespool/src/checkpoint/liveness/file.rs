@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::record::{Entry, FileHeader, HEADER_LEN, VERSION, encode_run};
+use super::record::{FileHeader, HEADER_LEN, LivenessEntry, VERSION, encode_run};
 use super::{LivenessError, LogPosition};
 use crate::storage::{Loss, OpenMode, Storage, StorageFile, is_no_room, loss_of, write_all_at};
 
@@ -45,8 +45,8 @@ impl LogFile {
         storage: &dyn Storage,
         dir: &Path,
         number: u64,
-        base: &[Entry],
-        changes: &[Entry],
+        base: &[LivenessEntry],
+        changes: &[LivenessEntry],
     ) -> Result<(Self, u64), LivenessError> {
         let path = path_of(dir, number);
         let mut bytes = FileHeader { version: VERSION, number }.encode();
@@ -73,7 +73,11 @@ impl LogFile {
 
     /// Appends entries, durably: one write, one sync. What was written from `after` on does not
     /// count any more.
-    pub(super) fn append(&mut self, entries: &[Entry], after: u64) -> Result<LogPosition, LivenessError> {
+    pub(super) fn append(
+        &mut self,
+        entries: &[LivenessEntry],
+        after: u64,
+    ) -> Result<LogPosition, LivenessError> {
         let run = encode_run(entries, self.number, self.end, after);
         let failed = |source| LivenessError::Io { doing: "writing", path: self.path.clone(), source };
         if let Err(error) = write_all_at(&*self.file, &mut [IoSlice::new(&run)], self.end) {

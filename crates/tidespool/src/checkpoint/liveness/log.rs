@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::changes::LivenessChanges;
 use super::file::{LogFile, numbers_in, path_of};
 use super::read::read;
-use super::record::Entry;
+use super::record::LivenessEntry;
 use super::state::Liveness;
 use super::weight::Weights;
 use super::{LivenessError, LogPosition};
@@ -27,7 +27,7 @@ pub(crate) struct LivenessLog {
     /// Entries are missing from the log.
     has_gap: bool,
     /// The last position that was returned, if it is not committed.
-    pending: Option<Pending>,
+    pending: Option<PendingAppend>,
     /// The highest number of a file since the log was opened. No number is used twice.
     highest: u64,
     /// A file was written anew since the last commit.
@@ -40,11 +40,11 @@ pub(crate) struct LivenessLog {
 
 /// What becomes true when a position is committed.
 #[derive(Debug)]
-struct Pending {
+struct PendingAppend {
     position: LogPosition,
     /// Of another number than the committed one, if the log was written anew.
     anew: Option<Anew>,
-    changes: Vec<Entry>,
+    changes: Vec<LivenessEntry>,
 }
 
 /// A new file.
@@ -138,13 +138,13 @@ impl LivenessLog {
         if let Some((file, base_end)) = anew.filter(|(file, _)| is_usable(file)) {
             let position = file.append(&changes, base_end)?;
             let anew = self.pending.take().and_then(|pending| pending.anew);
-            self.pending = Some(Pending { position, anew, changes });
+            self.pending = Some(PendingAppend { position, anew, changes });
             return Ok(position);
         }
         match self.file.as_mut().filter(|file| is_usable(file)) {
             Some(file) => {
                 let position = file.append(&changes, self.committed.len)?;
-                self.pending = Some(Pending { position, anew: None, changes });
+                self.pending = Some(PendingAppend { position, anew: None, changes });
                 Ok(position)
             }
             None => self.rewrite(&|_| true, changes, true),
@@ -232,7 +232,7 @@ impl LivenessLog {
         path_of(&self.dir, self.committed.number)
     }
 
-    fn entries_of(&self, changes: &LivenessChanges) -> Vec<Entry> {
+    fn entries_of(&self, changes: &LivenessChanges) -> Vec<LivenessEntry> {
         changes.entries(|generation| self.has_gap || self.weights.has(generation))
     }
 
@@ -240,7 +240,7 @@ impl LivenessLog {
     fn rewrite(
         &mut self,
         is_retained: &dyn Fn(u64) -> bool,
-        changes: Vec<Entry>,
+        changes: Vec<LivenessEntry>,
         is_extensible: bool,
     ) -> Result<LogPosition, LivenessError> {
         let liveness = match &self.file {
@@ -257,8 +257,8 @@ impl LivenessLog {
     fn write_anew(
         &mut self,
         liveness: &Liveness,
-        base: &[Entry],
-        changes: Vec<Entry>,
+        base: &[LivenessEntry],
+        changes: Vec<LivenessEntry>,
         is_extensible: bool,
     ) -> Result<LogPosition, LivenessError> {
         self.highest += 1;
@@ -271,7 +271,7 @@ impl LivenessLog {
         let position = file.position();
         let (base_end, has_gap) = (is_extensible.then_some(base_end), liveness.has_gap());
         let anew = Some(Anew { file, base_end, weights, has_gap });
-        self.pending = Some(Pending { position, anew, changes });
+        self.pending = Some(PendingAppend { position, anew, changes });
         Ok(position)
     }
 

@@ -30,7 +30,7 @@ struct Reader<'a> {
 }
 
 /// A batch whose header is whole.
-struct Batch {
+struct ReadBatch {
     start: u64,
     header: BatchHeader,
 }
@@ -91,8 +91,8 @@ impl Reader<'_> {
     }
 
     /// The batches that count, and whether these are all.
-    fn find_batches(&mut self, end: u64) -> Result<(Vec<Batch>, bool), LivenessError> {
-        let (mut batches, mut at) = (Vec::<Batch>::new(), HEADER_LEN);
+    fn find_batches(&mut self, end: u64) -> Result<(Vec<ReadBatch>, bool), LivenessError> {
+        let (mut batches, mut at) = (Vec::<ReadBatch>::new(), HEADER_LEN);
         while at < end {
             if end - at < BATCH_HEADER_LEN {
                 self.damage(&format!("it ends within the header of the batch at {at}"));
@@ -115,7 +115,7 @@ impl Reader<'_> {
             while batches.last().is_some_and(|batch| batch.start >= header.after) {
                 batches.pop();
             }
-            batches.push(Batch { start, header });
+            batches.push(ReadBatch { start, header });
         }
         Ok((batches, end == self.position.len))
     }

@@ -42,7 +42,7 @@ const BATCH_TARGET: usize = 64 << 10;
 
 /// What an entry states about a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum LivenessKind {
     /// Exactly these records live. Replaces every earlier entry of the segment.
     First,
     /// These live too.
@@ -54,20 +54,20 @@ pub(super) enum Kind {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) kind: Kind,
+pub(super) struct LivenessEntry {
+    pub(super) kind: LivenessKind,
     pub(super) generation: u64,
     pub(super) offsets: Offsets,
 }
 
-impl Entry {
+impl LivenessEntry {
     pub(super) fn gap() -> Self {
-        Self { kind: Kind::Gap, generation: 0, offsets: Offsets::default() }
+        Self { kind: LivenessKind::Gap, generation: 0, offsets: Offsets::default() }
     }
 
     /// True if it is about the whole log, not about a segment.
     pub(super) fn is_of_all(&self) -> bool {
-        self.kind == Kind::Gap
+        self.kind == LivenessKind::Gap
     }
 }
 
@@ -137,7 +137,7 @@ pub(super) fn payload_crc(number: u64, offset: u64, payload: &[u8]) -> u32 {
 
 /// Batches that hold these entries, to be written at `offset`, of which every byte from `after` on
 /// does not count. They end at a multiple of [`PAGE`].
-pub(super) fn encode_run(entries: &[Entry], number: u64, offset: u64, after: u64) -> Vec<u8> {
+pub(super) fn encode_run(entries: &[LivenessEntry], number: u64, offset: u64, after: u64) -> Vec<u8> {
     let (mut run, mut payload, mut after) = (Vec::new(), Vec::new(), after);
     for entry in entries {
         put_entry(&mut payload, entry);
@@ -163,12 +163,12 @@ fn put_batch(run: &mut Vec<u8>, payload: &[u8], number: u64, offset: u64, after:
     run.extend(payload);
 }
 
-fn put_entry(payload: &mut Vec<u8>, entry: &Entry) {
+fn put_entry(payload: &mut Vec<u8>, entry: &LivenessEntry) {
     payload.push(match entry.kind {
-        Kind::First => 1,
-        Kind::More => 2,
-        Kind::Dead => 3,
-        Kind::Gap => 4,
+        LivenessKind::First => 1,
+        LivenessKind::More => 2,
+        LivenessKind::Dead => 3,
+        LivenessKind::Gap => 4,
     });
     let list = entry.offsets.bytes();
     for number in [entry.generation, entry.offsets.count(), list.len() as u64] {
@@ -178,23 +178,23 @@ fn put_entry(payload: &mut Vec<u8>, entry: &Entry) {
 }
 
 /// The entries of a payload. `None`: it is not made of entries.
-pub(super) fn decode_entries(payload: &[u8]) -> Option<Vec<Entry>> {
+pub(super) fn decode_entries(payload: &[u8]) -> Option<Vec<LivenessEntry>> {
     let (mut rest, mut entries) = (payload, Vec::new());
     while let Some((kind, tail)) = rest.split_first() {
         let kind = match kind {
             // Padding.
             0 => return tail.iter().all(|byte| *byte == 0).then_some(entries),
-            1 => Kind::First,
-            2 => Kind::More,
-            3 => Kind::Dead,
-            4 => Kind::Gap,
+            1 => LivenessKind::First,
+            2 => LivenessKind::More,
+            3 => LivenessKind::Dead,
+            4 => LivenessKind::Gap,
             _ => return None,
         };
         rest = tail;
         let (generation, count) = (take_varint(&mut rest)?, take_varint(&mut rest)?);
         let len = usize::try_from(take_varint(&mut rest)?).ok()?;
         let (list, tail) = rest.split_at_checked(len)?;
-        entries.push(Entry { kind, generation, offsets: Offsets::parse(count, list)? });
+        entries.push(LivenessEntry { kind, generation, offsets: Offsets::parse(count, list)? });
         rest = tail;
     }
     Some(entries)
@@ -206,14 +206,23 @@ mod tests {
 
     use super::*;
 
-    fn entry() -> impl Strategy<Value = Entry> {
-        let kind = prop_oneof![Just(Kind::First), Just(Kind::More), Just(Kind::Dead), Just(Kind::Gap)];
+    fn entry() -> impl Strategy<Value = LivenessEntry> {
+        let kind = prop_oneof![
+            Just(LivenessKind::First),
+            Just(LivenessKind::More),
+            Just(LivenessKind::Dead),
+            Just(LivenessKind::Gap)
+        ];
         (kind, any::<u64>(), proptest::collection::btree_set(0..u64::MAX / 8, 0..20)).prop_map(
-            |(kind, generation, units)| Entry { kind, generation, offsets: Offsets::from_ascending(units) },
+            |(kind, generation, units)| LivenessEntry {
+                kind,
+                generation,
+                offsets: Offsets::from_ascending(units),
+            },
         )
     }
 
-    fn decode_run(run: &[u8], number: u64, offset: u64, mut after: u64) -> Option<Vec<Entry>> {
+    fn decode_run(run: &[u8], number: u64, offset: u64, mut after: u64) -> Option<Vec<LivenessEntry>> {
         let (mut entries, mut at) = (Vec::new(), 0);
         while at < run.len() {
             let start = offset + at as u64;
@@ -232,9 +241,15 @@ mod tests {
     }
 
     /// Of several batches.
-    fn many() -> Vec<Entry> {
+    fn many() -> Vec<LivenessEntry> {
         let offsets = Offsets::from_ascending((0..20_000).map(|record| record * 136));
-        (0..5).map(|generation| Entry { kind: Kind::First, generation, offsets: offsets.clone() }).collect()
+        (0..5)
+            .map(|generation| LivenessEntry {
+                kind: LivenessKind::First,
+                generation,
+                offsets: offsets.clone(),
+            })
+            .collect()
     }
 
     #[test]
@@ -264,7 +279,8 @@ mod tests {
     #[test]
     fn no_flipped_bit_of_a_run_passes() {
         let offsets = Offsets::from_ascending([1, 5, 900]);
-        let run = encode_run(&[Entry { kind: Kind::Dead, generation: 8, offsets }], 4, 24, 24);
+        let run =
+            encode_run(&[LivenessEntry { kind: LivenessKind::Dead, generation: 8, offsets }], 4, 24, 24);
         assert!(decode_run(&run, 4, 24, 24).is_some());
         for bit in 0..run.len() * 8 {
             let mut flipped = run.clone();

@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 
 use super::offsets::{Offsets, UNIT};
-use super::record::{Entry, Kind};
+use super::record::{LivenessEntry, LivenessKind};
 
 /// The records that live, by segment. Held encoded: about two bytes a record.
 #[derive(Debug, Default)]
 pub(crate) struct Liveness {
-    segments: BTreeMap<u64, Listed>,
+    segments: BTreeMap<u64, ListedSegment>,
     damage: Vec<String>,
     has_gap: bool,
 }
 
 #[derive(Debug)]
-struct Listed {
+struct ListedSegment {
     offsets: Offsets,
     /// Died, and not removed from `offsets` yet: in units, in no order.
     dead: Vec<u64>,
@@ -66,19 +66,19 @@ impl Liveness {
         self.segments.values_mut().for_each(|listed| listed.is_exact = false);
     }
 
-    pub(super) fn apply(&mut self, entry: Entry) {
-        let Entry { kind, generation, offsets } = entry;
+    pub(super) fn apply(&mut self, entry: LivenessEntry) {
+        let LivenessEntry { kind, generation, offsets } = entry;
         match kind {
-            Kind::First => {
-                let listed = Listed { offsets, dead: Vec::new(), is_exact: true };
+            LivenessKind::First => {
+                let listed = ListedSegment { offsets, dead: Vec::new(), is_exact: true };
                 self.segments.insert(generation, listed);
             }
-            Kind::Gap => self.gap(),
+            LivenessKind::Gap => self.gap(),
             // Without a first list the segment is unknown, whatever else is said of it.
-            Kind::More | Kind::Dead => {
+            LivenessKind::More | LivenessKind::Dead => {
                 let Some(listed) = self.segments.get_mut(&generation) else { return };
                 match kind {
-                    Kind::Dead => listed.dead.extend(offsets.units()),
+                    LivenessKind::Dead => listed.dead.extend(offsets.units()),
                     _ => {
                         listed.settle();
                         listed.offsets = listed.offsets.union(&offsets);
@@ -94,22 +94,22 @@ impl Liveness {
 
     /// After the last entry.
     pub(super) fn settle(&mut self) {
-        self.segments.values_mut().for_each(Listed::settle);
+        self.segments.values_mut().for_each(ListedSegment::settle);
     }
 
     /// Entries that say all of this about the segments that are retained.
-    pub(super) fn entries(&self, is_retained: &dyn Fn(u64) -> bool) -> Vec<Entry> {
+    pub(super) fn entries(&self, is_retained: &dyn Fn(u64) -> bool) -> Vec<LivenessEntry> {
         let of = |is_exact| {
             let segments = self.segments.iter();
             let segments = segments
                 .filter(move |(generation, listed)| listed.is_exact == is_exact && is_retained(**generation));
-            segments.map(|(&generation, listed)| Entry {
-                kind: Kind::First,
+            segments.map(|(&generation, listed)| LivenessEntry {
+                kind: LivenessKind::First,
                 generation,
                 offsets: listed.offsets.clone(),
             })
         };
-        let gap = self.has_gap.then(Entry::gap);
+        let gap = self.has_gap.then(LivenessEntry::gap);
         of(false).chain(gap).chain(of(true)).collect()
     }
 
@@ -121,7 +121,7 @@ impl Liveness {
     }
 }
 
-impl Listed {
+impl ListedSegment {
     fn settle(&mut self) {
         if !self.dead.is_empty() {
             self.dead.sort_unstable();

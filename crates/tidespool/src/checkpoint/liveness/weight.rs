@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::record::{Entry, Kind};
+use super::record::{LivenessEntry, LivenessKind};
 use super::state::Liveness;
 
 /// What a segment's list would take if it were written anew.
@@ -26,19 +26,19 @@ impl Weights {
         self.0.contains_key(&generation)
     }
 
-    pub(super) fn apply(&mut self, entries: &[Entry]) {
+    pub(super) fn apply(&mut self, entries: &[LivenessEntry]) {
         for entry in entries {
             let (count, bytes) = (entry.offsets.count(), entry.offsets.bytes().len() as u64);
             match (entry.kind, self.0.get_mut(&entry.generation)) {
-                (Kind::First, _) => {
+                (LivenessKind::First, _) => {
                     self.0.insert(entry.generation, Weight { bytes, live: count });
                 }
-                (Kind::More, Some(weight)) => {
+                (LivenessKind::More, Some(weight)) => {
                     weight.bytes += bytes;
                     weight.live += count;
                 }
-                (Kind::Dead, Some(weight)) => weight.remove(count),
-                (Kind::Gap | Kind::More | Kind::Dead, _) => {}
+                (LivenessKind::Dead, Some(weight)) => weight.remove(count),
+                (LivenessKind::Gap | LivenessKind::More | LivenessKind::Dead, _) => {}
             }
         }
     }

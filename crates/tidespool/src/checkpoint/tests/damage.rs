@@ -15,8 +15,8 @@ fn damage(path: &Path, at: u64) {
 /// Two segments. The first holds an older version, a message that was removed, and one that lives.
 /// The second holds the newer version, and the removal. In a third one, which is recycled, another
 /// message was removed.
-fn history() -> (Bench, [SpoolId; 4]) {
-    let mut bench = Bench::new();
+fn history() -> (CheckpointBench, [SpoolId; 4]) {
+    let mut bench = CheckpointBench::new();
     let [replaced, removed, lives, gone] = ids();
     for id in [replaced, removed, lives, gone] {
         bench.put(id);
@@ -34,19 +34,19 @@ fn history() -> (Bench, [SpoolId; 4]) {
 
 /// The newest version of each message lives, as far as the segments tell. A message of which the
 /// removal was recycled comes back: better twice than never.
-fn assert_newest_wins(mut bench: Bench, [replaced, _, lives, gone]: [SpoolId; 4]) {
+fn assert_newest_wins(mut bench: CheckpointBench, [replaced, _, lives, gone]: [SpoolId; 4]) {
     let seq_of_replaced = bench.indexed()[&Key::of(&replaced)].seq;
-    let (ledger, log) = (bench.filer.ledger.clone(), bench.filer.liveness.path());
-    bench.filer.rebuild().unwrap();
+    let (manifest, log) = (bench.checkpointer.manifest.clone(), bench.checkpointer.liveness.path());
+    bench.checkpointer.rebuild().unwrap();
     let mut expected = [replaced, lives, gone];
     expected.sort_unstable();
     assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), expected);
     assert_eq!(bench.indexed()[&Key::of(&replaced)].seq, seq_of_replaced);
-    assert_eq!(bench.steps(), [Step::Rebuilt(3)], "nothing was lost");
-    let found = &bench.filer.ledger;
-    assert_eq!((found.tally.records, found.number, found.lost), (3, ledger.number + 1, 0));
-    assert_ne!(found.liveness.number, ledger.liveness.number, "a new log");
-    assert_ne!(bench.filer.liveness.path(), log);
+    assert_eq!(bench.steps(), [SourceCall::Rebuilt(3)], "nothing was lost");
+    let found = &bench.checkpointer.manifest;
+    assert_eq!((found.tally.records, found.number, found.lost), (3, manifest.number + 1, 0));
+    assert_ne!(found.liveness.number, manifest.liveness.number, "a new log");
+    assert_ne!(bench.checkpointer.liveness.path(), log);
     assert!(!log.exists());
     bench.assert_consistent();
     bench.assert_rebuilds();
@@ -54,15 +54,15 @@ fn assert_newest_wins(mut bench: Bench, [replaced, _, lives, gone]: [SpoolId; 4]
 
 #[test]
 fn with_a_damaged_log_the_newest_version_wins_and_the_log_is_written_anew() {
-    let len = fs::metadata(history().0.filer.liveness.path()).unwrap().len();
+    let len = fs::metadata(history().0.checkpointer.liveness.path()).unwrap().len();
     let mut by_exact_lists = [0; 3];
     for at in (0..len).step_by(7) {
         let (mut bench, ids) = history();
-        let log = bench.filer.liveness.path();
+        let log = bench.checkpointer.liveness.path();
         damage(&log, at);
-        let ledger = &bench.filer.ledger;
-        let is_retained = |generation: u64| ledger.retained.contains_key(&generation);
-        let look = LivenessLog::look(&OsStorage, bench.dir.path(), ledger.liveness, &is_retained);
+        let manifest = &bench.checkpointer.manifest;
+        let is_retained = |generation: u64| manifest.retained.contains_key(&generation);
+        let look = LivenessLog::look(&OsStorage, bench.dir.path(), manifest.liveness, &is_retained);
         let read = look.unwrap();
         assert_eq!(read.damage().len(), 1, "byte {at}");
         let exact = [1, 2].iter().filter(|generation| read.is_exact(**generation)).count();
@@ -70,15 +70,15 @@ fn with_a_damaged_log_the_newest_version_wins_and_the_log_is_written_anew() {
         match exact {
             0 => assert_newest_wins(bench, ids),
             1 => {
-                bench.filer.rebuild().unwrap();
-                assert!(!log.exists() && bench.steps()[..] == [Step::Rebuilt(3)], "byte {at}");
+                bench.checkpointer.rebuild().unwrap();
+                assert!(!log.exists() && bench.steps()[..] == [SourceCall::Rebuilt(3)], "byte {at}");
                 bench.assert_consistent();
                 bench.assert_rebuilds();
             }
             // Of the file's own header, which a read does not need.
             _ => {
                 let indexed = bench.indexed();
-                bench.filer.rebuild().unwrap();
+                bench.checkpointer.rebuild().unwrap();
                 assert_eq!(bench.indexed(), indexed);
             }
         }
@@ -90,19 +90,19 @@ fn with_a_damaged_log_the_newest_version_wins_and_the_log_is_written_anew() {
 /// from being compacted, and each try would throw the index away.
 #[test]
 fn a_log_with_a_gap_is_written_anew_although_no_list_is_missing() {
-    let mut bench = Bench::new();
+    let mut bench = CheckpointBench::new();
     let [a, b] = ids();
     bench.put(a);
     bench.checkpoint();
-    let end_of_first = bench.filer.ledger.liveness.len;
+    let end_of_first = bench.checkpointer.manifest.liveness.len;
     bench.put(b);
     bench.remove(a);
     bench.checkpoint();
     bench.steps();
-    let (indexed, log) = (bench.indexed(), bench.filer.liveness.path());
+    let (indexed, log) = (bench.indexed(), bench.checkpointer.liveness.path());
     damage(&log, end_of_first - 1);
-    bench.filer.rebuild().unwrap();
-    assert_eq!(bench.steps(), [Step::Rebuilt(1)]);
+    bench.checkpointer.rebuild().unwrap();
+    assert_eq!(bench.steps(), [SourceCall::Rebuilt(1)]);
     assert_eq!(bench.indexed(), indexed);
     assert!(!log.exists());
     bench.assert_consistent();
@@ -112,15 +112,15 @@ fn a_log_with_a_gap_is_written_anew_although_no_list_is_missing() {
 /// Segments that are filed later would not count as listed completely.
 #[test]
 fn a_log_that_is_lost_while_nothing_is_filed_is_begun_anew() {
-    let mut bench = Bench::new();
+    let mut bench = CheckpointBench::new();
     let [a, b] = ids();
     bench.put(a);
     bench.checkpoint();
     bench.remove(a);
     bench.checkpoint();
-    assert!(bench.filer.ledger.retained.is_empty());
+    assert!(bench.checkpointer.manifest.retained.is_empty());
     lose_log(&mut bench);
-    bench.filer.have_index().unwrap();
+    bench.checkpointer.have_index().unwrap();
     bench.put(b);
     bench.checkpoint();
     bench.assert_consistent();
@@ -128,18 +128,19 @@ fn a_log_that_is_lost_while_nothing_is_filed_is_begun_anew() {
 }
 
 /// Deletes the log, and opens it as the next run does.
-fn lose_log(bench: &mut Bench) {
-    fs::remove_file(bench.filer.liveness.path()).unwrap();
+fn lose_log(bench: &mut CheckpointBench) {
+    fs::remove_file(bench.checkpointer.liveness.path()).unwrap();
     let storage: Arc<dyn Storage> = bench.disk.clone();
-    let position = bench.filer.ledger.liveness;
-    bench.filer.liveness = LivenessLog::open(storage, bench.dir.path(), position, &|_| true).unwrap().0;
+    let position = bench.checkpointer.manifest.liveness;
+    bench.checkpointer.liveness =
+        LivenessLog::open(storage, bench.dir.path(), position, &|_| true).unwrap().0;
 }
 
 /// What lives in the first segment is not known. The second one, of which it is known, says which
 /// store in the first one was taken back.
 #[test]
 fn an_abort_in_a_segment_with_a_list_counts_for_one_without() {
-    let mut bench = Bench::new();
+    let mut bench = CheckpointBench::new();
     let [a, b] = ids();
     let good = bench.put(a);
     let aborted = bench.put(a);
@@ -147,12 +148,12 @@ fn an_abort_in_a_segment_with_a_list_counts_for_one_without() {
     bench.abort(a, aborted);
     bench.put(b);
     let second = bench.seal();
-    bench.filer.checkpoint(first).unwrap();
-    let end_of_first = bench.filer.ledger.liveness.len;
-    bench.filer.checkpoint(second).unwrap();
+    bench.checkpointer.checkpoint(first).unwrap();
+    let end_of_first = bench.checkpointer.manifest.liveness.len;
+    bench.checkpointer.checkpoint(second).unwrap();
     assert_eq!(bench.indexed()[&Key::of(&a)].seq, good);
-    damage(&bench.filer.liveness.path(), end_of_first - 1);
-    bench.filer.rebuild().unwrap();
+    damage(&bench.checkpointer.liveness.path(), end_of_first - 1);
+    bench.checkpointer.rebuild().unwrap();
     assert_eq!(bench.indexed()[&Key::of(&a)].seq, good);
     bench.assert_consistent();
 }
@@ -167,28 +168,28 @@ fn without_a_log_the_newest_version_wins() {
 #[test]
 fn a_missing_segment_is_counted_as_lost_once() {
     let (mut bench, [replaced, _, lives, _]) = history();
-    bench.filer.segments.retire(1);
-    bench.filer.rebuild().unwrap();
-    assert_eq!(bench.steps(), [Step::Lost(1), Step::Rebuilt(1)]);
+    bench.checkpointer.segments.retire(1);
+    bench.checkpointer.rebuild().unwrap();
+    assert_eq!(bench.steps(), [SourceCall::Lost(1), SourceCall::Rebuilt(1)]);
     assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [replaced], "{lives} is lost");
-    assert_eq!(bench.filer.ledger.lost, 1);
-    assert_eq!(bench.filer.ledger.retained.keys().copied().collect::<Vec<_>>(), [2]);
+    assert_eq!(bench.checkpointer.manifest.lost, 1);
+    assert_eq!(bench.checkpointer.manifest.retained.keys().copied().collect::<Vec<_>>(), [2]);
     bench.assert_consistent();
     bench.assert_rebuilds();
-    assert_eq!(bench.filer.ledger.lost, 1);
-    assert_eq!(bench.steps(), [Step::Rebuilt(1)]);
+    assert_eq!(bench.checkpointer.manifest.lost, 1);
+    assert_eq!(bench.steps(), [SourceCall::Rebuilt(1)]);
 }
 
-/// Where the log is damaged too, the ledger still says how many messages the segment had.
+/// Where the log is damaged too, the manifest still says how many messages the segment had.
 #[test]
 fn a_missing_segment_is_counted_as_lost_without_the_log() {
     let (mut bench, [replaced, ..]) = history();
-    fs::write(bench.filer.liveness.path(), vec![0; 4096]).unwrap();
-    bench.filer.segments.retire(1);
-    bench.filer.rebuild().unwrap();
-    assert_eq!(bench.steps(), [Step::Lost(1), Step::Rebuilt(1)]);
+    fs::write(bench.checkpointer.liveness.path(), vec![0; 4096]).unwrap();
+    bench.checkpointer.segments.retire(1);
+    bench.checkpointer.rebuild().unwrap();
+    assert_eq!(bench.steps(), [SourceCall::Lost(1), SourceCall::Rebuilt(1)]);
     assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [replaced]);
-    assert_eq!(bench.filer.ledger.lost, 1);
+    assert_eq!(bench.checkpointer.manifest.lost, 1);
     bench.assert_rebuilds();
 }
 
@@ -196,11 +197,11 @@ fn a_missing_segment_is_counted_as_lost_without_the_log() {
 fn a_damaged_footer_costs_a_scan_and_nothing_else() {
     let (mut bench, _) = history();
     for generation in [1, 2] {
-        let segment = bench.filer.segments.get(generation).unwrap();
+        let segment = bench.checkpointer.segments.get(generation).unwrap();
         damage(&segment.path, segment.size - 20);
     }
     bench.assert_rebuilds();
-    assert_eq!(bench.steps(), [Step::Rebuilt(2)]);
+    assert_eq!(bench.steps(), [SourceCall::Rebuilt(2)]);
 }
 
 /// Without a footer, a record with a damaged header is not found.
@@ -208,15 +209,15 @@ fn a_damaged_footer_costs_a_scan_and_nothing_else() {
 fn a_record_that_cannot_be_found_any_more_is_counted_as_lost() {
     let (mut bench, [replaced, _, lives, _]) = history();
     let place = bench.indexed()[&Key::of(&lives)];
-    let segment = bench.filer.segments.get(1).unwrap();
+    let segment = bench.checkpointer.segments.get(1).unwrap();
     damage(&segment.path, place.offset + 8);
     bench.assert_rebuilds();
-    assert_eq!(bench.steps(), [Step::Rebuilt(2)], "the footer has it, and a load finds the damage");
+    assert_eq!(bench.steps(), [SourceCall::Rebuilt(2)], "the footer has it, and a load finds the damage");
     damage(&segment.path, segment.size - 20);
     drop(segment);
-    bench.filer.rebuild().unwrap();
-    assert_eq!(bench.steps(), [Step::Lost(1), Step::Rebuilt(1)]);
+    bench.checkpointer.rebuild().unwrap();
+    assert_eq!(bench.steps(), [SourceCall::Lost(1), SourceCall::Rebuilt(1)]);
     assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [replaced]);
-    assert_eq!(bench.filer.ledger.lost, 1);
+    assert_eq!(bench.checkpointer.manifest.lost, 1);
     bench.assert_rebuilds();
 }

@@ -37,7 +37,7 @@ impl Storage for FailingDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let (file, disk) = (OsStorage.open(path, mode)?, self.clone());
-        Ok(Arc::new(File { file, name, disk }))
+        Ok(Arc::new(DiskFileInTest { file, name, disk }))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
@@ -58,13 +58,13 @@ impl Storage for FailingDisk {
 }
 
 #[derive(Debug)]
-struct File {
+struct DiskFileInTest {
     file: Arc<dyn StorageFile>,
     name: String,
     disk: FailingDisk,
 }
 
-impl File {
+impl DiskFileInTest {
     fn check(&self, fault: Fault) -> io::Result<()> {
         match *self.disk.0.lock() {
             Some((prefix, failing)) if failing == fault && self.name.starts_with(prefix) => {
@@ -75,7 +75,7 @@ impl File {
     }
 }
 
-impl StorageFile for File {
+impl StorageFile for DiskFileInTest {
     fn len(&self) -> io::Result<u64> {
         self.file.len()
     }

@@ -1,17 +1,17 @@
-//! The checkpoint thread without its thread: real segments, a real index and a real ledger in a
+//! The checkpoint thread without its thread: real segments, a real index and a real manifest in a
 //! temporary directory, and a journal that a test writes record by record.
 //!
 //! * `disk`: files whose writes a test can fail.
 //! * `steps`: single steps, in states that a running spool seldom comes to.
-//! * `filing`: what a checkpoint leaves, and what it does when it fails.
+//! * `checkpoint_requests`: what a checkpoint leaves, and what it does when it fails.
 //! * `rebuild`: the index thrown away and built anew.
 //! * `damage`: the same where files are damaged or missing.
 //! * `check`: the index of an earlier run.
 
 mod check;
+mod checkpoints;
 mod damage;
 mod disk;
-mod filing;
 mod rebuild;
 mod steps;
 
@@ -27,9 +27,10 @@ use tidespool_core::SpoolId;
 
 use super::retained::place_of_record;
 use super::*;
-use crate::durable::{Durable, Key, Record, SledOptions, Tally};
+use crate::durable::{DiskIndex, Key, Record, SledOptions, Tally};
 use crate::journal::{
-    Change, Newest, Pool, PoolEvents, PoolSettings, RESERVED, Segment, Segments, Writer, payload_crc,
+    JournalChange, NewestRecord, Pool, PoolEvents, PoolSettings, RESERVED, Segment, Segments, Writer,
+    payload_crc,
 };
 use crate::storage::{DiskRoom, OsStorage, Storage};
 use disk::FailingDisk;
@@ -39,21 +40,21 @@ const SPOOL: [u8; 16] = [7; 16];
 
 /// What memory has of the journal.
 #[derive(Default)]
-struct Index {
+struct TestSource {
     /// Each id's versions, the newest last. A checkpoint forgets them.
-    versions: Mutex<BTreeMap<SpoolId, Vec<Newest>>>,
+    versions: Mutex<BTreeMap<SpoolId, Vec<NewestRecord>>>,
     /// Removals on their way to the index on disk.
     removals: u64,
 }
 
-impl Index {
-    fn newest(&self, id: &SpoolId) -> Option<Newest> {
+impl TestSource {
+    fn newest(&self, id: &SpoolId) -> Option<NewestRecord> {
         self.versions.lock().get(id).and_then(|versions| versions.last()).copied()
     }
 }
 
-impl Source for Index {
-    fn collect(&self, up_to: u64) -> Vec<(Key, Newest)> {
+impl LiveIndex for TestSource {
+    fn collect(&self, up_to: u64) -> Vec<(Key, NewestRecord)> {
         let versions = self.versions.lock();
         let newest = versions.iter().filter_map(|(id, versions)| Some((Key::of(id), *versions.last()?)));
         newest.filter(|(_, newest)| newest.generation <= up_to).collect()
@@ -80,7 +81,7 @@ impl Source for Index {
 
     fn will_file(&self, _: HighKeys) {}
 
-    fn forget(&self, filed: &[(Key, Newest)]) {
+    fn forget(&self, filed: &[(Key, NewestRecord)]) {
         for (id, newest) in filed.iter().map(|(key, newest)| (key.id(), newest)) {
             if self.is_newest(&id, newest.seq) {
                 self.versions.lock().remove(&id);
@@ -90,7 +91,7 @@ impl Source for Index {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Step {
+enum SourceCall {
     Filed,
     Rewritten,
     Sealing,
@@ -101,29 +102,29 @@ enum Step {
 /// What was reported. The first rewriting settles a segment: it is to be filed from then on.
 #[derive(Default)]
 struct Reports {
-    steps: Mutex<Vec<Step>>,
+    steps: Mutex<Vec<SourceCall>>,
     settles: Mutex<Option<Arc<Segment>>>,
 }
 
-impl FilingEvents for Reports {
+impl CheckpointEvents for Reports {
     fn filed(&self, _: u64, _: u64, _: Duration) {
-        self.steps.lock().push(Step::Filed);
+        self.steps.lock().push(SourceCall::Filed);
     }
 
     fn recycled(&self) {}
 
     fn wants_seal(&self) {
-        self.steps.lock().push(Step::Sealing);
+        self.steps.lock().push(SourceCall::Sealing);
     }
 
     fn rewritten(&self, _: u64) {
-        self.steps.lock().push(Step::Rewritten);
+        self.steps.lock().push(SourceCall::Rewritten);
         if let Some(segment) = self.settles.lock().take() {
             segment.settle();
         }
     }
 
-    fn failed(&self, error: &FilingError) {
+    fn failed(&self, error: &CheckpointError) {
         panic!("{error}");
     }
 
@@ -132,11 +133,11 @@ impl FilingEvents for Reports {
     }
 
     fn rebuilt(&self, messages: u64, _: Duration) {
-        self.steps.lock().push(Step::Rebuilt(messages));
+        self.steps.lock().push(SourceCall::Rebuilt(messages));
     }
 
     fn found_loss(&self, messages: u64, _: &str) {
-        self.steps.lock().push(Step::Lost(messages));
+        self.steps.lock().push(SourceCall::Lost(messages));
     }
 }
 
@@ -148,10 +149,10 @@ impl PoolEvents for Reports {
     }
 }
 
-struct Bench {
-    filer: Filer,
+struct CheckpointBench {
+    checkpointer: Checkpointer,
     writer: Writer,
-    index: Arc<Index>,
+    index: Arc<TestSource>,
     /// Appended, and not synced yet.
     appended: BTreeMap<u64, (SpoolId, Appended)>,
     reports: Arc<Reports>,
@@ -165,13 +166,13 @@ enum Appended {
     Abort,
 }
 
-impl Bench {
+impl CheckpointBench {
     /// Nothing is filed, and the index is whole.
     fn new() -> Self {
-        Self::with(Index::default())
+        Self::with(TestSource::default())
     }
 
-    fn with(index: Index) -> Self {
+    fn with(index: TestSource) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (reports, index) = (Arc::<Reports>::default(), Arc::new(index));
         let settings = PoolSettings {
@@ -184,7 +185,7 @@ impl Bench {
         };
         let pool = Arc::new(Pool::new(Arc::new(OsStorage), settings, reports.clone()));
         let segments = Arc::new(Segments::new(pool, SPOOL, 1));
-        let durable = Arc::new(Durable::new(&dir.path().join("sled"), SledOptions::new(1 << 20)));
+        let durable = Arc::new(DiskIndex::new(&dir.path().join("sled"), SledOptions::new(1 << 20)));
         durable.begin().unwrap();
         durable.finish();
         let disk = Arc::<FailingDisk>::default();
@@ -193,34 +194,36 @@ impl Bench {
         let liveness =
             LivenessLog::open(storage.clone(), dir.path(), Default::default(), &|_| true).unwrap().0;
         let presence = Presence::anywhere(storage.clone(), dir.path(), segments.clone(), durable.clone());
-        let filer = Filer {
+        let checkpointer = Checkpointer {
             segments: segments.clone(),
             durable,
             presence: Arc::new(presence),
             source: index.clone(),
-            filing: Arc::default(),
+            checkpoint_requests: Arc::default(),
             events: reports.clone(),
-            ledger_file: Arc::new(LedgerFile::new(storage, dir.path())),
-            ledger: Ledger::default(),
+            manifest_file: Arc::new(ManifestFile::new(storage, dir.path())),
+            manifest: Manifest::default(),
             liveness,
             rebuilding: Arc::default(),
             ballast: Arc::new(Ballast::new(Arc::new(OsStorage), room, dir.path(), 0)),
-            settings: Arc::new(ArcSwap::from_pointee(FilerSettings { checkpoint_after: Duration::ZERO })),
+            settings: Arc::new(ArcSwap::from_pointee(CheckpointSettings {
+                checkpoint_after: Duration::ZERO,
+            })),
             retry: Retry::default(),
             dead: DeadSegments::default(),
-            drained: Drained::default(),
+            reclaim: ReclaimPolicy::default(),
             compaction: None,
             cut_up_to: 0,
-            is_ledger_in_doubt: false,
+            is_manifest_in_doubt: false,
         };
         let writer = Writer::new(segments, 1);
-        Self { filer, writer, index, appended: BTreeMap::new(), reports, disk, dir }
+        Self { checkpointer, writer, index, appended: BTreeMap::new(), reports, disk, dir }
     }
 
     /// A message of these bytes. Returns its sequence number.
     fn put_bytes(&mut self, id: SpoolId, data: Vec<u8>) -> u64 {
         let crc = payload_crc(&data);
-        self.append(id, Change::Put(Arc::new(data.into_boxed_slice()), crc), Appended::Version)
+        self.append(id, JournalChange::Put(Arc::new(data.into_boxed_slice()), crc), Appended::Version)
     }
 
     /// A message that differs from every other one.
@@ -230,14 +233,14 @@ impl Bench {
     }
 
     fn remove(&mut self, id: SpoolId) {
-        self.append(id, Change::Remove, Appended::Version);
+        self.append(id, JournalChange::Remove, Appended::Version);
     }
 
     fn abort(&mut self, id: SpoolId, of: u64) {
-        self.append(id, Change::Abort(of), Appended::Abort);
+        self.append(id, JournalChange::Abort(of), Appended::Abort);
     }
 
-    fn append(&mut self, id: SpoolId, change: Change, appended: Appended) -> u64 {
+    fn append(&mut self, id: SpoolId, change: JournalChange, appended: Appended) -> u64 {
         let seq = self.writer.append(id, change);
         self.appended.insert(seq, (id, appended));
         seq
@@ -245,7 +248,7 @@ impl Bench {
 
     /// Ends the active segment: the next checkpoint files it. Returns its generation.
     fn seal(&mut self) -> u64 {
-        let pool = self.filer.segments.pool();
+        let pool = self.checkpointer.segments.pool();
         while pool.free() <= RESERVED {
             pool.give(pool.allocate(MIB).unwrap());
         }
@@ -272,43 +275,43 @@ impl Bench {
     /// Ends the active segment, and files everything.
     fn checkpoint(&mut self) -> u64 {
         let generation = self.seal();
-        self.filer.checkpoint(generation).unwrap();
+        self.checkpointer.checkpoint(generation).unwrap();
         generation
     }
 
     /// Rewrites every segment with something dead in it.
     fn compact(&mut self) {
-        let before = self.filer.segments.next_generation();
-        while self.filer.tidy_some(true, before).unwrap() > 0 {}
+        let before = self.checkpointer.segments.next_generation();
+        while self.checkpointer.tidy_some(true, before).unwrap() > 0 {}
     }
 
-    fn steps(&self) -> Vec<Step> {
+    fn steps(&self) -> Vec<SourceCall> {
         std::mem::take(&mut self.reports.steps.lock())
     }
 
     fn generations(&self) -> Vec<u64> {
-        self.filer.segments.all().iter().map(|segment| segment.generation).collect()
+        self.checkpointer.segments.all().iter().map(|segment| segment.generation).collect()
     }
 
     /// What the index holds.
     fn indexed(&self) -> BTreeMap<Key, Record> {
         let mut found = BTreeMap::new();
         let visit = &mut |key, record| found.insert(key, record).is_none();
-        self.filer.durable.scan_all(visit).unwrap();
+        self.checkpointer.durable.scan_all(visit).unwrap();
         found
     }
 
     /// Every message that is filed, as it is read through the index.
     fn messages(&self) -> BTreeMap<SpoolId, Vec<u8>> {
         let read = |(key, record): (Key, Record)| {
-            let segment = self.filer.segments.get(record.generation).unwrap();
+            let segment = self.checkpointer.segments.get(record.generation).unwrap();
             let (id, place) = (key.id(), place_of_record(&record));
-            (id, segment.read_put(self.filer.segments.salt(), &id, place).unwrap().0)
+            (id, segment.read_put(self.checkpointer.segments.salt(), &id, place).unwrap().0)
         };
         self.indexed().into_iter().map(read).collect()
     }
 
-    /// Index, ledger, and log agree.
+    /// Index, manifest, and log agree.
     fn assert_consistent(&self) {
         let mut tally = Tally::default();
         let mut lists = BTreeMap::<u64, Vec<u64>>::new();
@@ -317,13 +320,14 @@ impl Bench {
             lists.entry(record.generation).or_default().push(record.offset);
         }
         lists.values_mut().for_each(|offsets| offsets.sort_unstable());
-        let ledger = &self.filer.ledger;
-        assert_eq!(ledger.tally, tally);
+        let manifest = &self.checkpointer.manifest;
+        assert_eq!(manifest.tally, tally);
         let live: BTreeMap<u64, u64> =
-            ledger.retained.iter().map(|(generation, segment)| (*generation, segment.live)).collect();
+            manifest.retained.iter().map(|(generation, segment)| (*generation, segment.live)).collect();
         assert_eq!(live, lists.iter().map(|(generation, list)| (*generation, list.len() as u64)).collect());
-        let is_retained = |generation: u64| ledger.retained.contains_key(&generation);
-        let liveness = LivenessLog::look(&OsStorage, self.dir.path(), ledger.liveness, &is_retained).unwrap();
+        let is_retained = |generation: u64| manifest.retained.contains_key(&generation);
+        let liveness =
+            LivenessLog::look(&OsStorage, self.dir.path(), manifest.liveness, &is_retained).unwrap();
         assert_eq!(liveness.damage(), <[String; 0]>::default());
         for (generation, list) in lists {
             assert!(liveness.is_exact(generation), "{generation}");
@@ -331,14 +335,14 @@ impl Bench {
         }
     }
 
-    /// Builds the index anew: it, the ledger and the log are the same as before.
+    /// Builds the index anew: it, the manifest and the log are the same as before.
     fn assert_rebuilds(&mut self) {
-        let (ledger, indexed) = (self.filer.ledger.clone(), self.indexed());
-        self.filer.rebuild().unwrap();
-        assert!(self.filer.durable.is_whole());
+        let (manifest, indexed) = (self.checkpointer.manifest.clone(), self.indexed());
+        self.checkpointer.rebuild().unwrap();
+        assert!(self.checkpointer.durable.is_whole());
         assert_eq!(self.indexed(), indexed);
-        assert_eq!(self.filer.ledger, ledger);
-        assert_eq!(self.filer.ledger_file.read().unwrap().as_ref(), Some(&ledger));
+        assert_eq!(self.checkpointer.manifest, manifest);
+        assert_eq!(self.checkpointer.manifest_file.read().unwrap().as_ref(), Some(&manifest));
         self.assert_consistent();
     }
 }

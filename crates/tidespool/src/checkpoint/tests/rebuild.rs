@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn a_rebuild_gives_the_same_index() {
-    let mut bench = Bench::new();
+    let mut bench = CheckpointBench::new();
     let all: [SpoolId; 40] = ids();
     for (number, chunk) in all.chunks(10).enumerate() {
         chunk.iter().for_each(|id| _ = bench.put(*id));
@@ -23,12 +23,12 @@ fn a_rebuild_gives_the_same_index() {
     bench.assert_rebuilds();
     bench.steps();
     bench.compact();
-    assert_eq!(bench.steps(), [Step::Rewritten]);
+    assert_eq!(bench.steps(), [SourceCall::Rewritten]);
     bench.assert_consistent();
     let messages = bench.messages();
     bench.assert_rebuilds();
     assert_eq!(bench.messages(), messages);
-    assert_eq!(bench.steps(), [Step::Rebuilt(33)]);
+    assert_eq!(bench.steps(), [SourceCall::Rebuilt(33)]);
 }
 
 /// The log is what says which of the records of a segment live: no version that is older, no
@@ -36,7 +36,7 @@ fn a_rebuild_gives_the_same_index() {
 /// hold.
 #[test]
 fn versions_that_died_stay_dead() {
-    let mut bench = Bench::new();
+    let mut bench = CheckpointBench::new();
     let [a, b, c] = ids();
     bench.put(a);
     bench.put(b);
@@ -57,34 +57,34 @@ fn versions_that_died_stay_dead() {
 
 #[test]
 fn a_rebuild_of_many_segments_reports_how_far_it_is() {
-    let mut bench = Bench::new();
+    let mut bench = CheckpointBench::new();
     for _ in 0..3 {
         ids::<10>().iter().for_each(|id| _ = bench.put(*id));
         bench.checkpoint();
     }
-    assert_eq!(bench.filer.rebuilding.progress(), None);
+    assert_eq!(bench.checkpointer.rebuilding.progress(), None);
     bench.assert_rebuilds();
-    assert_eq!(bench.filer.rebuilding.progress(), None);
+    assert_eq!(bench.checkpointer.rebuilding.progress(), None);
 }
 
 #[test]
 fn the_end_cuts_a_rebuild_short_and_its_index_is_not_used() {
-    let mut bench = Bench::new();
+    let mut bench = CheckpointBench::new();
     let [a] = ids();
     bench.put(a);
     bench.checkpoint();
-    bench.filer.filing.stop();
-    assert!(matches!(bench.filer.rebuild(), Err(FilingError::Stopped)));
-    assert!(!bench.filer.durable.is_whole());
-    assert_eq!(bench.filer.rebuilding.progress(), None);
-    assert!(matches!(bench.filer.durable.get(&Key::of(&a)), Err(DurableError::Unavailable { .. })));
+    bench.checkpointer.checkpoint_requests.stop();
+    assert!(matches!(bench.checkpointer.rebuild(), Err(CheckpointError::Stopped)));
+    assert!(!bench.checkpointer.durable.is_whole());
+    assert_eq!(bench.checkpointer.rebuilding.progress(), None);
+    assert!(matches!(bench.checkpointer.durable.get(&Key::of(&a)), Err(DurableError::Unavailable { .. })));
 }
 
 /// Segments without a live message are recycled during a rebuild: a long rebuild must not fill the
 /// journal.
 #[test]
 fn segments_in_which_nothing_lives_are_recycled_during_a_rebuild() {
-    let mut bench = Bench::new();
+    let mut bench = CheckpointBench::new();
     let [a] = ids();
     bench.put(a);
     let kept = bench.checkpoint();
@@ -96,29 +96,29 @@ fn segments_in_which_nothing_lives_are_recycled_during_a_rebuild() {
     }
     assert_eq!(bench.generations().len(), 6);
     let indexed = bench.indexed();
-    bench.filer.rebuild().unwrap();
+    bench.checkpointer.rebuild().unwrap();
     assert_eq!(bench.generations(), [kept]);
     assert_eq!(bench.indexed(), indexed);
     bench.assert_consistent();
 }
 
-/// The filer is asked again and again for what is due. A whole index is not built twice.
+/// The checkpointer is asked again and again for what is due. A whole index is not built twice.
 #[test]
 fn a_whole_index_is_left_alone() {
-    let mut bench = Bench::new();
+    let mut bench = CheckpointBench::new();
     let [a] = ids();
     bench.put(a);
     bench.checkpoint();
-    bench.filer.have_index().unwrap();
-    assert_eq!(bench.steps(), [Step::Filed]);
-    bench.filer.durable.let_go("as a test wants it");
-    bench.filer.have_index().unwrap();
-    bench.filer.have_index().unwrap();
-    assert_eq!(bench.steps(), [Step::Rebuilt(1)]);
+    bench.checkpointer.have_index().unwrap();
+    assert_eq!(bench.steps(), [SourceCall::Filed]);
+    bench.checkpointer.durable.let_go("as a test wants it");
+    bench.checkpointer.have_index().unwrap();
+    bench.checkpointer.have_index().unwrap();
+    assert_eq!(bench.steps(), [SourceCall::Rebuilt(1)]);
 }
 
 #[derive(Debug, Clone)]
-enum Op {
+enum RebuildOp {
     Put(usize),
     /// A put that its caller takes back.
     Abort(usize),
@@ -128,39 +128,39 @@ enum Op {
     Rebuild,
 }
 
-fn ops() -> impl Strategy<Value = Vec<Op>> {
+fn ops() -> impl Strategy<Value = Vec<RebuildOp>> {
     let op = prop_oneof![
-        6 => (0..8usize).prop_map(Op::Put),
-        2 => (0..8usize).prop_map(Op::Abort),
-        4 => (0..8usize).prop_map(Op::Remove),
-        3 => Just(Op::Checkpoint),
-        1 => Just(Op::Compact),
-        1 => Just(Op::Rebuild),
+        6 => (0..8usize).prop_map(RebuildOp::Put),
+        2 => (0..8usize).prop_map(RebuildOp::Abort),
+        4 => (0..8usize).prop_map(RebuildOp::Remove),
+        3 => Just(RebuildOp::Checkpoint),
+        1 => Just(RebuildOp::Compact),
+        1 => Just(RebuildOp::Rebuild),
     ];
     prop::collection::vec(op, 1..60)
 }
 
 /// Runs a history. The model has what is filed.
-fn run(history: &[Op]) {
-    let mut bench = Bench::new();
+fn run(history: &[RebuildOp]) {
+    let mut bench = CheckpointBench::new();
     let all: [SpoolId; 8] = ids();
     let mut model = BTreeMap::<SpoolId, u64>::new();
     for op in history {
         match *op {
-            Op::Put(n) => drop(model.insert(all[n], bench.put(all[n]))),
-            Op::Abort(n) => {
+            RebuildOp::Put(n) => drop(model.insert(all[n], bench.put(all[n]))),
+            RebuildOp::Abort(n) => {
                 let seq = bench.put(all[n]);
                 bench.abort(all[n], seq);
             }
-            Op::Remove(n) => {
+            RebuildOp::Remove(n) => {
                 model.remove(&all[n]);
                 bench.remove(all[n]);
             }
-            Op::Checkpoint if bench.appended.is_empty() => {}
-            Op::Checkpoint => drop(bench.checkpoint()),
-            Op::Compact => bench.compact(),
-            Op::Rebuild if bench.filer.ledger.number == 0 => {}
-            Op::Rebuild => bench.assert_rebuilds(),
+            RebuildOp::Checkpoint if bench.appended.is_empty() => {}
+            RebuildOp::Checkpoint => drop(bench.checkpoint()),
+            RebuildOp::Compact => bench.compact(),
+            RebuildOp::Rebuild if bench.checkpointer.manifest.number == 0 => {}
+            RebuildOp::Rebuild => bench.assert_rebuilds(),
         }
     }
     bench.put(SpoolId::new());

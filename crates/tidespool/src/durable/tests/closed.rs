@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::engine::Faults;
 use super::handle::{assert_unavailable, closed_index, make_whole, sled, soon, why};
 use super::*;
-use crate::durable::Durable;
+use crate::durable::DiskIndex;
 
 #[test]
 fn an_index_of_other_files_is_not_opened() {
@@ -64,14 +64,14 @@ fn an_index_that_fails_to_open_is_rebuilt() {
 #[test]
 fn closing_says_whether_the_index_was_whole() {
     let (dir, faults) = (dir(), Arc::<Faults>::default());
-    let closed = |prepare: &dyn Fn(&Durable)| {
+    let closed = |prepare: &dyn Fn(&DiskIndex)| {
         let durable = faults.handle(dir.path());
         prepare(&durable);
         (durable.close(soon()), durable)
     };
     assert_eq!(closed(&|_| ()).0, Ok(false), "none");
     assert_eq!(closed(&|durable| durable.begin().unwrap()).0, Ok(false), "being filled");
-    let fails = |durable: &Durable| {
+    let fails = |durable: &DiskIndex| {
         make_whole(durable);
         faults.fail();
         durable.get(&key(1)).unwrap_err();
@@ -81,7 +81,7 @@ fn closing_says_whether_the_index_was_whole() {
     let (was_whole, durable) = closed(&make_whole);
     assert_eq!(was_whole, Ok(true));
     let index = closed_index(&durable);
-    let unchecked = |durable: &Durable| assert!(durable.open_closed(index));
+    let unchecked = |durable: &DiskIndex| assert!(durable.open_closed(index));
     assert_eq!(closed(&unchecked).0, Ok(false), "not checked");
 }
 

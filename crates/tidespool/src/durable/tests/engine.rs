@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::*;
-use crate::durable::Durable;
+use crate::durable::DiskIndex;
 use crate::durable::handle::Opener;
 use crate::storage::StorageFile;
 
@@ -29,7 +29,7 @@ pub(super) struct Faults {
 
 impl Faults {
     /// A handle with engines in memory, which fail by this.
-    pub(super) fn handle(self: &Arc<Self>, root: &Path) -> Durable {
+    pub(super) fn handle(self: &Arc<Self>, root: &Path) -> DiskIndex {
         let faults = Arc::clone(self);
         let opener: Opener = Box::new(move |dir: &Path| {
             faults.opened.lock().push(dir.to_owned());
@@ -38,9 +38,9 @@ impl Faults {
             fs::write(dir.join("db"), "records").unwrap();
             let (dir, faults) = (dir.to_owned(), Arc::clone(&faults));
             let records = Mutex::new(faults.found.lock().clone());
-            Ok(Box::new(Engine { dir, faults, records }))
+            Ok(Box::new(TestEngine { dir, faults, records }))
         });
-        Durable::with_opener(root, SledOptions::new(CACHE), opener)
+        DiskIndex::with_opener(root, SledOptions::new(CACHE), opener)
     }
 
     pub(super) fn fail_with(&self, error: DurableError) {
@@ -83,13 +83,13 @@ impl Faults {
 }
 
 /// An engine in memory.
-struct Engine {
+struct TestEngine {
     dir: PathBuf,
     faults: Arc<Faults>,
     records: Mutex<BTreeMap<Key, Record>>,
 }
 
-impl DurableStore for Engine {
+impl DurableStore for TestEngine {
     fn get(&self, key: &Key) -> Result<Option<Record>, DurableError> {
         self.faults.check()?;
         Ok(self.records.lock().get(key).copied())
@@ -97,14 +97,14 @@ impl DurableStore for Engine {
 
     fn apply(
         &self,
-        ops: &mut dyn Iterator<Item = Op>,
+        ops: &mut dyn Iterator<Item = IndexOp>,
         replaced: &mut dyn FnMut(&Key, Option<Record>),
     ) -> Result<Tally, DurableError> {
-        for Op { key, change } in ops {
+        for IndexOp { key, change } in ops {
             self.faults.check()?;
             let old = match change {
-                Change::Put(record) => self.records.lock().insert(key, record),
-                Change::Remove => self.records.lock().remove(&key),
+                IndexChange::Put(record) => self.records.lock().insert(key, record),
+                IndexChange::Remove => self.records.lock().remove(&key),
             };
             replaced(&key, old);
         }
@@ -119,7 +119,7 @@ impl DurableStore for Engine {
     }
 
     fn data_file(&self) -> Option<(PathBuf, Arc<dyn StorageFile>)> {
-        Some((self.dir.join("db"), Arc::new(DataFile(Arc::clone(&self.faults)))))
+        Some((self.dir.join("db"), Arc::new(FaultyDataFile(Arc::clone(&self.faults)))))
     }
 
     fn size_on_disk(&self) -> u64 {
@@ -141,15 +141,15 @@ impl DurableStore for Engine {
 }
 
 /// The engine's data file, as far as a handle syncs it.
-struct DataFile(Arc<Faults>);
+struct FaultyDataFile(Arc<Faults>);
 
-impl std::fmt::Debug for DataFile {
+impl std::fmt::Debug for FaultyDataFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("DataFile")
     }
 }
 
-impl StorageFile for DataFile {
+impl StorageFile for FaultyDataFile {
     fn len(&self) -> io::Result<u64> {
         Ok(0)
     }

@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 use super::engine::Faults;
 use super::*;
 use crate::durable::sled_store::open_patiently;
-use crate::durable::{ClosedIndex, Durable};
+use crate::durable::{ClosedIndex, DiskIndex};
 
-pub(super) fn sled(dir: &Path) -> Durable {
-    Durable::new(&dir.join("sled"), SledOptions::new(CACHE))
+pub(super) fn sled(dir: &Path) -> DiskIndex {
+    DiskIndex::new(&dir.join("sled"), SledOptions::new(CACHE))
 }
 
-fn fill_in(durable: &Durable, ops: impl IntoIterator<Item = Op>) -> Result<Tally, DurableError> {
+fn fill_in(durable: &DiskIndex, ops: impl IntoIterator<Item = IndexOp>) -> Result<Tally, DurableError> {
     durable.fill(&mut ops.into_iter(), &mut |_, _| ())
 }
 
-fn change(durable: &Durable, ops: impl IntoIterator<Item = Op>) -> Result<Tally, DurableError> {
+fn change(durable: &DiskIndex, ops: impl IntoIterator<Item = IndexOp>) -> Result<Tally, DurableError> {
     durable.apply(&mut ops.into_iter(), &mut |_, _| ())
 }
 
@@ -29,7 +29,7 @@ pub(super) fn soon() -> Instant {
 }
 
 /// Two records, in an index that is whole.
-pub(super) fn make_whole(durable: &Durable) {
+pub(super) fn make_whole(durable: &DiskIndex) {
     durable.begin().unwrap();
     fill_in(durable, [put(1, place(1, 10)), put(2, place(2, 10))]).unwrap();
     durable.finish();
@@ -44,7 +44,7 @@ pub(super) fn why<T: std::fmt::Debug>(answer: Result<T, DurableError>) -> String
 }
 
 /// Nothing is answered, for this reason.
-pub(super) fn assert_unavailable(durable: &Durable, reason: &str) {
+pub(super) fn assert_unavailable(durable: &DiskIndex, reason: &str) {
     assert_eq!(why(durable.get(&key(1))), reason, "of what is there");
     assert_eq!(why(durable.get(&key(9))), reason, "of what is not there");
     assert_eq!(why(change(durable, [remove(1)])), reason);
@@ -52,7 +52,7 @@ pub(super) fn assert_unavailable(durable: &Durable, reason: &str) {
     assert!(!durable.is_whole());
 }
 
-pub(super) fn closed_index(durable: &Durable) -> ClosedIndex {
+pub(super) fn closed_index(durable: &DiskIndex) -> ClosedIndex {
     durable.sum_up(soon()).unwrap().unwrap()
 }
 
@@ -169,8 +169,8 @@ fn a_new_index_has_a_new_number_and_the_others_are_removed() {
 
 #[test]
 fn an_error_takes_the_index_out_of_use_and_it_is_never_opened_again() {
-    type Call = fn(&Durable) -> Result<(), DurableError>;
-    let calls: [Call; 6] = [
+    type IndexCall = fn(&DiskIndex) -> Result<(), DurableError>;
+    let calls: [IndexCall; 6] = [
         |durable| durable.get(&key(1)).map(drop),
         |durable| durable.get_filled(&key(1)).map(drop),
         |durable| change(durable, [remove(1)]).map(drop),

@@ -1,6 +1,6 @@
 //! The index engine over real sled in a temporary directory.
 //!
-//! * `filing`: what is put in comes out: apply, get, scan, reopening after an orderly end.
+//! * `checkpoint_requests`: what is put in comes out: apply, get, scan, reopening after an orderly end.
 //! * `faults`: calls that fail or hang, locks, poison.
 //! * `handle`: the states of the index that the spool uses, and when it is thrown away.
 //! * `closed`: the index at an orderly end, and at the opening after it.
@@ -8,11 +8,11 @@
 //! * `damage`: sled's files changed behind its back, in a process of its own.
 //! * `measure`: what the estimate of memory is worth; run by hand.
 
+mod changes;
 mod closed;
 mod damage;
 mod engine;
 mod faults;
-mod filing;
 mod handle;
 mod measure;
 
@@ -21,7 +21,9 @@ use std::path::Path;
 use tempfile::TempDir;
 use tidespool_core::SpoolId;
 
-use super::{Change, DurableError, DurableStore, Key, KeyRange, Op, Record, SledOptions, SledStore, Tally};
+use super::{
+    DurableError, DurableStore, IndexChange, IndexOp, Key, KeyRange, Record, SledOptions, SledStore, Tally,
+};
 
 const CACHE: u64 = 8 << 20;
 
@@ -54,15 +56,15 @@ fn place(seq: u64, len: u32) -> Record {
     Record { seq, generation: 7, offset: 4096 + seq * 64, len }
 }
 
-fn put(n: u32, record: Record) -> Op {
-    Op { key: key(n), change: Change::Put(record) }
+fn put(n: u32, record: Record) -> IndexOp {
+    IndexOp { key: key(n), change: IndexChange::Put(record) }
 }
 
-fn remove(n: u32) -> Op {
-    Op { key: key(n), change: Change::Remove }
+fn remove(n: u32) -> IndexOp {
+    IndexOp { key: key(n), change: IndexChange::Remove }
 }
 
-fn apply(store: &dyn DurableStore, ops: impl IntoIterator<Item = Op>) -> Result<Tally, DurableError> {
+fn apply(store: &dyn DurableStore, ops: impl IntoIterator<Item = IndexOp>) -> Result<Tally, DurableError> {
     store.apply(&mut ops.into_iter(), &mut |_, _| ())
 }
 

@@ -18,7 +18,7 @@ use super::Damage;
 use super::contents::{Contents, report};
 use super::unreadable::AsFarAsReadable;
 use crate::checkpoint::Places;
-use crate::journal::Place;
+use crate::journal::RecordPlace;
 use crate::storage::{OsStorage, Storage};
 use crate::tiered::{existing, identify, lock_untouched};
 use crate::whole_text::whole;
@@ -129,9 +129,9 @@ fn note_what_is_missing(places: &Places, disk: &AsFarAsReadable, contents: &Cont
     let what = "a part of it can't be read: what was there is not known";
     let unknown = unknown_parts(places, disk, contents).into_iter();
     salvage.unsaved.extend(unknown.map(|path| report(&path, None, what.to_owned())));
-    if !contents.is_ledger_whole {
+    if !contents.is_manifest_whole {
         // With it the numbers of the records show what is missing.
-        let what = "what was in it is not known without the ledger: what it removed or replaced is saved as it was before";
+        let what = "what was in it is not known without the manifest: what it removed or replaced is saved as it was before";
         let files = contents.damage.iter().filter(|file| file.path.ends_with(".seg"));
         salvage.unsaved.extend(files.map(|file| Damage { what: what.to_owned(), ..file.clone() }));
     }
@@ -146,7 +146,7 @@ fn save_message(
     places: &Places,
     contents: &Contents,
     id: SpoolId,
-    place: Place,
+    place: RecordPlace,
     target: &mut Target,
     salvage: &mut Salvage,
 ) -> Result<()> {
@@ -170,11 +170,11 @@ fn save_message(
 /// Files of which a part can't be read, where nothing else shows whether records stood in it: after
 /// a crash only the journal's last records themselves do.
 fn unknown_parts(places: &Places, disk: &AsFarAsReadable, contents: &Contents) -> Vec<PathBuf> {
-    if contents.counts.clean_shutdown && contents.ledger.index.is_some() {
-        // After an orderly end the ledger has the number of the last record.
+    if contents.counts.clean_shutdown && contents.manifest.index.is_some() {
+        // After an orderly end the manifest has the number of the last record.
         return Vec::new();
     }
-    let retained = &contents.ledger.retained;
+    let retained = &contents.manifest.retained;
     let journal = contents.segments.all().into_iter();
     let journal = journal.filter(|segment| !retained.contains_key(&segment.generation));
     // One that shows nothing at all may have been anything.

@@ -14,9 +14,9 @@ use anyhow::{Context as _, Result, bail};
 use tidespool_core::SpoolId;
 
 use crate::Config;
-use crate::checkpoint::{Ledger, LedgerFile};
+use crate::checkpoint::{Manifest, ManifestFile};
 use crate::inspect::Inspector;
-use crate::journal::{Change, NoPoolEvents, Pool, PoolSettings, Segments, Writer, payload_crc};
+use crate::journal::{JournalChange, NoPoolEvents, Pool, PoolSettings, Segments, Writer, payload_crc};
 use crate::storage::{FileLock, OsStorage, Storage, create_private_dir, is_bystander, open_private};
 use crate::tiered::Directory;
 
@@ -31,7 +31,7 @@ const SEGMENTS_AHEAD: usize = 3;
 const INSIDE: &str = ".tidespool-repair.partial";
 /// What a new spool consists of, in the order in which it is moved. With the last one it is a
 /// spool.
-const PARTS: [&str; 4] = ["LOCK", "journal", "ledger", "FORMAT"];
+const PARTS: [&str; 4] = ["LOCK", "journal", "manifest", "FORMAT"];
 
 pub(super) struct Target {
     /// Where the new spool is to be in the end.
@@ -51,7 +51,7 @@ pub(super) struct Target {
 impl Target {
     /// Begins a new spool that will be in `place`. `source` is not to be touched.
     pub(super) fn begin(source: &Path, place: &Path) -> Result<Self> {
-        let Place { path: place, inside } = check_place(source, place)?;
+        let TargetPlace { path: place, inside } = check_place(source, place)?;
         let work = if inside {
             place.join(INSIDE)
         } else {
@@ -102,7 +102,7 @@ impl Target {
         self.queued += data.len() + 96;
         self.messages += 1;
         let crc = payload_crc(&data);
-        self.writer.append(id, Change::Put(Arc::new(data.into_boxed_slice()), crc));
+        self.writer.append(id, JournalChange::Put(Arc::new(data.into_boxed_slice()), crc));
         if self.queued > BATCH_BYTES { self.write() } else { Ok(()) }
     }
 
@@ -123,12 +123,12 @@ impl Target {
     pub(super) fn finish(mut self) -> Result<()> {
         self.write()?;
         let last = self.writer.last_seq();
-        let ledger = Ledger {
+        let manifest = Manifest {
             durable_seq: last,
             next_generation: self.segments.reserved_generation(),
-            ..Ledger::default()
+            ..Manifest::default()
         };
-        LedgerFile::new(self.storage.clone(), &self.directory.path).write(&ledger)?;
+        ManifestFile::new(self.storage.clone(), &self.directory.path).write(&manifest)?;
         self.directory.finish_creation()?;
         let Self { place, inside, work, directory, messages, .. } = self;
         let spool = directory.path.clone();
@@ -158,7 +158,7 @@ impl Target {
 }
 
 /// Where a new spool may be made.
-struct Place {
+struct TargetPlace {
     /// Whole.
     path: PathBuf,
     /// It is a directory that can't be replaced by another.
@@ -166,7 +166,7 @@ struct Place {
 }
 
 /// The place, if a new spool may be made there.
-fn check_place(source: &Path, place: &Path) -> Result<Place> {
+fn check_place(source: &Path, place: &Path) -> Result<TargetPlace> {
     let shown = place.display();
     let doing = || format!("looking at {shown}");
     let plain: PathBuf = place.components().collect();
@@ -197,9 +197,9 @@ fn check_place(source: &Path, place: &Path) -> Result<Place> {
                 bail!("{shown} is not empty: give a directory that is new or empty");
             }
             let is_mount_point = found.dev() != fs::metadata(&parent).with_context(doing)?.dev();
-            Ok(Place { path, inside: is_mount_point || !names.is_empty() })
+            Ok(TargetPlace { path, inside: is_mount_point || !names.is_empty() })
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Place { path, inside: false }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(TargetPlace { path, inside: false }),
         Err(error) => Err(error).with_context(doing),
     }
 }

@@ -10,7 +10,7 @@ use super::*;
 /// Of the journal below: each version of each message.
 fn versions() -> BTreeMap<SpoolId, BTreeSet<Vec<u8>>> {
     let mut versions: BTreeMap<SpoolId, BTreeSet<Vec<u8>>> = BTreeMap::new();
-    for record in records().into_iter().filter(|record| record.kind == Kind::Put) {
+    for record in records().into_iter().filter(|record| record.kind == RecordKind::Put) {
         versions.entry(record.id).or_default().insert(record.payload);
     }
     versions
@@ -30,11 +30,11 @@ fn records() -> Vec<Rec> {
 }
 
 /// Two segments with three batches each, the last of them not known to have been durable.
-fn journal() -> [Made; 2] {
+fn journal() -> [MadeRecord; 2] {
     let records = records();
-    let batch = |made: Made, from: usize| made.batch(from as u64, &records[from..from + 4]);
-    let first = [0, 4, 8].into_iter().fold(Made::new(3), batch);
-    let second = [12, 16, 20].into_iter().fold(Made::new(4), batch);
+    let batch = |made: MadeRecord, from: usize| made.batch(from as u64, &records[from..from + 4]);
+    let first = [0, 4, 8].into_iter().fold(MadeRecord::new(3), batch);
+    let second = [12, 16, 20].into_iter().fold(MadeRecord::new(4), batch);
     [first, second]
 }
 
@@ -94,7 +94,7 @@ fn told(recovered: &Recovered) -> String {
     let contents: Vec<_> = contents(recovered)
         .into_iter()
         .map(|(id, content)| match content {
-            Content::Whole(data) => format!("{id}: {} bytes, {:08x}", data.len(), payload_crc(&data)),
+            RecordContent::Whole(data) => format!("{id}: {} bytes, {:08x}", data.len(), payload_crc(&data)),
             other => format!("{id}: {other:?}"),
         })
         .collect();
@@ -106,13 +106,13 @@ fn told(recovered: &Recovered) -> String {
 fn assert_told_truly(blows: &[Blow]) -> TestCaseResult {
     let mut files: Vec<Vec<u8>> = journal().into_iter().map(|made| made.bytes).collect();
     blows.iter().for_each(|blow| strike(&mut files, blow));
-    let bench = Bench::new(&[]);
+    let bench = JournalBench::new(&[]);
     (0..).zip(&files).for_each(|(slot, bytes)| bench.write(slot, bytes));
 
     let first = bench.recover();
     let versions = versions();
     for (id, content) in contents(&first) {
-        if let Content::Whole(data) = content {
+        if let RecordContent::Whole(data) = content {
             prop_assert!(versions.get(&id).is_some_and(|known| known.contains(&data)), "{id}: foreign bytes");
         }
     }
@@ -160,7 +160,7 @@ fn a_damaged_first_page_before_nothing_but_a_torn_record() {
 #[test]
 fn the_undamaged_journal_is_whole() {
     let [first, second] = journal();
-    let recovered = Bench::new(&[&first, &second]).recover();
+    let recovered = JournalBench::new(&[&first, &second]).recover();
     assert_clean(&recovered);
     assert_eq!((recovered.replayed.records, recovered.replayed.next_seq), (24, 25));
     for (id, newest) in &recovered.replayed.newest {
@@ -168,7 +168,7 @@ fn the_undamaged_journal_is_whole() {
             SegmentHeader { role: Role::Journal, generation: newest.generation, size: SIZE, spool: SPOOL };
         let slot = u32::try_from(newest.generation - 3).unwrap();
         if let Some(place) = newest.place {
-            open_segment(&Bench::new(&[&first, &second]), slot, header)
+            open_segment(&JournalBench::new(&[&first, &second]), slot, header)
                 .read_put(salt_of(SPOOL), id, place)
                 .unwrap();
         }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::super::footer::{ENTRY_LEN, FooterEntry, TRAILER_LEN, footer_len};
-use super::super::{Change, ColdWriter, Segments, WriteError};
+use super::super::{ColdWriter, JournalChange, Segments, WriteError};
 use super::writer::{Desk, pool};
 use super::*;
 
@@ -32,7 +32,7 @@ fn listed(segment: &Segment) -> Vec<FooterEntry> {
     entries
 }
 
-fn kinds(entries: &[FooterEntry]) -> Vec<(u64, Kind)> {
+fn kinds(entries: &[FooterEntry]) -> Vec<(u64, RecordKind)> {
     entries.iter().map(|entry| (entry.seq, entry.kind)).collect()
 }
 
@@ -43,9 +43,9 @@ fn sealed() -> (Desk, Arc<Segment>) {
     desk.put(2, b"two");
     desk.put(3, &[3; 9000]);
     desk.writer.sync().unwrap();
-    desk.writer.append(id(1), Change::Remove);
-    desk.writer.append(id(2), Change::Abort(2));
-    desk.writer.append(id(0), Change::Mark);
+    desk.writer.append(id(1), JournalChange::Remove);
+    desk.writer.append(id(2), JournalChange::Abort(2));
+    desk.writer.append(id(0), JournalChange::Mark);
     desk.writer.sync().unwrap();
     let segment = all_sealed(&mut desk).remove(0);
     (desk, segment)
@@ -86,13 +86,14 @@ fn a_header_that_is_misread_once_hides_no_record() {
 fn a_footer_lists_every_record() {
     let (desk, segment) = sealed();
     let entries = listed(&segment);
-    let (put, [remove, abort, mark]) = (Kind::Put, [Kind::Remove, Kind::Abort, Kind::Mark]);
+    let (put, [remove, abort, mark]) =
+        (RecordKind::Put, [RecordKind::Remove, RecordKind::Abort, RecordKind::Mark]);
     assert_eq!(kinds(&entries), [(1, put), (2, put), (3, put), (4, remove), (5, abort), (6, mark)]);
     assert_eq!(entries[4].abort_of, Some(2));
     let lens: Vec<u32> = entries.iter().map(|entry| entry.len).collect();
     assert_eq!(lens, [0, 3, 9000, 0, 8, 0]);
     for entry in &entries[..3] {
-        let place = Place { generation: 1, offset: entry.offset, len: entry.len };
+        let place = RecordPlace { generation: 1, offset: entry.offset, len: entry.len };
         segment.read_put(salt_of(SPOOL), &entry.id, place).unwrap();
     }
     let recovered = desk.bench.recover();
@@ -123,13 +124,13 @@ fn full_segments_of_records_of_any_size_have_a_footer() {
 fn a_full_segment_of_removals_has_a_footer() {
     let mut desk = Desk::new();
     for _ in 0..1500 {
-        desk.writer.append(id(9), Change::Remove);
+        desk.writer.append(id(9), JournalChange::Remove);
     }
     desk.writer.sync().unwrap();
     let all = all_sealed(&mut desk);
     let entries: Vec<FooterEntry> = all.iter().flat_map(|segment| listed(segment)).collect();
     assert_eq!(entries.len(), 1500);
-    assert!(entries.iter().zip(1..).all(|(entry, seq)| (entry.seq, entry.kind) == (seq, Kind::Remove)));
+    assert!(entries.iter().zip(1..).all(|(entry, seq)| (entry.seq, entry.kind) == (seq, RecordKind::Remove)));
     let in_first = listed(&all[0]).len() as u64;
     let wasted = SIZE - PAGE - in_first * (footprint(0) + ENTRY_LEN);
     assert!(wasted < 3 * PAGE, "{wasted} bytes of the first segment are wasted");
@@ -148,11 +149,11 @@ fn a_message_larger_than_a_segment_is_listed_without_a_footer() {
 }
 
 /// The bytes of a sealed segment, and a segment that reads others in their place.
-fn with_bytes(change: impl FnOnce(&mut Vec<u8>)) -> (Bench, Segment) {
+fn with_bytes(change: impl FnOnce(&mut Vec<u8>)) -> (JournalBench, Segment) {
     let (_desk, segment) = sealed();
     let mut bytes = std::fs::read(&segment.path).unwrap();
     change(&mut bytes);
-    let bench = Bench::new(&[]);
+    let bench = JournalBench::new(&[]);
     bench.write(0, &bytes);
     let header = SegmentHeader { role: Role::Journal, generation: 1, size: SIZE, spool: SPOOL };
     let segment = open_segment(&bench, 0, header);
@@ -193,9 +194,9 @@ fn a_footer_that_is_cut_off_is_none() {
 fn a_footer_of_an_earlier_use_or_another_spool_is_none() {
     let (_desk, first) = sealed();
     let old = std::fs::read(&first.path).unwrap();
-    let mut made = Made::new(1);
+    let mut made = MadeRecord::new(1);
     made.bytes = old;
-    let bench = Bench::new(&[&made.recycled(2).batch(6, &[put(7, 7, "seven")])]);
+    let bench = JournalBench::new(&[&made.recycled(2).batch(6, &[put(7, 7, "seven")])]);
     let header = SegmentHeader { role: Role::Journal, generation: 2, size: SIZE, spool: SPOOL };
     let listing = open_segment(&bench, 0, header).listing(salt_of(SPOOL)).unwrap();
     assert_eq!((listing.from_footer, listing.len()), (false, 1));
@@ -244,7 +245,7 @@ fn a_segment_that_failed_gets_no_footer_and_the_next_one_lists_what_stands_in_it
         desk.writer.sync().unwrap();
         let all = all_sealed(&mut desk);
         assert!(all[0].read_trailer(salt_of(SPOOL)).unwrap().is_none());
-        let put = Kind::Put;
+        let put = RecordKind::Put;
         assert_eq!(kinds(&listed(&all[1])), [(2, put), (3, put), (4, put)]);
     }
 }
@@ -267,7 +268,7 @@ fn a_footer_from_before_the_failure_is_not_read() {
 }
 
 /// A sealed segment of which a power cut lost something.
-fn torn(lose: impl FnOnce(&mut [u8], &[FooterEntry])) -> (Bench, Vec<FooterEntry>) {
+fn torn(lose: impl FnOnce(&mut [u8], &[FooterEntry])) -> (JournalBench, Vec<FooterEntry>) {
     let mut desk = Desk::new();
     for n in 1..=3 {
         desk.put(n, &[n; 5000]);
@@ -281,7 +282,7 @@ fn torn(lose: impl FnOnce(&mut [u8], &[FooterEntry])) -> (Bench, Vec<FooterEntry
     let entries = listed(&all[0]);
     let mut bytes = std::fs::read(&all[0].path).unwrap();
     lose(&mut bytes, &entries);
-    let bench = Bench::new(&[]);
+    let bench = JournalBench::new(&[]);
     bench.write(0, &bytes);
     (bench, entries)
 }
@@ -336,8 +337,8 @@ fn a_segment_written_anew_has_its_footer() {
 }
 
 /// Writes messages of these lengths to cold segments.
-fn cold(lens: &[usize], expected: (u64, u64)) -> (Bench, Vec<Arc<Segment>>) {
-    let bench = Bench::new(&[]);
+fn cold(lens: &[usize], expected: (u64, u64)) -> (JournalBench, Vec<Arc<Segment>>) {
+    let bench = JournalBench::new(&[]);
     let segments = Segments::new(Arc::new(pool(&bench, 0)), SPOOL, 1);
     let mut writer = ColdWriter::new(&segments, expected.0, expected.1);
     for (seq, len) in (10..).step_by(3).zip(lens) {
@@ -383,7 +384,7 @@ fn a_cold_message_larger_than_a_segment_has_one_of_its_own() {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum FooterStep {
     Put(u8, usize),
     Remove(u8),
     Abort(u64),
@@ -395,46 +396,46 @@ enum Step {
     FailSync,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = FooterStep> {
     prop_oneof![
         6 => (1..9u8, prop_oneof![Just(0), 1..200usize, 2000..20_000usize, Just(70_000)])
-            .prop_map(|(n, len)| Step::Put(n, len)),
-        3 => (1..9u8).prop_map(Step::Remove),
-        1 => (1..9u64).prop_map(Step::Abort),
-        1 => Just(Step::Mark),
-        2 => Just(Step::Write),
-        3 => Just(Step::Sync),
-        2 => Just(Step::Seal),
+            .prop_map(|(n, len)| FooterStep::Put(n, len)),
+        3 => (1..9u8).prop_map(FooterStep::Remove),
+        1 => (1..9u64).prop_map(FooterStep::Abort),
+        1 => Just(FooterStep::Mark),
+        2 => Just(FooterStep::Write),
+        3 => Just(FooterStep::Sync),
+        2 => Just(FooterStep::Seal),
         // A disk writes whole sectors. A header of which a part is new would be damage.
-        1 => (0..18usize).prop_map(|sectors| Step::FailWrite(sectors * 512)),
-        1 => Just(Step::FailSync),
+        1 => (0..18usize).prop_map(|sectors| FooterStep::FailWrite(sectors * 512)),
+        1 => Just(FooterStep::FailSync),
     ]
 }
 
 /// Does one step; an error leaves all records queued, and there is always a segment for them.
-fn take(desk: &mut Desk, step: &Step) {
+fn take(desk: &mut Desk, step: &FooterStep) {
     let pool = desk.segments.pool();
     while pool.free() < 3 {
         pool.count_out();
         pool.give(pool.create(SIZE).unwrap());
     }
     match step {
-        Step::Put(n, len) => drop(desk.put(*n, &vec![*n; *len])),
-        Step::Remove(n) => drop(desk.writer.append(id(*n), Change::Remove)),
-        Step::Abort(back) => {
+        FooterStep::Put(n, len) => drop(desk.put(*n, &vec![*n; *len])),
+        FooterStep::Remove(n) => drop(desk.writer.append(id(*n), JournalChange::Remove)),
+        FooterStep::Abort(back) => {
             let target = desk.writer.last_seq().saturating_sub(*back);
-            desk.writer.append(id(1), Change::Abort(target));
+            desk.writer.append(id(1), JournalChange::Abort(target));
         }
-        Step::Mark => drop(desk.writer.append(id(0), Change::Mark)),
-        Step::Write => drop(desk.writer.write()),
-        Step::Sync => drop(desk.writer.sync()),
-        Step::Seal => desk.writer.seal(),
-        Step::FailWrite(after) => {
+        FooterStep::Mark => drop(desk.writer.append(id(0), JournalChange::Mark)),
+        FooterStep::Write => drop(desk.writer.write()),
+        FooterStep::Sync => drop(desk.writer.sync()),
+        FooterStep::Seal => desk.writer.seal(),
+        FooterStep::FailWrite(after) => {
             desk.watched.failing_writes.lock().push_back(*after);
             drop(desk.writer.sync());
             desk.watched.failing_writes.lock().clear();
         }
-        Step::FailSync => {
+        FooterStep::FailSync => {
             *desk.watched.failing_syncs.lock() = 1;
             drop(desk.writer.sync());
             *desk.watched.failing_syncs.lock() = 0;
@@ -449,8 +450,8 @@ proptest! {
     fn a_footer_says_what_a_scan_finds(steps in proptest::collection::vec(step(), 1..60)) {
         let mut desk = Desk::new();
         steps.iter().for_each(|step| take(&mut desk, step));
-        take(&mut desk, &Step::Sync);
-        take(&mut desk, &Step::Sync);
+        take(&mut desk, &FooterStep::Sync);
+        take(&mut desk, &FooterStep::Sync);
         prop_assert_eq!(desk.writer.unsynced(), 0);
         desk.writer.seal();
         let mut seqs = std::collections::BTreeSet::new();
@@ -461,7 +462,7 @@ proptest! {
                 prop_assert_eq!(&entries, &scanned(&segment));
             } else {
                 // A write that failed may have been the footer's.
-                let may_lack_it = steps.iter().any(|step| matches!(step, Step::FailWrite(_)));
+                let may_lack_it = steps.iter().any(|step| matches!(step, FooterStep::FailWrite(_)));
                 prop_assert!(may_lack_it || segment.has_failed() || segment.size != SIZE);
             }
             seqs.extend(entries.iter().map(|entry| entry.seq));

@@ -15,10 +15,10 @@ use tempfile::TempDir;
 use tidespool_core::SpoolId;
 
 use super::pool::{PoolEvents, segment_file_name};
-use super::record::{Header, Kind, footprint, payload_crc};
+use super::record::{RecordHeader, RecordKind, footprint, payload_crc};
 use super::segment::{ReadError, SegmentHeader, Use};
 use super::segments::salt_of;
-use super::{Filed, PAGE, Place, Recovered, Role, Segment, recover};
+use super::{Filed, PAGE, RecordPlace, Recovered, Role, Segment, recover};
 use crate::storage::{OpenMode, OsStorage, Storage, StorageFile};
 
 /// The pool tells nobody.
@@ -81,31 +81,31 @@ fn id(n: u8) -> SpoolId {
 /// A record as a test says it.
 #[derive(Debug, Clone)]
 struct Rec {
-    kind: Kind,
+    kind: RecordKind,
     seq: u64,
     id: SpoolId,
     payload: Vec<u8>,
 }
 
 fn put(seq: u64, n: u8, payload: impl Into<Vec<u8>>) -> Rec {
-    Rec { kind: Kind::Put, seq, id: id(n), payload: payload.into() }
+    Rec { kind: RecordKind::Put, seq, id: id(n), payload: payload.into() }
 }
 
 fn remove(seq: u64, n: u8) -> Rec {
-    Rec { kind: Kind::Remove, seq, id: id(n), payload: Vec::new() }
+    Rec { kind: RecordKind::Remove, seq, id: id(n), payload: Vec::new() }
 }
 
 fn abort(seq: u64, n: u8, of: u64) -> Rec {
-    Rec { kind: Kind::Abort, seq, id: id(n), payload: of.to_le_bytes().to_vec() }
+    Rec { kind: RecordKind::Abort, seq, id: id(n), payload: of.to_le_bytes().to_vec() }
 }
 
 fn mark(seq: u64) -> Rec {
-    Rec { kind: Kind::Mark, seq, id: id(0), payload: Vec::new() }
+    Rec { kind: RecordKind::Mark, seq, id: id(0), payload: Vec::new() }
 }
 
 /// The bytes of one segment file, under construction.
 #[derive(Debug, Clone)]
-struct Made {
+struct MadeRecord {
     generation: u64,
     spool: [u8; 16],
     bytes: Vec<u8>,
@@ -114,7 +114,7 @@ struct Made {
     places: BTreeMap<u64, usize>,
 }
 
-impl Made {
+impl MadeRecord {
     fn new(generation: u64) -> Self {
         Self::sized(generation, SIZE)
     }
@@ -155,7 +155,7 @@ impl Made {
     }
 
     fn record(&self, durable_seq: u64, record: &Rec) -> Vec<u8> {
-        let header = Header {
+        let header = RecordHeader {
             kind: record.kind,
             generation: self.generation,
             seq: record.seq,
@@ -198,13 +198,13 @@ impl Made {
 const PAYLOAD: usize = super::record::HEADER_LEN;
 
 /// A journal's directory, filled by hand.
-struct Bench {
+struct JournalBench {
     dir: TempDir,
     storage: Arc<dyn Storage>,
 }
 
-impl Bench {
-    fn new(made: &[&Made]) -> Self {
+impl JournalBench {
+    fn new(made: &[&MadeRecord]) -> Self {
         let bench = Self { dir: TempDir::new().unwrap(), storage: Arc::new(OsStorage) };
         for (slot, made) in (0..).zip(made) {
             bench.write(slot, &made.bytes);
@@ -231,33 +231,34 @@ impl Bench {
 
 /// What reading a message from a recovered journal gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Content {
+enum RecordContent {
     Whole(Vec<u8>),
     Damaged,
     Removed,
 }
 
 /// Every id that the journal knows, read.
-fn contents(recovered: &Recovered) -> BTreeMap<SpoolId, Content> {
-    let read = |id: &SpoolId, place: Place| {
+fn contents(recovered: &Recovered) -> BTreeMap<SpoolId, RecordContent> {
+    let read = |id: &SpoolId, place: RecordPlace| {
         let segment =
             recovered.journal.iter().find(|segment| segment.generation == place.generation).unwrap();
         match segment.read_put(salt_of(SPOOL), id, place) {
-            Ok((data, _)) => Content::Whole(data),
-            Err(ReadError::Damaged { .. }) => Content::Damaged,
+            Ok((data, _)) => RecordContent::Whole(data),
+            Err(ReadError::Damaged { .. }) => RecordContent::Damaged,
             Err(error @ ReadError::Io { .. }) => panic!("{error}"),
         }
     };
     let all = recovered.replayed.newest.iter();
-    all.map(|(id, newest)| (*id, newest.place.map_or(Content::Removed, |place| read(id, place)))).collect()
+    all.map(|(id, newest)| (*id, newest.place.map_or(RecordContent::Removed, |place| read(id, place))))
+        .collect()
 }
 
 /// Exactly these messages are there, whole.
 fn assert_holds(recovered: &Recovered, messages: &[(u8, &[u8])]) {
-    let expected: BTreeMap<SpoolId, Content> =
-        messages.iter().map(|(n, data)| (id(*n), Content::Whole(data.to_vec()))).collect();
+    let expected: BTreeMap<SpoolId, RecordContent> =
+        messages.iter().map(|(n, data)| (id(*n), RecordContent::Whole(data.to_vec()))).collect();
     let mut found = contents(recovered);
-    found.retain(|_, content| *content != Content::Removed);
+    found.retain(|_, content| *content != RecordContent::Removed);
     assert_eq!(found, expected);
 }
 
@@ -269,7 +270,7 @@ fn assert_clean(recovered: &Recovered) {
 }
 
 /// A segment of a file that is there.
-fn open_segment(bench: &Bench, slot: u32, header: SegmentHeader) -> Segment {
+fn open_segment(bench: &JournalBench, slot: u32, header: SegmentHeader) -> Segment {
     let path = bench.path(slot);
     let file = bench.storage.open(&path, crate::storage::OpenMode::Read).unwrap();
     Segment::new(header, slot, path, file, Use { settled: true, counted: true })

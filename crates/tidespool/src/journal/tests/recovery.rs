@@ -10,10 +10,10 @@ fn gap(first: u64, last: u64) -> Gap {
 #[test]
 fn every_record_of_every_batch_is_found() {
     let first =
-        Made::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, vec![2; 9000])]).batch(2, &[remove(3, 1)]);
-    let second = Made::new(2).batch(3, &[put(4, 4, ""), put(5, 2, "new")]).batch(5, &[mark(6)]);
+        MadeRecord::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, vec![2; 9000])]).batch(2, &[remove(3, 1)]);
+    let second = MadeRecord::new(2).batch(3, &[put(4, 4, ""), put(5, 2, "new")]).batch(5, &[mark(6)]);
     // The slots are in another order than the generations.
-    let recovered = Bench::new(&[&second, &first]).recover();
+    let recovered = JournalBench::new(&[&second, &first]).recover();
     assert_holds(&recovered, &[(2, b"new"), (4, b"")]);
     assert_clean(&recovered);
     assert_eq!(recovered.replayed.next_seq, 7);
@@ -24,25 +24,25 @@ fn every_record_of_every_batch_is_found() {
 
 #[test]
 fn a_torn_tail_is_cut_and_stays_cut_with_new_records_behind_it() {
-    let torn = Made::new(1)
+    let torn = MadeRecord::new(1)
         .batch(0, &[put(1, 1, "kept")])
         .batch(1, &[put(2, 2, vec![2; 9000]), put(3, 3, "after it"), put(4, 1, "newer")])
         .without_page_of(2, 4096);
-    let bench = Bench::new(&[&torn]);
+    let bench = JournalBench::new(&[&torn]);
     let recovered = bench.recover();
     assert_holds(&recovered, &[(1, b"kept")]);
     assert_clean(&recovered);
     assert_eq!((recovered.replayed.next_seq, recovered.torn_records), (2, 3));
 
     // The numbers are used again, for other messages.
-    let next = Made::new(recovered.next_generation).batch(1, &[put(2, 5, "five")]);
+    let next = MadeRecord::new(recovered.next_generation).batch(1, &[put(2, 5, "five")]);
     bench.write(1, &next.bytes);
     let recovered = bench.recover();
     assert_holds(&recovered, &[(1, b"kept"), (5, b"five")]);
     assert_clean(&recovered);
     assert_eq!((recovered.replayed.next_seq, recovered.torn_records), (3, 0));
 
-    let more = Made::new(recovered.next_generation).batch(2, &[put(3, 6, "six"), put(4, 7, "seven")]);
+    let more = MadeRecord::new(recovered.next_generation).batch(2, &[put(3, 6, "six"), put(4, 7, "seven")]);
     bench.write(2, &more.bytes);
     let recovered = bench.recover();
     assert_holds(&recovered, &[(1, b"kept"), (5, b"five"), (6, b"six"), (7, b"seven")]);
@@ -52,13 +52,13 @@ fn a_torn_tail_is_cut_and_stays_cut_with_new_records_behind_it() {
 #[test]
 fn pages_that_came_out_of_order_are_a_torn_tail() {
     // Of one batch only the last record reached the disk; and of the one before, nothing.
-    let torn = Made::new(1)
+    let torn = MadeRecord::new(1)
         .batch(0, &[put(1, 1, "kept")])
         .batch(1, &[put(2, 2, vec![2; 5000]), put(3, 3, vec![3; 5000]), put(4, 4, vec![4; 100])])
         .batch(1, &[put(5, 5, "five")])
         .without_page_of(2, 0)
         .without_page_of(2, 4096);
-    let bench = Bench::new(&[&torn]);
+    let bench = JournalBench::new(&[&torn]);
     let recovered = bench.recover();
     assert_holds(&recovered, &[(1, b"kept")]);
     assert_clean(&recovered);
@@ -72,18 +72,20 @@ fn pages_that_came_out_of_order_are_a_torn_tail() {
 /// be taken for the record that gets its number next, and be newer than what it is older than.
 #[test]
 fn both_places_of_a_torn_record_are_cut() {
-    let failed = Made::new(1)
+    let failed = MadeRecord::new(1)
         .batch(0, &[put(1, 1, "kept")])
         .batch(1, &[put(2, 2, vec![2; 5000]), put(3, 3, "older")])
         .flip(2, PAYLOAD + 3);
-    let fresh = Made::new(2).batch(1, &[put(2, 2, vec![2; 5000]), put(3, 3, "older")]).flip(2, PAYLOAD + 3);
+    let fresh =
+        MadeRecord::new(2).batch(1, &[put(2, 2, vec![2; 5000]), put(3, 3, "older")]).flip(2, PAYLOAD + 3);
     for intact_first in [true, false] {
         let failed = if intact_first { failed.clone() } else { failed.clone().flip(3, PAYLOAD) };
-        let bench = Bench::new(&[&failed, &fresh]);
+        let bench = JournalBench::new(&[&failed, &fresh]);
         let recovered = bench.recover();
         assert_holds(&recovered, &[(1, b"kept")]);
         assert_eq!(recovered.replayed.next_seq, 2);
-        let next = Made::new(recovered.next_generation).batch(1, &[put(2, 3, "newer"), put(3, 4, "four")]);
+        let next =
+            MadeRecord::new(recovered.next_generation).batch(1, &[put(2, 3, "newer"), put(3, 4, "four")]);
         bench.write(2, &next.bytes);
         let recovered = bench.recover();
         assert_holds(&recovered, &[(1, b"kept"), (3, b"newer"), (4, b"four")]);
@@ -93,11 +95,11 @@ fn both_places_of_a_torn_record_are_cut() {
 
 #[test]
 fn a_damaged_header_in_the_middle_is_a_gap_and_what_follows_is_kept() {
-    let made = Made::new(1)
+    let made = MadeRecord::new(1)
         .batch(0, &[put(1, 1, "one"), put(2, 2, vec![2; 9000]), put(3, 3, "three")])
         .batch(3, &[put(4, 4, "four")])
         .flip(2, 17);
-    let recovered = Bench::new(&[&made]).recover();
+    let recovered = JournalBench::new(&[&made]).recover();
     assert_holds(&recovered, &[(1, b"one"), (3, b"three"), (4, b"four")]);
     assert_eq!(recovered.replayed.gaps, [gap(2, 2)]);
     assert_eq!(recovered.replayed.next_seq, 5);
@@ -105,13 +107,13 @@ fn a_damaged_header_in_the_middle_is_a_gap_and_what_follows_is_kept() {
 
 #[test]
 fn a_damaged_payload_in_the_middle_is_named_and_what_follows_is_kept() {
-    let made = Made::new(1)
+    let made = MadeRecord::new(1)
         .batch(0, &[put(1, 1, "one"), put(2, 2, vec![2; 9000]), put(3, 3, "three")])
         .batch(3, &[put(4, 4, "four")])
         .flip(2, PAYLOAD + 4000);
-    let recovered = Bench::new(&[&made]).recover();
+    let recovered = JournalBench::new(&[&made]).recover();
     let mut found = contents(&recovered);
-    assert_eq!(found.remove(&id(2)), Some(Content::Damaged));
+    assert_eq!(found.remove(&id(2)), Some(RecordContent::Damaged));
     assert_eq!(found.len(), 3);
     assert_eq!(recovered.replayed.gaps, []);
     let damaged: Vec<SpoolId> = recovered.replayed.damaged.iter().map(|damaged| damaged.id).collect();
@@ -120,10 +122,10 @@ fn a_damaged_payload_in_the_middle_is_named_and_what_follows_is_kept() {
 
 #[test]
 fn stale_records_behind_a_short_new_use_are_not_read() {
-    let old = Made::new(1).batch(0, &[put(1, 1, "old")]).batch(1, &[put(2, 2, "stale"), remove(3, 9)]);
+    let old = MadeRecord::new(1).batch(0, &[put(1, 1, "old")]).batch(1, &[put(2, 2, "stale"), remove(3, 9)]);
     let reused = old.recycled(5).batch(3, &[put(4, 4, "four")]);
     let filed = Filed { generation: 4, seq: 3, durable_seq: 3, ..Filed::default() };
-    let recovered = Bench::new(&[&reused]).recover_with(&filed);
+    let recovered = JournalBench::new(&[&reused]).recover_with(&filed);
     assert_holds(&recovered, &[(4, b"four")]);
     assert_eq!(contents(&recovered).len(), 1);
     assert_clean(&recovered);
@@ -133,9 +135,10 @@ fn stale_records_behind_a_short_new_use_are_not_read() {
 /// it were given out again, to this very file, what is behind the new records would count.
 #[test]
 fn records_whose_header_page_was_lost_never_count_later() {
-    let active = Made::new(1).batch(0, &[put(1, 1, "one")]);
-    let lost = Made::new(2).batch(1, &[put(2, 2, "lost")]).batch(1, &[put(3, 3, "lost too")]).marked_free();
-    let bench = Bench::new(&[&active, &lost]);
+    let active = MadeRecord::new(1).batch(0, &[put(1, 1, "one")]);
+    let lost =
+        MadeRecord::new(2).batch(1, &[put(2, 2, "lost")]).batch(1, &[put(3, 3, "lost too")]).marked_free();
+    let bench = JournalBench::new(&[&active, &lost]);
     let recovered = bench.recover();
     assert_holds(&recovered, &[(1, b"one")]);
     assert_eq!(recovered.free.len(), 1);
@@ -148,29 +151,30 @@ fn records_whose_header_page_was_lost_never_count_later() {
 #[test]
 fn a_record_in_a_damaged_message_is_not_taken_for_one() {
     // A message that contains whole records: of another spool, and of another generation of this one.
-    let other_spool = Made { spool: [9; 16], ..Made::new(1) };
+    let other_spool = MadeRecord { spool: [9; 16], ..MadeRecord::new(1) };
     let mut bait = other_spool.record(9, &put(7, 7, "of another spool"));
     bait.resize(bait.len().next_multiple_of(8), 0);
-    bait.extend(Made::new(3).record(9, &put(8, 8, "of another generation")));
-    let made =
-        Made::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, bait), put(3, 3, "three")]).batch(3, &[mark(4)]);
+    bait.extend(MadeRecord::new(3).record(9, &put(8, 8, "of another generation")));
+    let made = MadeRecord::new(1)
+        .batch(0, &[put(1, 1, "one"), put(2, 2, bait), put(3, 3, "three")])
+        .batch(3, &[mark(4)]);
     // Whole, the message is skipped; without its header, recovery looks for records at every eighth byte of it.
-    let whole = Bench::new(&[&made]).recover();
+    let whole = JournalBench::new(&[&made]).recover();
     assert_eq!(whole.replayed.next_seq, 5);
     assert_clean(&whole);
-    let recovered = Bench::new(&[&made.flip(2, 3)]).recover();
+    let recovered = JournalBench::new(&[&made.flip(2, 3)]).recover();
     assert_holds(&recovered, &[(1, b"one"), (3, b"three")]);
     assert_eq!(recovered.replayed.gaps, [gap(2, 2)]);
 }
 
 #[test]
 fn records_are_read_behind_a_damaged_first_page() {
-    let first = Made::new(1).batch(0, &[put(1, 1, "one")]);
+    let first = MadeRecord::new(1).batch(0, &[put(1, 1, "one")]);
     // Used before: the newest generation in it is the one that counts.
-    let old = Made::new(2).batch(1, &[put(2, 2, "stale")]).batch(2, &[put(3, 3, "stale")]);
+    let old = MadeRecord::new(2).batch(1, &[put(2, 2, "stale")]).batch(2, &[put(3, 3, "stale")]);
     let second = old.recycled(4).batch(1, &[put(2, 2, "two")]).flip_first_page();
-    let third = Made::new(5).batch(2, &[put(3, 3, "three")]);
-    let bench = Bench::new(&[&first, &second, &third]);
+    let third = MadeRecord::new(5).batch(2, &[put(3, 3, "three")]);
+    let bench = JournalBench::new(&[&first, &second, &third]);
     let recovered = bench.recover();
     assert_holds(&recovered, &[(1, b"one"), (2, b"two"), (3, b"three")]);
     assert_eq!(recovered.damage.len(), 1);
@@ -181,12 +185,12 @@ fn records_are_read_behind_a_damaged_first_page() {
 /// stands between stays readable when the torn one is cut.
 #[test]
 fn what_is_behind_a_damaged_first_page_stays_when_the_torn_end_is_cut() {
-    let made = Made::new(1)
+    let made = MadeRecord::new(1)
         .batch(0, &[put(1, 1, "one"), put(2, 2, "two"), put(3, 3, "three")])
         .batch(0, &[put(5, 5, "torn")])
         .flip(1, 3)
         .flip_first_page();
-    let bench = Bench::new(&[&made]);
+    let bench = JournalBench::new(&[&made]);
     let filed = Filed { durable_seq: 3, ..Filed::default() };
     for torn in [1, 0] {
         let recovered = bench.recover_with(&filed);
@@ -200,9 +204,9 @@ fn what_is_behind_a_damaged_first_page_stays_when_the_torn_end_is_cut() {
 /// since would come back.
 #[test]
 fn old_records_behind_a_damaged_first_page_do_not_come_back() {
-    let old = Made::new(7).batch(1, &[put(1, 1, "replaced"), put(2, 2, "removed")]).flip_first_page();
-    let young = Made::new(6).batch(5, &[put(6, 6, "young")]);
-    let bench = Bench::new(&[&old, &young]);
+    let old = MadeRecord::new(7).batch(1, &[put(1, 1, "replaced"), put(2, 2, "removed")]).flip_first_page();
+    let young = MadeRecord::new(6).batch(5, &[put(6, 6, "young")]);
+    let bench = JournalBench::new(&[&old, &young]);
     let filed = Filed { generation: 5, seq: 5, durable_seq: 5, ..Filed::default() };
     for _ in 0..2 {
         let recovered = bench.recover_with(&filed);
@@ -217,7 +221,7 @@ fn old_records_behind_a_damaged_first_page_do_not_come_back() {
 /// Neither waited for nor taken for a segment.
 #[test]
 fn what_is_no_file_is_left_alone_and_named() {
-    let bench = Bench::new(&[&Made::new(1).batch(0, &[put(1, 1, "one")])]);
+    let bench = JournalBench::new(&[&MadeRecord::new(1).batch(0, &[put(1, 1, "one")])]);
     std::fs::create_dir(bench.path(1)).unwrap();
     let mode = rustix::fs::Mode::from_bits_truncate(0o600);
     rustix::fs::mknodat(rustix::fs::CWD, bench.path(2), rustix::fs::FileType::Fifo, mode, 0).unwrap();
@@ -231,10 +235,10 @@ fn what_is_no_file_is_left_alone_and_named() {
 
 #[test]
 fn a_filed_segment_with_a_damaged_first_page_is_free() {
-    let filed = Made::new(1).batch(0, &[put(1, 1, "one")]).flip_first_page();
-    let next = Made::new(2).batch(1, &[put(2, 2, "two")]);
+    let filed = MadeRecord::new(1).batch(0, &[put(1, 1, "one")]).flip_first_page();
+    let next = MadeRecord::new(2).batch(1, &[put(2, 2, "two")]);
     let what = Filed { generation: 1, seq: 1, durable_seq: 1, ..Filed::default() };
-    let recovered = Bench::new(&[&filed, &next]).recover_with(&what);
+    let recovered = JournalBench::new(&[&filed, &next]).recover_with(&what);
     assert_holds(&recovered, &[(2, b"two")]);
     assert_eq!(recovered.free.len(), 1);
     assert_clean(&recovered);
@@ -242,10 +246,11 @@ fn a_filed_segment_with_a_damaged_first_page_is_free() {
 
 #[test]
 fn a_truncated_file_loses_what_was_in_it_and_says_so() {
-    let first =
-        Made::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, "two")]).batch(2, &[put(3, 3, vec![3; 9000])]);
-    let second = Made::new(2).batch(3, &[put(4, 4, "four")]);
-    let bench = Bench::new(&[&first, &second]);
+    let first = MadeRecord::new(1)
+        .batch(0, &[put(1, 1, "one"), put(2, 2, "two")])
+        .batch(2, &[put(3, 3, vec![3; 9000])]);
+    let second = MadeRecord::new(2).batch(3, &[put(4, 4, "four")]);
+    let bench = JournalBench::new(&[&first, &second]);
     // In the middle of a payload, before a record, in the first page, and at nothing.
     for (keep, held, gaps) in [
         (first.places[&3] + 5000, 3, vec![]),
@@ -256,7 +261,8 @@ fn a_truncated_file_loses_what_was_in_it_and_says_so() {
     ] {
         bench.write(0, &first.bytes[..keep]);
         let recovered = bench.recover();
-        let whole = contents(&recovered).into_values().filter(|content| matches!(content, Content::Whole(_)));
+        let whole =
+            contents(&recovered).into_values().filter(|content| matches!(content, RecordContent::Whole(_)));
         assert_eq!(whole.count(), held, "{keep} bytes");
         assert_eq!(recovered.replayed.gaps, gaps, "{keep} bytes");
         assert_eq!(recovered.replayed.damaged.len(), usize::from(keep > first.places[&3]), "{keep} bytes");
@@ -266,10 +272,10 @@ fn a_truncated_file_loses_what_was_in_it_and_says_so() {
 
 #[test]
 fn a_copy_of_a_segment_changes_nothing() {
-    let first = Made::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, "two")]);
-    let second = Made::new(2).batch(2, &[remove(3, 1), put(4, 2, "newer")]);
+    let first = MadeRecord::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, "two")]);
+    let second = MadeRecord::new(2).batch(2, &[remove(3, 1), put(4, 2, "newer")]);
     for files in [[&first, &second, &first], [&first, &first, &second], [&second, &first, &second]] {
-        let bench = Bench::new(&files);
+        let bench = JournalBench::new(&files);
         let recovered = bench.recover();
         assert_holds(&recovered, &[(2, b"newer")]);
         assert_eq!(recovered.damage.len(), 1);
@@ -280,12 +286,12 @@ fn a_copy_of_a_segment_changes_nothing() {
 
 #[test]
 fn foreign_files_are_left_alone_and_named() {
-    let ours = Made::new(1).batch(0, &[put(1, 1, "one")]);
-    let mut theirs = Made::new(1);
+    let ours = MadeRecord::new(1).batch(0, &[put(1, 1, "one")]);
+    let mut theirs = MadeRecord::new(1);
     let header = SegmentHeader { role: Role::Journal, generation: 1, size: SIZE, spool: [9; 16] };
     theirs.bytes[..4096].copy_from_slice(&header.encode());
-    theirs = Made { spool: [9; 16], ..theirs }.batch(0, &[put(1, 9, "theirs")]);
-    let bench = Bench::new(&[&ours, &theirs]);
+    theirs = MadeRecord { spool: [9; 16], ..theirs }.batch(0, &[put(1, 9, "theirs")]);
+    let bench = JournalBench::new(&[&ours, &theirs]);
     bench.write(2, &[0x5a; 70_000]);
     bench.write(3, b"a note");
     let recovered = bench.recover();
@@ -299,7 +305,7 @@ fn foreign_files_are_left_alone_and_named() {
 
 #[test]
 fn empty_files_and_files_of_zeros_are_free() {
-    let bench = Bench::new(&[&Made::new(1).batch(0, &[put(1, 1, "one")])]);
+    let bench = JournalBench::new(&[&MadeRecord::new(1).batch(0, &[put(1, 1, "one")])]);
     bench.write(1, &[]);
     bench.write(2, &[0; 100]);
     bench.write(3, &vec![0; usize::try_from(SIZE).unwrap()]);
@@ -307,19 +313,19 @@ fn empty_files_and_files_of_zeros_are_free() {
     assert_holds(&recovered, &[(1, b"one")]);
     assert_clean(&recovered);
     assert_eq!(recovered.free.len(), 3);
-    let nothing = Bench::new(&[]).recover();
+    let nothing = JournalBench::new(&[]).recover();
     assert_eq!((nothing.replayed.next_seq, nothing.next_slot), (1, 0));
 }
 
 #[test]
 fn what_was_written_again_after_a_failed_sync_counts_at_its_newer_place() {
-    let failed = Made::new(1)
+    let failed = MadeRecord::new(1)
         .batch(0, &[put(1, 1, "one")])
         .batch(1, &[put(2, 2, "two"), put(3, 3, "three")])
         .flip(2, PAYLOAD)
         .cut_at(3);
-    let fresh = Made::new(2).batch(1, &[put(2, 2, "two"), put(3, 3, "three"), put(4, 4, "four")]);
-    let recovered = Bench::new(&[&failed, &fresh]).recover();
+    let fresh = MadeRecord::new(2).batch(1, &[put(2, 2, "two"), put(3, 3, "three"), put(4, 4, "four")]);
+    let recovered = JournalBench::new(&[&failed, &fresh]).recover();
     assert_holds(&recovered, &[(1, b"one"), (2, b"two"), (3, b"three"), (4, b"four")]);
     assert_clean(&recovered);
     assert_eq!(recovered.replayed.newest[&id(2)].generation, 2);
@@ -328,26 +334,26 @@ fn what_was_written_again_after_a_failed_sync_counts_at_its_newer_place() {
 
 #[test]
 fn an_aborted_put_was_never_there() {
-    let made = Made::new(1)
+    let made = MadeRecord::new(1)
         .batch(0, &[put(1, 1, "one")])
         .batch(1, &[put(2, 1, "not stored"), put(3, 2, "not stored")])
         .batch(3, &[abort(4, 1, 2), abort(5, 2, 3)]);
-    let recovered = Bench::new(&[&made]).recover();
+    let recovered = JournalBench::new(&[&made]).recover();
     assert_holds(&recovered, &[(1, b"one")]);
     assert_clean(&recovered);
     // An abort that cannot be read is damage like any other: the store may be there, and the gap is told.
-    let recovered = Bench::new(&[&made.batch(5, &[mark(6)]).flip(5, 5)]).recover();
+    let recovered = JournalBench::new(&[&made.batch(5, &[mark(6)]).flip(5, 5)]).recover();
     assert_holds(&recovered, &[(1, b"one"), (2, b"not stored")]);
     assert_eq!(recovered.replayed.gaps, [gap(5, 5)]);
 }
 
 #[test]
 fn a_segment_larger_than_usual_is_read() {
-    let large = Made::sized(2, 3 << 20).batch(1, &[put(2, 2, vec![0xab; (3 << 20) - 8192])]);
-    let recovered = Bench::new(&[
-        &Made::new(1).batch(0, &[put(1, 1, "one")]),
+    let large = MadeRecord::sized(2, 3 << 20).batch(1, &[put(2, 2, vec![0xab; (3 << 20) - 8192])]);
+    let recovered = JournalBench::new(&[
+        &MadeRecord::new(1).batch(0, &[put(1, 1, "one")]),
         &large,
-        &Made::new(3).batch(2, &[put(3, 3, "three")]),
+        &MadeRecord::new(3).batch(2, &[put(3, 3, "three")]),
     ])
     .recover();
     assert_holds(&recovered, &[(1, b"one"), (2, &vec![0xab; (3 << 20) - 8192]), (3, b"three")]);
@@ -356,9 +362,9 @@ fn a_segment_larger_than_usual_is_read() {
 
 #[test]
 fn the_end_of_the_journal_gone_altogether_is_noticed() {
-    let made = Made::new(1).batch(0, &[put(1, 1, "one")]);
+    let made = MadeRecord::new(1).batch(0, &[put(1, 1, "one")]);
     let filed = Filed { durable_seq: 4, ..Filed::default() };
-    let bench = Bench::new(&[&made]);
+    let bench = JournalBench::new(&[&made]);
     let recovered = bench.recover_with(&filed);
     assert_holds(&recovered, &[(1, b"one")]);
     assert_eq!(recovered.replayed.gaps, [gap(2, 4)]);
@@ -370,13 +376,13 @@ fn the_end_of_the_journal_gone_altogether_is_noticed() {
 /// it: a process that dies before it reports the loss would else hide it.
 #[test]
 fn a_loss_that_only_a_torn_record_tells_is_told_again() {
-    let made = Made::new(1)
+    let made = MadeRecord::new(1)
         .batch(0, &[put(1, 1, "one")])
         .batch(1, &[put(2, 2, "two"), put(3, 3, "three")])
         .batch(3, &[put(4, 4, vec![4; 5000]), put(5, 5, "five")])
         .without_page_of(2, 0)
         .without_page_of(4, 0);
-    let bench = Bench::new(&[&made]);
+    let bench = JournalBench::new(&[&made]);
     let first = bench.recover();
     assert_holds(&first, &[(1, b"one")]);
     assert_eq!(first.replayed.gaps, [gap(2, 3)]);
@@ -385,7 +391,7 @@ fn a_loss_that_only_a_torn_record_tells_is_told_again() {
     assert_eq!(second.replayed.gaps, [gap(2, 3)]);
     assert_eq!(second.replayed.next_seq, first.replayed.next_seq);
     // Told once and gone on: the numbers behind the loss are used.
-    let next = Made::new(second.next_generation).batch(3, &[put(second.replayed.next_seq, 6, "six")]);
+    let next = MadeRecord::new(second.next_generation).batch(3, &[put(second.replayed.next_seq, 6, "six")]);
     bench.write(1, &next.bytes);
     let third = bench.recover();
     assert_holds(&third, &[(1, b"one"), (6, b"six")]);
@@ -395,7 +401,7 @@ fn a_loss_that_only_a_torn_record_tells_is_told_again() {
 /// The next slot's number must not run over: segments would be made over files that are there.
 #[test]
 fn a_file_with_the_highest_slot_is_no_danger() {
-    let bench = Bench::new(&[&Made::new(1).batch(0, &[put(1, 1, "one")])]);
+    let bench = JournalBench::new(&[&MadeRecord::new(1).batch(0, &[put(1, 1, "one")])]);
     bench.write(u32::MAX, b"somebody else's");
     let recovered = bench.recover();
     assert_holds(&recovered, &[(1, b"one")]);
@@ -410,31 +416,31 @@ fn a_file_with_the_highest_slot_is_no_danger() {
 #[test]
 fn a_retained_segment_that_is_missing_is_named() {
     let filed = Filed { generation: 3, seq: 9, durable_seq: 9, retained: [2].into(), ..Filed::default() };
-    let recovered = Bench::new(&[]).recover_with(&filed);
+    let recovered = JournalBench::new(&[]).recover_with(&filed);
     assert_eq!(recovered.damage.len(), 1);
     assert!(recovered.damage[0].what.contains("generation 2"), "{:?}", recovered.damage);
 }
 
 #[test]
 fn without_repair_nothing_is_changed() {
-    let torn = Made::new(1)
+    let torn = MadeRecord::new(1)
         .batch(0, &[put(1, 1, "one")])
         .batch(1, &[put(2, 2, "two"), put(3, 3, "x")])
         .flip(2, PAYLOAD);
-    let bench = Bench::new(&[&torn]);
+    let bench = JournalBench::new(&[&torn]);
     let recovered = recover(&bench.storage, bench.dir.path(), SPOOL, &Filed::default(), false).unwrap();
     assert_eq!(recovered.torn_records, 2);
     assert_eq!(std::fs::read(bench.path(0)).unwrap(), torn.bytes);
 }
 
 /// The checkpoint is in the middle of a segment when the process dies, so that sled points into it. It is started again, and ended in an orderly way
-/// before the next checkpoint: the ledger lists the segment as retained, and it is not filed.
+/// before the next checkpoint: the manifest lists the segment as retained, and it is not filed.
 #[test]
-fn a_segment_that_is_not_filed_is_replayed_though_the_ledger_retains_it() {
-    let first = Made::new(1).batch(0, &[put(1, 1, "one")]);
-    let second = Made::new(2).batch(1, &[put(2, 2, "two"), put(3, 3, "three")]);
+fn a_segment_that_is_not_filed_is_replayed_though_the_manifest_retains_it() {
+    let first = MadeRecord::new(1).batch(0, &[put(1, 1, "one")]);
+    let second = MadeRecord::new(2).batch(1, &[put(2, 2, "two"), put(3, 3, "three")]);
     let filed = Filed { generation: 1, seq: 1, durable_seq: 3, retained: [1, 2].into(), ..Filed::default() };
-    let recovered = Bench::new(&[&first, &second]).recover_with(&filed);
+    let recovered = JournalBench::new(&[&first, &second]).recover_with(&filed);
     assert_holds(&recovered, &[(2, b"two"), (3, b"three")]);
     assert_clean(&recovered);
     let retained: Vec<u64> = recovered.retained.iter().map(|segment| segment.generation).collect();

@@ -7,12 +7,12 @@ use std::path::Path;
 use parking_lot::Mutex;
 
 use super::super::footer::{ENTRY_LEN, TRAILER_LEN};
-use super::super::{Change, Pool, PoolSettings, RESERVED, Segments, WriteError, Writer};
+use super::super::{JournalChange, Pool, PoolSettings, RESERVED, Segments, WriteError, Writer};
 use super::*;
 use crate::storage::{FileState, Loss, StorageFile};
 
 /// A pool without a segment, in the bench's directory.
-pub(super) fn pool(bench: &Bench, next_slot: u32) -> Pool {
+pub(super) fn pool(bench: &JournalBench, next_slot: u32) -> Pool {
     pool_on(bench.storage.clone(), bench.dir.path(), next_slot)
 }
 
@@ -37,7 +37,7 @@ enum Call {
 
 /// The real files, watched; the next calls fail as told.
 #[derive(Debug, Default)]
-pub(super) struct Watched {
+pub(super) struct WatchedDisk {
     calls: Mutex<Vec<Call>>,
     pub(super) failing_writes: Mutex<VecDeque<usize>>,
     pub(super) failing_syncs: Mutex<usize>,
@@ -49,7 +49,7 @@ pub(super) struct Watched {
 struct WatchedFile {
     name: String,
     file: Arc<dyn StorageFile>,
-    watched: Arc<Watched>,
+    watched: Arc<WatchedDisk>,
 }
 
 impl StorageFile for WatchedFile {
@@ -99,15 +99,15 @@ impl StorageFile for WatchedFile {
 
 /// A new journal of six segments at most, three of them prewritten, and its writer.
 pub(super) struct Desk {
-    pub(super) bench: Bench,
-    pub(super) watched: Arc<Watched>,
+    pub(super) bench: JournalBench,
+    pub(super) watched: Arc<WatchedDisk>,
     pub(super) segments: Arc<Segments>,
     pub(super) writer: Writer,
 }
 
 impl Desk {
     pub(super) fn new() -> Self {
-        let (bench, watched) = (Bench::new(&[]), Arc::<Watched>::default());
+        let (bench, watched) = (JournalBench::new(&[]), Arc::<WatchedDisk>::default());
         let watcher = watched.clone();
         let storage =
             Wrapping(move |name, file| Arc::new(WatchedFile { name, file, watched: watcher.clone() }));
@@ -122,7 +122,7 @@ impl Desk {
     }
 
     pub(super) fn put(&mut self, n: u8, data: &[u8]) -> u64 {
-        self.writer.append(id(n), Change::Put(Arc::new(data.into()), payload_crc(data)))
+        self.writer.append(id(n), JournalChange::Put(Arc::new(data.into()), payload_crc(data)))
     }
 
     fn calls(&self) -> Vec<Call> {
@@ -149,7 +149,7 @@ fn bytes_that_were_synced_are_never_written_again() {
     for n in 1..=12 {
         desk.put(n, &vec![n; usize::from(n) * 400]);
         if n % 3 == 0 {
-            desk.writer.append(id(n), Change::Remove);
+            desk.writer.append(id(n), JournalChange::Remove);
         }
         if n % 4 == 0 {
             // Two batches to one sync.
@@ -170,7 +170,10 @@ fn bytes_that_were_synced_are_never_written_again() {
     let recovered = desk.bench.recover();
     assert_clean(&recovered);
     assert_eq!(recovered.replayed.next_seq, 12 + 4 + 1);
-    assert_eq!(contents(&recovered).values().filter(|content| **content == Content::Removed).count(), 4);
+    assert_eq!(
+        contents(&recovered).values().filter(|content| **content == RecordContent::Removed).count(),
+        4
+    );
 }
 
 #[test]
@@ -315,7 +318,7 @@ fn after_a_write_that_was_cut_short_by_an_error_all_is_written_again() {
     desk.put(1, b"one");
     desk.writer.sync().unwrap();
     desk.put(2, &[2; 9000]);
-    desk.writer.append(id(1), Change::Remove);
+    desk.writer.append(id(1), JournalChange::Remove);
     desk.watched.failing_writes.lock().extend([5000, 70]);
     let error = desk.writer.sync().unwrap_err();
     assert!(matches!(error, WriteError::Write(_)) && error.to_string().contains(".seg: "), "{error}");
@@ -357,14 +360,14 @@ fn the_gauge_tells_what_is_queued_and_a_burst_is_given_back() {
     assert_eq!(desk.segments.buffer_bytes(), 0);
     let segment_full = SIZE / footprint(0);
     for _ in 0..segment_full / 2 {
-        desk.writer.append(id(1), Change::Remove);
+        desk.writer.append(id(1), JournalChange::Remove);
     }
     desk.writer.write().unwrap();
     let few = desk.segments.buffer_bytes();
     assert!(few > segment_full / 2 * footprint(0), "the batch is in the buffer: {few}");
     // Far more than all segments can take: they stay queued.
     for _ in 0..200_000 {
-        desk.writer.append(id(1), Change::Remove);
+        desk.writer.append(id(1), JournalChange::Remove);
     }
     assert!(matches!(desk.writer.write(), Err(WriteError::NoSegment)));
     assert!(desk.segments.buffer_bytes() > 200_000 * 48, "{}", desk.segments.buffer_bytes());

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::super::mailbox::{Arrival, Outcome};
+use super::super::commit_queue::{Arrival, Outcome};
 use super::intake::Answer;
 use super::{Committer, Taken, check_abort};
-use crate::journal::{self, Change, PAGE, Room, payload_crc};
+use crate::journal::{self, JournalChange, JournalRoom, PAGE, payload_crc};
 use crate::memory::{Dirty, Ticket};
 use crate::stats::Site;
 use crate::storage::is_no_room;
@@ -73,7 +73,7 @@ impl Committer {
             aborts /= 2;
         }
         for (id, target) in self.aborts.drain(..aborts) {
-            self.writer.append(id, Change::Abort(target));
+            self.writer.append(id, JournalChange::Abort(target));
             self.taken.push_back(Taken::Abort(id));
             self.shared.stats.aborted();
         }
@@ -83,7 +83,7 @@ impl Committer {
     /// Finds the stores that their callers have abandoned, durable or not: an abort need not wait
     /// until its put is durable.
     fn find_abandoned(&mut self) {
-        if !self.shared.mailbox.take_abandoned() {
+        if !self.shared.commit_queue.take_abandoned() {
             return;
         }
         self.publish_landed();
@@ -124,9 +124,9 @@ impl Committer {
         self.shared.table.lock(&id).pending.check_order(&id, |order| order.append(version));
         #[cfg(not(debug_assertions))]
         let _ = version;
-        let change = dirty.data.clone().map_or(Change::Remove, |data| {
+        let change = dirty.data.clone().map_or(JournalChange::Remove, |data| {
             let crc = dirty.payload_crc.unwrap_or_else(|| payload_crc(&data));
-            Change::Put(data, crc)
+            JournalChange::Put(data, crc)
         });
         self.writer.append(id, change);
         self.oldest_taken = Some(self.oldest_taken.map_or(at, |oldest| oldest.min(at)));
@@ -135,7 +135,7 @@ impl Committer {
     }
 
     /// The next synced store, if it fits.
-    fn take_arrival(&mut self, room: &mut Room) -> Option<Arrival> {
+    fn take_arrival(&mut self, room: &mut JournalRoom) -> Option<Arrival> {
         loop {
             let front = self.intake.next_arrival()?;
             let is_large = self.shared.needs_own_segment(len(&front.dirty));
@@ -167,7 +167,7 @@ impl Committer {
     }
 
     /// The next flushed version that was not replaced or removed meanwhile, if it fits.
-    fn take_ticket(&mut self, room: &mut Room) -> Option<(Ticket, Arc<Dirty>)> {
+    fn take_ticket(&mut self, room: &mut JournalRoom) -> Option<(Ticket, Arc<Dirty>)> {
         while let Some(ticket) = self.intake.next_ticket() {
             let mut shard = self.shared.table.lock(&ticket.id);
             let Some(dirty) = shard.pending.peek(&ticket) else {

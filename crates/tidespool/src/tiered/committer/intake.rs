@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::mailbox::{Arrival, Mailbox};
+use super::super::commit_queue::{Arrival, CommitQueue};
 use super::super::table::Table;
 use crate::memory::{Dirty, Pending, Ticket};
 
@@ -63,7 +63,7 @@ impl Intake {
     pub(super) fn refill(
         &mut self,
         table: &Table,
-        mailbox: &Mailbox,
+        commit_queue: &CommitQueue,
         mail: Vec<Arrival>,
         cutoff: Option<Instant>,
     ) {
@@ -74,7 +74,7 @@ impl Intake {
             self.backlog.extend(table.drain_tickets(cutoff).into_iter().map(|ticket| Due { ticket, drain }));
         }
         // After the tickets: see the top.
-        self.arrivals.extend(mailbox.take_arrivals());
+        self.arrivals.extend(commit_queue.take_arrivals());
     }
 
     /// Drains until now: what was dirty when the last of them began has a ticket of no later one.

@@ -4,8 +4,8 @@
 //! and not yet made durable it keeps; after a failure it tries again, with a pause, for as long as the spool lives.
 
 mod batch;
+mod completion;
 mod intake;
-mod landing;
 mod syncer;
 #[cfg(test)]
 mod tests;
@@ -20,11 +20,11 @@ pub(super) use syncer::Syncer;
 use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
-use super::crew::Committed;
-use super::mailbox::{Arrival, Mail, Mailbox, Outcome, Stop};
+use super::commit_queue::{Arrival, CommitQueue, CommitWork, Outcome, Stop};
 use super::publish::{publish_arrival, publish_ticketed};
 use super::shared::Shared;
-use crate::journal::{Change, Durable, PAGE, Segment, WriteError, Writer};
+use super::workers::Committed;
+use crate::journal::{DurableState, JournalChange, PAGE, Segment, WriteError, Writer};
 use crate::memory::{Dirty, Ticket};
 use crate::stats::Site;
 use crate::storage::is_no_room;
@@ -90,7 +90,7 @@ pub(super) struct Committer {
     /// When the oldest record in the rest of `taken` came in.
     oldest_taken: Option<Instant>,
     /// Durable, and nobody knows yet.
-    landed: Vec<(Taken, Durable)>,
+    landed: Vec<(Taken, DurableState)>,
     /// No more is written to these, and everything in them is in `landed` or was.
     finished: Vec<Arc<Segment>>,
     flushes: Vec<Flush>,
@@ -141,9 +141,9 @@ impl Committer {
 
     /// Runs until it is stopped.
     pub(super) fn run(mut self) -> Committed {
-        let _end = End(self.shared.mailbox.clone(), self.syncer.clone());
+        let _end = CloseQueuesOnExit(self.shared.commit_queue.clone(), self.syncer.clone());
         loop {
-            let mail = self.shared.mailbox.wait(self.wake_at(), self.writer.is_syncing());
+            let mail = self.shared.commit_queue.wait(self.wake_at(), self.writer.is_syncing());
             let stop = mail.stop;
             if stop == Some(Stop::Abandon) {
                 return self.ended(false);
@@ -181,7 +181,7 @@ impl Committer {
             self.writer.seal();
             self.sync(Instant::now())?;
         }
-        self.shared.filing.kick();
+        self.shared.checkpoint_requests.kick();
         Ok(())
     }
 
@@ -219,19 +219,19 @@ impl Committer {
     }
 
     /// One batch, or none.
-    fn turn(&mut self, mail: Mail) -> Result<(), WriteError> {
+    fn turn(&mut self, mail: CommitWork) -> Result<(), WriteError> {
         let now = Instant::now();
         self.gather(mail, now)?;
         self.commit(now)
     }
 
     /// Takes in arrivals and due tickets. Returns the results of the syncs that have ended.
-    fn gather(&mut self, mail: Mail, now: Instant) -> Result<(), WriteError> {
+    fn gather(&mut self, mail: CommitWork, now: Instant) -> Result<(), WriteError> {
         let landed = self.land_all(mail.synced);
         let everything = mail.stop.is_some() || mail.seal || !mail.flushes.is_empty();
         let cutoff = self.cutoff(now, everything);
         self.put_off_flushes();
-        self.intake.refill(&self.shared.table, &self.shared.mailbox, mail.arrivals, cutoff);
+        self.intake.refill(&self.shared.table, &self.shared.commit_queue, mail.arrivals, cutoff);
         if cutoff.is_some() {
             self.set_timer(now);
         }
@@ -273,15 +273,15 @@ impl Committer {
     /// The time up to which tickets are due, if any are to be drained. `everything`: all of them
     /// are due.
     fn cutoff(&self, now: Instant, everything: bool) -> Option<Instant> {
-        let mailbox = &self.shared.mailbox;
-        let rang = self.flush_at.map_or(mailbox.is_dirty(), |at| at <= now);
-        let mut everything = everything || mailbox.is_starved();
+        let commit_queue = &self.shared.commit_queue;
+        let rang = self.flush_at.map_or(commit_queue.is_dirty(), |at| at <= now);
+        let mut everything = everything || commit_queue.is_starved();
         // While the last ones are still being written, what they free is not known.
-        let urgent = mailbox.is_urgent() && !self.intake.has_tickets() && !self.writer.is_syncing();
+        let urgent = commit_queue.is_urgent() && !self.intake.has_tickets() && !self.writer.is_syncing();
         if !everything && !rang && !urgent {
             return None;
         }
-        everything |= mailbox.rearm();
+        everything |= commit_queue.rearm();
         let age = match everything {
             true => Duration::ZERO,
             // Removals don't wait for room, and a limit may be lowered.
@@ -303,7 +303,7 @@ impl Committer {
         self.flush_at =
             self.shared.table.oldest_dirty().map(|oldest| (oldest + self.flush_age()).max(soonest));
         if self.flush_at.is_some() {
-            self.shared.mailbox.timer_is_set();
+            self.shared.commit_queue.timer_is_set();
         }
     }
 
@@ -370,7 +370,7 @@ impl Committer {
         }
         self.mark_at = None;
         if self.writer.active_generation().is_some() && self.writer.room(true).take(PAGE) {
-            self.writer.append(SpoolId::from_bytes([0; 16]), Change::Mark);
+            self.writer.append(SpoolId::from_bytes([0; 16]), JournalChange::Mark);
             self.taken.push_back(Taken::Mark);
             self.writer.write()?;
         }
@@ -393,7 +393,7 @@ impl Committer {
             }
         }
         match error {
-            WriteError::NoSegment => self.shared.filing.kick(),
+            WriteError::NoSegment => self.shared.checkpoint_requests.kick(),
             WriteError::Write(source) => {
                 self.shared.disk_error(Site::JournalWrite, source);
                 self.give_room(source);
@@ -402,7 +402,7 @@ impl Committer {
             // Whoever did the sync has told.
             WriteError::Sync(source) => self.give_room(source),
         }
-        self.shared.mailbox.pause(Instant::now() + self.retry, matches!(error, WriteError::NoSegment));
+        self.shared.commit_queue.pause(Instant::now() + self.retry, matches!(error, WriteError::NoSegment));
         self.retry = (self.retry * 2).min(RETRY.1);
     }
 }
@@ -415,21 +415,21 @@ impl Committer {
     fn give_room(&self, error: &io::Error) {
         let (ballast, pool) = (&self.shared.ballast, self.shared.segments.pool());
         let _ = is_no_room(error)
-            && (ballast.release_for_filing() || ballast.release_for_opening() || pool.give_up_one());
+            && (ballast.release_for_checkpoint() || ballast.release_for_opening() || pool.give_up_one());
     }
 }
 
 /// Tells the mailbox when the thread is gone, however it went, and ends the syncer.
-struct End(Arc<Mailbox>, Arc<Syncer>);
+struct CloseQueuesOnExit(Arc<CommitQueue>, Arc<Syncer>);
 
-impl Drop for End {
+impl Drop for CloseQueuesOnExit {
     fn drop(&mut self) {
         self.0.end();
         self.1.stop();
     }
 }
 
-fn publish(shared: &Shared, aborts: &mut Vec<(SpoolId, u64)>, taken: Taken, durable: &Durable) {
+fn publish(shared: &Shared, aborts: &mut Vec<(SpoolId, u64)>, taken: Taken, durable: &DurableState) {
     match taken {
         Taken::Ticketed(ticket, dirty) => {
             publish_ticketed(shared, ticket.id, ticket.version, &dirty, durable.newest);

@@ -9,12 +9,12 @@ use crate::stats::Site;
 /// Its mailbox: at most one job, for one sync does for all that was written before it begins.
 #[derive(Debug, Default)]
 pub(crate) struct Syncer {
-    state: Mutex<State>,
+    state: Mutex<SyncerState>,
     wake: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct SyncerState {
     queued: Option<SyncJob>,
     /// A sync failed, and the committer does not know yet: what it hands over meanwhile is not synced, for it may be in the same file.
     failed: bool,
@@ -56,7 +56,7 @@ impl Syncer {
                 let mut state = self.state.lock();
                 (state.queued, state.failed) = (None, true);
             }
-            shared.mailbox.synced(end);
+            shared.commit_queue.synced(end);
         }
     }
 

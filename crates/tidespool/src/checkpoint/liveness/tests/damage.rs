@@ -6,7 +6,7 @@ use super::*;
 use crate::storage::{Loss, Storage as _};
 
 /// Three batches of two segments, then one of a third segment.
-fn written(disk: &Disk) -> LogPosition {
+fn written(disk: &LogDisk) -> LogPosition {
     let (mut log, _) = open(disk, LogPosition::default());
     commit(&mut log, &[(1, 1), (1, 2), (1, 3)], &[]);
     commit(&mut log, &[(2, 5)], &[(1, 2)]);
@@ -17,7 +17,7 @@ const TRUTH: [&[u64]; 3] = [&[1], &[5], &[6]];
 
 #[test]
 fn no_flipped_bit_and_no_missing_end_passes_for_the_truth() {
-    let disk = Disk::default();
+    let disk = LogDisk::default();
     let position = written(&disk);
     let mut whole = Vec::new();
     disk.edit(&file(1), |bytes| whole = bytes.clone());
@@ -44,7 +44,7 @@ fn no_flipped_bit_and_no_missing_end_passes_for_the_truth() {
 
 #[test]
 fn a_damaged_batch_costs_what_it_says_and_the_exactness_of_what_is_before() {
-    let disk = Disk::default();
+    let disk = LogDisk::default();
     let position = written(&disk);
     disk.edit(&file(1), |bytes| bytes[4096 + 25] ^= 1);
     let (mut log, liveness) = open(&disk, position);
@@ -72,7 +72,7 @@ fn a_damaged_batch_costs_what_it_says_and_the_exactness_of_what_is_before() {
 /// A renewal states other things than what is committed.
 #[test]
 fn an_append_after_an_uncommitted_renewal_goes_on_from_what_is_committed() {
-    let disk = Disk::default();
+    let disk = LogDisk::default();
     let position = written(&disk);
     let (mut log, _) = open(&disk, position);
     log.renew(&changes(&[(7, 7)], &[])).unwrap();
@@ -83,7 +83,7 @@ fn an_append_after_an_uncommitted_renewal_goes_on_from_what_is_committed() {
 
 #[test]
 fn what_is_only_misread_is_no_damage() {
-    let disk = Disk::default();
+    let disk = LogDisk::default();
     let position = written(&disk);
     for at in [0, 20, 24, 30, 50, 4096, 4120, 8200] {
         disk.misread(at);
@@ -95,7 +95,7 @@ fn what_is_only_misread_is_no_damage() {
 
 #[test]
 fn a_missing_file_is_damage_and_an_unreadable_one_is_an_error() {
-    let disk = Disk::default();
+    let disk = LogDisk::default();
     let position = written(&disk);
     // The file is opened, then read.
     for after in 0..6 {
@@ -117,7 +117,7 @@ fn a_missing_file_is_damage_and_an_unreadable_one_is_an_error() {
 
 #[test]
 fn a_file_of_another_version_is_refused() {
-    let disk = Disk::default();
+    let disk = LogDisk::default();
     let position = written(&disk);
     let header = super::super::record::FileHeader { version: 2, number: 1 }.encode();
     disk.edit(&file(1), |bytes| bytes[..24].copy_from_slice(&header));
@@ -127,7 +127,7 @@ fn a_file_of_another_version_is_refused() {
 
 #[test]
 fn a_file_that_lost_its_name_is_written_anew_and_one_that_was_cut_is_damaged() {
-    let disk = Disk::default();
+    let disk = LogDisk::default();
     let position = written(&disk);
     let (mut log, _) = open(&disk, position);
     disk.remove_file(&file(1)).unwrap();
@@ -148,7 +148,7 @@ fn a_file_that_lost_its_name_is_written_anew_and_one_that_was_cut_is_damaged() {
 
 #[test]
 fn files_of_other_numbers_are_removed_and_other_names_stay() {
-    let disk = Disk::default();
+    let disk = LogDisk::default();
     let position = written(&disk);
     for name in ["liveness.0", "liveness.2", "liveness.01", "liveness.new", "liveness"] {
         disk.open(&Path::new(DIR).join(name), crate::storage::OpenMode::Create).unwrap();

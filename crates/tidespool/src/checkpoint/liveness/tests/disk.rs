@@ -12,13 +12,13 @@ use crate::storage::{FileState, OpenMode, Storage, StorageFile};
 
 /// A directory of files.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Disk(Arc<Mutex<State>>);
+pub(super) struct LogDisk(Arc<Mutex<DiskState>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct DiskState {
     names: BTreeMap<String, u64>,
     durable_names: BTreeMap<String, u64>,
-    files: BTreeMap<u64, Content>,
+    files: BTreeMap<u64, FileContent>,
     /// Calls left before one fails, and how.
     fault: Option<(u64, Errno)>,
     /// Bytes that read flipped until the cache is forgotten.
@@ -28,14 +28,14 @@ struct State {
 }
 
 #[derive(Debug, Default)]
-struct Content {
+struct FileContent {
     now: Vec<u8>,
     durable: Vec<u8>,
     /// Not synced yet.
     writes: Vec<(usize, Vec<u8>)>,
 }
 
-impl State {
+impl DiskState {
     fn call(&mut self) -> io::Result<()> {
         match &mut self.fault {
             Some((0, errno)) => {
@@ -60,7 +60,7 @@ impl State {
     }
 }
 
-impl Disk {
+impl LogDisk {
     /// Lets a call fail, after so many that do not.
     pub(super) fn fail(&self, after: u64, errno: Errno) {
         self.0.lock().fault = Some((after, errno));
@@ -129,7 +129,7 @@ fn put(bytes: &mut Vec<u8>, at: usize, write: &[u8]) {
     bytes[at..end].copy_from_slice(write);
 }
 
-impl Storage for Disk {
+impl Storage for LogDisk {
     fn create_dir(&self, _: &Path) -> io::Result<()> {
         Ok(())
     }
@@ -139,7 +139,7 @@ impl Storage for Disk {
         state.call()?;
         if mode == OpenMode::Create {
             let inode = state.files.len() as u64;
-            state.files.insert(inode, Content::default());
+            state.files.insert(inode, FileContent::default());
             state.names.insert(name(path), inode);
         }
         let inode = state.inode(path)?;
@@ -177,7 +177,7 @@ impl Storage for Disk {
 
 #[derive(Debug)]
 struct DiskFile {
-    disk: Disk,
+    disk: LogDisk,
     inode: u64,
 }
 

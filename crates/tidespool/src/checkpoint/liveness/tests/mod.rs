@@ -8,16 +8,16 @@ mod steps;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use self::disk::Disk;
+use self::disk::LogDisk;
 use super::*;
 
 const DIR: &str = "/spool";
 
-fn try_open(disk: &Disk, position: LogPosition) -> Result<(LivenessLog, Liveness), LivenessError> {
+fn try_open(disk: &LogDisk, position: LogPosition) -> Result<(LivenessLog, Liveness), LivenessError> {
     LivenessLog::open(Arc::new(disk.clone()), Path::new(DIR), position, &|_| true)
 }
 
-fn open(disk: &Disk, position: LogPosition) -> (LivenessLog, Liveness) {
+fn open(disk: &LogDisk, position: LogPosition) -> (LivenessLog, Liveness) {
     try_open(disk, position).unwrap()
 }
 

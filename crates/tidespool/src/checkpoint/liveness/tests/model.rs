@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use rustix::io::Errno;
 
 use super::super::*;
-use super::disk::Disk;
+use super::disk::LogDisk;
 
 /// What lives, by segment. The segments are those that are retained.
 type Lists = BTreeMap<u64, BTreeSet<u64>>;
@@ -22,11 +22,11 @@ struct Checkpoint {
     dead: Vec<prop::sample::Index>,
     releases: bool,
     compacts: bool,
-    manifest: Manifest,
+    root: Root,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Manifest {
+enum Root {
     Written,
     /// Failed, and it is not on disk.
     Lost,
@@ -35,7 +35,7 @@ enum Manifest {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum ModelStep {
     Checkpoint(Checkpoint),
     Fail(u64, Errno),
     /// A power cut. The manifest is one of those that may be on disk.
@@ -46,45 +46,45 @@ enum Step {
 }
 
 fn checkpoint() -> impl Strategy<Value = Checkpoint> {
-    let manifest = prop_oneof![
-        3 => Just(Manifest::Written),
-        1 => Just(Manifest::Lost),
-        1 => Just(Manifest::InDoubt),
+    let root = prop_oneof![
+        3 => Just(Root::Written),
+        1 => Just(Root::Lost),
+        1 => Just(Root::InDoubt),
     ];
     let records = || proptest::collection::vec(0..300u64, 0..12);
     let dead = proptest::collection::vec(any::<prop::sample::Index>(), 0..8);
-    (records(), records(), dead, prop::bool::weighted(0.2), prop::bool::weighted(0.2), manifest).prop_map(
-        |(filed, more, dead, releases, compacts, manifest)| Checkpoint {
+    (records(), records(), dead, prop::bool::weighted(0.2), prop::bool::weighted(0.2), root).prop_map(
+        |(filed, more, dead, releases, compacts, root)| Checkpoint {
             filed,
             more,
             dead,
             releases,
             compacts,
-            manifest,
+            root,
         },
     )
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = ModelStep> {
     let errno = prop_oneof![Just(Errno::IO), Just(Errno::NOSPC)];
     prop_oneof![
-        12 => checkpoint().prop_map(Step::Checkpoint),
-        3 => (0..8u64, errno).prop_map(|(after, errno)| Step::Fail(after, errno)),
-        2 => (any::<u64>(), any::<prop::sample::Index>()).prop_map(|(seed, index)| Step::Crash(seed, index)),
-        1 => Just(Step::Reopen),
-        1 => Just(Step::Delete),
+        12 => checkpoint().prop_map(ModelStep::Checkpoint),
+        3 => (0..8u64, errno).prop_map(|(after, errno)| ModelStep::Fail(after, errno)),
+        2 => (any::<u64>(), any::<prop::sample::Index>()).prop_map(|(seed, index)| ModelStep::Crash(seed, index)),
+        1 => Just(ModelStep::Reopen),
+        1 => Just(ModelStep::Delete),
     ]
 }
 
 struct World {
-    disk: Disk,
+    disk: LogDisk,
     log: LivenessLog,
     /// What the manifests say that may be on disk. The first one is committed.
     manifests: Vec<(LogPosition, Lists)>,
     next_generation: u64,
 }
 
-fn open(disk: &Disk, position: LogPosition, lists: &Lists) -> LivenessLog {
+fn open(disk: &LogDisk, position: LogPosition, lists: &Lists) -> LivenessLog {
     let retained: BTreeSet<u64> = lists.keys().copied().collect();
     let is_retained = |generation| retained.contains(&generation);
     let disk = Arc::new(disk.clone());
@@ -98,7 +98,7 @@ fn open(disk: &Disk, position: LogPosition, lists: &Lists) -> LivenessLog {
 
 impl World {
     fn new() -> Self {
-        let (disk, first) = (Disk::default(), (LogPosition::default(), Lists::new()));
+        let (disk, first) = (LogDisk::default(), (LogPosition::default(), Lists::new()));
         let log = open(&disk, first.0, &first.1);
         Self { disk, log, manifests: vec![first], next_generation: 1 }
     }
@@ -135,13 +135,13 @@ impl World {
             false => self.log.append(&changes),
         };
         let Ok(position) = written else { return };
-        match step.manifest {
-            Manifest::Written => {
+        match step.root {
+            Root::Written => {
                 self.log.committed(position);
                 self.manifests = vec![(position, lists)];
             }
-            Manifest::Lost => {}
-            Manifest::InDoubt => self.manifests.push((position, lists)),
+            Root::Lost => {}
+            Root::InDoubt => self.manifests.push((position, lists)),
         }
     }
 
@@ -152,17 +152,17 @@ impl World {
         self.manifests = vec![(position, lists)];
     }
 
-    fn step(&mut self, step: &Step) {
+    fn step(&mut self, step: &ModelStep) {
         match step {
-            Step::Checkpoint(checkpoint) => self.checkpoint(checkpoint),
-            Step::Fail(after, errno) => self.disk.fail(*after, *errno),
-            Step::Crash(seed, index) => {
+            ModelStep::Checkpoint(checkpoint) => self.checkpoint(checkpoint),
+            ModelStep::Fail(after, errno) => self.disk.fail(*after, *errno),
+            ModelStep::Crash(seed, index) => {
                 let index = index.index(self.manifests.len());
                 self.disk.crash(*seed);
                 self.reopen(index);
             }
-            Step::Reopen => self.reopen(0),
-            Step::Delete => {
+            ModelStep::Reopen => self.reopen(0),
+            ModelStep::Delete => {
                 self.disk.heal();
                 if self.disk.remove_file(&self.log.path()).is_ok() {
                     assert_eq!(self.log.loss(), Some(crate::storage::Loss::Gone));

@@ -7,7 +7,7 @@ use crate::storage::{Storage as _, is_no_room};
 
 #[test]
 fn without_a_log_nothing_is_known_and_nothing_is_amiss() {
-    let disk = Disk::default();
+    let disk = LogDisk::default();
     let (log, liveness) = open(&disk, LogPosition::default());
     assert!(liveness.damage().is_empty() && !liveness.has_gap() && !log.has_gap());
     assert_eq!((of(&liveness, 1), log.path()), (None, file(0)));
@@ -15,7 +15,7 @@ fn without_a_log_nothing_is_known_and_nothing_is_amiss() {
 
 #[test]
 fn an_append_is_one_write_and_one_sync() {
-    let disk = Disk::default();
+    let disk = LogDisk::default();
     let (mut log, _) = open(&disk, LogPosition::default());
     commit(&mut log, &[(1, 1)], &[]);
     let (writes, syncs) = disk.writes_and_syncs();
@@ -25,8 +25,8 @@ fn an_append_is_one_write_and_one_sync() {
 }
 
 #[test]
-fn a_death_in_the_batch_of_the_filing_leaves_a_list_that_may_be_empty() {
-    let disk = Disk::default();
+fn a_death_in_the_batch_of_a_checkpoint_leaves_a_list_that_may_be_empty() {
+    let disk = LogDisk::default();
     let (mut log, _) = open(&disk, LogPosition::default());
     commit(&mut log, &[(1, 1), (1, 2), (2, 7)], &[(1, 2), (2, 7), (3, 1)]);
     let position = commit(&mut log, &[(1, 4), (1, 5)], &[(1, 5), (1, 1)]);
@@ -39,7 +39,7 @@ fn a_death_in_the_batch_of_the_filing_leaves_a_list_that_may_be_empty() {
 /// The manifest may be on disk although its write failed: overwriting what it names lost the log.
 #[test]
 fn an_append_that_was_not_committed_stays_and_does_not_count_for_the_next() {
-    let disk = Disk::default();
+    let disk = LogDisk::default();
     let (mut log, _) = open(&disk, LogPosition::default());
     let first = commit(&mut log, &[(1, 1)], &[]);
     let doubted = log.append(&changes(&[(2, 1)], &[(1, 1)])).unwrap();
@@ -59,7 +59,7 @@ fn an_append_that_was_not_committed_stays_and_does_not_count_for_the_next() {
 
 #[test]
 fn a_torn_append_is_ignored_at_each_length() {
-    let disk = Disk::default();
+    let disk = LogDisk::default();
     let (mut log, _) = open(&disk, LogPosition::default());
     let first = commit(&mut log, &[(1, 1)], &[]);
     log.append(&changes(&[(2, 1)], &[(1, 1)])).unwrap();
@@ -79,7 +79,7 @@ fn a_torn_append_is_ignored_at_each_length() {
 #[test]
 fn after_a_failed_write_or_sync_a_new_file_is_written() {
     for after in [0, 1] {
-        let disk = Disk::default();
+        let disk = LogDisk::default();
         let (mut log, _) = open(&disk, LogPosition::default());
         commit(&mut log, &[(1, 1), (1, 2)], &[]);
         disk.fail(after, Errno::IO);
@@ -101,7 +101,7 @@ fn after_a_failed_write_or_sync_a_new_file_is_written() {
 /// A copy of the whole log takes more room than the batch that had none.
 #[test]
 fn a_full_disk_is_reported_as_such_and_the_same_file_is_used_later() {
-    let disk = Disk::default();
+    let disk = LogDisk::default();
     let (mut log, _) = open(&disk, LogPosition::default());
     commit(&mut log, &[(1, 1)], &[]);
     disk.fail(0, Errno::NOSPC);
@@ -121,7 +121,7 @@ fn a_full_disk_is_reported_as_such_and_the_same_file_is_used_later() {
 #[test]
 fn each_failing_call_of_a_compaction_leaves_the_old_file() {
     for after in 0.. {
-        let disk = Disk::default();
+        let disk = LogDisk::default();
         let (mut log, _) = open(&disk, LogPosition::default());
         let first = commit(&mut log, &[(1, 1), (2, 2)], &[]);
         disk.fail(after, Errno::IO);
@@ -147,7 +147,7 @@ fn each_failing_call_of_a_compaction_leaves_the_old_file() {
 /// The manifest that names the compacted file may fail, and what it left out may stay retained.
 #[test]
 fn an_append_after_an_uncommitted_compaction_has_all_that_is_committed() {
-    let disk = Disk::default();
+    let disk = LogDisk::default();
     let (mut log, _) = open(&disk, LogPosition::default());
     commit(&mut log, &[(1, 1), (2, 2)], &[]);
     let doubted = log.compact(&|generation| generation != 1, &LivenessChanges::default()).unwrap();
@@ -164,7 +164,7 @@ fn an_append_after_an_uncommitted_compaction_has_all_that_is_committed() {
 /// The manifest is also written for other reasons.
 #[test]
 fn a_manifest_with_the_old_position_leaves_the_pending_one() {
-    let disk = Disk::default();
+    let disk = LogDisk::default();
     let (mut log, _) = open(&disk, LogPosition::default());
     let first = commit(&mut log, &[(1, 1)], &[]);
     let second = log.compact(&|_| true, &changes(&[(2, 2)], &[])).unwrap();
@@ -176,7 +176,7 @@ fn a_manifest_with_the_old_position_leaves_the_pending_one() {
 
 #[test]
 fn a_log_that_is_mostly_garbage_wants_compaction() {
-    let disk = Disk::default();
+    let disk = LogDisk::default();
     let (mut log, _) = open(&disk, LogPosition::default());
     let filed = |generation| -> Vec<(u64, u64)> { (0..400_000).map(|one| (generation, one * 200)).collect() };
     commit(&mut log, &filed(1), &[]);

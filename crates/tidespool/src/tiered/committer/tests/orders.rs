@@ -3,7 +3,7 @@ use std::sync::atomic::Ordering;
 use proptest::prelude::*;
 use tidespool_core::SpoolId;
 
-use super::rig::{LARGE, MIDDLE, Rig, SMALL};
+use super::rig::{CommitterRig, LARGE, MIDDLE, SMALL};
 
 /// A store waited for its commit, and its message was removed. Both returned `Ok`; the message was
 /// back at the next load and after each restart. While the batch was built an unrelated ticket was
@@ -13,7 +13,7 @@ use super::rig::{LARGE, MIDDLE, Rig, SMALL};
 fn a_removal_is_not_written_before_the_store_that_it_removes() {
     for len in [LARGE, SMALL] {
         for replaces in [false, true] {
-            let (mut rig, id, unrelated) = (Rig::new(), SpoolId::new(), SpoolId::new());
+            let (mut rig, id, unrelated) = (CommitterRig::new(), SpoolId::new(), SpoolId::new());
             rig.feed();
             rig.store(unrelated);
             rig.flush();
@@ -41,7 +41,7 @@ fn a_removal_is_not_written_before_the_store_that_it_removes() {
 #[test]
 fn a_version_that_replaces_a_due_one_keeps_its_turn() {
     for is_starved in [false, true] {
-        let (mut rig, id) = (Rig::new(), SpoolId::new());
+        let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
         rig.feed();
         rig.wait(id, SMALL);
         rig.gather();
@@ -75,7 +75,7 @@ fn a_version_that_replaces_a_due_one_keeps_its_turn() {
 #[test]
 fn an_older_version_that_comes_due_is_not_written_behind_a_newer_one() {
     for gives_up in [false, true] {
-        let (mut rig, id) = (Rig::new(), SpoolId::new());
+        let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
         rig.feed();
         rig.store(id);
         rig.wait(id, SMALL);
@@ -102,7 +102,7 @@ fn an_older_version_that_comes_due_is_not_written_behind_a_newer_one() {
 /// then returned when nothing was written: the last ticket's version was below the first one's.
 #[test]
 fn a_flush_waits_for_all_that_was_dirty_whatever_the_order_of_versions_and_times() {
-    let mut rig = Rig::new();
+    let mut rig = CommitterRig::new();
     rig.feed();
     rig.store_at_once(SpoolId::new(), SpoolId::new());
     assert!(rig.committer.intake.has_tickets());
@@ -120,10 +120,10 @@ fn a_flush_waits_for_all_that_was_dirty_whatever_the_order_of_versions_and_times
 /// is durable that replaced it: neither of the two would be.
 #[test]
 fn a_flush_waits_for_what_replaced_a_version() {
-    let (mut rig, id) = (Rig::new(), SpoolId::new());
+    let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
     rig.feed();
     rig.store(id);
-    let mut heard = rig.shared.mailbox.flush(false);
+    let mut heard = rig.shared.commit_queue.flush(false);
     rig.gather();
     rig.store(id);
     rig.commit();
@@ -140,9 +140,9 @@ fn a_flush_waits_for_what_replaced_a_version() {
 #[test]
 fn a_flush_waits_for_some_version_of_what_is_replaced_again_and_again() {
     for plan in 0..1 << 8 {
-        let (mut rig, id) = (Rig::new(), SpoolId::new());
+        let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
         let mut changes = (0..8).map(|bit| plan >> bit & 1 == 1);
-        let mut change = |rig: &mut Rig| match changes.next() {
+        let mut change = |rig: &mut CommitterRig| match changes.next() {
             Some(true) => rig.remove(id),
             Some(false) => rig.store(id),
             None => {}
@@ -169,7 +169,7 @@ fn a_flush_waits_for_some_version_of_what_is_replaced_again_and_again() {
 /// backlog, and no version of it was ever written.
 #[test]
 fn what_is_replaced_before_each_turn_is_written_all_the_same() {
-    let (mut rig, id) = (Rig::new(), SpoolId::new());
+    let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
     for turn in 0..12 {
         rig.feed();
         // Beside a synced store a batch takes 512 of what is flushed.
@@ -192,7 +192,7 @@ fn what_is_replaced_before_each_turn_is_written_all_the_same() {
 /// its removal, which must not be written before it, may be what frees one, and is written instead.
 #[test]
 fn a_removal_does_not_wait_for_room_for_what_it_removes() {
-    let (mut rig, id) = (Rig::new(), SpoolId::new());
+    let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
     rig.feed();
     rig.store(id);
     rig.drain();
@@ -222,7 +222,7 @@ fn a_removal_does_not_wait_for_room_for_what_it_removes() {
 fn nothing_joins_a_batch_that_has_to_be_tried_again() {
     for len in [SMALL, LARGE] {
         for first in [SMALL, LARGE] {
-            let mut rig = Rig::new();
+            let mut rig = CommitterRig::new();
             rig.feed();
             rig.wait(SpoolId::new(), first);
             rig.gather();
@@ -247,7 +247,7 @@ fn nothing_joins_a_batch_that_has_to_be_tried_again() {
 
 /// What a caller, the disk or the committer does next. Ids and stores by number.
 #[derive(Debug, Clone, Copy)]
-enum Step {
+enum OrderStep {
     Store(usize),
     Remove(usize),
     Wait(usize, usize),
@@ -264,23 +264,23 @@ enum Step {
     Feed,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = OrderStep> {
     let id = || 0..3_usize;
     let len = prop_oneof![6 => Just(SMALL), 1 => Just(MIDDLE), 2 => Just(LARGE)];
     prop_oneof![
-        6 => id().prop_map(Step::Store),
-        4 => id().prop_map(Step::Remove),
-        6 => (id(), len).prop_map(|(id, len)| Step::Wait(id, len)),
-        4 => Just(Step::Burst),
-        2 => (0..8_usize).prop_map(Step::GiveUp),
-        4 => Just(Step::Flush),
-        8 => Just(Step::Gather),
-        8 => Just(Step::Commit),
-        4 => Just(Step::EndSyncs),
-        1 => any::<bool>().prop_map(Step::FailWrites),
-        1 => any::<bool>().prop_map(Step::FailSyncs),
-        1 => Just(Step::Starve),
-        2 => Just(Step::Feed),
+        6 => id().prop_map(OrderStep::Store),
+        4 => id().prop_map(OrderStep::Remove),
+        6 => (id(), len).prop_map(|(id, len)| OrderStep::Wait(id, len)),
+        4 => Just(OrderStep::Burst),
+        2 => (0..8_usize).prop_map(OrderStep::GiveUp),
+        4 => Just(OrderStep::Flush),
+        8 => Just(OrderStep::Gather),
+        8 => Just(OrderStep::Commit),
+        4 => Just(OrderStep::EndSyncs),
+        1 => any::<bool>().prop_map(OrderStep::FailWrites),
+        1 => any::<bool>().prop_map(OrderStep::FailSyncs),
+        1 => Just(OrderStep::Starve),
+        2 => Just(OrderStep::Feed),
     ]
 }
 
@@ -293,24 +293,24 @@ proptest! {
     /// early.
     #[test]
     fn versions_of_an_id_are_written_in_their_order(steps in prop::collection::vec(step(), 1..80)) {
-        let mut rig = Rig::new();
+        let mut rig = CommitterRig::new();
         rig.feed();
         let ids = [(); 3].map(|()| SpoolId::new());
         for step in steps {
             match step {
-                Step::Store(id) => rig.store(ids[id]),
-                Step::Remove(id) => rig.remove(ids[id]),
-                Step::Wait(id, len) => rig.wait(ids[id], len),
-                Step::Burst => (0..4).for_each(|_| rig.wait(SpoolId::new(), MIDDLE)),
-                Step::GiveUp(nth) => rig.give_up(nth),
-                Step::Flush => rig.flush(),
-                Step::Gather => rig.gather(),
-                Step::Commit => rig.commit(),
-                Step::EndSyncs => rig.end_syncs(),
-                Step::FailWrites(fails) => rig.disk.fails_writes.store(fails, Ordering::SeqCst),
-                Step::FailSyncs(fails) => rig.disk.fails_syncs.store(fails, Ordering::SeqCst),
-                Step::Starve => rig.starve(),
-                Step::Feed => rig.feed(),
+                OrderStep::Store(id) => rig.store(ids[id]),
+                OrderStep::Remove(id) => rig.remove(ids[id]),
+                OrderStep::Wait(id, len) => rig.wait(ids[id], len),
+                OrderStep::Burst => (0..4).for_each(|_| rig.wait(SpoolId::new(), MIDDLE)),
+                OrderStep::GiveUp(nth) => rig.give_up(nth),
+                OrderStep::Flush => rig.flush(),
+                OrderStep::Gather => rig.gather(),
+                OrderStep::Commit => rig.commit(),
+                OrderStep::EndSyncs => rig.end_syncs(),
+                OrderStep::FailWrites(fails) => rig.disk.fails_writes.store(fails, Ordering::SeqCst),
+                OrderStep::FailSyncs(fails) => rig.disk.fails_syncs.store(fails, Ordering::SeqCst),
+                OrderStep::Starve => rig.starve(),
+                OrderStep::Feed => rig.feed(),
             }
             rig.check_loads();
         }

@@ -12,19 +12,19 @@ use tempfile::TempDir;
 use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
+use super::super::super::commit_queue::{Arrival, CommitQueue, Outcome};
 use super::super::super::lookup;
-use super::super::super::mailbox::{Arrival, Mailbox, Outcome};
 use super::super::super::protection::Protection;
 use super::super::super::readers::Readers;
-use super::super::super::reconfigure::filer_settings;
+use super::super::super::reconfigure::checkpoint_settings;
 use super::super::super::remove::take_out;
-use super::super::super::shared::{Parts, PoolReports, Shared};
+use super::super::super::shared::{PoolReports, Shared, SharedParts};
 use super::super::super::table::Table;
-use super::super::super::verdict::Verdict;
+use super::super::super::verdict::CommitState;
 use super::super::{Committer, Syncer, Taken, syncer};
 use crate::Config;
-use crate::checkpoint::{Ballast, Filing, Presence};
-use crate::durable::{Durable, SledOptions};
+use crate::checkpoint::{Ballast, CheckpointRequests, Presence};
+use crate::durable::{DiskIndex, SledOptions};
 use crate::journal::{FreeSegment, Pool, PoolSettings, Segments, WriteError, Writer};
 use crate::memory::{Dirty, Lane, Permit, Ticket};
 use crate::stats::Stats;
@@ -38,7 +38,7 @@ pub(super) const LARGE: usize = 300 << 10;
 
 /// The system's files. Segments fail when a test wants them to; syncs do nothing else.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Disk {
+pub(super) struct RigDisk {
     pub(super) fails_writes: Arc<AtomicBool>,
     /// Only the first write of a batch to a segment: its preparation goes well.
     pub(super) fails_batches: Arc<AtomicBool>,
@@ -46,19 +46,19 @@ pub(super) struct Disk {
 }
 
 #[derive(Debug)]
-struct File(Disk, Arc<dyn StorageFile>);
+struct RigFile(RigDisk, Arc<dyn StorageFile>);
 
 fn check(fails: &AtomicBool) -> io::Result<()> {
     if fails.load(Ordering::SeqCst) { Err(io::Error::other("of this test")) } else { Ok(()) }
 }
 
-impl Storage for Disk {
+impl Storage for RigDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         OsStorage.create_dir(path)
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
-        Ok(Arc::new(File(self.clone(), OsStorage.open(path, mode)?)))
+        Ok(Arc::new(RigFile(self.clone(), OsStorage.open(path, mode)?)))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
@@ -78,7 +78,7 @@ impl Storage for Disk {
     }
 }
 
-impl StorageFile for File {
+impl StorageFile for RigFile {
     fn len(&self) -> io::Result<u64> {
         self.1.len()
     }
@@ -105,15 +105,15 @@ impl StorageFile for File {
 }
 
 /// A store or removal, in the order of versions. A removal has no value.
-struct Event {
+struct DiskEvent {
     value: Option<u64>,
-    /// Of a store that waits for its commit: its place in [`Rig::waiting`].
+    /// Of a store that waits for its commit: its place in [`CommitterRig::waiting`].
     waiting: Option<usize>,
 }
 
 /// A store that waits for its commit, or did.
-struct Waiting {
-    verdict: Arc<Verdict>,
+struct WaitingCaller {
+    verdict: Arc<CommitState>,
     heard: oneshot::Receiver<Outcome>,
     outcome: Option<Outcome>,
 }
@@ -126,13 +126,13 @@ struct AskedFlush {
     heard: oneshot::Receiver<()>,
 }
 
-pub(super) struct Rig {
+pub(super) struct CommitterRig {
     pub(super) shared: Arc<Shared>,
     pub(super) committer: Committer,
-    pub(super) disk: Disk,
+    pub(super) disk: RigDisk,
     syncer: Arc<Syncer>,
-    events: BTreeMap<SpoolId, Vec<Event>>,
-    waiting: Vec<Waiting>,
+    events: BTreeMap<SpoolId, Vec<DiskEvent>>,
+    waiting: Vec<WaitingCaller>,
     /// Segments that are kept from the committer.
     held: Vec<FreeSegment>,
     flushes: Vec<AskedFlush>,
@@ -140,13 +140,13 @@ pub(super) struct Rig {
     _dir: TempDir,
 }
 
-impl Rig {
+impl CommitterRig {
     pub(super) fn new() -> Self {
         const HOUR: Duration = Duration::from_secs(3600);
-        let (dir, disk) = (tempfile::tempdir().unwrap(), Disk::default());
+        let (dir, disk) = (tempfile::tempdir().unwrap(), RigDisk::default());
         let config = Config::new(dir.path()).dirty_expire(HOUR).memory_budget(1 << 30).dirty_limit(256 << 20);
         let storage: Arc<dyn Storage> = Arc::new(disk.clone());
-        let (mailbox, stats) = (Arc::<Mailbox>::default(), Arc::<Stats>::default());
+        let (commit_queue, stats) = (Arc::<CommitQueue>::default(), Arc::<Stats>::default());
         storage.create_dir(&dir.path().join("journal")).unwrap();
         let settings = PoolSettings {
             dir: dir.path().join("journal"),
@@ -158,26 +158,27 @@ impl Rig {
         };
         let room = Arc::new(DiskRoom::new(storage.clone(), dir.path(), 0));
         let ballast = Arc::new(Ballast::new(storage.clone(), room.clone(), dir.path(), 0));
-        let filing = Arc::<Filing>::default();
-        let reports = PoolReports::new(mailbox.clone(), stats.clone(), room, filing.clone());
+        let checkpoint_requests = Arc::<CheckpointRequests>::default();
+        let reports =
+            PoolReports::new(commit_queue.clone(), stats.clone(), room, checkpoint_requests.clone());
         let pool = Arc::new(Pool::new(storage.clone(), settings, Arc::new(reports)));
         let segments = Arc::new(Segments::new(pool, [7; 16], 1));
-        let durable = Arc::new(Durable::new(&dir.path().join("sled"), SledOptions::new(1 << 20)));
+        let durable = Arc::new(DiskIndex::new(&dir.path().join("sled"), SledOptions::new(1 << 20)));
         durable.begin().unwrap();
         durable.finish();
         let presence = Presence::anywhere(storage.clone(), dir.path(), segments.clone(), durable.clone());
         let dead = Arc::new(AtomicBool::new(false));
-        let protection = Protection::new(storage.clone(), dir.path(), [7; 16], mailbox.clone());
+        let protection = Protection::new(storage.clone(), dir.path(), [7; 16], commit_queue.clone());
         let protection = Arc::new(protection);
-        let parts = Parts {
+        let parts = SharedParts {
             opened_as: dir.path().to_owned(),
             ballast,
             storage,
             table: Arc::new(Table::new()),
-            mailbox,
+            commit_queue,
             segments: segments.clone(),
             durable,
-            filing,
+            checkpoint_requests,
             presence: Arc::new(presence),
             protection,
             rebuilding: Arc::default(),
@@ -186,7 +187,7 @@ impl Rig {
             first_seq: 1,
             readers: Readers::new(dead.clone()).0,
             worker_dead: dead,
-            filer_settings: Arc::new(ArcSwap::from_pointee(filer_settings(&config))),
+            checkpoint_settings: Arc::new(ArcSwap::from_pointee(checkpoint_settings(&config))),
             config,
         };
         let (shared, syncer) = (Arc::new(Shared::new(parts)), Arc::<Syncer>::default());
@@ -207,7 +208,7 @@ impl Rig {
     }
 
     fn note(&mut self, id: SpoolId, value: Option<u64>, waiting: Option<usize>) {
-        self.events.entry(id).or_default().push(Event { value, waiting });
+        self.events.entry(id).or_default().push(DiskEvent { value, waiting });
     }
 
     fn put(&mut self, len: usize, lane: Lane) -> (u64, Arc<Dirty>) {
@@ -239,7 +240,12 @@ impl Rig {
             self.note(id, Some(value), None);
             if id == quick {
                 // Its turn comes before the other one is there.
-                self.committer.intake.refill(&self.shared.table, &self.shared.mailbox, Vec::new(), Some(at));
+                self.committer.intake.refill(
+                    &self.shared.table,
+                    &self.shared.commit_queue,
+                    Vec::new(),
+                    Some(at),
+                );
             }
         }
     }
@@ -248,15 +254,15 @@ impl Rig {
     pub(super) fn wait(&mut self, id: SpoolId, len: usize) {
         let (value, dirty) = self.put(len, Lane::Disk);
         let (done, heard) = oneshot::channel();
-        let (verdict, at) = (Arc::<Verdict>::default(), Instant::now());
+        let (verdict, at) = (Arc::<CommitState>::default(), Instant::now());
         let mut shard = self.shared.table.lock(&id);
         shard.pending.set_out(id);
-        self.shared.mailbox.arrive(|| {
+        self.shared.commit_queue.arrive(|| {
             let version = self.shared.table.next_version();
             Arrival { id, version, dirty, at, verdict: verdict.clone(), done }
         });
         drop(shard);
-        self.waiting.push(Waiting { verdict, heard, outcome: None });
+        self.waiting.push(WaitingCaller { verdict, heard, outcome: None });
         self.note(id, Some(value), Some(self.waiting.len() - 1));
     }
 
@@ -267,7 +273,7 @@ impl Rig {
             && !one.verdict.cancel()
             && one.verdict.abandon()
         {
-            self.shared.mailbox.note_abandoned();
+            self.shared.commit_queue.note_abandoned();
         }
     }
 
@@ -278,13 +284,17 @@ impl Rig {
 
     pub(super) fn flush(&mut self) {
         let before = self.events.iter().map(|(id, events)| (*id, events.len())).collect();
-        self.flushes.push(AskedFlush { at: Instant::now(), before, heard: self.shared.mailbox.flush(false) });
+        self.flushes.push(AskedFlush {
+            at: Instant::now(),
+            before,
+            heard: self.shared.commit_queue.flush(false),
+        });
     }
 
     /// The first half of a turn.
     pub(super) fn gather(&mut self) {
         let now = Instant::now();
-        let mail = self.shared.mailbox.wait(Some(now), self.committer.writer.is_syncing());
+        let mail = self.shared.commit_queue.wait(Some(now), self.committer.writer.is_syncing());
         let landed = self.committer.gather(mail, now);
         self.ended(landed);
     }
@@ -315,7 +325,7 @@ impl Rig {
     /// What the syncer has ends. The committer sees it at its next turn.
     pub(super) fn end_syncs(&mut self) {
         while let Some(job) = self.syncer.try_next() {
-            self.shared.mailbox.synced(syncer::run(job, &self.shared));
+            self.shared.commit_queue.synced(syncer::run(job, &self.shared));
         }
     }
 
@@ -379,7 +389,7 @@ impl Rig {
 
     /// Of each id the newest version can be loaded whose store returned `Ok`, and no other one.
     pub(super) fn check_loads(&self) {
-        let stored = |event: &&Event| {
+        let stored = |event: &&DiskEvent| {
             let outcome = |nth: usize| self.waiting[nth].outcome;
             event.waiting.is_none_or(|nth| !matches!(outcome(nth), None | Some(Outcome::Refused)))
         };

@@ -7,35 +7,35 @@ use tidespool_testkit::{payload, wait};
 
 use crate::setup::enumerate;
 
-/// Lengths of messages: below and above every threshold for small payloads, and one that fills a
-/// tenth of a segment.
+/// Lengths of messages in bytes: below and above every threshold for small payloads, and one that
+/// fills a sixth of a segment.
 const LENGTHS: [usize; 4] = [40, 700, 5000, 20_000];
 
-/// The messages that live, with their newest version and its length, and the ids of removed ones.
+/// The expected messages: newest version and length of each live one, and the ids of removed ones.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Book {
+pub(super) struct Expected {
     live: BTreeMap<SpoolId, (u64, usize)>,
     removed: BTreeSet<SpoolId>,
-    /// Of the store that comes next. An id that was removed may be stored again.
+    /// The version of the last store. A removed id may be stored again.
     version: u64,
 }
 
-/// The answers of a spool that differ from the book.
+/// Differences between a spool and the expected messages.
 #[derive(Debug, Default)]
 struct Found {
     wrong: Vec<String>,
     /// Loads that failed with an error that is neither `NotFound` nor `Corrupt`.
-    unanswered: Vec<String>,
+    failed: Vec<String>,
 }
 
 impl Found {
     fn assert_right(&self) {
         let some = self.wrong.iter().take(4).cloned().collect::<Vec<_>>().join("; ");
-        assert!(self.wrong.is_empty(), "{} wrong answers: {some}", self.wrong.len());
+        assert!(self.wrong.is_empty(), "{} wrong results: {some}", self.wrong.len());
     }
 }
 
-impl Book {
+impl Expected {
     pub(super) fn len(&self) -> u64 {
         self.live.len() as u64
     }
@@ -44,18 +44,18 @@ impl Book {
         &self.removed
     }
 
-    /// Nothing is stored under this id.
+    /// Expects no message under this id.
     pub(super) fn expect_absent(&mut self, id: SpoolId) {
         self.removed.insert(id);
     }
 
-    /// One that lives, by a number.
+    /// A live message, chosen by a number.
     pub(super) fn nth(&self, n: u64) -> Option<SpoolId> {
         let n = n.checked_rem(self.len())?;
         self.live.keys().nth(usize::try_from(n).ok()?).copied()
     }
 
-    /// Stores a new version. A refusal by a gate that is shut leaves the earlier one.
+    /// Stores a new version. If the shut gate rejects the store, the earlier version remains.
     pub(super) async fn store(&mut self, spool: &TieredSpool, id: SpoolId, len: usize) {
         self.version += 1;
         let version = self.version;
@@ -76,7 +76,7 @@ impl Book {
         }
     }
 
-    /// So many messages of each length.
+    /// Stores `count` messages of each length.
     pub(super) async fn fill(&mut self, spool: &TieredSpool, count: usize) {
         for n in 0..count {
             for len in LENGTHS {
@@ -100,26 +100,26 @@ impl Book {
         }
     }
 
-    /// Adds the messages of another book, which has other ids.
+    /// Adds other expected messages, which have other ids.
     pub(super) fn add(&mut self, other: Self) {
         self.live.extend(other.live);
         self.removed.extend(other.removed);
     }
 
-    /// No answer is wrong. A load may fail with an I/O error.
-    pub(super) async fn assert_no_wrong_answer(&self, spool: &TieredSpool) {
+    /// Asserts that no load returns a wrong result. Loads may fail with an I/O error.
+    pub(super) async fn assert_no_wrong_result(&self, spool: &TieredSpool) {
         self.load_all(spool).await.assert_right();
     }
 
-    /// Every message is loaded and listed, in its newest version, and nothing else is. A load may
-    /// fail with an I/O error at first.
+    /// Asserts that load and enumerate return every message in its newest version, and nothing
+    /// else. Loads may fail with an I/O error at first.
     pub(super) async fn assert_exact(&self, spool: &TieredSpool) {
         let started = Instant::now();
         loop {
             let found = self.load_all(spool).await;
             found.assert_right();
-            let Some(error) = found.unanswered.first() else { break };
-            let count = found.unanswered.len();
+            let Some(error) = found.failed.first() else { break };
+            let count = found.failed.len();
             assert!(started.elapsed() < wait::PATIENCE, "{count} loads still fail: {error}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -135,7 +135,7 @@ impl Book {
                     found.wrong.extend(self.live.contains_key(id).then(|| format!("{error:#}")));
                 }
                 Err(error) if error.root_cause().is::<Corrupt>() => found.wrong.push(format!("{error:#}")),
-                Err(error) => found.unanswered.push(format!("{id}: {error:#}")),
+                Err(error) => found.failed.push(format!("{id}: {error:#}")),
             }
         }
         found
@@ -162,7 +162,7 @@ impl Book {
         found
     }
 
-    /// How these bytes differ from the newest version.
+    /// Describes how the bytes differ from the newest version.
     fn difference(&self, id: SpoolId, data: &[u8]) -> Option<String> {
         let seen = match payload::read(id, data) {
             Ok(seen) => seen,
@@ -179,5 +179,5 @@ impl Book {
 
 /// Waits until all stores and removals are on stable storage.
 pub(super) async fn durable(spool: &TieredSpool) {
-    wait::until("all is durable", || spool.stats().gauges.dirty_entries == 0).await;
+    wait::until("everything is durable", || spool.stats().gauges.dirty_entries == 0).await;
 }

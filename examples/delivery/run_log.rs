@@ -1,8 +1,8 @@
-//! The notes of a run: what was acknowledged, and so has to arrive. They stand outside the spools, as the oracle by
-//! which the spools are judged.
+//! The log of a run: which messages were acknowledged, and therefore must arrive. It is kept
+//! outside of the spools, because the check at the end compares the spools with it.
 //!
-//! One JSON a line, each written with one call before the message is handed to delivery. What was written survives
-//! `kill -9` (it is with the operating system), not a power cut.
+//! One JSON object per line. Each line is written with one call, before the message is passed to
+//! delivery. Written lines are in the page cache: they survive `kill -9`, not a power cut.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -16,7 +16,7 @@ use tidespool_core::SpoolId;
 
 use crate::bad_input::BadInput;
 
-/// The form of the notes that this program writes and reads.
+/// The version of the format that this program writes and reads.
 pub(crate) const VERSION: u32 = 1;
 
 /// One line.
@@ -29,16 +29,17 @@ pub(crate) enum Line {
     Lost(Lost),
 }
 
-/// What a restart must not change: it decides which messages there are and how each of them ends.
+/// The parameters of the run. They decide which messages there are and how each ends, so a restart
+/// must not change them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Run {
     pub(crate) version: u32,
     pub(crate) messages: u64,
     pub(crate) seed: u64,
     pub(crate) failures: u8,
-    /// Where the messages are from.
+    /// The file or folder of the input.
     pub(crate) origin: String,
-    /// CRC-32C over all of them.
+    /// CRC-32C over all messages.
     pub(crate) fingerprint: u32,
     pub(crate) sink: String,
 }
@@ -47,11 +48,11 @@ pub(crate) struct Run {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Accepted {
     pub(crate) id: SpoolId,
-    /// Which message of the run.
+    /// The number of the message in the run.
     pub(crate) index: u64,
-    /// When, in milliseconds since 1970.
+    /// Time of the acknowledgement in milliseconds since 1970.
     pub(crate) at_ms: i64,
-    /// Acknowledged as on stable storage.
+    /// The message was on stable storage when it was acknowledged.
     pub(crate) synced: bool,
 }
 
@@ -59,11 +60,12 @@ pub(crate) struct Accepted {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lost {
     pub(crate) id: SpoolId,
-    /// Not synced, and acknowledged within the last moments: the documented risk. Else a promise was broken.
+    /// True for an unsynced message, acknowledged shortly before the kill: the documented risk.
+    /// False means that the spool broke a guarantee.
     pub(crate) excused: bool,
 }
 
-/// All lines of a run, read back.
+/// All lines of a run log, read back.
 #[derive(Debug)]
 pub(crate) struct Notes {
     pub(crate) run: Run,
@@ -72,7 +74,8 @@ pub(crate) struct Notes {
 }
 
 impl Notes {
-    /// Reads the notes of an unfinished run, if there are any, and how many bytes of the file are whole lines.
+    /// Reads the log of an unfinished run. Returns it with the length of its complete lines in
+    /// bytes.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Option<(Self, u64)>> {
         let text = match std::fs::read(path) {
             Err(err) if is_absent(&err) => return Ok(None),
@@ -80,14 +83,14 @@ impl Notes {
         };
         Self::parse(&text).map_err(|(line, reason)| {
             let text = format!(
-                "{} line {line} is not understood ({reason}): remove the spool directory to start anew",
+                "{} line {line} cannot be parsed ({reason}): remove the spool directory to start a new run",
                 path.display()
             );
             BadInput::new(text).into()
         })
     }
 
-    /// What follows the last newline was being written when the run was killed, and was acknowledged to nobody.
+    /// Ignores a torn last line: its message was not yet acknowledged when the run was killed.
     fn parse(text: &[u8]) -> Result<Option<(Self, u64)>, (usize, String)> {
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
         let mut notes: Option<Self> = None;
@@ -109,39 +112,41 @@ impl Notes {
         Ok(notes.map(|notes| (notes, whole as u64)))
     }
 
-    /// When the run last noted anything, in milliseconds since 1970. It was killed at this moment or later.
+    /// Time of the last logged acknowledgement in milliseconds since 1970. The run was killed then
+    /// or later.
     pub(crate) fn last_sign_of_life_ms(&self) -> Option<i64> {
         self.accepted.values().map(|accepted| accepted.at_ms).max()
     }
 
-    /// The messages of the run that are still to be accepted.
+    /// The indexes of the messages that are not accepted yet.
     pub(crate) fn indexes_to_accept(&self) -> Vec<u64> {
         let done: BTreeSet<u64> = self.accepted.values().map(|accepted| accepted.index).collect();
         (0..self.run.messages).filter(|index| !done.contains(index)).collect()
     }
 }
 
-/// A file in the place of the spool directory is found, and named, when the directory is claimed.
+/// A file in place of the spool directory counts as absent. `Workplace::claim` reports it later.
 fn is_absent(err: &io::Error) -> bool {
     matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// The file, open for further lines.
+/// The log, open for appending.
 #[derive(Debug)]
-pub(crate) struct Manifest {
-    /// A lock, so that lines do not mix. A line is short, and the write does not wait for the disk.
+pub(crate) struct RunLog {
+    /// The lock keeps lines apart. It is held briefly: a line is short, and the write does not wait
+    /// for the disk.
     file: Mutex<File>,
 }
 
-impl Manifest {
-    /// Starts the notes of a new run.
+impl RunLog {
+    /// Creates the log of a new run.
     pub(crate) fn create(path: &Path, run: &Run) -> io::Result<Self> {
-        let manifest = Self { file: Mutex::new(File::create(path)?) };
-        manifest.append(&Line::Run(run.clone()))?;
-        Ok(manifest)
+        let run_log = Self { file: Mutex::new(File::create(path)?) };
+        run_log.append(&Line::Run(run.clone()))?;
+        Ok(run_log)
     }
 
-    /// Goes on with the notes of an unfinished run, after its first `whole_bytes`.
+    /// Opens the log of an unfinished run and truncates it after its first `whole_bytes`.
     pub(crate) fn reopen(path: &Path, whole_bytes: u64) -> io::Result<Self> {
         let file = File::options().append(true).open(path)?;
         file.set_len(whole_bytes)?;
@@ -176,15 +181,15 @@ mod tests {
     }
 
     #[test]
-    fn notes_come_back() {
+    fn the_log_reads_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notes");
         assert!(Notes::read(&path).unwrap().is_none());
         let (first, second) = (accepted(0, 10), accepted(2, 30));
         let lost = Lost { id: second.id, excused: true };
-        let manifest = Manifest::create(&path, &run()).unwrap();
+        let run_log = RunLog::create(&path, &run()).unwrap();
         for line in [Line::Accepted(first), Line::Accepted(second), Line::Lost(lost)] {
-            manifest.append(&line).unwrap();
+            run_log.append(&line).unwrap();
         }
         let (notes, whole) = Notes::read(&path).unwrap().unwrap();
         assert_eq!(whole, std::fs::metadata(&path).unwrap().len());
@@ -199,25 +204,25 @@ mod tests {
     fn a_torn_last_line_is_cut() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notes");
-        Manifest::create(&path, &run()).unwrap().append(&Line::Accepted(accepted(0, 1))).unwrap();
+        RunLog::create(&path, &run()).unwrap().append(&Line::Accepted(accepted(0, 1))).unwrap();
         let whole = std::fs::metadata(&path).unwrap().len();
         let mut torn = std::fs::read(&path).unwrap();
         torn.extend_from_slice(b"{\"accepted\":{\"id\":\"1f0");
         std::fs::write(&path, &torn).unwrap();
         let (notes, kept) = Notes::read(&path).unwrap().unwrap();
         assert_eq!((notes.accepted.len(), kept), (1, whole));
-        Manifest::reopen(&path, kept).unwrap().append(&Line::Accepted(accepted(1, 2))).unwrap();
+        RunLog::reopen(&path, kept).unwrap().append(&Line::Accepted(accepted(1, 2))).unwrap();
         assert_eq!(Notes::read(&path).unwrap().unwrap().0.accepted.len(), 2);
     }
 
     #[test]
-    fn a_torn_first_line_is_no_run() {
+    fn a_torn_first_line_means_no_run() {
         assert!(Notes::parse(b"").unwrap().is_none());
         assert!(Notes::parse(b"{\"run\":{\"ver").unwrap().is_none());
     }
 
     #[test]
-    fn damage_in_the_middle_is_named() {
+    fn damage_in_the_middle_is_reported_with_its_line() {
         let first = serde_json::to_string(&Line::Run(run())).unwrap();
         assert_eq!(Notes::parse(format!("{first}\nwhat\n").as_bytes()).unwrap_err().0, 2);
         let newer = serde_json::to_string(&Line::Run(Run { version: 2, ..run() })).unwrap();

@@ -8,7 +8,7 @@ use parking_lot::{Condvar, Mutex};
 use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
-use super::verdict::Verdict;
+use super::verdict::CommitState;
 use crate::journal::SyncEnd;
 use crate::memory::Dirty;
 
@@ -28,7 +28,7 @@ pub(crate) struct Arrival {
     pub(crate) version: u64,
     pub(crate) dirty: Arc<Dirty>,
     pub(crate) at: Instant,
-    pub(crate) verdict: Arc<Verdict>,
+    pub(crate) verdict: Arc<CommitState>,
     /// Hears what became of it.
     pub(crate) done: oneshot::Sender<Outcome>,
 }
@@ -38,8 +38,8 @@ const WORTH_A_WRITE: u64 = 256 << 10;
 
 /// The committer's mailbox. Its arrivals are bounded by `dirty_limit`: each holds its permit.
 #[derive(Debug, Default)]
-pub(crate) struct Mailbox {
-    state: Mutex<State>,
+pub(crate) struct CommitQueue {
+    state: Mutex<QueueState>,
     wake: Condvar,
     /// Something is dirty, and the committer has set its timer.
     dirty: AtomicBool,
@@ -52,7 +52,7 @@ pub(crate) struct Mailbox {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct QueueState {
     arrivals: Vec<Arrival>,
     /// Bytes of `arrivals`.
     bytes: u64,
@@ -83,7 +83,7 @@ pub(crate) enum Stop {
 
 /// What was in the mailbox.
 #[derive(Debug, Default)]
-pub(crate) struct Mail {
+pub(crate) struct CommitWork {
     pub(crate) arrivals: Vec<Arrival>,
     /// Syncs that have ended, in their order.
     pub(crate) synced: Vec<SyncEnd>,
@@ -93,7 +93,7 @@ pub(crate) struct Mail {
     pub(crate) stop: Option<Stop>,
 }
 
-impl Mailbox {
+impl CommitQueue {
     /// Adds a synced store. `version` is drawn under the mailbox's lock, so that the order here is the order of versions.
     pub(crate) fn arrive(&self, arrival: impl FnOnce() -> Arrival) {
         let mut state = self.state.lock();
@@ -201,7 +201,7 @@ impl Mailbox {
     }
 
     /// The committer's: waits for mail, a kick or `until`. `syncing`: a sync is under way.
-    pub(crate) fn wait(&self, until: Option<Instant>, syncing: bool) -> Mail {
+    pub(crate) fn wait(&self, until: Option<Instant>, syncing: bool) -> CommitWork {
         let mut state = self.state.lock();
         state.patient = syncing;
         while state.is_quiet() {
@@ -276,7 +276,7 @@ impl Mailbox {
     }
 }
 
-impl State {
+impl QueueState {
     fn is_quiet(&self) -> bool {
         let few = self.arrivals.is_empty() || (self.patient && self.bytes < WORTH_A_WRITE);
         few && self.synced.is_empty()
@@ -286,10 +286,10 @@ impl State {
             && (self.stop.is_none() || self.stop_heard)
     }
 
-    fn take(&mut self) -> Mail {
+    fn take(&mut self) -> CommitWork {
         (self.kicked, self.patient, self.bytes) = (false, false, 0);
         self.stop_heard = self.stop.is_some();
-        Mail {
+        CommitWork {
             arrivals: std::mem::take(&mut self.arrivals),
             synced: std::mem::take(&mut self.synced),
             flushes: std::mem::take(&mut self.flushes),
@@ -305,26 +305,26 @@ mod tests {
 
     #[test]
     fn the_first_dirty_byte_kicks_and_the_next_ones_do_not() {
-        let mailbox = Mailbox::default();
-        mailbox.note_dirty(false);
-        assert!(mailbox.state.lock().kicked);
-        mailbox.wait(None, false);
-        mailbox.note_dirty(false);
-        assert!(!mailbox.state.lock().kicked);
-        mailbox.note_dirty(true);
-        assert!(mailbox.state.lock().kicked && mailbox.is_urgent());
-        mailbox.wait(None, false);
-        mailbox.rearm();
-        mailbox.note_dirty(false);
-        assert!(mailbox.state.lock().kicked);
+        let commit_queue = CommitQueue::default();
+        commit_queue.note_dirty(false);
+        assert!(commit_queue.state.lock().kicked);
+        commit_queue.wait(None, false);
+        commit_queue.note_dirty(false);
+        assert!(!commit_queue.state.lock().kicked);
+        commit_queue.note_dirty(true);
+        assert!(commit_queue.state.lock().kicked && commit_queue.is_urgent());
+        commit_queue.wait(None, false);
+        commit_queue.rearm();
+        commit_queue.note_dirty(false);
+        assert!(commit_queue.state.lock().kicked);
     }
 
     #[test]
     fn after_the_end_nobody_waits_in_vain() {
-        let mailbox = Mailbox::default();
-        let mut before = mailbox.flush(false);
-        mailbox.end();
-        let mut after = mailbox.flush(false);
+        let commit_queue = CommitQueue::default();
+        let mut before = commit_queue.flush(false);
+        commit_queue.end();
+        let mut after = commit_queue.flush(false);
         let gone = oneshot::error::TryRecvError::Closed;
         assert_eq!(before.try_recv(), Err(gone.clone()));
         assert_eq!(after.try_recv(), Err(gone));
@@ -332,19 +332,19 @@ mod tests {
 
     #[test]
     fn callers_who_gave_up_leave_nothing_behind() {
-        let mailbox = Mailbox::default();
-        let waits = mailbox.flush(false);
-        (0..10).for_each(|_| drop(mailbox.flush(true)));
-        let mail = mailbox.wait(None, false);
+        let commit_queue = CommitQueue::default();
+        let waits = commit_queue.flush(false);
+        (0..10).for_each(|_| drop(commit_queue.flush(true)));
+        let mail = commit_queue.wait(None, false);
         assert!(mail.flushes.len() <= 2 && mail.seal, "{mail:?}");
         drop(waits);
     }
 
     #[test]
     fn abandoning_is_not_taken_back() {
-        let mailbox = Mailbox::default();
-        mailbox.stop(Stop::Abandon);
-        mailbox.stop(Stop::Drained(Instant::now()));
-        assert_eq!(mailbox.wait(None, false).stop, Some(Stop::Abandon));
+        let commit_queue = CommitQueue::default();
+        commit_queue.stop(Stop::Abandon);
+        commit_queue.stop(Stop::Drained(Instant::now()));
+        assert_eq!(commit_queue.wait(None, false).stop, Some(Stop::Abandon));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::retained::{Retained, RetainedMap};
-use super::{Filing, Source};
+use super::{CheckpointRequests, LiveIndex};
 use crate::journal::{Role, Segment, Segments};
 
 /// Counting takes at most one part in so many of the thread's time; filing early, half of it.
@@ -26,8 +26,8 @@ pub(crate) struct Survey {
 
 /// What the files take and what lives, in bytes.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Footing {
-    /// Of the retained segments, by the ledger.
+pub(crate) struct DiskUse {
+    /// Of the retained segments, by the manifest.
     pub(crate) retained: Retained,
     pub(crate) survey: Survey,
     /// Of the journal's segments, free ones included.
@@ -40,8 +40,8 @@ pub(crate) struct Footing {
     pub(crate) others: u64,
 }
 
-impl Footing {
-    /// Bytes that the removals free, estimated: the ledger does not say how large each message is.
+impl DiskUse {
+    /// Bytes that the removals free, estimated: the manifest does not say how large each message is.
     fn removed_bytes(&self) -> u64 {
         let average = self.retained.live_bytes / self.retained.live.max(1);
         (self.survey.removals * average).min(self.retained.live_bytes)
@@ -85,7 +85,7 @@ impl Footing {
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum ReclaimDecision {
     Nothing,
     /// End the active segment: everything up to its generation is to be filed.
     Seal,
@@ -95,7 +95,7 @@ pub(crate) enum Verdict {
 
 /// Looks for much that was removed, not too often.
 #[derive(Debug, Default)]
-pub(crate) struct Drained {
+pub(crate) struct ReclaimPolicy {
     /// Everything up to this generation is to be filed, asked for at this time.
     wanted: Option<(u64, Instant)>,
     not_before: Option<Instant>,
@@ -103,7 +103,7 @@ pub(crate) struct Drained {
     put_off: bool,
 }
 
-impl Drained {
+impl ReclaimPolicy {
     /// Segments up to this generation are due.
     pub(crate) fn due(&self) -> u64 {
         self.wanted.map_or(0, |(generation, _)| generation)
@@ -114,19 +114,19 @@ impl Drained {
         self.not_before.filter(|_| self.put_off)
     }
 
-    /// Decides. `others`: see [`Footing`].
+    /// Decides. `others`: see [`DiskUse`].
     pub(crate) fn look(
         &mut self,
         retained: &RetainedMap,
         segments: &Segments,
-        source: &dyn Source,
-        filing: &Filing,
+        source: &dyn LiveIndex,
+        checkpoint_requests: &CheckpointRequests,
         filed_generation: u64,
         others: impl FnOnce() -> u64,
-    ) -> Verdict {
+    ) -> ReclaimDecision {
         let started = Instant::now();
         match self.wanted {
-            Some((generation, _)) if generation > filed_generation => return Verdict::Nothing,
+            Some((generation, _)) if generation > filed_generation => return ReclaimDecision::Nothing,
             Some((_, asked)) => {
                 self.wanted = None;
                 self.not_before = Some(started + asked.elapsed());
@@ -135,12 +135,12 @@ impl Drained {
         }
         self.put_off = self.not_before.is_some_and(|at| started < at);
         if self.put_off {
-            return Verdict::Nothing;
+            return ReclaimDecision::Nothing;
         }
         let pool = segments.pool();
         // Counted from here on: whatever is not in the survey.
-        filing.count_removals();
-        let footing = Footing {
+        checkpoint_requests.count_removals();
+        let footing = DiskUse {
             retained: retained.values().fold(Retained::default(), Retained::plus),
             survey: source.survey(),
             journal: pool.counted_bytes(),
@@ -162,12 +162,12 @@ impl Drained {
                 // The removals are still on their way to the journal.
                 None => (self.put_off, self.not_before) = (true, Some(Instant::now() + ON_THE_WAY)),
             }
-            return Verdict::Seal;
+            return ReclaimDecision::Seal;
         }
-        filing.hear_of_removals(footing.removals_left(pool.segment_size()));
+        checkpoint_requests.hear_of_removals(footing.removals_left(pool.segment_size()));
         match footing.spare_segments(pool.segment_size()) {
-            0 => Verdict::Nothing,
-            spare => Verdict::Trim(spare),
+            0 => ReclaimDecision::Nothing,
+            spare => ReclaimDecision::Trim(spare),
         }
     }
 }
@@ -183,10 +183,10 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     /// 100 MiB of retained segments full of 16 KiB messages, and a journal at its capacity.
-    fn footing(removals: u64) -> Footing {
+    fn footing(removals: u64) -> DiskUse {
         let retained = Retained { size: 100 * MIB, live_bytes: 100 * MIB, live: 6_400 };
         let survey = Survey { live_bytes: 0, removals };
-        Footing { retained, survey, journal: 32 * MIB, capacity: 32 * MIB, others: 0, is_blocked: false }
+        DiskUse { retained, survey, journal: 32 * MIB, capacity: 32 * MIB, others: 0, is_blocked: false }
     }
 
     #[test]
@@ -202,9 +202,9 @@ mod tests {
 
     #[test]
     fn what_lives_in_the_journal_and_what_it_does_not_use_count() {
-        let busy = Footing { survey: Survey { live_bytes: 20 * MIB, removals: 3_000 }, ..footing(0) };
+        let busy = DiskUse { survey: Survey { live_bytes: 20 * MIB, removals: 3_000 }, ..footing(0) };
         assert!(!busy.is_due(8 * MIB), "{}", busy.excess());
-        let small = Footing { journal: 8 * MIB, ..footing(3_000) };
+        let small = DiskUse { journal: 8 * MIB, ..footing(3_000) };
         assert!(!small.is_due(8 * MIB), "{}", small.excess());
         assert!(footing(3_000).is_due(8 * MIB));
     }
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn the_last_removals_count_however_little_they_free() {
         let retained = Retained { size: 8 * MIB, live_bytes: MIB, live: 64 };
-        let last = Footing { retained, ..footing(64) };
+        let last = DiskUse { retained, ..footing(64) };
         assert!(last.is_due(8 * MIB));
     }
 
@@ -220,19 +220,19 @@ mod tests {
     /// bound, and the segments that were full of removed messages were not given back.
     #[test]
     fn on_a_disk_without_room_the_removals_of_a_segment_are_due() {
-        let blocked = Footing { is_blocked: true, capacity: 1024 * MIB, ..footing(512) };
+        let blocked = DiskUse { is_blocked: true, capacity: 1024 * MIB, ..footing(512) };
         assert!(blocked.is_due(8 * MIB));
-        assert!(!Footing { is_blocked: false, ..blocked }.is_due(8 * MIB));
-        let fewer = Footing { survey: Survey { live_bytes: 0, removals: 500 }, ..blocked };
+        assert!(!DiskUse { is_blocked: false, ..blocked }.is_due(8 * MIB));
+        let fewer = DiskUse { survey: Survey { live_bytes: 0, removals: 500 }, ..blocked };
         assert!(!fewer.is_due(8 * MIB));
         assert_eq!(fewer.removals_left(8 * MIB), 12);
     }
 
     #[test]
     fn free_segments_are_given_up_when_nothing_else_is_left() {
-        let empty = Footing { retained: Retained::default(), others: 9 * MIB, ..footing(0) };
+        let empty = DiskUse { retained: Retained::default(), others: 9 * MIB, ..footing(0) };
         assert_eq!(empty.spare_segments(8 * MIB), 2);
-        let waits = Footing { survey: Survey { live_bytes: 0, removals: 1 }, ..empty };
+        let waits = DiskUse { survey: Survey { live_bytes: 0, removals: 1 }, ..empty };
         assert_eq!(waits.spare_segments(8 * MIB), 0);
         assert_eq!(footing(0).spare_segments(8 * MIB), 0);
     }

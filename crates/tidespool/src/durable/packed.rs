@@ -16,20 +16,20 @@
 use std::ops::{Bound, RangeBounds as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::block::{self, Entry, MOST};
+use super::block::{self, BlockEntry, MOST};
 use super::key::KEY_LEN;
-use super::worker::Failure;
-use super::{Change, Key, Op, Record};
+use super::worker::WorkerFailure;
+use super::{IndexChange, IndexOp, Key, Record};
 
 /// Changes that go to sled's thread at once.
 const TRIP_OPS: usize = 512;
 
 /// Changes that go to sled's thread together.
-pub(super) struct Trip(Vec<Op>);
+pub(super) struct PackedChanges(Vec<IndexOp>);
 
 /// What became of a trip.
 #[derive(Default)]
-pub(super) struct Made {
+pub(super) struct Applied {
     pub(super) changes: Vec<Changed>,
     /// Blocks that are there now and were not before, modulo 2⁶⁴.
     pub(super) more_blocks: u64,
@@ -48,9 +48,9 @@ pub(super) struct Changed {
     pub(super) old: Option<Record>,
 }
 
-impl Trip {
+impl PackedChanges {
     /// Takes the next changes, [`TRIP_OPS`] at most. Empty at the end.
-    pub(super) fn pack(ops: &mut dyn Iterator<Item = Op>) -> Self {
+    pub(super) fn pack(ops: &mut dyn Iterator<Item = IndexOp>) -> Self {
         Self(ops.take(TRIP_OPS).collect())
     }
 
@@ -60,10 +60,10 @@ impl Trip {
 
     /// Makes the changes, one after the other. Writes nothing where nothing changes. Counts each
     /// block that it splits in `splits`, before the lower part is cut.
-    pub(super) fn make(self, tree: &sled::Tree, splits: &AtomicU64) -> Result<Made, Failure> {
-        let mut made = Made { changes: Vec::with_capacity(self.0.len()), ..Made::default() };
+    pub(super) fn make(self, tree: &sled::Tree, splits: &AtomicU64) -> Result<Applied, WorkerFailure> {
+        let mut made = Applied { changes: Vec::with_capacity(self.0.len()), ..Applied::default() };
         let mut stretch: Option<Stretch> = None;
-        for Op { key, change } in self.0 {
+        for IndexOp { key, change } in self.0 {
             let mut current = match stretch.take() {
                 Some(stretch) if stretch.includes(&key) => stretch,
                 other => {
@@ -74,8 +74,8 @@ impl Trip {
                 }
             };
             let new = match change {
-                Change::Put(record) => Some(record),
-                Change::Remove => None,
+                IndexChange::Put(record) => Some(record),
+                IndexChange::Remove => None,
             };
             let old = current.replace(key, new);
             made.changes.push(Changed { key, new, old });
@@ -93,12 +93,12 @@ struct Stretch {
     /// The key of the block. `None`: between two.
     block: Option<Key>,
     range: (Bound<Key>, Bound<Key>),
-    entries: Vec<Entry>,
+    entries: Vec<BlockEntry>,
     is_changed: bool,
 }
 
 impl Stretch {
-    fn around(tree: &sled::Tree, key: &Key) -> Result<Self, Failure> {
+    fn around(tree: &sled::Tree, key: &Key) -> Result<Self, WorkerFailure> {
         if let Some((at, bytes)) = last_block_at(tree, key)? {
             let (at, entries) = read_block(&at, &bytes)?;
             // A block has one entry at least.
@@ -112,7 +112,7 @@ impl Stretch {
         Self::between(tree, Bound::Unbounded, key)
     }
 
-    fn between(tree: &sled::Tree, from: Bound<Key>, key: &Key) -> Result<Self, Failure> {
+    fn between(tree: &sled::Tree, from: Bound<Key>, key: &Key) -> Result<Self, WorkerFailure> {
         let after: (Bound<&[u8]>, Bound<&[u8]>) = (Bound::Excluded(key.as_bytes()), Bound::Unbounded);
         let to = match tree.range::<&[u8], _>(after).next().transpose()? {
             Some((bytes, _)) => Bound::Excluded(key_of(&bytes)?),
@@ -139,7 +139,7 @@ impl Stretch {
         old
     }
 
-    fn write(self, tree: &sled::Tree, splits: &AtomicU64, made: &mut Made) -> Result<(), Failure> {
+    fn write(self, tree: &sled::Tree, splits: &AtomicU64, made: &mut Applied) -> Result<(), WorkerFailure> {
         if !self.is_changed {
             return Ok(());
         }
@@ -170,7 +170,11 @@ impl Stretch {
 }
 
 /// The record under `key`.
-pub(super) fn find(tree: &sled::Tree, splits: &AtomicU64, key: &Key) -> Result<Option<Record>, Failure> {
+pub(super) fn find(
+    tree: &sled::Tree,
+    splits: &AtomicU64,
+    key: &Key,
+) -> Result<Option<Record>, WorkerFailure> {
     until_sure(splits, || {
         let Some((at, bytes)) = last_block_at(tree, key)? else { return Ok(None) };
         block::find(&key_of(&at)?, &bytes, key).ok_or_else(|| not_ours(&at))
@@ -181,8 +185,8 @@ pub(super) fn find(tree: &sled::Tree, splits: &AtomicU64, key: &Key) -> Result<O
 /// looked for in the upper part before that was there, and in the lower part when that was cut.
 fn until_sure<T>(
     splits: &AtomicU64,
-    mut look: impl FnMut() -> Result<Option<T>, Failure>,
-) -> Result<Option<T>, Failure> {
+    mut look: impl FnMut() -> Result<Option<T>, WorkerFailure>,
+) -> Result<Option<T>, WorkerFailure> {
     loop {
         let before = splits.load(Ordering::SeqCst);
         let found = look()?;
@@ -193,24 +197,24 @@ fn until_sure<T>(
 }
 
 /// The last block whose key is not behind `key`: its key and its bytes.
-fn last_block_at(tree: &sled::Tree, key: &Key) -> Result<Option<(sled::IVec, sled::IVec)>, Failure> {
+fn last_block_at(tree: &sled::Tree, key: &Key) -> Result<Option<(sled::IVec, sled::IVec)>, WorkerFailure> {
     Ok(tree.range::<&[u8], _>(..=&key.as_bytes()[..]).next_back().transpose()?)
 }
 
-fn key_of(at: &[u8]) -> Result<Key, Failure> {
+fn key_of(at: &[u8]) -> Result<Key, WorkerFailure> {
     Key::from_slice(at).map_err(|_| not_ours(at))
 }
 
 /// The block in these bytes.
-pub(super) fn read_block(at: &[u8], bytes: &[u8]) -> Result<(Key, Vec<Entry>), Failure> {
+pub(super) fn read_block(at: &[u8], bytes: &[u8]) -> Result<(Key, Vec<BlockEntry>), WorkerFailure> {
     let key = key_of(at)?;
     Ok((key, block::decode(&key, bytes).ok_or_else(|| not_ours(at))?))
 }
 
 /// Something in sled that this spool did not write there.
-fn not_ours(at: &[u8]) -> Failure {
+fn not_ours(at: &[u8]) -> WorkerFailure {
     let key: String = at.iter().take(64).map(|byte| format!("{byte:02x}")).collect();
-    Failure { what: format!("the bytes under the key {key} are not a block of the index"), kind: None }
+    WorkerFailure { what: format!("the bytes under the key {key} are not a block of the index"), kind: None }
 }
 
 #[cfg(test)]
@@ -249,10 +253,10 @@ mod tests {
         let record = Record { seq: 1, generation: 1, offset: 4096, len: 9 };
         let put = |n: u8| {
             let id = SpoolId::from_bytes([n, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-            Op { key: Key::of(&id), change: Change::Put(record) }
+            IndexOp { key: Key::of(&id), change: IndexChange::Put(record) }
         };
         let make = |numbers: &mut dyn Iterator<Item = u8>| {
-            let made = Trip::pack(&mut numbers.map(put)).make(&tree, &splits).unwrap();
+            let made = PackedChanges::pack(&mut numbers.map(put)).make(&tree, &splits).unwrap();
             (made.more_blocks, made.changed_blocks, splits.load(Ordering::SeqCst))
         };
         assert_eq!(make(&mut (0..128).step_by(2)), (2, 0, 0), "64 in order fill two blocks");

@@ -6,17 +6,17 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
-use super::FilingError;
+use super::CheckpointError;
 use super::pace::Pace;
 use super::progress::Progress;
 
 /// The result of a task, for the caller that asked.
-pub(crate) type TaskDone = oneshot::Sender<Result<(), FilingError>>;
+pub(crate) type TaskDone = oneshot::Sender<Result<(), CheckpointError>>;
 
 /// The mailbox. It has room for one task of each kind: callers share a run.
 #[derive(Debug, Default)]
-pub(crate) struct Filing {
-    state: Mutex<State>,
+pub(crate) struct CheckpointRequests {
+    state: Mutex<RequestState>,
     wake: Condvar,
     /// Removals of filed messages since the thread last counted them.
     removals: AtomicU64,
@@ -29,7 +29,7 @@ pub(crate) struct Filing {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct RequestState {
     kicked: bool,
     cleanup: Option<TaskDone>,
     compact: Option<TaskDone>,
@@ -38,7 +38,7 @@ struct State {
 
 /// Something asked for.
 #[derive(Debug)]
-pub(crate) enum FilingTask {
+pub(crate) enum CheckpointTask {
     /// File what is old, recycle, prune.
     Cleanup(TaskDone),
     /// File everything, rewrite retained segments.
@@ -46,14 +46,14 @@ pub(crate) enum FilingTask {
 }
 
 /// What was in the mailbox.
-pub(crate) enum FilingMail {
+pub(crate) enum CheckpointWork {
     /// Look whether there is something to do.
     Look,
-    Task(FilingTask),
+    Task(CheckpointTask),
     Stop,
 }
 
-impl Filing {
+impl CheckpointRequests {
     /// A segment was sealed, or one is needed: look.
     pub(crate) fn kick(&self) {
         self.state.lock().kicked = true;
@@ -130,12 +130,12 @@ impl Filing {
 
     /// Asks for a task. It replaces a task of its kind that was not begun, whose callers are gone.
     /// After the end the task is dropped, and its receiver returns an error.
-    pub(crate) fn ask(&self, task: FilingTask) {
+    pub(crate) fn ask(&self, task: CheckpointTask) {
         let mut state = self.state.lock();
         if !state.stopped {
             match task {
-                FilingTask::Cleanup(done) => state.cleanup = Some(done),
-                FilingTask::Compact(done) => state.compact = Some(done),
+                CheckpointTask::Cleanup(done) => state.cleanup = Some(done),
+                CheckpointTask::Compact(done) => state.compact = Some(done),
             }
         }
         drop(state);
@@ -156,7 +156,7 @@ impl Filing {
     }
 
     /// The thread's: waits for something to do, or until `until`.
-    pub(crate) fn wait(&self, until: Option<Instant>) -> FilingMail {
+    pub(crate) fn wait(&self, until: Option<Instant>) -> CheckpointWork {
         let mut state = self.state.lock();
         while !state.kicked && !state.has_task() && !state.stopped {
             match until {
@@ -170,20 +170,20 @@ impl Filing {
         }
         state.kicked = false;
         if state.stopped {
-            return FilingMail::Stop;
+            return CheckpointWork::Stop;
         }
-        state.take_task().map_or(FilingMail::Look, FilingMail::Task)
+        state.take_task().map_or(CheckpointWork::Look, CheckpointWork::Task)
     }
 }
 
-impl State {
+impl RequestState {
     fn has_task(&self) -> bool {
         self.cleanup.is_some() || self.compact.is_some()
     }
 
     /// The shorter one first.
-    fn take_task(&mut self) -> Option<FilingTask> {
-        let cleanup = self.cleanup.take().map(FilingTask::Cleanup);
-        cleanup.or_else(|| self.compact.take().map(FilingTask::Compact))
+    fn take_task(&mut self) -> Option<CheckpointTask> {
+        let cleanup = self.cleanup.take().map(CheckpointTask::Cleanup);
+        cleanup.or_else(|| self.compact.take().map(CheckpointTask::Compact))
     }
 }

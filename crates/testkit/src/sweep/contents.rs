@@ -4,21 +4,21 @@ use chrono::{DateTime, Utc};
 use tidespool_core::SpoolEntry;
 use tokio::time::timeout;
 
-use super::book::Found;
 use super::caller::{Loaded, load};
 use super::case::{Case, Open};
+use super::expected::Found;
 use crate::payload;
 
-/// How long it takes to see that an enumeration waits for a broken disk.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// How long to wait for an enumeration before checking whether the disk is broken.
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 impl Case {
-    /// Everything that is there, enumerated and loaded. A disk that breaks meanwhile is healed, and what sled holds is waited for: it can be read when
-    /// sled is open again.
-    pub(super) async fn look(&mut self, open: &Open) -> Result<Found, String> {
+    /// Returns all messages, enumerated and loaded. Heals a disk that breaks meanwhile. Retries
+    /// loads that fail until sled is open again.
+    pub(super) async fn contents(&mut self, open: &Open) -> Result<Found, String> {
         let (began, mut enumeration) = (Instant::now(), std::pin::pin!(enumerate(open)));
         let found = loop {
-            match timeout(LOOK_AGAIN, &mut enumeration).await {
+            match timeout(CHECK_INTERVAL, &mut enumeration).await {
                 Ok(found) => break found?,
                 Err(_) if began.elapsed() > self.subject.patience => {
                     return Err("an enumeration hangs".to_owned());
@@ -27,7 +27,7 @@ impl Case {
                 Err(_) => {}
             }
         };
-        let ids: Vec<_> = found.keys().copied().chain(self.book.ids()).collect();
+        let ids: Vec<_> = found.keys().copied().chain(self.expected.ids()).collect();
         for id in ids {
             let began = Instant::now();
             let is = loop {
@@ -52,7 +52,7 @@ impl Case {
     }
 }
 
-/// All entries, each whole and once.
+/// Enumerates all messages. Each must be intact and occur once.
 pub(super) async fn enumerate(open: &Open) -> Result<Found, String> {
     let (sender, receiver) = async_channel::bounded(8);
     let begun = open.spool.enumerate(sender, DateTime::<Utc>::MAX_UTC);

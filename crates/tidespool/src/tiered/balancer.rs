@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::shared::Shared;
 use crate::Config;
-use crate::memory::{Allowance, Bound, Evicted, resident, trim};
+use crate::memory::{Allowance, Evicted, MemoryBound, resident, trim};
 
 /// The parts are measured this often.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -19,18 +19,18 @@ const WORTH_A_TRIM: u64 = 8 << 20;
 
 /// What the thread is asked for. Its queue is as long as there are callers that wait.
 #[derive(Debug)]
-pub(super) struct Keeper {
-    state: Mutex<State>,
+pub(super) struct MemoryBalancer {
+    state: Mutex<BalancerState>,
     wake: Condvar,
     /// What the parts were brought to last.
     allowed: AtomicU64,
 }
 
 #[derive(Debug)]
-struct State {
+struct BalancerState {
     allowance: Allowance,
-    bound: Bound,
-    asked: Vec<Ask>,
+    bound: MemoryBound,
+    asked: Vec<BalancerRequest>,
     kicked: bool,
     /// The cache gets its very share at the next turn: nothing comes later that would bring it nearer.
     is_exact: bool,
@@ -38,25 +38,25 @@ struct State {
 }
 
 #[derive(Debug)]
-struct Ask {
+struct BalancerRequest {
     /// The clean copies go, all of them. If not, each part is only brought to its share.
     clear: bool,
-    done: oneshot::Sender<Kept>,
+    done: oneshot::Sender<BalancedShares>,
 }
 
 /// Accounted memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Kept {
+pub(super) struct BalancedShares {
     pub(super) before: u64,
     pub(super) after: u64,
 }
 
-impl Keeper {
+impl MemoryBalancer {
     /// `budget`: bytes.
     pub(super) fn new(budget: u64) -> Self {
-        let state = State {
+        let state = BalancerState {
             allowance: Allowance::new(budget),
-            bound: Bound::default(),
+            bound: MemoryBound::default(),
             asked: Vec::new(),
             kicked: false,
             is_exact: false,
@@ -66,21 +66,21 @@ impl Keeper {
     }
 
     /// Drops every clean copy, and gives what is free back to the system. An error: the spool was closed before.
-    pub(super) fn clear(&self) -> oneshot::Receiver<Kept> {
+    pub(super) fn clear(&self) -> oneshot::Receiver<BalancedShares> {
         self.ask(true)
     }
 
     /// Brings each part to its share now, and gives what is free back to the system. An error: the spool was closed before.
-    pub(super) fn settle(&self) -> oneshot::Receiver<Kept> {
+    pub(super) fn settle(&self) -> oneshot::Receiver<BalancedShares> {
         self.ask(false)
     }
 
-    fn ask(&self, clear: bool) -> oneshot::Receiver<Kept> {
+    fn ask(&self, clear: bool) -> oneshot::Receiver<BalancedShares> {
         let (done, heard) = oneshot::channel();
         let mut state = self.state.lock();
         // Dropped here after the end, which tells whoever asked.
         if !state.closed {
-            state.asked.push(Ask { clear, done });
+            state.asked.push(BalancerRequest { clear, done });
         }
         drop(state);
         self.wake.notify_one();
@@ -131,7 +131,7 @@ impl Keeper {
     }
 
     /// Waits for the next turn. `None`: it is over.
-    fn wait(&self) -> Option<Vec<Ask>> {
+    fn wait(&self) -> Option<Vec<BalancerRequest>> {
         let until = Instant::now() + INTERVAL;
         let mut state = self.state.lock();
         while !state.closed && !state.kicked && state.asked.is_empty() {
@@ -149,11 +149,11 @@ impl Keeper {
 // clock.
 #[inline(never)]
 pub(super) fn keep(shared: &Arc<Shared>) {
-    let _end = End(&shared.keeper);
+    let _end = CloseOnExit(&shared.balancer);
     let mut heap = Heap::default();
     // A limit of the system may be far below the budget: nothing is to come near it before the first turn.
     balance(shared);
-    while let Some(asked) = shared.keeper.wait() {
+    while let Some(asked) = shared.balancer.wait() {
         shared.cache.upkeep();
         // Nobody else wants to know.
         let accounted = || if asked.is_empty() { 0 } else { shared.accounted_bytes() };
@@ -169,7 +169,7 @@ pub(super) fn keep(shared: &Arc<Shared>) {
         }
         shared.table.shards().for_each(|mut shard| shard.pending.trim());
         // What was used of the crash log at the height of a burst.
-        if !asked.is_empty() || shared.accounted_bytes() > shared.keeper.allowed() {
+        if !asked.is_empty() || shared.accounted_bytes() > shared.balancer.allowed() {
             shared.protection.trim();
         }
         heap.look(shared.config.load().memory_budget, !asked.is_empty() || bytes >= WORTH_A_TRIM);
@@ -180,15 +180,15 @@ pub(super) fn keep(shared: &Arc<Shared>) {
         let after = accounted();
         for ask in asked {
             // Whoever asked may be gone.
-            let _ = ask.done.send(Kept { before, after });
+            let _ = ask.done.send(BalancedShares { before, after });
         }
     }
 }
 
 /// Nobody waits for a thread that is gone, however it went.
-struct End<'a>(&'a Keeper);
+struct CloseOnExit<'a>(&'a MemoryBalancer);
 
-impl Drop for End<'_> {
+impl Drop for CloseOnExit<'_> {
     fn drop(&mut self) {
         self.0.close();
     }
@@ -219,16 +219,16 @@ fn balance(shared: &Shared) -> Evicted {
     let config = shared.config.load();
     let most = at_most(shared, &config);
     let (allowance, is_exact) = {
-        let mut state = shared.keeper.state.lock();
+        let mut state = shared.balancer.state.lock();
         let most = state.bound.follow(Instant::now(), most, config.memory_budget);
         (state.allowance.within(most), std::mem::take(&mut state.is_exact))
     };
-    shared.keeper.allowed.store(allowance.bytes(), Ordering::Relaxed);
+    shared.balancer.allowed.store(allowance.bytes(), Ordering::Relaxed);
     let shares = allowance.shares(config.effective_dirty_limit(), shared.held());
     if shared.budget.limit() != shares.dirty_limit {
         shared.budget.set_limit(shares.dirty_limit);
         if shared.is_over_limit() {
-            shared.mailbox.note_dirty(true);
+            shared.commit_queue.note_dirty(true);
         }
     }
     let (now, lru) = (shared.cache.capacity(), config.cache_policy == crate::CachePolicy::Lru);
@@ -255,15 +255,17 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_a_thread_that_died() {
-        let keeper = Keeper::new(64 << 20);
+        let balancer = MemoryBalancer::new(64 << 20);
         let died = std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                let _end = End(&keeper);
+                let _end = CloseOnExit(&balancer);
                 panic!("of this test");
             });
             thread.join().is_err()
         });
         assert!(died);
-        assert!(keeper.clear().try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
+        assert!(
+            balancer.clear().try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed)
+        );
     }
 }

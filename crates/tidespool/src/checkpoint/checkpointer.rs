@@ -1,4 +1,4 @@
-//! The checkpoint thread. It alone changes the index, the ledger, and the log of what lives.
+//! The checkpoint thread. It alone changes the index, the manifest, and the log of what lives.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -10,14 +10,14 @@ use arc_swap::ArcSwap;
 use super::ballast::Ballast;
 use super::compaction::Compaction;
 use super::dead::DeadSegments;
-use super::drained::Drained;
-use super::filing::{FilingMail, FilingTask, TaskDone};
-use super::ledger::{Ledger, LedgerFile};
 use super::liveness::{LivenessChanges, LivenessLog};
+use super::manifest::{Manifest, ManifestFile};
+use super::reclaim::ReclaimPolicy;
+use super::requests::{CheckpointTask, CheckpointWork, TaskDone};
 use super::retained::{account, record_at};
-use super::{Filing, FilingError, FilingEvents, Presence, Rebuilding, Source};
-use crate::durable::{Change, Durable, DurableError, Key, Op};
-use crate::journal::{Newest, RESERVED, Role, Segment, Segments};
+use super::{CheckpointError, CheckpointEvents, CheckpointRequests, LiveIndex, Presence, Rebuilding};
+use crate::durable::{DiskIndex, DurableError, IndexChange, IndexOp, Key};
+use crate::journal::{NewestRecord, RESERVED, Role, Segment, Segments};
 
 /// First and longest pause after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -33,33 +33,33 @@ const REST_AFTER: usize = 1_024;
 
 /// What the thread is told. It may change at any time.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct FilerSettings {
+pub(crate) struct CheckpointSettings {
     /// Sealed segments are filed at this age.
     pub(crate) checkpoint_after: Duration,
 }
 
 /// The thread's state.
-pub(crate) struct Filer {
+pub(crate) struct Checkpointer {
     pub(crate) segments: Arc<Segments>,
-    pub(crate) durable: Arc<Durable>,
-    pub(crate) source: Arc<dyn Source>,
-    pub(crate) filing: Arc<Filing>,
-    pub(crate) events: Arc<dyn FilingEvents>,
+    pub(crate) durable: Arc<DiskIndex>,
+    pub(crate) source: Arc<dyn LiveIndex>,
+    pub(crate) checkpoint_requests: Arc<CheckpointRequests>,
+    pub(crate) events: Arc<dyn CheckpointEvents>,
     pub(crate) presence: Arc<Presence>,
-    pub(crate) ledger_file: Arc<LedgerFile>,
-    pub(crate) ledger: Ledger,
+    pub(crate) manifest_file: Arc<ManifestFile>,
+    pub(crate) manifest: Manifest,
     pub(crate) liveness: LivenessLog,
     pub(crate) rebuilding: Arc<Rebuilding>,
     pub(crate) ballast: Arc<Ballast>,
-    pub(crate) settings: Arc<ArcSwap<FilerSettings>>,
+    pub(crate) settings: Arc<ArcSwap<CheckpointSettings>>,
     pub(crate) retry: Retry,
     pub(crate) dead: DeadSegments,
-    pub(crate) drained: Drained,
+    pub(crate) reclaim: ReclaimPolicy,
     pub(crate) compaction: Option<Compaction>,
     /// Segments up to this generation are due: one of them was cut short.
     pub(crate) cut_up_to: u64,
-    /// A write of the ledger failed: the disk may have it, or the one before it.
-    pub(crate) is_ledger_in_doubt: bool,
+    /// A write of the manifest failed: the disk may have it, or the one before it.
+    pub(crate) is_manifest_in_doubt: bool,
 }
 
 /// The pause after failures.
@@ -76,23 +76,23 @@ impl Retry {
     }
 }
 
-impl Filer {
-    /// Runs until it is stopped; returns the ledger as it stands then.
+impl Checkpointer {
+    /// Runs until it is stopped; returns the manifest as it stands then.
     pub(crate) fn run(mut self) -> Self {
-        let _end = End(self.filing.clone());
+        let _end = StopRequestsOnExit(self.checkpoint_requests.clone());
         self.presence.watch_liveness(self.liveness.kept_file());
         // A journal that was found full waits for this.
         self.look();
         loop {
-            match self.filing.wait(self.wake_at()) {
-                FilingMail::Stop => {
+            match self.checkpoint_requests.wait(self.wake_at()) {
+                CheckpointWork::Stop => {
                     // Its caller need not wait for the end of the others.
                     self.compaction = None;
                     return self;
                 }
-                FilingMail::Look => self.look(),
-                FilingMail::Task(FilingTask::Cleanup(done)) => self.clean_up(done),
-                FilingMail::Task(FilingTask::Compact(done)) => self.begin_compaction(done),
+                CheckpointWork::Look => self.look(),
+                CheckpointWork::Task(CheckpointTask::Cleanup(done)) => self.clean_up(done),
+                CheckpointWork::Task(CheckpointTask::Compact(done)) => self.begin_compaction(done),
             }
             self.compact_some();
         }
@@ -104,30 +104,30 @@ impl Filer {
         }
         let oldest = self.unfiled().first().and_then(|segment| segment.settled_at());
         let due_at = oldest.map(|at| at + self.settings.load().checkpoint_after);
-        [due_at, self.drained.wake_at(), self.look_again_at()].into_iter().flatten().min()
+        [due_at, self.reclaim.wake_at(), self.look_again_at()].into_iter().flatten().min()
     }
 
     fn look(&mut self) {
         if self.retry.at.is_some_and(|at| at > Instant::now()) {
             return;
         }
-        self.filing.begin_work();
+        self.checkpoint_requests.begin_work();
         let done = self.tend();
         self.note(&done);
     }
 
     /// Everything that is due.
-    pub(super) fn tend(&mut self) -> Result<(), FilingError> {
+    pub(super) fn tend(&mut self) -> Result<(), CheckpointError> {
         let restored = self.restore_lost();
         // Nothing is moved from the journal to a file that is not there at the next start.
         if self.presence.is_away() {
             return restored;
         }
         // A file that can't be restored yet does not stop filing: filing is what gives room.
-        self.tend_filing().and(restored)
+        self.supervise_checkpoints().and(restored)
     }
 
-    fn tend_filing(&mut self) -> Result<(), FilingError> {
+    fn supervise_checkpoints(&mut self) -> Result<(), CheckpointError> {
         // Loads need it, whether there is something to file or not.
         self.have_index()?;
         self.checkpoint_all_due()?;
@@ -143,19 +143,19 @@ impl Filer {
         tidied
     }
 
-    pub(super) fn note<T>(&mut self, done: &Result<T, FilingError>) {
+    pub(super) fn note<T>(&mut self, done: &Result<T, CheckpointError>) {
         match done {
             Ok(_) => {
                 self.retry = Retry::default();
                 self.ballast.restore();
                 // Now only: a disk that hangs may do so here as well.
-                self.filing.end_work();
+                self.checkpoint_requests.end_work();
             }
             Err(error) => {
                 self.events.failed(error);
                 self.retry.failed();
                 if error.is_full_disk() {
-                    self.ballast.release_for_filing();
+                    self.ballast.release_for_checkpoint();
                 }
             }
         }
@@ -165,7 +165,7 @@ impl Filer {
         if done.is_closed() {
             return;
         }
-        self.filing.begin_work();
+        self.checkpoint_requests.begin_work();
         self.presence.look_at_all();
         // A task that the end cut short is not done.
         let result = self.tend().and_then(|()| self.check_going_on());
@@ -178,7 +178,7 @@ impl Filer {
     pub(super) fn unfiled(&self) -> Vec<Arc<Segment>> {
         let mut segments = self.segments.all();
         segments.retain(|segment| {
-            segment.role == Role::Journal && segment.generation > self.ledger.filed_generation
+            segment.role == Role::Journal && segment.generation > self.manifest.filed_generation
         });
         let settled = segments.iter().take_while(|segment| segment.settled_at().is_some()).count();
         segments.truncate(settled);
@@ -189,16 +189,16 @@ impl Filer {
     ///
     /// # Errors
     ///
-    /// [`FilingError::Stopped`] where the end cut it short, or may have.
-    pub(super) fn checkpoint_all_due(&mut self) -> Result<(), FilingError> {
+    /// [`CheckpointError::Stopped`] where the end cut it short, or may have.
+    pub(super) fn checkpoint_all_due(&mut self) -> Result<(), CheckpointError> {
         while self.checkpoint_due()? {
             self.check_going_on()?;
         }
         self.check_going_on()
     }
 
-    pub(super) fn check_going_on(&self) -> Result<(), FilingError> {
-        if self.filing.is_stopped() { Err(FilingError::Stopped) } else { Ok(()) }
+    pub(super) fn check_going_on(&self) -> Result<(), CheckpointError> {
+        if self.checkpoint_requests.is_stopped() { Err(CheckpointError::Stopped) } else { Ok(()) }
     }
 
     /// Nearly out of segments: so many are to be filed until half of the capacity is free again, or
@@ -222,13 +222,13 @@ impl Filer {
     }
 
     /// Files a few segments, if some are due. True if there were.
-    pub(super) fn checkpoint_due(&mut self) -> Result<bool, FilingError> {
+    pub(super) fn checkpoint_due(&mut self) -> Result<bool, CheckpointError> {
         let unfiled = self.unfiled();
         let now = Instant::now();
         let missing = self.missing();
         let checkpoint_after = self.settings.load().checkpoint_after;
         let due = |at: Instant| at + checkpoint_after <= now;
-        let wanted_up_to = self.drained.due().max(self.compaction_due()).max(self.cut_up_to);
+        let wanted_up_to = self.reclaim.due().max(self.compaction_due()).max(self.cut_up_to);
         let wanted = |segment: &Segment| segment.generation <= wanted_up_to;
         let count = unfiled
             .iter()
@@ -239,7 +239,7 @@ impl Filer {
             .count();
         let count = count.max(self.dead.count(&unfiled, &*self.source)).min(AT_ONCE);
         let few = |segment: &&Arc<Segment>| {
-            segment.last_seq().saturating_sub(self.ledger.filed_seq) <= RECORDS_AT_ONCE
+            segment.last_seq().saturating_sub(self.manifest.filed_seq) <= RECORDS_AT_ONCE
         };
         let count = count.min(unfiled.iter().take_while(few).count().max(1));
         match count.checked_sub(1).map(|last| unfiled[last].generation) {
@@ -253,7 +253,11 @@ impl Filer {
 
     /// On a full disk: files the oldest segments in which nothing lives, for which the index is not
     /// needed. They are what removes are written to next.
-    fn checkpoint_dead(&mut self, unfiled: &[Arc<Segment>], error: FilingError) -> Result<bool, FilingError> {
+    fn checkpoint_dead(
+        &mut self,
+        unfiled: &[Arc<Segment>],
+        error: CheckpointError,
+    ) -> Result<bool, CheckpointError> {
         let live = self.source.live_bytes();
         let is_dead = |segment: &&Arc<Segment>| !live.contains_key(&segment.generation);
         match unfiled.iter().take_while(is_dead).last() {
@@ -263,18 +267,18 @@ impl Filer {
     }
 
     /// Files everything in segments up to `up_to`.
-    pub(super) fn checkpoint(&mut self, up_to: u64) -> Result<(), FilingError> {
+    pub(super) fn checkpoint(&mut self, up_to: u64) -> Result<(), CheckpointError> {
         let started = Instant::now();
         let mut collected = self.source.collect(up_to);
         collected.sort_unstable_by_key(|(key, _)| *key);
         // A removal of what was never filed changes nothing that is filed.
-        let high = self.ledger.high;
-        let is_filed = |key: &Key, newest: &Newest| newest.place.is_some() || high.may_have(key);
+        let high = self.manifest.high;
+        let is_filed = |key: &Key, newest: &NewestRecord| newest.place.is_some() || high.may_have(key);
         let records = collected.iter().filter(|(key, newest)| is_filed(key, newest)).count() as u64;
         if records > 0 && !self.durable.is_whole() {
-            return Err(FilingError::Rebuilding);
+            return Err(CheckpointError::Rebuilding);
         }
-        let mut next = self.ledger.clone();
+        let mut next = self.manifest.clone();
         collected
             .iter()
             .filter(|(_, newest)| newest.place.is_some())
@@ -298,14 +302,18 @@ impl Filer {
         drop(filed);
         self.source.forget(&collected);
         self.release();
-        self.filing.note_progress();
+        self.checkpoint_requests.note_progress();
         self.events.filed(records, segments, started.elapsed());
         Ok(())
     }
 
-    /// Makes `next` the ledger, durably: first the log of what lives, then the ledger that names
-    /// its end. Where it fails, the index is ahead of the ledger, and is rebuilt.
-    pub(super) fn commit(&mut self, next: Ledger, changes: &LivenessChanges) -> Result<(), FilingError> {
+    /// Makes `next` the manifest, durably: first the log of what lives, then the manifest that names
+    /// its end. Where it fails, the index is ahead of the manifest, and is rebuilt.
+    pub(super) fn commit(
+        &mut self,
+        next: Manifest,
+        changes: &LivenessChanges,
+    ) -> Result<(), CheckpointError> {
         let committed = self.try_commit(next, changes);
         if let Err(error) = &committed
             && !changes.is_empty()
@@ -315,7 +323,7 @@ impl Filer {
         committed
     }
 
-    fn try_commit(&mut self, mut next: Ledger, changes: &LivenessChanges) -> Result<(), FilingError> {
+    fn try_commit(&mut self, mut next: Manifest, changes: &LivenessChanges) -> Result<(), CheckpointError> {
         next.number += 1;
         next.retained.retain(|_, segment| segment.live > 0);
         let is_retained = |generation: u64| next.retained.contains_key(&generation);
@@ -324,33 +332,33 @@ impl Filer {
         } else if !changes.is_empty() {
             next.liveness = self.liveness.append(changes)?;
         }
-        self.write_ledger(next)
+        self.write_manifest(next)
     }
 
-    pub(super) fn write_ledger(&mut self, next: Ledger) -> Result<(), FilingError> {
-        self.is_ledger_in_doubt = true;
-        self.ledger_file.write(&next)?;
-        self.is_ledger_in_doubt = false;
+    pub(super) fn write_manifest(&mut self, next: Manifest) -> Result<(), CheckpointError> {
+        self.is_manifest_in_doubt = true;
+        self.manifest_file.write(&next)?;
+        self.is_manifest_in_doubt = false;
         self.liveness.committed(next.liveness);
         self.presence.watch_liveness(self.liveness.kept_file());
-        self.ledger = next;
+        self.manifest = next;
         Ok(())
     }
 
-    /// Of the segments that are filed, recycles those in which nothing lives, and retains the others. It asks the ledger and not what the last step
+    /// Of the segments that are filed, recycles those in which nothing lives, and retains the others. It asks the manifest and not what the last step
     /// changed: a step before that may have failed half-way.
     pub(super) fn release(&self) {
-        // After a crash either ledger may be the valid one. A segment that one of them names is
+        // After a crash either manifest may be the valid one. A segment that one of them names is
         // kept.
-        if self.is_ledger_in_doubt {
+        if self.is_manifest_in_doubt {
             return;
         }
         for segment in self.segments.all() {
-            let is_filed = segment.role == Role::Cold || segment.generation <= self.ledger.filed_generation;
+            let is_filed = segment.role == Role::Cold || segment.generation <= self.manifest.filed_generation;
             if !is_filed {
                 continue;
             }
-            if self.ledger.retained.contains_key(&segment.generation) {
+            if self.manifest.retained.contains_key(&segment.generation) {
                 self.segments.retain(&segment);
             } else {
                 let generation = segment.generation;
@@ -367,16 +375,16 @@ impl Filer {
     /// be rebuilt.
     fn file(
         &self,
-        entries: &[(Key, Newest)],
-        is_filed: &dyn Fn(&Key, &Newest) -> bool,
-        next: &mut Ledger,
+        entries: &[(Key, NewestRecord)],
+        is_filed: &dyn Fn(&Key, &NewestRecord) -> bool,
+        next: &mut Manifest,
         changes: &mut LivenessChanges,
     ) -> Result<(), DurableError> {
-        self.filing.begin();
+        self.checkpoint_requests.begin();
         let mut step = Instant::now();
         let mut ops = entries.iter().enumerate().filter_map(|(number, (key, newest))| {
             if number % REST_AFTER == REST_AFTER - 1 {
-                self.filing.rest(step.elapsed(), self.is_urgent());
+                self.checkpoint_requests.rest(step.elapsed(), self.is_urgent());
                 step = Instant::now();
             }
             is_filed(key, newest).then(|| self.op(key, newest)).flatten()
@@ -394,8 +402,8 @@ impl Filer {
     /// Applies `ops` to the index, and counts what lives in each retained segment by them.
     pub(super) fn apply_counted(
         &self,
-        ops: &mut dyn Iterator<Item = Op>,
-        next: &mut Ledger,
+        ops: &mut dyn Iterator<Item = IndexOp>,
+        next: &mut Manifest,
         changes: &mut LivenessChanges,
     ) -> Result<(), DurableError> {
         // The engine takes some ops ahead before it returns what the first of them replaced.
@@ -404,19 +412,19 @@ impl Filer {
         let mut steps = 0_usize;
         let delta = self.durable.apply(&mut ops, &mut |_, before| {
             let after = match ahead.borrow_mut().pop_front() {
-                Some(Change::Put(record)) => Some(record),
-                Some(Change::Remove) | None => None,
+                Some(IndexChange::Put(record)) => Some(record),
+                Some(IndexChange::Remove) | None => None,
             };
             account(&mut next.retained, |generation| self.size_of(generation), before, after);
             before.inspect(|before| changes.dead(before.generation, before.offset));
             after.inspect(|after| changes.live(after.generation, after.offset));
             steps += 1;
             if steps.is_multiple_of(REST_AFTER) {
-                self.filing.note_progress();
+                self.checkpoint_requests.note_progress();
             }
         })?;
         next.tally = next.tally.plus(delta);
-        self.filing.note_progress();
+        self.checkpoint_requests.note_progress();
         Ok(())
     }
 
@@ -425,22 +433,22 @@ impl Filer {
     }
 
     /// The change of the index for an id: none, if the record is not the newest any more.
-    fn op(&self, key: &Key, newest: &Newest) -> Option<Op> {
+    fn op(&self, key: &Key, newest: &NewestRecord) -> Option<IndexOp> {
         if !self.source.is_newest(&key.id(), newest.seq) {
             return None;
         }
         let change = match newest.place {
-            Some(place) => Change::Put(record_at(newest.seq, place)),
-            None => Change::Remove,
+            Some(place) => IndexChange::Put(record_at(newest.seq, place)),
+            None => IndexChange::Remove,
         };
-        Some(Op { key: *key, change })
+        Some(IndexOp { key: *key, change })
     }
 }
 
 /// A thread that is gone, however it went, is not waited for.
-struct End(Arc<Filing>);
+struct StopRequestsOnExit(Arc<CheckpointRequests>);
 
-impl Drop for End {
+impl Drop for StopRequestsOnExit {
     fn drop(&mut self) {
         self.0.stop();
     }

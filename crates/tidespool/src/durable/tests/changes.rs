@@ -22,7 +22,7 @@ fn all(store: &dyn DurableStore) -> Vec<(Key, Record)> {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum IndexStep {
     Apply(Vec<(u32, Option<Record>)>),
     Reopen,
 }
@@ -32,15 +32,15 @@ fn records() -> impl Strategy<Value = Record> {
         .prop_map(|(seq, generation, offset, len)| Record { seq, generation, offset, len })
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<IndexStep>> {
     let op = || (0_u32..60, prop::option::of(records()));
     // As files and messages come: in the order of their keys, none twice.
     let in_order = prop::collection::btree_map(0_u32..60, prop::option::of(records()), 0..60)
-        .prop_map(|changes| Step::Apply(changes.into_iter().collect()));
+        .prop_map(|changes| IndexStep::Apply(changes.into_iter().collect()));
     let step = prop_oneof![
-        4 => prop::collection::vec(op(), 0..40).prop_map(Step::Apply),
+        4 => prop::collection::vec(op(), 0..40).prop_map(IndexStep::Apply),
         4 => in_order,
-        1 => Just(Step::Reopen),
+        1 => Just(IndexStep::Reopen),
     ];
     prop::collection::vec(step, 1..12)
 }
@@ -55,11 +55,11 @@ proptest! {
         let mut tally = Tally::default();
         for step in steps {
             match step {
-                Step::Reopen => {
+                IndexStep::Reopen => {
                     close(store);
                     store = open(dir.path());
                 }
-                Step::Apply(changes) => {
+                IndexStep::Apply(changes) => {
                     let before: Vec<_> = changes
                         .iter()
                         .map(|(n, new)| match new {
@@ -165,8 +165,10 @@ fn a_scan_of_what_was_created_before_is_exact() {
     let store = open(dir.path());
     let ids: Vec<SpoolId> = (0..1_000).map(|_| SpoolId::new()).collect();
     let timeless = [SpoolId::from_bytes([0; 16]), SpoolId::from_bytes([0xff; 16])];
-    let ops =
-        ids.iter().chain(&timeless).map(|id| Op { key: Key::of(id), change: Change::Put(place(1, 10)) });
+    let ops = ids
+        .iter()
+        .chain(&timeless)
+        .map(|id| IndexOp { key: Key::of(id), change: IndexChange::Put(place(1, 10)) });
     apply(&store, ops).unwrap();
     for start in [ids[0].created(), ids[400].created(), Some(Utc::now() + TimeDelta::days(1))] {
         let start = start.unwrap();

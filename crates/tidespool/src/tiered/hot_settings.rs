@@ -11,18 +11,18 @@ const SYNCED: u8 = 2;
 
 /// As they are now.
 #[derive(Debug, Default)]
-pub(crate) struct Terms {
+pub(crate) struct HotSettings {
     /// In one: between two there would be a moment with neither.
     durability: AtomicU8,
     max_message_size: AtomicU64,
     store_deadline_us: AtomicU64,
 }
 
-impl Terms {
+impl HotSettings {
     pub(crate) fn of(config: &Config) -> Self {
-        let terms = Self::default();
-        terms.set(config);
-        terms
+        let hot_settings = Self::default();
+        hot_settings.set(config);
+        hot_settings
     }
 
     pub(crate) fn set(&self, config: &Config) {
@@ -65,18 +65,18 @@ mod tests {
     #[test]
     fn a_change_of_durability_goes_through_nothing_weaker() {
         let with = |durability| Config::new("/x").durability(durability);
-        let terms = Terms::of(&with(Durability::Synced));
+        let hot_settings = HotSettings::of(&with(Durability::Synced));
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for _ in 0..300_000 {
-                    terms.set(&with(Durability::Process));
-                    terms.set(&with(Durability::Synced));
+                    hot_settings.set(&with(Durability::Process));
+                    hot_settings.set(&with(Durability::Synced));
                 }
                 done.store(true, Ordering::SeqCst);
             });
             while !done.load(Ordering::SeqCst) {
-                assert_ne!(terms.durability(), Durability::Memory);
+                assert_ne!(hot_settings.durability(), Durability::Memory);
             }
         });
     }

@@ -8,20 +8,16 @@ use anyhow::{Context as _, Result, anyhow};
 use parking_lot::Mutex;
 use tidespool_core::Closed;
 
+use super::commit_queue::Stop;
 use super::directory::Directory;
-use super::mailbox::Stop;
 use super::shared::Shared;
-use super::threads::{Starter, Thread};
-use crate::checkpoint::{Filer, Ledger, LedgerError, LedgerFile};
-use crate::durable::Durable;
+use super::threads::{Starter, Thread, names};
+use crate::checkpoint::{Checkpointer, Manifest, ManifestError, ManifestFile};
+use crate::durable::DiskIndex;
 use crate::pressure::Relief;
 
 /// Enumerations at a time. A server needs one, at its start.
 const MAX_ENUMERATIONS: usize = 64;
-
-/// Writes what a shutdown writes last: the disk may hang, and then it is this thread that does. Two
-/// are reserved, for there may be none to be had then.
-pub(super) const LAST_WRITER: &str = "tidespool-ledger";
 
 /// What an enumeration was at when its thread could not be started.
 const STARTING: &str = "starting an enumeration";
@@ -30,7 +26,7 @@ const STARTING: &str = "starting an enumeration";
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Everything that runs, and what must outlive it.
-pub(super) struct Crew {
+pub(super) struct Workers {
     running: Mutex<Option<Running>>,
     enumerations: Mutex<Vec<Thread<()>>>,
     /// How the end went, for those who ask again. Held for the whole of it.
@@ -45,7 +41,7 @@ pub(super) struct Running {
     /// Ends with the committer: while that hangs, the stores that it has in hand have their
     /// deadlines.
     pub(super) timer: Thread<()>,
-    pub(super) filer: Thread<Filer>,
+    pub(super) checkpointer: Thread<Checkpointer>,
     pub(super) others: Vec<Thread<()>>,
     /// The monitor looks at it through a weak pointer.
     pub(super) _relief: Arc<dyn Relief>,
@@ -62,7 +58,7 @@ struct Times {
     committed: Instant,
     /// All other threads have.
     joined: Instant,
-    /// The last ledger is written, sled is closed, and its files are summed up.
+    /// The last manifest is written, sled is closed, and its files are summed up.
     closed: Instant,
 }
 
@@ -89,7 +85,7 @@ pub(super) struct Committed {
     pub(super) durable_seq: u64,
 }
 
-impl Crew {
+impl Workers {
     pub(super) fn new(running: Running, starter: Starter) -> Self {
         Self {
             running: Mutex::new(Some(running)),
@@ -103,14 +99,14 @@ impl Crew {
     pub(super) fn enumerate(&self, run: impl FnOnce() + Send + 'static) -> Result<()> {
         // A shutdown that begins now waits for this, and then ends it.
         let running = self.running.lock();
-        let Some(crew) = &*running else { return Err(Closed.into()) };
+        let Some(workers) = &*running else { return Err(Closed.into()) };
         let mut enumerations = self.enumerations.lock();
         enumerations.retain(|thread| !thread.is_finished());
         if enumerations.len() >= MAX_ENUMERATIONS {
             let what = format!("{MAX_ENUMERATIONS} enumerations are running: wait for one to end");
             return Err(io::Error::new(io::ErrorKind::WouldBlock, what)).context(STARTING);
         }
-        enumerations.push(self.starter.start("tidespool-enum", &crew.directory, run).context(STARTING)?);
+        enumerations.push(self.starter.start(names::ENUMERATE, &workers.directory, run).context(STARTING)?);
         Ok(())
     }
 
@@ -126,11 +122,11 @@ impl Crew {
     /// Ends everything in order. Blocks. Whoever comes second waits for the first, and hears the same.
     pub(super) fn end(&self, shared: &Shared) -> Result<()> {
         let mut ended = self.ended.lock();
-        let Some(crew) = self.running.lock().take() else {
+        let Some(workers) = self.running.lock().take() else {
             return ended.clone().map_or(Ok(()), |error| Err(anyhow!(error)));
         };
-        let problems = self.end_running(shared, crew);
-        self.starter.release(LAST_WRITER);
+        let problems = self.end_running(shared, workers);
+        self.starter.release(names::LAST_WRITER);
         shared.readers.end();
         shared.closing.end();
         if problems.is_empty() {
@@ -141,7 +137,7 @@ impl Crew {
         Err(anyhow!(error))
     }
 
-    fn end_running(&self, shared: &Shared, crew: Running) -> Vec<String> {
+    fn end_running(&self, shared: &Shared, workers: Running) -> Vec<String> {
         let mut problems = Vec::new();
         let times = Times::of(Instant::now(), shared.config.load().shutdown_timeout);
         shared.close();
@@ -151,8 +147,8 @@ impl Crew {
         monitor.inspect(|monitor| monitor.stop());
         // It only reads, and no caller needs it now: what is dirty gets the disk.
         shared.verification.stop();
-        shared.mailbox.stop(Stop::Drained(times.drained));
-        let committed = note_end(crew.committer, times.committed, &mut problems);
+        shared.commit_queue.stop(Stop::Drained(times.drained));
+        let committed = note_end(workers.committer, times.committed, &mut problems);
         shared.protection.freeze();
         if committed.is_none_or(|committed| !committed.all) {
             let bytes = shared.budget.dirty();
@@ -168,38 +164,41 @@ impl Crew {
             // No store waits for the disk any more. While the committer hangs they have deadlines.
             shared.timer.close();
         }
-        shared.filing.stop();
+        shared.checkpoint_requests.stop();
         shared.segments.pool().stop();
         shared.readers.close();
-        shared.keeper.close();
-        let filer = note_end(crew.filer, times.joined, &mut problems);
-        let ledger = committed.zip(filer).map(|(committed, mut filer)| {
-            filer.ledger.durable_seq = committed.durable_seq.max(filer.ledger.durable_seq);
+        shared.balancer.close();
+        let checkpointer = note_end(workers.checkpointer, times.joined, &mut problems);
+        let manifest = committed.zip(checkpointer).map(|(committed, mut checkpointer)| {
+            checkpointer.manifest.durable_seq = committed.durable_seq.max(checkpointer.manifest.durable_seq);
             let write = move || {
-                filer.restore_at_the_end();
-                filer.ledger_file.write(&filer.ledger).map(|()| (filer.ledger_file, filer.ledger))
+                checkpointer.restore_at_the_end();
+                checkpointer
+                    .manifest_file
+                    .write(&checkpointer.manifest)
+                    .map(|()| (checkpointer.manifest_file, checkpointer.manifest))
             };
-            self.starter.start(LAST_WRITER, &crew.directory, write)
+            self.starter.start(names::LAST_WRITER, &workers.directory, write)
         });
         // One that hangs does not end before the committer does, and could not be told to.
-        let with_committer = committed.map(|_| [crew.syncer, crew.timer]);
+        let with_committer = committed.map(|_| [workers.syncer, workers.timer]);
         let enumerations = std::mem::take(&mut *self.enumerations.lock());
-        for thread in with_committer.into_iter().flatten().chain(crew.others).chain(enumerations) {
+        for thread in with_committer.into_iter().flatten().chain(workers.others).chain(enumerations) {
             note_end(thread, times.joined, &mut problems);
         }
         if monitor.is_some_and(|monitor| !monitor.join_by(times.joined)) {
             problems.push("the memory-pressure monitor hangs in asking the spool for memory".to_owned());
         }
-        let ledger = ledger.and_then(|ledger| note_ledger(ledger, times.closed, &mut problems));
+        let manifest = manifest.and_then(|manifest| note_manifest(manifest, times.closed, &mut problems));
         note_lost_files(shared, &mut problems);
-        match (shared.durable.close(times.closed), ledger) {
+        match (shared.durable.close(times.closed), manifest) {
             (Err(error), _) => problems.push(error.to_string()),
             // No thread is left that changes the index: those that hang may only be reading.
-            (Ok(true), Some((file, ledger))) => {
+            (Ok(true), Some((file, manifest))) => {
                 let durable = shared.durable.clone();
-                let sum_up = move || note_index(&durable, &file, ledger, times.closed);
-                let fingerprint = self.starter.start(LAST_WRITER, &crew.directory, sum_up);
-                note_ledger(fingerprint, times.closed, &mut problems);
+                let sum_up = move || note_index(&durable, &file, manifest, times.closed);
+                let fingerprint = self.starter.start(names::LAST_WRITER, &workers.directory, sum_up);
+                note_manifest(fingerprint, times.closed, &mut problems);
             }
             (Ok(_), _) => {}
         }
@@ -213,23 +212,28 @@ impl Crew {
         shared.budget.close();
         shared.monitor.get().inspect(|monitor| monitor.stop());
         shared.protection.freeze();
-        shared.mailbox.stop(Stop::Abandon);
-        shared.filing.stop();
+        shared.commit_queue.stop(Stop::Abandon);
+        shared.checkpoint_requests.stop();
         shared.verification.stop();
         shared.segments.pool().stop();
         shared.readers.close();
         shared.readers.end();
         shared.closing.end();
-        shared.keeper.close();
+        shared.balancer.close();
         shared.timer.close();
     }
 }
 
-/// Notes in the ledger what the index's files are, now that it is closed: if they still are at the
+/// Notes in the manifest what the index's files are, now that it is closed: if they still are at the
 /// next opening, the index is kept. Not where it would take longer than until `by`.
-fn note_index(durable: &Durable, file: &LedgerFile, ledger: Ledger, by: Instant) -> Result<(), LedgerError> {
+fn note_index(
+    durable: &DiskIndex,
+    file: &ManifestFile,
+    manifest: Manifest,
+    by: Instant,
+) -> Result<(), ManifestError> {
     match durable.sum_up(by) {
-        Ok(Some(index)) => file.write(&Ledger { index: Some(index), ..ledger }),
+        Ok(Some(index)) => file.write(&Manifest { index: Some(index), ..manifest }),
         Ok(None) => Ok(()),
         Err(error) => {
             tracing::warn!(%error, "the index's files could not be read: it is rebuilt at the next start");
@@ -259,9 +263,9 @@ fn note_lost_files(shared: &Shared, problems: &mut Vec<String>) {
     problems.extend(lost.into_iter().map(|lost| format!("a file of the spool is lost: {lost}")));
 }
 
-/// The same of a thread that writes the ledger.
-fn note_ledger<T>(
-    started: io::Result<Thread<Result<T, LedgerError>>>,
+/// The same of a thread that writes the manifest.
+fn note_manifest<T>(
+    started: io::Result<Thread<Result<T, ManifestError>>>,
     by: Instant,
     problems: &mut Vec<String>,
 ) -> Option<T> {
@@ -269,7 +273,7 @@ fn note_ledger<T>(
         Ok(thread) => {
             note_end(thread, by, problems).map(|written| written.map_err(|error| error.to_string()))
         }
-        Err(error) => Some(Err(format!("starting {LAST_WRITER}: {error}"))),
+        Err(error) => Some(Err(format!("starting {}: {error}", names::LAST_WRITER))),
     };
     match written {
         Some(Ok(written)) => return Some(written),
@@ -277,7 +281,7 @@ fn note_ledger<T>(
         None => {}
     }
     problems.push(
-        "the ledger is not up to date: the next opening reads more, and loses nothing by it".to_owned(),
+        "the manifest is not up to date: the next opening reads more, and loses nothing by it".to_owned(),
     );
     None
 }
@@ -297,7 +301,7 @@ mod tests {
         let config = Config::new(dir.path().join("spool")).segment_size(256 << 10).journal_capacity(4 << 20);
         let spool = TieredSpool::open(config).await.unwrap();
         spool.shutdown().await.unwrap();
-        let error = spool.crew.enumerate(|| ()).unwrap_err();
+        let error = spool.workers.enumerate(|| ()).unwrap_err();
         assert!(error.root_cause().is::<Closed>(), "{error:#}");
     }
 }

@@ -12,7 +12,7 @@ use thiserror::Error;
 use super::ballast::Ballast;
 use super::liveness::LogPosition;
 use super::retained::Retained;
-use crate::durable::{Class, ClosedIndex, Key, Tally};
+use crate::durable::{ClosedIndex, Key, KeyClass, Tally};
 use crate::storage::{
     Loss, OpenMode, Storage, StorageFile, at, is_no_room, loss_of, read_exact_at, write_all_at,
 };
@@ -38,7 +38,7 @@ impl HighKeys {
     pub(crate) fn may_have(&self, key: &Key) -> bool {
         match (key.class(), self.0[class_number(key.class())]) {
             (_, None) => false,
-            (Class::Timeless, Some(_)) => true,
+            (KeyClass::Timeless, Some(_)) => true,
             (_, Some(high)) => *key <= high,
         }
     }
@@ -48,17 +48,17 @@ impl HighKeys {
     }
 }
 
-const fn class_number(class: Class) -> usize {
+const fn class_number(class: KeyClass) -> usize {
     match class {
-        Class::Timeless => 0,
-        Class::Ticks => 1,
-        Class::Millis => 2,
+        KeyClass::Timeless => 0,
+        KeyClass::Ticks => 1,
+        KeyClass::Millis => 2,
     }
 }
 
 /// The state of everything filed, as of the last checkpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Ledger {
+pub(crate) struct Manifest {
     /// Counts checkpoints.
     pub(crate) number: u64,
     /// Segments up to this generation are filed.
@@ -79,14 +79,14 @@ pub(crate) struct Ledger {
     pub(crate) next_generation: u64,
     /// Where the log of what lives in the retained segments ends.
     pub(crate) liveness: LogPosition,
-    /// The index as an orderly end left it. `None` in the ledger of a spool that is open: the index
+    /// The index as an orderly end left it. `None` in the manifest of a spool that is open: the index
     /// changes its files all the time.
     pub(crate) index: Option<ClosedIndex>,
 }
 
-/// [`Ledger`] as it is written.
+/// [`Manifest`] as it is written.
 #[derive(Debug, Serialize, Deserialize)]
-struct Line {
+struct ManifestLine {
     /// Of the two in a file the one with the higher number counts.
     turn: u64,
     /// Bytes of a slot: the file is twice as long.
@@ -104,23 +104,23 @@ struct Line {
     index: Option<ClosedIndex>,
 }
 
-/// Why there is no ledger.
+/// Why there is no manifest.
 #[derive(Debug, Error)]
-pub(crate) enum LedgerError {
+pub(crate) enum ManifestError {
     /// Reading or writing failed.
     #[error("{doing} {path}: {source}", path = path.display())]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
-    /// The file is not a ledger, or not whole.
+    /// The file is not a manifest, or not whole.
     #[error("{path} is damaged: {what}", path = path.display())]
     Damaged { path: PathBuf, what: String },
 }
 
-/// The ledger's file: two slots, written in turn. A crash while one is written leaves the other.
+/// The manifest's file: two slots, written in turn. A crash while one is written leaves the other.
 ///
 /// They are written in place, into blocks that the file has already: a new file for each checkpoint would make the file system commit its own
 /// journal, for which every commit that is under way waits.
 #[derive(Debug)]
-pub(crate) struct LedgerFile {
+pub(crate) struct ManifestFile {
     storage: Arc<dyn Storage>,
     dir: PathBuf,
     path: PathBuf,
@@ -142,12 +142,12 @@ struct Slots {
 /// The smallest slot: room for some hundred retained segments.
 const MIN_SLOT_LEN: u64 = 32 << 10;
 
-impl LedgerFile {
+impl ManifestFile {
     pub(crate) fn new(storage: Arc<dyn Storage>, dir: &Path) -> Self {
         Self {
             storage,
             dir: dir.to_owned(),
-            path: dir.join("ledger"),
+            path: dir.join("manifest"),
             slots: Mutex::default(),
             found: Mutex::default(),
         }
@@ -163,8 +163,8 @@ impl LedgerFile {
     }
 
     /// Reads it. `None`: there is none.
-    pub(crate) fn read(&self) -> Result<Option<Ledger>, LedgerError> {
-        let io = |source| LedgerError::Io { doing: "reading", path: self.path.clone(), source };
+    pub(crate) fn read(&self) -> Result<Option<Manifest>, ManifestError> {
+        let io = |source| ManifestError::Io { doing: "reading", path: self.path.clone(), source };
         let file = match self.storage.open(&self.path, OpenMode::Read) {
             Ok(file) => file,
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -172,7 +172,7 @@ impl LedgerFile {
         };
         let len = file.len().map_err(io)?;
         if len > MAX_LEN {
-            return Err(self.damaged(format!("{len} bytes are too many for a ledger")));
+            return Err(self.damaged(format!("{len} bytes are too many for a manifest")));
         }
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
         read_exact_at(&*file, &mut bytes, 0).map_err(io)?;
@@ -188,8 +188,8 @@ impl LedgerFile {
     }
 
     /// Replaces it, durably.
-    pub(crate) fn write(&self, ledger: &Ledger) -> Result<(), LedgerError> {
-        let io = |source| LedgerError::Io { doing: "writing", path: self.path.clone(), source };
+    pub(crate) fn write(&self, manifest: &Manifest) -> Result<(), ManifestError> {
+        let io = |source| ManifestError::Io { doing: "writing", path: self.path.clone(), source };
         let mut slots = self.slots.lock();
         let loss = slots.as_ref().and_then(|slots| self.loss_of(slots));
         if loss.is_some() {
@@ -197,8 +197,8 @@ impl LedgerFile {
         }
         // Put back when all went well.
         let written = match slots.take().filter(|_| loss.is_none()) {
-            Some(current) => self.write_in_turn(current, ledger),
-            None => self.write_anew(ledger),
+            Some(current) => self.write_in_turn(current, manifest),
+            None => self.write_anew(manifest),
         };
         *slots = Some(written.map_err(io)?);
         Ok(())
@@ -213,20 +213,20 @@ impl LedgerFile {
     }
 
     /// Makes another file in place of one that is lost.
-    pub(crate) fn restore(&self, ledger: &Ledger) -> Result<(), LedgerError> {
+    pub(crate) fn restore(&self, manifest: &Manifest) -> Result<(), ManifestError> {
         *self.slots.lock() = None;
-        self.write(ledger)
+        self.write(manifest)
     }
 
     fn loss_of(&self, slots: &Slots) -> Option<Loss> {
         loss_of(&*self.storage, &self.path, &*slots.file, 2 * slots.slot_len)
     }
 
-    fn write_in_turn(&self, slots: Slots, ledger: &Ledger) -> io::Result<Slots> {
+    fn write_in_turn(&self, slots: Slots, manifest: &Manifest) -> io::Result<Slots> {
         let turn = slots.turn + 1;
-        let text = render(ledger, turn, slots.slot_len)?;
+        let text = render(manifest, turn, slots.slot_len)?;
         if text.len() as u64 > slots.slot_len {
-            return self.write_anew(ledger);
+            return self.write_anew(manifest);
         }
         let offset = turn % 2 * slots.slot_len;
         write_all_at(&*slots.file, &mut [IoSlice::new(text.as_bytes())], offset)?;
@@ -234,19 +234,19 @@ impl LedgerFile {
         Ok(Slots { turn, ..slots })
     }
 
-    /// A new file in place of the old one, with room for a ledger that grows.
-    fn write_anew(&self, ledger: &Ledger) -> io::Result<Slots> {
-        let need = render(ledger, 0, u64::MAX)?.len() as u64;
+    /// A new file in place of the old one, with room for a manifest that grows.
+    fn write_anew(&self, manifest: &Manifest) -> io::Result<Slots> {
+        let need = render(manifest, 0, u64::MAX)?.len() as u64;
         // No longer than what is read back.
         let slot_len = (2 * need).next_power_of_two().clamp(MIN_SLOT_LEN, MAX_LEN / 2);
         if need > slot_len {
             return Err(io::Error::other(format!(
-                "a ledger of {need} bytes is too long: too many segments are retained"
+                "a manifest of {need} bytes is too long: too many segments are retained"
             )));
         }
-        let mut bytes = render(ledger, 0, slot_len)?.into_bytes();
+        let mut bytes = render(manifest, 0, slot_len)?.into_bytes();
         bytes.resize(usize::try_from(2 * slot_len).unwrap_or(usize::MAX), 0);
-        let temporary = self.dir.join("ledger.new");
+        let temporary = self.dir.join("manifest.new");
         let file = self.write_temporary(&temporary, &bytes).map_err(|error| at(&temporary, error))?;
         self.storage.rename(&temporary, &self.path)?;
         self.storage.sync_dir(&self.dir)?;
@@ -261,67 +261,67 @@ impl LedgerFile {
     }
 
     /// The same; on a full disk the ballast makes room. A spool that can't be opened can't be emptied.
-    pub(crate) fn write_somehow(&self, ledger: &Ledger, ballast: &Ballast) -> Result<(), LedgerError> {
-        match self.write(ledger) {
-            Err(LedgerError::Io { source, .. }) if is_no_room(&source) => {
+    pub(crate) fn write_somehow(&self, manifest: &Manifest, ballast: &Ballast) -> Result<(), ManifestError> {
+        match self.write(manifest) {
+            Err(ManifestError::Io { source, .. }) if is_no_room(&source) => {
                 ballast.release();
-                self.write(ledger)
+                self.write(manifest)
             }
             written => written,
         }
     }
 
-    fn damaged(&self, what: String) -> LedgerError {
-        LedgerError::Damaged { path: self.path.clone(), what }
+    fn damaged(&self, what: String) -> ManifestError {
+        ManifestError::Damaged { path: self.path.clone(), what }
     }
 }
 
-/// A ledger is small: a line for each retained segment at most.
+/// A manifest is small: a line for each retained segment at most.
 const MAX_LEN: u64 = 64 << 20;
 
-fn render(ledger: &Ledger, turn: u64, slot_len: u64) -> io::Result<String> {
-    let line = Line {
+fn render(manifest: &Manifest, turn: u64, slot_len: u64) -> io::Result<String> {
+    let line = ManifestLine {
         turn,
         slot_len,
-        number: ledger.number,
-        filed_generation: ledger.filed_generation,
-        filed_seq: ledger.filed_seq,
-        durable_seq: ledger.durable_seq,
-        tally: ledger.tally,
-        high: ledger.high.keys().map(|key| key.as_bytes().to_vec()).collect(),
-        retained: ledger.retained.clone(),
-        lost: ledger.lost,
-        next_generation: ledger.next_generation,
-        liveness: ledger.liveness,
-        index: ledger.index,
+        number: manifest.number,
+        filed_generation: manifest.filed_generation,
+        filed_seq: manifest.filed_seq,
+        durable_seq: manifest.durable_seq,
+        tally: manifest.tally,
+        high: manifest.high.keys().map(|key| key.as_bytes().to_vec()).collect(),
+        retained: manifest.retained.clone(),
+        lost: manifest.lost,
+        next_generation: manifest.next_generation,
+        liveness: manifest.liveness,
+        index: manifest.index,
     };
     let json = serde_json::to_string(&line)?;
     Ok(format!("{json}\n{:08x}\n", crc32c::crc32c(json.as_bytes())))
 }
 
-/// Both slots hold a ledger, or the first one does and the second was never written.
+/// Both slots hold a manifest, or the first one does and the second was never written.
 fn is_whole(bytes: &[u8]) -> bool {
     let (first, second) = bytes.split_at(bytes.len() / 2);
     parse(first).is_ok() && (parse(second).is_ok() || second.iter().all(|byte| *byte == 0))
 }
 
-/// The newer of the two ledgers in a file, or of what is left of them.
-fn newest(bytes: &[u8]) -> Result<Ledger, String> {
+/// The newer of the two manifests in a file, or of what is left of them.
+fn newest(bytes: &[u8]) -> Result<Manifest, String> {
     let (first, second) = bytes.split_at(bytes.len() / 2);
-    let (line, ledger) = match (parse(first), parse(second)) {
+    let (line, manifest) = match (parse(first), parse(second)) {
         (Ok(first), Ok(second)) => std::cmp::max_by_key(first, second, |(line, _)| line.turn),
         (Ok(one), Err(_)) | (Err(_), Ok(one)) => one,
         // The second slot of a new file is empty: what is wrong with the first one says more.
         (Err(what), Err(_)) => return Err(what),
     };
     match line.slot_len.checked_mul(2) == Some(bytes.len() as u64) {
-        true => Ok(ledger),
+        true => Ok(manifest),
         false => Err(format!("{} bytes are not its length", bytes.len())),
     }
 }
 
-/// The ledger at the start of a slot. What follows it is of no account.
-fn parse(slot: &[u8]) -> Result<(Line, Ledger), String> {
+/// The manifest at the start of a slot. What follows it is of no account.
+fn parse(slot: &[u8]) -> Result<(ManifestLine, Manifest), String> {
     let mut lines = slot.splitn(3, |byte| *byte == b'\n');
     let (Some(json), Some(crc), Some(_)) = (lines.next(), lines.next(), lines.next()) else {
         return Err("it is cut off".to_owned());
@@ -330,12 +330,12 @@ fn parse(slot: &[u8]) -> Result<(Line, Ledger), String> {
     if crc != expected.as_bytes() {
         return Err("its checksum is of other bytes".to_owned());
     }
-    let line: Line = serde_json::from_slice(json).map_err(|err| err.to_string())?;
+    let line: ManifestLine = serde_json::from_slice(json).map_err(|err| err.to_string())?;
     let mut high = HighKeys::default();
     for key in &line.high {
         high.raise(Key::from_slice(key).map_err(|err| err.to_string())?);
     }
-    let ledger = Ledger {
+    let manifest = Manifest {
         number: line.number,
         filed_generation: line.filed_generation,
         filed_seq: line.filed_seq,
@@ -348,7 +348,7 @@ fn parse(slot: &[u8]) -> Result<(Line, Ledger), String> {
         liveness: line.liveness,
         index: line.index,
     };
-    Ok((line, ledger))
+    Ok((line, manifest))
 }
 
 #[cfg(test)]
@@ -358,13 +358,13 @@ mod tests {
     use super::*;
     use crate::storage::OsStorage;
 
-    fn sample() -> Ledger {
+    fn sample() -> Manifest {
         let mut high = HighKeys::default();
         high.raise(Key::of(&SpoolId::new()));
         high.raise(Key::of(&SpoolId::from_bytes([9; 16])));
         let retained = BTreeMap::from([(3, Retained { size: 1 << 20, live_bytes: 77, live: 2 })]);
         let tally = Tally { records: 5, digest: 6 };
-        Ledger {
+        Manifest {
             number: 1,
             filed_generation: 4,
             filed_seq: 8,
@@ -382,57 +382,57 @@ mod tests {
     #[test]
     fn it_is_read_as_it_was_written() {
         let dir = tempfile::tempdir().unwrap();
-        let file = LedgerFile::new(Arc::new(OsStorage), dir.path());
+        let file = ManifestFile::new(Arc::new(OsStorage), dir.path());
         assert!(file.read().unwrap().is_none());
-        file.write(&Ledger::default()).unwrap();
-        let ledger = sample();
-        file.write(&ledger).unwrap();
-        assert_eq!(file.read().unwrap(), Some(ledger));
+        file.write(&Manifest::default()).unwrap();
+        let manifest = sample();
+        file.write(&manifest).unwrap();
+        assert_eq!(file.read().unwrap(), Some(manifest));
     }
 
     #[test]
     fn the_newest_of_many_is_read_back_and_a_crash_in_the_next_one_leaves_it() {
         let dir = tempfile::tempdir().unwrap();
-        let file = LedgerFile::new(Arc::new(OsStorage), dir.path());
-        let mut ledger = sample();
+        let file = ManifestFile::new(Arc::new(OsStorage), dir.path());
+        let mut manifest = sample();
         for number in 0..5 {
-            ledger.number = number;
-            file.write(&ledger).unwrap();
-            assert_eq!(file.read().unwrap().as_ref(), Some(&ledger));
+            manifest.number = number;
+            file.write(&manifest).unwrap();
+            assert_eq!(file.read().unwrap().as_ref(), Some(&manifest));
         }
         let whole = std::fs::read(file.path()).unwrap();
         // The fifth is in the first slot; the sixth gets as far as any number of its bytes.
-        let next = render(&Ledger { number: 5, ..ledger.clone() }, 5, MIN_SLOT_LEN).unwrap();
+        let next = render(&Manifest { number: 5, ..manifest.clone() }, 5, MIN_SLOT_LEN).unwrap();
         let slot = usize::try_from(MIN_SLOT_LEN).unwrap();
         for cut in 0..next.len() - 1 {
             let mut torn = whole.clone();
             torn[slot..slot + cut].copy_from_slice(&next.as_bytes()[..cut]);
-            assert_eq!(newest(&torn).as_ref(), Ok(&ledger), "cut at {cut}");
+            assert_eq!(newest(&torn).as_ref(), Ok(&manifest), "cut at {cut}");
         }
     }
 
     #[test]
     fn it_grows_with_what_is_retained() {
         let dir = tempfile::tempdir().unwrap();
-        let file = LedgerFile::new(Arc::new(OsStorage), dir.path());
-        let mut ledger = sample();
+        let file = ManifestFile::new(Arc::new(OsStorage), dir.path());
+        let mut manifest = sample();
         for generation in 0..5_000 {
-            ledger.retained.insert(generation, Retained { size: 1 << 20, live_bytes: 77, live: 2 });
+            manifest.retained.insert(generation, Retained { size: 1 << 20, live_bytes: 77, live: 2 });
             if generation % 500 == 0 {
-                file.write(&ledger).unwrap();
+                file.write(&manifest).unwrap();
             }
         }
-        file.write(&ledger).unwrap();
-        assert_eq!(file.read().unwrap(), Some(ledger));
+        file.write(&manifest).unwrap();
+        assert_eq!(file.read().unwrap(), Some(manifest));
     }
 
     #[test]
     fn a_changed_byte_or_a_missing_end_is_damage() {
-        let ledger = sample();
-        let text = render(&ledger, 0, MIN_SLOT_LEN).unwrap().into_bytes();
+        let manifest = sample();
+        let text = render(&manifest, 0, MIN_SLOT_LEN).unwrap().into_bytes();
         let mut whole = text.clone();
         whole.resize(2 * usize::try_from(MIN_SLOT_LEN).unwrap(), 0);
-        assert_eq!(newest(&whole), Ok(ledger));
+        assert_eq!(newest(&whole), Ok(manifest));
         for at in 0..text.len() {
             let mut bytes = whole.clone();
             bytes[at] ^= 1;

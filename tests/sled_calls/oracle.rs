@@ -1,4 +1,4 @@
-//! The oracle: what the spool was asked for and answered.
+//! The oracle: requests to the spool, its results, and the states that they allow.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,43 +6,43 @@ use tidespool_core::SpoolId;
 
 use crate::event::{Answer, Event, Version};
 
-/// The version of each message that is there.
+/// The version of each message that was found.
 pub(crate) type Found = BTreeMap<SpoolId, Version>;
 
-/// What one id may be.
+/// The possible states of one id.
 #[derive(Debug, Clone)]
 struct Fate {
-    /// What a load may return. More than one only after a removal that failed.
+    /// Possible results of a load. More than one only after a failed removal.
     now: Vec<Option<Version>>,
     /// Stores that failed in doubt: not visible, but an opening may find them.
-    doubted: Vec<Version>,
-    /// The operation that has no answer.
-    asked: Option<Option<Version>>,
+    in_doubt: Vec<Version>,
+    /// The operation in progress.
+    requested: Option<Option<Version>>,
 }
 
 impl Default for Fate {
     fn default() -> Self {
-        Self { now: vec![None], doubted: Vec::new(), asked: None }
+        Self { now: vec![None], in_doubt: Vec::new(), requested: None }
     }
 }
 
-/// The book of one directory. Each id has one caller, so its lines are in order.
+/// The oracle of one directory. Each id has one caller, so its events are ordered.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Book {
+pub(crate) struct Oracle {
     fates: BTreeMap<SpoolId, Fate>,
-    /// The disk is good and the spool has recovered.
+    /// The disk works and the spool has recovered.
     settled: bool,
     listing: Option<BTreeSet<SpoolId>>,
     violations: Vec<String>,
 }
 
-impl Book {
-    /// Every id that was ever named.
+impl Oracle {
+    /// All ids that were ever used.
     pub(crate) fn ids(&self) -> impl Iterator<Item = SpoolId> + Send + '_ {
         self.fates.keys().copied()
     }
 
-    /// Ids that live for certain.
+    /// The ids that certainly have a message.
     pub(crate) fn live(&self) -> Vec<(SpoolId, Version)> {
         let live = self.fates.iter().filter_map(|(id, fate)| match fate.now[..] {
             [Some(version)] => Some((*id, version)),
@@ -51,7 +51,7 @@ impl Book {
         live.collect()
     }
 
-    /// What was wrong so far.
+    /// Returns and clears the violations.
     pub(crate) fn take_violations(&mut self) -> Vec<String> {
         std::mem::take(&mut self.violations)
     }
@@ -60,21 +60,21 @@ impl Book {
         self.violations.push(what);
     }
 
-    /// Enters what the child reports, and judges its answers.
+    /// Records an event of the child, and checks its results.
     pub(crate) fn enter(&mut self, event: &Event) {
         match event {
-            Event::Store(id, version) => self.fate(*id).asked = Some(Some(*version)),
-            Event::Remove(id) => self.fate(*id).asked = Some(None),
+            Event::Store(id, version) => self.fate(*id).requested = Some(Some(*version)),
+            Event::Remove(id) => self.fate(*id).requested = Some(None),
             Event::Done(id) => {
                 let fate = self.fate(*id);
-                if let Some(asked) = fate.asked.take() {
-                    *fate = Fate { now: vec![asked], ..Fate::default() };
+                if let Some(requested) = fate.requested.take() {
+                    *fate = Fate { now: vec![requested], ..Fate::default() };
                 }
             }
             Event::Failed(id, doubt, _) => {
                 let fate = self.fate(*id);
-                match fate.asked.take() {
-                    Some(Some(version)) if *doubt => fate.doubted.push(version),
+                match fate.requested.take() {
+                    Some(Some(version)) if *doubt => fate.in_doubt.push(version),
                     Some(None) => fate.now.push(None),
                     _ => {}
                 }
@@ -98,28 +98,28 @@ impl Book {
             Event::Burst(_) => self.settled = false,
             Event::Damage(text) => self.wrong(format!("reported as damage: {text}")),
             Event::Refused(false, text) => {
-                self.wrong(format!("the opening calls it more than an I/O error: {text}"));
+                self.wrong(format!("the opening fails with more than an I/O error: {text}"));
             }
-            Event::Wrong(text) => self.wrong(format!("the child saw: {text}")),
+            Event::Wrong(text) => self.wrong(format!("the child reported: {text}")),
             Event::Ended(Some(text)) if self.settled => self.wrong(format!("shutdown: {text}")),
             Event::Opened | Event::Refused(..) | Event::Ready | Event::Ended(_) => {}
         }
     }
 
-    /// What an opening with a good disk found is right.
+    /// Checks the result of an opening on a working disk.
     pub(crate) fn compare(&mut self, found: &Found) {
         let mut wrong = Vec::new();
         for (id, fate) in &self.fates {
             let is = found.get(id).copied();
             let possible = fate.now.contains(&is)
-                || fate.asked.is_some_and(|asked| asked == is)
-                || is.is_some_and(|is| fate.doubted.contains(&is));
+                || fate.requested.is_some_and(|requested| requested == is)
+                || is.is_some_and(|is| fate.in_doubt.contains(&is));
             if !possible {
                 wrong.push(format!("after reopening: {}", describe(*id, is, &fate.now)));
             }
         }
         let unknown = found.keys().filter(|id| !self.fates.contains_key(id));
-        wrong.extend(unknown.map(|id| format!("after reopening: from nowhere: {id}")));
+        wrong.extend(unknown.map(|id| format!("after reopening: never stored: {id}")));
         self.violations.extend(wrong);
     }
 
@@ -132,7 +132,7 @@ impl Book {
             Answer::Whole(version) => Some(*version),
             Answer::Absent => None,
             Answer::Io(_) if !self.settled => return,
-            Answer::Io(text) => return self.wrong(format!("{how}: {id} fails on a good disk: {text}")),
+            Answer::Io(text) => return self.wrong(format!("{how}: {id} fails on a working disk: {text}")),
             Answer::Wrong(text) => return self.wrong(format!("{how}: {id}: {text}")),
         };
         let now = self.fate(id).now.clone();
@@ -156,9 +156,9 @@ mod tests {
     use super::*;
 
     fn with(events: &[Event]) -> Vec<String> {
-        let mut book = Book::default();
-        events.iter().for_each(|event| book.enter(event));
-        book.take_violations()
+        let mut oracle = Oracle::default();
+        events.iter().for_each(|event| oracle.enter(event));
+        oracle.take_violations()
     }
 
     fn stored(id: SpoolId, version: u64) -> [Event; 2] {
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_answers_are_seen() {
+    fn wrong_results_are_detected() {
         let id = SpoolId::new();
         let [store, done] = stored(id, 1);
         let [again, done_again] = stored(id, 2);
@@ -184,16 +184,16 @@ mod tests {
             assert_eq!(with(&events).len(), count, "{event:?}");
         }
         let late = [Event::Settled, Event::Loaded(id, Answer::Io(String::new()))];
-        assert_eq!(with(&late).len(), 1, "nothing fails on a good disk");
+        assert_eq!(with(&late).len(), 1, "nothing fails on a working disk");
     }
 
     #[test]
-    fn what_an_opening_finds_is_compared() {
+    fn the_result_of_an_opening_is_compared() {
         let (id, gone) = (SpoolId::new(), SpoolId::new());
-        let mut book = Book::default();
+        let mut oracle = Oracle::default();
         let removed = [Event::Remove(gone), Event::Done(gone)];
         let events = [stored(id, 1), stored(gone, 2), removed].concat();
-        events.iter().for_each(|event| book.enter(event));
+        events.iter().for_each(|event| oracle.enter(event));
         let cases = [
             (Found::from([(id, (1, 20))]), 0),
             (Found::new(), 1),
@@ -202,26 +202,26 @@ mod tests {
             (Found::from([(id, (1, 20)), (SpoolId::new(), (1, 20))]), 1),
         ];
         for (found, count) in cases {
-            book.compare(&found);
-            assert_eq!(book.take_violations().len(), count, "{found:?}");
+            oracle.compare(&found);
+            assert_eq!(oracle.take_violations().len(), count, "{found:?}");
         }
     }
 
     #[test]
-    fn what_failed_may_be_either() {
+    fn a_failed_operation_allows_both_states() {
         let id = SpoolId::new();
-        let mut book = Book::default();
+        let mut oracle = Oracle::default();
         let [store, done] = stored(id, 1);
         let failed = |doubt| Event::Failed(id, doubt, String::new());
         for event in [store, done, Event::Store(id, (2, 20)), failed(true), Event::Remove(id), failed(false)]
         {
-            book.enter(&event);
+            oracle.enter(&event);
         }
         for found in [Found::new(), Found::from([(id, (1, 20))]), Found::from([(id, (2, 20))])] {
-            book.compare(&found);
-            assert_eq!(book.take_violations(), Vec::<String>::new(), "{found:?}");
+            oracle.compare(&found);
+            assert_eq!(oracle.take_violations(), Vec::<String>::new(), "{found:?}");
         }
-        book.enter(&Event::Loaded(id, Answer::Whole((2, 20))));
-        assert_eq!(book.take_violations().len(), 1, "a store in doubt is not visible");
+        oracle.enter(&Event::Loaded(id, Answer::Whole((2, 20))));
+        assert_eq!(oracle.take_violations().len(), 1, "a store in doubt is not visible");
     }
 }

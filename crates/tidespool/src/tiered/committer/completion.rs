@@ -30,7 +30,7 @@ impl Committer {
     /// Makes everything that is written durable, and tells of it, before it returns.
     pub(super) fn sync(&mut self, began: Instant) -> Result<(), WriteError> {
         while self.writer.is_syncing() {
-            let ends = self.shared.mailbox.wait_synced();
+            let ends = self.shared.commit_queue.wait_synced();
             self.land_all(ends)?;
         }
         let job = self.writer.take_sync();
@@ -43,7 +43,7 @@ impl Committer {
     /// Waits for what is being synced, and tells of it.
     pub(super) fn land_submitted(&mut self) {
         while self.writer.is_syncing() {
-            let ends = self.shared.mailbox.wait_synced();
+            let ends = self.shared.commit_queue.wait_synced();
             let landed = self.land_all(ends);
             self.publish_landed();
             if let Err(error) = landed {
@@ -118,6 +118,6 @@ impl Committer {
         for segment in self.finished.drain(..) {
             segment.settle();
         }
-        self.shared.filing.kick();
+        self.shared.checkpoint_requests.kick();
     }
 }
