@@ -24,7 +24,8 @@ const SPINNING: &str = "sled::lazy::Lazy<";
 
 /// The functions of the threads that work at fixed intervals. They are not inlined, so that their
 /// names appear in the output.
-const PERIODIC: [&str; 2] = ["tidespool::tiered::balancer::keep", "tidespool::tiered::watch::watch"];
+const PERIODIC: [&str; 2] =
+    ["tidespool::tiered::background::balancer::keep", "tidespool::tiered::background::health::watch"];
 
 const WITHOUT_REP: &str =
     "glibc.cpu.x86_rep_movsb_threshold=1073741824:glibc.cpu.x86_rep_stosb_threshold=1073741824";

@@ -9,12 +9,12 @@ use arc_swap::ArcSwap;
 
 use super::ballast::Ballast;
 use super::compaction::Compaction;
-use super::dead::DeadSegments;
-use super::liveness::{LivenessChanges, LivenessLog};
+use super::dead_segments::DeadSegments;
 use super::manifest::{Manifest, ManifestFile};
 use super::reclaim::ReclaimPolicy;
 use super::requests::{CheckpointTask, CheckpointWork, TaskDone};
-use super::retained::{account, record_at};
+use super::value_log::liveness::{LivenessChanges, LivenessLog};
+use super::value_log::retained::{account, record_at};
 use super::{CheckpointError, CheckpointEvents, CheckpointRequests, LiveIndex, Presence, Rebuilding};
 use crate::durable::{DiskIndex, DurableError, IndexChange, IndexOp, Key};
 use crate::journal::{NewestRecord, RESERVED, Role, Segment, Segments};

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::ballast::Ballast;
-use super::liveness::LogPosition;
-use super::retained::Retained;
+use super::value_log::liveness::LogPosition;
+use super::value_log::retained::Retained;
 use crate::durable::{ClosedIndex, Key, KeyClass, Tally};
 use crate::storage::{
     Loss, OpenMode, Storage, StorageFile, at, is_no_room, loss_of, read_exact_at, write_all_at,

@@ -3,37 +3,28 @@
 //!
 //! # Layout
 //!
-//! * `checkpoint_requests` – the thread's mailbox: who asks for what.
+//! * `requests` – the requests to the checkpointer thread.
 //! * `checkpointer` – one checkpoint: collect, index in key order, commit, forget, recycle.
-//! * `dead` – which segments are filed early, because nothing much lives in them.
-//! * `reclaim` – when removals are filed early, because much is dead on disk until they are.
-//! * `pace` – rests between the steps of a checkpoint.
-//! * `retained` – segments kept for the messages in them, and their rewriting.
-//! * `tidy` – keeping the files within their bound.
-//! * `ballast` – a file to delete when the index needs room on a full disk.
-//! * `room` – room for what the index writes, made before it writes.
-//! * `manifest` – what is filed, and in which segments.
-//! * `liveness` – the log of which records of the retained segments live.
-//! * `living` – the records of a filed segment that live.
-//! * `rebuild` – the index built anew from segments, manifest and log.
-//! * `check` – the index of the last run compared with the manifest.
-//! * `leftover` – what segments hold of which nothing else is known.
-//! * `opening` – manifest and segments compared at open.
-//! * `presence` – whether all files are still where the spool put them.
-//! * `restore` – what is lost, written anew.
-//! * `progress` – whether it gets anywhere.
-//! * `verify` – every byte of everything filed. `verifier` – the thread that does it beside the
-//!   traffic.
-//! * `compaction` – filing and rewriting everything, step by step.
+//! * `pace` – rests between the steps of a checkpoint. `progress` – detects a stalled checkpointer.
+//! * `manifest` – what is checkpointed, and in which segments.
+//! * `reclaim` – decides when removals are checkpointed early, to free space on disk.
+//!   `dead_segments` – decides which segments are checkpointed early because little in them lives.
+//! * `value_log` – segments retained for the messages in them, and their garbage collection.
+//! * `compaction` – checkpoints and rewrites everything, step by step.
+//! * `opening` – compares manifest and segments at open. `audit` – compares the index of the last
+//!   run with the manifest. `leftover` – records that nothing else describes.
+//! * `rebuild` – builds the index from segments, manifest and liveness log.
+//! * `ballast` – a file that is deleted when the index needs space on a full disk. `room` –
+//!   checks for free space before the index writes.
+//! * `presence` – checks that all files are still in place. `restore` – writes lost files again.
+//! * `verify` – reads every checkpointed byte. `verifier` – the thread that does it.
 
+mod audit;
 mod ballast;
-mod check;
 mod checkpointer;
 mod compaction;
-mod dead;
+mod dead_segments;
 mod leftover;
-mod liveness;
-mod living;
 mod manifest;
 mod opening;
 mod pace;
@@ -43,11 +34,10 @@ mod rebuild;
 mod reclaim;
 mod requests;
 mod restore;
-mod retained;
 mod room;
 #[cfg(test)]
 mod tests;
-mod tidy;
+mod value_log;
 mod verifier;
 mod verify;
 
@@ -58,10 +48,8 @@ use tidespool_core::SpoolId;
 
 pub(crate) use ballast::Ballast;
 pub(crate) use checkpointer::{CheckpointSettings, Checkpointer, Retry};
-pub(crate) use dead::DeadSegments;
+pub(crate) use dead_segments::DeadSegments;
 pub(crate) use leftover::{Leftovers, newest_puts};
-pub(crate) use liveness::{Liveness, LivenessError, LivenessLog};
-pub(crate) use living::{FiledMessage, living_in};
 pub(crate) use manifest::{HighKeys, Manifest, ManifestError, ManifestFile};
 pub(crate) use opening::{
     Examined, OpenedCheckpoint, OpeningError, Places, examine, open_filed, read_manifest,
@@ -70,7 +58,9 @@ pub(crate) use presence::{DirectoryCheck, Presence, PresenceEvents, Watched};
 pub(crate) use rebuild::Rebuilding;
 pub(crate) use reclaim::{ReclaimPolicy, Survey};
 pub(crate) use requests::{CheckpointRequests, CheckpointTask};
-pub(crate) use retained::{Retained, place_of_found, place_of_record};
+pub(crate) use value_log::liveness::{Liveness, LivenessError, LivenessLog};
+pub(crate) use value_log::living::{FiledMessage, living_in};
+pub(crate) use value_log::retained::{Retained, place_of_found, place_of_record};
 pub(crate) use verifier::{VerificationReport, VerificationRequests, Verifier};
 
 use crate::durable::{DurableError, Key};

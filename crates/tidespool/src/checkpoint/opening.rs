@@ -6,9 +6,9 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::ballast::Ballast;
-use super::liveness::{LivenessError, LivenessLog};
 use super::manifest::{Manifest, ManifestError, ManifestFile};
-use super::retained::Retained;
+use super::value_log::liveness::{LivenessError, LivenessLog};
+use super::value_log::retained::Retained;
 use crate::durable::{DiskIndex, DurableError, SledOptions};
 use crate::journal::{FileDamage, Filed, Recovered, RecoveryError, recover};
 use crate::storage::{Storage, is_no_room_kind};

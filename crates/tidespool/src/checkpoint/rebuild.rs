@@ -12,10 +12,10 @@ use std::time::Instant;
 use super::CheckpointError;
 use super::checkpointer::Checkpointer;
 use super::leftover::{Leftovers, newest_puts};
-use super::liveness::{Liveness, LivenessChanges};
-use super::living::{FiledMessage, living_in};
 use super::manifest::Manifest;
-use super::retained::{Retained, RetainedMap, account, place_of_found, record_at};
+use super::value_log::liveness::{Liveness, LivenessChanges};
+use super::value_log::living::{FiledMessage, living_in};
+use super::value_log::retained::{Retained, RetainedMap, account, place_of_found, record_at};
 use crate::durable::{IndexChange, IndexOp, Record, Tally};
 use crate::journal::Segment;
 

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::retained::{Retained, RetainedMap};
+use super::value_log::retained::{Retained, RetainedMap};
 use super::{CheckpointRequests, LiveIndex};
 use crate::journal::{Role, Segment, Segments};
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::CheckpointError;
 use super::checkpointer::Checkpointer;
-use super::liveness::LivenessChanges;
-use super::retained::place_of_record;
+use super::value_log::liveness::LivenessChanges;
+use super::value_log::retained::place_of_record;
 use crate::durable::{Key, KeyRange};
 use crate::journal::{ReadError, RecordPlace, Role, Segment, footprint};
 

@@ -6,7 +6,7 @@
 use tidespool_core::SpoolId;
 
 use super::CheckpointError;
-use super::retained::{describe, place_of_record};
+use super::value_log::retained::{describe, place_of_record};
 use crate::durable::{DiskIndex, Key, KeyRange, Record};
 use crate::journal::{ReadError, Segments};
 

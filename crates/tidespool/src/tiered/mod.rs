@@ -2,51 +2,24 @@
 //!
 //! # Layout
 //!
-//! One file a verb: `store`, `load`, `remove`, `enumerate`, `relief` (`advise_low_memory`), `maintain` (`cleanup`, `compact`), `open`,
-//! `workers` (`shutdown`). Between them:
-//!
-//! * `shared` – what callers and threads of one spool share.
-//! * `table` – pending and index of each id, in shards.
-//! * `commit_queue`, `committer`, `publish` – from many callers to one write, and back.
-//! * `balancer`, `reconfigure`, `hot_settings` – memory within its budget; settings that change while it runs.
-//! * `runs` – upkeep that callers share.
-//! * `lookup`, `readers` – from the top tier down, on threads that may block.
-//! * `directory`, `format`, `threads`, `closing` – lock, format file, threads, and their end. `watch`, `probe` – health.
-//! * `place` – the directory's path.
-//! * `home`, `in_place` – a directory, and its own files, that are deleted or moved under the
-//!   spool.
+//! * `calls` – one file a verb: `store`, `load`, `remove`, `enumerate`, `maintain` (`cleanup`,
+//!   `compact`), `reconfigure`.
+//! * `commit` – from many callers to one write and one sync, and back.
+//! * `lifecycle` – directory, opening, threads, shutdown.
+//! * `background` – memory balancer, relief of memory pressure, health, disk probe, readers.
+//! * `shared` – the state that the callers and threads of one spool share.
+//! * `table` – the pending version and the index entry of each id, in shards.
+//! * `hot_settings` – settings that each store reads.
+//! * `protection` – the crash log of a running spool.
 
-mod balancer;
-mod closing;
-mod commit_queue;
-mod committer;
-mod directory;
-mod enumerate;
-mod format;
-mod home;
+mod background;
+mod calls;
+mod commit;
 mod hot_settings;
-mod in_place;
-mod load;
-mod lookup;
-mod maintain;
-mod open;
-mod place;
-mod probe;
+mod lifecycle;
 mod protection;
-mod publish;
-mod readers;
-mod reconfigure;
-mod relief;
-mod remove;
-mod replay;
-mod runs;
 mod shared;
-mod store;
 mod table;
-mod threads;
-mod verdict;
-mod watch;
-mod workers;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -58,9 +31,12 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tidespool_core::{Spool, SpoolEntry, SpoolId};
 
-pub(crate) use directory::{Directory, lock_untouched};
-pub(crate) use format::{FORMAT_VERSION, identify};
-pub(crate) use place::existing;
+pub(crate) use lifecycle::directory::{Directory, lock_untouched};
+pub(crate) use lifecycle::format::{FORMAT_VERSION, identify};
+pub(crate) use lifecycle::path::existing;
+
+use calls::{enumerate, load, maintain, reconfigure, remove, store};
+use lifecycle::{open, threads, workers};
 
 use crate::inspect::Damage;
 use crate::storage::{OsStorage, Storage};

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tidespool_core::SpoolId;
 
-use super::commit_queue::CommitQueue;
-use super::open::keep_free;
+use super::commit::queue::CommitQueue;
+use super::lifecycle::open::keep_free;
 use crate::crash_log::{CRASH_LOG, CrashLog, LastRun, LoggedChange, NEW_CRASH_LOG, Slot, Written};
 use crate::storage::{Loss, Space, Storage, loss_of_state};
 use crate::{Config, Durability};

@@ -10,15 +10,15 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tidespool_core::{Closed, SpoolId};
 
-use super::balancer::MemoryBalancer;
-use super::closing::Closing;
-use super::commit_queue::CommitQueue;
+use super::background::balancer::MemoryBalancer;
+use super::background::probe::Probe;
+use super::background::readers::Readers;
+use super::background::relief::Advice;
+use super::calls::maintain::UpkeepRuns;
+use super::commit::queue::CommitQueue;
 use super::hot_settings::HotSettings;
-use super::maintain::UpkeepRuns;
-use super::probe::Probe;
+use super::lifecycle::closing::Closing;
 use super::protection::Protection;
-use super::readers::Readers;
-use super::relief::Advice;
 use super::table::Table;
 use crate::Config;
 use crate::checkpoint::{

@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 use tidespool_core::SpoolId;
 
-use super::retained::place_of_record;
+use super::value_log::retained::place_of_record;
 use super::*;
 use crate::durable::{DiskIndex, Key, Record, SledOptions, Tally};
 use crate::journal::{

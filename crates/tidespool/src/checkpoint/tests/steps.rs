@@ -8,8 +8,8 @@ use tidespool_core::SpoolId;
 
 use super::super::reclaim::ReclaimDecision;
 use super::super::requests;
-use super::super::retained::{Retained, record_at};
 use super::*;
+use crate::checkpoint::value_log::retained::{Retained, record_at};
 use crate::durable::{IndexChange, IndexOp, Key};
 use crate::journal::{ColdWriter, Role};
 

@@ -1,0 +1,296 @@
+//! Segments that are filed and kept, for the messages in them. Accounting is pure; rewriting moves
+//! the survivors of segments that are mostly dead into a cold one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tidespool_core::SpoolId;
+
+use crate::checkpoint::CheckpointError;
+use crate::durable::{DiskIndex, IndexChange, IndexOp, Key, Record};
+use crate::journal::{ColdWriter, FoundRecord, PAGE, RecordKind, RecordPlace, Segment, Segments, footer_len};
+
+/// A retained segment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Retained {
+    /// Of its file, in bytes.
+    pub(crate) size: u64,
+    /// Payload bytes that live.
+    pub(crate) live_bytes: u64,
+    /// Messages that live.
+    pub(crate) live: u64,
+}
+
+impl Retained {
+    pub(crate) fn gain(&mut self, len: u32) {
+        self.live += 1;
+        self.live_bytes += u64::from(len);
+    }
+
+    /// What its survivors take: a header of 56 bytes each, and padding.
+    fn record_bytes(&self) -> u64 {
+        self.live_bytes + self.live * 64
+    }
+
+    /// The same in a segment of their own, with its footer.
+    fn packed_bytes(&self) -> u64 {
+        (PAGE + self.record_bytes()).next_multiple_of(PAGE) + footer_len(self.live)
+    }
+
+    /// So much lives in it that rewriting it frees next to nothing.
+    fn is_full(&self) -> bool {
+        self.packed_bytes() + self.size / 50 >= self.size
+    }
+
+    /// Both together.
+    pub(crate) fn plus(self, other: &Self) -> Self {
+        Self {
+            size: self.size + other.size,
+            live_bytes: self.live_bytes + other.live_bytes,
+            live: self.live + other.live,
+        }
+    }
+
+    pub(crate) fn lose(&mut self, len: u32) {
+        self.live = self.live.saturating_sub(1);
+        self.live_bytes = self.live_bytes.saturating_sub(u64::from(len));
+    }
+}
+
+/// By generation.
+pub(crate) type RetainedMap = BTreeMap<u64, Retained>;
+
+/// Retained files may take half as much again as what lives in them.
+const MAX_SPREAD: (u64, u64) = (3, 2);
+
+/// Survivors that are moved at once, in bytes: as much more room is needed until their old segments are recycled.
+const ROUND_BYTES: u64 = 64 << 20;
+
+/// Which segments to rewrite now: the emptiest ones, as many as it takes to keep the files within one and a half times what lives in them, and
+/// no more than [`ROUND_BYTES`] of survivors. With `all`, those with something dead in them, whatever the files take. Only generations before
+/// `before`: those that were made meanwhile are as full as they get.
+pub(crate) fn choose(retained: &RetainedMap, all: bool, before: u64) -> Vec<u64> {
+    let mut size: u64 = retained.values().map(|segment| segment.size).sum();
+    let live: u64 = retained.values().map(|segment| segment.live_bytes).sum();
+    let mut candidates: Vec<(u64, Retained)> = retained
+        .range(..before)
+        .map(|(generation, segment)| (*generation, *segment))
+        .filter(|(_, segment)| segment.live > 0 && !segment.is_full())
+        .collect();
+    candidates.sort_by_key(|(_, segment)| segment.live_bytes * 1000 / segment.size.max(1));
+    let (mut chosen, mut moved) = (Vec::new(), 0);
+    for (generation, segment) in candidates {
+        let is_enough = !all && size * MAX_SPREAD.1 <= live * MAX_SPREAD.0;
+        if is_enough || (moved > 0 && moved + segment.live_bytes > ROUND_BYTES) {
+            break;
+        }
+        size = size - segment.size + segment.packed_bytes();
+        moved += segment.live_bytes;
+        chosen.push(generation);
+    }
+    chosen
+}
+
+/// Bytes moved after which the thread rests a little.
+const REST_AFTER: u64 = 1 << 20;
+
+/// Payloads moved: the changes of the index, and the segments they are in now.
+#[derive(Debug, Default)]
+pub(crate) struct Moved {
+    pub(crate) ops: Vec<IndexOp>,
+    pub(crate) cold: Vec<Arc<Segment>>,
+    pub(crate) bytes: u64,
+}
+
+/// What copying asks between its steps.
+pub(crate) struct Between<'a> {
+    /// Rests, after a step that took so long.
+    pub(crate) rest: &'a dyn Fn(Duration),
+    /// Called before each segment, with the bytes moved so far. False: these are enough for now.
+    pub(crate) go_on: &'a dyn Fn(u64) -> Result<bool, CheckpointError>,
+}
+
+/// Copies what lives in `victims` to cold segments, durably; `expected` is how much that is. The
+/// index still names the old places.
+pub(crate) fn copy_survivors(
+    segments: &Segments,
+    durable: &DiskIndex,
+    victims: &[u64],
+    expected: Retained,
+    between: &Between<'_>,
+) -> Result<Moved, CheckpointError> {
+    let mut writer = ColdWriter::new(segments, expected.live, expected.record_bytes());
+    let mut moved = Moved::default();
+    let result = copy_all(segments, durable, victims, &mut writer, &mut moved, between);
+    match result.and_then(|()| Ok(writer.finish()?)) {
+        Ok(cold) => {
+            moved.cold = cold;
+            Ok(moved)
+        }
+        Err(error) => {
+            writer.discard();
+            Err(error)
+        }
+    }
+}
+
+fn copy_all(
+    segments: &Segments,
+    durable: &DiskIndex,
+    victims: &[u64],
+    writer: &mut ColdWriter<'_>,
+    moved: &mut Moved,
+    between: &Between<'_>,
+) -> Result<(), CheckpointError> {
+    let (mut step, mut rested_at) = (Instant::now(), 0);
+    for segment in victims.iter().filter_map(|generation| segments.get(*generation)) {
+        if !(between.go_on)(moved.bytes)? {
+            break;
+        }
+        for entry in segment.listing(segments.salt())?.entries() {
+            let (id, key) = (entry.id, Key::of(&entry.id));
+            let place = RecordPlace { generation: segment.generation, offset: entry.offset, len: entry.len };
+            if entry.kind != RecordKind::Put {
+                continue;
+            }
+            let Some(record) = durable.get(&key)?.filter(|record| place_of_record(record) == place) else {
+                continue;
+            };
+            // One that is damaged stays where it is: its segment is then not given up either.
+            let Ok((data, crc)) = segment.read_put(segments.salt(), &id, place) else { continue };
+            let to = writer.append(id, record.seq, &data, crc)?;
+            moved.bytes += u64::from(place.len);
+            moved.ops.push(IndexOp { key, change: IndexChange::Put(record_at(record.seq, to)) });
+            if moved.bytes - rested_at >= REST_AFTER {
+                (between.rest)(step.elapsed());
+                (step, rested_at) = (Instant::now(), moved.bytes);
+            }
+        }
+    }
+    moved.ops.sort_by_key(|op| op.key);
+    Ok(())
+}
+
+/// What the index holds of a record at `place`.
+pub(crate) const fn record_at(seq: u64, place: RecordPlace) -> Record {
+    Record { seq, generation: place.generation, offset: place.offset, len: place.len }
+}
+
+/// The place of a record that a scan found.
+pub(crate) fn place_of_found(found: &FoundRecord) -> RecordPlace {
+    let (header, offset) = (&found.header, found.offset);
+    RecordPlace { generation: header.generation, offset, len: header.payload_len }
+}
+
+/// The place that a record names.
+pub(crate) const fn place_of_record(record: &Record) -> RecordPlace {
+    RecordPlace { generation: record.generation, offset: record.offset, len: record.len }
+}
+
+/// Changes the live messages of the retained segments, where `after` takes the place of `before`.
+pub(crate) fn account(
+    retained: &mut RetainedMap,
+    size_of: impl Fn(u64) -> u64,
+    before: Option<Record>,
+    after: Option<Record>,
+) {
+    if let Some(before) = before
+        && let Some(segment) = retained.get_mut(&before.generation)
+    {
+        segment.lose(before.len);
+    }
+    if let Some(after) = after {
+        let segment = retained
+            .entry(after.generation)
+            .or_insert_with(|| Retained { size: size_of(after.generation), ..Retained::default() });
+        segment.gain(after.len);
+    }
+}
+
+/// Names a message and its place, for a report.
+pub(crate) fn describe(id: &SpoolId, place: RecordPlace) -> String {
+    format!("message {id} in the segment of generation {} at byte {}", place.generation, place.offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn segment(mib: u64, live_mib: u64) -> Retained {
+        Retained { size: mib * MIB, live_bytes: live_mib * MIB, live: u64::from(live_mib > 0) }
+    }
+
+    #[test]
+    fn the_emptiest_are_chosen_until_the_files_are_within_their_bound() {
+        let retained = BTreeMap::from([
+            (1, segment(10, 9)),
+            (2, segment(10, 1)),
+            (3, segment(10, 3)),
+            (4, segment(10, 5)),
+        ]);
+        assert_eq!(choose(&retained, false, u64::MAX), [2, 3]);
+        let full = BTreeMap::from([(1, segment(10, 9)), (2, segment(10, 7))]);
+        assert!(choose(&full, false, u64::MAX).is_empty());
+        assert!(choose(&BTreeMap::new(), true, u64::MAX).is_empty());
+    }
+
+    #[test]
+    fn removals_in_random_order_leave_all_of_them_more_than_half_alive_and_the_bound_holds() {
+        let mut retained: RetainedMap = (0..100).map(|generation| (generation, segment(10, 6))).collect();
+        let mut rewritten = 0;
+        loop {
+            let chosen = choose(&retained, false, u64::MAX);
+            if chosen.is_empty() {
+                break;
+            }
+            for generation in &chosen {
+                let packed = retained[generation].packed_bytes();
+                retained.insert(*generation, Retained { size: packed, ..retained[generation] });
+                rewritten += 1;
+            }
+        }
+        let all = retained.values().fold(Retained::default(), Retained::plus);
+        assert!(all.size * 2 <= all.live_bytes * 3, "{all:?}");
+        assert!((25..28).contains(&rewritten), "no more than that takes: {rewritten}");
+    }
+
+    #[test]
+    fn the_survivors_of_one_round_are_few_and_what_was_rewritten_is_left_alone() {
+        let many: RetainedMap = (0..100).map(|generation| (generation, segment(32, 16))).collect();
+        assert_eq!(choose(&many, true, u64::MAX).len(), 4);
+        let alone = segment(32, 1);
+        assert_eq!(choose(&BTreeMap::from([(1, alone)]), false, u64::MAX), [1]);
+        let packed = Retained { size: alone.packed_bytes(), ..alone };
+        for all in [false, true] {
+            assert!(choose(&BTreeMap::from([(1, packed)]), all, u64::MAX).is_empty());
+        }
+        // Large messages leave room that no rewriting gives back.
+        let halves = BTreeMap::from([(1, segment(32, 17)), (5, segment(32, 17))]);
+        assert_eq!(choose(&halves, true, 5), [1]);
+    }
+
+    #[test]
+    fn a_segment_with_nothing_alive_is_not_rewritten_but_recycled() {
+        let retained = BTreeMap::from([(1, segment(10, 0))]);
+        assert!(
+            choose(&retained, false, u64::MAX).is_empty() && choose(&retained, true, u64::MAX).is_empty()
+        );
+    }
+
+    #[test]
+    fn replacing_and_removing_is_accounted() {
+        let record = |seq, generation, len| Record { seq, generation, offset: 4096, len };
+        let mut retained = BTreeMap::new();
+        let (a, b) = (record(1, 7, 100), record(2, 8, 50));
+        account(&mut retained, |_| 1000, None, Some(a));
+        assert_eq!(retained[&7], Retained { size: 1000, live_bytes: 100, live: 1 });
+        account(&mut retained, |_| 1000, Some(a), Some(b));
+        assert_eq!((retained[&7].live, retained[&8].live_bytes), (0, 50));
+        account(&mut retained, |_| 1000, Some(b), None);
+        assert_eq!(retained[&8], Retained { size: 1000, live_bytes: 0, live: 0 });
+    }
+}

@@ -1,0 +1,255 @@
+//! The thread that asks the disk: how much is free, whether the spool's files are all there, and
+//! whether a small file can be written and read back. On a disk that hangs this thread hangs, and
+//! `tide-health`, which samples health, does not.
+
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::Config;
+use crate::storage::{OpenMode, Storage, at, read_exact_at, write_all_at};
+use crate::tiered::shared::Shared;
+
+/// Free space is asked for, and the files are looked at, at least this often, and not much more
+/// often.
+const SPACE_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A crash log that could not be made is tried again after so long.
+const RENEW_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The longest pause.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What is asked of the disk, and what it answered.
+#[derive(Debug, Default)]
+pub(crate) struct Probe(Mutex<Answers>);
+
+#[derive(Debug, Default)]
+struct Answers {
+    low_space: bool,
+    state: ProbeState,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum ProbeState {
+    #[default]
+    Idle,
+    Wanted,
+    Running,
+    Ended(bool),
+}
+
+impl Probe {
+    pub(in crate::tiered) fn has_low_space(&self) -> bool {
+        self.0.lock().low_space
+    }
+
+    /// Has the disk tried, unless that was asked for already. Says how it went, once, when it has ended.
+    pub(in crate::tiered) fn ask(&self) -> Option<bool> {
+        let state = &mut self.0.lock().state;
+        match *state {
+            ProbeState::Idle => *state = ProbeState::Wanted,
+            ProbeState::Ended(ok) => {
+                *state = ProbeState::Idle;
+                return Some(ok);
+            }
+            ProbeState::Wanted | ProbeState::Running => {}
+        }
+        None
+    }
+
+    /// What was asked for is of no account any more.
+    pub(in crate::tiered) fn forget(&self) {
+        self.0.lock().state = ProbeState::Idle;
+    }
+
+    fn begin(&self) -> bool {
+        let state = &mut self.0.lock().state;
+        let is_wanted = *state == ProbeState::Wanted;
+        if is_wanted {
+            *state = ProbeState::Running;
+        }
+        is_wanted
+    }
+
+    fn end(&self, ok: bool) {
+        let state = &mut self.0.lock().state;
+        // Forgotten, and perhaps asked for again: that is for the next one to say.
+        if *state == ProbeState::Running {
+            *state = ProbeState::Ended(ok);
+        }
+    }
+}
+
+/// Runs until the spool closes.
+pub(in crate::tiered) fn run_probe(shared: &Arc<Shared>) {
+    let mut space_at = None;
+    let mut renew_at = None;
+    loop {
+        let now = Instant::now();
+        let config = shared.config.load_full();
+        if space_at.is_none_or(|at| at <= now) {
+            space_at = Some(now + SPACE_INTERVAL);
+            look_at_space(shared, &config);
+            if shared.presence.look_around() {
+                shared.checkpoint_requests.kick();
+            }
+            look_at_crash_log(shared, &config, &mut renew_at);
+        }
+        if shared.probe.begin() {
+            let tried = try_out(&*shared.storage, &config.path);
+            if let Err(error) = &tried {
+                tracing::warn!(%error, "the disk was tried, and does not work yet");
+            }
+            shared.probe.end(tried.is_ok());
+        }
+        if shared.closing.wait(config.health.sample_interval.min(LOOK_AGAIN)) {
+            return;
+        }
+    }
+}
+
+fn look_at_space(shared: &Shared, config: &Config) {
+    match shared.storage.space(&config.path) {
+        Ok(space) => {
+            let health = &config.health;
+            // A quota that `statvfs` does not show: known by a failed write, until a trial
+            // succeeds.
+            let is_looked_at = health.min_free_bytes > 0 && health.min_free_fraction > 0.0;
+            let is_used_up = is_looked_at && shared.ballast.room().is_still_used_up();
+            shared.probe.0.lock().low_space = is_used_up || space.is_short(health);
+            shared.segments.pool().note_space(&space);
+        }
+        // What it was last is the best that is known.
+        Err(error) => {
+            tracing::debug!(%error, path = %config.path.display(), "the free space of the file system is not known");
+        }
+    }
+}
+
+/// Replaces a crash log that something happened to, and makes one where there was no room before.
+fn look_at_crash_log(shared: &Shared, config: &Config, renew_at: &mut Option<Instant>) {
+    let loss = shared.protection.loss();
+    if let Some(loss) = loss {
+        shared.stats.crash_log_lost();
+        let path = shared.protection.path();
+        tracing::error!(path = %path.display(), %loss, "the crash log is lost: what is dirty is written now");
+    }
+    let is_due = renew_at.is_none_or(|at| at <= Instant::now());
+    if loss.is_none() && !(is_due && shared.protection.is_wanting(config)) {
+        return;
+    }
+    *renew_at = match shared.protection.renew(config) {
+        Ok(()) => None,
+        Err(error) => {
+            // Each 5 s is too often for a warning.
+            if renew_at.is_none() {
+                tracing::warn!(%error, "there is no crash log: what must survive the process is synced");
+            }
+            Some(Instant::now() + RENEW_INTERVAL)
+        }
+    };
+}
+
+const PATTERN: &[u8] = b"tidespool was here";
+
+/// Writes, syncs and reads a small file where the spool is.
+fn try_out(storage: &dyn Storage, dir: &Path) -> io::Result<()> {
+    let path = dir.join("probe");
+    let tried = write_and_read(storage, &path);
+    let removed = match storage.remove_file(&path) {
+        // A cleaner of temporary files removed it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    };
+    tried.and(removed).map_err(|error| at(&path, error))
+}
+
+fn write_and_read(storage: &dyn Storage, path: &Path) -> io::Result<()> {
+    let file = storage.open(path, OpenMode::Create)?;
+    write_all_at(&*file, &mut [IoSlice::new(PATTERN)], 0)?;
+    file.sync_data()?;
+    // From the disk, where the system lets go of what it has in memory.
+    file.forget_cached();
+    let mut back = [0; PATTERN.len()];
+    read_exact_at(&*file, &mut back, 0)?;
+    if back == PATTERN { Ok(()) } else { Err(io::Error::other("what was read is not what was written")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::OsStorage;
+
+    #[test]
+    fn a_disk_that_works_passes_and_nothing_is_left_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("probe"), "of a killed process, and longer than what is written")
+            .unwrap();
+        try_out(&OsStorage, dir.path()).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(try_out(&OsStorage, &dir.path().join("missing")).is_err());
+    }
+
+    /// A cleaner of temporary files that deleted the probe file first kept the gate of a healthy
+    /// spool shut.
+    #[test]
+    fn a_probe_file_that_somebody_else_removes_is_no_fault_of_the_disk() {
+        #[derive(Debug)]
+        struct Cleaned;
+
+        impl Storage for Cleaned {
+            fn create_dir(&self, path: &Path) -> io::Result<()> {
+                OsStorage.create_dir(path)
+            }
+
+            fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn crate::storage::StorageFile>> {
+                let file = OsStorage.open(path, mode)?;
+                std::fs::remove_file(path)?;
+                Ok(file)
+            }
+
+            fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+                OsStorage.list(path)
+            }
+
+            fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+                OsStorage.rename(from, to)
+            }
+
+            fn remove_file(&self, path: &Path) -> io::Result<()> {
+                OsStorage.remove_file(path)
+            }
+
+            fn sync_dir(&self, path: &Path) -> io::Result<()> {
+                OsStorage.sync_dir(path)
+            }
+        }
+
+        let dir = tempfile::tempdir().unwrap();
+        try_out(&Cleaned, dir.path()).unwrap();
+    }
+
+    #[test]
+    fn an_answer_is_given_once_and_never_for_an_earlier_question() {
+        let probe = Probe::default();
+        assert!(!probe.begin(), "nobody asked");
+        assert_eq!(probe.ask(), None);
+        assert!(probe.begin());
+        assert!(!probe.begin(), "it is under way");
+        assert_eq!(probe.ask(), None);
+        probe.end(true);
+        assert_eq!((probe.ask(), probe.ask()), (Some(true), None));
+        assert!(probe.begin());
+        probe.forget();
+        assert_eq!(probe.ask(), None);
+        probe.end(true);
+        assert_eq!(probe.ask(), None, "that was the answer to the question before");
+        assert!(probe.begin());
+        probe.end(false);
+        assert_eq!(probe.ask(), Some(false));
+    }
+}

@@ -1,0 +1,107 @@
+//! What the spool does when memory is short, and `advise_low_memory`.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_lite::future;
+use tidespool_core::Closed;
+use tokio::sync::oneshot::Receiver;
+use tokio::sync::oneshot::error::TryRecvError;
+
+use crate::pressure::{Level, Relief};
+use crate::tiered::calls::runs::Runs;
+use crate::tiered::shared::Shared;
+
+/// The monitor looks at nothing meanwhile, and watches other spools, too: it is not kept for longer.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// The pressure monitor's hand on the spool.
+pub(in crate::tiered) struct SpoolRelief(pub(in crate::tiered) Arc<Shared>);
+
+impl Relief for SpoolRelief {
+    fn relieve(&self, level: Level, excess_bytes: u64) -> isize {
+        let shared = &self.0;
+        let until = Instant::now() + PATIENCE;
+        shared.balancer.press(shared.accounted_bytes(), excess_bytes);
+        let Some(first) = wait(shared, shared.balancer.settle(), until) else { return 0 };
+        // What could not be written by then goes on being written.
+        wait(shared, shared.commit_queue.flush(false), until);
+        let last = match level {
+            Level::Critical => shared.balancer.clear(),
+            Level::Low | Level::Normal => shared.balancer.settle(),
+        };
+        let Some(last) = wait(shared, last, Instant::now() + PATIENCE) else { return 0 };
+        let freed = difference(first.before, last.after);
+        shared.stats.low_memory(freed);
+        freed
+    }
+
+    fn accounted_of(&self) -> (u64, u64) {
+        (self.0.accounted_bytes(), self.0.config.load().memory_budget)
+    }
+
+    fn level_changed(&self, level: Level) {
+        *self.0.pressure_level.lock() = level;
+        self.0.stats.pressure_changed();
+    }
+
+    fn memory_returned(&self) -> bool {
+        self.0.balancer.release()
+    }
+
+    fn reclaimable_bytes(&self) -> u64 {
+        self.0.cache.bytes() + self.0.budget.dirty()
+    }
+}
+
+/// Waits on a thread that is not the runtime's, until `until` or until the spool closes.
+pub(in crate::tiered) fn wait<T>(shared: &Shared, mut receiver: Receiver<T>, until: Instant) -> Option<T> {
+    const LOOK: Duration = Duration::from_millis(5);
+    loop {
+        match receiver.try_recv() {
+            Ok(told) => return Some(told),
+            Err(TryRecvError::Closed) => return None,
+            Err(TryRecvError::Empty) if Instant::now() >= until || shared.closing.wait(LOOK) => return None,
+            Err(TryRecvError::Empty) => {}
+        }
+    }
+}
+
+/// `advise_low_memory`, shared by its callers.
+#[derive(Debug, Default)]
+pub(in crate::tiered) struct Advice(Runs<Result<isize, Closed>>);
+
+impl Advice {
+    /// Makes everything dirty durable that was dirty when it was called, and drops the clean copies. Returns by how much the accounted memory fell.
+    /// A disk that does not answer within `store_deadline` keeps its dirty bytes; the clean copies go all the same.
+    pub(in crate::tiered) async fn follow(&self, shared: &Arc<Shared>) -> Result<isize, Closed> {
+        self.0.share(|| run(shared.clone())).await
+    }
+}
+
+async fn run(shared: Arc<Shared>) -> Result<isize, Closed> {
+    let first = shared.balancer.clear().await.map_err(|_| Closed)?;
+    let flush = shared.commit_queue.flush(false);
+    let flushed = async { flush.await.map_err(|_| Closed) };
+    let gone = async {
+        shared.closing.closed().await;
+        Err(Closed)
+    };
+    let flushed_or_gone = pin!(future::or(flushed, gone));
+    let patience = shared.config.load().store_deadline;
+    if let Some(flushed) = shared.timer.bound(Instant::now() + patience, flushed_or_gone).await {
+        flushed?;
+    }
+    // If it was too slow: what is left dirty is counted as such.
+    // What was flushed is clean now.
+    let last = shared.balancer.clear().await.map_err(|_| Closed)?;
+    let freed = difference(first.before, last.after);
+    shared.stats.low_memory(freed);
+    Ok(freed)
+}
+
+fn difference(before: u64, after: u64) -> isize {
+    let freed = i64::try_from(before).unwrap_or(i64::MAX).saturating_sub_unsigned(after);
+    isize::try_from(freed).unwrap_or(isize::MAX)
+}

@@ -1,0 +1,62 @@
+//! `load`: pending, cache, journal, index, in that order.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use tidespool_core::{Corrupt, NotFound, SpoolId};
+
+use super::lookup::{InMemory, LookupError, OnDisk, at_once, fill_cache, in_memory, on_disk};
+use crate::tiered::shared::Shared;
+
+pub(in crate::tiered) async fn load_shared(shared: &Arc<Shared>, id: SpoolId) -> Result<Arc<Box<[u8]>>> {
+    shared.check_open()?;
+    let newest = match in_memory(shared, &id) {
+        InMemory::Found(data, tier) => {
+            shared.stats.hit(tier);
+            return Ok(data);
+        }
+        InMemory::Removed => {
+            shared.stats.miss();
+            return Err(NotFound { id }.into());
+        }
+        InMemory::Elsewhere(newest) => newest,
+    };
+    let read = match newest.and_then(|newest| at_once(shared, &id, newest)) {
+        Some(found) => Ok(Some(found)),
+        // Boxed: a load from memory does not pay for its size.
+        None => Box::pin(read(shared, id)).await?,
+    };
+    match read {
+        Ok(Some(found)) => {
+            shared.stats.hit(found.tier);
+            let data = Arc::new(found.data.into_boxed_slice());
+            fill_cache(shared, id, &data, found.stamp);
+            Ok(data)
+        }
+        Ok(None) => {
+            shared.stats.miss();
+            Err(NotFound { id }.into())
+        }
+        Err(LookupError::Corrupt(reason)) => Err(Corrupt { id, reason }.into()),
+        Err(LookupError::Io(error)) => Err(shared.explain(error.into())),
+        Err(LookupError::Rebuilding(error)) => Err(shared.explain(error.into())),
+    }
+}
+
+/// Reads on a thread for that. While the index is rebuilt, a message that is not in it yet is
+/// waited for, up to the setting `index_wait`.
+async fn read(shared: &Arc<Shared>, id: SpoolId) -> Result<Result<Option<OnDisk>, LookupError>> {
+    let until = Instant::now() + shared.config.load().index_wait;
+    loop {
+        let reader = shared.clone();
+        let read = shared.readers.run(move || on_disk(&reader, &id)).await;
+        let read = read.map_err(|error| shared.explain(error.into()))?;
+        if !matches!(read, Err(LookupError::Rebuilding(_))) || Instant::now() >= until {
+            return Ok(read);
+        }
+        // The time may be over first.
+        let _ = shared.timer.bound(until, pin!(shared.durable.whole())).await;
+    }
+}

@@ -1,0 +1,242 @@
+//! Finds the newest version of a message, from the top tier down.
+
+use std::io;
+use std::sync::Arc;
+
+use thiserror::Error;
+use tidespool_core::SpoolId;
+
+use crate::checkpoint::place_of_record;
+use crate::durable::{DurableError, Key};
+use crate::journal::{NewestRecord, ReadError, RecordPlace};
+use crate::memory::Visible;
+use crate::stats::{Site, Tier};
+use crate::tiered::shared::Shared;
+
+/// What memory knows of a message.
+pub(in crate::tiered) enum InMemory {
+    Found(Arc<Box<[u8]>>, Tier),
+    /// It was removed.
+    Removed,
+    /// Its bytes are not here. The newest record of it, if the index in memory has one. If not,
+    /// only the index on disk shows where it is.
+    Elsewhere(Option<NewestRecord>),
+}
+
+/// A message read from disk.
+pub(in crate::tiered) struct OnDisk {
+    pub(in crate::tiered) data: Vec<u8>,
+    pub(in crate::tiered) tier: Tier,
+    pub(in crate::tiered) stamp: Stamp,
+}
+
+/// Under which circumstances something was read: if they still hold, it is still the newest version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::tiered) struct Stamp {
+    /// The record that the index named.
+    seq: Option<u64>,
+    /// How many ids had left the shard's index, where it named none.
+    exits: u64,
+}
+
+impl Stamp {
+    /// What is known to be the record with this number.
+    pub(in crate::tiered) fn of_record(seq: u64) -> Self {
+        Self { seq: Some(seq), exits: 0 }
+    }
+}
+
+/// Why a message could not be read.
+#[derive(Debug, Error)]
+pub(in crate::tiered) enum LookupError {
+    /// Its bytes are damaged, for good.
+    #[error("{0}")]
+    Corrupt(String),
+    /// The disk did not answer, this time.
+    #[error("{0}")]
+    Io(io::Error),
+    /// The index is not whole: whether there is such a message shows when it is.
+    #[error("{0}")]
+    Rebuilding(io::Error),
+}
+
+/// Looks in memory.
+pub(in crate::tiered) fn in_memory(shared: &Shared, id: &SpoolId) -> InMemory {
+    let newest = {
+        let shard = shared.table.lock(id);
+        match shard.pending.get(id) {
+            Some(Visible::Put(data)) => return InMemory::Found(data, Tier::Pending),
+            Some(Visible::Removed) => return InMemory::Removed,
+            None => shard.index.get(id),
+        }
+    };
+    if newest.is_some_and(|newest| newest.place.is_none()) {
+        return InMemory::Removed;
+    }
+    shared.cache.get(id).map_or(InMemory::Elsewhere(newest), |data| InMemory::Found(data, Tier::Cache))
+}
+
+/// Messages up to so many bytes are read on the caller's thread, if the system has them in memory: copying more would keep other tasks waiting.
+const AT_ONCE: u32 = 256 << 10;
+
+/// Reads what the index names, if the system has it in memory. Never waits for a disk. `None` says nothing: ask [`on_disk`].
+pub(in crate::tiered) fn at_once(shared: &Shared, id: &SpoolId, newest: NewestRecord) -> Option<OnDisk> {
+    let place = newest.place.filter(|place| place.len <= AT_ONCE)?;
+    let segment = shared.segments.get(place.generation)?;
+    let data = segment.read_put_in_memory(shared.segments.salt(), id, place)?;
+    Some(OnDisk { data, tier: Tier::Journal, stamp: Stamp::of_record(newest.seq) })
+}
+
+/// Looks everywhere. Blocks on I/O. `None`: there is no such message.
+pub(in crate::tiered) fn on_disk(shared: &Shared, id: &SpoolId) -> Result<Option<OnDisk>, LookupError> {
+    let mut missed = None;
+    loop {
+        let (newest, exits) = {
+            let shard = shared.table.lock(id);
+            match shard.pending.get(id) {
+                Some(Visible::Put(data)) => {
+                    let stamp = Stamp { seq: None, exits: u64::MAX };
+                    return Ok(Some(OnDisk { data: data.to_vec(), tier: Tier::Pending, stamp }));
+                }
+                Some(Visible::Removed) => return Ok(None),
+                None => (shard.index.get(id), shard.exits),
+            }
+        };
+        let stamp = Stamp { seq: newest.map(|newest| newest.seq), exits };
+        let (place, named_by) = match newest {
+            Some(newest) => match newest.place {
+                Some(place) => (place, NamedBy::Memory),
+                None => return Ok(None),
+            },
+            None => match filed(shared, id)? {
+                Some((place, index)) => (place, NamedBy::Index(index)),
+                None => return Ok(None),
+            },
+        };
+        match read(shared, id, place)? {
+            Some(data) => return Ok(Some(OnDisk { data, tier: named_by.tier(), stamp })),
+            // Moved while we looked: it is elsewhere now. Named twice, it is not there.
+            None if missed == Some((place, named_by)) => return Err(not_there(shared, id, place, named_by)),
+            None => missed = Some((place, named_by)),
+        }
+    }
+}
+
+/// Where the place of a message was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NamedBy {
+    /// In the index in memory.
+    Memory,
+    /// In the index on disk with this number.
+    Index(u64),
+}
+
+impl NamedBy {
+    fn tier(self) -> Tier {
+        match self {
+            Self::Memory => Tier::Journal,
+            Self::Index(_) => Tier::Sled,
+        }
+    }
+}
+
+/// The segment that should hold the message is not there.
+fn not_there(shared: &Shared, id: &SpoolId, place: RecordPlace, named_by: NamedBy) -> LookupError {
+    let what = format!("its segment (generation {}) is missing", place.generation);
+    match named_by {
+        // A segment that is deleted in a running spool can still be read. So the index is wrong,
+        // and says nothing about the message.
+        NamedBy::Index(number) if !shared.segments.is_missing(place.generation) => {
+            let error = io::Error::other(format!("the index is wrong about message {id}: {what}"));
+            shared.durable.distrust(number, &error.to_string());
+            shared.disk_error(Site::Sled, &error);
+            shared.checkpoint_requests.kick();
+            LookupError::Rebuilding(error)
+        }
+        NamedBy::Memory | NamedBy::Index(_) => {
+            shared.found_damage(id, &what);
+            LookupError::Corrupt(what)
+        }
+    }
+}
+
+/// The place of a message that is filed, and the number of the index that names it.
+fn filed(shared: &Shared, id: &SpoolId) -> Result<Option<(RecordPlace, u64)>, LookupError> {
+    match shared.durable.find(&Key::of(id)) {
+        Ok(found) => Ok(found.map(|(record, index)| (place_of_record(&record), index))),
+        Err(error) => {
+            index_failed(shared, &error);
+            Err(LookupError::Rebuilding(io::Error::other(error.to_string())))
+        }
+    }
+}
+
+/// Counts an error that took the index out of use, once; and has it rebuilt.
+pub(in crate::tiered) fn index_failed(shared: &Shared, error: &DurableError) {
+    if error.poisons() {
+        shared.disk_error(Site::Sled, &io::Error::other(error.to_string()));
+    }
+    shared.checkpoint_requests.kick();
+}
+
+/// `None`: the segment is gone.
+pub(in crate::tiered) fn read(
+    shared: &Shared,
+    id: &SpoolId,
+    place: RecordPlace,
+) -> Result<Option<Vec<u8>>, LookupError> {
+    let Some(segment) = shared.segments.get(place.generation) else { return Ok(None) };
+    match segment.read_put(shared.segments.salt(), id, place) {
+        Ok((data, _)) => Ok(Some(data)),
+        Err(ReadError::Io { path, source }) => {
+            let error = io::Error::new(source.kind(), format!("reading {}: {source}", path.display()));
+            shared.disk_error(Site::JournalRead, &error);
+            Err(LookupError::Io(error))
+        }
+        Err(error @ ReadError::Damaged { .. }) => {
+            shared.found_damage(id, &error.to_string());
+            Err(LookupError::Corrupt(error.to_string()))
+        }
+    }
+}
+
+/// Offers what was read to the cache, unless something newer came meanwhile.
+pub(in crate::tiered) fn fill_cache(shared: &Shared, id: SpoolId, data: &Arc<Box<[u8]>>, stamp: Stamp) {
+    let shard = shared.table.lock(&id);
+    let now = Stamp { seq: shard.index.get(&id).map(|newest| newest.seq), exits: shard.exits };
+    // An id that the index named and names still is the same whatever left the shard meanwhile.
+    let same = now == stamp || (now.seq.is_some() && now.seq == stamp.seq);
+    if same && shard.pending.get(&id).is_none() {
+        shared.cache.insert(id, data.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidespool_core::Spool as _;
+
+    use crate::durable::{IndexChange, IndexOp, Key, Record};
+    use crate::{Config, TieredSpool};
+
+    /// An older copy of the index came in place of a new one. It named segments that had been
+    /// recycled, and the messages were reported as damaged, which they were not.
+    #[tokio::test]
+    async fn an_index_that_names_a_segment_that_is_not_there_is_rebuilt() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::new(dir.path().join("spool")).checkpoint_after(std::time::Duration::ZERO);
+        let spool = TieredSpool::open(config).await.unwrap();
+        let id = tidespool_core::SpoolId::new();
+        let data = std::sync::Arc::new(vec![7; 900].into_boxed_slice());
+        spool.store(id, data.clone(), true, None).await.unwrap();
+        spool.cleanup().await.unwrap();
+        spool.advise_low_memory().await.unwrap();
+        let wrong = Record { seq: 1, generation: 999, offset: 4096, len: 900 };
+        let put = IndexOp { key: Key::of(&id), change: IndexChange::Put(wrong) };
+        spool.shared.durable.apply(&mut std::iter::once(put), &mut |_, _| ()).unwrap();
+        assert_eq!(*spool.load(id).await.unwrap(), **data);
+        // The load does not wait until the rebuild is counted. The end does.
+        spool.shutdown().await.unwrap();
+        let stats = spool.stats();
+        assert_eq!((stats.index_rebuilds, stats.corrupt), (1, 0), "{stats:?}");
+    }
+}

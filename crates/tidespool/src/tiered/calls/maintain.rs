@@ -1,0 +1,141 @@
+//! `cleanup` and `compact`: requests to the checkpoint thread, which alone changes what is filed,
+//! and to the verification thread.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use tidespool_core::{Closed, Corrupt};
+use tokio::sync::oneshot;
+
+use super::runs::Runs;
+use crate::checkpoint::{CheckpointError, CheckpointTask, VerificationReport};
+use crate::journal::Role;
+use crate::tiered::shared::Shared;
+
+/// What callers share. A run whose callers are gone ends before its next step.
+#[derive(Debug, Default)]
+pub(in crate::tiered) struct UpkeepRuns {
+    cleanups: Runs<Result<(), UpkeepFailure>>,
+    compactions: Runs<Result<VerificationReport, UpkeepFailure>>,
+}
+
+/// Files what is old, recycles, prunes.
+pub(in crate::tiered) async fn cleanup(shared: &Arc<Shared>) -> Result<()> {
+    shared.check_open()?;
+    let run = shared.upkeep.cleanups.share(|| clean_up(shared.clone()));
+    // The thread that does it may hang.
+    let done = shared.closing.unless_over(run).await?;
+    done.map_err(|failure| failure.while_doing(shared, "cleaning up the spool"))
+}
+
+/// Files everything, rewrites retained segments, verifies every byte.
+pub(in crate::tiered) async fn compact(shared: &Arc<Shared>) -> Result<()> {
+    shared.check_open()?;
+    let run = shared.upkeep.compactions.share(|| compact_all(shared.clone()));
+    let done = shared.closing.unless_over(run).await?;
+    let found = done.map_err(|failure| failure.while_doing(shared, "compacting the spool"))?;
+    let Some(first) = found.first else { return Ok(()) };
+    let what = format!("compacting found {} damaged messages, the first of them", found.count);
+    Err(anyhow::Error::new(Corrupt { id: first.id, reason: first.what }).context(what))
+}
+
+async fn clean_up(shared: Arc<Shared>) -> Result<(), UpkeepFailure> {
+    let shared = &*shared;
+    if has_old_records(shared) && !flush(shared).await? {
+        // What can be filed may be what gives the rest its room.
+        tracing::warn!("cleaning up does not wait any longer for what is dirty: the disk does not take it");
+    }
+    let (done, heard) = oneshot::channel();
+    shared.checkpoint_requests.ask(CheckpointTask::Cleanup(done));
+    answer(shared, heard).await
+}
+
+async fn compact_all(shared: Arc<Shared>) -> Result<VerificationReport, UpkeepFailure> {
+    let shared = &*shared;
+    if !flush(shared).await? {
+        return Err(UpkeepFailure::Late);
+    }
+    let (done, heard) = oneshot::channel();
+    shared.checkpoint_requests.ask(CheckpointTask::Compact(done));
+    answer(shared, heard).await?;
+    answer(shared, shared.verification.ask()).await
+}
+
+async fn answer<T>(
+    shared: &Shared,
+    heard: oneshot::Receiver<Result<T, CheckpointError>>,
+) -> Result<T, UpkeepFailure> {
+    match heard.await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(CheckpointError::Stopped)) => Err(UpkeepFailure::Closed),
+        Ok(Err(error)) => Err(UpkeepFailure::CheckpointFailed(Arc::new(error))),
+        Err(_) if shared.check_open().is_err() => Err(UpkeepFailure::Closed),
+        Err(_) => Err(UpkeepFailure::Died),
+    }
+}
+
+/// Makes everything dirty durable, and ends the active segment, so that it can be filed. False where the disk did not take it within `store_deadline`.
+async fn flush(shared: &Shared) -> Result<bool, UpkeepFailure> {
+    let patience = shared.config.load().store_deadline;
+    match shared.timer.bound(Instant::now() + patience, shared.commit_queue.flush(true)).await {
+        Some(Ok(())) => Ok(true),
+        Some(Err(_)) if shared.check_open().is_ok() => Err(UpkeepFailure::Died),
+        Some(Err(_)) => Err(UpkeepFailure::Closed),
+        None => Ok(false),
+    }
+}
+
+/// The active segment was begun longer than `checkpoint_after` ago.
+fn has_old_records(shared: &Shared) -> bool {
+    let checkpoint_after = shared.config.load().checkpoint_after;
+    shared.segments.all().iter().any(|segment| {
+        let active = segment.role == Role::Journal && segment.settled_at().is_none();
+        active && segment.used_since.elapsed() >= checkpoint_after
+    })
+}
+
+/// Why a run was not done. All who share the run get it.
+#[derive(Debug, Clone)]
+enum UpkeepFailure {
+    /// A shutdown cut it short.
+    Closed,
+    /// The disk did not take what is dirty.
+    Late,
+    /// The thread that was asked is gone, though the spool is open.
+    Died,
+    CheckpointFailed(Arc<CheckpointError>),
+}
+
+impl UpkeepFailure {
+    fn while_doing(self, shared: &Shared, what: &'static str) -> anyhow::Error {
+        let error = match self {
+            Self::Closed => return Closed.into(),
+            Self::Late => {
+                let late = "what is dirty could not be written within store_deadline";
+                io::Error::new(io::ErrorKind::TimedOut, late).into()
+            }
+            Self::Died => io::Error::other("a thread of the spool has died: see the log").into(),
+            Self::CheckpointFailed(error) => anyhow::Error::new(CheckpointFailed(error)),
+        };
+        shared.explain(error.context(what))
+    }
+}
+
+/// An error for several callers: its text and its causes.
+#[derive(Debug)]
+struct CheckpointFailed(Arc<CheckpointError>);
+
+impl fmt::Display for CheckpointFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for CheckpointFailed {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}

@@ -1,0 +1,421 @@
+//! A committer without its threads, its callers, and what they should find.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tempfile::TempDir;
+use tidespool_core::SpoolId;
+use tokio::sync::oneshot;
+
+use crate::Config;
+use crate::checkpoint::{Ballast, CheckpointRequests, Presence};
+use crate::durable::{DiskIndex, SledOptions};
+use crate::journal::{FreeSegment, Pool, PoolSettings, Segments, WriteError, Writer};
+use crate::memory::{Dirty, Lane, Permit, Ticket};
+use crate::stats::Stats;
+use crate::storage::{DiskRoom, OpenMode, OsStorage, Storage, StorageFile};
+use crate::tiered::background::readers::Readers;
+use crate::tiered::calls::lookup;
+use crate::tiered::calls::reconfigure::checkpoint_settings;
+use crate::tiered::calls::remove::take_out;
+use crate::tiered::commit::queue::{Arrival, CommitQueue, Outcome};
+use crate::tiered::commit::state::CommitState;
+use crate::tiered::commit::{Committer, Syncer, Taken, syncer};
+use crate::tiered::protection::Protection;
+use crate::tiered::shared::{PoolReports, Shared, SharedParts};
+use crate::tiered::table::Table;
+
+pub(super) const SMALL: usize = 100;
+/// Four of these are worth handing over to the syncer.
+pub(super) const MIDDLE: usize = 40 << 10;
+/// Larger than a segment.
+pub(super) const LARGE: usize = 300 << 10;
+
+/// The system's files. Segments fail when a test wants them to; syncs do nothing else.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RigDisk {
+    pub(super) fails_writes: Arc<AtomicBool>,
+    /// Only the first write of a batch to a segment: its preparation goes well.
+    pub(super) fails_batches: Arc<AtomicBool>,
+    pub(super) fails_syncs: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+struct RigFile(RigDisk, Arc<dyn StorageFile>);
+
+fn check(fails: &AtomicBool) -> io::Result<()> {
+    if fails.load(Ordering::SeqCst) { Err(io::Error::other("of this test")) } else { Ok(()) }
+}
+
+impl Storage for RigDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        OsStorage.create_dir(path)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
+        Ok(Arc::new(RigFile(self.clone(), OsStorage.open(path, mode)?)))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        OsStorage.list(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        OsStorage.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        OsStorage.remove_file(path)
+    }
+
+    fn sync_dir(&self, _path: &Path) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl StorageFile for RigFile {
+    fn len(&self) -> io::Result<u64> {
+        self.1.len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.1.read_at(buf, offset)
+    }
+
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        check(&self.0.fails_writes)?;
+        if bufs.first().is_some_and(|header| header.starts_with(b"TIDESEG1") && header[12] == 1) {
+            check(&self.0.fails_batches)?;
+        }
+        self.1.write_vectored_at(bufs, offset)
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        self.1.allocate(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        check(&self.0.fails_syncs)
+    }
+}
+
+/// A store or removal, in the order of versions. A removal has no value.
+struct DiskEvent {
+    value: Option<u64>,
+    /// Of a store that waits for its commit: its place in [`CommitterRig::waiting`].
+    waiting: Option<usize>,
+}
+
+/// A store that waits for its commit, or did.
+struct WaitingCaller {
+    verdict: Arc<CommitState>,
+    heard: oneshot::Receiver<Outcome>,
+    outcome: Option<Outcome>,
+}
+
+/// A flush that was asked for.
+struct AskedFlush {
+    at: Instant,
+    /// Of each id, how many events there were then.
+    before: BTreeMap<SpoolId, usize>,
+    heard: oneshot::Receiver<()>,
+}
+
+pub(super) struct CommitterRig {
+    pub(super) shared: Arc<Shared>,
+    pub(super) committer: Committer,
+    pub(super) disk: RigDisk,
+    syncer: Arc<Syncer>,
+    events: BTreeMap<SpoolId, Vec<DiskEvent>>,
+    waiting: Vec<WaitingCaller>,
+    /// Segments that are kept from the committer.
+    held: Vec<FreeSegment>,
+    flushes: Vec<AskedFlush>,
+    next_value: u64,
+    _dir: TempDir,
+}
+
+impl CommitterRig {
+    pub(super) fn new() -> Self {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let (dir, disk) = (tempfile::tempdir().unwrap(), RigDisk::default());
+        let config = Config::new(dir.path()).dirty_expire(HOUR).memory_budget(1 << 30).dirty_limit(256 << 20);
+        let storage: Arc<dyn Storage> = Arc::new(disk.clone());
+        let (commit_queue, stats) = (Arc::<CommitQueue>::default(), Arc::<Stats>::default());
+        storage.create_dir(&dir.path().join("journal")).unwrap();
+        let settings = PoolSettings {
+            dir: dir.path().join("journal"),
+            spool: [7; 16],
+            segment_size: 256 << 10,
+            capacity: 1 << 30,
+            keep_free: 0,
+            next_slot: 0,
+        };
+        let room = Arc::new(DiskRoom::new(storage.clone(), dir.path(), 0));
+        let ballast = Arc::new(Ballast::new(storage.clone(), room.clone(), dir.path(), 0));
+        let checkpoint_requests = Arc::<CheckpointRequests>::default();
+        let reports =
+            PoolReports::new(commit_queue.clone(), stats.clone(), room, checkpoint_requests.clone());
+        let pool = Arc::new(Pool::new(storage.clone(), settings, Arc::new(reports)));
+        let segments = Arc::new(Segments::new(pool, [7; 16], 1));
+        let durable = Arc::new(DiskIndex::new(&dir.path().join("sled"), SledOptions::new(1 << 20)));
+        durable.begin().unwrap();
+        durable.finish();
+        let presence = Presence::anywhere(storage.clone(), dir.path(), segments.clone(), durable.clone());
+        let dead = Arc::new(AtomicBool::new(false));
+        let protection = Protection::new(storage.clone(), dir.path(), [7; 16], commit_queue.clone());
+        let protection = Arc::new(protection);
+        let parts = SharedParts {
+            opened_as: dir.path().to_owned(),
+            ballast,
+            storage,
+            table: Arc::new(Table::new()),
+            commit_queue,
+            segments: segments.clone(),
+            durable,
+            checkpoint_requests,
+            presence: Arc::new(presence),
+            protection,
+            rebuilding: Arc::default(),
+            stats,
+            crash_log_size: 0,
+            first_seq: 1,
+            readers: Readers::new(dead.clone()).0,
+            worker_dead: dead,
+            checkpoint_settings: Arc::new(ArcSwap::from_pointee(checkpoint_settings(&config))),
+            config,
+        };
+        let (shared, syncer) = (Arc::new(Shared::new(parts)), Arc::<Syncer>::default());
+        let mut committer = Committer::new(shared.clone(), syncer.clone(), Writer::new(segments, 1));
+        committer.retry = Duration::ZERO;
+        Self {
+            shared,
+            committer,
+            disk,
+            syncer,
+            events: BTreeMap::new(),
+            waiting: Vec::new(),
+            held: Vec::new(),
+            flushes: Vec::new(),
+            next_value: 1,
+            _dir: dir,
+        }
+    }
+
+    fn note(&mut self, id: SpoolId, value: Option<u64>, waiting: Option<usize>) {
+        self.events.entry(id).or_default().push(DiskEvent { value, waiting });
+    }
+
+    fn put(&mut self, len: usize, lane: Lane) -> (u64, Arc<Dirty>) {
+        let value = self.next_value;
+        self.next_value += 1;
+        let mut data = vec![0; len];
+        data[..8].copy_from_slice(&value.to_le_bytes());
+        let permit: Permit = self.shared.budget.try_admit(len as u64, lane).unwrap();
+        (value, Arc::new(Dirty::put(Arc::new(data.into_boxed_slice()), None, permit)))
+    }
+
+    /// A store that is answered from memory.
+    pub(super) fn store(&mut self, id: SpoolId) {
+        let (value, dirty) = self.put(SMALL, Lane::Memory);
+        let ticket = Ticket { version: self.shared.table.next_version(), at: Instant::now(), id };
+        self.shared.table.lock(&id).pending.insert(ticket, dirty, None);
+        self.note(id, Some(value), None);
+    }
+
+    /// Two such stores at the same time. The slow one has its version first and its time last.
+    pub(super) fn store_at_once(&mut self, slow: SpoolId, quick: SpoolId) {
+        let [first, second] = [slow, quick].map(|id| {
+            let (value, dirty) = self.put(SMALL, Lane::Memory);
+            (id, value, dirty, self.shared.table.next_version())
+        });
+        for (id, value, dirty, version) in [second, first] {
+            let at = Instant::now();
+            self.shared.table.lock(&id).pending.insert(Ticket { version, at, id }, dirty, None);
+            self.note(id, Some(value), None);
+            if id == quick {
+                // Its turn comes before the other one is there.
+                self.committer.intake.refill(
+                    &self.shared.table,
+                    &self.shared.commit_queue,
+                    Vec::new(),
+                    Some(at),
+                );
+            }
+        }
+    }
+
+    /// A store that waits for its commit: as in `store`.
+    pub(super) fn wait(&mut self, id: SpoolId, len: usize) {
+        let (value, dirty) = self.put(len, Lane::Disk);
+        let (done, heard) = oneshot::channel();
+        let (verdict, at) = (Arc::<CommitState>::default(), Instant::now());
+        let mut shard = self.shared.table.lock(&id);
+        shard.pending.set_out(id);
+        self.shared.commit_queue.arrive(|| {
+            let version = self.shared.table.next_version();
+            Arrival { id, version, dirty, at, verdict: verdict.clone(), done }
+        });
+        drop(shard);
+        self.waiting.push(WaitingCaller { verdict, heard, outcome: None });
+        self.note(id, Some(value), Some(self.waiting.len() - 1));
+    }
+
+    /// The caller of the `nth` of the stores that wait gives up.
+    pub(super) fn give_up(&mut self, nth: usize) {
+        let waiting: Vec<_> = self.waiting.iter().filter(|waiting| waiting.outcome.is_none()).collect();
+        if let Some(one) = waiting.get(nth % waiting.len().max(1))
+            && !one.verdict.cancel()
+            && one.verdict.abandon()
+        {
+            self.shared.commit_queue.note_abandoned();
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: SpoolId) {
+        take_out(&self.shared, id).unwrap();
+        self.note(id, None, None);
+    }
+
+    pub(super) fn flush(&mut self) {
+        let before = self.events.iter().map(|(id, events)| (*id, events.len())).collect();
+        self.flushes.push(AskedFlush {
+            at: Instant::now(),
+            before,
+            heard: self.shared.commit_queue.flush(false),
+        });
+    }
+
+    /// The first half of a turn.
+    pub(super) fn gather(&mut self) {
+        let now = Instant::now();
+        let mail = self.shared.commit_queue.wait(Some(now), self.committer.writer.is_syncing());
+        let landed = self.committer.gather(mail, now);
+        self.ended(landed);
+    }
+
+    /// The second half of a turn.
+    pub(super) fn commit(&mut self) {
+        if self.committer.failing || self.shared.segments.pool().free() == 0 {
+            // It may wait for the syncer, which has no thread here.
+            self.end_syncs();
+        }
+        let result = self.committer.commit(Instant::now());
+        self.ended(result);
+        self.check_flushes();
+    }
+
+    fn ended(&mut self, result: Result<(), WriteError>) {
+        self.committer.publish_landed();
+        self.committer.failing = result.is_err();
+        if let Err(error) = result {
+            self.committer.retry = Duration::ZERO;
+            self.committer.failed(&error);
+        }
+        for waiting in self.waiting.iter_mut().filter(|waiting| waiting.outcome.is_none()) {
+            waiting.outcome = waiting.heard.try_recv().ok();
+        }
+    }
+
+    /// What the syncer has ends. The committer sees it at its next turn.
+    pub(super) fn end_syncs(&mut self) {
+        while let Some(job) = self.syncer.try_next() {
+            self.shared.commit_queue.synced(syncer::run(job, &self.shared));
+        }
+    }
+
+    /// No segment is free.
+    pub(super) fn starve(&mut self) {
+        while let Some(free) = self.shared.segments.pool().take(0) {
+            self.held.push(free);
+        }
+    }
+
+    /// As many are free as another thread keeps ready.
+    pub(super) fn feed(&mut self) {
+        self.held.drain(..).for_each(|free| self.shared.segments.pool().give(free));
+        let fails = self.disk.fails_writes.swap(false, Ordering::SeqCst);
+        let syncs = self.disk.fails_syncs.swap(false, Ordering::SeqCst);
+        self.shared.segments.pool().fill().unwrap();
+        self.disk.fails_writes.store(fails, Ordering::SeqCst);
+        self.disk.fails_syncs.store(syncs, Ordering::SeqCst);
+    }
+
+    /// When a flush is done, nothing is dirty that was when it was asked for, and what is durable
+    /// of each id is what the id held then, or later: never an earlier version.
+    pub(super) fn check_flushes(&mut self) {
+        let intake = self.committer.intake.next_ticket().map(|ticket| ticket.at);
+        let taken = self.committer.taken.iter().filter_map(|taken| match taken {
+            Taken::Ticketed(ticket, _) => Some(ticket.at),
+            _ => None,
+        });
+        let oldest = taken.chain(intake).chain(self.shared.table.oldest_dirty()).min();
+        let mut flushes = std::mem::take(&mut self.flushes);
+        for flush in flushes.extract_if(.., |flush| flush.heard.try_recv().is_ok()) {
+            assert!(oldest.is_none_or(|oldest| oldest > flush.at), "a flush returned too early");
+            for (id, before) in flush.before {
+                self.check_durable(&id, before);
+            }
+        }
+        self.flushes = flushes;
+    }
+
+    /// The durable version of `id` is not older than the last of its first `before` events that
+    /// took effect at once.
+    fn check_durable(&self, id: &SpoolId, before: usize) {
+        let events = &self.events[id];
+        let Some(last) = events[..before].iter().rposition(|event| event.waiting.is_none()) else { return };
+        let durable = self.durable(id);
+        let is_there = events[last..].iter().any(|event| event.value == durable);
+        assert!(is_there, "{id} is durable as {durable:?} after a flush");
+    }
+
+    /// What a crash leaves of `id`.
+    pub(super) fn durable(&self, id: &SpoolId) -> Option<u64> {
+        let place = self.shared.table.lock(id).index.get(id)?.place?;
+        let data = lookup::read(&self.shared, id, place).unwrap().unwrap();
+        Some(u64::from_le_bytes(data[..8].try_into().unwrap()))
+    }
+
+    /// Each flush that was asked for is done.
+    pub(super) fn has_heard_of_flushes(&self) -> bool {
+        self.flushes.is_empty()
+    }
+
+    /// Of each id the newest version can be loaded whose store returned `Ok`, and no other one.
+    pub(super) fn check_loads(&self) {
+        let stored = |event: &&DiskEvent| {
+            let outcome = |nth: usize| self.waiting[nth].outcome;
+            event.waiting.is_none_or(|nth| !matches!(outcome(nth), None | Some(Outcome::Refused)))
+        };
+        for (id, events) in &self.events {
+            let expected = events.iter().rev().find(stored).and_then(|event| event.value);
+            let found = lookup::on_disk(&self.shared, id).unwrap();
+            let found = found.map(|found| u64::from_le_bytes(found.data[..8].try_into().unwrap()));
+            assert_eq!(found, expected, "of {id}");
+        }
+    }
+
+    /// Turns until all is durable, on a disk that works.
+    pub(super) fn drain(&mut self) {
+        for fails in [&self.disk.fails_writes, &self.disk.fails_batches, &self.disk.fails_syncs] {
+            fails.store(false, Ordering::SeqCst);
+        }
+        for _ in 0..1_000 {
+            self.feed();
+            self.end_syncs();
+            self.flush();
+            self.gather();
+            self.commit();
+            if self.committer.is_drained() && self.committer.aborts.is_empty() {
+                return;
+            }
+        }
+        panic!("it does not come to an end");
+    }
+}

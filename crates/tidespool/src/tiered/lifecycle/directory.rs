@@ -1,0 +1,271 @@
+//! The spool's directory: its format file and its lock.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use parking_lot::Mutex;
+use tidespool_core::{Locked, UnsupportedFormat};
+use uuid::Uuid;
+
+use super::format::{self, FORMAT_FILE, UNFINISHED_FORMAT};
+use super::path::{existing, existing_or_new, explain};
+use crate::crash_log::{CRASH_LOG, NEW_CRASH_LOG};
+use crate::durable::TRIAL_DIR;
+use crate::storage::{
+    FileLock, FileState, TRIAL_FILE, is_bystander, is_locked_here, make_file_private, open_private, state,
+    uninterrupted,
+};
+
+pub(in crate::tiered) const LOCK_FILE: &str = "LOCK";
+
+/// A process that was killed may hold its lock for a moment longer.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What may be in a directory in which a spool was never completely made.
+const UNFINISHED: [&str; 13] = [
+    LOCK_FILE,
+    UNFINISHED_FORMAT,
+    "journal",
+    "sled",
+    "manifest",
+    "manifest.new",
+    "liveness.1",
+    CRASH_LOG,
+    NEW_CRASH_LOG,
+    "ballast",
+    "ballast.open",
+    TRIAL_FILE,
+    TRIAL_DIR,
+];
+
+/// The directory, held by this process.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    /// Whole, and without symlinks.
+    pub(crate) path: PathBuf,
+    /// The spool's own random id.
+    pub(crate) spool: [u8; 16],
+    /// It was made just now.
+    pub(crate) fresh: bool,
+    pub(in crate::tiered) held: HeldDir,
+    pub(in crate::tiered) lock: Mutex<FileLock>,
+}
+
+/// The directory itself, open and locked: a lock file can be deleted while its lock is held, and a
+/// new one be locked.
+#[derive(Debug)]
+pub(crate) struct HeldDir {
+    dir: File,
+    /// `None` where the file system can't lock a directory (NFS): the lock file alone has to do.
+    _lock: Option<FileLock>,
+}
+
+impl HeldDir {
+    /// Which directory it is, whatever its path leads to now.
+    pub(in crate::tiered) fn state(&self) -> io::Result<FileState> {
+        self.dir.metadata().map(|metadata| state(&metadata))
+    }
+}
+
+impl Directory {
+    /// Opens the directory, and makes the spool in it if it is new or empty.
+    pub(crate) fn open_or_create(path: &Path) -> Result<Self> {
+        let path = &*existing_or_new(path)?;
+        // Before anything is written: what is not ours stays untouched, lock file included.
+        let known = format::read(path)?;
+        if known.is_none() {
+            refuse_foreign(path)?;
+        }
+        let (held, lock) = lock(path)?;
+        let lock = Mutex::new(lock);
+        // Whoever held the lock may have made it meanwhile.
+        if let Some(spool) = format::read(path)? {
+            return Ok(Self { path: path.to_owned(), spool, fresh: false, held, lock });
+        }
+        let spool = begin_creation(path)?;
+        Ok(Self { path: path.to_owned(), spool, fresh: true, held, lock })
+    }
+
+    /// Opens the directory of a spool that exists, for looking.
+    pub(crate) fn open_existing(path: &Path) -> Result<Self> {
+        let path = &*existing(path)?;
+        match format::read(path)? {
+            Some(spool) => {
+                let (held, lock) = lock(path)?;
+                Ok(Self { path: path.to_owned(), spool, fresh: false, held, lock: Mutex::new(lock) })
+            }
+            None => Err(not_a_spool(path, "there is no FORMAT file")),
+        }
+    }
+
+    /// Says that everything of a fresh spool is there: from now on it is one.
+    pub(crate) fn finish_creation(&self) -> Result<()> {
+        if !self.fresh {
+            return Ok(());
+        }
+        let target = self.path.join(FORMAT_FILE);
+        let write = || -> io::Result<()> {
+            uninterrupted(|| fs::rename(self.path.join(UNFINISHED_FORMAT), &target))?;
+            File::open(&self.path)?.sync_all()?;
+            match self.path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                Some(parent) => File::open(parent)?.sync_all(),
+                None => Ok(()),
+            }
+        };
+        write().with_context(|| format!("writing {}", target.display()))
+    }
+}
+
+/// Chooses the spool's id and writes it down before anything else is made. A making that was cut off is taken up again under the same id: what it
+/// left would else be somebody else's for good.
+fn begin_creation(dir: &Path) -> Result<[u8; 16]> {
+    let path = dir.join(UNFINISHED_FORMAT);
+    if let Some(spool) = format::unfinished(dir)? {
+        return Ok(spool);
+    }
+    let spool = *Uuid::new_v4().as_bytes();
+    let text = format::render(spool);
+    let write = || -> io::Result<()> {
+        let mut file = open_private(OpenOptions::new().write(true).truncate(true), &path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        File::open(dir)?.sync_all()
+    };
+    write().with_context(|| format!("writing {}", path.display()))?;
+    Ok(spool)
+}
+
+/// Holds the lock of a spool's directory without changing anything in it.
+pub(crate) fn lock_untouched(dir: &Path) -> Result<(HeldDir, Option<FileLock>)> {
+    let held = hold(dir)?;
+    let path = dir.join(LOCK_FILE);
+    match File::open(&path) {
+        Ok(file) => Ok((held, Some(wait_for_lock(dir, &path, file)?))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((held, None)),
+        Err(error) => Err(error).with_context(|| format!("opening {}", path.display())),
+    }
+}
+
+/// A directory with other things in it is not a spool's, apart from what file systems and tools
+/// leave.
+fn refuse_foreign(path: &Path) -> Result<()> {
+    let entries = fs::read_dir(path).with_context(|| format!("listing {}", path.display()))?;
+    for entry in entries {
+        let name = entry.with_context(|| format!("listing {}", path.display()))?.file_name();
+        let name = name.to_string_lossy();
+        if !UNFINISHED.contains(&&*name) && !is_bystander(&name) {
+            return Err(not_a_spool(path, &format!("it holds {name:?} and no FORMAT file")));
+        }
+    }
+    Ok(())
+}
+
+pub(in crate::tiered) fn not_a_spool(path: &Path, found: &str) -> anyhow::Error {
+    let supported = "spool directories, and makes new ones in empty directories".to_owned();
+    UnsupportedFormat { path: path.to_owned(), found: format!("not a spool: {found}"), supported }.into()
+}
+
+/// Locks the directory itself: deleting the lock file does not unlock it.
+fn hold(dir: &Path) -> Result<HeldDir> {
+    let opening = || format!("opening {}", dir.display());
+    let held = File::open(dir).with_context(opening)?;
+    let copy = held.try_clone().with_context(opening)?;
+    let lock = match FileLock::try_lock(copy) {
+        Ok(Ok(lock)) => Some(lock),
+        Ok(Err(locked)) => Some(wait_for_lock(dir, dir, locked)?),
+        Err(_) => None,
+    };
+    Ok(HeldDir { dir: held, _lock: lock })
+}
+
+fn lock(dir: &Path) -> Result<(HeldDir, FileLock)> {
+    let held = hold(dir)?;
+    let path = dir.join(LOCK_FILE);
+    let file = open_private(OpenOptions::new().read(true).write(true), &path).map_err(|error| {
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        match error.kind() {
+            PermissionDenied | ReadOnlyFilesystem => explain("writing in", dir, error),
+            _ => anyhow::Error::new(error).context(format!("opening {}", path.display())),
+        }
+    })?;
+    let mut lock = wait_for_lock(dir, &path, file)?;
+    write_pid(lock.file());
+    Ok((held, lock))
+}
+
+/// Locks the lock file again after it was deleted or replaced.
+pub(in crate::tiered) fn lock_again(dir: &Path) -> io::Result<FileLock> {
+    let path = dir.join(LOCK_FILE);
+    let file = open_private(OpenOptions::new().read(true).write(true), &path)?;
+    let mut lock = FileLock::try_lock(file)?.map_err(|_| io::Error::from(io::ErrorKind::WouldBlock))?;
+    make_file_private(&path)?;
+    write_pid(lock.file());
+    Ok(lock)
+}
+
+/// A full disk must not keep a spool from being emptied: the lock holds without the pid.
+fn write_pid(file: &mut File) {
+    let mut write = || -> io::Result<()> {
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(file, "{}", std::process::id())
+    };
+    let _ = write();
+}
+
+/// Locks `file`, which is at `path` and belongs to the spool in `dir`.
+fn wait_for_lock(dir: &Path, path: &Path, mut file: File) -> Result<FileLock> {
+    let began = Instant::now();
+    loop {
+        let tried = FileLock::try_lock(file).with_context(|| format!("locking {}", path.display()));
+        match tried? {
+            Ok(lock) => return Ok(lock),
+            Err(locked) => file = locked,
+        }
+        if began.elapsed() >= LOCK_PATIENCE {
+            return Err(Locked { path: dir.to_owned(), pid: owner(dir, &file) }.into());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The process that has `locked`, the directory or its lock file, where that can be found out.
+fn owner(dir: &Path, locked: &File) -> Option<u32> {
+    let own = std::process::id();
+    if is_locked_here(locked) {
+        return Some(own);
+    }
+    // The owner writes its pid right after locking: without one it is just about to.
+    let pid = fs::read_to_string(dir.join(LOCK_FILE)).ok()?;
+    // Another process has the same pid in another container: a pid would mislead.
+    pid.trim().parse().ok().filter(|pid| *pid != own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_with_other_things_in_it_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("thesis.txt"), "years of work").unwrap();
+        let error = Directory::open_or_create(dir.path()).unwrap_err();
+        assert!(error.root_cause().is::<UnsupportedFormat>(), "{error:#}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_second_opener_is_told_who_the_first_one_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Directory::open_or_create(dir.path()).unwrap();
+        first.finish_creation().unwrap();
+        let error = Directory::open_existing(dir.path()).unwrap_err();
+        let locked = error.root_cause().downcast_ref::<Locked>().expect("the right type");
+        assert_eq!(locked.pid, Some(std::process::id()));
+        drop(first);
+        assert!(!Directory::open_or_create(dir.path()).unwrap().fresh);
+    }
+}

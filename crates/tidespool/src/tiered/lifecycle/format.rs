@@ -1,0 +1,204 @@
+//! The format file: which layout a directory has, and the spool's own random id. What can be told where it is damaged.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use tidespool_core::{DamagedSpool, UnsupportedFormat};
+use uuid::Uuid;
+
+use crate::journal::spool_of_segment;
+use crate::storage::{is_no_file, open_regular};
+
+/// The layout that this version writes, and the only one that it reads.
+pub(crate) const FORMAT_VERSION: u32 = 1;
+
+pub(in crate::tiered) const FORMAT_FILE: &str = "FORMAT";
+/// The format file of a spool that is being made.
+pub(in crate::tiered) const UNFINISHED_FORMAT: &str = "FORMAT.new";
+
+/// What is wrong with the text of a format file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::tiered) enum FormatError {
+    /// It is of another version.
+    Version(String),
+    /// It was one of this version, or nothing that any version wrote.
+    Damaged(String),
+}
+
+/// The text for the spool with this id.
+pub(in crate::tiered) fn render(spool: [u8; 16]) -> String {
+    let text = format!("tidespool {FORMAT_VERSION}\nid {}\n", Uuid::from_bytes(spool).simple());
+    format!("{text}check {:08x}\n", crc32c::crc32c(text.as_bytes()))
+}
+
+/// The spool's id in it.
+pub(in crate::tiered) fn parse(text: &str) -> Result<[u8; 16], FormatError> {
+    let damaged = |what: &str| Err(FormatError::Damaged(what.to_owned()));
+    let mut lines = text.lines();
+    let version = lines.next().and_then(|line| line.strip_prefix("tidespool "));
+    let Some(version) = version.and_then(|version| version.parse::<u32>().ok()) else {
+        let begin: String = text.chars().take(40).collect();
+        return damaged(&format!("it is not a spool's format file (it begins with {begin:?})"));
+    };
+    let spool =
+        lines.next().and_then(|line| line.strip_prefix("id ")).and_then(|id| Uuid::try_parse(id).ok());
+    let spool = spool.map(Uuid::into_bytes);
+    if version != FORMAT_VERSION {
+        // Of this version but for a bit of the number: the next one is not among these, and has a checksum of its own.
+        let one_bit_off = version < 10 && (version ^ FORMAT_VERSION).is_power_of_two();
+        return match spool {
+            Some(spool) if one_bit_off && text.ends_with(&check_line(spool)) => {
+                damaged("its version is damaged")
+            }
+            _ => Err(FormatError::Version(format!("layout version {version}"))),
+        };
+    }
+    let Some(spool) = spool else { return damaged("the spool's id is damaged") };
+    // The first spools had no checksum.
+    if lines.next().is_some() && text != render(spool) {
+        return damaged("its checksum is of other bytes");
+    }
+    Ok(spool)
+}
+
+fn check_line(spool: [u8; 16]) -> String {
+    render(spool).lines().last().map_or_else(String::new, |line| format!("\n{line}\n"))
+}
+
+/// The spool's id; `None` where there is no format file and nothing that would need one.
+///
+/// # Errors
+///
+/// [`DamagedSpool`] where there is a spool and its format file is damaged, missing, or another spool's; [`UnsupportedFormat`] for a newer layout, and
+/// for a directory of somebody else; I/O errors.
+pub(in crate::tiered) fn read(dir: &Path) -> Result<Option<[u8; 16]>> {
+    let path = dir.join(FORMAT_FILE);
+    let supported = format!("layout version {FORMAT_VERSION}");
+    let refuse = |found| UnsupportedFormat { path: path.clone(), found, supported };
+    let damaged = |what| DamagedSpool { dir: dir.to_owned(), path: path.clone(), what };
+    let text = text_of(&path).with_context(|| format!("reading {}", path.display()))?;
+    let spool = match text.as_deref().map(parse) {
+        Some(Ok(spool)) => spool,
+        Some(Err(FormatError::Version(found))) => return Err(refuse(found).into()),
+        Some(Err(FormatError::Damaged(what))) if holds_a_spool(dir) => return Err(damaged(what).into()),
+        Some(Err(FormatError::Damaged(found))) => return Err(refuse(found).into()),
+        // One that is being made has another.
+        None if holds_a_spool(dir) && unfinished(dir)?.is_none() => {
+            return Err(damaged("it is missing".to_owned()).into());
+        }
+        None => return Ok(None),
+    };
+    let of_segments = spools_of_segments(dir, Some(spool));
+    if !of_segments.is_empty() && !of_segments.contains_key(&spool) {
+        let what = format!("it names the spool {}, and no segment is of that one", shown(spool));
+        return Err(damaged(what).into());
+    }
+    Ok(Some(spool))
+}
+
+/// The id of a spool of which the making was cut off.
+pub(in crate::tiered) fn unfinished(dir: &Path) -> Result<Option<[u8; 16]>> {
+    let path = dir.join(UNFINISHED_FORMAT);
+    let text = text_of(&path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(text.and_then(|text| parse(&text).ok()))
+}
+
+fn text_of(path: &Path) -> io::Result<Option<String>> {
+    let mut bytes = Vec::new();
+    let open = || open_regular(OpenOptions::new().read(true), path);
+    match open().and_then(|file| file.take(4096).read_to_end(&mut bytes)) {
+        Ok(_) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // It says nothing of a format.
+        Err(error) if is_no_file(&error) => Ok(Some(String::new())),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether something in the directory can only be a spool's.
+pub(in crate::tiered) fn holds_a_spool(dir: &Path) -> bool {
+    dir.join("manifest").is_file()
+        || dir.join("sled").join("db").is_file()
+        || !spools_of_segments(dir, None).is_empty()
+}
+
+/// What segments say of whose they are, and how many say so. With `until`, no further than to the first one of that spool. What can't be read says
+/// nothing: whoever reads it next has more to say.
+fn spools_of_segments(dir: &Path, until: Option<[u8; 16]>) -> BTreeMap<[u8; 16], usize> {
+    let mut spools = BTreeMap::new();
+    let names = fs::read_dir(dir.join("journal")).into_iter().flatten().filter_map(Result::ok);
+    for path in names.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "seg")) {
+        let mut bytes = [0; 48];
+        let open = || open_regular(OpenOptions::new().read(true), &path);
+        let read = open().and_then(|mut file| file.read_exact(&mut bytes));
+        if let Some(spool) = read.ok().and_then(|()| spool_of_segment(&bytes)) {
+            *spools.entry(spool).or_default() += 1;
+            if until == Some(spool) {
+                break;
+            }
+        }
+    }
+    spools
+}
+
+/// The spool's id for a repair, and what is wrong with the format file: what most of the segments say where it says nothing or something else.
+///
+/// # Errors
+///
+/// [`UnsupportedFormat`] for a newer layout, or where nothing of a spool is there; I/O errors.
+pub(crate) fn identify(dir: &Path) -> Result<(Option<[u8; 16]>, Option<String>)> {
+    let error = match read(dir) {
+        Ok(Some(spool)) => return Ok((Some(spool), None)),
+        Ok(None) => return Err(super::directory::not_a_spool(dir, "there is no FORMAT file")),
+        Err(error) => error,
+    };
+    let cause = error.root_cause();
+    let what = match cause.downcast_ref::<DamagedSpool>() {
+        Some(damaged) => damaged.what.clone(),
+        // What the disk can't read is as bad as what is damaged.
+        None if cause.is::<io::Error>() && holds_a_spool(dir) => format!("it can't be read ({cause})"),
+        None => return Err(error),
+    };
+    let most = spools_of_segments(dir, None).into_iter().max_by_key(|(_, segments)| *segments);
+    let named = || text_of(&dir.join(FORMAT_FILE)).ok().flatten().and_then(|text| parse(&text).ok());
+    Ok((most.map(|(spool, _)| spool).or_else(named), Some(what)))
+}
+
+fn shown(spool: [u8; 16]) -> String {
+    Uuid::from_bytes(spool).simple().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPOOL: [u8; 16] = [0x1f; 16];
+
+    #[test]
+    fn the_format_file_is_understood_or_its_content_named() {
+        let good = "tidespool 1\nid 0123456789abcdef0123456789abcdef\n";
+        assert_eq!(parse(good).unwrap()[0], 0x01, "the first ones had no checksum");
+        assert_eq!(parse(&render(SPOOL)), Ok(SPOOL));
+        for (bad, named) in
+            [("", "not a spool's format file"), ("hello", "\"hello\""), ("tidespool 1\n", "id is damaged")]
+        {
+            let Err(FormatError::Damaged(found)) = parse(bad) else { panic!("{bad:?}") };
+            assert!(found.contains(named), "{bad:?}: {found}");
+        }
+        assert_eq!(parse("tidespool 2\nid x\n"), Err(FormatError::Version("layout version 2".to_owned())));
+    }
+
+    #[test]
+    fn a_flipped_bit_is_damage_and_never_another_spool_or_a_newer_layout() {
+        let good = render(SPOOL).into_bytes();
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let text = String::from_utf8_lossy(&bad).into_owned();
+            assert!(matches!(parse(&text), Err(FormatError::Damaged(_))), "bit {bit}: {text:?}");
+        }
+    }
+}

@@ -1,0 +1,472 @@
+//! Opens a spool: lock, recovery, threads.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use arc_swap::ArcSwap;
+use tidespool_core::ClockNotSet;
+
+use super::directory::Directory;
+use super::home::SpoolHome;
+use super::in_place::InPlace;
+use super::replay::{CrashLogReplay, explain as explain_replay};
+use super::threads::{Starter, names};
+use super::workers::{Running, Workers};
+use crate::checkpoint::{
+    Ballast, CheckpointRequests, Checkpointer, DeadSegments, LiveIndex as _, ManifestError, ManifestFile,
+    OpenedCheckpoint, OpeningError, Places, Presence, Rebuilding, ReclaimPolicy, Retained, Retry, Verifier,
+    Watched, open_filed,
+};
+use crate::durable::{DurableError, SledOptions, StuckThreads, sled_threads_to_come};
+use crate::inspect::Damage;
+use crate::journal::{Pool, PoolSettings, Segments, Writer, give_up_a_free_segment};
+use crate::pressure::{Registration, Relief};
+use crate::stats::Stats;
+use crate::storage::{DiskRoom, Storage, is_no_room_kind, is_unreadable};
+use crate::tiered::background::balancer::keep;
+use crate::tiered::background::health::watch;
+use crate::tiered::background::probe::run_probe;
+use crate::tiered::background::readers::{Readers, run_reader};
+use crate::tiered::background::relief::SpoolRelief;
+use crate::tiered::calls::reconfigure::checkpoint_settings;
+use crate::tiered::commit::queue::CommitQueue;
+use crate::tiered::commit::{Committer, Syncer};
+use crate::tiered::protection::Protection;
+use crate::tiered::shared::{CheckpointReports, PoolReports, Shared, SharedParts};
+use crate::tiered::table::Table;
+use crate::{Config, PressureMonitor, RecoveryReport};
+
+/// An open spool: what its callers share, its threads, and what was found on the way.
+pub(in crate::tiered) struct OpenSpool {
+    pub(in crate::tiered) shared: Arc<Shared>,
+    pub(in crate::tiered) workers: Workers,
+    pub(in crate::tiered) report: RecoveryReport,
+}
+
+/// Opens it. Blocks on I/O. Without a `monitor` it gets one of its own.
+pub(in crate::tiered) fn open(
+    mut config: Config,
+    storage: Arc<dyn Storage>,
+    monitor: Option<PressureMonitor>,
+) -> Result<OpenSpool> {
+    config.validate()?;
+    check_clock(SystemTime::now())?;
+    let dead = Arc::new(AtomicBool::new(false));
+    let starter = Starter::new(dead.clone());
+    starter.reserve(thread_names(&config)).context("starting the spool's threads")?;
+    let directory = Arc::new(Directory::open_or_create(&config.path)?);
+    let opened_as = std::mem::replace(&mut config.path, directory.path.clone());
+    starter.release(names::SPARE);
+    let storage: Arc<dyn Storage> = Arc::new(InPlace::new(storage, &directory)?);
+    let places = Places { storage: storage.clone(), dir: directory.path.clone(), spool: directory.spool };
+    let room = Arc::new(DiskRoom::new(storage.clone(), &directory.path, enough(&config)));
+    room.remove_leftover();
+    let ballast = Arc::new(Ballast::new(storage.clone(), room.clone(), &directory.path, config.ballast));
+    let look = || look(&config, &places, &ballast, &room, &directory);
+    let OpenedFiles { opened, stats, commit_queue, segments, checkpoint_requests, manifest_file, mut report } =
+        match look() {
+            // A spool that can't be opened can't be emptied.
+            Err(error) if is_full_disk(&error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the disk is full: opening with the room of ballast and spare segments"
+                );
+                room.note_no_room();
+                ballast.release();
+                // It may have been used before, and its room be somebody else's now.
+                while !ballast.is_room_for(TO_OPEN)
+                    && give_up_a_free_segment(&*places.storage, &places.journal(), places.spool)?
+                {
+                    room.note_given();
+                }
+                look()?
+            }
+            found => found?,
+        };
+    directory.finish_creation()?;
+    let (spool, dir) = (directory.spool, &*directory.path);
+    let protection = Arc::new(Protection::new(storage.clone(), dir, spool, commit_queue.clone()));
+    let mut replay = explain_replay(CrashLogReplay::begin(&protection, &config), dir)?;
+    let changes = replay.changes();
+    report.replayed = changes;
+    stats.replayed(changes);
+    if let Some(torn) = replay.torn() {
+        note_torn(&protection, torn, &mut report, &stats);
+    }
+    ballast.restore();
+
+    let table = Arc::new(Table::new());
+    for (id, newest) in &opened.recovered.replayed.newest {
+        table.lock(id).index.learn(*id, *newest);
+    }
+    table.will_file(opened.manifest.high);
+    let (readers, queue) = Readers::new(dead.clone());
+    let next_seq = opened.recovered.replayed.next_seq;
+    let (durable, manifest, liveness) = (Arc::new(opened.durable), opened.manifest, opened.liveness);
+    let rebuilding = Arc::new(Rebuilding::default());
+    let settings = Arc::new(ArcSwap::from_pointee(checkpoint_settings(&config)));
+    let reports =
+        Arc::new(CheckpointReports { stats: stats.clone(), commit_queue: commit_queue.clone(), room });
+    let home = SpoolHome::new(storage.clone(), &directory)
+        .with_context(|| format!("opening the format file of {}", directory.path.display()))?;
+    let presence = Arc::new(Presence::new(Watched {
+        storage: storage.clone(),
+        home: Box::new(home),
+        segments: segments.clone(),
+        manifest_file: manifest_file.clone(),
+        ballast: ballast.clone(),
+        durable: durable.clone(),
+        events: reports.clone(),
+    }));
+    let checkpointer = Checkpointer {
+        segments: segments.clone(),
+        durable: durable.clone(),
+        source: table.clone(),
+        checkpoint_requests: checkpoint_requests.clone(),
+        events: reports,
+        presence: presence.clone(),
+        manifest_file,
+        manifest,
+        liveness,
+        rebuilding: rebuilding.clone(),
+        ballast: ballast.clone(),
+        settings: settings.clone(),
+        retry: Retry::default(),
+        dead: DeadSegments::default(),
+        reclaim: ReclaimPolicy::default(),
+        compaction: None,
+        cut_up_to: 0,
+        is_manifest_in_doubt: false,
+    };
+    let parts = SharedParts {
+        config,
+        opened_as,
+        storage,
+        table,
+        commit_queue,
+        segments: segments.clone(),
+        durable,
+        checkpoint_requests,
+        rebuilding,
+        ballast,
+        presence,
+        protection,
+        stats,
+        readers,
+        crash_log_size: replay.log_size(),
+        first_seq: next_seq,
+        worker_dead: dead.clone(),
+        checkpoint_settings: settings,
+    };
+    let shared = Arc::new(Shared::new(parts));
+    let verifier = Verifier {
+        segments: segments.clone(),
+        durable: shared.durable.clone(),
+        source: shared.table.clone(),
+        checkpoint_requests: shared.checkpoint_requests.clone(),
+        events: checkpointer.events.clone(),
+        verification: shared.verification.clone(),
+    };
+    let writer = Writer::new(segments, next_seq);
+    let dir = directory.path.clone();
+    let started = explain_replay(replay.adopt(&shared), &dir)
+        .and_then(|()| register(&shared, monitor))
+        .and_then(|relief| {
+            start(&shared, (checkpointer, verifier), writer, &queue, directory, starter, relief)
+        })
+        .and_then(|workers| explain_replay(replay.settle(&shared, changes), &dir).map(|()| workers));
+    match started {
+        Ok(workers) => Ok(OpenSpool { shared, workers, report }),
+        Err(error) => {
+            Workers::abandon(&shared);
+            if let Err(error) = shared.durable.close(Instant::now() + TO_UNDO) {
+                tracing::warn!(%error, "an opening that failed could not close everything");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The longest wait for what an opening that failed has opened before.
+const TO_UNDO: Duration = Duration::from_secs(10);
+
+/// Every thread that an opening needs: see [`Starter::reserve`].
+fn thread_names(config: &Config) -> Vec<String> {
+    // sled's own thread and the monitor's.
+    let spare = sled_threads_to_come() + 2;
+    let readers = (0..config.read_threads).map(names::reader);
+    let spare = (0..spare).map(|_| names::SPARE);
+    let named = names::OF_A_SPOOL.into_iter().chain([names::LAST_WRITER; 2]).chain(spare);
+    named.map(str::to_owned).chain(readers).collect()
+}
+
+/// sled takes the time since 1970 for the name of a file that it never makes, and panics where
+/// there is none.
+fn check_clock(now: SystemTime) -> Result<(), ClockNotSet> {
+    if now < UNIX_EPOCH { Err(ClockNotSet) } else { Ok(()) }
+}
+
+/// Adds what to do about an error that may last.
+fn explain(error: OpeningError, dir: &std::path::Path) -> anyhow::Error {
+    let lasts = match &error {
+        OpeningError::Journal(error) => is_unreadable(&error.source),
+        OpeningError::Manifest(ManifestError::Io { source, .. }) => is_unreadable(source),
+        _ => false,
+    };
+    let error = anyhow::Error::from(error);
+    match lasts {
+        true => error.context(format!(
+            "the disk can't read all of it; if that lasts, `tidespool repair {} NEW_DIR` copies what can be read into a new directory",
+            dir.display()
+        )),
+        false => error,
+    }
+}
+
+/// What sled takes for being opened, in bytes: its snapshot, and the segments of its file that it begins.
+const TO_OPEN: u64 = 1 << 20;
+
+/// What is in the directory, made to agree.
+struct OpenedFiles {
+    opened: OpenedCheckpoint,
+    stats: Arc<Stats>,
+    commit_queue: Arc<CommitQueue>,
+    segments: Arc<Segments>,
+    checkpoint_requests: Arc<CheckpointRequests>,
+    manifest_file: Arc<ManifestFile>,
+    report: RecoveryReport,
+}
+
+/// Reads everything, and makes what is missing.
+fn look(
+    config: &Config,
+    places: &Places,
+    ballast: &Ballast,
+    room: &Arc<DiskRoom>,
+    directory: &Arc<Directory>,
+) -> Result<OpenedFiles> {
+    let (storage, fresh) = (&places.storage, directory.fresh);
+    storage
+        .create_dir(&places.journal())
+        .with_context(|| format!("creating {}", places.journal().display()))?;
+    let strays = Arc::new(StuckThreads::holding(directory));
+    let options =
+        SledOptions { storage: storage.clone(), strays, ..SledOptions::new(config.effective_sled_cache()) };
+    let mut opened =
+        open_filed(places, options, ballast, fresh).map_err(|error| explain(error, &places.dir))?;
+    let (stats, commit_queue) = (Arc::new(Stats::default()), Arc::new(CommitQueue::default()));
+    let checkpoint_requests = Arc::new(CheckpointRequests::default());
+    let reports =
+        PoolReports::new(commit_queue.clone(), stats.clone(), room.clone(), checkpoint_requests.clone());
+    let segments = segments(config, places, &mut opened, reports);
+    let manifest_file = Arc::new(ManifestFile::new(storage.clone(), &places.dir));
+    let report = report(&mut opened, &segments, &places.dir, &stats);
+    if fresh {
+        segments.pool().fill().with_context(|| format!("preparing {}", places.journal().display()))?;
+    }
+    // Before any segment is used: its generation must never have been another's.
+    opened.manifest.next_generation = segments.reserved_generation();
+    manifest_file.write_somehow(&opened.manifest, ballast)?;
+    Ok(OpenedFiles { opened, stats, commit_queue, segments, checkpoint_requests, manifest_file, report })
+}
+
+/// Whether it would have succeeded with more room on disk.
+fn is_full_disk(error: &anyhow::Error) -> bool {
+    let engine = error.downcast_ref().or_else(|| match error.downcast_ref()? {
+        OpeningError::Engine(engine) => Some(engine),
+        _ => None,
+    });
+    let by_engine = engine.and_then(|error| match error {
+        DurableError::Engine { kind, .. } => *kind,
+        _ => None,
+    });
+    let by_system = error.chain().find_map(|cause| cause.downcast_ref().map(io::Error::kind));
+    by_engine.or(by_system).is_some_and(is_no_room_kind)
+}
+
+/// Hands what recovery found to the pool and to the table of segments.
+fn segments(
+    config: &Config,
+    places: &Places,
+    opened: &mut OpenedCheckpoint,
+    reports: PoolReports,
+) -> Arc<Segments> {
+    let recovered = &mut opened.recovered;
+    let settings = PoolSettings {
+        dir: places.journal(),
+        spool: places.spool,
+        segment_size: config.segment_size,
+        capacity: config.journal_capacity,
+        keep_free: keep_free(config, &*places.storage),
+        next_slot: recovered.next_slot,
+    };
+    let pool = Pool::new(places.storage.clone(), settings, Arc::new(reports));
+    // Where the disk does not answer, the capacity is what the setting says.
+    if let Ok(space) = places.storage.space(&places.dir) {
+        pool.note_space(&space);
+    }
+    let segments = Segments::new(Arc::new(pool), places.spool, recovered.next_generation);
+    for segment in recovered.journal.drain(..) {
+        segments.pool().count_existing();
+        segments.insert(segment);
+    }
+    recovered.retained.drain(..).for_each(|segment| segments.insert(segment));
+    for generation in opened.manifest.retained.keys() {
+        if segments.get(*generation).is_none() {
+            segments.note_missing(*generation);
+        }
+    }
+    recovered.free.drain(..).for_each(|free| segments.pool().give(free));
+    let in_force = segments.pool().capacity() as u64 * config.segment_size;
+    if in_force < config.journal_capacity / config.segment_size * config.segment_size {
+        tracing::warn!(
+            in_force,
+            journal_capacity = config.journal_capacity,
+            path = %places.journal().display(),
+            "the file system has less room than the journal's capacity: what fits is in force"
+        );
+    }
+    Arc::new(segments)
+}
+
+/// What new segments leave of the disk: more than the health gate's minimum, so that the spool never shuts its own gate; and room for ballast, manifest
+/// and sled.
+pub(in crate::tiered) fn keep_free(config: &Config, storage: &dyn Storage) -> u64 {
+    let minimum = storage.space(&config.path).map_or(0, |space| space.minimum(&config.health));
+    minimum + minimum / 4 + config.ballast + (4 << 20)
+}
+
+/// Bytes that must be free for a spool to go on storing: a segment, and what the ballast is taken
+/// again for.
+pub(in crate::tiered) fn enough(config: &Config) -> u64 {
+    config.segment_size.saturating_add(2 * config.ballast)
+}
+
+/// Reports what is damaged, and what is lost by it.
+fn report(
+    opened: &mut OpenedCheckpoint,
+    segments: &Segments,
+    dir: &std::path::Path,
+    stats: &Stats,
+) -> RecoveryReport {
+    let replayed = &opened.recovered.replayed;
+    let mut report = RecoveryReport {
+        rebuilds_index: opened.rebuilds_index,
+        records: replayed.records,
+        torn: opened.recovered.torn_records,
+        ..Default::default()
+    };
+    let mut note = |path: &std::path::Path, id, what: String| {
+        report.damage.push(Damage { path: path.display().to_string(), id, what });
+    };
+    for damage in opened.damage.drain(..).chain(opened.recovered.damage.drain(..)) {
+        note(&damage.path, None, damage.what);
+    }
+    for gap in &replayed.gaps {
+        let what = format!("records {} to {} are missing", gap.first, gap.last);
+        note(&dir.join("journal"), None, what);
+    }
+    for damaged in &replayed.damaged {
+        let what = format!("the payload of record {} fails its checksum", damaged.seq);
+        let path =
+            segments.get(damaged.generation).map_or_else(Default::default, |segment| segment.path.clone());
+        note(&path, Some(damaged.id), what);
+    }
+    let mut lost = replayed.gaps.iter().map(|gap| gap.last - gap.first + 1).sum::<u64>();
+    if opened.rebuilds_index {
+        // No other file names the messages of a segment.
+        let is_missing = |generation: &u64, _: &mut Retained| segments.get(*generation).is_none();
+        for (_, kept) in opened.manifest.retained.extract_if(.., is_missing) {
+            lost += kept.live;
+            opened.manifest.lost += kept.live;
+        }
+    }
+    report.lost = lost;
+    stats.recovered(report.records);
+    stats.torn(report.torn);
+    stats.lost(report.lost);
+    for damage in &report.damage {
+        stats.corrupt();
+        tracing::error!(path = damage.path, id = ?damage.id, what = damage.what, "found damage while opening");
+    }
+    report
+}
+
+/// Reports that what the last run acknowledged without a sync can't be brought back.
+fn note_torn(protection: &Protection, torn: &str, report: &mut RecoveryReport, stats: &Stats) {
+    let path = protection.path().display().to_string();
+    stats.corrupt();
+    tracing::error!(path, what = torn, "found damage while opening");
+    report.damage.push(Damage { path, id: None, what: torn.to_owned() });
+}
+
+/// Puts the spool under the eyes of `monitor`, or of one of its own: one that is turned off sleeps, until the settings change.
+fn register(shared: &Arc<Shared>, monitor: Option<PressureMonitor>) -> Result<Arc<dyn Relief>> {
+    let relief: Arc<dyn Relief> = Arc::new(SpoolRelief(shared.clone()));
+    let registration = match monitor {
+        Some(monitor) => Registration::shared(monitor, &relief),
+        None => Registration::own(shared.config.load().pressure.clone(), &relief),
+    };
+    // Set here and nowhere else.
+    let _ = shared.monitor.set(registration.context("watching memory")?);
+    Ok(relief)
+}
+
+/// Starts every thread there is. Those that write hold the directory: its lock is free when the last of them has ended.
+fn start(
+    shared: &Arc<Shared>,
+    (checkpointer, verifier): (Checkpointer, Verifier),
+    writer: Writer,
+    queue: &async_channel::Receiver<Box<dyn FnOnce() + Send>>,
+    directory: Arc<Directory>,
+    starter: Starter,
+    relief: Arc<dyn Relief>,
+) -> Result<Workers> {
+    let syncer = Arc::<Syncer>::default();
+    let committer = Committer::new(shared.clone(), syncer.clone(), writer);
+    let committer = starter.start(names::COMMIT, &directory, move || committer.run())?;
+    let counted = shared.clone();
+    let syncer = starter.start(names::SYNC, &directory, move || syncer.run(&counted))?;
+    let timed = shared.clone();
+    let timer = starter.start_free(names::TIMER, move || timed.timer.run())?;
+    let checkpointer = starter.start(names::CHECKPOINT, &directory, move || checkpointer.run())?;
+    let pool = shared.segments.clone();
+    let mut others = vec![starter.start(names::PREWRITE, &directory, move || pool.pool().run_prewriter())?];
+    others.push(starter.start(names::VERIFY, &directory, move || verifier.run())?);
+    let watched = shared.clone();
+    others.push(starter.start(names::HEALTH, &directory, move || watch(&watched))?);
+    let probed = shared.clone();
+    others.push(starter.start(names::PROBE, &directory, move || run_probe(&probed))?);
+    let kept = shared.clone();
+    others.push(starter.start(names::BALANCER, &directory, move || keep(&kept))?);
+    let config = shared.config.load_full();
+    for number in 0..config.read_threads {
+        let queue = queue.clone();
+        others.push(starter.start(&names::reader(number), &directory, move || run_reader(&queue))?);
+    }
+    let running = Running { committer, syncer, timer, checkpointer, others, _relief: relief, directory };
+    Ok(Workers::new(running, starter))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On a machine whose clock has no battery, a server that started before the clock was set
+    /// panicked in sled.
+    #[test]
+    fn a_clock_before_1970_is_an_error_that_says_what_to_do() {
+        let moment = Duration::from_nanos(1);
+        assert_eq!(check_clock(UNIX_EPOCH), Ok(()));
+        assert_eq!(check_clock(UNIX_EPOCH + Duration::from_secs(1 << 40)), Ok(()));
+        for before in [moment, Duration::from_secs(1 << 40)] {
+            assert_eq!(check_clock(UNIX_EPOCH - before), Err(ClockNotSet));
+        }
+        let error = anyhow::Error::from(ClockNotSet).context("opening the spool");
+        assert!(error.root_cause().is::<ClockNotSet>());
+        assert!(error.root_cause().to_string().contains("set it"), "{error:#}");
+    }
+}

@@ -1,0 +1,303 @@
+//! Every thread of the spool is started here, has a name, and is joined by `shutdown`.
+//!
+//! A thread that hangs in a call to the system can't be ended from outside. It holds the spool's directory, and with it the lock, for as
+//! long as it lives: nobody else may write there before it has written its last.
+//!
+//! # Reserved threads
+//!
+//! At a limit on threads, an opening must fail before it has started anything. So it creates all
+//! threads first ([`Starter::reserve`]), and each of them waits for the job that it is to run. sled
+//! creates its own threads, and hangs where it can't: for these, spare threads are created and
+//! ended just before sled is opened.
+
+use std::any::Any;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
+
+use super::directory::Directory;
+use crate::thread_limit::not_started;
+
+/// The names of a spool's threads. The kernel keeps 15 characters of a name.
+pub(in crate::tiered) mod names {
+    pub(in crate::tiered) const COMMIT: &str = "tide-commit";
+    pub(in crate::tiered) const SYNC: &str = "tide-sync";
+    pub(in crate::tiered) const TIMER: &str = "tide-timer";
+    pub(in crate::tiered) const CHECKPOINT: &str = "tide-checkpoint";
+    pub(in crate::tiered) const VERIFY: &str = "tide-verify";
+    pub(in crate::tiered) const PREWRITE: &str = "tide-prewrite";
+    pub(in crate::tiered) const HEALTH: &str = "tide-health";
+    pub(in crate::tiered) const PROBE: &str = "tide-probe";
+    pub(in crate::tiered) const BALANCER: &str = "tide-balancer";
+    /// Writes the manifest and the fingerprint of sled's files at the end.
+    pub(in crate::tiered) const LAST_WRITER: &str = "tide-manifest";
+    /// Reserved for threads that sled and the monitor start, and ended before these are started.
+    pub(in crate::tiered) const SPARE: &str = "tide-spare";
+    /// An enumeration; started when it is asked for.
+    pub(in crate::tiered) const ENUMERATE: &str = "tide-enum";
+    pub(in crate::tiered) const OPEN: &str = "tide-open";
+    pub(in crate::tiered) const END: &str = "tide-end";
+
+    /// The names of the threads that an opening starts, one each.
+    pub(in crate::tiered) const OF_A_SPOOL: [&str; 9] =
+        [COMMIT, SYNC, TIMER, CHECKPOINT, VERIFY, PREWRITE, HEALTH, PROBE, BALANCER];
+
+    pub(in crate::tiered) fn reader(number: impl std::fmt::Display) -> String {
+        format!("tide-read-{number}")
+    }
+}
+
+/// The longest wait for the kernel to remove a thread that was joined.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
+const RELEASE_PAUSE: Duration = Duration::from_micros(100);
+
+/// Starts threads, and notes when one of them dies.
+#[derive(Debug)]
+pub(crate) struct Starter {
+    dead: Arc<AtomicBool>,
+    /// Not started yet. They end with this.
+    reserved: Mutex<Vec<Reserved>>,
+}
+
+/// A thread that has nothing to run yet.
+#[derive(Debug)]
+struct Reserved {
+    name: String,
+    /// Dropped without a job, it ends the thread.
+    job: SyncSender<ThreadJob>,
+    handle: JoinHandle<()>,
+}
+
+type ThreadJob = Box<dyn FnOnce() + Send>;
+
+impl Starter {
+    /// `dead` is set when a thread panics.
+    pub(crate) fn new(dead: Arc<AtomicBool>) -> Self {
+        Self { dead, reserved: Mutex::default() }
+    }
+
+    /// Creates the threads `names` for later [`start`](Self::start)s.
+    ///
+    /// # Errors
+    ///
+    /// One of them can't be created.
+    pub(crate) fn reserve(&self, names: impl IntoIterator<Item = String>) -> io::Result<()> {
+        names.into_iter().try_for_each(|name| {
+            let created = create(name)?;
+            self.reserved.lock().push(created);
+            Ok(())
+        })
+    }
+
+    /// Ends the reserved threads that are called `name`. When it returns, others can be started in
+    /// their place.
+    pub(crate) fn release(&self, name: &str) {
+        let released: Vec<Reserved> =
+            self.reserved.lock().extract_if(.., |thread| thread.name == name).collect();
+        end(released);
+        // A thread that was joined counts for the limit until the kernel has removed it.
+        let until = Instant::now() + RELEASE_PATIENCE;
+        while is_running(name) && Instant::now() < until {
+            std::thread::sleep(RELEASE_PAUSE);
+        }
+    }
+
+    /// Starts `run` as the thread `name` (at most 15 characters are shown by the system's tools).
+    pub(crate) fn start<T: Send + 'static>(
+        &self,
+        name: &str,
+        directory: &Arc<Directory>,
+        run: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<Thread<T>> {
+        let directory = directory.clone();
+        self.start_free(name, move || {
+            let _directory = directory;
+            run()
+        })
+    }
+
+    /// The same for a thread that touches no file: it does not keep the directory locked.
+    pub(crate) fn start_free<T: Send + 'static>(
+        &self,
+        name: &str,
+        run: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<Thread<T>> {
+        let (death, end) = (PanicFlag(self.dead.clone()), Arc::<ThreadEnd<T>>::default());
+        let at_end = AtEnd(end.clone());
+        let job: ThreadJob = Box::new(move || {
+            let at_end = at_end;
+            let _death = death;
+            let result = run();
+            *at_end.0.result.lock() = Some(result);
+        });
+        let reserved = {
+            let mut reserved = self.reserved.lock();
+            let found = reserved.iter().position(|thread| thread.name == name);
+            found.map(|found| reserved.swap_remove(found))
+        };
+        let Reserved { job: sender, handle, .. } = match reserved {
+            Some(reserved) => reserved,
+            None => create(name.to_owned())?,
+        };
+        // The thread waits for exactly one job: there is room for it.
+        let _ = sender.send(job);
+        Ok(Thread { handle, end })
+    }
+}
+
+impl Drop for Starter {
+    fn drop(&mut self) {
+        end(self.reserved.get_mut().drain(..));
+    }
+}
+
+fn create(name: String) -> io::Result<Reserved> {
+    let (job, wait) = sync_channel::<ThreadJob>(1);
+    debug_assert!(name.len() <= 15, "the kernel cuts the name {name}");
+    let run = move || {
+        if let Ok(job) = wait.recv() {
+            job();
+        }
+    };
+    let created = Builder::new().name(name.clone()).spawn(run);
+    let handle = created.map_err(|error| not_started(&name, &error))?;
+    Ok(Reserved { name, job, handle })
+}
+
+/// Returns when they have ended: they have nothing to do.
+fn end(threads: impl IntoIterator<Item = Reserved>) {
+    let handles: Vec<JoinHandle<()>> = threads.into_iter().map(|thread| thread.handle).collect();
+    for handle in handles {
+        // It ran nothing that could panic.
+        let _ = handle.join();
+    }
+}
+
+/// Whether this process has a thread of this name, as far as the kernel shows it.
+fn is_running(name: &str) -> bool {
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let mut names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+    names.any(|shown| shown.trim_end() == name)
+}
+
+/// Runs `work`, which may block, on a thread of its own, and returns its result. It does not depend
+/// on an executor.
+///
+/// If this future is dropped, the thread finishes its work and drops the result.
+///
+/// # Errors
+///
+/// The thread could not be started: nothing was done. Or `work` panicked.
+pub(in crate::tiered) async fn aside<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    let (done, heard) = oneshot::channel();
+    let thread = Builder::new().name(name.to_owned()).spawn(move || {
+        // The caller may be gone.
+        drop(done.send(work()));
+    });
+    let thread = thread.map_err(|error| not_started(name, &error))?;
+    let result = heard.await;
+    // Sending is the last step of the thread.
+    let ended = thread.join();
+    match (result, ended) {
+        (Ok(result), Ok(())) => Ok(result),
+        _ => Err(io::Error::other(format!("{name} panicked: see the log"))),
+    }
+}
+
+/// A running thread, and how to wait for its end.
+#[derive(Debug)]
+pub(crate) struct Thread<T> {
+    handle: JoinHandle<()>,
+    end: Arc<ThreadEnd<T>>,
+}
+
+#[derive(Debug)]
+struct ThreadEnd<T> {
+    reached: Mutex<bool>,
+    wake: Condvar,
+    /// What the thread returned.
+    result: Mutex<Option<T>>,
+}
+
+impl<T> Default for ThreadEnd<T> {
+    fn default() -> Self {
+        Self { reached: Mutex::default(), wake: Condvar::new(), result: Mutex::default() }
+    }
+}
+
+/// Tells of the thread's end when it is dropped, which is the last that happens there.
+struct AtEnd<T>(Arc<ThreadEnd<T>>);
+
+impl<T> Drop for AtEnd<T> {
+    fn drop(&mut self) {
+        *self.0.reached.lock() = true;
+        self.0.wake.notify_all();
+    }
+}
+
+impl<T> Thread<T> {
+    pub(crate) fn name(&self) -> String {
+        self.handle.thread().name().unwrap_or("a thread").to_owned()
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        self.handle.is_finished()
+    }
+
+    /// Waits for the end, at most until `by`. `None`: it hangs.
+    pub(crate) fn join_by(self, by: Instant) -> Option<std::thread::Result<T>> {
+        let mut reached = self.end.reached.lock();
+        while !*reached && !self.end.wake.wait_until(&mut reached, by).timed_out() {}
+        let has_ended = *reached;
+        drop(reached);
+        has_ended.then(|| {
+            self.handle.join()?;
+            // A thread that did not panic has left its result.
+            self.end.result.lock().take().ok_or_else(|| Box::new("no result") as Box<dyn Any + Send>)
+        })
+    }
+}
+
+/// Notes the death of the thread that drops it while panicking.
+struct PanicFlag(Arc<AtomicBool>);
+
+impl Drop for PanicFlag {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_hangs_keeps_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Arc::new(Directory::open_or_create(dir.path()).unwrap());
+        let starter = Starter::new(Arc::default());
+        let (release, wait) = std::sync::mpsc::channel::<()>();
+        let hangs = starter.start("hangs", &directory, move || wait.recv().is_ok()).unwrap();
+        let ends = starter.start("ends", &directory, || 7).unwrap();
+        assert_eq!(ends.join_by(Instant::now() + Duration::from_secs(60)).unwrap().unwrap(), 7);
+        let held = Arc::downgrade(&directory);
+        drop(directory);
+        assert!(hangs.join_by(Instant::now()).is_none());
+        assert!(held.upgrade().is_some(), "the lock was given up");
+        release.send(()).unwrap();
+        while held.upgrade().is_some() {
+            std::thread::yield_now();
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! The spool's threads, and their orderly end.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+use parking_lot::Mutex;
+use tidespool_core::Closed;
+
+use super::directory::Directory;
+use super::threads::{Starter, Thread, names};
+use crate::checkpoint::{Checkpointer, Manifest, ManifestError, ManifestFile};
+use crate::durable::DiskIndex;
+use crate::pressure::Relief;
+use crate::tiered::commit::queue::Stop;
+use crate::tiered::shared::Shared;
+
+/// Enumerations at a time. A server needs one, at its start.
+const MAX_ENUMERATIONS: usize = 64;
+
+/// What an enumeration was at when its thread could not be started.
+const STARTING: &str = "starting an enumeration";
+
+/// Time for what does not hang to come to its end, however short `shutdown_timeout` is.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Everything that runs, and what must outlive it.
+pub(in crate::tiered) struct Workers {
+    running: Mutex<Option<Running>>,
+    enumerations: Mutex<Vec<Thread<()>>>,
+    /// How the end went, for those who ask again. Held for the whole of it.
+    ended: Mutex<Option<String>>,
+    starter: Starter,
+}
+
+pub(in crate::tiered) struct Running {
+    pub(in crate::tiered) committer: Thread<Committed>,
+    /// Ends with the committer.
+    pub(in crate::tiered) syncer: Thread<()>,
+    /// Ends with the committer: while that hangs, the stores that it has in hand have their
+    /// deadlines.
+    pub(in crate::tiered) timer: Thread<()>,
+    pub(in crate::tiered) checkpointer: Thread<Checkpointer>,
+    pub(in crate::tiered) others: Vec<Thread<()>>,
+    /// The monitor looks at it through a weak pointer.
+    pub(in crate::tiered) _relief: Arc<dyn Relief>,
+    /// Its lock is held until everything else has ended.
+    pub(in crate::tiered) directory: Arc<Directory>,
+}
+
+/// When each part of an end is over at the latest: one that hangs takes nothing of the time of those after it.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    /// The committer begins nothing any more.
+    drained: Instant,
+    /// The committer has ended.
+    committed: Instant,
+    /// All other threads have.
+    joined: Instant,
+    /// The last manifest is written, sled is closed, and its files are summed up.
+    closed: Instant,
+}
+
+impl Times {
+    /// `timeout` in all; where an eighth of it is less than twice [`GRACE`], so much longer.
+    fn of(began: Instant, timeout: Duration) -> Self {
+        let committed = began + timeout / 8 * 7;
+        let part = (timeout / 16).max(GRACE);
+        Self {
+            drained: began + timeout / 4 * 3,
+            committed,
+            joined: committed + part,
+            closed: committed + part * 2,
+        }
+    }
+}
+
+/// How the committer ended.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::tiered) struct Committed {
+    /// Everything dirty is durable.
+    pub(in crate::tiered) all: bool,
+    /// Records up to this number are durable.
+    pub(in crate::tiered) durable_seq: u64,
+}
+
+impl Workers {
+    pub(in crate::tiered) fn new(running: Running, starter: Starter) -> Self {
+        Self {
+            running: Mutex::new(Some(running)),
+            enumerations: Mutex::default(),
+            ended: Mutex::default(),
+            starter,
+        }
+    }
+
+    /// Starts a thread for an enumeration.
+    pub(in crate::tiered) fn enumerate(&self, run: impl FnOnce() + Send + 'static) -> Result<()> {
+        // A shutdown that begins now waits for this, and then ends it.
+        let running = self.running.lock();
+        let Some(workers) = &*running else { return Err(Closed.into()) };
+        let mut enumerations = self.enumerations.lock();
+        enumerations.retain(|thread| !thread.is_finished());
+        if enumerations.len() >= MAX_ENUMERATIONS {
+            let what = format!("{MAX_ENUMERATIONS} enumerations are running: wait for one to end");
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, what)).context(STARTING);
+        }
+        enumerations.push(self.starter.start(names::ENUMERATE, &workers.directory, run).context(STARTING)?);
+        Ok(())
+    }
+
+    /// The result of the end, if it is over.
+    pub(in crate::tiered) fn ended(&self) -> Option<Result<()>> {
+        let ended = self.ended.try_lock()?;
+        if self.running.lock().is_some() {
+            return None;
+        }
+        Some(ended.clone().map_or(Ok(()), |error| Err(anyhow!(error))))
+    }
+
+    /// Ends everything in order. Blocks. Whoever comes second waits for the first, and hears the same.
+    pub(in crate::tiered) fn end(&self, shared: &Shared) -> Result<()> {
+        let mut ended = self.ended.lock();
+        let Some(workers) = self.running.lock().take() else {
+            return ended.clone().map_or(Ok(()), |error| Err(anyhow!(error)));
+        };
+        let problems = self.end_running(shared, workers);
+        self.starter.release(names::LAST_WRITER);
+        shared.readers.end();
+        shared.closing.end();
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let error = format!("shutting down {}: {}", shared.config.load().path.display(), problems.join("; "));
+        *ended = Some(error.clone());
+        Err(anyhow!(error))
+    }
+
+    fn end_running(&self, shared: &Shared, workers: Running) -> Vec<String> {
+        let mut problems = Vec::new();
+        let times = Times::of(Instant::now(), shared.config.load().shutdown_timeout);
+        shared.close();
+        shared.closing.close();
+        shared.budget.close();
+        let monitor = shared.monitor.get();
+        monitor.inspect(|monitor| monitor.stop());
+        // It only reads, and no caller needs it now: what is dirty gets the disk.
+        shared.verification.stop();
+        shared.commit_queue.stop(Stop::Drained(times.drained));
+        let committed = note_end(workers.committer, times.committed, &mut problems);
+        shared.protection.freeze();
+        if committed.is_none_or(|committed| !committed.all) {
+            let bytes = shared.budget.dirty();
+            let what = match shared.protection.is_in_force() {
+                true => "are in the crash log: open the spool again before the machine stops",
+                false => "are lost",
+            };
+            problems
+                .push(format!("{bytes} dirty bytes could not be written within shutdown_timeout and {what}"));
+        }
+        // Whom the committer may need is told only now; and all are told before one of them is waited for.
+        if committed.is_some() {
+            // No store waits for the disk any more. While the committer hangs they have deadlines.
+            shared.timer.close();
+        }
+        shared.checkpoint_requests.stop();
+        shared.segments.pool().stop();
+        shared.readers.close();
+        shared.balancer.close();
+        let checkpointer = note_end(workers.checkpointer, times.joined, &mut problems);
+        let manifest = committed.zip(checkpointer).map(|(committed, mut checkpointer)| {
+            checkpointer.manifest.durable_seq = committed.durable_seq.max(checkpointer.manifest.durable_seq);
+            let write = move || {
+                checkpointer.restore_at_the_end();
+                checkpointer
+                    .manifest_file
+                    .write(&checkpointer.manifest)
+                    .map(|()| (checkpointer.manifest_file, checkpointer.manifest))
+            };
+            self.starter.start(names::LAST_WRITER, &workers.directory, write)
+        });
+        // One that hangs does not end before the committer does, and could not be told to.
+        let with_committer = committed.map(|_| [workers.syncer, workers.timer]);
+        let enumerations = std::mem::take(&mut *self.enumerations.lock());
+        for thread in with_committer.into_iter().flatten().chain(workers.others).chain(enumerations) {
+            note_end(thread, times.joined, &mut problems);
+        }
+        if monitor.is_some_and(|monitor| !monitor.join_by(times.joined)) {
+            problems.push("the memory-pressure monitor hangs in asking the spool for memory".to_owned());
+        }
+        let manifest = manifest.and_then(|manifest| note_manifest(manifest, times.closed, &mut problems));
+        note_lost_files(shared, &mut problems);
+        match (shared.durable.close(times.closed), manifest) {
+            (Err(error), _) => problems.push(error.to_string()),
+            // No thread is left that changes the index: those that hang may only be reading.
+            (Ok(true), Some((file, manifest))) => {
+                let durable = shared.durable.clone();
+                let sum_up = move || note_index(&durable, &file, manifest, times.closed);
+                let fingerprint = self.starter.start(names::LAST_WRITER, &workers.directory, sum_up);
+                note_manifest(fingerprint, times.closed, &mut problems);
+            }
+            (Ok(_), _) => {}
+        }
+        problems
+    }
+
+    /// Tells everything to end at once, without waiting: what a crash would do.
+    pub(in crate::tiered) fn abandon(shared: &Shared) {
+        shared.close();
+        shared.closing.close();
+        shared.budget.close();
+        shared.monitor.get().inspect(|monitor| monitor.stop());
+        shared.protection.freeze();
+        shared.commit_queue.stop(Stop::Abandon);
+        shared.checkpoint_requests.stop();
+        shared.verification.stop();
+        shared.segments.pool().stop();
+        shared.readers.close();
+        shared.readers.end();
+        shared.closing.end();
+        shared.balancer.close();
+        shared.timer.close();
+    }
+}
+
+/// Notes in the manifest what the index's files are, now that it is closed: if they still are at the
+/// next opening, the index is kept. Not where it would take longer than until `by`.
+fn note_index(
+    durable: &DiskIndex,
+    file: &ManifestFile,
+    manifest: Manifest,
+    by: Instant,
+) -> Result<(), ManifestError> {
+    match durable.sum_up(by) {
+        Ok(Some(index)) => file.write(&Manifest { index: Some(index), ..manifest }),
+        Ok(None) => Ok(()),
+        Err(error) => {
+            tracing::warn!(%error, "the index's files could not be read: it is rebuilt at the next start");
+            Ok(())
+        }
+    }
+}
+
+/// What the thread returned, if it has ended as it should.
+fn note_end<T>(thread: Thread<T>, by: Instant, problems: &mut Vec<String>) -> Option<T> {
+    let name = thread.name();
+    match thread.join_by(by) {
+        Some(Ok(returned)) => return Some(returned),
+        Some(Err(_)) => problems.push(format!("{name} had panicked")),
+        None => problems.push(format!("{name} hangs: the directory stays locked until it returns")),
+    }
+    None
+}
+
+/// Names the files that are lost: what is in them could not be kept.
+fn note_lost_files(shared: &Shared, problems: &mut Vec<String>) {
+    if shared.presence.is_away() {
+        let dir = shared.config.load().path.display().to_string();
+        problems.push(format!("what was dirty, and what was written last, could not be kept in {dir}"));
+    }
+    let lost = shared.presence.describe_lost();
+    problems.extend(lost.into_iter().map(|lost| format!("a file of the spool is lost: {lost}")));
+}
+
+/// The same of a thread that writes the manifest.
+fn note_manifest<T>(
+    started: io::Result<Thread<Result<T, ManifestError>>>,
+    by: Instant,
+    problems: &mut Vec<String>,
+) -> Option<T> {
+    let written = match started {
+        Ok(thread) => {
+            note_end(thread, by, problems).map(|written| written.map_err(|error| error.to_string()))
+        }
+        Err(error) => Some(Err(format!("starting {}: {error}", names::LAST_WRITER))),
+    };
+    match written {
+        Some(Ok(written)) => return Some(written),
+        Some(Err(error)) => problems.push(error),
+        None => {}
+    }
+    problems.push(
+        "the manifest is not up to date: the next opening reads more, and loses nothing by it".to_owned(),
+    );
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use tidespool_core::Spool as _;
+
+    use super::*;
+    use crate::{Config, TieredSpool};
+
+    /// A call that had looked before the shutdown, and came to the threads after it, got an error
+    /// whose root cause was not `Closed`.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_enumeration_that_comes_too_late_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::new(dir.path().join("spool")).segment_size(256 << 10).journal_capacity(4 << 20);
+        let spool = TieredSpool::open(config).await.unwrap();
+        spool.shutdown().await.unwrap();
+        let error = spool.workers.enumerate(|| ()).unwrap_err();
+        assert!(error.root_cause().is::<Closed>(), "{error:#}");
+    }
+}
