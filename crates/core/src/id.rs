@@ -71,8 +71,9 @@ impl SpoolId {
     #[must_use]
     pub fn new() -> Self {
         let now = ticks_at(SystemTime::now());
-        let newest =
-            NEWEST_TICKS.update(Ordering::Relaxed, Ordering::Relaxed, |newest| ticks_after(newest, now));
+        let later = |newest| Some(ticks_after(newest, now));
+        let newest = NEWEST_TICKS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
+        let newest = newest.unwrap_or_else(|newest| newest);
         let ticks = ticks_after(newest, now);
         if ticks == newest {
             // The last possible time: only the random bits of these ids differ.

@@ -7,6 +7,7 @@
 //! # Layout
 //!
 //! * [`Spool`] – the trait: store, load, remove, enumerate, and the calls for maintenance.
+//! * [`SpoolExt`] – conveniences for every spool.
 //! * [`SpoolId`] – the 16-byte id of a message, minted in time order.
 //! * [`SpoolEntry`] – an item that [`Spool::enumerate`] sends for each message.
 //! * the errors – `err.root_cause().is::<T>()` finds each one by its type, whatever context was
@@ -17,8 +18,12 @@
 //! Not a queue: a spool has no schedules, destinations or retries. Not a database: there are no
 //! transactions over several messages.
 
+/// The crates whose types are in the signatures of [`Spool`] and [`SpoolExt`].
+pub use {anyhow, async_channel, async_trait, bytes, chrono};
+
 mod entry;
 mod error;
+mod ext;
 mod id;
 mod spool;
 
@@ -27,5 +32,6 @@ pub use error::{
     ClockNotSet, Closed, Corrupt, DamagedSpool, InDoubt, Locked, NotFound, SpoolBackpressureTimeout,
     SpoolCallerDeadlineExceeded, SpoolUnhealthyError, TooLarge, UnsupportedFormat,
 };
+pub use ext::SpoolExt;
 pub use id::{ParseSpoolIdError, SpoolId};
 pub use spool::Spool;

@@ -1,9 +1,10 @@
 //! A tiered memory-plus-disk message spool.
 //!
-//! A spool keeps messages between the moment a server says "accepted" and the moment their delivery is done. Most
-//! of them live for seconds. [`TieredSpool`] keeps young messages in memory, makes every message durable with one
-//! sequential write that it shares with all others that wait, and files those that stay in
-//! [sled](https://docs.rs/sled/0.34.7). A message that is removed before its write never touches the disk.
+//! A spool keeps messages between the moment a server says "accepted" and the moment their delivery
+//! is done. Most of them live for seconds. [`TieredSpool`] keeps young messages in memory. It makes
+//! each of them durable with one sequential write that all waiting stores share. The index of the
+//! messages that stay moves into [sled](https://docs.rs/sled/0.34.7). A message that is removed
+//! before its write is never written to the journal.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -16,14 +17,15 @@
 //! async fn main() -> anyhow::Result<()> {
 //! #   let dir = tempfile::tempdir()?;
 //! #   let path = dir.path().join("spool");
-//!     // `path`: a directory, made where there is none. Everything else has a default.
+//!     // `path` is a directory. `open` creates it if it does not exist. All other settings have
+//!     // defaults.
 //!     let spool = Arc::new(TieredSpool::open(Config::new(path)).await?);
 //!
 //!     let id = SpoolId::new();
-//!     let message: Arc<Box<[u8]>> = Arc::new(b"Subject: hello\r\n\r\nHello.\r\n".as_slice().into());
+//!     let message: Arc<Box<[u8]>> = Arc::new(b"Subject: hi\r\n\r\nHello.\r\n".as_slice().into());
 //!     let deadline = Instant::now() + Duration::from_secs(5);
-//!     // `true`: on stable storage when it returns. `false`: safe from the death of the process,
-//!     // and on stable storage soon.
+//!     // `true`: the message is on stable storage when `store` returns. `false`: it survives the
+//!     // death of the process, and is on stable storage soon.
 //!     spool.store(id, message, true, Some(deadline)).await?;
 //!
 //!     assert!(spool.load(id).await?.starts_with(b"Subject"));
@@ -39,68 +41,89 @@
 //!
 //! | call | what holds when it returns `Ok` |
 //! |---|---|
-//! | [`store`](core::Spool::store), `force_sync` or [`Durability::Synced`] | `fdatasync` of a file with the message in it has succeeded. Neither `kill -9` nor a power cut loses it. |
-//! | `store`, [`Durability::Process`] (the default) | It is in memory and in the crash log: the death of the process does not lose it. On stable storage within [`dirty_expire`](Config::dirty_expire); a power cut before that loses it, and never an older one while a newer one is kept. |
-//! | `store`, [`Durability::Memory`] | It is in memory. On stable storage within `dirty_expire`; a crash before that loses it, and never an older one while a newer one is kept. |
-//! | `store`, any | It is what every later load returns: whole, and never a mixture with an earlier version. |
-//! | [`load`](core::Spool::load) | The bytes are those that were stored: what is read from disk is compared with its checksum. |
-//! | [`remove`](core::Spool::remove) | It is gone, from every tier. Above [`Durability::Memory`], the death of the process does not bring it back. A power cut within `dirty_expire` can (at least once, never lost); after that no write, checkpoint or restart does. |
-//! | [`remove_synced`](TieredSpool::remove_synced) | The same, and its removal is on stable storage. |
-//! | [`enumerate`](core::Spool::enumerate) | Every message created before the given time that is there all the while comes exactly once, wherever it lives; each damaged one by its id. |
+//! | [`store`](core::Spool::store), `force_sync` or [`Durability::Synced`] | `fdatasync` of a file with the message in it has succeeded. Neither `kill -9` nor a power cut loses the message. |
+//! | `store`, [`Durability::Process`] (the default) | The message is in memory and in the crash log: the death of the process does not lose it. It is on stable storage within [`dirty_expire`](Config::dirty_expire). A power cut before that loses it, but never loses an older message while it keeps a newer one. |
+//! | `store`, [`Durability::Memory`] | The message is in memory. It is on stable storage within `dirty_expire`. A crash before that loses it, but never loses an older message while it keeps a newer one. |
+//! | `store`, any level | Every later load returns this message: whole, and never mixed with an earlier version. |
+//! | [`load`](core::Spool::load) | The bytes are those that were stored: bytes from disk are compared with their checksum. |
+//! | [`remove`](core::Spool::remove) | The message is removed from every tier. Above [`Durability::Memory`], the death of the process does not bring it back. A power cut within `dirty_expire` can (at least once, never lost); after that no write, checkpoint or restart does. |
+//! | [`remove_synced`](TieredSpool::remove_synced) | The same, and the removal is on stable storage. |
+//! | [`enumerate`](core::Spool::enumerate) | Every message that was created before the given time and exists during the whole enumeration was sent exactly once, whichever tier has it. A damaged message was sent as its id. |
 //! | [`shutdown`](core::Spool::shutdown) | Everything is on stable storage, every thread has ended. |
 //!
-//! * A `store` that returns `Err` has stored nothing: the earlier version, if there was one,
-//!   stands. If the disk has the record at the deadline, the store waits one second longer for the
-//!   disk's answer. Without an answer the error has the context [`InDoubt`](core::InDoubt), and the
-//!   journal takes the record back with a second one. Only a crash before that one is on stable
-//!   storage can bring the message back.
-//! * At most [`dirty_limit`](Config::dirty_limit) bytes are at risk (or one message, if it is larger than that). At the limit stores wait,
-//!   until the caller's deadline or [`store_deadline`](Config::store_deadline), whichever is earlier.
-//! * While the disk refuses writes nothing is acknowledged as synced, and what was accepted before is kept in memory
-//!   and written again, to another file, until it succeeds. "Within `dirty_expire`" holds on a disk that works.
-//! * Damage on disk is a typed error, [`Corrupt`](core::Corrupt), or a line in the [`RecoveryReport`]: never wrong bytes, and never just one
-//!   message fewer.
-//! * Every call works on any executor, in a tokio runtime or outside of one: what blocks runs on
-//!   threads of the spool, and one of them keeps the deadlines.
-//! * Dropping the future of any call, at any point, corrupts nothing and leaks no room.
+//! * A `store` that returns `Err` has stored nothing, and an earlier version of the message stands.
+//!   If the disk has the record at the deadline, the store waits one second longer for the result.
+//!   Without a result the error has the context [`InDoubt`](core::InDoubt), and the journal cancels
+//!   the record with a second one. Only a crash before the second record is on stable storage can
+//!   bring the message back.
+//! * At most [`dirty_limit`](Config::dirty_limit) bytes are at risk, or one message if it is larger
+//!   than that. At the limit, stores wait until the caller's deadline or
+//!   [`store_deadline`](Config::store_deadline), whichever is earlier.
+//! * While the disk rejects writes, no message is acknowledged as synced. Messages that were
+//!   accepted before stay in memory, and are written again to another file until a write succeeds.
+//!   "Within `dirty_expire`" holds on a disk that works.
+//! * Damage on disk is a typed error, [`Corrupt`](core::Corrupt), or a line in the
+//!   [`RecoveryReport`]. It never causes wrong bytes or the silent loss of a message.
+//! * Every call works on any executor, with or without a tokio runtime. Blocking work runs on
+//!   threads of the spool, and a separate thread handles the deadlines.
+//! * Dropping the future of a call, at any point, corrupts nothing and leaks no room.
 //!
 //! # What it is not
 //!
-//! * Not a queue: it knows nothing of schedules, destinations or retries.
-//! * Not a database: there are no transactions over several messages, and no search but by id.
-//! * Not shared: one process has a directory open at a time. Nothing is replicated.
-//! * Not for other systems than Linux.
+//! * Not a queue: it has no schedules, destinations or retries.
+//! * Not a database: there are no transactions over several messages, and no search except by id.
+//! * Not shared and not replicated: one process at a time has a directory open.
+//! * Not portable: it runs on Linux only.
 //!
 //! # Follow a message
 //!
-//! One verb a file, in the order in which a message meets them; each link leads to its source.
+//! One file a step, in the order in which a message passes through. Each link leads to the source.
 //!
-//! 1. [`tiered/store.rs`](../src/tidespool/tiered/store.rs.html): size, health, room. Unsynced, it goes to
-//!    [`memory/pending.rs`](../src/tidespool/memory/pending.rs.html) and that is all; synced, to the committer's
-//!    [`tiered/commit_queue.rs`](../src/tidespool/tiered/mailbox.rs.html).
-//! 2. [`tiered/committer.rs`](../src/tidespool/tiered/committer.rs.html) takes everything that waits, and hands it to
+//! 1. [`tiered/calls/store.rs`](../src/tidespool/tiered/calls/store.rs.html) checks size, health
+//!    and room. An unsynced message goes to
+//!    [`memory/pending.rs`](../src/tidespool/memory/pending.rs.html), and at
+//!    [`Durability::Process`] also to the [crash log](../src/tidespool/crash_log/mod.rs.html). A
+//!    synced message goes to the commit queue,
+//!    [`tiered/commit/queue.rs`](../src/tidespool/tiered/commit/queue.rs.html).
+//! 2. [`tiered/commit/mod.rs`](../src/tidespool/tiered/commit/mod.rs.html): the committer thread
+//!    takes everything that waits, and passes it to
 //!    [`journal/writer.rs`](../src/tidespool/journal/writer.rs.html): one write, one `fdatasync`.
-//! 3. [`tiered/publish.rs`](../src/tidespool/tiered/publish.rs.html): the index learns its place, pending lets go, the cache gets the clean copy.
-//! 4. [`tiered/load.rs`](../src/tidespool/tiered/load.rs.html) and
-//!    [`tiered/lookup.rs`](../src/tidespool/tiered/lookup.rs.html): pending, cache, journal, sled, in that order.
-//! 5. [`checkpoint/checkpointer.rs`](../src/tidespool/checkpoint/checkpointer.rs.html) files what is still there after [`checkpoint_after`](Config::checkpoint_after).
-//! 6. [`tiered/remove.rs`](../src/tidespool/tiered/remove.rs.html): out of every tier; a tombstone only where something durable could bring it back.
+//! 3. [`tiered/commit/publish.rs`](../src/tidespool/tiered/commit/publish.rs.html) adds the place
+//!    of the durable message to the index in memory, and removes the message from pending. A clean
+//!    copy goes to the cache.
+//! 4. [`tiered/calls/load.rs`](../src/tidespool/tiered/calls/load.rs.html) and
+//!    [`tiered/calls/lookup.rs`](../src/tidespool/tiered/calls/lookup.rs.html) search pending, the
+//!    cache, the index in memory and the index in sled, in that order.
+//! 5. [`checkpoint/checkpointer.rs`](../src/tidespool/checkpoint/checkpointer.rs.html): after
+//!    [`checkpoint_after`](Config::checkpoint_after), the checkpointer thread moves the places of
+//!    the messages that still exist to sled. Their bytes stay in the segments.
+//! 6. [`tiered/calls/remove.rs`](../src/tidespool/tiered/calls/remove.rs.html) removes the message
+//!    from every tier. It writes a tombstone only if a durable version could bring the message
+//!    back.
 //!
 //! # Layout
 //!
-//! * [`core`] – the contract: the trait [`Spool`](core::Spool), ids, entries, errors. Servers are written against it.
+//! * [`core`] – the contract: the trait [`Spool`](core::Spool), ids, entries, errors. Servers are
+//!   written against it.
 //! * [`Config`] – every setting, with unit, default and bounds.
-//! * [`TieredSpool`] – the spool; [`RecoveryReport`] – what opening it found.
-//! * [`PressureMonitor`] – watches memory; a process with several spools gives them one in common.
-//! * [`StatsSnapshot`] – every counter and gauge; also as Prometheus text.
-//! * [`inspect`] – a look at a spool's directory while nobody has it open.
-//! * [`storage`] – the files under the journal, as a trait, for tests that break them.
+//! * [`TieredSpool`] – the spool. [`RecoveryReport`] – what opening it found.
+//! * [`PressureMonitor`] – watches memory. [`TieredSpool::open_watched`] shares one among spools.
+//! * [`StatsSnapshot`] – every counter and gauge, also as Prometheus text.
+//! * [`inspect`] – reads and salvages a spool's directory that no process has open.
+//! * [`storage`] – the files under the journal as a trait, for tests that inject faults.
 //!
-//! Inside: `tiered` knows every tier; `memory`, `journal` and `durable` do not know each other;
-//! `crash_log` keeps what is acknowledged over the death of the process; `checkpoint` moves
-//! messages from the journal to sled; `pressure`, `health` and `stats` stand beside the path, and
-//! `timer` keeps callers' deadlines. Formats on disk and the reasons are in ARCHITECTURE.md,
-//! settings and metrics for operators in README.md.
+//! The private modules:
+//!
+//! * `tiered` combines all tiers: `calls`, `commit`, `lifecycle` and `background`. `memory`,
+//!   `journal` and `durable` do not depend on each other.
+//! * `crash_log` keeps acknowledged changes across the death of the process.
+//! * `checkpoint` moves places from the index in memory to sled: `checkpointer`, `manifest`,
+//!   `reclaim` and `value_log`.
+//! * `pressure`, `health` and `stats` are beside the path of a message. `timer` handles deadlines.
+//!
+//! Threads are named after their work: `tide-commit`, `tide-checkpoint` and so on. More is in
+//! the repository: `docs/on-disk-format.md`, `docs/design.md`, `docs/settings.md`, and
+//! `docs/operating.md` for health, metrics and alerts.
 
 mod checkpoint;
 mod config;
@@ -128,4 +151,5 @@ pub use memory::keep_the_heap_small;
 pub use pressure::{Level as PressureLevel, PressureMonitor, PressureReading, Source as PressureSource};
 pub use stats::{Gauges, Latency, StatsSnapshot};
 pub use tidespool_core as core;
+pub use tidespool_core::{anyhow, async_channel, async_trait, bytes, chrono};
 pub use tiered::{RecoveryReport, TieredSpool};

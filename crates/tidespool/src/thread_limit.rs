@@ -1,8 +1,8 @@
-//! The error of a thread that can't be started.
+//! The error for a thread that can't be started.
 
 use std::io;
 
-/// `error`, with the thread's name and the limits that usually are the cause.
+/// Adds the thread's name to `error`, and the limits that usually are the cause.
 pub(crate) fn not_started(name: &str, error: &io::Error) -> io::Error {
     let what = format!(
         "the thread {name} can't be started: {error}; raise the limit on threads (RLIMIT_NPROC, which \

@@ -1,4 +1,4 @@
-//! Deadlines of futures, kept by a thread of the spool.
+//! Deadlines of futures, on a thread of the spool.
 //!
 //! A caller may use any executor, or `block_on` of any crate. A tokio timer would panic outside of
 //! a tokio runtime, and inside of one without a time driver.
@@ -18,23 +18,23 @@ pub(crate) struct Timer {
     wake: Condvar,
 }
 
-/// A deadline. The number separates those of the same moment.
+/// A deadline, and a number that makes keys with equal deadlines distinct.
 type TimerKey = (Instant, u64);
 
 #[derive(Debug, Default)]
 struct TimerState {
-    /// Bounded by the callers: each entry belongs to a caller's future, which removes it when it is
-    /// dropped.
+    /// The futures that wait. Bounded by the callers: each entry belongs to a future, which removes
+    /// the entry when it is dropped.
     waiting: BTreeMap<TimerKey, Waker>,
     last: u64,
-    /// When the thread looks again by itself. `None`: not before it is notified.
-    looks_at: Option<Instant>,
+    /// When the thread wakes without a notification. `None`: it waits for one.
+    wakes_at: Option<Instant>,
     is_closed: bool,
 }
 
 impl Timer {
-    /// What `work` returns, or `None` if `deadline` passes first. Makes no entry if `work` is ready
-    /// at once.
+    /// Completes with the result of `work`, or with `None` if `deadline` passes first. Adds no
+    /// entry if `work` is ready at once.
     ///
     /// After [`close`](Self::close), every deadline counts as passed.
     pub(crate) fn bound<W: Future + Unpin>(&self, deadline: Instant, work: W) -> WithDeadline<'_, W> {
@@ -46,9 +46,9 @@ impl Timer {
         Until { timer: self, deadline, number: 0 }
     }
 
-    /// Wakes futures until the timer is closed. The thread's body.
+    /// The thread's body: wakes futures until the timer is closed.
     pub(crate) fn run(&self) {
-        // However it ends: a future whose deadline is never noticed would wait without end.
+        // Also closes after a panic: otherwise the waiting futures would never complete.
         let _close = Close(self);
         let mut due = Vec::new();
         let mut state = self.state.lock();
@@ -63,15 +63,15 @@ impl Timer {
                 state = self.state.lock();
                 continue;
             }
-            state.looks_at = state.waiting.first_key_value().map(|(key, _)| key.0);
-            match state.looks_at {
+            state.wakes_at = state.waiting.first_key_value().map(|(key, _)| key.0);
+            match state.wakes_at {
                 Some(at) => drop(self.wake.wait_until(&mut state, at)),
                 None => self.wake.wait(&mut state),
             }
         }
     }
 
-    /// Ends the thread, and completes everything that waits for a deadline, now and later.
+    /// Ends the thread. Completes every waiting future, and each future that waits later.
     pub(crate) fn close(&self) {
         let mut state = self.state.lock();
         state.is_closed = true;
@@ -90,7 +90,8 @@ impl Drop for Close<'_> {
     }
 }
 
-/// The future of [`Timer::bound`]. A type of its own, not an `async fn`: every store pays for its size.
+/// The future of [`Timer::bound`]. Not an `async fn`, to keep it small: each store's future
+/// contains it.
 #[derive(Debug)]
 pub(crate) struct WithDeadline<'a, W> {
     work: W,
@@ -113,7 +114,7 @@ impl<W: Future + Unpin> Future for WithDeadline<'_, W> {
 pub(crate) struct Until<'a> {
     timer: &'a Timer,
     deadline: Instant,
-    /// The number of its entry; 0 before the first poll.
+    /// The number of the entry. 0: there is no entry yet.
     number: u64,
 }
 
@@ -133,11 +134,11 @@ impl Future for Until<'_> {
             state.last += 1;
             self.number = state.last;
             state.waiting.insert((self.deadline, self.number), context.waker().clone());
-            // Nearly always a later one than the thread waits for: stores of one spool wait equally
-            // long.
-            let is_earlier = state.looks_at.is_none_or(|at| self.deadline < at);
+            // Usually false: stores of one spool have equal timeouts, so the new deadline is the
+            // latest.
+            let is_earlier = state.wakes_at.is_none_or(|at| self.deadline < at);
             if is_earlier {
-                state.looks_at = Some(self.deadline);
+                state.wakes_at = Some(self.deadline);
             }
             drop(state);
             if is_earlier {
@@ -150,12 +151,12 @@ impl Future for Until<'_> {
             Some(waker) => {
                 let before = std::mem::replace(waker, context.waker().clone());
                 drop(state);
-                // Outside of the lock: it may be the last owner of a task, and the task of another
-                // `Until`.
+                // Dropped outside of the lock: the waker may own the last reference to a task that
+                // contains another `Until`, which locks in its `drop`.
                 drop(before);
                 Poll::Pending
             }
-            // Only the thread takes an entry whose future lives.
+            // Only the timer removes an entry whose future still exists.
             None => Poll::Ready(()),
         }
     }
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ready_comes_back_and_makes_no_entry() {
+    fn ready_work_returns_at_once_without_an_entry() {
         let timer = Timer::default();
         assert_eq!(block_on(timer.bound(Instant::now(), pending::<()>())), None, "it has passed already");
         assert_eq!(block_on(timer.bound(Instant::now() + HOUR, ready(7))), Some(7));
@@ -206,10 +207,11 @@ mod tests {
     }
 
     #[test]
-    fn deadlines_pass_in_their_order_and_not_before_their_time() {
+    fn deadlines_pass_in_order_and_not_early() {
         with_thread(|timer| {
             let start = Instant::now();
-            // The later one is there first: the thread has to be notified of the earlier.
+            // The later deadline is added first, so the thread has to be notified of the earlier
+            // one.
             let mut late = Box::pin(timer.bound(start + HOUR, pending::<()>()));
             assert!(block_on(poll_once(&mut late)).is_none());
             for n in [3, 1, 2] {
@@ -220,12 +222,12 @@ mod tests {
             assert_eq!(waiting(timer), 1);
             drop(late);
             assert_eq!(waiting(timer), 0);
-            assert_eq!(block_on(timer.bound(start, pending::<()>())), None, "one that has passed");
+            assert_eq!(block_on(timer.bound(start, pending::<()>())), None, "a deadline in the past");
         });
     }
 
     #[test]
-    fn many_of_one_moment_all_pass() {
+    fn equal_deadlines_all_pass() {
         with_thread(|timer| {
             let deadline = Instant::now() + SOON;
             thread::scope(|scope| {
@@ -238,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_leaves_no_entry() {
+    fn a_dropped_future_leaves_no_entry() {
         let timer = Timer::default();
         for _ in 0..3 {
             let mut waits = Box::pin(timer.bound(Instant::now() + HOUR, pending::<()>()));
@@ -249,12 +251,11 @@ mod tests {
         assert_eq!(waiting(&timer), 0);
     }
 
-    /// A thread that is gone, for whatever reason, must not leave callers behind that wait for
-    /// ever.
+    /// No caller may wait for ever after the thread has ended.
     #[test]
-    fn after_the_end_nobody_waits_and_what_is_ready_still_comes_back() {
+    fn after_close_no_future_waits_and_ready_work_still_returns() {
         with_thread(|timer| {
-            let (sent, told) = std::sync::mpsc::channel();
+            let (sent, started) = std::sync::mpsc::channel();
             let closing = timer.clone();
             let waits = thread::spawn(move || {
                 let mut waits = Box::pin(closing.bound(Instant::now() + HOUR, pending::<()>()));
@@ -262,7 +263,7 @@ mod tests {
                 sent.send(()).unwrap();
                 block_on(waits)
             });
-            told.recv().unwrap();
+            started.recv().unwrap();
             timer.close();
             assert_eq!(waits.join().unwrap(), None);
             assert_eq!(block_on(timer.bound(Instant::now() + HOUR, pending::<()>())), None);

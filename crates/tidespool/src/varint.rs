@@ -1,6 +1,7 @@
-//! Numbers as bytes, small ones as few: seven bits a byte, low bits first.
+//! Variable-length encoding of numbers: seven bits a byte, low bits first. Small numbers take few
+//! bytes.
 
-/// The longest encoding of a number.
+/// Bytes of the longest encoding.
 const MAX_VARINT: usize = 10;
 
 /// Appends a number.
@@ -16,7 +17,8 @@ pub(crate) fn put_varint(bytes: &mut Vec<u8>, mut number: u64) {
     }
 }
 
-/// Takes a number from the front. `None`: there is no whole one, or it exceeds 64 bits.
+/// Decodes a number and removes it from the front of `bytes`. `None`: the bytes end too early, or
+/// the number exceeds 64 bits.
 pub(crate) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0u64;
     for (index, byte) in bytes.iter().take(MAX_VARINT).enumerate() {
@@ -35,14 +37,14 @@ pub(crate) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// Appends the difference of two numbers, which is the shorter the smaller it is, up or down.
+/// Appends the difference of two numbers. A small difference takes few bytes, whatever its sign.
 pub(crate) fn put_difference(bytes: &mut Vec<u8>, from: u64, to: u64) {
     let up = to.wrapping_sub(from).cast_signed();
     put_varint(bytes, ((up << 1) ^ (up >> 63)).cast_unsigned());
 }
 
-/// Takes a difference from the front, and returns the number that it leads to. `None`: as
-/// [`take_varint`].
+/// Decodes a difference, removes it from the front of `bytes`, and returns `from` plus the
+/// difference. `None`: as [`take_varint`].
 pub(crate) fn take_difference(bytes: &mut &[u8], from: u64) -> Option<u64> {
     let folded = take_varint(bytes)?;
     Some(from.wrapping_add((folded >> 1) ^ (folded & 1).wrapping_neg()))
@@ -55,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_beyond_64_bits_are_refused() {
+    fn numbers_beyond_64_bits_are_rejected() {
         let mut bytes = Vec::new();
         put_varint(&mut bytes, u64::MAX);
         assert_eq!(take_varint(&mut &bytes[..]), Some(u64::MAX));

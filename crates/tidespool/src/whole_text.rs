@@ -1,8 +1,8 @@
-//! Errors that say everything with their first text.
+//! Errors whose outermost text contains all causes.
 //!
 //! `println!("{error}")` prints only the outermost text of an `anyhow::Error`. So each error that
-//! leaves the crate has its causes in that text; below it comes the root cause, for
-//! `root_cause().is::<T>()` and for `downcast_ref`.
+//! leaves the crate has the texts of all its causes in the outermost one. Below it is the root
+//! cause, for `root_cause().is::<T>()` and for `downcast_ref`.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -15,18 +15,19 @@ use tidespool_core::{
 
 use crate::ConfigError;
 
-/// `error`, with all its causes in the first text.
+/// Returns `error` with the texts of all its causes in the outermost text.
 pub(crate) fn whole(error: anyhow::Error) -> anyhow::Error {
-    // Most have one text, and nothing below it.
+    // Most errors have one text and no cause.
     if error.chain().nth(1).is_none() { error } else { with_text(text_of(&error), error) }
 }
 
-/// The same, after what was being done.
+/// Like [`whole`], with `doing` in front of the text.
 pub(crate) fn whole_of(doing: impl fmt::Display, error: anyhow::Error) -> anyhow::Error {
     with_text(format!("{doing}: {}", text_of(&error)), error)
 }
 
-/// All texts of the chain, each once: some errors have the text of their source in their own.
+/// The texts of the chain, joined. Some errors contain the text of their source: it is not
+/// repeated.
 fn text_of(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
         match (text.is_empty(), text.ends_with(&cause)) {
@@ -38,9 +39,9 @@ fn text_of(error: &anyhow::Error) -> String {
 }
 
 fn with_text(text: String, error: anyhow::Error) -> anyhow::Error {
-    // The one context that a caller may look for.
+    // The only context that callers downcast to.
     let doubt = error.downcast_ref::<InDoubt>().copied();
-    // What a caller may look for, without the contexts around it: their texts are in `text`.
+    // The error that callers downcast to, without its contexts: `text` has theirs.
     let bare = bare::<Locked>(error)
         .or_else(bare::<UnsupportedFormat>)
         .or_else(bare::<DamagedSpool>)
@@ -67,7 +68,7 @@ fn bare<T: StdError + Send + Sync + 'static>(error: anyhow::Error) -> Result<any
     error.downcast::<T>().map(anyhow::Error::from)
 }
 
-/// An error of a type of our own, with its root cause as its source.
+/// An error of a type that callers do not downcast to. Its source is its root cause.
 #[derive(Debug)]
 struct Whole {
     text: String,
@@ -92,9 +93,9 @@ mod tests {
 
     use super::*;
 
-    /// "opening the spool X" was all that `{error}` printed.
+    /// `{error}` printed only "opening the spool X".
     #[test]
-    fn the_cause_is_in_the_first_text_and_still_the_root() {
+    fn the_outermost_text_has_the_cause_and_the_root_stays() {
         let locked = Locked { path: "/x".into(), pid: None };
         let error = Err::<(), _>(locked.clone()).context("locking").unwrap_err();
         let error = whole_of("opening the spool /x", error);
@@ -115,13 +116,13 @@ mod tests {
         );
         assert!(error.root_cause().is::<io::Error>());
         assert_eq!(error.chain().count(), 2);
-        // A store that fails in doubt says so under the whole text, too.
+        // `InDoubt` stays below the outermost text.
         let doubt = InDoubt { id: tidespool_core::SpoolId::new() };
         let error = whole(anyhow::Error::from(SpoolCallerDeadlineExceeded).context(doubt));
         assert_eq!(error.downcast_ref(), Some(&doubt));
         assert!(error.root_cause().is::<SpoolCallerDeadlineExceeded>(), "{error:#}");
         assert!(error.to_string().contains(&SpoolCallerDeadlineExceeded.to_string()), "{error}");
-        // Nothing is added to an error that has one text.
+        // An error with one text is returned unchanged.
         assert_eq!(whole(Closed.into()).chain().count(), 1);
     }
 }

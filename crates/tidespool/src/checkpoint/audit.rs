@@ -1,8 +1,8 @@
-//! The index that the last orderly end left, compared with the manifest.
+//! Compares the index of the last orderly shutdown with the manifest.
 //!
-//! Its files are what they were at that end. They may have been damaged before it. Until the
-//! comparison is done, the index answers nothing: a wrong answer would be a message that is not
-//! found, or one that was removed.
+//! The files are unchanged since that shutdown, but may have been damaged before it. The index
+//! answers nothing until the audit is done. A wrong answer would lose a message or bring back a
+//! removed one.
 
 use std::time::Instant;
 
@@ -10,23 +10,23 @@ use super::CheckpointError;
 use super::checkpointer::Checkpointer;
 use crate::durable::Tally;
 
-/// Records that are counted between two looks at other work.
+/// Records counted between two checks for a stop.
 const BETWEEN_LOOKS: u64 = 1024;
 
 impl Checkpointer {
-    /// Has a whole index, and a log from which it can be rebuilt.
-    pub(in crate::checkpoint) fn have_index(&mut self) -> Result<(), CheckpointError> {
+    /// Ensures a complete index, and a liveness log from which it can be rebuilt.
+    pub(in crate::checkpoint) fn ensure_index(&mut self) -> Result<(), CheckpointError> {
         if !self.durable.is_whole() {
             self.check_or_rebuild()?;
         }
-        // While the index is there, what lives is known. After its loss it would not be.
+        // The log is written from the index while the index exists.
         if self.liveness.has_gap() {
             self.renew_log(self.manifest.clone())?;
         }
         Ok(())
     }
 
-    /// Makes an index whole that an earlier run left, or builds a new one.
+    /// Completes an index of an earlier run, or builds a new one.
     pub(in crate::checkpoint) fn check_or_rebuild(&mut self) -> Result<(), CheckpointError> {
         if self.durable.is_unchecked() && self.check()? {
             return Ok(());
@@ -34,7 +34,7 @@ impl Checkpointer {
         self.rebuild()
     }
 
-    /// True if the index holds what the manifest says.
+    /// Returns true if the index holds the records that the manifest counts.
     fn check(&mut self) -> Result<bool, CheckpointError> {
         let started = Instant::now();
         let (mut tally, mut go_on) = (Tally::default(), true);
@@ -55,10 +55,13 @@ impl Checkpointer {
                 tracing::debug!(messages = tally.records, ms, "the index of the last run is kept");
                 return Ok(true);
             }
-            Ok(()) => format!("it holds {} places, which differ from the {}", tally.records, should.records),
+            Ok(()) => format!(
+                "it holds {} records, which differ from the {} of the manifest",
+                tally.records, should.records
+            ),
             Err(error) => error.to_string(),
         };
-        tracing::warn!(path = %self.durable.path().display(), why, "the index is not what the manifest says: it is rebuilt");
+        tracing::warn!(path = %self.durable.path().display(), why, "the index differs from the manifest: it is rebuilt");
         self.durable.let_go(&why);
         Ok(false)
     }

@@ -1,4 +1,5 @@
-//! Files that are there to be deleted: sled can't write or open on a full disk, and a spool that can't open can't be emptied.
+//! Files that are deleted to free space: sled can't write or open on a full disk, and a spool that
+//! can't open can't be emptied.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::storage::{DiskRoom, Loss, OpenMode, Storage, reserve};
 
-/// The ballast: one half of it for filing while the spool runs, the other for opening sled, also where the first is used up and its room somebody
-/// else's.
+/// The ballast, in two halves. One frees space for checkpoints while the spool runs. The other
+/// frees space to open sled, even if the first half was used up and other files took its space.
 #[derive(Debug)]
 pub(crate) struct Ballast {
     storage: Arc<dyn Storage>,
@@ -17,24 +18,24 @@ pub(crate) struct Ballast {
     for_opening: Half,
 }
 
-/// One of the files.
+/// One of the two files.
 #[derive(Debug)]
 struct Half {
     path: PathBuf,
     size: u64,
-    /// [`THERE`], and how often it was given up or found lost. A thread that looked at the file, or
-    /// made it, changes this only if it is as it was before the look.
+    /// [`PRESENT`], plus a count of releases and losses. A thread that checked or wrote the file
+    /// changes the state only if it is unchanged since then.
     state: AtomicU64,
 }
 
-/// In [`Half::state`]: the file is there. Without this bit it was given up, could not be made, or was
-/// not looked for yet.
-const THERE: u64 = 1;
-/// In [`Half::state`]: one more time.
-const ONCE: u64 = 2;
+/// In [`Half::state`]: the file exists. Without this bit it was released, could not be written, or
+/// was not checked yet.
+const PRESENT: u64 = 1;
+/// In [`Half::state`]: one release or loss.
+const ONE_CHANGE: u64 = 2;
 
 impl Ballast {
-    /// `size`: bytes; 0 is none.
+    /// `size`: bytes of both halves. 0 disables the ballast.
     pub(crate) fn new(storage: Arc<dyn Storage>, room: Arc<DiskRoom>, dir: &Path, size: u64) -> Self {
         let half = |name, size| Half { path: dir.join(name), size, state: AtomicU64::new(0) };
         let for_opening = half("ballast.open", size / 2);
@@ -42,38 +43,38 @@ impl Ballast {
         Self { storage, room, for_checkpoint, for_opening }
     }
 
-    /// Bytes that it takes.
+    /// Returns the size of both halves, in bytes.
     pub(crate) fn size(&self) -> u64 {
         self.for_checkpoint.size + self.for_opening.size
     }
 
-    /// Whether the disk has room for so many bytes.
+    /// Returns true if the disk has space for `bytes` bytes.
     pub(crate) fn is_room_for(&self, bytes: u64) -> bool {
         self.room.is_for(bytes)
     }
 
-    /// The room on the disk that it is on.
+    /// Returns the free space of the disk that holds the ballast.
     pub(crate) fn room(&self) -> &DiskRoom {
         &self.room
     }
 
-    /// Gives all its room to others.
+    /// Deletes both halves.
     pub(crate) fn release(&self) {
         self.release_for_checkpoint();
         self.release_for_opening();
     }
 
-    /// Gives up the room for filing. False: it was not there.
+    /// Deletes the half for checkpoints. Returns false if it did not exist.
     pub(crate) fn release_for_checkpoint(&self) -> bool {
-        self.give(&self.for_checkpoint)
+        self.release_half(&self.for_checkpoint)
     }
 
-    /// Gives up the room for opening sled. False: it was not there.
+    /// Deletes the half for opening sled. Returns false if it did not exist.
     pub(crate) fn release_for_opening(&self) -> bool {
-        self.give(&self.for_opening)
+        self.release_half(&self.for_opening)
     }
 
-    fn give(&self, half: &Half) -> bool {
+    fn release_half(&self, half: &Half) -> bool {
         let gave = half.release(&*self.storage);
         if gave {
             self.room.note_given();
@@ -81,15 +82,15 @@ impl Ballast {
         gave
     }
 
-    /// The files that something else deleted or changed. Each is returned once:
-    /// [`restore`](Self::restore) makes it again when there is room.
+    /// Returns the files that something else deleted or changed, each loss once.
+    /// [`restore`](Self::restore) writes them again when there is space.
     pub(crate) fn take_lost(&self) -> Vec<(PathBuf, Loss)> {
         let halves = [&self.for_opening, &self.for_checkpoint];
         halves.into_iter().filter_map(|half| half.take_loss(&*self.storage)).collect()
     }
 
-    /// Takes its room again, if there is enough for it and for what sled writes next: taken too early, it is what keeps sled from writing. Its
-    /// absence is no error.
+    /// Writes missing halves again, if the disk has space for twice the ballast. Written too early,
+    /// it would take the space that sled needs next. Failing to write it is no error.
     pub(crate) fn restore(&self) {
         for half in [&self.for_opening, &self.for_checkpoint] {
             if half.is_missing(&*self.storage) && self.is_room_for(2 * self.size()) {
@@ -101,7 +102,8 @@ impl Ballast {
 
 impl Half {
     fn release(&self, storage: &dyn Storage) -> bool {
-        self.state.update(Ordering::AcqRel, Ordering::Acquire, |state| (state & !THERE) + ONCE);
+        let absent = |state: u64| Some((state & !PRESENT) + ONE_CHANGE);
+        let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, absent);
         match storage.remove_file(&self.path) {
             Ok(()) => return true,
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -114,7 +116,7 @@ impl Half {
 
     fn take_loss(&self, storage: &dyn Storage) -> Option<(PathBuf, Loss)> {
         let before = self.state.load(Ordering::Acquire);
-        if self.size == 0 || before & THERE == 0 {
+        if self.size == 0 || before & PRESENT == 0 {
             return None;
         }
         let loss = match storage.state(&self.path) {
@@ -123,25 +125,25 @@ impl Half {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Loss::Gone,
             Err(_) => return None,
         };
-        // Released meanwhile, it is no loss.
-        self.change(before, (before & !THERE) + ONCE).then(|| (self.path.clone(), loss))
+        // If the file was released meanwhile, it is not lost.
+        self.change(before, (before & !PRESENT) + ONE_CHANGE).then(|| (self.path.clone(), loss))
     }
 
     fn is_missing(&self, storage: &dyn Storage) -> bool {
         let before = self.state.load(Ordering::Acquire);
-        if self.size == 0 || before & THERE != 0 {
+        if self.size == 0 || before & PRESENT != 0 {
             return false;
         }
         let len = storage.open(&self.path, OpenMode::Read).and_then(|file| file.len());
         let is_whole = len.is_ok_and(|len| len == self.size);
-        !(is_whole && self.change(before, before | THERE))
+        !(is_whole && self.change(before, before | PRESENT))
     }
 
     fn restore(&self, storage: &dyn Storage) {
         let before = self.state.load(Ordering::Acquire);
         match self.write(storage) {
-            // Given up meanwhile, it is not there.
-            Ok(()) => drop(self.change(before, before | THERE)),
+            // If the file was released meanwhile, it is not present.
+            Ok(()) => drop(self.change(before, before | PRESENT)),
             Err(error) => {
                 tracing::debug!(path = %self.path.display(), %error, "no room for the ballast");
                 self.release(storage);
@@ -149,7 +151,7 @@ impl Half {
         }
     }
 
-    /// False where it was changed by another thread.
+    /// Returns false if another thread changed the state first.
     fn change(&self, from: u64, to: u64) -> bool {
         self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_made_released_and_made_again() {
+    fn it_is_written_released_and_written_again() {
         let dir = tempfile::tempdir().unwrap();
         let len = |name| std::fs::metadata(dir.path().join(name)).map_or(0, |found| found.len());
         let ballast = ballast(dir.path(), 3 << 20);
@@ -186,7 +188,7 @@ mod tests {
         }
         ballast.release_for_checkpoint();
         assert_eq!((len("ballast"), len("ballast.open")), (0, 3 << 19));
-        assert_eq!(ballast.take_lost(), [], "it was given up");
+        assert_eq!(ballast.take_lost(), [], "it was released");
         ballast.restore();
         assert_eq!(ballast.take_lost(), []);
         std::fs::remove_file(dir.path().join("ballast")).unwrap();
@@ -204,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn without_room_for_twice_its_size_it_is_not_made() {
+    fn it_is_not_written_without_space_for_twice_its_size() {
         let dir = tempfile::tempdir().unwrap();
         let ballast = ballast(dir.path(), 1 << 60);
         assert!(ballast.is_room_for(1) && !ballast.is_room_for(1 << 60));
@@ -212,33 +214,33 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
-    /// The committer gave up the ballast for its room while the checkpoint thread was making it again.
-    /// The spool reported the file as deleted, and the gate shut.
+    /// The committer released the ballast while the checkpointer thread was writing it. The spool
+    /// reported the file as deleted and closed the gate.
     #[test]
-    fn ballast_that_is_given_up_while_it_is_made_is_not_lost() {
+    fn ballast_that_is_released_while_it_is_written_is_not_lost() {
         let dir = tempfile::tempdir().unwrap();
-        let storage = Arc::new(GivesUp::default());
+        let storage = Arc::new(ReleasingStorage::default());
         let room = Arc::new(DiskRoom::new(storage.clone(), dir.path(), 0));
         let ballast = Arc::new(Ballast::new(storage.clone(), room, dir.path(), 2 << 20));
         storage.0.set(Arc::downgrade(&ballast)).unwrap();
         ballast.restore();
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "it was given up");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "it was released");
         assert_eq!(ballast.take_lost(), []);
     }
 
-    /// The ballast is given up whenever one of its files is synced.
+    /// Releases the ballast whenever one of its files is synced.
     #[derive(Debug, Default)]
-    struct GivesUp(OnceLock<Weak<Ballast>>);
+    struct ReleasingStorage(OnceLock<Weak<Ballast>>);
 
     #[derive(Debug)]
-    struct GivesUpFile(Arc<dyn StorageFile>, Weak<Ballast>);
+    struct ReleasingFile(Arc<dyn StorageFile>, Weak<Ballast>);
 
-    impl Storage for GivesUp {
+    impl Storage for ReleasingStorage {
         fn create_dir(&self, path: &Path) -> io::Result<()> {
             OsStorage.create_dir(path)
         }
         fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
-            Ok(Arc::new(GivesUpFile(OsStorage.open(path, mode)?, self.0.get().unwrap().clone())))
+            Ok(Arc::new(ReleasingFile(OsStorage.open(path, mode)?, self.0.get().unwrap().clone())))
         }
         fn list(&self, path: &Path) -> io::Result<Vec<String>> {
             OsStorage.list(path)
@@ -254,7 +256,7 @@ mod tests {
         }
     }
 
-    impl StorageFile for GivesUpFile {
+    impl StorageFile for ReleasingFile {
         fn len(&self) -> io::Result<u64> {
             self.0.len()
         }

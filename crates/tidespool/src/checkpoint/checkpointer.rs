@@ -1,4 +1,4 @@
-//! The checkpoint thread. It alone changes the index, the manifest, and the log of what lives.
+//! The checkpointer thread. Only this thread changes the index, the manifest and the liveness log.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -22,23 +22,25 @@ use crate::journal::{NewestRecord, RESERVED, Role, Segment, Segments};
 /// First and longest pause after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// A checkpoint takes at most so many segments: what it collects stays small, and the first of them are free soon.
+/// The most segments in one checkpoint. Keeps the collected records few, and frees the first
+/// segments soon.
 const AT_ONCE: usize = 8;
 
-/// And so many records, or one segment: small ones are half a million in a segment.
+/// The most records in one checkpoint, unless its first segment alone has more. A segment full of
+/// small messages has half a million.
 const RECORDS_AT_ONCE: u64 = 128 * 1024;
 
-/// Changes after which the thread rests a little.
+/// Changes between two rests of the thread.
 const REST_AFTER: usize = 1_024;
 
-/// What the thread is told. It may change at any time.
+/// Settings of the thread, which may change at any time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CheckpointSettings {
-    /// Sealed segments are filed at this age.
+    /// Sealed segments are checkpointed at this age.
     pub(crate) checkpoint_after: Duration,
 }
 
-/// The thread's state.
+/// The state of the checkpointer thread.
 pub(crate) struct Checkpointer {
     pub(crate) segments: Arc<Segments>,
     pub(crate) durable: Arc<DiskIndex>,
@@ -56,13 +58,13 @@ pub(crate) struct Checkpointer {
     pub(crate) dead: DeadSegments,
     pub(crate) reclaim: ReclaimPolicy,
     pub(crate) compaction: Option<Compaction>,
-    /// Segments up to this generation are due: one of them was cut short.
+    /// Segments up to this generation are due, because one of them was cut short.
     pub(crate) cut_up_to: u64,
-    /// A write of the manifest failed: the disk may have it, or the one before it.
+    /// A write of the manifest failed: the disk may hold the new manifest or the previous one.
     pub(crate) is_manifest_in_doubt: bool,
 }
 
-/// The pause after failures.
+/// The pause after a failure, which doubles with each further failure up to a bound.
 #[derive(Debug, Default)]
 pub(crate) struct Retry {
     pause: Option<Duration>,
@@ -77,16 +79,16 @@ impl Retry {
 }
 
 impl Checkpointer {
-    /// Runs until it is stopped; returns the manifest as it stands then.
+    /// Runs until it is stopped, then returns itself with the last manifest.
     pub(crate) fn run(mut self) -> Self {
         let _end = StopRequestsOnExit(self.checkpoint_requests.clone());
         self.presence.watch_liveness(self.liveness.kept_file());
-        // A journal that was found full waits for this.
+        // A journal that was found full at open waits for this.
         self.look();
         loop {
             match self.checkpoint_requests.wait(self.wake_at()) {
                 CheckpointWork::Stop => {
-                    // Its caller need not wait for the end of the others.
+                    // The caller of a compaction need not wait until the other workers have ended.
                     self.compaction = None;
                     return self;
                 }
@@ -102,7 +104,7 @@ impl Checkpointer {
         if self.compaction_at().is_some() || self.retry.at.is_some() {
             return self.compaction_at().or(self.retry.at);
         }
-        let oldest = self.unfiled().first().and_then(|segment| segment.settled_at());
+        let oldest = self.uncheckpointed().first().and_then(|segment| segment.settled_at());
         let due_at = oldest.map(|at| at + self.settings.load().checkpoint_after);
         [due_at, self.reclaim.wake_at(), self.look_again_at()].into_iter().flatten().min()
     }
@@ -112,35 +114,36 @@ impl Checkpointer {
             return;
         }
         self.checkpoint_requests.begin_work();
-        let done = self.tend();
+        let done = self.run_due_work();
         self.note(&done);
     }
 
-    /// Everything that is due.
-    pub(super) fn tend(&mut self) -> Result<(), CheckpointError> {
+    /// Does all work that is due.
+    pub(super) fn run_due_work(&mut self) -> Result<(), CheckpointError> {
         let restored = self.restore_lost();
-        // Nothing is moved from the journal to a file that is not there at the next start.
+        // Moves nothing out of the journal while the next start would not find the target files.
         if self.presence.is_away() {
             return restored;
         }
-        // A file that can't be restored yet does not stop filing: filing is what gives room.
+        // A file that can't be restored yet does not stop checkpoints, because checkpoints free
+        // space.
         self.supervise_checkpoints().and(restored)
     }
 
     fn supervise_checkpoints(&mut self) -> Result<(), CheckpointError> {
-        // Loads need it, whether there is something to file or not.
-        self.have_index()?;
+        // Loads need the index, even if there is nothing to checkpoint.
+        self.ensure_index()?;
         self.checkpoint_all_due()?;
-        // On a full disk nothing can be moved, and what was removed is what gives room.
-        let tidied = match self.tidy() {
+        // A full disk blocks garbage collection, but must not block the removals that free space.
+        let collected = match self.collect_garbage() {
             Err(error) if error.is_full_disk() => {
                 self.events.failed(&error);
                 Ok(())
             }
-            tidied => tidied,
+            collected => collected,
         };
         self.keep_within_bound();
-        tidied
+        collected
     }
 
     pub(super) fn note<T>(&mut self, done: &Result<T, CheckpointError>) {
@@ -148,7 +151,7 @@ impl Checkpointer {
             Ok(_) => {
                 self.retry = Retry::default();
                 self.ballast.restore();
-                // Now only: a disk that hangs may do so here as well.
+                // Called last, because restoring the ballast may also hang on a bad disk.
                 self.checkpoint_requests.end_work();
             }
             Err(error) => {
@@ -167,15 +170,15 @@ impl Checkpointer {
         }
         self.checkpoint_requests.begin_work();
         self.presence.look_at_all();
-        // A task that the end cut short is not done.
-        let result = self.tend().and_then(|()| self.check_going_on());
+        // A task that shutdown interrupted reports `Stopped`.
+        let result = self.run_due_work().and_then(|()| self.check_going_on());
         self.note(&result);
-        // The caller may be gone; the work is done all the same.
+        // The caller may have given up. The work is done anyway.
         let _ = done.send(result);
     }
 
-    /// The journal's segments that can be filed, oldest first.
-    pub(super) fn unfiled(&self) -> Vec<Arc<Segment>> {
+    /// Returns the journal's segments that can be checkpointed, oldest first.
+    pub(super) fn uncheckpointed(&self) -> Vec<Arc<Segment>> {
         let mut segments = self.segments.all();
         segments.retain(|segment| {
             segment.role == Role::Journal && segment.generation > self.manifest.filed_generation
@@ -185,11 +188,11 @@ impl Checkpointer {
         segments
     }
 
-    /// Files what is due, a few segments at a time.
+    /// Checkpoints all due segments, a few at a time.
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Stopped`] where the end cut it short, or may have.
+    /// [`CheckpointError::Stopped`] if shutdown interrupted it, or may have.
     pub(super) fn checkpoint_all_due(&mut self) -> Result<(), CheckpointError> {
         while self.checkpoint_due()? {
             self.check_going_on()?;
@@ -201,10 +204,10 @@ impl Checkpointer {
         if self.checkpoint_requests.is_stopped() { Err(CheckpointError::Stopped) } else { Ok(()) }
     }
 
-    /// Nearly out of segments: so many are to be filed until half of the capacity is free again, or
-    /// at least what stores go on with.
+    /// Returns how many segments to checkpoint because few are free: up to half of the capacity,
+    /// and at least the number that stores need to continue. 0 if enough are free.
     fn missing(&self) -> usize {
-        /// Fewer are nearly none.
+        /// The least headroom, in segments.
         const ENOUGH: usize = RESERVED + 2;
         let pool = self.segments.pool();
         match pool.headroom() {
@@ -215,66 +218,66 @@ impl Checkpointer {
         }
     }
 
-    /// There is something to file for which stores will soon wait: other work is to make room for
-    /// it.
+    /// Returns true if stores will soon wait for segments that can be checkpointed. Other work then
+    /// stops to let the checkpoint run.
     pub(super) fn is_waited_for(&self) -> bool {
-        self.missing() > 0 && !self.unfiled().is_empty()
+        self.missing() > 0 && !self.uncheckpointed().is_empty()
     }
 
-    /// Files a few segments, if some are due. True if there were.
+    /// Checkpoints a few segments if some are due. Returns true if it did.
     pub(super) fn checkpoint_due(&mut self) -> Result<bool, CheckpointError> {
-        let unfiled = self.unfiled();
+        let uncheckpointed = self.uncheckpointed();
         let now = Instant::now();
         let missing = self.missing();
         let checkpoint_after = self.settings.load().checkpoint_after;
         let due = |at: Instant| at + checkpoint_after <= now;
         let wanted_up_to = self.reclaim.due().max(self.compaction_due()).max(self.cut_up_to);
         let wanted = |segment: &Segment| segment.generation <= wanted_up_to;
-        let count = unfiled
+        let count = uncheckpointed
             .iter()
             .enumerate()
             .take_while(|(number, segment)| {
                 *number < missing || wanted(segment) || segment.settled_at().is_some_and(due)
             })
             .count();
-        let count = count.max(self.dead.count(&unfiled, &*self.source)).min(AT_ONCE);
+        let count = count.max(self.dead.count(&uncheckpointed, &*self.source)).min(AT_ONCE);
         let few = |segment: &&Arc<Segment>| {
             segment.last_seq().saturating_sub(self.manifest.filed_seq) <= RECORDS_AT_ONCE
         };
-        let count = count.min(unfiled.iter().take_while(few).count().max(1));
-        match count.checked_sub(1).map(|last| unfiled[last].generation) {
+        let count = count.min(uncheckpointed.iter().take_while(few).count().max(1));
+        match count.checked_sub(1).map(|last| uncheckpointed[last].generation) {
             Some(generation) => match self.checkpoint(generation) {
-                Err(error) if error.is_full_disk() => self.checkpoint_dead(&unfiled, error),
-                filed => filed.map(|()| true),
+                Err(error) if error.is_full_disk() => self.checkpoint_dead(&uncheckpointed, error),
+                done => done.map(|()| true),
             },
             None => Ok(false),
         }
     }
 
-    /// On a full disk: files the oldest segments in which nothing lives, for which the index is not
-    /// needed. They are what removes are written to next.
+    /// Checkpoints the oldest segments without live messages. On a full disk this frees segments
+    /// for removals, and needs no change of the index.
     fn checkpoint_dead(
         &mut self,
-        unfiled: &[Arc<Segment>],
+        uncheckpointed: &[Arc<Segment>],
         error: CheckpointError,
     ) -> Result<bool, CheckpointError> {
         let live = self.source.live_bytes();
         let is_dead = |segment: &&Arc<Segment>| !live.contains_key(&segment.generation);
-        match unfiled.iter().take_while(is_dead).last() {
+        match uncheckpointed.iter().take_while(is_dead).last() {
             Some(last) => self.checkpoint(last.generation).map(|()| true),
             None => Err(error),
         }
     }
 
-    /// Files everything in segments up to `up_to`.
+    /// Checkpoints every record in segments up to `up_to`.
     pub(super) fn checkpoint(&mut self, up_to: u64) -> Result<(), CheckpointError> {
         let started = Instant::now();
         let mut collected = self.source.collect(up_to);
         collected.sort_unstable_by_key(|(key, _)| *key);
-        // A removal of what was never filed changes nothing that is filed.
+        // A removal of an id that was never checkpointed changes nothing in the index.
         let high = self.manifest.high;
-        let is_filed = |key: &Key, newest: &NewestRecord| newest.place.is_some() || high.may_have(key);
-        let records = collected.iter().filter(|(key, newest)| is_filed(key, newest)).count() as u64;
+        let changes_index = |key: &Key, newest: &NewestRecord| newest.place.is_some() || high.may_have(key);
+        let records = collected.iter().filter(|(key, newest)| changes_index(key, newest)).count() as u64;
         if records > 0 && !self.durable.is_whole() {
             return Err(CheckpointError::Rebuilding);
         }
@@ -287,19 +290,19 @@ impl Checkpointer {
         let mut changes = LivenessChanges::default();
         if records > 0 {
             self.make_room(records)?;
-            self.file(&collected, &is_filed, &mut next, &mut changes)?;
+            self.apply_collected(&collected, &changes_index, &mut next, &mut changes)?;
         }
-        let filed: Vec<Arc<Segment>> =
-            self.unfiled().into_iter().filter(|segment| segment.generation <= up_to).collect();
+        let checkpointed: Vec<Arc<Segment>> =
+            self.uncheckpointed().into_iter().filter(|segment| segment.generation <= up_to).collect();
         next.filed_generation = up_to;
         next.next_generation = self.segments.reserved_generation();
-        let last_seq = filed.iter().map(|segment| segment.last_seq()).max().unwrap_or(0);
+        let last_seq = checkpointed.iter().map(|segment| segment.last_seq()).max().unwrap_or(0);
         next.filed_seq = next.filed_seq.max(last_seq);
         next.durable_seq = next.durable_seq.max(next.filed_seq);
         self.commit(next, &changes)?;
-        let segments = filed.len() as u64;
-        // Nobody holds them any more when they are to be recycled.
-        drop(filed);
+        let segments = checkpointed.len() as u64;
+        // A held `Arc` would keep the segment from being recycled.
+        drop(checkpointed);
         self.source.forget(&collected);
         self.release();
         self.checkpoint_requests.note_progress();
@@ -307,8 +310,8 @@ impl Checkpointer {
         Ok(())
     }
 
-    /// Makes `next` the manifest, durably: first the log of what lives, then the manifest that names
-    /// its end. Where it fails, the index is ahead of the manifest, and is rebuilt.
+    /// Makes `next` durable: first the liveness log, then the manifest that names its end. If that
+    /// fails, the index is ahead of the manifest, so it is taken out of use and rebuilt.
     pub(super) fn commit(
         &mut self,
         next: Manifest,
@@ -345,17 +348,19 @@ impl Checkpointer {
         Ok(())
     }
 
-    /// Of the segments that are filed, recycles those in which nothing lives, and retains the others. It asks the manifest and not what the last step
-    /// changed: a step before that may have failed half-way.
+    /// Recycles the checkpointed segments without live messages and retains the others. The
+    /// manifest decides, not the changes of the last step, because an earlier step may have failed
+    /// half-way.
     pub(super) fn release(&self) {
-        // After a crash either manifest may be the valid one. A segment that one of them names is
-        // kept.
+        // After a crash either manifest may be the valid one, so each segment that one of them
+        // names must stay.
         if self.is_manifest_in_doubt {
             return;
         }
         for segment in self.segments.all() {
-            let is_filed = segment.role == Role::Cold || segment.generation <= self.manifest.filed_generation;
-            if !is_filed {
+            let is_checkpointed =
+                segment.role == Role::Cold || segment.generation <= self.manifest.filed_generation;
+            if !is_checkpointed {
                 continue;
             }
             if self.manifest.retained.contains_key(&segment.generation) {
@@ -371,12 +376,12 @@ impl Checkpointer {
         self.segments.release_unread();
     }
 
-    /// Changes the index, and `next` with it. It is not stopped half-way: the index would have to
-    /// be rebuilt.
-    fn file(
+    /// Applies the collected records to the index and to `next`. Shutdown does not interrupt it,
+    /// because a half-changed index would have to be rebuilt.
+    fn apply_collected(
         &self,
         entries: &[(Key, NewestRecord)],
-        is_filed: &dyn Fn(&Key, &NewestRecord) -> bool,
+        changes_index: &dyn Fn(&Key, &NewestRecord) -> bool,
         next: &mut Manifest,
         changes: &mut LivenessChanges,
     ) -> Result<(), DurableError> {
@@ -387,26 +392,26 @@ impl Checkpointer {
                 self.checkpoint_requests.rest(step.elapsed(), self.is_urgent());
                 step = Instant::now();
             }
-            is_filed(key, newest).then(|| self.op(key, newest)).flatten()
+            changes_index(key, newest).then(|| self.op(key, newest)).flatten()
         });
         self.apply_counted(&mut ops, next, changes)
     }
 
-    /// The journal is about to run full: stores would wait for what is filed now.
+    /// Returns true if the journal is nearly full, so that stores would wait for this checkpoint.
     pub(super) fn is_urgent(&self) -> bool {
         let pool = self.segments.pool();
         let headroom = pool.headroom();
         headroom <= RESERVED + 1 || headroom * 8 < pool.capacity()
     }
 
-    /// Applies `ops` to the index, and counts what lives in each retained segment by them.
+    /// Applies `ops` to the index, and counts the live messages of each retained segment.
     pub(super) fn apply_counted(
         &self,
         ops: &mut dyn Iterator<Item = IndexOp>,
         next: &mut Manifest,
         changes: &mut LivenessChanges,
     ) -> Result<(), DurableError> {
-        // The engine takes some ops ahead before it returns what the first of them replaced.
+        // The engine takes some ops ahead before it returns the replaced record of the first one.
         let ahead = RefCell::new(VecDeque::new());
         let mut ops = ops.inspect(|op| ahead.borrow_mut().push_back(op.change));
         let mut steps = 0_usize;
@@ -432,7 +437,7 @@ impl Checkpointer {
         self.segments.get(generation).map_or(0, |segment| segment.size)
     }
 
-    /// The change of the index for an id: none, if the record is not the newest any more.
+    /// Returns the index change for an id. `None` if the record is not the newest one.
     fn op(&self, key: &Key, newest: &NewestRecord) -> Option<IndexOp> {
         if !self.source.is_newest(&key.id(), newest.seq) {
             return None;
@@ -445,7 +450,7 @@ impl Checkpointer {
     }
 }
 
-/// A thread that is gone, however it went, is not waited for.
+/// Stops the requests when the thread ends, even by a panic, so that no caller waits for it.
 struct StopRequestsOnExit(Arc<CheckpointRequests>);
 
 impl Drop for StopRequestsOnExit {

@@ -1,22 +1,22 @@
-//! What filed segments hold, where the log does not say what lives in them.
+//! Finds the messages of checkpointed segments without an exact list in the liveness log.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::durable::Key;
 use crate::journal::{FoundRecord, ReadError, RecordKind, Segment};
 
-/// What removals and aborts elsewhere say of the messages in some segments.
+/// Removals and aborts that concern the messages of some segments.
 #[derive(Debug, Default)]
 pub(crate) struct Leftovers {
-    /// The last removal of each id.
+    /// The sequence number of the last removal of each id.
     removed: HashMap<Key, u64>,
-    /// Sequence numbers of stores that were taken back.
+    /// Sequence numbers of aborted stores.
     aborted: HashSet<u64>,
 }
 
 impl Leftovers {
-    /// Adds the removals and aborts in `segment`. Its puts are passed over: the abort of one of
-    /// them may be in a segment that was recycled.
+    /// Adds the removals and aborts in `segment`. Skips its puts, because the abort of one of them
+    /// may be in a recycled segment.
     pub(crate) fn add(&mut self, segment: &Segment, salt: u32) -> Result<(), ReadError> {
         for entry in segment.listing(salt)?.entries() {
             match entry.kind {
@@ -34,9 +34,9 @@ impl Leftovers {
     }
 }
 
-/// The newest version of each message in `segments`, intact or not. Versions that these segments,
-/// or `gone`, say were removed or taken back are left out. A version that is damaged is not
-/// replaced by an older one.
+/// Returns the newest version of each message in `segments`, intact or not. Omits versions that
+/// were removed or aborted according to these segments or to `gone`. An older version never
+/// replaces a damaged one.
 pub(crate) fn newest_puts<'a>(
     segments: impl Iterator<Item = &'a Segment>,
     salt: u32,
@@ -56,7 +56,7 @@ pub(crate) fn newest_puts<'a>(
     }
     let newest = puts.into_iter().filter_map(|(key, versions): (Key, Vec<FoundRecord>)| {
         let stands = versions.into_iter().filter(|found| !gone.aborted.contains(&found.header.seq));
-        // One that was moved stands at two places: whichever can be read.
+        // A moved record exists at two places. The intact one is preferred.
         let newest = stands.max_by_key(|found| (found.header.seq, found.intact))?;
         let is_gone = gone.removed.get(&key).is_some_and(|removed| *removed > newest.header.seq);
         (!is_gone).then_some((key, newest))

@@ -1,4 +1,4 @@
-//! What is filed, written down outside sled.
+//! The manifest: what is checkpointed, stored outside of sled.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -17,24 +17,25 @@ use crate::storage::{
     Loss, OpenMode, Storage, StorageFile, at, is_no_room, loss_of, read_exact_at, write_all_at,
 };
 
-/// The highest key of each class that was ever filed. Ids above it are not filed: most removes need
-/// no record.
+/// The highest key of each class that was ever checkpointed. Ids above it are not in the index, so
+/// most removes need no record.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct HighKeys([Option<Key>; 3]);
 
 impl HighKeys {
-    /// Raises the bound of the key's class to it.
+    /// Raises the bound of the key's class to the key.
     pub(crate) fn raise(&mut self, key: Key) {
         let bound = &mut self.0[class_number(key.class())];
         *bound = (*bound).max(Some(key));
     }
 
-    /// Any id may be filed.
+    /// Returns the bounds under which any id may be checkpointed.
     pub(crate) fn highest() -> Self {
         Self(Key::last_of_each_class().map(Some))
     }
 
-    /// True if the key may have been filed. Keys without a time come in no order: one of them filed speaks for all.
+    /// Returns true if the key may have been checkpointed. Keys without a time have no order: after
+    /// the first of them, this is true for all.
     pub(crate) fn may_have(&self, key: &Key) -> bool {
         match (key.class(), self.0[class_number(key.class())]) {
             (_, None) => false,
@@ -56,40 +57,41 @@ const fn class_number(class: KeyClass) -> usize {
     }
 }
 
-/// The state of everything filed, as of the last checkpoint.
+/// The state of all checkpointed messages, as of the last checkpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Manifest {
     /// Counts checkpoints.
     pub(crate) number: u64,
-    /// Segments up to this generation are filed.
+    /// Segments up to this generation are checkpointed.
     pub(crate) filed_generation: u64,
-    /// Records up to this number are filed.
+    /// Records up to this sequence number are checkpointed.
     pub(crate) filed_seq: u64,
-    /// Records up to this number were durable: at an orderly end that is all of them.
+    /// Records up to this sequence number were durable. After an orderly shutdown, these are all.
     pub(crate) durable_seq: u64,
-    /// What the index holds.
+    /// The number and the digest of the records in the index.
     pub(crate) tally: Tally,
-    /// The highest keys that were ever filed.
+    /// The highest keys that were ever checkpointed.
     pub(crate) high: HighKeys,
-    /// Filed segments that are kept, with the live payload bytes in each.
+    /// The retained segments, with the live bytes and messages in each.
     pub(crate) retained: BTreeMap<u64, Retained>,
-    /// Messages that were reported lost since the spool was made.
+    /// Messages reported lost since the spool was created.
     pub(crate) lost: u64,
-    /// No segment ever had this generation or a higher one. A generation that was used again could bring the records of its earlier use back.
+    /// No segment ever had this generation or a higher one. Reusing a generation could bring old
+    /// records back.
     pub(crate) next_generation: u64,
-    /// Where the log of what lives in the retained segments ends.
+    /// The end of the liveness log of the retained segments.
     pub(crate) liveness: LogPosition,
-    /// The index as an orderly end left it. `None` in the manifest of a spool that is open: the index
-    /// changes its files all the time.
+    /// The index as an orderly shutdown left it. `None` while the spool is open, because the index
+    /// then changes its files all the time.
     pub(crate) index: Option<ClosedIndex>,
 }
 
-/// [`Manifest`] as it is written.
+/// [`Manifest`] in its serialized form.
 #[derive(Debug, Serialize, Deserialize)]
 struct ManifestLine {
-    /// Of the two in a file the one with the higher number counts.
+    /// The slot with the higher number is the valid one.
     turn: u64,
-    /// Bytes of a slot: the file is twice as long.
+    /// Bytes of a slot. The file has two slots.
     slot_len: u64,
     number: u64,
     filed_generation: u64,
@@ -104,29 +106,30 @@ struct ManifestLine {
     index: Option<ClosedIndex>,
 }
 
-/// Why there is no manifest.
+/// Why the manifest can't be read or written.
 #[derive(Debug, Error)]
 pub(crate) enum ManifestError {
     /// Reading or writing failed.
     #[error("{doing} {path}: {source}", path = path.display())]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
-    /// The file is not a manifest, or not whole.
+    /// The file is not a complete manifest.
     #[error("{path} is damaged: {what}", path = path.display())]
     Damaged { path: PathBuf, what: String },
 }
 
-/// The manifest's file: two slots, written in turn. A crash while one is written leaves the other.
+/// The manifest's file: two slots, written in turn. A crash while one is written leaves the other
+/// intact.
 ///
-/// They are written in place, into blocks that the file has already: a new file for each checkpoint would make the file system commit its own
-/// journal, for which every commit that is under way waits.
+/// The slots are written in place. A new file for each checkpoint would make the file system commit
+/// its own journal, and every commit in progress would wait for that.
 #[derive(Debug)]
 pub(crate) struct ManifestFile {
     storage: Arc<dyn Storage>,
     dir: PathBuf,
     path: PathBuf,
-    /// `None` before the first write, and after an error: a file that failed is replaced, not trusted again.
+    /// `None` before the first write and after an error: a file that failed is replaced.
     slots: Mutex<Option<Slots>>,
-    /// A write found that the file was lost, and this was not reported yet.
+    /// A loss found by a write and not reported yet.
     found: Mutex<Option<Loss>>,
 }
 
@@ -135,11 +138,11 @@ pub(crate) struct ManifestFile {
 struct Slots {
     file: Arc<dyn StorageFile>,
     slot_len: u64,
-    /// Of the last write. Even numbers are in the first slot.
+    /// The number of the last write. Even numbers go to the first slot.
     turn: u64,
 }
 
-/// The smallest slot: room for some hundred retained segments.
+/// The smallest slot. It holds some hundred retained segments.
 const MIN_SLOT_LEN: u64 = 32 << 10;
 
 impl ManifestFile {
@@ -153,7 +156,7 @@ impl ManifestFile {
         }
     }
 
-    /// The spool's directory.
+    /// Returns the spool's directory.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -162,7 +165,7 @@ impl ManifestFile {
         &self.path
     }
 
-    /// Reads it. `None`: there is none.
+    /// Reads the manifest. `None` if there is none.
     pub(crate) fn read(&self) -> Result<Option<Manifest>, ManifestError> {
         let io = |source| ManifestError::Io { doing: "reading", path: self.path.clone(), source };
         let file = match self.storage.open(&self.path, OpenMode::Read) {
@@ -177,17 +180,17 @@ impl ManifestFile {
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
         read_exact_at(&*file, &mut bytes, 0).map_err(io)?;
         if !is_whole(&bytes) {
-            // A slot that was only misread would have the older one count.
+            // If a slot was only misread, the older one would become valid.
             file.forget_cached();
             read_exact_at(&*file, &mut bytes, 0).map_err(io)?;
             if is_whole(&bytes) {
-                tracing::warn!(path = %self.path.display(), "read again, it is whole: the disk, or memory, is at fault");
+                tracing::warn!(path = %self.path.display(), "a second read returned intact data: the disk or the memory is faulty");
             }
         }
         newest(&bytes).map(Some).map_err(|what| self.damaged(what))
     }
 
-    /// Replaces it, durably.
+    /// Replaces the manifest, durably.
     pub(crate) fn write(&self, manifest: &Manifest) -> Result<(), ManifestError> {
         let io = |source| ManifestError::Io { doing: "writing", path: self.path.clone(), source };
         let mut slots = self.slots.lock();
@@ -195,7 +198,7 @@ impl ManifestFile {
         if loss.is_some() {
             *self.found.lock() = loss;
         }
-        // Put back when all went well.
+        // Stored again only after a successful write.
         let written = match slots.take().filter(|_| loss.is_none()) {
             Some(current) => self.write_in_turn(current, manifest),
             None => self.write_anew(manifest),
@@ -204,15 +207,15 @@ impl ManifestFile {
         Ok(())
     }
 
-    /// What happened to the file that was written last, if it is lost now or was since the last
-    /// call. The next write makes another one.
+    /// Returns the loss of the last written file, found now or since the last call. The next write
+    /// creates a new file.
     pub(crate) fn loss(&self) -> Option<Loss> {
         let slots = self.slots.lock();
         let found = self.found.lock().take();
         found.or_else(|| slots.as_ref().and_then(|slots| self.loss_of(slots)))
     }
 
-    /// Makes another file in place of one that is lost.
+    /// Creates a new file in place of a lost one.
     pub(crate) fn restore(&self, manifest: &Manifest) -> Result<(), ManifestError> {
         *self.slots.lock() = None;
         self.write(manifest)
@@ -234,10 +237,10 @@ impl ManifestFile {
         Ok(Slots { turn, ..slots })
     }
 
-    /// A new file in place of the old one, with room for a manifest that grows.
+    /// Creates a new file with slots large enough for a manifest that grows.
     fn write_anew(&self, manifest: &Manifest) -> io::Result<Slots> {
         let need = render(manifest, 0, u64::MAX)?.len() as u64;
-        // No longer than what is read back.
+        // `read` rejects a longer file.
         let slot_len = (2 * need).next_power_of_two().clamp(MIN_SLOT_LEN, MAX_LEN / 2);
         if need > slot_len {
             return Err(io::Error::other(format!(
@@ -260,7 +263,8 @@ impl ManifestFile {
         Ok(file)
     }
 
-    /// The same; on a full disk the ballast makes room. A spool that can't be opened can't be emptied.
+    /// Writes the manifest, and frees the ballast if the disk is full. A spool that can't be opened
+    /// can't be emptied.
     pub(crate) fn write_somehow(&self, manifest: &Manifest, ballast: &Ballast) -> Result<(), ManifestError> {
         match self.write(manifest) {
             Err(ManifestError::Io { source, .. }) if is_no_room(&source) => {
@@ -276,7 +280,7 @@ impl ManifestFile {
     }
 }
 
-/// A manifest is small: a line for each retained segment at most.
+/// The longest file that is read. A manifest has at most one line for each retained segment.
 const MAX_LEN: u64 = 64 << 20;
 
 fn render(manifest: &Manifest, turn: u64, slot_len: u64) -> io::Result<String> {
@@ -299,28 +303,28 @@ fn render(manifest: &Manifest, turn: u64, slot_len: u64) -> io::Result<String> {
     Ok(format!("{json}\n{:08x}\n", crc32c::crc32c(json.as_bytes())))
 }
 
-/// Both slots hold a manifest, or the first one does and the second was never written.
+/// Returns true if both slots hold a manifest, or if the second one was never written.
 fn is_whole(bytes: &[u8]) -> bool {
     let (first, second) = bytes.split_at(bytes.len() / 2);
     parse(first).is_ok() && (parse(second).is_ok() || second.iter().all(|byte| *byte == 0))
 }
 
-/// The newer of the two manifests in a file, or of what is left of them.
+/// Returns the newer of the two manifests in a file, or the only intact one.
 fn newest(bytes: &[u8]) -> Result<Manifest, String> {
     let (first, second) = bytes.split_at(bytes.len() / 2);
     let (line, manifest) = match (parse(first), parse(second)) {
         (Ok(first), Ok(second)) => std::cmp::max_by_key(first, second, |(line, _)| line.turn),
         (Ok(one), Err(_)) | (Err(_), Ok(one)) => one,
-        // The second slot of a new file is empty: what is wrong with the first one says more.
+        // The second slot of a new file is empty, so the error of the first one is more useful.
         (Err(what), Err(_)) => return Err(what),
     };
     match line.slot_len.checked_mul(2) == Some(bytes.len() as u64) {
         true => Ok(manifest),
-        false => Err(format!("{} bytes are not its length", bytes.len())),
+        false => Err(format!("its length of {} bytes is wrong", bytes.len())),
     }
 }
 
-/// The manifest at the start of a slot. What follows it is of no account.
+/// Parses the manifest at the start of a slot. The rest of the slot is ignored.
 fn parse(slot: &[u8]) -> Result<(ManifestLine, Manifest), String> {
     let mut lines = slot.splitn(3, |byte| *byte == b'\n');
     let (Some(json), Some(crc), Some(_)) = (lines.next(), lines.next(), lines.next()) else {
@@ -328,7 +332,7 @@ fn parse(slot: &[u8]) -> Result<(ManifestLine, Manifest), String> {
     };
     let expected = format!("{:08x}", crc32c::crc32c(json));
     if crc != expected.as_bytes() {
-        return Err("its checksum is of other bytes".to_owned());
+        return Err("its checksum does not match".to_owned());
     }
     let line: ManifestLine = serde_json::from_slice(json).map_err(|err| err.to_string())?;
     let mut high = HighKeys::default();
@@ -380,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_read_as_it_was_written() {
+    fn a_manifest_is_read_back_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let file = ManifestFile::new(Arc::new(OsStorage), dir.path());
         assert!(file.read().unwrap().is_none());
@@ -391,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_of_many_is_read_back_and_a_crash_in_the_next_one_leaves_it() {
+    fn a_crash_during_a_write_leaves_the_previous_manifest() {
         let dir = tempfile::tempdir().unwrap();
         let file = ManifestFile::new(Arc::new(OsStorage), dir.path());
         let mut manifest = sample();
@@ -401,7 +405,7 @@ mod tests {
             assert_eq!(file.read().unwrap().as_ref(), Some(&manifest));
         }
         let whole = std::fs::read(file.path()).unwrap();
-        // The fifth is in the first slot; the sixth gets as far as any number of its bytes.
+        // The fifth manifest is in the first slot. The sixth is cut after each number of bytes.
         let next = render(&Manifest { number: 5, ..manifest.clone() }, 5, MIN_SLOT_LEN).unwrap();
         let slot = usize::try_from(MIN_SLOT_LEN).unwrap();
         for cut in 0..next.len() - 1 {
@@ -412,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn it_grows_with_what_is_retained() {
+    fn a_manifest_with_many_retained_segments_gets_larger_slots() {
         let dir = tempfile::tempdir().unwrap();
         let file = ManifestFile::new(Arc::new(OsStorage), dir.path());
         let mut manifest = sample();
@@ -445,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_above_everything_filed_is_known_not_to_be_in_sled() {
+    fn an_id_above_every_checkpointed_key_is_not_in_the_index() {
         let mut high = HighKeys::default();
         let (older, newer) = (Key::of(&SpoolId::new()), Key::of(&SpoolId::new()));
         assert!(!high.may_have(&older));
@@ -454,6 +458,6 @@ mod tests {
         let timeless = [Key::of(&SpoolId::from_bytes([9; 16])), Key::of(&SpoolId::from_bytes([11; 16]))];
         assert!(!high.may_have(&timeless[1]));
         high.raise(timeless[0]);
-        assert!(high.may_have(&timeless[1]), "no order tells where such ids are");
+        assert!(high.may_have(&timeless[1]), "such ids have no order");
     }
 }

@@ -1,5 +1,5 @@
-//! Checkpoints: what stays moves from the memory's index into the index on disk, and what does not
-//! is recycled.
+//! Checkpoints: live messages move from the in-memory index to the index on disk, and segments
+//! without live messages are recycled.
 //!
 //! # Layout
 //!
@@ -60,60 +60,61 @@ pub(crate) use reclaim::{ReclaimPolicy, Survey};
 pub(crate) use requests::{CheckpointRequests, CheckpointTask};
 pub(crate) use value_log::liveness::{Liveness, LivenessError, LivenessLog};
 pub(crate) use value_log::living::{FiledMessage, living_in};
-pub(crate) use value_log::retained::{Retained, place_of_found, place_of_record};
+pub(crate) use value_log::retained::{place_of_found, place_of_record};
 pub(crate) use verifier::{VerificationReport, VerificationRequests, Verifier};
 
 use crate::durable::{DurableError, Key};
 use crate::journal::NewestRecord;
 use crate::storage::{is_no_room, is_no_room_kind};
 
-/// The index, as the checkpoint needs it.
+/// The in-memory index, as far as a checkpoint needs it.
 pub(crate) trait LiveIndex: Send + Sync {
-    /// What the index knows of segments up to this generation.
+    /// Returns the newest record of each id in segments up to this generation.
     fn collect(&self, up_to: u64) -> Vec<(Key, NewestRecord)>;
 
-    /// Payload bytes that live in each segment, by generation.
+    /// Returns the live payload bytes in each segment, by generation.
     fn live_bytes(&self) -> BTreeMap<u64, u64>;
 
-    /// What lives in the journal, and how many removals sled was not told of.
+    /// Counts the live bytes in the journal, and the removals not yet applied to the index on disk.
     fn survey(&self) -> Survey;
 
     /// True while this record is the newest of its id.
     fn is_newest(&self, id: &SpoolId, seq: u64) -> bool;
 
-    /// True while memory has a version of this id, dirty or not filed yet, or its removal. Then
-    /// sled's version is not the newest.
-    fn knows(&self, id: &SpoolId) -> bool;
+    /// Returns true while memory has a version of this id that is dirty or not checkpointed, or its
+    /// removal. Then the version in sled is not the newest.
+    fn has_in_memory(&self, id: &SpoolId) -> bool;
 
-    /// Sled will be told of keys up to these: from now on removals of such ids must be written.
+    /// Announces that keys up to these bounds are about to be checkpointed: removals of such ids
+    /// must be written from now on.
     fn will_file(&self, high: HighKeys);
 
-    /// Sled has these now: the index need not, unless it knows something newer.
+    /// Drops these records, which are now in sled. An id with a newer record stays.
     fn forget(&self, filed: &[(Key, NewestRecord)]);
 }
 
-/// What the checkpoint tells those beside the path.
+/// Receives what the checkpointer reports to metrics, health and logs.
 pub(crate) trait CheckpointEvents: Send + Sync {
-    /// A checkpoint filed `records` of `segments` segments.
+    /// A checkpoint moved `records` records of `segments` segments to the index on disk.
     fn filed(&self, records: u64, segments: u64, took: std::time::Duration);
     /// A segment was recycled.
     fn recycled(&self);
-    /// The active segment is to be ended, so that it can be filed.
+    /// The active segment must be sealed, so that it can be checkpointed.
     fn wants_seal(&self);
-    /// The survivors of a segment, of so many bytes, were moved.
+    /// The survivors of retained segments were moved. `bytes` is their size.
     fn rewritten(&self, bytes: u64);
     /// The manifest or a segment could not be read or written.
     fn failed(&self, error: &CheckpointError);
     /// A damaged message was found.
     fn found_damage(&self, id: &SpoolId, what: &str);
-    /// The index was rebuilt.
+    /// The index was rebuilt and holds `messages` messages.
     fn rebuilt(&self, messages: u64, took: std::time::Duration);
-    /// Messages were found to be gone.
+    /// `messages` messages are lost.
     fn found_loss(&self, messages: u64, what: &str);
 }
 
 impl CheckpointError {
-    /// It would have succeeded with more room on disk.
+    /// Returns true if more free disk space would let the checkpoint succeed.
     pub(crate) fn is_full_disk(&self) -> bool {
         match self {
             Self::Engine(DurableError::Engine { kind, .. }) => kind.is_some_and(is_no_room_kind),
@@ -126,27 +127,27 @@ impl CheckpointError {
     }
 }
 
-/// Why a checkpoint did not come to its end. Everything is as before, or will be when it is repeated.
+/// Why a checkpoint failed. Repeating the checkpoint restores a consistent state.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CheckpointError {
-    /// sled.
+    /// An error of sled.
     #[error(transparent)]
     Engine(#[from] DurableError),
-    /// The manifest.
+    /// An error of the manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// The log of what lives in the retained segments.
+    /// An error of the liveness log of the retained segments.
     #[error(transparent)]
     Liveness(#[from] LivenessError),
-    /// The index is being rebuilt: what changes it has to wait.
+    /// The index is being rebuilt, so nothing may change it.
     #[error("the index is being rebuilt from the segments: the checkpoint waits for it")]
     Rebuilding,
-    /// A segment.
+    /// A segment could not be read.
     #[error(transparent)]
     Segment(#[from] crate::journal::ReadError),
-    /// Nothing was changed.
+    /// The disk has too little free space. Nothing was changed.
     #[error(
-        "the file system of {path} has fewer than {need} bytes left, which sled may need: filing goes on when it has more",
+        "the file system of {path} has fewer than {need} bytes free, which sled may need: checkpoints resume when it has more",
         path = path.display()
     )]
     NoRoom {
@@ -155,7 +156,7 @@ pub(crate) enum CheckpointError {
         /// Bytes.
         need: u64,
     },
-    /// Nothing was changed.
+    /// The process may not write a file of this size. Nothing was changed.
     #[error(
         "a file in {path} may need {need} bytes, and this process may not write files of that size: raise its limit on the size of files (RLIMIT_FSIZE, `ulimit -f`)",
         path = path.display()
@@ -169,16 +170,16 @@ pub(crate) enum CheckpointError {
     /// The spool is shutting down.
     #[error("the spool is shutting down: the checkpoint is repeated at the next start")]
     Stopped,
-    /// The spool's directory is lost.
+    /// The spool's directory was moved, deleted, or taken by another process.
     #[error(
         "{} is not the directory that was opened: it was deleted or moved, or another process has opened it",
         .0.display()
     )]
     Away(std::path::PathBuf),
-    /// A file that was lost.
-    #[error("writing a file anew that was deleted or moved: {0}")]
+    /// A lost file could not be written again.
+    #[error("rewriting a file that was deleted or moved: {0}")]
     Restore(std::io::Error),
-    /// A segment for survivors.
+    /// A segment for survivors could not be written.
     #[error("rewriting a segment: {0}")]
     Rewrite(#[from] std::io::Error),
 }

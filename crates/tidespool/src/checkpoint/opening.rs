@@ -1,4 +1,4 @@
-//! At open: the manifest, the segments and the log of what lives in them, read and compared.
+//! Reads manifest, segments and liveness log at open, and compares them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::durable::{DiskIndex, DurableError, SledOptions};
 use crate::journal::{FileDamage, Filed, Recovered, RecoveryError, recover};
 use crate::storage::{Storage, is_no_room_kind};
 
-/// Why the spool can't be opened. Nothing was lost by trying.
+/// Why the spool can't be opened. The failed open lost nothing.
 #[derive(Debug, Error)]
 pub(crate) enum OpeningError {
     #[error(transparent)]
@@ -26,7 +26,7 @@ pub(crate) enum OpeningError {
     Liveness(#[from] LivenessError),
 }
 
-/// Where everything is.
+/// The storage, the directory and the id of the spool.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
     pub(crate) storage: Arc<dyn Storage>,
@@ -44,34 +44,34 @@ impl Places {
     }
 }
 
-/// What was read from disk.
+/// The state that was read from disk at open.
 pub(crate) struct OpenedCheckpoint {
     pub(crate) durable: DiskIndex,
     pub(crate) manifest: Manifest,
     pub(crate) liveness: LivenessLog,
     pub(crate) recovered: Recovered,
     pub(crate) damage: Vec<FileDamage>,
-    /// The index has to be built anew.
+    /// The index must be rebuilt.
     pub(crate) rebuilds_index: bool,
 }
 
-/// What a directory holds beside the index.
+/// The contents of a spool directory, without the index.
 pub(crate) struct Examined {
-    /// Where it was missing or damaged, one that names the segments that were found.
+    /// The manifest on disk. If that was unusable, a manifest of the segments that were found.
     pub(crate) manifest: Manifest,
-    /// False: the manifest on disk was missing, damaged or out of date.
+    /// False if the manifest on disk was missing, damaged or outdated.
     pub(crate) is_manifest_whole: bool,
     pub(crate) recovered: Recovered,
     pub(crate) damage: Vec<FileDamage>,
 }
 
-/// The manifest, or what is wrong with it. `None` without damage: there is none and need not be one.
+/// The manifest, or the damage that made it unusable.
 pub(crate) struct ManifestFound {
     pub(crate) manifest: Option<Manifest>,
     damage: Vec<FileDamage>,
 }
 
-/// Reads the manifest. In a `fresh` directory there need not be one.
+/// Reads the manifest. A `fresh` directory may have none.
 pub(crate) fn read_manifest(places: &Places, fresh: bool) -> Result<ManifestFound, OpeningError> {
     let file = ManifestFile::new(places.storage.clone(), &places.dir);
     let damaged =
@@ -90,9 +90,10 @@ pub(crate) fn read_manifest(places: &Places, fresh: bool) -> Result<ManifestFoun
     }
 }
 
-/// Replays the journal by what the manifest says is filed. With `repair` false nothing is changed.
+/// Replays the journal segments that the manifest does not list as checkpointed. If `repair` is
+/// false, changes nothing.
 ///
-/// Without a manifest everything that a segment holds is taken for live, in its newest version.
+/// Without a manifest, the newest version of each message in each segment counts as live.
 pub(crate) fn examine(places: &Places, found: ManifestFound, repair: bool) -> Result<Examined, OpeningError> {
     let ManifestFound { manifest, mut damage } = found;
     let replay = |filed: &Filed| recover(&places.storage, &places.journal(), places.spool, filed, repair);
@@ -101,20 +102,20 @@ pub(crate) fn examine(places: &Places, found: ManifestFound, repair: bool) -> Re
         if !recovered.outran_manifest {
             return Ok(Examined { manifest, is_manifest_whole: true, recovered, damage });
         }
-        // Worse than none: what it does not list would count as free.
+        // Worse than a missing manifest: segments that it does not list would count as free.
         let what = "it is of an earlier time than the rest: what is filed is not known".to_owned();
         damage.push(FileDamage { path: places.dir.join("manifest"), what });
     }
     let recovered = replay(&Filed { unknown: true, ..Filed::default() })?;
-    // What lives in each is not known. The rebuild of the index finds it out.
+    // Which records live is not known here. The rebuild of the index finds out.
     let unknown = |size| Retained { size, live_bytes: 0, live: 1 };
     let retained = recovered.retained.iter().map(|segment| (segment.generation, unknown(segment.size)));
     let manifest = Manifest { retained: retained.collect(), ..Manifest::default() };
     Ok(Examined { manifest, is_manifest_whole: false, recovered, damage })
 }
 
-/// Reads everything. Opens the index where it can be kept, and begins an empty one where nothing is
-/// filed. In every other case the checkpoint thread rebuilds it.
+/// Reads the state and opens the index. Keeps the index if its files are unchanged, and creates an
+/// empty one if nothing is checkpointed. Otherwise the checkpointer thread rebuilds it.
 pub(crate) fn open_filed(
     places: &Places,
     options: SledOptions,
@@ -130,7 +131,7 @@ pub(crate) fn open_filed(
     damage.extend(live.damage().iter().map(|what| FileDamage { path: liveness.path(), what: what.clone() }));
     drop(live);
     let durable = DiskIndex::new(&places.sled(), options);
-    // From here on the index's files change.
+    // The files of the index change from here on, so the manifest must not describe them.
     let closed = manifest.index.take();
     let is_index_kept = closed.is_some_and(|closed| durable.open_closed(closed));
     let is_nothing_filed = manifest.retained.is_empty();
@@ -139,7 +140,7 @@ pub(crate) fn open_filed(
         manifest.tally = crate::durable::Tally::default();
     }
     if !is_manifest_whole {
-        // A removal of any id may be one of what is filed.
+        // A removal of any id may concern a checkpointed message.
         manifest.high = super::manifest::HighKeys::highest();
         manifest.filed_seq = 0;
     }
@@ -153,7 +154,7 @@ pub(crate) fn open_filed(
     Ok(OpenedCheckpoint { durable, manifest, liveness, recovered, damage, rebuilds_index })
 }
 
-/// Nothing is filed: an empty index is whole.
+/// Creates an empty index, which is complete because nothing is checkpointed.
 fn begin_empty(durable: &DiskIndex, ballast: &Ballast) -> Result<(), DurableError> {
     match durable.begin() {
         Err(DurableError::Engine { kind: Some(kind), .. }) if is_no_room_kind(kind) => {

@@ -1,5 +1,5 @@
-//! Whether the spool's files are where the spool put them: something else may delete, move, replace
-//! or cut them short while the spool runs.
+//! Checks that the spool's files are in place. Other software may delete, move, replace or truncate
+//! them while the spool runs.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -16,36 +16,37 @@ use crate::durable::DiskIndex;
 use crate::journal::Segments;
 use crate::storage::{KeptFile, Loss, Storage, loss_of};
 
-/// Segments that [`Presence::look_around`] looks at, at most: two system calls each.
+/// The most segments that [`Presence::look_around`] checks at a time: two system calls each.
 const AT_ONCE: usize = 512;
 
-/// The spool's directory, with the files in it that are neither the journal's nor what is filed.
+/// The spool's directory, and the files in it that belong to neither the journal nor the
+/// checkpoint.
 pub(crate) trait DirectoryCheck: Send + Sync {
-    /// The path no longer leads to the directory, or another process holds it.
+    /// Returns the loss if the path no longer leads to the directory, or if another process holds
+    /// it.
     fn away(&self) -> Option<(PathBuf, Loss)>;
 
-    /// Its own files that are lost.
+    /// Returns the lost files of the directory itself.
     fn lost(&self) -> Vec<(PathBuf, Loss)>;
 
-    /// Makes them again.
+    /// Writes the lost files again.
     ///
     /// # Errors
     ///
-    /// The operating system's; another process holds the directory.
+    /// An error of the operating system; another process holds the directory.
     fn restore(&self) -> io::Result<()>;
 }
 
-/// What is reported of lost files.
+/// Receives reports of lost files.
 pub(crate) trait PresenceEvents: Send + Sync {
-    /// A file is lost. Reported once for each loss.
+    /// A file is lost. Called once for each loss.
     fn lost_file(&self, path: &Path, loss: Loss);
 
-    /// It is there again.
+    /// A lost file is back.
     fn found_file(&self, path: &Path);
 }
 
-/// Looks at the files. Shared by the thread that looks all the time and the checkpointer, which restores
-/// what is lost.
+/// Checks the files. Shared by the probe thread and the checkpointer, which restores lost files.
 pub(crate) struct Presence {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) home: Box<dyn DirectoryCheck>,
@@ -54,7 +55,7 @@ pub(crate) struct Presence {
     pub(super) ballast: Arc<Ballast>,
     pub(super) durable: Arc<DiskIndex>,
     pub(super) events: Arc<dyn PresenceEvents>,
-    /// The log of what lives in the retained segments.
+    /// The liveness log of the retained segments.
     liveness: Mutex<Option<KeptFile>>,
     state: Mutex<PresenceState>,
     is_away: AtomicBool,
@@ -64,11 +65,11 @@ pub(crate) struct Presence {
 #[derive(Debug, Default)]
 struct PresenceState {
     lost: BTreeMap<PathBuf, Loss>,
-    /// The generation that is looked at next.
+    /// The generation that is checked next.
     next: u64,
 }
 
-/// What a [`Presence`] looks at.
+/// The files that a [`Presence`] checks.
 pub(crate) struct Watched {
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) home: Box<dyn DirectoryCheck>,
@@ -97,30 +98,30 @@ impl Presence {
         }
     }
 
-    /// No file is known to be lost.
+    /// Returns true if no file is known to be lost.
     pub(crate) fn is_complete(&self) -> bool {
         self.is_complete.load(Ordering::Acquire)
     }
 
-    /// The directory itself is lost: nothing can be restored.
+    /// Returns true if the directory itself is lost. Then nothing can be restored.
     pub(crate) fn is_away(&self) -> bool {
         self.is_away.load(Ordering::Acquire)
     }
 
-    /// Describes what is lost, but for the index, which is rebuilt. Does not wait for a look that
-    /// hangs in the disk.
+    /// Describes the lost files, except the index, which is rebuilt. Returns nothing while a check
+    /// hangs on the disk.
     pub(crate) fn describe_lost(&self) -> Vec<String> {
         let Some(state) = self.state.try_lock() else { return Vec::new() };
         let lost = state.lost.iter().filter(|(path, _)| !path.starts_with(self.durable.path()));
         lost.map(|(path, loss)| format!("{}: {loss}", path.display())).collect()
     }
 
-    /// Looks at the next few segments, and at all other files. True if it found a new loss: call
-    /// [`look_at_all`](Self::look_at_all) when that is restored.
+    /// Checks the next few segments and all other files. Returns true if it found a loss: call
+    /// [`look_at_all`](Self::look_at_all) once that is restored.
     pub(crate) fn look_around(&self) -> bool {
         let mut state = self.state.lock();
         if !state.lost.is_empty() {
-            // The checkpointer looks at everything until it is complete.
+            // The checkpointer checks all files until none is lost.
             return false;
         }
         let Some(mut found) = self.look_at_the_rest(&mut state) else { return true };
@@ -131,7 +132,7 @@ impl Presence {
         !state.lost.is_empty()
     }
 
-    /// Looks at every file. True if something is lost.
+    /// Checks every file. Returns true if a file is lost.
     pub(crate) fn look_at_all(&self) -> bool {
         let mut state = self.state.lock();
         let Some(mut found) = self.look_at_the_rest(&mut state) else { return true };
@@ -151,7 +152,8 @@ impl Presence {
         !state.lost.is_empty()
     }
 
-    /// Everything but the segments in use. `None`: the directory is away, which is noted.
+    /// Checks all files except the segments in use. `None` if the directory is lost, which it
+    /// records.
     fn look_at_the_rest(&self, state: &mut PresenceState) -> Option<Vec<(PathBuf, Loss)>> {
         let away = self.home.away();
         let was_away = self.is_away.swap(away.is_some(), Ordering::AcqRel);
@@ -172,7 +174,7 @@ impl Presence {
         Some(found)
     }
 
-    /// The log of what lives is in this file now.
+    /// Sets the file of the liveness log that is checked.
     pub(super) fn watch_liveness(&self, file: Option<KeptFile>) {
         *self.liveness.lock() = file;
     }
@@ -180,15 +182,15 @@ impl Presence {
     fn lost_liveness(&self) -> Option<(PathBuf, Loss)> {
         let kept = self.liveness.lock().clone()?;
         let loss = kept.loss(&*self.storage)?;
-        // A new file may have taken its place meanwhile.
+        // A new log file may have replaced it meanwhile.
         let is_same = self.liveness.lock().as_ref().is_some_and(|now| now.path == kept.path);
         is_same.then_some((kept.path, loss))
     }
 
-    /// The index's data file, if it is lost.
+    /// Returns the loss of the index's data file.
     fn lost_data_file(&self) -> Option<(PathBuf, Loss)> {
         let (path, file) = self.durable.data_file()?;
-        // sled cuts the end of its file off now and then: its length proves nothing.
+        // sled truncates its file at times, so the length proves nothing.
         let loss = loss_of(&*self.storage, &path, &*file, 0)?;
         Some((path, loss))
     }
@@ -210,10 +212,10 @@ impl Presence {
 
 /// A directory that is never lost.
 #[cfg(test)]
-struct Anywhere;
+struct NeverLost;
 
 #[cfg(test)]
-impl DirectoryCheck for Anywhere {
+impl DirectoryCheck for NeverLost {
     fn away(&self) -> Option<(PathBuf, Loss)> {
         None
     }
@@ -228,14 +230,14 @@ impl DirectoryCheck for Anywhere {
 }
 
 #[cfg(test)]
-impl PresenceEvents for Anywhere {
+impl PresenceEvents for NeverLost {
     fn lost_file(&self, _path: &Path, _loss: Loss) {}
     fn found_file(&self, _path: &Path) {}
 }
 
 #[cfg(test)]
 impl Presence {
-    /// In a directory that is never lost, without ballast.
+    /// A presence in a directory that is never lost, without ballast.
     pub(crate) fn anywhere(
         storage: Arc<dyn Storage>,
         dir: &Path,
@@ -243,7 +245,7 @@ impl Presence {
         durable: Arc<DiskIndex>,
     ) -> Self {
         Self::new(Watched {
-            home: Box::new(Anywhere),
+            home: Box::new(NeverLost),
             segments,
             manifest_file: Arc::new(ManifestFile::new(storage.clone(), dir)),
             ballast: Arc::new(Ballast::new(
@@ -253,7 +255,7 @@ impl Presence {
                 0,
             )),
             durable,
-            events: Arc::new(Anywhere),
+            events: Arc::new(NeverLost),
             storage,
         })
     }

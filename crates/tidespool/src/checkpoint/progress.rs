@@ -1,20 +1,20 @@
-//! Whether the checkpoint thread gets anywhere.
+//! Detects whether the checkpointer thread makes progress.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Since when it has been at work without progress; `None` while it has nothing to do.
+/// When the thread started to work, or made its last step. `None` while it is idle.
 #[derive(Debug, Default)]
 pub(super) struct Progress(Mutex<Option<Instant>>);
 
 impl Progress {
-    /// Work begins, or begins again after a failure: that alone is no progress.
+    /// Work begins, or restarts after a failure. A restart alone is no progress.
     pub(super) fn begin(&self, now: Instant) {
         self.0.lock().get_or_insert(now);
     }
 
-    /// A step was made.
+    /// A step is done.
     pub(super) fn note(&self, now: Instant) {
         if let Some(since) = &mut *self.0.lock() {
             *since = now;

@@ -1,9 +1,8 @@
-//! The index built anew, from the footers of the retained segments and the log of what lives in
-//! them.
+//! Rebuilds the index from the footers of the retained segments and from the liveness log.
 //!
-//! The index is thrown away on any doubt: it is missing, it does not open, one of its calls failed
-//! or hung, its files are not what an orderly end left, or it differs from the manifest. What lives
-//! is a function of the segments and the manifest alone, so nothing is lost by it.
+//! The index is discarded if it is missing, does not open, differs from the manifest, or has files
+//! other than those of the last orderly shutdown. It is also discarded after a call that failed or
+//! hung. The segments and the manifest alone define the live messages, so this loses nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,7 +18,7 @@ use super::value_log::retained::{Retained, RetainedMap, account, place_of_found,
 use crate::durable::{IndexChange, IndexOp, Record, Tally};
 use crate::journal::Segment;
 
-/// How far a rebuild is, for those beside it.
+/// Progress of a rebuild, for readers on other threads.
 #[derive(Debug, Default)]
 pub(crate) struct Rebuilding {
     is_running: AtomicBool,
@@ -28,7 +27,8 @@ pub(crate) struct Rebuilding {
 }
 
 impl Rebuilding {
-    /// Messages that are in the new index, and messages in all. `None`: no rebuild runs.
+    /// Returns the messages in the new index, and the messages to index in all. `None` if no
+    /// rebuild runs.
     pub(crate) fn progress(&self) -> Option<(u64, u64)> {
         let done = self.done.load(Ordering::Relaxed);
         self.is_running.load(Ordering::Acquire).then(|| (done, self.total.load(Ordering::Relaxed)))
@@ -45,26 +45,27 @@ impl Rebuilding {
     }
 }
 
-/// What a rebuild found.
+/// The result of a rebuild.
 #[derive(Debug, Default)]
 struct Built {
     tally: Tally,
     retained: RetainedMap,
-    /// Messages of which no record can be read any more.
+    /// Messages without a readable record.
     lost: u64,
 }
 
 impl Checkpointer {
-    /// Builds the index anew. Beside it, segments in which nothing lives are recycled.
+    /// Rebuilds the index. Segments without live messages are recycled meanwhile.
     pub(super) fn rebuild(&mut self) -> Result<(), CheckpointError> {
         let rebuilding = self.rebuilding.clone();
         rebuilding.begin(self.manifest.retained.values().map(|segment| segment.live).sum());
         let built = self.build();
         rebuilding.end();
         if let Err(error) = &built {
-            self.durable.let_go(&format!("its rebuild did not end: {error}"));
+            self.durable.let_go(&format!("its rebuild failed: {error}"));
             if error.is_full_disk() {
-                // What is filed can't be read meanwhile: all of the ballast is for that.
+                // Indexed messages can't be read until the rebuild succeeds, so it gets the whole
+                // ballast.
                 self.ballast.release();
             }
         }
@@ -75,11 +76,11 @@ impl Checkpointer {
         let started = Instant::now();
         let is_retained = |generation: u64| self.manifest.retained.contains_key(&generation);
         let liveness = self.liveness.read(&is_retained)?;
-        // Its room is needed where the disk is full, also of inodes.
+        // Frees the space and the inodes of the old index, in case the disk is full.
         self.durable.remove_all()?;
         match self.make_room(self.manifest.tally.records) {
-            // It may be enough all the same, and nothing but time is lost where it is not. Without
-            // an index nothing that is filed can be read.
+            // The space may suffice anyway, and a failed try costs only time. Without an index no
+            // checkpointed message can be read.
             Err(CheckpointError::NoRoom { .. }) => {}
             made => made?,
         }
@@ -103,7 +104,7 @@ impl Checkpointer {
         Ok(())
     }
 
-    /// Adds what lives in a segment.
+    /// Adds the live messages of a segment to the index.
     fn add_segment(
         &self,
         generation: u64,
@@ -126,7 +127,7 @@ impl Checkpointer {
         self.fill(&ops, built)?;
         if found < expected {
             let what = format!(
-                "{}: {} of {expected} messages have no record that can be read",
+                "{}: {} of {expected} messages have no readable record",
                 segment.path.display(),
                 expected - found
             );
@@ -136,9 +137,8 @@ impl Checkpointer {
         Ok(())
     }
 
-    /// Adds what the other segments tell where it is not known what lives in them: the newest
-    /// version of each message. Messages that were removed can come back by this: better twice than
-    /// never.
+    /// Adds the newest version of each message in the segments without an exact list. This may
+    /// bring removed messages back: a duplicate is better than a loss.
     fn add_unknown(
         &self,
         generations: &[u64],
@@ -195,7 +195,7 @@ impl Checkpointer {
         Ok(())
     }
 
-    /// The manifest says what was found, where that differs from what it said.
+    /// Writes a new manifest if the found messages differ from it.
     fn take_over(&mut self, built: Built, is_log_whole: bool) -> Result<(), CheckpointError> {
         let Built { tally, retained, lost } = built;
         let same = |(generation, found): (&u64, &Retained)| {
@@ -212,7 +212,7 @@ impl Checkpointer {
         self.renew_log(Manifest { tally, retained, lost, ..self.manifest.clone() })
     }
 
-    /// Writes the log anew from the index, and the manifest that names it.
+    /// Writes a new liveness log from the index, and the manifest that names the log.
     pub(super) fn renew_log(&mut self, next: Manifest) -> Result<(), CheckpointError> {
         let mut changes = LivenessChanges::default();
         self.durable.scan_all(&mut |_, record| {
@@ -223,13 +223,13 @@ impl Checkpointer {
         self.write_manifest(Manifest { number: next.number + 1, liveness, ..next })
     }
 
-    /// Recycles segments in which nothing lives: that needs no index.
+    /// Recycles segments without live messages, which needs no index.
     fn recycle_dead(&mut self) -> Result<(), CheckpointError> {
-        let unfiled = self.unfiled();
-        match self.dead.count(&unfiled, &*self.source) {
+        let uncheckpointed = self.uncheckpointed();
+        match self.dead.count(&uncheckpointed, &*self.source) {
             0 => Ok(()),
-            count => match self.checkpoint(unfiled[count - 1].generation) {
-                // Removals of what is filed are among it.
+            count => match self.checkpoint(uncheckpointed[count - 1].generation) {
+                // These segments hold removals of indexed messages.
                 Err(CheckpointError::Rebuilding) => Ok(()),
                 done => done,
             },

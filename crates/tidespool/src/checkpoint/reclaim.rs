@@ -1,6 +1,7 @@
-//! Removals of filed messages are filed early where they free much: until sled knows of them, the dead keep their bytes on disk.
+//! Decides when removals are checkpointed early, to free disk space. A removed message keeps its
+//! bytes on disk until its removal is in the index.
 //!
-//! The bound: the files take no more than one and a half times what lives, and the journal's capacity.
+//! The bound: the files take at most 1.5 times the live bytes plus the journal's capacity.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,52 +10,55 @@ use super::value_log::retained::{Retained, RetainedMap};
 use super::{CheckpointRequests, LiveIndex};
 use crate::journal::{Role, Segment, Segments};
 
-/// Counting takes at most one part in so many of the thread's time; filing early, half of it.
+/// Counting takes at most one part in this many of the thread's time. Early checkpoints take at
+/// most half of it.
 const SHARE: u32 = 10;
 
-/// How long to wait for removals of which the journal has none yet.
+/// The wait for removals that are not in the journal yet.
 const ON_THE_WAY: Duration = Duration::from_millis(100);
 
-/// What lives in the journal, and what was removed, by the index.
+/// Live bytes in the journal and pending removals, from the in-memory index.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Survey {
     /// Payload bytes.
     pub(crate) live_bytes: u64,
-    /// Removals that sled was not told of.
+    /// Removals not yet applied to the index on disk.
     pub(crate) removals: u64,
 }
 
-/// What the files take and what lives, in bytes.
+/// Bytes that the files take, and bytes that live.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct DiskUse {
-    /// Of the retained segments, by the manifest.
+    /// The retained segments, as the manifest counts them.
     pub(crate) retained: Retained,
     pub(crate) survey: Survey,
-    /// Of the journal's segments, free ones included.
+    /// Bytes of the journal's segments, free ones included.
     pub(crate) journal: u64,
-    /// The journal's capacity in force.
+    /// The journal's current capacity, in bytes.
     pub(crate) capacity: u64,
-    /// The disk has no room for another segment.
+    /// The disk has no space for another segment.
     pub(crate) is_blocked: bool,
-    /// Of the ballast, and what sled's file takes beyond what its records need.
+    /// Bytes of the ballast, and of sled's file beyond what its records need.
     pub(crate) others: u64,
 }
 
 impl DiskUse {
-    /// Bytes that the removals free, estimated: the manifest does not say how large each message is.
+    /// Estimates the bytes that the removals free. The manifest does not have the size of each
+    /// message.
     fn removed_bytes(&self) -> u64 {
         let average = self.retained.live_bytes / self.retained.live.max(1);
         (self.survey.removals * average).min(self.retained.live_bytes)
     }
 
-    /// By how much the files will be over their bound when the removals are counted.
+    /// Returns by how many bytes the files exceed their bound once the removals are applied.
     fn excess(&self) -> u64 {
         let live = self.retained.live_bytes - self.removed_bytes() + self.survey.live_bytes;
         let files = self.retained.size + self.journal + self.others;
         files.saturating_sub(live + live / 2 + self.capacity)
     }
 
-    /// More removals that can come before something is to be done. At least as many as free a segment: less is not worth a checkpoint.
+    /// Returns how many more removals may come before a checkpoint is due. They free at least one
+    /// segment, because less is not worth a checkpoint.
     fn removals_left(&self, segment_size: u64) -> u64 {
         let live = self.retained.live_bytes + self.survey.live_bytes;
         let files = self.retained.size + self.journal + self.others;
@@ -66,40 +70,41 @@ impl DiskUse {
         (allowed.saturating_sub(self.removed_bytes()) / average).max(1)
     }
 
-    /// The removals are to be filed now. On a disk without room for another segment, whatever is
-    /// dead is wanted back.
+    /// Returns true if the removals must be checkpointed now. On a disk without space for another
+    /// segment, all dead bytes are worth reclaiming.
     fn is_due(&self, segment_size: u64) -> bool {
         (self.is_blocked || self.excess() > 0) && self.removed_bytes() >= self.worth(segment_size)
     }
 
-    /// Removed bytes that are worth a checkpoint: as much as a segment, or all that lives.
+    /// Returns the removed bytes that justify a checkpoint: one segment, or all live bytes if those
+    /// are fewer.
     fn worth(&self, segment_size: u64) -> u64 {
         segment_size.min(self.retained.live_bytes).max(1)
     }
 
-    /// Free segments that are too many, where removals have nothing more to give.
+    /// Returns how many free segments to delete. 0 while pending removals can still free space.
     fn spare_segments(&self, segment_size: u64) -> u64 {
         if self.survey.removals > 0 { 0 } else { self.excess().div_ceil(segment_size) }
     }
 }
 
-/// What is to be done.
+/// The decision of [`ReclaimPolicy::look`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReclaimDecision {
     Nothing,
-    /// End the active segment: everything up to its generation is to be filed.
+    /// Seal the active segment, because everything up to its generation must be checkpointed.
     Seal,
-    /// Delete so many free segments.
+    /// Delete this many free segments.
     Trim(u64),
 }
 
-/// Looks for much that was removed, not too often.
+/// Checks at bounded intervals whether removals have freed enough to checkpoint them early.
 #[derive(Debug, Default)]
 pub(crate) struct ReclaimPolicy {
-    /// Everything up to this generation is to be filed, asked for at this time.
+    /// Segments up to this generation must be checkpointed, and when that was requested.
     wanted: Option<(u64, Instant)>,
     not_before: Option<Instant>,
-    /// It was too early to look.
+    /// The last check was postponed.
     put_off: bool,
 }
 
@@ -109,12 +114,12 @@ impl ReclaimPolicy {
         self.wanted.map_or(0, |(generation, _)| generation)
     }
 
-    /// When to look again, if nobody kicks.
+    /// Returns when to check again if no request comes earlier.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
         self.not_before.filter(|_| self.put_off)
     }
 
-    /// Decides. `others`: see [`DiskUse`].
+    /// Decides what to do. `others`: see [`DiskUse`].
     pub(crate) fn look(
         &mut self,
         retained: &RetainedMap,
@@ -138,9 +143,9 @@ impl ReclaimPolicy {
             return ReclaimDecision::Nothing;
         }
         let pool = segments.pool();
-        // Counted from here on: whatever is not in the survey.
+        // Resets the counter first, so that a removal missing from the survey is counted.
         checkpoint_requests.count_removals();
-        let footing = DiskUse {
+        let disk_use = DiskUse {
             retained: retained.values().fold(Retained::default(), Retained::plus),
             survey: source.survey(),
             journal: pool.counted_bytes(),
@@ -149,23 +154,23 @@ impl ReclaimPolicy {
             others: others(),
         };
         self.not_before = Some(Instant::now() + pause(started.elapsed()));
-        // Nothing waits, so nothing else seals it.
-        let is_active_dead = footing.is_blocked
+        // Nothing waits for a segment, so nothing else seals the active one.
+        let is_active_dead = disk_use.is_blocked
             && pool.active_is_used_up()
-            && footing.survey.live_bytes <= pool.segment_size() / 2;
-        if is_active_dead || footing.is_due(pool.segment_size()) {
-            let is_unfiled = |segment: &Arc<Segment>| {
+            && disk_use.survey.live_bytes <= pool.segment_size() / 2;
+        if is_active_dead || disk_use.is_due(pool.segment_size()) {
+            let is_uncheckpointed = |segment: &Arc<Segment>| {
                 segment.role == Role::Journal && segment.generation > filed_generation
             };
-            match segments.all().into_iter().rfind(is_unfiled) {
+            match segments.all().into_iter().rfind(is_uncheckpointed) {
                 Some(newest) => self.wanted = Some((newest.generation, Instant::now())),
-                // The removals are still on their way to the journal.
+                // The removals are not in the journal yet.
                 None => (self.put_off, self.not_before) = (true, Some(Instant::now() + ON_THE_WAY)),
             }
             return ReclaimDecision::Seal;
         }
-        checkpoint_requests.hear_of_removals(footing.removals_left(pool.segment_size()));
-        match footing.spare_segments(pool.segment_size()) {
+        checkpoint_requests.kick_after_removals(disk_use.removals_left(pool.segment_size()));
+        match disk_use.spare_segments(pool.segment_size()) {
             0 => ReclaimDecision::Nothing,
             spare => ReclaimDecision::Trim(spare),
         }
@@ -182,45 +187,45 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// 100 MiB of retained segments full of 16 KiB messages, and a journal at its capacity.
-    fn footing(removals: u64) -> DiskUse {
+    /// Retained segments of 100 MiB full of 16 KiB messages, and a full journal.
+    fn disk_use(removals: u64) -> DiskUse {
         let retained = Retained { size: 100 * MIB, live_bytes: 100 * MIB, live: 6_400 };
         let survey = Survey { live_bytes: 0, removals };
         DiskUse { retained, survey, journal: 32 * MIB, capacity: 32 * MIB, others: 0, is_blocked: false }
     }
 
     #[test]
-    fn removals_are_filed_when_the_files_are_over_their_bound_with_them() {
-        assert_eq!(footing(0).excess(), 0);
-        assert!(!footing(2_100).is_due(8 * MIB), "67 MiB live: 100 are allowed");
-        assert!(footing(2_200).is_due(8 * MIB), "65 MiB live: 98 are allowed");
-        assert!(!footing(2_200).is_due(64 * MIB), "less than a segment is not worth it");
-        let left = footing(100).removals_left(8 * MIB);
+    fn removals_are_checkpointed_when_the_files_exceed_their_bound() {
+        assert_eq!(disk_use(0).excess(), 0);
+        assert!(!disk_use(2_100).is_due(8 * MIB), "67 MiB live: 100 are allowed");
+        assert!(disk_use(2_200).is_due(8 * MIB), "65 MiB live: 98 are allowed");
+        assert!(!disk_use(2_200).is_due(64 * MIB), "less than a segment is not worth it");
+        let left = disk_use(100).removals_left(8 * MIB);
         assert!((1_950..2_050).contains(&left), "{left}");
-        assert!(footing(100 + left + 150).is_due(8 * MIB));
+        assert!(disk_use(100 + left + 150).is_due(8 * MIB));
     }
 
     #[test]
-    fn what_lives_in_the_journal_and_what_it_does_not_use_count() {
-        let busy = DiskUse { survey: Survey { live_bytes: 20 * MIB, removals: 3_000 }, ..footing(0) };
+    fn live_journal_bytes_and_unused_capacity_count() {
+        let busy = DiskUse { survey: Survey { live_bytes: 20 * MIB, removals: 3_000 }, ..disk_use(0) };
         assert!(!busy.is_due(8 * MIB), "{}", busy.excess());
-        let small = DiskUse { journal: 8 * MIB, ..footing(3_000) };
+        let small = DiskUse { journal: 8 * MIB, ..disk_use(3_000) };
         assert!(!small.is_due(8 * MIB), "{}", small.excess());
-        assert!(footing(3_000).is_due(8 * MIB));
+        assert!(disk_use(3_000).is_due(8 * MIB));
     }
 
     #[test]
-    fn the_last_removals_count_however_little_they_free() {
+    fn the_last_removals_are_due_even_if_they_free_little() {
         let retained = Retained { size: 8 * MIB, live_bytes: MIB, live: 64 };
-        let last = DiskUse { retained, ..footing(64) };
+        let last = DiskUse { retained, ..disk_use(64) };
         assert!(last.is_due(8 * MIB));
     }
 
-    /// On a small disk the journal never takes its capacity, so the files were never over their
-    /// bound, and the segments that were full of removed messages were not given back.
+    /// On a small disk the journal never reaches its capacity. The files never exceeded their
+    /// bound, so segments full of removed messages were not recycled.
     #[test]
-    fn on_a_disk_without_room_the_removals_of_a_segment_are_due() {
-        let blocked = DiskUse { is_blocked: true, capacity: 1024 * MIB, ..footing(512) };
+    fn on_a_full_disk_removals_worth_a_segment_are_due() {
+        let blocked = DiskUse { is_blocked: true, capacity: 1024 * MIB, ..disk_use(512) };
         assert!(blocked.is_due(8 * MIB));
         assert!(!DiskUse { is_blocked: false, ..blocked }.is_due(8 * MIB));
         let fewer = DiskUse { survey: Survey { live_bytes: 0, removals: 500 }, ..blocked };
@@ -229,11 +234,11 @@ mod tests {
     }
 
     #[test]
-    fn free_segments_are_given_up_when_nothing_else_is_left() {
-        let empty = DiskUse { retained: Retained::default(), others: 9 * MIB, ..footing(0) };
+    fn free_segments_are_trimmed_when_no_removals_are_pending() {
+        let empty = DiskUse { retained: Retained::default(), others: 9 * MIB, ..disk_use(0) };
         assert_eq!(empty.spare_segments(8 * MIB), 2);
         let waits = DiskUse { survey: Survey { live_bytes: 0, removals: 1 }, ..empty };
         assert_eq!(waits.spare_segments(8 * MIB), 0);
-        assert_eq!(footing(0).spare_segments(8 * MIB), 0);
+        assert_eq!(disk_use(0).spare_segments(8 * MIB), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! What the checkpoint thread waits for.
+//! The requests to the checkpointer thread.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -10,19 +10,19 @@ use super::CheckpointError;
 use super::pace::Pace;
 use super::progress::Progress;
 
-/// The result of a task, for the caller that asked.
+/// Sends the result of a task to its caller.
 pub(crate) type TaskDone = oneshot::Sender<Result<(), CheckpointError>>;
 
-/// The mailbox. It has room for one task of each kind: callers share a run.
+/// The request queue. It holds one task of each kind, because callers share a run.
 #[derive(Debug, Default)]
 pub(crate) struct CheckpointRequests {
     state: Mutex<RequestState>,
     wake: Condvar,
-    /// Removals of filed messages since the thread last counted them.
+    /// Removals of indexed messages since the thread last counted them.
     removals: AtomicU64,
-    /// The thread wants to hear when there are so many.
-    hear_at: AtomicU64,
-    /// What a sync of the journal took lately, in microseconds; 0 where there was none.
+    /// The thread is woken when `removals` reaches this.
+    kick_at: AtomicU64,
+    /// The average duration of recent syncs of the journal, in microseconds. 0 if there was none.
     sync_us: AtomicU64,
     pace: Mutex<Pace>,
     progress: Progress,
@@ -36,31 +36,31 @@ struct RequestState {
     stopped: bool,
 }
 
-/// Something asked for.
+/// A requested task.
 #[derive(Debug)]
 pub(crate) enum CheckpointTask {
-    /// File what is old, recycle, prune.
+    /// Checkpoint old segments, recycle, prune.
     Cleanup(TaskDone),
-    /// File everything, rewrite retained segments.
+    /// Checkpoint everything and rewrite retained segments.
     Compact(TaskDone),
 }
 
-/// What was in the mailbox.
+/// What [`CheckpointRequests::wait`] returns.
 pub(crate) enum CheckpointWork {
-    /// Look whether there is something to do.
+    /// Check whether work is due.
     Look,
     Task(CheckpointTask),
     Stop,
 }
 
 impl CheckpointRequests {
-    /// A segment was sealed, or one is needed: look.
+    /// Wakes the thread, because a segment was sealed or is needed.
     pub(crate) fn kick(&self) {
         self.state.lock().kicked = true;
         self.wake.notify_one();
     }
 
-    /// What a sync of the journal took lately, on average; `None` where there was none.
+    /// Sets the average duration of recent syncs of the journal. `None` if there was none.
     pub(crate) fn note_sync(&self, took: Option<Duration>) {
         let us = took.map_or(0, |took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
         self.sync_us.store(us, Ordering::Relaxed);
@@ -71,32 +71,33 @@ impl CheckpointRequests {
         (us > 0).then(|| Duration::from_micros(us))
     }
 
-    /// The thread's: a checkpoint begins.
+    /// Called by the thread when a checkpoint begins.
     pub(crate) fn begin(&self) {
         self.pace.lock().begin(self.sync_latency());
     }
 
-    /// The thread's: it has something to do.
+    /// Called by the thread when it begins work.
     pub(crate) fn begin_work(&self) {
         self.progress.begin(Instant::now());
     }
 
-    /// The thread's: a step of it is done.
+    /// Called by the thread after each step of its work.
     pub(crate) fn note_progress(&self) {
         self.progress.note(Instant::now());
     }
 
-    /// The thread's: all of it is.
+    /// Called by the thread when all work is done.
     pub(crate) fn end_work(&self) {
         self.progress.end();
     }
 
-    /// For how long the thread has been at work without progress.
+    /// Returns how long the thread has worked without progress.
     pub(crate) fn stalled_for(&self) -> Duration {
         self.progress.stalled_for(Instant::now())
     }
 
-    /// The thread's: rests after having worked for so long, as long as commits want it. Only the end cuts it short.
+    /// Rests the thread after it worked for `worked`, as long as commits need it. Only a stop
+    /// interrupts the rest.
     pub(crate) fn rest(&self, worked: Duration, is_urgent: bool) {
         let rest = self.pace.lock().rest(worked, self.sync_latency(), is_urgent);
         if rest.is_zero() {
@@ -107,29 +108,29 @@ impl CheckpointRequests {
         while !state.stopped && !self.wake.wait_until(&mut state, until).timed_out() {}
     }
 
-    /// A message was removed of which sled must be told.
+    /// Counts a removal that must be applied to the index on disk.
     pub(crate) fn note_removal(&self) {
-        if self.removals.fetch_add(1, Ordering::SeqCst) + 1 == self.hear_at.load(Ordering::SeqCst) {
+        if self.removals.fetch_add(1, Ordering::SeqCst) + 1 == self.kick_at.load(Ordering::SeqCst) {
             self.kick();
         }
     }
 
-    /// The thread's: counts anew from here on.
+    /// Called by the thread to reset the count of removals.
     pub(crate) fn count_removals(&self) {
         self.removals.store(0, Ordering::SeqCst);
     }
 
-    /// The thread's: kicks it after so many removals.
-    pub(crate) fn hear_of_removals(&self, count: u64) {
-        self.hear_at.store(count, Ordering::SeqCst);
-        // They came while it was counting.
+    /// Called by the thread to be woken after `count` removals.
+    pub(crate) fn kick_after_removals(&self, count: u64) {
+        self.kick_at.store(count, Ordering::SeqCst);
+        // These removals came while the thread counted them.
         if self.removals.load(Ordering::SeqCst) >= count {
             self.kick();
         }
     }
 
-    /// Asks for a task. It replaces a task of its kind that was not begun, whose callers are gone.
-    /// After the end the task is dropped, and its receiver returns an error.
+    /// Requests a task. It replaces a task of the same kind that has not begun, and whose callers
+    /// are gone. If the thread has stopped, the task is dropped and its receiver returns an error.
     pub(crate) fn ask(&self, task: CheckpointTask) {
         let mut state = self.state.lock();
         if !state.stopped {
@@ -150,12 +151,12 @@ impl CheckpointRequests {
         self.wake.notify_one();
     }
 
-    /// Asked between the steps of long work.
+    /// Returns true after [`stop`](Self::stop). Long work checks this between its steps.
     pub(crate) fn is_stopped(&self) -> bool {
         self.state.lock().stopped
     }
 
-    /// The thread's: waits for something to do, or until `until`.
+    /// Called by the thread to wait for work, or until `until`.
     pub(crate) fn wait(&self, until: Option<Instant>) -> CheckpointWork {
         let mut state = self.state.lock();
         while !state.kicked && !state.has_task() && !state.stopped {
@@ -181,7 +182,7 @@ impl RequestState {
         self.cleanup.is_some() || self.compact.is_some()
     }
 
-    /// The shorter one first.
+    /// Returns the shorter task first.
     fn take_task(&mut self) -> Option<CheckpointTask> {
         let cleanup = self.cleanup.take().map(CheckpointTask::Cleanup);
         cleanup.or_else(|| self.compact.take().map(CheckpointTask::Compact))

@@ -1,5 +1,4 @@
-//! What the checkpoint thread does about lost files: it writes them anew from what is in memory and
-//! from what the open descriptors still read.
+//! Writes lost files again, from memory and from the descriptors that are still open.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,28 +10,28 @@ use super::value_log::retained::place_of_record;
 use crate::durable::{Key, KeyRange};
 use crate::journal::{ReadError, RecordPlace, Role, Segment, footprint};
 
-/// How long to wait for what other threads do about a lost file before looking again. They kick
-/// when it is done.
+/// The wait for other threads that restore their lost file. They wake the checkpointer when they
+/// are done.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Checkpointer {
-    /// When to look at lost files again.
+    /// Returns when to check lost files again.
     pub(super) fn look_again_at(&self) -> Option<Instant> {
         (!self.presence.is_complete()).then(|| Instant::now() + LOOK_AGAIN)
     }
 
-    /// Restores what is known to be lost.
+    /// Restores the files that are lost.
     ///
     /// # Errors
     ///
-    /// The directory is away; or something could not be restored, and is tried again.
+    /// The spool's directory is lost; or a file could not be restored. The next call retries it.
     pub(super) fn restore_lost(&mut self) -> Result<(), CheckpointError> {
         if self.presence.is_complete() || !self.presence.look_at_all() {
             return Ok(());
         }
         self.presence.check_home()?;
         let restored = self.restore_all(|segment| segment.settled_at().is_some());
-        // The committer ends a segment that has lost its file, and then this thread is kicked.
+        // The committer seals a segment that has lost its file, and then wakes this thread.
         if self.segments.lost().iter().any(|segment| segment.settled_at().is_none()) {
             self.events.wants_seal();
         }
@@ -40,8 +39,8 @@ impl Checkpointer {
         restored
     }
 
-    /// The same at the end, when nothing is written to a segment any more.
-    /// [`describe_lost`](super::Presence::describe_lost) names what is still lost.
+    /// Restores lost files at shutdown, when segments are no longer written.
+    /// [`describe_lost`](super::Presence::describe_lost) lists the files that are still lost.
     pub(crate) fn restore_at_the_end(&mut self) {
         if self.presence.look_at_all() && self.presence.check_home().is_ok() {
             if let Err(error) = self.restore_all(|_| true) {
@@ -51,9 +50,10 @@ impl Checkpointer {
         }
     }
 
-    /// Restores everything that it can, and returns the first error.
+    /// Restores every file that can be restored. Returns the first error.
     fn restore_all(&mut self, is_ended: impl Fn(&Segment) -> bool) -> Result<(), CheckpointError> {
-        // First what keeps other processes out, and what an opening reads first.
+        // The lock that keeps other processes out comes first, then the files that an open reads
+        // first.
         let mut result = self.presence.home.restore().map_err(CheckpointError::Restore);
         for segment in self.segments.lost().into_iter().filter(|segment| is_ended(segment)) {
             result = result.and(self.restore_segment(&segment));
@@ -71,7 +71,7 @@ impl Checkpointer {
         result
     }
 
-    /// Writes the log of what lives anew: from the index, or else from the old file's descriptor.
+    /// Writes the liveness log again: from the index, or else from the descriptor of the old file.
     fn restore_liveness(&mut self) -> Result<(), CheckpointError> {
         if self.durable.is_whole() {
             return self.renew_log(self.manifest.clone());
@@ -87,8 +87,7 @@ impl Checkpointer {
         self.checkpoint_requests.note_progress();
         if left < segment.size {
             self.report_cut(segment, left)?;
-            // Removals in the part that is gone are known in memory only: they are filed as soon as
-            // they can be.
+            // Removals in the lost part exist only in memory, so the segment is due at once.
             if segment.role == Role::Journal {
                 self.cut_up_to = self.cut_up_to.max(segment.generation);
             }
@@ -96,8 +95,8 @@ impl Checkpointer {
         Ok(())
     }
 
-    /// Names the messages of which the bytes are gone. All are read: what was written after the cut
-    /// made the file longer again, with zeros between.
+    /// Reports the messages whose bytes are gone. Reads all messages in the segment, because a
+    /// write after the cut filled the gap with zeros.
     fn report_cut(&self, segment: &Segment, left: u64) -> Result<(), CheckpointError> {
         let what = format!("{} was cut short to {left} bytes", segment.path.display());
         let is_here = |place: &RecordPlace| place.generation == segment.generation;
@@ -105,8 +104,8 @@ impl Checkpointer {
         let mut messages: Vec<(Key, RecordPlace)> = young
             .filter_map(|(key, newest)| newest.place.filter(is_here).map(|place| (key, place)))
             .collect();
-        let is_filed = self.manifest.retained.contains_key(&segment.generation);
-        if is_filed && self.durable.is_whole() {
+        let is_retained = self.manifest.retained.contains_key(&segment.generation);
+        if is_retained && self.durable.is_whole() {
             self.durable.scan(&[KeyRange::ALL], &mut |key, record| {
                 let place = place_of_record(&record);
                 messages.extend(is_here(&place).then_some((key, place)));

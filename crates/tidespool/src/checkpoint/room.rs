@@ -1,26 +1,27 @@
-//! Room for what sled writes, made before it is asked to write: one that meets a full disk is poisoned, and on a full disk it can't be opened again.
-//! Then nothing that is filed could be read, though it is all there.
+//! Frees space before sled writes. If sled meets a full disk, it is poisoned and can't open again
+//! on that disk. Then no checkpointed message can be read, although all are there.
 
 use super::CheckpointError;
 use super::checkpointer::Checkpointer;
 use crate::storage::largest_file;
 
-/// For its snapshot, and the segments of its file that it has begun.
+/// Space for sled's snapshot and the segments it has begun in its file.
 const AT_LEAST: u64 = 1 << 20;
 
-/// No more than this is ever asked for: sled writes step by step, and each step leaves what the last one needed.
+/// The most space to require. sled writes step by step, and each step leaves the space that the
+/// last one needed.
 const AT_MOST: u64 = 16 << 20;
 
-/// Bytes that sled writes for one changed record: its block, and a share of the leaf around it.
+/// Bytes that sled writes for a changed record: its block, and a share of the leaf around it.
 const PER_RECORD: u64 = 1 << 10;
 
 impl Checkpointer {
-    /// Has room for changing so many records of the index, as far as that can be: the ballast goes
-    /// first, then free segments.
+    /// Frees space for changing `records` records of the index, as far as possible: from the
+    /// ballast first, then from free segments.
     pub(super) fn make_room(&self, records: u64) -> Result<(), CheckpointError> {
         let need = (AT_LEAST + records * PER_RECORD).min(AT_MOST);
-        // sled writes its file itself, and the signal that comes with a write beyond the limit ends
-        // the process by default.
+        // sled writes its file itself. A write beyond the limit raises a signal that ends the
+        // process by default.
         let grown = self.durable.size_on_disk().saturating_add(need);
         if largest_file().is_some_and(|limit| limit < grown) {
             return Err(CheckpointError::FileLimit { path: self.durable.path().to_owned(), need: grown });

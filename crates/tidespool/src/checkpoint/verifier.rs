@@ -1,5 +1,5 @@
-//! The verification thread: it reads, and changes nothing. So checkpoints, recycling and rewriting
-//! go on beside it.
+//! The verification thread. It only reads, so checkpoints, recycling and garbage collection
+//! continue meanwhile.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use parking_lot::{Condvar, Mutex};
 use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
-use super::verify::{Finding, verify_filed};
+use super::verify::{Finding, verify_indexed};
 use super::{CheckpointError, CheckpointEvents, CheckpointRequests, LiveIndex};
 use crate::durable::{DiskIndex, DurableError};
 use crate::journal::Segments;
@@ -21,7 +21,7 @@ pub(crate) struct VerificationReport {
 
 type Done = oneshot::Sender<Result<VerificationReport, CheckpointError>>;
 
-/// What the thread is asked for. There is room for one request: callers share a verification.
+/// The request to the thread. There is at most one, because callers share a verification.
 #[derive(Debug, Default)]
 pub(crate) struct VerificationRequests {
     state: Mutex<VerifierState>,
@@ -35,21 +35,21 @@ struct VerifierState {
 }
 
 impl VerificationRequests {
-    /// Asks for everything that is filed to be verified. Replaces a request that was not begun yet.
-    /// An error of the receiver: the thread has ended. If the receiver is dropped, the verification
-    /// ends before the next message.
+    /// Requests a verification of all checkpointed messages. It replaces a request that has not
+    /// begun. The receiver returns an error if the thread has ended. Dropping the receiver stops
+    /// the verification before the next message.
     pub(crate) fn ask(&self) -> oneshot::Receiver<Result<VerificationReport, CheckpointError>> {
-        let (done, heard) = oneshot::channel();
+        let (done, receiver) = oneshot::channel();
         let mut state = self.state.lock();
         if !state.stopped {
             state.asked = Some(done);
         }
         drop(state);
         self.wake.notify_one();
-        heard
+        receiver
     }
 
-    /// Ends the thread, before the next message.
+    /// Stops the thread before the next message.
     pub(crate) fn stop(&self) {
         let mut state = self.state.lock();
         state.stopped = true;
@@ -62,7 +62,7 @@ impl VerificationRequests {
         self.state.lock().stopped
     }
 
-    /// Waits for a request. `None`: it is over.
+    /// Waits for a request. `None` if the thread must end.
     fn wait(&self) -> Option<Done> {
         let mut state = self.state.lock();
         while !state.stopped && state.asked.is_none() {
@@ -72,7 +72,7 @@ impl VerificationRequests {
     }
 }
 
-/// The thread's state.
+/// The state of the verification thread.
 pub(crate) struct Verifier {
     pub(crate) segments: Arc<Segments>,
     pub(crate) durable: Arc<DiskIndex>,
@@ -91,17 +91,17 @@ impl Verifier {
             if let Err(error) = &result {
                 self.note(error);
             }
-            // The caller may be gone.
+            // The caller may have given up.
             let _ = done.send(result);
         }
     }
 
     fn verify(&self, go_on: &dyn Fn() -> bool) -> Result<VerificationReport, CheckpointError> {
-        // What is in memory came after the verification was asked for: everything older is filed by
-        // then.
-        let wanted = |id: &SpoolId| !self.source.knows(id);
+        // Messages in memory are newer than the request: all older ones were checkpointed before
+        // it.
+        let wanted = |id: &SpoolId| !self.source.has_in_memory(id);
         let mut findings = VerificationReport::default();
-        verify_filed(&self.segments, &self.durable, &wanted, go_on, &mut |finding| {
+        verify_indexed(&self.segments, &self.durable, &wanted, go_on, &mut |finding| {
             self.events.found_damage(&finding.id, &finding.what);
             findings.count += 1;
             findings.first.get_or_insert(finding);
@@ -112,16 +112,16 @@ impl Verifier {
     fn note(&self, error: &CheckpointError) {
         match error {
             CheckpointError::Stopped => return,
-            // It was counted when sled broke.
+            // The error was counted when the index failed.
             CheckpointError::Engine(DurableError::Unavailable { .. }) => {}
             error => self.events.failed(error),
         }
-        // The checkpoint thread opens sled again.
+        // The checkpointer thread makes a new index.
         self.checkpoint_requests.kick();
     }
 }
 
-/// A thread that is gone, however it went, is not waited for.
+/// Stops the requests when the thread ends, even by a panic, so that no caller waits for it.
 struct CloseVerificationOnExit<'a>(&'a VerificationRequests);
 
 impl Drop for CloseVerificationOnExit<'_> {

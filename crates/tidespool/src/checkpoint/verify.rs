@@ -1,7 +1,7 @@
-//! Reads every byte of everything that is filed, beside the traffic.
+//! Reads every byte of every checkpointed message while the spool runs.
 //!
-//! Records are taken from the index a few at a time, and their payloads are read while no scan of
-//! the index is open: a disk that hangs in a segment then holds up the verification alone.
+//! Takes records from the index a few at a time, and reads their payloads while no scan of the
+//! index is open. A disk that hangs in a segment then blocks the verification alone.
 
 use tidespool_core::SpoolId;
 
@@ -10,32 +10,32 @@ use super::value_log::retained::{describe, place_of_record};
 use crate::durable::{DiskIndex, Key, KeyRange, Record};
 use crate::journal::{ReadError, Segments};
 
-/// Records taken from the index at once.
+/// Records taken from the index at a time.
 const STEP: usize = 256;
 
-/// A message that is damaged.
+/// A damaged message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Finding {
     pub(crate) id: SpoolId,
     pub(crate) what: String,
 }
 
-/// How much was read.
+/// The messages and bytes that were read.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Verified {
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
 }
 
-/// Checks each payload that the index names and that is `wanted`. Asks `go_on` before each message.
+/// Checks the payload of each indexed record that is `wanted`. Calls `go_on` before each message.
 ///
-/// What is filed, replaced, moved or removed meanwhile is no finding. What is there from the
-/// beginning to the end is checked.
+/// Messages that are added, replaced, moved or removed meanwhile are not reported. Every message
+/// that stays in place is checked.
 ///
 /// # Errors
 ///
-/// [`CheckpointError::Stopped`] where `go_on` ended it; an I/O error.
-pub(crate) fn verify_filed(
+/// [`CheckpointError::Stopped`] if `go_on` returned false; an I/O error.
+pub(crate) fn verify_indexed(
     segments: &Segments,
     durable: &DiskIndex,
     wanted: &dyn Fn(&SpoolId) -> bool,
@@ -68,7 +68,7 @@ pub(crate) fn verify_filed(
     if go_on() { Ok(verified) } else { Err(CheckpointError::Stopped) }
 }
 
-/// The first records in `range`, [`STEP`] at most.
+/// Returns the first records in `range`, at most [`STEP`].
 fn next_records(durable: &DiskIndex, range: &KeyRange) -> Result<Vec<(Key, Record)>, CheckpointError> {
     let mut records = Vec::with_capacity(STEP);
     durable.scan(std::slice::from_ref(range), &mut |key, record| {
@@ -79,9 +79,9 @@ fn next_records(durable: &DiskIndex, range: &KeyRange) -> Result<Vec<(Key, Recor
 }
 
 enum Checked {
-    /// Its payload has so many bytes.
+    /// The payload is intact. Its size in bytes.
     Whole(u64),
-    /// It was removed, or memory has something newer.
+    /// The message was removed, or memory has a newer version.
     Gone,
     Damaged(String),
 }
@@ -100,9 +100,9 @@ fn check(
             Checked::Damaged(what) => what,
             checked => return Ok(checked),
         };
-        // The record was read a moment ago. If it was replaced, moved or removed since, what is
-        // there now counts. Memory comes first: an id leaves it when the index has its newest
-        // record.
+        // The record may have been replaced, moved or removed since it was read, so the current one
+        // counts. Memory is checked first, because an id leaves memory once the index has its
+        // newest record.
         if !wanted(&id) {
             return Ok(Checked::Gone);
         }

@@ -1,11 +1,12 @@
-//! One setter a setting, of the same name: `Config::new(path).memory_budget(bytes)`.
+//! One setter for each setting, with the same name: `Config::new(path).memory_budget(bytes)`.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{CachePolicy, Config, Durability, HealthConfig, PressureConfig};
 
-/// Writes the setters of a struct. `some` marks a setting that is an `Option`: its setter takes the inner value.
+/// Generates the setters of a struct. `some` marks an `Option` field, whose setter takes the inner
+/// value.
 macro_rules! setters {
     ($settings:ident { $($name:ident: $kind:ident $($inner:ident)?,)* }) => {
         impl $settings {

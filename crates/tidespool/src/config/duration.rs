@@ -21,7 +21,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     deserializer.deserialize_str(DurationVisitor)
 }
 
-/// The same for a setting that may be left out.
+/// The same for an optional setting.
 pub(super) mod option {
     use super::{Deserializer, Duration, Serializer};
 

@@ -3,9 +3,11 @@ use std::{fmt, io};
 
 use thiserror::Error;
 
-/// The settings cannot be used. The message names the setting, the value given and what is allowed.
+/// The settings cannot be used. The message names the setting, the given value and the allowed
+/// values.
 ///
-/// None of the variants has a `source`, so that a `ConfigError` is always the root cause of the error that carries it.
+/// No variant has a `source`, so that a `ConfigError` is always the root cause of an error that
+/// contains it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -14,17 +16,17 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What kind of I/O error it was.
+        /// The kind of the I/O error.
         kind: io::ErrorKind,
-        /// The I/O error's own text.
+        /// The text of the I/O error.
         reason: String,
     },
-    /// Not TOML.
-    #[error("{at}cannot understand the settings: {reason}")]
+    /// The settings are not TOML.
+    #[error("{at}the settings are not valid TOML: {reason}")]
     Syntax {
         /// Where.
         at: ConfigPlace,
-        /// What is wrong. Shows the line.
+        /// What is wrong, with the line.
         reason: String,
     },
     /// There is no such setting.
@@ -32,47 +34,43 @@ pub enum ConfigError {
     Unknown {
         /// Where.
         at: ConfigPlace,
-        /// Its name, with its table.
+        /// The name of the setting, with its table.
         setting: String,
         /// The settings of that table.
         known: String,
     },
-    /// A value of the wrong kind, outside of its bounds, or one that does not go together with
-    /// another.
+    /// A value is of the wrong kind, out of bounds, or inconsistent with another setting.
     #[error("{at}{setting} = {value} is not allowed: it must be {allowed}")]
     Invalid {
-        /// Where, if it was read from TOML and stands there.
+        /// Where, if the setting was read from TOML.
         at: ConfigPlace,
-        /// The setting; one in a nested table with its table, as in
+        /// The setting, with its table if it is in one, as in
         /// `health.signals.low_space.latch_after`.
         setting: String,
-        /// The value as it was given; one that was set from code in the form in which it would
-        /// stand in a file.
+        /// The value as it was given. A value set from code is shown as a file would write it.
         value: String,
-        /// What is allowed, with the settings on which the bounds depend.
+        /// The allowed values, with the settings on which the bounds depend.
         allowed: String,
     },
-    /// A setting that a running spool can't change.
+    /// A setting cannot change while the spool runs.
     #[error(
         "{setting} cannot be changed from {now} to {value} on a running spool: shut it down and open it again"
     )]
     Fixed {
         /// The setting.
         setting: &'static str,
-        /// What it is.
+        /// The current value.
         now: String,
-        /// What it was to be.
+        /// The rejected value.
         value: String,
     },
-    /// The spool was shut down: nothing was changed.
-    #[error(
-        "the spool is shut down: settings are changed on a running one, or given when it is opened again"
-    )]
+    /// The spool was shut down, and nothing was changed.
+    #[error("the spool is shut down: change settings while it runs, or give them when it is opened again")]
     Closed,
 }
 
 impl ConfigError {
-    /// The same of settings that were read from `file`.
+    /// Adds the file from which the settings were read.
     pub(super) fn in_file(mut self, file: &Path) -> Self {
         if let Self::Syntax { at, .. } | Self::Unknown { at, .. } | Self::Invalid { at, .. } = &mut self {
             at.file = Some(file.into());
@@ -81,20 +79,20 @@ impl ConfigError {
     }
 }
 
-/// Where in the settings an error is. All is `None` for settings that were made in code.
+/// Where in the settings an error is. Every field is `None` for settings made in code.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConfigPlace {
     /// The file.
     pub file: Option<Box<Path>>,
-    /// The line in it, from 1.
+    /// The line in the file, from 1.
     pub line: Option<u32>,
     /// The character in the line, from 1.
     pub column: Option<u32>,
 }
 
 impl ConfigPlace {
-    /// The place of the byte `offset` of `text`.
+    /// Returns the place of the byte `offset` in `text`.
     pub(super) fn in_text(text: &str, offset: usize) -> Self {
         let before = text.get(..offset).unwrap_or(text);
         let line = before.matches('\n').count() + 1;
@@ -103,7 +101,7 @@ impl ConfigPlace {
     }
 }
 
-/// As it stands before the text of an error: nothing, or with a colon at its end.
+/// The prefix of an error text: empty, or the place and a colon.
 impl fmt::Display for ConfigPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.file, self.line, self.column) {

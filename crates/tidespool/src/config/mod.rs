@@ -1,7 +1,8 @@
-//! The settings of a spool: from TOML or from code, with their bounds.
+//! The settings of a spool, from TOML or from code, and their bounds.
 //!
-//! `mod.rs` documents each setting; `validate.rs` has the bounds; `read.rs` finds the setting that
-//! an error is about; `size.rs` and `duration.rs` are how sizes and times are written in a file.
+//! `mod.rs` documents each setting. `validate.rs` has the bounds. `read.rs` parses TOML and finds
+//! the setting that an error is about. `size.rs` and `duration.rs` define how a file writes sizes
+//! and times.
 
 mod builder;
 mod duration;
@@ -23,15 +24,15 @@ pub use error::{ConfigError, ConfigPlace};
 pub use health::{BacklogRefusal, HealthConfig, HealthSignal, SignalTimes};
 pub use pressure::PressureConfig;
 
-/// How safe a message is when `store` returns `Ok`: the floor for every store. `force_sync` raises one store to
-/// [`Synced`](Self::Synced).
+/// How safe a message is when `store` returns `Ok`: the minimum for every store. `force_sync`
+/// raises a single store to [`Synced`](Self::Synced).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Durability {
-    /// In memory. Gone with the process; on stable storage within `dirty_expire`.
+    /// In memory. Lost if the process ends. On stable storage within `dirty_expire`.
     Memory,
-    /// In memory and in the crash log: survives the death of the process (panic, abort, `kill -9`,
-    /// the OOM killer), not a power cut. On stable storage within `dirty_expire`.
+    /// In memory and in the crash log. Survives the death of the process (panic, abort, `kill -9`,
+    /// the OOM killer), but not a power cut. On stable storage within `dirty_expire`.
     #[default]
     Process,
     /// On stable storage.
@@ -42,22 +43,25 @@ pub enum Durability {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CachePolicy {
-    /// The least recently used. A spool's newest messages are its next loads, and this policy always takes them in.
+    /// The least recently used. The newest messages of a spool are usually loaded next, and this
+    /// policy always caches them.
     #[default]
     Lru,
-    /// The least often used. Better where a few messages are read over and over; a full cache refuses most new ones.
+    /// The least often used. Better if a few messages are read again and again. A full cache
+    /// rejects most new messages.
     TinyLfu,
 }
 
 /// The settings of a spool.
 ///
-/// Sizes are bytes; in a file they are written `"256MiB"`, or as an integer. Times are written `"500ms"`. A setting
-/// left out has its default; an unknown one is refused.
+/// Sizes are bytes. A file writes a size as `"256MiB"` or as an integer, and a time as `"500ms"`. A
+/// setting that is left out has its default. An unknown setting is rejected.
 ///
 /// ```
 /// use tidespool::{Config, Durability};
 ///
-/// let from_code = Config::new("/var/spool/example").memory_budget(512 << 20).durability(Durability::Synced);
+/// let from_code =
+///     Config::new("/var/spool/example").memory_budget(512 << 20).durability(Durability::Synced);
 /// let from_file = Config::from_toml(
 ///     r#"
 ///     path = "/var/spool/example"
@@ -69,7 +73,7 @@ pub enum CachePolicy {
 /// # Ok::<(), tidespool::ConfigError>(())
 /// ```
 ///
-/// Every setting, with its default where it has one:
+/// All settings. The values are the defaults, unless a comment gives the default:
 ///
 /// ```
 /// # let config = tidespool::Config::from_toml(r#"
@@ -94,7 +98,7 @@ pub enum CachePolicy {
 /// [pressure]
 /// enabled = true
 /// interval = "500ms"
-/// memory_limit = "4GiB"             # default: none in a control group with a limit, else 75 % of the physical memory
+/// memory_limit = "4GiB"             # default: none with a control group limit, else 75 % of RAM
 /// low = 0.80
 /// critical = 0.92
 /// hysteresis = 0.05
@@ -118,37 +122,44 @@ pub enum CachePolicy {
 /// allow_unlatch = true
 /// sample_interval = "100ms"
 ///
-/// [health.signals.low_space]        # the times of one signal; none is needed
-/// latch_after = "500ms"             # default: 0; backlog_latch_after for a backlog; 500 ms for low_space
+/// [health.signals.low_space]        # the times of one signal; optional
+/// latch_after = "500ms"             # default: 0; backlog: backlog_latch_after; low_space: 500 ms
 /// unlatch_after = "5s"              # default: health.unlatch_after
 /// # "#)?;
-/// # assert_eq!(config.effective_dirty_limit(), tidespool::Config::new("/x").effective_dirty_limit());
+/// # let defaults = tidespool::Config::new("/x");
+/// # assert_eq!(config.effective_dirty_limit(), defaults.effective_dirty_limit());
 /// # Ok::<(), tidespool::ConfigError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default = "Config::without_path", deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Config {
-    /// The directory of the spool. Created, with mode 0700, where there is none; its parent must exist.
+    /// The directory of the spool. Created with mode 0700 if it does not exist. Its parent must
+    /// exist.
     ///
-    /// [`TieredSpool::open`](crate::TieredSpool::open) resolves a relative path and symlinks once, and
-    /// [`TieredSpool::config`](crate::TieredSpool::config) returns the result: a later `chdir` changes
-    /// nothing.
+    /// [`TieredSpool::open`](crate::TieredSpool::open) resolves a relative path and symlinks once,
+    /// so that a later `chdir` changes nothing. [`TieredSpool::config`](crate::TieredSpool::config)
+    /// returns the result.
     ///
     /// Required.
     pub path: PathBuf,
 
-    /// Memory, in bytes, for dirty messages, clean copies, the index, the journal's writer and sled together. A limit of the control group, or
-    /// [`memory_limit`](PressureConfig::memory_limit), that is lower bounds it while the pressure monitor runs, for all spools of a monitor together.
+    /// Memory, in bytes, for dirty messages, clean copies, the index, the journal's writer and sled
+    /// together.
+    ///
+    /// While the pressure monitor runs, a lower limit of the control group, or a lower
+    /// [`memory_limit`](PressureConfig::memory_limit), bounds the budget. The bound applies to all
+    /// spools of a monitor together.
     ///
     /// Default = 256 MiB. Bounds: 8 MiB to 1 TiB.
     #[serde(with = "size")]
     pub memory_budget: u64,
 
-    /// Dirty bytes (accepted, not yet on stable storage) at which stores begin to wait; the most that a crash can
-    /// lose. A message larger than this is taken when nothing else is dirty.
+    /// Dirty bytes (accepted, not yet on stable storage) at which stores begin to wait. A crash can
+    /// lose at most this many bytes. A larger message is accepted when nothing else is dirty.
     ///
-    /// Above the durability `memory` these bytes are in memory twice: the crash log has them, too.
+    /// Above the durability `memory` these bytes are in memory twice: a second copy is in the crash
+    /// log.
     ///
     /// Default = an eighth of `memory_budget`, see
     /// [`effective_dirty_limit`](Self::effective_dirty_limit). Bounds: 1 MiB to half of
@@ -157,7 +168,7 @@ pub struct Config {
     pub dirty_limit: Option<u64>,
 
     /// The age by which a dirty message is on stable storage, as long as the journal has a free
-    /// segment. Without one it waits for a checkpoint.
+    /// segment. If it has none, the message waits for a checkpoint.
     ///
     /// Default = 500 ms. Bounds: 10 ms to 1 hour.
     #[serde(with = "duration")]
@@ -168,55 +179,58 @@ pub struct Config {
     /// Default = `process`.
     pub durability: Durability,
 
-    /// The longest that a store waits for room or for the disk. The caller's own deadline may end
-    /// it earlier. If the disk has the record by then, the store waits one second longer for its
-    /// answer.
+    /// The longest time that a store waits for room or for the disk. The caller's deadline may be
+    /// earlier. If the record is appended by then, the store waits up to one second longer for the
+    /// result.
     ///
     /// Default = 30 s. Bounds: 1 ms to 1 hour.
     #[serde(with = "duration")]
     pub store_deadline: Duration,
 
-    /// A message of more bytes is refused.
+    /// A message of more bytes is rejected.
     ///
     /// Default = 128 MiB. Bounds: 1 KiB to 1 GiB.
     #[serde(with = "size")]
     pub max_message_size: u64,
 
-    /// Bytes of the journal's segments on disk, those retained for their large messages not counted. When they are
-    /// all in use, stores wait for a checkpoint.
+    /// Bytes of the journal's segments on disk. Retained segments, and segments of single messages
+    /// larger than a segment, are not counted. When all segments are in use, stores wait for a
+    /// checkpoint.
     ///
     /// Default = 1 GiB. Bounds: 4 × `segment_size` to 1 TiB.
     #[serde(with = "size")]
     pub journal_capacity: u64,
 
-    /// Bytes of one segment. A larger message gets a segment of its own. Used for segments made from now on.
+    /// Bytes of one segment. A larger message gets a segment of its own. Applies to segments made
+    /// from now on.
     ///
-    /// Default = 32 MiB. Bounds: 64 KiB to 1 GiB, at most a quarter of `journal_capacity`; a multiple of 4 KiB.
+    /// Default = 32 MiB. Bounds: 64 KiB to 1 GiB, at most a quarter of `journal_capacity`; a
+    /// multiple of 4 KiB.
     #[serde(with = "size")]
     pub segment_size: u64,
 
-    /// The age at which a message that is still there is filed: its place goes into sled. Those
-    /// removed before never touch sled.
+    /// How long a sealed segment waits before a checkpoint writes the places of its live messages
+    /// to sled. A message that is removed before that is never written to sled.
     ///
-    /// Default = 60 s. Bounds: 0 to 7 days; 0 files a segment as soon as it is sealed.
+    /// Default = 60 s. Bounds: 0 to 7 days; 0 checkpoints a segment as soon as it is sealed.
     #[serde(with = "duration")]
     pub checkpoint_after: Duration,
 
-    /// The longest time that a load waits for the index while it is rebuilt from the segments.
-    /// Loads of messages that are in memory, or younger than the last checkpoint, never wait for
-    /// it.
+    /// The longest time that a load waits while the index is rebuilt from the segments. A load of a
+    /// message that is in memory, or younger than the last checkpoint, never waits for the index.
     ///
-    /// After this time the load fails with an I/O error, which says nothing about the message.
+    /// After this time the load fails with an I/O error. The error does not mean that the message
+    /// is missing or damaged.
     ///
-    /// Default = 30 s. Bounds: 0 to 1 h.
+    /// Default = 30 s. Bounds: 0 to 1 hour.
     #[serde(with = "duration")]
     pub index_wait: Duration,
 
-    /// The longest time that an enumeration goes on trying where the disk fails, or waits for an
-    /// index whose rebuild does not get on. After it, the enumeration ends with an [early
+    /// The longest time that an enumeration retries while the disk fails, or waits for a rebuild of
+    /// the index that makes no progress. After this time the enumeration ends with an [early
     /// end](tidespool_core::SpoolEntry::EARLY_END).
     ///
-    /// Default = 60 s. Bounds: 1 ms to 1 h.
+    /// Default = 60 s. Bounds: 1 ms to 1 hour.
     #[serde(with = "duration")]
     pub enumerate_wait: Duration,
 
@@ -225,11 +239,15 @@ pub struct Config {
     /// Default = `lru`.
     pub cache_policy: CachePolicy,
 
-    /// Memory for the pages that sled caches, in bytes. sled itself is told a quarter of it, for it counts what they take on disk. What
-    /// it is estimated to use is what counts against `memory_budget`. Changed on a running spool, it holds from the next opening on.
+    /// Memory for the pages that sled caches, in bytes.
     ///
-    /// Default = a sixteenth of `memory_budget`, at least 1 MiB, see [`effective_sled_cache`](Self::effective_sled_cache).
-    /// Bounds: 1 MiB to a quarter of `memory_budget`.
+    /// sled's own cache setting is a quarter of this, at least 1 MiB, because sled counts the bytes
+    /// that pages take on disk. The estimated memory of sled counts against `memory_budget`. A
+    /// change on a running spool applies from the next opening on.
+    ///
+    /// Default = a sixteenth of `memory_budget`, at least 1 MiB, see
+    /// [`effective_sled_cache`](Self::effective_sled_cache). Bounds: 1 MiB to a quarter of
+    /// `memory_budget`.
     #[serde(with = "size::option", skip_serializing_if = "Option::is_none")]
     pub sled_cache: Option<u64>,
 
@@ -238,14 +256,16 @@ pub struct Config {
     /// Default = 2. Bounds: 1 to 64.
     pub read_threads: u32,
 
-    /// The longest that a shutdown takes: three quarters of it to make durable what is dirty, the rest to end the threads and to close sled. Where it is
-    /// less than 16 s, up to two seconds more: what does not hang has time to end.
+    /// The longest time that a shutdown takes: three quarters of it to make dirty data durable, the
+    /// rest to end the threads and to close sled. If it is less than 16 s, a shutdown takes up to
+    /// two seconds longer, so that threads that do not hang have time to end.
     ///
     /// Default = 60 s. Bounds: 100 ms to 1 hour.
     #[serde(with = "duration")]
     pub shutdown_timeout: Duration,
 
-    /// Bytes of two files that are only there to be deleted: one lets filing go on when the disk runs full, the other is for opening sled on a full
+    /// Bytes of two files that exist only to be deleted, half in each. Deleting the first lets
+    /// checkpoints continue when the disk is full. Deleting the second lets sled open on a full
     /// disk.
     ///
     /// Default = 8 MiB. Bounds: 0 to 1 GiB; 0 makes no file.
@@ -255,12 +275,12 @@ pub struct Config {
     /// The memory-pressure monitor.
     pub pressure: PressureConfig,
 
-    /// When the spool declares itself unhealthy.
+    /// When the spool is unhealthy and refuses new messages.
     pub health: HealthConfig,
 }
 
 impl Config {
-    /// The defaults, for a spool in the directory `path`.
+    /// Returns the default settings for a spool in the directory `path`.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
@@ -286,7 +306,8 @@ impl Config {
         }
     }
 
-    /// What serde fills the gaps from. A `path` left out stays empty, and is refused by `validate` with a clear text.
+    /// The defaults from which serde takes missing settings. A missing `path` stays empty, and
+    /// `validate` rejects it with a clear text.
     fn without_path() -> Self {
         Self::new(PathBuf::new())
     }
@@ -295,8 +316,8 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Syntax`] where it is no TOML, [`ConfigError::Unknown`] for a setting that
-    /// there is not, [`ConfigError::Invalid`] for a value that is not allowed. Each names the
+    /// [`ConfigError::Syntax`] if `text` is not TOML, [`ConfigError::Unknown`] for a setting that
+    /// does not exist, [`ConfigError::Invalid`] for a value that is not allowed. Each names the
     /// place.
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
         read::read(text)
@@ -306,7 +327,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Read`] where it can't be read; the others are those of
+    /// [`ConfigError::Read`] if the file can't be read, and the errors of
     /// [`from_toml`](Self::from_toml). Each names the file.
     pub fn from_toml_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         let path = path.as_ref();
@@ -318,29 +339,29 @@ impl Config {
         Self::from_toml(&text).map_err(|error| error.in_file(path))
     }
 
-    /// The settings as TOML: reading it back gives the same settings.
+    /// Returns the settings as TOML, which [`from_toml`](Self::from_toml) reads back unchanged.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Syntax`] where `path` is not UTF-8, which TOML cannot hold.
+    /// [`ConfigError::Syntax`] if `path` is not UTF-8: TOML text is UTF-8.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
         toml::to_string(self)
             .map_err(|err| ConfigError::Syntax { at: ConfigPlace::default(), reason: err.to_string() })
     }
 
-    /// `dirty_limit`, or its default: an eighth of `memory_budget`.
+    /// Returns `dirty_limit`, or its default: an eighth of `memory_budget`.
     #[must_use]
     pub fn effective_dirty_limit(&self) -> u64 {
         self.dirty_limit.unwrap_or(self.memory_budget / 8)
     }
 
-    /// `sled_cache`, or its default: a sixteenth of `memory_budget`, at least 1 MiB.
+    /// Returns `sled_cache`, or its default: a sixteenth of `memory_budget`, at least 1 MiB.
     #[must_use]
     pub fn effective_sled_cache(&self) -> u64 {
         self.sled_cache.unwrap_or_else(|| (self.memory_budget / 16).max(size::MIB))
     }
 
-    /// `health.dirty_age`, or its default: 10 × `dirty_expire`.
+    /// Returns `health.dirty_age`, or its default: 10 × `dirty_expire`.
     #[must_use]
     pub fn effective_dirty_age(&self) -> Duration {
         self.health.dirty_age.unwrap_or_else(|| self.dirty_expire.saturating_mul(10))

@@ -5,60 +5,66 @@ use serde::{Deserialize, Serialize};
 use super::builder::setters;
 use super::{duration, size};
 
-/// The memory-pressure monitor: the `[pressure]` table, or a [`PressureMonitor`](crate::PressureMonitor) of its own.
+/// The memory-pressure monitor: the `[pressure]` table, or a separate
+/// [`PressureMonitor`](crate::PressureMonitor).
 ///
-/// It compares the memory in use with a limit, and while it is too much asks the spool, again and again, to give
-/// some back. Of the comparisons that apply the one counts that is nearest to its limit:
+/// The monitor compares the memory in use with a limit. While too much is in use, it makes the
+/// spool free memory, again and again. Of the comparisons that apply, the one nearest to its limit
+/// counts:
 ///
-/// | used | limit | where |
+/// | used | limit | applies if |
 /// |---|---|---|
 /// | the control group's working set | the group's limit | a control group with a limit is in force |
-/// | the machine's memory, less what is available | the machine's memory | none is |
-/// | the resident memory of this process | [`memory_limit`](Self::memory_limit); 75 % of the machine's memory | it is set; it is not, and no group's limit is in force |
+/// | the machine's memory, less the available memory | the machine's memory | no such limit is in force |
+/// | the resident memory of this process | [`memory_limit`](Self::memory_limit); 75 % of the machine's memory | it is set; it is not set, and no group's limit is in force |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct PressureConfig {
-    /// Whether the monitor looks. If not, its thread sleeps and the level is normal; `advise_low_memory` works either
-    /// way.
+    /// Whether the monitor checks memory. If not, its thread sleeps and the level is normal.
+    /// `advise_low_memory` works either way.
     ///
     /// Default = true.
     pub enabled: bool,
 
-    /// How often memory is looked at; up to 32 times as often, but not more than each 5 ms, while its use rises so fast
-    /// that it would soon be at the limit.
+    /// How often memory is checked. While use rises so fast that it would soon reach the limit, it
+    /// is checked up to 32 times as often, but at most every 5 ms.
     ///
     /// Default = 500 ms. Bounds: 10 ms to 1 min.
     #[serde(with = "duration")]
     pub interval: Duration,
 
-    /// The resident memory of this process, in bytes, of which [`low`](Self::low) and [`critical`](Self::critical) are
-    /// fractions. A control group's limit holds beside it: it is the one that kills.
+    /// The limit of this process's resident memory, in bytes. [`low`](Self::low) and
+    /// [`critical`](Self::critical) are fractions of it. A control group's limit applies as well,
+    /// because the kernel kills a process that exceeds it.
     ///
-    /// Default = none where a control group's limit is in force; elsewhere 75 % of the physical memory. Bounds: 8 MiB
-    /// to 1 PiB.
+    /// Default = none if a control group's limit is in force, else 75 % of the physical memory.
+    /// Bounds: 8 MiB to 1 PiB.
     #[serde(with = "size::option", skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<u64>,
 
-    /// From this fraction of the limit on, the clean cache is shrunk and memory given back.
+    /// From this fraction of the limit on, the clean cache shrinks and memory is returned to the
+    /// system.
     ///
     /// Default = 0.80. Bounds: above 0, below [`critical`](Self::critical).
     pub low: f64,
 
-    /// From this fraction of the limit on, everything that can go goes at once.
+    /// From this fraction of the limit on, all memory that can be freed is freed at once.
     ///
     /// Default = 0.92. Bounds: above [`low`](Self::low), at most 1.
     pub critical: f64,
 
-    /// How far, as a fraction of the limit, use has to fall below the threshold of a level before that level ends.
-    /// It keeps a use that hovers about a threshold from switching to and fro.
+    /// How far, as a fraction of the limit, use has to fall below the threshold of a level before
+    /// that level ends. Without it, use near a threshold would change the level again and again.
     ///
     /// Default = 0.05. Bounds: at least 0, below [`low`](Self::low).
     pub hysteresis: f64,
 
-    /// From this share of time on in which some task waited for memory, in the last 10 s, the level is at least low,
-    /// whatever is in use; until it has fallen below half of this. An early sign, where the kernel tells it (PSI,
-    /// `some avg10`): of the control group under version 2, else of the machine if no group's limit is in force.
+    /// If some task waited for memory during this share of the last 10 s, the level is at least
+    /// low, whatever is in use. This ends when the share is below half of this setting.
+    ///
+    /// An early sign, if the kernel reports it (PSI, `some avg10`): for the control group under
+    /// version 2, else for the machine if no group's limit is in force.
     ///
     /// Default = 0.10. Bounds: 0 to 1; 0 turns it off.
     pub stall_ratio: f64,

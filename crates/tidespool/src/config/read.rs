@@ -1,6 +1,6 @@
-//! Settings from TOML, and errors that name the setting, its value as it was given, and its place.
+//! Parses settings from TOML. Errors name the setting, its value as it was given, and its place.
 //!
-//! serde names neither the table of a setting nor what is allowed. So the text is parsed twice:
+//! serde names neither the table of a setting nor the allowed values. So the text is parsed twice:
 //! once for the settings, once for the places of all keys and values.
 
 use std::ops::Range;
@@ -28,7 +28,7 @@ pub(super) fn read(text: &str) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// Every key is a setting, or a table of settings; and every table of settings is a table.
+/// Checks that every key is a setting or a table of settings, and that each such table is a table.
 fn check_names(text: &str, known: &[Setting], prefix: &str, table: &DeTable<'_>) -> Result<(), ConfigError> {
     for (key, value) in table {
         let path = format!("{prefix}{}", key.get_ref());
@@ -58,7 +58,7 @@ fn check_names(text: &str, known: &[Setting], prefix: &str, table: &DeTable<'_>)
     Ok(())
 }
 
-/// The settings, and tables of settings, directly below `prefix`.
+/// Returns the names of the settings, and tables of settings, directly below `prefix`.
 fn names_in(known: &[Setting], prefix: &str) -> String {
     let below = known.iter().filter_map(|setting| setting.path.strip_prefix(prefix));
     let mut names: Vec<&str> = below.map(|rest| rest.split('.').next().unwrap_or(rest)).collect();
@@ -66,11 +66,12 @@ fn names_in(known: &[Setting], prefix: &str) -> String {
     names.join(", ")
 }
 
-/// A value of the wrong kind.
+/// Turns serde's error for a value of the wrong kind into one that names the setting.
 fn name_setting(text: &str, table: &Spanned<DeTable<'_>>, error: &toml::de::Error) -> ConfigError {
     let found = error.span().and_then(|span| find(table.get_ref(), "", &span));
     let Some((path, span)) = found else { return syntax(text, error) };
-    // Its bounds may depend on the other settings, as far as these can be read.
+    // The bounds may depend on the other settings. If those can't be read either, the bounds are
+    // those with default settings.
     let mut others = table.clone();
     remove(others.get_mut(), &path);
     let others =
@@ -86,7 +87,8 @@ fn name_setting(text: &str, table: &Spanned<DeTable<'_>>, error: &toml::de::Erro
     }
 }
 
-/// An error of [`Config::validate`], with the value as it stands in the text, if it stands there.
+/// Adds the place and the value as written in the text to an error of [`Config::validate`], if the
+/// text has the setting.
 fn as_given(error: ConfigError, text: &str, table: &DeTable<'_>) -> ConfigError {
     let ConfigError::Invalid { setting, value, allowed, .. } = error else { return error };
     match look_up(table, &setting) {
@@ -103,7 +105,7 @@ fn syntax(text: &str, error: &toml::de::Error) -> ConfigError {
     ConfigError::Syntax { at, reason: error.to_string().trim_end().to_owned() }
 }
 
-/// The setting whose value holds `wanted`, and the place of its value.
+/// Finds the setting whose value contains the byte range `wanted`, and the range of the value.
 fn find(table: &DeTable<'_>, prefix: &str, wanted: &Range<usize>) -> Option<(String, Range<usize>)> {
     table.iter().find_map(|(key, value)| {
         let path = format!("{prefix}{}", key.get_ref());
@@ -117,7 +119,7 @@ fn find(table: &DeTable<'_>, prefix: &str, wanted: &Range<usize>) -> Option<(Str
     })
 }
 
-/// The place of a setting's value.
+/// Returns the byte range of a setting's value.
 fn look_up(table: &DeTable<'_>, path: &str) -> Option<Range<usize>> {
     match path.split_once('.') {
         None => table.get(path).map(Spanned::span),
@@ -139,7 +141,7 @@ fn remove(table: &mut DeTable<'_>, path: &str) {
     }
 }
 
-/// What stands there, in one line.
+/// Returns the text of a byte range in one line, at most [`SHOWN`] characters of it.
 fn shown(text: &str, span: Range<usize>) -> String {
     let mut value = text.get(span).unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
     if let Some((cut, _)) = value.char_indices().nth(SHOWN) {

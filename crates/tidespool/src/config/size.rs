@@ -11,7 +11,8 @@ pub(super) const MIB: u64 = 1 << 20;
 pub(super) const GIB: u64 = 1 << 30;
 pub(super) const TIB: u64 = 1 << 40;
 
-/// In the largest unit that divides it, so that reading it back gives the same number.
+/// Formats a size in the largest unit that divides it, so that reading it back gives the same
+/// number.
 pub(super) fn show(bytes: u64) -> String {
     let (unit, name) = [(TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")]
         .into_iter()
@@ -28,7 +29,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     deserializer.deserialize_any(SizeVisitor)
 }
 
-/// The same for a setting that may be left out.
+/// The same for an optional setting.
 pub(super) mod option {
     use super::{Deserializer, Serializer};
 

@@ -30,7 +30,7 @@ fn syntax_error(text: &str) -> String {
 }
 
 #[test]
-fn the_defaults_are_valid_and_are_what_a_file_with_only_a_path_gives() {
+fn the_defaults_are_valid_and_equal_a_file_with_only_a_path() {
     config().validate().unwrap();
     assert_eq!(Config::from_toml("path = \"/spool\"").unwrap(), config());
     assert_eq!(config().effective_dirty_limit(), 32 * MIB);
@@ -39,7 +39,7 @@ fn the_defaults_are_valid_and_are_what_a_file_with_only_a_path_gives() {
 }
 
 #[test]
-fn the_smallest_budget_is_valid_with_the_defaults_that_follow_from_it() {
+fn the_smallest_budget_is_valid_with_its_derived_defaults() {
     let small = config().memory_budget(8 * MIB);
     small.validate().unwrap();
     assert_eq!(small.effective_dirty_limit(), MIB);
@@ -139,7 +139,7 @@ fn everything_set() -> Config {
 #[test]
 fn every_setter_sets_its_own_field() {
     let all = everything_set();
-    // As text, so that a field which no setter reached would still show its default here.
+    // As text, so that a field that no setter sets still shows its default here.
     let expected = r#"path = "/other"
 memory_budget = "1B"
 dirty_limit = "2B"
@@ -193,7 +193,7 @@ unlatch_after = "29s"
 }
 
 #[test]
-fn unknown_settings_are_refused_by_their_full_name_with_those_that_there_are() {
+fn an_unknown_setting_is_rejected_with_its_full_name_and_the_known_settings() {
     let unknown = |text: &str| {
         let error = Config::from_toml(text).unwrap_err();
         assert!(matches!(error, ConfigError::Unknown { .. }), "{error}");
@@ -224,15 +224,16 @@ fn unknown_settings_are_refused_by_their_full_name_with_those_that_there_are() {
     assert!(error.contains("unknown setting no; there are: path, "), "{error}");
 }
 
-/// Every setting with every value of a wrong kind, and with values beyond any bounds: `-1` gave no
-/// bounds, a bad time in `health.signals` did not say which, 9999999999999TiB was shown as a number
-/// of bytes, and no error named the file. The settings are those that there are: a new one is
-/// covered.
+/// The error for `-1` had no bounds, a bad time in `health.signals` did not name the signal,
+/// 9999999999999TiB was shown as a number of bytes, and no error named the file.
+///
+/// Tries every setting with values of each wrong kind and values beyond any bounds. New settings
+/// are covered, because the list comes from `settings`.
 #[test]
 fn each_error_names_the_file_the_place_the_setting_the_value_and_the_bounds() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("spool.toml");
-    let mut refused_of = std::collections::BTreeMap::new();
+    let mut rejected_of = std::collections::BTreeMap::new();
     for Setting { path, allowed, .. } in settings(&config()) {
         for value in [
             "-1",
@@ -259,7 +260,7 @@ fn each_error_names_the_file_the_place_the_setting_the_value_and_the_bounds() {
             let (table, name) = path
                 .rsplit_once('.')
                 .map_or((String::new(), path.as_str()), |(table, name)| (format!("[{table}]\n"), name));
-            // The setting before it is fine, and so that the line is not the first.
+            // A valid setting comes before it, so that the error is not on the first line.
             let text = match name {
                 "path" => format!("durability = \"synced\"\npath = {value} # why"),
                 name => format!("path = \"/x\"\n{table}{name} = {value} # why"),
@@ -279,16 +280,16 @@ fn each_error_names_the_file_the_place_the_setting_the_value_and_the_bounds() {
                 "{path} = {value}: {text}"
             );
             assert!(text.ends_with(&allowed), "{path} = {value}: the bounds are {allowed}: {text}");
-            *refused_of.entry(path.clone()).or_insert(0) += 1;
+            *rejected_of.entry(path.clone()).or_insert(0) += 1;
         }
     }
     for Setting { path, .. } in settings(&config()) {
         let least = if path == "path" { 8 } else { 13 };
-        assert!(refused_of.get(&path).is_some_and(|refused| *refused >= least), "{path}: {refused_of:?}");
+        assert!(rejected_of.get(&path).is_some_and(|refused| *refused >= least), "{path}: {rejected_of:?}");
     }
 }
 
-/// A setting that is in no list would have no bounds, and be unknown in a file.
+/// A setting that is missing from the list would have no bounds and be unknown in a file.
 #[test]
 fn every_setting_is_in_the_list() {
     fn leaves(table: &toml::Table, prefix: &str, found: &mut Vec<String>) {
@@ -314,7 +315,7 @@ fn every_setting_is_in_the_list() {
 }
 
 #[test]
-fn a_table_of_settings_that_is_none_says_what_belongs_there() {
+fn a_value_in_place_of_a_table_is_rejected_with_the_settings_of_the_table() {
     for (text, setting) in [
         ("pressure = 3", "pressure"),
         ("health.signals = 1", "health.signals"),
@@ -331,20 +332,20 @@ fn a_table_of_settings_that_is_none_says_what_belongs_there() {
 }
 
 #[test]
-fn bounds_that_depend_on_another_setting_depend_on_what_is_in_the_file() {
+fn dependent_bounds_use_the_values_in_the_file() {
     let error = Config::from_toml("path = \"/x\"\nmemory_budget = \"16MiB\"\ndirty_limit = -1").unwrap_err();
     assert!(error.to_string().ends_with("from 1MiB to 8MiB (half of memory_budget)"), "{error}");
     let ConfigError::Invalid { at, setting, value, .. } = error else { panic!("{error}") };
     assert_eq!((at.line, at.column, at.file), (Some(3), Some(15), None));
     assert_eq!((setting.as_str(), value.as_str()), ("dirty_limit", "-1"));
-    // `dirty_limit` is refused, though its bounds come from the line below.
+    // `dirty_limit` is rejected, although the line below sets its bounds.
     let error =
         Config::from_toml("path = \"/x\"\ndirty_limit = \"100MiB\"\nmemory_budget = \"64MiB\"").unwrap_err();
     assert!(error.to_string().starts_with("line 2, column 15: dirty_limit = \"100MiB\" is not"), "{error}");
 }
 
 #[test]
-fn what_is_no_toml_is_refused_with_its_line() {
+fn invalid_toml_is_rejected_with_its_line() {
     for text in ["path = \"/x\"\nmemory_budget = ", "path = \"/x\"\npath = \"/y\"", "path = \"/x\"\n[health"]
     {
         let error = syntax_error(text);
@@ -353,7 +354,7 @@ fn what_is_no_toml_is_refused_with_its_line() {
 }
 
 #[test]
-fn a_value_is_shown_in_one_line_that_is_not_too_long() {
+fn an_error_shows_a_value_in_one_short_line() {
     let error = Config::from_toml(&format!("path = \"/x\"\nread_threads = [\n{}]", "1,\n".repeat(1000)))
         .unwrap_err()
         .to_string();
@@ -361,7 +362,7 @@ fn a_value_is_shown_in_one_line_that_is_not_too_long() {
 }
 
 #[test]
-fn a_value_of_the_wrong_kind_is_refused_with_an_example_and_the_bounds() {
+fn a_value_of_the_wrong_kind_is_rejected_with_an_example_and_the_bounds() {
     for (line, allowed) in [
         ("memory_budget = -1", "a size such as \"256MiB\", or a whole number of bytes, from 8MiB to 1TiB"),
         ("dirty_expire = 500", "a time with its unit, such as \"500ms\" or \"1m 30s\", from 10ms to 1h"),
@@ -378,7 +379,7 @@ fn a_value_of_the_wrong_kind_is_refused_with_an_example_and_the_bounds() {
 }
 
 #[test]
-fn a_missing_path_is_refused() {
+fn a_missing_path_is_rejected() {
     let err = Config::from_toml("memory_budget = \"64MiB\"").unwrap_err();
     assert_eq!(err.to_string(), "path = \"\" is not allowed: it must be the directory of the spool");
     let err = Config::from_toml("path = \"\"").unwrap_err();
@@ -387,7 +388,7 @@ fn a_missing_path_is_refused() {
 }
 
 #[test]
-fn sizes_out_of_bounds_are_refused() {
+fn sizes_out_of_bounds_are_rejected() {
     refused(&config().memory_budget(8 * MIB - 1), "memory_budget", "8388607B", "from 8MiB to 1TiB");
     refused(&config().memory_budget(2 * TIB), "memory_budget", "2TiB", "from 8MiB to 1TiB");
     refused(&config().max_message_size(0), "max_message_size", "0B", "from 1KiB to 1GiB");
@@ -414,7 +415,7 @@ fn sizes_out_of_bounds_are_refused() {
 }
 
 #[test]
-fn sizes_that_depend_on_another_setting_say_so() {
+fn errors_name_the_setting_on_which_a_bound_depends() {
     let half = "from 1MiB to 128MiB (half of memory_budget)";
     refused(&config().dirty_limit(129 * MIB), "dirty_limit", "129MiB", half);
     refused(&config().dirty_limit(KIB), "dirty_limit", "1KiB", half);
@@ -427,7 +428,7 @@ fn sizes_that_depend_on_another_setting_say_so() {
 }
 
 #[test]
-fn times_out_of_bounds_are_refused() {
+fn times_out_of_bounds_are_rejected() {
     let ms = Duration::from_millis;
     let day = Duration::from_secs(86_400);
     refused(&config().dirty_expire(ms(9)), "dirty_expire", "9ms", "from 10ms to 1h");
@@ -463,7 +464,7 @@ fn times_out_of_bounds_are_refused() {
 }
 
 #[test]
-fn numbers_out_of_bounds_are_refused() {
+fn numbers_out_of_bounds_are_rejected() {
     refused(&config().read_threads(0), "read_threads", "0", "from 1 to 64");
     refused(&config().read_threads(65), "read_threads", "65", "from 1 to 64");
     let health = |health| config().health(health);
@@ -514,7 +515,7 @@ fn numbers_out_of_bounds_are_refused() {
 }
 
 #[test]
-fn from_a_file() {
+fn settings_are_read_from_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("spool.toml");
     let wanted = config().memory_budget(64 * MIB).dirty_limit(3 * MIB);
@@ -529,7 +530,7 @@ fn from_a_file() {
 
 proptest! {
     #[test]
-    fn every_size_and_time_survives_the_way_through_a_file(
+    fn every_size_and_time_round_trips_through_a_file(
         bytes in prop_oneof![any::<u64>(), (0..64u32, 0..2_000u64).prop_map(|(shift, n)| n << (shift % 50))],
         nanos in any::<u64>(),
     ) {

@@ -1,4 +1,4 @@
-//! Every setting: what is allowed, how that depends on the others, and how it is written in a file.
+//! The bounds of every setting, how they depend on other settings, and how a file writes the value.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -9,22 +9,22 @@ use super::size::{self, GIB, KIB, MIB, TIB};
 use super::{Config, ConfigError, HealthConfig, PressureConfig, SignalTimes};
 use crate::HealthSignal;
 
-/// A journal of fewer segments could not write into one while another is being filed.
+/// A journal of fewer segments could not write to a segment while another is being checkpointed.
 const MIN_SEGMENTS: u64 = 4;
 
-/// Segments are written in whole pages.
+/// `segment_size` is a multiple of this, because segments are written in whole pages.
 const PAGE: u64 = 4 * KIB;
 
 /// One setting of a `Config`.
 #[derive(Debug)]
 pub(super) struct Setting {
-    /// With its table, as in `pressure.interval`.
+    /// The name with its table, as in `pressure.interval`.
     pub(super) path: String,
-    /// How its value is written in a file; stands before `allowed`.
+    /// How a file writes the value. An error text shows this before `allowed`.
     pub(super) form: &'static str,
-    /// What is allowed, with the settings on which the bounds depend.
+    /// The allowed values, with the settings on which the bounds depend.
     pub(super) allowed: String,
-    /// Its value, if that is not allowed.
+    /// The value, if it is not allowed.
     refused: Option<String>,
 }
 
@@ -35,7 +35,7 @@ const FRACTION: &str = "a number ";
 const NAME: &str = "";
 
 impl Config {
-    /// Checks every setting against its bounds and against the others.
+    /// Checks every setting against its bounds and against the other settings.
     ///
     /// # Errors
     ///
@@ -44,7 +44,7 @@ impl Config {
         first_refused(settings(self))
     }
 
-    /// Checks that a spool which runs with these settings can go on with `next`.
+    /// Checks that a spool that runs with these settings can change to `next`.
     pub(crate) fn validate_change(&self, next: &Self) -> Result<(), ConfigError> {
         let path = |config: &Self| config.path.display().to_string();
         fixed("path", &path(self), &path(next))?;
@@ -73,7 +73,7 @@ fn first_refused(settings: impl IntoIterator<Item = Setting>) -> Result<(), Conf
     refused.map_or(Ok(()), Err)
 }
 
-/// Every setting there is, in the order in which they are checked.
+/// Returns all settings, in the order in which they are checked.
 pub(super) fn settings(config: &Config) -> Vec<Setting> {
     let mut settings = top(config);
     settings.extend(pressure(&config.pressure));
@@ -127,7 +127,7 @@ fn top(config: &Config) -> Vec<Setting> {
 fn pressure(pressure: &PressureConfig) -> Vec<Setting> {
     let PressureConfig { enabled: _, interval, memory_limit, low, critical, hysteresis, stall_ratio } =
         pressure;
-    // Each condition is such that NaN, which compares with nothing, is refused too.
+    // Each condition is false for NaN, so that NaN is rejected, too.
     vec![
         setting("pressure.enabled", NAME, "true or false", None::<u8>),
         time("pressure.interval", Some(*interval), Duration::from_millis(10), Duration::from_secs(60)),
@@ -190,7 +190,7 @@ fn health(health: &HealthConfig, dirty_expire: Duration) -> Vec<Setting> {
 }
 
 impl Setting {
-    /// Adds to what is allowed.
+    /// Appends to the text of the allowed values.
     fn and(mut self, more: &str) -> Self {
         self.allowed.push_str(more);
         self

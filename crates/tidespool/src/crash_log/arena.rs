@@ -1,29 +1,29 @@
-//! Which slots of an arena's chunks are free. Pure.
+//! Allocates the slots of an arena's chunks. Pure.
 //!
-//! The last freed slot is given out first: a spool whose messages leave soon writes to the same few
-//! pages again and again, and the system writes back few of them.
+//! The last freed slot is allocated first. So a spool whose messages leave soon writes to the same
+//! few pages again and again, and the kernel writes few pages back.
 
 use super::layout::{CLASSES, SizeClass};
 
-/// The chunks of one arena. Each is guarded by the lock of its arena.
+/// The chunks of one arena. The lock of the arena guards them.
 #[derive(Debug)]
 pub(super) struct Arena {
-    /// By number; `None`: it belongs to another arena, or to none.
+    /// By chunk number. `None`: the chunk belongs to another arena, or to none.
     chunks: Vec<Option<Box<Chunk>>>,
-    /// Of each class, the chunks with a free slot.
+    /// By class, the chunks with a free slot.
     open: [Vec<u32>; CLASSES],
-    /// Chunks in which nothing is left, and which the arena keeps.
+    /// The number of empty chunks that the arena keeps.
     empty: usize,
 }
 
 #[derive(Debug)]
 struct Chunk {
     class: SizeClass,
-    /// Slots given out since the chunk has this class, or more than once.
+    /// The number of slots that were allocated at least once since the chunk has this class.
     used: u16,
-    /// Of these, the ones that are free, last freed last.
+    /// Those of them that are free, in the order in which they were freed.
     freed: Vec<u16>,
-    /// Its place among the open ones of its class.
+    /// The index of the chunk in [`Arena::open`], in the list of its class.
     open_at: Option<usize>,
 }
 
@@ -37,23 +37,23 @@ impl Chunk {
     }
 }
 
-/// A slot that was given out.
+/// An allocated slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Given {
+pub(super) struct Allocated {
     pub(super) chunk: u32,
     pub(super) slot: u16,
-    /// The slot was not used before: so many are in use now.
+    /// The slot was not used before, so that the chunk's number of used slots is now `slot + 1`.
     pub(super) is_new: bool,
 }
 
 impl Arena {
-    /// For a file of so many chunks.
+    /// Makes an arena without chunks, for a file of `chunks` chunks.
     pub(super) fn new(chunks: usize) -> Self {
         Self { chunks: (0..chunks).map(|_| None).collect(), open: [const { Vec::new() }; CLASSES], empty: 0 }
     }
 
-    /// A free slot of a chunk that the arena has. `None`: it needs another chunk.
-    pub(super) fn give(&mut self, class: SizeClass) -> Option<Given> {
+    /// Allocates a slot in a chunk of the arena. `None`: the arena needs another chunk.
+    pub(super) fn allocate(&mut self, class: SizeClass) -> Option<Allocated> {
         let number = *self.open[class.index()].last()?;
         let chunk = self.chunks[number as usize].as_mut()?;
         if chunk.live() == 0 {
@@ -70,10 +70,10 @@ impl Arena {
             chunk.open_at = None;
             self.open[class.index()].pop();
         }
-        Some(Given { chunk: number, slot, is_new })
+        Some(Allocated { chunk: number, slot, is_new })
     }
 
-    /// Takes in a chunk that is empty.
+    /// Adds an empty chunk.
     pub(super) fn add(&mut self, number: u32, class: SizeClass) {
         let open = &mut self.open[class.index()];
         let chunk = Chunk { class, used: 0, freed: Vec::new(), open_at: Some(open.len()) };
@@ -82,8 +82,8 @@ impl Arena {
         self.empty += 1;
     }
 
-    /// Takes a slot back. True if nothing is left in its chunk.
-    pub(super) fn take_back(&mut self, number: u32, slot: u16) -> bool {
+    /// Frees a slot. Returns whether its chunk is empty now.
+    pub(super) fn free(&mut self, number: u32, slot: u16) -> bool {
         let Some(chunk) = self.chunks[number as usize].as_mut() else { return false };
         chunk.freed.push(slot);
         let open = &mut self.open[chunk.class.index()];
@@ -96,8 +96,8 @@ impl Arena {
         is_empty
     }
 
-    /// Gives up a chunk in which nothing is left. False if something is.
-    pub(super) fn give_up(&mut self, number: u32) -> bool {
+    /// Removes a chunk from the arena if it is empty. Returns whether it did.
+    pub(super) fn release(&mut self, number: u32) -> bool {
         let place = &mut self.chunks[number as usize];
         let Some(chunk) = place.take_if(|chunk| chunk.live() == 0) else { return false };
         self.empty -= 1;
@@ -113,13 +113,13 @@ impl Arena {
         true
     }
 
-    /// Gives up all chunks in which nothing is left.
-    pub(super) fn give_up_empty(&mut self) -> Vec<u32> {
+    /// Removes all empty chunks from the arena, and returns them.
+    pub(super) fn release_empty(&mut self) -> Vec<u32> {
         if self.empty == 0 {
             return Vec::new();
         }
         let all = 0..u32::try_from(self.chunks.len()).unwrap_or(u32::MAX);
-        all.filter(|number| self.give_up(*number)).collect()
+        all.filter(|number| self.release(*number)).collect()
     }
 }
 
@@ -132,9 +132,10 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Slots are given out once, and a chunk is given up only when none of its slots is out.
+        /// A slot is allocated once at a time, and a chunk is released only when none of its slots
+        /// is allocated.
         #[test]
-        fn no_slot_is_given_out_twice(steps in prop::collection::vec((0..4usize, any::<prop::sample::Index>()), 1..400)) {
+        fn no_slot_is_allocated_twice(steps in prop::collection::vec((0..4usize, any::<prop::sample::Index>()), 1..400)) {
             let lens = [0, 8_000, 30_000, 60_000];
             let mut arena = Arena::new(64);
             let mut spare: Vec<u32> = (0..64).collect();
@@ -142,26 +143,26 @@ mod tests {
             for (what, which) in steps {
                 if which.index(3) == 0 && !out.is_empty() {
                     let (chunk, slot) = out.swap_remove(which.index(out.len()));
-                    let is_empty = arena.take_back(chunk, slot);
+                    let is_empty = arena.free(chunk, slot);
                     prop_assert_eq!(is_empty, out.iter().all(|(other, _)| *other != chunk));
                     if is_empty && what > 1 {
-                        prop_assert!(arena.give_up(chunk));
+                        prop_assert!(arena.release(chunk));
                         spare.push(chunk);
                     }
                     continue;
                 }
                 let class = SizeClass::of(lens[what]).unwrap();
-                let given = arena.give(class).or_else(|| {
+                let allocated = arena.allocate(class).or_else(|| {
                     arena.add(spare.pop()?, class);
-                    arena.give(class)
+                    arena.allocate(class)
                 });
-                let Some(given) = given else { continue };
-                prop_assert!(usize::from(given.slot) < class.slots());
-                out.push((given.chunk, given.slot));
+                let Some(allocated) = allocated else { continue };
+                prop_assert!(usize::from(allocated.slot) < class.slots());
+                out.push((allocated.chunk, allocated.slot));
                 prop_assert_eq!(out.iter().collect::<BTreeSet<_>>().len(), out.len());
             }
             let used: BTreeSet<u32> = out.iter().map(|(chunk, _)| *chunk).collect();
-            spare.extend(arena.give_up_empty());
+            spare.extend(arena.release_empty());
             prop_assert_eq!(spare.len() + used.len(), 64);
             prop_assert_eq!(arena.empty, 0);
         }

@@ -1,6 +1,7 @@
-//! The bytes of the crash log's file: see ARCHITECTURE.md. Pure.
+//! The format of the crash log's file: see `docs/on-disk-format.md`. Pure.
 //!
-//! The file consists of words of 8 bytes, little endian, so that a thread can write each at once.
+//! The file consists of words of 8 bytes, little endian, so that a thread writes each word
+//! atomically.
 
 #![expect(clippy::cast_possible_truncation, reason = "words are taken apart into smaller fields")]
 
@@ -15,16 +16,16 @@ const PAGE: usize = 4096;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"TIDECRS1");
 
-/// Words of the header, the last of them its checksum.
+/// Words of the header. The last is its checksum.
 const HEADER_WORDS: usize = 9;
 
 /// Where the lines of the arenas begin, in words.
 const ARENAS_AT: usize = PAGE / WORD;
 
-/// Words of an arena's line: a cache line, so that two cores do not share one.
+/// Words of an arena's line: a cache line, so that arenas do not share one.
 const ARENA_WORDS: usize = 8;
 
-/// The most arenas that there can be: their lines take one page.
+/// The most arenas: their lines take one page.
 pub(super) const MAX_ARENAS: usize = PAGE / WORD / ARENA_WORDS;
 
 /// Where the table of chunks begins, in words.
@@ -43,20 +44,20 @@ pub(super) const ENTRY_WORDS: usize = 5;
 /// The payload length of a removal.
 const REMOVAL: u32 = u32::MAX;
 
-/// What the whole file says of itself.
+/// The header of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LogHeader {
     pub(super) spool: [u8; 16],
-    /// The kernel's boot id: pages that were never written to disk belong to one boot.
+    /// The kernel's boot id, because pages that were never written to disk are lost with the boot.
     pub(super) boot: [u8; 16],
-    /// Makes the entries of an earlier log in the same place invalid.
+    /// A random number, which makes entries of an earlier log in the same blocks invalid.
     pub(super) nonce: u64,
     pub(super) chunks: u32,
     pub(super) arenas: u32,
 }
 
 impl LogHeader {
-    /// The words of the header, checksum included.
+    /// Encodes the header, including its checksum.
     pub(super) fn encode(&self) -> [u64; HEADER_WORDS] {
         let [s0, s1] = words_of(&self.spool);
         let [b0, b1] = words_of(&self.boot);
@@ -68,7 +69,8 @@ impl LogHeader {
         words
     }
 
-    /// `None`: these are not the first bytes of a crash log, or of one with another layout.
+    /// Decodes the header from the first bytes of a file. `None`: the file is not a crash log, or
+    /// has another layout.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let words: [u64; HEADER_WORDS] = words_at(bytes, 0)?;
         let [fields @ .., crc] = words;
@@ -84,28 +86,28 @@ impl LogHeader {
         (whole && header.arenas as usize <= MAX_ARENAS).then_some(header)
     }
 
-    /// The seed of all checksums of entries.
+    /// Returns the seed of the checksums of entries.
     fn seed(&self) -> u32 {
         low(self.nonce)
     }
 
-    /// The upper half of each commit word. Never 0.
+    /// Returns the upper half of each commit word, which is never 0.
     fn tag(&self) -> u32 {
         high(self.nonce) | 1
     }
 
-    /// Bytes of the whole file.
+    /// Returns the size of the file in bytes.
     pub(super) fn file_len(&self) -> usize {
         self.chunk_at(self.chunks) * WORD
     }
 
-    /// The first word of a chunk.
+    /// Returns the index of a chunk's first word.
     pub(super) fn chunk_at(&self, chunk: u32) -> usize {
         let table = (self.chunks as usize).div_ceil(PAGE / WORD) * (PAGE / WORD);
         TABLE_AT + table + chunk as usize * CHUNK_WORDS
     }
 
-    /// The words of an entry's header.
+    /// Encodes an entry's header, with the commit word first.
     pub(super) fn encode_entry(&self, entry: &SlotHeader) -> [u64; ENTRY_WORDS] {
         let [id0, id1] = words_of(entry.id.as_bytes());
         let len = entry.len.unwrap_or(REMOVAL);
@@ -114,7 +116,8 @@ impl LogHeader {
         [commit, fields[0], fields[1], fields[2], fields[3]]
     }
 
-    /// Reads an entry's header from the start of its slot. `None`: it is no committed one.
+    /// Decodes an entry's header from the start of its slot. `None`: the slot has no committed
+    /// entry.
     pub(super) fn decode_entry(&self, slot: &[u8]) -> Option<SlotHeader> {
         let [commit, version, id0, id1, rest] = words_at(slot, 0)?;
         let entry = SlotHeader {
@@ -126,12 +129,12 @@ impl LogHeader {
         (commit != 0 && self.encode_entry(&entry)[0] == commit).then_some(entry)
     }
 
-    /// Where the payload begins, in words from the start of the slot.
+    /// Returns where the payload begins, in words from the start of the slot.
     pub(super) fn payload_at(spread: Spread) -> usize {
         ENTRY_WORDS + spread.list_words()
     }
 
-    /// The list of the other chunks of an entry, as words and their places.
+    /// Encodes the list of an entry's further chunks, as pairs of word index and word.
     pub(super) fn list_of(slot: usize, chunks: &[u32]) -> impl Iterator<Item = (usize, u64)> + '_ {
         let pair = |pair: &[u32]| match *pair {
             [first, second] => u64::from(first) | u64::from(second) << 32,
@@ -140,21 +143,21 @@ impl LogHeader {
         (slot + ENTRY_WORDS..).zip(chunks.chunks(2).map(pair))
     }
 
-    /// The number of one of the other chunks of an entry.
+    /// Returns the number of one of the further chunks of an entry.
     pub(super) fn listed(slot: &[u8], part: usize) -> u32 {
         let word = word_at(slot, ENTRY_WORDS + part / 2);
         if part.is_multiple_of(2) { low(word) } else { high(word) }
     }
 
-    /// What the entry whose header is at the start of a slot adds to the sum of its arena, also
-    /// after it was taken back.
+    /// Returns the weight of the entry whose header is at the start of a slot. Dropping an entry
+    /// clears only its commit word, so that this works after a drop, too.
     pub(super) fn weight_of_slot(&self, slot: &[u8], place: SlotPlace) -> Option<u64> {
         let [_, fields @ ..]: [u64; ENTRY_WORDS] = words_at(slot, 0)?;
         Some(weight(checksum(self.seed(), &fields), place))
     }
 }
 
-/// What the header of an entry says.
+/// The header of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SlotHeader {
     pub(super) version: u64,
@@ -164,36 +167,36 @@ pub(super) struct SlotHeader {
     pub(super) payload_crc: u32,
 }
 
-/// Which slot it is: its first word, counted from the start of the file.
+/// Identifies a slot: the index of its first word in the file.
 pub(super) type SlotPlace = u32;
 
-/// What an entry with this header checksum, in this place, adds to the sum of its arena.
+/// Returns what an entry with this header checksum, in this place, adds to the sum of its arena.
 pub(super) fn weight(crc: u32, place: SlotPlace) -> u64 {
     let mixed = (u64::from(crc) << 32 | u64::from(place)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     mixed ^ mixed >> 29
 }
 
-/// Word of an arena's sum: of the weights of all entries in its chunks.
+/// Returns the index of an arena's sum: the sum of the weights of all entries in its chunks.
 pub(super) fn sum_at(arena: usize) -> usize {
     ARENAS_AT + arena * ARENA_WORDS
 }
 
-/// Word of an arena's intent: the place that is being changed, or 0.
+/// Returns the index of an arena's intent: the place that is being changed, or 0.
 pub(super) fn intent_at(arena: usize) -> usize {
     sum_at(arena) + 1
 }
 
-/// Word of a chunk in the table.
+/// Returns the index of a chunk's word in the table.
 pub(super) fn table_at(chunk: u32) -> usize {
     TABLE_AT + chunk as usize
 }
 
-/// What the table says of a chunk.
+/// The entry of a chunk in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ChunkUse {
     pub(super) class: SizeClass,
     pub(super) arena: u16,
-    /// Slots that were ever used since the chunk has this class: only these are read.
+    /// The number of slots that were used since the chunk has this class. Only these are read.
     pub(super) used: u32,
 }
 
@@ -202,7 +205,7 @@ impl ChunkUse {
         (u64::from(self.class.0) + 1) | (u64::from(self.arena) << 16) | (u64::from(self.used) << 32)
     }
 
-    /// `None`: nothing is in it, or it is a part of an entry that begins in another chunk.
+    /// `None`: the chunk is unused, or has a part of an entry that begins in another chunk.
     pub(super) fn decode(word: u64) -> Option<Self> {
         let [class, arena, ..] = low_halves(word);
         let class = SizeClass::all().find(|known| known.0 + 1 == class)?;
@@ -210,7 +213,7 @@ impl ChunkUse {
     }
 }
 
-/// A size of slots. All slots of a chunk have one size.
+/// A size of slots. All slots of a chunk have the same size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SizeClass(u16);
 
@@ -241,11 +244,11 @@ const SLOT_WORDS: [usize; CLASSES] = {
 };
 
 impl SizeClass {
-    /// The one whose slots are whole chunks.
+    /// The class whose slots are whole chunks.
     pub(super) const WHOLE: Self = Self(CLASSES as u16 - 1);
 
-    /// The smallest class whose slots hold a payload of so many bytes. `None`: it takes more than a
-    /// chunk.
+    /// Returns the smallest class whose slots hold a payload of `len` bytes. `None`: the payload
+    /// takes more than one chunk.
     pub(super) fn of(len: usize) -> Option<Self> {
         let words = ENTRY_WORDS.saturating_add(len.div_ceil(WORD));
         let class = SLOT_WORDS.partition_point(|slot| *slot < words);
@@ -271,20 +274,20 @@ impl SizeClass {
     }
 }
 
-/// How an entry whose payload has `len` bytes lies in chunks: one for its beginning, and the rest
-/// in others, whose numbers, 4 bytes each, are between its header and its payload.
+/// How an entry is spread over chunks. It begins in one chunk and continues in further chunks.
+/// Their numbers, 4 bytes each, are between the header and the payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Spread {
-    /// Chunks beside the first.
+    /// The number of further chunks.
     pub(super) more: usize,
-    /// Payload bytes in the first.
+    /// Payload bytes in the first chunk.
     pub(super) first: usize,
 }
 
 impl Spread {
     pub(super) fn of(len: usize) -> Self {
         let room = CHUNK - ENTRY_WORDS * WORD;
-        // The list of the others takes room of the first, so that one more may be needed.
+        // The list of further chunks takes room in the first chunk, so that one more may be needed.
         let mut more = len.saturating_sub(room).div_ceil(CHUNK);
         loop {
             let first = room.saturating_sub(Self { more, first: 0 }.list_words() * WORD);
@@ -295,12 +298,12 @@ impl Spread {
         }
     }
 
-    /// Words of the list of the other chunks.
+    /// Returns the words of the list of further chunks.
     pub(super) fn list_words(self) -> usize {
         self.more.div_ceil(2)
     }
 
-    /// The part of the payload that is in each of the other chunks.
+    /// Returns the part of the payload in each of the further chunks.
     pub(super) fn others(self, len: usize) -> impl Iterator<Item = Range<usize>> {
         (0..self.more).map(move |part| {
             let from = self.first + part * CHUNK;
@@ -309,7 +312,7 @@ impl Spread {
     }
 }
 
-/// The words at a place, if they are there.
+/// Returns the words at a byte offset, if `bytes` has them.
 fn words_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u64; N]> {
     let (words, _) = bytes.get(at..at + N * WORD)?.as_chunks::<WORD>();
     let mut found = [0; N];
@@ -319,7 +322,7 @@ fn words_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u64; N]> {
     Some(found)
 }
 
-/// The word at a place, counted in words; 0 if it is not there.
+/// Returns the word at an index, or 0 beyond the end.
 pub(super) fn word_at(bytes: &[u8], at: usize) -> u64 {
     words_at::<1>(bytes, at * WORD).map_or(0, |[word]| word)
 }
@@ -339,7 +342,7 @@ fn bytes_of([first, second]: [u64; 2]) -> [u8; 16] {
     (u128::from(first) | u128::from(second) << 64).to_le_bytes()
 }
 
-/// The lower half: of a commit word, the checksum of the entry's header.
+/// Returns the lower half. In a commit word this is the checksum of the entry's header.
 pub(super) fn low(word: u64) -> u32 {
     word as u32
 }
@@ -348,7 +351,7 @@ fn high(word: u64) -> u32 {
     (word >> 32) as u32
 }
 
-/// The four parts of 16 bits, lowest first.
+/// Returns the four parts of 16 bits, lowest first.
 fn low_halves(word: u64) -> [u16; 4] {
     [word as u16, (word >> 16) as u16, (word >> 32) as u16, (word >> 48) as u16]
 }
@@ -359,7 +362,7 @@ mod tests {
 
     use super::*;
 
-    /// A message of 974 723 bytes got one chunk too many, and the copy to it panicked.
+    /// A message of 974 723 bytes got one chunk too many, and copying the message panicked.
     #[test]
     fn a_message_takes_no_chunk_that_it_does_not_need() {
         let spread = Spread::of(974_723);
@@ -371,7 +374,7 @@ mod tests {
 
         /// The parts follow each other, none is empty, and all but the last fill their chunks.
         #[test]
-        fn the_parts_of_a_message_are_all_of_it(
+        fn the_parts_of_a_message_cover_it(
             len in prop_oneof![0..4 * CHUNK, 0..200 * CHUNK, (0..9_000usize, 0..300usize).prop_map(|(chunks, off)| chunks * CHUNK + off)],
         ) {
             let spread = Spread::of(len);

@@ -1,4 +1,5 @@
-//! What the last run left in a spool's directory. An opening and `inspect` read it in the same way.
+//! Reads the crash log that the last run left in a spool's directory, for an opening and for
+//! `inspect`.
 
 use std::io;
 use std::path::Path;
@@ -6,23 +7,24 @@ use std::path::Path;
 use super::{CRASH_LOG, Foreign, LogContents, LoggedChange, read};
 use crate::storage::{OpenMode, Storage, is_unreadable};
 
-/// What the last run left.
+/// The crash log of the last run.
 #[derive(Debug, Default)]
 pub(crate) struct LastRun {
     /// Changes that were acknowledged and not on stable storage, oldest first.
     pub(crate) kept: Vec<LoggedChange>,
-    /// What is wrong with the file, which can't be believed, though it should.
+    /// Why the log can't be used, although it may be of this spool and this boot.
     pub(crate) torn: Option<String>,
-    /// Bytes of the file, which may be another spool's or of another boot; 0 where there is none.
+    /// Bytes of the file, also if it is of another spool or another boot. 0 if there is none, or if
+    /// the disk can't read it.
     pub(crate) file_bytes: u64,
 }
 
 impl LastRun {
-    /// Reads the log in the directory of a spool, if there is one. A failure is tried again once.
+    /// Reads the log in the directory of a spool, if there is one. Retries once after an error.
     pub(crate) fn read(storage: &dyn Storage, dir: &Path, spool: [u8; 16]) -> io::Result<Self> {
         let attempt = || Self::read_once(storage, dir, spool);
         match attempt().or_else(|_| attempt()) {
-            // As of a segment that the disk can't read.
+            // Damage and not an error, as for a segment that the disk can't read.
             Err(error) if is_unreadable(&error) => {
                 Ok(Self { torn: Some(torn(&format!("the disk can't read it: {error}"))), ..Self::default() })
             }
@@ -46,6 +48,6 @@ impl LastRun {
 
 fn torn(why: &str) -> String {
     format!(
-        "the crash log is not as the last process left it ({why}): what was not on stable storage then is lost"
+        "the crash log is not as the last process left it ({why}): changes that were not on stable storage are lost"
     )
 }

@@ -1,27 +1,27 @@
-//! The crash log: what was acknowledged and is not on stable storage yet, in a mapped file that
-//! outlives the process.
+//! The crash log: a mapped file, which outlives the process, with all changes that are acknowledged
+//! and not on stable storage yet.
 //!
-//! A store or a removal is written here before its caller gets `Ok`. That is a copy to memory and
-//! no system call. The pages belong to the kernel: a panic, `abort`, `kill -9` and the OOM killer
-//! leave them as they are. Only the end of the machine takes them.
+//! A store or a removal is written here before its caller gets `Ok`. This copies to memory and
+//! makes no system call. The pages belong to the kernel: they survive a panic, `abort`, `kill -9`
+//! and the OOM killer, but not the end of the machine.
 //!
 //! # Rules
 //!
-//! * For each message the log holds the newest version that was acknowledged, until that version is
-//!   on stable storage or is removed without a trace. A replacement commits the new entry
-//!   first and takes the old one back after that, both under the lock of the id's shard.
-//! * An entry counts when its commit word is written, which is last. A thread that is killed before
-//!   leaves nothing.
-//! * The file is of one size, and all its blocks are allocated when it is made. What finds no room
-//!   in it goes to the journal, with a sync.
-//! * It counts in one boot of the machine, beside the spool whose id it has: [`read`].
-//! * A page that can't be had breaks the log and not the process ([`mapping`]). Then it is replaced
-//!   by another, and what is dirty is written to the journal at once.
+//! * For each message the log holds the newest acknowledged version until that version is on stable
+//!   storage, or until the message is removed and nothing of it is on disk. A replacement commits
+//!   the new entry first and drops the old one after that, both under the lock of the id's shard.
+//! * An entry counts when its commit word is written, which is written last. A thread that is
+//!   killed before that leaves no entry.
+//! * The file has a fixed size, and all its blocks are allocated when it is made. A change that
+//!   does not fit into it goes to the journal, with a sync.
+//! * The log is valid in one boot of the machine, for the spool whose id it has: [`read`].
+//! * A page that can't be read or allocated breaks the log and not the process ([`mapping`]). Then
+//!   another log replaces it, and all dirty data is written to the journal at once.
 //!
 //! # Layout
 //!
-//! `mapping` – the file as words, and all `unsafe` code. `layout` – the bytes. `arena` – free
-//! slots. `read` – what a file holds. `left` – what the last run left in a directory.
+//! `mapping` – the file as words, and all `unsafe` code. `layout` – the format. `arena` – free
+//! slots. `read` – reads a file. `left` – reads what the last run left in a directory.
 
 mod arena;
 mod layout;
@@ -38,7 +38,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::available_parallelism;
 
-use arena::{Arena, Given};
+use arena::{Allocated, Arena};
 use layout::{CHUNK, ChunkUse, LogHeader, MAX_ARENAS, SizeClass, SlotHeader, SlotPlace, Spread};
 pub(crate) use left::LastRun;
 use mapping::Mapping;
@@ -56,11 +56,11 @@ pub(crate) const CRASH_LOG: &str = "crash-log";
 /// The name under which a log is made before it replaces another.
 pub(crate) const NEW_CRASH_LOG: &str = "crash-log.new";
 
-/// The largest file, in bytes: places in it have 32 bits, in words.
-const MOST: u64 = 16 << 30;
+/// The largest file, in bytes. [`SlotPlace`] counts words in 32 bits.
+const MAX_BYTES: u64 = 16 << 30;
 
-/// One part in so many of the file is kept for removals: these make room in it.
-const KEPT_FOR_REMOVALS: u32 = 8;
+/// This part of the chunks, one in so many, is reserved for removals, because removals free room.
+const REMOVAL_SHARE: u32 = 8;
 
 /// The log of a running spool.
 #[derive(Debug)]
@@ -69,25 +69,25 @@ pub(crate) struct CrashLog {
     mapping: Mapping,
     header: LogHeader,
     spare: Mutex<Spare>,
-    /// Chunks that no arena has, without the lock.
+    /// The number of chunks that no arena has, readable without the lock of `spare`.
     spares: AtomicUsize,
-    /// Chunks that the process has in its memory, without the lock.
+    /// The number of chunks in the memory of the process, readable without the lock of `spare`.
     touched: AtomicUsize,
     arenas: Box<[Mutex<Arena>]>,
-    /// What is in the log stays in it.
+    /// Dropped slots keep their entries in the file.
     is_frozen: AtomicBool,
 }
 
 /// The chunks that no arena has.
 #[derive(Debug)]
 struct Spare {
-    /// The last one is taken first.
+    /// The last chunk is taken first.
     chunks: Vec<u32>,
-    /// By number, of all chunks: the process has it in its memory.
+    /// By chunk number, for all chunks: the chunk is in the memory of the process.
     is_touched: Vec<bool>,
 }
 
-/// An entry that is written and does not count yet.
+/// An entry that is written but not committed: it does not count yet.
 #[derive(Debug)]
 pub(crate) struct Written {
     slot: Slot,
@@ -96,19 +96,19 @@ pub(crate) struct Written {
     payload_crc: u32,
 }
 
-/// An entry's room. Dropping it takes the entry back.
+/// The space of an entry. Dropping it removes the entry from the log.
 ///
-/// 32 bytes: each dirty message has one.
+/// 32 bytes, because each dirty message has one.
 #[derive(Debug)]
 pub(crate) struct Slot {
     log: Arc<CrashLog>,
-    /// The other chunks of a large entry.
-    #[expect(clippy::box_collection, reason = "few entries have some, and each has this field")]
+    /// The further chunks of a large entry.
+    #[expect(clippy::box_collection, reason = "few entries have further chunks, and each has this field")]
     more: Option<Box<Vec<u32>>>,
     chunk: u32,
     slot: u16,
     arena: u16,
-    /// The checksum of its header, if it is committed.
+    /// The checksum of the entry's header, if the entry is committed.
     crc: u32,
     class: SizeClass,
     is_committed: bool,
@@ -117,7 +117,7 @@ pub(crate) struct Slot {
 const _: () = assert!(size_of::<Slot>() == 32);
 
 impl CrashLog {
-    /// Makes a log of about `bytes` in a new file. All its blocks are allocated, or it is an error.
+    /// Makes a log of about `bytes` in a new file, and allocates all blocks of the file.
     pub(crate) fn create(
         storage: &dyn Storage,
         path: &Path,
@@ -125,7 +125,7 @@ impl CrashLog {
         bytes: u64,
     ) -> io::Result<Arc<Self>> {
         let arenas = available_parallelism().map_or(1, usize::from).clamp(1, MAX_ARENAS.min(16));
-        let chunks = u32::try_from(bytes.min(MOST) / CHUNK as u64).unwrap_or(0).max(1);
+        let chunks = u32::try_from(bytes.min(MAX_BYTES) / CHUNK as u64).unwrap_or(0).max(1);
         let (nonce, _) = Uuid::new_v4().as_u64_pair();
         let arenas_too = u32::try_from(arenas).unwrap_or(1);
         let header = LogHeader { spool, boot: storage.boot_id()?, nonce, chunks, arenas: arenas_too };
@@ -151,17 +151,17 @@ impl CrashLog {
         };
         match log.mapping.is_broken() {
             false => Ok(Arc::new(log)),
-            true => Err(io::Error::other("a page of the file could not be had")),
+            true => Err(io::Error::other("a page of the file could not be written")),
         }
     }
 
-    /// Writes a message, which does not count before it is committed. `None`: there is no room, or
-    /// the log is broken.
+    /// Writes a message, which does not count before it is committed. Returns `None` if there is no
+    /// room.
     pub(crate) fn write(self: &Arc<Self>, id: SpoolId, data: &[u8], payload_crc: u32) -> Option<Written> {
         let len = u32::try_from(data.len()).ok()?;
         let spread = Spread::of(data.len());
         let class = SizeClass::of(data.len()).unwrap_or(SizeClass::WHOLE);
-        let slot = self.take(class, spread.more, false)?;
+        let slot = self.allocate(class, spread.more, false)?;
         let at = self.place(&slot) as usize;
         for (place, pair) in LogHeader::list_of(at, slot.more()) {
             self.mapping.store(place, pair);
@@ -173,26 +173,28 @@ impl CrashLog {
         Some(Written { slot, id, len: Some(len), payload_crc })
     }
 
-    /// Writes a removal, which does not count before it is committed. `None`: as of
-    /// [`write`](Self::write).
+    /// Writes a removal, which does not count before it is committed. Returns `None` if there is no
+    /// room.
     pub(crate) fn write_removal(self: &Arc<Self>, id: SpoolId) -> Option<Written> {
-        let slot = self.take(SizeClass::of(0)?, 0, true)?;
+        let slot = self.allocate(SizeClass::of(0)?, 0, true)?;
         Some(Written { slot, id, len: None, payload_crc: 0 })
     }
 
-    /// What is in the log stays in it, whatever is dropped from now on: the spool ends without
-    /// having made everything durable.
+    /// From now on, dropped slots keep their entries in the log. For a spool that ends before
+    /// everything is durable.
     pub(crate) fn freeze(&self) {
         self.is_frozen.store(true, Ordering::Release);
     }
 
-    /// True if a page could not be had. Entries that were written since are lost with the process.
+    /// True if a page could not be read or allocated. Entries written since then are lost with the
+    /// process.
     pub(crate) fn is_broken(&self) -> bool {
         self.mapping.is_broken()
     }
 
-    /// Ends the log if a page of it could not be had: the file keeps entries that were taken back
-    /// since. Call it after each change, and before anything is acknowledged. True if it is ended.
+    /// Invalidates the file if the log is broken, because the file keeps entries that are dropped
+    /// after the fault. Call it after each change, and before a change is acknowledged. Returns
+    /// whether the log is broken.
     fn end_if_broken(&self) -> bool {
         let is_broken = self.is_broken();
         if is_broken {
@@ -201,46 +203,46 @@ impl CrashLog {
         is_broken
     }
 
-    /// The state of the open file, whatever became of its name.
+    /// Returns the state of the open file, also if it was renamed or deleted.
     pub(crate) fn state(&self) -> io::Result<FileState> {
         self.file.state()
     }
 
-    /// Bytes of the file.
+    /// Returns the size of the file in bytes.
     pub(crate) fn size(&self) -> u64 {
         self.header.file_len() as u64
     }
 
-    /// Bytes of the file that the process has in its memory.
+    /// Returns how many bytes of the file's chunks are in the memory of the process.
     pub(crate) fn touched_bytes(&self) -> u64 {
         (self.touched.load(Ordering::Relaxed) * CHUNK) as u64
     }
 
-    /// Takes what is not in use out of the memory of the process.
+    /// Removes unused chunks from the memory of the process.
     pub(crate) fn trim(&self) {
         self.collect_empty();
         let mut spare = self.spare.lock();
         let Spare { chunks, is_touched } = &mut *spare;
         for chunk in chunks.iter().filter(|chunk| std::mem::take(&mut is_touched[**chunk as usize])) {
-            self.mapping.let_go(self.header.chunk_at(*chunk), layout::CHUNK_WORDS);
+            self.mapping.release_resident(self.header.chunk_at(*chunk), layout::CHUNK_WORDS);
             self.touched.fetch_sub(1, Ordering::Relaxed);
         }
-        // From the start of the file on, as at first.
+        // Chunks at the start of the file are taken first, as in a new log.
         chunks.sort_unstable_by(|one, other| other.cmp(one));
     }
 
-    /// A free slot, with `more` chunks beside it.
-    fn take(self: &Arc<Self>, class: SizeClass, more: usize, is_removal: bool) -> Option<Slot> {
+    /// Allocates a slot and `more` further chunks.
+    fn allocate(self: &Arc<Self>, class: SizeClass, more: usize, is_removal: bool) -> Option<Slot> {
         let number = arena_of_thread() % self.arenas.len();
         let arena = u16::try_from(number).ok()?;
-        let kept = if is_removal { 0 } else { self.header.chunks / KEPT_FOR_REMOVALS } as usize;
+        let kept = if is_removal { 0 } else { self.header.chunks / REMOVAL_SHARE } as usize;
         let others = match more {
             0 => Vec::new(),
             _ => self.take_chunks(more, kept)?,
         };
         let mut state = self.arenas[number].lock();
-        let given = match state.give(class) {
-            Some(given) => given,
+        let allocated = match state.allocate(class) {
+            Some(allocated) => allocated,
             None => {
                 drop(state);
                 let Some(chunk) = self.take_chunks(1, kept).and_then(|mut chunks| chunks.pop()) else {
@@ -250,21 +252,22 @@ impl CrashLog {
                 state = self.arenas[number].lock();
                 self.set_use(chunk, ChunkUse { class, arena, used: 0 });
                 state.add(chunk, class);
-                state.give(class)?
+                state.allocate(class)?
             }
         };
-        if given.is_new {
-            // Before the slot counts as used: its bytes may be those of an earlier class.
-            self.mapping.store(self.place_of(given.chunk, given.slot, class) as usize, 0);
-            self.set_use(given.chunk, ChunkUse { class, arena, used: u32::from(given.slot) + 1 });
+        if allocated.is_new {
+            // Before the table counts the slot as used: it may still have bytes of a slot of
+            // another class.
+            self.mapping.store(self.place_of(allocated.chunk, allocated.slot, class) as usize, 0);
+            self.set_use(allocated.chunk, ChunkUse { class, arena, used: u32::from(allocated.slot) + 1 });
         }
         drop(state);
-        let Given { chunk, slot, .. } = given;
+        let Allocated { chunk, slot, .. } = allocated;
         let more = (!others.is_empty()).then(|| Box::new(others));
         Some(Slot { log: self.clone(), more, chunk, slot, arena, crc: 0, class, is_committed: false })
     }
 
-    /// Takes so many chunks out of the spare ones and leaves `kept`.
+    /// Takes `count` spare chunks. Returns `None` if fewer than `kept` would be left.
     fn take_chunks(&self, count: usize, kept: usize) -> Option<Vec<u32>> {
         let take = || {
             let mut spare = self.spare.lock();
@@ -282,12 +285,12 @@ impl CrashLog {
         })
     }
 
-    /// Takes the chunks in which nothing is left from all arenas.
+    /// Takes the empty chunks from all arenas.
     #[cold]
     fn collect_empty(&self) {
         for arena in &self.arenas {
             let mut arena = arena.lock();
-            let empty = arena.give_up_empty();
+            let empty = arena.release_empty();
             empty.iter().for_each(|chunk| self.clear_use(*chunk));
             drop(arena);
             self.put_back(&empty);
@@ -316,13 +319,15 @@ impl CrashLog {
 
     fn place_of(&self, chunk: u32, slot: u16, class: SizeClass) -> SlotPlace {
         let place = self.header.chunk_at(chunk) + usize::from(slot) * class.slot_words();
-        // The file has at most as many words: see MOST.
+        // A place always fits, because MAX_BYTES bounds the file.
         SlotPlace::try_from(place).unwrap_or(SlotPlace::MAX)
     }
 
-    /// Changes what counts, under the lock of the arena: `change` writes the entry's words.
-    /// Whatever of it a killed thread has done, [`read`] finds the sum right with or without the
-    /// entry.
+    /// Commits or drops an entry: `change` writes its words, and `more` is added to the arena's
+    /// sum. The caller holds the lock of the arena.
+    ///
+    /// If the thread is killed at any word, [`read`] finds the sum correct, either with or without
+    /// the entry at the intent's place.
     fn change(&self, arena: u16, place: SlotPlace, more: u64, change: impl FnOnce(&Mapping, usize)) {
         let (mapping, arena) = (&self.mapping, usize::from(arena));
         let (sum, intent) = (layout::sum_at(arena), layout::intent_at(arena));
@@ -334,8 +339,8 @@ impl CrashLog {
 }
 
 impl Written {
-    /// Makes the entry count, as this version of its message. Call it under the lock that orders
-    /// the versions of the message. `None`: the log is broken, and the entry is lost with the
+    /// Commits the entry as this version of its message. Call it under the lock that orders the
+    /// versions of the message. Returns `None` if the log is broken: the entry is lost with the
     /// process.
     pub(crate) fn commit(mut self, version: u64) -> Option<Slot> {
         let entry = SlotHeader { version, id: self.id, len: self.len, payload_crc: self.payload_crc };
@@ -356,7 +361,7 @@ impl Written {
 }
 
 impl Slot {
-    /// True if it is a slot of this log.
+    /// True if the slot is in `log`.
     pub(crate) fn is_of(&self, log: &Arc<CrashLog>) -> bool {
         Arc::ptr_eq(&self.log, log)
     }
@@ -378,23 +383,23 @@ impl Drop for Slot {
             let less = layout::weight(self.crc, place).wrapping_neg();
             log.change(self.arena, place, less, |mapping, at| mapping.store(at, 0));
         }
-        let is_empty = arena.take_back(self.chunk, self.slot);
-        // As long as there is much room an arena keeps the chunks that it will need again.
+        let is_empty = arena.free(self.chunk, self.slot);
+        // While at least half of the chunks are spare, an arena keeps its empty chunks for reuse.
         let is_wanted = log.spares.load(Ordering::Relaxed) < log.header.chunks as usize / 2;
-        let given_up = is_empty && is_wanted && arena.give_up(self.chunk);
-        if given_up {
+        let is_released = is_empty && is_wanted && arena.release(self.chunk);
+        if is_released {
             log.clear_use(self.chunk);
         }
         drop(arena);
         log.end_if_broken();
-        if given_up {
+        if is_released {
             log.put_back(&[self.chunk]);
         }
         log.put_back(self.more());
     }
 }
 
-/// A number for each thread, so that those that run beside each other seldom meet on one arena.
+/// Returns a number for each thread, so that concurrent threads seldom share an arena.
 fn arena_of_thread() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {

@@ -1,4 +1,4 @@
-//! Reads what a crash log holds, from its file and not through a mapping: an error is an error.
+//! Reads a crash log with file reads and not through a mapping, so that read errors are returned.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,7 +11,7 @@ use super::layout::{
 };
 use crate::storage::{StorageFile, read_exact_at};
 
-/// The newest version of a message that was acknowledged and was not on stable storage.
+/// The newest acknowledged version of a message that was not on stable storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LoggedChange {
     pub(crate) version: u64,
@@ -20,36 +20,36 @@ pub(crate) struct LoggedChange {
     pub(crate) data: Option<Vec<u8>>,
 }
 
-/// What a file is worth.
+/// The result of reading a crash log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LogContents {
-    /// It is the log of this spool in this boot, and whole. One entry per message, oldest first.
+    /// The log is of this spool and this boot, and is whole. One change per message, oldest first.
     Whole(Vec<LoggedChange>),
-    /// It says nothing about this spool now, for this reason.
+    /// The log does not apply to this spool in this boot, for this reason.
     Foreign(Foreign),
-    /// It is the log of this spool in this boot, and some of its pages are not what was last
-    /// written to them.
+    /// The log is of this spool and this boot, but some of its pages are not as last written.
     Torn(String),
 }
 
 /// Why a log is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Foreign {
-    /// It does not begin as a crash log does: it was never completely made.
+    /// The file has no valid header: its creation was never completed, or a broken log was
+    /// invalidated.
     Unfinished,
-    /// It was written beside another spool.
+    /// The log is of another spool.
     OtherSpool,
-    /// The machine was started since. What was not written to disk before is gone, so that an
-    /// entry may be older than what the journal has.
+    /// The machine was restarted. Pages that were not written to disk before are lost, so that an
+    /// entry may be older than the journal's record of its message.
     OtherBoot,
 }
 
 /// Reads the log of a spool in a boot.
 ///
-/// A process that is killed leaves every page as it last was. A device that loses its cache without
-/// a restart of the machine leaves some pages older than others: then the entries do not add up to
-/// the sum that each arena keeps, or a payload fails its checksum. Nothing of such a log is used,
-/// for a newer message could be kept while an older one is lost.
+/// A process that is killed leaves every page as last written. A device that loses its cache
+/// without a restart of the machine leaves some pages older than others. Then the entries of an
+/// arena do not add up to its sum, or a payload fails its checksum. Nothing of such a log is used,
+/// because a newer message could be kept while an older one is lost.
 pub(crate) fn read(file: &dyn StorageFile, spool: [u8; 16], boot: [u8; 16]) -> io::Result<LogContents> {
     let len = file.len()?;
     let mut start = vec![0; CHUNK.min(usize::try_from(len).unwrap_or(usize::MAX))];
@@ -76,7 +76,7 @@ pub(crate) fn read(file: &dyn StorageFile, spool: [u8; 16], boot: [u8; 16]) -> i
             return Ok(LogContents::Torn(torn));
         }
     }
-    if let Some(arena) = log.arena_that_does_not_add_up()? {
+    if let Some(arena) = log.arena_with_wrong_sum()? {
         return Ok(LogContents::Torn(format!("the entries of arena {arena} do not add up to its sum")));
     }
     let mut kept: Vec<LoggedChange> = newest.into_values().collect();
@@ -89,12 +89,12 @@ struct Log<'a> {
     header: LogHeader,
     /// The file up to the first chunk.
     table: Vec<u8>,
-    /// By arena: the weights of its entries, as they are there.
+    /// By arena: the sum of the weights of the entries read so far.
     sums: Vec<u64>,
 }
 
 impl Log<'_> {
-    /// The entries of a chunk, or why the log can't be believed.
+    /// Reads the entries of a chunk into `newest`. Returns the reason if the log is torn.
     fn read_chunk(
         &mut self,
         chunk: u32,
@@ -111,7 +111,7 @@ impl Log<'_> {
             let sum =
                 SlotPlace::try_from(place).ok().and_then(|place| self.header.weight_of_slot(bytes, place));
             let Some((sum, weight)) = self.sums.get_mut(usize::from(arena)).zip(sum) else {
-                return Ok(Err(format!("chunk {chunk} is of arena {arena}, which there is not")));
+                return Ok(Err(format!("chunk {chunk} has arena {arena}, which does not exist")));
             };
             *sum = sum.wrapping_add(weight);
             let data = match self.payload(&entry, class, bytes)? {
@@ -126,7 +126,8 @@ impl Log<'_> {
         Ok(Ok(()))
     }
 
-    /// The payload of an entry, which begins in `slot`; `None` for a removal.
+    /// Reads the payload of the entry that begins in `slot`; `None` for a removal. Returns the
+    /// reason if the log is torn.
     fn payload(
         &self,
         entry: &SlotHeader,
@@ -156,9 +157,9 @@ impl Log<'_> {
         }
     }
 
-    /// The first arena whose entries are not those that its sum counts. What a killed thread was
-    /// about to change counts or not.
-    fn arena_that_does_not_add_up(&self) -> io::Result<Option<usize>> {
+    /// Returns the first arena whose entries do not add up to its sum. The entry that a killed
+    /// thread was changing may be missing from the sum, or from the entries.
+    fn arena_with_wrong_sum(&self) -> io::Result<Option<usize>> {
         for (arena, sum) in self.sums.iter().enumerate() {
             let missing = word_at(&self.table, sum_at(arena)).wrapping_sub(*sum);
             if missing == 0 {
@@ -180,13 +181,13 @@ impl Log<'_> {
         Ok(None)
     }
 
-    /// True if an entry may begin there.
+    /// True if an entry may begin at `place`.
     fn is_in_chunk(&self, place: SlotPlace) -> bool {
         let place = place as usize;
         place >= self.header.chunk_at(0) && (place + ENTRY_WORDS) * WORD <= self.header.file_len()
     }
 
-    /// Reads from a word on.
+    /// Reads bytes from the word at index `at` on.
     fn read_words(&self, bytes: &mut [u8], at: usize) -> io::Result<()> {
         read_exact_at(self.file, bytes, (at * WORD) as u64)
     }

@@ -1,4 +1,4 @@
-//! What a killed process leaves, after each word that it writes.
+//! Tests the entries that are read, among others after a process is killed at any written word.
 
 use std::collections::HashMap;
 
@@ -51,13 +51,13 @@ impl LogBench {
     }
 }
 
-/// Every byte has another value than its neighbours.
+/// Returns bytes in which each byte differs from its neighbours.
 fn bytes(len: usize) -> Vec<u8> {
     (0..=250).cycle().take(len).collect()
 }
 
 #[test]
-fn what_is_committed_is_read_and_what_is_dropped_is_not() {
+fn committed_entries_are_read_and_dropped_entries_are_not() {
     let mut bench = LogBench::new(64);
     let lens = [0, 1, 7, 8, 512, 16 << 10, 64 << 10, CHUNK - 40, CHUNK - 39, 200_000, 1 << 20];
     let ids: Vec<SpoolId> = lens.iter().map(|_| SpoolId::new()).collect();
@@ -74,7 +74,7 @@ fn what_is_committed_is_read_and_what_is_dropped_is_not() {
 }
 
 #[test]
-fn what_is_written_and_not_committed_does_not_count() {
+fn an_uncommitted_entry_is_not_read() {
     let bench = LogBench::new(8);
     let written = bench.log.write(SpoolId::new(), &bytes(100), 0).unwrap();
     assert_eq!(bench.kept(), []);
@@ -83,7 +83,7 @@ fn what_is_written_and_not_committed_does_not_count() {
 }
 
 #[test]
-fn a_log_that_is_frozen_keeps_what_is_dropped() {
+fn a_frozen_log_keeps_dropped_entries() {
     let mut bench = LogBench::new(8);
     let id = SpoolId::new();
     let slot = bench.put(id, b"kept").unwrap();
@@ -93,24 +93,24 @@ fn a_log_that_is_frozen_keeps_what_is_dropped() {
 }
 
 #[test]
-fn removals_find_room_when_messages_do_not() {
+fn removals_have_room_when_messages_have_none() {
     let mut bench = LogBench::new(32);
     let mut slots = Vec::new();
     while let Some(slot) = bench.put(SpoolId::new(), &bytes(60_000)) {
         slots.push(slot);
     }
-    assert_eq!(slots.len(), 28, "an eighth is kept");
+    assert_eq!(slots.len(), 28, "an eighth is reserved");
     let removals: Vec<Slot> = (0..4 * 1_700).map_while(|_| bench.remove(SpoolId::new())).collect();
     assert!(removals.len() >= 4 * 1_700, "{}", removals.len());
     assert!(bench.put(SpoolId::new(), b"x").is_none());
     slots.clear();
-    // What one class has emptied another one gets.
+    // Chunks that one class has emptied are used for another class.
     let small: Vec<Slot> = (0..9_900).map_while(|_| bench.put(SpoolId::new(), &bytes(100))).collect();
     assert_eq!(small.len(), 9_900);
 }
 
 #[test]
-fn a_log_of_another_spool_or_boot_or_that_is_not_one_says_nothing() {
+fn a_log_of_another_spool_or_boot_and_garbage_are_ignored() {
     let mut bench = LogBench::new(8);
     let _slot = bench.put(SpoolId::new(), b"x").unwrap();
     let (file, boot) = (bench.file(), OsStorage.boot_id().unwrap());
@@ -124,8 +124,8 @@ fn a_log_of_another_spool_or_boot_or_that_is_not_one_says_nothing() {
     }
 }
 
-/// A message may contain the bytes of an entry. They are where a slot begins when the chunk has
-/// slots of another size later.
+/// A message may contain the bytes of an entry. They can be at the start of a slot when the chunk
+/// has slots of another size later.
 #[test]
 fn what_was_a_payload_is_never_an_entry() {
     let mut bench = LogBench::new(1);
@@ -134,7 +134,7 @@ fn what_was_a_payload_is_never_an_entry() {
         bench.log.header.encode_entry(&entry).iter().flat_map(|word| word.to_le_bytes()).collect();
     let slot = bench.put(SpoolId::new(), &header.repeat(1_000)).unwrap();
     drop(slot);
-    // Taken, and not committed: as a kill would leave it.
+    // Allocated and not committed, as a kill can leave the slots.
     let written: Vec<Written> = (0..10).map(|_| bench.log.write_removal(SpoolId::new()).unwrap()).collect();
     assert_eq!(bench.kept(), []);
     drop(written);
@@ -156,7 +156,7 @@ fn a_header_that_does_not_match_its_commit_word_is_no_entry() {
         }
     }
     let next = LogHeader { nonce: header.nonce + 1, ..header };
-    assert_eq!(next.decode_entry(&bytes(&words)), None, "of an earlier log");
+    assert_eq!(next.decode_entry(&bytes(&words)), None, "an entry of an earlier log");
 }
 
 #[test]
@@ -172,11 +172,11 @@ fn a_log_in_a_file_that_is_cut_short_breaks_and_is_not_used() {
     assert!(matches!(bench.contents(), LogContents::Torn(_)));
     let more: Vec<Option<Slot>> = (0..31).map(|_| bench.put(SpoolId::new(), &bytes(60_000))).collect();
     assert!(bench.log.is_broken());
-    assert!(more.iter().all(Option::is_none), "there is room for all of them, and none is protected");
+    assert!(more.iter().all(Option::is_none), "there is room for all of them, but none is protected");
     assert_eq!(bench.contents(), LogContents::Foreign(Foreign::Unfinished), "it was invalidated");
 }
 
-/// A page that was written back earlier than the others, after the device lost its cache.
+/// One page is older than the others, as after a device lost its cache.
 #[test]
 fn a_log_of_which_a_page_is_older_is_not_used() {
     let mut bench = LogBench::new(8);
@@ -199,7 +199,7 @@ fn a_log_of_which_a_page_is_older_is_not_used() {
     }
 }
 
-/// A file in memory, for the images that a kill leaves.
+/// A file in memory: the log as a kill leaves it.
 #[derive(Debug)]
 struct Image(Vec<u8>);
 
@@ -236,8 +236,8 @@ fn state_of(image: &Image, boot: [u8; 16]) -> Expected {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// A process that is killed after any word that it wrote leaves the log as it was before the
-    /// call, or as it is after the call.
+    /// A process that is killed after any word that it wrote leaves the log in the state before or
+    /// after the call.
     #[test]
     fn a_kill_after_any_word_leaves_the_state_before_or_after_the_call(
         steps in prop::collection::vec((0..4usize, 0..5usize, any::<prop::sample::Index>()), 1..40),
@@ -273,7 +273,7 @@ proptest! {
             }
             let trace = std::mem::take(&mut *bench.log.mapping.trace.lock());
             let mut is_after = false;
-            // The payload's words have no order: a few of them are looked at.
+            // The words of the payload have no order, so that only some of them are checked.
             let step = (trace.len() / 64).max(1);
             for (number, (at, word)) in trace.iter().enumerate() {
                 image.0[at * 8..][..8].copy_from_slice(&word.to_le_bytes());
@@ -288,7 +288,7 @@ proptest! {
             prop_assert_eq!(&state_of(&image, boot), &after);
             state = after;
         }
-        // At rest nothing is about to change.
+        // Between calls no change is in progress.
         let words = |at: usize| u64::from_le_bytes(image.0[at * 8..][..8].try_into().unwrap());
         for arena in 0..bench.log.arenas.len() {
             prop_assert_eq!(words(intent_at(arena)), 0);

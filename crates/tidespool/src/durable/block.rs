@@ -1,8 +1,8 @@
-//! What the index engine holds under one key: a block, the places of up to [`MOST`] messages whose
-//! keys follow each other. Pure.
+//! The value that the index engine holds under one key: a block with the places of up to [`MOST`]
+//! messages whose keys follow each other. Pure.
 //!
-//! The engine takes as long for a block as it would for the place of one message, and as much
-//! memory beside its bytes.
+//! A block costs the engine as much time, and as much memory beside its bytes, as a single message
+//! would.
 //!
 //! ```text
 //! offset  size  field
@@ -11,10 +11,10 @@
 //!      5     .  n entries, in ascending order of keys
 //! ```
 //!
-//! An entry is written as what differs from the one before it (the first: from the block's key and
-//! zeros): how many bytes of the key are the same at its beginning (1 byte) and behind those at its
-//! end (1 byte), the bytes between, then sequence number, generation, offset, and length of the
-//! message as [differences](crate::varint::put_difference).
+//! An entry is encoded as the difference to the previous one (the first: to the block's key and
+//! zeros). It starts with two bytes: how many bytes at the start of the key are equal, and how many
+//! at the end of the rest. Then come the bytes between, and sequence number, generation, offset and
+//! message length as [differences](crate::varint::put_difference).
 
 use super::key::{KEY_LEN, Key};
 use super::record::Record;
@@ -25,16 +25,16 @@ pub(super) const MOST: usize = 32;
 
 const CRC_LEN: usize = 4;
 
-/// A message and its place.
+/// The key of a message, and its place.
 pub(super) type BlockEntry = (Key, Record);
 
-/// The same with bytes that may be no key.
+/// A [`BlockEntry`] whose key bytes may be invalid.
 type Raw = ([u8; KEY_LEN], Record);
 
 const ZEROS: Record = Record { seq: 0, generation: 0, offset: 0, len: 0 };
 
-/// The block of `entries` under the key `at`: one at least, [`MOST`] at most, none before `at`, in
-/// ascending order of keys.
+/// Encodes `entries` as the block under the key `at`. There are 1 to [`MOST`] entries in ascending
+/// order of keys, and none is before `at`.
 pub(super) fn encode(at: &Key, entries: &[BlockEntry]) -> Vec<u8> {
     debug_assert!(!entries.is_empty() && entries.len() <= MOST);
     debug_assert!(entries[0].0 >= *at && entries.is_sorted_by(|(a, _), (b, _)| a < b));
@@ -52,14 +52,14 @@ pub(super) fn encode(at: &Key, entries: &[BlockEntry]) -> Vec<u8> {
     bytes
 }
 
-/// The entries of a block that stands under `at`. `None`: these are not the bytes of one.
+/// Decodes the block under `at`. `None` if the bytes are not a valid block.
 pub(super) fn decode(at: &Key, bytes: &[u8]) -> Option<Vec<BlockEntry>> {
     let (count, mut rest) = checked(at, bytes)?;
     let mut entries: Vec<BlockEntry> = Vec::with_capacity(count);
     let mut before = (*at.as_bytes(), ZEROS);
     for _ in 0..count {
         let entry = take_entry(&mut rest, &before)?;
-        // The first one may have the block's own key.
+        // The first entry may have the block's own key.
         let ascends = if entries.is_empty() { entry.0 >= before.0 } else { entry.0 > before.0 };
         if !ascends {
             return None;
@@ -70,8 +70,8 @@ pub(super) fn decode(at: &Key, bytes: &[u8]) -> Option<Vec<BlockEntry>> {
     rest.is_empty().then_some(entries)
 }
 
-/// The record under `key` in a block that stands under `at`. `None`: these are not the bytes of one,
-/// as far as they were read.
+/// Returns the record under `key` in the block under `at`. `None` if the bytes that were read are
+/// not those of a block.
 pub(super) fn find(at: &Key, bytes: &[u8], key: &Key) -> Option<Option<Record>> {
     let (count, mut rest) = checked(at, bytes)?;
     let mut entry = (*at.as_bytes(), ZEROS);
@@ -84,7 +84,7 @@ pub(super) fn find(at: &Key, bytes: &[u8], key: &Key) -> Option<Option<Record>> 
     Some(None)
 }
 
-/// How many entries there are, and their bytes.
+/// Returns the number of entries, and their bytes.
 fn checked<'a>(at: &Key, bytes: &'a [u8]) -> Option<(usize, &'a [u8])> {
     let (crc, rest) = bytes.split_first_chunk()?;
     if u32::from_le_bytes(*crc) != checksum(at, rest) {
@@ -100,7 +100,7 @@ fn put_entry(bytes: &mut Vec<u8>, (key_before, before): &BlockEntry, (key, recor
     let same = |pair: &(&u8, &u8)| pair.0 == pair.1;
     let start = old.iter().zip(new).take_while(same).count();
     let end = old[start..].iter().rev().zip(new[start..].iter().rev()).take_while(same).count();
-    // Both fit into a byte: they are at most the length of a key.
+    // Both fit into a byte, because they are at most the length of a key.
     bytes.extend([start, end].map(|count| u8::try_from(count).unwrap_or(u8::MAX)));
     bytes.extend(&new[start..KEY_LEN - end]);
     put_difference(bytes, before.seq, record.seq);
@@ -166,7 +166,7 @@ mod tests {
         fn any_bytes_are_decoded_without_a_panic(id: [u8; 16], mut bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let at = Key::of(&SpoolId::from_bytes(id));
             prop_assert_eq!(decode(&at, &bytes), None);
-            // As far as the entries: with the right checksum.
+            // With the correct checksum, decoding reaches the entries.
             if bytes.len() > CRC_LEN {
                 let crc = checksum(&at, &bytes[CRC_LEN..]);
                 bytes[..CRC_LEN].copy_from_slice(&crc.to_le_bytes());
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_block_is_small() {
-        // One message alone: no more than sled keeps without an allocation.
+        // A message alone: no more bytes than sled keeps without an allocation.
         let one = ids(1, |_| [0xaa; 16]);
         assert!(encode(&one[0].0, &one).len() <= 22);
         // Times of one host, a few microseconds apart.

@@ -1,4 +1,4 @@
-//! What can go wrong with the index engine.
+//! Errors of the index engine.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,46 +6,46 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-/// An error of the index engine. None has a `source`: each is the root cause of what carries it.
-/// None says anything about a message: the index can be rebuilt.
+/// An error of the index engine. It has no `source`: it is the root cause of the error that
+/// contains it. It never means that a message is lost, because the index can be rebuilt.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(crate) enum DurableError {
     /// The engine failed: an I/O error, damaged files, a panic inside.
-    #[error("{}: {doing} failed: {what}; it is rebuilt from the segments", path.display())]
+    #[error("{}: {doing} failed: {what}; the index is rebuilt from the segments", path.display())]
     Engine {
         /// Its directory.
         path: PathBuf,
         /// The call that failed.
         doing: &'static str,
-        /// Its own error.
+        /// The text of the engine's error.
         what: String,
-        /// The kind of I/O error, where it is one.
+        /// The kind of the I/O error, if it is one.
         kind: Option<io::ErrorKind>,
     },
-    /// The engine did not answer in time. Its thread may still be at it.
-    #[error("{}: {doing} did not end within {} ms; it is rebuilt from the segments", path.display(), after.as_millis())]
+    /// The engine did not answer in time. Its thread may still be running.
+    #[error("{}: {doing} did not end within {} ms; the index is rebuilt from the segments", path.display(), after.as_millis())]
     Timeout {
         /// Its directory.
         path: PathBuf,
-        /// The call that did not end.
+        /// The call that timed out.
         doing: &'static str,
-        /// How long it had.
+        /// The timeout.
         after: Duration,
     },
-    /// Its files are in use: by another process, or by an earlier opening in this one that has not
-    /// ended yet.
+    /// Another process uses the files, or an earlier engine of this process has not closed them
+    /// yet.
     #[error("{} is in use by another process, or not closed yet", path.display())]
     Locked {
         /// Its directory.
         path: PathBuf,
     },
-    /// The index is being rebuilt, waits for that, or was closed. Says nothing about the message
-    /// asked for. To be tried again.
+    /// The index is being rebuilt, waits for a rebuild, or was closed. The message may exist; the
+    /// call can be repeated.
     #[error("{}: {why}", path.display())]
     Unavailable {
         /// Its directory.
         path: PathBuf,
-        /// Why it is not.
+        /// The reason.
         why: String,
     },
     /// sled cannot work on this file system.
@@ -56,13 +56,13 @@ pub(crate) enum DurableError {
     Unsupported {
         /// Its directory.
         path: PathBuf,
-        /// sled's own error.
+        /// The text of sled's error.
         what: String,
     },
 }
 
 impl DurableError {
-    /// The engine has to be thrown away.
+    /// Returns true if the engine must be discarded.
     pub(crate) const fn poisons(&self) -> bool {
         matches!(self, Self::Engine { .. } | Self::Timeout { .. } | Self::Unsupported { .. })
     }

@@ -1,7 +1,7 @@
-//! sled's files: who may read them, and when they are on stable storage.
+//! sled's files: their permissions, their sizes, and their directories.
 //!
-//! sled opens, reads and writes them itself. What it leaves to us goes through [`Storage`], as the
-//! journal's and the manifest's files do.
+//! sled opens, reads and writes them itself. All other calls go through [`Storage`], as for the
+//! files of the journal and the manifest.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::storage::{OpenMode, Storage, StorageFile, at, is_bystander, make_dir_private, make_file_private};
 
-/// sled's data file, through a descriptor that is older than sled's own and is kept: the kernel
+/// sled's data file, through a descriptor that was opened before sled's own and is kept. The kernel
 /// reports write-back errors to each descriptor that is open when they happen.
 #[derive(Debug)]
 pub(super) struct DataFile {
@@ -19,18 +19,19 @@ pub(super) struct DataFile {
 }
 
 impl DataFile {
-    /// Makes the directory and its files, where there are none, so that no other user can read them
-    /// at any moment (sled would leave that to the umask), and opens the data file.
+    /// Creates the directory and its files if they are missing, and opens the data file. No other
+    /// user can ever read the files (sled would leave that to the umask).
     pub(super) fn prepare(storage: &dyn Storage, dir: &Path) -> io::Result<Self> {
         let root = dir.parent().unwrap_or(dir);
         for path in [root, dir, &dir.join("blobs")] {
             let made = storage.create_dir(path).and_then(|()| make_dir_private(path));
             made.map_err(|error| at(path, error))?;
         }
-        // A kill may have come before `make_private`: an umask of 0777 left files of mode 0000.
+        // A process may have been killed before it called `make_private`: an umask of 0777 left
+        // files of mode 0000.
         make_private(dir)?;
         let path = dir.join("db");
-        // Made only where there is none: what is there is sled's, and is not made empty.
+        // Creates the file only if it is missing, because `Create` would empty sled's file.
         let file = match storage.open(&path, OpenMode::Write) {
             Err(err) if err.kind() == io::ErrorKind::NotFound => storage.open(&path, OpenMode::Create),
             opened => opened,
@@ -39,13 +40,13 @@ impl DataFile {
         Ok(Self { file })
     }
 
-    /// The descriptor.
+    /// Returns the descriptor.
     pub(super) fn descriptor(&self) -> Arc<dyn StorageFile> {
         self.file.clone()
     }
 }
 
-/// Makes the files that sled has made readable for the owner alone, whatever the umask.
+/// Restricts the files that sled has created to the owner, whatever the umask.
 pub(super) fn make_private(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -59,17 +60,17 @@ pub(super) fn make_private(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes of all files in `dir`.
+/// Returns the bytes of all files in `dir`.
 pub(crate) fn size_of(dir: &Path) -> io::Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         match entry.metadata() {
-            // It may be one that only root may read.
+            // A file that only root may read, for example.
             Ok(_) if is_bystander(&entry.file_name().to_string_lossy()) => {}
             Ok(metadata) if metadata.is_dir() => bytes += size_of(&entry.path())?,
             Ok(metadata) => bytes += metadata.len(),
-            // sled removes snapshots and blobs beside us.
+            // sled removes snapshots and blobs at the same time.
             Err(err) if err.kind() == io::ErrorKind::NotFound => {}
             Err(err) => return Err(err),
         }
@@ -77,8 +78,8 @@ pub(crate) fn size_of(dir: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// Removes what has the name of the directory of indexes and is none: a file, or a link.
-pub(super) fn make_way(root: &Path) -> io::Result<()> {
+/// Removes a file or a link that has the name of the directory of indexes.
+pub(super) fn remove_non_directory(root: &Path) -> io::Result<()> {
     match fs::symlink_metadata(root) {
         Ok(found) if !found.is_dir() => fs::remove_file(root).map_err(|error| at(root, error)),
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(root, error)),
@@ -86,7 +87,8 @@ pub(super) fn make_way(root: &Path) -> io::Result<()> {
     }
 }
 
-/// The numbers of the directories below `root`, one for each index that was made and not removed.
+/// Returns the numbers of the directories below `root`, one for each index that was created and not
+/// removed.
 pub(super) fn numbers_in(root: &Path) -> io::Result<Vec<u64>> {
     let entries = match fs::read_dir(root) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -101,7 +103,7 @@ pub(super) fn numbers_in(root: &Path) -> io::Result<Vec<u64>> {
     Ok(numbers)
 }
 
-/// Removes everything in `root` but the index `kept`. What can't be removed stays as garbage, until
+/// Removes everything in `root` except the index `kept`. Entries that can't be removed stay until
 /// the next try.
 pub(super) fn remove_others(root: &Path, kept: Option<u64>) {
     let kept = kept.map(|number| number.to_string());

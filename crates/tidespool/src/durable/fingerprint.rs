@@ -1,5 +1,5 @@
-//! What the engine's files are, in two numbers. Taken of closed files and compared before they are opened again: where every byte is what it was,
-//! nothing in them has to be counted anew.
+//! The fingerprint of the engine's files, in two numbers. It is taken when they are closed and
+//! compared before they are opened. If no byte changed, the records in them need no new count.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,34 +16,36 @@ use serde::{Deserialize, Serialize};
 use super::tally::number_of;
 use crate::storage::{at, is_bystander};
 
-/// What one thread takes at a time: so many bytes of one file.
+/// Bytes of a file that a thread processes at a time.
 const PIECE: u64 = 8 << 20;
 
-/// Bytes read at once: little enough to be still in the processor's cache when they are summed up.
+/// Bytes read at once: few enough to be in the processor's cache when they are summed up.
 const BLOCK: usize = 256 << 10;
 
-/// Files of so many bytes together get no fingerprint: reading them at the end would take longer than anybody likes to wait.
+/// Larger directories get no fingerprint, because reading them would make a shutdown too slow.
 const MAX_BYTES: u64 = 16 << 30;
 
-/// Length and digest of all files in a directory. Directories that differ by damage or by chance have the same one with a probability of about
-/// 2⁻³²; it is no protection against somebody who wants them to.
+/// Length and digest of all files in a directory. Directories that differ by accident have the same
+/// fingerprint with a probability of about 2⁻³². It does not protect against intent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fingerprint {
-    /// Of all files.
+    /// The bytes of all files.
     bytes: u64,
-    /// The sum, modulo 2⁶⁴, of one number for each piece of 8 MiB: of the file's name and length, the piece's place and its CRC-32C.
+    /// The sum, modulo 2⁶⁴, of one number for each piece of 8 MiB. The number covers the file's
+    /// name and length, and the piece's offset and CRC-32C.
     digest: u64,
 }
 
 struct ListedFile {
     path: PathBuf,
-    /// Within the directory.
+    /// Path within the directory.
     name: Vec<u8>,
     len: u64,
 }
 
 impl Fingerprint {
-    /// That of everything in `dir`. `None`: it would take longer than `until`, there are more than 16 GiB, or something in it is no plain file.
+    /// Takes the fingerprint of `dir`. `None` if that would last beyond `until`, if there are more
+    /// than 16 GiB, or if an entry is no plain file.
     pub(crate) fn of(dir: &Path, until: Option<Instant>) -> io::Result<Option<Self>> {
         let mut files = Vec::new();
         if !list(dir, dir, &mut files)? {
@@ -53,7 +55,7 @@ impl Fingerprint {
         if bytes > MAX_BYTES {
             return Ok(None);
         }
-        // An empty file has a piece too: its name counts.
+        // An empty file has a piece too, so that its name counts.
         let pieces: Vec<(&ListedFile, u64)> = files
             .iter()
             .flat_map(|file| (0..file.len.div_ceil(PIECE).max(1)).map(move |n| (file, n * PIECE)))
@@ -63,7 +65,7 @@ impl Fingerprint {
         let (one, other) = thread::scope(|scope| {
             let helper = thread::Builder::new().name("tide-open".to_owned()).spawn_scoped(scope, work);
             let one = work();
-            // Where no second thread could be had, the first has done everything.
+            // Without a second thread, the first one has processed all pieces.
             let other = helper.map_or(Ok(Ok(Some(0))), thread::ScopedJoinHandle::join);
             (one, other.unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))))
         });
@@ -72,7 +74,7 @@ impl Fingerprint {
     }
 }
 
-/// Lists the files in `dir`. `false`: there is something else too.
+/// Lists the files in `dir`. Returns `false` if an entry is neither file nor directory.
 fn list(root: &Path, dir: &Path, files: &mut Vec<ListedFile>) -> io::Result<bool> {
     for entry in fs::read_dir(dir).map_err(|error| at(dir, error))? {
         let entry = entry.map_err(|error| at(dir, error))?;
@@ -95,7 +97,7 @@ fn list(root: &Path, dir: &Path, files: &mut Vec<ListedFile>) -> io::Result<bool
     Ok(true)
 }
 
-/// The digest of the pieces that fall to this thread.
+/// Returns the digest of the pieces that this thread takes.
 fn sum_up(
     pieces: &[(&ListedFile, u64)],
     next: &AtomicUsize,
@@ -118,7 +120,7 @@ fn sum_up(
 fn crc_of(path: &Path, from: u64, to: u64, block: &mut [u8]) -> io::Result<u32> {
     let file = File::open(path)?;
     if let Some(len) = std::num::NonZeroU64::new(to - from) {
-        // The disk begins with all of it; where it can't be told so, it is read all the same.
+        // Starts the read-ahead of the whole piece. If that fails, the piece is read anyway.
         let _ = fadvise(&file, from, Some(len), Advice::WillNeed);
     }
     let (mut crc, mut at) = (0, from);
@@ -152,13 +154,13 @@ mod tests {
     }
 
     #[test]
-    fn the_same_files_have_the_same_one_wherever_they_are() {
+    fn equal_files_in_another_directory_have_the_same_fingerprint() {
         let (one, other) = (files(), files());
         assert_eq!(of(one.path()), of(other.path()));
     }
 
     #[test]
-    fn every_change_is_seen() {
+    fn every_change_is_detected() {
         let dir = files();
         let (root, good) = (dir.path(), of(dir.path()));
         let db = fs::File::options().read(true).write(true).open(root.join("db")).unwrap();
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_that_changed_places_are_seen() {
+    fn swapped_pieces_are_detected() {
         let dir = tempfile::tempdir().unwrap();
         let piece = usize::try_from(PIECE).unwrap();
         fs::write(dir.path().join("db"), [vec![1; piece], vec![2; piece]].concat()).unwrap();
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_none_in_too_little_time_or_of_a_link() {
+    fn a_timeout_or_a_link_yields_no_fingerprint() {
         let dir = files();
         let past = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
         assert_eq!(Fingerprint::of(dir.path(), Some(past)).unwrap(), None);

@@ -1,87 +1,91 @@
-//! How much memory sled uses: an estimate, as it does not tell, and uses more than its
-//! `cache_capacity`.
+//! Estimates sled's memory use. sled does not report it, and uses more than its `cache_capacity`.
 //!
-//! What it holds, by its source and by measuring it (the test `measure`), where each of its records
-//! is a [block](super::block):
+//! What it holds, according to its source and to measurements (the test `measure`). Each of its
+//! records is a [block](super::block):
 //!
-//! * For each leaf, in memory or not: a page, a list of where its pieces are, entries in the page
-//!   table, in the cache and in a segment. A leaf has nine blocks where they came in order. The list
-//!   is exact after a filing; read at open it has room for four pieces; and each change of a block
-//!   that was there before adds a piece.
-//! * The leaves in its cache. It counts each as its bytes on disk, rounded up to a power of two; in
-//!   memory a leaf has room for sixteen keys and values of 40 bytes each, and an allocation for each
-//!   value.
+//! * For each leaf, in memory or not: a page, a list of the places of its pieces, and entries in
+//!   the page table, in the cache and in a segment. A leaf has nine blocks if they came in order.
+//!   The list is exact after a checkpoint. After an open it has space for four pieces, and each
+//!   change of an existing block adds a piece.
+//! * The leaves in its cache. It counts each as its bytes on disk, rounded up to a power of two. In
+//!   memory a leaf has space for sixteen keys and values of 40 bytes each, and an allocation for
+//!   each value.
 //! * Leaves that were read and are not counted yet: it queues 64 accesses in each of 256 shards
-//!   before it looks at them. Half of these places are taken, in the mean; a scan or random loads
-//!   take each for another leaf, a filing in order takes ten for one.
+//!   before it processes them. On average half of these places are taken. In a scan or random
+//!   loads, each place holds a different leaf. In a checkpoint in key order, ten places hold one
+//!   leaf.
 //!
-//! Leaves are read on several threads and let go of by others. An allocator with a heap for each
-//! thread (glibc's arenas) keeps the room of the cached leaves about twice: what one thread frees
-//! into another one's heap waits there for that one. This is counted once anybody has read. With one
-//! heap for all (`MALLOC_ARENA_MAX=1`) it is not there, and the estimate is too high by as much.
+//! Several threads read leaves, and other threads free them. An allocator with a heap for each
+//! thread (glibc's arenas) then keeps about twice the memory of the cached leaves: memory that one
+//! thread frees into another thread's heap waits there for that thread. This is counted once many
+//! leaves were read. With a single heap (`MALLOC_ARENA_MAX=1`) it does not happen, and the estimate
+//! is too high by as much.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::packed::Applied;
 
-/// Blocks in a leaf: one of 17 is split, and what is filed in order stays with the left half.
+/// Blocks in a leaf. A leaf with 17 blocks is split, and blocks written in order leave the left
+/// half unchanged.
 const IN_A_LEAF: u64 = 9;
 /// Bytes for each block, cached or not.
 const PER_BLOCK: u64 = 25;
-/// More bytes for each block that was there when sled was opened.
+/// Additional bytes for each block that existed when sled was opened.
 const PER_OPENED: u64 = 17;
-/// More bytes for each change or removal of a block that was there before.
+/// Additional bytes for each change or removal of an existing block.
 const PER_CHANGE: u64 = 24;
-/// A leaf may have so many pieces; then it is written as one.
+/// The most pieces of a leaf, which is then written as one.
 const PIECES: u64 = 10;
-/// A cached leaf without its blocks.
+/// Bytes of a cached leaf without its blocks.
 const LEAF: u64 = 1_530;
-/// A block in a cached leaf beside its bytes.
+/// Bytes of a block in a cached leaf, beside its value.
 const BESIDE_VALUE: u64 = 27;
-/// A leaf on disk without its blocks, and a block in it beside its bytes.
+/// Bytes of a leaf on disk without its blocks, and of a block in it beside its value.
 const LEAF_ON_DISK: u64 = 60;
 const BESIDE_VALUE_ON_DISK: u64 = 12;
-/// Leaves that wait to be counted after a filing, and after many were read.
+/// Leaves that wait to be counted after a checkpoint, and after many reads.
 const QUEUED_BY_CHECKPOINT: u64 = 800;
 const QUEUED_BY_READING: u64 = 8_192;
-/// Tables.
+/// Bytes of the tables.
 const FIXED: u64 = 4 << 20;
-/// What is under way between a change and its flush, and what epochs keep of it: at most so much, and an eighth of the file.
+/// The most bytes in use between a change and its flush, and kept by epochs. An eighth of the file,
+/// if that is less.
 const UNDER_WAY: u64 = 14 << 20;
 
-/// sled's own count of its cache is so many times too low for locators, the smallest records: they are most of what is
-/// filed.
+/// The factor by which sled's own count of its cache is too low for locators. They are the smallest
+/// records, and most of the index.
 pub(super) const CACHE_FACTOR: u64 = 4;
 
-/// What was seen of the blocks.
+/// Counts of the blocks that were read and written.
 #[derive(Debug, Default)]
 pub(super) struct Footprint {
     seen: AtomicU64,
     seen_bytes: AtomicU64,
-    /// Leaves that somebody read, the same one perhaps often.
+    /// Leaves that were read, including repeated reads of the same leaf.
     leaves_read: AtomicU64,
-    /// Of the first count and the changes since; 0 where nothing was counted yet.
+    /// Blocks in the first count, plus changes since then. 0 before the first count.
     blocks: AtomicU64,
-    /// Of the first count.
+    /// Blocks in the first count.
     opened: AtomicU64,
     /// Blocks that were replaced or removed.
     changed: AtomicU64,
 }
 
 impl Footprint {
-    /// These changes were made.
+    /// Counts applied changes.
     pub(super) fn made(&self, made: &Applied) {
         self.saw(made.written_blocks, made.bytes as u64);
         self.blocks.fetch_add(made.more_blocks, Ordering::Relaxed);
         self.changed.fetch_add(made.changed_blocks, Ordering::Relaxed);
     }
 
-    /// A block was read, by itself.
+    /// Counts the read of a single block.
     pub(super) fn read(&self) {
         self.leaves_read.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// For whoever reads many in order: what it saw is counted when it is dropped, so that threads do not get in each other's way.
+    /// Returns a counter for a reader of many blocks. The counts are added when it is dropped, so
+    /// that threads do not contend.
     pub(super) fn watch(&self) -> FootprintWatch<'_> {
         FootprintWatch { footprint: self, seen: 0, bytes: 0 }
     }
@@ -91,16 +95,17 @@ impl Footprint {
         self.seen_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Resident bytes, given the `cache_capacity` of sled and the bytes on disk (which bound the blocks as long as none were counted).
+    /// Returns the estimated resident bytes. Before the first count, the bytes on disk bound the
+    /// number of blocks.
     pub(super) fn resident_bytes(&self, cache_capacity: u64, size_on_disk: u64) -> u64 {
         let seen = self.seen.load(Ordering::Relaxed);
         let block = self.seen_bytes.load(Ordering::Relaxed).checked_div(seen).unwrap_or(0);
         let opened = self.opened.load(Ordering::Relaxed);
-        // Read beside changes, it can be below 0 for a moment.
+        // A read during changes can be below 0 for a moment.
         let most = size_on_disk / BESIDE_VALUE_ON_DISK;
         let blocks = match self.blocks.load(Ordering::Relaxed) {
             0 => size_on_disk / (block + BESIDE_VALUE_ON_DISK),
-            // Leaves that lost blocks stay until they have fewer than four.
+            // A leaf stays until it has fewer than four blocks.
             blocks => blocks.min(most).max(opened),
         };
         let leaves = blocks.div_ceil(IN_A_LEAF);
@@ -121,7 +126,7 @@ impl Footprint {
     }
 }
 
-/// What one reader saw, not yet counted.
+/// Counts of one reader that are not added yet.
 pub(super) struct FootprintWatch<'a> {
     footprint: &'a Footprint,
     seen: u64,
@@ -134,7 +139,8 @@ impl FootprintWatch<'_> {
         self.bytes += len as u64;
     }
 
-    /// Everything that there is was seen. The first time after an opening says what was there then.
+    /// Records that all blocks were counted. The first call after an open sets the number of
+    /// existing blocks.
     pub(super) fn saw_all(&self) {
         let Footprint { blocks, opened, .. } = self.footprint;
         if blocks.compare_exchange(0, self.seen, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
@@ -166,7 +172,8 @@ mod tests {
         });
     }
 
-    /// The estimates after a filing, a scan, an opening with 200 000 random loads, and the removal of half.
+    /// The estimates after a checkpoint, after a scan, after an open with 200 000 random loads, and
+    /// after removing half.
     fn estimates(records: u64, value: usize, cache_mib: u64, disk_mib: u64) -> [u64; 4] {
         let mib = |footprint: &Footprint| footprint.resident_bytes(cache_mib * MIB, disk_mib * MIB) / MIB;
         let filed = Footprint::default();
@@ -188,8 +195,8 @@ mod tests {
     }
 
     #[test]
-    fn it_is_near_what_was_measured() {
-        // The test `measure`, on glibc, with a share of 16 MiB of which sled is given 4, and with
+    fn the_estimate_is_near_the_measurement() {
+        // From the test `measure`, on glibc, with a share of 16 MiB of which sled gets 4, and with
         // one message in each block.
         for (records, value, disk, measured) in [
             (1_000_000, 37, 181, [57, 100, 112, 135]),
@@ -205,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn for_full_blocks_it_is_not_below_what_was_measured_and_not_far_above() {
+    fn for_full_blocks_the_estimate_is_a_little_high() {
         // The same, with keys in order: 1 and 3 million messages.
         for (blocks, bytes, disk, measured) in
             [(31_250, 250, 14, [10, 18, 24, 26]), (93_750, 250, 41, [10, 28, 45, 46])]
@@ -219,14 +226,14 @@ mod tests {
     }
 
     #[test]
-    fn a_little_counts_little() {
+    fn a_small_index_has_a_small_estimate() {
         let footprint = Footprint::default();
         make(&footprint, 1_000, 37, 1_000, 0);
         assert!(footprint.resident_bytes(16 * MIB, 2 * MIB) < 6 * MIB);
     }
 
     #[test]
-    fn an_empty_or_uncounted_store_has_an_estimate_too() {
+    fn an_empty_or_uncounted_store_has_an_estimate() {
         let footprint = Footprint::default();
         assert_eq!(footprint.resident_bytes(1 << 30, 0), FIXED);
         let uncounted = footprint.resident_bytes(1 << 30, 1 << 30);

@@ -1,4 +1,4 @@
-//! The index that the spool uses: whole, being rebuilt, or none.
+//! The index that the spool uses: complete, being rebuilt, or absent.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::files::{make_way, numbers_in, remove_others};
+use super::files::{numbers_in, remove_non_directory, remove_others};
 use super::fingerprint::Fingerprint;
 use super::{DurableError, DurableStore, IndexOp, Key, KeyRange, Record, SledOptions, SledStore, Tally};
 use crate::storage::StorageFile;
@@ -19,52 +19,52 @@ use crate::storage::StorageFile;
 type OpenDataFile = (PathBuf, Arc<dyn StorageFile>);
 pub(super) type Opener = Box<dyn Fn(&Path) -> Result<Box<dyn DurableStore>, DurableError> + Send + Sync>;
 
-/// An index as an orderly shutdown left it. Stands in the manifest.
+/// An index as an orderly shutdown left it. The manifest holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ClosedIndex {
-    /// Of its directory.
+    /// The number of its directory.
     number: u64,
     files: Fingerprint,
 }
 
-/// The index that the spool uses now, if there is one.
+/// The index in use, if there is one.
 ///
-/// Each index has a directory of its own, with a number for a name. The first error that poisons
-/// the engine takes it out of use: it is closed on its own thread, without a wait, and every call
+/// Each index has its own directory, with a number as its name. The first error that poisons the
+/// engine takes it out of use. It closes on its own thread, in the background. Every call then
 /// fails with [`DurableError::Unavailable`] until another index is [begun](Self::begin) and filled.
 pub(crate) struct DiskIndex {
-    /// The directory of the numbered directories.
+    /// The parent of the numbered directories.
     root: PathBuf,
     opener: Opener,
     options: SledOptions,
     current: ArcSwapOption<OpenIndex>,
-    /// Of the last index.
+    /// The number of the last index.
     number: AtomicU64,
-    /// The end came while an index was being opened: it is let go at once.
+    /// The index was closed for good. If one is being opened meanwhile, it is released at once.
     given_up: AtomicBool,
-    /// Out of use, not yet seen closed.
+    /// Indexes out of use that may not be closed yet.
     retired: Mutex<Vec<Arc<OpenIndex>>>,
     /// The data file of the last index.
     data_file: Mutex<Option<OpenDataFile>>,
-    /// Why there is no whole index.
+    /// Why there is no complete index.
     why: Mutex<String>,
-    /// Notified when the index becomes whole, and at the end.
+    /// Notified when the index becomes complete, and at the close.
     became_whole: Notify,
 }
 
 /// An index in use.
 struct OpenIndex {
-    /// Of its directory.
+    /// The number of its directory.
     number: u64,
     store: Box<dyn DurableStore>,
     state: AtomicU8,
 }
 
-/// [`OpenIndex::state`]: what it holds is right, and not everything.
+/// [`OpenIndex::state`]: its records are correct but not complete.
 const FILLING: u8 = 0;
-/// [`OpenIndex::state`]: what it holds was not compared with the manifest yet.
+/// [`OpenIndex::state`]: its records were not compared with the manifest yet.
 const UNCHECKED: u8 = 1;
-/// [`OpenIndex::state`]: it holds everything that is filed.
+/// [`OpenIndex::state`]: it holds all checkpointed messages.
 const WHOLE: u8 = 2;
 
 impl OpenIndex {
@@ -74,14 +74,14 @@ impl OpenIndex {
 }
 
 impl DiskIndex {
-    /// No index yet. Its directories will be in `root`.
+    /// Creates a handle without an index. The directories of its indexes will be in `root`.
     pub(crate) fn new(root: &Path, options: SledOptions) -> Self {
         let of_sled = options.clone();
         let opener: Opener = Box::new(move |dir| Ok(Box::new(SledStore::open(dir, of_sled.clone())?)));
         Self::with_opener(root, options, opener)
     }
 
-    /// The same for another engine.
+    /// Creates a handle for another engine.
     pub(super) fn with_opener(root: &Path, options: SledOptions, opener: Opener) -> Self {
         Self {
             root: root.to_owned(),
@@ -97,7 +97,7 @@ impl DiskIndex {
         }
     }
 
-    /// The directory of the indexes.
+    /// Returns the parent directory of the indexes.
     pub(crate) fn path(&self) -> &Path {
         &self.root
     }
@@ -106,9 +106,9 @@ impl DiskIndex {
         self.root.join(number.to_string())
     }
 
-    /// Opens the index that an orderly shutdown left, if its files are, byte for byte, what they
-    /// were then. It answers nothing until it is [finished](Self::finish). `false`: they are not,
-    /// or they can't be read or opened, and an index has to be built.
+    /// Opens the index of an orderly shutdown, if its files are unchanged, byte for byte. It
+    /// answers nothing until it is [finished](Self::finish). Returns `false` if the files differ,
+    /// or can't be read or opened. Then an index must be built.
     pub(crate) fn open_closed(&self, closed: ClosedIndex) -> bool {
         match Self::is_as_closed(&self.root, closed) {
             Ok(true) => {}
@@ -127,23 +127,23 @@ impl DiskIndex {
         }
     }
 
-    /// Whether the files of an index below `root` are, byte for byte, what an orderly shutdown
-    /// left.
+    /// Returns true if the files of an index below `root` are unchanged, byte for byte, since an
+    /// orderly shutdown.
     ///
     /// # Errors
     ///
-    /// They can't be read.
+    /// The files can't be read.
     pub(crate) fn is_as_closed(root: &Path, closed: ClosedIndex) -> io::Result<bool> {
         Ok(Fingerprint::of(&root.join(closed.number.to_string()), None)? == Some(closed.files))
     }
 
-    /// Begins a new, empty index, which [`fill`](Self::fill) fills. The files of all others are
-    /// removed first.
+    /// Begins a new, empty index for [`fill`](Self::fill). First removes the files of all other
+    /// indexes.
     ///
     /// # Errors
     ///
-    /// As [`SledStore::open`]; the directory can't be listed; what was opened is not empty, because
-    /// something else put files there. There is no index then.
+    /// As [`SledStore::open`]; the directory can't be listed; the opened index is not empty,
+    /// because other software put files there. After an error there is no index.
     pub(crate) fn begin(&self) -> Result<(), DurableError> {
         self.remove_all()?;
         let last = self.number.load(Ordering::Relaxed);
@@ -156,14 +156,13 @@ impl DiskIndex {
         if !is_empty {
             let error = io::Error::other("it holds records of an earlier index");
             self.retire(&index, &error.to_string());
-            return Err(self.failed("making a new one", &error));
+            return Err(self.failed("creating a new index", &error));
         }
         index.state.store(FILLING, Ordering::Release);
         Ok(())
     }
 
-    /// Lets go of the index, and removes the files of every index: on a full disk theirs is the
-    /// room that there is.
+    /// Releases the index, and removes the files of every index: on a full disk this frees space.
     ///
     /// # Errors
     ///
@@ -171,9 +170,9 @@ impl DiskIndex {
     pub(crate) fn remove_all(&self) -> Result<(), DurableError> {
         self.let_go("it is being rebuilt");
         *self.data_file.lock() = None;
-        let listed = make_way(&self.root)
+        let listed = remove_non_directory(&self.root)
             .and_then(|()| numbers_in(&self.root))
-            .map_err(|error| self.failed("looking at its directories", &error))?;
+            .map_err(|error| self.failed("listing its directories", &error))?;
         // No number is used again.
         self.number.fetch_max(listed.last().copied().unwrap_or(0), Ordering::Relaxed);
         remove_others(&self.root, None);
@@ -199,7 +198,7 @@ impl DiskIndex {
         DurableError::Engine { path, doing, what, kind: Some(error.kind()) }
     }
 
-    /// Everything that is filed is in the index now.
+    /// Marks the index complete: all checkpointed messages are in it.
     pub(crate) fn finish(&self) {
         if let Some(index) = &*self.current.load() {
             index.state.store(WHOLE, Ordering::Release);
@@ -207,17 +206,18 @@ impl DiskIndex {
         self.became_whole.notify_waiters();
     }
 
-    /// There is an index, and everything that is filed is in it.
+    /// Returns true if there is a complete index.
     pub(crate) fn is_whole(&self) -> bool {
         self.current.load().as_ref().is_some_and(|index| index.state() == WHOLE)
     }
 
-    /// There is an index of an earlier run, and it was not compared with the manifest yet.
+    /// Returns true if there is an index of an earlier run that was not compared with the manifest
+    /// yet.
     pub(crate) fn is_unchecked(&self) -> bool {
         self.current.load().as_ref().is_some_and(|index| index.state() == UNCHECKED)
     }
 
-    /// Waits until the index is whole, or closed for good.
+    /// Waits until the index is complete, or closed for good.
     pub(crate) async fn whole(&self) {
         let mut notified = std::pin::pin!(self.became_whole.notified());
         // From here on no notification is missed.
@@ -227,17 +227,18 @@ impl DiskIndex {
         }
     }
 
-    /// The record under `key`.
+    /// Returns the record under `key`.
     ///
     /// # Errors
     ///
-    /// As [`DurableStore::get`]; [`DurableError::Unavailable`] where there is none under `key` and
-    /// the index is not whole.
+    /// As [`DurableStore::get`]; [`DurableError::Unavailable`] if there is no record and the index
+    /// is not complete.
     pub(crate) fn get(&self, key: &Key) -> Result<Option<Record>, DurableError> {
         self.find(key).map(|found| found.map(|(record, _)| record))
     }
 
-    /// The same, with the number of the index that holds it: [`distrust`](Self::distrust) takes it.
+    /// As [`get`](Self::get), but also returns the number of the index, for
+    /// [`distrust`](Self::distrust).
     ///
     /// # Errors
     ///
@@ -255,11 +256,11 @@ impl DiskIndex {
         })
     }
 
-    /// Changes a whole index: as [`DurableStore::apply`].
+    /// Changes a complete index, as [`DurableStore::apply`].
     ///
     /// # Errors
     ///
-    /// As [`DurableStore::apply`]; [`DurableError::Unavailable`] where it is not whole.
+    /// As [`DurableStore::apply`]; [`DurableError::Unavailable`] if the index is not complete.
     pub(crate) fn apply(
         &self,
         ops: &mut dyn Iterator<Item = IndexOp>,
@@ -268,7 +269,7 @@ impl DiskIndex {
         self.with_whole(|store| store.apply(ops, replaced))
     }
 
-    /// Fills an index that was [begun](Self::begin): as [`DurableStore::apply`].
+    /// Fills an index that was [begun](Self::begin), as [`DurableStore::apply`].
     ///
     /// # Errors
     ///
@@ -281,7 +282,7 @@ impl DiskIndex {
         self.with(|index| index.store.apply(ops, replaced))
     }
 
-    /// The record that a fill has put under `key` so far.
+    /// Returns the record that `fill` has put under `key` so far.
     ///
     /// # Errors
     ///
@@ -290,11 +291,11 @@ impl DiskIndex {
         self.with(|index| index.store.get(key))
     }
 
-    /// Scans a whole index: as [`DurableStore::scan`].
+    /// Scans a complete index, as [`DurableStore::scan`].
     ///
     /// # Errors
     ///
-    /// As [`DurableStore::scan`]; [`DurableError::Unavailable`] where it is not whole.
+    /// As [`DurableStore::scan`]; [`DurableError::Unavailable`] if the index is not complete.
     pub(crate) fn scan(
         &self,
         ranges: &[KeyRange],
@@ -303,7 +304,7 @@ impl DiskIndex {
         self.with_whole(|store| store.scan(ranges, visit))
     }
 
-    /// Scans all that the index holds, whole or not.
+    /// Scans all records of the index, complete or not.
     ///
     /// # Errors
     ///
@@ -312,23 +313,23 @@ impl DiskIndex {
         self.with(|index| index.store.scan(&[KeyRange::ALL], visit))
     }
 
-    /// As [`DurableStore::size_on_disk`]; 0 while there is none.
+    /// As [`DurableStore::size_on_disk`]. 0 without an index.
     pub(crate) fn size_on_disk(&self) -> u64 {
         self.current.load_full().map_or(0, |index| index.store.size_on_disk())
     }
 
-    /// As [`DurableStore::memory_bytes`]; 0 while there is none.
+    /// As [`DurableStore::memory_bytes`]. 0 without an index.
     pub(crate) fn memory_bytes(&self) -> u64 {
         self.current.load_full().map_or(0, |index| index.store.memory_bytes())
     }
 
-    /// Closes the index, and waits for that until `by`. If it was whole, the result describes what
-    /// an orderly shutdown leaves: sync and sum it up with [`sum_up`](Self::sum_up).
+    /// Closes the index, and waits for that until `by`. Returns true if it was complete. Then call
+    /// [`sum_up`](Self::sum_up) to make its files durable and describe them.
     ///
     /// # Errors
     ///
-    /// [`DurableError::Timeout`] where it, or one before it, did not close in time. It closes when it
-    /// can.
+    /// [`DurableError::Timeout`] if this index, or an earlier one, did not close in time. It closes
+    /// in the background.
     pub(crate) fn close(&self, by: Instant) -> Result<bool, DurableError> {
         let started = Instant::now();
         self.given_up.store(true, Ordering::SeqCst);
@@ -347,8 +348,8 @@ impl DiskIndex {
         Ok(was_whole && !self.options.strays.closing_failed())
     }
 
-    /// Makes the files of the closed index durable, and describes them. `None`: that would take
-    /// longer than until `by`.
+    /// Makes the files of the closed index durable, and describes them. `None` if that would last
+    /// beyond `by`.
     pub(crate) fn sum_up(&self, by: Instant) -> io::Result<Option<ClosedIndex>> {
         if let Some((_, file)) = self.data_file.lock().take() {
             file.sync_data()?;
@@ -358,20 +359,20 @@ impl DiskIndex {
         Ok(files.map(|files| ClosedIndex { number, files }))
     }
 
-    /// The file with everything that is indexed, and an open descriptor of it.
+    /// Returns the file with all records, and an open descriptor of it.
     pub(crate) fn data_file(&self) -> Option<OpenDataFile> {
         self.data_file.lock().clone()
     }
 
-    /// Takes the index out of use: another one has to be built.
+    /// Takes the index out of use, so that another one must be built.
     pub(crate) fn let_go(&self, why: &str) {
         if let Some(index) = self.current.load_full() {
             self.retire(&index, why);
         }
     }
 
-    /// Takes the index with this number out of use: it holds what is not true. Nothing happens if
-    /// another one is in use by now.
+    /// Takes the index with this number out of use, because a record in it is wrong. Does nothing
+    /// if another index is in use by now.
     pub(crate) fn distrust(&self, number: u64, why: &str) {
         if let Some(index) = self.current.load_full().filter(|index| index.number == number) {
             self.retire(&index, why);
@@ -412,7 +413,7 @@ impl DiskIndex {
         why.clone_into(&mut self.why.lock());
         index.store.let_go();
         let mut retired = self.retired.lock();
-        // Those that have closed by now are forgotten.
+        // Drops the indexes that have closed by now.
         retired.retain(|index| index.store.close(Duration::ZERO).is_err());
         retired.push(Arc::clone(index));
     }

@@ -1,4 +1,4 @@
-//! The keys of the filing engine: an id, arranged so that the order of keys is the order of time.
+//! The keys of the index engine: ids arranged so that keys sort by time.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,14 +9,15 @@ use tidespool_core::SpoolId;
 /// Bytes of a key: its class, then the 16 bytes of the id.
 pub(crate) const KEY_LEN: usize = 17;
 
-/// From 1582-10-15, where UUID time starts, to 1970-01-01, in 100 ns.
+/// The time from 1582-10-15, where UUID time starts, to 1970-01-01, in 100 ns.
 const UNIX_EPOCH_TICKS: i128 = 0x01b2_1dd2_1381_4000;
 /// One more than the newest time of a UUID 1 or 6, in 100 ns.
 const TICKS_END: i128 = 1 << 60;
 /// One more than the newest time of a UUID 7, in milliseconds.
 const MILLIS_END: i128 = 1 << 48;
 
-/// What an id tells about its time. Keys of one class are together, and in time order where there is a time.
+/// The class of an id by its time. Keys of one class are contiguous, and in time order if the class
+/// has a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum KeyClass {
     /// No time: the 16 bytes as they are.
@@ -39,7 +40,8 @@ impl KeyClass {
     }
 }
 
-/// The key of a message in the filing engine. Every id has exactly one, and it leads back to the id.
+/// The key of a message in the index engine. Each id has exactly one key, from which the id can be
+/// restored.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Key([u8; KEY_LEN]);
 
@@ -47,7 +49,7 @@ pub(crate) struct Key([u8; KEY_LEN]);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{} bytes that are not a key: {}", bytes.len(), hex(bytes))]
 pub(crate) struct NotAKey {
-    /// What was found in the place of a key (the first 64 bytes of it).
+    /// The bytes found in place of a key (the first 64 of them).
     pub(crate) bytes: Box<[u8]>,
 }
 
@@ -59,7 +61,7 @@ impl Key {
             (id[6], id[8]) = (version << 4 | 0xf, variant);
             Self::of(&SpoolId::from_bytes(id))
         };
-        // By its variant the first one is no UUID with a time.
+        // The variant of the first one is not that of a UUID with a time.
         [last(0xf, 0xff), last(6, 0xbf), last(7, 0xbf)]
     }
 
@@ -77,19 +79,19 @@ impl Key {
         Self(key)
     }
 
-    /// The key with these bytes.
+    /// Parses the bytes of a key.
     pub(crate) fn from_slice(bytes: &[u8]) -> Result<Self, NotAKey> {
-        let refuse = || NotAKey { bytes: bytes.iter().copied().take(64).collect() };
-        let key = Self(bytes.try_into().map_err(|_| refuse())?);
-        if Self::of(&key.id()) == key { Ok(key) } else { Err(refuse()) }
+        let reject = || NotAKey { bytes: bytes.iter().copied().take(64).collect() };
+        let key = Self(bytes.try_into().map_err(|_| reject())?);
+        if Self::of(&key.id()) == key { Ok(key) } else { Err(reject()) }
     }
 
-    /// Its bytes: what is ordered, and what the filing engine is given.
+    /// Returns the bytes that are sorted, and that the engine stores.
     pub(crate) const fn as_bytes(&self) -> &[u8; KEY_LEN] {
         &self.0
     }
 
-    /// The id it was made of.
+    /// Returns the id of the key.
     pub(crate) fn id(&self) -> SpoolId {
         let [class, bytes @ ..] = self.0;
         if class != KeyClass::Ticks as u8 {
@@ -109,7 +111,7 @@ impl Key {
         SpoolId::from_bytes(id)
     }
 
-    /// Its class.
+    /// Returns the class of the key.
     pub(crate) const fn class(&self) -> KeyClass {
         match self.0[0] {
             0 => KeyClass::Timeless,
@@ -119,7 +121,7 @@ impl Key {
     }
 }
 
-/// The time of a UUID 1 or 6, in 100 ns since 1582-10-15.
+/// Returns the time of a UUID 1 or 6, in 100 ns since 1582-10-15.
 fn ticks_of(bytes: &[u8; 16]) -> u64 {
     let [b0, b1, b2, b3, b4, b5, b6, b7, ..] = *bytes;
     let head = u64::from_be_bytes([b0, b1, b2, b3, b4, b5, b6, b7]);
@@ -141,19 +143,20 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Keys from one (included) to another (not included), or all there are.
+/// A range of keys, from a first key (included) to an end (excluded), or all keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeyRange(Option<Range<[u8; KEY_LEN]>>);
 
 impl KeyRange {
-    /// Everything there is, and so also what stands in the place of a key and is none.
+    /// All entries, including entries whose key is malformed.
     pub(crate) const ALL: Self = Self(None);
 
     const fn between(start: [u8; KEY_LEN], end: [u8; KEY_LEN]) -> Self {
         Self(Some(start..end))
     }
 
-    /// The keys of all ids with `created() < start`, and of all ids without a time. In key order.
+    /// Returns the ranges of all ids with `created() < start` and of all ids without a time, in key
+    /// order.
     pub(crate) fn created_before(start: DateTime<Utc>) -> [Self; 3] {
         let (ticks, millis) = heads_of(start);
         [
@@ -163,8 +166,8 @@ impl KeyRange {
         ]
     }
 
-    /// The keys of all ids with a time that is not before `start`: what
-    /// [`created_before`](Self::created_before) leaves out. In key order.
+    /// Returns the ranges of all ids with a time at or after `start`: the complement of
+    /// [`created_before`](Self::created_before). In key order.
     pub(crate) fn created_from(start: DateTime<Utc>) -> [Self; 2] {
         let (ticks, millis) = heads_of(start);
         [
@@ -173,7 +176,7 @@ impl KeyRange {
         ]
     }
 
-    /// What is left of it after `key`.
+    /// Returns the part of the range after `key`.
     pub(crate) fn after(&self, key: &Key) -> Self {
         let next = (u128::from_be_bytes(last_16(key.as_bytes()))).wrapping_add(1);
         let mut start = *key.as_bytes();
@@ -187,21 +190,22 @@ impl KeyRange {
         }
     }
 
-    /// Whether `key` is in it.
+    /// Returns true if `key` is in the range.
     #[cfg(test)]
     pub(crate) fn contains(&self, key: &Key) -> bool {
         self.0.as_ref().is_none_or(|range| range.contains(key.as_bytes()))
     }
 
-    /// The bytes from which (included) to which (not included) it goes. `None`: from the first to the last there are.
+    /// Returns the first bytes (included) and the end (excluded). `None` if the range holds all
+    /// keys.
     pub(crate) const fn bounds(&self) -> Option<&Range<[u8; KEY_LEN]>> {
         self.0.as_ref()
     }
 }
 
-/// The first time of a UUID 1 or 6, and of a UUID 7, that is not before `start`.
+/// Returns the first time at or after `start` of a UUID 1 or 6, and of a UUID 7.
 fn heads_of(start: DateTime<Utc>) -> (i128, i128) {
-    // A leap second counts on beyond 10^9: every time that an id can have in that second is before
+    // A leap second counts on beyond 10^9. Every time that an id can have in that second is before
     // it.
     let nanos_of_second = i128::from(start.timestamp_subsec_nanos()).min(1_000_000_000);
     let nanos = i128::from(start.timestamp()) * 1_000_000_000 + nanos_of_second;
@@ -210,7 +214,8 @@ fn heads_of(start: DateTime<Utc>) -> (i128, i128) {
     (ticks, millis)
 }
 
-/// The lowest key of `class` whose next 8 bytes are `head` (of 64 bits; one more than they can hold is the next class).
+/// Returns the lowest key of `class` with `head` as its next 8 bytes. A head of 2^64 is the first
+/// key of the next class.
 fn first_of(class: u128, head: i128) -> [u8; KEY_LEN] {
     let head = u128::try_from(head).unwrap_or_default();
     let [.., c, h0, h1, h2, h3, h4, h5, h6, h7] = ((class << 64) + head).to_be_bytes();
@@ -237,8 +242,8 @@ mod tests {
 
     use super::*;
 
-    /// A UUID 1 or 6 of a certain moment and so many 100 ns after it.
-    fn minted(after: u64, counter: u16, node: [u8; 6], v1: bool) -> SpoolId {
+    /// Creates a UUID 1 or 6 of a fixed moment plus `after` times 100 ns.
+    fn uuid_at(after: u64, counter: u16, node: [u8; 6], v1: bool) -> SpoolId {
         let ticks = 0x01ec_9414_c232_ab00 + after;
         SpoolId::from(if v1 {
             Builder::from_gregorian_timestamp(ticks, counter, &node).into_uuid()
@@ -257,13 +262,13 @@ mod tests {
                 SpoolId::from_bytes(b)
             });
         let near = (0_u64..20_000, any::<u16>(), any::<[u8; 6]>(), any::<bool>())
-            .prop_map(|(after, counter, node, v1)| minted(after, counter, node, v1));
+            .prop_map(|(after, counter, node, v1)| uuid_at(after, counter, node, v1));
         prop_oneof![whatever, timed, near]
     }
 
     proptest! {
         #[test]
-        fn every_id_comes_back(id in ids()) {
+        fn every_id_is_restored_from_its_key(id in ids()) {
             let key = Key::of(&id);
             prop_assert_eq!(key.id(), id);
             prop_assert_eq!(Key::from_slice(key.as_bytes()).unwrap(), key);
@@ -271,7 +276,7 @@ mod tests {
         }
 
         #[test]
-        fn order_within_a_class_is_order_of_time(a in ids(), b in ids()) {
+        fn keys_within_a_class_are_in_time_order(a in ids(), b in ids()) {
             let (ka, kb) = (Key::of(&a), Key::of(&b));
             if ka.class() == kb.class() && a.created() < b.created() {
                 prop_assert!(ka < kb);
@@ -279,7 +284,7 @@ mod tests {
         }
 
         #[test]
-        fn bytes_are_a_key_only_of_their_own_id(bytes in any::<[u8; KEY_LEN]>(), class in 0_u8..4) {
+        fn valid_bytes_are_the_key_of_their_id(bytes in any::<[u8; KEY_LEN]>(), class in 0_u8..4) {
             let mut bytes = bytes;
             bytes[0] = class;
             if let Ok(key) = Key::from_slice(&bytes) {
@@ -288,7 +293,7 @@ mod tests {
         }
 
         #[test]
-        fn the_ranges_hold_what_was_created_before(id in ids(), nanos in -400_i64..400, leap in any::<bool>()) {
+        fn the_ranges_hold_the_ids_created_before(id in ids(), nanos in -400_i64..400, leap in any::<bool>()) {
             let Some(created) = id.created() else {
                 let [timeless, ..] = KeyRange::created_before(Utc::now());
                 prop_assert!(timeless.contains(&Key::of(&id)));
@@ -316,8 +321,8 @@ mod tests {
     }
 
     #[test]
-    fn the_arrangement_is_the_one_on_disk() {
-        // The examples of RFC 9562, appendix A, which are of one moment.
+    fn the_key_bytes_match_the_format_on_disk() {
+        // The examples of RFC 9562, appendix A. All have the same time.
         let v1 = key("C232AB00-9414-11EC-B3C8-9F6BDECED846");
         let v6 = key("1EC9414C-232A-6B00-B3C8-9F6BDECED846");
         let v7 = key("017F22E2-79B0-7CC3-98C4-DC0C0C07398F");
@@ -333,7 +338,7 @@ mod tests {
     #[test]
     fn a_version_1_and_a_version_6_id_are_in_time_order_together() {
         let keys: Vec<Key> =
-            (0..10_000_u64).map(|t| Key::of(&minted(t, 7, [u8::from(t % 2 == 0); 6], t % 2 == 0))).collect();
+            (0..10_000_u64).map(|t| Key::of(&uuid_at(t, 7, [u8::from(t % 2 == 0); 6], t % 2 == 0))).collect();
         assert!(keys.is_sorted());
     }
 
@@ -365,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_time_are_bounds_too() {
+    fn the_first_and_the_last_time_are_valid_bounds() {
         let timed = ["00000000-0000-1000-8000-000000000000", "ffffffff-ffff-6fff-bfff-ffffffffffff"];
         let v7 = ["00000000-0000-7000-8000-000000000000", "ffffffff-ffff-7fff-bfff-ffffffffffff"];
         for id in timed.into_iter().chain(v7) {
@@ -379,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused() {
+    fn malformed_keys_are_rejected() {
         let good = *key("C232AB00-9414-11EC-B3C8-9F6BDECED846").as_bytes();
         let mut other_class = good;
         other_class[0] = 2;

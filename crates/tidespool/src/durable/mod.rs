@@ -1,19 +1,19 @@
-//! The index of what is filed: the trait of an index engine, and sled behind it.
+//! The index on disk: the trait of an index engine, and sled as its implementation.
 //!
-//! The index makes finding a message fast. It is the home of nothing: what it holds is a function
-//! of the segments and the manifest, and it is rebuilt from them on any doubt.
+//! The index makes finding a message fast. It holds no data of its own: segments and manifest
+//! define its contents, and it is rebuilt from them on any doubt.
 //!
 //! # Layout
 //!
-//! * [`key`], [`record`], [`block`], [`tally`]: what the index holds, as bytes, and its digest.
-//!   Pure.
-//! * [`handle`]: the index that the spool uses: whole, being rebuilt, or none.
-//! * [`sled_store`]: sled 0.34.7, with what it needs from us: see there.
-//! * [`packed`], [`worker`], [`files`]: changes on their way to sled; its own thread; its files.
-//! * [`sled_lock`]: the end of its lock.
-//! * [`support`]: whether a file system can hold sled.
-//! * [`fingerprint`]: whether its files are still what they were.
-//! * [`footprint`]: how much memory it uses.
+//! * [`key`], [`record`], [`block`], [`tally`]: the contents of the index as bytes, and their
+//!   digest. Pure.
+//! * [`handle`]: the index that the spool uses: complete, being rebuilt, or absent.
+//! * [`sled_store`]: sled 0.34.7, and the workarounds for it.
+//! * [`packed`], [`worker`], [`files`]: batches of changes for sled; sled's own thread; its files.
+//! * [`sled_lock`]: releases sled's file lock.
+//! * [`support`]: tests whether a file system can hold sled.
+//! * [`fingerprint`]: detects whether sled's files have changed.
+//! * [`footprint`]: estimates sled's memory use.
 
 mod block;
 mod error;
@@ -51,7 +51,7 @@ use crate::storage::StorageFile;
 /// One change of the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct IndexOp {
-    /// Of which message.
+    /// The message.
     pub(crate) key: Key,
     /// The change.
     pub(crate) change: IndexChange,
@@ -60,34 +60,34 @@ pub(crate) struct IndexOp {
 /// A change of a message's record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IndexChange {
-    /// The record takes the place of an earlier one.
+    /// The record replaces an earlier one.
     Put(Record),
-    /// The record is taken out. Nothing is written where there is none.
+    /// The record is removed. If there is none, nothing is written.
     Remove,
 }
 
-/// An index engine: id → place.
+/// An index engine: maps an id to a place.
 ///
-/// All calls block, on disk I/O at least: not for async threads. After any error that
-/// [`poisons`](DurableError::poisons), every later call fails at once. The engine is thrown away then,
-/// and another one is filled: it is never opened again.
+/// All calls block, at least on disk I/O, so async threads must not call them. After an error that
+/// [`poisons`](DurableError::poisons), every later call fails at once. The engine is then discarded
+/// and a new one is filled. A poisoned engine is never opened again.
 pub(crate) trait DurableStore: Send + Sync {
-    /// The record under `key`.
+    /// Returns the record under `key`.
     ///
     /// # Errors
     ///
-    /// The engine's; the bytes under the key are not a record of it.
+    /// An error of the engine; the bytes under the key are not a valid record.
     fn get(&self, key: &Key) -> Result<Option<Record>, DurableError>;
 
-    /// Makes `ops` one after the other. For each, in order, `replaced` gets the record that stood
-    /// there before. Fastest with ops in key order. Returns what to add to the tally from before.
+    /// Applies `ops` one after the other. Calls `replaced` for each, in order, with the previous
+    /// record. Fastest with ops in key order. Returns the difference to the previous tally.
     ///
-    /// Memory stays bounded however many ops there are. One `apply` runs at a time; others wait.
-    /// Nothing is durable by this.
+    /// Memory use is bounded for any number of ops. One `apply` runs at a time; others wait. The
+    /// call makes nothing durable.
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get). Each op may have been made or not.
+    /// As [`get`](Self::get). After an error, each op may or may not have been applied.
     fn apply(
         &self,
         ops: &mut dyn Iterator<Item = IndexOp>,
@@ -97,9 +97,9 @@ pub(crate) trait DurableStore: Send + Sync {
     /// Visits the records in `ranges`, one range after the other, each in key order, until `visit`
     /// returns `false`.
     ///
-    /// Runs beside changes: a record that is there during the whole scan is visited exactly once.
-    /// One that is put, removed or replaced meanwhile is visited once at most, in a version that
-    /// stood there at some moment of the scan.
+    /// Changes may run meanwhile. A record that exists during the whole scan is visited exactly
+    /// once. A record that is put, removed or replaced meanwhile is visited at most once, in a
+    /// version that existed during the scan.
     ///
     /// # Errors
     ///
@@ -110,26 +110,26 @@ pub(crate) trait DurableStore: Send + Sync {
         visit: &mut dyn FnMut(Key, Record) -> bool,
     ) -> Result<(), DurableError>;
 
-    /// The file with all its records, and an open descriptor of it. `None` where there is no such
-    /// file.
+    /// Returns the file with all records, and an open descriptor of it. `None` if the engine has no
+    /// such file.
     fn data_file(&self) -> Option<(PathBuf, Arc<dyn StorageFile>)> {
         None
     }
 
-    /// Bytes of its files, as of the last opening or change.
+    /// Returns the bytes of its files, as of the last open or change.
     fn size_on_disk(&self) -> u64;
 
-    /// Bytes of memory that it uses, estimated.
+    /// Returns the estimated bytes of memory that it uses.
     fn memory_bytes(&self) -> u64;
 
-    /// Lets go of the engine, without waiting for it. Every later call fails; calls under way end
-    /// as they can.
+    /// Releases the engine without waiting for it to close. Every later call fails. Calls in
+    /// progress finish.
     fn let_go(&self);
 
-    /// Lets go, and waits until it is closed, at most for `wait`.
+    /// Releases the engine, and waits at most `wait` until it is closed.
     ///
     /// # Errors
     ///
-    /// [`DurableError::Timeout`]: it did not close in time, and goes on closing by itself.
+    /// [`DurableError::Timeout`] if it did not close in time. It closes in the background.
     fn close(&self, wait: Duration) -> Result<(), DurableError>;
 }

@@ -1,17 +1,19 @@
-//! Changes on their way to sled's thread: packed on the caller's thread, made on sled's.
+//! Batches of changes for sled's thread: packed on the caller's thread, applied on sled's.
 //!
 //! # Blocks
 //!
 //! sled holds [blocks](super::block) of messages. A block's key is at or before that of its first
-//! message, and no message of an earlier block is at or behind it: a message can be in no other
-//! block than the last one whose key is not behind its own.
+//! message, and each message of an earlier block is before that key. So a message can only be in
+//! the last block whose key is at or before its own.
 //!
-//! New messages become blocks of their own, as many in each as come one after the other without a
-//! message between them that is there already. So messages that are filed in the order of their
-//! keys fill their blocks, and keys without an order get blocks of one: changing a message costs
-//! what its block is long. Only a message whose key lies between two of one block goes into that
-//! one. A block that is too long then is split, and that is the only way in which a message moves:
-//! the upper part is there before the lower part is cut.
+//! New messages become new blocks. A block takes consecutive new messages, up to [`MOST`], until a
+//! message that already exists lies between. So messages that come in key order fill their blocks,
+//! and keys without an order get blocks of one. Changing a message costs as much as its block is
+//! long.
+//!
+//! Only a message whose key lies between two keys of a block goes into that block. A block that
+//! gets too long is split. No other operation moves a message: the upper part is written before the
+//! lower part is cut.
 
 use std::ops::{Bound, RangeBounds as _};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,27 +23,27 @@ use super::key::KEY_LEN;
 use super::worker::WorkerFailure;
 use super::{IndexChange, IndexOp, Key, Record};
 
-/// Changes that go to sled's thread at once.
-const TRIP_OPS: usize = 512;
+/// Changes in one batch.
+const BATCH_OPS: usize = 512;
 
-/// Changes that go to sled's thread together.
+/// A batch of changes for sled's thread.
 pub(super) struct PackedChanges(Vec<IndexOp>);
 
-/// What became of a trip.
+/// The result of a batch.
 #[derive(Default)]
 pub(super) struct Applied {
     pub(super) changes: Vec<Changed>,
-    /// Blocks that are there now and were not before, modulo 2⁶⁴.
+    /// Blocks that were added, minus blocks that were removed, modulo 2⁶⁴.
     pub(super) more_blocks: u64,
-    /// Blocks that were there before, and were replaced or removed.
+    /// Existing blocks that were replaced or removed.
     pub(super) changed_blocks: u64,
-    /// Blocks that sled was given.
+    /// Blocks that were written to sled.
     pub(super) written_blocks: u64,
-    /// Bytes of keys and blocks that sled was given.
+    /// Bytes of keys and blocks that were written to sled.
     pub(super) bytes: usize,
 }
 
-/// One change, made.
+/// An applied change.
 pub(super) struct Changed {
     pub(super) key: Key,
     pub(super) new: Option<Record>,
@@ -49,28 +51,28 @@ pub(super) struct Changed {
 }
 
 impl PackedChanges {
-    /// Takes the next changes, [`TRIP_OPS`] at most. Empty at the end.
+    /// Takes the next changes, at most [`BATCH_OPS`]. Empty at the end.
     pub(super) fn pack(ops: &mut dyn Iterator<Item = IndexOp>) -> Self {
-        Self(ops.take(TRIP_OPS).collect())
+        Self(ops.take(BATCH_OPS).collect())
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Makes the changes, one after the other. Writes nothing where nothing changes. Counts each
-    /// block that it splits in `splits`, before the lower part is cut.
+    /// Applies the changes, one after the other. Writes only blocks that change. Counts each split
+    /// of a block in `splits`, before the lower part is cut.
     pub(super) fn make(self, tree: &sled::Tree, splits: &AtomicU64) -> Result<Applied, WorkerFailure> {
         let mut made = Applied { changes: Vec::with_capacity(self.0.len()), ..Applied::default() };
-        let mut stretch: Option<Stretch> = None;
+        let mut span: Option<KeySpan> = None;
         for IndexOp { key, change } in self.0 {
-            let mut current = match stretch.take() {
-                Some(stretch) if stretch.includes(&key) => stretch,
+            let mut current = match span.take() {
+                Some(span) if span.includes(&key) => span,
                 other => {
                     if let Some(done) = other {
                         done.write(tree, splits, &mut made)?;
                     }
-                    Stretch::around(tree, &key)?
+                    KeySpan::around(tree, &key)?
                 }
             };
             let new = match change {
@@ -79,29 +81,29 @@ impl PackedChanges {
             };
             let old = current.replace(key, new);
             made.changes.push(Changed { key, new, old });
-            stretch = Some(current);
+            span = Some(current);
         }
-        if let Some(last) = stretch {
+        if let Some(last) = span {
             last.write(tree, splits, &mut made)?;
         }
         Ok(made)
     }
 }
 
-/// A part of the row of keys: from the first to the last message of a block, or between two blocks.
-struct Stretch {
-    /// The key of the block. `None`: between two.
+/// A span of keys: from the first to the last message of a block, or between two blocks.
+struct KeySpan {
+    /// The key of the block. `None` between two blocks.
     block: Option<Key>,
     range: (Bound<Key>, Bound<Key>),
     entries: Vec<BlockEntry>,
     is_changed: bool,
 }
 
-impl Stretch {
+impl KeySpan {
     fn around(tree: &sled::Tree, key: &Key) -> Result<Self, WorkerFailure> {
         if let Some((at, bytes)) = last_block_at(tree, key)? {
             let (at, entries) = read_block(&at, &bytes)?;
-            // A block has one entry at least.
+            // A block has at least one entry.
             let last = entries.last().map_or(at, |(last, _)| *last);
             if *key <= last {
                 let range = (Bound::Included(at), Bound::Included(last));
@@ -125,7 +127,7 @@ impl Stretch {
         self.range.contains(key)
     }
 
-    /// Returns what stood there.
+    /// Returns the replaced record.
     fn replace(&mut self, key: Key, new: Option<Record>) -> Option<Record> {
         let place = self.entries.binary_search_by(|(other, _)| other.cmp(&key));
         let old = place.ok().map(|place| self.entries[place].1);
@@ -152,7 +154,7 @@ impl Stretch {
             made.bytes += KEY_LEN;
             return Ok(());
         }
-        // What comes in order fills its blocks. The parts of one that was split have room for more.
+        // New messages in order fill their blocks. The parts of a split block have space for more.
         let len = if self.block.is_some() { self.entries.len().div_ceil(count.max(1)) } else { MOST };
         for (number, entries) in self.entries.chunks(len.max(1)).enumerate().rev() {
             let first = self.block.filter(|_| number == 0);
@@ -169,21 +171,21 @@ impl Stretch {
     }
 }
 
-/// The record under `key`.
+/// Returns the record under `key`.
 pub(super) fn find(
     tree: &sled::Tree,
     splits: &AtomicU64,
     key: &Key,
 ) -> Result<Option<Record>, WorkerFailure> {
-    until_sure(splits, || {
+    retry_after_splits(splits, || {
         let Some((at, bytes)) = last_block_at(tree, key)? else { return Ok(None) };
         block::find(&key_of(&at)?, &bytes, key).ok_or_else(|| not_ours(&at))
     })
 }
 
-/// What `look` finds. Nothing is found only where no block was split meanwhile: it may have been
-/// looked for in the upper part before that was there, and in the lower part when that was cut.
-fn until_sure<T>(
+/// Repeats `look` if it finds nothing and a block was split meanwhile. It may have searched the
+/// upper part before that was written, and the lower part after it was cut.
+fn retry_after_splits<T>(
     splits: &AtomicU64,
     mut look: impl FnMut() -> Result<Option<T>, WorkerFailure>,
 ) -> Result<Option<T>, WorkerFailure> {
@@ -196,7 +198,7 @@ fn until_sure<T>(
     }
 }
 
-/// The last block whose key is not behind `key`: its key and its bytes.
+/// Returns the key and the bytes of the last block whose key is at or before `key`.
 fn last_block_at(tree: &sled::Tree, key: &Key) -> Result<Option<(sled::IVec, sled::IVec)>, WorkerFailure> {
     Ok(tree.range::<&[u8], _>(..=&key.as_bytes()[..]).next_back().transpose()?)
 }
@@ -205,13 +207,13 @@ fn key_of(at: &[u8]) -> Result<Key, WorkerFailure> {
     Key::from_slice(at).map_err(|_| not_ours(at))
 }
 
-/// The block in these bytes.
+/// Decodes a block and its key.
 pub(super) fn read_block(at: &[u8], bytes: &[u8]) -> Result<(Key, Vec<BlockEntry>), WorkerFailure> {
     let key = key_of(at)?;
     Ok((key, block::decode(&key, bytes).ok_or_else(|| not_ours(at))?))
 }
 
-/// Something in sled that this spool did not write there.
+/// An entry in sled that this spool did not write.
 fn not_ours(at: &[u8]) -> WorkerFailure {
     let key: String = at.iter().take(64).map(|byte| format!("{byte:02x}")).collect();
     WorkerFailure { what: format!("the bytes under the key {key} are not a block of the index"), kind: None }
@@ -224,10 +226,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_found_only_where_no_block_was_split_meanwhile() {
+    fn a_miss_counts_only_if_no_block_was_split_meanwhile() {
         let splits = AtomicU64::new(7);
         let mut looks = 0;
-        let found = until_sure(&splits, || {
+        let found = retry_after_splits(&splits, || {
             looks += 1;
             if looks < 3 {
                 splits.fetch_add(1, Ordering::SeqCst);
@@ -237,7 +239,7 @@ mod tests {
         });
         assert_eq!((found.unwrap(), looks), (Some("a record"), 3));
         let mut looks = 0;
-        let found = until_sure::<()>(&splits, || {
+        let found = retry_after_splits::<()>(&splits, || {
             looks += 1;
             Ok(None)
         });
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn each_split_is_counted_and_nothing_else() {
+    fn only_splits_are_counted() {
         let dir = tempfile::tempdir().unwrap();
         let db = sled::Config::new().path(dir.path()).flush_every_ms(None).open().unwrap();
         let tree = db.open_tree("places").unwrap();
@@ -262,7 +264,7 @@ mod tests {
         assert_eq!(make(&mut (0..128).step_by(2)), (2, 0, 0), "64 in order fill two blocks");
         assert_eq!(make(&mut (0..128).step_by(2)), (0, 0, 0), "nothing changes");
         assert_eq!(make(&mut [63].into_iter()), (1, 0, 0), "between two blocks");
-        assert_eq!(make(&mut (1..128).step_by(2)), (3, 2, 2), "both are split, and one comes behind");
+        assert_eq!(make(&mut (1..128).step_by(2)), (3, 2, 2), "both are split, and one is added behind");
         assert_eq!(tree.len(), 6);
     }
 }

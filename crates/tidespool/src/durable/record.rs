@@ -1,6 +1,6 @@
-//! Where a message is. Pure.
+//! The place of a message. Pure.
 
-/// Where the newest filed version of a message is: in a segment.
+/// The place of the newest checkpointed version of a message: a record in a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Record {
     /// Sequence number of the store that wrote it.
@@ -14,7 +14,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Its fields as bytes: what [`Tally`](super::Tally) sums up.
+    /// Returns the fields as bytes. [`Tally`](super::Tally) sums them up.
     pub(crate) fn to_bytes(self) -> [u8; 28] {
         let mut bytes = [0; 28];
         bytes[..8].copy_from_slice(&self.seq.to_le_bytes());

@@ -1,10 +1,9 @@
-//! Ends sled's lock when sled is closed.
+//! Releases sled's lock when sled is closed.
 //!
-//! sled locks its data file with `flock`, and leaves the unlocking to the closing of the
-//! descriptor. A child that was forked without `exec` holds a copy of that descriptor, and with it
-//! the lock. sled's API does not give its descriptor away, so this takes a duplicate from the
-//! kernel, with `pidfd_getfd` on the own process (Linux 5.6). Where that is not allowed, the lock
-//! lasts until the child ends.
+//! sled locks its data file with `flock`, and relies on closing the descriptor to unlock it. A
+//! child that was forked without `exec` holds a copy of the descriptor, and so the lock. sled's API
+//! does not expose the descriptor, so this module duplicates it with `pidfd_getfd` on its own
+//! process (Linux 5.6). If that is not permitted, the lock lasts until the child ends.
 
 use std::fs;
 use std::io;
@@ -18,21 +17,22 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 
 const DESCRIPTORS: &str = "/proc/self/fd";
 
-/// sled's I/O threads may hold the file for a moment after sled was dropped.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The longest wait: sled's I/O threads may hold the file for a moment after sled was dropped.
+const MAX_WAIT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// A second descriptor of the file that sled has locked.
 #[derive(Debug)]
 pub(super) struct SledLock {
     path: PathBuf,
-    /// sled's own.
+    /// The number of sled's own descriptor.
     number: RawFd,
     copy: OwnedFd,
 }
 
 impl SledLock {
-    /// Of the sled that has just been opened in `dir`. `None` where there is no way to get it.
+    /// Duplicates the descriptor of the sled that was just opened in `dir`. `None` if that is not
+    /// possible.
     pub(super) fn of(dir: &Path) -> Option<Self> {
         Self::find(&dir.join("db"))
             .inspect_err(|error| tracing::debug!(%error, "sled's lock was not found"))
@@ -53,15 +53,14 @@ impl SledLock {
         Err(io::ErrorKind::NotFound.into())
     }
 
-    /// Unlocks the file once sled has closed it. If sled does not, the lock stays.
+    /// Unlocks the file once sled has closed it. If sled does not close it, the lock stays.
     pub(super) fn unlock(self) {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + MAX_WAIT;
         while refers_to(self.number, &self.path) {
             if Instant::now() >= until {
                 return;
             }
-            // There is nothing to wait on: the kernel does not notify of a descriptor that is
-            // closed.
+            // The kernel does not notify of a closed descriptor, so this polls.
             thread::sleep(PAUSE);
         }
         let _ = flock(&self.copy, FlockOperation::Unlock);
@@ -72,7 +71,7 @@ fn refers_to(number: RawFd, path: &Path) -> bool {
     fs::read_link(format!("{DESCRIPTORS}/{number}")).is_ok_and(|target| target == path)
 }
 
-/// Whether a lock was taken through this descriptor.
+/// Returns true if a lock was taken through this descriptor.
 fn is_locked(number: RawFd) -> bool {
     fs::read_to_string(format!("/proc/self/fdinfo/{number}")).is_ok_and(|info| info.contains("FLOCK"))
 }

@@ -1,17 +1,18 @@
 //! sled 0.34.7 as the index engine.
 //!
-//! What it needs from us, and where it gets that:
+//! Its peculiarities, and what this module does about them:
 //!
-//! * `flush` writes, and does not make durable. That matters at an orderly end only: then
-//!   `fdatasync` of its data file follows, through a descriptor opened before sled's
-//!   ([`DataFile`]). It flushes when we call for it, not every 500 ms.
-//! * No `apply_batch`: it leaks memory for each key. Single inserts and removes, in the order given.
-//! * `open`, changes and `drop` can panic or hang: they run on sled's own thread
-//!   ([`worker`](super::worker)). Reads run on the caller's, with panics caught.
+//! * `flush` writes, and makes nothing durable. That matters only at an orderly shutdown, which
+//!   calls `fdatasync` on its data file, through a descriptor opened before sled's ([`DataFile`]).
+//!   sled flushes when this module calls for it, not every 500 ms.
+//! * `apply_batch` leaks memory for each key. So changes are single inserts and removes, in the
+//!   given order.
+//! * `open`, changes and `drop` can panic or hang. So they run on sled's own thread
+//!   ([`worker`](super::worker)). Reads run on the caller's thread, with panics caught.
 //! * It takes a read error for the end of its log, and clears the rest. So it is never opened again
-//!   after an error, and after an end that was not orderly.
+//!   after an error or after an unclean shutdown.
 //!
-//! `Mode` is left at its default: 0.34.7 stores the setting and never looks at it.
+//! `Mode` keeps its default: 0.34.7 stores the setting and never reads it.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,35 +32,37 @@ use super::worker::{Engine, OpenOutcome, StuckThreads, Worker, WorkerFailure, Wo
 use super::{DurableError, DurableStore, IndexOp, Key, KeyRange, Record, Tally};
 use crate::storage::{OsStorage, Storage, StorageFile, largest_file};
 
-/// Why sled panics then.
-const CLOCK: &str = "the system's clock is before 1970, and sled does not work then: set it";
+/// Why sled panics in this case.
+const CLOCK: &str = "the system clock is before 1970, which sled does not support: set the clock";
 const TREE: &str = "places";
-/// The longest wait of an opening for sled's lock: its I/O threads hold the file for a moment after
-/// a close. On a busy machine these threads get their turn late.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// The longest wait of an open for sled's lock. After a close, sled's I/O threads hold the file for
+/// a moment, longer on a busy machine.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
 const LOCK_RETRY: Duration = Duration::from_millis(20);
-/// After so many bytes, sled is made to write what it buffers. It takes changes faster than a disk
-/// does, and would let hundreds of megabytes wait in memory.
+/// The bytes of changes after which sled must flush. It accepts changes faster than a disk does,
+/// and would buffer hundreds of megabytes.
 const BACKLOG_BYTES: usize = 8 << 20;
 
 /// How sled is opened.
 #[derive(Clone)]
 pub(crate) struct SledOptions {
-    /// Memory for the pages that sled caches, in bytes. sled is given a quarter of it, at least 1 MiB: it takes about four
-    /// times what it counts. Resident memory is more: see [`DurableStore::memory_bytes`].
+    /// Memory for the pages that sled caches, in bytes. sled gets a quarter of it, at least 1 MiB,
+    /// because it uses about four times what it counts. Resident memory is more: see
+    /// [`DurableStore::memory_bytes`].
     pub(crate) cache_capacity: u64,
-    /// The longest wait for opening. Default = 60 s.
+    /// The longest wait for an open. Default = 60 s.
     pub(crate) open_timeout: Duration,
-    /// The longest wait for one trip of changes, or for one flush and sync. Default = 60 s.
+    /// The longest wait for a batch of changes, or for a flush and sync. Default = 60 s.
     pub(crate) change_timeout: Duration,
-    /// Through which its files are made durable; sled reads and writes them itself. Default = [`OsStorage`].
+    /// The storage that makes its files durable. sled reads and writes them itself. Default =
+    /// [`OsStorage`].
     pub(crate) storage: Arc<dyn Storage>,
-    /// Who keeps threads that do not end.
+    /// Keeps threads that do not end.
     pub(crate) strays: Arc<StuckThreads>,
 }
 
 impl SledOptions {
-    /// The defaults, with a cache of `cache_capacity` bytes.
+    /// Returns the defaults, with a cache of `cache_capacity` bytes.
     pub(crate) fn new(cache_capacity: u64) -> Self {
         Self {
             cache_capacity,
@@ -70,48 +73,50 @@ impl SledOptions {
         }
     }
 
-    /// What sled is told.
+    /// Returns the cache capacity that is passed to sled.
     fn sled_cache(&self) -> u64 {
         (self.cache_capacity / CACHE_FACTOR).max(1 << 20)
     }
 }
 
-/// sled, open.
+/// An open sled.
 pub(crate) struct SledStore {
     dir: PathBuf,
     options: SledOptions,
-    /// `None` once it was let go.
+    /// `None` after it was released.
     engine: ArcSwapOption<Engine>,
-    /// The first error: nothing is asked of sled after it.
+    /// The first error. sled is not called after it.
     poison: OnceLock<String>,
     data_file: Arc<DataFile>,
-    /// Bytes of its files, as of the last opening or change: whoever asks may be somebody who must not wait for the disk.
+    /// Bytes of its files, as of the last open or change. Cached, because a reader may not be
+    /// allowed to wait for the disk.
     disk_bytes: AtomicU64,
-    /// Blocks that were split: see [`find`].
+    /// The number of block splits: see [`find`].
     splits: Arc<AtomicU64>,
-    /// One `apply` at a time.
+    /// Serializes calls of `apply`.
     turn: Mutex<()>,
     worker: Mutex<Option<Worker>>,
     footprint: Footprint,
 }
 
 impl SledStore {
-    /// Opens sled in `dir`, and makes it where there is none.
+    /// Opens sled in `dir`, and creates it if it does not exist.
     ///
     /// # Errors
     ///
-    /// [`DurableError::Locked`] after a second of trying; [`DurableError::Engine`] and [`DurableError::Timeout`] for
-    /// damaged files, I/O errors, and whatever else sled makes of them.
+    /// [`DurableError::Locked`] if the lock stays taken for 5 s; [`DurableError::Unsupported`] if
+    /// the file system can't hold sled; [`DurableError::Engine`] and [`DurableError::Timeout`] for
+    /// damaged files, I/O errors, and their consequences in sled.
     pub(crate) fn open(dir: &Path, options: SledOptions) -> Result<Self, DurableError> {
         let failed = |failure: WorkerFailure| engine_error(dir, "opening", failure);
         if options.strays.are_too_many() {
-            let what = "earlier openings hang: the process has to be started again".to_owned();
+            let what = "earlier attempts to open it hang: the process must be restarted".to_owned();
             return Err(failed(WorkerFailure { what, kind: None }));
         }
         check_file_limit(dir).map_err(failed)?;
         let storage = Arc::clone(&options.storage);
         let data_file = DataFile::prepare(&*storage, dir).map_err(|err| failed(err.into()))?;
-        // It panics while the clock is before 1970: the clock may have been set back.
+        // sled panics while the clock is before 1970, as after it was set back.
         let config = guarded(|| Ok(sled::Config::new())).map_err(|failure| {
             let is_clock = SystemTime::now() < UNIX_EPOCH;
             failed(if is_clock { WorkerFailure { what: CLOCK.to_owned(), kind: None } } else { failure })
@@ -120,9 +125,9 @@ impl SledStore {
             config.path(dir).cache_capacity(options.sled_cache()).use_compression(false).flush_every_ms(None);
         let path = dir.to_owned();
         let open = move || {
-            let db = open_patiently(&config)?;
+            let db = open_with_retry(&config)?;
             let tree = db.open_tree(TREE)?;
-            // A file system that refuses a call of sled's does so now.
+            // A file system that rejects one of sled's calls fails here.
             tree.flush()?;
             files::make_private(&path)?;
             Ok(WorkerParts { db, tree, lock: SledLock::of(&path) })
@@ -165,7 +170,7 @@ impl SledStore {
         })
     }
 
-    /// The engine, if it may be used.
+    /// Returns the engine, if it may be used.
     pub(super) fn engine(&self, doing: &'static str) -> Result<Arc<Engine>, DurableError> {
         if let Some(first) = self.poison.get() {
             let what = format!("an earlier error poisoned it: {first}");
@@ -176,7 +181,7 @@ impl SledStore {
     }
 
     fn poison(&self, error: DurableError) -> DurableError {
-        // Only the first one: the others are mostly its consequences.
+        // Keeps only the first error, because later errors are mostly its consequences.
         let _ = self.poison.set(error.to_string());
         error
     }
@@ -185,7 +190,7 @@ impl SledStore {
         self.poison(engine_error(&self.dir, doing, failure))
     }
 
-    /// Runs `f` on sled's thread, within the time for a change.
+    /// Runs `f` on sled's thread, with the timeout for a change.
     fn run<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -206,7 +211,7 @@ impl SledStore {
         }
     }
 
-    /// Visits the entries of one range, in order, until `visit` says `false`: then the result is
+    /// Visits the entries of a range, in order, until `visit` returns `false`. Then the result is
     /// `false`.
     fn walk(
         &self,
@@ -232,7 +237,7 @@ impl SledStore {
                 return Ok(true);
             };
             let (at, entries) = read_block(&at, &bytes).map_err(failed)?;
-            // In damaged trees, going in circles is possible.
+            // Damaged trees can have cycles.
             if last_block.is_some_and(|last| last >= at) {
                 return Err(failed(WorkerFailure { what: "keys out of order".to_owned(), kind: None }));
             }
@@ -241,7 +246,7 @@ impl SledStore {
                 if is_behind(&key) {
                     return Ok(true);
                 }
-                // Visited in the block that was split since.
+                // The key was visited before its block was split.
                 if is_before(&key) || last.is_some_and(|last| last >= key) {
                     continue;
                 }
@@ -259,7 +264,7 @@ impl SledStore {
     }
 }
 
-/// The blocks in which messages of `range` can be.
+/// Returns the blocks that may hold messages of `range`.
 fn blocks_of(tree: &sled::Tree, range: &KeyRange) -> Result<sled::Iter, WorkerFailure> {
     let Some(range) = range.bounds() else { return Ok(tree.range::<&[u8], _>(..)) };
     let first = tree.range::<&[u8], _>(..=&range.start[..]).next_back().transpose()?;
@@ -357,7 +362,7 @@ impl DurableStore for SledStore {
 
 impl Drop for SledStore {
     fn drop(&mut self) {
-        // Drop does not wait: the thread closes sled now, and somebody else joins it.
+        // Drop does not wait: the thread now closes sled, and `StuckThreads` joins it later.
         self.let_go();
         if let Some(worker) = self.worker.lock().take() {
             worker.join(Duration::ZERO, &self.options.strays);
@@ -365,8 +370,8 @@ impl Drop for SledStore {
     }
 }
 
-/// sled appends to its data file itself while it is opened, and the signal that comes with a write
-/// beyond `RLIMIT_FSIZE` ends the process by default.
+/// Fails if sled could exceed `RLIMIT_FSIZE` while it opens. It appends to its data file itself,
+/// and a write beyond the limit raises a signal that ends the process by default.
 fn check_file_limit(dir: &Path) -> Result<(), WorkerFailure> {
     /// sled begins segments of 512 KiB.
     const TO_OPEN: u64 = 1 << 20;
@@ -386,12 +391,12 @@ fn engine_error(dir: &Path, doing: &'static str, failure: WorkerFailure) -> Dura
     DurableError::Engine { path: dir.to_owned(), doing, what, kind }
 }
 
-pub(super) fn open_patiently(config: &sled::Config) -> Result<sled::Db, WorkerFailure> {
+pub(super) fn open_with_retry(config: &sled::Config) -> Result<sled::Db, WorkerFailure> {
     let started = Instant::now();
     loop {
         match config.open().map_err(WorkerFailure::from) {
-            // There is nothing to wait on: the kernel tells nobody when such a lock is free.
-            Err(failure) if is_lock(&failure) && started.elapsed() < LOCK_PATIENCE => {
+            // The kernel does not notify when such a lock is released, so this polls.
+            Err(failure) if is_lock(&failure) && started.elapsed() < LOCK_WAIT => {
                 thread::sleep(LOCK_RETRY);
             }
             result => return result,
@@ -399,7 +404,7 @@ pub(super) fn open_patiently(config: &sled::Config) -> Result<sled::Db, WorkerFa
     }
 }
 
-/// sled has no error of its own for this: an I/O error of kind `Other`, with a text.
+/// sled has no error type for this: it returns an I/O error of kind `Other`, with a text.
 fn is_lock(failure: &WorkerFailure) -> bool {
     failure.kind == Some(io::ErrorKind::Other) && failure.what.contains("could not acquire lock")
 }

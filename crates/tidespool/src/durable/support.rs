@@ -1,8 +1,8 @@
-//! Whether a file system can hold sled at all.
+//! Tests whether a file system can hold sled.
 //!
-//! sled calls `sync_file_range`, and fails with `EINVAL` where a file system (or a sandbox) refuses
-//! it. Damaged files make it fail with the same error. An empty sled in a directory of its own has
-//! nothing that could be damaged, so it separates the two cases.
+//! sled calls `sync_file_range`, and fails with `EINVAL` if a file system (or a sandbox) rejects
+//! it. Damaged files cause the same error. An empty sled in its own directory can't be damaged, so
+//! it separates the two cases.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -15,13 +15,13 @@ use super::worker::{OpenOutcome, StuckThreads, Worker, WorkerFailure, WorkerPart
 /// The directory of the empty sled, in the spool's directory.
 pub(crate) const TRIAL_DIR: &str = "sled.trial";
 
-/// After an opening of sled in `dir` that failed: whether an empty sled beside it fails in the same
+/// After a failed open of sled in `dir`, returns true if an empty sled beside it fails in the same
 /// way.
 pub(super) fn refuses_sled(
     dir: &Path,
     failure: &WorkerFailure,
     wait: Duration,
-    strays: &StuckThreads,
+    stuck: &StuckThreads,
 ) -> bool {
     if failure.kind != Some(ErrorKind::InvalidInput) {
         return false;
@@ -29,7 +29,7 @@ pub(super) fn refuses_sled(
     // Beside the directory of all indexes.
     let Some(parent) = dir.parent().and_then(Path::parent) else { return false };
     let trial = parent.join(TRIAL_DIR);
-    // What a killed process left there would not be empty.
+    // A killed process may have left files there.
     let _ = fs::remove_dir_all(&trial);
     let config = sled::Config::new().path(&trial).cache_capacity(1 << 20).flush_every_ms(None);
     let path = trial.clone();
@@ -40,23 +40,23 @@ pub(super) fn refuses_sled(
         tree.flush()?;
         Ok(WorkerParts { db, tree, lock: SledLock::of(&path) })
     };
-    let refused = match Worker::start(&trial, wait, strays, open) {
+    let refused = match Worker::start(&trial, wait, stuck, open) {
         Ok(OpenOutcome::Ready(engine, worker)) => {
             drop(engine);
-            worker.join(wait, strays);
+            worker.join(wait, stuck);
             false
         }
         Ok(OpenOutcome::Failed(again, worker)) => {
-            worker.join(wait, strays);
+            worker.join(wait, stuck);
             again.kind == failure.kind
         }
         Ok(OpenOutcome::Late(worker)) => {
-            worker.join(Duration::ZERO, strays);
+            worker.join(Duration::ZERO, stuck);
             false
         }
         Err(_) => false,
     };
-    // The answer stands, whether the files can be removed or not.
+    // The result is the same whether or not the files can be removed.
     let _ = fs::remove_dir_all(&trial);
     refused
 }
@@ -65,10 +65,9 @@ pub(super) fn refuses_sled(
 mod tests {
     use super::*;
 
-    /// An opening that failed with `EINVAL` on a file system that takes sled: its files are
-    /// damaged.
+    /// On a file system that supports sled, an open that failed with `EINVAL` means damaged files.
     #[test]
-    fn a_file_system_that_takes_sled_refuses_nothing_and_nothing_is_left() {
+    fn a_file_system_that_supports_sled_is_accepted_and_no_file_is_left() {
         let dir = tempfile::tempdir().unwrap();
         let failed = |kind| WorkerFailure { what: "failed".to_owned(), kind };
         let wait = Duration::from_secs(60);

@@ -1,44 +1,47 @@
-//! How much is filed, in two numbers that do not depend on the order: what the manifest compares with the filing engine.
+//! Number and digest of the indexed records, independent of their order. The manifest is compared
+//! with the index by them.
 
 use serde::{Deserialize, Serialize};
 
 use super::key::Key;
 
-/// Number and digest of a set of records. Sets that differ by chance or by damage have the same tally with a
-/// probability of about 2⁻⁶⁴; it is no protection against somebody who wants them to.
+/// Number and digest of a set of records. Two sets that differ by accident have the same tally with
+/// a probability of about 2⁻⁶⁴. The digest does not protect against intent.
 ///
-/// The digest is the sum, modulo 2⁶⁴, of one 64-bit number for each record, so that records are added and taken
-/// away in any order. The number is stable: it is in the manifest. See [`Tally::add`].
+/// The digest is the sum, modulo 2⁶⁴, of one 64-bit number for each record, so records can be added
+/// and subtracted in any order. The number is stable, because it is in the manifest. See
+/// [`Tally::add`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Tally {
-    /// Records.
+    /// The number of records.
     pub(crate) records: u64,
-    /// Digest over key and value of each.
+    /// The digest over key and value of each record.
     pub(crate) digest: u64,
 }
 
 impl Tally {
-    /// Counts a record in.
+    /// Adds a record.
     ///
-    /// Its number `h` starts as 0. For the key and then the value: `h = mix(h ^ length)`, then `h = mix(h ^ word)`
-    /// for each 8 bytes, little endian, the last ones filled up with zeros. `mix` is that of splitmix64.
+    /// Its number `h` starts at 0. For the key and then the value: `h = mix(h ^ length)`, then
+    /// `h = mix(h ^ word)` for each 8 bytes, little endian. The last word is padded with zeros.
+    /// `mix` is that of splitmix64.
     pub(crate) fn add(&mut self, key: &Key, value: &[u8]) {
         self.add_raw(key.as_bytes(), value);
     }
 
-    /// Takes a record away that was counted in before.
+    /// Subtracts a record that was added before.
     pub(crate) fn subtract(&mut self, key: &Key, value: &[u8]) {
         self.records = self.records.wrapping_sub(1);
         self.digest = self.digest.wrapping_sub(number_of(key.as_bytes(), value));
     }
 
-    /// The same for whatever stands in the place of a key.
+    /// Adds a record with any bytes as its key.
     pub(super) fn add_raw(&mut self, key: &[u8], value: &[u8]) {
         self.records = self.records.wrapping_add(1);
         self.digest = self.digest.wrapping_add(number_of(key, value));
     }
 
-    /// Counts in what another tally counted: the sum of two disjoint sets, or of a set and a [delta](Self::since).
+    /// Adds another tally: that of a disjoint set, or a [delta](Self::since).
     #[must_use]
     pub(crate) const fn plus(self, other: Self) -> Self {
         Self {
@@ -47,7 +50,8 @@ impl Tally {
         }
     }
 
-    /// What has to be added to `earlier` to get this. Its `records` is modulo 2⁶⁴ where there are fewer now.
+    /// Returns the delta from `earlier` to this tally. If there are fewer records now, its
+    /// `records` is modulo 2⁶⁴.
     #[cfg(test)]
     #[must_use]
     pub(crate) const fn since(self, earlier: Self) -> Self {
@@ -69,8 +73,8 @@ pub(super) fn number_of(key: &[u8], value: &[u8]) -> u64 {
     })
 }
 
-// Not built of CRCs: of two values of one length, each with its own CRC inside, those could be told apart by 32 bits
-// at most, however many CRCs are put together, as a CRC is linear.
+// CRCs would not do. A CRC is linear, so two values of the same length, each with its own CRC
+// inside, would differ in at most 32 bits of any combination of CRCs.
 const fn mix(mut z: u64) -> u64 {
     z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -99,7 +103,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn order_does_not_matter_and_subtracting_undoes(pairs in pairs(), cut in any::<prop::sample::Index>()) {
+        fn order_does_not_matter_and_subtracting_reverts_adding(pairs in pairs(), cut in any::<prop::sample::Index>()) {
             let all = tally_of(&pairs);
             prop_assert_eq!(all, tally_of(pairs.iter().rev()));
             let (first, rest) = pairs.split_at(cut.index(pairs.len() + 1));
@@ -111,7 +115,7 @@ mod tests {
         }
 
         #[test]
-        fn each_bit_of_key_and_value_counts(id in any::<[u8; 16]>(), value in prop::collection::vec(any::<u8>(), 1..40), bit in any::<prop::sample::Index>()) {
+        fn each_bit_of_key_and_value_changes_the_digest(id in any::<[u8; 16]>(), value in prop::collection::vec(any::<u8>(), 1..40), bit in any::<prop::sample::Index>()) {
             let key = Key::of(&SpoolId::from_bytes(id));
             let good = tally_of([&(key, value.clone())]);
             let mut other = value.clone();
@@ -127,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_changed_places_are_noticed() {
+    fn swapped_values_change_the_digest() {
         let [a, b] = [[1; 16], [2; 16]].map(|id| Key::of(&SpoolId::from_bytes(id)));
         let straight = tally_of(&[(a, vec![1]), (b, vec![2])]);
         assert_ne!(straight, tally_of(&[(a, vec![2]), (b, vec![1])]));
@@ -145,6 +149,6 @@ mod tests {
         assert_eq!(serde_json::from_str::<Tally>(&json).unwrap(), tally);
     }
 
-    // By an independent reckoning of the rule that is documented at `Tally::add`.
+    // Computed independently from the rule documented at `Tally::add`.
     const EXPECTED: u64 = 0x3697_6695_2739_f9fc;
 }

@@ -1,12 +1,13 @@
-//! sled's own thread. It opens sled, makes its changes and drops it: each of these can panic or hang when files are
-//! damaged or after an I/O error, and then it is this thread that does, not a caller.
+//! sled's own thread. It opens sled, applies its changes and drops it. Each of these can panic or
+//! hang on damaged files or after an I/O error, and must not take a caller's thread with it.
 //!
-//! # When a wait ends
+//! # Timeouts
 //!
-//! A caller waits for a bounded time, then gets an error. A thread cannot be ended from outside: it stays, with sled
-//! and its lock, and is kept in [`StuckThreads`], which count it and join it once it has ended by itself. If it never does,
-//! sled cannot be opened again in this process (the lock is taken), and the process has to be started anew. It holds the spool's directory all
-//! the time, for it may still write there.
+//! A caller waits for a bounded time, then gets an error. A thread can't be stopped from outside,
+//! so it stays, with sled and its lock. [`StuckThreads`] keeps and counts it, and joins it once it
+//! has ended. If it never ends, sled can't be opened again in this process (the lock is taken), and
+//! the process must be restarted. The thread holds the spool's directory all the time, because it
+//! may still write there.
 
 use std::any::Any;
 use std::io;
@@ -23,20 +24,20 @@ use parking_lot::Mutex;
 use super::sled_lock::SledLock;
 use crate::thread_limit::not_started;
 
-/// Threads that sled starts when it is first opened in a process, and never again. If it can't
-/// start one it hangs, for as long as the process lives.
+/// Threads that sled starts at its first open in a process, and never again. If sled can't start
+/// one, it hangs as long as the process lives.
 const SLED_THREADS: usize = 7;
 
 /// sled was opened in this process.
 static HAS_THREADS: AtomicBool = AtomicBool::new(false);
 
-/// How many threads sled itself starts at the next opening.
+/// Returns how many threads sled itself starts at the next open.
 pub(crate) fn sled_threads_to_come() -> usize {
     if HAS_THREADS.load(Ordering::Relaxed) { 0 } else { SLED_THREADS }
 }
 
-/// The most threads that may be stuck before none is started any more.
-const MAX_STRAYS: usize = 4;
+/// The number of stuck threads at which no new thread is started.
+const MAX_STUCK: usize = 4;
 
 /// Why a call into sled failed.
 #[derive(Debug)]
@@ -58,7 +59,7 @@ impl From<io::Error> for WorkerFailure {
     }
 }
 
-/// Runs `f`; a panic in it becomes a failure.
+/// Runs `f`, and turns a panic into a failure.
 pub(super) fn guarded<T>(f: impl FnOnce() -> Result<T, WorkerFailure>) -> Result<T, WorkerFailure> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(failure_of(&*panic)))
 }
@@ -69,24 +70,25 @@ fn failure_of(panic: &(dyn Any + Send)) -> WorkerFailure {
     WorkerFailure { what: format!("panic: {text}"), kind: None }
 }
 
-/// An open sled. Wherever the last owner lets go of it, it is dropped on its own thread: `Drop` here does not block.
+/// An open sled. Whichever thread drops the last reference, sled is dropped on its own thread, so
+/// this `Drop` does not block.
 pub(super) struct Engine {
-    // Always there until `drop`.
+    // Present until `drop`.
     parts: Option<WorkerParts>,
-    grave: Arc<Grave>,
-    // Dropped after `drop` has filled the grave: that is what wakes the thread.
+    drop_slot: Arc<DropSlot>,
+    // Must be dropped after `drop` has filled the slot, because that wakes the thread.
     jobs: SyncSender<WorkerJob>,
 }
 
-/// What is dropped to close sled.
+/// The parts that are dropped to close sled.
 pub(super) struct WorkerParts {
     pub(super) db: sled::Db,
     pub(super) tree: sled::Tree,
-    /// `None` where it can't be had: then closing the file has to end the lock.
+    /// `None` if it could not be duplicated. Then closing the file must release the lock.
     pub(super) lock: Option<SledLock>,
 }
 
-type Grave = Mutex<Option<WorkerParts>>;
+type DropSlot = Mutex<Option<WorkerParts>>;
 type WorkerJob = Box<dyn FnOnce() + Send>;
 
 impl Engine {
@@ -95,8 +97,8 @@ impl Engine {
         self.parts.as_ref().map(|parts| &parts.tree).ok_or_else(gone)
     }
 
-    /// Runs `f` on sled's thread and waits for it, at most for `wait`: `None` where that was not enough, and after
-    /// that nothing should be run any more.
+    /// Runs `f` on sled's thread and waits at most `wait` for the result. Returns `None` after a
+    /// timeout. Nothing must be run after that.
     pub(super) fn run<T: Send + 'static>(
         self: &Arc<Self>,
         wait: Duration,
@@ -106,12 +108,12 @@ impl Engine {
         let engine = Arc::clone(self);
         let job: WorkerJob = Box::new(move || {
             let result = guarded(|| f(&engine));
-            // Before the answer: who has it may want to see sled closed.
+            // Dropped before the answer is sent, because the receiver may expect sled to be closed.
             drop(engine);
-            // Nobody waits for it any more: then it does not matter.
+            // Fails if the caller has timed out, which does not matter.
             let _ = answer.send(result);
         });
-        // One job at a time: if there is no room, the thread is stuck.
+        // One job runs at a time. If the queue is full, the thread is stuck.
         self.jobs.try_send(job).ok()?;
         match answered.recv_timeout(wait) {
             Ok(result) => Some(result),
@@ -125,48 +127,50 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        *self.grave.lock() = self.parts.take();
+        *self.drop_slot.lock() = self.parts.take();
     }
 }
 
-/// The thread, from the start of opening to the end of dropping.
+/// The thread, from the start of the open to the end of the drop.
 #[derive(Debug)]
 pub(super) struct Worker {
     thread: JoinHandle<()>,
     ended: Receiver<()>,
 }
 
-/// What became of an opening.
+/// The result of an open.
 pub(super) enum OpenOutcome {
-    /// It is open.
+    /// sled is open.
     Ready(Engine, Worker),
-    /// It failed; the thread has ended, or is about to.
+    /// The open failed. The thread has ended or is about to.
     Failed(WorkerFailure, Worker),
-    /// It did not end in time. If it still does, sled is dropped right then.
+    /// The open did not end in time. If it ends later, sled is dropped at once.
     Late(Worker),
 }
 
 impl Worker {
-    /// Starts the thread, lets it `open` sled in `dir`, and waits for that, at most for `wait`.
+    /// Starts the thread, runs `open` for the sled in `dir` on it, and waits at most `wait` for the
+    /// result.
     pub(super) fn start(
         dir: &Path,
         wait: Duration,
-        strays: &StuckThreads,
+        stuck: &StuckThreads,
         open: impl FnOnce() -> Result<WorkerParts, WorkerFailure> + Send + 'static,
     ) -> io::Result<OpenOutcome> {
         let (jobs, queue) = sync_channel::<WorkerJob>(1);
         let (answer, answered) = sync_channel(1);
         let (end, ended) = sync_channel::<()>(1);
-        let grave = Arc::new(Grave::default());
-        let (failed, dir) = (Arc::clone(&strays.closing_failed), dir.to_owned());
-        let held = strays.directory.as_ref().and_then(Weak::upgrade);
+        let drop_slot = Arc::new(DropSlot::default());
+        let (failed, dir) = (Arc::clone(&stuck.closing_failed), dir.to_owned());
+        let held = stuck.directory.as_ref().and_then(Weak::upgrade);
         let thread = thread::Builder::new().name("tide-sled".to_owned()).spawn(move || {
             let opened = guarded(open);
-            let engine = opened.map(|parts| Engine { parts: Some(parts), grave: Arc::clone(&grave), jobs });
-            // If nobody waits any more, the engine comes back and is dropped: into the grave.
+            let engine = opened.map(|parts| Engine { parts: Some(parts), drop_slot: Arc::clone(&drop_slot), jobs });
+            // If the caller has timed out, `send` returns the engine and it is dropped, into the
+            // slot.
             drop(answer.send(engine));
             queue.into_iter().for_each(|job| job());
-            let parts = grave.lock().take();
+            let parts = drop_slot.lock().take();
             if let Err(failure) = close(parts) {
                 tracing::error!(path = %dir.display(), what = failure.what, "sled failed while it was closed");
                 failed.store(true, Ordering::Release);
@@ -190,18 +194,19 @@ impl Worker {
         })
     }
 
-    /// Waits until the thread has ended, at most for `wait`; a thread that has not is given to `strays`.
-    pub(super) fn join(self, wait: Duration, strays: &StuckThreads) -> bool {
+    /// Waits at most `wait` until the thread has ended. Gives a thread that has not ended to
+    /// `stuck`.
+    pub(super) fn join(self, wait: Duration, stuck: &StuckThreads) -> bool {
         let ended = matches!(self.ended.recv_timeout(wait), Err(RecvTimeoutError::Disconnected));
-        strays.keep(self);
+        stuck.keep(self);
         ended && {
-            strays.reap();
+            stuck.reap();
             true
         }
     }
 }
 
-/// Drops sled: it writes what is not written, and panics if it cannot sync.
+/// Drops sled, which writes its buffers, and panics if it can't sync.
 fn close(parts: Option<WorkerParts>) -> Result<(), WorkerFailure> {
     let Some(WorkerParts { db, tree, lock }) = parts else { return Ok(()) };
     let closed = guarded(|| {
@@ -214,18 +219,18 @@ fn close(parts: Option<WorkerParts>) -> Result<(), WorkerFailure> {
     closed
 }
 
-/// Threads that did not end in time. Shared by all that open sled in one spool.
+/// Threads that did not end in time. Shared by all engines of a spool.
 #[derive(Debug, Default)]
 pub(crate) struct StuckThreads {
     workers: Mutex<Vec<Worker>>,
-    /// Some sled could not write or sync its last when it was closed.
+    /// A sled could not write or sync its last data when it was closed.
     closing_failed: Arc<AtomicBool>,
-    /// What each thread holds until it ends: the directory with its lock.
+    /// The locked directory, which each thread holds until it ends.
     directory: Option<Weak<dyn Any + Send + Sync>>,
 }
 
 impl StuckThreads {
-    /// Threads that hold `directory` for as long as they live.
+    /// Creates a set whose threads hold `directory` as long as they live.
     pub(crate) fn holding<T: Any + Send + Sync>(directory: &Arc<T>) -> Self {
         let directory: Weak<T> = Arc::downgrade(directory);
         Self { directory: Some(directory), ..Self::default() }
@@ -235,7 +240,7 @@ impl StuckThreads {
         self.workers.lock().push(worker);
     }
 
-    /// Joins those that have ended by now, and says how many have not.
+    /// Joins the threads that have ended, and returns how many have not.
     pub(crate) fn reap(&self) -> usize {
         let mut workers = self.workers.lock();
         let (ended, running): (Vec<_>, Vec<_>) = workers.drain(..).partition(Worker::has_ended);
@@ -243,23 +248,24 @@ impl StuckThreads {
         let left = workers.len();
         drop(workers);
         for worker in ended {
-            // Its last act was to drop a channel: this does not wait. A panic was caught and reported before.
+            // The thread dropped its channel last, so this does not wait. A panic was caught and
+            // reported before.
             let _ = worker.thread.join();
         }
         left
     }
 
-    /// Whether some sled failed while it was closed.
+    /// Returns true if a sled failed while it was closed.
     pub(crate) fn closing_failed(&self) -> bool {
         self.closing_failed.load(Ordering::Acquire)
     }
 
-    /// Whether so many are stuck that no more should be started.
+    /// Returns true if so many threads are stuck that no new one should be started.
     pub(super) fn are_too_many(&self) -> bool {
-        self.reap() >= MAX_STRAYS
+        self.reap() >= MAX_STUCK
     }
 
-    /// Waits for all of them, at most for `wait` in all, and says how many are left.
+    /// Waits for all threads, at most `wait` in all, and returns how many are left.
     pub(crate) fn join_all(&self, wait: Duration) -> usize {
         let until = Instant::now() + wait;
         for worker in &*self.workers.lock() {
@@ -289,12 +295,12 @@ mod tests {
 
     #[test]
     fn an_opening_that_panics_fails_and_its_thread_ends() {
-        let strays = StuckThreads::default();
+        let stuck = StuckThreads::default();
         let opened =
-            Worker::start(Path::new("sled"), Duration::from_secs(60), &strays, || panic!("damaged")).unwrap();
+            Worker::start(Path::new("sled"), Duration::from_secs(60), &stuck, || panic!("damaged")).unwrap();
         let OpenOutcome::Failed(failure, worker) = opened else { panic!("opened") };
         assert_eq!(failure.what, "panic: damaged");
-        assert!(worker.join(Duration::from_secs(60), &strays));
-        assert_eq!(strays.reap(), 0);
+        assert!(worker.join(Duration::from_secs(60), &stuck));
+        assert_eq!(stuck.reap(), 0);
     }
 }

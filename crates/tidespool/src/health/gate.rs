@@ -6,13 +6,13 @@ use tracing::{error, info};
 use super::latch::Transition;
 use crate::HealthSignal;
 
-/// Open, or shut for a reason. Asked on every connection and every message, so asking is one atomic read.
+/// Open, or shut for a reason. It is read for every connection and message, by one atomic read.
 #[derive(Debug)]
 pub(crate) struct HealthGate {
     /// [`OPEN`], the [`code`] of the signal, or [`CLOSED`], which is final.
     state: AtomicU8,
-    /// The reason, for those who wait for another.
-    told: watch::Sender<Option<&'static str>>,
+    /// The reason, for callers that wait for changes.
+    reasons: watch::Sender<Option<&'static str>>,
 }
 
 const OPEN: u8 = 0;
@@ -20,17 +20,17 @@ const OPEN: u8 = 0;
 /// The spool is shut down.
 const CLOSED: u8 = u8::MAX;
 
-/// Why a spool that is shut down takes no messages: bland, as every reason.
+/// The reason after a shutdown. It names no internals, like every reason.
 const SHUT_DOWN: &str = "the spool is shut down";
 
 impl Default for HealthGate {
     fn default() -> Self {
-        Self { state: AtomicU8::new(OPEN), told: watch::Sender::new(None) }
+        Self { state: AtomicU8::new(OPEN), reasons: watch::Sender::new(None) }
     }
 }
 
 impl HealthGate {
-    /// `None` while the spool is healthy, else a bland text why it takes no new messages.
+    /// `None` while the spool is healthy, else a text for callers that names no internals.
     #[inline]
     pub(crate) fn reason(&self) -> Option<&'static str> {
         match self.state() {
@@ -46,33 +46,33 @@ impl HealthGate {
 
     #[inline]
     fn state(&self) -> u8 {
-        // Relaxed: nothing else is read on the strength of it, and a store that slips through just before is as good
-        // as one that came earlier.
+        // Relaxed: no other read depends on it. A store that passes just before a change is
+        // equivalent to an earlier store.
         self.state.load(Ordering::Relaxed)
     }
 
-    /// The spool is shut down: the gate stays shut.
+    /// True if the spool is shut down. The gate then stays shut.
     pub(crate) fn is_closed(&self) -> bool {
         self.state() == CLOSED
     }
 
-    /// The worst that is wrong. `None` while the spool is healthy, and after its shutdown.
+    /// The worst active signal. `None` while the spool is healthy, and after its shutdown.
     pub(crate) fn cause(&self) -> Option<HealthSignal> {
         signal(self.state())
     }
 
-    /// Each change of the reason from now on.
+    /// A channel that receives each later change of the reason.
     pub(crate) fn changes(&self) -> watch::Receiver<Option<&'static str>> {
-        self.told.subscribe()
+        self.reasons.subscribe()
     }
 
-    /// Shuts the gate for good: the spool is shut down.
+    /// Shuts the gate permanently, because the spool is shut down.
     pub(crate) fn close(&self) {
         self.state.store(CLOSED, Ordering::Relaxed);
         self.publish();
     }
 
-    /// Sets the gate as the latch decided, and logs it. Does nothing after [`close`](Self::close).
+    /// Applies and logs a transition of the latch. Does nothing after [`close`](Self::close).
     pub(crate) fn follow(&self, transition: Transition) {
         let next = match transition {
             Transition::Shut(signal) | Transition::Worse(signal) => Some(signal),
@@ -85,30 +85,30 @@ impl HealthGate {
         };
         match (signal(was), next) {
             (None, Some(cause)) => {
-                error!(signal = cause.name(), %cause, "the spool refuses new messages; loads and removes go on");
+                error!(signal = cause.name(), %cause, "the spool refuses new messages; loads and removals continue");
             }
             (Some(_), Some(cause)) => {
-                error!(signal = cause.name(), %cause, "the spool goes on refusing new messages, also for this");
+                error!(signal = cause.name(), %cause, "the spool still refuses new messages, now for this reason");
             }
             (Some(was), None) => {
-                info!(signal = was.name(), cause = %was, "the spool takes new messages again");
+                info!(signal = was.name(), cause = %was, "the spool accepts new messages again");
             }
             (None, None) => {}
         }
         self.publish();
     }
 
-    /// Sends the reason to those who wait for another. It is read under the channel's lock: two
+    /// Sends the reason to the waiting callers. The reason is read under the channel's lock: two
     /// threads may change the gate at once, and the last value sent must be the last reason.
     fn publish(&self) {
-        self.told.send_if_modified(|told| {
+        self.reasons.send_if_modified(|sent| {
             let reason = self.reason();
-            std::mem::replace(told, reason) != reason
+            std::mem::replace(sent, reason) != reason
         });
     }
 }
 
-/// Out of the way of those who find the gate open.
+/// Cold, so that callers that find the gate open do not pay for this code.
 #[cold]
 fn reason(code: u8) -> Option<&'static str> {
     match code {
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_signal_is_told_by_its_reason() {
+    fn each_signal_sets_its_reason() {
         for why in HealthSignal::ALL {
             let gate = HealthGate::default();
             assert_eq!(gate.reason(), None);
@@ -145,28 +145,27 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_hears_of_each_other_reason_once() {
+    fn each_change_of_the_reason_is_sent_once() {
         let gate = HealthGate::default();
         let mut changes = gate.changes();
-        let heard = |changes: &mut watch::Receiver<Option<&'static str>>| {
+        let received = |changes: &mut watch::Receiver<Option<&'static str>>| {
             changes.has_changed().unwrap().then(|| *changes.borrow_and_update())
         };
-        assert_eq!(heard(&mut changes), None);
+        assert_eq!(received(&mut changes), None);
         gate.follow(Transition::Shut(HealthSignal::DirtyAge));
-        assert_eq!(heard(&mut changes), Some(Some("the spool is catching up")));
+        assert_eq!(received(&mut changes), Some(Some("the spool is catching up")));
         gate.follow(Transition::Worse(HealthSignal::DirtyBytes));
-        assert_eq!(heard(&mut changes), None, "it reads the same");
+        assert_eq!(received(&mut changes), None, "the text is the same");
         gate.follow(Transition::Worse(HealthSignal::LowSpace));
-        assert_eq!(heard(&mut changes), Some(Some("the spool is short of disk space")));
+        assert_eq!(received(&mut changes), Some(Some("the spool is short of disk space")));
         gate.follow(Transition::Open);
-        assert_eq!(heard(&mut changes), Some(None));
+        assert_eq!(received(&mut changes), Some(None));
     }
 
-    /// After a shutdown the gate was open, though every store failed. Now it is shut for good: a
-    /// transition that the latch decided on just before the shutdown must neither open it nor name
-    /// another reason.
+    /// The gate was open after a shutdown, although every store failed. A late transition of the
+    /// latch must neither open a closed gate nor change its reason.
     #[test]
-    fn a_closed_gate_stays_shut_and_says_so() {
+    fn a_closed_gate_stays_shut() {
         let shut = Transition::Shut(HealthSignal::LowSpace);
         for before in [None, Some(shut)] {
             for after in [shut, Transition::Worse(HealthSignal::DeadWorker), Transition::Open] {
@@ -178,7 +177,7 @@ mod tests {
                 gate.close();
                 assert_eq!(gate.reason(), Some("the spool is shut down"));
                 assert!(gate.is_closed() && !gate.is_open());
-                assert_eq!(gate.cause(), None, "nothing is wrong");
+                assert_eq!(gate.cause(), None, "no signal is active");
                 assert!(changes.has_changed().unwrap());
                 assert_eq!(*changes.borrow_and_update(), Some("the spool is shut down"));
             }
@@ -186,19 +185,19 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_disk_reads_as_callers_expect_it() {
+    fn the_reason_for_a_broken_disk_matches_the_public_error() {
         assert_eq!(HealthSignal::JournalErrors.reason(), SpoolUnhealthyError.to_string());
     }
 
     #[test]
-    fn a_signal_is_called_the_same_everywhere() {
+    fn a_signal_has_the_same_name_in_settings_and_metrics() {
         for signal in HealthSignal::ALL {
             assert_eq!(serde_json::to_value(signal).unwrap(), signal.name());
         }
     }
 
     #[test]
-    fn reasons_tell_nothing_of_the_inside() {
+    fn reasons_name_no_internals() {
         for reason in HealthSignal::ALL.map(HealthSignal::reason).into_iter().chain([SHUT_DOWN]) {
             assert!(reason.starts_with("the spool is "), "{reason}");
             for inside in ["journal", "sled", "segment", "dirty", "thread", "memory", "checkpoint", "/"] {

@@ -1,7 +1,9 @@
-//! When the gate shuts and when it opens again: pure, with the clock as an argument.
+//! When the gate shuts and when it opens again. Pure: the clock is an argument.
 //!
-//! Each signal is *raised* while it is beyond its threshold, and *latched* once it has been for its latch time. The gate is shut while one is latched,
-//! and tells of the worst. It opens when all has been quiet for the unlatch time of each of those, and a probe of the disk went well.
+//! A signal is *raised* while it is beyond its threshold. It is *latched* once it has been raised
+//! for its latch time. The gate is shut while a signal is latched, and reports the worst one. It
+//! opens after all signals were quiet for the longest unlatch time of the latched signals, and
+//! after a probe of the disk succeeded.
 
 use std::time::{Duration, Instant};
 
@@ -11,44 +13,44 @@ use crate::{Config, HealthConfig, HealthSignal};
 /// The signals at one moment. Errors are totals since the spool was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct HealthSample {
-    /// Dirty bytes by `dirty_limit`. A message larger than that is more than 1.
+    /// Dirty bytes divided by `dirty_limit`. Above 1 for a message larger than the limit.
     pub(crate) dirty_fraction: f64,
     pub(crate) oldest_dirty_age: Duration,
     pub(crate) no_free_segment: bool,
-    /// The disk has no room for another one.
+    /// The disk has no room for another segment.
     pub(crate) no_room_for_segment: bool,
-    /// For how long the checkpoint thread has been at work without progress.
+    /// Time since the checkpointer last made progress, while it has work.
     pub(crate) checkpoint_stall: Duration,
     /// Failed writes and failed syncs of the journal.
     pub(crate) journal_errors: u64,
-    /// Of sled and its manifest.
+    /// Errors of sled and its manifest.
     pub(crate) sled_errors: u64,
-    /// sled broke, and is not opened again yet.
+    /// sled broke and is not reopened yet.
     pub(crate) sled_is_out: bool,
     pub(crate) read_errors: u64,
     pub(crate) damage: u64,
-    /// Files that something else deleted, moved or changed.
+    /// Files that another program deleted, moved or changed.
     pub(crate) lost_files: u64,
-    /// Some of them are not restored yet.
+    /// Some of these files are not restored yet.
     pub(crate) files_are_lost: bool,
-    /// Free space is below its minimum, or a write failed for want of room and there still is none.
+    /// Free space is below its minimum, or a write failed for lack of room and still would.
     pub(crate) low_space: bool,
     pub(crate) dead_worker: bool,
-    /// How the probe went that [`Latch::wants_probe`] asked for, if it has ended.
+    /// The result of the probe that [`Latch::wants_probe`] requested, if it has ended.
     pub(crate) probe: Option<bool>,
 }
 
-/// The gate has to move.
+/// A change of the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transition {
-    /// It was open.
+    /// The gate was open.
     Shut(HealthSignal),
-    /// It was shut already, for something less bad.
+    /// The gate was shut already, by a less severe signal.
     Worse(HealthSignal),
     Open,
 }
 
-/// Signals that are counted in a window, in the order of [`Latch::windows`].
+/// The signals that are counted in a window, in the order of [`Latch::windows`].
 const COUNTED: [HealthSignal; 5] = [
     HealthSignal::JournalErrors,
     HealthSignal::SledErrors,
@@ -57,39 +59,39 @@ const COUNTED: [HealthSignal; 5] = [
     HealthSignal::LostFiles,
 ];
 
-/// A gate that shuts again within so many times the quiet time after it opened was opened too early.
-const SOON: u32 = 4;
+/// The gate opened too early if it shuts again within this many times its last quiet time.
+const EARLY_FACTOR: u32 = 4;
 
 /// A shorter quiet time counts as this.
-const LEAST_WAIT: Duration = Duration::from_secs(1);
+const MIN_QUIET: Duration = Duration::from_secs(1);
 
-/// The most by which the quiet time grows for that.
-const MOST_PATIENCE: u32 = 16;
+/// The maximum by which early openings multiply the quiet time.
+const MAX_BACKOFF: u32 = 16;
 
-/// Remembers what it must of the samples so far.
+/// The state that the samples so far have left.
 #[derive(Debug)]
 pub(crate) struct Latch {
     config: HealthConfig,
     dirty_age: Duration,
     dirty_expire: Duration,
-    /// The totals of the sample before. They start at zero, so that what happened before the first sample counts.
+    /// The previous sample. Its totals start at zero, so that earlier events count.
     before: HealthSample,
     windows: [ErrorWindow; COUNTED.len()],
     watched: [WatchedSignal; HealthSignal::ALL.len()],
-    /// Since when nothing at all has been wrong.
+    /// Since when no signal has been raised and no error has occurred.
     quiet_since: Option<Instant>,
-    /// What the gate tells of: `None` while it is open.
-    told: Option<HealthSignal>,
-    /// The quiet times are multiplied by it.
-    patience: u32,
-    /// When it was opened last, and after how long a quiet time.
+    /// The signal that shut the gate. `None` while it is open.
+    shut_by: Option<HealthSignal>,
+    /// Multiplies the quiet time. Doubles when the gate opened too early.
+    backoff: u32,
+    /// When the gate last opened, and the quiet time before that.
     opened: Option<(Instant, Duration)>,
 }
 
-/// One signal, over time.
+/// The state of one signal.
 #[derive(Debug, Clone, Copy, Default)]
 struct WatchedSignal {
-    /// Since when it has been beyond its threshold without a break.
+    /// Since when it has been beyond its threshold without interruption.
     raised_since: Option<Instant>,
     is_latched: bool,
 }
@@ -113,14 +115,14 @@ impl Latch {
             windows: COUNTED.map(window),
             watched: [WatchedSignal::default(); HealthSignal::ALL.len()],
             quiet_since: None,
-            told: None,
-            patience: 1,
+            shut_by: None,
+            backoff: 1,
             opened: None,
             config: health.clone(),
         }
     }
 
-    /// Goes on with other settings. What was seen so far counts by them.
+    /// Applies other settings. Earlier errors and times are kept, and count by the new settings.
     pub(crate) fn reconfigure(&mut self, config: &Config) {
         let health = &config.health;
         (self.dirty_age, self.dirty_expire) = (config.effective_dirty_age(), config.dirty_expire);
@@ -130,78 +132,79 @@ impl Latch {
         self.config = health.clone();
     }
 
-    /// Takes in a sample. Says when the gate has to move, once for each move.
+    /// Evaluates a sample. Returns each change of the gate once.
     pub(crate) fn observe(&mut self, now: Instant, sample: &HealthSample) -> Option<Transition> {
         let before = std::mem::replace(&mut self.before, *sample);
         let mut is_quiet = sample.probe != Some(false);
         for signal in HealthSignal::ALL {
-            let (is_raised, is_noisy) = self.look(now, signal, &before, sample);
+            let (is_raised, is_noisy) = self.evaluate(now, signal, &before, sample);
             self.watched[signal as usize].step(now, is_raised, self.config.latch_after_of(signal));
             is_quiet &= !is_noisy;
         }
         self.quiet_since = is_quiet.then(|| self.quiet_since.unwrap_or(now));
         let worst = self.worst(sample)?;
-        match self.told.replace(worst) {
+        match self.shut_by.replace(worst) {
             None => {
                 self.note_shut(now);
                 Some(Transition::Shut(worst))
             }
-            Some(told) if told != worst => Some(Transition::Worse(worst)),
+            Some(shut_by) if shut_by != worst => Some(Transition::Worse(worst)),
             Some(_) => (sample.probe == Some(true) && self.wants_probe(now)).then(|| self.open(now)),
         }
     }
 
-    /// Everything has been quiet for long enough: only a successful probe of the disk is missing for the gate to open.
+    /// True if the quiet time is over. The gate opens once a probe of the disk succeeds.
     pub(crate) fn wants_probe(&self, now: Instant) -> bool {
-        let (Some(_), Some(quiet_since)) = (self.told, self.quiet_since) else { return false };
+        let (Some(_), Some(quiet_since)) = (self.shut_by, self.quiet_since) else { return false };
         self.config.allow_unlatch && now.saturating_duration_since(quiet_since) >= self.quiet_time()
     }
 
-    /// How long it has to be quiet. With no quiet time at all a gate would go on flapping, however patient.
+    /// The quiet time before the gate may open. The backoff needs a minimum: a quiet time of zero
+    /// would stay zero, and the gate would flap.
     fn quiet_time(&self) -> Duration {
         let longest =
             self.latched().map(|signal| self.config.unlatch_after_of(signal)).max().unwrap_or_default();
-        match self.patience {
+        match self.backoff {
             1 => longest,
-            patience => longest.max(LEAST_WAIT / MOST_PATIENCE) * patience,
+            backoff => longest.max(MIN_QUIET / MAX_BACKOFF) * backoff,
         }
     }
 
-    /// The worst of what is latched. Without room on disk for another segment it is the disk that
-    /// segments wait for, until the gate opens again.
+    /// The worst latched signal. If the disk has no room for a segment, a lack of segments is
+    /// reported as a lack of space, until the gate opens again.
     fn worst(&self, sample: &HealthSample) -> Option<HealthSignal> {
-        let is_disk = || sample.no_room_for_segment || self.told == Some(HealthSignal::LowSpace);
+        let is_disk = || sample.no_room_for_segment || self.shut_by == Some(HealthSignal::LowSpace);
         self.latched().next().map(|worst| match worst {
             HealthSignal::NoFreeSegment if is_disk() => HealthSignal::LowSpace,
             worst => worst,
         })
     }
 
-    /// The worst first.
+    /// The latched signals, the worst first.
     fn latched(&self) -> impl Iterator<Item = HealthSignal> + '_ {
         HealthSignal::ALL.into_iter().filter(|signal| self.watched[*signal as usize].is_latched)
     }
 
     fn note_shut(&mut self, now: Instant) {
         let Some((opened_at, waited)) = self.opened else { return };
-        let soon = waited.max(LEAST_WAIT) * SOON;
-        self.patience = match now.saturating_duration_since(opened_at) < soon {
-            true => (self.patience * 2).min(MOST_PATIENCE),
+        let early = waited.max(MIN_QUIET) * EARLY_FACTOR;
+        self.backoff = match now.saturating_duration_since(opened_at) < early {
+            true => (self.backoff * 2).min(MAX_BACKOFF),
             false => 1,
         };
     }
 
     fn open(&mut self, now: Instant) -> Transition {
         self.opened = Some((now, self.quiet_time()));
-        // The errors that shut the gate must not shut it again together with a single new one.
+        // One more error must not shut the gate together with errors from before the opening.
         self.windows.iter_mut().for_each(ErrorWindow::clear);
         self.watched = [WatchedSignal::default(); HealthSignal::ALL.len()];
-        self.told = None;
+        self.shut_by = None;
         Transition::Open
     }
 
-    /// Whether a signal is beyond its threshold, and whether it is anything but quiet.
-    fn look(
+    /// Returns whether a signal is beyond its threshold, and whether it is not quiet.
+    fn evaluate(
         &mut self,
         now: Instant,
         signal: HealthSignal,
@@ -231,13 +234,14 @@ impl Latch {
             HealthSignal::LowSpace => sample.low_space,
             HealthSignal::StalledCheckpoint => sample.checkpoint_stall >= self.config.checkpoint_stall,
             HealthSignal::NoFreeSegment => sample.no_free_segment,
-            // Large messages, and callers that come as fast as the disk takes them, keep it full: it is a backlog if it is not written in time.
+            // Large messages and fast callers keep the dirty bytes at their limit. They are a
+            // backlog only if they are not written in time.
             HealthSignal::DirtyBytes => {
                 sample.dirty_fraction >= self.config.dirty_fraction
                     && sample.oldest_dirty_age > self.dirty_expire
             }
             HealthSignal::DirtyAge => sample.oldest_dirty_age > self.dirty_age,
-            // Counted above.
+            // The counted signals are handled above.
             _ => false,
         };
         (is_raised, is_raised)

@@ -1,8 +1,9 @@
-//! Whether the spool takes new messages.
+//! Decides whether the spool accepts new messages.
 //!
-//! * `latch.rs` – a state machine, fed with samples and a clock: when to shut, when to open again. Pure. `window.rs` – errors in its sliding windows.
-//! * `gate.rs` – what callers ask, one atomic read, and what they can wait for.
-//! * `signal.rs` – why, for the log and for callers.
+//! * `latch.rs` – a state machine of samples and a clock: when the gate shuts and opens. Pure.
+//! * `window.rs` – counts errors in a sliding window.
+//! * `gate.rs` – the state for callers: one atomic read, and a channel of changes.
+//! * `signal.rs` – the reasons, for the log and for callers.
 //! * `space.rs` – when free space is low.
 
 mod gate;

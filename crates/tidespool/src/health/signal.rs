@@ -3,7 +3,7 @@ use std::fmt;
 use crate::HealthSignal;
 
 impl HealthSignal {
-    /// In the order of their discriminants: what is worse is first.
+    /// In the order of their discriminants: the worst is first.
     pub(crate) const ALL: [Self; 11] = [
         Self::DeadWorker,
         Self::Damage,
@@ -18,7 +18,7 @@ impl HealthSignal {
         Self::DirtyAge,
     ];
 
-    /// What a caller may show to its clients: bland, and nothing of the inside.
+    /// The text that a caller may show to its clients. It names no internals.
     pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::JournalErrors
@@ -33,12 +33,12 @@ impl HealthSignal {
         }
     }
 
-    /// More came in than the disk has taken so far: nothing is broken.
+    /// True for a backlog: data arrives faster than the disk accepts it, and nothing is broken.
     pub(crate) fn is_backlog(self) -> bool {
         matches!(self, Self::NoFreeSegment | Self::DirtyBytes | Self::DirtyAge)
     }
 
-    /// As it is called in the settings and in the metrics.
+    /// The name in the settings and in the metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::JournalErrors => "journal_errors",
@@ -56,7 +56,7 @@ impl HealthSignal {
     }
 }
 
-/// For the log.
+/// The text for the log.
 impl fmt::Display for HealthSignal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

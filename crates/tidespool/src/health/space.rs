@@ -1,10 +1,10 @@
-//! When the free space of a file system counts as low.
+//! When the free space of a file system is low.
 
 use crate::HealthConfig;
 use crate::storage::Space;
 
 impl Space {
-    /// Free bytes below which [`is_short`](Self::is_short) is true; 0 where it never is.
+    /// Free bytes below which [`is_short`](Self::is_short) returns true. 0 if it never does.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
@@ -15,10 +15,10 @@ impl Space {
         config.min_free_bytes.min((self.total_bytes as f64 * config.min_free_fraction) as u64)
     }
 
-    /// Free bytes are under `min_free_bytes` and under `min_free_fraction`, or so are the inodes. A total of 0 means
-    /// that the file system does not tell.
+    /// True if the free bytes are below both `min_free_bytes` and `min_free_fraction`, or the free
+    /// inodes are below their limits. A total of 0 means that the size is unknown.
     pub(crate) fn is_short(&self, config: &HealthConfig) -> bool {
-        // A minimum of 0 switches its check off: nothing is below it.
+        // A minimum of 0 disables its check: no value is below 0.
         let below = |free, total, least| free < least && is_under(free, total, config.min_free_fraction);
         below(self.free_bytes, self.total_bytes, config.min_free_bytes)
             || below(self.free_inodes, self.total_inodes, config.min_free_inodes)
@@ -47,29 +47,29 @@ mod tests {
     }
 
     #[test]
-    fn on_a_large_disk_the_bytes_decide() {
+    fn on_a_large_disk_min_free_bytes_applies() {
         assert!(!short(bytes(257 * MIB, 1_000 * GIB)));
         assert!(short(bytes(255 * MIB, 1_000 * GIB)));
     }
 
     #[test]
-    fn on_a_small_disk_the_fraction_decides() {
+    fn on_a_small_disk_min_free_fraction_applies() {
         assert!(!short(bytes(60 * MIB, GIB)), "5 % of 1 GiB is 51 MiB");
         assert!(short(bytes(50 * MIB, GIB)));
         assert!(short(bytes(0, GIB)));
     }
 
     #[test]
-    fn inodes_run_short_as_well() {
+    fn few_free_inodes_are_low_space() {
         let inodes = |free_inodes, total_inodes| Space { free_inodes, total_inodes, ..bytes(GIB, 2 * GIB) };
         assert!(short(inodes(999, 1_000_000)));
         assert!(!short(inodes(1_000, 1_000_000)));
         assert!(!short(inodes(900, 1_000)), "a small file system with nearly all its inodes free");
-        assert!(!short(inodes(0, 0)), "made as they are needed");
+        assert!(!short(inodes(0, 0)), "the file system creates inodes on demand");
     }
 
     #[test]
-    fn zero_switches_the_check_off() {
+    fn zero_disables_a_check() {
         let full = Space { free_bytes: 0, total_bytes: GIB, free_inodes: 0, total_inodes: 1_000 };
         let bytes_only = Space { free_inodes: 1_000, ..full };
         assert!(!bytes_only.is_short(&HealthConfig::default().min_free_bytes(0)));
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_that_does_not_tell_its_size_is_not_short() {
+    fn an_unknown_size_is_not_low_space() {
         assert!(!short(Space::default()));
     }
 }

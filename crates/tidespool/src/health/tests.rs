@@ -1,4 +1,4 @@
-//! The latch under a scripted clock.
+//! Tests of the latch with a scripted clock.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use super::{HealthSample, Latch};
 use crate::{Config, HealthConfig, HealthSignal, SignalTimes};
 
 const TICK: Duration = Duration::from_millis(100);
-/// Later than it should be written, and not yet late enough for a signal of its own.
+/// Later than the dirty expiry, but not late enough for the signal of the dirty age.
 const LATE: Duration = Duration::from_millis(600);
 const QUIET: HealthSample = HealthSample {
     dirty_fraction: 0.1,
@@ -29,7 +29,7 @@ const QUIET: HealthSample = HealthSample {
     probe: Some(true),
 };
 
-/// A latch with its clock: what is fed is fed every 100 ms.
+/// A latch with its clock, which advances 100 ms per sample.
 struct LatchScript {
     latch: Latch,
     start: Instant,
@@ -48,7 +48,7 @@ impl LatchScript {
         transition
     }
 
-    /// Feeds the same for `time`; returns each transition with the milliseconds since this call.
+    /// Feeds one sample for `time`. Returns each transition with the milliseconds since this call.
     fn feed_for(&mut self, time: Duration, sample: HealthSample) -> Vec<(u128, Transition)> {
         let from = self.now;
         let mut transitions = Vec::new();
@@ -59,7 +59,7 @@ impl LatchScript {
         transitions
     }
 
-    /// Milliseconds since the script began.
+    /// Milliseconds since the start of the script.
     fn at(&self) -> u128 {
         (self.now - self.start).as_millis()
     }
@@ -74,7 +74,7 @@ fn seconds(n: u64) -> Duration {
 }
 
 #[test]
-fn quiet_stays_open() {
+fn without_signals_the_gate_stays_open() {
     assert_eq!(script().feed_for(seconds(60), QUIET), []);
 }
 
@@ -85,8 +85,7 @@ fn each_backlog_signal_shuts_the_gate_when_it_lasts_and_opens_it_after_quiet() {
         (HealthSample { oldest_dirty_age: Duration::from_millis(5_001), ..QUIET }, HealthSignal::DirtyAge),
         (HealthSample { no_free_segment: true, ..QUIET }, HealthSignal::NoFreeSegment),
     ] {
-        // Not so soon after one another that the second quiet time is longer.
-
+        // The pauses are long enough that the second quiet time is not longer.
         let mut script = script();
         assert_eq!(script.feed_for(seconds(10), sample), [(2_000, Transition::Shut(cause))]);
         assert_eq!(script.feed_for(seconds(60), QUIET), [(5_000, Transition::Open)]);
@@ -95,15 +94,15 @@ fn each_backlog_signal_shuts_the_gate_when_it_lasts_and_opens_it_after_quiet() {
     }
 }
 
-/// Two callers that store large messages one after the other keep it full, and a disk that keeps up writes them in time.
+/// Two callers that store large messages keep the buffer full, and the disk writes them in time.
 #[test]
-fn full_is_no_backlog_while_all_is_written_in_time() {
+fn a_full_buffer_is_no_backlog_while_it_is_written_in_time() {
     let full = HealthSample { dirty_fraction: 1.25, oldest_dirty_age: Duration::from_millis(500), ..QUIET };
     assert_eq!(script().feed_for(seconds(60), full), []);
 }
 
 #[test]
-fn while_sled_is_out_the_gate_stays_shut() {
+fn the_gate_stays_shut_while_sled_is_broken() {
     let mut script = script();
     let broken = HealthSample { sled_errors: 3, sled_is_out: true, ..QUIET };
     assert_eq!(script.feed_for(seconds(60), broken), [(0, Transition::Shut(HealthSignal::SledErrors))]);
@@ -112,7 +111,7 @@ fn while_sled_is_out_the_gate_stays_shut() {
 }
 
 #[test]
-fn the_newest_errors_count_also_where_there_are_more_than_enough() {
+fn the_newest_errors_count_even_above_the_threshold() {
     let times = SignalTimes::default().latch_after(seconds(5));
     let mut script = LatchScript::new(HealthConfig::default().signal(HealthSignal::ReadErrors, times));
     assert_eq!(script.feed_for(seconds(4), HealthSample { read_errors: 3, ..QUIET }), []);
@@ -121,7 +120,7 @@ fn the_newest_errors_count_also_where_there_are_more_than_enough() {
 }
 
 #[test]
-fn backlog_at_its_limit_is_none() {
+fn values_at_the_backlog_limits_raise_no_signal() {
     let busy = HealthSample { dirty_fraction: 0.979, oldest_dirty_age: seconds(5), ..QUIET };
     assert_eq!(script().feed_for(seconds(60), busy), []);
 }
@@ -137,7 +136,7 @@ fn a_short_burst_does_not_shut_the_gate() {
 }
 
 #[test]
-fn each_signal_has_to_last_for_itself() {
+fn the_times_of_two_signals_do_not_add_up() {
     let mut script = script();
     let bytes = HealthSample { dirty_fraction: 1.0, oldest_dirty_age: LATE, ..QUIET };
     let segments = HealthSample { no_free_segment: true, ..QUIET };
@@ -146,9 +145,9 @@ fn each_signal_has_to_last_for_itself() {
     assert_eq!(script.feed_for(seconds(3), segments), shut);
 }
 
-/// An empty spool on a small disk said that it was catching up. It waited for room on the disk.
+/// A spool without room for a segment on the disk reported a backlog instead of low space.
 #[test]
-fn without_room_for_a_segment_it_is_the_disk_that_is_full() {
+fn without_room_for_a_segment_the_signal_is_low_space() {
     let mut script = script();
     let full = HealthSample { no_free_segment: true, no_room_for_segment: true, ..QUIET };
     let shut = [(2_000, Transition::Shut(HealthSignal::LowSpace))];
@@ -159,7 +158,7 @@ fn without_room_for_a_segment_it_is_the_disk_that_is_full() {
 }
 
 #[test]
-fn what_is_worse_takes_the_place_of_what_shut_the_gate() {
+fn a_worse_signal_replaces_the_one_that_shut_the_gate() {
     let mut script = script();
     let backlog = HealthSample { oldest_dirty_age: seconds(6), ..QUIET };
     assert_eq!(script.feed_for(seconds(4), backlog), [(2_000, Transition::Shut(HealthSignal::DirtyAge))]);
@@ -171,7 +170,7 @@ fn what_is_worse_takes_the_place_of_what_shut_the_gate() {
 }
 
 #[test]
-fn each_signal_can_have_times_of_its_own() {
+fn each_signal_can_have_its_own_times() {
     let times =
         |latch, unlatch| SignalTimes::default().latch_after(seconds(latch)).unlatch_after(seconds(unlatch));
     let health = HealthConfig::default()
@@ -181,17 +180,17 @@ fn each_signal_can_have_times_of_its_own() {
     let full = HealthSample { low_space: true, ..QUIET };
     assert_eq!(script.feed_for(seconds(4), full), [(3_000, Transition::Shut(HealthSignal::LowSpace))]);
     assert_eq!(script.feed_for(seconds(60), QUIET), [(20_000, Transition::Open)]);
-    assert_eq!(script.feed_for(seconds(90), QUIET), [], "what comes now is not soon after it");
+    assert_eq!(script.feed_for(seconds(90), QUIET), [], "long enough to reset the backoff");
     let unread = HealthSample { read_errors: 3, ..QUIET };
     assert_eq!(script.feed_for(seconds(2), unread), [(1_000, Transition::Shut(HealthSignal::ReadErrors))]);
-    // The longest of those that are latched counts.
+    // The longest time of the latched signals counts.
     let both = HealthSample { low_space: true, ..unread };
     assert_eq!(script.feed_for(seconds(4), both), [(3_000, Transition::Worse(HealthSignal::LowSpace))]);
     assert_eq!(script.feed_for(seconds(60), unread), [(20_000, Transition::Open)]);
 }
 
 #[test]
-fn a_checkpoint_without_progress_shuts_the_gate_until_it_gets_on() {
+fn a_stalled_checkpoint_shuts_the_gate_until_it_makes_progress() {
     let mut script = script();
     let busy = HealthSample { checkpoint_stall: Duration::from_millis(59_900), ..QUIET };
     assert_eq!(script.feed_for(seconds(60), busy), []);
@@ -201,7 +200,7 @@ fn a_checkpoint_without_progress_shuts_the_gate_until_it_gets_on() {
 }
 
 #[test]
-fn a_gate_that_opened_too_early_waits_longer_the_next_time() {
+fn a_gate_that_opened_too_early_has_a_longer_quiet_time_next() {
     let mut script = script();
     let mut now = QUIET;
     for quiet_ms in [5_000, 10_000, 20_000, 40_000, 80_000, 80_000] {
@@ -211,14 +210,14 @@ fn a_gate_that_opened_too_early_waits_longer_the_next_time() {
         assert_eq!(script.feed(now), Some(Transition::Open));
         assert_eq!(script.feed_for(seconds(10), now), []);
     }
-    // It holds: patience is over.
+    // The gate stayed open long enough to reset the backoff.
     assert_eq!(script.feed_for(seconds(400), now), []);
     now.journal_errors += 1;
     assert_eq!(script.feed(now), Some(Transition::Shut(HealthSignal::JournalErrors)));
     assert_eq!(script.feed_for(seconds(60), now), [(5_000, Transition::Open)]);
 }
 
-/// An error every second, and a gate that is told to open at once.
+/// An error every second, with an unlatch time of zero.
 #[test]
 fn with_no_quiet_time_the_gate_does_not_flap() {
     let mut script = LatchScript::new(HealthConfig::default().unlatch_after(Duration::ZERO));
@@ -268,10 +267,10 @@ fn faults_before_the_first_sample_count() {
     assert_eq!(script().feed(HealthSample { damage: 10, ..QUIET }), shut);
 }
 
-/// One damaged old message, found at open, shut the gate of a whole mail server for five seconds.
-/// It proves nothing about what is written now; many at a time do.
+/// One damaged old message, found at open, shut the gate of a mail server for five seconds. It
+/// says nothing about new writes. Many damaged messages in a short time do.
 #[test]
-fn a_few_damaged_messages_do_not_stop_the_mail_and_many_do() {
+fn a_few_damaged_messages_do_not_shut_the_gate_and_many_do() {
     for before_the_first_look in [true, false] {
         let mut script = script();
         if !before_the_first_look {
@@ -283,19 +282,19 @@ fn a_few_damaged_messages_do_not_stop_the_mail_and_many_do() {
         let shut = [(0, Transition::Shut(HealthSignal::Damage))];
         assert_eq!(script.feed_for(seconds(2), HealthSample { damage: 10, ..QUIET }), shut);
     }
-    // Nor does one after another, further apart than the window allows.
+    // Findings further apart than the window allows do not shut the gate.
     let mut script = script();
     for found in 0..60 {
         assert_eq!(script.feed_for(seconds(7), HealthSample { damage: found, ..QUIET }), [], "{found}");
     }
-    // The threshold is that of damage alone: a failed write still shuts the gate at once.
+    // The threshold is for damage alone: a failed write still shuts the gate at once.
     let failed = HealthSample { damage: 59, journal_errors: 1, ..QUIET };
     assert_eq!(script.feed(failed), Some(Transition::Shut(HealthSignal::JournalErrors)));
     let one = HealthConfig::default().damage(1);
     assert_eq!(
         LatchScript::new(one).feed(HealthSample { damage: 1, ..QUIET }),
         Some(Transition::Shut(HealthSignal::Damage)),
-        "as it is set"
+        "the threshold can be set to 1"
     );
 }
 
@@ -338,7 +337,7 @@ fn read_and_sled_errors_shut_the_gate_at_the_third_within_the_window() {
         assert_eq!(script.feed_for(seconds(20), errors(2)), []);
         assert_eq!(script.feed_for(seconds(3), errors(3)), [(0, Transition::Shut(cause))]);
         assert_eq!(script.feed_for(seconds(20), errors(3)), [(2_100, Transition::Open)]);
-        assert_eq!(script.feed_for(seconds(20), errors(4)), [], "the old errors are forgiven");
+        assert_eq!(script.feed_for(seconds(20), errors(4)), [], "the old errors are cleared");
         assert_eq!(script.feed(errors(100)), Some(Transition::Shut(cause)), "many at once");
     }
 }
@@ -349,19 +348,19 @@ fn errors_further_apart_than_the_window_allows_do_not_shut_the_gate() {
     for n in 1..20 {
         assert_eq!(script.feed_for(seconds(30), HealthSample { read_errors: n, ..QUIET }), [], "error {n}");
     }
-    // The two kinds are counted apart.
+    // The two kinds are counted separately.
     let mixed = HealthSample { read_errors: 20, sled_errors: 2, ..QUIET };
     assert_eq!(script.feed_for(seconds(30), mixed), []);
 }
 
 #[test]
-fn noise_while_shut_starts_the_quiet_time_anew() {
+fn noise_while_shut_restarts_the_quiet_time() {
     let mut script = script();
     let mut now = HealthSample { journal_errors: 1, ..QUIET };
     assert_eq!(script.feed(now), Some(Transition::Shut(HealthSignal::JournalErrors)));
     assert_eq!(script.feed_for(seconds(4), now), []);
     now.read_errors = 1;
-    assert_eq!(script.feed(now), None, "one read error would not shut the gate, but it is not quiet either");
+    assert_eq!(script.feed(now), None, "one read error does not shut the gate, but it is not quiet");
     assert_eq!(script.feed_for(seconds(4), now), []);
     assert_eq!(script.feed(HealthSample { dirty_fraction: 1.0, oldest_dirty_age: LATE, ..now }), None);
     assert_eq!(script.feed_for(seconds(60), now), [(5_000, Transition::Open)]);
@@ -377,8 +376,8 @@ fn the_gate_opens_only_after_a_successful_probe() {
     assert_eq!(script.feed_for(seconds(60), untried), []);
     assert!(script.latch.wants_probe(script.now));
     assert_eq!(script.feed(HealthSample { probe: Some(false), ..untried }), None);
-    assert!(!script.latch.wants_probe(script.now), "a probe that fails is no quiet");
-    assert_eq!(script.feed(HealthSample { probe: Some(true), ..untried }), None, "it was not asked for");
+    assert!(!script.latch.wants_probe(script.now), "a failed probe restarts the quiet time");
+    assert_eq!(script.feed(HealthSample { probe: Some(true), ..untried }), None, "it was not requested");
     assert_eq!(script.feed_for(seconds(5), untried), []);
     assert!(script.latch.wants_probe(script.now));
     assert_eq!(script.feed(HealthSample { probe: Some(true), ..untried }), Some(Transition::Open));
@@ -386,7 +385,7 @@ fn the_gate_opens_only_after_a_successful_probe() {
 }
 
 #[test]
-fn without_unlatching_the_gate_stays_shut() {
+fn without_allow_unlatch_the_gate_stays_shut() {
     let mut script = LatchScript::new(HealthConfig::default().allow_unlatch(false));
     let shut = [(2_000, Transition::Shut(HealthSignal::NoFreeSegment))];
     assert_eq!(script.feed_for(seconds(3), HealthSample { no_free_segment: true, ..QUIET }), shut);
@@ -395,7 +394,7 @@ fn without_unlatching_the_gate_stays_shut() {
 }
 
 #[test]
-fn a_signal_that_flickers_moves_the_gate_at_most_once_in_its_quiet_time() {
+fn a_flickering_signal_changes_the_gate_at_most_once_per_quiet_time() {
     let mut script = script();
     let mut moves = Vec::new();
     for n in 0..600 {
@@ -406,7 +405,8 @@ fn a_signal_that_flickers_moves_the_gate_at_most_once_in_its_quiet_time() {
 }
 
 proptest! {
-    /// Whatever comes: shut and open take turns, and the gate never opens less than the quiet time after it shut.
+    /// For any samples, shut and open alternate, and at least the quiet time lies between a shut
+    /// and the next open.
     #[test]
     fn moves_alternate_and_opening_takes_its_time(
         events in prop::collection::vec((0..8_u8, any::<bool>()), 1..400),
@@ -422,7 +422,7 @@ proptest! {
                 2 => now.no_free_segment = true,
                 3 => now.low_space = true,
                 4 => (now.dirty_fraction, now.oldest_dirty_age) = (1.0, LATE),
-                // Quiet for long enough that it may open.
+                // Quiet for long enough that the gate may open.
                 5 => script.now += seconds(1),
                 _ => {}
             }

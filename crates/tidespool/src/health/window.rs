@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// The newest of them, never more than it takes to be too many.
+/// Times of the newest errors. Holds at most `too_many` of them.
 #[derive(Debug)]
 pub(super) struct ErrorWindow {
     times: VecDeque<Instant>,
@@ -24,7 +24,7 @@ impl ErrorWindow {
         self.keep_newest();
     }
 
-    /// Adds `errors` of this moment. Returns whether those in the window are too many now.
+    /// Adds `errors` at `now`. Returns whether the window holds too many errors now.
     pub(super) fn add(&mut self, now: Instant, errors: u64) -> bool {
         self.times.retain(|time| now.saturating_duration_since(*time) < self.length);
         let errors = usize::try_from(errors).unwrap_or(usize::MAX).min(self.too_many);
@@ -38,7 +38,7 @@ impl ErrorWindow {
         self.times.drain(..surplus);
     }
 
-    /// What was counted is forgiven.
+    /// Forgets all errors.
     pub(super) fn clear(&mut self) {
         self.times.clear();
     }

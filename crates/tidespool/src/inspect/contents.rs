@@ -1,5 +1,5 @@
-//! Everything that a directory holds, from its segments, its manifest, its log of what lives and its
-//! crash log. The index is not opened: it holds nothing that these do not say.
+//! The contents of a spool's directory, read from its segments, manifest, liveness log and crash
+//! log. The index is not opened, because it holds nothing that these do not contain.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,33 +21,33 @@ use crate::journal::{
 };
 use crate::storage::Storage;
 
-/// What was found.
+/// The contents of a directory, and its damage.
 pub(super) struct Contents {
     pub(super) manifest: Manifest,
     pub(super) is_manifest_whole: bool,
-    /// The newest record of each message that is younger than the last checkpoint, and that the
-    /// crash log does not have.
+    /// The newest record of each message that is younger than the last checkpoint, without messages
+    /// that the crash log has.
     pub(super) newest: NewestById,
-    /// What is filed and has no younger record, in key order.
-    pub(super) filed: Vec<FiledMessage>,
-    /// What the crash log has. It counts more than any record.
+    /// The checkpointed messages without a younger record, in key order.
+    pub(super) checkpointed: Vec<FiledMessage>,
+    /// The changes in the crash log. They take precedence over all records.
     pub(super) unsynced: Unsynced,
-    /// Messages that only the crash log says were removed.
+    /// Messages on disk whose removal only the crash log has.
     pub(super) removed_unsynced: u64,
     pub(super) segments: Segments,
     pub(super) counts: Counts,
     pub(super) damage: Vec<Damage>,
     pub(super) torn: Vec<Damage>,
-    /// Messages that are gone without their id being known.
+    /// The number of lost messages whose ids are not known.
     pub(super) lost: u64,
-    /// Messages that may have been removed or replaced before: it is not known what lived in their
-    /// segment.
+    /// Messages that may have been removed or replaced, because the live messages of their segment
+    /// are not known.
     pub(super) doubtful: Vec<FiledMessage>,
-    /// Free files that show nothing at all.
+    /// Free segment files that are empty or can't be read.
     pub(super) blank: Vec<PathBuf>,
 }
 
-/// Segments by their use, and other numbers.
+/// Segments by use, and other counts.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Counts {
     pub(super) free: u64,
@@ -58,7 +58,7 @@ pub(super) struct Counts {
 }
 
 impl Contents {
-    /// Reads all of it but the payloads in segments, and changes nothing. The crash log is read
+    /// Reads everything except the payloads in segments, and changes nothing. Reads the crash log
     /// from `storage`.
     pub(super) fn read(places: &Places, storage: &dyn Storage) -> Result<Self> {
         let found = read_manifest(places, false)?;
@@ -82,12 +82,12 @@ impl Contents {
         let counts = count(&recovered, &manifest, is_manifest_whole);
         let blank =
             recovered.free.iter().filter(|free| free.size == 0).map(|free| free.path.clone()).collect();
-        let (newest, segments) = take_over(places, recovered);
+        let (newest, segments) = into_segments(places, recovered);
         let mut contents = Self {
             manifest,
             is_manifest_whole,
             newest,
-            filed: Vec::new(),
+            checkpointed: Vec::new(),
             unsynced: Unsynced::default(),
             removed_unsynced: 0,
             segments,
@@ -98,22 +98,23 @@ impl Contents {
             doubtful: Vec::new(),
             blank,
         };
-        contents.list_filed(places, &liveness)?;
+        contents.list_checkpointed(places, &liveness)?;
         let crash_log = || format!("reading the crash log in {}", places.dir.display());
-        contents.lay_over(Unsynced::read(places, storage).with_context(crash_log)?);
+        contents.apply_unsynced(Unsynced::read(places, storage).with_context(crash_log)?);
         Ok(contents)
     }
 
-    /// Takes out what the crash log has a newer version of, or a removal.
-    fn lay_over(&mut self, unsynced: Unsynced) {
+    /// Takes over the changes of the crash log. Drops all messages on disk that it has a newer
+    /// version or a removal of.
+    fn apply_unsynced(&mut self, unsynced: Unsynced) {
         self.removed_unsynced = unsynced.removed().filter(|id| self.place_of(id).is_some()).count() as u64;
         self.newest.retain(|id, _| !unsynced.contains(&Key::of(id)));
-        self.filed.retain(|message| !unsynced.contains(&message.key));
+        self.checkpointed.retain(|message| !unsynced.contains(&message.key));
         self.doubtful.retain(|message| !unsynced.contains(&message.key));
         self.unsynced = unsynced;
     }
 
-    fn list_filed(&mut self, places: &Places, liveness: &Liveness) -> Result<()> {
+    fn list_checkpointed(&mut self, places: &Places, liveness: &Liveness) -> Result<()> {
         let (mut unknown, mut known) = (Vec::new(), Vec::new());
         for (generation, kept) in self.manifest.retained.clone() {
             let Some(segment) = self.segments.get(generation) else {
@@ -127,7 +128,7 @@ impl Contents {
             let expected = liveness.count(generation).unwrap_or(0);
             let living = living_in(&segment, self.segments.salt(), liveness)?;
             let found = living.len() as u64;
-            self.filed.extend(living);
+            self.checkpointed.extend(living);
             if found < expected {
                 self.lost += expected - found;
                 let what =
@@ -147,23 +148,25 @@ impl Contents {
             place: place_of_found(&found),
         });
         self.doubtful = doubtful.collect();
-        self.filed.extend(&self.doubtful);
-        // Of one message the newest version counts.
-        self.filed.sort_unstable_by_key(|message| (message.key, std::cmp::Reverse(message.seq)));
-        self.filed.dedup_by_key(|message| message.key);
+        self.checkpointed.extend(&self.doubtful);
+        // Only the newest version of a message counts.
+        self.checkpointed.sort_unstable_by_key(|message| (message.key, std::cmp::Reverse(message.seq)));
+        self.checkpointed.dedup_by_key(|message| message.key);
         let newest = &self.newest;
-        self.filed.retain(|message| !newest.contains_key(&message.key.id()));
+        self.checkpointed.retain(|message| !newest.contains_key(&message.key.id()));
         self.doubtful.retain(|message| !newest.contains_key(&message.key.id()));
         if !self.is_manifest_whole {
-            self.doubt_young()?;
+            self.doubt_journal_messages()?;
         }
         Ok(())
     }
 
-    /// Without a manifest, a segment that is read as the journal's may be filed, and removals of what
-    /// it holds may have stood in segments that were recycled since. A message with a record number
-    /// above all missing ones is not doubtful.
-    fn doubt_young(&mut self) -> Result<()> {
+    /// Without a manifest, marks journal messages as doubtful.
+    ///
+    /// A segment that is read as the journal's may be checkpointed, and removals of its messages
+    /// may have been in segments that were recycled since. A message with a record number above all
+    /// missing numbers is not doubtful.
+    fn doubt_journal_messages(&mut self) -> Result<()> {
         let mut seqs = Vec::new();
         for segment in self.segments.all() {
             seqs.extend(segment.listing(self.segments.salt())?.entries().map(|entry| entry.seq));
@@ -177,22 +180,22 @@ impl Contents {
         Ok(())
     }
 
-    /// The messages whose newest record is younger than the last checkpoint, in no order.
-    pub(super) fn young(&self) -> impl Iterator<Item = (SpoolId, RecordPlace)> + '_ {
+    /// Returns the messages whose newest record is younger than the last checkpoint, in no order.
+    pub(super) fn journal_messages(&self) -> impl Iterator<Item = (SpoolId, RecordPlace)> + '_ {
         self.newest.iter().filter_map(|(id, newest)| Some((*id, newest.place?)))
     }
 
-    /// Where a message is in the segments, if its newest version is there.
+    /// Returns the place of a message in the segments, if its newest version is there.
     pub(super) fn place_of(&self, id: &SpoolId) -> Option<RecordPlace> {
         if let Some(NewestRecord { place, .. }) = self.newest.get(id) {
             return *place;
         }
         let key = Key::of(id);
-        let found = self.filed.binary_search_by_key(&key, |message| message.key).ok()?;
-        Some(self.filed[found].place)
+        let found = self.checkpointed.binary_search_by_key(&key, |message| message.key).ok()?;
+        Some(self.checkpointed[found].place)
     }
 
-    /// The bytes of the message at a place.
+    /// Returns the bytes of the message at a place.
     ///
     /// # Errors
     ///
@@ -209,17 +212,17 @@ impl Contents {
         }
     }
 
-    /// The file that a place is in.
+    /// Returns the file that contains a place.
     pub(super) fn path_of(&self, places: &Places, place: RecordPlace) -> PathBuf {
         self.segments.get(place.generation).map_or_else(|| places.journal(), |segment| segment.path.clone())
     }
 }
 
-/// The lowest number from which on none is missing, up to the highest.
+/// Returns the lowest number from which no number is missing, up to the highest.
 fn first_without_gap(mut seqs: Vec<u64>) -> u64 {
     seqs.sort_unstable();
-    let gap = seqs.array_windows().rfind(|[one, next]| one + 1 < *next);
-    gap.map_or(seqs.first().copied().unwrap_or(0), |[_, next]| *next)
+    let gap = seqs.windows(2).rfind(|pair| pair[0] + 1 < pair[1]);
+    gap.map_or(seqs.first().copied().unwrap_or(0), |pair| pair[1])
 }
 
 fn count(recovered: &Recovered, manifest: &Manifest, is_manifest_whole: bool) -> Counts {
@@ -234,7 +237,7 @@ fn count(recovered: &Recovered, manifest: &Manifest, is_manifest_whole: bool) ->
     }
 }
 
-fn take_over(places: &Places, recovered: Recovered) -> (NewestById, Segments) {
+fn into_segments(places: &Places, recovered: Recovered) -> (NewestById, Segments) {
     let settings = PoolSettings {
         dir: places.journal(),
         spool: places.spool,
@@ -249,7 +252,7 @@ fn take_over(places: &Places, recovered: Recovered) -> (NewestById, Segments) {
     (recovered.replayed.newest, segments)
 }
 
-/// Something that is wrong with a file or a message.
+/// Makes a report of a damaged file or message.
 pub(super) fn report(path: &Path, id: Option<SpoolId>, what: String) -> Damage {
     Damage { path: path.display().to_string(), id, what }
 }
@@ -259,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_without_a_gap_begin_after_the_last_one_that_is_missing() {
+    fn numbers_without_a_gap_begin_after_the_last_missing_number() {
         for (seqs, first) in [
             (vec![], 0),
             (vec![7], 7),

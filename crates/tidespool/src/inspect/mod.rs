@@ -1,16 +1,17 @@
-//! An offline look at a spool's directory, for tools: list, read and verify without changing
-//! anything; and a copy of what is whole in a damaged one, into a new spool.
+//! Offline access to a spool's directory, for tools: [`Inspector`] lists, reads and verifies
+//! without changing anything, and [`salvage()`] copies the whole messages of a damaged spool into a
+//! new one.
 //!
-//! Blocking calls, no threads left behind. Takes the directory's lock, so a running spool is never
-//! looked into. Everything is read from the segments, the manifest, the log of what lives in the
-//! segments, and the crash log. The index is never opened. What is found is held in memory: about
-//! 60 bytes a message, and the messages that are in the crash log alone.
+//! The calls block and leave no threads behind. They take the directory's lock, so that a running
+//! spool is never inspected. They read the segments, the manifest, the liveness log and the crash
+//! log, and never open the index. The result is held in memory: about 60 bytes a message, and the
+//! bytes of messages that only the crash log has.
 //!
-//! The messages are those that an opening would find. What the crash log has counts if the machine
-//! was not started again since, as at an opening.
+//! The messages are those that an opening would find. As at an opening, the crash log counts only
+//! if the machine was not restarted since it was written.
 
 mod contents;
-mod look;
+mod offline_spool;
 mod salvage;
 mod torn;
 mod unreadable;
@@ -28,11 +29,11 @@ pub use salvage::{Salvage, salvage, salvage_on};
 use crate::storage::{OsStorage, Storage};
 use crate::whole_text::whole;
 
-/// An open directory. Closing it is dropping it.
+/// An open directory of a spool, read-only. Dropping it closes the directory.
 #[derive(Debug)]
-pub struct Inspector(look::Look);
+pub struct Inspector(offline_spool::OfflineSpool);
 
-/// Where a message's bytes are.
+/// Where the bytes of a message are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Home {
@@ -40,40 +41,42 @@ pub enum Home {
     Journal,
     /// In a retained segment.
     Segment,
-    /// In the crash log: acknowledged, and not on stable storage when the process died.
+    /// In the crash log: the message was acknowledged, and was not on stable storage when the
+    /// process died.
     CrashLog,
 }
 
-/// What the next opening does with the index of the filed messages.
+/// What the next opening does with the index of the checkpointed messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum IndexState {
-    /// Its files are what the last orderly end left, or nothing is filed: it is kept.
+    /// The index is kept: its files are as the last orderly shutdown left them, or no message is
+    /// checkpointed.
     #[default]
     Kept,
-    /// It is rebuilt from the segments. No message depends on it.
+    /// The index is rebuilt from the segments. No message depends on it.
     RebuiltAtNextOpen,
 }
 
-/// One message.
+/// One live message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
-    /// Its id.
+    /// The id of the message.
     pub id: SpoolId,
     /// Payload bytes.
     pub size: u64,
-    /// Where its bytes are.
+    /// Where the payload is.
     pub home: Home,
 }
 
-/// What the directory holds, in numbers.
+/// Counts of what a spool's directory holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Summary {
-    /// Version of the layout, from `FORMAT`.
+    /// Version of the on-disk format, from `FORMAT`.
     pub format_version: u32,
     /// Live messages.
     pub messages: u64,
-    /// Their payload bytes.
+    /// Payload bytes of the live messages.
     pub message_bytes: u64,
     /// Live messages by home: `journal`, `segment`, `crash-log`.
     pub messages_by_home: BTreeMap<String, u64>,
@@ -85,52 +88,53 @@ pub struct Summary {
     pub index_bytes: u64,
     /// What the next opening does with the index.
     pub index: IndexState,
-    /// Messages that are filed, from the manifest.
+    /// Checkpointed messages, from the manifest.
     pub manifest_records: u64,
-    /// The last shutdown was an orderly one.
+    /// The last shutdown was orderly.
     pub clean_shutdown: bool,
-    /// What the next opening brings back from the crash log.
+    /// What the next opening restores from the crash log.
     pub crash_log: CrashLogSummary,
 }
 
-/// What a crash log changes, in numbers. All but the file's size are 0 if an opening ignores the
-/// log or can't use it.
+/// Counts of what the next opening restores from the crash log. All but `file_bytes` are 0 if the
+/// opening ignores the log or can't use it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct CrashLogSummary {
-    /// Live messages whose newest version is in it.
+    /// Live messages whose newest version is in the crash log.
     pub messages: u64,
-    /// Their payload bytes.
+    /// Payload bytes of these messages.
     pub message_bytes: u64,
-    /// Messages that are on disk and that it says were removed.
+    /// Messages on disk that were removed according to the crash log.
     pub removals: u64,
-    /// Bytes of its file. 0 if there is none, or if it can't be read.
+    /// Bytes of the log's file. 0 if there is none, or if it can't be read.
     pub file_bytes: u64,
 }
 
-/// One thing that is wrong.
+/// A damaged file or message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Damage {
     /// The file.
     pub path: String,
-    /// The message, where one can be named.
+    /// The message, if its id is known.
     pub id: Option<SpoolId>,
-    /// What is wrong, where in the file.
+    /// What is wrong, and where in the file.
     pub what: String,
 }
 
 /// What [`Inspector::verify`] read and found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Verification {
-    /// Messages of which every byte was checked.
+    /// Messages of which every byte was read and matches its checksum.
     pub messages: u64,
-    /// Payload bytes checked.
+    /// Payload bytes of these messages.
     pub bytes: u64,
-    /// What the next opening does with the index: no damage.
+    /// What the next opening does with the index. A rebuild of the index is not damage.
     pub index: IndexState,
-    /// Everything that is wrong. Empty: the spool is whole.
+    /// All damage found. Empty: the spool is whole.
     pub damage: Vec<Damage>,
-    /// Records of a torn end, which the next opening cuts: after a crash, what was never known to be on stable storage. No damage, as far as can be
-    /// told.
+    /// Records of a torn end, which the next opening cuts. A crash leaves them: they were never
+    /// known to be on stable storage. They count as no damage, although damage to the last batch
+    /// looks the same.
     pub torn: Vec<Damage>,
 }
 
@@ -139,22 +143,26 @@ impl Inspector {
     ///
     /// # Errors
     ///
-    /// [`Locked`](tidespool_core::Locked), [`UnsupportedFormat`](tidespool_core::UnsupportedFormat),
-    /// [`DamagedSpool`](tidespool_core::DamagedSpool) where the format file is damaged, or an I/O error that names the path.
+    /// [`Locked`](tidespool_core::Locked),
+    /// [`UnsupportedFormat`](tidespool_core::UnsupportedFormat),
+    /// [`DamagedSpool`](tidespool_core::DamagedSpool) if the format file is damaged, or an I/O
+    /// error that names the path.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         Self::open_on(path, Arc::new(OsStorage))
     }
 
-    /// The same on another [`Storage`] under the journal and the manifest, for tests that break it.
+    /// Opens the spool with another [`Storage`] for the journal and the manifest, for tests that
+    /// inject faults.
     ///
     /// # Errors
     ///
-    /// As [`Inspector::open`].
+    /// Those of [`Inspector::open`].
     pub fn open_on(path: &Path, storage: Arc<dyn Storage>) -> anyhow::Result<Self> {
-        look::Look::open(path, storage).map(Self).map_err(whole)
+        offline_spool::OfflineSpool::open(path, storage).map(Self).map_err(whole)
     }
 
-    /// Calls `visit` for each live message, in time order within each kind of id, until it returns `false`.
+    /// Calls `visit` for each live message until `visit` returns `false`. The messages are in time
+    /// order within each kind of id.
     ///
     /// # Errors
     ///
@@ -163,11 +171,12 @@ impl Inspector {
         self.0.entries(visit).map_err(whole)
     }
 
-    /// The bytes of one message.
+    /// Returns the bytes of one message.
     ///
     /// # Errors
     ///
-    /// [`NotFound`](tidespool_core::NotFound), [`Corrupt`](tidespool_core::Corrupt), or an I/O error.
+    /// [`NotFound`](tidespool_core::NotFound), [`Corrupt`](tidespool_core::Corrupt), or an I/O
+    /// error.
     pub fn load(&self, id: SpoolId) -> anyhow::Result<Vec<u8>> {
         self.0.load(id).map_err(whole)
     }
@@ -181,13 +190,13 @@ impl Inspector {
         self.0.summary().map_err(whole)
     }
 
-    /// Reads every byte of every message, the journal, the manifest, the log of what lives and the
-    /// crash log, and compares them with their checksums and with one another. The index is
-    /// compared with what the last orderly end left.
+    /// Reads every byte of every message, the journal, the manifest, the liveness log and the crash
+    /// log. Compares them with their checksums and with each other, and the index's files with
+    /// their state at the last orderly shutdown.
     ///
     /// # Errors
     ///
-    /// An I/O error; damage is no error here, it is the result.
+    /// An I/O error. Damage is part of the result and not an error.
     pub fn verify(&self) -> anyhow::Result<Verification> {
         self.0.verify().map_err(whole)
     }

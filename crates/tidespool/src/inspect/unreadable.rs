@@ -1,5 +1,8 @@
-//! A storage for looking at a disk that can't read all of it: what can't be read is zeros, and is told. Whatever is read here has checksums, so zeros are
-//! taken for nothing but damage.
+//! A storage that reads a failing disk as far as possible. Bytes that can't be read become zeros
+//! and are reported.
+//!
+//! All data that is read through this storage has checksums, so that the zeros are always found as
+//! damage.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -11,50 +14,50 @@ use parking_lot::Mutex;
 use super::Damage;
 use crate::storage::{FileState, OpenMode, Space, Storage, StorageFile, is_unreadable, read_exact_at};
 
-/// Bytes that are given up together.
+/// The unit in which unreadable bytes are replaced with zeros.
 const PAGE: usize = 4096;
 
-/// What could not be read of one file.
+/// The parts of a file or directory that could not be read.
 #[derive(Debug)]
 struct Unread {
-    /// Empty: not even its beginning could be looked at.
+    /// The offsets of the pages. Empty: the file could not be opened, or the directory not listed.
     pages: BTreeSet<u64>,
     error: String,
 }
 
 type AllUnread = Arc<Mutex<BTreeMap<PathBuf, Unread>>>;
 
-/// The storage below it, read as far as it can be.
+/// Wraps a storage. An unreadable file, directory or page is empty or zeros instead of an error.
 #[derive(Debug)]
-pub(super) struct AsFarAsReadable {
+pub(super) struct LenientStorage {
     below: Arc<dyn Storage>,
     unread: AllUnread,
 }
 
-impl AsFarAsReadable {
+impl LenientStorage {
     pub(super) fn new(below: Arc<dyn Storage>) -> Arc<Self> {
         Arc::new(Self { below, unread: AllUnread::default() })
     }
 
-    /// The storage below it, whose errors are errors.
+    /// The wrapped storage, which returns read errors.
     pub(super) fn below(&self) -> &dyn Storage {
         &*self.below
     }
 
-    /// Whether something of this file, or of one below this directory, could not be read so far.
+    /// Whether a part of this file, or of a file below this directory, could not be read so far.
     pub(super) fn has_unread(&self, path: &Path) -> bool {
         self.unread.lock().keys().any(|file| file.starts_with(path))
     }
 
-    /// Whether this very file or directory could not be read.
+    /// Whether this file or directory itself could not be read.
     pub(super) fn is_unread(&self, path: &Path) -> bool {
         self.unread.lock().contains_key(path)
     }
 
-    /// What could not be read so far, by file.
+    /// Reports the files that could not be read so far, one report for each.
     pub(super) fn damage(&self) -> Vec<Damage> {
         let unread = self.unread.lock();
-        let told = unread.iter().map(|(path, Unread { pages, error })| {
+        let reports = unread.iter().map(|(path, Unread { pages, error })| {
             let what = match pages.first() {
                 Some(first) => format!(
                     "{} bytes of it can't be read, the first at byte {first} ({error})",
@@ -64,7 +67,7 @@ impl AsFarAsReadable {
             };
             Damage { path: path.display().to_string(), id: None, what }
         });
-        told.collect()
+        reports.collect()
     }
 }
 
@@ -75,7 +78,7 @@ fn note(unread: &AllUnread, path: &Path, page: Option<u64>, error: &io::Error) {
     entry.pages.extend(page);
 }
 
-impl Storage for AsFarAsReadable {
+impl Storage for LenientStorage {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         self.below.create_dir(path)
     }
@@ -88,7 +91,7 @@ impl Storage for AsFarAsReadable {
             }
             opened => Some(opened?),
         };
-        Ok(Arc::new(ReadableFile { file, path: path.to_owned(), unread: self.unread.clone() }))
+        Ok(Arc::new(LenientFile { file, path: path.to_owned(), unread: self.unread.clone() }))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
@@ -126,22 +129,22 @@ impl Storage for AsFarAsReadable {
     }
 }
 
-/// A file that can be read from one end to the other.
+/// A file whose unreadable pages are read as zeros.
 #[derive(Debug)]
-struct ReadableFile {
-    /// `None`: it could not be opened, and is empty.
+struct LenientFile {
+    /// `None`: the file could not be opened. It reads as empty.
     file: Option<Arc<dyn StorageFile>>,
     path: PathBuf,
     unread: AllUnread,
 }
 
-impl ReadableFile {
+impl LenientFile {
     fn opened(&self) -> io::Result<&dyn StorageFile> {
         self.file.as_deref().ok_or_else(|| io::Error::other("it could not be opened"))
     }
 }
 
-impl StorageFile for ReadableFile {
+impl StorageFile for LenientFile {
     fn len(&self) -> io::Result<u64> {
         self.file.as_ref().map_or(Ok(0), |file| file.len())
     }
@@ -152,7 +155,8 @@ impl StorageFile for ReadableFile {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => error,
             read => return read,
         };
-        // As much as one page: where it can be read alone, the fault is in the next one.
+        // The fault may be in any page of the range. So only the first page is read again: if that
+        // succeeds, the fault is in a later page.
         let page = offset - offset % PAGE as u64;
         let to_its_end = PAGE - usize::try_from(offset - page).unwrap_or(0);
         let rest = usize::try_from(file.len()?.saturating_sub(offset)).unwrap_or(usize::MAX);
@@ -217,10 +221,10 @@ mod tests {
     }
 
     #[test]
-    fn one_bad_page_costs_one_page_and_is_told_once() {
+    fn one_bad_page_costs_one_page_and_is_reported_once() {
         let unread = AllUnread::default();
         let path = PathBuf::from("/spool/journal/00000001.seg");
-        let file = ReadableFile { file: Some(Arc::new(BadPage)), path: path.clone(), unread: unread.clone() };
+        let file = LenientFile { file: Some(Arc::new(BadPage)), path: path.clone(), unread: unread.clone() };
         for from in [0, 1, 4095, 9000] {
             let mut bytes = vec![1; usize::try_from(LEN).unwrap() - from];
             read_exact_at(&file, &mut bytes, from as u64).unwrap();
@@ -231,7 +235,7 @@ mod tests {
         }
         let mut beyond = [0];
         assert_eq!(file.read_at(&mut beyond, LEN).unwrap(), 0);
-        let storage = AsFarAsReadable { below: Arc::new(crate::storage::OsStorage), unread };
+        let storage = LenientStorage { below: Arc::new(crate::storage::OsStorage), unread };
         assert!(
             storage.has_unread(Path::new("/spool/journal")) && !storage.has_unread(Path::new("/spool/sled"))
         );

@@ -1,4 +1,4 @@
-//! What the crash log has, which counts more than what is on disk: as an opening takes it.
+//! The changes in the crash log. As at an opening, they take precedence over the records on disk.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,20 +12,22 @@ use crate::crash_log::{CRASH_LOG, LastRun};
 use crate::durable::Key;
 use crate::storage::Storage;
 
-/// Changes that were acknowledged and not on stable storage when the process died.
+/// The changes that were acknowledged but not on stable storage when the process died.
 #[derive(Debug, Default)]
 pub(super) struct Unsynced {
-    /// By message: its newest version, or `None` if it was removed.
+    /// By message: the newest version, or `None` if the message was removed.
     changes: BTreeMap<Key, Option<Vec<u8>>>,
-    /// Bytes of the log's file.
+    /// The size of the log's file, in bytes.
     pub(super) file_bytes: u64,
-    /// The log should be used, and can't be.
+    /// Why the log can't be used, although it is of this spool and this boot.
     pub(super) damage: Option<Damage>,
 }
 
 impl Unsynced {
-    /// Reads the log, from the disk as it is: a page of zeros in it would pass for a page without
-    /// entries.
+    /// Reads the log from `storage`, which must report read errors. A [`LenientStorage`] would
+    /// replace an unreadable page with zeros, and zeros look like a page without entries.
+    ///
+    /// [`LenientStorage`]: super::unreadable::LenientStorage
     pub(super) fn read(places: &Places, storage: &dyn Storage) -> io::Result<Self> {
         let left = LastRun::read(storage, &places.dir, places.spool)?;
         let damage = left.torn.map(|what| report(&places.dir.join(CRASH_LOG), None, what));
@@ -33,32 +35,32 @@ impl Unsynced {
         Ok(Self { changes: changes.collect(), file_bytes: left.file_bytes, damage })
     }
 
-    /// True if it says nothing about any message.
+    /// True if there are no changes.
     pub(super) fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }
 
-    /// True if it has the newest version of a message, or its removal.
+    /// True if the newest version of a message, or its removal, is here.
     pub(super) fn contains(&self, key: &Key) -> bool {
         self.changes.contains_key(key)
     }
 
-    /// The bytes of a message whose newest version is here.
+    /// Returns the bytes of a message whose newest version is here.
     pub(super) fn get(&self, id: &SpoolId) -> Option<&[u8]> {
         self.changes.get(&Key::of(id))?.as_deref()
     }
 
-    /// The messages whose newest version is here, in time order within each kind of id.
+    /// Returns the messages whose newest version is here, in time order within each kind of id.
     pub(super) fn messages(&self) -> impl Iterator<Item = (Key, &[u8])> {
         self.changes.iter().filter_map(|(key, data)| Some((*key, data.as_deref()?)))
     }
 
-    /// The same, with their bytes.
+    /// The same, by value.
     pub(super) fn into_messages(self) -> impl Iterator<Item = (Key, Vec<u8>)> {
         self.changes.into_iter().filter_map(|(key, data)| Some((key, data?)))
     }
 
-    /// The messages that were removed.
+    /// Returns the messages that were removed.
     pub(super) fn removed(&self) -> impl Iterator<Item = SpoolId> {
         self.changes.iter().filter(|(_, data)| data.is_none()).map(|(key, _)| key.id())
     }

@@ -1,11 +1,12 @@
-//! How much memory the writer's own tables and buffers take. The messages in them are not counted: their permits are.
+//! The memory that the writer's tables and buffers take. The messages in them are not counted here:
+//! their permits count them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Of this many bytes, or fewer, nothing is given back: it would be taken again at once.
+/// A table of at most this many bytes is not shrunk: it would grow again at once.
 const KEPT: usize = 1 << 20;
 
-/// The gauge. Written by the one writer, read by anybody.
+/// Bytes of memory. Set by the only writer, read by any thread.
 #[derive(Debug, Default)]
 pub(super) struct Buffers(AtomicU64);
 
@@ -19,7 +20,7 @@ impl Buffers {
     }
 }
 
-/// Gives back most of what a burst left: a table keeps its size when it is emptied.
+/// Shrinks a table after a burst: an emptied table keeps its capacity.
 pub(super) fn shrink<T>(table: &mut Vec<T>) {
     let size = size_of::<T>().max(1);
     if table.capacity() * size > KEPT && table.len() < table.capacity() / 4 {
@@ -27,7 +28,7 @@ pub(super) fn shrink<T>(table: &mut Vec<T>) {
     }
 }
 
-/// Bytes that a table takes, filled or not.
+/// Bytes that a table's capacity takes.
 pub(super) const fn bytes_of<T>(table: &Vec<T>) -> usize {
     table.capacity() * size_of::<T>()
 }
@@ -37,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_burst_left_is_given_back_and_little_is_kept() {
+    fn memory_of_a_burst_is_freed_and_a_small_table_is_kept() {
         let mut table: Vec<u64> = (0..1 << 20).collect();
         shrink(&mut table);
         assert!(bytes_of(&table) >= 8 << 20, "it is full");

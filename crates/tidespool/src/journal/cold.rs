@@ -1,4 +1,5 @@
-//! Writes the large payloads that survive older segments into cold ones. Used by the checkpoint only; never replayed.
+//! Writes the messages that survive older segments into cold segments. Only the checkpointer does
+//! so. Cold segments are never replayed.
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -19,25 +20,25 @@ use crate::storage::{at, is_no_room, write_all_at};
 pub(crate) struct ColdWriter<'a> {
     segments: &'a Segments,
     filled: Vec<Arc<Segment>>,
-    /// Where the next record goes in the last of `filled`.
+    /// Offset of the next record in the last of `filled`.
     tail: u64,
-    /// What stands in the last of `filled`, for its footer. `None`: it is made for one record, and
-    /// has no footer.
+    /// The records in the last of `filled`, for its footer. `None`: the segment is for one record,
+    /// and has no footer.
     listed: Option<Records>,
-    /// Bytes of the records that are still to come, about.
+    /// Bytes of the records still to come, approximately.
     expected: u64,
-    /// How many these are, about.
+    /// Number of the records still to come, approximately.
     expected_records: u64,
     /// Bytes written since the last sync.
     unsynced: u64,
 }
 
-/// Synced step by step: one long sync would hold up the journal's own.
+/// Bytes written between two syncs: one long sync would delay the journal's syncs.
 const SYNC_STEP: u64 = 2 << 20;
 
 impl<'a> ColdWriter<'a> {
-    /// For about `records` records of `bytes` bytes, headers included: the last segment is no
-    /// larger than it has to be.
+    /// For about `records` records of `bytes` bytes in total, headers included. The last segment is
+    /// made no larger than they need.
     pub(crate) fn new(segments: &'a Segments, records: u64, bytes: u64) -> Self {
         Self {
             segments,
@@ -99,7 +100,8 @@ impl<'a> ColdWriter<'a> {
         records.is_some_and(|records| fits(segment.size - PAGE, self.tail - PAGE + need, records + 1))
     }
 
-    /// Ends the last segment with its footer. As in the journal, an error only costs a scan.
+    /// Ends the last segment with its footer. As in the journal, a missing footer only costs a
+    /// scan.
     fn seal(&mut self) {
         if let (Some(segment), Some(listed)) = (self.filled.last(), self.listed.take())
             && let Err(error) = listed.write(segment, self.segments.salt())
@@ -108,7 +110,7 @@ impl<'a> ColdWriter<'a> {
         }
     }
 
-    /// A segment for a record with a payload of `len` bytes.
+    /// Begins a segment for a record with a payload of `len` bytes.
     fn next(&mut self, len: u32) -> io::Result<Arc<Segment>> {
         self.seal();
         let pool = self.segments.pool();
@@ -128,7 +130,8 @@ impl<'a> ColdWriter<'a> {
         self.begin(free)
     }
 
-    /// On a full disk a free segment may be all there is, and rewriting is what frees others.
+    /// On a full disk, takes a free segment: there may be no other room, and rewriting frees other
+    /// segments.
     fn last_resort(pool: &Pool, size: u64) -> io::Result<FreeSegment> {
         let spare = if size <= pool.segment_size() { pool.take(RESERVED) } else { None };
         match spare {
@@ -149,7 +152,7 @@ impl<'a> ColdWriter<'a> {
         Ok(segment)
     }
 
-    /// Makes everything appended durable, and returns the segments it is in.
+    /// Makes everything appended durable, and returns the segments that contain it.
     pub(crate) fn finish(&mut self) -> io::Result<Vec<Arc<Segment>>> {
         self.seal();
         for segment in &self.filled {
@@ -160,7 +163,8 @@ impl<'a> ColdWriter<'a> {
         Ok(std::mem::take(&mut self.filled))
     }
 
-    /// After an error: nothing points to what was written, and the files are not trusted.
+    /// Discards everything written, after an error. Nothing refers to it, and the files are not
+    /// used again.
     pub(crate) fn discard(&mut self) {
         self.listed = None;
         for segment in self.filled.drain(..) {

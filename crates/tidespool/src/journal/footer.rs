@@ -1,5 +1,5 @@
 //! The footer of a sealed segment: a list of its records, so that finding them needs no scan. Pure,
-//! but for [`Records::write`].
+//! except for [`Records::write`].
 //!
 //! The footer is an accelerator. A segment without a footer, or with a damaged one, is scanned.
 //!
@@ -34,7 +34,7 @@ const MAGIC: [u8; 8] = *b"TIDEFOOT";
 const KIND_MASK: u32 = 7;
 const _: () = assert!(RECORD_ALIGN == KIND_MASK as u64 + 1);
 
-/// Bytes that a footer of so many entries takes: whole pages.
+/// Bytes that a footer with this many entries takes: whole pages.
 pub(crate) const fn footer_len(entries: u64) -> u64 {
     (entries * ENTRY_LEN + TRAILER_LEN).next_multiple_of(PAGE)
 }
@@ -45,20 +45,20 @@ pub(crate) struct FooterEntry {
     pub(crate) id: SpoolId,
     pub(crate) kind: RecordKind,
     pub(crate) seq: u64,
-    /// Of the record's header in the file.
+    /// Offset of the record's header in the file.
     pub(crate) offset: u64,
     /// Bytes of the payload.
     pub(crate) len: u32,
-    /// The sequence number that an abort takes back. `None` for an abort of a put that is more than
-    /// `u32::MAX` numbers older: the record has it.
+    /// The sequence number of the put that an abort cancels. `None` if that put is more than
+    /// `u32::MAX` numbers older: only the record has its number.
     pub(crate) abort_of: Option<u64>,
 }
 
 impl FooterEntry {
-    /// `None` for an offset that does not fit: an ordinary segment has at most 1 GiB.
+    /// `None`: the offset does not fit. An ordinary segment has at most 1 GiB.
     fn encode(&self) -> Option<[u8; ENTRY_BYTES]> {
         let place = u32::try_from(self.offset).ok()? | self.kind.code();
-        // The payload of every abort has the same length. Its target takes the field.
+        // The payload of every abort has the same length, so the field holds its target.
         let extra = match self.kind {
             RecordKind::Abort => {
                 self.abort_of.map_or(0, |of| u32::try_from(self.seq.saturating_sub(of)).unwrap_or(0))
@@ -88,7 +88,7 @@ impl FooterEntry {
     }
 }
 
-/// The records of a segment, encoded: 32 bytes for each.
+/// The records of a segment, encoded in 32 bytes each.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Records {
     bytes: Vec<u8>,
@@ -116,11 +116,11 @@ impl Records {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = FooterEntry> {
-        // What was encoded here, or checked by `decode`, decodes.
+        // Entries from `push` and entries checked by `decode` always decode.
         self.bytes.as_chunks().0.iter().filter_map(FooterEntry::decode)
     }
 
-    /// Writes the footer of `segment`. The caller left room for it, and syncs it or not.
+    /// Writes the footer of `segment`, without a sync. The caller has left room for it.
     pub(super) fn write(&self, segment: &Segment, salt: u32) -> io::Result<()> {
         let len = self.bytes.len() as u64 + TRAILER_LEN;
         let start = segment.size.saturating_sub(footer_len(self.len()));
@@ -139,8 +139,8 @@ impl Records {
         Trailer { last_seq: self.last_seq, count, crc: crc32c::crc32c_append(salt, &self.bytes) }
     }
 
-    /// The records in these bytes, or `None` where `trailer` does not stand behind them. `end` is
-    /// where the footer starts.
+    /// Decodes the records. `None`: they do not match `trailer`, or are not in order. `end` is the
+    /// offset of the footer.
     pub(super) fn decode(bytes: Vec<u8>, trailer: Trailer, salt: u32, end: u64) -> Option<Self> {
         let records = Self { bytes, last_seq: trailer.last_seq, is_incomplete: false };
         let mut after = PAGE;
@@ -160,7 +160,7 @@ impl Records {
 pub(super) struct Trailer {
     /// The highest sequence number of an entry.
     pub(super) last_seq: u64,
-    /// Entries.
+    /// The number of entries.
     pub(super) count: u32,
     /// CRC-32C of the entries, started from the salt.
     crc: u32,
@@ -184,7 +184,7 @@ impl Trailer {
         u64::from(self.count) * ENTRY_LEN
     }
 
-    /// The trailer in these bytes, or `None` where they are none of this spool and generation.
+    /// Decodes a trailer. `None`: the bytes are not a trailer of this spool and generation.
     pub(super) fn decode(bytes: &[u8; TRAILER_BYTES], salt: u32, generation: u64) -> Option<Self> {
         let trailer =
             Self { last_seq: !u64_at(bytes, 16), count: !u32_at(bytes, 28), crc: u32_at(bytes, 24) };
@@ -224,7 +224,7 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_bit_of_the_trailer_is_noticed(last_seq: u64, count: u32, crc: u32, salt: u32) {
+        fn a_flipped_bit_of_the_trailer_is_detected(last_seq: u64, count: u32, crc: u32, salt: u32) {
             let trailer = Trailer { last_seq, count, crc };
             let bytes = trailer.encode(salt, 7);
             prop_assert_eq!(Trailer::decode(&bytes, salt, 7), Some(trailer));
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn an_abort_of_a_put_far_back_is_left_to_its_record() {
+    fn an_entry_omits_the_target_of_an_abort_far_back() {
         let entry = FooterEntry {
             id: SpoolId::from_bytes([1; 16]),
             kind: RecordKind::Abort,
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(Trailer::decode(&[0; TRAILER_BYTES], 99, 7), None, "a prewritten segment");
     }
 
-    /// A scan counts such a word as a header that is not whole.
+    /// A scan would count such a word as a broken header.
     #[test]
     fn no_word_of_a_footer_equals_a_small_number() {
         let mut records = Records::default();

@@ -1,4 +1,4 @@
-//! id → where the newest version is in the journal, for one shard. Pure.
+//! id → place of the newest record in the journal, for one shard. Pure.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,28 +7,29 @@ use tidespool_core::SpoolId;
 
 use super::record::RECORD_ALIGN;
 
-/// Where a record is.
+/// The place of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RecordPlace {
-    /// Of the segment.
+    /// Generation of the segment.
     pub(crate) generation: u64,
-    /// Of the record's header in the segment's file.
+    /// Offset of the record's header in the segment's file.
     pub(crate) offset: u64,
     /// Payload bytes.
     pub(crate) len: u32,
 }
 
-/// What the newest record of an id says.
+/// The newest record of an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NewestRecord {
     pub(crate) seq: u64,
     /// The generation of the segment that holds the record.
     pub(crate) generation: u64,
-    /// The payload's place, or `None` where the record is a removal.
+    /// The place of a put. `None`: the record is a removal.
     pub(crate) place: Option<RecordPlace>,
 }
 
-/// [`NewestRecord`] in 20 bytes: there is one of these in memory for each message younger than its checkpoint. Bytes, for numbers would be aligned.
+/// [`NewestRecord`] in 20 bytes. Memory holds one for each message that is not checkpointed yet. An
+/// array of bytes, because integers would be aligned.
 ///
 /// From the lowest bit: length, offset in units of [`RECORD_ALIGN`], generation, sequence number.
 #[derive(Debug, Clone, Copy)]
@@ -38,10 +39,11 @@ struct Packed([u8; 20]);
 const LEN_BITS: u32 = 31;
 /// A segment has at most 1 GiB, or a single record at its start.
 const OFFSET_BITS: u32 = 28;
-/// Enough for 8 million openings of the spool. The 46 bits that are left to sequence numbers are enough for 22 years of 100 000 records a second.
+/// Enough for 8 million openings of the spool. The 46 bits that are left for sequence numbers are
+/// enough for 22 years of 100 000 records a second.
 const GENERATION_BITS: u32 = 55;
 
-/// As a length: the record is a removal.
+/// The length that marks a removal.
 const REMOVED: u32 = (1 << LEN_BITS) - 1;
 
 impl Packed {
@@ -50,7 +52,7 @@ impl Packed {
         let mut low = u128::from(newest.seq);
         low = low << GENERATION_BITS | u128::from(newest.generation);
         low = low << OFFSET_BITS | u128::from(offset / RECORD_ALIGN);
-        // What does not fit into 128 bits: the highest of the sequence number.
+        // The highest bits of the sequence number, which do not fit into the 128.
         let high = newest.seq >> (128 - LEN_BITS - OFFSET_BITS - GENERATION_BITS);
         low = low << LEN_BITS | u128::from(len);
         let mut bytes = [0; 20];
@@ -85,7 +87,7 @@ impl Packed {
     }
 }
 
-/// `count` bits, at most 64, from bit `from` on.
+/// Extracts `count` bits, at most 64, from bit `from` on.
 fn bits(number: u128, from: u32, count: u32) -> u64 {
     let mask = (1_u128 << count) - 1;
     u64::try_from(number >> from & mask).unwrap_or(u64::MAX)
@@ -98,7 +100,8 @@ pub(crate) struct MemoryIndex {
 }
 
 impl MemoryIndex {
-    /// Takes over what a record says, unless a newer one is known. The same record at a newer place counts as newer.
+    /// Inserts a record, unless the index has a newer one. The same record at another place
+    /// replaces the older place.
     pub(crate) fn learn(&mut self, id: SpoolId, newest: NewestRecord) {
         match self.map.entry(id) {
             Entry::Occupied(mut entry) if entry.get().seq() <= newest.seq => {
@@ -115,8 +118,8 @@ impl MemoryIndex {
         self.map.get(id).map(|packed| packed.unpack())
     }
 
-    /// Forgets a record that is filed now, unless a newer one came in between. True if it was
-    /// forgotten.
+    /// Removes the record `seq` after its checkpoint, unless a newer one replaced it. True if it
+    /// was removed.
     pub(crate) fn forget(&mut self, id: &SpoolId, seq: u64) -> bool {
         match self.map.entry(*id) {
             Entry::Occupied(entry) if entry.get().seq() == seq => {
@@ -127,7 +130,7 @@ impl MemoryIndex {
         }
     }
 
-    /// Gives back the memory of a burst, when most of the table is empty.
+    /// Shrinks the table after a burst, if most of it is empty.
     pub(crate) fn trim(&mut self) {
         if self.map.capacity() > 64 && self.map.len() < self.map.capacity() / 4 {
             self.map.shrink_to(self.map.len() * 2);
@@ -142,7 +145,7 @@ impl MemoryIndex {
         self.map.len()
     }
 
-    /// Bytes held: the table's slots with a control byte each.
+    /// Bytes of memory: the table's slots with a control byte each.
     pub(crate) fn bytes(&self) -> u64 {
         (self.map.capacity() as u64 * 8 / 7) * (size_of::<(SpoolId, Packed)>() as u64 + 1)
     }
@@ -170,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn forget_leaves_what_is_newer() {
+    fn forget_keeps_a_newer_record() {
         let (mut index, id) = (MemoryIndex::default(), SpoolId::new());
         index.learn(id, put(5, 1, 4096));
         assert!(!index.forget(&id, 4));
@@ -180,12 +183,12 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_takes_the_bytes_that_are_documented() {
+    fn an_entry_takes_the_documented_bytes() {
         assert_eq!(size_of::<(SpoolId, Packed)>(), 36);
     }
 
     #[test]
-    fn the_largest_numbers_come_back() {
+    fn the_largest_numbers_round_trip() {
         let (mut index, id) = (MemoryIndex::default(), SpoolId::new());
         let newest = put((1 << 46) - 1, (1 << 55) - 1, (1 << 31) - 8);
         index.learn(id, newest);

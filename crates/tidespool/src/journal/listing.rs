@@ -1,4 +1,4 @@
-//! Every record of a settled segment, from its footer or from a scan.
+//! Lists the records of a settled segment, from its footer or from a scan.
 
 use std::io;
 
@@ -7,14 +7,14 @@ use super::scan::{FoundRecord, scan, scan_headers};
 use super::segment::{PAGE, ReadError, Segment};
 use crate::storage::read_exact_at;
 
-/// The records of a segment in file order. It takes 32 bytes of memory for each.
+/// The records of a segment in file order, in 32 bytes of memory each.
 ///
-/// A payload is not read: a listed record may be damaged. A listing from a footer also has records
-/// of which the header was damaged since.
+/// Payloads are not read, so a listed record may be damaged. A listing from a footer also contains
+/// records whose headers were damaged later.
 #[derive(Debug)]
 pub(crate) struct Listing {
     records: Records,
-    /// The footer gave it, and not a scan.
+    /// The listing is from the footer, not from a scan.
     #[cfg(test)]
     pub(super) from_footer: bool,
 }
@@ -25,7 +25,7 @@ impl Listing {
         self.records.iter()
     }
 
-    /// How many there are.
+    /// The number of records.
     #[cfg(test)]
     pub(super) fn len(&self) -> u64 {
         self.records.len()
@@ -47,13 +47,13 @@ impl Segment {
     ///
     /// # Errors
     ///
-    /// [`ReadError::Io`], also where two scans differ. A footer that is missing or damaged is none: the
-    /// segment is scanned.
+    /// [`ReadError::Io`], also if two scans differ. A missing or damaged footer is not an error:
+    /// the segment is scanned.
     pub(crate) fn listing(&self, salt: u32) -> Result<Listing, ReadError> {
         if let Some(records) = self.read_footer(salt)? {
             return Ok(Listing::new(records, true));
         }
-        let records = self.read_alike(|| {
+        let records = self.read_confirmed(|| {
             let mut records = Records::default();
             scan_headers(&*self.file, salt, self.generation, &mut |found| {
                 records.push(&FooterEntry {
@@ -70,46 +70,45 @@ impl Segment {
         Ok(Listing::new(records, false))
     }
 
-    /// Every record with an intact header, payloads checked, in file order.
+    /// Every record with an intact header, in file order. Payloads are checked.
     ///
     /// # Errors
     ///
     /// As [`listing`](Self::listing).
     pub(crate) fn records(&self, salt: u32) -> Result<Vec<FoundRecord>, ReadError> {
-        self.read_alike(|| {
+        self.read_confirmed(|| {
             let mut records = Vec::new();
             scan(&*self.file, salt, self.generation, &mut |found| records.push(found))?;
             Ok(records)
         })
     }
 
-    /// Reads twice, from the disk the second time. A scan passes over a header that was misread, so
-    /// one reading does not prove that a record is gone.
-    fn read_alike<T: PartialEq>(&self, read: impl Fn() -> io::Result<T>) -> Result<T, ReadError> {
+    /// Reads twice, the second time from the disk, and fails if the results differ. A scan skips a
+    /// header that was misread, so one scan does not prove that a record is gone.
+    fn read_confirmed<T: PartialEq>(&self, read: impl Fn() -> io::Result<T>) -> Result<T, ReadError> {
         let read_again = || {
             let first = read()?;
             self.file.forget_cached();
             let second = read()?;
             match first == second {
                 true => Ok(second),
-                false => Err(io::Error::other("two readings differ: the disk, or memory, is at fault")),
+                false => Err(io::Error::other("two reads differ: the disk or memory is faulty")),
             }
         };
         read_again().map_err(|source| ReadError::Io { path: self.path.clone(), source })
     }
 
-    /// The footer, or `None` where there is none that is whole. What fails a checksum is read again
-    /// from the disk.
+    /// Reads the footer. `None`: there is no intact one.
     fn read_footer(&self, salt: u32) -> Result<Option<Records>, ReadError> {
         if self.is_footer_void() {
             return Ok(None);
         }
-        self.until_there(|| self.read_footer_once(salt))
+        self.retry_if_none(|| self.read_footer_once(salt))
     }
 
-    /// Reads again, from the disk, what is not there: what was wrong on the way, or in memory, is
-    /// not damaged.
-    fn until_there<T>(
+    /// Repeats a read that found nothing, from the disk. The first read may have been corrupted in
+    /// transfer or in memory.
+    fn retry_if_none<T>(
         &self,
         read: impl Fn() -> Result<Option<T>, ReadError>,
     ) -> Result<Option<T>, ReadError> {
@@ -127,25 +126,25 @@ impl Segment {
         let mut bytes = vec![0; usize::try_from(trailer.entries_len()).unwrap_or(0)];
         let from = self.size - TRAILER_LEN - trailer.entries_len();
         Ok(self
-            .read_if_there(&mut bytes, from)?
+            .read_within_file(&mut bytes, from)?
             .then_some(bytes)
             .and_then(|bytes| Records::decode(bytes, trailer, salt, end)))
     }
 
-    /// The trailer of the footer, or `None` where there is none that is whole.
+    /// Reads the trailer of the footer. `None`: there is no intact one.
     pub(super) fn read_trailer(&self, salt: u32) -> Result<Option<Trailer>, ReadError> {
-        self.until_there(|| self.read_trailer_once(salt))
+        self.retry_if_none(|| self.read_trailer_once(salt))
     }
 
     fn read_trailer_once(&self, salt: u32) -> Result<Option<Trailer>, ReadError> {
         let mut bytes = [0; TRAILER_BYTES];
         let Some(from) = self.size.checked_sub(TRAILER_LEN) else { return Ok(None) };
-        let is_there = self.read_if_there(&mut bytes, from)?;
-        Ok(is_there.then(|| Trailer::decode(&bytes, salt, self.generation)).flatten())
+        let is_within_file = self.read_within_file(&mut bytes, from)?;
+        Ok(is_within_file.then(|| Trailer::decode(&bytes, salt, self.generation)).flatten())
     }
 
-    /// False where the file ends before.
-    fn read_if_there(&self, bytes: &mut [u8], offset: u64) -> Result<bool, ReadError> {
+    /// Reads exactly `bytes`. False if the file ends before.
+    fn read_within_file(&self, bytes: &mut [u8], offset: u64) -> Result<bool, ReadError> {
         match read_exact_at(&*self.file, bytes, offset) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),

@@ -1,9 +1,7 @@
-//! Files of segments that something else deletes, renames, replaces or cuts short while the spool
-//! runs.
+//! Segment files that something else deletes, renames, replaces or cuts short while the spool runs.
 //!
-//! The open descriptor still reads the bytes of a deleted file. So the file is written anew under
-//! its name, byte for byte: each place in it stays what it was, and recovery finds the same records
-//! as before.
+//! The open descriptor can still read a deleted file. So the file is written again under its name,
+//! byte for byte. Every record keeps its place, and recovery finds the same records.
 
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -14,17 +12,25 @@ use super::segment::{PAGE, Segment, SegmentHeader};
 use super::segments::Segments;
 use crate::storage::{Loss, OpenMode, StorageFile, loss_of, read_exact_at, write_all_at};
 
-/// What the file is called until it is whole: no segment's name, so a crash leaves nothing that
-/// recovery reads.
+/// Extension of the file until it is complete. The name is not a segment's, so recovery ignores
+/// what a crash leaves.
 const UNFINISHED: &str = "new";
 
-/// Bytes that are copied at once.
+/// The name of a segment's file while it is being written again.
+fn unfinished_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(UNFINISHED);
+    name.into()
+}
+
+/// Bytes that one step copies.
 const STEP: usize = 1 << 20;
 
-/// Steps between two syncs: one long sync would hold up the journal's own.
+/// Steps between two syncs: one long sync would delay the journal's syncs.
 const SYNC_AFTER: usize = 2;
 
-/// A crash in the middle of [`Segments::restore`] leaves a file of such a name.
+/// True for the name of a file that a crash during [`Segments::restore`] leaves.
 pub(super) fn is_left_by_a_restoration(name: &str) -> bool {
     name.strip_suffix(UNFINISHED)
         .and_then(|name| name.strip_suffix('.'))
@@ -32,20 +38,20 @@ pub(super) fn is_left_by_a_restoration(name: &str) -> bool {
 }
 
 impl Segments {
-    /// Looks at the files of up to `count` segments of the generations from `from` on, and notes in
-    /// each whether its file is lost. Returns the lost ones, and the generation to go on with:
-    /// `None` after the last one.
+    /// Checks the files of up to `count` segments from generation `from` on, and records in each
+    /// whether its file is lost. Returns the lost files and the generation to continue with: `None`
+    /// after the last one.
     pub(crate) fn look(&self, from: u64, count: usize) -> (Vec<(PathBuf, Loss)>, Option<u64>) {
         let generations = self.generations(from, count);
         let next = generations.last().filter(|_| generations.len() == count).map(|last| last + 1);
         let mut lost = Vec::new();
         for generation in generations {
-            // Not held during calls to the file system: a segment that is held is not recycled.
+            // The segment is not held during system calls: a held segment is not recycled.
             let parts = |segment: Arc<Segment>| (segment.path.clone(), segment.file.clone(), segment.least());
             let Some((path, file, least)) = self.get(generation).map(parts) else { continue };
             let loss = loss_of(self.pool().storage(), &path, &*file, least);
-            // A segment is taken out of the table before its file is deleted: what is still in the
-            // table was not deleted here.
+            // A segment leaves the table before the spool deletes its file. So the spool did not
+            // delete the file of a segment in the table.
             let is_same = |segment: &Arc<Segment>| Arc::ptr_eq(&segment.file, &file);
             if let Some(segment) = self.get(generation).filter(is_same) {
                 segment.set_lost(loss.is_some());
@@ -55,7 +61,8 @@ impl Segments {
         (lost, next)
     }
 
-    /// Gives up the free segments of which the file is lost, and returns them: nothing is in them.
+    /// Removes the free segments with lost files from the pool, and returns their paths. They hold
+    /// no records.
     pub(crate) fn give_up_lost(&self) -> Vec<(PathBuf, Loss)> {
         let pool = self.pool();
         let lost = pool.free_files().into_iter().filter_map(|(path, file)| {
@@ -65,8 +72,8 @@ impl Segments {
         lost.collect()
     }
 
-    /// The spool's directory was deleted or moved, or is back. While it is away no segment is used,
-    /// and what is written to one is not acknowledged.
+    /// Records whether the spool's directory is away: deleted or moved. While it is, no segment is
+    /// taken, and nothing written to one is acknowledged.
     pub(crate) fn set_away(&self, away: bool) {
         self.pool().set_away(away);
         if away {
@@ -74,19 +81,19 @@ impl Segments {
         }
     }
 
-    /// Whether a segment has lost its file.
+    /// The segments with lost files.
     pub(crate) fn lost(&self) -> Vec<Arc<Segment>> {
         let mut lost = self.all();
         lost.retain(|segment| segment.is_lost());
         lost
     }
 
-    /// Writes the file of a segment anew, durably and under its name. Nothing may be written to the
-    /// segment any more. Returns how many bytes the old file still had: zeros stand for the others.
+    /// Writes the file of a segment again, durably and under its name. Nothing more may be written
+    /// to the segment. Returns how many bytes of the old file were left: zeros replace the others.
     pub(crate) fn restore(&self, segment: &Arc<Segment>) -> io::Result<u64> {
         let pool = self.pool();
         make_dir(pool)?;
-        let unfinished = segment.path.with_added_extension(UNFINISHED);
+        let unfinished = unfinished_path(&segment.path);
         let copied = self.copy_to(&unfinished, segment);
         let placed = copied.and_then(|copied| {
             pool.storage().rename(&unfinished, &segment.path)?;
@@ -99,7 +106,7 @@ impl Segments {
                 Ok(len)
             }
             Err(error) => {
-                // On a full disk its blocks are wanted.
+                // A full disk needs its blocks.
                 let _ = pool.storage().remove_file(&unfinished);
                 Err(error)
             }
@@ -116,7 +123,7 @@ impl Segments {
         while at < len {
             let step = usize::try_from(len - at).unwrap_or(STEP).min(STEP);
             read_exact_at(&*segment.file, &mut bytes[..step], at)?;
-            // The rest of a segment that was never filled is zeros there already.
+            // The unused rest of a segment is zeros in the new file already.
             if bytes[..step].iter().any(|byte| *byte != 0) {
                 write_all_at(&*file, &mut [IoSlice::new(&bytes[..step])], at)?;
                 steps += 1;
@@ -133,7 +140,7 @@ impl Segments {
     }
 }
 
-/// The journal's directory may be gone as well.
+/// Creates the journal's directory if it is gone as well.
 fn make_dir(pool: &Pool) -> io::Result<()> {
     let (storage, dir) = (pool.storage(), pool.dir());
     match storage.state(dir) {
@@ -150,8 +157,8 @@ mod tests {
     use crate::journal::pool::segment_file_name;
 
     #[test]
-    fn what_a_crash_leaves_of_a_restoration_is_no_segment_and_is_known() {
-        let name = Path::new(&segment_file_name(7)).with_added_extension(UNFINISHED);
+    fn the_file_of_an_interrupted_restoration_is_recognized_and_is_no_segment() {
+        let name = unfinished_path(Path::new(&segment_file_name(7)));
         let name = name.to_str().unwrap();
         assert!(parse_segment_file_name(name).is_none() && is_left_by_a_restoration(name));
         for other in ["00000007.seg", "7.seg.new", "manifest.new", "new"] {

@@ -2,25 +2,26 @@
 //!
 //! # Layout
 //!
-//! * `record` – one record's header as bytes (pure).
-//! * `segment` – one segment file in one of its uses.
-//! * `segments` – those in use, by generation.
-//! * `lost` – files of segments that something else deleted, moved or cut short, and how they are
+//! * `record` – the header of one record, as bytes (pure).
+//! * `segment` – one use of a segment file.
+//! * `segments` – the segments in use, by generation.
+//! * `lost` – segment files that something else deleted, moved or cut short, and how they are
 //!   written again.
-//! * `pool` – those free for use, prewritten ahead.
-//! * `buffers` – how much memory the writer takes.
-//! * `cold` – what survives older segments, written together.
+//! * `pool` – the free segments, prepared ahead.
+//! * `buffers` – the memory that the writer's tables and buffers take.
+//! * `cold` – writes the messages that survive older segments into cold segments.
 //! * `index` – id → place of the newest record, for one shard (pure).
-//! * `neighbours` – many records with one call (reads).
+//! * `neighbours` – reads neighbouring records with one call.
 //! * `footer` – the list of records at the end of a sealed segment (pure).
-//! * `listing` – every record of a settled segment, from its footer or from a scan.
-//! * `writer` – the end of the journal: append, write, sync; with `room` (what fits) and `sync_job` (a sync for another thread).
-//! * `scan` – every record of a segment, from its bytes.
-//! * `scan_ahead` – the same for many segments, on threads of their own.
-//! * `replay` – what all records amount to (pure).
-//! * `recovery` – the segment files at open.
+//! * `listing` – lists the records of a settled segment, from its footer or from a scan.
+//! * `writer` – appends, writes and syncs. `room` – what fits into the segments. `sync_job` – a
+//!   sync that another thread runs.
+//! * `scan` – finds the records of a segment in its bytes.
+//! * `scan_ahead` – scans many segments on threads of their own.
+//! * `replay` – computes the journal's state from all records (pure).
+//! * `recovery` – reads the segment files at open, and repairs them.
 //! * `void_footers` – footers that list records of a torn tail.
-//! * `spare` – a free one given up when an opening finds the disk full.
+//! * `spare` – deletes a free segment if an opening finds the disk full.
 
 mod buffers;
 mod cold;

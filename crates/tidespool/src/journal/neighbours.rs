@@ -1,4 +1,4 @@
-//! Reads records that stand near one another with one call: for whoever reads many.
+//! Reads records that are near one another with one call.
 
 use tidespool_core::SpoolId;
 
@@ -7,15 +7,16 @@ use super::record::{HEADER_LEN, footprint};
 use super::segment::Segment;
 use crate::storage::read_exact_at;
 
-/// The most that is read at once, in bytes.
+/// The most bytes that one call reads.
 const SPAN: u64 = 512 << 10;
 
-/// Payloads above this many bytes are read by themselves, straight to where they are to be: one copy less.
-const BY_ITSELF: u32 = 16 << 10;
+/// Payloads above this many bytes are read separately, directly into their own buffer: that saves a
+/// copy.
+const COPIED_UP_TO: u32 = 16 << 10;
 
 impl Segment {
-    /// The payloads of these puts, checked; best given in the order in which they stand. `None` where one could not be read or is not what it should
-    /// be: [`read_put`](Segment::read_put) says why.
+    /// Reads and checks the payloads of these puts; fastest if they are in file order. `None`: the
+    /// read failed, or the record is damaged. [`read_put`](Segment::read_put) returns the reason.
     pub(crate) fn read_puts(&self, salt: u32, puts: &[(SpoolId, RecordPlace)]) -> Vec<Option<Vec<u8>>> {
         let mut payloads = Vec::with_capacity(puts.len());
         let mut span = Vec::new();
@@ -32,7 +33,7 @@ impl Segment {
             let end = together.iter().map(|(_, place)| end_of(place)).max().unwrap_or(first.offset);
             span.resize(usize::try_from(end - first.offset).unwrap_or(0), 0);
             if read_exact_at(&*self.file, &mut span, first.offset).is_err() {
-                // The end of the file may be in the middle of them.
+                // The file may end in the middle of them.
                 payloads.extend(
                     together
                         .iter()
@@ -52,10 +53,10 @@ impl Segment {
     }
 }
 
-/// Whether `place` is to be read together with `first`, which stands before it.
+/// Whether to read `place` in one call with `first`, which is before it.
 fn is_near(first: &RecordPlace, place: &RecordPlace) -> bool {
-    place.len <= BY_ITSELF
-        && first.len <= BY_ITSELF
+    place.len <= COPIED_UP_TO
+        && first.len <= COPIED_UP_TO
         && first.offset <= place.offset
         && end_of(place) - first.offset <= SPAN
 }

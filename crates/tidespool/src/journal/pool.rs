@@ -1,11 +1,12 @@
-//! Segment files that are free for use: taken by the writer, given back by the checkpoint, prepared ahead by a thread.
+//! The free segment files. The writer takes them, the checkpointer returns them, and a thread
+//! prepares them ahead.
 //!
 //! # Written or allocated
 //!
-//! A new file can be written full of zeros, which writes it twice, or be allocated, which costs each
-//! sync of its first use the file system's own commit (it marks the blocks as written). What a sync
-//! covers decides: up to [`PREWRITE_UP_TO`] bytes it is written, above it is allocated. A file that
-//! was filled once is as good as prewritten.
+//! A new file can be prepared in two ways. Writing it full of zeros writes it twice. Allocating it
+//! makes each sync of its first use wait for a commit of the file system, which marks the blocks as
+//! written. The bytes that a sync covers decide: up to [`PREWRITE_UP_TO`] the file is written,
+//! above it is allocated. A file that was filled once is as good as prewritten.
 
 use std::io::{self, IoSlice};
 use std::path::PathBuf;
@@ -18,25 +19,25 @@ use parking_lot::{Condvar, Mutex};
 use super::segment::{PAGE, Role, SegmentHeader};
 use crate::storage::{OpenMode, Space, Storage, StorageFile, at, is_no_room, write_all_at};
 
-/// Free segments that stores may not take, so that removes can be written whatever else waits.
+/// Free segments that stores may not take, so that removes can always be written.
 pub(crate) const RESERVED: usize = 1;
 
-/// Free segments that the prewriting thread keeps ready: the reserve, and one to go on with.
+/// Free segments that the prewriting thread keeps ready: the reserve and one more.
 pub(super) const READY: usize = RESERVED + 1;
 
-/// Bytes that a sync covers up to which files are prewritten. Measured on ext4, MB/s prewritten
-/// (preparation included) and allocated: 40 and 28 with 4 KiB a sync, 190 and 135 with 20 KiB, 450 and
-/// 375 with 64 KiB, 720 and 710 with 128 KiB, 950 and 1 020 with 256 KiB, 1 240 and 2 150 with 1 MiB. A
-/// fifth of the rate is not worth that the device is written twice; a third is.
+/// Files are prewritten if a sync covers at most this many bytes. Measured on ext4, MB/s prewritten
+/// (preparation included) and allocated: 40 and 28 with 4 KiB a sync, 190 and 135 with 20 KiB, 450
+/// and 375 with 64 KiB, 720 and 710 with 128 KiB, 950 and 1 020 with 256 KiB, 1 240 and 2 150 with
+/// 1 MiB. Prewriting writes the device twice: a third of the rate is worth it, a fifth is not.
 pub(super) const PREWRITE_UP_TO: u64 = 32 << 10;
 
-/// Pause after prewriting failed: full disks are not asked again at once.
+/// Pause after a failure to prepare a segment: a full disk is not tried again at once.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// No segment is being written.
+/// The value of `active_room` if no segment is active.
 const NONE_ACTIVE: u64 = u64::MAX;
 
-/// A segment file without content that counts.
+/// A segment file whose content does not count.
 #[derive(Debug)]
 pub(crate) struct FreeSegment {
     pub(crate) slot: u32,
@@ -45,12 +46,12 @@ pub(crate) struct FreeSegment {
     pub(crate) size: u64,
 }
 
-/// What the pool tells its owner.
+/// Events that the pool reports to its owner, and a question that it asks.
 pub(crate) trait PoolEvents: Send + Sync {
     /// A segment became free.
     fn segment_free(&self);
-    /// Whether a new segment of `size` bytes leaves enough to others, where free space does not
-    /// show it: at a quota.
+    /// Whether a new segment of `size` bytes leaves enough room to others under a quota, which free
+    /// space does not show.
     fn leaves_enough(&self, size: u64) -> bool {
         let _ = size;
         true
@@ -59,7 +60,7 @@ pub(crate) trait PoolEvents: Send + Sync {
     fn prewrite_failed(&self, error: &io::Error);
 }
 
-/// For a pool that prewrites nothing.
+/// The events of a pool that prewrites nothing.
 pub(crate) struct NoPoolEvents;
 
 impl PoolEvents for NoPoolEvents {
@@ -67,18 +68,19 @@ impl PoolEvents for NoPoolEvents {
     fn prewrite_failed(&self, _error: &io::Error) {}
 }
 
-/// The free segments, and the count of those in the journal's capacity.
+/// The free segments, and the count of the segments in the journal's capacity.
 pub(crate) struct Pool {
     storage: Arc<dyn Storage>,
     dir: PathBuf,
     spool: [u8; 16],
     segment_size: u64,
     max_counted: AtomicUsize,
-    /// Bytes of the file system that new segments leave to others: to the manifest and to sled, without which no segment is ever recycled.
+    /// Bytes of the file system that new segments leave to the manifest and to sled. Without these
+    /// no segment is ever recycled.
     keep_free: AtomicU64,
-    /// What a sync of the journal covered lately, in bytes; 0 until known.
+    /// Bytes that a sync of the journal covered recently; 0 until known.
     batch_bytes: AtomicU64,
-    /// Bytes that the segment has room for which is being written; [`NONE_ACTIVE`] where none is.
+    /// Bytes that the active segment has room for. `NONE_ACTIVE`: no segment is active.
     active_room: AtomicU64,
     state: Mutex<PoolState>,
     wake: Condvar,
@@ -88,41 +90,42 @@ pub(crate) struct Pool {
 #[derive(Debug)]
 struct PoolState {
     free: Vec<FreeSegment>,
-    /// Segments that count against the capacity: the free ones and the journal's, not the retained ones.
+    /// Segments that count against the capacity: the free ones and the journal's. Retained segments
+    /// do not.
     counted: usize,
     next_slot: u32,
-    /// The last new segment could not be made: there is no headroom beyond what is free.
+    /// The last attempt to create a segment failed: there is no headroom beyond the free segments.
     failed: bool,
-    /// It could not for want of room on disk.
+    /// The last attempt failed for lack of room on disk.
     is_blocked: bool,
-    /// Segments that the disk has room for beside those that are there, as it was last seen.
+    /// Segments for which the disk has room beside the existing ones, as of the last check.
     fits: usize,
-    /// The spool's directory is not where it was: what is written to a segment is lost at the next
-    /// start.
+    /// The spool's directory was deleted or moved: what is written to a segment is missing at the
+    /// next start.
     away: bool,
     stopped: bool,
 }
 
 impl PoolState {
-    /// How the last try to make a segment ended.
-    fn note_try(&mut self, error: Option<&io::Error>) {
+    /// Records the result of the last attempt to create a segment.
+    fn note_attempt(&mut self, error: Option<&io::Error>) {
         self.failed = error.is_some();
         self.is_blocked = error.is_some_and(is_no_room);
     }
 }
 
-/// What a pool is made of.
+/// The settings of a [`Pool`].
 #[derive(Debug)]
 pub(crate) struct PoolSettings {
     pub(crate) dir: PathBuf,
     pub(crate) spool: [u8; 16],
     /// Bytes of a segment.
     pub(crate) segment_size: u64,
-    /// Bytes of the segments that count.
+    /// Bytes of the segments that count against the capacity.
     pub(crate) capacity: u64,
-    /// Bytes of the file system that are left to others.
+    /// Bytes of the file system that new segments leave to others.
     pub(crate) keep_free: u64,
-    /// The first slot that no file has.
+    /// The first unused slot.
     pub(crate) next_slot: u32,
 }
 
@@ -168,7 +171,7 @@ impl Pool {
         self.segment_size
     }
 
-    /// Takes a free segment, leaving `keep` of them.
+    /// Takes a free segment. `None` if that would leave fewer than `keep`.
     pub(crate) fn take(&self, keep: usize) -> Option<FreeSegment> {
         let mut state = self.state.lock();
         if state.away || state.free.len() <= keep {
@@ -179,13 +182,13 @@ impl Pool {
         taken
     }
 
-    /// Free segments, all told.
+    /// The number of free segments, reserve included.
     pub(crate) fn free(&self) -> usize {
         let state = self.state.lock();
         if state.away { 0 } else { state.free.len() }
     }
 
-    /// While the spool's directory is away no segment is given out.
+    /// Records whether the spool's directory is away. While it is, the pool gives out no segment.
     pub(super) fn set_away(&self, away: bool) {
         let was = std::mem::replace(&mut self.state.lock().away, away);
         if was && !away {
@@ -206,7 +209,7 @@ impl Pool {
         self.state.lock().free.iter().map(|free| (free.path.clone(), free.file.clone())).collect()
     }
 
-    /// Gives up a free segment: another one is made for it. False where it is not free any more.
+    /// Deletes a free segment, to be replaced by a new one. False if it is not free any more.
     pub(super) fn give_up(&self, file: &Arc<dyn StorageFile>) -> bool {
         let mut state = self.state.lock();
         let Some(place) = state.free.iter().position(|free| Arc::ptr_eq(&free.file, file)) else {
@@ -220,7 +223,7 @@ impl Pool {
         true
     }
 
-    /// How many more segments the capacity allows, free ones included.
+    /// How many more segments the journal may use, free ones included.
     pub(crate) fn headroom(&self) -> usize {
         let state = self.state.lock();
         let more = if state.failed { 0 } else { self.most().saturating_sub(state.counted) };
@@ -232,7 +235,7 @@ impl Pool {
         self.max_counted.load(Ordering::Relaxed)
     }
 
-    /// The capacity in force, in segments: what the setting allows, or what fits on the disk where
+    /// The effective capacity in segments: what the setting allows, or what fits on the disk if
     /// that is less.
     pub(crate) fn capacity(&self) -> usize {
         let state = self.state.lock();
@@ -240,43 +243,46 @@ impl Pool {
         self.most().min(state.counted.saturating_add(fits))
     }
 
-    /// The segment that is being written has room for so many bytes; `None`: none is.
+    /// Records how many bytes the active segment has room for. `None`: no segment is active.
     pub(super) fn note_active_room(&self, bytes: Option<u64>) {
         self.active_room.store(bytes.unwrap_or(NONE_ACTIVE), Ordering::Relaxed);
     }
 
-    /// Stores can go on for a while without another segment.
+    /// True if the active segment has room for half a segment: stores can continue for a while
+    /// without another one.
     pub(crate) fn active_has_room(&self) -> bool {
         let room = self.active_room.load(Ordering::Relaxed);
         room != NONE_ACTIVE && room >= self.segment_size / 2
     }
 
-    /// A segment is being written, and most of it is.
+    /// True if a segment is active and has room for less than half a segment.
     pub(crate) fn active_is_used_up(&self) -> bool {
         self.active_room.load(Ordering::Relaxed) < self.segment_size / 2
     }
 
-    /// The disk has no room for another segment, and one is wanted.
+    /// True if another segment is wanted and the disk has no room for it.
     pub(crate) fn is_blocked(&self) -> bool {
         self.state.lock().is_blocked
     }
 
-    /// The disk was seen to have this space.
+    /// Records the space that the disk has.
     pub(crate) fn note_space(&self, space: &Space) {
         let room = space.free_bytes.saturating_sub(self.keep_free.load(Ordering::Relaxed));
         let fits = match space.total_bytes {
-            // It does not report its size.
+            // The file system does not report its size.
             0 => usize::MAX,
             _ => usize::try_from(room / self.segment_size).unwrap_or(usize::MAX),
         };
         self.state.lock().fits = fits;
     }
 
-    /// Changes [`PoolSettings::capacity`] and [`PoolSettings::keep_free`]. What is in use above the capacity is given up when it is free.
+    /// Changes [`PoolSettings::capacity`] and [`PoolSettings::keep_free`]. Segments in use above
+    /// the new capacity are deleted when they become free.
     pub(crate) fn set_bounds(&self, capacity: u64, keep_free: u64) {
         self.max_counted.store(max_counted(capacity, self.segment_size), Ordering::Relaxed);
         self.keep_free.store(keep_free, Ordering::Relaxed);
-        // Under the lock, or the thread may be between its look and its sleep. It also gives up what is too much: files are deleted for that.
+        // Taking the lock ensures that the thread is not between its check and its wait. The thread
+        // deletes the surplus, because that is file I/O.
         drop(self.state.lock());
         self.wake.notify_one();
         self.events.segment_free();
@@ -287,7 +293,7 @@ impl Pool {
         self.state.lock().counted as u64 * self.segment_size
     }
 
-    /// Deletes up to `count` free segments. Those that the thread would make again are kept.
+    /// Deletes up to `count` free segments. Keeps those that the thread would create again.
     pub(crate) fn trim(&self, count: u64) {
         for _ in 0..count {
             let spare = {
@@ -304,7 +310,7 @@ impl Pool {
         }
     }
 
-    /// Deletes one free segment for its room, but never the last. False: there is no other.
+    /// Deletes one free segment to free its room, but never the last. False if it is the last.
     pub(crate) fn give_up_one(&self) -> bool {
         let spare = {
             let mut state = self.state.lock();
@@ -317,19 +323,20 @@ impl Pool {
         spare.inspect(|spare| self.delete(&spare.path)).is_some()
     }
 
-    /// Counts a segment that is in the journal already: found by recovery.
+    /// Counts a segment that exists already: found by recovery, or created outside of the pool's
+    /// thread.
     pub(crate) fn count_existing(&self) {
         self.state.lock().counted += 1;
     }
 
-    /// Counts a segment out: it is retained or deleted from here on.
+    /// Stops counting a segment: it is retained or deleted.
     pub(crate) fn count_out(&self) {
         let mut state = self.state.lock();
         state.counted = state.counted.saturating_sub(1);
         self.wake.notify_one();
     }
 
-    /// Adds a file for use. One too many is deleted.
+    /// Adds a free segment. Deletes a surplus one, or one of another size.
     pub(crate) fn give(&self, segment: FreeSegment) {
         let surplus = {
             let mut state = self.state.lock();
@@ -347,7 +354,8 @@ impl Pool {
         }
     }
 
-    /// Deletes a segment's file. Where that fails it stays as garbage, which the next open takes for a free segment.
+    /// Deletes a segment's file. If that fails, the file stays, and the next open treats it as a
+    /// free segment.
     pub(crate) fn delete(&self, path: &std::path::Path) {
         if let Err(error) = self.storage.remove_file(path)
             && error.kind() != io::ErrorKind::NotFound
@@ -356,18 +364,18 @@ impl Pool {
         }
     }
 
-    /// Makes a segment file of `size` bytes, written full of zeros, its name and its blocks durable.
+    /// Creates a segment file of `size` bytes, full of zeros. Its name and its blocks are durable.
     pub(crate) fn create(&self, size: u64) -> io::Result<FreeSegment> {
         self.make(size, |file| Self::prewrite(file, size))
     }
 
-    /// Makes a segment file of `size` bytes with room for all of them, its name and its blocks durable. Written full of zeros only where the file
-    /// system can't allocate.
+    /// Creates a segment file of `size` bytes and allocates all of them. Its name and its blocks
+    /// are durable. Written full of zeros only if the file system can't allocate.
     pub(crate) fn allocate(&self, size: u64) -> io::Result<FreeSegment> {
         self.make(size, |file| Self::reserve(file, size))
     }
 
-    /// Gives a file room for all its bytes, which are zeros behind the header.
+    /// Reserves room for all bytes of a file. They read as zeros behind the header.
     pub(super) fn reserve(file: &dyn StorageFile, size: u64) -> io::Result<()> {
         match file.allocate(size) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Self::prewrite(file, size),
@@ -375,7 +383,7 @@ impl Pool {
         }
     }
 
-    /// The journal tells what its syncs cover.
+    /// Records how many bytes a sync of the journal covers.
     pub(crate) fn note_batch_bytes(&self, bytes: u64) {
         self.batch_bytes.store(bytes, Ordering::Relaxed);
     }
@@ -396,14 +404,15 @@ impl Pool {
                 Ok(FreeSegment { slot, path, file, size })
             }
             Err(error) => {
-                // Half a segment is of no use, and on a full disk its blocks are wanted.
+                // A partial segment is useless, and a full disk needs its blocks.
                 let _ = self.storage.remove_file(&path);
                 Err(at(&path, error))
             }
         }
     }
 
-    /// The next slot of which no file is there: names go round after the last, and others may put files here.
+    /// Finds the next slot without a file. Slot numbers wrap around, and other software may create
+    /// files here.
     fn unused_slot(&self) -> io::Result<(u32, PathBuf)> {
         loop {
             let slot = {
@@ -437,12 +446,12 @@ impl Pool {
 
     /// Writes zeros behind the header.
     fn prewrite(file: &dyn StorageFile, size: u64) -> io::Result<()> {
-        // XFS takes up to twice as much for a file that grows, for as long as it is open.
+        // XFS takes up to twice the room for a growing file, for as long as it is open.
         match file.allocate(size) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
             allocated => allocated?,
         }
-        // Synced step by step: one long sync would hold up the journal's own.
+        // Synced in steps: one long sync would delay the journal's syncs.
         const STEP: usize = 2 << 20;
         let zeros = vec![0; STEP];
         let mut offset = PAGE;
@@ -452,15 +461,16 @@ impl Pool {
             file.sync_data()?;
             offset += step as u64;
         }
-        // Nobody reads the zeros. They are in memory in pieces as large as they were written, and a sync of 4 KiB in such a piece looks at all of it.
+        // The page cache holds the zeros in pieces as large as the writes, and a sync of 4 KiB in
+        // such a piece examines all of it.
         file.forget_cached();
         Ok(())
     }
 
-    /// Makes a segment, if that leaves enough of the disk to others.
+    /// Creates a segment, if that leaves enough of the disk to others.
     pub(crate) fn create_if_room(&self, size: u64) -> io::Result<FreeSegment> {
         self.check_room(size)?;
-        // One of an odd size is for a single message, written at once.
+        // A segment of another size is for a single message, written at once.
         let prewrites = self.batch_bytes.load(Ordering::Relaxed) <= PREWRITE_UP_TO;
         if size == self.segment_size && prewrites { self.create(size) } else { self.allocate(size) }
     }
@@ -481,7 +491,7 @@ impl Pool {
         Err(at(&self.dir, io::Error::new(io::ErrorKind::StorageFull, what)))
     }
 
-    /// Makes the segments that a new spool starts with.
+    /// Creates the segments that a new spool starts with.
     pub(crate) fn fill(&self) -> io::Result<()> {
         while self.wants_one(&self.state.lock()) {
             self.give(self.create_if_room(self.segment_size)?);
@@ -493,7 +503,7 @@ impl Pool {
         state.free.len() < READY && state.counted < self.most()
     }
 
-    /// The prewriting thread: keeps some segments ready until [`Pool::stop`].
+    /// The body of the prewriting thread: keeps `READY` segments free until [`Pool::stop`].
     pub(crate) fn run_prewriter(&self) {
         let mut state = self.state.lock();
         while !state.stopped {
@@ -505,12 +515,12 @@ impl Pool {
                 continue;
             }
             if !self.wants_one(&state) {
-                // Nothing is made now, and so nothing fails.
-                state.note_try(None);
+                // No segment is wanted, so an earlier failure does not matter.
+                state.note_attempt(None);
                 self.wake.wait(&mut state);
                 continue;
             }
-            // The last one is for removes: it may use what others are to be left.
+            // The reserve is for removes: it may use the space that `keep_free` leaves to others.
             let is_reserve = state.free.len() < RESERVED;
             drop(state);
             let made = match self.create_if_room(self.segment_size) {
@@ -518,8 +528,8 @@ impl Pool {
                 made => made,
             };
             let failed = made.is_err();
-            // First: the checkpoint thread, which the event wakes, asks for it.
-            self.state.lock().note_try(made.as_ref().err());
+            // Before the event, which wakes the checkpointer thread: that thread reads this state.
+            self.state.lock().note_attempt(made.as_ref().err());
             match made {
                 Ok(segment) => self.give(segment),
                 Err(error) => self.events.prewrite_failed(&error),
@@ -531,14 +541,14 @@ impl Pool {
         }
     }
 
-    /// Ends the prewriting thread after what it is at.
+    /// Ends the prewriting thread after its current step.
     pub(crate) fn stop(&self) {
         self.state.lock().stopped = true;
         self.wake.notify_all();
     }
 }
 
-/// Segments that make up `capacity` bytes.
+/// Segments that make up `capacity` bytes, but at least 4.
 fn max_counted(capacity: u64, segment_size: u64) -> usize {
     usize::try_from(capacity / segment_size).unwrap_or(usize::MAX).max(4)
 }
@@ -548,10 +558,10 @@ pub(crate) fn segment_file_name(slot: u32) -> String {
     format!("{slot:08x}.seg")
 }
 
-/// The slot in a segment's file name, or `None` for any other file.
+/// Parses the slot from a segment's file name. `None`: not the name of a segment.
 pub(crate) fn parse_segment_file_name(name: &str) -> Option<u32> {
     let slot = name.strip_suffix(".seg").filter(|slot| slot.len() == 8)?;
     let slot = u32::from_str_radix(slot, 16).ok()?;
-    // Not `+0000001.seg` or upper case: names that were never ours.
+    // Rejects names such as `+0000001.seg` or upper case, which the spool never creates.
     (segment_file_name(slot) == name).then_some(slot)
 }

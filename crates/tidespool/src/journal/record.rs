@@ -1,19 +1,19 @@
-//! One journal record: its header, as bytes. Pure.
+//! The header of one journal record, as bytes. Pure.
 
 use tidespool_core::SpoolId;
 
 /// Bytes of a record's header.
 pub(crate) const HEADER_LEN: usize = 56;
 
-/// Records start at multiples of this within a batch.
+/// Alignment of records within a batch, in bytes.
 pub(crate) const RECORD_ALIGN: u64 = 8;
 
-/// What a record says.
+/// What a record states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RecordKind {
     /// The message `id` has this payload.
     Put,
-    /// The message `id` is gone.
+    /// The message `id` is removed.
     Remove,
     /// The put whose sequence number is the payload did not happen.
     Abort,
@@ -46,10 +46,10 @@ impl RecordKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RecordHeader {
     pub(crate) kind: RecordKind,
-    /// The generation of the segment it was written to: records of an earlier use of the file do not have it.
+    /// The generation of the segment. Records of an earlier use of the file have another one.
     pub(crate) generation: u64,
     pub(crate) seq: u64,
-    /// Every record up to this number was on stable storage when this one was written.
+    /// Every record up to this number was on stable storage when this record was written.
     pub(crate) durable_seq: u64,
     pub(crate) id: SpoolId,
     pub(crate) payload_len: u32,
@@ -57,8 +57,8 @@ pub(crate) struct RecordHeader {
 }
 
 impl RecordHeader {
-    /// Its bytes. `salt` is the spool's own, so that one spool's records never parse in another's segments, and a message that
-    /// contains a copied record is not taken for one.
+    /// Encodes the header. `salt` is unique to the spool, so a record of another spool, in a
+    /// segment or copied into a message, does not decode.
     pub(crate) fn encode(&self, salt: u32) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         bytes[4..8].copy_from_slice(&self.kind.code().to_le_bytes());
@@ -73,9 +73,10 @@ impl RecordHeader {
         bytes
     }
 
-    /// The header in these bytes, or `None` where they are not a record of this spool and generation.
+    /// Decodes a header. `None`: the bytes are not a record of this spool and generation.
     pub(crate) fn decode(bytes: &[u8; HEADER_LEN], salt: u32, generation: u64) -> Option<Self> {
-        // First the field that tells most: recovery asks this of every eighth byte of what it can't read.
+        // The most selective field first: recovery checks every eighth byte of a range that it
+        // can't read.
         if u64_at(bytes, 8) != generation {
             return None;
         }
@@ -95,18 +96,18 @@ impl RecordHeader {
         })
     }
 
-    /// Bytes from this record's start to where the next one of its batch starts.
+    /// Bytes from the start of this record to the start of the next one in its batch.
     pub(crate) const fn footprint(&self) -> u64 {
         footprint(self.payload_len as u64)
     }
 }
 
-/// Bytes that a record with such a payload takes in a batch.
+/// Bytes that a record with a payload of this length takes in a batch.
 pub(crate) const fn footprint(payload_len: u64) -> u64 {
     (HEADER_LEN as u64 + payload_len).next_multiple_of(RECORD_ALIGN)
 }
 
-/// Checksum of a payload.
+/// The CRC-32C of a payload.
 pub(crate) fn payload_crc(payload: &[u8]) -> u32 {
     crc32c::crc32c(payload)
 }
@@ -149,7 +150,7 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_bit_is_noticed(seq: u64, id: [u8; 16], salt: u32, bit in 0usize..HEADER_LEN * 8) {
+        fn a_flipped_bit_is_detected(seq: u64, id: [u8; 16], salt: u32, bit in 0usize..HEADER_LEN * 8) {
             let mut bytes = header(1, seq, 3, id, 9, 11).encode(salt);
             bytes[bit / 8] ^= 1 << (bit % 8);
             prop_assert_eq!(RecordHeader::decode(&bytes, salt, 7), None);

@@ -1,4 +1,4 @@
-//! Finds out at open what the segment files hold.
+//! Reads the segment files at open, and repairs them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,27 +20,29 @@ use super::segments::salt_of;
 use super::void_footers::{erase_footer, void_footers};
 use crate::storage::{OpenMode, Storage, StorageFile, is_no_file, read_exact_at, write_all_at};
 
-/// Room is made ahead for so many records at most: what the first segment holds need not be true of the others.
+/// The most records for which memory is reserved ahead: the estimate from the first segment may be
+/// wrong for the others.
 const MOST_RESERVED: usize = 4 << 20;
 
-/// What the manifest says of the journal.
+/// What the manifest states about the journal.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Filed {
-    /// Segments up to this generation are filed.
+    /// Segments up to this generation are checkpointed.
     pub(crate) generation: u64,
-    /// Records up to this number are filed.
+    /// Records up to this number are checkpointed.
     pub(crate) seq: u64,
     /// Records up to this number were durable.
     pub(crate) durable_seq: u64,
-    /// Filed segments that are kept for the messages in them.
+    /// Checkpointed segments that are kept for the messages in them.
     pub(crate) retained: BTreeSet<u64>,
-    /// Of these, the ones in which nothing is known to live: it is no loss where they are gone.
+    /// The retained segments without a live message: it is no loss if they are missing.
     pub(crate) unused: BTreeSet<u64>,
     /// No segment ever had this generation or a higher one.
     pub(crate) next_generation: u64,
-    /// The last run ended well: all that the segments hold was synced by it, without an error.
+    /// The last run ended cleanly: it synced everything in the segments without an error.
     pub(crate) clean_end: bool,
-    /// There is no manifest to tell the rest: what is there is taken as it is.
+    /// There is no manifest, so the other fields are unknown: every segment and record found is
+    /// accepted.
     pub(crate) unknown: bool,
 }
 
@@ -55,14 +57,15 @@ impl Filed {
     }
 }
 
-/// Something that is wrong with a file, and what was done about it.
+/// What is wrong with a file, and what recovery did about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FileDamage {
     pub(crate) path: PathBuf,
     pub(crate) what: String,
 }
 
-/// Reading or repairing a file failed. Nothing is lost: open again when the cause is gone.
+/// Reading or repairing a file failed. Nothing is lost: the spool can be opened again after the
+/// cause is removed.
 #[derive(Debug, Error)]
 #[error("{doing} {path}: {source}", path = path.display())]
 pub(crate) struct RecoveryError {
@@ -71,28 +74,29 @@ pub(crate) struct RecoveryError {
     pub(crate) source: io::Error,
 }
 
-/// What was found.
+/// What recovery found.
 #[derive(Debug, Default)]
 pub(crate) struct Recovered {
     pub(crate) replayed: Replayed,
-    /// The journal's segments, complete, and the retained ones.
+    /// The journal's segments, to which nothing more is written.
     pub(crate) journal: Vec<Arc<Segment>>,
     pub(crate) retained: Vec<Arc<Segment>>,
     pub(crate) free: Vec<FreeSegment>,
     pub(crate) damage: Vec<FileDamage>,
-    /// Of which the first page is a guess.
-    headless: Vec<PathBuf>,
+    /// Paths of the segments whose header is a guess, because the first page is damaged.
+    guessed_headers: Vec<PathBuf>,
     pub(crate) next_slot: u32,
     pub(crate) next_generation: u64,
-    /// Records of a torn tail that were cut.
+    /// Number of records in the torn tail.
     pub(crate) torn_records: u64,
-    /// A segment has a generation that the manifest says none ever had: the manifest is of an earlier time.
+    /// A segment has a generation that the manifest calls unused: the manifest is older than the
+    /// segment.
     pub(crate) outran_manifest: bool,
 }
 
-/// Reads every segment in `dir`. With `repair`, cuts torn tails and makes what was read durable.
+/// Reads every segment in `dir`. With `repair`, cuts torn tails and makes everything read durable.
 ///
-/// Nothing is cut on the strength of one reading: what is not as it should be is read again first.
+/// Nothing is cut after a single read: anything unexpected is read again first.
 pub(crate) fn recover(
     storage: &Arc<dyn Storage>,
     dir: &Path,
@@ -103,11 +107,11 @@ pub(crate) fn recover(
     if repair {
         remove_unfinished_copies(&**storage, dir);
     }
-    let mut found = look(storage, dir, spool, filed, repair)?;
-    if !found.is_as_it_should_be() {
-        let again = look(storage, dir, spool, filed, repair)?;
-        if !again.tells_the_same(&found) {
-            let source = io::Error::other("read twice, it is not the same: the disk, or memory, is at fault");
+    let mut found = read_segments(storage, dir, spool, filed, repair)?;
+    if !found.is_as_expected() {
+        let again = read_segments(storage, dir, spool, filed, repair)?;
+        if !again.has_same_content(&found) {
+            let source = io::Error::other("two reads of the segments differ: the disk or memory is faulty");
             return Err(RecoveryError { doing: "reading", path: dir.to_owned(), source });
         }
         found = again;
@@ -118,8 +122,9 @@ pub(crate) fn recover(
         false => Vec::new(),
     };
     if repair {
-        // First: where all that tells the segment's generation is torn, nothing would tell it afterwards.
-        for segment in found.journal.iter().filter(|segment| found.headless.contains(&segment.path)) {
+        // Before the cut: if only torn records show the segment's generation, nothing shows it
+        // afterwards.
+        for segment in found.journal.iter().filter(|segment| found.guessed_headers.contains(&segment.path)) {
             write_first_page(segment, spool)?;
         }
         void.iter().chain(&void_kept).try_for_each(|segment| erase_footer(segment))?;
@@ -128,8 +133,8 @@ pub(crate) fn recover(
     Ok(found)
 }
 
-/// Removes what a crash left of a segment that was just being written anew. If that fails, the file
-/// stays, and does no harm.
+/// Removes the partial copies that a crash left of segments being restored. A copy that can't be
+/// removed is harmless.
 fn remove_unfinished_copies(storage: &dyn Storage, dir: &Path) {
     let names = storage.list(dir).unwrap_or_default();
     for name in names.iter().filter(|name| is_left_by_a_restoration(name)) {
@@ -140,7 +145,7 @@ fn remove_unfinished_copies(storage: &dyn Storage, dir: &Path) {
 }
 
 impl Recovered {
-    fn is_as_it_should_be(&self) -> bool {
+    fn is_as_expected(&self) -> bool {
         let Replayed { gaps, damaged, torn, broken, .. } = &self.replayed;
         self.damage.is_empty()
             && gaps.is_empty()
@@ -150,20 +155,20 @@ impl Recovered {
             && !self.outran_manifest
     }
 
-    fn tells_the_same(&self, other: &Self) -> bool {
-        let told = |found: &Self| {
+    fn has_same_content(&self, other: &Self) -> bool {
+        let summary = |found: &Self| {
             let segments = |segments: &[Arc<Segment>]| -> Vec<u64> {
                 segments.iter().map(|segment| segment.generation).collect()
             };
             let free: Vec<u32> = found.free.iter().map(|free| free.slot).collect();
             (segments(&found.journal), segments(&found.retained), free, found.outran_manifest)
         };
-        self.damage == other.damage && self.replayed == other.replayed && told(self) == told(other)
+        self.damage == other.damage && self.replayed == other.replayed && summary(self) == summary(other)
     }
 }
 
-/// Finds out what is there, and changes nothing.
-fn look(
+/// Reads and replays all segments. Changes no record.
+fn read_segments(
     storage: &Arc<dyn Storage>,
     dir: &Path,
     spool: [u8; 16],
@@ -179,7 +184,7 @@ fn look(
         }
         files => files?,
     };
-    // Whoever makes the next file looks whether the name is taken: what comes after the last number is no danger.
+    // Wrapping is safe: the pool checks whether the name is taken before it creates a file.
     found.next_slot = files.last().map_or(0, |(slot, _)| slot.wrapping_add(1));
     let after_filed = if files.is_empty() { 1 } else { generation_after(filed.generation) };
     found.next_generation = filed.next_generation.max(after_filed);
@@ -208,7 +213,8 @@ fn look(
         match class {
             SegmentClass::Free { size, used_by } => {
                 found.outran_manifest |= outran(used_by);
-                // Nobody else tells of a cold segment that the manifest never knew.
+                // Only this header shows the generation of a cold segment that the manifest does
+                // not list.
                 found.next_generation = found.next_generation.max(used_by + 1);
                 found.free.push(FreeSegment { slot, path, file, size });
             }
@@ -217,8 +223,8 @@ fn look(
                 if let Some(remark) = remark {
                     found.damage.push(FileDamage { path: path.clone(), what: remark.to_string() });
                 }
-                if remark == Some(Remark::Headless) {
-                    found.headless.push(path.clone());
+                if remark == Some(Remark::GuessedHeader) {
+                    found.guessed_headers.push(path.clone());
                 }
                 found.outran_manifest |= outran(header.generation);
                 found.next_generation = found.next_generation.max(generation_after(header.generation));
@@ -244,12 +250,13 @@ fn look(
     Ok(found)
 }
 
-/// Has the file read from the disk, and not from what the system has of it in memory.
+/// Makes the next reads come from the disk, not from the page cache.
 ///
-/// A sync that failed in the last run, or in an opening since, may have left there what never came to the disk, and the next sync would be content
-/// with it. What was only not synced yet is synced now; after a clean end there is nothing like that.
+/// A failed sync, in the last run or in an earlier open, may leave pages in memory that never
+/// reached the disk, and the next sync would succeed regardless. Data that was only not synced yet
+/// is synced now. After a clean end there is none.
 fn read_from_disk(file: &dyn StorageFile, clean_end: bool) -> io::Result<()> {
-    // First what a failed sync left: after that the next one says the truth of the rest.
+    // First drops what a failed sync left, so that the next sync reports the truth about the rest.
     file.forget_cached();
     if !clean_end {
         file.sync_data()?;
@@ -258,11 +265,12 @@ fn read_from_disk(file: &dyn StorageFile, clean_end: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// The first generation that no use of a segment can have had so far.
+/// The first generation that no earlier use of a segment can have had.
 ///
-/// A crash can lose a use's first page and leave its records, or leave a cold segment of which no manifest tells. Such a file counts as free, and
-/// its generation must not be given to it again, or its old records would count. Which one it was is not known; that it is one of the
-/// 2^32 that the last run had for itself is.
+/// A crash can lose the first page of a use and leave its records, or leave a cold segment that no
+/// manifest lists. Such a file counts as free. If its next use had the same generation, its old
+/// records would count. That generation is unknown, but it is one of the 2^32 that belong to the
+/// last run.
 const fn generation_after(used: u64) -> u64 {
     (used | 0xffff_ffff) + 1
 }
@@ -280,19 +288,19 @@ fn segment_files(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Vec<(u32, Pat
 }
 
 enum SegmentClass {
-    /// A segment file of this size without content that counts, last used under that generation.
+    /// A segment file of this size whose content does not count, last used under this generation.
     Free { size: u64, used_by: u64 },
     /// In use.
     Used(SegmentHeader, Option<Remark>),
-    /// Not ours: left alone.
+    /// Not a segment of this spool: left alone.
     Foreign(String),
 }
 
 /// What is wrong with a segment in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Remark {
-    /// It has no first page: its header is a guess.
-    Headless,
+    /// The first page is damaged: the header is a guess.
+    GuessedHeader,
     CutShort {
         size: u64,
         of: u64,
@@ -302,7 +310,7 @@ enum Remark {
 impl fmt::Display for Remark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Headless => f.write_str("its first page is damaged; the records after it were read"),
+            Self::GuessedHeader => f.write_str("its first page is damaged; the records after it were read"),
             Self::CutShort { size, of } => write!(f, "cut short: {size} of {of} bytes are there"),
         }
     }
@@ -316,7 +324,7 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
         if header.spool != spool {
             return Ok(SegmentClass::Foreign("a segment of another spool: left alone".to_owned()));
         }
-        // Cold segments count only once the manifest lists them.
+        // A cold segment counts only once the manifest lists it.
         let used = match header.role {
             Role::Free => false,
             Role::Journal => matters(header.generation),
@@ -331,18 +339,18 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
     }
     match newest_generation(file, salt_of(spool))? {
         Some(generation) if matters(generation) => {
-            // One that is retained and not filed is a cold one.
+            // A retained segment above the checkpointed generation is a cold one.
             let is_cold = generation > filed.generation && filed.retained.contains(&generation);
             let role = if is_cold { Role::Cold } else { Role::Journal };
-            // A cold segment that was given up looks the same, and what it holds may be replaced or removed since.
+            // An abandoned cold segment looks the same. Its messages may have been replaced or
+            // removed since.
             let may_be_old = role == Role::Journal && !filed.unknown && !filed.retained.contains(&generation);
             if may_be_old && newest_seq(file, spool, generation)? <= filed.seq {
-                let what =
-                    "its first page is damaged, and nothing in it is newer than what is filed: left alone";
+                let what = "its first page is damaged, and it has nothing newer than the last checkpoint: left alone";
                 return Ok(SegmentClass::Foreign(what.to_owned()));
             }
             let header = SegmentHeader { role, generation, size, spool };
-            Ok(SegmentClass::Used(header, Some(Remark::Headless)))
+            Ok(SegmentClass::Used(header, Some(Remark::GuessedHeader)))
         }
         Some(used_by) => Ok(SegmentClass::Free { size, used_by }),
         None if begins_with_zeros(file, size)? => Ok(SegmentClass::Free { size: 0, used_by: 0 }),
@@ -367,15 +375,15 @@ fn read_header(file: &dyn StorageFile, size: u64) -> io::Result<Option<SegmentHe
     Ok(SegmentHeader::decode(&bytes))
 }
 
-/// A file of which the making was cut off: nothing in it yet.
+/// True for a file whose creation was interrupted: it is still empty.
 fn begins_with_zeros(file: &dyn StorageFile, size: u64) -> io::Result<bool> {
     let mut page = vec![0; usize::try_from(size.min(PAGE)).unwrap_or(0)];
     read_exact_at(file, &mut page, 0)?;
     Ok(page.iter().all(|byte| *byte == 0))
 }
 
-/// Replays the journal. Where it is not known what is filed, nothing is known of what is missing
-/// between the records either: the newest version of each message counts.
+/// Replays the journal. Without a manifest, gaps between records mean nothing: the newest version
+/// of each message counts.
 fn replay(
     journal: &[Arc<Segment>],
     retained: &[Arc<Segment>],
@@ -387,7 +395,7 @@ fn replay(
     let broken = scan_in_order(journal, salt_of(spool), &mut |number, found| {
         match number {
             0 => first += 1,
-            // The others will hold about as many.
+            // Assumes that the others hold about as many.
             _ if first > 0 => {
                 replay.reserve((std::mem::take(&mut first) * (journal.len() - 1)).min(MOST_RESERVED));
             }
@@ -415,13 +423,13 @@ fn replay(
     let replayed = Replayed { broken, ..replay.finish() };
     for segment in journal {
         let last = replayed.last_seqs.get(&segment.generation).copied();
-        // Nothing from the cut end on: those numbers are used again.
+        // Excludes the cut records: their numbers are used again.
         segment.note_last_seq(last.unwrap_or(0).min(replayed.next_seq.saturating_sub(1)));
     }
     Ok(replayed)
 }
 
-/// Gives a segment the first page that it is taken to have had.
+/// Writes the first page of a segment from its guessed header.
 fn write_first_page(segment: &Segment, spool: [u8; 16]) -> Result<(), RecoveryError> {
     let Segment { role, generation, size, .. } = *segment;
     let page = SegmentHeader { role, generation, size, spool }.encode();
@@ -434,16 +442,17 @@ fn write_first_page(segment: &Segment, spool: [u8; 16]) -> Result<(), RecoveryEr
         })
 }
 
-/// Overwrites the headers of records that were never acknowledged: their numbers are used again. Makes the rest durable.
+/// Overwrites the headers of records that were never acknowledged, because their numbers are used
+/// again. Makes the rest durable.
 fn cut_torn_tail(journal: &[Arc<Segment>], replayed: &Replayed, salt: u32) -> Result<(), RecoveryError> {
-    // What the witness replaces is cut last: until then it tells by itself.
-    let keeper = replayed.witness.and_then(|_| replayed.torn.iter().max_by_key(|torn| torn.durable_seq));
-    for torn in replayed.torn.iter().filter(|torn| Some(*torn) != keeper) {
+    // The record that the witness replaces is cut last: until then it is the evidence.
+    let last_torn = replayed.witness.and_then(|_| replayed.torn.iter().max_by_key(|torn| torn.durable_seq));
+    for torn in replayed.torn.iter().filter(|torn| Some(*torn) != last_torn) {
         overwrite(journal, torn, &[0; HEADER_LEN])?;
     }
-    // What a killed process wrote may still be in the kernel's memory only, and it counts as durable from now on.
+    // What a killed process wrote may be only in the page cache, and counts as durable from now on.
     sync(journal.iter())?;
-    if let (Some(torn), Some(witness)) = (keeper, replayed.witness) {
+    if let (Some(torn), Some(witness)) = (last_torn, replayed.witness) {
         overwrite(journal, torn, &mark_of(torn, witness).encode(salt))?;
         sync(journal.iter().filter(|segment| segment.generation == torn.generation))?;
     }

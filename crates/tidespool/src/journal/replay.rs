@@ -1,4 +1,5 @@
-//! What the records of a journal amount to: which are there, which are missing, which were never acknowledged. Pure.
+//! Computes the state of a journal from its records: which are present, missing, or were never
+//! acknowledged. Pure.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -9,14 +10,14 @@ use super::index::{NewestRecord, RecordPlace};
 use super::record::RecordKind;
 use super::scan::FoundRecord;
 
-/// Sequence numbers that were durable once and are not there any more.
+/// Sequence numbers that were durable once and are missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gap {
     pub(crate) first: u64,
     pub(crate) last: u64,
 }
 
-/// A record that is there with an intact header and a damaged payload.
+/// A record with an intact header and a damaged payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DamagedRecord {
     pub(crate) id: SpoolId,
@@ -28,30 +29,30 @@ pub(crate) struct DamagedRecord {
 /// The newest record of each id.
 pub(crate) type NewestById = HashMap<SpoolId, NewestRecord, foldhash::fast::RandomState>;
 
-/// What is left when all records are read.
+/// The result of a replay.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Replayed {
     pub(crate) newest: NewestById,
-    /// The number that the next record gets.
+    /// The sequence number of the next record.
     pub(crate) next_seq: u64,
-    /// Records from this number on are cut, or were never written whole.
+    /// Records from this number on are cut, or were never completely written.
     pub(crate) cut_from: u64,
-    /// Records read and valid.
+    /// Number of valid records.
     pub(crate) records: u64,
-    /// Headers that are not whole, in the segments that were read.
+    /// Number of broken headers in the segments that were read.
     pub(crate) broken: u64,
     pub(crate) gaps: Vec<Gap>,
     pub(crate) damaged: Vec<DamagedRecord>,
-    /// The highest number of a record that counts in each segment, by generation.
+    /// The highest number of a valid record in each segment, by generation.
     pub(crate) last_seqs: HashMap<u64, u64, foldhash::fast::RandomState>,
-    /// Where records of a torn tail stand, which must never be read again.
+    /// Places of the records of a torn tail, which must never be read again.
     pub(crate) torn: Vec<Torn>,
-    /// Set where only records in `torn` tell that something before them was durable once, and some of that is missing or damaged. It
-    /// must go on being told when they are cut.
+    /// Set if some earlier record is missing or damaged and only records in `torn` show that it was
+    /// durable once. This evidence must survive when they are cut.
     pub(crate) witness: Option<Witness>,
 }
 
-/// Where a record of a torn tail stands, and what it tells of those before it.
+/// The place of a record of a torn tail, and its evidence about earlier records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Torn {
     pub(crate) generation: u64,
@@ -59,7 +60,7 @@ pub(crate) struct Torn {
     pub(crate) durable_seq: u64,
 }
 
-/// The mark that takes the place of a torn record, and tells what it told.
+/// The mark that replaces a torn record and keeps its evidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Witness {
     pub(crate) seq: u64,
@@ -70,39 +71,41 @@ pub(crate) struct Witness {
 #[derive(Debug)]
 pub(crate) struct JournalReplay {
     state: Replayed,
-    /// Earlier versions of ids that were written more than once, in case the newest was aborted.
+    /// Earlier versions of ids that were written more than once. An abort of the newest version
+    /// restores one of them.
     earlier: HashMap<SpoolId, Vec<NewestRecord>>,
-    /// The next number, when nothing is missing.
+    /// The number of the next record if none is missing.
     expected: u64,
     /// Every number up to this one was durable once.
     durable: u64,
-    /// The same, as far as records that are kept tell it.
-    told: u64,
-    /// Records after a missing or damaged one, until it is known which of torn and damaged that was.
+    /// The same, from the evidence of kept records only.
+    kept_durable: u64,
+    /// Records after a missing or damaged one, until it is known whether that one is torn or
+    /// damaged.
     doubtful: BTreeMap<u64, FoundRecord>,
     /// Other places of records that are or were in `doubtful`.
     copies: Vec<FoundRecord>,
-    /// The highest number of those that were [passed](Replay::pass).
+    /// The highest number of the records that were [passed](Self::pass).
     kept: u64,
 }
 
 impl JournalReplay {
-    /// `filed_seq`: every record up to this number is filed. `durable_seq`: every record up to this
-    /// one was durable.
+    /// `filed_seq`: every record up to this number is checkpointed. `durable_seq`: every record up
+    /// to this number was durable.
     pub(crate) fn new(filed_seq: u64, durable_seq: u64) -> Self {
         Self {
             state: Replayed::default(),
             earlier: HashMap::new(),
             expected: filed_seq + 1,
             durable: durable_seq.max(filed_seq),
-            told: durable_seq.max(filed_seq),
+            kept_durable: durable_seq.max(filed_seq),
             doubtful: BTreeMap::new(),
             copies: Vec::new(),
             kept: 0,
         }
     }
 
-    /// Makes room for so many more records.
+    /// Reserves memory for this many more records.
     pub(crate) fn reserve(&mut self, records: usize) {
         self.state.newest.reserve(records);
     }
@@ -111,7 +114,7 @@ impl JournalReplay {
     pub(crate) fn take(&mut self, found: FoundRecord) {
         let seq = found.header.seq;
         if seq == self.expected && found.intact && self.doubtful.is_empty() && seq != 0 {
-            // So it is with all of them, but for a crash or damage.
+            // The fast path: every record takes it unless there was a crash or damage.
             self.durable = self.durable.max(found.header.durable_seq);
             self.apply(found);
             self.expected = seq + 1;
@@ -119,7 +122,8 @@ impl JournalReplay {
         }
         self.durable = self.durable.max(found.header.durable_seq);
         if seq < self.expected {
-            // Written again into a fresh segment: the newer place counts, if it can be read.
+            // The record was written again to a fresh segment: the newer place counts if it is
+            // intact.
             if found.intact {
                 self.apply(found);
             }
@@ -131,8 +135,9 @@ impl JournalReplay {
         self.settle();
     }
 
-    /// Takes a record of a segment that may be filed. What is missing before it says nothing. One
-    /// that is damaged is named, and hides no older version: it may be torn.
+    /// Takes a record of a segment that may be checkpointed. Missing numbers before it mean
+    /// nothing. A damaged record is reported and does not hide an older version, because it may be
+    /// torn.
     pub(crate) fn take_kept(&mut self, found: FoundRecord) {
         self.pass(found);
         if found.intact {
@@ -144,7 +149,7 @@ impl JournalReplay {
         }
     }
 
-    /// Passes over a record: no later one gets its number.
+    /// Skips a record, so that no later one gets its number.
     pub(crate) fn pass(&mut self, found: FoundRecord) {
         self.kept = self.kept.max(found.header.seq);
     }
@@ -157,7 +162,8 @@ impl JournalReplay {
             self.skip_to(self.durable + 1);
         }
         self.state.cut_from = self.expected;
-        // One that was written again is torn at each of its places: whichever stayed would be taken for the next of its number.
+        // A record that was written again is cut at each of its places: a remaining copy would pass
+        // for the next record with its number.
         let copies = self.copies.iter().filter(|found| found.header.seq >= self.expected);
         let torn = self.doubtful.values().chain(copies).map(|found| Torn {
             generation: found.header.generation,
@@ -166,8 +172,8 @@ impl JournalReplay {
         });
         self.state.torn = torn.collect();
         let (gaps, damaged) = (&self.state.gaps, &self.state.damaged);
-        let is_bad =
-            gaps.iter().any(|gap| gap.last > self.told) || damaged.iter().any(|one| one.seq > self.told);
+        let is_bad = gaps.iter().any(|gap| gap.last > self.kept_durable)
+            || damaged.iter().any(|one| one.seq > self.kept_durable);
         if is_bad && !self.state.torn.is_empty() {
             self.state.witness = Some(Witness { seq: self.expected, durable_seq: self.durable });
             self.expected += 1;
@@ -176,7 +182,7 @@ impl JournalReplay {
         self.state
     }
 
-    /// What lies between is missing.
+    /// Records the numbers before `next` as missing.
     fn skip_to(&mut self, next: u64) {
         let (first, last) = (self.expected, next - 1);
         match self.state.gaps.last_mut() {
@@ -186,7 +192,7 @@ impl JournalReplay {
         self.expected = next;
     }
 
-    /// Applies everything of which it is known what it is.
+    /// Applies every record in `doubtful` whose state is decided.
     fn settle(&mut self) {
         while let Some((&seq, &found)) = self.doubtful.first_key_value() {
             if seq < self.expected {
@@ -208,7 +214,7 @@ impl JournalReplay {
         self.state.records += 1;
         let last = self.state.last_seqs.entry(header.generation).or_default();
         *last = (*last).max(header.seq);
-        self.told = self.told.max(header.durable_seq);
+        self.kept_durable = self.kept_durable.max(header.durable_seq);
         self.state.damaged.retain(|damaged| damaged.seq != header.seq);
         if !intact {
             let damaged =
@@ -331,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_there_is_taken_synced_or_not() {
+    fn synced_and_unsynced_records_are_taken() {
         let replayed = ReplayScript::new().put(1, 0, 1).put(2, 0, 2).put(3, 2, 3).end();
         assert_eq!(seqs(&replayed), [1, 2, 3]);
         assert_eq!((replayed.next_seq, replayed.torn.len()), (4, 0));
@@ -348,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_that_was_durable_once_is_damage_and_costs_nothing_else() {
+    fn a_hole_that_was_durable_once_is_damage_and_loses_nothing_else() {
         let replayed = ReplayScript::new().put(1, 0, 1).put(4, 1, 4).put(5, 4, 5).end();
         assert_eq!(seqs(&replayed), [1, 4, 5]);
         assert_eq!(replayed.gaps, [Gap { first: 2, last: 3 }]);
@@ -356,17 +362,17 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_that_reaches_beyond_what_was_durable_is_both() {
+    fn a_hole_that_is_partly_durable_is_damage_and_a_torn_tail() {
         let replayed = ReplayScript::new().put(1, 0, 1).put(6, 3, 6).end();
         assert_eq!(replayed.gaps, [Gap { first: 2, last: 3 }]);
         assert_eq!(replayed.torn.len(), 1);
-        // The torn record alone tells of the loss: a mark will do so in its place.
+        // Only the torn record shows the loss. A mark takes its place.
         assert_eq!(replayed.witness, Some(Witness { seq: 4, durable_seq: 3 }));
         assert_eq!(replayed.next_seq, 5);
     }
 
     #[test]
-    fn a_damaged_payload_is_torn_or_named() {
+    fn a_damaged_payload_is_torn_or_reported() {
         let torn = ReplayScript::new().put(1, 0, 1).damaged_put(2, 1, 2).put(3, 1, 3).end();
         assert_eq!((seqs(&torn), torn.torn.len()), (vec![1], 2));
         assert!(torn.damaged.is_empty());
@@ -376,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_again_counts_at_its_newer_place() {
+    fn a_record_written_again_counts_at_its_newer_place() {
         let replayed = ReplayScript::new()
             .put(1, 0, 1)
             .put(2, 1, 2)
@@ -404,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn an_abort_brings_back_the_earlier_version() {
+    fn an_abort_restores_the_earlier_version() {
         let replayed = ReplayScript::new()
             .put(1, 0, 1)
             .put(2, 1, 1)
@@ -432,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_records_missing_altogether_is_noticed_where_they_were_known_durable() {
+    fn missing_last_records_are_detected_if_they_were_durable() {
         let mut replay = JournalReplay::new(0, 7);
         replay.take(FoundRecord {
             header: RecordHeader {
@@ -454,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removal_is_kept_for_sled_to_know() {
+    fn a_removal_stays_in_the_index() {
         let replayed =
             ReplayScript::new().put(1, 0, 1).record(2, 1, id(1), RecordKind::Remove, true, None).end();
         assert_eq!(replayed.newest[&id(1)].place, None);

@@ -1,19 +1,19 @@
-//! What fits into the segments that there are. Pure.
+//! Computes what fits into the existing segments. Pure.
 //!
-//! A record takes its own bytes and those of its entry in the footer. Records and footer each fill
-//! whole pages, so [`JournalRoom`] leaves out one page: whatever it says that fits does fit.
+//! A record takes its own bytes and an entry in the footer. Records and footer each fill whole
+//! pages, so [`JournalRoom`] reserves one page: everything that it admits fits.
 
 use super::footer::{ENTRY_LEN, TRAILER_LEN, footer_len};
 use super::record::footprint;
 use super::segment::PAGE;
 
-/// Bytes of a segment that a record with such a payload takes, its entry in the footer included.
+/// Bytes of a segment that a record with a payload of this length takes, with its entry in the
+/// footer.
 pub(crate) const fn cost(payload_len: u64) -> u64 {
     footprint(payload_len) + ENTRY_LEN
 }
 
-/// What records may cost in a segment of which `left` bytes are not written, and in which `listed`
-/// records stand.
+/// What further records may cost in a segment with `left` unwritten bytes and `listed` records.
 pub(super) const fn usable(left: u64, listed: u64) -> u64 {
     left.saturating_sub(PAGE + TRAILER_LEN + listed * ENTRY_LEN)
 }
@@ -23,41 +23,41 @@ pub(super) const fn usable_of(segment_size: u64) -> u64 {
     usable(segment_size.saturating_sub(PAGE), 0)
 }
 
-/// True if a message of `len` bytes does not fit into a segment of this size, with a footer behind
-/// it. It gets a segment of its own, without a footer.
+/// True if a message of `len` bytes and a footer do not fit into a segment of this size. The
+/// message gets a segment of its own, without a footer.
 pub(crate) const fn needs_own_segment(len: u64, segment_size: u64) -> bool {
     cost(len) > usable_of(segment_size)
 }
 
-/// The size of the segment for one record with such a payload.
+/// The size of a segment for one record with a payload of this length.
 pub(super) const fn own_segment_size(payload_len: u64) -> u64 {
     PAGE + footprint(payload_len).next_multiple_of(PAGE)
 }
 
-/// Whether records of so many bytes and a footer of so many entries fit into `left` bytes.
+/// Whether records of `bytes` bytes and a footer with `entries` entries fit into `left` bytes.
 pub(super) const fn fits(left: u64, bytes: u64, entries: u64) -> bool {
     bytes.next_multiple_of(PAGE) + footer_len(entries) <= left
 }
 
-/// Room for records, filled up in the way in which they will be written: none of them spans two segments.
+/// Room for records. It is used in the same order as the segments: no record spans two segments.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct JournalRoom {
-    /// In the segment that is being filled.
+    /// Bytes in the active segment.
     pub(super) left: u64,
     /// Segments after it.
     pub(super) free: usize,
-    /// Of each of those.
+    /// Bytes in each of these.
     pub(super) usable: u64,
 }
 
 impl JournalRoom {
-    /// All of it.
+    /// The sum.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> u64 {
         self.left + self.free as u64 * self.usable
     }
 
-    /// Takes `cost` bytes, if they fit.
+    /// Takes `cost` bytes. False if they do not fit.
     pub(crate) fn take(&mut self, cost: u64) -> bool {
         if cost > self.left {
             if cost > self.usable || self.free == 0 {
@@ -74,9 +74,9 @@ impl JournalRoom {
 mod tests {
     use super::*;
 
-    /// `JournalRoom` is asked first and the writer packs afterwards.
+    /// `JournalRoom` admits records before the writer packs them.
     #[test]
-    fn what_room_admits_fits() {
+    fn records_that_room_admits_fit() {
         for left in (2..40).map(|pages| pages * PAGE) {
             for listed in [0, 1, 100, 300] {
                 for len in [0, 1, 100, 4000, 4040, 9000] {
@@ -86,7 +86,7 @@ mod tests {
                         records += 1;
                         assert!(fits(left, records * footprint(len), listed + records));
                     }
-                    // One page is left out, and two are filled up.
+                    // One page is reserved, and two are padding.
                     let more = records + 1 + 3 * PAGE / cost(len);
                     assert!(!fits(left, more * footprint(len), listed + more), "room is wasted");
                 }

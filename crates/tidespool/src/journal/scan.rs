@@ -1,4 +1,4 @@
-//! Reads a segment from front to back and finds every record of one generation in it, whatever lies between.
+//! Scans a segment for all records of one generation, whatever lies between them.
 
 use std::io;
 
@@ -6,14 +6,14 @@ use super::record::{HEADER_LEN, RECORD_ALIGN, RecordHeader, RecordKind};
 use super::segment::PAGE;
 use crate::storage::{StorageFile, read_exact_at};
 
-/// Bytes read at once.
+/// Bytes of one read.
 const WINDOW: usize = 1 << 20;
 
 /// A record with an intact header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FoundRecord {
     pub(crate) header: RecordHeader,
-    /// Of the header in the file.
+    /// Offset of the header in the file.
     pub(crate) offset: u64,
     /// The payload matches its checksum.
     pub(crate) intact: bool,
@@ -21,11 +21,12 @@ pub(crate) struct FoundRecord {
     pub(crate) abort_of: Option<u64>,
 }
 
-/// Calls `visit` for each record of `generation`, in the order in which they stand in the file.
+/// Calls `visit` for each record of `generation`, in file order.
 ///
-/// Where no header can be read it looks on, eight bytes at a time: padding, stale records and damage are all passed over. What
-/// is missing shows in the sequence numbers, but for what was written last: hence the number of places where a header of this generation may have stood, and
-/// is not whole.
+/// Where no header decodes, the scan tries the next offset, eight bytes on. So it skips padding,
+/// stale records and damage. Missing records show in the sequence numbers, except the last ones.
+/// Hence the return value: the number of places where a header of this generation may have been and
+/// is broken.
 pub(crate) fn scan(
     file: &dyn StorageFile,
     salt: u32,
@@ -35,8 +36,8 @@ pub(crate) fn scan(
     walk(file, salt, generation, Payloads::Check, visit)
 }
 
-/// The same without the payloads, but for those of aborts: [`FoundRecord::intact`] is true where the file
-/// holds all of them. A payload that is larger than what is read at once is not read.
+/// Like [`scan`], but reads no payloads except those of aborts. [`FoundRecord::intact`] is true if
+/// the file contains the whole payload. A payload that is larger than one read is not read at all.
 pub(super) fn scan_headers(
     file: &dyn StorageFile,
     salt: u32,
@@ -46,7 +47,7 @@ pub(super) fn scan_headers(
     walk(file, salt, generation, Payloads::PassOver, visit)
 }
 
-/// What is done with payloads.
+/// How a scan treats payloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Payloads {
     Check,
@@ -84,7 +85,7 @@ fn walk(
     Ok(broken)
 }
 
-/// The newest generation of which a batch starts somewhere in the file, for a segment whose own header page is damaged.
+/// The newest generation that begins a batch in the file, for a segment with a damaged header page.
 pub(crate) fn newest_generation(file: &dyn StorageFile, salt: u32) -> io::Result<Option<u64>> {
     let mut window = ScanWindow::new(file)?;
     let mut newest = None;
@@ -99,7 +100,7 @@ pub(crate) fn newest_generation(file: &dyn StorageFile, salt: u32) -> io::Result
     Ok(newest)
 }
 
-/// A part of the file in memory, moved along.
+/// The part of the file that is in memory. It moves with the scan.
 struct ScanWindow<'a> {
     file: &'a dyn StorageFile,
     end: u64,
@@ -112,7 +113,7 @@ impl<'a> ScanWindow<'a> {
         Ok(Self { file, end: file.len()?, start: 0, bytes: Vec::new() })
     }
 
-    /// Up to `len` bytes from `offset`: fewer only where `len` is over [`WINDOW`].
+    /// Up to `len` bytes from `offset`: fewer only if `len` exceeds [`WINDOW`].
     fn bytes(&mut self, offset: u64, len: u64) -> io::Result<&[u8]> {
         let len = usize::try_from(len).unwrap_or(WINDOW).min(WINDOW);
         let have = self.start + self.bytes.len() as u64;
@@ -132,12 +133,13 @@ impl<'a> ScanWindow<'a> {
         Ok(RecordHeader::decode(&header, salt, generation))
     }
 
-    /// The first place from `offset` on where a header of this generation may stand, as far as what is in memory tells.
+    /// The first offset from `offset` on where a header of this generation may start, judged by the
+    /// bytes in memory.
     fn next_candidate(&mut self, offset: u64, generation: u64) -> io::Result<u64> {
         if offset + HEADER_LEN as u64 > self.end {
             return Ok(offset);
         }
-        // At least one header's bytes are there after this.
+        // Loads at least the bytes of one header.
         self.bytes(offset, HEADER_LEN as u64)?;
         let from = usize::try_from(offset - self.start).unwrap_or(0);
         let (words, _) = self.bytes[from..].as_chunks::<8>();

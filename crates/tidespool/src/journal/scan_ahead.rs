@@ -1,4 +1,4 @@
-//! Scans segments on threads of their own, and hands over what they find in order.
+//! Scans segments on separate threads, and passes their records on in order.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,26 +8,27 @@ use std::thread;
 use super::scan::{FoundRecord, scan};
 use super::segment::Segment;
 
-/// Threads that scan. What is found is taken in order on the caller's.
+/// Threads that scan. The caller's thread takes the records, in order.
 const SCANNING: usize = 2;
 
-/// Records that are handed over at once.
+/// Records in a full batch.
 const BATCH: usize = 8 * 1024;
 
-/// Batches that may wait to be taken, for each thread: a thread is at most that far ahead.
+/// Batches that may be queued for each thread: the bound on how far it reads ahead.
 const WAITING: usize = 4;
 
 /// Some of a segment's records.
 struct ScannedBatch {
     found: Vec<FoundRecord>,
-    /// Set in the last batch of a segment: how its reading ended.
+    /// Set in the last batch of a segment: the result of its scan.
     end: Option<io::Result<u64>>,
 }
 
-/// Calls `take` for each record of each of `segments`, in order, with the number of the segment among them. Reads ahead beside it. Memory is bounded
-/// whatever the segments hold. Says how many headers are broken, as [`scan`] does.
+/// Calls `take` for each record of each of `segments`, in order, with the index of the segment.
+/// Scans ahead on other threads. Memory is bounded whatever the segments hold. Returns the number
+/// of broken headers, as [`scan`] does.
 ///
-/// The error is that of the first segment that could not be read, which is named.
+/// Returns the error of the first segment that could not be read, with its index.
 pub(super) fn scan_in_order<S: AsRef<Segment> + Sync>(
     segments: &[S],
     salt: u32,
@@ -55,7 +56,7 @@ pub(super) fn scan_in_order<S: AsRef<Segment> + Sync>(
         for (number, segment) in segments.iter().enumerate() {
             let end = match lanes.get(number % SCANNING).and_then(Option::as_ref) {
                 Some(lane) => take_segment(lane, &mut |found| take(number, found)),
-                // No thread could be had for it.
+                // The segment's thread could not be started.
                 None => scan_segment(segment.as_ref(), salt, &mut |found| take(number, found)),
             };
             match end {
@@ -81,18 +82,18 @@ fn take_segment(lane: &Receiver<ScannedBatch>, take: &mut dyn FnMut(FoundRecord)
     }
 }
 
-/// Scans a segment for the one who takes. `false`: there is nobody any more.
+/// Scans a segment and sends its records. False if the receiver is gone.
 fn send_all(segment: &Segment, salt: u32, sender: &SyncSender<ScannedBatch>) -> bool {
     let mut found = Vec::with_capacity(BATCH);
-    let mut is_heard = true;
+    let mut is_connected = true;
     let end = scan_segment(segment, salt, &mut |record| {
         found.push(record);
         if found.len() == BATCH {
             let found = std::mem::replace(&mut found, Vec::with_capacity(BATCH));
-            is_heard = is_heard && sender.send(ScannedBatch { found, end: None }).is_ok();
+            is_connected = is_connected && sender.send(ScannedBatch { found, end: None }).is_ok();
         }
     });
-    is_heard && sender.send(ScannedBatch { found, end: Some(end) }).is_ok()
+    is_connected && sender.send(ScannedBatch { found, end: Some(end) }).is_ok()
 }
 
 fn scan_segment(segment: &Segment, salt: u32, visit: &mut dyn FnMut(FoundRecord)) -> io::Result<u64> {

@@ -1,4 +1,4 @@
-//! One segment file in one of its uses: the header page, and reading a record back.
+//! One use of a segment file: its header page, and reading records back.
 
 use std::io::{self, IoSliceMut};
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use super::index::RecordPlace;
 use super::record::{HEADER_LEN, RecordHeader, RecordKind, payload_crc};
 use crate::storage::{StorageFile, read_exact_vectored_at};
 
-/// Bytes before the first record; also the alignment of a batch.
+/// Bytes before the first record, and the alignment of batches.
 pub(crate) const PAGE: u64 = 4096;
 
 /// What a segment is used for.
@@ -21,9 +21,10 @@ pub(crate) const PAGE: u64 = 4096;
 pub(crate) enum Role {
     /// Nothing.
     Free,
-    /// The journal: replayed at open unless filed.
+    /// The journal: replayed at open unless checkpointed.
     Journal,
-    /// The large payloads that survived older segments. Never replayed: the manifest lists it, or it is garbage.
+    /// Messages that survived older segments. Never replayed: a cold segment that the manifest does
+    /// not list is garbage.
     Cold,
 }
 
@@ -39,7 +40,7 @@ pub(crate) struct SegmentHeader {
 }
 
 impl SegmentHeader {
-    /// The whole first page.
+    /// Encodes the whole first page.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let role: u32 = match self.role {
             Role::Free => 0,
@@ -59,7 +60,7 @@ impl SegmentHeader {
         page
     }
 
-    /// The header in these bytes, or `None` where they are none.
+    /// Decodes a header. `None`: the bytes are not one.
     pub(crate) fn decode(bytes: &[u8; 48]) -> Option<Self> {
         let u64_at = |at: usize| {
             let mut field = [0; 8];
@@ -83,12 +84,14 @@ impl SegmentHeader {
     }
 }
 
-/// The spool of which a segment file with these first bytes is. `None`: they are no segment's.
+/// The id of the spool that a segment file with these first bytes belongs to. `None`: the bytes are
+/// not a segment header.
 pub(crate) fn spool_of_segment(bytes: &[u8; 48]) -> Option<[u8; 16]> {
     SegmentHeader::decode(bytes).map(|header| header.spool)
 }
 
-/// A segment in use. Whoever holds one may read from it: the file is recycled only when nobody else does.
+/// A segment in use. Each holder of the `Arc` may read from it: the file is recycled only when no
+/// holder is left.
 #[derive(Debug)]
 pub(crate) struct Segment {
     pub(crate) generation: u64,
@@ -97,41 +100,42 @@ pub(crate) struct Segment {
     pub(crate) size: u64,
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<dyn StorageFile>,
-    /// A write or sync failed: the file is deleted when its time comes, never used again.
+    /// A write or sync failed: the file is deleted instead of recycled.
     failed: AtomicBool,
-    /// The footer may list records that are not there.
+    /// The footer may list records that do not exist.
     footer_void: AtomicBool,
-    /// The name no longer leads to the file: see [`Loss`](crate::storage::Loss).
+    /// The name does not lead to the file: see [`Loss`](crate::storage::Loss).
     lost: AtomicBool,
-    /// Bytes that the file had when this use of it began. It never gets shorter.
+    /// Length of the file when this use began, in bytes. The file never gets shorter.
     least: u64,
-    /// Found at open: what it holds is durable.
+    /// The segment was found at open: what it holds is durable.
     found: bool,
-    /// Syncs that covered some record in it.
+    /// Syncs that covered records of this segment.
     syncs: AtomicU64,
-    /// It counts against the journal's capacity.
+    /// The segment counts against the journal's capacity.
     counted: AtomicBool,
-    /// The highest sequence number in it that is durable.
+    /// The highest durable sequence number in the segment.
     last_seq: AtomicU64,
     /// When this use of it began.
     pub(crate) used_since: Instant,
-    /// Since when no more is written to it, and the index knows everything in it.
+    /// When the segment was settled: nothing more is written to it, and the index has all its
+    /// records.
     settled_at: OnceLock<Instant>,
 }
 
-/// How a segment comes into use.
+/// How a use of a segment begins.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Use {
-    /// Found at open, complete: nothing more is written to it.
+    /// Found at open: nothing more is written to the segment.
     pub(crate) settled: bool,
-    /// It counts against the journal's capacity.
+    /// The segment counts against the journal's capacity.
     pub(crate) counted: bool,
 }
 
 /// Why a record could not be read.
 #[derive(Debug, Error)]
 pub(crate) enum ReadError {
-    /// Reading failed, which says nothing about the record.
+    /// Reading failed. The record may be intact.
     #[error("reading {path}: {source}", path = path.display())]
     Io { path: PathBuf, source: io::Error },
     /// The bytes are not the record that was written.
@@ -167,7 +171,7 @@ impl Segment {
         }
     }
 
-    /// The same use of the segment, in another file that holds the same bytes.
+    /// The same use of the segment, in another file with the same bytes.
     pub(super) fn in_file(&self, file: Arc<dyn StorageFile>) -> Self {
         Self {
             generation: self.generation,
@@ -189,12 +193,12 @@ impl Segment {
         }
     }
 
-    /// Bytes that the file should have at the least.
+    /// The least length that the file should have, in bytes.
     pub(super) fn least(&self) -> u64 {
         self.least
     }
 
-    /// The name does not lead to the file: what is written here is lost at the next start.
+    /// The name does not lead to the file: what is written to it is missing at the next start.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Acquire)
     }
@@ -207,7 +211,7 @@ impl Segment {
         self.settled_at.get_or_init(Instant::now);
     }
 
-    /// When it was settled, if it is.
+    /// When the segment was settled. `None`: it is not.
     pub(crate) fn settled_at(&self) -> Option<Instant> {
         self.settled_at.get().copied()
     }
@@ -228,12 +232,13 @@ impl Segment {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// Has a listing read the records, and not the footer.
+    /// Makes listings scan the records instead of reading the footer.
     pub(super) fn void_footer(&self) {
         self.footer_void.store(true, Ordering::Release);
     }
 
-    /// What a failed sync left out may be in the footer.
+    /// True if the footer must not be read. After a failed sync it may list records that are not on
+    /// disk.
     pub(super) fn is_footer_void(&self) -> bool {
         self.footer_void.load(Ordering::Acquire) || self.has_failed()
     }
@@ -242,7 +247,7 @@ impl Segment {
         self.syncs.fetch_add(1, Ordering::Release);
     }
 
-    /// How often something in it was made durable since the spool was opened.
+    /// Syncs since the spool was opened that covered records of this segment.
     pub(crate) fn syncs(&self) -> u64 {
         self.syncs.load(Ordering::Acquire)
     }
@@ -255,19 +260,19 @@ impl Segment {
         self.counted.load(Ordering::Acquire)
     }
 
-    /// Takes it out of the journal's capacity. True if it was counted until now.
+    /// Stops counting the segment against the journal's capacity. True if it counted until now.
     pub(crate) fn uncount(&self) -> bool {
         self.counted.swap(false, Ordering::AcqRel)
     }
 
-    /// The payload of the put of `id` at `place`, checked; with its checksum.
+    /// Reads and checks the payload of the put of `id` at `place`. Returns it with its checksum.
     pub(crate) fn read_put(
         &self,
         salt: u32,
         id: &SpoolId,
         place: RecordPlace,
     ) -> Result<(Vec<u8>, u32), ReadError> {
-        self.twice(|| {
+        self.with_damage_confirmed(|| {
             let (mut header, mut payload) = ([0; HEADER_LEN], vec![0; place.len as usize]);
             let mut bufs = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut payload)];
             read_exact_vectored_at(&*self.file, &mut bufs, place.offset)
@@ -277,15 +282,15 @@ impl Segment {
         })
     }
 
-    /// Reads again, from the disk, what was not right: what was wrong on the way, or in memory, is not damaged. For good is what is said of damage:
-    /// the checkpointer gives up the record.
-    fn twice<T>(&self, read: impl Fn() -> Result<T, ReadError>) -> Result<T, ReadError> {
+    /// Repeats a read that found damage, from the disk. The first read may have been corrupted in
+    /// transfer or in memory. Damage is final: the checkpointer gives up the record.
+    fn with_damage_confirmed<T>(&self, read: impl Fn() -> Result<T, ReadError>) -> Result<T, ReadError> {
         match read() {
             Err(first @ ReadError::Damaged { .. }) => {
                 self.file.forget_cached();
                 let again = read();
                 if again.is_ok() {
-                    tracing::warn!(%first, "read again, it is whole: the disk, or memory, is at fault");
+                    tracing::warn!(%first, "a second read succeeded: the disk or memory is faulty");
                 }
                 again
             }
@@ -293,7 +298,8 @@ impl Segment {
         }
     }
 
-    /// The same if all of it is in memory, and is what it should be: never waits for a disk. `None` says nothing about the record.
+    /// Reads the payload if all of the record is in memory and intact. Never blocks on a disk.
+    /// `None` says nothing about the record.
     pub(crate) fn read_put_in_memory(&self, salt: u32, id: &SpoolId, place: RecordPlace) -> Option<Vec<u8>> {
         let (mut header, mut payload) = ([0; HEADER_LEN], vec![0; place.len as usize]);
         let mut bufs = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut payload)];
@@ -302,7 +308,8 @@ impl Segment {
         (is_whole && self.check_put(salt, id, place, &header, &payload).is_ok()).then_some(payload)
     }
 
-    /// The checksum of the payload, if these are the record.
+    /// Checks that `header` and `payload` are the put of `id` at `place`. Returns the payload's
+    /// checksum.
     pub(super) fn check_put(
         &self,
         salt: u32,
@@ -339,7 +346,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_round_trips_and_a_flipped_bit_is_noticed() {
+    fn a_header_round_trips_and_a_flipped_bit_is_detected() {
         for role in [Role::Free, Role::Journal, Role::Cold] {
             let header = SegmentHeader { role, generation: 9, size: 1 << 20, spool: [3; 16] };
             let page = header.encode();

@@ -13,16 +13,16 @@ use super::pool::{FreeSegment, Pool};
 use super::segment::{Role, Segment, SegmentHeader, Use};
 use crate::storage::{StorageFile, write_all_at};
 
-/// More segments than could ever be used between two manifests.
+/// Generations reserved ahead: more than can be used between two manifests.
 const GENERATIONS_AHEAD: u64 = 1 << 20;
 
-/// Every segment that holds something: the journal's and the retained ones.
+/// Every segment with content: the journal's and the retained ones.
 #[derive(Debug)]
 pub(crate) struct Segments {
     by_generation: RwLock<BTreeMap<u64, Arc<Segment>>>,
-    /// Generations that the manifest names, and that were not found at open.
+    /// Generations that the manifest lists and that were not found at open.
     missing: RwLock<BTreeSet<u64>>,
-    /// Taken out while somebody read from them; given to the pool when the last reader is done.
+    /// Retired segments that still have readers. Each goes to the pool after its last reader.
     leaving: parking_lot::Mutex<Vec<Arc<Segment>>>,
     next_generation: AtomicU64,
     spool: [u8; 16],
@@ -50,7 +50,8 @@ impl Segments {
         &self.buffers
     }
 
-    /// Memory of the writer in bytes: queued records and the buffer of a batch, without the messages, whose permits count them.
+    /// Memory of the writer in bytes: queued records and the batch buffer. Messages are not
+    /// included: their permits count them.
     pub(crate) fn buffer_bytes(&self) -> u64 {
         self.buffers.bytes()
     }
@@ -63,17 +64,18 @@ impl Segments {
         self.salt
     }
 
-    /// Generations from this one on are not used before the manifest was written again.
+    /// No generation from this one on is used before the manifest is written again.
     pub(crate) fn reserved_generation(&self) -> u64 {
         self.next_generation.load(Ordering::Relaxed) + GENERATIONS_AHEAD
     }
 
-    /// What the next use of a segment will have.
+    /// The generation of the next use of a segment.
     pub(crate) fn next_generation(&self) -> u64 {
         self.next_generation.load(Ordering::Relaxed)
     }
 
-    /// Takes a free file into use under the next generation. The caller writes the header page with its first batch.
+    /// Begins a use of a free file, with the next generation. The caller writes the header page
+    /// with its first batch.
     pub(crate) fn activate(
         &self,
         free: FreeSegment,
@@ -93,7 +95,7 @@ impl Segments {
         (segment, header)
     }
 
-    /// What a sync of the journal's last segment covered, on average.
+    /// Average bytes that a sync of the journal's last segment covered.
     fn batch_bytes(&self) -> Option<u64> {
         let segments = self.by_generation.read();
         let last = segments.values().rfind(|segment| segment.role == Role::Journal)?;
@@ -104,7 +106,7 @@ impl Segments {
         self.spool
     }
 
-    /// The generations from `from` on, at most `count` of them.
+    /// The generations from `from` on, at most `count`.
     pub(super) fn generations(&self, from: u64, count: usize) -> Vec<u64> {
         self.by_generation.read().range(from..).take(count).map(|(generation, _)| *generation).collect()
     }
@@ -113,27 +115,28 @@ impl Segments {
         self.by_generation.write().insert(segment.generation, segment);
     }
 
-    /// The segment of this generation. Holding it keeps its bytes from being recycled.
+    /// The segment of this generation. It is not recycled while the `Arc` exists.
     pub(crate) fn get(&self, generation: u64) -> Option<Arc<Segment>> {
         self.by_generation.read().get(&generation).cloned()
     }
 
-    /// The segment of this generation should be there, and was not found.
+    /// Records that the manifest lists this generation and that its segment was not found.
     pub(crate) fn note_missing(&self, generation: u64) {
         self.missing.write().insert(generation);
     }
 
-    /// Whether it was [noted](Self::note_missing) as missing.
+    /// Whether [`note_missing`](Self::note_missing) recorded this generation.
     pub(crate) fn is_missing(&self, generation: u64) -> bool {
         self.missing.read().contains(&generation)
     }
 
-    /// All of them, oldest first.
+    /// All segments, oldest first.
     pub(crate) fn all(&self) -> Vec<Arc<Segment>> {
         self.by_generation.read().values().cloned().collect()
     }
 
-    /// So that even without the manifest nobody takes its records for live ones. Not synced, and no matter if it fails: the manifest counts.
+    /// Marks a recycled file as free, so that even without the manifest its records do not count as
+    /// live. Not synced, and a failure is harmless: the manifest decides.
     fn mark_free(&self, path: &Path, file: &dyn StorageFile, size: u64) {
         let header = SegmentHeader { role: Role::Free, generation: 0, size, spool: self.spool }.encode();
         if let Err(error) = write_all_at(file, &mut [IoSlice::new(&header)], 0) {
@@ -141,22 +144,23 @@ impl Segments {
         }
     }
 
-    /// Keeps a filed segment for the large payloads in it: it no longer counts against the journal's capacity.
+    /// Keeps a checkpointed segment for the messages in it. It no longer counts against the
+    /// journal's capacity.
     pub(crate) fn retain(&self, segment: &Segment) {
         if segment.uncount() {
             self.pool.count_out();
         }
     }
 
-    /// Takes a segment out of use. Its file goes back to the pool, or is deleted if it failed or is of an odd size, as
-    /// soon as nobody reads from it.
+    /// Ends the use of a segment. After its last reader, its file goes back to the pool. It is
+    /// deleted instead if it failed, was lost, or has another size than the pool's segments.
     pub(crate) fn retire(&self, generation: u64) {
         let segment = self.by_generation.write().remove(&generation);
         self.leaving.lock().extend(segment);
         self.release_unread();
     }
 
-    /// Gives the files of retired segments to the pool, those at least that nobody reads from.
+    /// Gives the files of retired segments without readers to the pool.
     pub(crate) fn release_unread(&self) {
         let released: Vec<Segment> = {
             let mut leaving = self.leaving.lock();
@@ -180,7 +184,7 @@ impl Segments {
     }
 }
 
-/// What every record's checksum of this spool starts from.
+/// The start value of the checksums of this spool's records.
 pub(crate) fn salt_of(spool: [u8; 16]) -> u32 {
     crc32c::crc32c(&spool)
 }

@@ -1,4 +1,4 @@
-//! A segment given up before anything is opened: on a full disk its room may be what opening takes.
+//! Deletes a free segment before the spool is opened: on a full disk, opening may need its room.
 
 use std::io;
 use std::path::Path;
@@ -7,7 +7,8 @@ use super::pool::parse_segment_file_name;
 use super::segment::{Role, SegmentHeader};
 use crate::storage::{OpenMode, Storage, at, read_exact_at};
 
-/// Deletes one segment file of this spool that says of itself that nothing is in it. False where there is none.
+/// Deletes one segment file of this spool whose header says that it is free. False if there is
+/// none.
 pub(crate) fn give_up_a_free_segment(storage: &dyn Storage, dir: &Path, spool: [u8; 16]) -> io::Result<bool> {
     for name in storage.list(dir).map_err(|error| at(dir, error))? {
         let path = dir.join(&name);
@@ -21,7 +22,7 @@ pub(crate) fn give_up_a_free_segment(storage: &dyn Storage, dir: &Path, spool: [
 
 fn is_free(storage: &dyn Storage, path: &Path, spool: [u8; 16]) -> bool {
     let mut bytes = [0; 48];
-    // One that can't be read is left for whoever opens it and tells.
+    // An unreadable file is kept: recovery reports it.
     let read = storage.open(path, OpenMode::Read).and_then(|file| read_exact_at(&*file, &mut bytes, 0));
     let header = read.ok().and_then(|()| SegmentHeader::decode(&bytes));
     header.is_some_and(|header| header.role == Role::Free && header.spool == spool)
@@ -34,7 +35,7 @@ mod tests {
     use crate::storage::OsStorage;
 
     #[test]
-    fn only_free_segments_of_this_spool_are_given_up() {
+    fn only_free_segments_of_this_spool_are_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let write = |slot: u32, role, spool| {
             let header = SegmentHeader { role, generation: 1, size: 4096, spool };

@@ -1,4 +1,8 @@
-//! A sync as a thing of its own: taken from the writer, done by whoever has the time, and its end told to the writer.
+//! One `fdatasync` of the journal, detached from the writer so that another thread can run it.
+//!
+//! [`Writer::take_sync`](super::Writer::take_sync) creates the job, any thread runs it,
+//! [`Writer::end_sync`](super::Writer::end_sync) applies the result. If a write or a sync fails in
+//! between, the job is stale: its records are written again to another segment.
 
 use std::io;
 use std::sync::Arc;
@@ -7,17 +11,17 @@ use std::time::{Duration, Instant};
 use super::segment::Segment;
 use crate::storage::at;
 
-/// A sync to be done, perhaps by another thread. Its result goes to [`Writer::end_sync`].
+/// A sync to run. Its result goes to [`Writer::end_sync`](super::Writer::end_sync).
 #[derive(Debug, Default)]
 pub(crate) struct SyncJob {
     pub(super) segments: Vec<Arc<Segment>>,
-    /// It makes all records up to this number durable, if the jobs before it did so with theirs.
+    /// The job makes all records up to this number durable, if the earlier jobs succeeded.
     pub(super) up_to: u64,
-    /// What it is worth nothing after: an error of the writer.
+    /// The writer's epoch. A writer error invalidates every job of an earlier epoch.
     pub(super) epoch: u64,
 }
 
-/// How a [`SyncJob`] ended.
+/// The result of a [`SyncJob`].
 #[derive(Debug)]
 pub(crate) struct SyncEnd {
     pub(super) up_to: u64,
@@ -27,12 +31,12 @@ pub(crate) struct SyncEnd {
 }
 
 impl SyncJob {
-    /// Syncs. Blocks for as long as the disk does.
+    /// Syncs the segments. Blocks for as long as the disk does.
     pub(crate) fn run(self) -> SyncEnd {
         let started = Instant::now();
         let result = self.segments.iter().try_for_each(|segment| {
             segment.file.sync_data().map_err(|error| at(&segment.path, error))?;
-            // The next start does not find the file, also if the sync succeeded.
+            // Even if the sync succeeded, the next start does not find the file.
             match segment.is_lost() {
                 true => {
                     let error = io::Error::new(io::ErrorKind::NotFound, "the file was deleted or moved");
@@ -44,12 +48,12 @@ impl SyncJob {
         SyncEnd { up_to: self.up_to, epoch: self.epoch, result, took: started.elapsed() }
     }
 
-    /// Records up to this number become durable by it.
+    /// Records up to this number become durable by the job.
     pub(crate) fn up_to(&self) -> u64 {
         self.up_to
     }
 
-    /// Takes in a later job: one sync does for both.
+    /// Merges a later job into this one: one sync covers both.
     pub(crate) fn merge(&mut self, later: Self) {
         for segment in later.segments {
             if !self.segments.iter().any(|other| other.generation == segment.generation) {
@@ -65,7 +69,7 @@ impl SyncEnd {
         self.result.as_ref().err()
     }
 
-    /// How long the disk took.
+    /// The duration of the sync.
     pub(crate) fn took(&self) -> Duration {
         self.took
     }

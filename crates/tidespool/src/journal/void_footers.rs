@@ -1,8 +1,8 @@
-//! Footers that a crash made wrong: they list records of a torn tail.
+//! Footers that a crash invalidated: they list records of a torn tail.
 //!
 //! A footer is written before its segment's last sync ends. A power cut may keep the footer and
-//! lose records before it. The numbers of these records are used again, so such a footer must never
-//! be read.
+//! lose records before it. Later records reuse the sequence numbers of the lost ones, so such a
+//! footer must never be read.
 
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use super::recovery::RecoveryError;
 use super::segment::{ReadError, Segment};
 use crate::storage::write_all_at;
 
-/// Finds the footers that list a record from number `cut_from` on. A listing of these segments
-/// scans from now on.
+/// Finds the footers that list a record from number `cut_from` on. Listings scan these segments
+/// from now on.
 pub(super) fn void_footers(
     segments: &[Arc<Segment>],
     salt: u32,
@@ -38,8 +38,8 @@ fn reading(segment: &Segment, error: ReadError) -> RecoveryError {
     RecoveryError { doing: "reading", path: segment.path.clone(), source }
 }
 
-/// Overwrites a footer. To be done before records are cut: afterwards nothing says that it is
-/// wrong.
+/// Overwrites a footer. Must run before records are cut: afterwards nothing shows that the footer
+/// is invalid.
 pub(super) fn erase_footer(segment: &Segment) -> Result<(), RecoveryError> {
     let zeros = [0; TRAILER_BYTES];
     write_all_at(&*segment.file, &mut [IoSlice::new(&zeros)], segment.size - TRAILER_LEN)

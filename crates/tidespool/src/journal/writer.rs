@@ -1,9 +1,10 @@
-//! Appends records to the active segment and makes them durable. One thread owns it.
+//! Appends records to the active segment and makes them durable. One thread owns the writer.
 //!
-//! Everything since the last good sync stays in memory here. After a failed write or sync all of it is written again, into a fresh
-//! segment and with the same sequence numbers, by the next call: the file that failed is never trusted again.
+//! The writer keeps every record in memory until a sync covers it. After a failed write or sync,
+//! the next call writes all of these records again, to a fresh segment and with the same sequence
+//! numbers. The file that failed is not used again.
 //!
-//! A sync can be taken out as a [`SyncJob`], to be done elsewhere while more is written here.
+//! A sync can run on another thread as a [`SyncJob`], while the writer writes more.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -23,13 +24,14 @@ use super::segments::Segments;
 use super::sync_job::{SyncEnd, SyncJob};
 use crate::storage::{at, is_no_room, write_all_at};
 
-/// Payloads up to this many bytes are copied beside their header: cheaper than a slice of their own for the kernel.
+/// Payloads of at most this many bytes are copied behind their header: that is cheaper than another
+/// slice for the kernel.
 const COPY_UP_TO: usize = 2048;
 
-/// What a record says, with what it needs to say it.
+/// The content of a record.
 #[derive(Debug, Clone)]
 pub(crate) enum JournalChange {
-    /// A message, with the checksum of its bytes.
+    /// A message and the checksum of its bytes.
     Put(Arc<Box<[u8]>>, u32),
     Remove,
     /// The put of this sequence number did not happen.
@@ -37,7 +39,7 @@ pub(crate) enum JournalChange {
     Mark,
 }
 
-/// Why nothing was written. All records stay queued here, and the next call tries again.
+/// Why a write or a sync failed. All records stay queued, and the next call tries again.
 #[derive(Debug, Error)]
 pub(crate) enum WriteError {
     /// No segment is free.
@@ -46,27 +48,27 @@ pub(crate) enum WriteError {
     /// Writing to a segment failed.
     #[error("writing the journal: {0}")]
     Write(io::Error),
-    /// Making a file for a segment failed.
-    #[error("making a journal segment: {0}")]
+    /// Creating a file for a segment failed.
+    #[error("creating a journal segment: {0}")]
     Create(io::Error),
     /// Syncing failed.
     #[error("syncing the journal: {0}")]
     Sync(io::Error),
 }
 
-/// A record that is durable now.
+/// A record that became durable.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DurableState {
     pub(crate) seq: u64,
     pub(crate) newest: NewestRecord,
 }
 
-/// What a good sync covered.
+/// What a successful sync covered.
 #[derive(Debug, Default)]
 pub(crate) struct Synced {
-    /// The records since the last one, in the order in which they were appended.
+    /// The records since the last sync, in the order in which they were appended.
     pub(crate) records: Vec<DurableState>,
-    /// Segments to which no more is written. They are to be settled once the index knows `records`.
+    /// Segments to which nothing more is written. To be settled once the index has `records`.
     pub(crate) finished: Vec<Arc<Segment>>,
 }
 
@@ -84,39 +86,42 @@ struct WrittenEntry {
 #[derive(Debug)]
 struct Active {
     segment: Arc<Segment>,
-    /// The header page, until it is written.
+    /// The header page. `None` once it is written.
     header_page: Option<Vec<u8>>,
     tail: u64,
-    /// What is written to it, for its footer. `None`: it is made for one record, and has no footer.
+    /// The records in the segment, for its footer. `None`: the segment is for one record, and has
+    /// no footer.
     listed: Option<Records>,
 }
 
-/// The end of the journal.
+/// The writer of the journal.
 #[derive(Debug)]
 pub(crate) struct Writer {
     segments: Arc<Segments>,
     active: Option<Active>,
     next_seq: u64,
     durable_seq: u64,
-    /// Everything since the last good sync.
+    /// All records since the last successful sync.
     entries: Vec<WrittenEntry>,
     /// How many of `entries` are written.
     written: usize,
-    /// Segments written to since the last sync was taken out.
+    /// Segments written to since the last sync job was taken.
     touched: Vec<Arc<Segment>>,
-    /// Segments that are being synced, each with the `up_to` of its job.
+    /// Segments in sync jobs in flight, each with the `up_to` of its job.
     syncing: Vec<(u64, Arc<Segment>)>,
-    /// Counts errors: jobs from before one are of no account.
+    /// Counts errors. A job of an earlier epoch is stale.
     epoch: u64,
-    /// Full or failed segments whose end is not yet told to the caller.
+    /// Full or failed segments that were not returned to the caller yet.
     finished: Vec<Arc<Segment>>,
-    /// Segments of failed tries that hold nothing durable: given up when what was in them is written elsewhere.
+    /// Segments of failed attempts that hold nothing durable. They are retired once their records
+    /// are written elsewhere.
     doomed: Vec<u64>,
-    /// Files for records that are larger than a segment, in their order.
+    /// Files for records that are larger than a segment, in the order of the records.
     prepared: VecDeque<FreeSegment>,
-    /// The last try failed: the next segment is a file made for it, not one that may be as bad.
-    distrust_pool: bool,
-    /// The last segment's footer could not be written: the next write returns this.
+    /// The last attempt failed: the next segment is a new file, because those of the pool may fail
+    /// as well.
+    avoid_pool: bool,
+    /// The error of the last segment's footer: the next write returns it.
     footer_error: Option<io::Error>,
     /// Reused between batches.
     scratch: Vec<u8>,
@@ -138,50 +143,52 @@ impl Writer {
             finished: Vec::new(),
             doomed: Vec::new(),
             prepared: VecDeque::new(),
-            distrust_pool: false,
+            avoid_pool: false,
             scratch: Vec::new(),
         }
     }
 
-    /// The newest sequence number of which everything before is on stable storage.
+    /// The highest sequence number up to which all records are on stable storage.
     pub(crate) fn durable_seq(&self) -> u64 {
         self.durable_seq
     }
 
-    /// The sequence number of the last record that was appended.
+    /// The sequence number of the last appended record.
     pub(crate) fn last_seq(&self) -> u64 {
         self.next_seq - 1
     }
 
-    /// Records that are not durable yet.
+    /// The number of records that are not durable yet.
     pub(crate) fn unsynced(&self) -> usize {
         self.entries.len()
     }
 
-    /// Records that are written, and not known to be durable.
+    /// The number of records that are written and not known to be durable.
     pub(crate) fn written(&self) -> usize {
         self.written
     }
 
-    /// A job was taken of which nobody told how it ended.
+    /// A job is in flight: `take_sync` was called and `end_sync` was not.
     pub(crate) fn is_syncing(&self) -> bool {
         !self.syncing.is_empty()
     }
 
-    /// Something is queued that has no place yet, or lost it by an error.
+    /// A queued record has no place yet, or lost it by an error.
     pub(crate) fn has_unwritten(&self) -> bool {
         self.written < self.entries.len()
     }
 
-    /// What fits into the segments that there are. Messages leave the reserve to removes, as a free segment or as the active one.
+    /// What fits into the existing segments. Stores leave a reserve to removes: a free segment, or
+    /// the active one if none is free.
     pub(crate) fn room(&self, for_removes: bool) -> JournalRoom {
         let pool = self.segments.pool();
         let free = pool.free();
         let active = self.active.as_ref().map_or(0, Active::room);
         let usable = usable_of(pool.segment_size());
         if self.has_unwritten() {
-            // What is queued goes first, and it may take all there is. Nor may anything join a batch that has to be tried again: by now an older
-            // version of an id in it may have come due, and would be written after the newer one.
+            // The queued records come first, and may take all room. Also, nothing may join a batch
+            // that is tried again: an older version of one of its ids may have become due since,
+            // and would be written after the newer one.
             return JournalRoom { left: 0, free: 0, usable };
         }
         match for_removes {
@@ -191,15 +198,15 @@ impl Writer {
         }
     }
 
-    /// Makes the file for a message of `len` bytes that is larger than a segment. It has to be
-    /// appended next.
+    /// Creates the file for a message of `len` bytes that is larger than a segment. That message
+    /// must be the next such record appended.
     pub(crate) fn prepare_large(&mut self, len: u64) -> io::Result<()> {
         let prepared = self.segments.pool().create_if_room(own_segment_size(len))?;
         self.prepared.push_back(prepared);
         Ok(())
     }
 
-    /// Deletes the file that [`Writer::prepare_large`] made last: its record is not to be appended
+    /// Deletes the file that [`Writer::prepare_large`] created last: its record is not appended
     /// after all.
     pub(crate) fn discard_prepared(&mut self) {
         if let Some(prepared) = self.prepared.pop_back() {
@@ -207,7 +214,7 @@ impl Writer {
         }
     }
 
-    /// Queues a record. It gets the next sequence number, which is returned.
+    /// Queues a record. Returns its sequence number, which is the next one.
     pub(crate) fn append(&mut self, id: SpoolId, change: JournalChange) -> u64 {
         let seq = self.next_seq;
         self.next_seq += 1;
@@ -229,11 +236,12 @@ impl Writer {
         seq
     }
 
-    /// Hands everything queued to the operating system: safe from then on if the process is killed.
+    /// Writes everything queued to the operating system. From then on a kill of the process does
+    /// not lose it.
     pub(crate) fn write(&mut self) -> Result<(), WriteError> {
         let written = self.write_queued();
         self.note_memory();
-        // Refilled with each batch.
+        // Each batch fills the buffer anew.
         self.scratch.clear();
         shrink(&mut self.scratch);
         match written {
@@ -245,20 +253,21 @@ impl Writer {
             }
             Err(error) => {
                 if !matches!(error, WriteError::NoSegment) {
-                    self.distrust();
+                    self.requeue_unsynced();
                 }
                 if matches!(&error, WriteError::Write(source) if is_no_room(source)) {
-                    // The files that exist are as good as before, and a new one would take the room
-                    // that is made for the next try.
-                    self.distrust_pool = false;
+                    // The existing files did not fail, and a new one would take the room that is
+                    // freed for the next attempt.
+                    self.avoid_pool = false;
                 }
                 Err(error)
             }
         }
     }
 
-    /// Writes everything queued and makes it durable. Where the segments do not suffice for all of it, that is done with what has a place: the
-    /// segments that it fills can then be filed, which is what frees others.
+    /// Writes everything queued and makes it durable. If the segments do not suffice for all of it,
+    /// that holds for the records that have a place: the full segments can then be checkpointed,
+    /// which frees others.
     #[cfg(test)]
     pub(crate) fn sync(&mut self) -> Result<Synced, WriteError> {
         match self.write() {
@@ -269,7 +278,8 @@ impl Writer {
         Ok(self.end_sync(job.run())?.unwrap_or_default())
     }
 
-    /// The sync of everything that is written and in no job yet. Jobs are done in the order in which they were taken.
+    /// Takes a job for everything that is written and in no job yet. Jobs must run in the order in
+    /// which they were taken.
     pub(crate) fn take_sync(&mut self) -> SyncJob {
         let last = self.written.checked_sub(1).and_then(|last| self.entries.get(last));
         let up_to = last.map_or(self.durable_seq, |entry| entry.seq);
@@ -278,10 +288,10 @@ impl Writer {
         SyncJob { segments, up_to, epoch: self.epoch }
     }
 
-    /// Learns how a job ended. `None`: it is of no account, for all that it was for is being written again.
+    /// Applies a finished job. Returns `None` if the job is stale.
     pub(crate) fn end_sync(&mut self, end: SyncEnd) -> Result<Option<Synced>, WriteError> {
         if let Err(error) = end.result {
-            self.distrust();
+            self.requeue_unsynced();
             return Err(WriteError::Sync(error));
         }
         if end.epoch != self.epoch {
@@ -294,7 +304,7 @@ impl Writer {
             let last = self.entries[..covered].iter().rfind(of_it);
             last.inspect(|entry| segment.note_last_seq(entry.seq));
         }
-        self.distrust_pool = false;
+        self.avoid_pool = false;
         let records: Vec<DurableState> = self.entries.drain(..covered).map(|entry| entry.durable()).collect();
         self.written -= covered;
         shrink(&mut self.entries);
@@ -311,12 +321,12 @@ impl Writer {
         self.segments.buffers().note(bytes_of(&self.entries) + bytes_of(&self.scratch) + footer);
     }
 
-    /// Ends the active segment with its footer, so that a checkpoint can take it. The next
-    /// [`Writer::sync`] returns the segment.
+    /// Ends the active segment with its footer, so that it can be checkpointed.
+    /// [`Writer::end_sync`] returns the segment once all its records are durable.
     ///
-    /// The footer gets no sync of its own: without it the segment is scanned. A footer that can't
-    /// be written shows a sick or a full disk: the next [`Writer::write`] returns the error, as of
-    /// a record.
+    /// The footer is not synced separately: without a footer the segment is scanned. A failure to
+    /// write the footer indicates a faulty or a full disk: the next [`Writer::write`] returns the
+    /// error, as for a record.
     pub(crate) fn seal(&mut self) {
         if let Some(Active { segment, listed: Some(listed), .. }) = &self.active
             && let Err(error) = listed.write(segment, self.segments.salt())
@@ -339,20 +349,21 @@ impl Writer {
         }
     }
 
-    /// Age and fill of the active segment matter to the checkpoint: its generation, if it has one.
+    /// The generation of the active segment. The checkpoint considers its age and fill.
     pub(crate) fn active_generation(&self) -> Option<u64> {
         self.active.as_ref().map(|active| active.segment.generation)
     }
 
-    /// After an error nothing that was written since the last good sync counts: all of it goes to a fresh segment.
-    fn distrust(&mut self) {
+    /// Handles an error: all records since the last successful sync are written again, to a fresh
+    /// segment.
+    fn requeue_unsynced(&mut self) {
         self.written = 0;
         self.epoch += 1;
-        // They have no place.
+        // They have no place now.
         self.entries.iter_mut().for_each(|entry| entry.generation = 0);
-        let fresh_failed = self.distrust_pool;
-        self.distrust_pool = true;
-        // It may have failed, and what was written to it is not what its list says.
+        let fresh_failed = self.avoid_pool;
+        self.avoid_pool = true;
+        // The segment may have failed, and its content may differ from its list.
         self.end_active();
         let syncing = self.syncing.drain(..).map(|(_, segment)| segment);
         let mut failed: Vec<Arc<Segment>> = syncing.chain(self.touched.drain(..)).collect();
@@ -361,8 +372,9 @@ impl Writer {
         for segment in failed {
             segment.mark_failed();
             if fresh_failed && !segment.holds_durable() {
-                // Made after the first failure and no better: it holds nothing that stands nowhere else, and a sick disk must
-                // not use up the journal's capacity.
+                // Created after the first failure, and it failed as well. It holds only records
+                // that are written again elsewhere, and a faulty disk must not use up the journal's
+                // capacity.
                 self.finished.retain(|other| other.generation != segment.generation);
                 self.doomed.push(segment.generation);
             }
@@ -372,7 +384,7 @@ impl Writer {
     fn write_queued(&mut self) -> Result<(), WriteError> {
         self.take_footer_error()?;
         if self.active.as_ref().is_some_and(|active| active.segment.is_lost()) {
-            // The file has no name any more.
+            // The name of the file was lost.
             self.end_active();
         }
         while self.written < self.entries.len() {
@@ -391,7 +403,7 @@ impl Writer {
         Ok(())
     }
 
-    /// A segment for a record with a payload of `len` bytes.
+    /// Takes or creates a segment for a record with a payload of `len` bytes.
     fn next_segment(&mut self, len: u64) -> Result<Active, WriteError> {
         let pool = self.segments.pool();
         let is_large = needs_own_segment(len, pool.segment_size());
@@ -404,7 +416,7 @@ impl Writer {
                 }
                 Some(prepared)
             });
-            // Written again after a failure, it needs a new file.
+            // A record that is written again after a failure needs a new file.
             (prepared.map_or_else(|| pool.create(size), Ok).map_err(WriteError::Create)?, false)
         } else {
             (self.ordinary_segment()?, true)
@@ -416,18 +428,18 @@ impl Writer {
 
     fn ordinary_segment(&self) -> Result<FreeSegment, WriteError> {
         let pool = self.segments.pool();
-        if self.distrust_pool {
+        if self.avoid_pool {
             match pool.create(pool.segment_size()) {
                 Ok(fresh) => {
                     pool.count_existing();
                     return Ok(fresh);
                 }
-                // A full disk is no fault of the segments that exist.
+                // A full disk does not mean that the existing segments are faulty.
                 Err(error) if is_no_room(&error) => {}
                 Err(error) => return Err(WriteError::Create(error)),
             }
         }
-        // What is queued here was admitted against `room`; what must be written again may use the reserve.
+        // `room` admitted the queued records. Those that are written again may use the reserve.
         pool.take(0).ok_or(WriteError::NoSegment)
     }
 
@@ -473,7 +485,7 @@ impl Writer {
 }
 
 impl Active {
-    /// What the records that are still to come may cost.
+    /// What further records may cost.
     fn room(&self) -> u64 {
         self.listed.as_ref().map_or(0, |listed| usable(self.left(), listed.len()))
     }
@@ -482,7 +494,7 @@ impl Active {
         self.segment.size.saturating_sub(self.tail)
     }
 
-    /// How many of `entries`, from the first, fit with the footer behind them; and the bytes that
+    /// How many of `entries`, from the first, fit with the footer behind them, and the bytes that
     /// they take.
     fn fitting(&self, entries: &[WrittenEntry]) -> (usize, u64) {
         let left = self.left();
@@ -540,7 +552,7 @@ enum Piece<'a> {
     Payload(&'a [u8]),
 }
 
-/// Lays out a batch: headers, small payloads and padding in `scratch`, large payloads where they are.
+/// Lays out a batch: headers, small payloads and padding in `scratch`, large payloads in place.
 fn encode<'a>(
     entries: &'a [WrittenEntry],
     salt: u32,

@@ -1,29 +1,31 @@
-//! How much memory the spool may take now, and which part may take what. Pure.
+//! How much memory the spool may use now, and how it is divided. Pure.
 
 use std::time::{Duration, Instant};
 
-/// No part gets less.
-const LEAST: u64 = 1 << 20;
+/// The minimum share of the cache, and of dirty bytes unless their limit is lower.
+const MIN_SHARE: u64 = 1 << 20;
 
-/// The allowance never falls below this: the smallest budget there is.
-const FLOOR: u64 = 8 << 20;
+/// The minimum allowance: the smallest allowed budget.
+const MIN_ALLOWANCE: u64 = 8 << 20;
 
-/// All of `memory_budget`, or less while memory is short. In bytes.
+/// The memory that the spool may use, in bytes: `memory_budget`, or less under memory pressure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Allowance {
     budget: u64,
     allowed: u64,
 }
 
-/// What a limit of the system leaves, over time: it falls at once and rises slowly, or the cache would follow every move of the neighbours.
+/// The memory available below a system limit, over time. It falls at once and rises slowly.
+/// Otherwise the cache would follow every change in the use of other programs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct MemoryBound(Option<(u64, Instant)>);
 
-/// The whole budget comes back in this time.
+/// The time in which the bound rises by the whole budget.
 const RISE: Duration = Duration::from_secs(30);
 
 impl MemoryBound {
-    /// `most`: what may be had now, in bytes; `None` where there is no bound. Returns what counts.
+    /// Applies a new value. `most`: bytes available now, `None` if there is no limit. Returns the
+    /// bound in bytes.
     pub(crate) fn follow(&mut self, now: Instant, most: Option<u64>, budget: u64) -> u64 {
         let Some(most) = most else {
             self.0 = None;
@@ -40,15 +42,15 @@ impl MemoryBound {
     }
 }
 
-/// What can't be dropped, in bytes.
+/// Memory that cannot be dropped, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) index: u64,
     pub(crate) sled: u64,
     pub(crate) journal: u64,
-    /// What the process has used of the crash log's file.
+    /// The part of the crash log's file that the process has used.
     pub(crate) crash_log: u64,
-    /// The size of that file.
+    /// The size of the crash log's file.
     pub(crate) crash_log_size: u64,
 }
 
@@ -58,7 +60,7 @@ impl Held {
     }
 }
 
-/// What the other parts may take, in bytes.
+/// What dirty bytes and clean copies may use, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shares {
     pub(crate) dirty_limit: u64,
@@ -74,49 +76,51 @@ impl Allowance {
         self.allowed
     }
 
-    /// The setting changed. What was taken away because memory is short stays taken away, in proportion.
+    /// Sets another budget. Memory pressure keeps its proportion of it.
     pub(crate) fn set_budget(&mut self, budget: u64) {
         self.allowed = part(budget, self.allowed, self.budget);
         self.budget = budget;
     }
 
-    /// Memory is short: of the `accounted` bytes, `excess` have to go.
+    /// Reduces the allowance under pressure: `excess` of the `accounted` bytes must be freed.
     pub(crate) fn press(&mut self, accounted: u64, excess: u64) {
         let less = accounted.min(self.allowed).saturating_sub(excess);
-        self.allowed = less.max(FLOOR).min(self.allowed);
+        self.allowed = less.max(MIN_ALLOWANCE).min(self.allowed);
     }
 
-    /// Memory has returned. A step up; true if there is more to come.
+    /// Raises the allowance by a step after pressure. True if it is still below the budget.
     pub(crate) fn release(&mut self) -> bool {
-        let step = (self.allowed / 4).clamp(LEAST, (self.budget / 16).max(LEAST));
+        let step = (self.allowed / 4).clamp(MIN_SHARE, (self.budget / 16).max(MIN_SHARE));
         self.allowed = (self.allowed + step).min(self.budget);
         self.allowed < self.budget
     }
 
-    /// The same where no more than `most` bytes can be had without coming near to a limit of the system: it is better not to begin.
+    /// The allowance, reduced to `most` bytes, so that the spool stays clear of a system limit.
     pub(crate) fn within(self, most: u64) -> Self {
-        Self { allowed: self.allowed.min(most.max(FLOOR)), ..self }
+        Self { allowed: self.allowed.min(most.max(MIN_ALLOWANCE)), ..self }
     }
 
-    /// What is left for dirty bytes and clean copies beside what is `held`. `dirty_limit` is the setting.
+    /// The shares of dirty bytes and clean copies, given what is `held`. `dirty_limit` is the
+    /// setting.
     pub(crate) fn shares(&self, dirty_limit: u64, held: Held) -> Shares {
         let Held { index, sled, journal, crash_log, crash_log_size } = held;
         let left = self.allowed.saturating_sub(held.all());
-        // Its part of the allowance, and not all that is left: a clean copy of what was just stored is what loads want.
+        // At most its part of the allowance: loads need room for clean copies of recent stores.
         let dirty =
-            part(dirty_limit, self.allowed, self.budget).min(left / 4 * 3).max(LEAST.min(dirty_limit));
-        // moka overshoots, and what is freed between pieces in use can't be given back.
+            part(dirty_limit, self.allowed, self.budget).min(left / 4 * 3).max(MIN_SHARE.min(dirty_limit));
+        // A margin: moka overshoots its capacity, and fragmented memory cannot be returned.
         let margin = self.allowed / 12;
-        // Copies that are dropped soon after they came, for the index or for the crash log, leave
-        // holes that nothing else fits into. So both have their part from the start: the log has
-        // all that is dirty, and a quarter for what its slots leave unused.
+        // Room for the index and the crash log is reserved from the start. If it were freed by
+        // dropping young copies, the heap would be left with holes. The log needs room for all
+        // dirty bytes, and a quarter more for the unused ends of its slots.
         let others = (index + sled + journal).max(self.allowed / 4)
             + crash_log.max((dirty + dirty / 4).min(crash_log_size));
-        Shares { dirty_limit: dirty, cache: self.allowed.saturating_sub(others + dirty + margin).max(LEAST) }
+        let cache = self.allowed.saturating_sub(others + dirty + margin).max(MIN_SHARE);
+        Shares { dirty_limit: dirty, cache }
     }
 }
 
-/// `of`, times `share` by `whole`.
+/// `of` × `share` / `whole`.
 fn part(of: u64, share: u64, whole: u64) -> u64 {
     let product = u128::from(of) * u128::from(share) / u128::from(whole.max(1));
     u64::try_from(product).unwrap_or(u64::MAX)
@@ -131,7 +135,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn what_is_held_leaves_less_for_clean_copies_and_then_for_dirty_bytes() {
+    fn held_memory_reduces_the_cache_first_and_then_the_dirty_limit() {
         let allowance = Allowance::new(256 * MIB);
         let shares = |mib| {
             let Shares { dirty_limit, cache } =
@@ -139,7 +143,7 @@ mod tests {
             (dirty_limit / MIB, cache / MIB)
         };
         assert_eq!(shares(0), (64, 106));
-        assert_eq!(shares(64), (64, 106), "that much is always kept free for it");
+        assert_eq!(shares(64), (64, 106), "a quarter is always reserved for it");
         assert_eq!(shares(100), (64, 70));
         assert_eq!(shares(192), (48, 1));
         assert_eq!(shares(300), (1, 1));
@@ -148,16 +152,16 @@ mod tests {
             let Shares { dirty_limit, cache } = allowance.shares(dirty * MIB, held);
             (dirty_limit / MIB, cache / MIB)
         };
-        assert_eq!(with_log(0, 32), (32, 98), "what may be dirty is in memory twice");
+        assert_eq!(with_log(0, 32), (32, 98), "dirty bytes are in memory twice");
         assert_eq!(with_log(30, 32), (32, 98));
         assert_eq!(with_log(60, 32), (32, 78));
-        assert_eq!(with_log(0, 64), (64, 46), "the file is no larger");
+        assert_eq!(with_log(0, 64), (64, 46), "at most the size of the file");
     }
 
     #[test]
-    fn it_falls_by_what_is_too_much_and_grows_back_in_steps() {
+    fn pressure_reduces_it_by_the_excess_and_it_grows_back_in_steps() {
         let mut allowance = Allowance::new(160 * MIB);
-        // Half of it is used: what is not used can't be given back.
+        // Half of it is used. Unused memory cannot be freed.
         allowance.press(80 * MIB, 20 * MIB);
         assert_eq!(allowance.bytes(), 60 * MIB);
         assert_eq!(allowance.shares(40 * MIB, Held::default()).dirty_limit, 15 * MIB);
@@ -167,19 +171,19 @@ mod tests {
         while allowance.release() {
             steps += 1;
         }
-        // A quarter more each time, then a sixteenth of the budget.
+        // Each step is a quarter of the allowance, at most a sixteenth of the budget.
         assert_eq!((allowance.bytes(), steps), (160 * MIB, 20));
         assert!(!allowance.release());
     }
 
     #[test]
-    fn a_limit_below_the_budget_bounds_it_from_the_start() {
+    fn a_system_limit_below_the_budget_bounds_it() {
         let allowance = Allowance::new(1024 * MIB);
         let bounded = allowance.within(128 * MIB);
         assert_eq!(bounded.bytes(), 128 * MIB);
         assert_eq!(bounded.shares(256 * MIB, Held::default()).dirty_limit, 32 * MIB);
         assert_eq!(allowance.within(u64::MAX), allowance);
-        assert_eq!(allowance.within(0).bytes(), FLOOR);
+        assert_eq!(allowance.within(0).bytes(), MIN_ALLOWANCE);
     }
 
     #[test]
@@ -217,12 +221,12 @@ mod tests {
         ) {
             let mut allowance = Allowance::new(budget);
             allowance.press(accounted, excess);
-            prop_assert!(allowance.bytes() <= budget && allowance.bytes() >= FLOOR);
+            prop_assert!(allowance.bytes() <= budget && allowance.bytes() >= MIN_ALLOWANCE);
             let (held, limit) = (Held { index, ..Held::default() }, budget / 100 * dirty);
             let shares = allowance.shares(limit, held);
             prop_assert!(shares.dirty_limit <= limit.max(1));
             let sum = index + shares.dirty_limit + shares.cache;
-            prop_assert!(sum <= allowance.bytes().max(index) + 2 * LEAST, "{sum}");
+            prop_assert!(sum <= allowance.bytes().max(index) + 2 * MIN_SHARE, "{sum}");
         }
     }
 }

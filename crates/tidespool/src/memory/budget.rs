@@ -1,4 +1,4 @@
-//! Dirty bytes: how many there are, how many there may be, and who waits for room.
+//! Admission of dirty bytes: their number, their limit, and the stores that wait for room.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -11,29 +11,30 @@ use tokio::sync::{Notify, oneshot};
 use super::queue::{Load, Queue, QueuePlace, Turn};
 use super::throttle::{Lane, cannot_meet};
 
-/// What a dirty message costs in memory beside its bytes: its entries in the tables, its ticket, its reference counts.
+/// Memory of a dirty message beside its bytes: table entries, ticket and reference counts.
 pub(crate) const DIRTY_OVERHEAD: u64 = 256;
 
-/// In [`Budget::puts`]: somebody waits.
+/// Flag in [`Budget::puts`]: at least one store waits.
 const WAITING: u64 = 1;
 
-/// Room for dirty bytes.
+/// The budget of dirty bytes.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    /// Twice the dirty bytes of messages, plus [`WAITING`]: whoever gives room back learns in the same step whether somebody waits for it.
+    /// Twice the dirty bytes of messages, plus [`WAITING`]. So one atomic step returns room and
+    /// reads whether a store waits for it.
     puts: AtomicU64,
     /// Dirty bytes of tombstones.
     removals: AtomicU64,
-    /// Callers wait until there are fewer of them.
+    /// Callers wait until there are fewer tombstones.
     slows_removals: AtomicBool,
     fewer_removals: Notify,
     limit: AtomicU64,
-    /// Bytes a second that a commit makes durable while it is at it; 0 until measured.
+    /// Bytes per second that commits make durable while they run. 0 until measured.
     drain_rate: AtomicU64,
-    /// Bytes of the newest commits, and the nanoseconds they took; older ones count ever less.
+    /// Bytes of the newest commits, and the nanoseconds they took. Older commits have less weight.
     drained: AtomicU64,
     drained_in: AtomicU64,
-    /// When the last of them ended, in nanoseconds since `started`.
+    /// When the last commit ended, in nanoseconds since `started`.
     drained_at: AtomicU64,
     line: Mutex<WaitingLine>,
     /// Wakes the thread that is in [`attend`](Budget::attend).
@@ -41,21 +42,22 @@ pub(crate) struct Budget {
     started: Instant,
 }
 
-/// Those who wait. Bounded by the callers: each is a caller's future.
+/// The waiting stores. Bounded by the number of callers: each is a caller's future.
 #[derive(Debug)]
 struct WaitingLine {
     queue: Queue<oneshot::Sender<Permit>>,
     /// When the next waiter is due, in nanoseconds since `started`: the attending thread wakes
     /// then.
     alarm: Option<u64>,
-    /// The first waiter lacks room.
+    /// The first store lacks room.
     is_full: bool,
-    /// The attending thread has not reported that yet.
+    /// The attending thread has not reported `is_full` yet.
     is_news: bool,
     closed: bool,
 }
 
-/// Room for one dirty version. It is given back when the last holder of the version lets go: not earlier, and on every path.
+/// Room for one dirty version. It is returned exactly when the last holder drops the version, on
+/// every path.
 #[derive(Debug)]
 pub(crate) struct Permit {
     budget: Arc<Budget>,
@@ -63,12 +65,12 @@ pub(crate) struct Permit {
     is_removal: bool,
 }
 
-/// The attending thread sleeps at least so long: above the threshold stores are due every few
-/// microseconds, and are admitted together.
+/// The minimum sleep of the attending thread. Above the threshold a store is due every few
+/// microseconds, so several are admitted together.
 const TICK: Duration = Duration::from_millis(1);
 
 impl Budget {
-    /// `limit`: bytes.
+    /// `limit` is in bytes.
     pub(crate) fn new(limit: u64) -> Self {
         Self {
             puts: AtomicU64::new(0),
@@ -92,7 +94,7 @@ impl Budget {
         }
     }
 
-    /// Room for a message of `len` bytes, if there is some and nobody has to wait.
+    /// Returns room for a message of `len` bytes if it can be admitted without waiting.
     pub(crate) fn try_admit(self: &Arc<Self>, len: u64, lane: Lane) -> Option<Permit> {
         let bytes = len + DIRTY_OVERHEAD;
         let free = lane.free_below(self.limit()).saturating_sub(self.removals.load(Ordering::Relaxed));
@@ -111,7 +113,7 @@ impl Budget {
         self.try_admit_in_turn(bytes, lane)
     }
 
-    /// The same where the limit is near.
+    /// The slow path: the limit is near, or stores wait.
     #[cold]
     fn try_admit_in_turn(self: &Arc<Self>, bytes: u64, lane: Lane) -> Option<Permit> {
         let mut line = self.line.lock();
@@ -130,22 +132,23 @@ impl Budget {
         }
     }
 
-    /// Takes a place in the queue for a message of `len` bytes. Dropping what is returned gives the place back, and the room if it was given.
+    /// Adds a message of `len` bytes to the queue. Dropping the waiter gives up its place, and
+    /// returns the room if it was granted.
     pub(crate) fn wait(self: &Arc<Self>, len: u64, lane: Lane) -> Waiter {
         let bytes = len + DIRTY_OVERHEAD;
         let (served, permit) = oneshot::channel();
         let mut line = self.line.lock();
         let place = line.queue.place(self.now(), bytes, self.drain_rate());
         line.queue.join(lane, place, bytes, served);
-        // Before the next look at the room: whoever gives some back after that look sees this.
+        // Before the next check of the room: every permit dropped after that check sees the flag.
         self.puts.fetch_or(WAITING, Ordering::AcqRel);
         drop(line);
         self.serve();
         Waiter { budget: self.clone(), lane, place, permit }
     }
 
-    /// True where a message of `len` bytes that has to wait can't be let in within `left`: its slot is later, or what is to be drained first takes
-    /// more than twice that time at the measured rate.
+    /// True if a message of `len` bytes cannot be admitted within `left`. Either its slot is later,
+    /// or the bytes before it take more than twice that time to drain at the measured rate.
     pub(crate) fn cannot_meet(&self, len: u64, lane: Lane, left: Duration) -> bool {
         let bytes = len + DIRTY_OVERHEAD;
         let mut line = self.line.lock();
@@ -154,7 +157,7 @@ impl Budget {
         if Duration::from_nanos(line.queue.until_due(now, lane, &load)) > left {
             return true;
         }
-        // More than the limit has room for, once all that is ahead of it is in.
+        // The bytes to drain: those over the limit once everything ahead of it is admitted.
         let to_drain =
             |ahead: u64| (load.puts + ahead + bytes.min(load.limit)).saturating_sub(load.limit).max(ahead);
         if !cannot_meet(to_drain(line.queue.bytes()), self.drain_rate(), left) {
@@ -164,22 +167,22 @@ impl Budget {
         cannot_meet(to_drain(line.queue.ahead_of(place)), self.drain_rate(), left)
     }
 
-    /// Room for a tombstone. Removes never wait: they are what makes room.
+    /// Room for a tombstone. Removals never wait here, because they free room.
     pub(crate) fn admit_removal(self: &Arc<Self>) -> Permit {
         self.removals.fetch_add(DIRTY_OVERHEAD, Ordering::Relaxed);
         Permit { budget: self.clone(), bytes: DIRTY_OVERHEAD, is_removal: true }
     }
 
-    /// True if tombstones alone take more than five eighths of the limit: removals go on, at the
+    /// True if tombstones use more than five eighths of the limit. Removals are then slowed to the
     /// pace of the disk.
     pub(crate) fn has_many_removals(&self) -> bool {
         self.removals.load(Ordering::SeqCst) > self.limit() / 8 * 5
     }
 
-    /// Waits until there are fewer.
+    /// Waits until [`has_many_removals`](Self::has_many_removals) is false.
     pub(crate) async fn fewer_removals(&self) {
         let mut fewer = pin!(self.fewer_removals.notified());
-        // From here on none is missed.
+        // From here on no notification is missed.
         fewer.as_mut().enable();
         self.slows_removals.store(true, Ordering::SeqCst);
         if self.has_many_removals() {
@@ -187,19 +190,20 @@ impl Budget {
         }
     }
 
-    /// Room for a message that was acknowledged before: it is given whatever the limit is.
+    /// Room for a message that was acknowledged earlier. It is granted regardless of the limit.
     pub(crate) fn admit_acknowledged(self: &Arc<Self>, len: u64) -> Permit {
         let bytes = len + DIRTY_OVERHEAD;
         self.puts.fetch_add(bytes << 1, Ordering::AcqRel);
         self.permit(bytes)
     }
 
-    /// True if the first in the queue has no room. Whoever brings something in tells the committer then: it was asked to write what was dirty before.
+    /// True if the first store in the queue lacks room. A store that brings in bytes then notifies
+    /// the committer, whose last request covers only what was dirty before.
     pub(crate) fn lacks_room(&self) -> bool {
         self.puts.load(Ordering::Acquire) & WAITING != 0 && self.line.lock().is_full
     }
 
-    /// Changes the limit, in bytes. Where more is dirty already, nothing is let in until enough has drained.
+    /// Changes the limit, in bytes. Above it nothing is admitted until enough has drained.
     pub(crate) fn set_limit(self: &Arc<Self>, limit: u64) {
         let line = self.line.lock();
         self.limit.store(limit, Ordering::Relaxed);
@@ -207,7 +211,7 @@ impl Budget {
         self.serve();
     }
 
-    /// Dirty bytes now, overhead included.
+    /// The current dirty bytes, overhead included.
     pub(crate) fn dirty(&self) -> u64 {
         (self.puts.load(Ordering::Relaxed) >> 1) + self.removals.load(Ordering::Relaxed)
     }
@@ -217,20 +221,21 @@ impl Budget {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// Bytes that stores wait to bring in.
+    /// Bytes of the waiting stores.
     #[cfg(test)]
     pub(crate) fn waiting(&self) -> u64 {
         self.line.lock().queue.bytes()
     }
 
-    /// Learns how long a commit of so many bytes took.
+    /// Records that a commit of `bytes` took `took`.
     pub(crate) fn note_drained(&self, bytes: u64, took: Duration) {
-        // Small commits tell what a sync costs, not what the disk can do.
+        // A small commit measures the cost of a sync, not the rate of the disk.
         if bytes < 64 * 1024 {
             return;
         }
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
-        // Bytes and times apart: a mean of rates would make a disk that is now quick and now slow look quick.
+        // Bytes and times are averaged separately. A mean of rates would overestimate a disk that
+        // alternates between fast and slow.
         let bytes = self.drained.load(Ordering::Relaxed) / 8 * 7 + bytes;
         let time = (self.drained_in.load(Ordering::Relaxed) / 8 * 7).saturating_add(took);
         self.drained.store(bytes, Ordering::Relaxed);
@@ -239,7 +244,8 @@ impl Budget {
         self.drain_rate.store(rate(bytes, time), Ordering::Relaxed);
     }
 
-    /// The same, where the time counts as well in which no commit has ended since: while the disk pauses, less and less is let in.
+    /// The rate including the time since the last commit ended. So a pause of the disk slows
+    /// admissions more and more.
     fn rate_at(&self, now: u64) -> u64 {
         let bytes = self.drained.load(Ordering::Relaxed);
         if bytes == 0 {
@@ -249,15 +255,15 @@ impl Budget {
         rate(bytes, self.drained_in.load(Ordering::Relaxed).saturating_add(quiet))
     }
 
-    /// The measured rate, in bytes a second; 0 until something was measured.
+    /// The measured rate, in bytes per second. 0 until measured.
     pub(crate) fn drain_rate(&self) -> u64 {
         self.drain_rate.load(Ordering::Relaxed)
     }
 
-    /// Lets in everybody whose turn it is.
+    /// Admits every store that is due and has room.
     fn serve(self: &Arc<Self>) {
         while let Some((waiter, permit)) = self.next_served() {
-            // Dropped at this moment: its room is for the next one.
+            // The waiter was dropped: its room goes to the next one.
             if let Err(mut permit) = waiter.send(permit) {
                 permit.give_back();
             }
@@ -280,7 +286,7 @@ impl Budget {
                     self.note_left(&line);
                     return Some((waiter, self.permit(bytes)));
                 }
-                (Turn::Nobody, _) => return None,
+                (Turn::Empty, _) => return None,
                 (Turn::Later(due), _) => {
                     if line.alarm.is_none_or(|alarm| due < alarm) {
                         line.alarm = Some(due);
@@ -299,14 +305,14 @@ impl Budget {
         }
     }
 
-    /// Admits waiters as they become due, until `until`. `on_full` is called when the first in the
+    /// Admits waiters as they become due, until `until`. Calls `on_full` when the first in the
     /// queue lacks room. Returns true once the budget is closed.
     ///
-    /// For a thread of the spool: no waiter depends on another waiter's future being polled.
+    /// A thread of the spool runs it, so no waiter depends on another waiter's future being polled.
     pub(crate) fn attend(self: &Arc<Self>, until: Instant, on_full: impl Fn()) -> bool {
         loop {
             self.line.lock().alarm = None;
-            // It sets the alarm for the next one.
+            // This sets the alarm for the next waiter.
             self.serve();
             let mut line = self.line.lock();
             if line.closed {
@@ -332,13 +338,13 @@ impl Budget {
         }
     }
 
-    /// Ends the thread that attends.
+    /// Ends [`attend`](Self::attend).
     pub(crate) fn close(&self) {
         self.line.lock().closed = true;
         self.wake.notify_one();
     }
 
-    /// Gives up a place, if it was not served.
+    /// Removes a store from the queue if it was not admitted.
     fn leave(self: &Arc<Self>, lane: Lane, place: QueuePlace) {
         let mut line = self.line.lock();
         if line.queue.leave(lane, place).is_none() {
@@ -347,18 +353,18 @@ impl Budget {
         (line.is_full, line.is_news) = (false, false);
         self.note_left(&line);
         drop(line);
-        // It may have been the one that nobody passes.
+        // It may have blocked the stores behind it.
         self.serve();
     }
 
-    /// Under the lock: where it was the last one, nobody waits.
+    /// Clears [`WAITING`] if the queue is empty. Call it under the lock.
     fn note_left(&self, line: &WaitingLine) {
         if line.queue.is_empty() {
             self.puts.fetch_and(!WAITING, Ordering::AcqRel);
         }
     }
 
-    /// Takes the room that was there when `puts` was read. False if it has changed since.
+    /// Takes room if `puts` is unchanged. False if it has changed.
     fn take(&self, puts: u64, bytes: u64) -> bool {
         self.puts.compare_exchange(puts, puts + (bytes << 1), Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
@@ -381,19 +387,19 @@ impl Budget {
     }
 }
 
-/// Bytes a second, at least one.
+/// Bytes per second, at least one.
 fn rate(bytes: u64, nanos: u64) -> u64 {
     let rate = u128::from(bytes) * 1_000_000_000 / u128::from(nanos.max(1));
     u64::try_from(rate).unwrap_or(u64::MAX).max(1)
 }
 
 impl Permit {
-    /// What it counts, in bytes.
+    /// Its dirty bytes, overhead included.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Gives the room back. True if somebody waits for it.
+    /// Returns the room. True if a store waits.
     fn give_back(&mut self) -> bool {
         let bytes = std::mem::take(&mut self.bytes);
         if !self.is_removal {
@@ -416,7 +422,7 @@ impl Drop for Permit {
     }
 }
 
-/// A place in the queue. Dropping it gives the place back, and the room if it was given at the same moment.
+/// A place in the queue. Dropping it gives up the place, and returns the room if it was granted.
 #[derive(Debug)]
 pub(crate) struct Waiter {
     budget: Arc<Budget>,
@@ -425,7 +431,7 @@ pub(crate) struct Waiter {
     permit: oneshot::Receiver<Permit>,
 }
 
-/// The budget is gone with all who waited. It is not: each of them holds it.
+/// The budget was dropped while a store waited. This cannot happen: each waiter holds the budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WaiterGone;
 

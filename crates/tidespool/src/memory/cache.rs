@@ -1,4 +1,4 @@
-//! Clean copies, in moka. Everything here is also durable: an entry may vanish at any time.
+//! Clean copies in moka. Every copy is also durable, so an entry may be evicted at any time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,59 +9,61 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use tidespool_core::SpoolId;
 
-/// What moka takes for an entry beside the message's bytes (measured by its authors' users and by us at about this).
+/// Memory of an entry in moka beside the message's bytes. Measured, and reported by users of moka.
 const ENTRY_OVERHEAD: u64 = 376;
 
-/// Copies that are carried over before moka is asked to free what they took.
+/// After this many copies a resize lets moka free the memory of those removed.
 const CARRIED_AT_ONCE: usize = 256;
 
 type Inner = Cache<SpoolId, CachedCopy, foldhash::fast::RandomState>;
 
-/// A clean copy, and when it came.
+/// A clean copy and its age.
 #[derive(Debug, Clone)]
 struct CachedCopy {
     data: Arc<Box<[u8]>>,
-    /// The [`CleanCache::age`] at which it came in: coarse, so that telling it costs nothing.
+    /// The [`CleanCache::age`] at insertion. Coarse, so that reading it is cheap.
     since: u32,
 }
 
-/// The clean cache. Its moka, which can't change its size, is replaced by another one: the newest copies are carried over.
+/// The clean cache. A moka cache cannot change its size, so a resize replaces it and carries the
+/// newest copies over.
 #[derive(Debug)]
 pub(crate) struct CleanCache {
-    inner: ArcSwap<WeighedCopy>,
-    /// Goes up with each upkeep.
+    inner: ArcSwap<SizedCache>,
+    /// Incremented by each upkeep.
     age: AtomicU32,
 }
 
 #[derive(Debug)]
-struct WeighedCopy {
+struct SizedCache {
     cache: Inner,
     capacity: u64,
     lru: bool,
-    /// What the copies are being carried over from. What changes meanwhile changes there, too.
+    /// During a resize: the cache that copies are carried over from. Changes apply to it as well.
     previous: Option<Inner>,
 }
 
-impl WeighedCopy {
-    /// A copy that is still to be carried over.
+impl SizedCache {
+    /// Returns a copy that is not carried over yet.
     #[cold]
     fn carried(&self, id: &SpoolId) -> Option<Arc<Box<[u8]>>> {
         self.previous.as_ref()?.get(id).map(|copy| copy.data)
     }
 }
 
-/// What left the cache.
+/// Number and size of dropped copies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Evicted {
     pub(crate) entries: u64,
-    /// Overhead included.
+    /// Including the overhead.
     pub(crate) bytes: u64,
 }
 
 impl CleanCache {
-    /// `capacity`: bytes, overhead included. `lru`: least recently used first, else TinyLFU.
+    /// `capacity`: bytes, including overhead. `lru`: evict the least recently used copy, else use
+    /// TinyLFU.
     pub(crate) fn new(capacity: u64, lru: bool) -> Self {
-        let inner = WeighedCopy { cache: build(capacity, lru), capacity, lru, previous: None };
+        let inner = SizedCache { cache: build(capacity, lru), capacity, lru, previous: None };
         Self { inner: ArcSwap::from_pointee(inner), age: AtomicU32::new(0) }
     }
 
@@ -73,13 +75,13 @@ impl CleanCache {
         }
     }
 
-    /// Takes a clean copy in, in place of an earlier one. Call it under the lock that orders the id's changes.
+    /// Inserts or replaces a clean copy. Call it under the lock that orders the id's changes.
     pub(crate) fn insert(&self, id: SpoolId, data: Arc<Box<[u8]>>) {
         let inner = self.inner.load();
         if let Some(previous) = &inner.previous {
             previous.invalidate(&id);
         }
-        // A message that would push out an eighth of the rest is cheaper to read again.
+        // A message above an eighth of the capacity would evict too much: reading it is cheaper.
         if cost(&data) <= inner.capacity / 8 {
             inner.cache.insert(id, CachedCopy { data, since: self.age.load(Ordering::Relaxed) });
         } else {
@@ -87,7 +89,7 @@ impl CleanCache {
         }
     }
 
-    /// Call it under the lock that orders the id's changes.
+    /// Removes a copy. Call it under the lock that orders the id's changes.
     pub(crate) fn remove(&self, id: &SpoolId) {
         let inner = self.inner.load();
         inner.cache.invalidate(id);
@@ -96,88 +98,88 @@ impl CleanCache {
         }
     }
 
-    /// Drops every copy, at once. Runs at one place at a time, as [`resize`](Self::resize).
+    /// Drops every copy at once. Must not run concurrently with itself or [`resize`](Self::resize).
     pub(crate) fn clear(&self) -> Evicted {
         let before = self.inner.load().cache.clone();
         let (capacity, lru) = (self.capacity(), self.is_lru());
-        self.put(WeighedCopy { cache: build(capacity, lru), capacity, lru, previous: None });
+        self.put(SizedCache { cache: build(capacity, lru), capacity, lru, previous: None });
         size(&before)
     }
 
-    /// Goes on with another capacity or policy, and with the newest copies that fit; says what was left behind. `lock` takes the lock that orders
-    /// an id's changes, for as long as what it returns is held.
+    /// Changes capacity and policy, and keeps the newest copies that fit. Returns what was dropped.
+    /// `lock` takes the lock that orders an id's changes; it is held while its result lives.
     pub(crate) fn resize<L>(&self, capacity: u64, lru: bool, lock: impl Fn(&SpoolId) -> L) -> Evicted {
         let before = self.inner.load().cache.clone();
         let was = size(&before);
         let cache = build(capacity, lru);
-        self.put(WeighedCopy { cache: cache.clone(), capacity, lru, previous: Some(before.clone()) });
-        let mut newest = NewestVersion::of(&before, capacity);
+        self.put(SizedCache { cache: cache.clone(), capacity, lru, previous: Some(before.clone()) });
+        let mut newest = NewestCopies::of(&before, capacity);
         for (number, (id, copy)) in before.iter().enumerate() {
             if newest.takes(&copy) {
                 let _order = lock(&id);
-                // It may have been removed or replaced since: then it is not here any more.
+                // If it was removed or replaced meanwhile, it is no longer here.
                 if let Some(copy) = before.remove(&*id) {
                     cache.insert(*id, copy);
                 }
             } else {
                 before.invalidate(&*id);
             }
-            // What it took is free for the next.
+            // Free the memory of the removed copies for the next ones.
             if number % CARRIED_AT_ONCE == 0 {
                 before.run_pending_tasks();
             }
         }
-        self.put(WeighedCopy { cache: cache.clone(), capacity, lru, previous: None });
+        self.put(SizedCache { cache: cache.clone(), capacity, lru, previous: None });
         let is = size(&cache);
         Evicted { entries: was.entries.saturating_sub(is.entries), bytes: was.bytes.saturating_sub(is.bytes) }
     }
 
-    fn put(&self, next: WeighedCopy) {
+    fn put(&self, next: SizedCache) {
         self.inner.store(Arc::new(next));
     }
 
-    /// Does what moka put off: without it, removed entries keep their memory and the counts lag.
+    /// Runs moka's pending tasks. Without it, removed entries keep their memory and counts lag.
     pub(crate) fn upkeep(&self) {
         self.inner.load().cache.run_pending_tasks();
         self.age.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Bytes, overhead included, as of the last upkeep.
+    /// Bytes including overhead, as of the last upkeep.
     pub(crate) fn bytes(&self) -> u64 {
         self.inner.load().cache.weighted_size()
     }
 
-    /// Messages, as of the last upkeep.
+    /// Number of messages, as of the last upkeep.
     pub(crate) fn entries(&self) -> u64 {
         self.inner.load().cache.entry_count()
     }
 
-    /// The most bytes it may take now.
+    /// The current capacity in bytes.
     pub(crate) fn capacity(&self) -> u64 {
         self.inner.load().capacity
     }
 
-    /// Least recently used first, or TinyLFU.
+    /// True for least recently used, false for TinyLFU.
     pub(crate) fn is_lru(&self) -> bool {
         self.inner.load().lru
     }
 }
 
-/// What is in it, after what moka put off is done.
+/// The contents, after moka's pending tasks.
 fn size(cache: &Inner) -> Evicted {
     cache.run_pending_tasks();
     Evicted { entries: cache.entry_count(), bytes: cache.weighted_size() }
 }
 
-/// The newest copies that together fit.
-struct NewestVersion {
-    /// All that are younger than this, and of this age as many as there is room for.
+/// Selects the newest copies that fit together.
+struct NewestCopies {
+    /// Copies newer than this are taken, and copies of this age while there is room.
     boundary: u32,
     room: u64,
     capacity: u64,
 }
 
-impl NewestVersion {
+impl NewestCopies {
     fn of(cache: &Inner, capacity: u64) -> Self {
         let mut by_age = BTreeMap::<u32, u64>::new();
         for (_, copy) in cache {
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn it_keeps_to_its_capacity_and_keeps_the_newest() {
+    fn it_respects_its_capacity_and_keeps_the_newest() {
         let cache = CleanCache::new(100_000, true);
         let ids: Vec<SpoolId> = (0..1000).map(|_| SpoolId::new()).collect();
         for id in &ids {
@@ -254,29 +256,29 @@ mod tests {
     }
 
     #[test]
-    fn clearing_frees_everything_and_tells_how_much() {
+    fn clearing_frees_everything_and_returns_how_much() {
         let cache = CleanCache::new(1 << 20, true);
         let (id, data) = (SpoolId::new(), message(1000));
         cache.insert(id, data.clone());
         assert_eq!(cache.clear(), Evicted { entries: 1, bytes: 1000 + ENTRY_OVERHEAD });
         assert!(cache.get(&id).is_none());
-        assert_eq!(Arc::strong_count(&data), 1, "freed, not only hidden");
+        assert_eq!(Arc::strong_count(&data), 1, "freed, not only invisible");
     }
 
     #[test]
-    fn a_smaller_cache_has_the_newest_of_the_larger() {
+    fn a_smaller_cache_keeps_the_newest_copies() {
         let (cache, ids) = filled(200);
         let room = 55 * (1000 + ENTRY_OVERHEAD);
         let evicted = cache.resize(room, true, |_| ());
         assert_eq!((cache.capacity(), cache.entries()), (room, 55));
         assert_eq!(evicted, Evicted { entries: 145, bytes: 145 * (1000 + ENTRY_OVERHEAD) });
-        // Ten have one age: of those on the boundary some are there.
+        // Ten copies have the same age. Some of those at the boundary are kept.
         assert!(ids[150..].iter().all(|id| cache.get(id).is_some()));
         assert!(ids[..140].iter().all(|id| cache.get(id).is_none()));
     }
 
     #[test]
-    fn a_larger_cache_and_one_of_another_policy_have_all() {
+    fn a_larger_cache_and_another_policy_keep_all_copies() {
         let (cache, ids) = filled(200);
         for (capacity, lru) in [(2 << 20, true), (2 << 20, false), (1 << 20, false)] {
             assert_eq!(cache.resize(capacity, lru, |_| ()), Evicted::default());
@@ -285,9 +287,9 @@ mod tests {
         }
     }
 
-    /// What happens to an id between the swap and its turn: `lock` is called for it just then.
+    /// `lock` is called for an id just before it is carried over, so it simulates a change then.
     #[test]
-    fn what_changes_while_copies_are_carried_over_stays_changed() {
+    fn changes_during_a_resize_are_kept() {
         let (cache, ids) = filled(30);
         let (removed, replaced) = (ids[3], ids[7]);
         cache.resize(2 << 20, true, |id| {
@@ -303,17 +305,17 @@ mod tests {
     }
 
     #[test]
-    fn copies_are_found_while_they_are_carried_over() {
+    fn copies_are_found_during_a_resize() {
         let (cache, ids) = filled(30);
         cache.resize(2 << 20, true, |_| assert!(ids.iter().all(|id| cache.get(id).is_some())));
     }
 
     #[test]
-    fn a_message_too_large_for_the_cache_is_not_taken() {
+    fn a_message_too_large_for_the_cache_is_not_inserted() {
         let cache = CleanCache::new(100_000, true);
         let id = SpoolId::new();
         cache.insert(id, message(10));
         cache.insert(id, message(50_000));
-        assert!(cache.get(&id).is_none(), "nor does it leave its earlier version there");
+        assert!(cache.get(&id).is_none(), "its earlier version is removed as well");
     }
 }

@@ -1,15 +1,15 @@
-//! The memory tier: dirty data, clean copies, and the bytes that both may take.
+//! The memory tier: dirty messages, clean copies, and the memory that both may use.
 //!
 //! # Layout
 //!
 //! * `pending` – id → newest dirty version, for one shard (pure).
-//! * `order` – debug builds check that versions are written in their order (pure).
-//! * `budget` – dirty bytes admitted, and those who wait for room.
-//! * `queue` – the order in which they are served (pure).
+//! * `order` – debug builds check that the versions of an id are written in order (pure).
+//! * `budget` – admission of dirty bytes, and the stores that wait for room.
+//! * `queue` – the order in which waiting stores are admitted (pure).
 //! * `throttle` – how stores are slowed as the limit nears (pure).
 //! * `cache` – clean copies in moka.
-//! * `allowance` – how much memory there may be, and which part may take what (pure).
-//! * `heap` – freed memory, back to the operating system.
+//! * `allowance` – how much memory the spool may use, and its division (pure).
+//! * `heap` – returns freed memory to the operating system.
 
 mod allowance;
 mod budget;

@@ -1,27 +1,27 @@
-//! Debug builds check: for one id, versions get their journal records in the order of versions.
+//! Debug builds check that the versions of an id get their journal records in order.
 
 /// The versions of one id that have a journal record, while any version of the id is under way.
 ///
-/// Bounded: a version leaves when it is published or aborted, and the rest leave with the last
-/// version under way. No older version can follow after that: a published version settles what was
-/// dirty before it, and every arrival is under way.
+/// Bounded: a version is removed when it is published or aborted. The rest is removed with the last
+/// version under way. No older version can follow: a published version settles all older dirty
+/// versions, and every arrival counts as under way.
 #[derive(Debug, Default)]
 pub(crate) struct Order {
-    /// The newest version that was published.
+    /// The newest published version.
     published: u64,
-    /// Versions with a record that is not known to be durable, in the order of the journal.
+    /// Versions whose record is not known to be durable, in journal order.
     appended: Vec<u64>,
 }
 
 impl Order {
-    /// A record of this version gets the next sequence number.
+    /// Checks a version that gets the next sequence number.
     pub(crate) fn append(&mut self, version: u64) {
         let newest = self.appended.last().copied().unwrap_or_default().max(self.published);
         debug_assert!(version > newest, "version {version} is written after version {newest} of its id");
         self.appended.push(version);
     }
 
-    /// This version is durable, and is stored.
+    /// Records that this version is durable and stored.
     pub(crate) fn publish(&mut self, version: u64) {
         debug_assert_eq!(
             self.appended.first(),
@@ -32,7 +32,7 @@ impl Order {
         self.published = version;
     }
 
-    /// The record of this version is durable, and an abort will take it back.
+    /// Records that this version is durable, and will be cancelled by an abort record.
     pub(crate) fn abort(&mut self, version: u64) {
         self.appended.retain(|appended| *appended != version);
     }
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_aborted_version_is_in_nobodys_way_and_a_published_one_stays_in_it() {
+    fn an_aborted_version_allows_older_ones_and_a_published_one_does_not() {
         let mut order = Order::default();
         order.append(5);
         order.append(7);
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "is written after version 7")]
-    fn an_older_version_behind_a_newer_one_is_caught() {
+    fn an_older_version_after_a_newer_one_is_detected() {
         let mut order = Order::default();
         order.append(7);
         order.append(6);
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "is written after version 7")]
-    fn an_older_version_behind_a_published_one_is_caught() {
+    fn an_older_version_after_a_published_one_is_detected() {
         let mut order = Order::default();
         order.append(7);
         order.publish(7);
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "out of turn")]
-    fn a_version_that_overtakes_another_one_is_caught_when_it_is_published() {
+    fn a_publication_out_of_order_is_detected() {
         let mut order = Order::default();
         order.append(6);
         order.append(7);

@@ -1,6 +1,6 @@
 //! id → newest dirty version, for one shard. Pure.
 //!
-//! Dirty bytes live here and nowhere else until they are durable: moka may refuse an entry or evict it at any time.
+//! Dirty messages are held only here until they are durable. moka may reject or evict any entry.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -13,12 +13,13 @@ use super::budget::Permit;
 use super::order::Order;
 use crate::crash_log::Slot;
 
-/// A version that is not durable yet: a message's bytes, or a tombstone. It holds its room in the budget.
+/// A version that is not durable yet: a message's bytes, or a tombstone. It holds its room in the
+/// budget.
 #[derive(Debug)]
 pub(crate) struct Dirty {
-    /// `None`: a tombstone.
+    /// `None` for a tombstone.
     pub(crate) data: Option<Arc<Box<[u8]>>>,
-    /// The checksum of its bytes, if it was needed before.
+    /// The checksum of the bytes, if it was computed already.
     pub(crate) payload_crc: Option<u32>,
     permit: Permit,
 }
@@ -32,13 +33,13 @@ impl Dirty {
         Self { data: None, payload_crc: None, permit }
     }
 
-    /// What it counts as dirty, in bytes.
+    /// Its dirty bytes, overhead included.
     pub(crate) fn bytes(&self) -> u64 {
         self.permit.bytes()
     }
 }
 
-/// A place in the order in which dirty versions are flushed.
+/// A position in the order in which dirty versions are flushed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket {
     pub(crate) version: u64,
@@ -46,7 +47,7 @@ pub(crate) struct Ticket {
     pub(crate) id: SpoolId,
 }
 
-/// What a load sees of an id here.
+/// The state of an id in this table, as a load sees it.
 #[derive(Debug, Clone)]
 pub(crate) enum Visible {
     Put(Arc<Box<[u8]>>),
@@ -57,22 +58,22 @@ pub(crate) enum Visible {
 struct PendingEntry {
     version: u64,
     at: Instant,
-    /// The version of the ticket that speaks for it. A version that replaces a dirty one inherits that one's place in the order, or a message
-    /// that is saved again and again would never be written.
+    /// The version of the ticket that stands for this entry. A version that replaces a dirty one
+    /// inherits its position. Otherwise a message that is saved repeatedly would never be written.
     ticket: u64,
-    /// The ticket is with the committer.
+    /// The committer holds the ticket.
     is_due: bool,
     dirty: Arc<Dirty>,
-    /// A commit has it, or it is pledged: it will be written, whatever becomes of it.
+    /// A commit has taken it, or it is pledged: it is written even if it is replaced.
     in_flight: bool,
-    /// The turn of an earlier version came, and this one, or one between the two, had replaced it.
+    /// An earlier version was due after it had been replaced, by this version or one before it.
     was_put_off: bool,
-    /// The entry of the crash log. Dropping it under the shard's lock takes it back, after what
-    /// replaces it has one.
+    /// The entry in the crash log. Drop it under the shard's lock, after the entry that replaces it
+    /// was written: dropping it revokes it.
     slot: Option<Slot>,
 }
 
-/// A version that is written in its turn, whatever replaces it until then.
+/// A version that is written in its turn even if it is replaced.
 #[derive(Debug)]
 struct Pledge {
     version: u64,
@@ -84,16 +85,17 @@ struct Pledge {
 pub(crate) struct Pending {
     entries: HashMap<SpoolId, PendingEntry, foldhash::fast::RandomState>,
     tickets: VecDeque<Ticket>,
-    /// Versions of an id that are on their way to the disk: synced stores that wait for their commit, and everything that a commit has. A
-    /// removal of such an id must be written, whatever was stored or removed since.
+    /// Ids with versions on their way to the disk: synced stores that wait for their commit, and
+    /// everything that a commit has taken. A removal of such an id must be written, whatever was
+    /// stored or removed since.
     under_way: HashMap<SpoolId, UnderWay, foldhash::fast::RandomState>,
-    /// What was put off once and has its second turn. Without it a message that is replaced more
-    /// often than its turn comes would never be written. These are under way.
+    /// Versions that are due for the second time. Without the pledge, a message that is replaced
+    /// more often than it is due would never be written. They count as under way.
     pledged: HashMap<SpoolId, Pledge, foldhash::fast::RandomState>,
     risks: Risks,
 }
 
-/// What is lost by an event.
+/// What an event would lose.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Risk {
     /// Dirty bytes of messages.
@@ -101,12 +103,12 @@ pub(crate) struct Risk {
     pub(crate) removals: u64,
 }
 
-/// What is lost by each of two events.
+/// What each of two events would lose.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Risks {
-    /// By a power cut: every version here.
+    /// A power cut: every version in this table.
     pub(crate) power: Risk,
-    /// By the death of the process: the versions without an entry in the crash log.
+    /// The death of the process: the versions without an entry in the crash log.
     pub(crate) process: Risk,
 }
 
@@ -130,10 +132,10 @@ impl Pending {
         self.entries.iter().filter(|(_, entry)| entry.dirty.data.is_none()).map(|(id, _)| id)
     }
 
-    /// Makes `dirty` the newest version of `id`, to be flushed in its turn. Returns the version that it replaces, if that one will now
-    /// never be written.
+    /// Makes `dirty` the newest version of `id`, to be flushed in its turn. Returns the replaced
+    /// version if it will not be written.
     ///
-    /// `slot`: its entry in the crash log, which counts already.
+    /// `slot`: its entry in the crash log, which is valid already.
     pub(crate) fn insert(
         &mut self,
         ticket: Ticket,
@@ -142,13 +144,14 @@ impl Pending {
     ) -> Option<Arc<Dirty>> {
         let before = self.entries.get(&ticket.id).filter(|entry| !entry.in_flight);
         let was_put_off = before.is_some_and(|entry| entry.was_put_off);
-        let speaks = before.filter(|entry| !entry.is_due).map_or(ticket.version, |entry| entry.ticket);
-        if speaks == ticket.version {
+        let stands_for = before.filter(|entry| !entry.is_due).map_or(ticket.version, |entry| entry.ticket);
+        if stands_for == ticket.version {
             self.tickets.push_back(ticket);
         }
         let Ticket { version, at, id } = ticket;
         let (is_due, in_flight) = (false, false);
-        let entry = PendingEntry { version, at, ticket: speaks, is_due, dirty, in_flight, was_put_off, slot };
+        let entry =
+            PendingEntry { version, at, ticket: stands_for, is_due, dirty, in_flight, was_put_off, slot };
         self.risks.add(&entry);
         let replaced = self.entries.insert(id, entry);
         replaced.iter().for_each(|replaced| self.risks.subtract(replaced));
@@ -156,7 +159,7 @@ impl Pending {
         replaced.filter(|replaced| !replaced.in_flight).map(|replaced| replaced.dirty)
     }
 
-    /// Takes the newest version out, for a removal. Returns what will now never be written.
+    /// Removes the newest version, for a removal. Returns it if it will not be written.
     pub(crate) fn take(&mut self, id: &SpoolId) -> Option<Arc<Dirty>> {
         self.remove(id).filter(|entry| !entry.in_flight).map(|entry| entry.dirty)
     }
@@ -167,28 +170,28 @@ impl Pending {
         Some(removed)
     }
 
-    /// What is lost by a power cut now, and by the death of the process.
+    /// What a power cut and the death of the process would lose now.
     pub(crate) fn risks(&self) -> Risks {
         self.risks
     }
 
-    /// True if some version of `id` may become durable without being asked about again.
+    /// True if a version of `id` may become durable without another check of this table.
     pub(crate) fn is_under_way(&self, id: &SpoolId) -> bool {
         self.under_way.contains_key(id)
     }
 
-    /// True if another version of the ticket's id than the ticket's own is under way.
+    /// True if a version of the ticket's id is under way, other than the ticket's own.
     pub(crate) fn has_other_under_way(&self, ticket: &Ticket) -> bool {
         let own = u32::from(self.pledge_of(ticket).is_some());
         self.under_way.get(&ticket.id).is_some_and(|under_way| under_way.count > own)
     }
 
-    /// A version sets out for the disk.
+    /// Marks a version of `id` as under way to the disk.
     pub(crate) fn set_out(&mut self, id: SpoolId) {
         self.under_way.entry(id).or_default().count += 1;
     }
 
-    /// Debug builds check the order of the versions of `id` that are under way: see [`Order`].
+    /// Checks the order of the versions of `id` that are under way, in debug builds: see [`Order`].
     #[cfg(debug_assertions)]
     pub(crate) fn check_order(&mut self, id: &SpoolId, step: impl FnOnce(&mut Order)) {
         if let Some(under_way) = self.under_way.get_mut(id) {
@@ -196,7 +199,7 @@ impl Pending {
         }
     }
 
-    /// It is there, and the index knows; or it was called back before it was written.
+    /// Ends `set_out`: the version is durable and indexed, or was cancelled before it was written.
     pub(crate) fn arrive(&mut self, id: &SpoolId) {
         if let Some(under_way) = self.under_way.get_mut(id) {
             under_way.count -= 1;
@@ -210,8 +213,8 @@ impl Pending {
         self.pledged.get(&ticket.id).filter(|pledge| pledge.version == ticket.version)
     }
 
-    /// The version that the ticket stands for, if no commit has it and it is pledged or still the
-    /// newest one.
+    /// The version of the ticket, if no commit has taken it, and if it is pledged or still the
+    /// newest.
     pub(crate) fn peek(&self, ticket: &Ticket) -> Option<Arc<Dirty>> {
         if let Some(pledge) = self.pledge_of(ticket) {
             return Some(pledge.dirty.clone());
@@ -220,11 +223,10 @@ impl Pending {
         (entry.version == ticket.version && !entry.in_flight).then(|| entry.dirty.clone())
     }
 
-    /// Marks the version that the ticket stands for as being committed, if it is pledged or still
-    /// the newest one.
+    /// Marks the version of the ticket as being committed, if it is pledged or still the newest.
     pub(crate) fn commit(&mut self, ticket: &Ticket) {
         if self.pledge_of(ticket).is_some() {
-            // It is under way since it was pledged.
+            // It is under way since the pledge.
             self.pledged.remove(&ticket.id);
         } else if let Some(entry) =
             self.entries.get_mut(&ticket.id).filter(|entry| entry.version == ticket.version)
@@ -234,8 +236,8 @@ impl Pending {
         }
     }
 
-    /// Lets go of everything up to `version` of `id`: it is durable, or something newer than it is. Returns what will now never be
-    /// written.
+    /// Removes the newest version of `id` if it is not newer than `version`, which is durable.
+    /// Returns it if it will not be written.
     pub(crate) fn settle(&mut self, id: &SpoolId, version: u64) -> Option<Arc<Dirty>> {
         if self.entries.get(id).is_none_or(|entry| entry.version > version) {
             return None;
@@ -244,8 +246,8 @@ impl Pending {
         (entry.version < version && !entry.in_flight).then_some(entry.dirty)
     }
 
-    /// Ends the pledge to write a version older than `version`, which is durable. Returns what will
-    /// now never be written.
+    /// Ends the pledge of a version older than `version`, which is durable. Returns the pledged
+    /// version, which will not be written.
     pub(crate) fn settle_pledge(&mut self, id: &SpoolId, version: u64) -> Option<Arc<Dirty>> {
         if self.pledged.get(id)?.version >= version {
             return None;
@@ -253,8 +255,8 @@ impl Pending {
         self.end_pledge(id)
     }
 
-    /// Ends the pledge to write the version that the ticket stands for, if its message is removed
-    /// now. Returns what will now never be written.
+    /// Ends the pledge of the ticket's version if its message is removed now. Returns the pledged
+    /// version, which will not be written.
     pub(crate) fn end_pledge_of_removed(&mut self, ticket: &Ticket) -> Option<Arc<Dirty>> {
         let newest = self.entries.get(&ticket.id)?;
         if self.pledge_of(ticket).is_none() || newest.dirty.data.is_some() || newest.version == ticket.version
@@ -270,15 +272,16 @@ impl Pending {
         Some(pledge.dirty)
     }
 
-    /// Moves the tickets of everything that has been dirty since `cutoff` or longer out, each for the version that is the newest now.
+    /// Removes the tickets of everything that has been dirty since `cutoff` or longer. Appends each
+    /// with the newest version of its id.
     ///
-    /// Returns the time up to which everything must be moved out with them: that of the youngest version among them. Otherwise a newer message could
-    /// be kept in a crash while an older one is lost.
+    /// Returns the time up to which the other shards must be drained too: that of the newest
+    /// version taken. Otherwise a crash could keep a newer message and lose an older one.
     pub(crate) fn drain_tickets(&mut self, cutoff: Instant, into: &mut Vec<Ticket>) -> Instant {
         let mut reach = cutoff;
-        while let Some(ticket) = self.tickets.pop_front_if(|ticket| ticket.at <= reach) {
-            let Some(entry) =
-                self.entries.get_mut(&ticket.id).filter(|entry| entry.is_spoken_for_by(&ticket))
+        while let Some(ticket) = self.tickets.front().copied().filter(|ticket| ticket.at <= reach) {
+            self.tickets.pop_front();
+            let Some(entry) = self.entries.get_mut(&ticket.id).filter(|entry| entry.has_ticket(&ticket))
             else {
                 continue;
             };
@@ -292,8 +295,8 @@ impl Pending {
         reach
     }
 
-    /// Notes that the turn of a ticket came whose version was replaced. What has replaced it is
-    /// pledged: now if it is due itself, else in its turn. Returns when that one was stored.
+    /// Records that the ticket was due after its version had been replaced. The replacement is
+    /// pledged now if it is due itself, else in its turn. Returns when it was stored.
     pub(crate) fn put_off(&mut self, ticket: &Ticket) -> Option<Instant> {
         let is_pledged = self.is_pledged(&ticket.id);
         let entry = self.entries.get_mut(&ticket.id).filter(|entry| entry.version > ticket.version)?;
@@ -312,7 +315,8 @@ impl Pending {
         self.pledged.contains_key(id)
     }
 
-    /// The newest version of `id` will be written, unless an earlier one is pledged.
+    /// Pledges the newest version of `id`: it will be written. Does nothing if an earlier version
+    /// is pledged.
     fn pledge(&mut self, id: &SpoolId) {
         if let Some(entry) = self.entries.get_mut(id)
             && !self.pledged.contains_key(id)
@@ -327,7 +331,7 @@ impl Pending {
     /// When the oldest version that waits for its flush was stored.
     pub(crate) fn oldest(&mut self) -> Option<Instant> {
         while let Some(ticket) = self.tickets.front() {
-            if self.entries.get(&ticket.id).is_some_and(|entry| entry.is_spoken_for_by(ticket)) {
+            if self.entries.get(&ticket.id).is_some_and(|entry| entry.has_ticket(ticket)) {
                 return Some(ticket.at);
             }
             self.tickets.pop_front();
@@ -335,7 +339,7 @@ impl Pending {
         None
     }
 
-    /// Gives back the memory of a burst, when most of a table is empty.
+    /// Shrinks sparse tables after a burst.
     pub(crate) fn trim(&mut self) {
         fn is_sparse(len: usize, capacity: usize) -> bool {
             capacity > 256 && len < capacity / 4
@@ -354,7 +358,7 @@ impl Pending {
         }
     }
 
-    /// Messages that are visible here.
+    /// The ids in this table. True for a message, false for a tombstone.
     pub(crate) fn ids(&self) -> impl Iterator<Item = (SpoolId, bool)> + '_ {
         self.entries.iter().map(|(id, entry)| (*id, entry.dirty.data.is_some()))
     }
@@ -363,12 +367,12 @@ impl Pending {
         self.entries.len()
     }
 
-    /// Removed versions leave their tickets behind. Here they are bounded by the versions that count.
+    /// Bounds the tickets that removed versions have left, by the number of entries.
     fn drop_stale_tickets(&mut self) {
         if self.tickets.len() > 64 + 2 * self.entries.len() {
             let entries = &self.entries;
             self.tickets
-                .retain(|ticket| entries.get(&ticket.id).is_some_and(|entry| entry.is_spoken_for_by(ticket)));
+                .retain(|ticket| entries.get(&ticket.id).is_some_and(|entry| entry.has_ticket(ticket)));
         }
     }
 }
@@ -411,7 +415,7 @@ impl Risks {
 }
 
 impl PendingEntry {
-    fn is_spoken_for_by(&self, ticket: &Ticket) -> bool {
+    fn has_ticket(&self, ticket: &Ticket) -> bool {
         self.ticket == ticket.version && !self.is_due
     }
 }
@@ -465,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_of_an_older_version_does_not_take_the_newer_one_away() {
+    fn a_commit_of_an_older_version_does_not_remove_the_newer_one() {
         let (mut bench, id) = (PendingBench::new(), SpoolId::new());
         let first = bench.store(id, 1);
         bench.pending.commit(&first);
@@ -475,19 +479,19 @@ mod tests {
     }
 
     #[test]
-    fn what_a_commit_has_is_under_way_until_it_arrives_whatever_replaced_it() {
+    fn a_committed_version_is_under_way_until_it_arrives_even_if_replaced() {
         let (mut bench, id) = (PendingBench::new(), SpoolId::new());
         let first = bench.store(id, 1);
         assert!(!bench.pending.is_under_way(&id));
         bench.pending.commit(&first);
         bench.store(id, 2);
         assert!(bench.pending.take(&id).is_some(), "the second version is never written");
-        assert!(bench.pending.is_under_way(&id), "the first one may be");
+        assert!(bench.pending.is_under_way(&id), "the first version may be written");
         bench.pending.arrive(&id);
         assert!(!bench.pending.is_under_way(&id));
         let third = bench.store(id, 3);
         bench.pending.commit(&third);
-        assert!(bench.pending.take(&id).is_none(), "a commit has it");
+        assert!(bench.pending.take(&id).is_none(), "a commit has taken it");
     }
 
     #[test]
@@ -499,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_saved_again_and_again_keeps_its_turn() {
+    fn a_message_saved_repeatedly_keeps_its_turn() {
         let (mut bench, id) = (PendingBench::new(), SpoolId::new());
         let first = bench.store(id, 1);
         let other = bench.store(SpoolId::new(), 2);
@@ -507,13 +511,13 @@ mod tests {
         let mut due = Vec::new();
         assert_eq!(bench.pending.oldest(), Some(first.at));
         assert_eq!(bench.pending.drain_tickets(first.at, &mut due), last.at);
-        assert_eq!(due[0].version, last.version, "what is flushed is the newest version");
-        // And with it everything that is older than that version.
+        assert_eq!(due[0].version, last.version, "the newest version is flushed");
+        // Everything older than that version is flushed with it.
         assert_eq!(due[1].version, other.version);
     }
 
     #[test]
-    fn a_version_stored_after_its_turn_came_is_found() {
+    fn a_version_stored_after_its_turn_is_put_off() {
         let (mut bench, id) = (PendingBench::new(), SpoolId::new());
         let first = bench.store(id, 1);
         let mut due = Vec::new();
@@ -527,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn stale_tickets_do_not_pile_up_and_do_not_count_as_age() {
+    fn stale_tickets_are_bounded_and_do_not_count_as_age() {
         let (mut bench, id) = (PendingBench::new(), SpoolId::new());
         for _ in 0..10_000 {
             bench.store(id, 1);
@@ -540,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn those_under_way_are_counted() {
+    fn versions_under_way_are_counted() {
         let (mut pending, id) = (Pending::default(), SpoolId::new());
         pending.set_out(id);
         pending.set_out(id);
@@ -552,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_burst_left_is_given_back() {
+    fn memory_of_a_burst_is_freed() {
         let mut bench = PendingBench::new();
         let ids: Vec<SpoolId> = (0..2_000).map(|_| SpoolId::new()).collect();
         let tickets: Vec<Ticket> = ids.iter().map(|id| bench.store(*id, 1)).collect();

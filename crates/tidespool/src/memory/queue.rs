@@ -1,21 +1,21 @@
-//! The stores that wait for room, and whose turn it is. Pure: the clock and the dirty bytes are arguments.
+//! The stores that wait for room, and their order. Pure: clock and dirty bytes are arguments.
 
 use std::collections::BTreeMap;
 
 use super::throttle::{Lane, Timeline, drain_time, slot};
 
-/// How far, in nanoseconds, a message's size can put it behind those that come after it.
+/// The maximum delay behind later messages that a message's size causes, in nanoseconds.
 const LONGEST_COST: u64 = 5_000_000_000;
 
-/// What is dirty, and what may be.
+/// The dirty bytes, their limit and the drain rate.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Load {
     /// Bytes of messages.
     pub(super) puts: u64,
-    /// Bytes of tombstones. They never wait, and take nobody's room, but are to be written as well.
+    /// Bytes of tombstones. They never wait and use no room of messages, but must be written too.
     pub(super) removals: u64,
     pub(super) limit: u64,
-    /// Bytes a second; 0: not measured yet.
+    /// Bytes per second. 0: not measured yet.
     pub(super) rate: u64,
 }
 
@@ -24,49 +24,51 @@ impl Load {
         self.puts + self.removals
     }
 
-    /// One that is larger than the limit is admitted alone.
+    /// A message larger than the limit is admitted alone.
     fn has_room(&self, bytes: u64) -> bool {
         self.puts == 0 || self.puts.saturating_add(bytes) <= self.limit
     }
 }
 
-/// A place in the queue: first the lowest. A message is as late as if it had begun to come in when it came, at the rate at which the disk takes
-/// it: small ones overtake a huge one that came just before, and everything that comes later than that takes comes after it.
+/// A place in the queue; the lowest is served first. It is the arrival time plus the drain time of
+/// the message. So small messages overtake a huge one that came shortly before, and later messages
+/// do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct QueuePlace {
     at: u64,
     nth: u64,
 }
 
-/// Whose turn it is.
+/// The store that is admitted next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
-    Nobody,
-    /// This one goes, now.
+    /// No store waits.
+    Empty,
+    /// This store is admitted now.
     Of(Lane, QueuePlace),
-    /// It has waited long enough, and there is no room for it. Nobody passes it.
+    /// The first store is due and has no room. No other store passes it.
     Full,
-    /// There may be room, but nobody's time has come before this.
+    /// No store is due before this time.
     Later(u64),
 }
 
-/// All that wait, in the order in which they are served. `T` is how they hear of it.
+/// All waiting stores, in the order of their admission. `T` notifies the waiter.
 #[derive(Debug)]
 pub(super) struct Queue<T> {
-    lanes: [QueuedStore<T>; 2],
+    lanes: [LaneQueue<T>; 2],
     arrivals: u64,
 }
 
 #[derive(Debug)]
-struct QueuedStore<T> {
+struct LaneQueue<T> {
     lane: Lane,
-    seats: BTreeMap<QueuePlace, Seat<T>>,
+    stores: BTreeMap<QueuePlace, WaitingStore<T>>,
     bytes: u64,
     timeline: Timeline,
 }
 
 #[derive(Debug)]
-struct Seat<T> {
+struct WaitingStore<T> {
     bytes: u64,
     waiter: T,
 }
@@ -74,20 +76,20 @@ struct Seat<T> {
 impl<T> Queue<T> {
     pub(super) fn new() -> Self {
         let lane =
-            |lane| QueuedStore { lane, seats: BTreeMap::new(), bytes: 0, timeline: Timeline::default() };
+            |lane| LaneQueue { lane, stores: BTreeMap::new(), bytes: 0, timeline: Timeline::default() };
         Self { lanes: Lane::ALL.map(lane), arrivals: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.seats.is_empty())
+        self.lanes.iter().all(|lane| lane.stores.is_empty())
     }
 
-    /// Bytes that wait.
+    /// Bytes of all waiting stores.
     pub(super) fn bytes(&self) -> u64 {
         self.lanes.iter().map(|lane| lane.bytes).sum()
     }
 
-    /// The place that a message gets which comes now.
+    /// The place of a message that arrives now.
     pub(super) fn place(&mut self, now: u64, bytes: u64, rate: u64) -> QueuePlace {
         self.arrivals += 1;
         QueuePlace { at: now.saturating_add(drain_time(bytes, rate).min(LONGEST_COST)), nth: self.arrivals }
@@ -96,23 +98,23 @@ impl<T> Queue<T> {
     pub(super) fn join(&mut self, lane: Lane, place: QueuePlace, bytes: u64, waiter: T) {
         let lane = self.lane(lane);
         lane.bytes += bytes;
-        lane.seats.insert(place, Seat { bytes, waiter });
+        lane.stores.insert(place, WaitingStore { bytes, waiter });
     }
 
-    /// Gives up a place. `None` if it was served already.
+    /// Removes a store from the queue. `None` if it was admitted already.
     pub(super) fn leave(&mut self, lane: Lane, place: QueuePlace) -> Option<(u64, T)> {
         let lane = self.lane(lane);
-        let seat = lane.seats.remove(&place)?;
-        lane.bytes -= seat.bytes;
-        Some((seat.bytes, seat.waiter))
+        let store = lane.stores.remove(&place)?;
+        lane.bytes -= store.bytes;
+        Some((store.bytes, store.waiter))
     }
 
-    /// Whose turn it is now; and what it counts, if it goes.
+    /// The store that is admitted next, and its bytes.
     pub(super) fn turn(&self, now: u64, load: &Load) -> (Turn, u64) {
         self.turn_beside(now, load, None)
     }
 
-    /// The same if this one were in the queue, too.
+    /// Like [`turn`](Self::turn), as if `newcomer` were in the queue too.
     pub(super) fn turn_beside(
         &self,
         now: u64,
@@ -121,12 +123,12 @@ impl<T> Queue<T> {
     ) -> (Turn, u64) {
         let mut heads = self.lanes.each_ref().map(|waiting| {
             let newcomer = newcomer.filter(|(lane, ..)| *lane == waiting.lane);
-            let first = waiting.seats.first_key_value().map(|(place, seat)| (*place, seat.bytes));
+            let first = waiting.stores.first_key_value().map(|(place, store)| (*place, store.bytes));
             let head = [first, newcomer.map(|(_, place, bytes)| (place, bytes))].into_iter().flatten().min();
             head.map(|(place, bytes)| (place, bytes, waiting))
         });
         heads.sort_unstable_by_key(|head| head.as_ref().map(|(place, ..)| *place));
-        let mut soonest = Turn::Nobody;
+        let mut soonest = Turn::Empty;
         for (place, bytes, waiting) in heads.into_iter().flatten() {
             let due = waiting.due_at(load);
             if due <= now {
@@ -141,25 +143,25 @@ impl<T> Queue<T> {
         (soonest, 0)
     }
 
-    /// One of this lane was let in, beside what `load` says.
+    /// Records an admission in this lane. `load` is the state before it.
     pub(super) fn let_in(&mut self, now: u64, lane: Lane, bytes: u64, load: &Load) {
         let slowdown = lane.slowdown(load.dirty(), load.limit);
         self.lane(lane).timeline.let_in(now, slot(bytes, load.rate, slowdown));
     }
 
-    /// Nanoseconds until the next one of a lane is let in.
+    /// Nanoseconds until the next store of a lane is due.
     pub(super) fn until_due(&self, now: u64, lane: Lane, load: &Load) -> u64 {
         let lane = self.lanes.iter().find(|waiting| waiting.lane == lane);
         lane.map_or(0, |waiting| waiting.due_at(load).saturating_sub(now))
     }
 
-    /// Bytes of all that come before a place.
+    /// Bytes of all stores before a place.
     pub(super) fn ahead_of(&self, place: QueuePlace) -> u64 {
-        let ahead = self.lanes.iter().flat_map(|waiting| waiting.seats.range(..place));
-        ahead.map(|(_, seat)| seat.bytes).sum()
+        let ahead = self.lanes.iter().flat_map(|waiting| waiting.stores.range(..place));
+        ahead.map(|(_, store)| store.bytes).sum()
     }
 
-    fn lane(&mut self, lane: Lane) -> &mut QueuedStore<T> {
+    fn lane(&mut self, lane: Lane) -> &mut LaneQueue<T> {
         let [memory, disk] = &mut self.lanes;
         match lane {
             Lane::Memory => memory,
@@ -168,7 +170,7 @@ impl<T> Queue<T> {
     }
 }
 
-impl<T> QueuedStore<T> {
+impl<T> LaneQueue<T> {
     fn due_at(&self, load: &Load) -> u64 {
         if load.dirty() <= self.lane.free_below(load.limit) { 0 } else { self.timeline.due_at() }
     }
@@ -181,7 +183,7 @@ mod tests {
     use super::*;
 
     const LIMIT: u64 = 1_000_000;
-    /// A byte is a microsecond.
+    /// One byte takes one microsecond.
     const RATE: u64 = 1_000_000;
     const MS: u64 = 1_000_000;
 
@@ -189,7 +191,7 @@ mod tests {
         Load { puts, removals: 0, limit: LIMIT, rate: RATE }
     }
 
-    /// Comes at so many milliseconds.
+    /// A store arrives at `ms` milliseconds.
     fn come(
         queue: &mut Queue<&'static str>,
         ms: u64,
@@ -202,7 +204,7 @@ mod tests {
         place
     }
 
-    /// Everybody, in the order of being served, each gone again before the next.
+    /// Admits all stores without a limit, and returns their order.
     fn served(queue: &mut Queue<&'static str>) -> Vec<&'static str> {
         let mut names = Vec::new();
         while let (Turn::Of(lane, place), _) = queue.turn(u64::MAX, &load(0)) {
@@ -213,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn small_ones_overtake_a_huge_one_only_within_what_it_costs() {
+    fn small_messages_overtake_a_huge_one_only_within_its_drain_time() {
         let mut queue = Queue::new();
         come(&mut queue, 0, Lane::Memory, 500_000, "huge");
         come(&mut queue, 1, Lane::Memory, 1_000, "small");
@@ -224,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn those_of_one_size_are_served_as_they_came() {
+    fn messages_of_one_size_are_served_in_order_of_arrival() {
         let mut queue = Queue::new();
         for name in ["a", "b", "c"] {
             come(&mut queue, 7, Lane::Memory, 10, name);
@@ -233,14 +235,14 @@ mod tests {
     }
 
     #[test]
-    fn a_very_slow_disk_does_not_keep_the_huge_one_back_for_ever() {
+    fn a_very_slow_disk_does_not_delay_a_huge_message_forever() {
         let mut queue: Queue<()> = Queue::new();
         let huge = queue.place(0, 1 << 30, 1);
         assert!(huge < queue.place(LONGEST_COST, 0, 1));
     }
 
     #[test]
-    fn nobody_passes_the_first_one_that_lacks_room() {
+    fn no_store_passes_the_first_one_that_lacks_room() {
         let mut queue = Queue::new();
         let first = come(&mut queue, 0, Lane::Memory, 600_000, "large");
         come(&mut queue, 700, Lane::Memory, 1, "small");
@@ -250,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn larger_than_the_limit_is_alone_whatever_removals_there_are() {
+    fn a_message_over_the_limit_is_alone_despite_removals() {
         let mut queue = Queue::new();
         let place = come(&mut queue, 0, Lane::Disk, 3 * LIMIT, "vast");
         assert_eq!(queue.turn(0, &load(1)).0, Turn::Full);
@@ -259,12 +261,12 @@ mod tests {
     }
 
     #[test]
-    fn above_the_threshold_each_waits_for_its_slot_and_synced_ones_do_not() {
+    fn above_the_threshold_stores_wait_for_their_slots_and_synced_stores_do_not() {
         let mut queue = Queue::new();
         let busy = load(875_000);
         queue.let_in(100 * MS, Lane::Memory, 20_000, &busy);
         let memory = come(&mut queue, 100, Lane::Memory, 10, "memory");
-        // g is 1 there: 20 000 bytes are 20 ms, less what a late timer may make up for and what is not worth a timer.
+        // g = 1: 20 000 bytes take 20 ms, minus 5 ms of credit and 1 ms of timer resolution.
         let due = 114 * MS;
         assert_eq!(queue.turn(101 * MS, &busy).0, Turn::Later(due));
         assert_eq!(queue.until_due(101 * MS, Lane::Memory, &busy), 13 * MS);
@@ -272,14 +274,14 @@ mod tests {
         assert_eq!(queue.turn(102 * MS, &busy).0, Turn::Of(Lane::Disk, synced));
         queue.leave(Lane::Disk, synced);
         assert_eq!(queue.turn(due, &busy).0, Turn::Of(Lane::Memory, memory));
-        // Where it has drained, nobody waits for a slot.
+        // Below the threshold no store waits for a slot.
         assert_eq!(queue.turn(102 * MS, &load(750_000)).0, Turn::Of(Lane::Memory, memory));
         let removals = Load { removals: 1, ..load(750_000) };
         assert_eq!(queue.turn(102 * MS, &removals).0, Turn::Later(due));
     }
 
     #[test]
-    fn a_newcomer_waits_behind_those_before_it() {
+    fn a_newcomer_waits_behind_earlier_stores() {
         let mut queue = Queue::new();
         come(&mut queue, 0, Lane::Memory, 600_000, "large");
         let small = queue.place(700 * MS, 10, RATE);
@@ -295,9 +297,10 @@ mod tests {
     }
 
     proptest! {
-        /// One waits for a large amount of room; others come without end. It is served when all that came within its cost are.
+        /// A large message waits while others arrive without end. It is served after those that
+        /// arrived within its drain time.
         #[test]
-        fn nobody_starves(bytes in 1_u64..3 * LIMIT, others in prop::collection::vec((1_u64..20, 1_u64..100_000, any::<bool>()), 100)) {
+        fn no_store_starves(bytes in 1_u64..3 * LIMIT, others in prop::collection::vec((1_u64..20, 1_u64..100_000, any::<bool>()), 100)) {
             let mut queue = Queue::new();
             let huge = come(&mut queue, 0, Lane::Memory, bytes, "huge");
             let (mut now, mut nth) = (0, 0);
@@ -309,7 +312,7 @@ mod tests {
                 (now, nth) = (now + pause * 10 * MS, nth + 1);
             }
             let before = queue.ahead_of(huge);
-            // Whoever comes from here on comes after it.
+            // Later arrivals get places after it.
             for (_, bytes, synced) in others {
                 let lane = if synced { Lane::Disk } else { Lane::Memory };
                 let place = queue.place(now, bytes, RATE);

@@ -1,39 +1,44 @@
 //! How stores are slowed as dirty bytes near their limit. Pure: times and rates are arguments.
 //!
-//! As ZFS's write throttle and Linux's `balance_dirty_pages` do: nothing below a threshold; above it stores are let in at `drain rate / g`,
-//! where g grows from 0 without a step. Where g is 1 as much comes in as goes out, so that dirty bytes stay about there however many callers
-//! push: at 87.5 % of the limit, which leaves an eighth of it for a disk that pauses.
+//! The method is that of ZFS's write throttle and Linux's `balance_dirty_pages`. Below a threshold
+//! stores are not slowed. Above it they are admitted at `drain rate / g`, where g grows from 0
+//! without a step. At g = 1 the inflow equals the drain rate, so dirty bytes settle there for any
+//! number of callers: at 87.5 % of the limit, which leaves an eighth of it for a disk that pauses.
 
 use std::time::Duration;
 
-/// The drain rate that is assumed until one was measured, in bytes a second.
+/// The drain rate before the first measurement, in bytes per second.
 const ASSUMED_RATE: u64 = 64 << 20;
 
-/// The most that a store is slowed. So much that the last bytes of room outlast a disk that pauses: what has no room at all waits until there is some.
+/// The maximum of g. It is so high that the last room outlasts a pause of the disk. A store without
+/// room waits until there is some.
 const MAX_G: f64 = 1_000.0;
 
-/// Timers are in milliseconds: who would wait for less is let in at once.
+/// Timers have a resolution of a millisecond: a store is admitted at once instead of a shorter
+/// wait. In nanoseconds.
 const TIMER: u64 = 1_000_000;
 
-/// A timer that is late may make up for so much, in nanoseconds.
+/// The maximum time that stores may catch up after a late timer, in nanoseconds.
 const CREDIT: u64 = 5_000_000;
 
-/// So far, in nanoseconds, may one message push back those that come after it: a huge one shall not stall the small ones.
+/// The maximum delay that one message adds for the next ones, in nanoseconds: a huge message must
+/// not stall small ones.
 const LONGEST_SLOT: u64 = 50_000_000;
 
-/// Which stores are slowed together.
+/// The stores that are slowed together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
-    /// Those that are answered from memory. They are slowed above three quarters of the limit.
+    /// Stores that are acknowledged from memory. They are slowed above 3/4 of the limit.
     Memory,
-    /// Those that wait for the disk anyway. They are slowed above nine tenths: only where they alone are more than it can do.
+    /// Stores that wait for the disk. They are slowed above 9/10 of the limit: only if they
+    /// alone exceed the disk's rate.
     Disk,
 }
 
 impl Lane {
     pub(crate) const ALL: [Self; 2] = [Self::Memory, Self::Disk];
 
-    /// Up to so many dirty bytes nobody is slowed.
+    /// Stores are not slowed up to this number of dirty bytes.
     pub(crate) fn free_below(self, limit: u64) -> u64 {
         match self {
             Self::Memory => limit - limit / 4,
@@ -41,9 +46,11 @@ impl Lane {
         }
     }
 
-    /// g: what a store has to wait for, in times of what its bytes take to drain. 0 at the threshold, 1 midway between it and the limit, 1000
-    /// at the limit: 2 x² / (1 − x), where x is 0 at the threshold and 1 at the limit. Were the disk to stop, the room that is left would shrink
-    /// by the same share again and again, so that what comes in ebbs away.
+    /// The factor g: a store waits g times the drain time of its bytes.
+    ///
+    /// g = 2 x² / (1 − x), where x is 0 at the threshold and 1 at the limit. So g is 0 at the
+    /// threshold, 1 midway, and at most 1000. If the disk stops, the remaining room shrinks by the
+    /// same share again and again, so the inflow fades out.
     pub(crate) fn slowdown(self, dirty: u64, limit: u64) -> f64 {
         let free = self.free_below(limit);
         if dirty <= free {
@@ -54,41 +61,41 @@ impl Lane {
     }
 }
 
-/// When the next store of a lane is let in, in nanoseconds of the budget's clock. One store after the other moves it on, so it makes no
-/// difference how many callers there are.
+/// When the next store of a lane is admitted, in nanoseconds of the budget's clock. Each store
+/// moves it on, so the number of callers makes no difference.
 #[derive(Debug, Default)]
 pub(crate) struct Timeline {
     next: u64,
 }
 
 impl Timeline {
-    /// The earliest moment at which the next one is let in.
+    /// The earliest time at which the next store is admitted.
     pub(crate) fn due_at(&self) -> u64 {
         self.next.saturating_sub(TIMER)
     }
 
-    /// One is let in at `now`; the next one comes `cost` nanoseconds later.
+    /// Records an admission at `now`. The next store is due `cost` nanoseconds later.
     pub(crate) fn let_in(&mut self, now: u64, cost: u64) {
         self.next = self.next.max(now.saturating_sub(CREDIT)) + cost.min(LONGEST_SLOT);
     }
 }
 
-/// The time in nanoseconds in which `bytes` drain at `bytes_per_second`; 0: not measured yet.
+/// The time in nanoseconds in which `bytes` drain at `bytes_per_second`. 0: not measured yet.
 pub(crate) fn drain_time(bytes: u64, bytes_per_second: u64) -> u64 {
     let rate = if bytes_per_second == 0 { ASSUMED_RATE } else { bytes_per_second };
     u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(rate)).unwrap_or(u64::MAX)
 }
 
-/// The same, `slowdown` times.
+/// The drain time multiplied by `slowdown`.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is not negative")]
 pub(crate) fn slot(bytes: u64, bytes_per_second: u64, slowdown: f64) -> u64 {
     (drain_time(bytes, bytes_per_second) as f64 * slowdown) as u64
 }
 
-/// True where a store can't get its room in time: `ahead` bytes must drain first, at the measured `bytes_per_second`.
-/// Nothing measured yet (0) is no reason to refuse.
+/// True if a store cannot get room within `left`: `ahead` bytes must drain first, at the measured
+/// `bytes_per_second`. Returns false if the rate is not measured yet (0).
 pub(crate) fn cannot_meet(ahead: u64, bytes_per_second: u64, left: Duration) -> bool {
-    // Twice the time is granted: a rate measured just now is a guess about the next seconds.
+    // Allow twice the time: a recent rate is only an estimate for the next seconds.
     bytes_per_second > 0 && ahead as f64 / bytes_per_second as f64 > 2.0 * left.as_secs_f64()
 }
 
@@ -103,7 +110,7 @@ mod tests {
     const RATE: u64 = 100_000_000;
 
     #[test]
-    fn nothing_below_the_threshold_one_midway_and_much_at_the_limit() {
+    fn g_is_zero_at_the_threshold_one_midway_and_maximal_at_the_limit() {
         for (lane, free, midway) in [(Lane::Memory, 750, 875), (Lane::Disk, 900, 950)] {
             for dirty in [0, free - 1, free] {
                 assert_eq!(lane.slowdown(dirty, 1_000), 0.0);
@@ -118,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_is_refused_only_where_the_rate_is_known_and_far_too_low() {
+    fn a_deadline_is_refused_only_if_the_measured_rate_is_far_too_low() {
         let second = Duration::from_secs(1);
         assert!(!cannot_meet(1 << 30, 0, second), "nothing measured");
         assert!(!cannot_meet(1_900, 1_000, second));
@@ -128,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_huge_message_pushes_the_next_one_back_by_no_more_than_one_slot() {
+    fn a_huge_message_delays_the_next_one_by_at_most_one_slot() {
         let mut timeline = Timeline::default();
         let now = 1_000_000_000;
         timeline.let_in(now, slot(1 << 30, RATE, MAX_G));
@@ -137,14 +144,14 @@ mod tests {
     }
 
     #[test]
-    fn time_in_which_nobody_came_is_not_saved_up() {
+    fn idle_time_is_not_saved_up() {
         let mut timeline = Timeline::default();
         timeline.let_in(3_600_000_000_000, 10_000_000);
         assert!(timeline.due_at() > 3_600_000_000_000);
     }
 
-    /// Callers that always push, a disk that lands `RATE` in batches: what comes in is what goes out, and dirty bytes stay below what shuts the
-    /// health gate for most of the time.
+    /// Callers push without pause, and the disk completes `RATE` in batches. The inflow must equal
+    /// the drain rate, and dirty bytes must mostly stay below the health gate's threshold.
     #[test]
     fn under_overload_the_inflow_is_the_drain_rate_and_the_equilibrium_is_midway() {
         const STEP: u64 = 100_000;
@@ -182,9 +189,10 @@ mod tests {
         }
     }
 
-    /// A disk that stops for a third of a second in the middle of it: what comes in ebbs away, and no time of 100 ms passes without a store.
+    /// The disk stops for a third of a second. The inflow must fade out, with no gap of 100 ms
+    /// between stores.
     #[test]
-    fn a_disk_that_pauses_is_outlasted() {
+    fn a_pause_of_the_disk_is_bridged() {
         let (mut timeline, mut dirty, mut last) = (Timeline::default(), LIMIT / 8 * 7, 0);
         for now in (0..350_000_000_u64).step_by(1_000_000) {
             while timeline.due_at() <= now && dirty + 16_384 <= LIMIT {
@@ -199,21 +207,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn more_dirty_is_never_less_slow_and_there_is_no_step(limit in 1_u64 << 20..1 << 40, share in 0.0_f64..1.2) {
+        fn g_is_monotonic_and_has_no_step(limit in 1_u64 << 20..1 << 40, share in 0.0_f64..1.2) {
             for lane in Lane::ALL {
                 let dirty = (limit as f64 * share) as u64;
                 let here = lane.slowdown(dirty, limit);
                 let there = lane.slowdown(dirty + limit / 100_000, limit);
                 prop_assert!((0.0..=MAX_G).contains(&here));
                 prop_assert!(here <= there, "{here} {there}");
-                // What it waits, and what comes in: the one has its slope where nothing is slowed any more, the other at the limit.
+                // Below g = 1 the wait must have no step; above it the inflow, 1/g.
                 let step = if here < 1.0 { there - here } else { 1.0 / here - 1.0 / there };
                 prop_assert!(step < 0.001, "{lane:?} at {share}: {here} then {there}");
             }
         }
 
         #[test]
-        fn the_next_one_is_never_further_away_than_a_slot(costs in prop::collection::vec((0_u64..1 << 40, 0_u64..1 << 34), 1..50)) {
+        fn the_next_store_is_never_further_away_than_a_slot(costs in prop::collection::vec((0_u64..1 << 40, 0_u64..1 << 34), 1..50)) {
             let (mut timeline, mut now) = (Timeline::default(), 0);
             for (cost, pause) in costs {
                 now = (now + pause).max(timeline.due_at());

@@ -1,20 +1,21 @@
-//! When to look again: pure, with the clock as an argument.
+//! When to take the next sample. Pure: the clock is an argument.
 
 use std::time::{Duration, Instant};
 
-/// The shortest pause, as a part of the interval.
+/// The shortest pause, as a fraction of the interval.
 const SHORTEST: u32 = 32;
 
-/// A look costs a few file reads; more of them a second are of no use.
-const NEVER_BELOW: Duration = Duration::from_millis(5);
+/// A lower bound for every pause. A sample costs a few file reads, and more samples are useless.
+const MIN_PAUSE: Duration = Duration::from_millis(5);
 
-/// At the rate at which use rises, so many looks are taken before it is at the limit.
-const LOOKS_TO_LIMIT: f64 = 8.0;
+/// At the rate at which use rises, this many samples are taken before use reaches the limit.
+const SAMPLES_TO_LIMIT: f64 = 8.0;
 
-/// Looks each interval, and more often while use rises so fast that it would soon be at the limit.
+/// Samples once per interval, and more often while use rises so fast that it would soon reach the
+/// limit.
 ///
-/// From a short pause it goes back to the interval by doubling. The first pause is the shortest: nothing is known
-/// yet of how use moves.
+/// A short pause doubles until it is the interval again. The first pause is the shortest, because
+/// the trend of use is unknown.
 #[derive(Debug)]
 pub(super) struct Cadence {
     interval: Duration,
@@ -27,34 +28,34 @@ impl Cadence {
         Self { interval, pause: shortest(interval) / 2, last: None }
     }
 
-    /// The pause after a look that found `used` of `limit` bytes.
+    /// The pause after a sample of `used` out of `limit` bytes.
     pub(super) fn next(&mut self, now: Instant, used: u64, limit: u64) -> Duration {
         let to_limit =
             self.last.replace((now, used)).and_then(|last| time_to_limit(last, (now, used), limit));
         let pause = self.interval.min(self.pause.saturating_mul(2));
-        let hurried = to_limit.map_or(pause, |time| pause.min(time.div_f64(LOOKS_TO_LIMIT)));
+        let hurried = to_limit.map_or(pause, |time| pause.min(time.div_f64(SAMPLES_TO_LIMIT)));
         self.pause = hurried.max(shortest(self.interval));
         self.pause
     }
 
-    /// The pause after a look that saw nothing.
-    pub(super) fn blind(&mut self) -> Duration {
+    /// The pause after a failed sample.
+    pub(super) fn failed(&mut self) -> Duration {
         self.last = None;
         self.interval
     }
 }
 
 fn shortest(interval: Duration) -> Duration {
-    (interval / SHORTEST).max(NEVER_BELOW).min(interval)
+    (interval / SHORTEST).max(MIN_PAUSE).min(interval)
 }
 
-/// `None` where use does not rise.
+/// The time until use reaches the limit. `None` if use does not rise.
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
 fn time_to_limit(last: (Instant, u64), now: (Instant, u64), limit: u64) -> Option<Duration> {
     let risen = now.1.checked_sub(last.1).filter(|risen| *risen > 0)? as f64;
     let took = now.0.saturating_duration_since(last.0).as_secs_f64();
     let seconds = limit.saturating_sub(now.1) as f64 / risen * took;
-    // Fails above 10^11 years, which is no hurry either.
+    // Fails above 10^11 years, which needs no short pause.
     Duration::try_from_secs_f64(seconds).ok()
 }
 
@@ -70,7 +71,7 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    /// The pauses while use is as `used` says at each look.
+    /// The pauses after samples of `used`.
     fn pauses(cadence: &mut Cadence, now: &mut Instant, used: &[u64]) -> Vec<Duration> {
         let mut pause = |used: &u64| {
             let pause = cadence.next(*now, *used, 1_000);
@@ -81,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn use_that_stands_still_is_looked_at_each_interval() {
+    fn constant_use_is_sampled_once_per_interval() {
         let (mut cadence, mut now) = (Cadence::new(INTERVAL), Instant::now());
         let slow_start = [10, 20, 40, 80, 160, 320, 320].map(ms);
         assert_eq!(pauses(&mut cadence, &mut now, &[500; 7]), slow_start);
@@ -89,12 +90,12 @@ mod tests {
     }
 
     #[test]
-    fn use_that_rises_fast_is_looked_at_more_often() {
+    fn fast_rising_use_is_sampled_more_often() {
         let (mut cadence, mut now) = (Cadence::new(INTERVAL), Instant::now());
         pauses(&mut cadence, &mut now, &[100; 7]);
-        // 100 in 320 ms: the 800 that are left would last 2.56 s, an eighth of which is the interval.
+        // 100 in 320 ms: the remaining 800 last 2.56 s. An eighth of that is the interval.
         assert_eq!(pauses(&mut cadence, &mut now, &[200]), [ms(320)]);
-        // 400 in 320 ms: the 400 that are left would last 320 ms.
+        // 400 in 320 ms: the remaining 400 last 320 ms.
         assert_eq!(pauses(&mut cadence, &mut now, &[600]), [ms(40)]);
         assert_eq!(pauses(&mut cadence, &mut now, &[1_000, 1_000]), [ms(10), ms(20)]);
     }

@@ -1,25 +1,25 @@
-//! When what pressure took may grow back: pure, with the clock as an argument.
+//! When memory taken by pressure may grow back. Pure: the clock is an argument.
 
 use std::time::{Duration, Instant};
 
-/// Looks between two steps, at first.
-const LOOKS: u32 = 4;
+/// The initial pause between two steps, in sampling intervals.
+const FIRST_PAUSE: u32 = 4;
 
-/// The longest pause between two steps, unless that of [`LOOKS`] is longer still.
+/// The longest pause between two steps, unless [`FIRST_PAUSE`] intervals are longer.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 
-/// After this many pauses at full size the next recovery begins with a short pause again.
+/// After this many pauses at full size, the pause is reset.
 const REST: u32 = 16;
 
-/// Lets growth happen in steps, each after a pause in which use stayed low.
+/// Allows growth in steps. Before each step, use must stay low for a pause.
 ///
-/// Where growing brought the pressure back, the pause doubles: a machine on which there is simply no room must not
-/// see a cache that grows and shrinks for ever.
+/// If growth brought the pressure back, the pause doubles. Otherwise, on a machine without room,
+/// the cache would grow and shrink forever.
 #[derive(Debug)]
 pub(super) struct Growth {
     first_pause: Duration,
     pause: Duration,
-    /// Something may be smaller than it was.
+    /// Some spool may be below its full size.
     is_wanted: bool,
     /// A step was taken since the last pressure.
     has_grown: bool,
@@ -28,16 +28,16 @@ pub(super) struct Growth {
 
 impl Growth {
     pub(super) fn new(interval: Duration) -> Self {
-        let first_pause = interval * LOOKS;
+        let first_pause = interval * FIRST_PAUSE;
         Self { first_pause, pause: first_pause, is_wanted: false, has_grown: false, quiet_since: None }
     }
 
-    /// Another interval between looks. What is still to grow, grows.
+    /// Sets another sampling interval. Pending growth is kept.
     pub(super) fn set_interval(&mut self, interval: Duration) {
         *self = Self { is_wanted: self.is_wanted, ..Self::new(interval) };
     }
 
-    /// There is pressure.
+    /// Call while there is pressure.
     pub(super) fn pressed(&mut self) {
         if self.has_grown {
             self.pause = self.pause.saturating_mul(2).min(MAX_PAUSE.max(self.first_pause));
@@ -45,12 +45,12 @@ impl Growth {
         (self.is_wanted, self.has_grown, self.quiet_since) = (true, false, None);
     }
 
-    /// There is no pressure, but a step might bring it back.
+    /// Call while there is no pressure, but a step might bring it back.
     pub(super) fn unsettled(&mut self) {
         self.quiet_since = None;
     }
 
-    /// There is room. True if it is time for a step: report it to [`grown`](Self::grown).
+    /// Call while there is room. True if a step is due: report it to [`grown`](Self::grown).
     pub(super) fn quiet(&mut self, now: Instant) -> bool {
         let quiet = now.saturating_duration_since(*self.quiet_since.get_or_insert(now));
         if !self.is_wanted && quiet >= self.pause.saturating_mul(REST) {
@@ -59,7 +59,7 @@ impl Growth {
         self.is_wanted && quiet >= self.pause
     }
 
-    /// A step was taken; `more` where there is something left to grow.
+    /// Records a step of growth. `more`: some spool is still below its full size.
     pub(super) fn grown(&mut self, now: Instant, more: bool) {
         (self.is_wanted, self.has_grown, self.quiet_since) = (more, true, Some(now));
     }
@@ -71,7 +71,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// The seconds, of `range`, at which a step is due. Each finds more to do.
+    /// The seconds of `range` at which a step is due. Each step reports that more is left.
     fn steps(growth: &mut Growth, start: Instant, range: std::ops::Range<u32>) -> Vec<u32> {
         let due = |second: &u32| {
             let now = start + *second * SECOND;
@@ -85,13 +85,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_grows_where_nothing_was_taken() {
+    fn without_pressure_nothing_grows() {
         let mut growth = Growth::new(SECOND);
         assert_eq!(steps(&mut growth, Instant::now(), 0..100), Vec::<u32>::new());
     }
 
     #[test]
-    fn steps_come_with_pauses_until_all_is_back() {
+    fn steps_have_pauses_until_the_full_size_is_reached() {
         let (mut growth, start) = (Growth::new(SECOND), Instant::now());
         growth.pressed();
         assert_eq!(steps(&mut growth, start, 0..14), [4, 8, 12]);
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn use_near_the_threshold_puts_a_step_off() {
+    fn use_near_the_threshold_delays_a_step() {
         let (mut growth, start) = (Growth::new(SECOND), Instant::now());
         growth.pressed();
         assert_eq!(steps(&mut growth, start, 0..4), Vec::<u32>::new());
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn where_growing_brings_pressure_back_the_pause_doubles() {
+    fn growth_that_brings_pressure_back_doubles_the_pause() {
         let (mut growth, start) = (Growth::new(SECOND), Instant::now());
         let mut pauses = Vec::new();
         let mut second = 0;
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_rest_at_full_size_makes_the_pause_short_again() {
+    fn a_long_time_at_full_size_resets_the_pause() {
         let (mut growth, start) = (Growth::new(SECOND), Instant::now());
         growth.pressed();
         growth.grown(start, true);

@@ -2,16 +2,16 @@ use serde::Serialize;
 
 use crate::PressureConfig;
 
-/// How short memory is.
+/// The level of memory pressure.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
-    /// There is enough.
+    /// Enough memory is available.
     #[default]
     Normal,
-    /// Clean copies are given back.
+    /// The spool frees memory, clean copies first.
     Low,
-    /// Everything that can go goes at once.
+    /// The spool frees everything that it can at once.
     Critical,
 }
 
@@ -32,23 +32,24 @@ impl Thresholds {
 
     /// The level that follows `current` when `fraction` of the limit is in use.
     ///
-    /// A level begins at its threshold and ends when use has fallen below the threshold by the hysteresis.
+    /// A level begins at its threshold. It ends when use is below the threshold by the hysteresis.
     pub(crate) fn next(&self, current: Level, fraction: f64) -> Level {
         let begun = Self::level_at(fraction, self.low, self.critical);
         let not_ended = Self::level_at(fraction, self.low - self.hysteresis, self.critical - self.hysteresis);
         begun.max(not_ended.min(current))
     }
 
-    /// Whether stalls count as pressure, where `ratio` of the time was lost to them and `before` is what this said last.
+    /// Whether stalls count as pressure. `ratio` is the share of time lost to stalls, `before` is
+    /// the previous result.
     ///
-    /// They begin to at `stall_ratio`, and end below half of it: the kernel's figure is a mean that falls slowly, so
-    /// that a smaller step would be passed by chance. Where nothing is told, there are none.
+    /// Stalls begin to count at `stall_ratio` and stop below half of it. The kernel's figure is a
+    /// slowly falling mean, so a smaller gap would be crossed by chance. `None` is no pressure.
     pub(crate) fn stalled(&self, before: bool, ratio: Option<f64>) -> bool {
         let threshold = if before { self.stall_ratio / 2.0 } else { self.stall_ratio };
         self.stall_ratio > 0.0 && ratio.is_some_and(|ratio| ratio >= threshold)
     }
 
-    /// The fraction below which everything is normal again: what relief aims at.
+    /// The fraction below which the level is normal again. Relief aims at it.
     pub(crate) fn target(&self) -> f64 {
         self.low - self.hysteresis
     }
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn use_that_hovers_about_a_threshold_changes_the_level_once() {
+    fn use_around_a_threshold_changes_the_level_once() {
         let thresholds = thresholds(0.05);
         let mut level = Normal;
         let mut changes = 0;

@@ -1,4 +1,4 @@
-//! Memory of the machine and of this process, where no control group tells of it.
+//! Memory of the machine and of this process, for use without a control group.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,36 +9,36 @@ use sysinfo::{MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, Sys
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct MachineMemory {
     pub(super) total: u64,
-    /// What can be had without anything being swapped out.
+    /// Memory that can be allocated without swapping.
     pub(super) available: u64,
 }
 
-/// What is asked of the machine.
+/// Reads the memory of the machine and of this process.
 pub(super) trait Machine: Send {
-    /// `None` where it is not known.
+    /// The machine's memory. `None` if unknown.
     fn memory(&mut self) -> Option<MachineMemory>;
-    /// Resident memory of this process in bytes, where there is no file that tells it.
+    /// Resident memory of this process in bytes, for systems without a file that has it.
     fn resident(&mut self) -> Option<u64>;
 }
 
-/// The machine that this runs on.
+/// The real machine.
 #[derive(Default)]
 pub(super) struct ThisMachine {
-    /// Made at the first look: a monitor that is off never needs it. `None` inside on a system that sysinfo does not
-    /// know.
-    system: Option<Option<System>>,
+    /// Created at the first sample: a disabled monitor never needs it. On a system that sysinfo
+    /// does not support, all its values are zero.
+    system: Option<System>,
     pid: Option<Pid>,
 }
 
 impl ThisMachine {
-    fn system(&mut self) -> Option<&mut System> {
-        self.system.get_or_insert_with(|| System::new().ok()).as_mut()
+    fn system(&mut self) -> &mut System {
+        self.system.get_or_insert_with(System::new)
     }
 }
 
 impl Machine for ThisMachine {
     fn memory(&mut self) -> Option<MachineMemory> {
-        let system = self.system()?;
+        let system = self.system();
         system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
         let memory = MachineMemory { total: system.total_memory(), available: system.available_memory() };
         (memory.total > 0).then_some(memory)
@@ -49,14 +49,14 @@ impl Machine for ThisMachine {
             Some(pid) => pid,
             None => *self.pid.insert(sysinfo::get_current_pid().ok()?),
         };
-        let system = self.system()?;
+        let system = self.system();
         let memory = ProcessRefreshKind::nothing().with_memory();
         system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, memory);
         Some(system.process(pid)?.memory())
     }
 }
 
-/// A machine whose `/proc` lies below another directory.
+/// A machine whose `/proc` is below another directory.
 pub(super) struct MachineBelow(pub(super) PathBuf);
 
 impl Machine for MachineBelow {
@@ -75,7 +75,7 @@ pub(super) fn resident(root: &Path) -> Option<u64> {
     field(&fs::read_to_string(root.join("proc/self/status")).ok()?, "VmRSS:")
 }
 
-/// Bytes, from a line `name  number kB`.
+/// The number of bytes in a line `name  number kB`.
 fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_machine_tells_something_plausible() {
+    fn this_machine_reports_plausible_values() {
         let mut machine = ThisMachine::default();
         let memory = machine.memory().unwrap();
         assert!(memory.total > 1 << 20 && memory.available <= memory.total, "{memory:?}");

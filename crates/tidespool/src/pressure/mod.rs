@@ -1,12 +1,13 @@
-//! The memory-pressure monitor: watches how much memory is in use and asks the spools to give some back.
+//! The memory-pressure monitor: samples memory use and asks the spools to free memory.
 //!
-//! * `cgroup.rs`, `machine.rs`, `sample.rs` – use and limit, from the control group, the machine and the process.
+//! * `cgroup.rs`, `machine.rs`, `sample.rs` – use and limit of the control group, the machine and
+//!   the process.
 //! * `level.rs` – normal, low, critical, with hysteresis. Pure.
-//! * `pacer.rs` – what to do about a sample, and when to try again. `growth.rs` – when it may grow back. `cadence.rs` –
-//!   when to look again. Pure.
-//! * `room.rs` – what the spools may take together below a limit that kills. Pure.
-//! * `spools.rs` – who is watched, and how an excess is shared among them.
-//! * `watch.rs` – the thread. `monitor.rs` – the handle on it. `registration.rs` – a spool's place with it.
+//! * `pacer.rs` – what to do about a sample, and when to retry. Pure.
+//! * `growth.rs` – when memory may grow back. `cadence.rs` – when to sample. Both pure.
+//! * `room.rs` – what the spools may use together below a hard limit. Pure.
+//! * `spools.rs` – the registered spools, and how an excess is divided among them.
+//! * `watch.rs` – the thread. `monitor.rs` – its handle. `registration.rs` – the handle of a spool.
 
 mod cadence;
 mod cgroup;

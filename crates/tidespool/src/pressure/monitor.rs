@@ -1,4 +1,4 @@
-//! The handle on the monitor's thread.
+//! The handle of the monitor's thread.
 
 use std::io;
 use std::path::PathBuf;
@@ -19,15 +19,17 @@ use super::watch::MonitorThread;
 use crate::thread_limit::not_started;
 use crate::{ConfigError, PressureConfig};
 
-/// Watches how much memory is in use, and asks the spools that are registered with it to give some back.
+/// Samples memory use, and asks the registered spools to free memory when it is short.
 ///
-/// A spool opened with [`TieredSpool::open`](crate::TieredSpool::open) has one of its own. A process with several spools
-/// gives them one in common, with [`TieredSpool::open_watched`](crate::TieredSpool::open_watched): then memory is looked at
-/// once for all of them, and what is too much is shared among them in proportion to what each has to give.
+/// A spool opened with [`TieredSpool::open`](crate::TieredSpool::open) starts its own monitor. A
+/// process with several spools should share one, with
+/// [`TieredSpool::open_watched`](crate::TieredSpool::open_watched). A shared monitor samples once
+/// for all spools. It divides an excess in proportion to the memory that each spool can free.
 ///
-/// It runs on a thread of its own, `tide-pressure`. Clones are handles on the same monitor. It ends with
-/// [`shutdown`](Self::shutdown), or when the last handle is dropped; the spools opened with it hold one each until their own
-/// shutdown, which does not end it. Whenever it ends or is turned off, its spools are told that memory is normal.
+/// The monitor has its own thread, `tide-pressure`. Clones are handles of the same monitor. It ends
+/// with [`shutdown`](Self::shutdown), or when the last handle is dropped. Each open spool holds a
+/// handle until its own shutdown, which does not end a shared monitor. When the monitor ends or is
+/// turned off, it sets the level of its spools to normal.
 ///
 /// ```
 /// use tidespool::{Config, PressureConfig, PressureMonitor, TieredSpool};
@@ -42,7 +44,8 @@ use crate::{ConfigError, PressureConfig};
 ///     let data = TieredSpool::open_watched(Config::new(path.join("data")), &monitor).await?;
 ///
 ///     if let Some(now) = monitor.latest() {
-///         println!("{} of {} bytes ({}): {:?}", now.used, now.limit, now.source.name(), now.level);
+///         let source = now.source.name();
+///         println!("{} of {} bytes ({source}): {:?}", now.used, now.limit, now.level);
 ///     }
 /// #   meta.shutdown().await?;
 /// #   data.shutdown().await?;
@@ -54,42 +57,42 @@ pub struct PressureMonitor {
     handle: Arc<Handle>,
 }
 
-/// What the monitor saw when it last looked.
+/// The last sample of the monitor.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct PressureReading {
-    /// What is compared with `limit`, in bytes.
+    /// The usage that is compared with `limit`, in bytes.
     pub used: u64,
     /// The limit that is nearest to being reached, in bytes. Never 0.
     pub limit: u64,
-    /// What was compared with what.
+    /// The source of `used` and `limit`.
     pub source: Source,
-    /// Resident memory of this process in bytes, where it can be read.
+    /// Resident memory of this process in bytes. `None` if it cannot be read.
     pub resident: Option<u64>,
-    /// The share of the last 10 s in which some task waited for memory, 0 to 1; where the kernel tells it, and where it
-    /// counts (see [`PressureConfig::stall_ratio`]).
+    /// Share of the last 10 s in which some task waited for memory, 0 to 1. `None` if the kernel
+    /// does not report it, or if it does not count (see [`PressureConfig::stall_ratio`]).
     pub stall_ratio: Option<f64>,
-    /// The level that follows from it and from what was before.
+    /// The level that follows from this sample and the previous level.
     pub level: Level,
 }
 
 impl PressureMonitor {
-    /// Starts the monitor's thread. Memory is looked at once before this returns, so that
-    /// [`latest`](Self::latest) has an answer.
+    /// Starts the monitor's thread. Takes a first sample before it returns, for
+    /// [`latest`](Self::latest).
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`], with the [`ConfigError`] inside, for settings out of bounds; otherwise what the
-    /// operating system says when it cannot start a thread.
+    /// [`io::ErrorKind::InvalidInput`] for settings out of bounds, with the [`ConfigError`] inside.
+    /// Otherwise the error of the operating system if it cannot start a thread.
     pub fn start(config: PressureConfig) -> io::Result<Self> {
         let sampler = SystemSampler::new(config.memory_limit);
         Self::start_with(config, Box::new(sampler))
     }
 
-    /// The same with every file looked for below `root` in the place of `/`, and nothing read from anywhere else: for
-    /// tests, which write there what they want the spool to see.
+    /// Like [`start`](Self::start), but reads every file below `root` instead of `/`, and nothing
+    /// else. For tests, which write the files that the monitor shall read.
     ///
-    /// | below `root` | what is read of it |
+    /// | below `root` | fields |
     /// |---|---|
     /// | `proc/self/status` | `VmRSS`: the resident memory of the process |
     /// | `proc/meminfo` | `MemTotal`, `MemAvailable`: the machine's memory |
@@ -98,8 +101,8 @@ impl PressureMonitor {
     /// | `sys/fs/cgroup/GROUP/` | `memory.current`, `memory.max`, `memory.high`, `memory.stat` (`anon`, `inactive_file`), `memory.pressure`: version 2 |
     /// | `sys/fs/cgroup/memory/GROUP/` | `memory.usage_in_bytes`, `memory.limit_in_bytes`, `memory.stat` (`total_rss`, `total_inactive_file`): version 1 |
     ///
-    /// A file that is missing or makes no sense is passed over. They are read anew at each look: put a changed one in
-    /// place with a rename, or it may be seen half written.
+    /// A missing or malformed file is skipped. Every sample reads all files again. Replace a
+    /// changed file with a rename, or a sample may read a part of it.
     ///
     /// # Errors
     ///
@@ -114,29 +117,31 @@ impl PressureMonitor {
         let state = Arc::new(MonitorState::default());
         let mut watch = MonitorThread::new(config, sampler, Arc::clone(&state));
         watch.peek();
-        let death = MonitorExit(Arc::clone(&state));
+        let exit = MonitorExit(Arc::clone(&state));
         let thread = thread::Builder::new().name("tide-pressure".to_owned()).spawn(move || {
-            let _death = death;
+            let _exit = exit;
             watch.run();
         });
         let thread = thread.map_err(|error| not_started("tide-pressure", &error))?;
         Ok(Self { handle: Arc::new(Handle { state, thread: Mutex::new(Some(thread)) }) })
     }
 
-    /// The newest reading; `None` where memory cannot be read, while the monitor is turned off, and after its end.
+    /// The latest reading. `None` if memory cannot be read, while the monitor is turned off, and
+    /// after its end.
     #[must_use]
     pub fn latest(&self) -> Option<PressureReading> {
         self.handle.state.latest.lock().0
     }
 
-    /// Goes on with other settings, from a look on that is taken at once. With `enabled = false` it looks no more: the
-    /// level is normal, the spools go back to their full size, and the thread sleeps until the next call of this.
+    /// Applies other settings, and takes a sample at once. With `enabled = false` sampling stops:
+    /// the level is normal, the spools return to their full size, and the thread sleeps until the
+    /// next call.
     ///
-    /// After [`shutdown`](Self::shutdown) it does nothing.
+    /// Does nothing after [`shutdown`](Self::shutdown).
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Invalid`] for settings out of bounds. Those of before hold.
+    /// [`ConfigError::Invalid`] for settings out of bounds. The previous settings stay in force.
     pub fn reconfigure(&self, config: PressureConfig) -> Result<(), ConfigError> {
         config.validate()?;
         self.state().control.lock().config = Some(config);
@@ -144,16 +149,17 @@ impl PressureMonitor {
         Ok(())
     }
 
-    /// Ends the thread and waits for that: until it is back from asking the spools for memory, which takes about a second for
-    /// each at most. From asynchronous code, call it where blocking is allowed. The second call returns when the first does.
+    /// Ends the thread and waits until it has ended. A call into a spool in progress is completed
+    /// first, which takes about a second per spool at most. This blocks: do not call it on an
+    /// asynchronous worker thread. Concurrent calls return at the same time.
     ///
-    /// The spools that are still open go on without a monitor, at the level normal.
+    /// Spools that are still open continue without a monitor, at the level normal.
     pub fn shutdown(&self) {
         self.handle.stop();
         self.join();
     }
 
-    /// Asks the thread to end.
+    /// Requests the end of the thread.
     pub(super) fn stop(&self) {
         self.handle.stop();
     }
@@ -161,8 +167,8 @@ impl PressureMonitor {
     /// Waits until the thread has ended. Call [`stop`](Self::stop) before.
     pub(super) fn join(&self) {
         let mut thread = self.handle.thread.lock();
-        // The last owner of a spool may be the thread itself, for the moment in which it calls the spool. It cannot wait
-        // for itself, and is about to end.
+        // The thread itself may be the last owner of a spool while it calls the spool. It cannot
+        // join itself, and is about to end.
         if thread.as_ref().is_none_or(|thread| thread.thread().id() == thread::current().id()) {
             return;
         }
@@ -176,7 +182,7 @@ impl PressureMonitor {
     }
 }
 
-/// Owns the thread. Dropping the last one asks the thread to end and does not wait: a drop must not block.
+/// Owns the thread. Dropping the last one requests its end without waiting: a drop must not block.
 #[derive(Debug)]
 struct Handle {
     state: Arc<MonitorState>,
@@ -196,7 +202,7 @@ impl Drop for Handle {
     }
 }
 
-/// What the thread and the handles share.
+/// The state shared by the thread and the handles.
 #[derive(Debug, Default)]
 pub(super) struct MonitorState {
     control: Mutex<Control>,
@@ -206,7 +212,7 @@ pub(super) struct MonitorState {
     has_died: AtomicBool,
 }
 
-/// Notes that the thread panicked: its spools go on without anybody who watches memory, and have to know.
+/// Records a panic of the thread, so that the spools can report that memory is not monitored.
 struct MonitorExit(Arc<MonitorState>);
 
 impl Drop for MonitorExit {
@@ -220,11 +226,11 @@ impl Drop for MonitorExit {
 #[derive(Debug, Default)]
 struct Control {
     is_stopping: bool,
-    /// Settings that the thread has not taken over yet.
+    /// Settings that the thread has not applied yet.
     config: Option<PressureConfig>,
 }
 
-/// Why the thread's pause is over.
+/// Why the thread's pause ended.
 #[derive(Debug)]
 pub(super) enum Wait {
     Elapsed,
@@ -249,14 +255,14 @@ impl MonitorState {
         self.latest.lock().1
     }
 
-    /// Another spool has come, which the newest reading does not count yet.
+    /// Adds a spool that the latest reading does not include yet.
     pub(super) fn note_joined(&self, budget: u64) {
         if let Some(room) = &mut self.latest.lock().1 {
             room.note_joined(budget);
         }
     }
 
-    /// Waits for `pause`, or without end where there is none.
+    /// Waits for `pause`, or without a limit if it is `None`.
     pub(super) fn wait(&self, pause: Option<Duration>) -> Wait {
         let end = pause.and_then(|pause| Instant::now().checked_add(pause));
         let mut control = self.control.lock();

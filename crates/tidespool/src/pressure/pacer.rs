@@ -1,4 +1,4 @@
-//! What the monitor does with a sample: pure, with the clock as an argument.
+//! What the monitor does about a sample. Pure: the clock is an argument.
 
 use std::time::{Duration, Instant};
 
@@ -7,50 +7,50 @@ use super::level::{Level, Thresholds};
 use super::sample::Sample;
 use crate::PressureConfig;
 
-/// The longest pause between two attempts that freed nothing, unless the interval is longer still.
+/// The longest pause between two attempts that freed nothing, unless the interval is longer.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// The same at [`Level::Critical`], where what has become free in the meantime may be what keeps the process alive.
+/// The same at [`Level::Critical`]: memory freed meanwhile may keep the process alive.
 const MAX_CRITICAL_BACKOFF: Duration = Duration::from_secs(5);
 
-/// An attempt was worth it if it freed this part of what was asked for. Otherwise a spool that has next to nothing to
-/// give, on a machine that is full for reasons of its own, would empty its small cache at each look.
+/// An attempt succeeded if it freed this part (1/32) of the requested bytes. Otherwise a spool with
+/// little memory, on a machine that others fill, would empty its small cache at each sample.
 const WORTH: u64 = 32;
 
-/// Remembers the level and how well relief worked.
+/// The level, and the success of earlier relief.
 #[derive(Debug)]
 pub(super) struct Pacer {
     thresholds: Thresholds,
     interval: Duration,
-    /// By use alone.
+    /// The level by use alone.
     use_level: Level,
     is_stalled: bool,
     backoff: Duration,
     not_before: Option<Instant>,
-    /// What was asked for last.
+    /// The bytes of the last request.
     last_excess: u64,
     growth: Growth,
 }
 
-/// What to do now, in this order.
+/// The actions to take now, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PacerStep {
     /// The level now.
     pub(super) level: Level,
-    /// It is another one than before.
+    /// The level differs from the previous one.
     pub(super) has_changed: bool,
-    /// Ask for memory, and report the outcome to [`Pacer::relieved`].
+    /// Ask for memory, and report the result to [`Pacer::relieved`].
     pub(super) relieve: Option<ReliefRequest>,
-    /// Let what was taken grow by a step, and report the outcome to [`Pacer::grown`].
+    /// Let the spools grow by a step, and report the result to [`Pacer::grown`].
     pub(super) grow: bool,
 }
 
-/// How much is to be given back.
+/// How much memory to request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ReliefRequest {
-    /// The bytes by which use is above what is aimed at; 0 where there are only stalls.
+    /// Bytes by which use exceeds the target. 0 if stalls are the only pressure.
     pub(super) excess: u64,
-    /// Tasks wait for memory: at least a part of what there is to give should go.
+    /// Tasks wait for memory: request at least a part of the reclaimable memory.
     pub(super) is_stalled: bool,
 }
 
@@ -68,12 +68,12 @@ impl Pacer {
         }
     }
 
-    /// Goes on with other settings. The level stays, and changes with the next sample.
+    /// Applies other settings. The level stays until the next sample.
     pub(super) fn reconfigure(&mut self, config: &PressureConfig) {
         self.thresholds = Thresholds::new(config);
         self.interval = config.interval;
         self.growth.set_interval(config.interval);
-        // What was tried in vain under other settings says nothing about these.
+        // Failed attempts under other settings do not count for these.
         self.forget_backoff();
     }
 
@@ -83,7 +83,7 @@ impl Pacer {
         self.is_stalled = self.thresholds.stalled(self.is_stalled, sample.stall_ratio);
         let level = self.level();
         if level > before {
-            // What was tried in vain at a lower level says nothing about this one.
+            // Failed attempts at a lower level do not count for this one.
             self.forget_backoff();
         }
         let excess = self.excess(sample);
@@ -102,8 +102,8 @@ impl Pacer {
         }
     }
 
-    /// Asked for `asked` bytes, relief gave back `freed`. Where that was next to nothing the next attempt waits, twice
-    /// as long each time.
+    /// Records that relief freed `freed` of `asked` bytes. If it freed next to nothing, the next
+    /// attempt waits, twice as long each time.
     pub(super) fn relieved(&mut self, now: Instant, asked: u64, freed: isize) {
         self.last_excess = asked;
         if u64::try_from(freed).is_ok_and(|freed| freed >= (asked / WORTH).max(1)) {
@@ -118,7 +118,7 @@ impl Pacer {
         }
     }
 
-    /// A step of growth was taken; `more` where there is something left to grow.
+    /// Records a step of growth. `more`: some spool is still below its full size.
     pub(super) fn grown(&mut self, now: Instant, more: bool) {
         self.growth.grown(now, more);
     }
@@ -127,7 +127,7 @@ impl Pacer {
         if self.is_stalled { self.use_level.max(Level::Low) } else { self.use_level }
     }
 
-    /// The pause after an attempt in vain is over, or there is clearly more to ask for than then.
+    /// True if the pause after a failed attempt is over, or if the excess has clearly risen.
     fn may_act(&self, now: Instant, excess: u64, limit: u64) -> bool {
         let has_risen = excess > self.last_excess.saturating_add(limit / WORTH);
         has_risen || self.not_before.is_none_or(|not_before| now >= not_before)
@@ -138,7 +138,7 @@ impl Pacer {
         self.not_before = None;
     }
 
-    /// The bytes by which use has to fall for the level to become normal by use.
+    /// Bytes by which use must fall for the level to become normal by use.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -175,13 +175,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_do_while_normal() {
+    fn at_the_level_normal_there_is_no_action() {
         let step = pacer().observe(Instant::now(), &used(500));
         assert_eq!(step, PacerStep { level: Level::Normal, has_changed: false, relieve: None, grow: false });
     }
 
     #[test]
-    fn relief_is_asked_for_again_and_again_in_proportion_while_it_helps() {
+    fn relief_is_requested_in_proportion_while_it_succeeds() {
         let (mut pacer, now) = (pacer(), Instant::now());
         let first = pacer.observe(now, &used(850));
         let wanted = PacerStep { level: Level::Low, has_changed: true, relieve: bytes(150), grow: false };
@@ -196,14 +196,14 @@ mod tests {
     }
 
     #[test]
-    fn relief_that_frees_nothing_is_asked_for_less_and_less_often_but_never_given_up() {
+    fn failed_relief_is_retried_with_growing_pauses_without_end() {
         let (mut pacer, start) = (pacer(), Instant::now());
         let mut asked = Vec::new();
         for second in 0..200 {
             let now = start + second * SECOND;
             if pacer.observe(now, &used(850)).relieve.is_some() {
                 asked.push(second);
-                // Next to nothing is nothing.
+                // Next to nothing counts as nothing.
                 pacer.relieved(now, 150, if second % 2 == 0 { 3 } else { -5 });
             }
         }
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pause_is_shorter_where_it_is_critical() {
+    fn the_pause_is_shorter_at_the_level_critical() {
         let (mut pacer, start) = (pacer(), Instant::now());
         let mut asked = Vec::new();
         for second in 0..20 {
@@ -243,7 +243,7 @@ mod tests {
         let step = pacer.observe(now, &used(900));
         assert_eq!((step.level, step.has_changed, step.relieve), (Level::Critical, true, bytes(200)));
         pacer.relieved(now, 200, 0);
-        // Falling back to low is no reason to hurry.
+        // A fall to low does not reset the backoff.
         assert_eq!(pacer.observe(now + SECOND, &used(750)).relieve, None);
     }
 
@@ -255,13 +255,13 @@ mod tests {
         assert_eq!(pacer.observe(now, &used(831)).relieve, None, "within the noise");
         assert_eq!(pacer.observe(now, &used(832)).relieve, bytes(132));
         pacer.relieved(now, 132, 0);
-        // It was in vain once more: the pause is the second one.
+        // A second failed attempt: the second pause applies.
         assert_eq!(pacer.observe(now + 3 * SECOND, &used(832)).relieve, None);
         assert_eq!(pacer.observe(now + 4 * SECOND, &used(832)).relieve, bytes(132));
     }
 
     #[test]
-    fn a_long_interval_is_not_shortened_by_the_backoffs_bound() {
+    fn the_backoff_bound_does_not_shorten_a_long_interval() {
         let minute = 60 * SECOND;
         let (mut pacer, now) = (Pacer::new(&PressureConfig::default().interval(minute)), Instant::now());
         assert!(pacer.observe(now, &used(850)).relieve.is_some());
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn stalls_make_it_low_whatever_is_in_use() {
+    fn stalls_raise_the_level_to_low_at_any_use() {
         let (mut pacer, now) = (pacer(), Instant::now());
         assert_eq!(pacer.observe(now, &stalled(100, 0.09)).level, Level::Normal);
         let step = pacer.observe(now, &stalled(100, 0.10));
@@ -283,19 +283,19 @@ mod tests {
         assert_eq!(
             pacer.observe(now, &stalled(750, 0.04)).level,
             Level::Normal,
-            "750 was not too much before"
+            "use alone was normal before"
         );
     }
 
     #[test]
-    fn what_was_taken_grows_back_in_steps_while_use_is_below_what_was_aimed_at() {
+    fn memory_grows_back_in_steps_while_use_is_below_the_target() {
         let (mut pacer, start) = (pacer(), Instant::now());
         pacer.observe(start, &used(850));
         pacer.relieved(start, 150, 150);
         let mut grown = Vec::new();
         for second in 1..40 {
             let now = start + second * SECOND;
-            // From 20 to 29 use is below the threshold, but above what is aimed at.
+            // From 20 to 29 use is below the threshold, but above the target.
             let step = pacer.observe(now, &used(if (20..30).contains(&second) { 790 } else { 690 }));
             assert_eq!(step.level, Level::Normal);
             if step.grow {
@@ -303,11 +303,11 @@ mod tests {
                 pacer.grown(now, second < 34);
             }
         }
-        assert_eq!(grown, [5, 9, 13, 17, 34], "and nothing more once it is whole");
+        assert_eq!(grown, [5, 9, 13, 17, 34], "no step after the full size");
     }
 
     #[test]
-    fn other_settings_hold_from_the_next_sample_on() {
+    fn new_settings_apply_from_the_next_sample() {
         let (mut pacer, now) = (pacer(), Instant::now());
         assert_eq!(pacer.observe(now, &used(600)).level, Level::Normal);
         pacer.relieved(now, 100, 0);

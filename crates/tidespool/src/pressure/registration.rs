@@ -7,7 +7,8 @@ use super::room::MemoryRoom;
 use super::spools::Relief;
 use crate::{ConfigError, PressureConfig};
 
-/// A spool's place with a monitor: its own one, or one that it shares. Dropping it gives the place up, without waiting.
+/// The registration of a spool with its own or a shared monitor. Dropping it ends the registration
+/// without waiting.
 #[derive(Debug)]
 pub(crate) struct Registration {
     monitor: PressureMonitor,
@@ -16,7 +17,7 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    /// With a monitor that is started for this spool, and ends with it.
+    /// Starts a monitor for this spool. The monitor ends with the spool.
     ///
     /// # Errors
     ///
@@ -26,11 +27,11 @@ impl Registration {
         Ok(Self::enter(monitor, relief, true))
     }
 
-    /// With a monitor that others may share.
+    /// Registers with a shared monitor.
     ///
     /// # Errors
     ///
-    /// It was shut down.
+    /// The monitor was shut down.
     pub(crate) fn shared(monitor: PressureMonitor, relief: &Arc<dyn Relief>) -> io::Result<Self> {
         if monitor.state().is_stopping() {
             return Err(io::Error::other("the memory-pressure monitor was shut down: start another one"));
@@ -49,17 +50,17 @@ impl Registration {
         self.monitor.latest()
     }
 
-    /// What its spools may take together, where a limit kills.
+    /// What the monitor's spools may use together. `None` if no hard limit exists.
     pub(crate) fn room(&self) -> Option<MemoryRoom> {
         self.monitor.state().room()
     }
 
-    /// The monitor's thread panicked: nobody watches memory.
+    /// The monitor's thread panicked, so memory is not monitored.
     pub(crate) fn has_died(&self) -> bool {
         self.monitor.state().has_died()
     }
 
-    /// Gives other settings to the spool's own monitor. One that is shared has settings of its own.
+    /// Applies other settings to the spool's own monitor. A shared monitor has its own settings.
     ///
     /// # Errors
     ///
@@ -68,7 +69,7 @@ impl Registration {
         if self.owns_monitor { self.monitor.reconfigure(config) } else { Ok(()) }
     }
 
-    /// The spool is not called any more, but a call may be under way. Its own monitor is told to end.
+    /// Stops new calls into the spool; a call may be in progress. Ends the spool's own monitor.
     pub(crate) fn stop(&self) {
         self.monitor.state().spools.leave(self.id);
         if self.owns_monitor {
@@ -76,8 +77,8 @@ impl Registration {
         }
     }
 
-    /// Waits until no call is under way, and until the spool's own monitor has ended. Call [`stop`](Self::stop) before.
-    /// False if a call hangs: it is waited for until `by`.
+    /// Waits until no call is in progress and the spool's own monitor has ended. Call
+    /// [`stop`](Self::stop) first. Returns false if a call still runs at `by`.
     pub(crate) fn join_by(&self, by: Instant) -> bool {
         let is_over = self.monitor.state().spools.wait_for_call(self.id, by);
         if is_over && self.owns_monitor {

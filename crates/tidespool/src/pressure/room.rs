@@ -1,36 +1,37 @@
-//! What the spools can have together before memory is short, where a limit kills: pure.
+//! What the spools may use together before memory is short, if a hard limit exists. Pure.
 
 use super::sample::{Sample, Source};
 use crate::PressureConfig;
 
-/// The spools of a monitor, added up.
+/// Totals over the spools of a monitor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Together {
+pub(super) struct SpoolTotals {
     /// Their accounted memory, in bytes.
     pub(super) accounted: u64,
     /// Their budgets, in bytes.
     pub(super) budgets: u64,
 }
 
-/// Bytes for all of them, as of the newest reading.
+/// Bytes for all spools together, as of the latest reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MemoryRoom {
-    /// Up to here they may grow.
+    /// The spools may grow up to this.
     growth: u64,
-    /// Up to here they may keep what they have: more would make memory short.
+    /// The spools may keep memory up to this: more would make memory short.
     stay: u64,
     budgets: u64,
 }
 
 impl MemoryRoom {
-    /// `None` where no limit kills: the machine's memory is others' as well, and what they take of it is no reason to be small as long as it suffices.
+    /// `None` if exceeding the limit kills no process. The machine's memory is shared with other
+    /// programs: their use is no reason to stay small while memory suffices.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "a part of the limit"
     )]
-    pub(super) fn of(sample: &Sample, config: &PressureConfig, spools: Together) -> Option<Self> {
+    pub(super) fn of(sample: &Sample, config: &PressureConfig, spools: SpoolTotals) -> Option<Self> {
         let kills = match sample.source {
             Source::CgroupV1 | Source::CgroupV2 => true,
             Source::Process => config.memory_limit.is_some(),
@@ -45,12 +46,12 @@ impl MemoryRoom {
         })
     }
 
-    /// One more spool has come, with this budget.
+    /// Adds a spool with this budget.
     pub(super) fn note_joined(&mut self, budget: u64) {
         self.budgets = self.budgets.saturating_add(budget);
     }
 
-    /// The part of a spool with this budget, which has `accounted` bytes now.
+    /// The share of a spool with this budget, which uses `accounted` bytes now.
     pub(crate) fn share(&self, budget: u64, accounted: u64) -> u64 {
         let part = |bytes: u64| {
             let product =
@@ -71,40 +72,40 @@ mod tests {
         Sample { used: used * MIB, limit: 1000 * MIB, source, resident: None, stall_ratio: None }
     }
 
-    /// Growth up to 75 % and staying up to 80 % of 1000 MiB.
+    /// Growth up to 75 % and keeping up to 80 % of 1000 MiB.
     fn room(used: u64, accounted: u64, budgets: u64) -> MemoryRoom {
-        let spools = Together { accounted: accounted * MIB, budgets: budgets * MIB };
+        let spools = SpoolTotals { accounted: accounted * MIB, budgets: budgets * MIB };
         MemoryRoom::of(&sample(used, Source::CgroupV2), &PressureConfig::default(), spools).unwrap()
     }
 
     #[test]
-    fn what_others_use_is_not_the_spools() {
-        // 300 of others, the process's own heap among them.
+    fn memory_of_others_is_subtracted() {
+        // 300 MiB belong to others, including the process's own heap.
         let room = room(500, 200, 400);
         assert_eq!(room.share(400 * MIB, 200 * MIB), 450 * MIB);
-        assert_eq!(room.share(400 * MIB, 470 * MIB), 470 * MIB, "what it has it may keep");
-        assert_eq!(room.share(400 * MIB, 600 * MIB), 500 * MIB, "but for what would make memory short");
+        assert_eq!(room.share(400 * MIB, 470 * MIB), 470 * MIB, "it may keep what it uses");
+        assert_eq!(room.share(400 * MIB, 600 * MIB), 500 * MIB, "up to the level low");
     }
 
     #[test]
-    fn several_spools_share_it_by_their_budgets() {
+    fn several_spools_share_the_room_by_their_budgets() {
         let room = room(0, 0, 2000);
         assert_eq!(room.share(500 * MIB, 0) + room.share(1500 * MIB, 0), 750 * MIB);
         assert_eq!(room.share(500 * MIB, 0) / MIB, 187);
-        // The reading is from before it came.
+        // The reading is older than the second spool.
         let mut before = self::room(0, 0, 500);
         before.note_joined(250 * MIB);
         assert_eq!(before.share(250 * MIB, 0), 250 * MIB);
     }
 
     #[test]
-    fn a_machine_that_others_fill_is_no_limit() {
+    fn the_machine_as_the_source_is_no_hard_limit() {
         let config = PressureConfig::default();
-        assert_eq!(MemoryRoom::of(&sample(760, Source::System), &config, Together::default()), None);
-        assert_eq!(MemoryRoom::of(&sample(760, Source::Process), &config, Together::default()), None);
+        assert_eq!(MemoryRoom::of(&sample(760, Source::System), &config, SpoolTotals::default()), None);
+        assert_eq!(MemoryRoom::of(&sample(760, Source::Process), &config, SpoolTotals::default()), None);
         let limited = config.memory_limit(1000 * MIB);
-        assert!(MemoryRoom::of(&sample(760, Source::Process), &limited, Together::default()).is_some());
-        let full = MemoryRoom::of(&sample(990, Source::CgroupV1), &limited, Together::default()).unwrap();
+        assert!(MemoryRoom::of(&sample(760, Source::Process), &limited, SpoolTotals::default()).is_some());
+        let full = MemoryRoom::of(&sample(990, Source::CgroupV1), &limited, SpoolTotals::default()).unwrap();
         assert_eq!(full.share(MIB, 5 * MIB), 0);
     }
 }

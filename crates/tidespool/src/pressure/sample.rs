@@ -1,4 +1,4 @@
-//! How much memory is in use, and of how much.
+//! Reads the memory use and its limit.
 
 use std::path::PathBuf;
 
@@ -7,23 +7,24 @@ use serde::Serialize;
 use super::cgroup;
 use super::machine::{Machine, MachineBelow, MachineMemory, ThisMachine, resident};
 
-/// What was compared with what in a reading of the memory-pressure monitor.
+/// The source of usage and limit in a reading of the memory-pressure monitor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Source {
-    /// The working set of the control group (version 2) with the group's limit.
+    /// The working set of the control group (version 2), and the group's limit.
     CgroupV2,
-    /// The working set of the control group (version 1) with the group's limit.
+    /// The working set of the control group (version 1), and the group's limit.
     CgroupV1,
-    /// The machine's memory less what is available, with the machine's memory.
+    /// The machine's memory minus the available memory, and the machine's memory.
     System,
-    /// The resident memory of this process with the configured limit, or with 75 % of the machine's memory.
+    /// The resident memory of this process, and the configured limit or 75 % of the machine's
+    /// memory.
     Process,
 }
 
 impl Source {
-    /// The name that it has in JSON and in metrics.
+    /// The name in JSON and in metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -35,15 +36,15 @@ impl Source {
     }
 }
 
-/// One reading.
+/// One sample of the memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Sample {
-    /// What is compared with the limit, in bytes.
+    /// The usage that is compared with the limit, in bytes.
     pub(crate) used: u64,
-    /// In bytes; never 0.
+    /// In bytes. Never 0.
     pub(crate) limit: u64,
     pub(crate) source: Source,
-    /// Resident memory of this process, in bytes, where it is known.
+    /// Resident memory of this process, in bytes, if known.
     pub(crate) resident: Option<u64>,
     /// Share of the last 10 s in which some task waited for memory (PSI `some avg10`), 0 to 1.
     pub(crate) stall_ratio: Option<f64>,
@@ -60,24 +61,24 @@ fn fraction(used: u64, limit: u64) -> f64 {
     used as f64 / limit as f64
 }
 
-/// What the monitor reads from.
+/// The source of samples.
 pub(crate) trait Sampler: Send {
-    /// `None` where neither use nor limit can be found out.
+    /// `None` if use or limit cannot be determined.
     fn sample(&mut self) -> Option<Sample>;
 
-    /// Another [`memory_limit`](crate::PressureConfig::memory_limit), from the next sample on.
+    /// Sets another [`memory_limit`](crate::PressureConfig::memory_limit), from the next sample on.
     fn set_memory_limit(&mut self, limit: Option<u64>);
 }
 
 /// Reads the control group, the process and the machine.
 pub(crate) struct SystemSampler {
-    /// `/`, save in tests.
+    /// `/`, except in tests.
     root: PathBuf,
     memory_limit: Option<u64>,
     machine: Box<dyn Machine>,
 }
 
-/// Use and limit in bytes, and where they are from.
+/// Use and limit in bytes, and their source.
 type Candidate = (u64, u64, Source);
 
 impl SystemSampler {
@@ -86,7 +87,7 @@ impl SystemSampler {
         Self { root: PathBuf::from("/"), memory_limit, machine: Box::new(ThisMachine::default()) }
     }
 
-    /// The same with all files looked for below `root`.
+    /// Like [`new`](Self::new), but reads all files below `root`.
     pub(crate) fn below(root: PathBuf, memory_limit: Option<u64>) -> Self {
         Self { machine: Box::new(MachineBelow(root.clone())), root, memory_limit }
     }
@@ -95,13 +96,14 @@ impl SystemSampler {
         let v2 = cgroup::v2(&self.root).map(|memory| (memory, Source::CgroupV2));
         let (memory, source) =
             v2.or_else(|| cgroup::v1(&self.root).map(|memory| (memory, Source::CgroupV1)))?;
-        // A limit that the machine cannot fill does not limit anything.
+        // A limit above the machine's memory limits nothing.
         let is_real = machine.is_none_or(|machine| memory.limit < machine.total);
         is_real.then_some((memory.working_set, memory.limit, source))
     }
 
-    /// The stalls of the group, else those of the machine: but where a limit is on the group, the machine's may well be
-    /// those of others, who gain nothing from what this process gives back.
+    /// The stalls of the group, else those of the machine. If the group has a limit, the machine's
+    /// stalls do not count: other programs may cause them, and freeing memory here would not help
+    /// those.
     fn stall_ratio(&self, has_group_limit: bool) -> Option<f64> {
         let machine = || std::fs::read_to_string(self.root.join("proc/pressure/memory")).ok();
         cgroup::stall_ratio(&self.root)

@@ -1,4 +1,4 @@
-//! The spools that a monitor watches.
+//! The spools that are registered with a monitor.
 
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -6,36 +6,36 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use super::level::Level;
-use super::room::Together;
+use super::room::SpoolTotals;
 
-/// What can give memory back. Called from the monitor's thread, which does nothing else meanwhile.
+/// A spool that can free memory. The monitor's thread calls it and does nothing else meanwhile.
 pub(crate) trait Relief: Send + Sync {
-    /// Gives back memory: about `excess_bytes`, or all that can go at [`Level::Critical`]. Returns, within about a
-    /// second, the bytes by which the accounted memory fell, negative where it grew.
+    /// Frees about `excess_bytes`, or everything it can at [`Level::Critical`]. Returns the bytes
+    /// by which the accounted memory fell (negative if it grew), within about a second.
     fn relieve(&self, level: Level, excess_bytes: u64) -> isize;
 
-    /// The bytes that could be given back: by this an excess is shared among several spools.
+    /// The bytes that could be freed. An excess is divided among the spools by this.
     fn reclaimable_bytes(&self) -> u64;
 
-    /// Its memory that counts against its budget, and the budget, in bytes. Must not wait for anything.
+    /// The memory that counts against the budget, and the budget, in bytes. Must not block.
     fn accounted_of(&self) -> (u64, u64);
 
-    /// The level changed. Comes before the first `relieve` at that level.
+    /// Called when the level changed, before the first `relieve` at that level.
     fn level_changed(&self, level: Level);
 
-    /// There is room again after there was pressure: grow by a small step towards the size of before. True if there is
-    /// more to grow: then this comes again, after a pause.
+    /// Called when there is room after pressure: grows by a small step towards the full size.
+    /// Returns true if more is left. Then it is called again, after a pause.
     fn memory_returned(&self) -> bool;
 }
 
-/// Steps of growth that a spool gets at once when nobody watches any more: more than there can be.
+/// Maximum number of growth steps when monitoring ends. More than any spool needs.
 const ALL_STEPS: usize = 1_000;
 
-/// The list of them.
+/// The list of registered spools.
 #[derive(Debug, Default)]
 pub(super) struct Spools {
     list: Mutex<List>,
-    /// A call has ended.
+    /// Notified when a call has ended.
     call_ended: Condvar,
 }
 
@@ -43,80 +43,82 @@ pub(super) struct Spools {
 struct List {
     entries: Vec<Member>,
     next_id: u64,
-    /// The entry that the monitor's thread calls now.
+    /// The spool that the monitor's thread calls now.
     in_call: Option<u64>,
 }
 
-/// One spool.
+/// One registered spool.
 struct Member {
     id: u64,
-    /// The monitor keeps no spool alive.
+    /// Weak: the monitor keeps no spool alive.
     relief: Weak<dyn Relief>,
-    /// The level that it was told last.
-    told: Level,
-    /// It may be smaller than it was.
+    /// The level of the last notification.
+    notified: Level,
+    /// The spool may be below its full size.
     may_grow: bool,
 }
 
 impl std::fmt::Debug for Member {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Entry").field("id", &self.id).field("told", &self.told).finish_non_exhaustive()
+        let mut debug = f.debug_struct("Member");
+        debug.field("id", &self.id).field("notified", &self.notified).finish_non_exhaustive()
     }
 }
 
 impl Spools {
-    /// Adds one. It is told the level at the next look, unless that is normal.
+    /// Adds a spool. The next sample notifies it of the level, unless the level is normal.
     pub(super) fn enter(&self, relief: &Arc<dyn Relief>) -> u64 {
         let mut list = self.list.lock();
         let id = list.next_id;
         list.next_id += 1;
         let relief = Arc::downgrade(relief);
-        list.entries.push(Member { id, relief, told: Level::Normal, may_grow: false });
+        list.entries.push(Member { id, relief, notified: Level::Normal, may_grow: false });
         id
     }
 
-    /// Takes one off. It is not called any more, but a call may be under way: see [`wait_for_call`](Self::wait_for_call).
+    /// Removes a spool. No new call begins, but one may be in progress: see
+    /// [`wait_for_call`](Self::wait_for_call).
     pub(super) fn leave(&self, id: u64) {
         self.list.lock().entries.retain(|entry| entry.id != id);
     }
 
-    /// Waits until the spool that left is not inside of a call, at most until `by`. False if it still is.
+    /// Waits until no call of the removed spool runs, at most until `by`. False if one still does.
     pub(super) fn wait_for_call(&self, id: u64, by: Instant) -> bool {
         let mut list = self.list.lock();
         while list.in_call == Some(id) && !self.call_ended.wait_until(&mut list, by).timed_out() {}
         list.in_call != Some(id)
     }
 
-    /// Tells everybody the level who was told another one.
-    pub(super) fn tell(&self, level: Level) {
-        for id in self.ids(|entry| entry.told != level) {
+    /// Notifies each spool of the level, if its last notification differs.
+    pub(super) fn notify(&self, level: Level) {
+        for id in self.ids(|entry| entry.notified != level) {
             self.call(id, |relief| relief.level_changed(level));
             self.update(id, |entry| {
-                entry.told = level;
+                entry.notified = level;
                 entry.may_grow |= level != Level::Normal;
             });
         }
     }
 
-    /// What they have, and what they were promised.
-    pub(super) fn together(&self) -> Together {
+    /// The accounted memory and the budgets of all spools.
+    pub(super) fn totals(&self) -> SpoolTotals {
         let ids = self.ids(|_| true);
         let each = ids.into_iter().filter_map(|id| self.call(id, |relief| relief.accounted_of()));
-        each.fold(Together::default(), |sum, (accounted, budget)| Together {
+        each.fold(SpoolTotals::default(), |sum, (accounted, budget)| SpoolTotals {
             accounted: sum.accounted.saturating_add(accounted),
             budgets: sum.budgets.saturating_add(budget),
         })
     }
 
-    /// What all of them together could give back.
+    /// The reclaimable bytes of each spool, by its id.
     pub(super) fn reclaimable_bytes(&self) -> Vec<(u64, u64)> {
         let ids = self.ids(|_| true);
         let bytes = |id| self.call(id, |relief| relief.reclaimable_bytes()).map(|bytes| (id, bytes));
         ids.into_iter().filter_map(bytes).collect()
     }
 
-    /// Asks each for its share of `excess`, by what it has to give (as `reclaimable` says). Returns what all of them
-    /// have freed.
+    /// Asks each spool for its share of `excess`, in proportion to its `reclaimable` bytes. Returns
+    /// the total that was freed.
     pub(super) fn relieve(&self, level: Level, excess: u64, reclaimable: &[(u64, u64)]) -> isize {
         let weights: Vec<u64> = reclaimable.iter().map(|(_, bytes)| *bytes).collect();
         let shares = reclaimable.iter().zip(share(excess, &weights));
@@ -126,7 +128,7 @@ impl Spools {
         freed.fold(0, isize::saturating_add)
     }
 
-    /// Lets everybody grow by a step who was under pressure. True if somebody has more to grow.
+    /// Lets each spool that was under pressure grow by a step. True if any has more to grow.
     pub(super) fn grow(&self) -> bool {
         let ids = self.ids(|entry| entry.may_grow);
         ids.into_iter().fold(false, |more, id| {
@@ -136,9 +138,9 @@ impl Spools {
         })
     }
 
-    /// Nobody watches any more: the level is normal, and everything has its full size.
+    /// Called when monitoring ends: sets the level to normal, and restores the full sizes.
     pub(super) fn release(&self) {
-        self.tell(Level::Normal);
+        self.notify(Level::Normal);
         for _ in 0..ALL_STEPS {
             if !self.grow() {
                 return;
@@ -146,14 +148,15 @@ impl Spools {
         }
     }
 
-    /// Those that `wanted` picks; those that are gone are forgotten.
+    /// The ids of the spools that `wanted` accepts. Removes dropped spools from the list.
     fn ids(&self, wanted: impl Fn(&Member) -> bool) -> Vec<u64> {
         let mut list = self.list.lock();
         list.entries.retain(|entry| entry.relief.strong_count() > 0);
         list.entries.iter().filter(|entry| wanted(entry)).map(|entry| entry.id).collect()
     }
 
-    /// `None` where it has left or is gone. The list is not locked during the call, so that others can come and leave.
+    /// Calls a spool. `None` if it was removed or dropped. The list is not locked during the call,
+    /// so that others can register and leave.
     fn call<T>(&self, id: u64, f: impl FnOnce(&dyn Relief) -> T) -> Option<T> {
         let mut list = self.list.lock();
         let relief = list.entries.iter().find(|entry| entry.id == id)?.relief.upgrade()?;
@@ -170,7 +173,7 @@ impl Spools {
     }
 }
 
-/// Ends a call, also by a panic: nobody may wait for it for ever.
+/// Marks the end of a call, also after a panic, so that no thread waits for it forever.
 struct EndOfCall<'a>(&'a Spools);
 
 impl Drop for EndOfCall<'_> {
@@ -180,8 +183,8 @@ impl Drop for EndOfCall<'_> {
     }
 }
 
-/// Shares `excess` in proportion to `weights`, each part rounded up. Where nobody has any weight, all get the same: what
-/// they could do is not in it.
+/// Divides `excess` in proportion to `weights`, each share rounded up. If every weight is zero, the
+/// shares are equal: a spool may be able to free more than it reported.
 fn share(excess: u64, weights: &[u64]) -> Vec<u64> {
     let total: u128 = weights.iter().copied().map(u128::from).sum();
     let equal = excess.div_ceil(weights.len().max(1) as u64);
@@ -202,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_excess_is_shared_in_proportion() {
+    fn an_excess_is_divided_in_proportion() {
         assert_eq!(share(100, &[300, 100]), [75, 25]);
         assert_eq!(share(100, &[300, 0]), [100, 0]);
         assert_eq!(share(100, &[0, 0, 0]), [34, 34, 34]);
@@ -212,7 +215,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn all_shares_together_are_what_was_asked_for(
+        fn the_shares_add_up_to_the_excess(
             excess in any::<u64>(), weights in prop::collection::vec(any::<u64>(), 1..10),
         ) {
             let shares = share(excess, &weights);

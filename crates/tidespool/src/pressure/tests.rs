@@ -1,4 +1,4 @@
-//! The thread, from outside: samples are put in, and what is asked of the spools comes out.
+//! Tests of the thread: scripted samples go in, recorded calls of the spools come out.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use super::sample::{Sample, Sampler};
 use super::{Level, PressureMonitor, Registration, Relief, Source};
 use crate::PressureConfig;
 
-/// Never reached where the code is right: it only turns a hang into a failure.
+/// A time limit that turns a hang into a failure.
 const HANG: Duration = Duration::from_secs(30);
 
 #[derive(Debug, PartialEq, Eq)]
@@ -23,13 +23,13 @@ enum MonitorEvent {
     Gone,
 }
 
-/// A spool that tells the test what is asked of it.
+/// A spool that records the calls of the monitor.
 struct Recorder {
     events: Mutex<Sender<MonitorEvent>>,
     reclaimable: AtomicU64,
-    /// Steps that it still has to grow.
+    /// Steps of growth that are left.
     smaller_by: AtomicU64,
-    /// Where it is locked, `relieve` does not return.
+    /// While it is locked, `relieve` does not return.
     gate: Mutex<()>,
 }
 
@@ -101,19 +101,19 @@ impl Spool {
     }
 }
 
-/// Blocks until the test says what memory looks like: how much is in use of 1000, and what stalls there are.
+/// Blocks until the test sends a sample: the use out of 1000, and the stall ratio.
 struct Scripted {
     script: Receiver<Option<(u64, f64)>>,
-    /// The samples that were taken.
+    /// Notified of each sample taken.
     taken: Sender<()>,
     limit: u64,
 }
 
 impl Sampler for Scripted {
     fn sample(&mut self) -> Option<Sample> {
-        let told = self.script.recv().ok();
+        let next = self.script.recv().ok();
         let _ = self.taken.send(());
-        let (used, stalls) = told??;
+        let (used, stalls) = next??;
         let (resident, stall_ratio) = (Some(5), Some(stalls));
         Some(Sample { used, limit: self.limit, source: Source::Process, resident, stall_ratio })
     }
@@ -133,7 +133,7 @@ fn config(interval: Duration) -> PressureConfig {
     PressureConfig::default().interval(interval).low(0.8).critical(0.9).hysteresis(0.1)
 }
 
-/// At the first two looks, the one at the start and the first of the thread, nothing is in use.
+/// The first two samples, at the start and of the thread, have no memory in use.
 fn rig(interval: Duration) -> MonitorRig {
     let (samples, script) = channel();
     let (take, taken) = channel();
@@ -153,7 +153,7 @@ impl MonitorRig {
         self.samples.send(Some((used, 0.0))).unwrap();
     }
 
-    /// As [`used`](Self::used), for several looks, and waits until the last of them has been seen.
+    /// Like [`used`](Self::used) for several samples. Waits until the last one is taken.
     fn seen(&self, used: &[u64]) {
         for used in used {
             self.used(*used);
@@ -161,13 +161,13 @@ impl MonitorRig {
         }
     }
 
-    /// Ends it, on another thread, so that a monitor that does not end fails the test instead of hanging it.
+    /// Ends the monitor on another thread, so that a hang fails the test.
     #[track_caller]
     fn must_end(self) {
         let Self { monitor, samples, taken: _taken } = self;
         let (done, ended) = channel();
         thread::spawn(move || {
-            // It may be waiting for a sample.
+            // The thread may be waiting for a sample.
             monitor.stop();
             drop(samples);
             monitor.shutdown();
@@ -178,17 +178,17 @@ impl MonitorRig {
 }
 
 const TICK: Duration = Duration::from_millis(10);
-const HOUR_LIKE: Duration = Duration::from_secs(60);
+const LONG_INTERVAL: Duration = Duration::from_secs(60);
 
 #[test]
-fn pressure_comes_is_relieved_and_goes() {
+fn pressure_begins_is_relieved_and_ends() {
     let rig = rig(TICK);
     let spool = spool(&rig.monitor, 500, 2);
     rig.used(850);
     spool.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 150)]);
     rig.used(950);
     spool.expect(&[MonitorEvent::Changed(Level::Critical), MonitorEvent::Relieved(Level::Critical, 250)]);
-    // A reading that fails changes nothing.
+    // A failed sample changes nothing.
     rig.samples.send(None).unwrap();
     rig.used(900);
     spool.expect(&[MonitorEvent::Relieved(Level::Critical, 200)]);
@@ -207,20 +207,20 @@ fn pressure_comes_is_relieved_and_goes() {
 }
 
 #[test]
-fn several_spools_share_the_excess_by_what_they_have() {
+fn several_spools_share_the_excess_by_their_reclaimable_bytes() {
     let rig = rig(TICK);
     let spools = [spool(&rig.monitor, 300, 0), spool(&rig.monitor, 100, 0), spool(&rig.monitor, 0, 0)];
     rig.used(860);
     spools[0].expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 120)]);
     spools[1].expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 40)]);
     spools[2].expect(&[MonitorEvent::Changed(Level::Low)]);
-    // One goes: the others are asked for its part.
+    // One spool leaves: the others get its share.
     let [first, second, third] = spools;
     first.registration.stop();
     assert!(first.registration.join_by(Instant::now() + HANG));
     rig.used(860);
     second.expect(&[MonitorEvent::Relieved(Level::Low, 160)]);
-    // One comes in the middle of it.
+    // A spool registers during pressure.
     let late = spool(&rig.monitor, 300, 0);
     rig.used(860);
     late.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 120)]);
@@ -232,7 +232,7 @@ fn several_spools_share_the_excess_by_what_they_have() {
 }
 
 #[test]
-fn where_tasks_stall_a_part_of_what_there_is_goes() {
+fn stalls_request_a_part_of_the_reclaimable_memory() {
     let rig = rig(TICK);
     let spool = spool(&rig.monitor, 400, 0);
     rig.samples.send(Some((100, 0.3))).unwrap();
@@ -243,46 +243,46 @@ fn where_tasks_stall_a_part_of_what_there_is_goes() {
 }
 
 #[test]
-fn other_settings_hold_at_once_and_off_means_normal() {
-    let rig = rig(HOUR_LIKE);
+fn new_settings_apply_at_once_and_disabling_restores_normal() {
+    let rig = rig(LONG_INTERVAL);
     let spool = spool(&rig.monitor, 500, 3);
-    // The thread sleeps for about two seconds now: the new settings wake it.
+    // The thread sleeps for about two seconds now. The new settings wake it.
     rig.used(600);
-    rig.monitor.reconfigure(config(HOUR_LIKE).low(0.5)).unwrap();
+    rig.monitor.reconfigure(config(LONG_INTERVAL).low(0.5)).unwrap();
     spool.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 200)]);
-    // Not 600 of 1000, but of 650.
+    // 600 of 650 instead of 1000.
     rig.used(600);
-    rig.monitor.reconfigure(config(HOUR_LIKE).memory_limit(650 << 20)).unwrap();
+    rig.monitor.reconfigure(config(LONG_INTERVAL).memory_limit(650 << 20)).unwrap();
     spool.expect(&[MonitorEvent::Changed(Level::Critical), MonitorEvent::Relieved(Level::Critical, 145)]);
-    let refused = rig.monitor.reconfigure(config(HOUR_LIKE).low(2.0)).unwrap_err();
+    let refused = rig.monitor.reconfigure(config(LONG_INTERVAL).low(2.0)).unwrap_err();
     assert!(refused.to_string().starts_with("pressure.low = 2 "), "{refused}");
-    rig.monitor.reconfigure(config(HOUR_LIKE).enabled(false)).unwrap();
+    rig.monitor.reconfigure(config(LONG_INTERVAL).enabled(false)).unwrap();
     let returned = || MonitorEvent::Returned;
     spool.expect(&[MonitorEvent::Changed(Level::Normal), returned(), returned(), returned()]);
     assert_eq!(rig.monitor.latest(), None);
     rig.used(950);
-    rig.monitor.reconfigure(config(HOUR_LIKE)).unwrap();
+    rig.monitor.reconfigure(config(LONG_INTERVAL)).unwrap();
     spool.expect(&[MonitorEvent::Changed(Level::Critical), MonitorEvent::Relieved(Level::Critical, 250)]);
     rig.must_end();
 }
 
 #[test]
-fn settings_out_of_bounds_start_nothing() {
+fn invalid_settings_do_not_start_a_monitor() {
     let error = PressureMonitor::start(PressureConfig::default().low(7.0)).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
     assert!(error.to_string().starts_with("pressure.low = 7 "), "{error}");
 }
 
 #[test]
-fn the_end_does_not_wait_for_the_interval_and_may_come_twice() {
-    let rig = rig(HOUR_LIKE);
+fn shutdown_does_not_wait_for_the_interval_and_may_be_repeated() {
+    let rig = rig(LONG_INTERVAL);
     let other = rig.monitor.clone();
     let spool = spool(&rig.monitor, 1, 1);
     rig.must_end();
     other.shutdown();
     other.reconfigure(config(TICK)).unwrap();
     assert_eq!(other.latest(), None);
-    assert!(Registration::shared(other, &spool.relief).is_err(), "nobody would watch it");
+    assert!(Registration::shared(other, &spool.relief).is_err(), "the monitor has ended");
     spool.expect_nothing();
 }
 
@@ -298,14 +298,14 @@ fn the_monitor_does_not_keep_a_spool_alive() {
 }
 
 #[test]
-fn a_spool_that_leaves_waits_for_the_call_that_is_under_way() {
+fn a_spool_that_leaves_waits_for_the_call_in_progress() {
     let rig = rig(TICK);
     let spool = spool(&rig.monitor, 500, 0);
     let gate = spool.recorder.gate.lock();
     rig.used(850);
     spool.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 150)]);
     spool.registration.stop();
-    assert!(!spool.registration.join_by(Instant::now()), "it is still inside");
+    assert!(!spool.registration.join_by(Instant::now()), "the call still runs");
     drop(gate);
     assert!(spool.registration.join_by(Instant::now() + HANG));
     rig.must_end();
@@ -317,14 +317,14 @@ fn a_spools_own_monitor_ends_with_it() {
     let (reclaimable, smaller_by, gate) = (1.into(), 0.into(), Mutex::default());
     let relief: Arc<dyn Relief> =
         Arc::new(Recorder { events: Mutex::new(sender), reclaimable, smaller_by, gate });
-    let registration = Registration::own(config(HOUR_LIKE), &relief).unwrap();
-    assert!(registration.latest().is_some_and(|now| now.used > 0), "one look is taken at once");
+    let registration = Registration::own(config(LONG_INTERVAL), &relief).unwrap();
+    assert!(registration.latest().is_some_and(|now| now.used > 0), "the first sample is taken at the start");
     registration.stop();
     assert!(registration.join_by(Instant::now() + HANG));
     assert_eq!(registration.latest(), None);
 }
 
-/// A sampler that says when it is dropped, which is when the thread has ended.
+/// Records its drop, which happens when the thread has ended.
 struct Ends(Arc<AtomicBool>);
 
 impl Sampler for Ends {
@@ -343,7 +343,7 @@ impl Drop for Ends {
 #[test]
 fn dropping_the_last_handle_ends_the_thread() {
     let ended = Arc::new(AtomicBool::new(false));
-    let monitor = PressureMonitor::start_with(config(HOUR_LIKE), Box::new(Ends(ended.clone()))).unwrap();
+    let monitor = PressureMonitor::start_with(config(LONG_INTERVAL), Box::new(Ends(ended.clone()))).unwrap();
     let other = monitor.clone();
     drop(monitor);
     assert!(!other.state().is_stopping());
@@ -355,26 +355,26 @@ fn dropping_the_last_handle_ends_the_thread() {
     }
 }
 
-/// Nobody was told when the thread died: its spools went on as if memory were watched.
+/// The death of the thread was not reported: the spools assumed that memory was monitored.
 #[test]
-fn the_spools_can_tell_that_the_thread_has_died() {
-    let rig = rig(HOUR_LIKE);
+fn the_death_of_the_thread_is_reported() {
+    let rig = rig(LONG_INTERVAL);
     let spool = spool(&rig.monitor, 1, 1);
     assert!(!spool.registration.has_died());
     rig.monitor.shutdown();
-    assert!(!spool.registration.has_died(), "it was told to end");
+    assert!(!spool.registration.has_died(), "a shutdown is not a death");
 
-    let monitor = PressureMonitor::start_with(config(HOUR_LIKE), Box::new(Panics(0))).unwrap();
+    let monitor = PressureMonitor::start_with(config(LONG_INTERVAL), Box::new(Panics(0))).unwrap();
     let spool = self::spool(&monitor, 1, 1);
     let started = Instant::now();
     while !spool.registration.has_died() {
-        assert!(started.elapsed() < HANG, "nobody heard of it");
+        assert!(started.elapsed() < HANG, "the death was not reported");
         thread::yield_now();
     }
     monitor.shutdown();
 }
 
-/// After the look that is taken before the thread starts.
+/// Panics at the first sample of the thread. The sample before the start succeeds.
 struct Panics(u32);
 
 impl Sampler for Panics {

@@ -1,4 +1,4 @@
-//! The thread that watches memory.
+//! The monitor's thread.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,18 +13,18 @@ use super::room::MemoryRoom;
 use super::sample::{Sample, Sampler};
 use crate::PressureConfig;
 
-/// Where tasks wait for memory but use is low, this part of what the spools could give is asked for.
+/// The part (1/8) of the reclaimable memory that is requested if tasks stall while use is low.
 const STALL_PART: u64 = 8;
 
-/// What the thread works with.
+/// The state of the thread.
 pub(super) struct MonitorThread {
     pacer: Pacer,
     cadence: Cadence,
     config: PressureConfig,
     sampler: Box<dyn Sampler>,
     state: Arc<MonitorState>,
-    /// The last reading failed: told once.
-    is_blind: bool,
+    /// The last sample failed. Logged once.
+    has_failed: bool,
 }
 
 impl MonitorThread {
@@ -35,11 +35,11 @@ impl MonitorThread {
             config,
             sampler,
             state,
-            is_blind: false,
+            has_failed: false,
         }
     }
 
-    /// Takes a sample for those who ask for [`latest`](super::PressureMonitor::latest) before the thread has started.
+    /// Takes a sample for [`latest`](super::PressureMonitor::latest) before the thread starts.
     pub(super) fn peek(&mut self) {
         if self.config.enabled {
             let sample = self.sampler.sample();
@@ -48,10 +48,10 @@ impl MonitorThread {
         }
     }
 
-    /// Runs until it is told to end. No spool is left under pressure of which nobody would say when it is over.
+    /// Runs until it is stopped. At the end it sets the level of all spools to normal.
     pub(super) fn run(mut self) {
         loop {
-            let pause = self.config.enabled.then(|| self.look()).flatten();
+            let pause = self.config.enabled.then(|| self.step()).flatten();
             match self.state.wait(pause) {
                 Wait::Elapsed => {}
                 Wait::Reconfigured(config) => self.reconfigure(config),
@@ -63,7 +63,7 @@ impl MonitorThread {
     }
 
     fn room(&self, sample: &Sample) -> Option<MemoryRoom> {
-        MemoryRoom::of(sample, &self.config, self.state.spools.together())
+        MemoryRoom::of(sample, &self.config, self.state.spools.totals())
     }
 
     fn reconfigure(&mut self, config: PressureConfig) {
@@ -78,17 +78,17 @@ impl MonitorThread {
         }
     }
 
-    /// Looks, does what is to be done about it, and says when to look again.
-    fn look(&mut self) -> Option<std::time::Duration> {
+    /// Takes a sample and acts on it. Returns the pause until the next sample.
+    fn step(&mut self) -> Option<std::time::Duration> {
         let Some(sample) = self.sampler.sample() else {
-            if !self.is_blind {
+            if !self.has_failed {
                 warn!("memory use cannot be read: the memory-pressure monitor does nothing until it can");
             }
-            self.is_blind = true;
+            self.has_failed = true;
             self.state.publish(None, None);
-            return Some(self.cadence.blind());
+            return Some(self.cadence.failed());
         };
-        self.is_blind = false;
+        self.has_failed = false;
         let now = Instant::now();
         let step = self.pacer.observe(now, &sample);
         let room = self.room(&sample);
@@ -97,8 +97,8 @@ impl MonitorThread {
             let Sample { used, limit, source, stall_ratio, .. } = sample;
             info!(level = ?step.level, used, limit, ?source, ?stall_ratio, "memory pressure changed");
         }
-        // Before anything is asked for: everybody stops growing at once.
-        self.state.spools.tell(step.level);
+        // Before memory is requested, so that all spools stop growing at once.
+        self.state.spools.notify(step.level);
         if let Some(ask) = step.relieve {
             self.relieve(step.level, ask);
         }

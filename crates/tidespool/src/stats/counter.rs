@@ -1,7 +1,7 @@
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A number that only grows. Relaxed: it orders nothing and nothing is decided by it.
+/// A number that only grows. Relaxed: no other memory access and no decision depends on it.
 #[derive(Debug, Default)]
 pub(super) struct Counter(AtomicU64);
 
@@ -19,8 +19,8 @@ impl Counter {
     }
 }
 
-/// Keeps what one kind of thread writes off the cache lines of the others. 128 bytes: processors fetch lines of
-/// 64 bytes in pairs.
+/// Gives the counters of one kind of thread their own cache lines. 128 bytes, because processors
+/// fetch lines of 64 bytes in pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct Padded<T>(T);

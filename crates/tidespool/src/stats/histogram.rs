@@ -1,21 +1,22 @@
-//! How long something took, in microseconds: counted in buckets, without a lock.
+//! Durations in microseconds, counted in buckets without a lock.
 //!
-//! Log-linear: each power of two is divided into eight buckets of equal width, so that a quantile is at most 12.5 %
-//! above the true value, from 1 µs to 19 hours, in 2.3 KB.
+//! The buckets are log-linear: each power of two is divided into eight buckets of equal width. A
+//! quantile is at most 12.5 % above the true value, from 1 µs to 19 hours. One histogram takes
+//! 2.3 KB.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// Buckets in each power of two, as a power of two.
+/// Buckets per power of two, as a power of two.
 const SUB_BITS: u32 = 3;
 const SUB: usize = 1 << SUB_BITS;
-/// Longer times are counted as this one: 2^36 µs, 19 hours.
+/// Longer times are counted as this time: 2^36 µs, 19 hours.
 const MAX_US: u64 = (1 << 36) - 1;
 const BUCKETS: usize = bucket(MAX_US) + 1;
 
-/// The counters of one duration.
+/// The counters of one kind of duration.
 #[derive(Debug)]
 pub(crate) struct Histogram {
     buckets: [AtomicU64; BUCKETS],
@@ -40,13 +41,13 @@ impl Histogram {
             bucket.fetch_add(1, Ordering::Relaxed);
         }
         self.sum_us.fetch_add(us, Ordering::Relaxed);
-        // Read first: the maximum is seldom beaten, and a line that is only read stays shared.
+        // Read first: the maximum rarely changes, and a cache line that is only read stays shared.
         if us > self.max_us.load(Ordering::Relaxed) {
             self.max_us.fetch_max(us, Ordering::Relaxed);
         }
     }
 
-    /// How many there were, and their sum in microseconds.
+    /// Number of recorded times, and their sum in microseconds.
     pub(crate) fn totals(&self) -> (u64, u64) {
         let count = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum();
         (count, self.sum_us.load(Ordering::Relaxed))
@@ -68,35 +69,38 @@ impl Histogram {
     }
 }
 
-/// How long something took, so far: counts and quantiles in microseconds. A quantile is the upper end of the bucket
-/// it falls into, at most 12.5 % too high, and never above the maximum.
+/// Count and quantiles of a duration, in microseconds.
+///
+/// A quantile is the upper end of its bucket: at most 12.5 % too high, and never above the maximum.
+/// All values are 0 if nothing was recorded.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Latency {
-    /// How often it happened.
+    /// Number of recorded times.
     pub count: u64,
-    /// All times together.
+    /// Sum of all times.
     pub sum_us: u64,
-    /// The median. 0 where nothing was counted, as for the others.
+    /// The median.
     pub p50_us: u64,
-    /// 99 of 100 took no longer.
+    /// 99 % of the times were not longer.
     pub p99_us: u64,
-    /// 999 of 1 000 took no longer.
+    /// 99.9 % of the times were not longer.
     pub p999_us: u64,
-    /// The longest.
+    /// The longest time.
     pub max_us: u64,
     #[serde(skip)]
     buckets: Vec<u64>,
 }
 
 impl Latency {
-    /// The time that a fraction `q` (0 to 1) of all were not longer than. 0 where nothing was counted.
+    /// The quantile `q` (0 to 1): a fraction `q` of the times was not longer. 0 if nothing was
+    /// recorded.
     #[must_use]
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         clippy::cast_precision_loss,
-        reason = "a rank: rounded, clamped, and exact enough far beyond any count met here"
+        reason = "a rank: rounded, clamped, and exact enough for any realistic count"
     )]
     pub fn quantile_us(&self, q: f64) -> u64 {
         let rank = ((self.count as f64 * q.clamp(0.0, 1.0)).ceil() as u64).max(1);
@@ -110,14 +114,14 @@ impl Latency {
         0
     }
 
-    /// How often it took less than 2^`power` microseconds.
+    /// Number of times below 2^`power` microseconds.
     pub(super) fn below_power_us(&self, power: u32) -> u64 {
         let end = bucket(1 << power).min(self.buckets.len());
         self.buckets.iter().take(end).sum()
     }
 }
 
-/// The bucket of a time: the times below 8 µs have one each, then eight for each power of two.
+/// The bucket of a time: one for each time below 8 µs, then eight for each power of two.
 const fn bucket(us: u64) -> usize {
     if us < SUB as u64 {
         return to_index(us);
@@ -126,7 +130,7 @@ const fn bucket(us: u64) -> usize {
     (shift as usize) * SUB + to_index(us >> shift)
 }
 
-/// The largest time that falls into a bucket.
+/// The longest time in a bucket.
 const fn upper_us(index: usize) -> u64 {
     if index < SUB {
         return index as u64;
@@ -148,18 +152,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buckets_join_without_gap_or_overlap() {
+    fn buckets_have_no_gap_and_no_overlap() {
         let mut next = 0;
         for index in 0..BUCKETS {
-            assert_eq!(bucket(next), index, "the first of bucket {index}");
-            assert_eq!(bucket(upper_us(index)), index, "the last of bucket {index}");
+            assert_eq!(bucket(next), index, "the first time of bucket {index}");
+            assert_eq!(bucket(upper_us(index)), index, "the last time of bucket {index}");
             next = upper_us(index) + 1;
         }
         assert_eq!(next, MAX_US + 1);
     }
 
     #[test]
-    fn nothing_counted() {
+    fn an_empty_histogram_has_zero_quantiles() {
         let latency = Histogram::default().snapshot();
         assert_eq!((latency.count, latency.p50_us, latency.p999_us, latency.max_us), (0, 0, 0, 0));
     }
@@ -174,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn times_off_the_scale_are_counted_as_the_longest() {
+    fn times_above_the_maximum_count_as_the_maximum() {
         let histogram = Histogram::default();
         histogram.record(Duration::MAX);
         histogram.record(Duration::ZERO);
@@ -185,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_lose_no_count() {
+    fn concurrent_records_are_all_counted() {
         let histogram = Histogram::default();
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -210,8 +214,8 @@ mod tests {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
             let rank = ((times.len() as f64 * q).ceil() as usize).max(1);
             let exact = times[rank - 1];
-            let told = histogram.snapshot().quantile_us(q);
-            prop_assert!(exact <= told && told <= exact + exact / 8, "{told} for {exact}");
+            let estimate = histogram.snapshot().quantile_us(q);
+            prop_assert!(exact <= estimate && estimate <= exact + exact / 8, "{estimate} for {exact}");
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Statistics: one call an event, one snapshot of everything.
+//! Statistics: one call per event, one snapshot of all counters.
 //!
-//! * here – [`Stats`]: a method for each event, so that a hot path mentions it as one call.
-//! * `counter.rs`, `histogram.rs` – what the events are counted in: relaxed atomics, no lock.
-//! * `findings.rs` – damage, each piece of it once.
-//! * `gauges.rs`, `snapshot.rs` – what a caller sees.
-//! * `prometheus.rs` – the same as text for a scraper.
+//! * here – [`Stats`]: one method per event, so that a hot path needs one call.
+//! * `counter.rs`, `histogram.rs` – the counters: relaxed atomics, no lock.
+//! * `findings.rs` – findings of damage, each counted once.
+//! * `gauges.rs`, `snapshot.rs` – the public snapshot.
+//! * `prometheus.rs` – the snapshot as text for a scraper.
 
 mod counter;
 mod findings;
@@ -54,7 +54,7 @@ pub(crate) enum Site {
     Manifest,
 }
 
-/// Totals of what went wrong on disk.
+/// Totals of the disk errors and the damage found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Errors {
     /// Failed writes and syncs of the journal.
@@ -64,11 +64,12 @@ pub(crate) struct Errors {
     pub(crate) reads: u64,
     pub(crate) corrupt: u64,
     pub(crate) lost: u64,
-    /// Files of the spool that were deleted, moved or changed by something else.
+    /// Files of the spool that another program deleted, moved or changed.
     pub(crate) lost_files: u64,
 }
 
-/// The counters of one spool. Grouped by the threads that write them, each group on cache lines of its own.
+/// The counters of one spool. They are grouped by the threads that write them. Each group has its
+/// own cache lines.
 #[derive(Debug, Default)]
 pub(crate) struct Stats {
     loads: Padded<Loads>,
@@ -77,7 +78,7 @@ pub(crate) struct Stats {
     upkeep: Padded<UpkeepCounters>,
 }
 
-/// Written by the threads of callers that load.
+/// Written by the threads that load.
 #[derive(Debug, Default)]
 struct Loads {
     pending: Counter,
@@ -88,7 +89,7 @@ struct Loads {
     skipped_newer: Counter,
 }
 
-/// Written by the threads of callers that store and remove.
+/// Written by the threads that store and remove.
 #[derive(Debug, Default)]
 struct Stores {
     stores: Counter,
@@ -103,7 +104,7 @@ struct Stores {
     closed: Counter,
 }
 
-/// Written by the committer.
+/// Written by the committer thread.
 #[derive(Debug, Default)]
 struct Commits {
     commits: Histogram,
@@ -115,7 +116,7 @@ struct Commits {
     aborts: Counter,
 }
 
-/// Written seldom, or by one background thread.
+/// Written rarely, or by one background thread.
 #[derive(Debug, Default)]
 struct UpkeepCounters {
     checkpoints: Counter,
@@ -148,7 +149,7 @@ struct UpkeepCounters {
 }
 
 impl Stats {
-    /// A load found its message.
+    /// Counts a load that found its message.
     pub(crate) fn hit(&self, tier: Tier) {
         let counter = match tier {
             Tier::Pending => &self.loads.pending,
@@ -159,18 +160,18 @@ impl Stats {
         counter.increment();
     }
 
-    /// A load found nothing.
+    /// Counts a load that found no message.
     pub(crate) fn miss(&self) {
         self.loads.misses.increment();
     }
 
-    /// An enumeration left out messages that are newer than its start time, though they were there
-    /// before this opening.
+    /// Counts messages that an enumeration left out because they are newer than its start time,
+    /// although they were in the spool before it was opened.
     pub(crate) fn skipped_newer(&self, messages: u64) {
         self.loads.skipped_newer.add(messages);
     }
 
-    /// A store of `bytes` was acknowledged; `synced` where it was on stable storage by then.
+    /// Counts an acknowledged store of `bytes`. `synced`: it was on stable storage by then.
     pub(crate) fn stored(&self, bytes: u64, synced: bool) {
         self.stores.stores.increment();
         self.stores.bytes.add(bytes);
@@ -179,17 +180,17 @@ impl Stats {
         }
     }
 
-    /// A message was removed.
+    /// Counts a removal, whether or not the message existed.
     pub(crate) fn removed(&self) {
         self.stores.removes.increment();
     }
 
-    /// A store that had to wait for room got it, or gave up, after `time`.
+    /// Counts a store that waited `time` for room, whether or not it got the room.
     pub(crate) fn store_waited(&self, time: Duration) {
         self.stores.waits.record(time);
     }
 
-    /// A store was refused.
+    /// Counts a refused store.
     pub(crate) fn store_refused(&self, why: Refusal) {
         let counter = match why {
             Refusal::Unhealthy => &self.stores.unhealthy,
@@ -201,30 +202,33 @@ impl Stats {
         counter.increment();
     }
 
-    /// Writes that were waiting for their group commit need not be made any more.
+    /// Counts writes that became unnecessary before their group commit. `bytes` includes the
+    /// overhead of a dirty entry for each.
     pub(crate) fn elided(&self, writes: u64, bytes: u64) {
         self.commits.elided_writes.add(writes);
         self.commits.elided_bytes.add(bytes);
     }
 
-    /// A group commit ended well.
+    /// Counts a successful group commit. `bytes` includes the overhead of a dirty entry for each
+    /// record.
     pub(crate) fn committed(&self, records: u64, bytes: u64, time: Duration) {
         self.commits.commits.record(time);
         self.commits.records.add(records);
         self.commits.bytes.add(bytes);
     }
 
-    /// Syncs of the journal so far, and the microseconds they took together.
+    /// Number of journal syncs so far, and their total time in microseconds.
     pub(crate) fn syncs(&self) -> (u64, u64) {
         self.commits.syncs.totals()
     }
 
-    /// The journal was synced.
+    /// Counts a sync of the journal.
     pub(crate) fn synced(&self, time: Duration) {
         self.commits.syncs.record(time);
     }
 
-    /// A put that was already in the journal was taken back.
+    /// Counts an abort record: it cancels a put in the journal whose caller gave up.
+    /// Counts a successful checkpoint.
     pub(crate) fn aborted(&self) {
         self.commits.aborts.increment();
     }
@@ -237,35 +241,36 @@ impl Stats {
         self.upkeep.checkpoint_us.add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
     }
 
-    /// A segment can be written again.
+    /// Counts a segment that was made reusable.
     pub(crate) fn segment_recycled(&self) {
         self.upkeep.segments_recycled.increment();
     }
 
-    /// The survivors of a retained segment, `bytes` in all, were moved to another one.
+    /// Counts a rewrite of retained segments, which moved `bytes` of live messages.
     pub(crate) fn segment_rewritten(&self, bytes: u64) {
         self.upkeep.segments_rewritten.increment();
         self.upkeep.rewritten_bytes.add(bytes);
     }
 
-    /// Clean copies were pushed out of the cache.
+    /// Counts clean copies that were dropped from the cache to shrink it.
     pub(crate) fn cache_evicted(&self, entries: u64, bytes: u64) {
         self.upkeep.evicted_entries.add(entries);
         self.upkeep.evicted_bytes.add(bytes);
     }
 
-    /// `advise_low_memory` made the accounted memory fall by `freed` bytes (negative: grow, which counts as nothing).
+    /// Counts a run of `advise_low_memory`, which reduced the accounted memory by `freed` bytes.
+    /// A negative value (it grew) adds 0.
     pub(crate) fn low_memory(&self, freed: isize) {
         self.upkeep.low_memory_calls.increment();
         self.upkeep.low_memory_freed.add(u64::try_from(freed).unwrap_or(0));
     }
 
-    /// The memory-pressure level changed.
+    /// Counts a change of the memory-pressure level.
     pub(crate) fn pressure_changed(&self) {
         self.upkeep.pressure_changes.increment();
     }
 
-    /// The disk failed.
+    /// Counts a disk error.
     pub(crate) fn disk_error(&self, site: Site) {
         let counter = match site {
             Site::JournalWrite => &self.upkeep.journal_write_errors,
@@ -277,7 +282,8 @@ impl Stats {
         counter.increment();
     }
 
-    /// A message was found damaged. Counted, and true, the first time.
+    /// Counts a damaged message, unless the same finding was counted before. Returns true if it
+    /// was counted.
     pub(crate) fn found_damage(&self, id: &SpoolId, what: &str) -> bool {
         let is_new = self.upkeep.findings.is_new(id, what);
         if is_new {
@@ -286,52 +292,52 @@ impl Stats {
         is_new
     }
 
-    /// Something was found damaged.
+    /// Counts a finding of damage.
     pub(crate) fn corrupt(&self) {
         self.upkeep.corrupt.increment();
     }
 
-    /// `messages` that had been acknowledged are lost.
+    /// Counts acknowledged `messages` that are lost.
     pub(crate) fn lost(&self, messages: u64) {
         self.upkeep.lost.add(messages);
     }
 
-    /// A file of the spool was deleted, moved or changed by something else.
+    /// Counts a file of the spool that another program deleted, moved or changed.
     pub(crate) fn lost_file(&self) {
         self.upkeep.lost_files.increment();
     }
 
-    /// Recovery read `records` from the journal.
+    /// Counts the `records` that recovery read from the journal.
     pub(crate) fn recovered(&self, records: u64) {
         self.upkeep.recovered.add(records);
     }
 
-    /// So many changes were brought back from the crash log.
+    /// Counts the changes that were replayed from the crash log.
     pub(crate) fn replayed(&self, changes: u64) {
         self.upkeep.replayed.add(changes);
     }
 
-    /// Something happened to the crash log's file.
+    /// Counts a loss of the crash log's file.
     pub(crate) fn crash_log_lost(&self) {
         self.upkeep.crash_logs_lost.increment();
     }
 
-    /// A store or a removal that the crash log could not take goes to the journal.
+    /// Counts a store or a removal that the crash log could not take and that the journal syncs.
     pub(crate) fn unprotected(&self) {
         self.upkeep.crash_log_bypassed.increment();
     }
 
-    /// The index was rebuilt from the segments.
+    /// Counts a rebuild of the index from the segments.
     pub(crate) fn rebuilt_index(&self) {
         self.upkeep.index_rebuilds.increment();
     }
 
-    /// Recovery cut `records` from the journal's end.
+    /// Counts the `records` that recovery cut from the end of the journal.
     pub(crate) fn torn(&self, records: u64) {
         self.upkeep.torn.add(records);
     }
 
-    /// What the health gate counts.
+    /// The totals that the health gate uses.
     pub(crate) fn errors(&self) -> Errors {
         let upkeep = &self.upkeep;
         Errors {
@@ -344,7 +350,7 @@ impl Stats {
         }
     }
 
-    /// Everything, now.
+    /// All counters now, with the given `gauges`.
     pub(crate) fn snapshot(&self, gauges: Gauges) -> StatsSnapshot {
         let Self { loads, stores, commits, upkeep } = self;
         StatsSnapshot {

@@ -1,7 +1,7 @@
 //! A snapshot as OpenMetrics text.
 //!
-//! Names start with `tidespool_` and follow Prometheus' conventions: base units (seconds, bytes) in the name, `_total`
-//! on counters, one metric with a label where the parts add up to something.
+//! Names start with `tidespool_` and follow the conventions of Prometheus: base units (seconds,
+//! bytes) in the name, `_total` on counters, one metric with a label for values that add up.
 
 use std::fmt::{Error, Write as _};
 use std::time::Duration;
@@ -16,17 +16,18 @@ use super::histogram::Latency;
 use crate::HealthSignal;
 use crate::pressure::Level;
 
-/// The upper bounds of the histograms' buckets, as powers of two of a microsecond: 16 µs to 67 s. Fixed, so that
-/// scrapes can be compared, and on the edges of the finer buckets, so that nothing has to be guessed.
+/// The upper bounds of the histograms' buckets, as powers of two of a microsecond: 16 µs to 67 s.
+/// They are fixed, so that scrapes can be compared. They lie on edges of the finer buckets, so that
+/// the counts are exact.
 const BOUNDS: std::ops::RangeInclusive<u32> = 4..=26;
 
-/// The whole exposition, `# EOF` included.
+/// Encodes the whole exposition, including `# EOF`.
 pub(crate) fn encode(snapshot: &StatsSnapshot) -> String {
     let mut registry = Registry::with_prefix("tidespool");
     registry.register_collector(Box::new(Exposition(snapshot.clone())));
     let mut text = String::new();
     if text::encode(&mut text, &registry).is_err() {
-        // Writing to a `String` does not fail. Were that to change, a scraper must see a comment, not half a text.
+        // Writing to a `String` does not fail. If it did, the scraper must get no partial text.
         text.clear();
         let _ = writeln!(text, "# the statistics could not be written\n# EOF");
     }
@@ -58,11 +59,11 @@ fn loads(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
         ("journal", stats.hits_journal),
         ("sled", stats.hits_sled),
     ];
-    out.counters("load_hits", "Loads by the tier that had the message", "tier", &hits)?;
-    out.counter("load_misses", "Loads of ids that are not there", stats.misses)?;
+    out.counters("load_hits", "Loads by the tier that held the message", "tier", &hits)?;
+    out.counter("load_misses", "Loads of ids that do not exist", stats.misses)?;
     out.counter(
         "enumerate_skipped_newer",
-        "Messages from before this opening that enumerations left out as newer than their start time",
+        "Messages from before this opening that enumerations left out as newer than the start time",
         stats.enumerate_skipped_newer,
     )
 }
@@ -70,8 +71,8 @@ fn loads(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
 fn stores(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
     let at_once = stats.stores_synced;
     let stores = [("synced", at_once), ("deferred", stats.stores.saturating_sub(at_once))];
-    out.counters("stores", "Stores acknowledged, by when they reach stable storage", "sync", &stores)?;
-    out.byte_counter("stored", "Payload bytes of the stores acknowledged", stats.stored_bytes)?;
+    out.counters("stores", "Stores acknowledged: synced on stable storage, or deferred", "sync", &stores)?;
+    out.byte_counter("stored", "Payload bytes of acknowledged stores", stats.stored_bytes)?;
     let refusals = [
         ("unhealthy", stats.refused_unhealthy),
         ("caller_deadline", stats.refused_caller_deadline),
@@ -81,38 +82,34 @@ fn stores(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
     ];
     out.counters("store_refusals", "Stores refused", "reason", &refusals)?;
     out.histogram("store_wait", "Time that stores waited for room", &stats.store_wait)?;
-    out.counter("removes", "Messages removed", stats.removes)?;
-    out.counter("aborts", "Puts in the journal that were taken back", stats.aborts)?;
-    out.counter("elided_writes", "Writes that never had to be made", stats.elided_writes)?;
-    out.byte_counter("elided", "Payload bytes that never had to be written", stats.elided_bytes)
+    out.counter("removes", "Removals, also of messages that do not exist", stats.removes)?;
+    out.counter("aborts", "Puts in the journal that were cancelled", stats.aborts)?;
+    out.counter("elided_writes", "Writes avoided by an early removal or replacement", stats.elided_writes)?;
+    out.byte_counter("elided", "Bytes of avoided writes, with overhead", stats.elided_bytes)
 }
 
 fn commits(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
-    out.histogram("commit_duration", "Group commits", &stats.commit)?;
-    out.histogram("sync_duration", "Syncs of the journal", &stats.sync)?;
-    out.counter("committed_records", "Records written to the journal", stats.committed_records)?;
-    out.byte_counter("committed", "Bytes written to the journal", stats.committed_bytes)
+    out.histogram("commit_duration", "Duration of group commits", &stats.commit)?;
+    out.histogram("sync_duration", "Duration of journal syncs", &stats.sync)?;
+    out.counter("committed_records", "Messages and removals committed", stats.committed_records)?;
+    out.byte_counter("committed", "Bytes of committed records, with overhead", stats.committed_bytes)
 }
 
 fn checkpoints(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
-    out.counter("checkpoints", "Checkpoints that ended well", stats.checkpoints)?;
-    out.counter("checkpointed_records", "Records that checkpoints filed", stats.checkpointed_records)?;
-    out.counter("checkpointed_segments", "Segments that checkpoints filed", stats.checkpointed_segments)?;
-    out.seconds_counter("checkpoint_time", "Time that checkpoints took", stats.checkpoint_time)?;
-    out.counter("segments_recycled", "Segments made ready to be written again", stats.segments_recycled)?;
-    out.counter(
-        "segments_rewritten",
-        "Retained segments whose survivors were moved",
-        stats.segments_rewritten,
-    )?;
-    out.byte_counter("rewritten", "Bytes of the survivors that were moved", stats.rewritten_bytes)
+    out.counter("checkpoints", "Checkpoints that succeeded", stats.checkpoints)?;
+    out.counter("checkpointed_records", "Records applied to the index on disk", stats.checkpointed_records)?;
+    out.counter("checkpointed_segments", "Segments checkpointed", stats.checkpointed_segments)?;
+    out.seconds_counter("checkpoint_time", "Total time of checkpoints", stats.checkpoint_time)?;
+    out.counter("segments_recycled", "Segments made reusable", stats.segments_recycled)?;
+    out.counter("segments_rewritten", "Rewrites of retained segments", stats.segments_rewritten)?;
+    out.byte_counter("rewritten", "Bytes of live messages moved by rewrites", stats.rewritten_bytes)
 }
 
 fn memory(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
-    out.counter("cache_evictions", "Clean copies pushed out of the cache", stats.cache_evicted_entries)?;
-    out.byte_counter("cache_evicted", "Bytes of the clean copies pushed out", stats.cache_evicted_bytes)?;
-    out.counter("low_memory_calls", "Calls of advise_low_memory", stats.low_memory_calls)?;
-    out.byte_counter("low_memory_freed", "Bytes that these calls freed", stats.low_memory_freed_bytes)?;
+    out.counter("cache_evictions", "Clean copies dropped to shrink the cache", stats.cache_evicted_entries)?;
+    out.byte_counter("cache_evicted", "Bytes of the clean copies dropped", stats.cache_evicted_bytes)?;
+    out.counter("low_memory_calls", "Runs of advise_low_memory", stats.low_memory_calls)?;
+    out.byte_counter("low_memory_freed", "Bytes freed by advise_low_memory", stats.low_memory_freed_bytes)?;
     out.counter("pressure_changes", "Changes of the memory-pressure level", stats.pressure_changes)
 }
 
@@ -125,19 +122,19 @@ fn errors(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
         ("manifest", stats.errors_manifest),
     ];
     out.counters("disk_errors", "Disk errors", "site", &sites)?;
-    out.counter("corrupt_messages", "Messages found damaged", stats.corrupt)?;
+    out.counter("corrupt_messages", "Findings of damage", stats.corrupt)?;
     out.counter("lost_messages", "Acknowledged messages that are lost", stats.lost)?;
     out.counter("lost_files", "Files found deleted, moved, replaced or cut short", stats.lost_files)?;
     out.counter("recovered_records", "Records read from the journal at open", stats.recovered_records)?;
     out.counter(
         "replayed_changes",
-        "Stores and removals brought back from the crash log at open",
+        "Stores and removals replayed from the crash log at open",
         stats.replayed_changes,
     )?;
-    out.counter("crash_logs_lost", "Times that something happened to the crash log", stats.crash_logs_lost)?;
+    out.counter("crash_logs_lost", "Losses of the crash log's file", stats.crash_logs_lost)?;
     out.counter(
         "crash_log_bypassed",
-        "Stores and removals that were synced for want of a crash log",
+        "Stores and removals synced because the crash log was full or missing",
         stats.crash_log_bypassed,
     )?;
     out.counter("torn_records", "Records cut from the end of the journal at open", stats.torn_records)?;
@@ -146,7 +143,7 @@ fn errors(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
 
 fn memory_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
     let now = &stats.gauges;
-    out.byte_gauge("dirty", "Bytes accepted and not yet on stable storage", now.dirty_bytes)?;
+    out.byte_gauge("dirty", "Bytes not yet on stable storage", now.dirty_bytes)?;
     out.byte_gauge("at_risk", "Bytes of messages that a power cut would lose now", now.at_risk_bytes)?;
     out.gauge("at_risk_removals", "Removals that a power cut would undo now", now.at_risk_removals)?;
     out.byte_gauge(
@@ -165,9 +162,9 @@ fn memory_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Err
     out.float_gauge("oldest_dirty_age", "Age of the oldest dirty entry", &Unit::Seconds, age)?;
     out.byte_gauge("cache", "Bytes of the clean copies", now.cache_bytes)?;
     out.gauge("cache_entries", "Clean copies", now.cache_entries)?;
-    out.byte_gauge("cache_capacity", "Bound of the clean copies", now.cache_capacity)?;
-    out.gauge("index_entries", "Messages in the index", now.index_entries)?;
-    out.byte_gauge("index", "Memory of the index", now.index_bytes)?;
+    out.byte_gauge("cache_capacity", "Maximum bytes of the clean copies", now.cache_capacity)?;
+    out.gauge("index_entries", "Messages and removals in the index in memory", now.index_entries)?;
+    out.byte_gauge("index", "Memory of the index in memory", now.index_bytes)?;
     out.byte_gauge("sled_memory", "Memory of sled, estimated", now.sled_bytes)?;
     out.byte_gauge("crash_log", "Memory of the crash log", now.crash_log_bytes)?;
     out.byte_gauge("accounted", "Memory that counts against the budget", now.accounted_bytes)?;
@@ -179,7 +176,7 @@ fn memory_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Err
     out.byte_gauge("memory_budget", "The setting memory_budget", now.memory_budget)?;
     out.byte_gauge(
         "memory_allowed",
-        "What the spool may take now: less while memory is short",
+        "Memory that the spool may use now: less than the budget under memory pressure",
         now.memory_allowed,
     )?;
     out.byte_gauge("resident", "Resident memory of the process", now.resident_bytes)?;
@@ -188,14 +185,14 @@ fn memory_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Err
         Level::Low => 1,
         Level::Critical => 2,
     };
-    out.byte_gauge("pressure_used", "Memory that is compared with the limit", now.pressure_used)?;
+    out.byte_gauge("pressure_used", "Memory compared with the limit", now.pressure_used)?;
     out.byte_gauge(
         "pressure_limit",
         "The memory limit that is nearest to being reached",
         now.pressure_limit,
     )?;
     if let Some(source) = now.pressure_source {
-        out.gauges("pressure_source", "What is compared with what", "source", &[(source.name(), 1)])?;
+        out.gauges("pressure_source", "Source of usage and limit", "source", &[(source.name(), 1)])?;
     }
     out.gauge("pressure_level", "Memory pressure: 0 normal, 1 low, 2 critical", level)?;
     match now.memory_stall_ratio {
@@ -217,13 +214,13 @@ fn disk_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error
     out.byte_gauge("crash_log_disk", "Bytes of the crash log's file", now.crash_log_disk_bytes)?;
     out.byte_gauge("sled_disk", "Bytes of sled's files", now.sled_disk_bytes)?;
     if let (Some(done), Some(total)) = (now.index_rebuild_indexed, now.index_rebuild_messages) {
-        out.gauge("index_rebuild_indexed", "Messages that the rebuild has indexed", done)?;
-        out.gauge("index_rebuild_messages", "Messages that the rebuild has to index", total)?;
+        out.gauge("index_rebuild_indexed", "Messages indexed by the rebuild so far", done)?;
+        out.gauge("index_rebuild_messages", "Messages to be indexed by the rebuild", total)?;
     }
     out.byte_gauge("journal", "Bytes of all segment files", now.journal_bytes)?;
     out.byte_gauge(
         "journal_capacity",
-        "Bytes that the journal may take: the setting, or what fits on the disk where that is less",
+        "Bytes that the journal may use: the setting, or the room on the disk if that is less",
         now.journal_capacity,
     )?;
     let segments = [
@@ -239,7 +236,7 @@ fn disk_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error
     )?;
     let signal = if now.shut_down { Some("shut_down") } else { now.unhealthy.map(HealthSignal::name) };
     if let Some(signal) = signal {
-        let help = "Why: the worst of what is wrong";
+        let help = "The worst signal, while new messages are refused";
         out.gauges("unhealthy_signal", help, "signal", &[(signal, 1)])?;
     }
     match now.live_messages {
@@ -248,7 +245,7 @@ fn disk_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error
     }
 }
 
-/// Writes one metric a call.
+/// Writes one metric per call.
 struct Encoder<'a>(DescriptorEncoder<'a>);
 
 impl Encoder<'_> {

@@ -10,7 +10,7 @@ fn times(n: usize, event: impl Fn()) {
     (0..n).for_each(|_| event());
 }
 
-/// Every event, each a different number of times, so that no counter can stand in for another.
+/// Counts every event a different number of times, so that mixed-up counters are detected.
 fn busy() -> Stats {
     let stats = Stats::default();
     times(2, || stats.hit(Tier::Pending));
@@ -99,7 +99,7 @@ fn gauges() -> Gauges {
 }
 
 #[test]
-fn each_event_is_counted_in_its_own_place() {
+fn each_event_has_its_own_counter() {
     let stats = busy().snapshot(gauges());
     assert_eq!((stats.hits_pending, stats.hits_cache, stats.hits_journal, stats.hits_sled), (2, 3, 4, 5));
     assert_eq!((stats.hits(), stats.misses, stats.loads()), (14, 6, 20));
@@ -138,7 +138,7 @@ fn hit_ratio_is_the_share_served_from_memory() {
     assert_eq!(StatsSnapshot::default().hit_ratio(), None);
     let stats = Stats::default();
     stats.miss();
-    assert_eq!(stats.snapshot(Gauges::default()).hit_ratio(), None, "a miss is no successful load");
+    assert_eq!(stats.snapshot(Gauges::default()).hit_ratio(), None, "a miss is not a successful load");
     stats.hit(Tier::Sled);
     assert_eq!(stats.snapshot(Gauges::default()).hit_ratio(), Some(0.0));
     stats.hit(Tier::Pending);
@@ -148,7 +148,7 @@ fn hit_ratio_is_the_share_served_from_memory() {
 }
 
 #[test]
-fn threads_lose_no_count() {
+fn concurrent_events_are_all_counted() {
     let stats = Stats::default();
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -160,7 +160,7 @@ fn threads_lose_no_count() {
 }
 
 #[test]
-fn the_snapshot_is_json() {
+fn the_snapshot_serializes_to_json() {
     let json = serde_json::to_value(busy().snapshot(gauges())).unwrap();
     assert_eq!(json["hits_cache"], 3);
     assert_eq!(json["commit"]["count"], 12);
@@ -168,7 +168,7 @@ fn the_snapshot_is_json() {
     assert_eq!(json["gauges"]["live_messages"], 1_018);
 }
 
-/// Checks the text line by line as OpenMetrics has it, and returns the samples.
+/// Checks the format of the OpenMetrics text line by line, and returns the samples.
 fn parse(text: &str) -> HashMap<String, f64> {
     let mut samples = HashMap::new();
     let (mut family, mut kind, mut has_help) = (String::new(), "", false);
@@ -205,7 +205,7 @@ fn parse(text: &str) -> HashMap<String, f64> {
 }
 
 #[test]
-fn prometheus_text_is_well_formed_and_says_what_the_snapshot_says() {
+fn prometheus_text_is_well_formed_and_matches_the_snapshot() {
     let text = encode(&busy().snapshot(gauges()));
     let samples = parse(&text);
     let expected: &[(&str, f64)] = &[
@@ -310,22 +310,22 @@ fn prometheus_text_is_well_formed_and_says_what_the_snapshot_says() {
 }
 
 #[test]
-fn prometheus_buckets_grow_to_the_count() {
+fn prometheus_buckets_are_cumulative() {
     let samples = parse(&encode(&busy().snapshot(gauges())));
     let bucket =
         |metric: &str, le: &str| samples[&format!("tidespool_{metric}_seconds_bucket{{le=\"{le}\"}}")];
-    // 250 µs lies below 256 µs and above 128 µs.
+    // 250 µs is between 128 µs and 256 µs.
     assert_eq!(bucket("sync_duration", "0.000128"), 0.0);
     assert_eq!(bucket("sync_duration", "0.000256"), 13.0);
     assert_eq!(bucket("sync_duration", "+Inf"), 13.0);
-    // 100 s are above the last bound.
+    // 100 s is above the last bound.
     assert_eq!(bucket("store_wait", "67.108864"), 0.0);
     assert_eq!(bucket("store_wait", "+Inf"), 37.0);
 }
 
-/// After a shutdown the gauge was 0 while every store failed.
+/// The gauge was 0 after a shutdown, while every store failed.
 #[test]
-fn prometheus_says_that_a_spool_is_shut_down() {
+fn prometheus_reports_a_shut_down_spool() {
     for unhealthy in [None, Some(HealthSignal::LowSpace)] {
         let closed = Gauges { shut_down: true, unhealthy, ..Gauges::default() };
         let samples = parse(&encode(&Stats::default().snapshot(closed)));
@@ -336,7 +336,7 @@ fn prometheus_says_that_a_spool_is_shut_down() {
 }
 
 #[test]
-fn prometheus_leaves_out_what_is_not_known() {
+fn prometheus_omits_unknown_values() {
     let text = encode(&StatsSnapshot::default());
     parse(&text);
     assert!(!text.contains("live_messages") && !text.contains("memory_stall"), "{text}");

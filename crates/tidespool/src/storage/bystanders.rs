@@ -1,8 +1,8 @@
-//! What file systems, desktops and deployment tools leave in an otherwise empty directory.
+//! Names that file systems, desktops and deployment tools leave in an otherwise empty directory.
 //!
-//! A directory that holds nothing else counts as empty. None of these is ever read, moved or
-//! deleted. The list is short on purpose: a directory with anything else in it is in use for
-//! something else.
+//! A directory that contains nothing else counts as empty. These files are never read, moved or
+//! deleted. The list is short on purpose: a directory with any other content serves another
+//! purpose.
 
 /// Whole names.
 const NAMES: [&str; 27] = [
@@ -40,18 +40,18 @@ const NAMES: [&str; 27] = [
     "desktop.ini",
 ];
 
-/// Beginnings of names.
+/// Prefixes of names.
 const PREFIXES: [&str; 4] = [
     // A file that was deleted while it was open, on NFS and on FUSE.
     ".nfs",
     ".fuse_hidden",
-    // One of each user.
+    // One for each user.
     ".Trash",
     // What macOS keeps beside a file on a file system without resource forks.
     "._",
 ];
 
-/// Whether a spool's directory may hold something of this name that is not the spool's.
+/// Whether a file of this name may be in a spool's directory without being the spool's.
 pub(crate) fn is_bystander(name: &str) -> bool {
     NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_somebody_works_with_is_no_bystander() {
+    fn user_files_are_not_bystanders() {
         for name in ["lost+found", ".gitkeep", ".nfs00000000012345", ".Trash-1000", "._journal"] {
             assert!(is_bystander(name), "{name}");
         }

@@ -1,4 +1,4 @@
-//! An exclusive lock on a file (`flock`), which ends with its owner and not with a forked child.
+//! An exclusive lock on a file (`flock`). It ends with its owner, even if a forked child lives on.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -14,10 +14,10 @@ static HELD: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
 
 /// A locked file.
 ///
-/// A child that was forked without `exec` holds a copy of the descriptor, and closing the original
-/// leaves the lock with the copy. So dropping it unlocks explicitly, which ends the lock for all
-/// copies; but only in the process that took the lock, or the child's end would unlock the parent's
-/// spool.
+/// A child that was forked without `exec` holds a copy of the descriptor. Closing the original
+/// leaves the lock with the copy. So `drop` unlocks explicitly, which releases the lock for all
+/// copies. It does so only in the process that took the lock: otherwise the child's exit would
+/// unlock the parent's spool.
 #[derive(Debug)]
 pub(crate) struct FileLock {
     file: File,
@@ -26,8 +26,7 @@ pub(crate) struct FileLock {
 }
 
 impl FileLock {
-    /// Locks `file`, without waiting. `Err` within `Ok` returns the file: another owner has it
-    /// locked.
+    /// Locks `file`, without waiting. `Ok(Err(file))`: another owner has it locked.
     pub(crate) fn try_lock(file: File) -> io::Result<Result<Self, File>> {
         let key = key_of(&file)?;
         let lock = || flock(&file, FlockOperation::NonBlockingLockExclusive);
@@ -52,13 +51,13 @@ impl Drop for FileLock {
             return;
         }
         HELD.lock().remove(&self.key);
-        // Closing the file unlocks it, too, where no child has a copy.
+        // If this fails, closing the file unlocks it, unless a child has a copy of the descriptor.
         let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }
 
-/// Whether this process itself has the file locked. A process id in the file does not prove it: in
-/// containers that share a volume, both processes may have the same one.
+/// Whether this process has the file locked. A process id in the file does not prove it: in
+/// containers that share a volume, two processes may have the same id.
 pub(crate) fn is_locked_here(file: &File) -> bool {
     key_of(file).is_ok_and(|key| HELD.lock().contains(&key))
 }
@@ -72,7 +71,7 @@ fn key_of(file: &File) -> io::Result<(u64, u64)> {
 mod tests {
     use super::*;
 
-    /// Closing one of two descriptors of a lock used to leave the other with it: what a fork does.
+    /// A fork copies the descriptor of a lock. Closing the original left the copy locked.
     #[test]
     fn a_copy_of_the_descriptor_does_not_keep_the_lock() {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -86,7 +85,7 @@ mod tests {
         let mut next = FileLock::try_lock(open()).unwrap().unwrap();
         drop(copy);
         assert!(FileLock::try_lock(open()).unwrap().is_err());
-        // A forked child drops its copy of the owner.
+        // As in a forked child that drops its copy of the `FileLock`.
         next.process = 0;
         let parents = next.file.try_clone().unwrap();
         drop(next);

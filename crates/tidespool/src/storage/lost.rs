@@ -1,7 +1,7 @@
-//! Whether an open file still has its name.
+//! Checks whether the name of an open file still leads to it.
 //!
-//! A file that is deleted under a process goes on working for it: the descriptor reads and writes,
-//! and the file is missing at the next start.
+//! A process can still read and write an open file that was deleted. At the next start the file is
+//! missing.
 
 use std::fmt;
 use std::io;
@@ -10,18 +10,18 @@ use std::sync::Arc;
 
 use super::{FileState, Storage, StorageFile};
 
-/// What happened to a file, as far as its name and its state show.
+/// What happened to a file, judged by its name and its state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Loss {
     /// No file has the name.
     Gone,
     /// Another file has the name.
     Replaced,
-    /// The file is shorter than what was written to it.
+    /// The file is shorter than it was.
     CutShort { len: u64, of: u64 },
-    /// The owner may not read and write it.
+    /// The mode does not let the owner read and write it.
     Unreadable,
-    /// A page of it could not be had.
+    /// A page of it could not be read or written.
     Broken,
 }
 
@@ -42,18 +42,18 @@ impl fmt::Display for Loss {
 pub(crate) struct KeptFile {
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<dyn StorageFile>,
-    /// Bytes that it has at the least.
+    /// The least length that the file may have, in bytes.
     pub(crate) least: u64,
 }
 
 impl KeptFile {
-    /// What happened to it. `None`: nothing, or the file system does not answer.
+    /// What happened to the file. `None`: nothing, or the file system does not answer.
     pub(crate) fn loss(&self, storage: &dyn Storage) -> Option<Loss> {
         loss_of(storage, &self.path, &*self.file, self.least)
     }
 }
 
-/// What happened to the open `file` that should be found under `path`, with at least `least` bytes.
+/// What happened to the open `file`, which should be at `path` and have at least `least` bytes.
 /// `None`: nothing, or the file system does not answer.
 pub(crate) fn loss_of(
     storage: &dyn Storage,
@@ -64,7 +64,7 @@ pub(crate) fn loss_of(
     loss_of_state(storage, path, file.state().ok()?, least)
 }
 
-/// The same of a file or directory in this state.
+/// Like [`loss_of`], for an open file or directory with the state `held`.
 pub(crate) fn loss_of_state(storage: &dyn Storage, path: &Path, held: FileState, least: u64) -> Option<Loss> {
     let named = match storage.state(path) {
         Ok(named) => named,
@@ -79,7 +79,7 @@ pub(crate) fn loss_of_state(storage: &dyn Storage, path: &Path, held: FileState,
     if named.identity != held.identity {
         return Some(Loss::Replaced);
     }
-    // Read first, so it may be older than what was written since.
+    // `held` was read first, so the file may have grown since.
     let len = held.len.max(named.len);
     if len < least {
         return Some(Loss::CutShort { len, of: least });
@@ -96,7 +96,7 @@ mod tests {
     use crate::storage::{OpenMode, OsStorage};
 
     #[test]
-    fn each_way_of_losing_a_name_is_told_from_the_others() {
+    fn each_kind_of_loss_is_detected() {
         let dir = tempfile::tempdir().unwrap();
         let (path, other) = (dir.path().join("file"), dir.path().join("other"));
         let whole = || {

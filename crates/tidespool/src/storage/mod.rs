@@ -1,7 +1,9 @@
-//! The seam under the journal, the manifest and the syncs of sled's files: files and directories, as traits.
+//! Files and directories as traits: the seam under the journal, the manifest and the syncs of
+//! sled's files.
 //!
-//! [`OsStorage`] is the real one. Tests put others in its place that fail, delay or forget at a chosen call. The calls are raw: a
-//! write may be short, a sync may fail. What that means is decided above.
+//! [`OsStorage`] is the operating system's file system. Tests use implementations that fail, delay
+//! or lose data at a chosen call. The calls are raw: a write may be short, a sync may fail. The
+//! callers handle that.
 
 mod bystanders;
 mod limit;
@@ -40,15 +42,15 @@ pub enum OpenMode {
     Read,
     /// An existing file, for reading and writing.
     Write,
-    /// A new file of mode 0600 whatever the umask is, for reading and writing; an existing one of
-    /// this name is emptied.
+    /// A new file of mode 0600 whatever the umask is, for reading and writing. An existing file of
+    /// this name is truncated.
     Create,
 }
 
-/// Which file it is, and the state it is in.
+/// Identity, mode and length of a file or directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileState {
-    /// The device and the inode number: no two files have both in common.
+    /// The device and the inode number. No two files share both.
     pub identity: (u64, u64),
     /// The permission bits.
     pub mode: u32,
@@ -56,10 +58,9 @@ pub struct FileState {
     pub len: u64,
 }
 
-/// A file system, as far as a spool needs one.
+/// The calls to a file system that a spool needs.
 pub trait Storage: Debug + Send + Sync {
-    /// Creates a directory of mode 0700 with its parents, whatever the umask is. One that exists is
-    /// `Ok`.
+    /// Creates a directory of mode 0700 with its parents, whatever the umask is. `Ok` if it exists.
     ///
     /// # Errors
     ///
@@ -73,14 +74,14 @@ pub trait Storage: Debug + Send + Sync {
     /// The operating system's.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>>;
 
-    /// The names in a directory, in no order. Names that are not UTF-8 are given lossily.
+    /// The names in a directory, in no order. A name that is not UTF-8 is converted lossily.
     ///
     /// # Errors
     ///
     /// The operating system's.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
 
-    /// Renames a file or directory, over an existing file.
+    /// Renames a file or directory. An existing file at `to` is replaced.
     ///
     /// # Errors
     ///
@@ -94,7 +95,7 @@ pub trait Storage: Debug + Send + Sync {
     /// The operating system's.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
 
-    /// What the file system of `path` has left. Default: [`Space::of`].
+    /// The space that the file system of `path` has left. Default: [`Space::of`].
     ///
     /// # Errors
     ///
@@ -103,8 +104,7 @@ pub trait Storage: Debug + Send + Sync {
         Space::of(path)
     }
 
-    /// The state of the file or directory that has this name. Default: the operating system's
-    /// answer.
+    /// The state of the file or directory at `path`. Default: from the operating system.
     ///
     /// # Errors
     ///
@@ -120,13 +120,12 @@ pub trait Storage: Debug + Send + Sync {
     /// The operating system's.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 
-    /// A number that the machine has until it is started again: what a process wrote before, and
-    /// did not sync, can be read as long as it is the same. Default: the kernel's
-    /// (`/proc/sys/kernel/random/boot_id`).
+    /// The id of the machine's current boot. What a process wrote and did not sync stays readable
+    /// within one boot. Default: the kernel's (`/proc/sys/kernel/random/boot_id`).
     ///
     /// # Errors
     ///
-    /// The operating system's. Without one there is no crash log.
+    /// The operating system's. Without a boot id there is no crash log.
     fn boot_id(&self) -> io::Result<[u8; 16]> {
         os::boot_id()
     }
@@ -134,14 +133,14 @@ pub trait Storage: Debug + Send + Sync {
 
 /// An open file, used at given offsets only.
 pub trait StorageFile: Debug + Send + Sync {
-    /// Its length in bytes.
+    /// The length in bytes.
     ///
     /// # Errors
     ///
     /// The operating system's.
     fn len(&self) -> io::Result<u64>;
 
-    /// True for a file without a byte.
+    /// True if the length is 0.
     ///
     /// # Errors
     ///
@@ -150,17 +149,17 @@ pub trait StorageFile: Debug + Send + Sync {
         Ok(self.len()? == 0)
     }
 
-    /// The state of the open file, whatever became of its name.
+    /// The state of the open file, even if its name was removed or reused.
     ///
     /// # Errors
     ///
-    /// The operating system's; `Unsupported` by default. Then a deleted file goes unnoticed.
+    /// The operating system's; `Unsupported` by default. Then a deleted file is not detected.
     fn state(&self) -> io::Result<FileState> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// The file's descriptor, for a mapping of it. `None`, the default: it can't be mapped, and is
-    /// of no use as a crash log.
+    /// The file's descriptor, for mapping the file. `None`, the default: the file can't be mapped,
+    /// so it can't be a crash log.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
     }
@@ -172,8 +171,8 @@ pub trait StorageFile: Debug + Send + Sync {
     /// The operating system's.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Reads into `bufs`, one after the other, from `offset`; 0 is the end of the file. Default: [`read_at`](Self::read_at) into the first of them
-    /// that has room.
+    /// Reads into `bufs`, one after the other, from `offset`; 0 is the end of the file. Default:
+    /// [`read_at`](Self::read_at) into the first buffer that is not empty.
     ///
     /// # Errors
     ///
@@ -182,47 +181,52 @@ pub trait StorageFile: Debug + Send + Sync {
         bufs.iter_mut().find(|buf| !buf.is_empty()).map_or(Ok(0), |buf| self.read_at(buf, offset))
     }
 
-    /// The same without ever waiting for a disk: what is read is what is in memory already, and may end anywhere. Default: never anything.
+    /// Like [`read_vectored_at`](Self::read_vectored_at), but never blocks on a disk. Reads only
+    /// what is in memory, so the read may end anywhere. Default:
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock).
     ///
     /// # Errors
     ///
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock) where that is nothing; the operating system's, `Unsupported` among them. None says anything about
-    /// what [`read_at`](Self::read_at) would do.
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if nothing is in memory; the operating system's,
+    /// `Unsupported` among them. An error does not mean that [`read_at`](Self::read_at) would fail.
     fn read_in_memory_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
         let _ = (bufs, offset);
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    /// Writes some of the bytes of `bufs` at `offset`, and says how many.
+    /// Writes some of the bytes of `bufs` at `offset`, and returns how many.
     ///
     /// # Errors
     ///
     /// The operating system's.
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize>;
 
-    /// Reserves room for the first `len` bytes, and makes the file that long: what is not written reads as zeros, and writing it can't fail for
-    /// want of room. Durable with the next sync.
+    /// Reserves disk space for the first `len` bytes, and extends the file to this length.
+    /// Unwritten bytes read as zeros. Writing them can't fail for lack of space. Durable with the
+    /// next sync.
     ///
     /// # Errors
     ///
-    /// The operating system's; `Unsupported` where the file system can't, and by default.
+    /// The operating system's; `Unsupported` if the file system can't, and by default.
     fn allocate(&self, len: u64) -> io::Result<()> {
         let _ = len;
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Lets the system forget what it keeps of the file in memory, as far as it is on disk. A hint. Default: does nothing.
+    /// Drops the file's clean pages from the system's page cache. A hint. Default: does nothing.
     fn forget_cached(&self) {}
 
-    /// Puts what was written onto stable storage (`fdatasync`).
+    /// Makes everything written to the file durable (`fdatasync`).
     ///
     /// # Errors
     ///
-    /// The operating system's. After one, what was written since the last success is in doubt for good.
+    /// The operating system's. After an error, everything written since the last successful sync
+    /// may be lost, whatever a later sync returns.
     fn sync_data(&self) -> io::Result<()>;
 }
 
-/// The disk, or the file system on it, can't read what was written there: trying again is not likely to help.
+/// True if the disk or its file system can't read what was written there: a retry is not likely to
+/// succeed.
 pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     use rustix::io::Errno;
     const ALL: [Errno; 6] =
@@ -246,7 +250,7 @@ pub(crate) fn read_exact_at(file: &dyn StorageFile, mut buf: &mut [u8], mut offs
     Ok(())
 }
 
-/// The same into several buffers, as if they were one.
+/// Reads into several buffers, as if they were one.
 pub(crate) fn read_exact_vectored_at(
     file: &dyn StorageFile,
     mut bufs: &mut [IoSliceMut<'_>],
@@ -273,7 +277,7 @@ pub(crate) fn write_all_at(
     mut bufs: &mut [IoSlice<'_>],
     mut offset: u64,
 ) -> io::Result<()> {
-    // Linux takes at most this many slices in one call (IOV_MAX).
+    // The most slices that Linux accepts in one call (IOV_MAX).
     const MAX_SLICES: usize = 1024;
     IoSlice::advance_slices(&mut bufs, 0);
     while !bufs.is_empty() {
@@ -296,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_slices_are_written_whole_and_read_back() {
+    fn many_slices_are_written_and_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let file = OsStorage.open(&dir.path().join("f"), OpenMode::Create).unwrap();
         let parts: Vec<Vec<u8>> = (0..3000u32).map(|i| vec![i.to_le_bytes()[0]; (i % 7) as usize]).collect();
@@ -318,7 +322,7 @@ mod tests {
         assert_eq!(err.kind(), io::ErrorKind::UnexpectedEof);
     }
 
-    /// A storage that only has what it must have.
+    /// A file with only the required methods. A read returns at most three bytes.
     #[derive(Debug)]
     struct Plain(Vec<u8>);
 
@@ -343,7 +347,7 @@ mod tests {
         }
     }
 
-    /// Each other call is interrupted by a signal, and those between move three bytes.
+    /// Every other call is interrupted by a signal. The others move at most three bytes.
     #[derive(Debug, Default)]
     struct Interrupted {
         calls: std::sync::atomic::AtomicU64,
@@ -379,7 +383,8 @@ mod tests {
         }
     }
 
-    /// FUSE and NFS interrupt reads and writes when a signal arrives: no error of the disk.
+    /// FUSE and NFS interrupt reads and writes when a signal arrives. That is not an error of the
+    /// disk.
     #[test]
     fn an_interrupted_call_is_repeated() {
         let file = Interrupted::default();
@@ -400,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_storage_without_vectored_reads_is_read_all_the_same() {
+    fn a_storage_without_vectored_reads_is_readable() {
         let file = Plain((0..100).collect());
         let (mut first, mut rest) = ([0; 10], [0; 50]);
         read_exact_vectored_at(&file, &mut [IoSliceMut::new(&mut first), IoSliceMut::new(&mut rest)], 20)

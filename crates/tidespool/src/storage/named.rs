@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What [`at`] puts into an [`io::Error`].
+/// The inner error of an [`io::Error`] made by [`at`].
 #[derive(Debug)]
 struct Named {
     path: PathBuf,
@@ -19,7 +19,8 @@ impl fmt::Display for Named {
 
 impl std::error::Error for Named {}
 
-/// The same error, with the file in its text. The kind stays, and so does [`os_code`].
+/// Adds the path to the text of `error`. The kind and [`os_code`] stay the same. An error that has
+/// a path is returned unchanged.
 pub(crate) fn at(path: &Path, error: io::Error) -> io::Error {
     if named(&error).is_some() {
         return error;
@@ -27,7 +28,7 @@ pub(crate) fn at(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), Named { path: path.to_owned(), source: error })
 }
 
-/// The system's number of the error. `None`: the system did not report it.
+/// The system's error number. `None`: the error is not from the system.
 pub(crate) fn os_code(error: &io::Error) -> Option<i32> {
     error.raw_os_error().or_else(|| named(error)?.source.raw_os_error())
 }
@@ -43,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_named_error_says_the_same_and_where() {
+    fn a_named_error_keeps_its_kind_and_code() {
         let path = Path::new("/spool/journal/00000001.seg");
         let error = at(path, Errno::DQUOT.into());
         assert!(error.to_string().starts_with("/spool/journal/00000001.seg: "), "{error}");

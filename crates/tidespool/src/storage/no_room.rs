@@ -2,8 +2,8 @@
 
 use std::io;
 
-/// The file system, a quota or a limit leaves no room for what was to be written. Removing files,
-/// or raising the limit, helps; writing to another file of the same spool does not.
+/// True if the file system, a quota or a limit has no room for the write. Removing files or raising
+/// the limit helps. Writing to another file of the same spool does not.
 ///
 /// * `ENOSPC` – no block or no inode is free.
 /// * `EDQUOT` – a quota of a user, group, project, subvolume or data set is used up. `statvfs`
@@ -13,7 +13,7 @@ pub(crate) fn is_no_room(error: &io::Error) -> bool {
     is_no_room_kind(error.kind())
 }
 
-/// The same for the kind alone, which is all that sled's errors keep.
+/// The same check on the error kind, which is all that sled's errors keep.
 pub(crate) const fn is_no_room_kind(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(kind, StorageFull | QuotaExceeded | FileTooLarge)
@@ -25,10 +25,10 @@ mod tests {
 
     use super::*;
 
-    /// Every check was for `ENOSPC` alone. A spool on a file system with a quota, which answers
-    /// `EDQUOT`, never used its ballast: it could be neither emptied nor opened again.
+    /// Every check was for `ENOSPC` alone. A file system with a quota returns `EDQUOT`, so a spool
+    /// on it never used its ballast, and could be neither emptied nor opened.
     #[test]
-    fn full_disks_used_up_quotas_and_files_at_their_limit_leave_no_room() {
+    fn full_disks_quotas_and_file_size_limits_count_as_no_room() {
         for errno in [Errno::NOSPC, Errno::DQUOT, Errno::FBIG] {
             assert!(is_no_room(&errno.into()), "{errno:?}");
         }

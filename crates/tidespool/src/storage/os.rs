@@ -13,12 +13,12 @@ use rustix::io::ReadWriteFlags;
 use super::limit::check_file_size;
 use super::{FileState, OpenMode, Storage, StorageFile};
 
-/// The mode of every directory that a spool makes, and of every file.
+/// The mode of every directory and file that a spool creates.
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
 /// Bytes that one `fallocate` call reserves. tmpfs of older kernels undoes a whole call at any
-/// signal: a process with a profiling timer would repeat a call for 64 MiB without end.
+/// signal: a process with a profiling timer would retry a call for 64 MiB for ever.
 const ALLOCATED_AT_ONCE: u64 = 1 << 20;
 
 /// The operating system's file system.
@@ -68,8 +68,8 @@ impl Storage for OsStorage {
     }
 }
 
-/// Repeats a call that a signal interrupted. The standard library does so for `open` and `fsync`,
-/// and not for the others.
+/// Repeats `call` while a signal interrupts it. The standard library does so for `open` and `fsync`
+/// only.
 pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
@@ -79,7 +79,7 @@ pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::R
     }
 }
 
-/// Creates a directory of mode 0700 whatever the umask is. One that exists is an error.
+/// Creates a directory of mode 0700 whatever the umask is. It is an error if it exists.
 pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
     uninterrupted(|| DirBuilder::new().mode(DIR_MODE).create(path))?;
     make_dir_private(path)
@@ -95,20 +95,21 @@ pub(crate) fn make_file_private(path: &Path) -> io::Result<()> {
     uninterrupted(|| std::fs::set_permissions(path, Permissions::from_mode(FILE_MODE)))
 }
 
-/// Opens a regular file for writing with `options`, and creates it where there is none. It has mode
-/// 0600 afterwards, whatever the umask is.
+/// Opens a regular file for writing with `options`, and creates it if it does not exist. Its mode
+/// is 0600 afterwards, whatever the umask is.
 pub(crate) fn open_private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     let file = open_regular(options.create(true).mode(FILE_MODE), path)?;
-    // An umask of 0777 leaves no bit of the mode that `open` was given.
+    // A umask of 0777 clears every bit of the mode passed to `open`.
     if file.metadata()?.permissions().mode() & 0o7777 != FILE_MODE {
         uninterrupted(|| file.set_permissions(Permissions::from_mode(FILE_MODE)))?;
     }
     Ok(file)
 }
 
-/// Opens a regular file. Whatever else has its name is not waited for: opening a pipe would last until somebody writes to it.
+/// Opens a regular file. Fails for anything else, and does not block: opening a pipe would wait for
+/// its other end.
 pub(crate) fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    // Of no account for a regular file.
+    // It has no effect on a regular file.
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
     let file = options.custom_flags(flags).open(path)?;
     match file.metadata()?.is_file() {
@@ -117,7 +118,7 @@ pub(crate) fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result
     }
 }
 
-/// What has the name is there, and is no regular file.
+/// True if the error means that the name exists and is not a regular file.
 pub(crate) fn is_no_file(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory)
 }
@@ -129,7 +130,7 @@ pub(super) fn boot_id() -> io::Result<[u8; 16]> {
     Ok(id.into_bytes())
 }
 
-/// The state of whatever has this name.
+/// The state of the file or directory at `path`.
 pub(super) fn state_of(path: &Path) -> io::Result<FileState> {
     std::fs::metadata(path).map(|metadata| state(&metadata))
 }
@@ -189,7 +190,7 @@ impl StorageFile for OsFile {
     }
 
     fn forget_cached(&self) {
-        // It is only a hint, and nothing depends on it.
+        // Only a hint: nothing depends on its success.
         let _ = rustix::fs::fadvise(&self.0, 0, None, rustix::fs::Advice::DontNeed);
     }
 

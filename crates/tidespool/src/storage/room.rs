@@ -1,8 +1,8 @@
-//! Whether the disk of a spool has room.
+//! Checks whether the disk of a spool has room.
 //!
-//! `statvfs` does not show most quotas, so before sled is changed or a segment is made the room is
-//! tried out: a file is allocated and deleted. When that fails, or a write fails for want of room,
-//! though `statvfs` shows room, there is a quota. From then on every answer is tried out.
+//! `statvfs` does not show most quotas. So before sled is changed or a segment is created, a trial
+//! tests the room: it allocates and deletes a file. There is a quota if a trial or a write fails
+//! for lack of room though `statvfs` shows room. From then on a trial confirms every answer.
 
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -14,11 +14,12 @@ use parking_lot::Mutex;
 
 use super::{OpenMode, Storage, StorageFile, is_no_room, largest_file, os_code, write_all_at};
 
-/// The file with which room is tried out. It is there for longer only after a kill.
+/// The file with which a trial tests the room. Only a kill leaves it behind.
 pub(crate) const TRIAL_FILE: &str = "probe.room";
 
-/// After a trial that failed, none of as many bytes is made for so long. Some file systems (btrfs)
-/// count a deleted file for a while, so trials in a row would take the room that they look for.
+/// The pause after a failed trial, before a trial of as many bytes or more. Some file systems
+/// (btrfs) count a deleted file for a while: trials in a row would take the room that they look
+/// for.
 const NEXT_TRIAL: Duration = Duration::from_secs(2);
 
 /// `TMPFS_MAGIC` and `RAMFS_MAGIC`.
@@ -29,24 +30,24 @@ const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 pub(crate) struct DiskRoom {
     storage: Arc<dyn Storage>,
     dir: PathBuf,
-    /// Bytes that the spool needs to go on storing.
+    /// Bytes that the spool needs to continue storing.
     enough: u64,
-    /// tmpfs or ramfs: `statvfs` shows all there is, and what is tried out would take memory.
+    /// tmpfs or ramfs: `statvfs` is exact there, and a trial would take memory.
     is_in_memory: bool,
-    /// `statvfs` showed room that was not there. Stays set: the quota stays, too.
+    /// `statvfs` showed room that was not there. Never reset: the quota stays, too.
     distrusts_statvfs: AtomicBool,
-    /// Room was missing, and this many bytes have to be there before that is over. 0: none was.
+    /// Bytes that must be free before the shortage is over. 0: there is no shortage.
     missing: AtomicU64,
     /// See [`NEXT_TRIAL`].
     pause: Duration,
-    /// The trial that failed last, if no room was given since, and its bytes.
+    /// Time and bytes of the last trial if it failed, and if the spool freed no room since.
     failed: Mutex<Option<(Instant, u64)>>,
-    /// Held during a trial: one at a time.
+    /// Held during a trial, so that only one runs at a time.
     trial: Mutex<()>,
 }
 
 impl DiskRoom {
-    /// For a spool in `dir` that needs `enough` free bytes to go on storing.
+    /// For a spool in `dir` that needs `enough` free bytes to continue storing.
     pub(crate) fn new(storage: Arc<dyn Storage>, dir: &Path, enough: u64) -> Self {
         Self {
             storage,
@@ -61,35 +62,35 @@ impl DiskRoom {
         }
     }
 
-    /// Removes the trial file of a process that was killed: its bytes are wanted.
+    /// Removes the trial file of a killed process, to free its bytes.
     pub(crate) fn remove_leftover(&self) {
-        // Most often there is none.
+        // Usually there is none.
         let _ = self.storage.remove_file(&self.dir.join(TRIAL_FILE));
     }
 
-    /// Notes an error of a write, a sync or a new file. An error that the spool itself makes, to
-    /// leave room to others, has no error number of the system, and does not count.
+    /// Records an error of a write, a sync or a new file. The spool's own errors, which keep room
+    /// free for others, have no system error number and do not count.
     pub(crate) fn note(&self, error: &io::Error) {
         if is_no_room(error) && os_code(error).is_some() {
             self.note_no_room();
         }
     }
 
-    /// The spool gave up room of its own: the next trial may succeed.
+    /// Records that the spool freed room of its own: the next trial may succeed.
     pub(crate) fn note_given(&self) {
         *self.failed.lock() = None;
     }
 
-    /// A write failed for want of room.
+    /// Records that a write failed for lack of room.
     pub(crate) fn note_no_room(&self) {
         self.note_missing(self.enough);
     }
 
     fn note_missing(&self, need: u64) {
-        // Where `statvfs` shows the same, it also shows when that ends.
+        // If `statvfs` shows the shortage, it also shows when the shortage ends.
         if self.shows_room_for(need) {
             self.distrusts_statvfs.store(true, Ordering::Relaxed);
-            // More than what was missing, or it would be missing again at once.
+            // More than was missing, or the shortage would return at once.
             self.missing.fetch_max(need.saturating_add(self.enough), Ordering::Relaxed);
         }
     }
@@ -97,37 +98,38 @@ impl DiskRoom {
     /// Whether there is room for `bytes`. True if the file system does not answer.
     pub(crate) fn is_for(&self, bytes: u64) -> bool {
         self.shows_room_for(bytes)
-            && (!self.distrusts_statvfs.load(Ordering::Relaxed) || self.has_in_truth(bytes))
+            && (!self.distrusts_statvfs.load(Ordering::Relaxed) || self.passes_trial(bytes))
     }
 
-    /// The same for a caller that must not run out of room, as sled. Tries out more than `bytes`,
-    /// so that a quota is found while there still is room to go on with.
+    /// Like [`is_for`](Self::is_for), for a caller that must not run out of room, such as sled.
+    /// Tests more than `bytes`, to find a quota while there is still room to continue.
     pub(crate) fn is_surely_for(&self, bytes: u64) -> bool {
         self.shows_room_for(bytes)
             && (self.leaves(bytes, bytes)
                 || !self.distrusts_statvfs.load(Ordering::Relaxed)
-                || self.has_in_truth(bytes))
+                || self.passes_trial(bytes))
     }
 
-    /// Whether what the spool needs to go on is left beside `bytes`, where `statvfs` does not show
-    /// it.
+    /// False if a limit that `statvfs` does not show leaves less than `enough` bytes beside
+    /// `bytes`.
     pub(crate) fn leaves_enough(&self, bytes: u64) -> bool {
-        // The room that only a very large message lacks is not missing to the others.
+        // Room that only a very large message lacks is not missing to the other messages.
         self.leaves(bytes, bytes.min(self.enough))
     }
 
-    /// The same. `missing`: of `bytes`, what is noted as missing where it is not left.
+    /// Like [`leaves_enough`](Self::leaves_enough). `missing`: the part of `bytes` that counts as
+    /// missing if the room is not left.
     fn leaves(&self, bytes: u64, missing: u64) -> bool {
         let need = bytes.saturating_add(self.enough);
         let distrusts = self.distrusts_statvfs.load(Ordering::Relaxed);
-        // Where `statvfs` shows too little room, that is true. Zeros are not written only to find a
-        // quota: of a file system that cannot allocate, `statvfs` counts.
+        // If `statvfs` shows too little room, that is true. Zeros are not written only to find a
+        // quota: on a file system that cannot allocate, `statvfs` is believed.
         let leaves = match distrusts {
-            true => self.has_in_truth(need),
+            true => self.passes_trial(need),
             false => {
                 self.is_in_memory
                     || !self.shows_room_for(need)
-                    || self.tried(need, |file, bytes| file.allocate(bytes))
+                    || self.try_room(need, |file, bytes| file.allocate(bytes))
             }
         };
         if !leaves {
@@ -136,15 +138,15 @@ impl DiskRoom {
         leaves
     }
 
-    /// Whether room was used up that `statvfs` shows, and still is: tries it out.
+    /// Whether a shortage that `statvfs` does not show persists. Tests the room.
     pub(crate) fn is_still_used_up(&self) -> bool {
         let missing = self.missing.load(Ordering::Relaxed);
         if missing == 0 {
             return false;
         }
-        let is_there = self.has_in_truth(missing);
+        let is_there = self.passes_trial(missing);
         if is_there {
-            // Unless more is missing since.
+            // Fails if more is missing since.
             let _ = self.missing.compare_exchange(missing, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
         !is_there
@@ -154,14 +156,15 @@ impl DiskRoom {
         self.storage.space(&self.dir).map_or(true, |space| space.has_room_for(bytes))
     }
 
-    /// Takes `bytes` and gives them back.
-    fn has_in_truth(&self, bytes: u64) -> bool {
-        self.tried(bytes, reserve)
+    /// Whether `bytes` can be taken. Gives them back.
+    fn passes_trial(&self, bytes: u64) -> bool {
+        self.try_room(bytes, reserve)
     }
 
-    /// Whether a file of `bytes` can `take` its room.
-    fn tried(&self, bytes: u64, take: fn(&dyn StorageFile, u64) -> io::Result<()>) -> bool {
-        // A limit on the size of one file is no want of room.
+    /// Creates a file, takes room for `bytes` with `take`, and deletes the file. False for lack of
+    /// room.
+    fn try_room(&self, bytes: u64, take: fn(&dyn StorageFile, u64) -> io::Result<()>) -> bool {
+        // A limit on the size of one file is not a lack of room.
         let bytes = largest_file().map_or(bytes, |limit| limit.min(bytes));
         let _one = self.trial.lock();
         if self.failed.lock().is_some_and(|(at, least)| bytes >= least && at.elapsed() < self.pause) {
@@ -173,17 +176,17 @@ impl DiskRoom {
         if let Err(error) = self.storage.remove_file(&path)
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(path = %path.display(), %error, "the file that tries out the room could not be removed");
+            tracing::warn!(path = %path.display(), %error, "the file that tests the free space could not be removed");
         }
-        // Other errors are no want of room.
+        // Other errors are not a lack of room.
         let is_there = tried.map_or_else(|error| !is_no_room(&error), |()| true);
         *self.failed.lock() = (!is_there).then(|| (Instant::now(), bytes));
         is_there
     }
 }
 
-/// Takes room for the first `bytes` of a new file: by allocation, which no compression makes
-/// smaller; by writing zeros where the file system cannot allocate. Durable after a sync.
+/// Takes room for the first `bytes` of a new file. Allocates, because no compression shrinks an
+/// allocation; writes zeros if the file system cannot allocate. Durable after a sync.
 pub(crate) fn reserve(file: &dyn StorageFile, bytes: u64) -> io::Result<()> {
     const STEP: usize = 1 << 20;
     match file.allocate(bytes) {
@@ -197,7 +200,7 @@ pub(crate) fn reserve(file: &dyn StorageFile, bytes: u64) -> io::Result<()> {
         write_all_at(file, &mut [IoSlice::new(&zeros[..step])], at)?;
         at += step as u64;
     }
-    // Some file systems look for room when they write back.
+    // Some file systems take the room only at write-back.
     file.sync_data()
 }
 
@@ -206,7 +209,8 @@ mod tests {
     use super::*;
     use crate::storage::{OsStorage, Space};
 
-    /// A file system that shows room, and has room for `left` bytes in one file.
+    /// A file system whose `statvfs` shows `free` bytes, and on which one file may have `left`
+    /// bytes.
     #[derive(Debug, Clone)]
     struct Limited {
         left: Arc<AtomicU64>,
@@ -274,7 +278,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn after_a_quota_struck_room_is_tried_out_and_found_again() {
+    fn after_a_quota_error_room_is_tested_and_found_again() {
         for allocates in [true, false] {
             let dir = tempfile::tempdir().unwrap();
             let disk = Limited { left: Arc::default(), free: 1 << 30, allocates };
@@ -282,11 +286,11 @@ mod tests {
             assert!(room.is_for(MIB), "nothing failed yet");
             assert!(!room.is_still_used_up(), "nothing failed yet");
             room.note(&rustix::io::Errno::IO.into());
-            assert!(room.is_for(MIB) && !room.is_still_used_up(), "no want of room");
+            assert!(room.is_for(MIB) && !room.is_still_used_up(), "no lack of room");
             room.note(&rustix::io::Errno::DQUOT.into());
             assert!(!room.is_for(MIB) && room.is_still_used_up());
             disk.left.store(2 * MIB, Ordering::Relaxed);
-            assert!(room.is_for(MIB) && room.is_still_used_up(), "not enough to go on with");
+            assert!(room.is_for(MIB) && room.is_still_used_up(), "not enough to continue");
             disk.left.store(4 * MIB, Ordering::Relaxed);
             assert!(room.is_still_used_up(), "it would be missing again at once");
             disk.left.store(6 * MIB, Ordering::Relaxed);
@@ -298,16 +302,16 @@ mod tests {
         }
     }
 
-    /// A room as it is on a disk, wherever the tests run.
+    /// A [`DiskRoom`] as on a disk, even if the tests run on tmpfs.
     fn on_a_disk(disk: &Limited, dir: &Path) -> DiskRoom {
         let pause = Duration::ZERO;
         DiskRoom { is_in_memory: false, pause, ..DiskRoom::new(Arc::new(disk.clone()), dir, 3 * MIB) }
     }
 
-    /// Asked to write beyond the quota, sled is poisoned: what is filed could not be read until it
-    /// was opened again.
+    /// A write beyond the quota poisons sled: no checkpointed message could be read until sled was
+    /// opened again.
     #[test]
-    fn a_quota_is_found_before_it_strikes() {
+    fn a_quota_is_found_before_a_write_fails() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Limited { left: Arc::default(), free: 1 << 30, allocates: true };
         let room = on_a_disk(&disk, dir.path());
@@ -325,18 +329,18 @@ mod tests {
         assert!(room.is_surely_for(MIB) && !room.is_still_used_up(), "no zeros are written each time");
     }
 
-    /// The probe tried out the room four times a second, and each trial took what the next one, and the
-    /// checkpoint beside it, looked for.
+    /// The probe tested the room four times a second. Each trial took the room that the next trial
+    /// and the checkpoint needed.
     #[test]
-    fn a_trial_that_failed_is_not_repeated_at_once_unless_room_was_given() {
+    fn a_failed_trial_is_not_repeated_at_once_unless_room_was_freed() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Limited { left: Arc::default(), free: 1 << 30, allocates: true };
         let room = DiskRoom { pause: Duration::from_secs(3600), ..on_a_disk(&disk, dir.path()) };
         room.note_no_room();
         assert!(!room.is_for(2 * MIB));
         disk.left.store(10 * MIB, Ordering::Relaxed);
-        assert!(!room.is_for(2 * MIB) && !room.is_for(3 * MIB), "these were not tried");
-        assert!(room.is_for(MIB), "a smaller one is tried, and its success counts");
+        assert!(!room.is_for(2 * MIB) && !room.is_for(3 * MIB), "these were not tested");
+        assert!(room.is_for(MIB), "a smaller one is tested, and its success counts");
         assert!(room.is_for(2 * MIB));
         disk.left.store(0, Ordering::Relaxed);
         assert!(!room.is_for(2 * MIB));
@@ -345,10 +349,11 @@ mod tests {
         assert!(room.is_for(2 * MIB));
     }
 
-    /// One message that was larger than what a quota had left shut the gate for all others, until there was
-    /// room for that one: in a small quota for ever, also when the spool was empty.
+    /// One message larger than the rest of a quota closed the health gate for all others, until
+    /// there was room for that message. In a small quota that was for ever, even with an empty
+    /// spool.
     #[test]
-    fn what_a_large_message_lacks_is_not_missing_to_the_others() {
+    fn room_that_a_large_message_lacks_is_not_missing_to_others() {
         for allocates in [true, false] {
             let dir = tempfile::tempdir().unwrap();
             let disk = Limited { left: Arc::new(AtomicU64::new(10 * MIB)), free: 1 << 30, allocates };
@@ -362,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_that_shows_it_is_not_tried_out() {
+    fn a_full_disk_that_statvfs_shows_is_not_tested() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Limited { left: Arc::default(), free: MIB, allocates: true };
         let room = on_a_disk(&disk, dir.path());
@@ -371,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_process_left_is_removed() {
+    fn the_trial_file_of_a_killed_process_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(TRIAL_FILE);
         let room = DiskRoom::new(Arc::new(OsStorage), dir.path(), MIB);

@@ -1,30 +1,30 @@
-//! How much room a file system has: the one implementation, for the health gate, new segments and
-//! the ballast.
+//! The space that a file system has left. The only implementation, for the health gate, new
+//! segments and the ballast.
 
 use std::io;
 use std::path::Path;
 
-/// What a file system has left.
+/// The space that a file system has left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Space {
-    /// Bytes that an ordinary user may still write.
+    /// Bytes that an unprivileged user may still write.
     pub free_bytes: u64,
     /// Bytes of the file system. 0: it does not report its size (ramfs, some FUSE file systems),
     /// and [`free_bytes`](Self::free_bytes) means nothing.
     pub total_bytes: u64,
-    /// Files that an ordinary user may still make.
+    /// Files that an unprivileged user may still create.
     pub free_inodes: u64,
-    /// 0 on a file system that makes inodes as it needs them, or does not report them.
+    /// Inodes of the file system. 0: it creates inodes on demand, or does not report them.
     pub total_inodes: u64,
 }
 
 impl Space {
-    /// Of the file system on which `path` lies, from `statvfs`. Quotas are not in it on most file
-    /// systems.
+    /// Returns the space of the file system of `path`, from `statvfs`. Most file systems do not
+    /// include quotas.
     ///
     /// # Errors
     ///
-    /// The path is gone, or the file system does not answer.
+    /// The path does not exist, or the file system does not answer.
     pub fn of(path: &Path) -> io::Result<Self> {
         let stat = rustix::io::retry_on_intr(|| rustix::fs::statvfs(path))?;
         Ok(Self {
@@ -35,7 +35,7 @@ impl Space {
         })
     }
 
-    /// Whether `bytes` more fit. A file system that does not report its size has room.
+    /// Whether `bytes` more fit. True if the file system does not report its size.
     #[must_use]
     pub fn has_room_for(&self, bytes: u64) -> bool {
         self.total_bytes == 0 || self.free_bytes >= bytes
@@ -55,8 +55,8 @@ mod tests {
         assert_eq!(err.kind(), io::ErrorKind::NotFound);
     }
 
-    /// ramfs reports zero blocks. The gate took that for an unknown size, and the pool of segments
-    /// for a full disk: no segment was ever made.
+    /// ramfs reports zero blocks. The health gate treated that as an unknown size, and the segment
+    /// pool as a full disk: no segment was ever created.
     #[test]
     fn a_file_system_that_does_not_report_its_size_has_room() {
         assert!(Space::default().has_room_for(u64::MAX));

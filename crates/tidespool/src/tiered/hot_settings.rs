@@ -1,4 +1,5 @@
-//! The settings that each store asks for: in atomics, for it asks a million times a second. None depends on another.
+//! The settings that each store reads, up to a million times a second. They are atomics, and none
+//! depends on another.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,10 +10,10 @@ const MEMORY: u8 = 0;
 const PROCESS: u8 = 1;
 const SYNCED: u8 = 2;
 
-/// As they are now.
+/// The current values.
 #[derive(Debug, Default)]
 pub(crate) struct HotSettings {
-    /// In one: between two there would be a moment with neither.
+    /// One atomic: with two flags, a change would pass through a moment in which neither is set.
     durability: AtomicU8,
     max_message_size: AtomicU64,
     store_deadline_us: AtomicU64,
@@ -61,9 +62,9 @@ mod tests {
 
     use super::*;
 
-    /// Each of them keeps a message through `kill -9`: so does the moment between them.
+    /// Both levels protect a message from `kill -9`, and so must every moment of the change.
     #[test]
-    fn a_change_of_durability_goes_through_nothing_weaker() {
+    fn a_change_of_durability_passes_through_no_weaker_level() {
         let with = |durability| Config::new("/x").durability(durability);
         let hot_settings = HotSettings::of(&with(Durability::Synced));
         let done = AtomicBool::new(false);

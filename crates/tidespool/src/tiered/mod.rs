@@ -1,10 +1,10 @@
-//! The only place that knows every tier.
+//! The only module that combines all tiers: memory, journal and sled.
 //!
 //! # Layout
 //!
-//! * `calls` – one file a verb: `store`, `load`, `remove`, `enumerate`, `maintain` (`cleanup`,
+//! * `calls` – one file per call: `store`, `load`, `remove`, `enumerate`, `maintain` (`cleanup`,
 //!   `compact`), `reconfigure`.
-//! * `commit` – from many callers to one write and one sync, and back.
+//! * `commit` – group commit: one write and one sync for many callers.
 //! * `lifecycle` – directory, opening, threads, shutdown.
 //! * `background` – memory balancer, relief of memory pressure, health, disk probe, readers.
 //! * `shared` – the state that the callers and threads of one spool share.
@@ -45,63 +45,69 @@ use crate::{Config, ConfigError, PressureMonitor, StatsSnapshot};
 
 /// The tiered spool. See the [crate's documentation](crate) for what it promises.
 ///
-/// Share it as `Arc<TieredSpool>` or `Arc<dyn Spool>`. End it with [`Spool::shutdown`]; dropping it without is like a crash: at most what was
-/// dirty is lost.
+/// Share it as `Arc<TieredSpool>` or `Arc<dyn Spool>`. End it with [`Spool::shutdown`]. Dropping it
+/// without a shutdown has the effect of a crash: at most the dirty messages are lost.
 pub struct TieredSpool {
     shared: Arc<shared::Shared>,
     workers: Arc<workers::Workers>,
     report: RecoveryReport,
 }
 
-/// What opening a spool found and did.
+/// Reports what the opening of a spool found and did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RecoveryReport {
-    /// The index is rebuilt from the segments, beside the traffic: the last end was not orderly, or
-    /// the index's files are not what they were then. Nothing is lost by it.
+    /// The index is being rebuilt from the segments while the spool serves calls. The last run did
+    /// not shut down, or the index files have changed since. A rebuild loses nothing.
     pub rebuilds_index: bool,
     /// Journal records that were replayed.
     pub records: u64,
-    /// Stores and removals that were acknowledged and not on stable storage when the process died,
-    /// and that the crash log had. They are on stable storage now, unless the disk did not take
-    /// them within `store_deadline`.
+    /// Acknowledged stores and removals that were not on stable storage when the process died, and
+    /// that were restored from the crash log. They are on stable storage now, unless the disk did
+    /// not write them within `store_deadline`.
     pub replayed: u64,
-    /// Records of a torn tail that were cut: never acknowledged as synced.
+    /// Records of a torn tail that were cut. None of them was acknowledged as synced.
     pub torn: u64,
-    /// Messages that are gone without their id being known: records that are missing from the
-    /// journal, and messages in segments that are missing. What a rebuild of the index finds to be
-    /// gone is counted when it finds it: see [`StatsSnapshot::lost`](crate::StatsSnapshot::lost).
+    /// Lost messages whose ids are unknown: records that are missing from the journal, and messages
+    /// in missing segments. Losses that a rebuild of the index finds are counted later, in
+    /// [`StatsSnapshot::lost`](crate::StatsSnapshot::lost).
     pub lost: u64,
-    /// Everything that is wrong, by message where one can be named.
+    /// All damage that was found, with the message's id where it is known.
     pub damage: Vec<Damage>,
 }
 
 impl TieredSpool {
-    /// Opens the spool in the directory that `config` names, and makes it where there is none.
+    /// Opens the spool in the directory that `config` names, and creates it if there is none.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`](crate::ConfigError) for settings out of bounds; [`Locked`](tidespool_core::Locked) where a process has the spool
-    /// open; [`ClockNotSet`](tidespool_core::ClockNotSet) while the system's clock is before 1970;
-    /// [`UnsupportedFormat`](tidespool_core::UnsupportedFormat) where the directory holds something
-    /// else, or a newer layout;
-    /// [`DamagedSpool`](tidespool_core::DamagedSpool) where something is so damaged that only `tidespool repair` can go on with it;
-    /// otherwise an error that names the file and what the system said of it. Nothing is lost by an `Err`.
+    /// An `Err` loses nothing.
+    ///
+    /// * [`ConfigError`](crate::ConfigError): a setting is out of bounds.
+    /// * [`Locked`](tidespool_core::Locked): a process has the spool open.
+    /// * [`ClockNotSet`](tidespool_core::ClockNotSet): the system clock is before 1970.
+    /// * [`UnsupportedFormat`](tidespool_core::UnsupportedFormat): the directory holds something
+    ///   other than a spool, or a newer layout.
+    /// * [`DamagedSpool`](tidespool_core::DamagedSpool): only `tidespool repair` can make the spool
+    ///   usable again.
+    /// * Otherwise an error with the file's path and the system's error.
     pub async fn open(config: Config) -> Result<Self> {
         Self::open_with(config, Arc::new(OsStorage), None).await
     }
 
-    /// The same, watched by a monitor that other spools of the process may share. `config.pressure` is not used: the
-    /// monitor has settings of its own, and goes on after the spool's shutdown.
+    /// Opens the spool as [`open`](Self::open) does, with a memory monitor that other spools of the
+    /// process may share. The monitor has its own settings, so `config.pressure` is not used. The
+    /// monitor keeps running after the spool's shutdown.
     ///
     /// # Errors
     ///
-    /// As [`TieredSpool::open`]; and where the monitor was shut down.
+    /// As [`TieredSpool::open`], and an error if the monitor was shut down.
     pub async fn open_watched(config: Config, monitor: &PressureMonitor) -> Result<Self> {
         Self::open_with(config, Arc::new(OsStorage), Some(monitor.clone())).await
     }
 
-    /// The same on another [`Storage`] under the journal, the manifest and the syncs of sled's files, for tests that break it.
+    /// Opens the spool as [`open`](Self::open) does, on another [`Storage`]. For fault injection in
+    /// tests. The journal, the manifest and the syncs of sled's files use `storage`.
     ///
     /// # Errors
     ///
@@ -118,20 +124,21 @@ impl TieredSpool {
         let path = config.path.clone();
         let opening = threads::aside(threads::names::OPEN, move || {
             let open::OpenSpool { shared, workers, report } = open::open(config, storage, monitor)?;
-            // Made here: where nobody waits for it any more, it is dropped, and so abandoned.
+            // Created on this thread: if the caller's future was dropped, the spool is dropped too,
+            // and its threads end.
             anyhow::Ok(Self { shared, workers: Arc::new(workers), report })
         });
         let opened = opening.await.map_err(anyhow::Error::from).flatten();
         opened.map_err(|error| whole_of(format_args!("opening the spool {}", path.display()), error))
     }
 
-    /// What was found and done when the spool was opened.
+    /// The findings and actions of the opening.
     #[must_use]
     pub fn recovery(&self) -> &RecoveryReport {
         &self.report
     }
 
-    /// The message without a copy of its bytes.
+    /// Loads a message without copying its bytes.
     ///
     /// # Errors
     ///
@@ -142,24 +149,26 @@ impl TieredSpool {
 
     /// Removes a message, and returns when its removal is on stable storage: no power cut brings it
     /// back. [`remove`](Spool::remove) returns earlier, when the removal survives the death of the
-    /// process, and costs no disk write of its own.
+    /// process, and needs no disk write of its own.
     ///
-    /// It shares a commit with the stores that wait for one. What is dirty then is written with it.
+    /// The removal shares a commit with the waiting stores. The commit also writes everything that
+    /// is dirty.
     ///
-    /// `deadline`: the earlier of it and [`store_deadline`](Config::store_deadline) counts.
+    /// The call ends at `deadline` or after [`store_deadline`](Config::store_deadline), whichever
+    /// is earlier.
     ///
     /// # Errors
     ///
     /// [`SpoolCallerDeadlineExceeded`](tidespool_core::SpoolCallerDeadlineExceeded) or
     /// [`SpoolBackpressureTimeout`](tidespool_core::SpoolBackpressureTimeout) at the deadline,
-    /// [`Closed`](tidespool_core::Closed) at a shutdown. The message is removed then, too: its
-    /// removal is written as soon as the disk takes it.
+    /// [`Closed`](tidespool_core::Closed) at a shutdown. The message is removed in these cases,
+    /// too: the removal is written as soon as the disk accepts writes.
     pub async fn remove_synced(&self, id: SpoolId, deadline: Option<Instant>) -> Result<()> {
         self.remove_all(&[id], deadline).await
     }
 
-    /// The same for several messages, in one commit. The removals are not one transaction: a crash
-    /// before this returns may leave some of them.
+    /// Removes several messages as [`remove_synced`](Self::remove_synced) does, in one commit. The
+    /// removals are not one transaction: a crash before this returns may keep some of the messages.
     ///
     /// # Errors
     ///
@@ -168,19 +177,25 @@ impl TieredSpool {
         remove::remove_synced(&self.shared, ids, deadline).await.map_err(whole)
     }
 
-    /// The settings as they are now.
+    /// The current settings.
     #[must_use]
     pub fn config(&self) -> Arc<Config> {
         self.shared.config.load_full()
     }
 
-    /// Changes the settings of the running spool: all of them, or with an error none. They take effect at the next call; a lowered budget or
-    /// dirty limit is reached within a second on a disk that works, as far as index and sled are below it; a lowered `journal_capacity` when enough is filed. Asks
-    /// the file system for its size: not for a thread that must not wait for that.
+    /// Changes the settings of the running spool. An error changes none of them.
     ///
-    /// `path`, `segment_size`, `read_threads` and `ballast` can't be changed; `sled_cache` (its default, a part of `memory_budget`, too) holds from the next
-    /// opening on; `pressure` is for the
-    /// spool's own monitor, not for one that it shares.
+    /// The settings take effect at the next call, with these exceptions:
+    ///
+    /// * A lower memory budget or dirty limit is reached within a second on a disk that works, as
+    ///   far as the index and sled are below it.
+    /// * A lower `journal_capacity` is reached when enough of the journal is checkpointed.
+    /// * `sled_cache` takes effect at the next opening. So does its default, which is a part of
+    ///   `memory_budget`.
+    /// * `pressure` applies to the spool's own monitor, not to a shared one.
+    /// * `path`, `segment_size`, `read_threads` and `ballast` can't be changed.
+    ///
+    /// The call blocks on a query of the file system's size.
     ///
     /// ```
     /// # #[tokio::main]
@@ -196,14 +211,14 @@ impl TieredSpool {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Invalid`] for settings out of bounds, [`ConfigError::Fixed`] for one that can't be changed, [`ConfigError::Closed`] after the
-    /// shutdown.
+    /// [`ConfigError::Invalid`] for a setting out of bounds, [`ConfigError::Fixed`] for a setting
+    /// that can't be changed, [`ConfigError::Closed`] after the shutdown.
     pub fn reconfigure(&self, config: Config) -> Result<(), ConfigError> {
         reconfigure::reconfigure(&self.shared, config)
     }
 
-    /// Follows [`unhealthy_reason`](Spool::unhealthy_reason) without asking again and again: `changed().await` returns when it is another one than before. It
-    /// ends with an error when the spool is gone.
+    /// Subscribes to [`unhealthy_reason`](Spool::unhealthy_reason): `changed().await` returns when
+    /// the reason has changed, and fails when the spool is gone.
     ///
     /// ```
     /// # #[tokio::main]
@@ -227,7 +242,8 @@ impl TieredSpool {
         self.shared.gate.changes()
     }
 
-    /// All counters and gauges, now. Takes each shard's lock for a moment: for monitoring, not for each message.
+    /// Returns all counters and gauges. Takes each shard's lock for a moment: call it for
+    /// monitoring, not for each message.
     #[must_use]
     pub fn stats(&self) -> StatsSnapshot {
         self.shared.snapshot()
@@ -245,7 +261,7 @@ impl TieredSpool {
 impl Spool for TieredSpool {
     async fn load(&self, id: SpoolId) -> Result<Vec<u8>> {
         let data = self.load_shared(id).await?;
-        // A copy is made only if somebody else (pending, the cache) holds the message too.
+        // The bytes are copied only if the pending table or the cache holds the message, too.
         Ok(Arc::try_unwrap(data).map_or_else(|data| data.to_vec(), <[u8]>::into_vec))
     }
 
@@ -281,8 +297,8 @@ impl Spool for TieredSpool {
         match threads::aside(threads::names::END, move || workers.end(&shared)).await {
             Ok(ended) => ended,
             Err(error) => {
-                // At a limit of threads. Blocking the caller's thread is better than losing what is
-                // dirty.
+                // No thread could be created. Blocking the caller's thread is better than losing
+                // dirty messages.
                 tracing::warn!(%error, "shutting down on the caller's thread");
                 self.workers.end(&self.shared)
             }
@@ -305,7 +321,7 @@ impl Spool for TieredSpool {
 
 impl Drop for TieredSpool {
     fn drop(&mut self) {
-        // After a shutdown there is nobody left to hear it.
+        // After a shutdown, the threads have ended and this has no effect.
         workers::Workers::abandon(&self.shared);
     }
 }

@@ -1,4 +1,4 @@
-//! The crash log of a running spool: made, replaced when something happens to it, and read at open.
+//! Creates the crash log of a running spool, replaces it after a loss, and reads the last run's.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,21 +15,21 @@ use crate::crash_log::{CRASH_LOG, CrashLog, LastRun, LoggedChange, NEW_CRASH_LOG
 use crate::storage::{Loss, Space, Storage, loss_of_state};
 use crate::{Config, Durability};
 
-/// A spool with less than this is better off without: everything large would go past it.
+/// Minimum size in bytes. A smaller log would have no room for large messages.
 const LEAST: u64 = 1 << 20;
 
-/// Room for the chunks that are in use and nearly empty, some of each size for each core: a
-/// sixteenth of the budget, and so much at most.
+/// Maximum room in bytes for chunks that are in use and nearly empty; each core has some of each
+/// size. The room is a sixteenth of the budget up to this maximum.
 const SLACK: u64 = 4 << 20;
 
-/// What keeps acknowledged changes over the death of the process.
+/// Keeps acknowledged changes safe from the death of the process.
 #[derive(Debug)]
 pub(crate) struct Protection {
     storage: Arc<dyn Storage>,
     dir: PathBuf,
     spool: [u8; 16],
     commit_queue: Arc<CommitQueue>,
-    /// `None`: what must survive goes to the journal, with a sync.
+    /// The active log. `None`: changes that must survive go to the journal, with a sync.
     current: ArcSwapOption<CrashLog>,
     renewing: Mutex<()>,
 }
@@ -59,13 +59,13 @@ impl Protection {
         self.dir.join(CRASH_LOG)
     }
 
-    /// Reads what the last run left.
-    pub(super) fn left(&self) -> Result<LastRun, ProtectionError> {
+    /// Reads the crash log of the last run.
+    pub(super) fn last_run(&self) -> Result<LastRun, ProtectionError> {
         LastRun::read(&*self.storage, &self.dir, self.spool)
-            .map_err(|source| self.error("reading what was not on stable storage", source))
+            .map_err(|source| self.error("reading the crash log of the last run", source))
     }
 
-    /// Makes a log that is not in force yet, with room for `kept` at the least.
+    /// Creates a log with room for at least `kept`. The log is not active yet.
     pub(super) fn prepare(
         &self,
         config: &Config,
@@ -81,62 +81,65 @@ impl Protection {
             CrashLog::create(&*self.storage, &path, self.spool, bytes)
         };
         make().map_err(|source| {
-            // It may be half made, and takes room.
+            // The file may be incomplete, and takes disk space.
             let _ = self.storage.remove_file(&path);
-            self.error("making it", source)
+            self.error("creating the crash log", source)
         })
     }
 
-    /// Puts a log into force, with the entries that it has: it replaces the file of the last one.
-    pub(super) fn put_in_force(&self, log: Arc<CrashLog>) -> Result<(), ProtectionError> {
+    /// Makes `log` the active log, with its entries. Its file replaces the file of the last log.
+    pub(super) fn activate(&self, log: Arc<CrashLog>) -> Result<(), ProtectionError> {
         let renamed = self.storage.rename(&self.dir.join(NEW_CRASH_LOG), &self.path());
-        renamed.map_err(|source| self.error("putting the new one in its place", source))?;
+        renamed.map_err(|source| self.error("renaming the new crash log", source))?;
         self.current.store(Some(log));
         Ok(())
     }
 
-    /// Removes the file of the last run: everything in it is on stable storage.
+    /// Removes the file. The caller guarantees that everything in it is on stable storage.
     pub(super) fn remove_file(&self) -> Result<(), ProtectionError> {
         match self.storage.remove_file(&self.path()) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(self.error("removing it", source)),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(self.error("removing the crash log", source))
+            }
             _ => Ok(()),
         }
     }
 
-    /// Puts a new log into force if there is none, or if something happened to the one there is.
-    /// What only the old one protected is written to the journal at once.
+    /// Activates a new log if there is none, or if the active one is lost or broken. Requests a
+    /// flush of everything that only the old log protected.
     pub(crate) fn renew(&self, config: &Config) -> Result<(), ProtectionError> {
         let _one = self.renewing.lock();
         let is_lost = self.loss().is_some();
-        if !is_lost && !self.is_wanting(config) {
+        if !is_lost && !self.is_missing(config) {
             return Ok(());
         }
         self.current.store(None);
-        let is_wanted = self.is_wanting(config);
+        let is_wanted = self.is_missing(config);
         let renewed = match is_wanted {
-            true => self.prepare(config, &[]).and_then(|log| self.put_in_force(log)),
+            true => self.prepare(config, &[]).and_then(|log| self.activate(log)),
             false => Ok(()),
         };
         if !is_lost {
             return renewed;
         }
-        // The file may have entries that were taken back since. A new log has taken its place.
+        // The file of a lost log may have entries that were revoked since. If a new log is active,
+        // its file has replaced the old one.
         let removed = if is_wanted && renewed.is_ok() { Ok(()) } else { self.remove_file() };
         drop(self.commit_queue.flush(false));
         renewed.and(removed)
     }
 
-    /// True if there is a log.
-    pub(super) fn is_in_force(&self) -> bool {
+    /// True if a log is active.
+    pub(super) fn is_active(&self) -> bool {
         self.current.load().is_some()
     }
 
-    /// True if there is no log, although the settings want one.
-    pub(crate) fn is_wanting(&self, config: &Config) -> bool {
+    /// True if no log is active although the settings require one.
+    pub(crate) fn is_missing(&self, config: &Config) -> bool {
         config.durability != Durability::Memory && self.current.load().is_none()
     }
 
-    /// What happened to the log. `None`: nothing, or there is none.
+    /// Returns how the active log was lost. `None`: it is intact, or no log is active.
     pub(crate) fn loss(&self) -> Option<Loss> {
         let current = self.current.load();
         let log = current.as_ref()?;
@@ -146,38 +149,39 @@ impl Protection {
         loss_of_state(&*self.storage, &self.path(), log.state().ok()?, log.size())
     }
 
-    /// Writes a message to the log. `None`: it has to go to the journal.
+    /// Writes a message to the log. `None`: the message has to go to the journal.
     pub(super) fn write(&self, id: SpoolId, data: &[u8], payload_crc: u32) -> Option<Written> {
         self.current.load().as_ref()?.write(id, data, payload_crc)
     }
 
-    /// Writes a removal to the log. `None`: it has to go to the journal.
+    /// Writes a removal to the log. `None`: the removal has to go to the journal.
     pub(super) fn write_removal(&self, id: SpoolId) -> Option<Written> {
         self.current.load().as_ref()?.write_removal(id)
     }
 
-    /// Makes an entry count, as this version of its message. Call it under the lock of the id's
-    /// shard. `None`: the log is broken, or another one is in force by now. The change has to go to
-    /// the journal then: the flush that follows a loss of the log may have passed it.
+    /// Commits an entry as this version of its message. Call it under the lock of the id's shard.
+    ///
+    /// `None`: the log is broken, or another log has become active. The change has to go to the
+    /// journal then: the flush that follows a loss of the log may not include it.
     pub(super) fn commit(&self, written: Written, version: u64) -> Option<Slot> {
         let slot = written.commit(version)?;
         let is_current = self.current.load().as_ref().is_some_and(|log| slot.is_of(log));
         is_current.then_some(slot)
     }
 
-    /// What is not on stable storage by now stays in the log, for the next opening.
+    /// Keeps the log's entries for the next opening: entries dropped after this stay in the file.
     pub(super) fn freeze(&self) {
         if let Some(log) = &*self.current.load() {
             log.freeze();
         }
     }
 
-    /// Bytes of the log in memory, and of its file.
+    /// Returns the bytes of the log in memory, and the size of its file.
     pub(crate) fn bytes(&self) -> (u64, u64) {
         self.current.load().as_ref().map_or((0, 0), |log| (log.touched_bytes(), log.size()))
     }
 
-    /// Gives back the memory of what is not in use.
+    /// Returns the memory of unused chunks to the system.
     pub(crate) fn trim(&self) {
         if let Some(log) = &*self.current.load() {
             log.trim();
@@ -189,9 +193,11 @@ impl Protection {
     }
 }
 
-/// Bytes of the log: what may be dirty, with a quarter for what slots leave unused; a sixteenth of
-/// the budget for removals; at most a sixty-fourth of the file system, and not of the room that new
-/// segments leave to others, which is `keep_free`.
+/// Returns the size of the log in bytes.
+///
+/// The size is the sum of the dirty limit, a quarter of it for unused parts of slots, a sixteenth
+/// of the budget for removals, and room for nearly empty chunks. It is at most a sixty-fourth of the
+/// file system, and leaves `keep_free` bytes free, as new segments do.
 fn size(config: &Config, space: Option<Space>, keep_free: u64) -> u64 {
     let dirty = config.effective_dirty_limit();
     let sixteenth = config.memory_budget / 16;
@@ -200,12 +206,12 @@ fn size(config: &Config, space: Option<Space>, keep_free: u64) -> u64 {
         Some(space) if space.total_bytes > 0 => {
             wanted.min(space.total_bytes / 64).min(space.free_bytes.saturating_sub(keep_free))
         }
-        // It does not report its size.
+        // The file system does not report its size.
         Some(_) | None => wanted,
     }
 }
 
-/// Bytes of a log in which these changes have room, whatever else there is. 0 where there are none.
+/// Returns a log size in bytes in which all these changes have room. 0 if there are none.
 fn room_for(kept: &[LoggedChange]) -> u64 {
     let bytes: u64 =
         kept.iter().map(|kept| kept.data.as_ref().map_or(0, |data| data.len() as u64) + 64).sum();
@@ -219,7 +225,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn the_log_takes_no_room_that_others_need() {
+    fn the_log_leaves_keep_free_bytes_free() {
         let config = Config::new("/x");
         let of = |total, free| {
             let space = Space { total_bytes: total * MIB, free_bytes: free * MIB, ..Space::default() };
@@ -227,15 +233,15 @@ mod tests {
         };
         assert_eq!(of(100_000, 50_000), 60);
         assert_eq!(of(640, 600), 10, "a sixty-fourth");
-        assert_eq!(of(100_000, 320), 20, "what is to stay free stays free");
+        assert_eq!(of(100_000, 320), 20, "the free space beyond keep_free");
         assert_eq!(of(100_000, 200), 0);
         assert_eq!(size(&config, None, 0) / MIB, 60);
-        // ramfs and some FUSE file systems say 0 of both.
+        // ramfs and some FUSE file systems report 0 for both.
         assert_eq!(of(0, 0), 60);
     }
 
     #[test]
-    fn what_was_acknowledged_has_room_on_any_disk() {
+    fn acknowledged_changes_have_room_whatever_the_size_of_the_disk() {
         assert_eq!(room_for(&[]), 0);
         let kept = |len| LoggedChange { version: 1, id: SpoolId::new(), data: Some(vec![0; len]) };
         assert!(room_for(&[kept(1_000_000), kept(10)]) > 2 * MIB);

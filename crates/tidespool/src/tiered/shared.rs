@@ -35,11 +35,11 @@ use crate::stats::{Gauges, Site, Stats, StatsSnapshot};
 use crate::storage::{DiskRoom, Loss, Storage, is_no_room};
 use crate::timer::Timer;
 
-/// The spool.
+/// The state of one open spool.
 pub(crate) struct Shared {
-    /// As they are now: whoever needs several that belong together loads them once.
+    /// The current settings. Load them once to read several consistent values.
     pub(crate) config: ArcSwap<Config>,
-    /// The path that `open` was given. The one in the settings is whole and has no symlinks.
+    /// The path that was passed to `open`. The path in the settings is canonical.
     pub(crate) opened_as: PathBuf,
     pub(crate) hot_settings: HotSettings,
     pub(crate) checkpoint_settings: Arc<ArcSwap<CheckpointSettings>>,
@@ -52,7 +52,7 @@ pub(crate) struct Shared {
     pub(crate) cache: CleanCache,
     pub(crate) budget: Arc<Budget>,
     pub(crate) commit_queue: Arc<CommitQueue>,
-    /// Deadlines of callers.
+    /// Enforces the callers' deadlines.
     pub(crate) timer: Timer,
     pub(crate) segments: Arc<Segments>,
     pub(crate) durable: Arc<DiskIndex>,
@@ -65,24 +65,25 @@ pub(crate) struct Shared {
     pub(crate) stats: Arc<Stats>,
     pub(crate) gate: HealthGate,
     pub(crate) probe: Probe,
-    /// For the probe.
+    /// Used by the disk probe and to query free space.
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) readers: Readers,
     pub(crate) monitor: OnceLock<Registration>,
     pub(crate) closing: Closing,
-    /// Some thread panicked.
+    /// Set when a thread of the spool has panicked.
     pub(crate) worker_dead: Arc<AtomicBool>,
-    /// What the monitor said last.
+    /// The level that the monitor reported last.
     pub(crate) pressure_level: Mutex<Level>,
     closed: AtomicBool,
-    /// Records with a lower number were there when the spool was opened.
+    /// Records with a lower number were in the spool before this opening.
     pub(crate) first_seq: u64,
     started: Instant,
-    /// When the oldest version came in that the committer has in hand: nanoseconds since `started`, plus 1; 0 is none.
+    /// When the oldest version was stored that the committer has taken and not made durable, in
+    /// nanoseconds since `started`, plus 1. 0: none.
     oldest_in_hand: AtomicU64,
 }
 
-/// The parts of [`Shared`] that are made before it.
+/// The parts of [`Shared`] that are created before it.
 pub(crate) struct SharedParts {
     pub(crate) config: Config,
     pub(crate) opened_as: PathBuf,
@@ -98,9 +99,9 @@ pub(crate) struct SharedParts {
     pub(crate) protection: Arc<Protection>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) readers: Readers,
-    /// Bytes of the crash log that will be in force.
+    /// Size in bytes of the crash log that will be used.
     pub(crate) crash_log_size: u64,
-    /// The number of the first record that is written from now on.
+    /// The number of the first record that this run writes.
     pub(crate) first_seq: u64,
     pub(crate) worker_dead: Arc<AtomicBool>,
     pub(crate) checkpoint_settings: Arc<ArcSwap<CheckpointSettings>>,
@@ -154,8 +155,8 @@ impl Shared {
         if self.closed.load(Ordering::Acquire) { Err(Closed) } else { Ok(()) }
     }
 
-    /// What a caller gets for `error`. If the spool is closed, the root cause is [`Closed`]: the
-    /// error is most likely a consequence of that.
+    /// Converts `error` for the caller. If the spool is closed, the root cause becomes [`Closed`]:
+    /// the error is most likely a consequence of the shutdown.
     pub(super) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         match self.check_open() {
             Ok(()) => error,
@@ -164,13 +165,15 @@ impl Shared {
         }
     }
 
-    /// From here on nothing new comes in. Whatever was acknowledged before is in the table or in the mailbox when this returns.
+    /// Rejects all later calls. When this returns, everything that was acknowledged before is in
+    /// the table or in the commit queue.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.gate.close();
-        // Whoever looked before this holds a shard's lock until what it brings is in.
+        // A call that saw the spool open holds its shard's lock until its change is inserted.
         self.table.shards().for_each(drop);
-        // Whoever changes the settings may be deleting files that the next owner of the directory would use.
+        // A `reconfigure` that runs now may delete files that the next owner of the directory would
+        // use.
         drop(self.reconfiguring.lock());
     }
 
@@ -179,17 +182,18 @@ impl Shared {
         self.oldest_in_hand.store(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// So much is dirty that the timer can't be waited for. Stores are not held back yet: that begins at three quarters.
+    /// True if more than five eighths of the limit are dirty: the committer must not wait for its
+    /// flush timer. Stores are throttled from three quarters on.
     pub(crate) fn is_flush_urgent(&self) -> bool {
         self.budget.dirty() > self.budget.limit() / 8 * 5
     }
 
-    /// More is dirty than may be.
+    /// True if the dirty bytes exceed the limit.
     pub(crate) fn is_over_limit(&self) -> bool {
         self.budget.dirty() > self.budget.limit()
     }
 
-    /// The age of the oldest version that is not durable.
+    /// Returns the age of the oldest version that is not durable.
     pub(crate) fn oldest_dirty_age(&self) -> Duration {
         let in_hand = match self.oldest_in_hand.load(Ordering::Relaxed) {
             0 => None,
@@ -200,32 +204,34 @@ impl Shared {
         oldest.map_or(Duration::ZERO, |oldest| oldest.elapsed())
     }
 
-    /// True if a message of `len` bytes is larger than a segment: it gets one of its own.
+    /// True if a message of `len` bytes is larger than a segment and gets a segment of its own.
     pub(crate) fn needs_own_segment(&self, len: u64) -> bool {
         needs_own_segment(len, self.segments.pool().segment_size())
     }
 
-    /// An error of the disk, for those who count.
+    /// Counts and logs a disk error.
     pub(crate) fn disk_error(&self, site: Site, error: &io::Error) {
         self.stats.disk_error(site);
         self.ballast.room().note(error);
         tracing::error!(?site, %error, "disk error");
     }
 
-    /// A message's bytes were found to be damaged.
+    /// Counts and logs a damaged message.
     pub(crate) fn found_damage(&self, id: &SpoolId, what: &str) {
         if self.stats.found_damage(id, what) {
             tracing::error!(%id, what, "a message is damaged");
         }
     }
 
-    /// Memory that counts against the budget, in bytes: clean copies as of the keeper's last look.
+    /// Memory that counts against the budget, in bytes. The size of the clean copies is as of the
+    /// memory balancer's last turn.
     pub(crate) fn accounted_bytes(&self) -> u64 {
         let held = self.held();
         self.budget.dirty() + self.cache.bytes() + held.all()
     }
 
-    /// The part of it that can't be dropped.
+    /// The part of [`accounted_bytes`](Self::accounted_bytes) that neither dirty messages nor clean
+    /// copies take.
     pub(crate) fn held(&self) -> Held {
         let (crash_log, crash_log_size) = self.protection.bytes();
         Held {
@@ -237,7 +243,7 @@ impl Shared {
         }
     }
 
-    /// Entries of the index, and the bytes they take.
+    /// Number of entries in the index, and their size in bytes.
     fn index_size(&self) -> (u64, u64) {
         let sizes = self.table.shards().map(|shard| (shard.index.len() as u64, shard.index.bytes()));
         sizes.fold((0, 0), |(entries, bytes), (more, size)| (entries + more, bytes + size))
@@ -296,7 +302,7 @@ impl Shared {
     }
 }
 
-/// What the checkpoint reports.
+/// Counts, logs and forwards the events of the checkpointer.
 pub(crate) struct CheckpointReports {
     pub(crate) stats: Arc<Stats>,
     pub(crate) commit_queue: Arc<CommitQueue>,
@@ -313,7 +319,7 @@ impl CheckpointEvents for CheckpointReports {
     }
 
     fn wants_seal(&self) {
-        // Nobody waits for it: the checkpoint is told when the segment is settled.
+        // The result is not needed: the checkpointer is notified when the segment is settled.
         drop(self.commit_queue.flush(true));
     }
 
@@ -323,11 +329,11 @@ impl CheckpointEvents for CheckpointReports {
 
     fn failed(&self, error: &CheckpointError) {
         let site = match error {
-            // A lost directory is logged when it is noticed.
+            // A lost directory is logged when it is detected.
             CheckpointError::Stopped | CheckpointError::Away(_) | CheckpointError::Rebuilding => return,
-            // No fault of the disk: the gate looks at free space.
+            // Not a disk error: the health gate checks free space.
             CheckpointError::NoRoom { .. } | CheckpointError::FileLimit { .. } => {
-                return tracing::warn!(%error, "a checkpoint waits");
+                return tracing::warn!(%error, "a checkpoint is delayed");
             }
             CheckpointError::Engine(_) => Site::Sled,
             CheckpointError::Manifest(_)
@@ -344,7 +350,7 @@ impl CheckpointEvents for CheckpointReports {
             _ => {}
         }
         self.stats.disk_error(site);
-        tracing::error!(%error, "filing or verifying what is filed failed: filing will be tried again");
+        tracing::error!(%error, "a checkpoint or a verification failed: the checkpoint will be retried");
     }
 
     fn found_damage(&self, id: &SpoolId, what: &str) {
@@ -371,17 +377,18 @@ impl PresenceEvents for CheckpointReports {
     }
 
     fn found_file(&self, path: &Path) {
-        tracing::info!(path = %path.display(), "a file of the spool that was lost is whole again, or not needed any more");
+        let path = path.display();
+        tracing::info!(%path, "a lost file of the spool is whole again, or no longer needed");
     }
 }
 
-/// What the pool of segments reports.
+/// Counts, logs and forwards the events of the segment pool.
 pub(crate) struct PoolReports {
     commit_queue: Arc<CommitQueue>,
     stats: Arc<Stats>,
     room: Arc<DiskRoom>,
     checkpoint_requests: Arc<CheckpointRequests>,
-    /// Of the warning about a segment that could not be prepared.
+    /// Limits the rate of the warning about a segment that could not be prepared.
     unprepared: Seldom,
 }
 
@@ -398,7 +405,7 @@ impl PoolReports {
 
 impl PoolEvents for PoolReports {
     fn segment_free(&self) {
-        self.commit_queue.room_came();
+        self.commit_queue.segment_freed();
     }
 
     fn leaves_enough(&self, size: u64) -> bool {
@@ -407,11 +414,11 @@ impl PoolEvents for PoolReports {
 
     fn prewrite_failed(&self, error: &io::Error) {
         self.room.note(error);
-        // A full disk is no fault of the disk: the gate looks at free space, and at free segments.
+        // A full disk is not a disk error: the health gate checks free space and free segments.
         if !is_no_room(error) {
             self.stats.disk_error(Site::JournalWrite);
         } else {
-            // What is dead is to give its room back now.
+            // The checkpointer frees the space of dead records now.
             self.checkpoint_requests.kick();
         }
         if let Some(left_out) = self.unprepared.is_time() {
@@ -427,7 +434,7 @@ mod tests {
     use super::*;
     use crate::storage::{OpenMode, OsStorage, Space, StorageFile};
 
-    /// Shows room, and has none.
+    /// A storage that reports free space and fails every write with `EDQUOT`.
     #[derive(Debug)]
     struct UsedUp;
 
@@ -455,17 +462,17 @@ mod tests {
         }
     }
 
-    /// A segment that was not made, to leave room to others, was taken for a quota: the gate shut on a disk with
-    /// more than its minimum of free space.
+    /// The spool did not create a segment, to keep disk space free. It took that for a quota, and
+    /// shut the gate on a disk with more than the minimum of free space.
     #[test]
-    fn room_that_the_spool_itself_leaves_to_others_is_no_quota() {
+    fn space_that_the_spool_keeps_free_is_not_taken_for_a_quota() {
         let dir = tempfile::tempdir().unwrap();
         let reports = || CheckpointReports {
             stats: Arc::default(),
             commit_queue: Arc::default(),
             room: Arc::new(DiskRoom::new(Arc::new(UsedUp), dir.path(), 1 << 20)),
         };
-        let own = || io::Error::new(io::ErrorKind::StorageFull, "it would leave too little to others");
+        let own = || io::Error::new(io::ErrorKind::StorageFull, "too little free space would remain");
         let systems = || io::Error::from(Errno::DQUOT);
         for (is_known, source) in [(false, own as fn() -> io::Error), (true, systems)] {
             for error in [CheckpointError::Rewrite(source()), CheckpointError::Restore(source())] {

@@ -1,6 +1,6 @@
-//! id → what is newest, in memory: pending and index, in shards.
+//! id → newest version, in memory: pending versions and index entries, in shards.
 //!
-//! One shard's lock orders everything that happens to one id. No I/O and no await under it.
+//! A shard's lock orders all changes of an id. Code that holds it does no I/O and never awaits.
 
 use std::collections::BTreeMap;
 use std::hash::BuildHasher as _;
@@ -16,32 +16,33 @@ use crate::durable::Key;
 use crate::journal::{MemoryIndex, NewestRecord};
 use crate::memory::{Pending, Risks, Ticket};
 
-/// More than enough that two cores seldom meet on one.
+/// Enough shards that two cores seldom contend for one.
 const SHARDS: usize = 64;
 
-/// Places from which a hash chooses its shard.
+/// Hash buckets. Each is assigned to a shard.
 const PLACES: usize = 4096;
 
-/// The whole table.
+/// The pending versions and index entries of all ids.
 #[derive(Debug)]
 pub(crate) struct Table {
     shards: Box<[Mutex<Shard>]>,
     /// The shard of each place.
     places: Box<[u8; PLACES]>,
     hasher: RandomState,
-    /// The newest version given out. Only advanced under a shard's lock.
+    /// The newest version that was assigned. Advanced only under a shard's lock.
     version: AtomicU64,
 }
 
-/// What one lock guards.
+/// The part of the table behind one lock.
 #[derive(Debug, Default)]
 pub(crate) struct Shard {
     pub(crate) pending: Pending,
     pub(crate) index: MemoryIndex,
-    /// Counts the ids that left the index for sled: whoever saw an id in neither place can tell whether it stayed so.
+    /// Counts the ids that moved from the index to sled. A lookup that found an id in neither place
+    /// compares two counts to detect such a move.
     pub(crate) exits: u64,
-    /// The highest keys that sled was ever told of.
-    filed: HighKeys,
+    /// The highest keys that were ever written to sled.
+    checkpointed: HighKeys,
 }
 
 impl Table {
@@ -57,12 +58,13 @@ impl Table {
     /// Locks the shard of an id.
     pub(crate) fn lock(&self, id: &SpoolId) -> MutexGuard<'_, Shard> {
         let hash = self.hasher.hash_one(id);
-        // The low bits choose a place within the shard's own tables.
+        // The high bits: the shard's own hash tables use the low ones.
         let place = usize::try_from(hash >> 52).unwrap_or(0) % PLACES;
         self.shards[usize::from(self.places[place])].lock()
     }
 
-    /// The next version. The caller holds the lock of the id that gets it, until it is in the table or in the queue.
+    /// Assigns the next version. The caller holds the lock of the id's shard until the version is
+    /// in the table or in the commit queue.
     pub(crate) fn next_version(&self) -> u64 {
         self.version.fetch_add(1, Ordering::Relaxed) + 1
     }
@@ -71,8 +73,9 @@ impl Table {
         self.shards.iter().map(|shard| shard.lock())
     }
 
-    /// Moves out the tickets of everything that has been dirty since `cutoff` or longer, oldest version first; and of everything older than the
-    /// youngest version among them.
+    /// Removes and returns the tickets of everything that has been dirty since `cutoff` or longer,
+    /// and of everything that was stored before the youngest version among them. Oldest version
+    /// first.
     pub(crate) fn drain_tickets(&self, cutoff: Instant) -> Vec<Ticket> {
         let mut tickets = Vec::new();
         let mut cutoff = cutoff;
@@ -90,31 +93,35 @@ impl Table {
         tickets
     }
 
-    /// When the oldest dirty version that waits for its flush was stored.
+    /// Returns when the oldest dirty version that waits for its flush was stored.
     pub(crate) fn oldest_dirty(&self) -> Option<Instant> {
         self.shards().filter_map(|mut shard| shard.pending.oldest()).min()
     }
 
-    /// What is lost by a power cut now, and by the death of the process.
+    /// Returns what a power cut would lose now, and what the death of the process would lose.
     pub(crate) fn risks(&self) -> Risks {
         self.shards().fold(Risks::default(), |sum, shard| sum.plus(shard.pending.risks()))
     }
 
-    pub(crate) fn set_filed(&self, high: HighKeys) {
+    /// Sets the highest keys that sled may have.
+    pub(crate) fn set_checkpointed(&self, high: HighKeys) {
         for mut shard in self.shards() {
-            shard.filed = high;
+            shard.checkpointed = high;
         }
     }
 }
 
-/// The last shard gets twice as many ids as the first. A hash table doubles when it is full: shards of one size would all do so in the same moment,
-/// and be half empty after it. Like this a few of them do at any time, and all together are as full at one number of messages as at another.
+/// Assigns each bucket to a shard, so that the last shard gets twice as many ids as the first.
+///
+/// A hash table doubles when it is full. Shards of equal size would all double at the same moment
+/// and be half empty afterwards. With unequal sizes a few shards double at a time, and the total
+/// load factor is about the same at any number of messages.
 fn places() -> Box<[u8; PLACES]> {
     let mut places = Box::new([0; PLACES]);
     for (number, place) in places.iter_mut().enumerate() {
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         let share = number as f64 / PLACES as f64;
-        // Shard i's part begins at 2^(i / SHARDS) - 1.
+        // Shard i begins at the fraction 2^(i / SHARDS) - 1 of the buckets.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below SHARDS")]
         let shard = ((1.0 + share).log2() * SHARDS as f64) as u8;
         *place = shard;
@@ -123,16 +130,17 @@ fn places() -> Box<[u8; PLACES]> {
 }
 
 impl Shard {
-    /// True if there may be an earlier durable version of `id`, and so a clean copy of it.
+    /// True if an earlier version of `id` may be durable, so that the cache may hold a copy of it.
     pub(crate) fn may_have_copy(&self, id: &SpoolId) -> bool {
-        self.index.get(id).is_some() || self.filed.may_have(&Key::of(id))
+        self.index.get(id).is_some() || self.checkpointed.may_have(&Key::of(id))
     }
 
-    /// True if something durable, or about to be, could bring `id` back: its removal must be written.
+    /// True if the removal of `id` must be written: a version that is durable, or is being
+    /// committed, could bring the message back.
     pub(crate) fn must_log_removal(&self, id: &SpoolId) -> bool {
         let indexed = match self.index.get(id) {
             Some(newest) => newest.place.is_some(),
-            None => self.filed.may_have(&Key::of(id)),
+            None => self.checkpointed.may_have(&Key::of(id)),
         };
         indexed || self.pending.is_under_way(id)
     }
@@ -142,8 +150,8 @@ impl LiveIndex for Table {
     fn collect(&self, up_to: u64) -> Vec<(Key, NewestRecord)> {
         let mut found = Vec::new();
         for shard in self.shards() {
-            let filed = shard.index.iter().filter(|(_, newest)| newest.generation <= up_to);
-            found.extend(filed.map(|(id, newest)| (Key::of(&id), newest)));
+            let entries = shard.index.iter().filter(|(_, newest)| newest.generation <= up_to);
+            found.extend(entries.map(|(id, newest)| (Key::of(&id), newest)));
         }
         found
     }
@@ -167,9 +175,10 @@ impl LiveIndex for Table {
                     None => survey.removals += 1,
                 }
             }
-            // On their way to the index. Of what is there, sled knows nothing.
-            let filed = shard.pending.removals().filter(|id| shard.index.get(id).is_none());
-            survey.removals += filed.count() as u64;
+            // Pending removals of messages that only sled has. Messages in the index are not in
+            // sled yet.
+            let removals = shard.pending.removals().filter(|id| shard.index.get(id).is_none());
+            survey.removals += removals.count() as u64;
         }
         survey
     }
@@ -178,17 +187,17 @@ impl LiveIndex for Table {
         self.lock(id).index.get(id).is_some_and(|newest| newest.seq == seq)
     }
 
-    fn knows(&self, id: &SpoolId) -> bool {
+    fn has_in_memory(&self, id: &SpoolId) -> bool {
         let shard = self.lock(id);
         shard.pending.get(id).is_some() || shard.index.get(id).is_some()
     }
 
     fn will_file(&self, high: HighKeys) {
-        self.set_filed(high);
+        self.set_checkpointed(high);
     }
 
-    fn forget(&self, filed: &[(Key, NewestRecord)]) {
-        for (key, newest) in filed {
+    fn forget(&self, checkpointed: &[(Key, NewestRecord)]) {
+        for (key, newest) in checkpointed {
             let id = key.id();
             let mut shard = self.lock(&id);
             if shard.index.forget(&id, newest.seq) {
@@ -206,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_indexed_message_takes_about_64_bytes_at_most_at_any_number_of_them() {
+    fn an_index_entry_takes_at_most_about_64_bytes_at_any_number_of_messages() {
         let table = Table::new();
         let mut next_look = 100_000;
         for seq in 1..=400_000 {
@@ -215,7 +224,8 @@ mod tests {
             table.lock(&id).index.learn(id, newest);
             if seq == next_look {
                 let bytes: u64 = table.shards().map(|shard| shard.index.bytes()).sum();
-                // Which ids a shard gets is chance: 58 to 64.1 was seen. With shards of one size it would be up to 85.
+                // The ids of a shard are random: 58 to 64.1 bytes were measured. With shards of
+                // equal size it would be up to 85.
                 assert!(bytes <= 68 * seq, "{} bytes each at {seq}", bytes / seq);
                 next_look += next_look / 20;
             }

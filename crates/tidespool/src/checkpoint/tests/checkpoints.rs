@@ -2,7 +2,7 @@ use super::disk::Fault;
 use super::*;
 
 #[test]
-fn a_checkpoint_indexes_what_lives_and_lists_it() {
+fn a_checkpoint_indexes_and_lists_the_live_records() {
     let mut bench = CheckpointBench::new();
     let [a, b, c, d] = ids();
     bench.put_bytes(a, vec![1; 10]);
@@ -19,14 +19,14 @@ fn a_checkpoint_indexes_what_lives_and_lists_it() {
     assert_eq!((*only, segment.live, segment.live_bytes, segment.size), (generation, 2, 80, MIB));
     bench.assert_consistent();
     assert_eq!(bench.checkpointer.manifest_file.read().unwrap().as_ref(), Some(&bench.checkpointer.manifest));
-    assert_eq!(bench.steps(), [SourceCall::Filed]);
-    assert!(!bench.index.knows(&a), "memory has forgotten it");
+    assert_eq!(bench.steps(), [SourceCall::Checkpointed]);
+    assert!(!bench.index.has_in_memory(&a), "memory has dropped it");
 }
 
-/// The removal of a filed message is in the index and in the log. Its record is not needed any
-/// more, and the message does not come back.
+/// Once a removal is in the index and in the log, its record is not needed. The message must not
+/// come back.
 #[test]
-fn a_removal_that_is_filed_gives_its_segment_back() {
+fn a_checkpointed_removal_frees_its_segment() {
     let mut bench = CheckpointBench::new();
     let [a, b] = ids();
     bench.put(a);
@@ -41,7 +41,7 @@ fn a_removal_that_is_filed_gives_its_segment_back() {
     assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [b]);
     bench.assert_consistent();
     bench.assert_rebuilds();
-    // The last one gives all of it back.
+    // The last removal frees all segments.
     bench.remove(b);
     bench.checkpoint();
     assert_eq!(bench.generations(), <[u64; 0]>::default());
@@ -50,7 +50,7 @@ fn a_removal_that_is_filed_gives_its_segment_back() {
 }
 
 #[test]
-fn a_replaced_message_dies_where_it_was() {
+fn the_old_version_of_a_replaced_message_dies() {
     let mut bench = CheckpointBench::new();
     let [a, b] = ids();
     bench.put(a);
@@ -67,7 +67,8 @@ fn a_replaced_message_dies_where_it_was() {
     bench.assert_consistent();
 }
 
-/// Files, then lets the checkpoint of a removal and of a new message fail at `file`.
+/// Checkpoints two messages, then makes the checkpoint of a removal and a new message fail at
+/// `file`.
 fn failed_checkpoint(file: &'static str, fault: Fault) -> (CheckpointBench, [SpoolId; 3], CheckpointError) {
     let mut bench = CheckpointBench::new();
     let [a, b, c] = ids();
@@ -80,9 +81,12 @@ fn failed_checkpoint(file: &'static str, fault: Fault) -> (CheckpointBench, [Spo
     let (manifest, segments) = (bench.checkpointer.manifest.clone(), bench.generations());
     bench.disk.fail(file, fault);
     let error = bench.checkpointer.checkpoint(generation).unwrap_err();
-    assert_eq!(bench.checkpointer.manifest, manifest, "it is as before");
-    assert!(bench.index.knows(&a) && bench.index.knows(&c), "memory still has what is not filed");
-    assert!(!bench.checkpointer.durable.is_whole(), "the index is ahead of the manifest, and is thrown away");
+    assert_eq!(bench.checkpointer.manifest, manifest, "it is unchanged");
+    assert!(
+        bench.index.has_in_memory(&a) && bench.index.has_in_memory(&c),
+        "memory keeps records until their checkpoint"
+    );
+    assert!(!bench.checkpointer.durable.is_whole(), "the index is ahead of the manifest, so it is discarded");
     let message = match bench.checkpointer.durable.get(&Key::of(&b)) {
         Err(DurableError::Unavailable { why, .. }) => why,
         answered => panic!("{answered:?}"),
@@ -94,12 +98,12 @@ fn failed_checkpoint(file: &'static str, fault: Fault) -> (CheckpointBench, [Spo
     (bench, [a, b, c], error)
 }
 
-/// The next round builds the index anew, and files what was not.
+/// Asserts that the next run rebuilds the index and repeats the checkpoint.
 fn assert_recovers(mut bench: CheckpointBench, [_, b, c]: [SpoolId; 3]) {
     bench.disk.heal();
-    bench.checkpointer.have_index().unwrap();
+    bench.checkpointer.ensure_index().unwrap();
     bench.checkpointer.checkpoint_all_due().unwrap();
-    assert_eq!(bench.steps(), [SourceCall::Rebuilt(2), SourceCall::Filed], "by the old manifest");
+    assert_eq!(bench.steps(), [SourceCall::Rebuilt(2), SourceCall::Checkpointed], "from the old manifest");
     assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [b, c]);
     assert!(!bench.checkpointer.is_manifest_in_doubt);
     bench.assert_consistent();
@@ -107,7 +111,7 @@ fn assert_recovers(mut bench: CheckpointBench, [_, b, c]: [SpoolId; 3]) {
 }
 
 #[test]
-fn a_manifest_that_is_not_written_throws_the_changed_index_away() {
+fn a_failed_manifest_write_discards_the_changed_index() {
     for fault in [Fault::Write, Fault::Sync] {
         let (bench, ids, error) = failed_checkpoint("manifest", fault);
         assert!(matches!(error, CheckpointError::Manifest(_)), "{error}");
@@ -117,7 +121,7 @@ fn a_manifest_that_is_not_written_throws_the_changed_index_away() {
 }
 
 #[test]
-fn a_log_that_is_not_written_throws_the_changed_index_away() {
+fn a_failed_log_write_discards_the_changed_index() {
     for fault in [Fault::Write, Fault::Sync] {
         let (bench, ids, error) = failed_checkpoint("liveness", fault);
         assert!(matches!(error, CheckpointError::Liveness(_)), "{error}");
@@ -126,22 +130,22 @@ fn a_log_that_is_not_written_throws_the_changed_index_away() {
     }
 }
 
-/// After a failed write either of two manifests may count at the next opening. The newer one of them
-/// may name a segment that the older one does not, and the other way round.
+/// After a failed write, either of two manifests may be valid at the next open. Each may name a
+/// segment that the other does not.
 #[test]
-fn nothing_is_released_while_the_manifest_is_in_doubt() {
+fn no_segment_is_released_while_the_manifest_is_in_doubt() {
     let mut bench = CheckpointBench::new();
     let [a, b] = ids();
     bench.put(a);
     let first = bench.checkpoint();
-    // No message lives in the next segment, so filing it changes nothing in the index.
+    // No message lives in the next segment, so its checkpoint does not change the index.
     bench.put(b);
     bench.remove(b);
     let second = bench.seal();
     bench.disk.fail("manifest", Fault::Sync);
     bench.checkpointer.checkpoint(second).unwrap_err();
-    assert!(bench.checkpointer.durable.is_whole(), "the index was not changed, and stays");
-    // As if the memory's manifest were ahead.
+    assert!(bench.checkpointer.durable.is_whole(), "the index was not changed, so it stays");
+    // Simulates that the manifest in memory is ahead.
     bench.checkpointer.manifest.filed_generation = second;
     bench.checkpointer.manifest.retained.clear();
     bench.checkpointer.release();
@@ -152,8 +156,8 @@ fn nothing_is_released_while_the_manifest_is_in_doubt() {
     assert_eq!(bench.generations(), <[u64; 0]>::default());
 }
 
-/// A rewriting that fails leaves the old places and the new ones. Which of them count is what the
-/// manifest says that is written next.
+/// A failed rewriting leaves the old places and the new ones. The next manifest decides which of
+/// them count.
 #[test]
 fn a_rewriting_that_is_not_committed_is_undone() {
     for file in ["manifest", "liveness"] {
@@ -166,7 +170,7 @@ fn a_rewriting_that_is_not_committed_is_undone() {
         bench.checkpoint();
         bench.disk.fail(file, Fault::Sync);
         let before = bench.checkpointer.segments.next_generation();
-        bench.checkpointer.tidy_some(true, before).unwrap_err();
+        bench.checkpointer.collect_garbage_round(true, before).unwrap_err();
         assert!(!bench.checkpointer.durable.is_whole());
         bench.disk.heal();
         bench.checkpointer.check_or_rebuild().unwrap();
@@ -176,19 +180,19 @@ fn a_rewriting_that_is_not_committed_is_undone() {
         bench.compact();
         assert_eq!(bench.messages(), BTreeMap::from([(b, vec![2; 200_000])]));
         bench.assert_rebuilds();
-        assert_eq!(bench.generations().len(), 1, "the copies that did not count are given back");
+        assert_eq!(bench.generations().len(), 1, "the copies that did not count are recycled");
     }
 }
 
-/// Until the index is whole, what would change it waits. What needs no index goes on.
+/// Changes of the index wait until it is complete. Other work continues.
 #[test]
-fn a_checkpoint_waits_for_the_index_unless_it_has_nothing_for_it() {
+fn a_checkpoint_waits_for_the_index_only_if_it_changes_it() {
     let mut bench = CheckpointBench::new();
     let [a, b] = ids();
     bench.put(a);
     let first = bench.checkpoint();
-    bench.checkpointer.durable.let_go("as a test wants it");
-    // Of an id above all that is filed.
+    bench.checkpointer.durable.let_go("for a test");
+    // An id above all checkpointed keys.
     bench.put(b);
     bench.remove(b);
     let second = bench.seal();
@@ -200,6 +204,6 @@ fn a_checkpoint_waits_for_the_index_unless_it_has_nothing_for_it() {
     assert!(matches!(bench.checkpointer.checkpoint(third), Err(CheckpointError::Rebuilding)));
     assert_eq!(bench.checkpointer.manifest, manifest);
     assert_eq!(bench.generations(), [first, third]);
-    bench.checkpointer.tend().unwrap();
+    bench.checkpointer.run_due_work().unwrap();
     assert_eq!(bench.generations(), <[u64; 0]>::default());
 }

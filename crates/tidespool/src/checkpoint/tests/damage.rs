@@ -12,9 +12,9 @@ fn damage(path: &Path, at: u64) {
     file.write_all_at(&[byte[0] ^ 1], at).unwrap();
 }
 
-/// Two segments. The first holds an older version, a message that was removed, and one that lives.
-/// The second holds the newer version, and the removal. In a third one, which is recycled, another
-/// message was removed.
+/// Writes two segments that are retained. The first holds an older version, a removed message and a
+/// live one. The second holds the newer version and the removal. A third segment, which is
+/// recycled, removed another message.
 fn history() -> (CheckpointBench, [SpoolId; 4]) {
     let mut bench = CheckpointBench::new();
     let [replaced, removed, lives, gone] = ids();
@@ -32,8 +32,8 @@ fn history() -> (CheckpointBench, [SpoolId; 4]) {
     (bench, [replaced, removed, lives, gone])
 }
 
-/// The newest version of each message lives, as far as the segments tell. A message of which the
-/// removal was recycled comes back: better twice than never.
+/// Asserts that the newest version of each message lives, according to the segments. A message
+/// whose removal was recycled comes back: a duplicate is better than a loss.
 fn assert_newest_wins(mut bench: CheckpointBench, [replaced, _, lives, gone]: [SpoolId; 4]) {
     let seq_of_replaced = bench.indexed()[&Key::of(&replaced)].seq;
     let (manifest, log) = (bench.checkpointer.manifest.clone(), bench.checkpointer.liveness.path());
@@ -53,7 +53,7 @@ fn assert_newest_wins(mut bench: CheckpointBench, [replaced, _, lives, gone]: [S
 }
 
 #[test]
-fn with_a_damaged_log_the_newest_version_wins_and_the_log_is_written_anew() {
+fn with_a_damaged_log_the_newest_version_wins_and_the_log_is_rewritten() {
     let len = fs::metadata(history().0.checkpointer.liveness.path()).unwrap().len();
     let mut by_exact_lists = [0; 3];
     for at in (0..len).step_by(7) {
@@ -75,7 +75,7 @@ fn with_a_damaged_log_the_newest_version_wins_and_the_log_is_written_anew() {
                 bench.assert_consistent();
                 bench.assert_rebuilds();
             }
-            // Of the file's own header, which a read does not need.
+            // The file's own header, which a read does not need.
             _ => {
                 let indexed = bench.indexed();
                 bench.checkpointer.rebuild().unwrap();
@@ -86,10 +86,10 @@ fn with_a_damaged_log_the_newest_version_wins_and_the_log_is_written_anew() {
     assert!(by_exact_lists.iter().all(|count| *count > 0), "{by_exact_lists:?}");
 }
 
-/// Damage before the lists of all segments that are retained costs no list. It would keep the log
-/// from being compacted, and each try would throw the index away.
+/// Damage before the lists of all retained segments costs no list. Left in place, it would block
+/// the compaction of the log, and each attempt would discard the index.
 #[test]
-fn a_log_with_a_gap_is_written_anew_although_no_list_is_missing() {
+fn a_log_with_a_gap_is_rewritten_although_no_list_is_missing() {
     let mut bench = CheckpointBench::new();
     let [a, b] = ids();
     bench.put(a);
@@ -109,9 +109,9 @@ fn a_log_with_a_gap_is_written_anew_although_no_list_is_missing() {
     bench.assert_rebuilds();
 }
 
-/// Segments that are filed later would not count as listed completely.
+/// Without a new log, later segments would not count as completely listed.
 #[test]
-fn a_log_that_is_lost_while_nothing_is_filed_is_begun_anew() {
+fn a_log_that_is_lost_while_no_segment_is_retained_is_replaced() {
     let mut bench = CheckpointBench::new();
     let [a, b] = ids();
     bench.put(a);
@@ -120,7 +120,7 @@ fn a_log_that_is_lost_while_nothing_is_filed_is_begun_anew() {
     bench.checkpoint();
     assert!(bench.checkpointer.manifest.retained.is_empty());
     lose_log(&mut bench);
-    bench.checkpointer.have_index().unwrap();
+    bench.checkpointer.ensure_index().unwrap();
     bench.put(b);
     bench.checkpoint();
     bench.assert_consistent();
@@ -136,8 +136,8 @@ fn lose_log(bench: &mut CheckpointBench) {
         LivenessLog::open(storage, bench.dir.path(), position, &|_| true).unwrap().0;
 }
 
-/// What lives in the first segment is not known. The second one, of which it is known, says which
-/// store in the first one was taken back.
+/// The first segment has no exact list. The second one has, and holds the abort of a store in the
+/// first one.
 #[test]
 fn an_abort_in_a_segment_with_a_list_counts_for_one_without() {
     let mut bench = CheckpointBench::new();
@@ -180,7 +180,7 @@ fn a_missing_segment_is_counted_as_lost_once() {
     assert_eq!(bench.steps(), [SourceCall::Rebuilt(1)]);
 }
 
-/// Where the log is damaged too, the manifest still says how many messages the segment had.
+/// If the log is damaged too, the manifest still has the number of messages in the segment.
 #[test]
 fn a_missing_segment_is_counted_as_lost_without_the_log() {
     let (mut bench, [replaced, ..]) = history();
@@ -194,7 +194,7 @@ fn a_missing_segment_is_counted_as_lost_without_the_log() {
 }
 
 #[test]
-fn a_damaged_footer_costs_a_scan_and_nothing_else() {
+fn a_damaged_footer_costs_only_a_scan() {
     let (mut bench, _) = history();
     for generation in [1, 2] {
         let segment = bench.checkpointer.segments.get(generation).unwrap();
@@ -204,9 +204,9 @@ fn a_damaged_footer_costs_a_scan_and_nothing_else() {
     assert_eq!(bench.steps(), [SourceCall::Rebuilt(2)]);
 }
 
-/// Without a footer, a record with a damaged header is not found.
+/// Without a footer, a record with a damaged header can't be found.
 #[test]
-fn a_record_that_cannot_be_found_any_more_is_counted_as_lost() {
+fn a_record_that_cannot_be_found_is_counted_as_lost() {
     let (mut bench, [replaced, _, lives, _]) = history();
     let place = bench.indexed()[&Key::of(&lives)];
     let segment = bench.checkpointer.segments.get(1).unwrap();

@@ -6,16 +6,16 @@ use parking_lot::Mutex;
 
 use crate::storage::{FileState, OpenMode, OsStorage, Storage, StorageFile};
 
-/// What fails.
+/// Which calls fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// Writes. Nothing gets to the file.
+    /// Writes fail. No byte gets to the file.
     Write,
-    /// Syncs. What was written is in the file.
+    /// Syncs fail. The written bytes are in the file.
     Sync,
 }
 
-/// The system's files. Those whose name begins with a text fail, as long as a test wants it.
+/// The system's files. While a test demands it, files whose name begins with a text fail.
 #[derive(Debug, Clone, Default)]
 pub(super) struct FailingDisk(Arc<Mutex<Option<(&'static str, Fault)>>>);
 

@@ -1,14 +1,14 @@
-//! The checkpoint thread without its thread: real segments, a real index and a real manifest in a
-//! temporary directory, and a journal that a test writes record by record.
+//! Tests of the checkpointer without its thread: real segments, a real index and a real manifest in
+//! a temporary directory. The test writes the journal record by record.
 //!
 //! * `disk`: files whose writes a test can fail.
-//! * `steps`: single steps, in states that a running spool seldom comes to.
-//! * `checkpoint_requests`: what a checkpoint leaves, and what it does when it fails.
-//! * `rebuild`: the index thrown away and built anew.
-//! * `damage`: the same where files are damaged or missing.
-//! * `check`: the index of an earlier run.
+//! * `steps`: single steps, in states that are rare in a running spool.
+//! * `checkpoints`: the result of a checkpoint, and of a failed one.
+//! * `rebuild`: rebuilds of the index.
+//! * `damage`: rebuilds with damaged or missing files.
+//! * `check`: the audit of the index of an earlier run.
 
-mod check;
+mod audit;
 mod checkpoints;
 mod damage;
 mod disk;
@@ -38,12 +38,12 @@ use disk::FailingDisk;
 const MIB: u64 = 1 << 20;
 const SPOOL: [u8; 16] = [7; 16];
 
-/// What memory has of the journal.
+/// The in-memory index of the journal.
 #[derive(Default)]
 struct TestSource {
-    /// Each id's versions, the newest last. A checkpoint forgets them.
+    /// The versions of each id, the newest last. A checkpoint removes them.
     versions: Mutex<BTreeMap<SpoolId, Vec<NewestRecord>>>,
-    /// Removals on their way to the index on disk.
+    /// Removals not yet applied to the index on disk.
     removals: u64,
 }
 
@@ -75,7 +75,7 @@ impl LiveIndex for TestSource {
         self.newest(id).is_some_and(|newest| newest.seq == seq)
     }
 
-    fn knows(&self, id: &SpoolId) -> bool {
+    fn has_in_memory(&self, id: &SpoolId) -> bool {
         self.newest(id).is_some()
     }
 
@@ -92,14 +92,14 @@ impl LiveIndex for TestSource {
 
 #[derive(Debug, PartialEq, Eq)]
 enum SourceCall {
-    Filed,
+    Checkpointed,
     Rewritten,
     Sealing,
     Rebuilt(u64),
     Lost(u64),
 }
 
-/// What was reported. The first rewriting settles a segment: it is to be filed from then on.
+/// The reported events. The first rewriting settles a segment, which is due from then on.
 #[derive(Default)]
 struct Reports {
     steps: Mutex<Vec<SourceCall>>,
@@ -108,7 +108,7 @@ struct Reports {
 
 impl CheckpointEvents for Reports {
     fn filed(&self, _: u64, _: u64, _: Duration) {
-        self.steps.lock().push(SourceCall::Filed);
+        self.steps.lock().push(SourceCall::Checkpointed);
     }
 
     fn recycled(&self) {}
@@ -153,7 +153,7 @@ struct CheckpointBench {
     checkpointer: Checkpointer,
     writer: Writer,
     index: Arc<TestSource>,
-    /// Appended, and not synced yet.
+    /// The appended records that are not synced yet.
     appended: BTreeMap<u64, (SpoolId, Appended)>,
     reports: Arc<Reports>,
     disk: Arc<FailingDisk>,
@@ -167,7 +167,7 @@ enum Appended {
 }
 
 impl CheckpointBench {
-    /// Nothing is filed, and the index is whole.
+    /// Creates a bench with a complete, empty index.
     fn new() -> Self {
         Self::with(TestSource::default())
     }
@@ -220,13 +220,13 @@ impl CheckpointBench {
         Self { checkpointer, writer, index, appended: BTreeMap::new(), reports, disk, dir }
     }
 
-    /// A message of these bytes. Returns its sequence number.
+    /// Appends a message with these bytes. Returns its sequence number.
     fn put_bytes(&mut self, id: SpoolId, data: Vec<u8>) -> u64 {
         let crc = payload_crc(&data);
         self.append(id, JournalChange::Put(Arc::new(data.into_boxed_slice()), crc), Appended::Version)
     }
 
-    /// A message that differs from every other one.
+    /// Appends a message that differs from every other one.
     fn put(&mut self, id: SpoolId) -> u64 {
         let next = self.writer.last_seq() + 1;
         self.put_bytes(id, vec![next.to_le_bytes()[0]; 100 + usize::try_from(next % 50).unwrap()])
@@ -246,7 +246,7 @@ impl CheckpointBench {
         seq
     }
 
-    /// Ends the active segment: the next checkpoint files it. Returns its generation.
+    /// Seals the active segment, so that the next checkpoint takes it. Returns its generation.
     fn seal(&mut self) -> u64 {
         let pool = self.checkpointer.segments.pool();
         while pool.free() <= RESERVED {
@@ -272,17 +272,17 @@ impl CheckpointBench {
         generation
     }
 
-    /// Ends the active segment, and files everything.
+    /// Seals the active segment, and checkpoints everything.
     fn checkpoint(&mut self) -> u64 {
         let generation = self.seal();
         self.checkpointer.checkpoint(generation).unwrap();
         generation
     }
 
-    /// Rewrites every segment with something dead in it.
+    /// Rewrites every segment with dead records.
     fn compact(&mut self) {
         let before = self.checkpointer.segments.next_generation();
-        while self.checkpointer.tidy_some(true, before).unwrap() > 0 {}
+        while self.checkpointer.collect_garbage_round(true, before).unwrap() > 0 {}
     }
 
     fn steps(&self) -> Vec<SourceCall> {
@@ -293,7 +293,7 @@ impl CheckpointBench {
         self.checkpointer.segments.all().iter().map(|segment| segment.generation).collect()
     }
 
-    /// What the index holds.
+    /// Returns the records in the index.
     fn indexed(&self) -> BTreeMap<Key, Record> {
         let mut found = BTreeMap::new();
         let visit = &mut |key, record| found.insert(key, record).is_none();
@@ -301,7 +301,7 @@ impl CheckpointBench {
         found
     }
 
-    /// Every message that is filed, as it is read through the index.
+    /// Reads every checkpointed message through the index.
     fn messages(&self) -> BTreeMap<SpoolId, Vec<u8>> {
         let read = |(key, record): (Key, Record)| {
             let segment = self.checkpointer.segments.get(record.generation).unwrap();
@@ -311,7 +311,7 @@ impl CheckpointBench {
         self.indexed().into_iter().map(read).collect()
     }
 
-    /// Index, manifest, and log agree.
+    /// Asserts that index, manifest and log agree.
     fn assert_consistent(&self) {
         let mut tally = Tally::default();
         let mut lists = BTreeMap::<u64, Vec<u64>>::new();
@@ -335,7 +335,7 @@ impl CheckpointBench {
         }
     }
 
-    /// Builds the index anew: it, the manifest and the log are the same as before.
+    /// Rebuilds the index, and asserts that index, manifest and log are unchanged.
     fn assert_rebuilds(&mut self) {
         let (manifest, indexed) = (self.checkpointer.manifest.clone(), self.indexed());
         self.checkpointer.rebuild().unwrap();

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 #[test]
-fn a_rebuild_gives_the_same_index() {
+fn a_rebuild_creates_the_same_index() {
     let mut bench = CheckpointBench::new();
     let all: [SpoolId; 40] = ids();
     for (number, chunk) in all.chunks(10).enumerate() {
@@ -31,19 +31,18 @@ fn a_rebuild_gives_the_same_index() {
     assert_eq!(bench.steps(), [SourceCall::Rebuilt(33)]);
 }
 
-/// The log is what says which of the records of a segment live: no version that is older, no
-/// message that was removed and no store that was taken back is indexed, whatever the segments
-/// hold.
+/// The log decides which records of a segment live. No older version, removed message or aborted
+/// store is indexed, whatever the segments hold.
 #[test]
-fn versions_that_died_stay_dead() {
+fn dead_versions_stay_dead() {
     let mut bench = CheckpointBench::new();
     let [a, b, c] = ids();
     bench.put(a);
     bench.put(b);
     let good = bench.put(c);
-    // Its abort is in the next segment, which is recycled.
     bench.put(a);
     bench.checkpoint();
+    // The segment of this store and of its abort is recycled.
     let version = bench.put(c);
     bench.abort(c, version);
     bench.remove(b);
@@ -56,7 +55,7 @@ fn versions_that_died_stay_dead() {
 }
 
 #[test]
-fn a_rebuild_of_many_segments_reports_how_far_it_is() {
+fn a_rebuild_of_many_segments_reports_no_progress_afterwards() {
     let mut bench = CheckpointBench::new();
     for _ in 0..3 {
         ids::<10>().iter().for_each(|id| _ = bench.put(*id));
@@ -68,7 +67,7 @@ fn a_rebuild_of_many_segments_reports_how_far_it_is() {
 }
 
 #[test]
-fn the_end_cuts_a_rebuild_short_and_its_index_is_not_used() {
+fn a_stop_interrupts_a_rebuild_and_its_index_is_not_used() {
     let mut bench = CheckpointBench::new();
     let [a] = ids();
     bench.put(a);
@@ -80,10 +79,10 @@ fn the_end_cuts_a_rebuild_short_and_its_index_is_not_used() {
     assert!(matches!(bench.checkpointer.durable.get(&Key::of(&a)), Err(DurableError::Unavailable { .. })));
 }
 
-/// Segments without a live message are recycled during a rebuild: a long rebuild must not fill the
-/// journal.
+/// A long rebuild must not fill the journal, so segments without live messages are recycled
+/// meanwhile.
 #[test]
-fn segments_in_which_nothing_lives_are_recycled_during_a_rebuild() {
+fn segments_without_live_messages_are_recycled_during_a_rebuild() {
     let mut bench = CheckpointBench::new();
     let [a] = ids();
     bench.put(a);
@@ -102,25 +101,25 @@ fn segments_in_which_nothing_lives_are_recycled_during_a_rebuild() {
     bench.assert_consistent();
 }
 
-/// The checkpointer is asked again and again for what is due. A whole index is not built twice.
+/// The checkpointer calls `ensure_index` again and again. A complete index must not be rebuilt.
 #[test]
-fn a_whole_index_is_left_alone() {
+fn a_complete_index_is_not_rebuilt() {
     let mut bench = CheckpointBench::new();
     let [a] = ids();
     bench.put(a);
     bench.checkpoint();
-    bench.checkpointer.have_index().unwrap();
-    assert_eq!(bench.steps(), [SourceCall::Filed]);
-    bench.checkpointer.durable.let_go("as a test wants it");
-    bench.checkpointer.have_index().unwrap();
-    bench.checkpointer.have_index().unwrap();
+    bench.checkpointer.ensure_index().unwrap();
+    assert_eq!(bench.steps(), [SourceCall::Checkpointed]);
+    bench.checkpointer.durable.let_go("for a test");
+    bench.checkpointer.ensure_index().unwrap();
+    bench.checkpointer.ensure_index().unwrap();
     assert_eq!(bench.steps(), [SourceCall::Rebuilt(1)]);
 }
 
 #[derive(Debug, Clone)]
 enum RebuildOp {
     Put(usize),
-    /// A put that its caller takes back.
+    /// A put that is aborted.
     Abort(usize),
     Remove(usize),
     Checkpoint,
@@ -140,7 +139,7 @@ fn ops() -> impl Strategy<Value = Vec<RebuildOp>> {
     prop::collection::vec(op, 1..60)
 }
 
-/// Runs a history. The model has what is filed.
+/// Runs a history. The model holds the checkpointed messages.
 fn run(history: &[RebuildOp]) {
     let mut bench = CheckpointBench::new();
     let all: [SpoolId; 8] = ids();
@@ -166,10 +165,10 @@ fn run(history: &[RebuildOp]) {
     bench.put(SpoolId::new());
     bench.checkpoint();
     bench.assert_rebuilds();
-    let mut filed: BTreeMap<SpoolId, u64> =
+    let mut indexed: BTreeMap<SpoolId, u64> =
         bench.indexed().into_iter().map(|(key, record)| (key.id(), record.seq)).collect();
-    filed.retain(|id, _| all.contains(id));
-    assert_eq!(filed, model);
+    indexed.retain(|id, _| all.contains(id));
+    assert_eq!(indexed, model);
     bench.messages();
 }
 

@@ -1,4 +1,4 @@
-//! Single steps of the checkpoint thread, in states that a running spool seldom comes to.
+//! Single steps of the checkpointer, in states that are rare in a running spool.
 
 use std::io;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::durable::{IndexChange, IndexOp, Key};
 use crate::journal::{ColdWriter, Role};
 
 impl CheckpointBench {
-    /// Retains a segment with one message in it, as if both were as large as that.
+    /// Retains a segment with one message, and records these sizes for it in the manifest.
     fn retain(&mut self, size: u64, live_bytes: u64) {
         let (id, data) = (SpoolId::new(), vec![1; 8192]);
         let crc = payload_crc(&data);
@@ -29,27 +29,27 @@ impl CheckpointBench {
     }
 }
 
-/// Moving many survivors takes long. What is sealed meanwhile is filed before the next of them are
-/// moved, or stores would wait for the last.
+/// Moving many survivors takes long. Segments that are sealed meanwhile are checkpointed before the
+/// next round, or stores would wait for the last round.
 #[test]
-fn segments_are_filed_between_rounds_of_rewriting() {
+fn segments_are_checkpointed_between_rounds_of_rewriting() {
     let mut bench = CheckpointBench::new();
-    // Of 40 MiB each, so that they are moved one by one.
+    // With 40 MiB of survivors, each segment gets its own round.
     bench.retain(100 * MIB, 40 * MIB);
     bench.retain(100 * MIB, 40 * MIB);
     let segments = &bench.checkpointer.segments;
     let (active, _) = segments.activate(segments.pool().allocate(MIB).unwrap(), Role::Journal, false);
     *bench.reports.settles.lock() = Some(active);
-    bench.checkpointer.tidy().unwrap();
-    assert_eq!(bench.steps(), [SourceCall::Rewritten, SourceCall::Filed, SourceCall::Rewritten]);
+    bench.checkpointer.collect_garbage().unwrap();
+    assert_eq!(bench.steps(), [SourceCall::Rewritten, SourceCall::Checkpointed, SourceCall::Rewritten]);
 }
 
-/// A segment is read whole to find its survivors, and a round of rewriting may take many:
-/// gigabytes, where little lives in each. What stores wait for is filed after the first.
+/// A round of rewriting may read gigabytes of segments with few survivors. Segments that stores
+/// wait for are checkpointed after the first rewritten segment.
 #[test]
-fn what_stores_wait_for_is_filed_before_the_next_segment_is_rewritten() {
+fn a_segment_that_stores_need_is_checkpointed_before_the_next_rewrite() {
     let mut bench = CheckpointBench::new();
-    // Both in one round.
+    // Both segments fit into one round.
     bench.retain(100 * MIB, MIB);
     bench.retain(100 * MIB, 2 * MIB);
     let segments = &bench.checkpointer.segments;
@@ -57,26 +57,25 @@ fn what_stores_wait_for_is_filed_before_the_next_segment_is_rewritten() {
     sealed.settle();
     drop(sealed);
     (0..8).for_each(|_| segments.pool().count_existing());
-    bench.checkpointer.tidy().unwrap();
-    assert_eq!(bench.steps(), [SourceCall::Rewritten, SourceCall::Filed, SourceCall::Rewritten]);
+    bench.checkpointer.collect_garbage().unwrap();
+    assert_eq!(bench.steps(), [SourceCall::Rewritten, SourceCall::Checkpointed, SourceCall::Rewritten]);
 }
 
-/// Rewriting goes on for as long as there is something to rewrite. The end cuts it short within a
-/// round.
+/// Rewriting may take long. A stop interrupts it within a round.
 #[test]
-fn the_end_does_not_wait_for_a_round_of_rewriting() {
+fn a_stop_does_not_wait_for_a_round_of_rewriting() {
     let mut bench = CheckpointBench::new();
     bench.retain(100 * MIB, MIB);
     bench.checkpointer.checkpoint_requests.stop();
     let before = bench.checkpointer.segments.all().len();
-    assert!(matches!(bench.checkpointer.tidy(), Err(CheckpointError::Stopped)));
+    assert!(matches!(bench.checkpointer.collect_garbage(), Err(CheckpointError::Stopped)));
     assert_eq!((bench.steps(), bench.checkpointer.segments.all().len()), (Vec::new(), before));
 }
 
-/// `compact` filed all segments in one go: what it collected had no bound, and not one of them was
-/// free before the last was filed.
+/// `compact` checkpointed all segments at once. The collected records had no bound, and no segment
+/// was free before the last one was done.
 #[test]
-fn a_compaction_files_a_few_segments_at_a_time() {
+fn a_compaction_checkpoints_a_few_segments_at_a_time() {
     let mut bench = CheckpointBench::new();
     let checkpoint_after = Duration::from_secs(3600);
     bench.checkpointer.settings.store(Arc::new(CheckpointSettings { checkpoint_after }));
@@ -85,43 +84,43 @@ fn a_compaction_files_a_few_segments_at_a_time() {
         let (sealed, _) = segments.activate(segments.pool().allocate(MIB).unwrap(), Role::Journal, false);
         sealed.settle();
     }
-    let (done, mut heard) = tokio::sync::oneshot::channel();
+    let (done, mut receiver) = tokio::sync::oneshot::channel();
     bench.checkpointer.begin_compaction(done);
     bench.checkpointer.compact_some();
-    assert!(heard.try_recv().unwrap().is_ok());
-    assert_eq!(bench.steps(), [SourceCall::Filed, SourceCall::Filed, SourceCall::Filed]);
+    assert!(receiver.try_recv().unwrap().is_ok());
+    assert_eq!(bench.steps(), [SourceCall::Checkpointed, SourceCall::Checkpointed, SourceCall::Checkpointed]);
     assert!(bench.checkpointer.segments.all().is_empty());
 }
 
-/// A compaction whose callers were gone ran to its end, and those behind it waited.
+/// A compaction whose callers had given up ran to its end, and later tasks waited for it.
 #[test]
-fn a_compaction_that_nobody_waits_for_is_given_up() {
+fn a_compaction_without_callers_is_cancelled() {
     let mut bench = CheckpointBench::new();
     bench.retain(100 * MIB, 40 * MIB);
-    let (done, heard) = tokio::sync::oneshot::channel();
+    let (done, receiver) = tokio::sync::oneshot::channel();
     bench.checkpointer.begin_compaction(done);
     assert!(bench.checkpointer.wake_at().is_some_and(|at| at <= Instant::now()));
-    drop(heard);
+    drop(receiver);
     bench.checkpointer.compact_some();
     assert_eq!(bench.steps(), []);
     assert!(bench.checkpointer.compaction.is_none());
 }
 
-/// Callers who gave up left a task each, for as long as the thread was at another.
+/// Each caller who gave up left a task in the queue while the thread was busy.
 #[test]
-fn there_is_room_for_one_task_of_each_kind() {
+fn the_queue_holds_one_task_of_each_kind() {
     let checkpoint_requests = CheckpointRequests::default();
     let ask = |task: fn(requests::TaskDone) -> CheckpointTask| {
-        let (done, heard) = tokio::sync::oneshot::channel();
+        let (done, receiver) = tokio::sync::oneshot::channel();
         checkpoint_requests.ask(task(done));
-        heard
+        receiver
     };
-    let mut heard: Vec<_> =
+    let mut receiver: Vec<_> =
         (0..10).flat_map(|_| [ask(CheckpointTask::Compact), ask(CheckpointTask::Cleanup)]).collect();
-    let gone = |heard: &mut tokio::sync::oneshot::Receiver<Result<(), CheckpointError>>| {
-        matches!(heard.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Closed))
+    let gone = |receiver: &mut tokio::sync::oneshot::Receiver<Result<(), CheckpointError>>| {
+        matches!(receiver.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Closed))
     };
-    assert_eq!(heard.iter_mut().map(gone).filter(|gone| *gone).count(), 18);
+    assert_eq!(receiver.iter_mut().map(gone).filter(|gone| *gone).count(), 18);
     let kinds: Vec<_> = (0..2).map(|_| checkpoint_requests.wait(None)).collect();
     assert!(matches!(
         kinds[..],
@@ -134,7 +133,7 @@ fn there_is_room_for_one_task_of_each_kind() {
     assert!(gone(&mut ask(CheckpointTask::Cleanup)));
 }
 
-/// A segment of which nothing can be moved is chosen at every look: it must not cost two manifests
+/// A segment whose messages can't be moved is chosen in every round. It must not cost two manifests
 /// each time.
 #[test]
 fn a_round_that_moves_nothing_writes_nothing() {
@@ -144,16 +143,16 @@ fn a_round_that_moves_nothing_writes_nothing() {
         segment.file.write_vectored_at(&[io::IoSlice::new(&[9; 8192])], 4096).unwrap();
     }
     let before = bench.checkpointer.manifest.clone();
-    bench.checkpointer.tidy().unwrap();
+    bench.checkpointer.collect_garbage().unwrap();
     assert_eq!((bench.steps(), &bench.checkpointer.manifest), (Vec::new(), &before));
     assert!(!bench.checkpointer.manifest_file.path().exists());
-    assert_eq!(bench.checkpointer.segments.all().len(), 1, "what is damaged stays");
+    assert_eq!(bench.checkpointer.segments.all().len(), 1, "the damaged segment stays");
 }
 
-/// The removals that are to be filed may not be in the journal yet. Asking again and again would
-/// bring them there no sooner.
+/// The removals to checkpoint may not be in the journal yet. More requests to seal it would not
+/// help.
 #[test]
-fn the_journals_end_is_asked_for_once_while_it_has_nothing() {
+fn a_seal_is_requested_once_while_the_journal_is_empty() {
     let mut bench = CheckpointBench::with(TestSource { removals: 1, ..TestSource::default() });
     bench.retain(100 * MIB, 8192);
     let checkpointer = &mut bench.checkpointer;
@@ -175,14 +174,14 @@ fn the_journals_end_is_asked_for_once_while_it_has_nothing() {
     assert!(checkpointer.reclaim.wake_at().is_some());
 }
 
-/// Where nothing can be moved, be it for want of room, removals are filed early all the same: they
-/// give room.
+/// Removals free space. They are checkpointed early even if survivors can't be moved, for example
+/// for lack of space.
 #[test]
-fn removals_are_filed_early_although_survivors_cannot_be_moved() {
+fn removals_are_checkpointed_early_although_survivors_cannot_be_moved() {
     let mut bench = CheckpointBench::with(TestSource { removals: 1, ..TestSource::default() });
     bench.retain(100 * MIB, 40 * MIB);
-    // In the way of the manifest, without which nothing is moved.
+    // Blocks the manifest, without which nothing is moved.
     std::fs::create_dir(bench.dir.path().join("manifest.new")).unwrap();
-    assert!(matches!(bench.checkpointer.tend(), Err(CheckpointError::Manifest(_))));
+    assert!(matches!(bench.checkpointer.run_due_work(), Err(CheckpointError::Manifest(_))));
     assert_eq!(bench.steps(), [SourceCall::Sealing]);
 }

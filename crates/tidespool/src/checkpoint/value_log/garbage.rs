@@ -1,30 +1,32 @@
-//! What the checkpoint thread does to keep the files small: survivors are moved together, removals are filed early, free segments are given up.
+//! Garbage collection and disk use: moves survivors together, checkpoints removals early, deletes
+//! free segments.
 
 use super::liveness::LivenessChanges;
-use super::retained::{Between, Retained, choose, copy_survivors};
+use super::retained::{CopyHooks, Retained, choose, copy_survivors};
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::checkpointer::Checkpointer;
 use crate::checkpoint::reclaim::ReclaimDecision;
 
-/// What a record needs in the index's files, in bytes, generously.
+/// A generous estimate of the bytes that a record needs in the index's files.
 const RECORD_OVERHEAD: u64 = 256;
 
 impl Checkpointer {
     /// Rewrites retained segments that are mostly dead.
-    pub(in crate::checkpoint) fn tidy(&mut self) -> Result<(), CheckpointError> {
+    pub(in crate::checkpoint) fn collect_garbage(&mut self) -> Result<(), CheckpointError> {
         self.release();
-        // One in which all that is left is damaged can't be given up, and is chosen again and again: a round that moves nothing is the last.
+        // A segment whose remaining messages are all damaged can't be recycled, and is chosen again
+        // and again. So a round that moves nothing is the last.
         let before = self.segments.next_generation();
-        while self.tidy_some(false, before)? > 0 {
-            // There may be many rounds, and the journal runs full meanwhile.
+        while self.collect_garbage_round(false, before)? > 0 {
+            // There may be many rounds, and the journal fills up meanwhile.
             self.checkpoint_all_due()?;
         }
         Ok(())
     }
 
-    /// Rewrites a few retained segments from before this generation: of those that are mostly dead,
-    /// or with `all` of those with something dead in them. Returns how many bytes were moved.
-    pub(in crate::checkpoint) fn tidy_some(
+    /// Rewrites a few retained segments of generations before `before`: mostly dead ones, or with
+    /// `all` each one with dead records. Returns the bytes moved.
+    pub(in crate::checkpoint) fn collect_garbage_round(
         &mut self,
         all: bool,
         before: u64,
@@ -37,14 +39,14 @@ impl Checkpointer {
         let expected = chosen.fold(Retained::default(), Retained::plus);
         self.checkpoint_requests.begin();
         let rest = |worked| self.checkpoint_requests.rest(worked, self.is_urgent());
-        // A segment is read whole to find its survivors. What stores wait for is filed before the
-        // next one.
+        // A segment is read whole to find its survivors. Segments that stores wait for are
+        // checkpointed before the next one is read.
         let go_on = |moved| {
             self.check_going_on()?;
             Ok(moved == 0 || !self.is_waited_for())
         };
-        let between = Between { rest: &rest, go_on: &go_on };
-        let moved = copy_survivors(&self.segments, &self.durable, &victims, expected, &between)?;
+        let hooks = CopyHooks { rest: &rest, go_on: &go_on };
+        let moved = copy_survivors(&self.segments, &self.durable, &victims, expected, &hooks)?;
         if moved.ops.is_empty() {
             return Ok(0);
         }
@@ -54,8 +56,8 @@ impl Checkpointer {
         let changed = self
             .make_room(moved.ops.len() as u64)
             .and_then(|()| Ok(self.apply_counted(&mut moved.ops.into_iter(), &mut next, &mut changes)?));
-        // After an error the manifest on disk may name the new segments or not: `release` decides,
-        // when the next one is written.
+        // After an error the manifest on disk may or may not name the new segments. `release`
+        // decides after the next manifest is written.
         changed.and_then(|()| self.commit(next, &changes))?;
         drop(moved.cold);
         self.release();
@@ -63,7 +65,7 @@ impl Checkpointer {
         Ok(bytes)
     }
 
-    /// Where the files are over their bound: has removals filed, or gives free segments up.
+    /// If the files exceed their bound, requests a checkpoint of removals or deletes free segments.
     pub(in crate::checkpoint) fn keep_within_bound(&mut self) {
         let records = self.manifest.tally.records;
         let others = || {
@@ -71,7 +73,7 @@ impl Checkpointer {
             self.ballast.size() + sled.saturating_sub(records * RECORD_OVERHEAD)
         };
         let (manifest, segments) = (&self.manifest, &self.segments);
-        let verdict = self.reclaim.look(
+        let decision = self.reclaim.look(
             &manifest.retained,
             segments,
             &*self.source,
@@ -79,11 +81,11 @@ impl Checkpointer {
             manifest.filed_generation,
             others,
         );
-        match verdict {
+        match decision {
             ReclaimDecision::Nothing => {}
             ReclaimDecision::Seal => {
                 self.events.wants_seal();
-                // What is sealed already is due now, and there may be nothing else.
+                // Segments that are already sealed are due now, and may be all there is.
                 self.checkpoint_requests.kick();
             }
             ReclaimDecision::Trim(count) => segments.pool().trim(count),

@@ -1,10 +1,10 @@
-//! The records of a filed segment that live.
+//! The live records of a checkpointed segment.
 
 use super::liveness::Liveness;
 use crate::durable::Key;
 use crate::journal::{ReadError, RecordKind, RecordPlace, Segment};
 
-/// A message that is filed.
+/// A checkpointed message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FiledMessage {
     pub(crate) key: Key,
@@ -13,8 +13,8 @@ pub(crate) struct FiledMessage {
     pub(crate) place: RecordPlace,
 }
 
-/// The messages that `liveness` lists in `segment`, in file order. One of which the record can't be
-/// read is left out.
+/// Returns the messages that `liveness` lists in `segment`, in file order. Omits a message whose
+/// record can't be read.
 pub(crate) fn living_in(
     segment: &Segment,
     salt: u32,

@@ -1,5 +1,5 @@
-//! Segments that are filed and kept, for the messages in them. Accounting is pure; rewriting moves
-//! the survivors of segments that are mostly dead into a cold one.
+//! Checkpointed segments that are kept for the messages in them. The accounting is pure. Rewriting
+//! moves the survivors of mostly dead segments into a cold segment.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use crate::checkpoint::CheckpointError;
 use crate::durable::{DiskIndex, IndexChange, IndexOp, Key, Record};
 use crate::journal::{ColdWriter, FoundRecord, PAGE, RecordKind, RecordPlace, Segment, Segments, footer_len};
 
-/// A retained segment.
+/// The use of a retained segment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Retained {
-    /// Of its file, in bytes.
+    /// Size of its file, in bytes.
     pub(crate) size: u64,
-    /// Payload bytes that live.
+    /// Live payload bytes.
     pub(crate) live_bytes: u64,
-    /// Messages that live.
+    /// Live messages.
     pub(crate) live: u64,
 }
 
@@ -29,22 +29,22 @@ impl Retained {
         self.live_bytes += u64::from(len);
     }
 
-    /// What its survivors take: a header of 56 bytes each, and padding.
+    /// Returns the bytes that its survivors need: payload, a header of 56 bytes each, and padding.
     fn record_bytes(&self) -> u64 {
         self.live_bytes + self.live * 64
     }
 
-    /// The same in a segment of their own, with its footer.
+    /// Returns the size of a segment that holds only the survivors, with its footer.
     fn packed_bytes(&self) -> u64 {
         (PAGE + self.record_bytes()).next_multiple_of(PAGE) + footer_len(self.live)
     }
 
-    /// So much lives in it that rewriting it frees next to nothing.
+    /// Returns true if rewriting the segment would free at most 2 % of it.
     fn is_full(&self) -> bool {
         self.packed_bytes() + self.size / 50 >= self.size
     }
 
-    /// Both together.
+    /// Returns the sum of both.
     pub(crate) fn plus(self, other: &Self) -> Self {
         Self {
             size: self.size + other.size,
@@ -59,18 +59,21 @@ impl Retained {
     }
 }
 
-/// By generation.
+/// The retained segments, by generation.
 pub(crate) type RetainedMap = BTreeMap<u64, Retained>;
 
-/// Retained files may take half as much again as what lives in them.
+/// Retained files may take 1.5 times their live bytes.
 const MAX_SPREAD: (u64, u64) = (3, 2);
 
-/// Survivors that are moved at once, in bytes: as much more room is needed until their old segments are recycled.
+/// Survivors moved in one round, in bytes. Their copies need as much more space until the old
+/// segments are recycled.
 const ROUND_BYTES: u64 = 64 << 20;
 
-/// Which segments to rewrite now: the emptiest ones, as many as it takes to keep the files within one and a half times what lives in them, and
-/// no more than [`ROUND_BYTES`] of survivors. With `all`, those with something dead in them, whatever the files take. Only generations before
-/// `before`: those that were made meanwhile are as full as they get.
+/// Chooses the segments to rewrite in this round: the emptiest first, until the files take at most
+/// 1.5 times their live bytes. A round has at most [`ROUND_BYTES`] of survivors.
+///
+/// With `all`, chooses each segment with dead records, whatever the files take. Only generations
+/// before `before` are candidates, because newer segments are full.
 pub(crate) fn choose(retained: &RetainedMap, all: bool, before: u64) -> Vec<u64> {
     let mut size: u64 = retained.values().map(|segment| segment.size).sum();
     let live: u64 = retained.values().map(|segment| segment.live_bytes).sum();
@@ -93,10 +96,10 @@ pub(crate) fn choose(retained: &RetainedMap, all: bool, before: u64) -> Vec<u64>
     chosen
 }
 
-/// Bytes moved after which the thread rests a little.
+/// Bytes moved between two rests of the thread.
 const REST_AFTER: u64 = 1 << 20;
 
-/// Payloads moved: the changes of the index, and the segments they are in now.
+/// The result of a copy: changes of the index, and the new segments.
 #[derive(Debug, Default)]
 pub(crate) struct Moved {
     pub(crate) ops: Vec<IndexOp>,
@@ -104,26 +107,26 @@ pub(crate) struct Moved {
     pub(crate) bytes: u64,
 }
 
-/// What copying asks between its steps.
-pub(crate) struct Between<'a> {
-    /// Rests, after a step that took so long.
+/// Callbacks between the steps of a copy.
+pub(crate) struct CopyHooks<'a> {
+    /// Rests, after a step of this duration.
     pub(crate) rest: &'a dyn Fn(Duration),
-    /// Called before each segment, with the bytes moved so far. False: these are enough for now.
+    /// Called before each segment with the bytes moved so far. Returns false to end the round.
     pub(crate) go_on: &'a dyn Fn(u64) -> Result<bool, CheckpointError>,
 }
 
-/// Copies what lives in `victims` to cold segments, durably; `expected` is how much that is. The
-/// index still names the old places.
+/// Copies the live records of `victims` to cold segments, durably. `expected` is their estimated
+/// size. The index still names the old places.
 pub(crate) fn copy_survivors(
     segments: &Segments,
     durable: &DiskIndex,
     victims: &[u64],
     expected: Retained,
-    between: &Between<'_>,
+    hooks: &CopyHooks<'_>,
 ) -> Result<Moved, CheckpointError> {
     let mut writer = ColdWriter::new(segments, expected.live, expected.record_bytes());
     let mut moved = Moved::default();
-    let result = copy_all(segments, durable, victims, &mut writer, &mut moved, between);
+    let result = copy_all(segments, durable, victims, &mut writer, &mut moved, hooks);
     match result.and_then(|()| Ok(writer.finish()?)) {
         Ok(cold) => {
             moved.cold = cold;
@@ -142,11 +145,11 @@ fn copy_all(
     victims: &[u64],
     writer: &mut ColdWriter<'_>,
     moved: &mut Moved,
-    between: &Between<'_>,
+    hooks: &CopyHooks<'_>,
 ) -> Result<(), CheckpointError> {
     let (mut step, mut rested_at) = (Instant::now(), 0);
     for segment in victims.iter().filter_map(|generation| segments.get(*generation)) {
-        if !(between.go_on)(moved.bytes)? {
+        if !(hooks.go_on)(moved.bytes)? {
             break;
         }
         for entry in segment.listing(segments.salt())?.entries() {
@@ -158,13 +161,13 @@ fn copy_all(
             let Some(record) = durable.get(&key)?.filter(|record| place_of_record(record) == place) else {
                 continue;
             };
-            // One that is damaged stays where it is: its segment is then not given up either.
+            // A damaged record is not moved, so its segment stays as well.
             let Ok((data, crc)) = segment.read_put(segments.salt(), &id, place) else { continue };
             let to = writer.append(id, record.seq, &data, crc)?;
             moved.bytes += u64::from(place.len);
             moved.ops.push(IndexOp { key, change: IndexChange::Put(record_at(record.seq, to)) });
             if moved.bytes - rested_at >= REST_AFTER {
-                (between.rest)(step.elapsed());
+                (hooks.rest)(step.elapsed());
                 (step, rested_at) = (Instant::now(), moved.bytes);
             }
         }
@@ -173,23 +176,23 @@ fn copy_all(
     Ok(())
 }
 
-/// What the index holds of a record at `place`.
+/// Returns the index record for a journal record at `place`.
 pub(crate) const fn record_at(seq: u64, place: RecordPlace) -> Record {
     Record { seq, generation: place.generation, offset: place.offset, len: place.len }
 }
 
-/// The place of a record that a scan found.
+/// Returns the place of a record that a scan found.
 pub(crate) fn place_of_found(found: &FoundRecord) -> RecordPlace {
     let (header, offset) = (&found.header, found.offset);
     RecordPlace { generation: header.generation, offset, len: header.payload_len }
 }
 
-/// The place that a record names.
+/// Returns the place that an index record names.
 pub(crate) const fn place_of_record(record: &Record) -> RecordPlace {
     RecordPlace { generation: record.generation, offset: record.offset, len: record.len }
 }
 
-/// Changes the live messages of the retained segments, where `after` takes the place of `before`.
+/// Updates the live counts of the retained segments when `after` replaces `before`.
 pub(crate) fn account(
     retained: &mut RetainedMap,
     size_of: impl Fn(u64) -> u64,
@@ -209,7 +212,7 @@ pub(crate) fn account(
     }
 }
 
-/// Names a message and its place, for a report.
+/// Describes a message and its place, for a report.
 pub(crate) fn describe(id: &SpoolId, place: RecordPlace) -> String {
     format!("message {id} in the segment of generation {} at byte {}", place.generation, place.offset)
 }
@@ -225,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn the_emptiest_are_chosen_until_the_files_are_within_their_bound() {
+    fn the_emptiest_segments_are_chosen_until_the_bound_holds() {
         let retained = BTreeMap::from([
             (1, segment(10, 9)),
             (2, segment(10, 1)),
@@ -239,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn removals_in_random_order_leave_all_of_them_more_than_half_alive_and_the_bound_holds() {
+    fn the_bound_holds_if_every_segment_is_more_than_half_live() {
         let mut retained: RetainedMap = (0..100).map(|generation| (generation, segment(10, 6))).collect();
         let mut rewritten = 0;
         loop {
@@ -255,11 +258,11 @@ mod tests {
         }
         let all = retained.values().fold(Retained::default(), Retained::plus);
         assert!(all.size * 2 <= all.live_bytes * 3, "{all:?}");
-        assert!((25..28).contains(&rewritten), "no more than that takes: {rewritten}");
+        assert!((25..28).contains(&rewritten), "no more than necessary: {rewritten}");
     }
 
     #[test]
-    fn the_survivors_of_one_round_are_few_and_what_was_rewritten_is_left_alone() {
+    fn a_round_is_bounded_and_a_rewritten_segment_is_not_chosen_again() {
         let many: RetainedMap = (0..100).map(|generation| (generation, segment(32, 16))).collect();
         assert_eq!(choose(&many, true, u64::MAX).len(), 4);
         let alone = segment(32, 1);
@@ -268,13 +271,13 @@ mod tests {
         for all in [false, true] {
             assert!(choose(&BTreeMap::from([(1, packed)]), all, u64::MAX).is_empty());
         }
-        // Large messages leave room that no rewriting gives back.
+        // Large messages leave space at the end that no rewriting frees.
         let halves = BTreeMap::from([(1, segment(32, 17)), (5, segment(32, 17))]);
         assert_eq!(choose(&halves, true, 5), [1]);
     }
 
     #[test]
-    fn a_segment_with_nothing_alive_is_not_rewritten_but_recycled() {
+    fn a_segment_without_live_messages_is_not_rewritten() {
         let retained = BTreeMap::from([(1, segment(10, 0))]);
         assert!(
             choose(&retained, false, u64::MAX).is_empty() && choose(&retained, true, u64::MAX).is_empty()
@@ -282,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn replacing_and_removing_is_accounted() {
+    fn replacing_and_removing_update_the_counts() {
         let record = |seq, generation, len| Record { seq, generation, offset: 4096, len };
         let mut retained = BTreeMap::new();
         let (a, b) = (record(1, 7, 100), record(2, 8, 50));

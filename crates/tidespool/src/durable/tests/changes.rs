@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::durable::block;
-use crate::durable::sled_store::open_patiently;
+use crate::durable::sled_store::open_with_retry;
 
 fn all(store: &dyn DurableStore) -> Vec<(Key, Record)> {
     let mut found = Vec::new();
@@ -34,7 +34,7 @@ fn records() -> impl Strategy<Value = Record> {
 
 fn steps() -> impl Strategy<Value = Vec<IndexStep>> {
     let op = || (0_u32..60, prop::option::of(records()));
-    // As files and messages come: in the order of their keys, none twice.
+    // As checkpoints bring them: in the order of their keys, each once.
     let in_order = prop::collection::btree_map(0_u32..60, prop::option::of(records()), 0..60)
         .prop_map(|changes| IndexStep::Apply(changes.into_iter().collect()));
     let step = prop_oneof![
@@ -48,7 +48,7 @@ fn steps() -> impl Strategy<Value = Vec<IndexStep>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
-    fn it_behaves_like_a_map(steps in steps()) {
+    fn the_engine_behaves_like_a_map(steps in steps()) {
         let dir = dir();
         let mut store = open(dir.path());
         let mut model: BTreeMap<Key, Record> = BTreeMap::new();
@@ -86,7 +86,7 @@ proptest! {
 }
 
 #[test]
-fn many_trips_are_one_apply() {
+fn an_apply_of_many_batches_is_complete() {
     let dir = dir();
     let store = open(dir.path());
     let filed = fill(&store, 5_000);
@@ -109,7 +109,7 @@ fn many_trips_are_one_apply() {
 }
 
 #[test]
-fn removing_what_is_not_there_writes_nothing() {
+fn removing_a_missing_record_writes_nothing() {
     let dir = dir();
     let store = open(dir.path());
     fill(&store, 1_000);
@@ -141,7 +141,7 @@ fn the_same_record_again_changes_nothing() {
 }
 
 #[test]
-fn only_the_owner_may_read_its_files() {
+fn only_the_owner_may_read_the_files() {
     let dir = dir();
     let store = open(dir.path());
     fill(&store, 100);
@@ -160,7 +160,7 @@ fn only_the_owner_may_read_its_files() {
 }
 
 #[test]
-fn a_scan_of_what_was_created_before_is_exact() {
+fn a_scan_of_ids_created_before_a_time_is_exact() {
     let dir = dir();
     let store = open(dir.path());
     let ids: Vec<SpoolId> = (0..1_000).map(|_| SpoolId::new()).collect();
@@ -187,16 +187,17 @@ fn a_scan_of_what_was_created_before_is_exact() {
         visited < 7
     };
     store.scan(&KeyRange::created_before(Utc::now() + TimeDelta::days(1)), visit).unwrap();
-    assert_eq!(visited, 7, "it stops when it is told to, in all ranges");
+    assert_eq!(visited, 7, "it stops in all ranges");
     close(store);
 }
 
 #[test]
-fn a_scan_beside_changes_visits_what_stays_exactly_once() {
+fn a_scan_during_changes_visits_lasting_records_exactly_once() {
     const KEYS: u32 = 12_000;
     let dir = dir();
     let store = open(dir.path());
-    // Every tenth key stays; the others come and go, so that leaves split and merge under the scan.
+    // Every tenth key stays. The others come and go, so that leaves split and merge during the
+    // scan.
     let stays = |n: u32| n.is_multiple_of(10);
     apply(&store, (0..KEYS).map(|n| put(n, place(1, 100)))).unwrap();
     let done = AtomicBool::new(false);
@@ -223,14 +224,14 @@ fn a_scan_beside_changes_visits_what_stays_exactly_once() {
     close(store);
 }
 
-/// Keys in ascending order that are filed in any order: in the span of blocks that are full, too.
+/// Ascending keys are written in any order, also in the span of full blocks.
 #[test]
-fn a_block_that_is_too_long_is_split_and_what_is_in_it_can_be_read_all_the_time() {
+fn records_can_be_read_while_their_block_is_split() {
     const KEYS: u32 = 6_000;
     let dir = dir();
     let store = open(dir.path());
     let rounds = 4;
-    // Those that stay fill their blocks; the others come between them.
+    // Records that stay fill their blocks. The others are inserted between them.
     let stays = |n: u32| n.is_multiple_of(rounds);
     let staying = || (0..KEYS).filter(|n| stays(*n));
     apply(&store, staying().map(|n| put(n, place(1, 100)))).unwrap();
@@ -274,17 +275,18 @@ fn a_block_that_is_too_long_is_split_and_what_is_in_it_can_be_read_all_the_time(
     close(store);
 }
 
-/// What damage inside a value, or another program, would leave.
+/// Writes entries such as damage inside a value, or another program, would leave.
 fn write_raw(dir: &Path, pairs: &[(&[u8], &[u8])]) {
-    // A sled that was dropped just now may still hold its lock.
-    let db = open_patiently(&sled::Config::new().path(dir.join("sled")).flush_every_ms(None)).unwrap();
+    // A sled that was just dropped may still hold its lock.
+    let db = open_with_retry(&sled::Config::new().path(dir.join("sled")).flush_every_ms(None)).unwrap();
     let tree = db.open_tree("places").unwrap();
     for (key, value) in pairs {
         tree.insert(key, *value).unwrap();
     }
 }
 
-/// Each call that meets `bytes` under `at` fails, and the engine is of no use after the first.
+/// Asserts that each call that meets `bytes` under `at` fails, and that the engine is poisoned
+/// after the first.
 fn assert_poisons(at: &[u8], bytes: &[u8], meet: impl Fn(&SledStore) -> Result<(), DurableError>) {
     let dir = dir();
     close(open(dir.path()));
@@ -300,7 +302,7 @@ fn assert_poisons(at: &[u8], bytes: &[u8], meet: impl Fn(&SledStore) -> Result<(
 }
 
 #[test]
-fn a_record_that_cannot_be_read_poisons_the_engine() {
+fn an_unreadable_record_poisons_the_engine() {
     let mut bad = block::encode(&key(2), &[(key(2), place(2, 20))]);
     let cut = bad[..bad.len() - 1].to_vec();
     bad[9] ^= 1;
@@ -315,8 +317,8 @@ fn a_record_that_cannot_be_read_poisons_the_engine() {
 }
 
 #[test]
-fn a_key_of_no_message_poisons_the_engine() {
+fn a_malformed_key_poisons_the_engine() {
     for at in [&b"\0"[..], &[0xfe; 17]] {
-        assert_poisons(at, b"what is this", |store| tally_of(store).map(drop));
+        assert_poisons(at, b"not a block", |store| tally_of(store).map(drop));
     }
 }

@@ -8,7 +8,7 @@ use super::*;
 use crate::durable::DiskIndex;
 
 #[test]
-fn an_index_of_other_files_is_not_opened() {
+fn an_index_with_changed_files_is_not_opened() {
     let dir = dir();
     let durable = sled(dir.path());
     make_whole(&durable);
@@ -62,7 +62,7 @@ fn an_index_that_fails_to_open_is_rebuilt() {
 }
 
 #[test]
-fn closing_says_whether_the_index_was_whole() {
+fn close_returns_whether_the_index_was_complete() {
     let (dir, faults) = (dir(), Arc::<Faults>::default());
     let closed = |prepare: &dyn Fn(&DiskIndex)| {
         let durable = faults.handle(dir.path());
@@ -77,7 +77,7 @@ fn closing_says_whether_the_index_was_whole() {
         durable.get(&key(1)).unwrap_err();
         faults.heal();
     };
-    assert_eq!(closed(&fails).0, Ok(false), "thrown away");
+    assert_eq!(closed(&fails).0, Ok(false), "discarded");
     let (was_whole, durable) = closed(&make_whole);
     assert_eq!(was_whole, Ok(true));
     let index = closed_index(&durable);
@@ -93,13 +93,13 @@ fn an_index_that_does_not_close_in_time_is_an_error() {
     faults.fail();
     durable.get(&key(1)).unwrap_err();
     faults.hang(true);
-    // An index that was thrown away counts as well: its thread may still write to its files.
+    // A discarded index counts as well, because its thread may still write to its files.
     let error = durable.close(Instant::now()).unwrap_err();
     assert!(matches!(error, DurableError::Timeout { doing: "closing", .. }), "{error}");
 }
 
 #[test]
-fn an_index_that_cannot_be_synced_at_the_end_is_not_described() {
+fn an_index_that_cannot_be_synced_at_the_close_is_not_described() {
     let (dir, faults) = (dir(), Arc::<Faults>::default());
     let durable = faults.handle(dir.path());
     make_whole(&durable);
@@ -109,7 +109,7 @@ fn an_index_that_cannot_be_synced_at_the_end_is_not_described() {
 }
 
 #[test]
-fn an_index_that_is_begun_after_the_end_is_let_go() {
+fn an_index_that_is_begun_after_the_close_is_released() {
     let (dir, faults) = (dir(), Arc::<Faults>::default());
     let durable = faults.handle(dir.path());
     durable.close(soon()).unwrap();

@@ -1,5 +1,5 @@
-//! A process of its own for each few trials: what sled does with damaged files can take its I/O threads down for the
-//! whole process.
+//! Damages sled's files in random ways. Every few trials run in a process of their own, because
+//! damaged files can make sled's I/O threads fail for the whole process.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -16,7 +16,7 @@ const BASE: &str = "TIDESPOOL_DAMAGE_BASE";
 /// Far more than any call of a trial needs.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// splitmix64: a seed replays its trial.
+/// splitmix64: a seed repeats its trial.
 struct Random(u64);
 
 impl Random {
@@ -37,8 +37,9 @@ fn record_of(n: u32) -> Record {
     place(n.into(), 20 + n % 400)
 }
 
-/// What was filed, with some of it replaced and removed again, so that the files have seen work. Three images of it:
-/// `closed`, `killed` (as a crash after the last change would leave it) and `stale` (from earlier).
+/// Writes records, and replaces and removes some of them, so that the files have been in use. Makes
+/// three images: `closed`, `killed` (as a crash after the last change would leave it) and `stale`
+/// (an earlier state).
 fn make_images(base: &Path) -> Tally {
     let dir = dir();
     let sled = dir.path().join("sled");
@@ -51,7 +52,7 @@ fn make_images(base: &Path) -> Tally {
     }
     copy(&sled, &base.join("killed"));
     close(store);
-    // A second opening writes a snapshot.
+    // A second open writes a snapshot.
     close(open(dir.path()));
     copy(&sled, &base.join("closed"));
     tally
@@ -71,10 +72,10 @@ fn files_in(sled: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Damages one of sled's files and says how.
+/// Damages one of sled's files and describes the damage.
 fn damage(sled: &Path, stale: &Path, random: &mut Random) -> String {
     let files = files_in(sled);
-    // The data file is most of what there is.
+    // The data file has most of the bytes.
     let path = match random.below(3) {
         0 => files[usize::try_from(random.below(files.len() as u64)).unwrap()].clone(),
         _ => sled.join("db"),
@@ -121,7 +122,8 @@ fn damage(sled: &Path, stale: &Path, random: &mut Random) -> String {
     }
 }
 
-/// Opens the damaged files and uses them. Whatever comes of it is a typed error, or seen in the tally.
+/// Opens the damaged files and uses them. The result must be a typed error, or the tally must
+/// detect the damage.
 fn trial(base: &Path, filed: Tally, seed: u64) -> String {
     let dir = dir();
     let sled = dir.path().join("sled");
@@ -151,7 +153,7 @@ fn use_it(store: &SledStore, filed: Tally) -> Result<String, DurableError> {
     let mut missing = 0;
     for n in 0..KEYS {
         match store.get(&key(n)) {
-            // An old version is a complete record that was once true: only the tally can tell.
+            // An old version is a complete, formerly correct record. Only the tally can detect it.
             Ok(Some(record)) if whole => assert_eq!(record, record_of(n)),
             Ok(Some(record)) => {
                 assert!(record == record_of(n) || record == place(7, 300), "{record:?}");
@@ -160,15 +162,18 @@ fn use_it(store: &SledStore, filed: Tally) -> Result<String, DurableError> {
             Err(err) => return Err(err),
         }
     }
-    assert!(!whole || (missing == 0 && found.len() == KEYS as usize), "lost, and not seen in the tally");
+    assert!(
+        !whole || (missing == 0 && found.len() == KEYS as usize),
+        "records are lost, and the tally does not detect it"
+    );
     apply(store, (0..KEYS).step_by(2).map(remove))?;
     apply(store, (0..KEYS).map(|n| put(n, record_of(n))))?;
     assert_eq!(store.get(&key(5))?, Some(record_of(5)));
-    Ok(if whole { "whole".to_owned() } else { format!("the tally tells: {missing} missing") })
+    Ok(if whole { "whole".to_owned() } else { format!("the tally differs: {missing} missing") })
 }
 
-/// Runs the trials of `from..to` in a process of its own and gives its lines.
-fn in_a_process(base: &Path, seeds: std::ops::Range<u64>) -> Vec<String> {
+/// Runs the trials of these seeds in a separate process, and returns its lines.
+fn run_in_process(base: &Path, seeds: std::ops::Range<u64>) -> Vec<String> {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "durable::tests::damage::trials_of_a_process", "--nocapture"])
         .env(SEEDS, format!("{}-{}", seeds.start, seeds.end))
@@ -187,7 +192,8 @@ fn in_a_process(base: &Path, seeds: std::ops::Range<u64>) -> Vec<String> {
 
 #[test]
 fn trials_of_a_process() {
-    // Nothing to do when it is run as a test: `damaged_files_are_never_silent` runs it.
+    // As a normal test it does nothing. `damaged_files_are_always_detected` runs it in a child
+    // process.
     let (Ok(seeds), Ok(base)) = (std::env::var(SEEDS), std::env::var(BASE)) else { return };
     let (from, to) = seeds.split_once('-').unwrap();
     let base = PathBuf::from(base);
@@ -198,18 +204,18 @@ fn trials_of_a_process() {
 }
 
 #[test]
-fn damaged_files_are_never_silent() {
+fn damaged_files_are_always_detected() {
     let base = dir();
     let filed = make_images(base.path());
     fs::write(base.path().join("tally"), serde_json::to_string(&filed).unwrap()).unwrap();
     let count = std::env::var("TIDESPOOL_DAMAGE_TRIALS").map_or(60, |count| count.parse().unwrap());
     let mut lines = Vec::new();
     for from in (0..count).step_by(5) {
-        lines.extend(in_a_process(base.path(), from..(from + 5).min(count)));
+        lines.extend(run_in_process(base.path(), from..(from + 5).min(count)));
     }
     println!("{}", lines.join("\n"));
-    // Otherwise the trials would not try what they are for.
-    for outcome in [": whole", ": the tally tells", ": open: "] {
+    // Without each of these outcomes the trials would not test their purpose.
+    for outcome in [": whole", ": the tally differs", ": open: "] {
         assert!(lines.iter().any(|line| line.contains(outcome)), "no{outcome}");
     }
 }

@@ -13,22 +13,22 @@ use crate::durable::DiskIndex;
 use crate::durable::handle::Opener;
 use crate::storage::StorageFile;
 
-/// What a test makes of the engines of one handle.
+/// The faults of all engines of a handle.
 #[derive(Default)]
 pub(super) struct Faults {
-    /// Every call fails with this.
+    /// Every call fails with this error.
     error: Mutex<Option<DurableError>>,
-    /// A close ends with a timeout.
+    /// A close times out.
     hangs: AtomicBool,
     sync_fails: AtomicBool,
-    /// What is in each engine when it is opened.
+    /// The records in each engine when it is opened.
     found: Mutex<BTreeMap<Key, Record>>,
     /// The directories that were opened.
     opened: Mutex<Vec<PathBuf>>,
 }
 
 impl Faults {
-    /// A handle with engines in memory, which fail by this.
+    /// Returns a handle whose engines are in memory and have these faults.
     pub(super) fn handle(self: &Arc<Self>, root: &Path) -> DiskIndex {
         let faults = Arc::clone(self);
         let opener: Opener = Box::new(move |dir: &Path| {
@@ -71,7 +71,7 @@ impl Faults {
         self.sync_fails.store(true, Ordering::SeqCst);
     }
 
-    /// The names of the directories that were opened, in order.
+    /// Returns the names of the directories that were opened, in order.
     pub(super) fn opened(&self) -> Vec<String> {
         let name = |dir: &PathBuf| dir.file_name().unwrap().to_string_lossy().into_owned();
         self.opened.lock().iter().map(name).collect()

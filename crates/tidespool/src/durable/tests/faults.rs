@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 
-/// Far more than any call of a test needs, where nothing hangs.
+/// Far more than any call of a test needs if nothing hangs.
 const LONG: Duration = Duration::from_secs(60);
 
 /// Keeps sled's thread busy until the test drops the result.
@@ -20,7 +20,7 @@ fn hang(store: &SledStore) -> Sender<()> {
     release
 }
 
-fn impatient() -> SledOptions {
+fn short_timeout() -> SledOptions {
     SledOptions { change_timeout: Duration::from_millis(50), ..SledOptions::new(CACHE) }
 }
 
@@ -37,9 +37,9 @@ fn assert_poisoned(store: &dyn DurableStore) {
 }
 
 #[test]
-fn a_hanging_change_is_a_timeout_and_poisons() {
+fn a_hanging_change_times_out_and_poisons() {
     let dir = dir();
-    let options = impatient();
+    let options = short_timeout();
     let strays = Arc::clone(&options.strays);
     let store = open_with(dir.path(), options).unwrap();
     let release = hang(&store);
@@ -58,52 +58,52 @@ fn a_hanging_change_is_a_timeout_and_poisons() {
 
 #[test]
 fn no_thread_is_started_when_too_many_are_stuck() {
-    let options = impatient();
+    let options = short_timeout();
     let mut releases = Vec::new();
     let mut dirs = Vec::new();
     for _ in 0..4 {
         dirs.push(dir());
         let store = open_with(dirs.last().unwrap().path(), options.clone()).unwrap();
         releases.push(hang(&store));
-        // Dropped while its thread hangs: that does not wait.
+        // The drop does not wait, although the thread hangs.
         drop(store);
     }
     let dir = dir();
     let err = open_with(dir.path(), options.clone()).err().unwrap();
-    assert!(err.to_string().contains("started again"), "{err}");
+    assert!(err.to_string().contains("must be restarted"), "{err}");
     releases.clear();
     assert_eq!(options.strays.join_all(LONG), 0);
     close(open_with(dir.path(), options).unwrap());
 }
 
 #[test]
-fn an_opening_that_takes_too_long_is_a_timeout() {
+fn an_open_that_takes_too_long_times_out() {
     let dir = dir();
     let owner = open(dir.path());
-    // It waits for the lock, and longer than it may.
+    // It waits for the lock longer than its timeout.
     let options = SledOptions { open_timeout: Duration::from_millis(20), ..SledOptions::new(CACHE) };
     let strays = Arc::clone(&options.strays);
     let err = open_with(dir.path(), options).err().unwrap();
     assert!(matches!(err, DurableError::Timeout { doing: "opening", .. }) && err.poisons(), "{err}");
     assert_eq!(strays.reap(), 1);
     close(owner);
-    assert_eq!(strays.join_all(LONG), 0, "what it opened after all is dropped");
+    assert_eq!(strays.join_all(LONG), 0, "the sled that it opened late is dropped");
     close(open(dir.path()));
 }
 
 #[test]
-fn a_second_opener_is_told_that_it_is_locked() {
+fn a_second_open_reports_a_lock() {
     let dir = dir();
     let store = open(dir.path());
     fill(&store, 10);
     let err = open_with(dir.path(), SledOptions::new(CACHE)).err().unwrap();
     assert!(matches!(err, DurableError::Locked { .. }) && !err.poisons(), "{err}");
-    assert_eq!(store.get(&key(3)).unwrap(), Some(place(3, 200)), "the owner is not disturbed");
+    assert_eq!(store.get(&key(3)).unwrap(), Some(place(3, 200)), "the owner is not affected");
     close(store);
 }
 
 #[test]
-fn an_opener_waits_a_moment_for_the_lock_of_the_one_before() {
+fn an_open_waits_for_the_lock_of_the_previous_engine() {
     let dir = dir();
     let store = open(dir.path());
     let filed = fill(&store, 1_000);
@@ -117,7 +117,7 @@ fn an_opener_waits_a_moment_for_the_lock_of_the_one_before() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_made_is_an_error() {
+fn a_directory_that_cannot_be_created_is_an_error() {
     let dir = dir();
     std::fs::write(dir.path().join("sled"), "a file").unwrap();
     let err = open_with(dir.path(), SledOptions::new(CACHE)).err().unwrap();
@@ -138,7 +138,7 @@ fn a_dropped_store_can_be_opened_again() {
 }
 
 #[test]
-fn closing_ends_a_scan_under_way() {
+fn let_go_ends_a_scan_in_progress() {
     let dir = dir();
     let store = open(dir.path());
     fill(&store, 100);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::engine::Faults;
 use super::*;
-use crate::durable::sled_store::open_patiently;
+use crate::durable::sled_store::open_with_retry;
 use crate::durable::{ClosedIndex, DiskIndex};
 
 pub(super) fn sled(dir: &Path) -> DiskIndex {
@@ -23,19 +23,19 @@ fn change(durable: &DiskIndex, ops: impl IntoIterator<Item = IndexOp>) -> Result
     durable.apply(&mut ops.into_iter(), &mut |_, _| ())
 }
 
-/// The closing may take so long.
+/// The deadline of a close.
 pub(super) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
 }
 
-/// Two records, in an index that is whole.
+/// Makes a complete index of two records.
 pub(super) fn make_whole(durable: &DiskIndex) {
     durable.begin().unwrap();
     fill_in(durable, [put(1, place(1, 10)), put(2, place(2, 10))]).unwrap();
     durable.finish();
 }
 
-/// Why a call was not answered.
+/// Returns why a call was not answered.
 pub(super) fn why<T: std::fmt::Debug>(answer: Result<T, DurableError>) -> String {
     match answer {
         Err(DurableError::Unavailable { why, .. }) => why,
@@ -43,10 +43,10 @@ pub(super) fn why<T: std::fmt::Debug>(answer: Result<T, DurableError>) -> String
     }
 }
 
-/// Nothing is answered, for this reason.
+/// Asserts that no call is answered, for this reason.
 pub(super) fn assert_unavailable(durable: &DiskIndex, reason: &str) {
-    assert_eq!(why(durable.get(&key(1))), reason, "of what is there");
-    assert_eq!(why(durable.get(&key(9))), reason, "of what is not there");
+    assert_eq!(why(durable.get(&key(1))), reason, "an existing record");
+    assert_eq!(why(durable.get(&key(9))), reason, "a missing record");
     assert_eq!(why(change(durable, [remove(1)])), reason);
     assert_eq!(why(durable.scan(&[KeyRange::ALL], &mut |_, _| panic!("visited"))), reason);
     assert!(!durable.is_whole());
@@ -57,7 +57,7 @@ pub(super) fn closed_index(durable: &DiskIndex) -> ClosedIndex {
 }
 
 #[test]
-fn nothing_is_answered_before_there_is_an_index() {
+fn no_call_is_answered_before_there_is_an_index() {
     let dir = dir();
     let durable = sled(dir.path());
     assert_unavailable(&durable, "the index of the last run is being checked");
@@ -66,7 +66,7 @@ fn nothing_is_answered_before_there_is_an_index() {
 }
 
 #[test]
-fn an_index_that_is_being_filled_answers_only_what_it_has() {
+fn an_index_that_is_being_filled_answers_only_for_its_records() {
     let dir = dir();
     let durable = sled(dir.path());
     durable.begin().unwrap();
@@ -74,10 +74,10 @@ fn an_index_that_is_being_filled_answers_only_what_it_has() {
     assert!(!durable.is_whole() && !durable.is_unchecked());
     assert_eq!(durable.get(&key(1)), Ok(Some(place(1, 10))));
     let reason = "the index is being rebuilt from the segments";
-    assert_eq!(why(durable.get(&key(2))), reason, "it may come");
+    assert_eq!(why(durable.get(&key(2))), reason, "it may still be added");
     assert_eq!(why(change(&durable, [remove(1)])), reason);
     assert_eq!(why(durable.scan(&[KeyRange::ALL], &mut |_, _| panic!("visited"))), reason);
-    assert_eq!(durable.get_filled(&key(2)), Ok(None), "the rebuild asks what it has put in so far");
+    assert_eq!(durable.get_filled(&key(2)), Ok(None), "the rebuild reads what it has put in so far");
     durable.finish();
     assert!(durable.is_whole());
     assert_eq!(durable.get(&key(2)), Ok(None));
@@ -89,8 +89,8 @@ fn an_index_that_is_being_filled_answers_only_what_it_has() {
     assert_eq!(durable.memory_bytes(), 0);
 }
 
-/// An older copy of the files came while an index was begun. What it held was answered as if the
-/// rebuild had found it.
+/// While an index was begun, an older copy of the files appeared. Its records were returned as if
+/// the rebuild had found them.
 #[test]
 fn an_index_that_is_not_empty_when_it_is_begun_is_not_used() {
     let (dir, faults) = (dir(), Arc::new(Faults::default()));
@@ -102,7 +102,7 @@ fn an_index_that_is_not_empty_when_it_is_begun_is_not_used() {
 }
 
 #[test]
-fn an_index_that_is_distrusted_is_out_of_use_and_the_one_after_it_is_not() {
+fn distrust_affects_only_the_index_with_that_number() {
     let dir = dir();
     let durable = sled(dir.path());
     make_whole(&durable);
@@ -118,7 +118,7 @@ fn an_index_that_is_distrusted_is_out_of_use_and_the_one_after_it_is_not() {
 }
 
 #[test]
-fn an_index_that_is_not_checked_answers_nothing() {
+fn an_unchecked_index_answers_no_call() {
     let dir = dir();
     let durable = sled(dir.path());
     make_whole(&durable);
@@ -143,7 +143,7 @@ fn an_index_that_is_not_checked_answers_nothing() {
 }
 
 #[test]
-fn a_new_index_has_a_new_number_and_the_others_are_removed() {
+fn a_new_index_has_a_new_number_and_replaces_the_others() {
     let dir = dir();
     let (root, faults) = (dir.path().join("sled"), Arc::<Faults>::default());
     for other in ["3", "17", "blobs"] {
@@ -158,7 +158,7 @@ fn a_new_index_has_a_new_number_and_the_others_are_removed() {
     let durable = faults.handle(&root);
     make_whole(&durable);
     assert_eq!(names(), ["18"]);
-    // What could not be removed, or is gone by itself: no number is used twice all the same.
+    // No number is used twice, even if a directory is gone or could not be removed.
     fs::remove_dir_all(root.join("18")).unwrap();
     durable.begin().unwrap();
     assert_eq!(names(), ["19"]);
@@ -168,7 +168,7 @@ fn a_new_index_has_a_new_number_and_the_others_are_removed() {
 }
 
 #[test]
-fn an_error_takes_the_index_out_of_use_and_it_is_never_opened_again() {
+fn an_index_with_an_error_is_never_opened_again() {
     type IndexCall = fn(&DiskIndex) -> Result<(), DurableError>;
     let calls: [IndexCall; 6] = [
         |durable| durable.get(&key(1)).map(drop),
@@ -184,7 +184,7 @@ fn an_error_takes_the_index_out_of_use_and_it_is_never_opened_again() {
         make_whole(&durable);
         let error = faults.fail();
         assert_eq!(call(&durable), Err(error.clone()));
-        // The disk works again: that changes nothing.
+        // The disk works again, which changes nothing.
         faults.heal();
         assert_unavailable(&durable, &error.to_string());
         assert_eq!(why(call(&durable)), error.to_string());
@@ -199,7 +199,7 @@ fn an_error_takes_the_index_out_of_use_and_it_is_never_opened_again() {
 }
 
 #[test]
-fn an_error_that_says_nothing_about_the_engine_leaves_it_in_use() {
+fn an_error_that_does_not_poison_keeps_the_engine_in_use() {
     let (dir, faults) = (dir(), Arc::<Faults>::default());
     let durable = faults.handle(dir.path());
     make_whole(&durable);
@@ -211,7 +211,7 @@ fn an_error_that_says_nothing_about_the_engine_leaves_it_in_use() {
 }
 
 #[test]
-fn an_index_that_cannot_be_begun_is_none() {
+fn after_a_failed_begin_there_is_no_index() {
     let (dir, faults) = (dir(), Arc::<Faults>::default());
     let durable = faults.handle(dir.path());
     make_whole(&durable);
@@ -225,7 +225,7 @@ fn an_index_that_cannot_be_begun_is_none() {
 }
 
 #[test]
-fn the_error_of_an_index_that_was_replaced_leaves_the_new_one_in_use() {
+fn an_error_of_a_replaced_index_keeps_the_new_one_in_use() {
     let (dir, faults) = (dir(), Arc::<Faults>::default());
     let durable = faults.handle(dir.path());
     make_whole(&durable);
@@ -241,7 +241,7 @@ fn the_error_of_an_index_that_was_replaced_leaves_the_new_one_in_use() {
 }
 
 #[test]
-fn many_callers_meet_one_error_and_wait_for_the_next_index() {
+fn concurrent_errors_discard_the_index_once() {
     let (dir, faults) = (dir(), Arc::<Faults>::default());
     let durable = faults.handle(dir.path());
     for round in 1..=20 {
@@ -260,16 +260,16 @@ fn many_callers_meet_one_error_and_wait_for_the_next_index() {
 }
 
 #[test]
-fn a_place_that_cannot_be_read_throws_the_index_away() {
+fn an_unreadable_block_discards_the_index() {
     let dir = dir();
     let durable = sled(dir.path());
     make_whole(&durable);
     assert_eq!(durable.close(soon()), Ok(true));
     let data_dir = dir.path().join("sled/1");
-    let db = open_patiently(&sled::Config::new().path(data_dir).flush_every_ms(None)).unwrap();
+    let db = open_with_retry(&sled::Config::new().path(data_dir).flush_every_ms(None)).unwrap();
     db.open_tree("places").unwrap().insert(key(2).as_bytes(), b"something else").unwrap();
     drop(db);
-    // As if it had been damaged before the end.
+    // Simulates damage from before the close.
     let closed = closed_index(&durable);
 
     let durable = sled(dir.path());
@@ -283,7 +283,7 @@ fn a_place_that_cannot_be_read_throws_the_index_away() {
 }
 
 #[test]
-fn waiters_wake_when_the_index_is_whole_and_at_the_end() {
+fn waiters_wake_when_the_index_is_complete_and_at_the_close() {
     let (dir, faults) = (dir(), Arc::<Faults>::default());
     let durable = faults.handle(dir.path());
     let mut context = Context::from_waker(Waker::noop());

@@ -1,6 +1,6 @@
 use super::*;
 
-/// How many records `measure` puts in.
+/// The numbers of records that `measure` puts in.
 const CASES: [u32; 2] = [1_000_000, 3_000_000];
 
 fn resident() -> u64 {
@@ -23,7 +23,7 @@ fn measure(count: u32, cache_mib: u64) {
     for from in (0..count).step_by(16_384) {
         apply(&store, (from..(from + 16_384).min(count)).map(|n| put(n, place(n.into(), 1_024)))).unwrap();
     }
-    compare("filed", &store, base);
+    compare("written", &store, base);
     store.scan(&[KeyRange::ALL], &mut |_, _| true).unwrap();
     compare("scanned", &store, base);
     close(store);
@@ -39,7 +39,9 @@ fn measure(count: u32, cache_mib: u64) {
     close(store);
 }
 
-/// `cargo test --release -p tidespool --lib durable::tests::measure -- --ignored --nocapture`, one case in a process of its own: `CASE=0`.
+/// Run with
+/// `cargo test --release -p tidespool --lib durable::tests::measure -- --ignored --nocapture`, each
+/// case in its own process: `CASE=0`.
 #[test]
 #[ignore = "measures, and takes minutes"]
 fn estimate_and_resident_memory() {

@@ -1,12 +1,12 @@
-//! The index engine over real sled in a temporary directory.
+//! Tests of the index engine with real sled in a temporary directory.
 //!
-//! * `checkpoint_requests`: what is put in comes out: apply, get, scan, reopening after an orderly end.
+//! * `changes`: apply, get, scan, and a reopen after an orderly close.
 //! * `faults`: calls that fail or hang, locks, poison.
-//! * `handle`: the states of the index that the spool uses, and when it is thrown away.
-//! * `closed`: the index at an orderly end, and at the opening after it.
-//! * `engine`: an engine in memory that fails when a test says so.
-//! * `damage`: sled's files changed behind its back, in a process of its own.
-//! * `measure`: what the estimate of memory is worth; run by hand.
+//! * `handle`: the states of the index that the spool uses, and when it is discarded.
+//! * `closed`: the index at an orderly close, and at the next open.
+//! * `engine`: an engine in memory with injected faults.
+//! * `damage`: damaged files of sled, in a separate process.
+//! * `measure`: compares the estimate of memory with the measurement; run by hand.
 
 mod changes;
 mod closed;
@@ -44,14 +44,14 @@ fn close(store: SledStore) {
     drop(store);
 }
 
-/// The n-th of a row of keys that is in order.
+/// Returns the n-th of a sequence of ascending keys.
 fn key(n: u32) -> Key {
     let mut id = [0; 16];
     id[..4].copy_from_slice(&n.to_be_bytes());
     Key::of(&SpoolId::from_bytes(id))
 }
 
-/// A place that follows from the two numbers.
+/// Returns a place computed from the two numbers.
 fn place(seq: u64, len: u32) -> Record {
     Record { seq, generation: 7, offset: 4096 + seq * 64, len }
 }
@@ -72,7 +72,7 @@ fn fill(store: &dyn DurableStore, count: u32) -> Tally {
     apply(store, (0..count).map(|n| put(n, place(n.into(), 200)))).unwrap()
 }
 
-/// Number and digest of what a scan finds.
+/// Returns number and digest of the records that a scan finds.
 fn tally_of(store: &dyn DurableStore) -> Result<Tally, DurableError> {
     let mut tally = Tally::default();
     store.scan(&[KeyRange::ALL], &mut |key, record| {

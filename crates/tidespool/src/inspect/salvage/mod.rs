@@ -1,8 +1,8 @@
-//! Saves what can be saved of a damaged spool into a new one.
+//! Copies the readable messages of a damaged spool into a new one.
 //!
-//! Of each message the newest version counts: its record number shows it, and what the crash log
-//! has is newer than any record. Where it is not known
-//! what lived in a segment, what it holds is saved, and reported as doubtful.
+//! Only the newest version of each message counts. The record number orders versions, and a change
+//! in the crash log is newer than all records. If the live messages of a segment are not known, its
+//! messages are saved and reported as doubtful.
 
 mod target;
 
@@ -16,7 +16,7 @@ use tidespool_core::{Corrupt, SpoolId};
 use self::target::Target;
 use super::Damage;
 use super::contents::{Contents, report};
-use super::unreadable::AsFarAsReadable;
+use super::unreadable::LenientStorage;
 use crate::checkpoint::Places;
 use crate::journal::RecordPlace;
 use crate::storage::{OsStorage, Storage};
@@ -28,52 +28,57 @@ use crate::whole_text::whole;
 pub struct Salvage {
     /// Messages in the new spool.
     pub saved: u64,
-    /// Their payload bytes.
+    /// Payload bytes of these messages.
     pub bytes: u64,
-    /// Messages among them of which the newest version was in the crash log.
+    /// Saved messages whose newest version was in the crash log.
     pub saved_from_crash_log: u64,
-    /// Messages that were left out because the crash log says that they were removed.
+    /// Messages that were left out because the crash log has their removal.
     pub removed_by_crash_log: u64,
-    /// Messages of which no more than the id is left, and parts of which it is not known how many messages they held.
+    /// Messages whose id is known and whose bytes can't be read, and damaged parts that held an
+    /// unknown number of messages.
     pub unsaved: Vec<Damage>,
-    /// Messages that are gone without their id being known.
+    /// The number of lost messages whose ids are not known.
     pub lost: u64,
-    /// Messages that were saved, though they may have been removed or replaced before.
+    /// Messages that were saved although they may have been removed or replaced.
     pub doubtful: Vec<Damage>,
-    /// What else is wrong with the files.
+    /// Other damage of the files.
     pub damage: Vec<Damage>,
-    /// Records of a torn end, which were left out as an opening leaves them out: after a crash, what was never known to be on stable storage.
+    /// Records of a torn end, which are left out, as an opening leaves them out. A crash leaves
+    /// them: they were never known to be on stable storage.
     pub torn: Vec<Damage>,
 }
 
 impl Salvage {
-    /// Everything that the spool held is in the new one, as far as can be told.
+    /// Whether the new spool has all messages of the old one, as far as can be determined.
     #[must_use]
     pub const fn is_complete(&self) -> bool {
         self.unsaved.is_empty() && self.lost == 0
     }
 }
 
-/// Copies every whole message of the spool in `dir` into a new spool in `new_dir`, which must be empty or not be there yet. On stable storage when it
-/// returns; until then the new spool has another name (`new_dir` and `.partial`; in a mount point
-/// or beside what others left there, `new_dir/.tidespool-repair.partial`). Nothing in `dir` is
-/// changed.
+/// Copies every whole message of the spool in `dir` into a new spool in `new_dir`. Changes nothing
+/// in `dir`.
 ///
-/// Works where a spool can't be opened: what is damaged or missing is told, and the rest is saved.
+/// `new_dir` must not exist, or be empty apart from entries of file systems and tools such as
+/// `lost+found`. When `salvage` returns, the new spool is on stable storage. Until then it has
+/// another name: `new_dir` with the suffix `.partial`. If `new_dir` is a mount point or has such
+/// entries, the name is `new_dir/.tidespool-repair.partial`.
+///
+/// Also works if the spool can't be opened: reports damaged and missing parts, and saves the rest.
 ///
 /// # Errors
 ///
-/// [`Locked`](tidespool_core::Locked), [`UnsupportedFormat`](tidespool_core::UnsupportedFormat), a `new_dir` that can't be used, or an I/O error. There is
-/// no new spool then.
+/// [`Locked`](tidespool_core::Locked), [`UnsupportedFormat`](tidespool_core::UnsupportedFormat), a
+/// `new_dir` that can't be used, or an I/O error. After an error there is no new spool.
 pub fn salvage(dir: &Path, new_dir: &Path) -> Result<Salvage> {
     salvage_on(dir, new_dir, Arc::new(OsStorage))
 }
 
-/// The same of a spool on another [`Storage`], for tests that break it.
+/// As [`salvage`], with another [`Storage`] for the damaged spool, for tests that inject faults.
 ///
 /// # Errors
 ///
-/// As [`salvage`].
+/// Those of [`salvage`].
 pub fn salvage_on(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Result<Salvage> {
     repair(dir, new_dir, storage).map_err(whole)
 }
@@ -83,14 +88,14 @@ fn repair(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Result<Salva
     let (spool, format) = identify(dir)?;
     let _lock = lock_untouched(dir)?;
     let mut target = Target::begin(dir, new_dir)?;
-    let disk = AsFarAsReadable::new(storage);
+    let disk = LenientStorage::new(storage);
     let places = Places { storage: disk.clone(), dir: dir.to_owned(), spool: spool.unwrap_or_default() };
     let mut salvage = Salvage::default();
     if let Some(what) = format {
         salvage.damage.push(report(&dir.join("FORMAT"), None, what));
     }
     if spool.is_none() {
-        let what = "no segment tells whose it is: what is in them can't be read".to_owned();
+        let what = "no segment has a readable spool id: the segments can't be read".to_owned();
         salvage.unsaved.push(report(&places.journal(), None, what));
     }
     match save(&places, &disk, &mut target, &mut salvage) {
@@ -102,11 +107,11 @@ fn repair(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Result<Salva
     }
 }
 
-fn save(places: &Places, disk: &AsFarAsReadable, target: &mut Target, salvage: &mut Salvage) -> Result<()> {
+fn save(places: &Places, disk: &LenientStorage, target: &mut Target, salvage: &mut Salvage) -> Result<()> {
     let contents = Contents::read(places, disk.below())?;
     note_what_is_missing(places, disk, &contents, salvage);
-    let filed = contents.filed.iter().map(|message| (message.key.id(), message.place));
-    for (id, place) in filed.chain(contents.young()) {
+    let checkpointed = contents.checkpointed.iter().map(|message| (message.key.id(), message.place));
+    for (id, place) in checkpointed.chain(contents.journal_messages()) {
         save_message(places, &contents, id, place, target, salvage)?;
     }
     for (key, data) in contents.unsynced.into_messages() {
@@ -119,25 +124,26 @@ fn save(places: &Places, disk: &AsFarAsReadable, target: &mut Target, salvage: &
     Ok(())
 }
 
-fn note_what_is_missing(places: &Places, disk: &AsFarAsReadable, contents: &Contents, salvage: &mut Salvage) {
+fn note_what_is_missing(places: &Places, disk: &LenientStorage, contents: &Contents, salvage: &mut Salvage) {
     salvage.damage.extend(contents.damage.iter().cloned());
     salvage.torn.clone_from(&contents.torn);
     salvage.lost = contents.lost;
     salvage.removed_by_crash_log = contents.removed_unsynced;
-    // How many messages were in it alone is not known.
+    // A crash log that can't be used held an unknown number of messages.
     salvage.unsaved.extend(contents.unsynced.damage.clone());
-    let what = "a part of it can't be read: what was there is not known";
+    let what = "a part of it can't be read: the messages in that part are not known";
     let unknown = unknown_parts(places, disk, contents).into_iter();
     salvage.unsaved.extend(unknown.map(|path| report(&path, None, what.to_owned())));
     if !contents.is_manifest_whole {
-        // With it the numbers of the records show what is missing.
-        let what = "what was in it is not known without the manifest: what it removed or replaced is saved as it was before";
+        // With a manifest, gaps in the record numbers show which records are missing.
+        let what = "without the manifest its records are not known: messages that it removed or replaced are saved in an older version";
         let files = contents.damage.iter().filter(|file| file.path.ends_with(".seg"));
         salvage.unsaved.extend(files.map(|file| Damage { what: what.to_owned(), ..file.clone() }));
     }
     for message in &contents.doubtful {
         let path = contents.path_of(places, message.place);
-        let what = "it is not known what lived in its segment: it may have been removed before".to_owned();
+        let what =
+            "the live messages of its segment are not known: it may have been removed before".to_owned();
         salvage.doubtful.push(report(&path, Some(message.key.id()), what));
     }
 }
@@ -167,20 +173,21 @@ fn save_message(
     }
 }
 
-/// Files of which a part can't be read, where nothing else shows whether records stood in it: after
-/// a crash only the journal's last records themselves do.
-fn unknown_parts(places: &Places, disk: &AsFarAsReadable, contents: &Contents) -> Vec<PathBuf> {
+/// Returns the files that are partly unreadable and may have held unknown records in that part.
+///
+/// After a crash, nothing but the records themselves shows how far the journal reached.
+fn unknown_parts(places: &Places, disk: &LenientStorage, contents: &Contents) -> Vec<PathBuf> {
     if contents.counts.clean_shutdown && contents.manifest.index.is_some() {
-        // After an orderly end the manifest has the number of the last record.
+        // After an orderly shutdown the manifest has the number of the last record.
         return Vec::new();
     }
     let retained = &contents.manifest.retained;
     let journal = contents.segments.all().into_iter();
     let journal = journal.filter(|segment| !retained.contains_key(&segment.generation));
-    // One that shows nothing at all may have been anything.
+    // A file of which nothing can be read may have been a segment of the journal.
     let all = journal.map(|segment| segment.path.clone()).chain(contents.blank.iter().cloned());
     let mut parts: Vec<PathBuf> = all.filter(|path| disk.has_unread(path)).collect();
-    // The directory itself, if it is what can't be read.
+    // The directory itself, if it can't be read.
     parts.extend(Some(places.journal()).filter(|dir| parts.is_empty() && disk.is_unread(dir)));
     parts
 }

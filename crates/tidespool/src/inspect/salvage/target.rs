@@ -1,7 +1,7 @@
-//! The new spool of a repair: made beside its place under another name, and put there when it is
+//! The new spool of a repair. It is made under another name, and moved to its place when it is
 //! complete.
 //!
-//! Its messages are all in its journal. Its first opening makes the index.
+//! All its messages are in its journal. Its first opening makes the index.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -20,23 +20,24 @@ use crate::journal::{JournalChange, NoPoolEvents, Pool, PoolSettings, Segments, 
 use crate::storage::{FileLock, OsStorage, Storage, create_private_dir, is_bystander, open_private};
 use crate::tiered::Directory;
 
-/// Says that a directory is a repair's own, and may be deleted by the next one. Locked while one is under way.
+/// The file that marks a repair's work directory, which the next repair may delete. Locked while
+/// the repair runs.
 const MARKER: &str = "unfinished-repair";
-/// Bytes that are written and synced together.
+/// Bytes of a batch, which is written and synced together.
 const BATCH_BYTES: usize = 4 << 20;
-/// The most segments that a batch and a message after it may need.
+/// The most segments that a batch and the message after it can need.
 const SEGMENTS_AHEAD: usize = 3;
 
-/// The directory to work in, where the new spool's own directory can't be replaced.
+/// The work directory inside of a new spool's directory that can't be replaced.
 const INSIDE: &str = ".tidespool-repair.partial";
-/// What a new spool consists of, in the order in which it is moved. With the last one it is a
-/// spool.
+/// The entries of a new spool, in the order in which they are moved. Only the last entry makes the
+/// directory a spool.
 const PARTS: [&str; 4] = ["LOCK", "journal", "manifest", "FORMAT"];
 
 pub(super) struct Target {
-    /// Where the new spool is to be in the end.
+    /// The final directory of the new spool.
     place: PathBuf,
-    /// `place` holds what others have left there, or is a mount point: it can't be replaced.
+    /// `place` can't be replaced, because it has entries of others or is a mount point.
     inside: bool,
     work: PathBuf,
     storage: Arc<dyn Storage>,
@@ -49,7 +50,7 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Begins a new spool that will be in `place`. `source` is not to be touched.
+    /// Begins a new spool that will be in `place`, which must be outside of `source`.
     pub(super) fn begin(source: &Path, place: &Path) -> Result<Self> {
         let TargetPlace { path: place, inside } = check_place(source, place)?;
         let work = if inside {
@@ -72,7 +73,7 @@ impl Target {
             dir,
             spool: directory.spool,
             segment_size: Config::new(&place).segment_size,
-            // Its first opening files it, whatever its capacity will be.
+            // The first opening checkpoints the segments, whatever the capacity is then.
             capacity: u64::MAX,
             keep_free: 0,
             next_slot: 0,
@@ -94,7 +95,7 @@ impl Target {
         })
     }
 
-    /// Writes a message. It is durable after [`Target::finish`].
+    /// Adds a message, which is durable after [`Target::finish`].
     pub(super) fn put(&mut self, id: SpoolId, data: Vec<u8>) -> Result<()> {
         if self.queued > 0 && self.queued + data.len() > BATCH_BYTES {
             self.write()?;
@@ -119,7 +120,7 @@ impl Target {
         Ok(())
     }
 
-    /// Makes everything durable, reads it back, and puts it in its place.
+    /// Makes all messages durable, reads them back, and moves the spool to its place.
     pub(super) fn finish(mut self) -> Result<()> {
         self.write()?;
         let last = self.writer.last_seq();
@@ -132,7 +133,7 @@ impl Target {
         self.directory.finish_creation()?;
         let Self { place, inside, work, directory, messages, .. } = self;
         let spool = directory.path.clone();
-        // Its lock has to be free for whoever looks at it.
+        // Releases the lock, which `Inspector` takes.
         drop(directory);
         let found = Inspector::open(&spool)?.verify()?;
         if found.messages != messages || !found.damage.is_empty() {
@@ -144,14 +145,14 @@ impl Target {
             false => fs::rename(&spool, &place).and_then(|()| sync_parent(&place)),
         }
         .with_context(doing)?;
-        // The new spool is complete: what is left of the work may be deleted by hand, too.
+        // Not an error: the new spool is complete, and the work directory can be deleted by hand.
         if let Err(error) = fs::remove_dir_all(&work) {
-            tracing::warn!(path = %work.display(), %error, "what a repair left could not be deleted");
+            tracing::warn!(path = %work.display(), %error, "the work directory of a repair could not be deleted");
         }
         Ok(())
     }
 
-    /// Gives up.
+    /// Deletes the unfinished spool.
     pub(super) fn discard(self) {
         drop(fs::remove_dir_all(&self.work));
     }
@@ -159,30 +160,30 @@ impl Target {
 
 /// Where a new spool may be made.
 struct TargetPlace {
-    /// Whole.
+    /// The full path.
     path: PathBuf,
-    /// It is a directory that can't be replaced by another.
+    /// `path` is a directory that can't be replaced.
     inside: bool,
 }
 
-/// The place, if a new spool may be made there.
+/// Checks that a new spool may be made in `place`.
 fn check_place(source: &Path, place: &Path) -> Result<TargetPlace> {
     let shown = place.display();
-    let doing = || format!("looking at {shown}");
+    let doing = || format!("checking {shown}");
     let plain: PathBuf = place.components().collect();
     let (parent, name) = (plain.parent(), plain.file_name());
     let Some((parent, name)) = parent.zip(name) else {
-        bail!("{shown} names no directory that could be made: give a path that ends in a name");
+        bail!("{shown} can't be the new directory: give a path that ends in a name");
     };
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     let parent = fs::canonicalize(parent)
-        .with_context(|| format!("looking at the parent of {shown}, which must exist"))?;
+        .with_context(|| format!("checking the parent of {shown}, which must exist"))?;
     let path = parent.join(name);
     if path.starts_with(source) {
-        bail!("{shown} is inside the damaged spool, in which nothing is changed: give another place");
+        bail!("{shown} is inside the damaged spool, which repair does not change: give another path");
     }
     match fs::symlink_metadata(&path) {
-        Ok(found) if !found.is_dir() => bail!("{shown} is there and is no directory: give another place"),
+        Ok(found) if !found.is_dir() => bail!("{shown} is not a directory: give another path"),
         Ok(found) => {
             let names = fs::read_dir(&path).with_context(doing)?;
             let names: io::Result<Vec<OsString>> = names.map(|entry| Ok(entry?.file_name())).collect();
@@ -204,8 +205,8 @@ fn check_place(source: &Path, place: &Path) -> Result<TargetPlace> {
     }
 }
 
-/// Removes what a repair that was interrupted while it moved the parts has left. The caller holds
-/// the marker, and [`check_place`] found no part where there was none.
+/// Removes the parts that an interrupted repair moved. The caller holds the marker of that repair,
+/// and [`check_place`] accepts parts only beside the work directory of an interrupted repair.
 fn remove_parts(place: &Path) -> Result<()> {
     for part in PARTS {
         let path = place.join(part);
@@ -220,35 +221,35 @@ fn remove_parts(place: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Moves a complete spool into a directory that stays as it is otherwise.
+/// Moves a complete spool into a directory and leaves the other entries of that directory alone.
 fn move_parts(spool: &Path, place: &Path) -> io::Result<()> {
     let (format, others) = (PARTS[3], &PARTS[..3]);
     for part in others {
         fs::rename(spool.join(part), place.join(part))?;
     }
-    // Only when all of it is there, it is a spool.
+    // `FORMAT` makes the directory a spool, so it is moved when the other parts are durable.
     File::open(place)?.sync_all()?;
     fs::rename(spool.join(format), place.join(format))?;
     File::open(place)?.sync_all()
 }
 
-/// Makes the directory to work in, after what an interrupted repair left there is deleted.
+/// Makes the work directory. Deletes the one that an interrupted repair left.
 fn take_work(work: &Path, place: &Path, inside: bool) -> Result<FileLock> {
     let shown = work.display();
     let marker = work.join(MARKER);
     let under_way = || format!("another repair into {} is under way", place.display());
     if work.symlink_metadata().is_ok() {
         let Ok(left) = File::open(&marker) else {
-            bail!("{shown} is in the way, and was not left by a repair: move it elsewhere");
+            bail!("{shown} exists, and was not left by a repair: move it elsewhere");
         };
-        // Unlocked with the file, and not before: no other repair can take a marker that is about
-        // to be deleted.
+        // The lock is held until the work directory is deleted. So no other repair can lock a
+        // marker that is about to be deleted.
         let Ok(_left) = FileLock::try_lock(left).with_context(|| format!("locking {}", marker.display()))?
         else {
             bail!(under_way());
         };
         if inside {
-            // First, because the marker proves that they are a repair's.
+            // Before the marker is deleted, because it proves that a repair made the parts.
             remove_parts(place)?;
         }
         fs::remove_dir_all(work)

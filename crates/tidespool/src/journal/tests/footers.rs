@@ -1,13 +1,13 @@
-//! Footers as the writer leaves them, and listings of what is whole, damaged or torn.
+//! Footers written by the writer, and listings of intact, damaged and torn segments.
 
 use proptest::prelude::*;
 
 use super::super::footer::{ENTRY_LEN, FooterEntry, TRAILER_LEN, footer_len};
 use super::super::{ColdWriter, JournalChange, Segments, WriteError};
-use super::writer::{Desk, pool};
+use super::writer::{WriterRig, pool};
 use super::*;
 
-/// The same file without its footer, as far as a listing is concerned.
+/// Lists a segment by a scan, even if it has a footer.
 fn scanned(segment: &Segment) -> Vec<FooterEntry> {
     let twin = segment.in_file(segment.file.clone());
     twin.void_footer();
@@ -20,7 +20,7 @@ fn listed_by_scan(segment: &Segment) -> Vec<FooterEntry> {
     listing.entries().collect()
 }
 
-/// The records of a segment, which has a footer that says the same as a scan.
+/// Lists a segment by its footer, and asserts that a scan finds the same.
 fn listed(segment: &Segment) -> Vec<FooterEntry> {
     let listing = segment.listing(salt_of(SPOOL)).unwrap();
     assert!(listing.from_footer, "generation {} has no footer", segment.generation);
@@ -36,42 +36,42 @@ fn kinds(entries: &[FooterEntry]) -> Vec<(u64, RecordKind)> {
     entries.iter().map(|entry| (entry.seq, entry.kind)).collect()
 }
 
-/// A sealed segment of the writer: three puts, a removal, an abort and a mark.
-fn sealed() -> (Desk, Arc<Segment>) {
-    let mut desk = Desk::new();
-    desk.put(1, b"");
-    desk.put(2, b"two");
-    desk.put(3, &[3; 9000]);
-    desk.writer.sync().unwrap();
-    desk.writer.append(id(1), JournalChange::Remove);
-    desk.writer.append(id(2), JournalChange::Abort(2));
-    desk.writer.append(id(0), JournalChange::Mark);
-    desk.writer.sync().unwrap();
-    let segment = all_sealed(&mut desk).remove(0);
-    (desk, segment)
+/// A sealed segment of the writer with three puts, a removal, an abort and a mark.
+fn sealed() -> (WriterRig, Arc<Segment>) {
+    let mut rig = WriterRig::new();
+    rig.put(1, b"");
+    rig.put(2, b"two");
+    rig.put(3, &[3; 9000]);
+    rig.writer.sync().unwrap();
+    rig.writer.append(id(1), JournalChange::Remove);
+    rig.writer.append(id(2), JournalChange::Abort(2));
+    rig.writer.append(id(0), JournalChange::Mark);
+    rig.writer.sync().unwrap();
+    let segment = all_sealed(&mut rig).remove(0);
+    (rig, segment)
 }
 
-/// Seals, and returns all segments.
-fn all_sealed(desk: &mut Desk) -> Vec<Arc<Segment>> {
-    desk.writer.seal();
-    desk.segments.all()
+/// Seals the active segment, and returns all segments.
+fn all_sealed(rig: &mut WriterRig) -> Vec<Arc<Segment>> {
+    rig.writer.seal();
+    rig.segments.all()
 }
 
-/// One wrong byte of a header, read once, hid the record from a scan. A rebuild of the index then
-/// gave its message up.
+/// A single misread byte of a header hid the record from a scan. A rebuild of the index then
+/// dropped the record's message.
 #[test]
-fn a_header_that_is_misread_once_hides_no_record() {
-    let (desk, segment) = sealed();
+fn a_header_misread_once_hides_no_record() {
+    let (rig, segment) = sealed();
     segment.void_footer();
     let entries = listed_by_scan(&segment);
     for entry in &entries {
         for byte in 0..footprint(0) {
-            let misread = || *desk.watched.misread.lock() = Some(entry.offset + byte);
+            let misread = || *rig.watched.misread.lock() = Some(entry.offset + byte);
             misread();
             if let Ok(listing) = segment.listing(salt_of(SPOOL)) {
                 assert_eq!(listing.entries().collect::<Vec<_>>(), entries, "{entry:?} {byte}");
             }
-            assert_eq!(*desk.watched.misread.lock(), None, "it was not read");
+            assert_eq!(*rig.watched.misread.lock(), None, "it was not read");
             misread();
             if let Ok(records) = segment.records(salt_of(SPOOL)) {
                 let seqs: Vec<u64> = records.iter().map(|found| found.header.seq).collect();
@@ -84,7 +84,7 @@ fn a_header_that_is_misread_once_hides_no_record() {
 
 #[test]
 fn a_footer_lists_every_record() {
-    let (desk, segment) = sealed();
+    let (rig, segment) = sealed();
     let entries = listed(&segment);
     let (put, [remove, abort, mark]) =
         (RecordKind::Put, [RecordKind::Remove, RecordKind::Abort, RecordKind::Mark]);
@@ -96,7 +96,7 @@ fn a_footer_lists_every_record() {
         let place = RecordPlace { generation: 1, offset: entry.offset, len: entry.len };
         segment.read_put(salt_of(SPOOL), &entry.id, place).unwrap();
     }
-    let recovered = desk.bench.recover();
+    let recovered = rig.bench.recover();
     assert_clean(&recovered);
     assert_eq!((recovered.replayed.records, recovered.replayed.broken), (6, 0), "a footer was scanned");
 }
@@ -104,30 +104,30 @@ fn a_footer_lists_every_record() {
 #[test]
 fn full_segments_of_records_of_any_size_have_a_footer() {
     for (len, batch) in [(0, 600), (0, 7), (1, 300), (100, 40), (4000, 5), (9000, 1), (26_000, 2)] {
-        let mut desk = Desk::new();
+        let mut rig = WriterRig::new();
         let mut appended = 0;
-        while desk.segments.all().len() < 3 {
+        while rig.segments.all().len() < 3 {
             for _ in 0..batch {
-                desk.put(1, &vec![7; len]);
+                rig.put(1, &vec![7; len]);
             }
             appended += batch;
-            desk.writer.sync().unwrap();
+            rig.writer.sync().unwrap();
         }
-        let all = all_sealed(&mut desk);
+        let all = all_sealed(&mut rig);
         let total: usize = all.iter().map(|segment| listed(segment).len()).sum();
         assert_eq!(total, appended, "{len} bytes in batches of {batch}");
-        assert_clean(&desk.bench.recover());
+        assert_clean(&rig.bench.recover());
     }
 }
 
 #[test]
 fn a_full_segment_of_removals_has_a_footer() {
-    let mut desk = Desk::new();
+    let mut rig = WriterRig::new();
     for _ in 0..1500 {
-        desk.writer.append(id(9), JournalChange::Remove);
+        rig.writer.append(id(9), JournalChange::Remove);
     }
-    desk.writer.sync().unwrap();
-    let all = all_sealed(&mut desk);
+    rig.writer.sync().unwrap();
+    let all = all_sealed(&mut rig);
     let entries: Vec<FooterEntry> = all.iter().flat_map(|segment| listed(segment)).collect();
     assert_eq!(entries.len(), 1500);
     assert!(entries.iter().zip(1..).all(|(entry, seq)| (entry.seq, entry.kind) == (seq, RecordKind::Remove)));
@@ -138,19 +138,19 @@ fn a_full_segment_of_removals_has_a_footer() {
 
 #[test]
 fn a_message_larger_than_a_segment_is_listed_without_a_footer() {
-    let mut desk = Desk::new();
-    desk.put(1, &[1; 300_000]);
-    desk.writer.sync().unwrap();
-    let all = all_sealed(&mut desk);
+    let mut rig = WriterRig::new();
+    rig.put(1, &[1; 300_000]);
+    rig.writer.sync().unwrap();
+    let all = all_sealed(&mut rig);
     let listing = all[0].listing(salt_of(SPOOL)).unwrap();
     assert!(!listing.from_footer);
     let entries: Vec<FooterEntry> = listing.entries().collect();
     assert_eq!((entries.len(), entries[0].len, entries[0].offset), (1, 300_000, PAGE));
 }
 
-/// The bytes of a sealed segment, and a segment that reads others in their place.
+/// Changes the bytes of a sealed segment, and opens the result as another segment.
 fn with_bytes(change: impl FnOnce(&mut Vec<u8>)) -> (JournalBench, Segment) {
-    let (_desk, segment) = sealed();
+    let (_rig, segment) = sealed();
     let mut bytes = std::fs::read(&segment.path).unwrap();
     change(&mut bytes);
     let bench = JournalBench::new(&[]);
@@ -161,7 +161,7 @@ fn with_bytes(change: impl FnOnce(&mut Vec<u8>)) -> (JournalBench, Segment) {
 }
 
 #[test]
-fn every_flipped_bit_of_a_footer_is_noticed() {
+fn every_flipped_bit_of_a_footer_is_detected() {
     let (bench, segment) = with_bytes(|_| {});
     let whole = listed(&segment);
     let bytes = std::fs::read(&segment.path).unwrap();
@@ -179,7 +179,7 @@ fn every_flipped_bit_of_a_footer_is_noticed() {
 }
 
 #[test]
-fn a_footer_that_is_cut_off_is_none() {
+fn a_truncated_footer_is_ignored() {
     let (_bench, segment) = with_bytes(|_| {});
     let whole = listed(&segment);
     for missing in [1, 39, 40, 41, 4096, 5000] {
@@ -191,10 +191,10 @@ fn a_footer_that_is_cut_off_is_none() {
 }
 
 #[test]
-fn a_footer_of_an_earlier_use_or_another_spool_is_none() {
-    let (_desk, first) = sealed();
+fn a_footer_of_an_earlier_use_or_another_spool_is_ignored() {
+    let (_rig, first) = sealed();
     let old = std::fs::read(&first.path).unwrap();
-    let mut made = MadeRecord::new(1);
+    let mut made = SegmentImage::new(1);
     made.bytes = old;
     let bench = JournalBench::new(&[&made.recycled(2).batch(6, &[put(7, 7, "seven")])]);
     let header = SegmentHeader { role: Role::Journal, generation: 2, size: SIZE, spool: SPOOL };
@@ -204,81 +204,81 @@ fn a_footer_of_an_earlier_use_or_another_spool_is_none() {
     assert_eq!((listing.from_footer, listing.len()), (false, 0));
 }
 
-/// The segment is scanned. The error is the journal's: the next write returns it, and what was not
-/// durable is written again elsewhere.
+/// The segment is scanned. The next write returns the error, and records that were not durable are
+/// written again elsewhere.
 #[test]
 fn a_footer_that_cannot_be_written_is_an_error_and_costs_a_scan() {
     for after in [0, 100, 4000] {
-        let mut desk = Desk::new();
-        desk.put(1, b"one");
-        desk.writer.sync().unwrap();
-        desk.watched.failing_writes.lock().push_back(after);
-        let all = all_sealed(&mut desk);
-        assert!(desk.watched.failing_writes.lock().is_empty(), "no footer was written");
+        let mut rig = WriterRig::new();
+        rig.put(1, b"one");
+        rig.writer.sync().unwrap();
+        rig.watched.failing_writes.lock().push_back(after);
+        let all = all_sealed(&mut rig);
+        assert!(rig.watched.failing_writes.lock().is_empty(), "no footer was written");
         let listing = all[0].listing(salt_of(SPOOL)).unwrap();
         assert_eq!((listing.from_footer, listing.len()), (false, 1));
-        desk.put(2, b"two");
-        assert!(matches!(desk.writer.sync(), Err(WriteError::Write(_))), "{after}");
-        let synced = desk.writer.sync().unwrap();
+        rig.put(2, b"two");
+        assert!(matches!(rig.writer.sync(), Err(WriteError::Write(_))), "{after}");
+        let synced = rig.writer.sync().unwrap();
         assert_eq!((synced.records.len(), synced.finished.len()), (1, 1));
-        listed(&all_sealed(&mut desk)[1]);
-        let recovered = desk.bench.recover();
+        listed(&all_sealed(&mut rig)[1]);
+        let recovered = rig.bench.recover();
         assert_holds(&recovered, &[(1, b"one"), (2, b"two")]);
         assert_clean(&recovered);
     }
 }
 
 #[test]
-fn a_segment_that_failed_gets_no_footer_and_the_next_one_lists_what_stands_in_it() {
+fn a_failed_segment_gets_no_footer_and_the_next_one_lists_its_records() {
     for fails_to_sync in [true, false] {
-        let mut desk = Desk::new();
-        desk.put(1, b"one");
-        desk.writer.sync().unwrap();
-        desk.put(2, b"two");
-        desk.put(3, b"three");
+        let mut rig = WriterRig::new();
+        rig.put(1, b"one");
+        rig.writer.sync().unwrap();
+        rig.put(2, b"two");
+        rig.put(3, b"three");
         match fails_to_sync {
-            true => *desk.watched.failing_syncs.lock() = 1,
-            false => desk.watched.failing_writes.lock().push_back(3000),
+            true => *rig.watched.failing_syncs.lock() = 1,
+            false => rig.watched.failing_writes.lock().push_back(3000),
         }
-        assert!(desk.writer.sync().is_err());
-        desk.put(4, b"four");
-        desk.writer.sync().unwrap();
-        let all = all_sealed(&mut desk);
+        assert!(rig.writer.sync().is_err());
+        rig.put(4, b"four");
+        rig.writer.sync().unwrap();
+        let all = all_sealed(&mut rig);
         assert!(all[0].read_trailer(salt_of(SPOOL)).unwrap().is_none());
         let put = RecordKind::Put;
         assert_eq!(kinds(&listed(&all[1])), [(2, put), (3, put), (4, put)]);
     }
 }
 
-/// The segment was sealed, with its footer, before the sync of its last records failed.
+/// The segment was sealed with its footer before the sync of its last records failed.
 #[test]
 fn a_footer_from_before_the_failure_is_not_read() {
-    let mut desk = Desk::new();
-    desk.put(1, b"one");
-    desk.writer.sync().unwrap();
-    desk.put(2, b"two");
-    desk.writer.write().unwrap();
-    desk.writer.seal();
-    *desk.watched.failing_syncs.lock() = 1;
-    assert!(desk.writer.sync().is_err());
-    desk.writer.sync().unwrap();
-    let first = desk.segments.get(1).unwrap();
+    let mut rig = WriterRig::new();
+    rig.put(1, b"one");
+    rig.writer.sync().unwrap();
+    rig.put(2, b"two");
+    rig.writer.write().unwrap();
+    rig.writer.seal();
+    *rig.watched.failing_syncs.lock() = 1;
+    assert!(rig.writer.sync().is_err());
+    rig.writer.sync().unwrap();
+    let first = rig.segments.get(1).unwrap();
     assert!(first.read_trailer(salt_of(SPOOL)).unwrap().is_some());
     assert!(!first.listing(salt_of(SPOOL)).unwrap().from_footer);
 }
 
 /// A sealed segment of which a power cut lost something.
 fn torn(lose: impl FnOnce(&mut [u8], &[FooterEntry])) -> (JournalBench, Vec<FooterEntry>) {
-    let mut desk = Desk::new();
+    let mut rig = WriterRig::new();
     for n in 1..=3 {
-        desk.put(n, &[n; 5000]);
-        desk.writer.sync().unwrap();
+        rig.put(n, &[n; 5000]);
+        rig.writer.sync().unwrap();
     }
-    desk.put(4, &[4; 5000]);
-    desk.put(5, b"five");
-    desk.put(6, b"six");
-    desk.writer.write().unwrap();
-    let all = all_sealed(&mut desk);
+    rig.put(4, &[4; 5000]);
+    rig.put(5, b"five");
+    rig.put(6, b"six");
+    rig.writer.write().unwrap();
+    let all = all_sealed(&mut rig);
     let entries = listed(&all[0]);
     let mut bytes = std::fs::read(&all[0].path).unwrap();
     lose(&mut bytes, &entries);
@@ -295,7 +295,7 @@ fn zero(bytes: &mut [u8], from: u64, to: u64) {
 fn the_footer_of_a_torn_segment_is_erased() {
     type Lose = fn(&mut [u8], &[FooterEntry]);
     let in_the_middle: Lose = |bytes, entries| zero(bytes, entries[3].offset, entries[3].offset + 4096);
-    // No record is left to be cut: the footer alone names them.
+    // No record is left to be cut: only the footer lists them.
     let at_the_end: Lose = |bytes, entries| zero(bytes, entries[3].offset, SIZE - PAGE);
     for (lose, cut) in [(in_the_middle, 2), (at_the_end, 0)] {
         let (bench, entries) = torn(lose);
@@ -316,7 +316,7 @@ fn the_footer_of_a_torn_segment_is_erased() {
     }
 }
 
-/// Damage is no torn end: the footer is right, and names what was lost.
+/// Damage is not a torn tail: the footer is correct, and lists the lost record.
 #[test]
 fn the_footer_of_a_damaged_segment_is_kept() {
     let (bench, entries) = torn(|bytes, entries| bytes[usize::try_from(entries[1].offset).unwrap()] ^= 1);
@@ -328,12 +328,12 @@ fn the_footer_of_a_damaged_segment_is_kept() {
 }
 
 #[test]
-fn a_segment_written_anew_has_its_footer() {
-    let (desk, segment) = sealed();
+fn a_restored_segment_has_its_footer() {
+    let (rig, segment) = sealed();
     let entries = listed(&segment);
     std::fs::remove_file(&segment.path).unwrap();
-    desk.segments.restore(&segment).unwrap();
-    assert_eq!(listed(&desk.segments.get(1).unwrap()), entries);
+    rig.segments.restore(&segment).unwrap();
+    assert_eq!(listed(&rig.segments.get(1).unwrap()), entries);
 }
 
 /// Writes messages of these lengths to cold segments.
@@ -366,21 +366,21 @@ fn cold_segments_have_the_same_footers() {
 }
 
 #[test]
-fn a_cold_segment_is_no_larger_than_what_is_expected() {
+fn a_cold_segment_is_no_larger_than_expected() {
     let (_bench, filled) = cold(&[1000; 8], (8, 8 * footprint(1000)));
     let sizes: Vec<u64> = filled.iter().map(|segment| segment.size).collect();
     assert_eq!(sizes, [PAGE + (8 * footprint(1000)).next_multiple_of(PAGE) + PAGE]);
 }
 
 #[test]
-fn a_cold_message_larger_than_a_segment_has_one_of_its_own() {
+fn a_cold_message_larger_than_a_segment_has_its_own_segment() {
     let (_bench, filled) = cold(&[10, 300_000, 10], (3, 300_500));
-    let told: Vec<(bool, u64)> = filled
+    let found: Vec<(bool, u64)> = filled
         .iter()
         .map(|segment| segment.listing(salt_of(SPOOL)).unwrap())
         .map(|listing| (listing.from_footer, listing.len()))
         .collect();
-    assert_eq!(told, [(true, 1), (false, 1), (true, 1)]);
+    assert_eq!(found, [(true, 1), (false, 1), (true, 1)]);
 }
 
 #[derive(Debug, Clone)]
@@ -406,39 +406,39 @@ fn step() -> impl Strategy<Value = FooterStep> {
         2 => Just(FooterStep::Write),
         3 => Just(FooterStep::Sync),
         2 => Just(FooterStep::Seal),
-        // A disk writes whole sectors. A header of which a part is new would be damage.
+        // A disk writes whole sectors. A partly written header would be damage.
         1 => (0..18usize).prop_map(|sectors| FooterStep::FailWrite(sectors * 512)),
         1 => Just(FooterStep::FailSync),
     ]
 }
 
-/// Does one step; an error leaves all records queued, and there is always a segment for them.
-fn take(desk: &mut Desk, step: &FooterStep) {
-    let pool = desk.segments.pool();
+/// Performs one step. An error leaves all records queued, and there is always a segment for them.
+fn take(rig: &mut WriterRig, step: &FooterStep) {
+    let pool = rig.segments.pool();
     while pool.free() < 3 {
         pool.count_out();
         pool.give(pool.create(SIZE).unwrap());
     }
     match step {
-        FooterStep::Put(n, len) => drop(desk.put(*n, &vec![*n; *len])),
-        FooterStep::Remove(n) => drop(desk.writer.append(id(*n), JournalChange::Remove)),
+        FooterStep::Put(n, len) => drop(rig.put(*n, &vec![*n; *len])),
+        FooterStep::Remove(n) => drop(rig.writer.append(id(*n), JournalChange::Remove)),
         FooterStep::Abort(back) => {
-            let target = desk.writer.last_seq().saturating_sub(*back);
-            desk.writer.append(id(1), JournalChange::Abort(target));
+            let target = rig.writer.last_seq().saturating_sub(*back);
+            rig.writer.append(id(1), JournalChange::Abort(target));
         }
-        FooterStep::Mark => drop(desk.writer.append(id(0), JournalChange::Mark)),
-        FooterStep::Write => drop(desk.writer.write()),
-        FooterStep::Sync => drop(desk.writer.sync()),
-        FooterStep::Seal => desk.writer.seal(),
+        FooterStep::Mark => drop(rig.writer.append(id(0), JournalChange::Mark)),
+        FooterStep::Write => drop(rig.writer.write()),
+        FooterStep::Sync => drop(rig.writer.sync()),
+        FooterStep::Seal => rig.writer.seal(),
         FooterStep::FailWrite(after) => {
-            desk.watched.failing_writes.lock().push_back(*after);
-            drop(desk.writer.sync());
-            desk.watched.failing_writes.lock().clear();
+            rig.watched.failing_writes.lock().push_back(*after);
+            drop(rig.writer.sync());
+            rig.watched.failing_writes.lock().clear();
         }
         FooterStep::FailSync => {
-            *desk.watched.failing_syncs.lock() = 1;
-            drop(desk.writer.sync());
-            *desk.watched.failing_syncs.lock() = 0;
+            *rig.watched.failing_syncs.lock() = 1;
+            drop(rig.writer.sync());
+            *rig.watched.failing_syncs.lock() = 0;
         }
     }
 }
@@ -447,29 +447,29 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn a_footer_says_what_a_scan_finds(steps in proptest::collection::vec(step(), 1..60)) {
-        let mut desk = Desk::new();
-        steps.iter().for_each(|step| take(&mut desk, step));
-        take(&mut desk, &FooterStep::Sync);
-        take(&mut desk, &FooterStep::Sync);
-        prop_assert_eq!(desk.writer.unsynced(), 0);
-        desk.writer.seal();
+    fn a_footer_lists_what_a_scan_finds(steps in proptest::collection::vec(step(), 1..60)) {
+        let mut rig = WriterRig::new();
+        steps.iter().for_each(|step| take(&mut rig, step));
+        take(&mut rig, &FooterStep::Sync);
+        take(&mut rig, &FooterStep::Sync);
+        prop_assert_eq!(rig.writer.unsynced(), 0);
+        rig.writer.seal();
         let mut seqs = std::collections::BTreeSet::new();
-        for segment in desk.segments.all() {
+        for segment in rig.segments.all() {
             let listing = segment.listing(salt_of(SPOOL)).unwrap();
             let entries: Vec<FooterEntry> = listing.entries().collect();
             if listing.from_footer {
                 prop_assert_eq!(&entries, &scanned(&segment));
             } else {
-                // A write that failed may have been the footer's.
+                // The failed write may have been the footer's.
                 let may_lack_it = steps.iter().any(|step| matches!(step, FooterStep::FailWrite(_)));
                 prop_assert!(may_lack_it || segment.has_failed() || segment.size != SIZE);
             }
             seqs.extend(entries.iter().map(|entry| entry.seq));
         }
-        prop_assert_eq!(seqs.len() as u64, desk.writer.last_seq(), "a record is in no list");
-        let recovered = desk.bench.recover();
+        prop_assert_eq!(seqs.len() as u64, rig.writer.last_seq(), "a record is in no list");
+        let recovered = rig.bench.recover();
         assert_clean(&recovered);
-        prop_assert_eq!(recovered.replayed.next_seq, desk.writer.last_seq() + 1);
+        prop_assert_eq!(recovered.replayed.next_seq, rig.writer.last_seq() + 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Recovery from journals made by hand, byte by byte; and the writer, seen through the files that it leaves.
+//! Recovery from hand-made journals, and the writer, judged by the files that it leaves.
 
 mod damage;
 mod footers;
@@ -21,7 +21,7 @@ use super::segments::salt_of;
 use super::{Filed, PAGE, RecordPlace, Recovered, Role, Segment, recover};
 use crate::storage::{OpenMode, OsStorage, Storage, StorageFile};
 
-/// The pool tells nobody.
+/// Ignores the pool's events.
 struct Silent;
 
 impl PoolEvents for Silent {
@@ -29,7 +29,7 @@ impl PoolEvents for Silent {
     fn prewrite_failed(&self, _: &io::Error) {}
 }
 
-/// The system's files, each as what the function makes of it and its name.
+/// The system's files. The function wraps each opened file, and gets its name.
 struct Wrapping<F>(F);
 
 impl<F> std::fmt::Debug for Wrapping<F> {
@@ -71,14 +71,14 @@ where
 
 const SPOOL: [u8; 16] = [7; 16];
 
-/// Of an ordinary segment made here.
+/// Bytes of an ordinary segment.
 const SIZE: u64 = 64 * 1024;
 
 fn id(n: u8) -> SpoolId {
     SpoolId::from_bytes([n; 16])
 }
 
-/// A record as a test says it.
+/// A record of a test.
 #[derive(Debug, Clone)]
 struct Rec {
     kind: RecordKind,
@@ -105,16 +105,16 @@ fn mark(seq: u64) -> Rec {
 
 /// The bytes of one segment file, under construction.
 #[derive(Debug, Clone)]
-struct MadeRecord {
+struct SegmentImage {
     generation: u64,
     spool: [u8; 16],
     bytes: Vec<u8>,
     tail: usize,
-    /// Where each record stands.
+    /// The offset of each record, by sequence number.
     places: BTreeMap<u64, usize>,
 }
 
-impl MadeRecord {
+impl SegmentImage {
     fn new(generation: u64) -> Self {
         Self::sized(generation, SIZE)
     }
@@ -126,7 +126,7 @@ impl MadeRecord {
         Self { generation, spool: SPOOL, bytes, tail: 4096, places: BTreeMap::new() }
     }
 
-    /// The file's next use: what it holds stays behind the new header page.
+    /// The file in its next use: the old content stays behind the new header page.
     fn recycled(mut self, generation: u64) -> Self {
         let header =
             SegmentHeader { role: Role::Journal, generation, size: self.bytes.len() as u64, spool: SPOOL };
@@ -134,7 +134,7 @@ impl MadeRecord {
         Self { generation, tail: 4096, places: BTreeMap::new(), ..self }
     }
 
-    /// The first page says that the file is free, as after it was recycled.
+    /// Marks the file as free in its first page, as recycling does.
     fn marked_free(mut self) -> Self {
         let header =
             SegmentHeader { role: Role::Free, generation: 0, size: self.bytes.len() as u64, spool: SPOOL };
@@ -142,7 +142,7 @@ impl MadeRecord {
         self
     }
 
-    /// Appends a batch as the writer does: from a multiple of 4096, records aligned to 8.
+    /// Appends a batch as the writer does: at a multiple of 4096, with records aligned to 8.
     fn batch(mut self, durable_seq: u64, records: &[Rec]) -> Self {
         for record in records {
             let bytes = self.record(durable_seq, record);
@@ -167,21 +167,21 @@ impl MadeRecord {
         [&header.encode(salt_of(self.spool))[..], &record.payload].concat()
     }
 
-    /// Zeros from a record's start on, as if nothing of it and of what follows had reached the disk.
+    /// Zeros the file from the start of a record on, as if that part had not reached the disk.
     fn cut_at(mut self, seq: u64) -> Self {
         let at = self.places[&seq];
         self.bytes[at..].fill(0);
         self
     }
 
-    /// The page that a byte of a record is in did not reach the disk.
+    /// Zeros the page that contains a byte of a record, as if that page had not reached the disk.
     fn without_page_of(mut self, seq: u64, byte: usize) -> Self {
         let page = (self.places[&seq] + byte) / 4096 * 4096;
         self.bytes[page..page + 4096].fill(0);
         self
     }
 
-    /// Flips a bit of a record, counted from its header's first byte.
+    /// Flips a bit in byte `byte` of a record, counted from the start of its header.
     fn flip(mut self, seq: u64, byte: usize) -> Self {
         let at = self.places[&seq] + byte;
         self.bytes[at] ^= 0x20;
@@ -194,17 +194,17 @@ impl MadeRecord {
     }
 }
 
-/// A byte of a record's payload.
+/// The first byte of a record's payload.
 const PAYLOAD: usize = super::record::HEADER_LEN;
 
-/// A journal's directory, filled by hand.
+/// A journal directory with hand-made files.
 struct JournalBench {
     dir: TempDir,
     storage: Arc<dyn Storage>,
 }
 
 impl JournalBench {
-    fn new(made: &[&MadeRecord]) -> Self {
+    fn new(made: &[&SegmentImage]) -> Self {
         let bench = Self { dir: TempDir::new().unwrap(), storage: Arc::new(OsStorage) };
         for (slot, made) in (0..).zip(made) {
             bench.write(slot, &made.bytes);
@@ -229,7 +229,7 @@ impl JournalBench {
     }
 }
 
-/// What reading a message from a recovered journal gives.
+/// The result of reading a message from a recovered journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum RecordContent {
     Whole(Vec<u8>),
@@ -237,7 +237,7 @@ enum RecordContent {
     Removed,
 }
 
-/// Every id that the journal knows, read.
+/// Reads every id in the journal.
 fn contents(recovered: &Recovered) -> BTreeMap<SpoolId, RecordContent> {
     let read = |id: &SpoolId, place: RecordPlace| {
         let segment =
@@ -253,7 +253,7 @@ fn contents(recovered: &Recovered) -> BTreeMap<SpoolId, RecordContent> {
         .collect()
 }
 
-/// Exactly these messages are there, whole.
+/// Asserts that the journal contains exactly these messages, intact.
 fn assert_holds(recovered: &Recovered, messages: &[(u8, &[u8])]) {
     let expected: BTreeMap<SpoolId, RecordContent> =
         messages.iter().map(|(n, data)| (id(*n), RecordContent::Whole(data.to_vec()))).collect();
@@ -262,14 +262,14 @@ fn assert_holds(recovered: &Recovered, messages: &[(u8, &[u8])]) {
     assert_eq!(found, expected);
 }
 
-/// Nothing is missing or wrong.
+/// Asserts that nothing is missing or damaged.
 fn assert_clean(recovered: &Recovered) {
     assert_eq!(recovered.replayed.gaps, []);
     assert_eq!(recovered.replayed.damaged, []);
     assert_eq!(recovered.damage, []);
 }
 
-/// A segment of a file that is there.
+/// Opens a segment of an existing file.
 fn open_segment(bench: &JournalBench, slot: u32, header: SegmentHeader) -> Segment {
     let path = bench.path(slot);
     let file = bench.storage.open(&path, crate::storage::OpenMode::Read).unwrap();

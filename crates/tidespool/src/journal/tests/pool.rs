@@ -1,4 +1,4 @@
-//! What preparing a segment writes, and how many there are.
+//! What the preparation of a segment writes, and how many segments exist.
 
 use std::io::{self, IoSlice};
 use std::path::Path;
@@ -11,13 +11,13 @@ use super::super::pool::{
 use super::{PAGE, Silent, Wrapping};
 use crate::storage::{Space, StorageFile};
 
-/// A file, and the bytes written to it and the others. It must have its room before it is written:
-/// XFS takes up to twice as much for a file that grows.
+/// A file that counts the bytes written to it and to the others. Asserts that its room is allocated
+/// before it is written: XFS takes up to twice the room for a growing file.
 #[derive(Debug)]
 struct CountedFile {
     file: Arc<dyn StorageFile>,
     written: Arc<AtomicU64>,
-    /// Room that it was given before the last write, in bytes.
+    /// Bytes allocated so far.
     room: AtomicU64,
     can_allocate: bool,
 }
@@ -79,7 +79,7 @@ fn a_segment_for_large_batches_is_not_written_twice() {
         assert_eq!(end, [0; 16]);
         written.swap(0, Ordering::Relaxed)
     };
-    assert_eq!(made(SIZE), SIZE, "nothing is known yet");
+    assert_eq!(made(SIZE), SIZE, "the size of a batch is not known yet");
     pool.note_batch_bytes(PREWRITE_UP_TO + 1);
     assert_eq!(made(SIZE), PAGE);
     pool.note_batch_bytes(PREWRITE_UP_TO);
@@ -95,27 +95,27 @@ fn a_file_system_that_cannot_allocate_gets_zeros() {
     assert_eq!(written.load(Ordering::Relaxed), 2 * SIZE);
 }
 
-/// On a small disk everything went by a capacity that it could never have.
+/// On a small disk, all decisions used a capacity that the disk did not have room for.
 #[test]
 fn the_capacity_in_force_is_what_fits_on_the_disk() {
     let dir = tempfile::tempdir().unwrap();
     let (pool, _) = pool(dir.path(), true);
-    assert_eq!(pool.capacity(), 8, "nothing is known of the disk");
+    assert_eq!(pool.capacity(), 8, "the size of the disk is not known yet");
     let space = |free| Space { free_bytes: free, total_bytes: 100 * SIZE, ..Space::default() };
     pool.note_space(&space(3 * SIZE + 1));
     assert_eq!(pool.capacity(), 3);
     pool.give(pool.create(SIZE).unwrap());
-    assert_eq!(pool.capacity(), 3, "one of them is there now");
+    assert_eq!(pool.capacity(), 3, "one of them exists now");
     pool.set_bounds(8 * SIZE, SIZE);
     pool.note_space(&space(2 * SIZE));
-    assert_eq!(pool.capacity(), 2, "what others are left is not for segments");
+    assert_eq!(pool.capacity(), 2, "segments do not use the space left to others");
     pool.note_space(&space(50 * SIZE));
     assert_eq!(pool.capacity(), 8);
     pool.note_space(&Space::default());
     assert_eq!(pool.capacity(), 8, "a file system that does not report its size");
 }
 
-/// A segment that could not be prepared was logged without its path.
+/// The error of a segment that could not be prepared was logged without its path.
 #[test]
 fn an_error_in_making_a_segment_names_its_file() {
     let dir = tempfile::tempdir().unwrap();
@@ -129,7 +129,7 @@ fn an_error_in_making_a_segment_names_its_file() {
 }
 
 #[test]
-fn a_segment_is_given_up_for_its_room_but_not_the_last() {
+fn a_segment_is_deleted_for_its_room_but_not_the_last() {
     let dir = tempfile::tempdir().unwrap();
     let (pool, _) = pool(dir.path(), true);
     for _ in 0..2 {
@@ -141,7 +141,7 @@ fn a_segment_is_given_up_for_its_room_but_not_the_last() {
 }
 
 #[test]
-fn trimming_leaves_what_would_be_made_again() {
+fn trimming_keeps_segments_that_would_be_created_again() {
     let dir = tempfile::tempdir().unwrap();
     let (pool, _) = pool(dir.path(), true);
     for _ in 0..5 {

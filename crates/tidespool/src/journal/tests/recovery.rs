@@ -1,4 +1,4 @@
-//! One hand-made journal a test, and what recovery makes of it.
+//! Recovery of one hand-made journal in each test.
 
 use super::super::replay::Gap;
 use super::*;
@@ -9,9 +9,10 @@ fn gap(first: u64, last: u64) -> Gap {
 
 #[test]
 fn every_record_of_every_batch_is_found() {
-    let first =
-        MadeRecord::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, vec![2; 9000])]).batch(2, &[remove(3, 1)]);
-    let second = MadeRecord::new(2).batch(3, &[put(4, 4, ""), put(5, 2, "new")]).batch(5, &[mark(6)]);
+    let first = SegmentImage::new(1)
+        .batch(0, &[put(1, 1, "one"), put(2, 2, vec![2; 9000])])
+        .batch(2, &[remove(3, 1)]);
+    let second = SegmentImage::new(2).batch(3, &[put(4, 4, ""), put(5, 2, "new")]).batch(5, &[mark(6)]);
     // The slots are in another order than the generations.
     let recovered = JournalBench::new(&[&second, &first]).recover();
     assert_holds(&recovered, &[(2, b"new"), (4, b"")]);
@@ -24,7 +25,7 @@ fn every_record_of_every_batch_is_found() {
 
 #[test]
 fn a_torn_tail_is_cut_and_stays_cut_with_new_records_behind_it() {
-    let torn = MadeRecord::new(1)
+    let torn = SegmentImage::new(1)
         .batch(0, &[put(1, 1, "kept")])
         .batch(1, &[put(2, 2, vec![2; 9000]), put(3, 3, "after it"), put(4, 1, "newer")])
         .without_page_of(2, 4096);
@@ -35,14 +36,14 @@ fn a_torn_tail_is_cut_and_stays_cut_with_new_records_behind_it() {
     assert_eq!((recovered.replayed.next_seq, recovered.torn_records), (2, 3));
 
     // The numbers are used again, for other messages.
-    let next = MadeRecord::new(recovered.next_generation).batch(1, &[put(2, 5, "five")]);
+    let next = SegmentImage::new(recovered.next_generation).batch(1, &[put(2, 5, "five")]);
     bench.write(1, &next.bytes);
     let recovered = bench.recover();
     assert_holds(&recovered, &[(1, b"kept"), (5, b"five")]);
     assert_clean(&recovered);
     assert_eq!((recovered.replayed.next_seq, recovered.torn_records), (3, 0));
 
-    let more = MadeRecord::new(recovered.next_generation).batch(2, &[put(3, 6, "six"), put(4, 7, "seven")]);
+    let more = SegmentImage::new(recovered.next_generation).batch(2, &[put(3, 6, "six"), put(4, 7, "seven")]);
     bench.write(2, &more.bytes);
     let recovered = bench.recover();
     assert_holds(&recovered, &[(1, b"kept"), (5, b"five"), (6, b"six"), (7, b"seven")]);
@@ -50,9 +51,9 @@ fn a_torn_tail_is_cut_and_stays_cut_with_new_records_behind_it() {
 }
 
 #[test]
-fn pages_that_came_out_of_order_are_a_torn_tail() {
-    // Of one batch only the last record reached the disk; and of the one before, nothing.
-    let torn = MadeRecord::new(1)
+fn pages_written_out_of_order_are_a_torn_tail() {
+    // Only the last record of the second batch reached the disk.
+    let torn = SegmentImage::new(1)
         .batch(0, &[put(1, 1, "kept")])
         .batch(1, &[put(2, 2, vec![2; 5000]), put(3, 3, vec![3; 5000]), put(4, 4, vec![4; 100])])
         .batch(1, &[put(5, 5, "five")])
@@ -68,16 +69,16 @@ fn pages_that_came_out_of_order_are_a_torn_tail() {
     assert_eq!((again.replayed.next_seq, again.torn_records), (2, 0));
 }
 
-/// A record of a torn tail can stand in two segments: in one whose sync failed, and in the one after it. If one of them stayed, it would
-/// be taken for the record that gets its number next, and be newer than what it is older than.
+/// A record of a torn tail can be in two segments: in one whose sync failed, and in the next one. A
+/// remaining copy would pass for the next record with its number, and hide older records.
 #[test]
 fn both_places_of_a_torn_record_are_cut() {
-    let failed = MadeRecord::new(1)
+    let failed = SegmentImage::new(1)
         .batch(0, &[put(1, 1, "kept")])
         .batch(1, &[put(2, 2, vec![2; 5000]), put(3, 3, "older")])
         .flip(2, PAYLOAD + 3);
     let fresh =
-        MadeRecord::new(2).batch(1, &[put(2, 2, vec![2; 5000]), put(3, 3, "older")]).flip(2, PAYLOAD + 3);
+        SegmentImage::new(2).batch(1, &[put(2, 2, vec![2; 5000]), put(3, 3, "older")]).flip(2, PAYLOAD + 3);
     for intact_first in [true, false] {
         let failed = if intact_first { failed.clone() } else { failed.clone().flip(3, PAYLOAD) };
         let bench = JournalBench::new(&[&failed, &fresh]);
@@ -85,7 +86,7 @@ fn both_places_of_a_torn_record_are_cut() {
         assert_holds(&recovered, &[(1, b"kept")]);
         assert_eq!(recovered.replayed.next_seq, 2);
         let next =
-            MadeRecord::new(recovered.next_generation).batch(1, &[put(2, 3, "newer"), put(3, 4, "four")]);
+            SegmentImage::new(recovered.next_generation).batch(1, &[put(2, 3, "newer"), put(3, 4, "four")]);
         bench.write(2, &next.bytes);
         let recovered = bench.recover();
         assert_holds(&recovered, &[(1, b"kept"), (3, b"newer"), (4, b"four")]);
@@ -94,8 +95,8 @@ fn both_places_of_a_torn_record_are_cut() {
 }
 
 #[test]
-fn a_damaged_header_in_the_middle_is_a_gap_and_what_follows_is_kept() {
-    let made = MadeRecord::new(1)
+fn a_damaged_header_in_the_middle_is_a_gap_and_later_records_are_kept() {
+    let made = SegmentImage::new(1)
         .batch(0, &[put(1, 1, "one"), put(2, 2, vec![2; 9000]), put(3, 3, "three")])
         .batch(3, &[put(4, 4, "four")])
         .flip(2, 17);
@@ -106,8 +107,8 @@ fn a_damaged_header_in_the_middle_is_a_gap_and_what_follows_is_kept() {
 }
 
 #[test]
-fn a_damaged_payload_in_the_middle_is_named_and_what_follows_is_kept() {
-    let made = MadeRecord::new(1)
+fn a_damaged_payload_in_the_middle_is_reported_and_later_records_are_kept() {
+    let made = SegmentImage::new(1)
         .batch(0, &[put(1, 1, "one"), put(2, 2, vec![2; 9000]), put(3, 3, "three")])
         .batch(3, &[put(4, 4, "four")])
         .flip(2, PAYLOAD + 4000);
@@ -122,7 +123,8 @@ fn a_damaged_payload_in_the_middle_is_named_and_what_follows_is_kept() {
 
 #[test]
 fn stale_records_behind_a_short_new_use_are_not_read() {
-    let old = MadeRecord::new(1).batch(0, &[put(1, 1, "old")]).batch(1, &[put(2, 2, "stale"), remove(3, 9)]);
+    let old =
+        SegmentImage::new(1).batch(0, &[put(1, 1, "old")]).batch(1, &[put(2, 2, "stale"), remove(3, 9)]);
     let reused = old.recycled(5).batch(3, &[put(4, 4, "four")]);
     let filed = Filed { generation: 4, seq: 3, durable_seq: 3, ..Filed::default() };
     let recovered = JournalBench::new(&[&reused]).recover_with(&filed);
@@ -131,13 +133,14 @@ fn stale_records_behind_a_short_new_use_are_not_read() {
     assert_clean(&recovered);
 }
 
-/// A power cut can keep the records of a segment's new use and lose its header page. Nothing tells then that the generation was used: if
-/// it were given out again, to this very file, what is behind the new records would count.
+/// A power cut can keep the records of a segment's new use and lose its header page. Then nothing
+/// shows that the generation was used. If this file got the same generation again, the old records
+/// behind the new ones would count.
 #[test]
 fn records_whose_header_page_was_lost_never_count_later() {
-    let active = MadeRecord::new(1).batch(0, &[put(1, 1, "one")]);
+    let active = SegmentImage::new(1).batch(0, &[put(1, 1, "one")]);
     let lost =
-        MadeRecord::new(2).batch(1, &[put(2, 2, "lost")]).batch(1, &[put(3, 3, "lost too")]).marked_free();
+        SegmentImage::new(2).batch(1, &[put(2, 2, "lost")]).batch(1, &[put(3, 3, "lost too")]).marked_free();
     let bench = JournalBench::new(&[&active, &lost]);
     let recovered = bench.recover();
     assert_holds(&recovered, &[(1, b"one")]);
@@ -149,16 +152,17 @@ fn records_whose_header_page_was_lost_never_count_later() {
 }
 
 #[test]
-fn a_record_in_a_damaged_message_is_not_taken_for_one() {
-    // A message that contains whole records: of another spool, and of another generation of this one.
-    let other_spool = MadeRecord { spool: [9; 16], ..MadeRecord::new(1) };
+fn a_record_inside_a_damaged_message_does_not_count() {
+    // A message that contains valid records of another spool and of another generation.
+    let other_spool = SegmentImage { spool: [9; 16], ..SegmentImage::new(1) };
     let mut bait = other_spool.record(9, &put(7, 7, "of another spool"));
     bait.resize(bait.len().next_multiple_of(8), 0);
-    bait.extend(MadeRecord::new(3).record(9, &put(8, 8, "of another generation")));
-    let made = MadeRecord::new(1)
+    bait.extend(SegmentImage::new(3).record(9, &put(8, 8, "of another generation")));
+    let made = SegmentImage::new(1)
         .batch(0, &[put(1, 1, "one"), put(2, 2, bait), put(3, 3, "three")])
         .batch(3, &[mark(4)]);
-    // Whole, the message is skipped; without its header, recovery looks for records at every eighth byte of it.
+    // If the message is intact, the scan skips it. Without its header, the scan looks for records
+    // at every eighth byte of it.
     let whole = JournalBench::new(&[&made]).recover();
     assert_eq!(whole.replayed.next_seq, 5);
     assert_clean(&whole);
@@ -169,11 +173,11 @@ fn a_record_in_a_damaged_message_is_not_taken_for_one() {
 
 #[test]
 fn records_are_read_behind_a_damaged_first_page() {
-    let first = MadeRecord::new(1).batch(0, &[put(1, 1, "one")]);
-    // Used before: the newest generation in it is the one that counts.
-    let old = MadeRecord::new(2).batch(1, &[put(2, 2, "stale")]).batch(2, &[put(3, 3, "stale")]);
+    let first = SegmentImage::new(1).batch(0, &[put(1, 1, "one")]);
+    // The file was used before: its newest generation counts.
+    let old = SegmentImage::new(2).batch(1, &[put(2, 2, "stale")]).batch(2, &[put(3, 3, "stale")]);
     let second = old.recycled(4).batch(1, &[put(2, 2, "two")]).flip_first_page();
-    let third = MadeRecord::new(5).batch(2, &[put(3, 3, "three")]);
+    let third = SegmentImage::new(5).batch(2, &[put(3, 3, "three")]);
     let bench = JournalBench::new(&[&first, &second, &third]);
     let recovered = bench.recover();
     assert_holds(&recovered, &[(1, b"one"), (2, b"two"), (3, b"three")]);
@@ -181,11 +185,12 @@ fn records_are_read_behind_a_damaged_first_page() {
     assert_eq!(recovered.damage[0].path, bench.path(1));
 }
 
-/// Only batches tell the generation of a segment without its first page. Here one begins with a damaged record, and the other one is torn: what
-/// stands between stays readable when the torn one is cut.
+/// Without the first page, only the start of a batch shows the generation of a segment. Here one
+/// batch begins with a damaged record, and the other batch is torn. The records in between stay
+/// readable when the torn record is cut.
 #[test]
-fn what_is_behind_a_damaged_first_page_stays_when_the_torn_end_is_cut() {
-    let made = MadeRecord::new(1)
+fn records_behind_a_damaged_first_page_stay_when_the_torn_tail_is_cut() {
+    let made = SegmentImage::new(1)
         .batch(0, &[put(1, 1, "one"), put(2, 2, "two"), put(3, 3, "three")])
         .batch(0, &[put(5, 5, "torn")])
         .flip(1, 3)
@@ -200,12 +205,12 @@ fn what_is_behind_a_damaged_first_page_stays_when_the_torn_end_is_cut() {
     assert_eq!(bench.recover_with(&filed).damage, []);
 }
 
-/// A cold segment that was given up, and lost its first page before it was used again: were it taken for one of the journal, what was replaced and removed
-/// since would come back.
+/// An abandoned cold segment lost its first page before it was used again. If it counted as a
+/// segment of the journal, messages that were replaced or removed since would come back.
 #[test]
 fn old_records_behind_a_damaged_first_page_do_not_come_back() {
-    let old = MadeRecord::new(7).batch(1, &[put(1, 1, "replaced"), put(2, 2, "removed")]).flip_first_page();
-    let young = MadeRecord::new(6).batch(5, &[put(6, 6, "young")]);
+    let old = SegmentImage::new(7).batch(1, &[put(1, 1, "replaced"), put(2, 2, "removed")]).flip_first_page();
+    let young = SegmentImage::new(6).batch(5, &[put(6, 6, "young")]);
     let bench = JournalBench::new(&[&old, &young]);
     let filed = Filed { generation: 5, seq: 5, durable_seq: 5, ..Filed::default() };
     for _ in 0..2 {
@@ -218,10 +223,10 @@ fn old_records_behind_a_damaged_first_page_do_not_come_back() {
     assert_eq!(std::fs::read(bench.path(0)).unwrap(), old.bytes, "left alone");
 }
 
-/// Neither waited for nor taken for a segment.
+/// Opening a pipe must not block, and neither a pipe nor a directory counts as a segment.
 #[test]
-fn what_is_no_file_is_left_alone_and_named() {
-    let bench = JournalBench::new(&[&MadeRecord::new(1).batch(0, &[put(1, 1, "one")])]);
+fn a_pipe_or_directory_is_left_alone_and_reported() {
+    let bench = JournalBench::new(&[&SegmentImage::new(1).batch(0, &[put(1, 1, "one")])]);
     std::fs::create_dir(bench.path(1)).unwrap();
     let mode = rustix::fs::Mode::from_bits_truncate(0o600);
     rustix::fs::mknodat(rustix::fs::CWD, bench.path(2), rustix::fs::FileType::Fifo, mode, 0).unwrap();
@@ -234,9 +239,9 @@ fn what_is_no_file_is_left_alone_and_named() {
 }
 
 #[test]
-fn a_filed_segment_with_a_damaged_first_page_is_free() {
-    let filed = MadeRecord::new(1).batch(0, &[put(1, 1, "one")]).flip_first_page();
-    let next = MadeRecord::new(2).batch(1, &[put(2, 2, "two")]);
+fn a_checkpointed_segment_with_a_damaged_first_page_is_free() {
+    let filed = SegmentImage::new(1).batch(0, &[put(1, 1, "one")]).flip_first_page();
+    let next = SegmentImage::new(2).batch(1, &[put(2, 2, "two")]);
     let what = Filed { generation: 1, seq: 1, durable_seq: 1, ..Filed::default() };
     let recovered = JournalBench::new(&[&filed, &next]).recover_with(&what);
     assert_holds(&recovered, &[(2, b"two")]);
@@ -245,13 +250,14 @@ fn a_filed_segment_with_a_damaged_first_page_is_free() {
 }
 
 #[test]
-fn a_truncated_file_loses_what_was_in_it_and_says_so() {
-    let first = MadeRecord::new(1)
+fn the_loss_of_a_truncated_file_is_reported() {
+    let first = SegmentImage::new(1)
         .batch(0, &[put(1, 1, "one"), put(2, 2, "two")])
         .batch(2, &[put(3, 3, vec![3; 9000])]);
-    let second = MadeRecord::new(2).batch(3, &[put(4, 4, "four")]);
+    let second = SegmentImage::new(2).batch(3, &[put(4, 4, "four")]);
     let bench = JournalBench::new(&[&first, &second]);
-    // In the middle of a payload, before a record, in the first page, and at nothing.
+    // The file ends in the middle of a payload, before a record, in a header, in the first page,
+    // and at 0.
     for (keep, held, gaps) in [
         (first.places[&3] + 5000, 3, vec![]),
         (first.places[&3], 3, vec![gap(3, 3)]),
@@ -272,8 +278,8 @@ fn a_truncated_file_loses_what_was_in_it_and_says_so() {
 
 #[test]
 fn a_copy_of_a_segment_changes_nothing() {
-    let first = MadeRecord::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, "two")]);
-    let second = MadeRecord::new(2).batch(2, &[remove(3, 1), put(4, 2, "newer")]);
+    let first = SegmentImage::new(1).batch(0, &[put(1, 1, "one"), put(2, 2, "two")]);
+    let second = SegmentImage::new(2).batch(2, &[remove(3, 1), put(4, 2, "newer")]);
     for files in [[&first, &second, &first], [&first, &first, &second], [&second, &first, &second]] {
         let bench = JournalBench::new(&files);
         let recovered = bench.recover();
@@ -285,12 +291,12 @@ fn a_copy_of_a_segment_changes_nothing() {
 }
 
 #[test]
-fn foreign_files_are_left_alone_and_named() {
-    let ours = MadeRecord::new(1).batch(0, &[put(1, 1, "one")]);
-    let mut theirs = MadeRecord::new(1);
+fn foreign_files_are_left_alone_and_reported() {
+    let ours = SegmentImage::new(1).batch(0, &[put(1, 1, "one")]);
+    let mut theirs = SegmentImage::new(1);
     let header = SegmentHeader { role: Role::Journal, generation: 1, size: SIZE, spool: [9; 16] };
     theirs.bytes[..4096].copy_from_slice(&header.encode());
-    theirs = MadeRecord { spool: [9; 16], ..theirs }.batch(0, &[put(1, 9, "theirs")]);
+    theirs = SegmentImage { spool: [9; 16], ..theirs }.batch(0, &[put(1, 9, "theirs")]);
     let bench = JournalBench::new(&[&ours, &theirs]);
     bench.write(2, &[0x5a; 70_000]);
     bench.write(3, b"a note");
@@ -305,7 +311,7 @@ fn foreign_files_are_left_alone_and_named() {
 
 #[test]
 fn empty_files_and_files_of_zeros_are_free() {
-    let bench = JournalBench::new(&[&MadeRecord::new(1).batch(0, &[put(1, 1, "one")])]);
+    let bench = JournalBench::new(&[&SegmentImage::new(1).batch(0, &[put(1, 1, "one")])]);
     bench.write(1, &[]);
     bench.write(2, &[0; 100]);
     bench.write(3, &vec![0; usize::try_from(SIZE).unwrap()]);
@@ -318,13 +324,13 @@ fn empty_files_and_files_of_zeros_are_free() {
 }
 
 #[test]
-fn what_was_written_again_after_a_failed_sync_counts_at_its_newer_place() {
-    let failed = MadeRecord::new(1)
+fn a_record_written_again_after_a_failed_sync_counts_at_its_newer_place() {
+    let failed = SegmentImage::new(1)
         .batch(0, &[put(1, 1, "one")])
         .batch(1, &[put(2, 2, "two"), put(3, 3, "three")])
         .flip(2, PAYLOAD)
         .cut_at(3);
-    let fresh = MadeRecord::new(2).batch(1, &[put(2, 2, "two"), put(3, 3, "three"), put(4, 4, "four")]);
+    let fresh = SegmentImage::new(2).batch(1, &[put(2, 2, "two"), put(3, 3, "three"), put(4, 4, "four")]);
     let recovered = JournalBench::new(&[&failed, &fresh]).recover();
     assert_holds(&recovered, &[(1, b"one"), (2, b"two"), (3, b"three"), (4, b"four")]);
     assert_clean(&recovered);
@@ -334,14 +340,14 @@ fn what_was_written_again_after_a_failed_sync_counts_at_its_newer_place() {
 
 #[test]
 fn an_aborted_put_was_never_there() {
-    let made = MadeRecord::new(1)
+    let made = SegmentImage::new(1)
         .batch(0, &[put(1, 1, "one")])
         .batch(1, &[put(2, 1, "not stored"), put(3, 2, "not stored")])
         .batch(3, &[abort(4, 1, 2), abort(5, 2, 3)]);
     let recovered = JournalBench::new(&[&made]).recover();
     assert_holds(&recovered, &[(1, b"one")]);
     assert_clean(&recovered);
-    // An abort that cannot be read is damage like any other: the store may be there, and the gap is told.
+    // An unreadable abort is damage like any other: the put may reappear, and the gap is reported.
     let recovered = JournalBench::new(&[&made.batch(5, &[mark(6)]).flip(5, 5)]).recover();
     assert_holds(&recovered, &[(1, b"one"), (2, b"not stored")]);
     assert_eq!(recovered.replayed.gaps, [gap(5, 5)]);
@@ -349,11 +355,11 @@ fn an_aborted_put_was_never_there() {
 
 #[test]
 fn a_segment_larger_than_usual_is_read() {
-    let large = MadeRecord::sized(2, 3 << 20).batch(1, &[put(2, 2, vec![0xab; (3 << 20) - 8192])]);
+    let large = SegmentImage::sized(2, 3 << 20).batch(1, &[put(2, 2, vec![0xab; (3 << 20) - 8192])]);
     let recovered = JournalBench::new(&[
-        &MadeRecord::new(1).batch(0, &[put(1, 1, "one")]),
+        &SegmentImage::new(1).batch(0, &[put(1, 1, "one")]),
         &large,
-        &MadeRecord::new(3).batch(2, &[put(3, 3, "three")]),
+        &SegmentImage::new(3).batch(2, &[put(3, 3, "three")]),
     ])
     .recover();
     assert_holds(&recovered, &[(1, b"one"), (2, &vec![0xab; (3 << 20) - 8192]), (3, b"three")]);
@@ -361,8 +367,8 @@ fn a_segment_larger_than_usual_is_read() {
 }
 
 #[test]
-fn the_end_of_the_journal_gone_altogether_is_noticed() {
-    let made = MadeRecord::new(1).batch(0, &[put(1, 1, "one")]);
+fn a_missing_end_of_the_journal_is_detected() {
+    let made = SegmentImage::new(1).batch(0, &[put(1, 1, "one")]);
     let filed = Filed { durable_seq: 4, ..Filed::default() };
     let bench = JournalBench::new(&[&made]);
     let recovered = bench.recover_with(&filed);
@@ -372,11 +378,12 @@ fn the_end_of_the_journal_gone_altogether_is_noticed() {
     assert_eq!(bench.recover_with(&filed).replayed.gaps, [gap(2, 4)]);
 }
 
-/// What was durable once and is gone is told by a record behind it. That record may be one that has to be cut; what it told must not be cut with
-/// it: a process that dies before it reports the loss would else hide it.
+/// A later record shows that a lost record was durable once. If this later record is torn, it is
+/// cut. Its evidence must survive: otherwise a process that dies before it reports the loss would
+/// hide it.
 #[test]
-fn a_loss_that_only_a_torn_record_tells_is_told_again() {
-    let made = MadeRecord::new(1)
+fn a_loss_that_only_a_torn_record_shows_is_reported_again() {
+    let made = SegmentImage::new(1)
         .batch(0, &[put(1, 1, "one")])
         .batch(1, &[put(2, 2, "two"), put(3, 3, "three")])
         .batch(3, &[put(4, 4, vec![4; 5000]), put(5, 5, "five")])
@@ -390,31 +397,32 @@ fn a_loss_that_only_a_torn_record_tells_is_told_again() {
     assert_holds(&second, &[(1, b"one")]);
     assert_eq!(second.replayed.gaps, [gap(2, 3)]);
     assert_eq!(second.replayed.next_seq, first.replayed.next_seq);
-    // Told once and gone on: the numbers behind the loss are used.
-    let next = MadeRecord::new(second.next_generation).batch(3, &[put(second.replayed.next_seq, 6, "six")]);
+    // After the report the spool continues: the numbers behind the loss are used.
+    let next = SegmentImage::new(second.next_generation).batch(3, &[put(second.replayed.next_seq, 6, "six")]);
     bench.write(1, &next.bytes);
     let third = bench.recover();
     assert_holds(&third, &[(1, b"one"), (6, b"six")]);
     assert_eq!(third.replayed.gaps, [gap(2, 3)]);
 }
 
-/// The next slot's number must not run over: segments would be made over files that are there.
+/// The next slot number must not wrap to a used one: a new segment would overwrite an existing
+/// file.
 #[test]
-fn a_file_with_the_highest_slot_is_no_danger() {
-    let bench = JournalBench::new(&[&MadeRecord::new(1).batch(0, &[put(1, 1, "one")])]);
-    bench.write(u32::MAX, b"somebody else's");
+fn a_file_with_the_highest_slot_is_not_overwritten() {
+    let bench = JournalBench::new(&[&SegmentImage::new(1).batch(0, &[put(1, 1, "one")])]);
+    bench.write(u32::MAX, b"another program's");
     let recovered = bench.recover();
     assert_holds(&recovered, &[(1, b"one")]);
     let pool = writer::pool(&bench, recovered.next_slot);
     for _ in 0..2 {
         pool.create(SIZE).unwrap();
     }
-    assert_eq!(std::fs::read(bench.path(u32::MAX)).unwrap(), b"somebody else's");
+    assert_eq!(std::fs::read(bench.path(u32::MAX)).unwrap(), b"another program's");
     assert_holds(&bench.recover(), &[(1, b"one")]);
 }
 
 #[test]
-fn a_retained_segment_that_is_missing_is_named() {
+fn a_missing_retained_segment_is_reported() {
     let filed = Filed { generation: 3, seq: 9, durable_seq: 9, retained: [2].into(), ..Filed::default() };
     let recovered = JournalBench::new(&[]).recover_with(&filed);
     assert_eq!(recovered.damage.len(), 1);
@@ -423,7 +431,7 @@ fn a_retained_segment_that_is_missing_is_named() {
 
 #[test]
 fn without_repair_nothing_is_changed() {
-    let torn = MadeRecord::new(1)
+    let torn = SegmentImage::new(1)
         .batch(0, &[put(1, 1, "one")])
         .batch(1, &[put(2, 2, "two"), put(3, 3, "x")])
         .flip(2, PAYLOAD);
@@ -433,12 +441,13 @@ fn without_repair_nothing_is_changed() {
     assert_eq!(std::fs::read(bench.path(0)).unwrap(), torn.bytes);
 }
 
-/// The checkpoint is in the middle of a segment when the process dies, so that sled points into it. It is started again, and ended in an orderly way
-/// before the next checkpoint: the manifest lists the segment as retained, and it is not filed.
+/// The process dies when the checkpoint is in the middle of a segment, so sled refers to that
+/// segment. The spool is opened and shut down before the next checkpoint. Then the manifest lists
+/// the segment as retained, though it is not checkpointed.
 #[test]
-fn a_segment_that_is_not_filed_is_replayed_though_the_manifest_retains_it() {
-    let first = MadeRecord::new(1).batch(0, &[put(1, 1, "one")]);
-    let second = MadeRecord::new(2).batch(1, &[put(2, 2, "two"), put(3, 3, "three")]);
+fn a_retained_segment_above_the_checkpoint_is_replayed() {
+    let first = SegmentImage::new(1).batch(0, &[put(1, 1, "one")]);
+    let second = SegmentImage::new(2).batch(1, &[put(2, 2, "two"), put(3, 3, "three")]);
     let filed = Filed { generation: 1, seq: 1, durable_seq: 3, retained: [1, 2].into(), ..Filed::default() };
     let recovered = JournalBench::new(&[&first, &second]).recover_with(&filed);
     assert_holds(&recovered, &[(2, b"two"), (3, b"three")]);

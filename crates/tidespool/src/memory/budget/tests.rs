@@ -12,7 +12,7 @@ fn budget(limit: u64) -> Arc<Budget> {
     Arc::new(Budget::new(limit))
 }
 
-/// A waiter that was polled once, and got nothing.
+/// A waiter that was polled once and was not admitted.
 fn waits(budget: &Arc<Budget>, len: u64, lane: Lane) -> Admitting {
     let waiter = budget.wait(len, lane);
     let mut admitting: Admitting = Box::pin(async move { waiter.admitted().await.unwrap() });
@@ -24,7 +24,7 @@ fn got(admitting: &mut Admitting) -> Option<Permit> {
     block_on(poll_once(admitting))
 }
 
-/// The thread that admits those who become due, until this is dropped.
+/// Runs the thread that admits waiters, until it is dropped.
 struct Attended(Arc<Budget>, Option<std::thread::JoinHandle<()>>);
 
 impl Attended {
@@ -43,20 +43,20 @@ impl Drop for Attended {
     }
 }
 
-/// What is admitted in the end, whatever the load of the machine is.
+/// Waits for the admission, independent of the load of the machine.
 async fn admitted(budget: &Arc<Budget>, len: u64, lane: Lane) -> Permit {
     let admitted = budget.wait(len, lane).admitted();
-    tokio::time::timeout(Duration::from_secs(60), admitted).await.expect("it waits for nothing").unwrap()
+    tokio::time::timeout(Duration::from_secs(60), admitted).await.expect("not admitted").unwrap()
 }
 
 fn assert_all_room_is_back(budget: &Arc<Budget>, limit: u64) {
     assert_eq!((budget.dirty(), budget.waiting()), (0, 0));
-    assert_eq!(budget.puts.load(Ordering::SeqCst), 0, "nobody waits");
-    assert!(budget.try_admit(limit - DIRTY_OVERHEAD, Lane::Memory).is_some(), "all room is there");
+    assert_eq!(budget.puts.load(Ordering::SeqCst), 0, "no store waits");
+    assert!(budget.try_admit(limit - DIRTY_OVERHEAD, Lane::Memory).is_some(), "all room is free");
 }
 
 #[test]
-fn room_comes_back_with_the_permit_and_dirty_bytes_with_it() {
+fn dropping_a_permit_returns_its_room() {
     let budget = budget(10_000);
     let first = budget.try_admit(9_000, Lane::Memory).unwrap();
     assert_eq!((first.bytes(), budget.dirty()), (9_000 + DIRTY_OVERHEAD, 9_000 + DIRTY_OVERHEAD));
@@ -71,7 +71,7 @@ fn a_message_over_the_limit_is_admitted_alone() {
     let small = budget.try_admit(1, Lane::Memory).unwrap();
     assert!(budget.try_admit(1 << 20, Lane::Memory).is_none());
     let mut waiting = waits(&budget, 1 << 20, Lane::Memory);
-    assert!(budget.try_admit(0, Lane::Disk).is_some(), "a small one costs less, and has room");
+    assert!(budget.try_admit(0, Lane::Disk).is_some(), "a small message is ahead, and has room");
     drop(small);
     let huge = got(&mut waiting).unwrap();
     assert_eq!(budget.dirty(), (1 << 20) + DIRTY_OVERHEAD);
@@ -92,7 +92,7 @@ fn removals_are_counted_and_never_wait() {
 }
 
 #[test]
-fn a_dropped_waiter_leaves_no_trace_and_those_it_kept_back_are_served() {
+fn a_dropped_waiter_leaves_no_trace_and_unblocks_the_next_ones() {
     let budget = budget(10_000);
     let first = budget.try_admit(8_000, Lane::Disk).unwrap();
     let gone = waits(&budget, 9_000, Lane::Disk);
@@ -107,22 +107,22 @@ fn a_dropped_waiter_leaves_no_trace_and_those_it_kept_back_are_served() {
 }
 
 #[test]
-fn room_that_was_given_to_a_waiter_that_is_dropped_goes_to_the_next_one() {
+fn room_granted_to_a_dropped_waiter_goes_to_the_next_one() {
     let budget = budget(10_000);
     let first = budget.try_admit(8_000, Lane::Disk).unwrap();
     let granted = waits(&budget, 8_000, Lane::Disk);
     let mut next = waits(&budget, 8_500, Lane::Disk);
     drop(first);
-    // It has the room, and has not looked.
+    // The first waiter has the room and was not polled since.
     assert_eq!((budget.dirty(), budget.waiting()), (8_000 + DIRTY_OVERHEAD, 8_500 + DIRTY_OVERHEAD));
     drop(granted);
     drop((got(&mut next).unwrap(), next));
     assert_all_room_is_back(&budget, 10_000);
 }
 
-/// Room is given and waiters are dropped on two threads at the same time, again and again: whoever wins, nothing is lost.
+/// Two threads grant room and drop waiters at the same time, repeatedly. No room may be lost.
 #[test]
-fn grant_and_drop_at_the_same_moment_leak_nothing() {
+fn concurrent_grant_and_drop_leak_nothing() {
     let budget = budget(10_000);
     for turn in 0..3_000 {
         let full = budget.try_admit(8_500, Lane::Disk).unwrap();
@@ -138,7 +138,7 @@ fn grant_and_drop_at_the_same_moment_leak_nothing() {
             drop(gone);
         });
         if let Some(stays) = &mut stays {
-            assert!(got(stays).is_some(), "turn {turn}: it is the only one left");
+            assert!(got(stays).is_some(), "turn {turn}: no other waiter is left");
         }
         drop(stays);
         assert_eq!((budget.dirty(), budget.waiting()), (0, 0), "turn {turn}");
@@ -147,7 +147,7 @@ fn grant_and_drop_at_the_same_moment_leak_nothing() {
 }
 
 #[test]
-fn a_raised_limit_wakes_and_a_lowered_one_waits_until_enough_has_drained() {
+fn a_raised_limit_admits_and_a_lowered_one_waits_until_enough_has_drained() {
     let budget = budget(10_000);
     let [first, second] = [4_000, 4_000].map(|len| budget.try_admit(len, Lane::Disk).unwrap());
     let mut waiting = waits(&budget, 4_000, Lane::Disk);
@@ -164,43 +164,43 @@ fn a_raised_limit_wakes_and_a_lowered_one_waits_until_enough_has_drained() {
 }
 
 #[test]
-fn the_drain_rate_is_that_of_all_bytes_in_all_the_time() {
+fn the_drain_rate_is_total_bytes_over_total_time() {
     let budget = budget(1_000_000);
     budget.note_drained(64 * 1024 - 1, Duration::from_secs(10));
-    assert_eq!(budget.drain_rate(), 0, "so little tells nothing");
-    // Half of the bytes at ten times the rate: a mean of the two rates would be 550 000.
+    assert_eq!(budget.drain_rate(), 0, "a small commit is not measured");
+    // Half of the bytes have ten times the rate. The mean of the two rates would be 550 000.
     for _ in 0..50 {
         budget.note_drained(100_000, Duration::from_millis(100));
         budget.note_drained(100_000, Duration::from_millis(1_000));
     }
     assert!((160_000..210_000).contains(&budget.drain_rate()), "{}", budget.drain_rate());
-    // Since then nothing was drained for a while.
+    // Then no commit ends for a while.
     let later = budget.drained_at.load(Ordering::SeqCst) + 60_000_000_000;
     assert!(budget.rate_at(later) < budget.drain_rate() / 5, "{}", budget.rate_at(later));
 }
 
 #[test]
-fn a_deadline_that_the_rate_or_the_slot_cannot_meet_is_known_at_once() {
+fn a_deadline_that_the_rate_or_the_slot_cannot_meet_is_refused_at_once() {
     let budget = budget(1_000_000);
     let second = Duration::from_secs(1);
     let _dirty = budget.try_admit(990_000, Lane::Disk).unwrap();
-    assert!(!budget.cannot_meet(500_000, Lane::Disk, second), "nothing was measured");
+    assert!(!budget.cannot_meet(500_000, Lane::Disk, second), "no rate is measured");
     budget.note_drained(100_000, second);
     assert!(budget.cannot_meet(500_000, Lane::Disk, second));
     assert!(!budget.cannot_meet(500_000, Lane::Disk, 3 * second));
-    // Four seconds' worth that came before.
+    // Four seconds of earlier stores.
     let _ahead = waits(&budget, 400_000, Lane::Disk);
     assert!(budget.cannot_meet(500_000, Lane::Disk, 3 * second));
     assert!(!budget.cannot_meet(500_000, Lane::Disk, 6 * second));
-    assert!(!budget.cannot_meet(100, Lane::Disk, second), "what is small comes before it");
+    assert!(!budget.cannot_meet(100, Lane::Disk, second), "a small message is admitted before them");
 }
 
 #[test]
-fn a_deadline_before_the_slot_is_refused_though_there_is_room() {
+fn a_deadline_before_the_slot_is_refused_although_there_is_room() {
     let budget = budget(1_000_000);
     budget.note_drained(100_000, Duration::from_secs(1));
     let _dirty = budget.try_admit(800_000, Lane::Memory).unwrap();
-    // It gets the slot that is free; the next one is a while away.
+    // It takes the free slot. The next slot is later.
     let _slow = budget.try_admit(100_000, Lane::Memory).unwrap();
     assert!(budget.try_admit(1_000, Lane::Memory).is_none());
     assert!(budget.cannot_meet(1_000, Lane::Memory, Duration::from_millis(1)));
@@ -209,50 +209,51 @@ fn a_deadline_before_the_slot_is_refused_though_there_is_room() {
 }
 
 #[test]
-fn whoever_makes_room_is_told_that_it_is_needed() {
+fn a_lack_of_room_is_reported_once() {
     let budget = budget(10_000);
     let first = budget.try_admit(9_000, Lane::Disk).unwrap();
-    let told = Arc::new(AtomicBool::new(false));
+    let reported = Arc::new(AtomicBool::new(false));
     let mut waiting = waits(&budget, 9_000, Lane::Disk);
-    assert!(!budget.attend(Instant::now(), || told.store(true, Ordering::SeqCst)));
-    assert!(told.swap(false, Ordering::SeqCst));
-    assert!(!budget.attend(Instant::now(), || told.store(true, Ordering::SeqCst)));
-    assert!(!told.load(Ordering::SeqCst), "once is enough");
+    assert!(!budget.attend(Instant::now(), || reported.store(true, Ordering::SeqCst)));
+    assert!(reported.swap(false, Ordering::SeqCst));
+    assert!(!budget.attend(Instant::now(), || reported.store(true, Ordering::SeqCst)));
+    assert!(!reported.load(Ordering::SeqCst), "not reported again");
     drop(first);
     assert!(got(&mut waiting).is_some());
 }
 
-/// One of the waiters looked at the clock for all, when its future was polled. A caller that polled
-/// its store once and then did something else (`select!` with a long branch) kept all those behind
-/// it waiting, though there was room and their time had come. So it is for one that is due, for one
-/// that lacks room, and for one that has its room and was not polled since.
+/// One waiter watched the clock for all others, whenever its future was polled. A caller that
+/// polled its store once and then did something else (`select!` with a long branch) blocked all
+/// waiters behind it, although there was room and they were due. The test covers a waiter that is
+/// due, one that lacks room, and one that has its room and was not polled since.
 #[tokio::test]
-async fn nobody_waits_for_another_waiter_to_be_polled() {
+async fn no_waiter_depends_on_another_being_polled() {
     let budget = budget(1_000_000);
     let _attended = Attended::new(&budget);
     budget.note_drained(100_000, Duration::from_secs(1));
     let dirty = budget.try_admit(800_000, Lane::Memory).unwrap();
-    // The next slot is a while away.
+    // The next slot is later.
     let slow = budget.try_admit(50_000, Lane::Memory).unwrap();
     let due = waits(&budget, 1_000, Lane::Memory);
     let behind = admitted(&budget, 1_000, Lane::Memory).await;
-    assert_eq!(budget.waiting(), 0, "the one that was not polled has its room, too");
+    assert_eq!(budget.waiting(), 0, "the waiter that was not polled has its room, too");
 
     let lacks_room = waits(&budget, 400_000, Lane::Disk);
     let last = waits(&budget, 410_000, Lane::Memory);
     drop(dirty);
     let after = admitted(&budget, 1_000, Lane::Memory).await;
     assert_eq!(budget.waiting(), 0);
-    // It keeps what it was given, and no more than that.
+    // It keeps the room that it was granted, and no more.
     let all = admitted(&budget, 100_000, Lane::Disk);
     let all = tokio::join!(all, async { drop(lacks_room) }).0;
     drop((due, behind, slow, last, after, all));
     assert_all_room_is_back(&budget, 1_000_000);
 }
 
-/// Far more callers than there is room for, some of whom give up: all others are served, and everything is given back.
+/// There are far more callers than room, and some give up. All others must be admitted, and all
+/// room must be returned.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn under_overload_everybody_is_served_and_the_limit_holds() {
+async fn under_overload_every_store_is_admitted_and_the_limit_holds() {
     const LIMIT: u64 = 100_000;
     let budget = budget(LIMIT);
     let _attended = Attended::new(&budget);
@@ -293,7 +294,7 @@ async fn under_overload_everybody_is_served_and_the_limit_holds() {
     assert_all_room_is_back(&budget, LIMIT);
 }
 
-/// Nothing bounded removals: 68 MiB of them waited for the disk beside a dirty limit of 32 MiB.
+/// Removals had no bound: 68 MiB of them waited for the disk beside a dirty limit of 32 MiB.
 #[test]
 fn many_removals_wait_until_there_are_fewer() {
     let budget = Arc::new(Budget::new(80 * DIRTY_OVERHEAD));

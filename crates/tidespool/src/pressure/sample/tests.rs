@@ -5,7 +5,7 @@ use super::*;
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
 
-/// 16 GiB, of which half is available.
+/// 16 GiB, half of it available.
 struct FakeMachine;
 
 impl Machine for FakeMachine {
@@ -80,12 +80,12 @@ const V1_STAT: &str =
     "cache 7\nrss 3\ninactive_file 5\ntotal_cache 700\ntotal_rss 1000\ntotal_inactive_file 600\n";
 
 #[test]
-fn version_2_gives_usage_less_inactive_file() {
+fn version_2_reports_usage_minus_inactive_file() {
     v2_root().v2_group("/mail/spool.service", 3_000, "8000", V2_STAT).gives(Source::CgroupV2, 2_400, 8_000);
 }
 
 #[test]
-fn version_1_gives_usage_less_inactive_file_of_the_whole_group() {
+fn version_1_reports_usage_minus_inactive_file_of_the_whole_group() {
     v1_root().v1_group("/mail", 3_000, "8000", V1_STAT).gives(Source::CgroupV1, 2_400, 8_000);
 }
 
@@ -96,7 +96,7 @@ fn the_working_set_is_never_less_than_the_anonymous_memory() {
 }
 
 #[test]
-fn the_limit_of_an_ancestor_counts_where_it_is_nearer() {
+fn a_nearer_limit_of_an_ancestor_counts() {
     let root = v2_root()
         .v2_group("/mail/spool.service", 3_000, "8000", V2_STAT)
         .v2_group("/mail", 9_600, "10000", V2_STAT)
@@ -115,21 +115,21 @@ fn in_a_container_the_mount_is_the_group() {
 }
 
 #[test]
-fn the_throttling_limit_counts_as_a_limit() {
+fn memory_high_counts_as_a_limit() {
     let root = v2_root().v2_group("/mail/spool.service", 3_000, "max", V2_STAT);
     let root = root.write("sys/fs/cgroup/mail/spool.service/memory.high", "5000\n");
     root.gives(Source::CgroupV2, 2_400, 5_000);
 }
 
 #[test]
-fn no_limit_means_the_machine_or_the_process() {
+fn without_a_group_limit_the_machine_or_the_process_counts() {
     let (used, limit) = (8 * GIB, 16 * GIB);
     Root::new().gives(Source::System, used, limit);
     v2_root().v2_group("/mail/spool.service", 3_000, "max", V2_STAT).gives(Source::System, used, limit);
     v1_root().v1_group("/mail", 3_000, "9223372036854771712", V1_STAT).gives(Source::System, used, limit);
     let more_than_there_is = (17 * GIB).to_string();
     v1_root().v1_group("/mail", 3_000, &more_than_there_is, V1_STAT).gives(Source::System, used, limit);
-    // More than half of the 12 GiB that a process may take by itself.
+    // More than half of the 12 GiB that a process may use.
     let root = Root::new().write("proc/self/status", "VmRSS:\t 9437184 kB\n");
     root.gives(Source::Process, 9 * GIB, 12 * GIB);
 }
@@ -152,7 +152,7 @@ fn malformed_files_fall_through_to_the_next_source() {
         root.gives(Source::System, 8 * GIB, 16 * GIB);
     }
     Root::new().write("proc/self/cgroup", "nonsense\n::\n").gives(Source::System, 8 * GIB, 16 * GIB);
-    // Version 2 broken, version 1 whole, as on a machine with both.
+    // Version 2 is broken and version 1 is valid, as on a machine with both.
     let both = Root::new().write("proc/self/cgroup", "4:memory:/mail\n0::/\n");
     let both = both.v1_group("/mail", 3_000, "8000", V1_STAT);
     both.write("sys/fs/cgroup/memory.max", "?").gives(Source::CgroupV1, 2_400, 8_000);
@@ -161,7 +161,7 @@ fn malformed_files_fall_through_to_the_next_source() {
 #[test]
 fn unreadable_files_fall_through_to_the_next_source() {
     let root = v2_root().v2_group("/mail/spool.service", 3_000, "8000", V2_STAT);
-    // A directory in the place of the file cannot be read, whoever runs the test.
+    // A directory in place of the file cannot be read, even by root.
     let file = root.0.path().join("sys/fs/cgroup/mail/spool.service/memory.current");
     std::fs::remove_file(&file).unwrap();
     std::fs::create_dir(&file).unwrap();
@@ -169,7 +169,7 @@ fn unreadable_files_fall_through_to_the_next_source() {
 }
 
 #[test]
-fn a_limit_that_changes_is_seen_at_the_next_sample() {
+fn a_changed_limit_is_used_by_the_next_sample() {
     let root = v2_root().v2_group("/mail/spool.service", 3_000, "8000", V2_STAT);
     let mut sampler = root.sampler(None);
     assert_eq!(sampler.sample().unwrap().limit, 8_000);
@@ -182,23 +182,23 @@ fn a_limit_that_changes_is_seen_at_the_next_sample() {
 }
 
 #[test]
-fn the_limit_that_is_nearest_to_being_reached_counts() {
+fn the_nearest_limit_counts() {
     let root = v2_root().v2_group("/mail/spool.service", 3_000, "8000", V2_STAT);
     let own = |limit: u64| {
         let sample = root.sampler(Some(limit)).sample().unwrap();
         (sample.source, sample.used, sample.limit)
     };
-    // The group: 0.3 of its limit. The process has 7 MiB.
+    // The group uses 0.3 of its limit. The process uses 7 MiB.
     assert_eq!(own(24 * MIB), (Source::CgroupV2, 2_400, 8_000));
     assert_eq!(own(20 * MIB), (Source::Process, 7 * MIB, 20 * MIB));
-    // Without a group: the machine's half against the process.
+    // Without a group: half of the machine against the process.
     assert_eq!(Root::new().sampler(Some(GIB)).sample().unwrap().source, Source::System);
     let sample = Root::new().sampler(Some(8 * MIB)).sample().unwrap();
     assert_eq!((sample.source, sample.used, sample.limit), (Source::Process, 7 * MIB, 8 * MIB));
 }
 
 #[test]
-fn resident_memory_is_read_where_it_is_told() {
+fn resident_memory_is_read_from_the_file_or_the_machine() {
     assert_eq!(Root::new().sample().resident, Some(7 * MIB));
     let root = Root::new().write("proc/self/status", "Name:\tspool\nVmHWM:\t  999 kB\nVmRSS:\t   2048 kB\n");
     assert_eq!(root.sample().resident, Some(2 * MIB));
@@ -211,7 +211,7 @@ fn stalls(percent: &str) -> String {
 }
 
 #[test]
-fn the_machines_stalls_count_where_no_limit_is_on_the_group() {
+fn the_machines_stalls_count_if_the_group_has_no_limit() {
     assert_eq!(Root::new().sample().stall_ratio, None);
     let root = v1_root().write("proc/pressure/memory", &stalls("12.50"));
     assert_eq!(root.sample().stall_ratio, Some(0.125));
@@ -221,11 +221,11 @@ fn the_machines_stalls_count_where_no_limit_is_on_the_group() {
     }
     let root = root.v1_group("/mail", 3_000, "8000", V1_STAT);
     root.rewrite("proc/pressure/memory", &stalls("12.50"));
-    assert_eq!(root.sample().stall_ratio, None, "they may be those of others");
+    assert_eq!(root.sample().stall_ratio, None, "other programs may cause them");
 }
 
 #[test]
-fn the_groups_own_stalls_count_before_those_of_the_machine() {
+fn the_groups_stalls_take_precedence_over_the_machines() {
     let root = v2_root().write("proc/pressure/memory", &stalls("50.00"));
     let root = root.write("sys/fs/cgroup/mail/spool.service/memory.pressure", &stalls("2.00"));
     assert_eq!(root.sample().stall_ratio, Some(0.02));
@@ -237,7 +237,7 @@ fn the_groups_own_stalls_count_before_those_of_the_machine() {
 }
 
 #[test]
-fn below_a_directory_nothing_else_is_read() {
+fn below_reads_no_other_directory() {
     let root = Root::new();
     let mut sampler = SystemSampler::below(root.0.path().to_owned(), None);
     assert_eq!(sampler.sample(), None, "there is nothing to read");
@@ -245,7 +245,7 @@ fn below_a_directory_nothing_else_is_read() {
     let sample = sampler.sample().unwrap();
     assert_eq!((sample.source, sample.used, sample.limit), (Source::System, 600 * 1_024, 1_000 * 1_024));
     assert_eq!(sample.resident, None);
-    // Three quarters of all are the process's own limit.
+    // The process's own limit is three quarters of the machine's memory.
     root.rewrite("proc/self/status", "VmRSS:  700 kB\n");
     let sample = sampler.sample().unwrap();
     assert_eq!((sample.source, sample.used, sample.limit), (Source::Process, 700 * 1_024, 750 * 1_024));
@@ -254,7 +254,7 @@ fn below_a_directory_nothing_else_is_read() {
 }
 
 #[test]
-fn this_machine_tells_something_plausible() {
+fn this_machine_reports_plausible_values() {
     let sample = SystemSampler::new(None).sample().unwrap();
     assert!(sample.used > 0 && sample.limit > MIB, "{sample:?}");
     assert!(sample.resident.is_some_and(|resident| resident > 0), "{sample:?}");

@@ -139,7 +139,7 @@ fn look_at_crash_log(shared: &Shared, config: &Config, renew_at: &mut Option<Ins
         tracing::error!(path = %path.display(), %loss, "the crash log is lost: what is dirty is written now");
     }
     let is_due = renew_at.is_none_or(|at| at <= Instant::now());
-    if loss.is_none() && !(is_due && shared.protection.is_wanting(config)) {
+    if loss.is_none() && !(is_due && shared.protection.is_missing(config)) {
         return;
     }
     *renew_at = match shared.protection.renew(config) {

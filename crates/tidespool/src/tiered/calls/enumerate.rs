@@ -1,11 +1,12 @@
-//! `enumerate`: every live message once, on a thread of its own.
+//! `enumerate`: sends every live message once, on a thread of its own.
 //!
-//! First the ids that memory knows, then what sled has beside them. A message can only move down, from memory into sled, so none is
-//! missed; those seen in memory are remembered, so none comes twice. What is remembered is bounded as the index is: by the
-//! journal's capacity.
+//! It sends the messages in memory first, then the other messages in sled. A message only moves
+//! down, from memory into sled, so none is missed. The ids found in memory are remembered, so none
+//! is sent twice. Their number is bounded by the journal's capacity, as the index is.
 //!
-//! Both are taken a few hundred at a time, and read in the order in which they stand on disk. What was read so is sent only if it is still the newest
-//! version when all of it has been read; if not, or if the receiver lets it wait, each message is looked up by itself.
+//! Messages are taken a few hundred at a time, and read in the order of their places on disk. A
+//! message that was read ahead is sent only if it is still the newest version when the whole batch
+//! has been read. Otherwise, or if the receiver is slow, the message is looked up by itself.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,13 +24,13 @@ use crate::journal::{NewestRecord, RecordPlace};
 use crate::tiered::background::readers::NotRead;
 use crate::tiered::shared::Shared;
 
-/// Messages taken at once. No scan of sled is open while an entry waits to be received.
+/// Messages per step. No scan of sled is open while an entry waits to be received.
 const STEP: usize = 256;
 
-/// Of those, so many bytes are read ahead at once; more only where a single message has more.
+/// Maximum bytes that are read ahead at once. A single larger message is read whole.
 const AHEAD: u64 = 2 << 20;
 
-/// First and longest pause after a read error that may pass.
+/// First and longest pause after a transient read error.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// One enumeration.
@@ -43,14 +44,14 @@ pub(in crate::tiered) struct Enumeration {
 struct Stopped;
 
 impl Enumeration {
-    /// Sends everything. The end is the sender being dropped.
+    /// Sends all messages, then drops the sender, which closes the channel.
     pub(in crate::tiered) fn run(self) {
-        // However it ends, there is nobody to tell but the receiver, who sees the channel closed.
+        // The receiver gets no other notice of the end than the closed channel.
         let _ = self.send_all();
     }
 
     fn send_all(&self) -> Result<(), Stopped> {
-        let Known { seen, newer, in_journal } = self.ids_in_memory();
+        let InMemoryIds { seen, newer, in_journal } = self.ids_in_memory();
         for step in in_journal.chunks(STEP) {
             let found = step.iter().map(|(id, newest)| (*id, newest.map_or(Body::Unknown, Body::Indexed)));
             self.send_step(found.collect(), None)?;
@@ -71,11 +72,11 @@ impl Enumeration {
         self.report_newer(&newer)
     }
 
-    /// Counts what is left out though it was in the spool before this opening, and logs the number.
-    /// The log must show it: no other enumeration asks for these messages. `newer`: those that the
-    /// index names.
+    /// Counts and logs the messages that are left out although they were in the spool before this
+    /// opening. The log must show them, because no other enumeration covers them. `newer`: those in
+    /// the index.
     fn report_newer(&self, newer: &Ids) -> Result<(), Stopped> {
-        // Those that only sled has are not remembered: there may be any number of them.
+        // The messages that only sled has are not remembered: their number is unbounded.
         let mut messages = newer.len() as u64;
         for range in KeyRange::created_from(self.start_time) {
             let mut left = range;
@@ -86,7 +87,7 @@ impl Enumeration {
                 for (key, record) in records {
                     let is_old = record.seq < self.shared.first_seq;
                     let id = key.id();
-                    if is_old && self.is_only_filed(&id) && !newer.contains(&id) {
+                    if is_old && self.is_only_in_sled(&id) && !newer.contains(&id) {
                         messages += 1;
                     }
                 }
@@ -97,21 +98,21 @@ impl Enumeration {
             tracing::warn!(
                 messages,
                 start_time = %self.start_time,
-                "an enumeration left out messages that were there before the spool was opened: their ids are newer than its start time, as after a \
-                 clock that was ahead; enumerate with a later start time to get them"
+                "an enumeration left out messages that were in the spool when it was opened: their ids are newer \
+                 than the start time, as if the clock was ahead then; enumerate with a later start time to get them"
             );
         }
         Ok(())
     }
 
-    /// Nothing in memory is newer than what is in sled.
-    fn is_only_filed(&self, id: &SpoolId) -> bool {
+    /// True if memory has no version of the message, so that sled's version is the newest.
+    fn is_only_in_sled(&self, id: &SpoolId) -> bool {
         let shard = self.shared.table.lock(id);
         shard.index.get(id).is_none() && shard.pending.get(id).is_none()
     }
 
-    /// What is in memory when the enumeration begins.
-    fn ids_in_memory(&self) -> Known {
+    /// Collects the ids in memory at the start of the enumeration.
+    fn ids_in_memory(&self) -> InMemoryIds {
         let (mut ids, mut newer, mut order) = (Ids::default(), Ids::default(), Vec::new());
         for shard in self.shared.table.shards() {
             for (id, newest) in shard.index.iter().filter(|(_, newest)| newest.place.is_some()) {
@@ -130,17 +131,17 @@ impl Enumeration {
             }
         }
         order.sort_unstable_by_key(|(_, newest)| newest.and_then(|newest| newest.place).map(position));
-        Known { seen: ids, newer, in_journal: order }
+        InMemoryIds { seen: ids, newer, in_journal: order }
     }
 
     fn is_wanted(&self, id: &SpoolId) -> bool {
         id.created().is_none_or(|created| created < self.start_time)
     }
 
-    /// What sled has next in `range`. Read on a reading thread: sled keeps what it reads, and memory that was taken on a thread which then ends is
-    /// not used again for long.
+    /// Returns the next records of sled in `range`. They are read on a reading thread: sled caches
+    /// what it reads, and the allocator does not soon reuse memory of a thread that has ended.
     fn next_records(&self, range: &KeyRange) -> Result<Vec<(Key, Record)>, Stopped> {
-        let read = self.patiently(|| {
+        let read = self.retry(|| {
             let (shared, range) = (self.shared.clone(), range.clone());
             match future::block_on(self.shared.readers.run(move || scan_step(&shared, &range))) {
                 Ok(scanned) => scanned.map(Ok),
@@ -151,12 +152,13 @@ impl Enumeration {
         read.map_err(|Closed| Stopped)
     }
 
-    /// How many ids have left the index for sled.
+    /// Returns how many ids have moved from the index to sled.
     fn exits(&self) -> u64 {
         self.shared.table.shards().fold(0, |sum, shard| sum.wrapping_add(shard.exits))
     }
 
-    /// Sends these, in their order. `exits` is from before they were found in sled; `None`: they were found in memory.
+    /// Sends the messages of a step, in order. `exits` is the count from before they were found in
+    /// sled. `None`: they were found in memory.
     fn send_step(&self, step: Vec<(SpoolId, Body)>, exits: Option<u64>) -> Result<(), Stopped> {
         if self.sender.is_closed() || self.shared.closing.is_closed() {
             return Err(Stopped);
@@ -178,9 +180,10 @@ impl Enumeration {
     fn send_read_ahead(&self, some: Vec<(SpoolId, Body)>, exits: Option<u64>) -> Result<(), Stopped> {
         let mut payloads = self.read_ahead(&some);
         let newest: Vec<bool> = some.iter().map(|(id, body)| self.is_newest(id, body)).collect();
-        // Nothing came into sled since they were found there: what is not in memory now is in sled as it was.
-        let is_filed_still = || exits.is_none_or(|exits| exits == self.exits());
-        let (mut is_fresh, mut has_waited) = (is_filed_still(), false);
+        // If no id has moved into sled since, a message that is not in memory now is unchanged in
+        // sled.
+        let is_sled_unchanged = || exits.is_none_or(|exits| exits == self.exits());
+        let (mut is_fresh, mut has_waited) = (is_sled_unchanged(), false);
         for (number, (id, body)) in some.into_iter().enumerate() {
             let is_newest = is_fresh && newest[number] && (!has_waited || self.is_newest(&id, &body));
             let data = match body {
@@ -191,19 +194,19 @@ impl Enumeration {
                 Some(data) => self.send(SpoolEntry::Item { id, data })?,
                 None => {
                     self.send_message(id)?;
-                    // It may have had to wait for the disk as well.
+                    // The lookup may have waited for the disk.
                     false
                 }
             };
             if !at_once {
                 has_waited = true;
-                is_fresh = is_fresh && is_filed_still();
+                is_fresh = is_fresh && is_sled_unchanged();
             }
         }
         Ok(())
     }
 
-    /// Whether memory knows nothing newer.
+    /// True if memory has no newer version than the one that was found.
     fn is_newest(&self, id: &SpoolId, body: &Body) -> bool {
         let shard = self.shared.table.lock(id);
         let indexed = shard.index.get(id).map(|newest| newest.seq);
@@ -215,7 +218,8 @@ impl Enumeration {
         as_found && shard.pending.get(id).is_none()
     }
 
-    /// Reads the payloads that stand in segments, in the order in which they stand there. `None`: it has to be looked up by itself.
+    /// Reads the payloads with a known place in a segment, in the order of their places. `None`:
+    /// the message has to be looked up by itself.
     fn read_ahead(&self, some: &[(SpoolId, Body)]) -> Vec<Option<Vec<u8>>> {
         let mut order: Vec<(usize, SpoolId, RecordPlace)> = some
             .iter()
@@ -237,7 +241,7 @@ impl Enumeration {
     }
 
     fn send_message(&self, id: SpoolId) -> Result<(), Stopped> {
-        let entry = self.patiently(|| match in_memory(&self.shared, &id) {
+        let entry = self.retry(|| match in_memory(&self.shared, &id) {
             InMemory::Found(data, _) => Ok(Some(SpoolEntry::Item { id, data: data.to_vec() })),
             InMemory::Removed => Ok(None),
             InMemory::Elsewhere(_) => match on_disk(&self.shared, &id) {
@@ -253,9 +257,10 @@ impl Enumeration {
         }
     }
 
-    /// Tries until it succeeds: an error that may pass must neither hide a message nor be reported
-    /// as damage. It ends early if nothing gets on for as long as the setting `enumerate_wait`.
-    fn patiently<T>(&self, mut attempt: impl FnMut() -> Result<T, String>) -> Result<T, Stopped> {
+    /// Repeats `attempt` until it succeeds: a transient error must neither hide a message nor be
+    /// reported as damage. Ends the enumeration early after the setting `enumerate_wait` without
+    /// progress.
+    fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T, String>) -> Result<T, Stopped> {
         let mut pause = RETRY.0;
         let (mut rebuilt, mut since) = (self.shared.rebuilding.progress(), Instant::now());
         loop {
@@ -268,11 +273,11 @@ impl Enumeration {
                 (rebuilt, since) = (now, Instant::now());
             }
             if since.elapsed() >= self.shared.config.load().enumerate_wait {
-                tracing::error!(%error, "an enumeration ends early: messages are left out, and stay in the spool");
+                tracing::error!(%error, "an enumeration ends early: the messages that it left out stay in the spool");
                 self.send(SpoolEntry::early_end(&error))?;
                 return Err(Stopped);
             }
-            tracing::warn!(%error, "enumerating waits for the disk");
+            tracing::warn!(%error, "an enumeration waits for the disk");
             if self.sender.is_closed() || self.shared.closing.wait(pause) {
                 return Err(Stopped);
             }
@@ -280,7 +285,7 @@ impl Enumeration {
         }
     }
 
-    /// Sends it. `false`: it had to wait for that.
+    /// Sends an entry. Returns false if it had to wait for the receiver.
     fn send(&self, entry: SpoolEntry) -> Result<bool, Stopped> {
         let entry = match self.sender.try_send(entry) {
             Ok(()) => return Ok(true),
@@ -297,7 +302,7 @@ impl Enumeration {
     }
 }
 
-/// The first records in `range`, [`STEP`] at most.
+/// Reads the first records in `range`, at most [`STEP`].
 fn scan_step(shared: &Shared, range: &KeyRange) -> Result<Vec<(Key, Record)>, String> {
     let mut records = Vec::with_capacity(STEP);
     let scanned = shared.durable.scan(std::slice::from_ref(range), &mut |key, record| {
@@ -313,14 +318,13 @@ fn scan_step(shared: &Shared, range: &KeyRange) -> Result<Vec<(Key, Record)>, St
     }
 }
 
-/// What is in memory of the messages.
-struct Known {
-    /// Every id that is to be sent.
+/// The ids in memory at the start of an enumeration.
+struct InMemoryIds {
+    /// All ids that are to be sent.
     seen: Ids,
-    /// Those that are newer than the start time, and were there before this opening.
+    /// The ids that are newer than the start time and were in the spool before this opening.
     newer: Ids,
-    /// All of `seen`, with the entry of each in the index, in the order in which they stand in the
-    /// journal.
+    /// All of `seen` with their entries in the index, in the order of their places in the journal.
     in_journal: Vec<(SpoolId, Option<NewestRecord>)>,
 }
 
@@ -330,9 +334,9 @@ type Ids = HashSet<SpoolId, foldhash::fast::RandomState>;
 enum Body {
     /// In the journal.
     Indexed(NewestRecord),
-    /// In a retained segment.
+    /// At this place, by the index on disk.
     At(RecordPlace),
-    /// Dirty.
+    /// In memory, dirty.
     Unknown,
 }
 
@@ -345,13 +349,13 @@ impl Body {
         }
     }
 
-    /// Bytes to be read for it.
+    /// Bytes to be read.
     fn len(&self) -> u64 {
         self.place().map_or(0, |place| u64::from(place.len))
     }
 }
 
-/// What comes first on disk comes first.
+/// The key that sorts places in the order in which they are on disk.
 const fn position(place: RecordPlace) -> (u64, u64) {
     (place.generation, place.offset)
 }

@@ -1,4 +1,4 @@
-//! `load`: pending, cache, journal, index, in that order.
+//! `load`: looks in pending, cache, journal and index, in that order.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub(in crate::tiered) async fn load_shared(shared: &Arc<Shared>, id: SpoolId) ->
     };
     let read = match newest.and_then(|newest| at_once(shared, &id, newest)) {
         Some(found) => Ok(Some(found)),
-        // Boxed: a load from memory does not pay for its size.
+        // Boxed to keep the future of a load from memory small.
         None => Box::pin(read(shared, id)).await?,
     };
     match read {
@@ -45,8 +45,8 @@ pub(in crate::tiered) async fn load_shared(shared: &Arc<Shared>, id: SpoolId) ->
     }
 }
 
-/// Reads on a thread for that. While the index is rebuilt, a message that is not in it yet is
-/// waited for, up to the setting `index_wait`.
+/// Reads a message on a reading thread. If the index is being rebuilt and does not have the message
+/// yet, waits up to the setting `index_wait`.
 async fn read(shared: &Arc<Shared>, id: SpoolId) -> Result<Result<Option<OnDisk>, LookupError>> {
     let until = Instant::now() + shared.config.load().index_wait;
     loop {
@@ -56,7 +56,7 @@ async fn read(shared: &Arc<Shared>, id: SpoolId) -> Result<Result<Option<OnDisk>
         if !matches!(read, Err(LookupError::Rebuilding(_))) || Instant::now() >= until {
             return Ok(read);
         }
-        // The time may be over first.
+        // At the deadline, the loop reads once more and returns that result.
         let _ = shared.timer.bound(until, pin!(shared.durable.whole())).await;
     }
 }

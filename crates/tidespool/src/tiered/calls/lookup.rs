@@ -13,13 +13,13 @@ use crate::memory::Visible;
 use crate::stats::{Site, Tier};
 use crate::tiered::shared::Shared;
 
-/// What memory knows of a message.
+/// The result of a lookup in memory.
 pub(in crate::tiered) enum InMemory {
     Found(Arc<Box<[u8]>>, Tier),
-    /// It was removed.
+    /// The message was removed.
     Removed,
-    /// Its bytes are not here. The newest record of it, if the index in memory has one. If not,
-    /// only the index on disk shows where it is.
+    /// The bytes are not in memory. Holds the message's newest record if the index in memory has
+    /// one. If not, only the index on disk can have the message.
     Elsewhere(Option<NewestRecord>),
 }
 
@@ -30,17 +30,18 @@ pub(in crate::tiered) struct OnDisk {
     pub(in crate::tiered) stamp: Stamp,
 }
 
-/// Under which circumstances something was read: if they still hold, it is still the newest version.
+/// The state of the index when a message was read. If it is unchanged, the message is still the
+/// newest version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::tiered) struct Stamp {
-    /// The record that the index named.
+    /// The number of the record in the index, if there was one.
     seq: Option<u64>,
-    /// How many ids had left the shard's index, where it named none.
+    /// The shard's count of ids that left the index. It matters if there was no record.
     exits: u64,
 }
 
 impl Stamp {
-    /// What is known to be the record with this number.
+    /// The stamp of a message whose record number is known.
     pub(in crate::tiered) fn of_record(seq: u64) -> Self {
         Self { seq: Some(seq), exits: 0 }
     }
@@ -49,18 +50,19 @@ impl Stamp {
 /// Why a message could not be read.
 #[derive(Debug, Error)]
 pub(in crate::tiered) enum LookupError {
-    /// Its bytes are damaged, for good.
+    /// The message's bytes are damaged. Permanent.
     #[error("{0}")]
     Corrupt(String),
-    /// The disk did not answer, this time.
+    /// The disk failed. A later read may succeed.
     #[error("{0}")]
     Io(io::Error),
-    /// The index is not whole: whether there is such a message shows when it is.
+    /// The index is incomplete or out of use. A read after its rebuild finds the message if it
+    /// exists.
     #[error("{0}")]
     Rebuilding(io::Error),
 }
 
-/// Looks in memory.
+/// Looks a message up in memory.
 pub(in crate::tiered) fn in_memory(shared: &Shared, id: &SpoolId) -> InMemory {
     let newest = {
         let shard = shared.table.lock(id);
@@ -76,10 +78,12 @@ pub(in crate::tiered) fn in_memory(shared: &Shared, id: &SpoolId) -> InMemory {
     shared.cache.get(id).map_or(InMemory::Elsewhere(newest), |data| InMemory::Found(data, Tier::Cache))
 }
 
-/// Messages up to so many bytes are read on the caller's thread, if the system has them in memory: copying more would keep other tasks waiting.
+/// Maximum size in bytes of a message that is read on the caller's thread from the page cache.
+/// Copying a larger message would delay other tasks.
 const AT_ONCE: u32 = 256 << 10;
 
-/// Reads what the index names, if the system has it in memory. Never waits for a disk. `None` says nothing: ask [`on_disk`].
+/// Reads a message from the page cache. Never waits for a disk. `None` does not mean that there is
+/// no such message: call [`on_disk`].
 pub(in crate::tiered) fn at_once(shared: &Shared, id: &SpoolId, newest: NewestRecord) -> Option<OnDisk> {
     let place = newest.place.filter(|place| place.len <= AT_ONCE)?;
     let segment = shared.segments.get(place.generation)?;
@@ -87,7 +91,7 @@ pub(in crate::tiered) fn at_once(shared: &Shared, id: &SpoolId, newest: NewestRe
     Some(OnDisk { data, tier: Tier::Journal, stamp: Stamp::of_record(newest.seq) })
 }
 
-/// Looks everywhere. Blocks on I/O. `None`: there is no such message.
+/// Looks a message up in all tiers. Blocks on I/O. `None`: there is no such message.
 pub(in crate::tiered) fn on_disk(shared: &Shared, id: &SpoolId) -> Result<Option<OnDisk>, LookupError> {
     let mut missed = None;
     loop {
@@ -108,26 +112,27 @@ pub(in crate::tiered) fn on_disk(shared: &Shared, id: &SpoolId) -> Result<Option
                 Some(place) => (place, NamedBy::Memory),
                 None => return Ok(None),
             },
-            None => match filed(shared, id)? {
+            None => match place_in_sled(shared, id)? {
                 Some((place, index)) => (place, NamedBy::Index(index)),
                 None => return Ok(None),
             },
         };
         match read(shared, id, place)? {
             Some(data) => return Ok(Some(OnDisk { data, tier: named_by.tier(), stamp })),
-            // Moved while we looked: it is elsewhere now. Named twice, it is not there.
+            // The segment is gone. The first time the message may have moved meanwhile, so look
+            // again. If the same place is found twice, the segment is missing.
             None if missed == Some((place, named_by)) => return Err(not_there(shared, id, place, named_by)),
             None => missed = Some((place, named_by)),
         }
     }
 }
 
-/// Where the place of a message was found.
+/// The index in which the place of a message was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum NamedBy {
-    /// In the index in memory.
+    /// The index in memory.
     Memory,
-    /// In the index on disk with this number.
+    /// The index on disk with this number.
     Index(u64),
 }
 
@@ -140,12 +145,12 @@ impl NamedBy {
     }
 }
 
-/// The segment that should hold the message is not there.
+/// Reports that the segment of a message is missing, and returns the error.
 fn not_there(shared: &Shared, id: &SpoolId, place: RecordPlace, named_by: NamedBy) -> LookupError {
     let what = format!("its segment (generation {}) is missing", place.generation);
     match named_by {
-        // A segment that is deleted in a running spool can still be read. So the index is wrong,
-        // and says nothing about the message.
+        // The spool keeps its segments open, so a segment file that was deleted can still be read.
+        // Therefore the index is wrong, and the message may be intact.
         NamedBy::Index(number) if !shared.segments.is_missing(place.generation) => {
             let error = io::Error::other(format!("the index is wrong about message {id}: {what}"));
             shared.durable.distrust(number, &error.to_string());
@@ -160,8 +165,8 @@ fn not_there(shared: &Shared, id: &SpoolId, place: RecordPlace, named_by: NamedB
     }
 }
 
-/// The place of a message that is filed, and the number of the index that names it.
-fn filed(shared: &Shared, id: &SpoolId) -> Result<Option<(RecordPlace, u64)>, LookupError> {
+/// Returns the place of a message by the index on disk, and the number of that index.
+fn place_in_sled(shared: &Shared, id: &SpoolId) -> Result<Option<(RecordPlace, u64)>, LookupError> {
     match shared.durable.find(&Key::of(id)) {
         Ok(found) => Ok(found.map(|(record, index)| (place_of_record(&record), index))),
         Err(error) => {
@@ -171,7 +176,7 @@ fn filed(shared: &Shared, id: &SpoolId) -> Result<Option<(RecordPlace, u64)>, Lo
     }
 }
 
-/// Counts an error that took the index out of use, once; and has it rebuilt.
+/// Counts an error that makes the index unusable, and starts its rebuild.
 pub(in crate::tiered) fn index_failed(shared: &Shared, error: &DurableError) {
     if error.poisons() {
         shared.disk_error(Site::Sled, &io::Error::other(error.to_string()));
@@ -179,7 +184,7 @@ pub(in crate::tiered) fn index_failed(shared: &Shared, error: &DurableError) {
     shared.checkpoint_requests.kick();
 }
 
-/// `None`: the segment is gone.
+/// Reads a message at a place in a segment. `None`: the segment is gone.
 pub(in crate::tiered) fn read(
     shared: &Shared,
     id: &SpoolId,
@@ -200,11 +205,11 @@ pub(in crate::tiered) fn read(
     }
 }
 
-/// Offers what was read to the cache, unless something newer came meanwhile.
+/// Inserts a message that was read into the cache, unless there is a newer version.
 pub(in crate::tiered) fn fill_cache(shared: &Shared, id: SpoolId, data: &Arc<Box<[u8]>>, stamp: Stamp) {
     let shard = shared.table.lock(&id);
     let now = Stamp { seq: shard.index.get(&id).map(|newest| newest.seq), exits: shard.exits };
-    // An id that the index named and names still is the same whatever left the shard meanwhile.
+    // If the index still has the same record, `exits` is irrelevant.
     let same = now == stamp || (now.seq.is_some() && now.seq == stamp.seq);
     if same && shard.pending.get(&id).is_none() {
         shared.cache.insert(id, data.clone());
@@ -218,10 +223,10 @@ mod tests {
     use crate::durable::{IndexChange, IndexOp, Key, Record};
     use crate::{Config, TieredSpool};
 
-    /// An older copy of the index came in place of a new one. It named segments that had been
-    /// recycled, and the messages were reported as damaged, which they were not.
+    /// An older copy of the index replaced a newer one and pointed to recycled segments. The spool
+    /// reported intact messages as damaged.
     #[tokio::test]
-    async fn an_index_that_names_a_segment_that_is_not_there_is_rebuilt() {
+    async fn an_index_that_points_to_a_missing_segment_is_rebuilt() {
         let dir = tempfile::tempdir().unwrap();
         let config = Config::new(dir.path().join("spool")).checkpoint_after(std::time::Duration::ZERO);
         let spool = TieredSpool::open(config).await.unwrap();
@@ -234,7 +239,7 @@ mod tests {
         let put = IndexOp { key: Key::of(&id), change: IndexChange::Put(wrong) };
         spool.shared.durable.apply(&mut std::iter::once(put), &mut |_, _| ()).unwrap();
         assert_eq!(*spool.load(id).await.unwrap(), **data);
-        // The load does not wait until the rebuild is counted. The end does.
+        // `load` may return before the rebuild is counted. `shutdown` does not.
         spool.shutdown().await.unwrap();
         let stats = spool.stats();
         assert_eq!((stats.index_rebuilds, stats.corrupt), (1, 0), "{stats:?}");

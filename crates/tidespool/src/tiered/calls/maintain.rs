@@ -1,5 +1,5 @@
-//! `cleanup` and `compact`: requests to the checkpoint thread, which alone changes what is filed,
-//! and to the verification thread.
+//! `cleanup` and `compact`: requests to the checkpointer thread, which alone changes checkpointed
+//! data, and to the verification thread.
 
 use std::fmt;
 use std::io;
@@ -15,23 +15,23 @@ use crate::checkpoint::{CheckpointError, CheckpointTask, VerificationReport};
 use crate::journal::Role;
 use crate::tiered::shared::Shared;
 
-/// What callers share. A run whose callers are gone ends before its next step.
+/// The runs that callers share. If all callers of a run are gone, it ends before its next step.
 #[derive(Debug, Default)]
 pub(in crate::tiered) struct UpkeepRuns {
     cleanups: Runs<Result<(), UpkeepFailure>>,
     compactions: Runs<Result<VerificationReport, UpkeepFailure>>,
 }
 
-/// Files what is old, recycles, prunes.
+/// Checkpoints old records, recycles segments, deletes what is no longer needed.
 pub(in crate::tiered) async fn cleanup(shared: &Arc<Shared>) -> Result<()> {
     shared.check_open()?;
     let run = shared.upkeep.cleanups.share(|| clean_up(shared.clone()));
-    // The thread that does it may hang.
+    // The checkpointer thread may hang: after a shutdown this returns all the same.
     let done = shared.closing.unless_over(run).await?;
     done.map_err(|failure| failure.while_doing(shared, "cleaning up the spool"))
 }
 
-/// Files everything, rewrites retained segments, verifies every byte.
+/// Checkpoints everything, rewrites segments of the value log, verifies every byte.
 pub(in crate::tiered) async fn compact(shared: &Arc<Shared>) -> Result<()> {
     shared.check_open()?;
     let run = shared.upkeep.compactions.share(|| compact_all(shared.clone()));
@@ -45,12 +45,12 @@ pub(in crate::tiered) async fn compact(shared: &Arc<Shared>) -> Result<()> {
 async fn clean_up(shared: Arc<Shared>) -> Result<(), UpkeepFailure> {
     let shared = &*shared;
     if has_old_records(shared) && !flush(shared).await? {
-        // What can be filed may be what gives the rest its room.
-        tracing::warn!("cleaning up does not wait any longer for what is dirty: the disk does not take it");
+        // Continue: a checkpoint may free the disk space that the dirty messages need.
+        tracing::warn!("cleanup goes on although the disk did not write the dirty messages in time");
     }
-    let (done, heard) = oneshot::channel();
+    let (done, result) = oneshot::channel();
     shared.checkpoint_requests.ask(CheckpointTask::Cleanup(done));
-    answer(shared, heard).await
+    answer(shared, result).await
 }
 
 async fn compact_all(shared: Arc<Shared>) -> Result<VerificationReport, UpkeepFailure> {
@@ -58,17 +58,17 @@ async fn compact_all(shared: Arc<Shared>) -> Result<VerificationReport, UpkeepFa
     if !flush(shared).await? {
         return Err(UpkeepFailure::Late);
     }
-    let (done, heard) = oneshot::channel();
+    let (done, result) = oneshot::channel();
     shared.checkpoint_requests.ask(CheckpointTask::Compact(done));
-    answer(shared, heard).await?;
+    answer(shared, result).await?;
     answer(shared, shared.verification.ask()).await
 }
 
 async fn answer<T>(
     shared: &Shared,
-    heard: oneshot::Receiver<Result<T, CheckpointError>>,
+    result: oneshot::Receiver<Result<T, CheckpointError>>,
 ) -> Result<T, UpkeepFailure> {
-    match heard.await {
+    match result.await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(CheckpointError::Stopped)) => Err(UpkeepFailure::Closed),
         Ok(Err(error)) => Err(UpkeepFailure::CheckpointFailed(Arc::new(error))),
@@ -77,7 +77,8 @@ async fn answer<T>(
     }
 }
 
-/// Makes everything dirty durable, and ends the active segment, so that it can be filed. False where the disk did not take it within `store_deadline`.
+/// Makes everything dirty durable, and seals the active segment so that it can be checkpointed.
+/// Returns false if the disk does not finish within `store_deadline`.
 async fn flush(shared: &Shared) -> Result<bool, UpkeepFailure> {
     let patience = shared.config.load().store_deadline;
     match shared.timer.bound(Instant::now() + patience, shared.commit_queue.flush(true)).await {
@@ -88,7 +89,7 @@ async fn flush(shared: &Shared) -> Result<bool, UpkeepFailure> {
     }
 }
 
-/// The active segment was begun longer than `checkpoint_after` ago.
+/// True if the active segment was begun at least `checkpoint_after` ago.
 fn has_old_records(shared: &Shared) -> bool {
     let checkpoint_after = shared.config.load().checkpoint_after;
     shared.segments.all().iter().any(|segment| {
@@ -97,14 +98,14 @@ fn has_old_records(shared: &Shared) -> bool {
     })
 }
 
-/// Why a run was not done. All who share the run get it.
+/// Why a run failed. All its callers get a copy.
 #[derive(Debug, Clone)]
 enum UpkeepFailure {
-    /// A shutdown cut it short.
+    /// The spool was shut down during the run.
     Closed,
-    /// The disk did not take what is dirty.
+    /// The disk did not write the dirty messages in time.
     Late,
-    /// The thread that was asked is gone, though the spool is open.
+    /// The thread that got the request has died, although the spool is open.
     Died,
     CheckpointFailed(Arc<CheckpointError>),
 }
@@ -114,7 +115,7 @@ impl UpkeepFailure {
         let error = match self {
             Self::Closed => return Closed.into(),
             Self::Late => {
-                let late = "what is dirty could not be written within store_deadline";
+                let late = "the dirty messages could not be written within store_deadline";
                 io::Error::new(io::ErrorKind::TimedOut, late).into()
             }
             Self::Died => io::Error::other("a thread of the spool has died: see the log").into(),
@@ -124,7 +125,7 @@ impl UpkeepFailure {
     }
 }
 
-/// An error for several callers: its text and its causes.
+/// A shared error with the text and the sources of the original.
 #[derive(Debug)]
 struct CheckpointFailed(Arc<CheckpointError>);
 

@@ -1,8 +1,8 @@
-//! The calls of the spool, one file a verb, and what they share.
+//! The calls of the spool, one file per call, and their common code.
 //!
 //! * `store`, `load`, `remove`, `enumerate` – the calls on messages.
-//! * `maintain` – `cleanup` and `compact`. `runs` – a run of upkeep that several callers share.
-//! * `reconfigure` – settings that change on a running spool.
+//! * `maintain` – `cleanup` and `compact`. `runs` – one run of a task that several callers share.
+//! * `reconfigure` – changes the settings of a running spool.
 //! * `lookup` – finds the newest version of a message, from the top tier down.
 
 pub(super) mod enumerate;

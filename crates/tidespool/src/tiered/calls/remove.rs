@@ -1,4 +1,5 @@
-//! `remove`: out of every tier at once; a tombstone only where something could come back.
+//! `remove`: removes a message from every tier. Writes a tombstone only if a durable version could
+//! bring the message back.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -11,23 +12,25 @@ use crate::Durability;
 use crate::memory::{Dirty, Ticket};
 use crate::tiered::shared::Shared;
 
-/// What is to be done about a removal that took effect.
+/// The remaining work for a removal that took effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::tiered) enum Removal {
-    /// Nothing durable could bring the message back.
+    /// None: no durable version could bring the message back.
     Nothing,
-    /// It survives the death of the process, or need not.
+    /// A tombstone is dirty. It survives the death of the process, or the durability level does not
+    /// require that.
     Tombstone,
-    /// The crash log could not take it: it has to go to the journal.
+    /// A tombstone is dirty that must survive the death of the process. The crash log had no room,
+    /// so it has to go to the journal at once.
     Unprotected,
 }
 
-/// The most by which a removal is slowed where there are too many of them.
+/// Maximum delay of a removal while there are too many of them.
 const SLOWED_BY: Duration = Duration::from_millis(100);
 
-/// Returns when the removal survives what the durability asks for.
+/// Removes a message, and returns when the removal is as durable as the durability level requires.
 pub(in crate::tiered) async fn remove(shared: &Shared, id: SpoolId) -> Result<()> {
-    // Boxed where it waits: every removal pays for the size of its future.
+    // The rare waits are boxed to keep the future of most removals small.
     match take_out(shared, id)? {
         Removal::Tombstone if shared.budget.has_many_removals() => {
             Box::pin(slowed(shared)).await;
@@ -38,14 +41,16 @@ pub(in crate::tiered) async fn remove(shared: &Shared, id: SpoolId) -> Result<()
     }
 }
 
-/// Waits for the disk, so that removals do not fill memory: each takes some hundred bytes until it
-/// is written. Not for long. It has taken effect, and a disk that hangs must not stop the caller.
+/// Delays a removal until the disk has written others, but at most [`SLOWED_BY`].
+///
+/// Each removal takes some hundred bytes of memory until it is written. The wait is bounded because
+/// the removal has taken effect and a disk that hangs must not block the caller.
 async fn slowed(shared: &Shared) {
     let fewer = pin!(shared.budget.fewer_removals());
     let _ = shared.timer.bound(Instant::now() + SLOWED_BY, fewer).await;
 }
 
-/// Returns when the removals are on stable storage.
+/// Removes messages, and returns when their removals are on stable storage.
 pub(in crate::tiered) async fn remove_synced(
     shared: &Shared,
     ids: &[SpoolId],
@@ -58,22 +63,23 @@ pub(in crate::tiered) async fn remove_synced(
     if is_left { synced(shared, deadline).await } else { Ok(()) }
 }
 
-/// Takes the message out of every tier.
+/// Removes a message from every tier.
 pub(in crate::tiered) fn take_out(shared: &Shared, id: SpoolId) -> Result<Removal, Closed> {
     let mut shard = shared.table.lock(&id);
     shared.check_open()?;
     let logged = shard.must_log_removal(&id);
-    // Not in the index in memory, it is filed: a checkpoint of its removal frees its bytes on disk.
-    let filed = logged && shard.index.get(&id).is_none();
+    // Without an entry in the index, the message may be checkpointed: a checkpoint of its removal
+    // frees its bytes on disk.
+    let is_checkpointed = logged && shard.index.get(&id).is_none();
     let mut left = Removal::Nothing;
     let elided = if logged {
         let dirty = Arc::new(Dirty::tombstone(shared.budget.admit_removal()));
         let version = shared.table.next_version();
-        let is_to_survive = shared.hot_settings.durability() != Durability::Memory;
-        let written = if is_to_survive { shared.protection.write_removal(id) } else { None };
+        let must_survive = shared.hot_settings.durability() != Durability::Memory;
+        let written = if must_survive { shared.protection.write_removal(id) } else { None };
         let slot = written.and_then(|written| shared.protection.commit(written, version));
-        left = if is_to_survive && slot.is_none() { Removal::Unprotected } else { Removal::Tombstone };
-        // It inherits the turn of what it replaces, as a store does.
+        left = if must_survive && slot.is_none() { Removal::Unprotected } else { Removal::Tombstone };
+        // The tombstone inherits the ticket of the version that it replaces, as a store does.
         shard.pending.insert(Ticket { version, at: Instant::now(), id }, dirty, slot)
     } else {
         shard.pending.take(&id)
@@ -86,7 +92,7 @@ pub(in crate::tiered) fn take_out(shared: &Shared, id: SpoolId) -> Result<Remova
     if logged {
         shared.commit_queue.note_dirty(shared.is_flush_urgent());
     }
-    if filed {
+    if is_checkpointed {
         shared.checkpoint_requests.note_removal();
     }
     if left == Removal::Unprotected {
@@ -96,9 +102,9 @@ pub(in crate::tiered) fn take_out(shared: &Shared, id: SpoolId) -> Result<Remova
     Ok(left)
 }
 
-/// Waits until what is dirty is on stable storage, in one commit with all that waits.
+/// Waits until everything dirty is on stable storage, in one commit with the waiting stores.
 async fn synced(shared: &Shared, deadline: Option<Instant>) -> Result<()> {
-    const CONTEXT: &str = "the removal took effect, and is not on stable storage yet";
+    const CONTEXT: &str = "the removal took effect, but is not on stable storage yet";
     let own = Instant::now() + shared.hot_settings.store_deadline();
     let flushed = shared.commit_queue.flush(false);
     match shared.timer.bound(deadline.unwrap_or(own).min(own), flushed).await {

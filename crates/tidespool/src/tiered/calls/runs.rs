@@ -1,4 +1,4 @@
-//! Work that callers share: callers that ask while it runs share the next run.
+//! A task whose runs are shared: all callers that arrive during a run share the next one.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -8,18 +8,18 @@ use parking_lot::Mutex;
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Runs of one kind of work, one at a time.
+/// The runs of one task, one at a time.
 ///
-/// Every caller that waits polls the run, so no caller depends on another one's being polled. A run
-/// ends when the last of its callers goes away.
+/// Every waiting caller polls the run, so that an unpolled caller does not block the others. A run
+/// is cancelled when the last of its callers is dropped.
 #[derive(Debug)]
 pub(in crate::tiered) struct Runs<T>(Mutex<RunState<T>>);
 
 #[derive(Debug)]
 struct RunState<T> {
-    /// Calls until now.
-    asked: u64,
-    /// The run that was begun last, after so many calls. The callers own it.
+    /// Number of calls so far.
+    calls: u64,
+    /// The run that began last, and the number of calls before it. The callers own the run.
     begun: Option<(u64, WeakShared<Boxed<T>>)>,
     /// The run that ended last.
     ended: Option<Ended<T>>,
@@ -27,28 +27,28 @@ struct RunState<T> {
 
 #[derive(Debug)]
 struct Ended<T> {
-    /// It began after so many calls.
+    /// Number of calls before it began.
     after: u64,
     result: T,
 }
 
 impl<T> Default for Runs<T> {
     fn default() -> Self {
-        Self(Mutex::new(RunState { asked: 0, begun: None, ended: None }))
+        Self(Mutex::new(RunState { calls: 0, begun: None, ended: None }))
     }
 }
 
 impl<T: Clone> Runs<T> {
-    /// The result of a run that began after this call. `run` is called only if no other caller's
-    /// run will do.
+    /// Returns the result of a run that began after this call. Calls `run` to start one only if no
+    /// such run has been started by another caller.
     pub(in crate::tiered) async fn share<F>(&self, run: impl Fn() -> F) -> T
     where
         F: Future<Output = T> + Send + 'static,
     {
         let number = {
             let mut state = self.0.lock();
-            state.asked += 1;
-            state.asked
+            state.calls += 1;
+            state.calls
         };
         loop {
             let (after, begun) = {
@@ -59,7 +59,7 @@ impl<T: Clone> Runs<T> {
                 let running = state.begun.as_ref().and_then(|(after, run)| Some((*after, run.upgrade()?)));
                 running.unwrap_or_else(|| {
                     let begun = (Box::pin(run()) as Boxed<T>).shared();
-                    let after = state.asked;
+                    let after = state.calls;
                     state.begun = begun.downgrade().map(|weak| (after, weak));
                     (after, begun)
                 })
@@ -86,9 +86,9 @@ mod tests {
 
     use super::*;
 
-    /// Each of ten callers had a run of its own, one after the other.
+    /// Ten callers caused ten runs, one after the other.
     #[test]
-    fn who_asks_during_a_run_shares_the_next() {
+    fn callers_that_arrive_during_a_run_share_the_next() {
         let (runs, begun) = (Runs::default(), AtomicU64::new(0));
         let (first_ends, ended) = async_channel::bounded::<()>(1);
         let run = || {
@@ -109,16 +109,16 @@ mod tests {
         assert_eq!(future::block_on(first), 1);
         first_ends.try_send(()).unwrap();
         for other in others {
-            assert_eq!(future::block_on(other), 2, "one run for all of them, begun after they asked");
+            assert_eq!(future::block_on(other), 2, "one run for all of them, begun after their calls");
         }
         first_ends.try_send(()).unwrap();
         assert_eq!(future::block_on(runs.share(run)), 3);
     }
 
-    /// A caller of `compact` polled it once and then did something else (`select!` with a long branch).
-    /// It held the run, and every other caller waited for it.
+    /// A caller of `compact` polled its future once and then ran a long branch of a `select!`. It
+    /// owned the run, and blocked every other caller.
     #[test]
-    fn a_caller_that_is_not_polled_keeps_nobody_waiting() {
+    fn an_unpolled_caller_does_not_block_the_others() {
         let runs = Runs::default();
         let (end, ended) = async_channel::bounded::<()>(2);
         let run = || {
@@ -133,9 +133,9 @@ mod tests {
         assert!(future::block_on(unpolled));
     }
 
-    /// The run of a caller that goes away ends with it, and holds up no other caller.
+    /// The run of a single caller ends when that caller is dropped, and blocks no later caller.
     #[test]
-    fn a_run_that_nobody_waits_for_ends() {
+    fn a_run_ends_with_its_last_caller() {
         let (runs, begun) = (Runs::default(), AtomicU64::new(0));
         for _ in 0..10 {
             let mut caller = Box::pin(runs.share(|| {

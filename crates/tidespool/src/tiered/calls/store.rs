@@ -1,4 +1,4 @@
-//! `store`: size, health, room, then memory or the commit.
+//! `store`: checks size and health, waits for room, then stores in memory or commits the message.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -23,12 +23,14 @@ use crate::tiered::shared::Shared;
 use crate::timer::{Timer, WithDeadline};
 use crate::{BacklogRefusal, Durability, HealthSignal};
 
-/// The most by which a store may return after its deadline. A store whose record is appended waits
-/// so much longer for the disk's answer, and returns it; without an answer it fails in doubt.
+/// The longest time by which a store may return after its deadline.
 ///
-/// Five times the slowest of 100 000 `fdatasync` of 20 KiB beside eight busy loops at load 13 (2
-/// cores, ext4: p99.9 25 ms, slowest 188 ms); and a commit that failed is tried again several times
-/// in it, after pauses of 10, 20, 40 … ms.
+/// A store whose record is appended waits this much longer for the disk's result, and returns it.
+/// Without a result the store fails in doubt.
+///
+/// One second is five times the slowest of 100 000 `fdatasync` calls of 20 KiB beside eight busy
+/// loops at load 13 (2 cores, ext4: p99.9 25 ms, slowest 188 ms). It also leaves time for several
+/// retries of a failed commit, after pauses of 10, 20, 40 … ms.
 const ANSWER_GRACE: Duration = Duration::from_secs(1);
 
 pub(in crate::tiered) async fn store(
@@ -39,8 +41,8 @@ pub(in crate::tiered) async fn store(
     deadline: Option<Instant>,
 ) -> Result<()> {
     let len = data.len() as u64;
-    // Whether the disk has room for a segment of its own is known only when the file is there. So
-    // a message that needs one waits for its commit at each level.
+    // Only the creation of the file shows whether the disk has room for a segment of its own. So a
+    // message that needs one waits for its commit at every durability level.
     let level = match shared.needs_own_segment(len) || force_sync {
         true => Durability::Synced,
         false => shared.hot_settings.durability(),
@@ -57,17 +59,17 @@ pub(in crate::tiered) async fn store(
     }
 }
 
-/// Why a store did not happen. Unless it is in doubt, nothing of it is left behind.
+/// Why a store failed. Unless it is in doubt, the store has left nothing behind.
 enum Refused {
     Unhealthy,
     Closed,
     TooLarge(TooLarge),
     Late(Late),
-    /// The disk may have the record of this id. The reason is never another doubt.
+    /// The disk may have the record of this id. The reason is never `InDoubt` itself.
     InDoubt(SpoolId, Box<Self>),
 }
 
-/// Whose deadline passed.
+/// The deadline that has passed: the caller's or the spool's.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Late {
     Caller,
@@ -111,7 +113,7 @@ impl From<Closed> for Refused {
 struct Deadline<'a> {
     at: Instant,
     whose: Late,
-    /// Looks at the clock.
+    /// Enforces the deadline.
     timer: &'a Timer,
 }
 
@@ -124,7 +126,7 @@ impl<'a> Deadline<'a> {
         }
     }
 
-    /// What `work` returns, if it does before the deadline.
+    /// Returns the output of `work`, or `None` at the deadline.
     fn bound<W: Future + Unpin>(&self, work: W) -> WithDeadline<'a, W> {
         self.timer.bound(self.at, work)
     }
@@ -134,7 +136,7 @@ impl<'a> Deadline<'a> {
     }
 }
 
-/// Returns whether the message is on stable storage.
+/// Stores the message. Returns true if it is on stable storage, false if it is dirty in memory.
 async fn try_store(
     shared: &Shared,
     id: SpoolId,
@@ -158,17 +160,17 @@ async fn try_store(
     }
     let permit = match shared.budget.try_admit(size, lane_of(synced)) {
         Some(permit) => permit,
-        // Boxed, as all that seldom happens here: every store pays for the size of its future.
+        // Boxed because it is rare: this keeps the future of every store small.
         None => {
             let permit = Box::pin(wait_for_room(shared, size, synced, now, deadline)).await?;
-            // It may have been a while.
+            // The gate may have shut during the wait.
             if let Some(refused) = refusal(shared, synced) {
                 return Err(refused);
             }
             permit
         }
     };
-    // At the level `memory` most messages leave before the checksum is needed.
+    // At the level `memory`, most messages are removed before the checksum is needed.
     let crc = (level != Durability::Memory).then(|| payload_crc(&data));
     let written = match (level, crc) {
         (Durability::Process, Some(crc)) => shared.protection.write(id, &data, crc),
@@ -185,7 +187,7 @@ async fn try_store(
     commit(shared, id, dirty, deadline).await.map(|()| true)
 }
 
-/// Why the gate refuses this store. `None`: it is let in.
+/// Returns why the health gate refuses this store. `None`: the gate admits it.
 #[inline]
 fn refusal(shared: &Shared, synced: bool) -> Option<Refused> {
     if shared.gate.is_open() { None } else { refusal_of_shut_gate(shared, synced) }
@@ -193,7 +195,7 @@ fn refusal(shared: &Shared, synced: bool) -> Option<Refused> {
 
 #[cold]
 fn refusal_of_shut_gate(shared: &Shared, synced: bool) -> Option<Refused> {
-    // A shutdown shuts the gate, too: its callers get `Closed`.
+    // A shutdown shuts the gate, too, but its callers get `Closed`.
     if shared.gate.is_closed() {
         return Some(Refused::Closed);
     }
@@ -207,8 +209,8 @@ const fn lane_of(synced: bool) -> Lane {
     if synced { Lane::Disk } else { Lane::Memory }
 }
 
-/// Ends when the gate is shut for this one.
-async fn turned_away(shared: &Shared, synced: bool) -> Refused {
+/// Waits until the health gate refuses this store, and returns the reason.
+async fn refused_by_gate(shared: &Shared, synced: bool) -> Refused {
     let mut changes = shared.gate.changes();
     loop {
         if let Some(refused) = refusal(shared, synced) {
@@ -220,7 +222,8 @@ async fn turned_away(shared: &Shared, synced: bool) -> Refused {
     }
 }
 
-/// Waits for its turn and its room. It holds nothing but its place meanwhile, and that is given up when this future is dropped.
+/// Waits in the queue for room in the dirty limit. Dropping the future gives up the place in the
+/// queue. The store holds nothing else during the wait.
 async fn wait_for_room(
     shared: &Shared,
     size: u64,
@@ -238,14 +241,15 @@ async fn wait_for_room(
         shared.closing.closed().await;
         Err(Refused::Closed)
     };
-    let shut = async { Err(turned_away(shared, synced).await) };
+    let shut = async { Err(refused_by_gate(shared, synced).await) };
     let turn = std::pin::pin!(future::or(room, future::or(closing, shut)));
     let got = deadline.bound(turn).await;
     shared.stats.store_waited(now.elapsed());
     got.ok_or(deadline.passed())?
 }
 
-/// False if the crash log broke, which was to have it.
+/// Inserts the message as dirty. Returns false if it has to go to the journal, because its entry in
+/// the crash log could not be committed.
 fn put_in_memory(
     shared: &Shared,
     id: SpoolId,
@@ -253,12 +257,13 @@ fn put_in_memory(
     written: Option<Written>,
 ) -> Result<bool, Refused> {
     let mut shard = shared.table.lock(&id);
-    // Under the lock: a shutdown that begins now waits for it, and then finds what was brought in.
+    // Checked under the lock: a shutdown that begins now waits for the lock and then writes this
+    // message.
     shared.check_open()?;
     let version = shared.table.next_version();
-    let is_to_survive = written.is_some();
+    let must_survive = written.is_some();
     let slot = written.and_then(|written| shared.protection.commit(written, version));
-    if is_to_survive && slot.is_none() {
+    if must_survive && slot.is_none() {
         return Ok(false);
     }
     let ticket = Ticket { version, at: Instant::now(), id };
@@ -275,23 +280,23 @@ fn put_in_memory(
     Ok(true)
 }
 
-/// The caller's side of a commit. Takes the store back where the caller gives up or goes away
-/// before it is committed.
+/// The caller's side of a commit. Cancels or abandons the store if the future is dropped before the
+/// commit.
 struct Claim<'a> {
     id: SpoolId,
-    verdict: Arc<CommitState>,
+    state: Arc<CommitState>,
     commit_queue: &'a CommitQueue,
 }
 
 impl Claim<'_> {
-    /// False if the disk may have the record.
+    /// Cancels the store. Returns false if the record is appended, so that the disk may have it.
     fn cancel(&self) -> bool {
-        self.verdict.cancel()
+        self.state.cancel()
     }
 
-    /// False if the message is stored.
+    /// Abandons a store whose record is appended. Returns false if the message is stored.
     fn abandon(&self) -> bool {
-        let abandoned = self.verdict.abandon();
+        let abandoned = self.state.abandon();
         if abandoned {
             self.commit_queue.note_abandoned();
         }
@@ -313,20 +318,20 @@ async fn commit(
     dirty: Arc<Dirty>,
     deadline: Deadline<'_>,
 ) -> Result<(), Refused> {
-    let claim = Claim { id, verdict: Arc::default(), commit_queue: &shared.commit_queue };
-    let (done, mut answer) = oneshot::channel();
+    let claim = Claim { id, state: Arc::default(), commit_queue: &shared.commit_queue };
+    let (done, mut outcome) = oneshot::channel();
     let data = dirty.data.clone();
     {
         let mut shard = shared.table.lock(&id);
         shared.check_open()?;
         shard.pending.set_out(id);
-        let (verdict, at) = (claim.verdict.clone(), Instant::now());
+        let (state, at) = (claim.state.clone(), Instant::now());
         shared.commit_queue.arrive(|| {
             let version = shared.table.next_version();
-            Arrival { id, version, dirty, at, verdict, done }
+            Arrival { id, version, dirty, at, state, done }
         });
     }
-    match answered(&claim, &deadline, ANSWER_GRACE, &mut answer).await? {
+    match wait_for_outcome(&claim, &deadline, ANSWER_GRACE, &mut outcome).await? {
         Outcome::Refused => Err(Refused::Late(Late::Spool)),
         Outcome::Durable(seq) => {
             if let Some(data) = data {
@@ -337,27 +342,28 @@ async fn commit(
     }
 }
 
-/// Waits for the committer's answer until the deadline, and a little longer where the disk has the
-/// record.
-async fn answered(
+/// Waits for the committer's result until the deadline. If the record is appended, waits `grace`
+/// longer.
+async fn wait_for_outcome(
     claim: &Claim<'_>,
     deadline: &Deadline<'_>,
     grace: Duration,
-    answer: &mut oneshot::Receiver<Outcome>,
+    outcome: &mut oneshot::Receiver<Outcome>,
 ) -> Result<Outcome, Refused> {
-    let in_time = match deadline.bound(&mut *answer).await {
-        Some(answered) => Some(answered),
+    let in_time = match deadline.bound(&mut *outcome).await {
+        Some(outcome) => Some(outcome),
         None if claim.cancel() => return Err(deadline.passed()),
-        None => Deadline { at: deadline.at + grace, ..*deadline }.bound(&mut *answer).await,
+        None => Deadline { at: deadline.at + grace, ..*deadline }.bound(&mut *outcome).await,
     };
-    let answered = match in_time {
-        Some(answered) => answered,
+    let outcome = match in_time {
+        Some(outcome) => outcome,
         None if claim.abandon() => return Err(Refused::InDoubt(claim.id, Box::new(deadline.passed()))),
-        // It was stored at the same moment. It is visible when the committer answers, which is next.
-        None => answer.await,
+        // The message was committed at the same moment. It becomes visible when the committer sends
+        // the outcome, which is its next step.
+        None => outcome.await,
     };
-    // Without an answer: the committer has ended, maybe between the write and the sync.
-    answered.map_err(|_| match claim.cancel() {
+    // The sender was dropped: the committer has ended, maybe between the write and the sync.
+    outcome.map_err(|_| match claim.cancel() {
         true => Refused::Closed,
         false => Refused::InDoubt(claim.id, Box::new(Refused::Closed)),
     })
@@ -371,67 +377,67 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    /// No thread runs it: the deadlines here have passed, or are far away.
+    /// No thread runs the timer: the deadlines here have passed, or are far away.
     static TIMER: LazyLock<Timer> = LazyLock::new(Timer::default);
 
-    /// A store that is late already, as its deadline is, and whose grace is `grace`.
-    fn late(
+    /// A store whose deadline has passed, and that may wait `grace` longer.
+    fn late_store(
         claim: &Claim<'_>,
         grace: Duration,
     ) -> (oneshot::Sender<Outcome>, impl Future<Output = Result<Outcome, Refused>>) {
-        let (done, mut answer) = oneshot::channel();
+        let (done, mut outcome) = oneshot::channel();
         let deadline = Deadline { at: Instant::now(), whose: Late::Caller, timer: &TIMER };
-        (done, async move { answered(claim, &deadline, grace, &mut answer).await })
+        (done, async move { wait_for_outcome(claim, &deadline, grace, &mut outcome).await })
     }
 
     fn claim(commit_queue: &CommitQueue) -> Claim<'_> {
-        Claim { id: SpoolId::new(), verdict: Arc::default(), commit_queue }
+        Claim { id: SpoolId::new(), state: Arc::default(), commit_queue }
     }
 
     #[tokio::test]
-    async fn at_its_deadline_a_store_that_is_not_appended_is_cancelled() {
+    async fn a_store_that_is_not_appended_is_cancelled_at_its_deadline() {
         let commit_queue = CommitQueue::default();
         let claim = claim(&commit_queue);
-        let (_done, store) = late(&claim, HOUR);
+        let (_done, store) = late_store(&claim, HOUR);
         assert!(matches!(store.await, Err(Refused::Late(Late::Caller))));
-        assert!(claim.verdict.is_cancelled() && !commit_queue.take_abandoned());
+        assert!(claim.state.is_cancelled() && !commit_queue.take_abandoned());
     }
 
-    /// A store got `Err` at its deadline while the disk had its record, and was found after a kill.
-    /// The answer of the disk was a moment away.
+    /// A store failed at its deadline although the disk had its record, and the message was back
+    /// after a kill. The disk's result came a moment after the deadline.
     #[tokio::test]
     async fn what_is_appended_waits_for_the_answer_a_little_longer() {
         let commit_queue = CommitQueue::default();
         let claim = claim(&commit_queue);
-        assert!(claim.verdict.append());
-        let (done, store) = late(&claim, HOUR);
+        assert!(claim.state.append());
+        let (done, store) = late_store(&claim, HOUR);
         let mut store = std::pin::pin!(store);
         assert!(future::poll_once(&mut store).await.is_none(), "it waits");
-        assert!(claim.verdict.commit());
+        assert!(claim.state.commit());
         done.send(Outcome::Durable(7)).unwrap();
         assert!(matches!(store.await, Ok(Outcome::Durable(7))));
         assert!(!commit_queue.take_abandoned());
     }
 
     #[tokio::test]
-    async fn without_an_answer_in_that_time_it_fails_in_doubt() {
+    async fn a_store_without_a_result_in_that_time_fails_in_doubt() {
         let commit_queue = CommitQueue::default();
         let claim = claim(&commit_queue);
-        assert!(claim.verdict.append());
-        let (_done, store) = late(&claim, Duration::ZERO);
+        assert!(claim.state.append());
+        let (_done, store) = late_store(&claim, Duration::ZERO);
         let error = anyhow::Error::from(store.await.err().unwrap());
         assert!(error.root_cause().is::<SpoolCallerDeadlineExceeded>(), "{error:#}");
         assert_eq!(error.downcast_ref(), Some(&InDoubt { id: claim.id }));
-        assert!(claim.verdict.is_abandoned() && commit_queue.take_abandoned());
+        assert!(claim.state.is_abandoned() && commit_queue.take_abandoned());
     }
 
-    /// It was committed at the moment at which the caller would have given up.
+    /// The message was committed at the moment at which the caller would have given up.
     #[tokio::test]
-    async fn what_is_committed_has_its_answer_however_late() {
+    async fn a_committed_store_waits_for_its_result_without_a_limit() {
         let commit_queue = CommitQueue::default();
         let claim = claim(&commit_queue);
-        assert!(claim.verdict.append() && claim.verdict.commit());
-        let (done, store) = late(&claim, Duration::ZERO);
+        assert!(claim.state.append() && claim.state.commit());
+        let (done, store) = late_store(&claim, Duration::ZERO);
         let mut store = std::pin::pin!(store);
         assert!(future::poll_once(&mut store).await.is_none());
         done.send(Outcome::Durable(1)).unwrap();
@@ -439,34 +445,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn where_the_committer_has_ended_only_what_is_appended_is_in_doubt() {
+    async fn after_the_end_of_the_committer_only_an_appended_store_is_in_doubt() {
         let commit_queue = CommitQueue::default();
         for appended in [false, true] {
             let claim = claim(&commit_queue);
             if appended {
-                assert!(claim.verdict.append());
+                assert!(claim.state.append());
             }
             let deadline = Deadline { at: Instant::now() + HOUR, whose: Late::Caller, timer: &TIMER };
-            let (done, mut answer) = oneshot::channel();
+            let (done, mut outcome) = oneshot::channel();
             drop(done);
-            let answer = answered(&claim, &deadline, HOUR, &mut answer).await;
-            let error = anyhow::Error::from(answer.err().unwrap());
+            let outcome = wait_for_outcome(&claim, &deadline, HOUR, &mut outcome).await;
+            let error = anyhow::Error::from(outcome.err().unwrap());
             assert!(error.root_cause().is::<Closed>(), "{error:#}");
             assert_eq!(error.is::<InDoubt>(), appended, "{error:#}");
         }
     }
 
     #[test]
-    fn a_caller_that_goes_away_takes_its_store_back() {
+    fn dropping_the_future_cancels_or_abandons_the_store() {
         let commit_queue = CommitQueue::default();
         let waiting = claim(&commit_queue);
-        let verdict = waiting.verdict.clone();
+        let state = waiting.state.clone();
         drop(waiting);
-        assert!(verdict.is_cancelled() && !commit_queue.take_abandoned());
+        assert!(state.is_cancelled() && !commit_queue.take_abandoned());
         let appended = claim(&commit_queue);
-        let verdict = appended.verdict.clone();
-        assert!(verdict.append());
+        let state = appended.state.clone();
+        assert!(state.append());
         drop(appended);
-        assert!(verdict.is_abandoned() && commit_queue.take_abandoned() && !commit_queue.take_abandoned());
+        assert!(state.is_abandoned() && commit_queue.take_abandoned() && !commit_queue.take_abandoned());
     }
 }

@@ -1,8 +1,8 @@
-//! What goes into the next batch.
+//! Selects and appends the records of the next batch.
 
 use std::sync::Arc;
 
-use super::intake::Answer;
+use super::intake::TicketDecision;
 use super::queue::{Arrival, Outcome};
 use super::{Committer, Taken, check_abort};
 use crate::journal::{self, JournalChange, JournalRoom, PAGE, payload_crc};
@@ -10,39 +10,44 @@ use crate::memory::{Dirty, Ticket};
 use crate::stats::Site;
 use crate::storage::is_no_room;
 
-/// A batch ends at about so many bytes of flushed data.
+/// Approximate limit of flushed data in a batch, in bytes.
 const BATCH_BYTES: u64 = 8 << 20;
 
-/// And so many records of it: a removal is small on disk, and about 400 bytes in the tables that it passes through.
+/// Limit of flushed records in a batch. A removal is small on disk, but takes about 400 bytes in
+/// the tables that it passes through.
 const BATCH_RECORDS: usize = 16 * 1024;
 
-/// Where a synced store waits for the same batch: so much flushed data joins it, and no more, for each record costs it time.
+/// Limits of flushed data in a batch that a synced store waits for, in bytes and records. Each
+/// record delays the store.
 const JOINING: (u64, usize) = (1 << 20, 512);
 
 impl Committer {
-    /// Appends what waits and fits: all synced stores, and flushed data up to [`BATCH_BYTES`].
+    /// Appends the waiting records that fit: all synced stores, and flushed data up to
+    /// [`BATCH_BYTES`].
     pub(super) fn append_batch(&mut self) {
         self.intake.drop_cancelled(&self.shared.table);
         (self.waits_for_other, self.blocked) = (false, false);
         self.find_abandoned();
         if self.writer.has_unwritten() {
-            // While a batch has to be tried again nothing is added to it.
+            // Nothing is added to a batch that has to be retried.
             return;
         }
         let mut batch = Vec::new();
         if self.append_aborts() > 0 {
-            // They are in nobody's way, and what is left of the room is known when they are written.
+            // A batch of aborts has no other records: the remaining room is known when it is
+            // written.
             return;
         }
         let mut room = self.writer.room(false);
         let mut is_large = false;
-        // What came after a store had failed in doubt is never durable before the abort of that
-        // store.
+        // A store that arrived after another one had failed in doubt must not be durable before the
+        // abort of that one.
         while self.aborts.is_empty()
             && !is_large
             && let Some(arrival) = self.take_arrival(&mut room)
         {
-            // It ends its segment and the batch: what follows it is packed anew.
+            // A large message has a segment of its own, and ends the batch: the room for later
+            // records is computed anew.
             is_large = self.shared.needs_own_segment(len(&arrival.dirty));
             batch.push((arrival.version, Taken::Arrived(arrival)));
         }
@@ -58,7 +63,7 @@ impl Committer {
         }
         let has_work = !self.intake.is_empty() || !self.aborts.is_empty();
         self.blocked = batch.is_empty() && has_work && !self.waits_for_other;
-        // For one id, what is newer must be written later.
+        // A newer version of an id must be written after an older one.
         batch.sort_unstable_by_key(|(version, _)| *version);
         for (_, taken) in batch {
             self.append(taken);
@@ -80,18 +85,18 @@ impl Committer {
         aborts
     }
 
-    /// Finds the stores that their callers have abandoned, durable or not: an abort need not wait
-    /// until its put is durable.
+    /// Finds the stores that their callers have abandoned, and queues their aborts. An abort need
+    /// not wait until its put is durable.
     fn find_abandoned(&mut self) {
         if !self.shared.commit_queue.take_abandoned() {
             return;
         }
-        self.publish_landed();
-        // They are the writer's last records, one for one.
+        self.publish_completed();
+        // `taken` corresponds to the writer's last records, one for one.
         let first = self.writer.last_seq() + 1 - self.taken.len() as u64;
         for (seq, taken) in (first..).zip(&mut self.taken) {
             let Taken::Arrived(arrival) = taken else { continue };
-            if arrival.verdict.is_abandoned() {
+            if arrival.state.is_abandoned() {
                 check_abort(&self.shared, arrival);
                 self.aborts.push((arrival.id, seq));
                 *taken = Taken::Abandoned(arrival.dirty.clone());
@@ -99,7 +104,8 @@ impl Committer {
         }
     }
 
-    /// Bytes and records of flushed data that the next batch may take.
+    /// Returns the limits of flushed data in the next batch, in bytes and records. `joining`: a
+    /// synced store waits for the batch, or a sync is under way.
     fn share_of_flushed(&self, joining: bool) -> (u64, usize) {
         match joining && self.intake.has_tickets() && !self.is_late() {
             true => JOINING,
@@ -109,10 +115,10 @@ impl Committer {
 
     fn append(&mut self, taken: Taken) {
         if let Taken::Arrived(arrival) = &taken
-            && !arrival.verdict.append()
+            && !arrival.state.append()
         {
-            // Its caller gave up a moment ago.
-            self.let_go(arrival);
+            // Its caller has just cancelled the store.
+            self.release_cancelled(arrival);
             return;
         }
         let (id, version, at, dirty) = match &taken {
@@ -134,7 +140,7 @@ impl Committer {
         self.taken.push_back(taken);
     }
 
-    /// The next synced store, if it fits.
+    /// Takes the next synced store, if it fits.
     fn take_arrival(&mut self, room: &mut JournalRoom) -> Option<Arrival> {
         loop {
             let front = self.intake.next_arrival()?;
@@ -148,7 +154,7 @@ impl Committer {
             }
             match self.writer.prepare_large(len(&arrival.dirty)) {
                 Ok(()) => return Some(arrival),
-                // Nobody else waits for the one that is too large for the disk.
+                // A message for which the disk has no room must not block the other stores.
                 Err(error) => self.refuse(arrival, &error),
             }
         }
@@ -159,14 +165,14 @@ impl Committer {
         if is_no_room(error) {
             tracing::warn!(id = %arrival.id, %error, "no room for a message that is larger than a segment");
         } else {
-            // A disk that can't write this file can't write the others.
+            // A disk that can't write this file can't write other files, either.
             self.shared.disk_error(Site::JournalWrite, error);
         }
         // The caller may be gone.
         let _ = arrival.done.send(Outcome::Refused);
     }
 
-    /// The next flushed version that was not replaced or removed meanwhile, if it fits.
+    /// Takes the next flushed version that was not replaced or removed meanwhile, if it fits.
     fn take_ticket(&mut self, room: &mut JournalRoom) -> Option<(Ticket, Arc<Dirty>)> {
         while let Some(ticket) = self.intake.next_ticket() {
             let mut shard = self.shared.table.lock(&ticket.id);
@@ -174,9 +180,10 @@ impl Committer {
                 self.intake.drop_stale(&mut shard.pending);
                 continue;
             };
-            // A newer version of it may be on its way to the disk already, and must not be written before this one. When it is durable there is
-            // nothing to write here; if its caller has given up, this one is to be written after its abort.
-            let published = self.taken.is_empty() && self.landed.is_empty();
+            // A newer version of the id may be under way, and must not be written before this one.
+            // When it is durable, this version need not be written. If its caller has given up,
+            // this version must be written after the abort.
+            let published = self.taken.is_empty() && self.completed.is_empty();
             if !published && shard.pending.has_other_under_way(&ticket) {
                 self.waits_for_other = true;
                 return None;
@@ -191,32 +198,34 @@ impl Committer {
         None
     }
 
-    /// Where no segment is left for messages, removes are written all the same: they are what frees one.
+    /// Takes removals out of turn, because no segment has room for messages. Removals may use the
+    /// reserve, and they are what frees segments.
     fn take_removes(&mut self, batch: &mut Vec<(u64, Taken)>) {
         let mut room = self.writer.room(true);
         self.intake.offer_all(&self.shared.table, |ticket, dirty, pending| {
-            // There is no room for it, and its removal, which must not be written before it, frees
-            // some.
+            // There is no room for a pledged version that was removed meanwhile. Its removal must
+            // not be written before it, and would free room. So write only the removal.
             if let Some(elided) = pending.end_pledge_of_removed(ticket) {
                 self.shared.stats.elided(1, elided.bytes());
-                return Answer::LetGo;
+                return TicketDecision::Dropped;
             }
-            // An older put of the id that still waits must not be written after its removal.
+            // A put has no room. A removal must not be written before an older put of its id that
+            // is under way.
             if dirty.data.is_some() || pending.has_other_under_way(ticket) {
-                return Answer::Passed;
+                return TicketDecision::Skipped;
             }
-            // All removes are of one size: with the first that does not fit, the look through a long backlog is over.
+            // All removals have the same size: if one does not fit, no later one does.
             if !room.take(cost(&dirty)) {
-                return Answer::Full;
+                return TicketDecision::Full;
             }
             pending.commit(ticket);
             batch.push((ticket.version, Taken::Ticketed(*ticket, dirty)));
-            Answer::Taken
+            TicketDecision::Taken
         });
     }
 
-    /// A store that was cancelled after its place in the batch was found.
-    fn let_go(&mut self, arrival: &Arrival) {
+    /// Releases a store that was cancelled after the batch had taken it.
+    fn release_cancelled(&mut self, arrival: &Arrival) {
         self.shared.table.lock(&arrival.id).pending.arrive(&arrival.id);
         if self.shared.needs_own_segment(len(&arrival.dirty)) {
             self.writer.discard_prepared();
@@ -224,7 +233,7 @@ impl Committer {
     }
 }
 
-/// Bytes of the journal that a version takes.
+/// Returns the bytes that a version takes in the journal.
 fn cost(dirty: &Dirty) -> u64 {
     journal::cost(len(dirty))
 }

@@ -1,4 +1,4 @@
-//! From written to durable: syncs, here or by the syncer, and what is told when they have ended.
+//! Makes written records durable: starts syncs, applies their results, notifies the callers.
 
 use std::time::Instant;
 
@@ -6,7 +6,8 @@ use super::intake::KEPT;
 use super::{Committer, Submitted, Taken, publish, syncer};
 use crate::journal::{SyncEnd, WriteError};
 
-/// A sync of fewer records, or fewer bytes, is done on the committer's own thread: handing it over would take longer than what it saves.
+/// Minimum records and bytes of a sync that is handed over to the syncer. The committer thread runs
+/// a smaller one itself, because the handover would take longer than it saves.
 const WORTH_HANDING_OVER: (usize, u64) = (4, 128 << 10);
 
 impl Committer {
@@ -14,7 +15,8 @@ impl Committer {
         self.submitted.iter().map(|submitted| submitted.records).sum()
     }
 
-    /// Has everything that is written made durable: by the syncer where that is worth it, else here and now.
+    /// Starts a sync of everything that is written. A large sync runs on the syncer thread, a small
+    /// one on this thread, which blocks.
     pub(super) fn start_sync(&mut self, began: Instant) -> Result<(), WriteError> {
         let records = self.taken.len() - self.submitted_records();
         let few = records < WORTH_HANDING_OVER.0 || self.taken_bytes < WORTH_HANDING_OVER.1;
@@ -27,32 +29,32 @@ impl Committer {
         Ok(())
     }
 
-    /// Makes everything that is written durable, and tells of it, before it returns.
+    /// Makes everything that is written durable and publishes it. Blocks.
     pub(super) fn sync(&mut self, began: Instant) -> Result<(), WriteError> {
         while self.writer.is_syncing() {
             let ends = self.shared.commit_queue.wait_synced();
-            self.land_all(ends)?;
+            self.complete_all(ends)?;
         }
         let job = self.writer.take_sync();
         self.submit(job.up_to(), began);
-        self.land(syncer::run(job, &self.shared))?;
-        self.publish_landed();
+        self.complete(syncer::run(job, &self.shared))?;
+        self.publish_completed();
         Ok(())
     }
 
-    /// Waits for what is being synced, and tells of it.
-    pub(super) fn land_submitted(&mut self) {
+    /// Waits for the running syncs, and publishes their records.
+    pub(super) fn complete_submitted(&mut self) {
         while self.writer.is_syncing() {
             let ends = self.shared.commit_queue.wait_synced();
-            let landed = self.land_all(ends);
-            self.publish_landed();
-            if let Err(error) = landed {
+            let completed = self.complete_all(ends);
+            self.publish_completed();
+            if let Err(error) = completed {
                 self.failed(&error);
             }
         }
     }
 
-    /// Notes that everything written so far is being synced.
+    /// Records that everything written so far is part of a sync.
     fn submit(&mut self, up_to: u64, began: Instant) {
         let records = self.writer.written() - self.submitted_records();
         let (bytes, oldest) = (std::mem::take(&mut self.taken_bytes), self.oldest_taken);
@@ -62,59 +64,63 @@ impl Committer {
         self.submitted.push_back(Submitted { up_to, records, bytes, oldest, began });
     }
 
-    /// All of them, whatever the first error: one of those after it may be good.
-    pub(super) fn land_all(&mut self, ends: Vec<SyncEnd>) -> Result<(), WriteError> {
-        ends.into_iter().map(|end| self.land(end)).fold(Ok(()), Result::and)
+    /// Applies the results of several syncs. Continues after an error: a later sync may have
+    /// succeeded. Returns the first error.
+    pub(super) fn complete_all(&mut self, ends: Vec<SyncEnd>) -> Result<(), WriteError> {
+        ends.into_iter().map(|end| self.complete(end)).fold(Ok(()), Result::and)
     }
 
-    /// A sync has ended: what it covered is durable, or everything is to be written again.
-    fn land(&mut self, end: SyncEnd) -> Result<(), WriteError> {
+    /// Applies the result of a sync: its records are durable, or all records have to be written
+    /// again.
+    fn complete(&mut self, end: SyncEnd) -> Result<(), WriteError> {
         let (up_to, took) = (end.up_to(), end.took());
         let Some(synced) = self.writer.end_sync(end)? else { return Ok(()) };
-        let landed = self.taken.drain(..synced.records.len()).zip(synced.records);
-        let before = self.landed.len();
-        self.landed.extend(landed);
+        let completed = self.taken.drain(..synced.records.len()).zip(synced.records);
+        let before = self.completed.len();
+        self.completed.extend(completed);
         self.finished.extend(synced.finished);
-        let records = self.landed[before..].iter().filter(|(taken, _)| !matches!(taken, Taken::Mark)).count();
+        let records =
+            self.completed[before..].iter().filter(|(taken, _)| !matches!(taken, Taken::Mark)).count();
         let (mut bytes, mut began) = (0, None);
-        while let Some(submitted) = self.submitted.pop_front_if(|submitted| submitted.up_to <= up_to) {
+        while let Some(submitted) = self.submitted.front().filter(|submitted| submitted.up_to <= up_to) {
             bytes += submitted.bytes;
             began = began.or(Some(submitted.began));
+            self.submitted.pop_front();
         }
         let elapsed = began.map_or(took, |began| began.elapsed());
-        // Some of that time the disk was at the records before these.
-        let since_last = self.landed_at.replace(Instant::now()).map_or(elapsed, |at| at.elapsed());
+        // During part of this time the disk may have written earlier records.
+        let since_last = self.completed_at.replace(Instant::now()).map_or(elapsed, |at| at.elapsed());
         self.shared.budget.note_drained(bytes, elapsed.min(since_last));
         self.shared.stats.synced(took);
         self.shared.stats.committed(records as u64, bytes, elapsed);
         if records > 0 {
-            // Something was acknowledged: when it gets quiet, the journal shall say so.
+            // A mark must follow the last acknowledged record when the journal becomes idle.
             self.mark_at = Some(Instant::now() + self.shared.config.load().dirty_expire);
         }
         Ok(())
     }
 
-    /// After a burst (removals come without a bound) the queues are nearly empty, and as large as it was.
-    fn give_back(&mut self) {
-        if self.landed.capacity() > KEPT {
-            self.landed.shrink_to(KEPT);
+    /// Frees the memory of the queues after a burst. The number of removals in one is unbounded.
+    fn shrink(&mut self) {
+        if self.completed.capacity() > KEPT {
+            self.completed.shrink_to(KEPT);
         }
         if self.taken.capacity() > KEPT && self.taken.len() < self.taken.capacity() / 4 {
             self.taken.shrink_to((self.taken.len() * 2).max(KEPT));
         }
-        self.intake.give_back();
+        self.intake.shrink();
     }
 
-    /// Tells everybody of what is durable.
-    pub(super) fn publish_landed(&mut self) {
-        for (taken, durable) in self.landed.drain(..) {
+    /// Publishes the durable records, and settles the segments that they complete.
+    pub(super) fn publish_completed(&mut self) {
+        for (taken, durable) in self.completed.drain(..) {
             publish(&self.shared, &mut self.aborts, taken, &durable);
         }
-        self.give_back();
+        self.shrink();
         if self.finished.is_empty() {
             return;
         }
-        // The index knows everything in these segments now.
+        // The index has all records of these segments now.
         for segment in self.finished.drain(..) {
             segment.settle();
         }

@@ -1,9 +1,9 @@
-//! What waits to be written: flush tickets whose turn has come, and stores that wait for a commit.
+//! The input of the next batches: due flush tickets, and stores that wait for a commit.
 //!
-//! [`Intake::refill`] is the only way in, and it drains tickets before it takes arrivals. So of two
-//! versions of one id of which the older is an arrival and the newer has a ticket here, the arrival
-//! is here, too. [`Committer`](super::Committer) takes tickets only when all arrivals are taken,
-//! and sorts the batch by version: the newer one is never written first.
+//! Only [`Intake::refill`] adds entries, and it drains tickets before it takes arrivals. Suppose
+//! the older of two versions of an id is an arrival and the newer one has a ticket here. Then the
+//! arrival is here, too. [`Committer`](super::Committer) takes tickets only when all arrivals are
+//! taken, and sorts the batch by version. So the newer version is never written first.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use super::queue::{Arrival, CommitQueue};
 use crate::memory::{Dirty, Pending, Ticket};
 use crate::tiered::table::Table;
 
-/// Places in a queue that are not given back: an ordinary batch needs them again at once.
+/// Minimum capacity that a queue keeps when it shrinks: an ordinary batch needs it again at once.
 pub(super) const KEPT: usize = 4_096;
 
-/// A ticket whose turn has come.
+/// A ticket that is due.
 #[derive(Debug, Clone, Copy)]
 struct Due {
     ticket: Ticket,
-    /// The number of the drain that moved it here.
+    /// The number of the drain that added it.
     drain: u64,
 }
 
@@ -30,59 +30,61 @@ pub(super) struct Intake {
     backlog: VecDeque<Due>,
     /// In the order of versions.
     arrivals: VecDeque<Arrival>,
-    /// Drains until now.
+    /// Number of drains so far.
     drains: u64,
     replaced: Option<Replaced>,
 }
 
-/// Versions here were replaced before they were written.
+/// Versions in the backlog that were replaced before they were written.
 #[derive(Debug, Clone, Copy)]
 struct Replaced {
-    /// The next refill drains what was dirty at this time, so that the versions that replaced them
-    /// keep the turn.
+    /// The next refill drains everything that was dirty at this time, so that the replacements keep
+    /// the turn of the versions that they replaced.
     at: Instant,
-    /// The first drain that one of them came with.
+    /// The first drain that added one of the replaced versions.
     drain: u64,
 }
 
-/// What a batch does with a ticket that it is offered.
+/// The decision of a batch about a ticket that is offered to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum TicketDecision {
     Taken,
-    /// Not this one, but perhaps a later one.
-    Passed,
-    /// Neither now nor later: what replaced it is written instead.
-    LetGo,
-    /// Neither this one nor a later one.
+    /// The ticket stays in the backlog. A later one may fit.
+    Skipped,
+    /// The ticket is dropped: the version that replaced it is written instead.
+    Dropped,
+    /// The ticket stays in the backlog, and no later one fits.
     Full,
 }
 
 impl Intake {
-    /// Takes in everything that has been dirty since `cutoff` or longer, and then all arrivals:
-    /// those from the mail, and those that came since.
+    /// Adds the tickets of everything that has been dirty since `cutoff` or longer, then all
+    /// arrivals: `arrivals`, and those that are in the commit queue.
     pub(super) fn refill(
         &mut self,
         table: &Table,
         commit_queue: &CommitQueue,
-        mail: Vec<Arrival>,
+        arrivals: Vec<Arrival>,
         cutoff: Option<Instant>,
     ) {
-        self.arrivals.extend(mail);
+        self.arrivals.extend(arrivals);
         if let Some(cutoff) = self.replaced.take().map(|replaced| replaced.at).max(cutoff) {
             self.drains += 1;
             let drain = self.drains;
             self.backlog.extend(table.drain_tickets(cutoff).into_iter().map(|ticket| Due { ticket, drain }));
         }
-        // After the tickets: see the top.
+        // After the tickets: see the module documentation.
         self.arrivals.extend(commit_queue.take_arrivals());
     }
 
-    /// Drains until now: what was dirty when the last of them began has a ticket of no later one.
+    /// Number of drains so far. Everything that was dirty when the last one began has a ticket of
+    /// that drain or an earlier one.
     pub(super) fn drains(&self) -> u64 {
         self.drains
     }
 
-    /// Tickets of this drain and of later ones are left; those of earlier ones are not.
+    /// The drain of the first ticket in the backlog, `u64::MAX` if there is none. All tickets of
+    /// earlier drains are taken.
     pub(super) fn reached(&self) -> u64 {
         self.backlog.front().map_or(u64::MAX, |due| due.drain)
     }
@@ -91,8 +93,8 @@ impl Intake {
         self.arrivals.is_empty() && self.backlog.is_empty()
     }
 
-    /// The first drain of the versions here that were replaced since the last refill. The next
-    /// refill has something to drain then, whatever its cutoff is.
+    /// The first drain of the versions that were replaced since the last refill. If there is one,
+    /// the next refill drains whatever its cutoff is.
     pub(super) fn first_replaced(&self) -> Option<u64> {
         self.replaced.map(|replaced| replaced.drain)
     }
@@ -103,7 +105,7 @@ impl Intake {
         self.replaced = Some(Replaced { at: before.at.max(at), drain: before.drain.min(drain) });
     }
 
-    /// When the oldest version here came in.
+    /// Returns when the oldest version in the intake was stored.
     pub(super) fn oldest(&self) -> Option<Instant> {
         let tickets = self.next_ticket().map(|ticket| ticket.at);
         let arrivals = self.next_arrival().map(|arrival| arrival.at);
@@ -118,10 +120,10 @@ impl Intake {
         self.arrivals.pop_front()
     }
 
-    /// Lets go of the arrivals whose callers gave up.
+    /// Drops the arrivals that their callers have cancelled.
     pub(super) fn drop_cancelled(&mut self, table: &Table) {
         self.arrivals.retain(|arrival| {
-            let cancelled = arrival.verdict.is_cancelled();
+            let cancelled = arrival.state.is_cancelled();
             if cancelled {
                 table.lock(&arrival.id).pending.arrive(&arrival.id);
             }
@@ -141,11 +143,12 @@ impl Intake {
         self.backlog.pop_front();
     }
 
-    /// Offers each ticket to a batch, whatever stands before it, until the batch is full.
+    /// Offers each ticket of the backlog to a batch until the batch is full. The batch may skip
+    /// tickets.
     pub(super) fn offer_all(
         &mut self,
         table: &Table,
-        mut offer: impl FnMut(&Ticket, Arc<Dirty>, &mut Pending) -> Answer,
+        mut offer: impl FnMut(&Ticket, Arc<Dirty>, &mut Pending) -> TicketDecision,
     ) {
         let mut is_full = false;
         let mut replaced = Vec::new();
@@ -155,34 +158,34 @@ impl Intake {
             }
             let pending = &mut table.lock(&due.ticket.id).pending;
             let Some(dirty) = pending.peek(&due.ticket) else {
-                // Where an earlier version is still to be written, it waits for its turn behind
-                // that one.
+                // If an earlier version is pledged, this ticket keeps its place behind that one.
                 let waits = pending.is_pledged(&due.ticket.id);
                 if !waits {
                     replaced.push((pending.put_off(&due.ticket), due.drain));
                 }
                 return waits;
             };
-            let answer = offer(&due.ticket, dirty, pending);
-            is_full = answer == Answer::Full;
-            if answer == Answer::LetGo {
-                // Every flush that waits for it waits for what replaced it, whatever its drain.
+            let decision = offer(&due.ticket, dirty, pending);
+            is_full = decision == TicketDecision::Full;
+            if decision == TicketDecision::Dropped {
+                // Drain 0: every flush that waits for the version waits for its replacement,
+                // whatever drain the flush waits for.
                 replaced.push((pending.put_off(&due.ticket), 0));
             }
-            matches!(answer, Answer::Passed | Answer::Full)
+            matches!(decision, TicketDecision::Skipped | TicketDecision::Full)
         });
         replaced.into_iter().for_each(|(at, drain)| self.note_replaced(at, drain));
     }
 
-    /// Lets go of the first ticket, whose version was replaced or removed.
+    /// Drops the first ticket. Its version was replaced or removed.
     pub(super) fn drop_stale(&mut self, pending: &mut Pending) {
         if let Some(due) = self.backlog.pop_front() {
             self.note_replaced(pending.put_off(&due.ticket), due.drain);
         }
     }
 
-    /// Gives back the memory of a burst, when most of the backlog is empty.
-    pub(super) fn give_back(&mut self) {
+    /// Frees memory after a burst, when less than a quarter of the backlog's capacity is used.
+    pub(super) fn shrink(&mut self) {
         if self.backlog.capacity() > KEPT && self.backlog.len() < self.backlog.capacity() / 4 {
             self.backlog.shrink_to((self.backlog.len() * 2).max(KEPT));
         }

@@ -1,7 +1,9 @@
-//! The committer thread: takes everything that waits, writes it at once, syncs once, wakes all.
+//! The committer thread: group commit. Takes all waiting stores, writes them at once, runs one
+//! sync, and notifies all callers.
 //!
-//! One loop. A few records are synced here; for more, the syncer waits for the disk while the next batch is written here. What it has taken
-//! and not yet made durable it keeps; after a failure it tries again, with a pause, for as long as the spool lives.
+//! The thread syncs a few records itself. For more, the syncer thread runs the sync while the
+//! committer writes the next batch. The committer keeps all records that it has taken until they
+//! are durable. After a failure it retries with pauses for as long as the spool is open.
 
 mod batch;
 mod completion;
@@ -32,46 +34,46 @@ use crate::memory::{Dirty, Ticket};
 use crate::stats::Site;
 use crate::storage::is_no_room;
 
-/// How long to wait for a free segment before looking again.
+/// How often the committer looks for a free segment that it was not notified of.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// First and longest pause after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
-/// A record that was appended, with what is to be done when it is durable.
+/// A record that was appended, with the data to publish it when it is durable.
 #[derive(Debug)]
 enum Taken {
     Ticketed(Ticket, Arc<Dirty>),
     Arrived(Arrival),
-    /// A put whose abort is appended behind it, or will be next. It keeps its room until it is no
-    /// longer written again.
+    /// A put whose abort is appended behind it, or will be next. It holds its permit until no retry
+    /// can write it again.
     Abandoned(#[expect(dead_code, reason = "holds the permit")] Arc<Dirty>),
-    /// The abort of a put of this id, which counts as under way until it is durable.
+    /// The abort of a put of this id. The put counts as under way until the abort is durable.
     Abort(SpoolId),
     Mark,
 }
 
-/// A caller that waits until everything is durable that was dirty at a moment.
+/// A flush request: its caller waits until everything is durable that was dirty at the request.
 #[derive(Debug)]
 struct Flush {
-    /// Everything that was dirty had a ticket of this drain or an earlier one. It is no version and
-    /// no time: a store draws its version and its time in two steps, so that their orders may
+    /// Everything that was dirty at the request has a ticket of this drain or an earlier one. A
+    /// version or a time would not do: a store gets them in two steps, so that their orders may
     /// differ.
-    asked: u64,
-    /// And so has, with this drain, what replaced some of it.
+    requested: u64,
+    /// The same drain, or a later one in which the replacements of such versions have tickets.
     drain: u64,
-    /// The last record that was appended when all of it was: set then.
+    /// The last record in the journal when all of these versions were appended. `None` until then.
     last: Option<u64>,
     done: oneshot::Sender<()>,
 }
 
-/// Records that became part of a sync together.
+/// Records that were submitted in one sync.
 #[derive(Debug)]
 struct Submitted {
     up_to: u64,
     records: usize,
     bytes: u64,
-    /// When the oldest of them came in.
+    /// When the oldest of them was stored.
     oldest: Option<Instant>,
     began: Instant,
 }
@@ -82,36 +84,36 @@ pub(super) struct Committer {
     syncer: Arc<Syncer>,
     writer: Writer,
     intake: Intake,
-    /// Puts to be taken back.
+    /// Puts that need an abort: ids and record numbers.
     aborts: Vec<(SpoolId, u64)>,
-    /// What was appended since the last good sync: the writer's records, one for one.
+    /// The records that are appended and not durable. They are the writer's records, one for one.
     taken: VecDeque<Taken>,
-    /// Of `taken`, from the front: what is being synced.
+    /// The syncs under way. They cover the first records of `taken`.
     submitted: VecDeque<Submitted>,
-    /// Dirty bytes in the rest of `taken`.
+    /// Dirty bytes of the other records of `taken`.
     taken_bytes: u64,
-    /// When the oldest record in the rest of `taken` came in.
+    /// When the oldest of the other records of `taken` was stored.
     oldest_taken: Option<Instant>,
-    /// Durable, and nobody knows yet.
-    landed: Vec<(Taken, DurableState)>,
-    /// No more is written to these, and everything in them is in `landed` or was.
+    /// Records that are durable and not published yet.
+    completed: Vec<(Taken, DurableState)>,
+    /// Full segments whose records are all in `completed` or published.
     finished: Vec<Arc<Segment>>,
     flushes: Vec<Flush>,
     seal: bool,
-    /// When the timer for dirty data rings.
+    /// When the flush timer for dirty data expires.
     flush_at: Option<Instant>,
-    /// When to write a mark, if nothing else comes.
+    /// When to write a mark, if no other record is written until then.
     mark_at: Option<Instant>,
     retry: Duration,
-    /// The last turn failed: what it was at is tried again after a pause, whatever else comes.
+    /// The last turn failed. The next one retries.
     failing: bool,
-    /// Something waits for which no segment has room.
+    /// Work is waiting for which no segment has room.
     blocked: bool,
-    /// The first of the backlog waits for a version of its id that is under way.
+    /// The first ticket of the backlog waits for a version of its id that is under way.
     waits_for_other: bool,
     /// When the last sync ended.
-    landed_at: Option<Instant>,
-    /// When to end at the latest: a sync that hangs elsewhere is not waited for.
+    completed_at: Option<Instant>,
+    /// The time limit of a shutdown. After it the thread begins nothing more.
     end_by: Option<Instant>,
 }
 
@@ -127,7 +129,7 @@ impl Committer {
             submitted: VecDeque::new(),
             taken_bytes: 0,
             oldest_taken: None,
-            landed: Vec::new(),
+            completed: Vec::new(),
             finished: Vec::new(),
             flushes: Vec::new(),
             seal: false,
@@ -137,26 +139,26 @@ impl Committer {
             failing: false,
             blocked: false,
             waits_for_other: false,
-            landed_at: None,
+            completed_at: None,
             end_by: None,
         }
     }
 
-    /// Runs until it is stopped.
+    /// Runs the thread until it is stopped.
     pub(super) fn run(mut self) -> Committed {
         let _end = CloseQueuesOnExit(self.shared.commit_queue.clone(), self.syncer.clone());
         loop {
-            let mail = self.shared.commit_queue.wait(self.wake_at(), self.writer.is_syncing());
-            let stop = mail.stop;
+            let work = self.shared.commit_queue.wait(self.wake_at(), self.writer.is_syncing());
+            let stop = work.stop;
             if stop == Some(Stop::Abandon) {
                 return self.ended(false);
             }
             if let Some(Stop::Drained(by)) = stop {
                 self.end_by = Some(by);
             }
-            let result = self.turn(mail);
-            // Whatever went wrong: what is durable is durable.
-            self.publish_landed();
+            let result = self.turn(work);
+            // After an error, too: some records may be durable.
+            self.publish_completed();
             self.failing = result.is_err();
             if let Err(error) = result {
                 self.failed(&error);
@@ -164,9 +166,10 @@ impl Committer {
             self.shared.note_oldest_dirty(self.oldest());
             match stop {
                 Some(Stop::Drained(_)) if self.is_drained() => return self.ended(true),
-                // What is being synced may yet be durable, and whoever waits for it is to hear the truth: no more is begun, and that is waited for.
+                // Begin nothing more. Wait for the running syncs: their callers must get the true
+                // outcome.
                 Some(Stop::Drained(by)) if Instant::now() >= by => {
-                    self.land_submitted();
+                    self.complete_submitted();
                     return self.ended(self.is_drained());
                 }
                 _ => {}
@@ -174,13 +177,14 @@ impl Committer {
         }
     }
 
-    /// Where no segment is free: what the active one holds may be what frees the others, and only a sealed one is filed.
+    /// Makes room if no segment is free. Seals the active segment if no other one can be
+    /// checkpointed: its records may free others, and only a sealed segment is checkpointed.
     fn make_room(&mut self) -> Result<(), WriteError> {
         if !self.blocked || self.writer.is_syncing() {
             return Ok(());
         }
-        let can_be_filed = |segment: &Arc<Segment>| segment.is_counted() && segment.settled_at().is_some();
-        if !self.shared.segments.all().iter().any(can_be_filed) {
+        let is_settled = |segment: &Arc<Segment>| segment.is_counted() && segment.settled_at().is_some();
+        if !self.shared.segments.all().iter().any(is_settled) {
             self.writer.seal();
             self.sync(Instant::now())?;
         }
@@ -192,16 +196,16 @@ impl Committer {
         Committed { all, durable_seq: self.writer.durable_seq() }
     }
 
-    /// When to wake at the latest. `None`: there is nothing to do until somebody kicks.
+    /// Returns when to wake at the latest. `None`: there is nothing to do until the next kick.
     fn wake_at(&self) -> Option<Instant> {
         let now = Instant::now();
-        // While something is synced there will be word of that.
+        // The result of a running sync will wake the thread.
         if self.failing || (self.has_work() && !self.blocked && !self.writer.is_syncing()) {
             return Some(now);
         }
-        // Whoever waits for a segment is kicked by the next free one; this is for what was not foreseen.
+        // A free segment kicks the committer. This wake-up is a safeguard.
         let look_again = (self.has_work() || !self.flushes.is_empty()).then(|| now + LOOK_AGAIN);
-        // While something is synced no mark is written, however long the disk takes.
+        // No mark is written while a sync is running, however long it takes.
         let mark_at = self.mark_at.filter(|_| !self.writer.is_syncing());
         [self.flush_at, mark_at, look_again, self.end_by].into_iter().flatten().min()
     }
@@ -210,55 +214,60 @@ impl Committer {
         !self.intake.is_empty() || self.intake.first_replaced().is_some() || !self.aborts.is_empty()
     }
 
-    /// Dirty data is written at this age: the other half of `dirty_expire` is for the writing.
+    /// Returns the age at which dirty data is written: half of `dirty_expire`. The other half is
+    /// left for the writing.
     fn flush_age(&self) -> Duration {
         self.shared.config.load().dirty_expire / 2
     }
 
-    /// The first of the backlog is nearly too old: it goes whatever it costs.
+    /// True if the first ticket of the backlog has used three quarters of `dirty_expire`. Then it
+    /// is written whatever the cost.
     fn is_late(&self) -> bool {
         let late = self.shared.config.load().dirty_expire / 4 * 3;
         self.intake.next_ticket().is_some_and(|ticket| ticket.at.elapsed() >= late)
     }
 
-    /// One batch, or none.
-    fn turn(&mut self, mail: CommitWork) -> Result<(), WriteError> {
+    /// Writes at most one batch.
+    fn turn(&mut self, work: CommitWork) -> Result<(), WriteError> {
         let now = Instant::now();
-        self.gather(mail, now)?;
+        self.gather(work, now)?;
         self.commit(now)
     }
 
-    /// Takes in arrivals and due tickets. Returns the results of the syncs that have ended.
-    fn gather(&mut self, mail: CommitWork, now: Instant) -> Result<(), WriteError> {
-        let landed = self.land_all(mail.synced);
-        let everything = mail.stop.is_some() || mail.seal || !mail.flushes.is_empty();
+    /// Takes arrivals and due tickets into the intake. Applies the syncs that have ended, and
+    /// returns their first error.
+    fn gather(&mut self, work: CommitWork, now: Instant) -> Result<(), WriteError> {
+        let completed = self.complete_all(work.synced);
+        let everything = work.stop.is_some() || work.seal || !work.flushes.is_empty();
         let cutoff = self.cutoff(now, everything);
-        self.put_off_flushes();
-        self.intake.refill(&self.shared.table, &self.shared.commit_queue, mail.arrivals, cutoff);
+        self.postpone_flushes();
+        self.intake.refill(&self.shared.table, &self.shared.commit_queue, work.arrivals, cutoff);
         if cutoff.is_some() {
             self.set_timer(now);
         }
-        self.seal |= mail.seal;
+        self.seal |= work.seal;
         let drain = self.intake.drains();
-        let flush = |done| Flush { asked: drain, drain, last: None, done };
-        self.flushes.extend(mail.flushes.into_iter().map(flush));
-        landed
+        let flush = |done| Flush { requested: drain, drain, last: None, done };
+        self.flushes.extend(work.flushes.into_iter().map(flush));
+        completed
     }
 
-    /// Writes a batch of what is there, and has it synced.
+    /// Writes a batch from the intake, and starts its sync.
     fn commit(&mut self, now: Instant) -> Result<(), WriteError> {
-        // Before the disk is asked, for which a large message is reason enough: it may hang, and then this is what tells.
+        // Before any disk access (a large message needs one already for its file): if the disk
+        // hangs, this age shows it.
         self.shared.note_oldest_dirty(self.oldest());
         self.append_batch();
-        let took_back = self.aborts.is_empty();
+        let aborts_appended = self.aborts.is_empty();
         let started = Instant::now();
         match self.writer.write() {
-            // What has a place is made durable: the segments that it fills can then be filed.
+            // Make the written records durable, so that the segments they fill can be checkpointed.
             Err(WriteError::NoSegment) => return self.sync(started).and(Err(WriteError::NoSegment)),
             written => written?,
         }
         if self.waits_for_other && self.is_late() {
-            // Callers who give up again and again could keep it waiting for as long as there is always something under way.
+            // Without a blocking sync, callers that give up again and again could delay the ticket
+            // for as long as some version of its id is always under way.
             self.sync(started)?;
         } else if self.writer.unsynced() > self.submitted_records() && self.wants_sync() {
             self.start_sync(started)?;
@@ -266,20 +275,20 @@ impl Committer {
         if !self.writer.is_syncing() {
             self.retry = RETRY.0;
         }
-        // The disk is at the next records by now.
-        self.publish_landed();
-        self.finish_flushes(took_back)?;
+        // Only now: the disk is busy with the next records meanwhile.
+        self.publish_completed();
+        self.finish_flushes(aborts_appended)?;
         self.make_room()?;
         self.mark_when_idle(now)
     }
 
-    /// The time up to which tickets are due, if any are to be drained. `everything`: all of them
-    /// are due.
+    /// Returns the time up to which tickets are due, or `None` if no drain is needed. `everything`:
+    /// all of them are due.
     fn cutoff(&self, now: Instant, everything: bool) -> Option<Instant> {
         let commit_queue = &self.shared.commit_queue;
         let rang = self.flush_at.map_or(commit_queue.is_dirty(), |at| at <= now);
         let mut everything = everything || commit_queue.is_starved();
-        // While the last ones are still being written, what they free is not known.
+        // While earlier tickets are being written, the amount that they will free is unknown.
         let urgent = commit_queue.is_urgent() && !self.intake.has_tickets() && !self.writer.is_syncing();
         if !everything && !rang && !urgent {
             return None;
@@ -287,9 +296,10 @@ impl Committer {
         everything |= commit_queue.rearm();
         let age = match everything {
             true => Duration::ZERO,
-            // Removals don't wait for room, and a limit may be lowered.
+            // The limit can be exceeded: removals never wait for room, and it can be lowered.
             false if urgent && self.shared.is_over_limit() => Duration::ZERO,
-            // The older half: the younger a message is, the likelier it is gone before its turn comes.
+            // The older half: the younger a message is, the more likely it is removed before it is
+            // written.
             false if urgent && self.shared.is_flush_urgent() => {
                 let oldest = self.shared.table.oldest_dirty();
                 oldest.map_or(Duration::ZERO, |oldest| oldest.elapsed() / 2).min(self.flush_age())
@@ -301,7 +311,8 @@ impl Committer {
 
     /// Sets the timer for the next tickets.
     fn set_timer(&mut self, now: Instant) {
-        // A few flushes in the time that is left: the later a message is written, the likelier it is gone by then.
+        // At most a few flushes in the remaining time: the later a message is written, the more
+        // likely it has been removed by then.
         let soonest = now + self.shared.config.load().dirty_expire / 8;
         self.flush_at =
             self.shared.table.oldest_dirty().map(|oldest| (oldest + self.flush_age()).max(soonest));
@@ -310,8 +321,9 @@ impl Committer {
         }
     }
 
-    /// True if what is written and not submitted is to be synced now. A mark by itself is not: it
-    /// is synced with the next record, with a flush (which may wait for it), and at the end.
+    /// True if the records that are written and not submitted need a sync now. A mark alone does
+    /// not: it is synced with the next record, with a flush (which may wait for it), and at the
+    /// end.
     fn wants_sync(&self) -> bool {
         !self.flushes.is_empty()
             || self.end_by.is_some()
@@ -325,14 +337,14 @@ impl Committer {
             && self.shared.table.oldest_dirty().is_none()
     }
 
-    /// Tells those who asked for a flush, once there is nothing left of what was dirty when they asked. What came after it may be under way all
-    /// the time, and no caller waits for that. `took_back`: the stores that had failed in doubt
-    /// when they asked have their aborts in the journal.
-    fn finish_flushes(&mut self, took_back: bool) -> Result<(), WriteError> {
-        if !took_back || (self.flushes.is_empty() && !self.seal) {
+    /// Completes the flushes for which everything is durable that was dirty at the request. Later
+    /// versions, which may always be under way, delay no flush. `aborts_appended`: all stores that
+    /// had failed in doubt at the request have their aborts in the journal.
+    fn finish_flushes(&mut self, aborts_appended: bool) -> Result<(), WriteError> {
+        if !aborts_appended || (self.flushes.is_empty() && !self.seal) {
             return Ok(());
         }
-        self.put_off_flushes();
+        self.postpone_flushes();
         let (reached, next) = (self.intake.reached(), self.intake.drains() + 1);
         let is_behind = |flush: &Flush| flush.drain < reached.min(next);
         if !self.seal || self.flushes.iter().all(is_behind) {
@@ -355,18 +367,19 @@ impl Committer {
         Ok(())
     }
 
-    /// What replaced a version before its turn has a ticket by the next drain at the latest.
-    /// A flush that waits for that version waits for this one as well: otherwise neither of the two
-    /// would be durable. This comes to an end: what replaced a version is pledged, and written
-    /// whatever replaces it.
-    fn put_off_flushes(&mut self) {
+    /// Makes the flushes that wait for a replaced version wait for its replacement, which has a
+    /// ticket by the next drain at the latest. Otherwise neither of the two would be durable.
+    ///
+    /// The wait is finite: the replacement is pledged, and is written whatever replaces it.
+    fn postpone_flushes(&mut self) {
         let Some(first) = self.intake.first_replaced() else { return };
         let next = self.intake.drains() + 1;
-        let waiting = self.flushes.iter_mut().filter(|flush| flush.last.is_none() && flush.asked >= first);
-        waiting.for_each(|flush| flush.drain = next);
+        let open = self.flushes.iter_mut().filter(|flush| flush.last.is_none() && flush.requested >= first);
+        open.for_each(|flush| flush.drain = next);
     }
 
-    /// The last commit before a quiet time is known to have been durable only if a later record says so.
+    /// Appends a mark before a quiet time. A recovery can treat the last commit as durable only if
+    /// a later record proves it.
     fn mark_when_idle(&mut self, now: Instant) -> Result<(), WriteError> {
         if self.writer.is_syncing() || self.mark_at.is_none_or(|at| at > now) {
             return Ok(());
@@ -380,7 +393,7 @@ impl Committer {
         Ok(())
     }
 
-    /// When the oldest version came in that this thread has in hand.
+    /// Returns when the oldest version was stored that this thread has taken.
     fn oldest(&self) -> Option<Instant> {
         let syncing = self.submitted.iter().filter_map(|submitted| submitted.oldest).min();
         [self.intake.oldest(), self.oldest_taken, syncing].into_iter().flatten().min()
@@ -388,7 +401,7 @@ impl Committer {
 
     fn failed(&mut self, error: &WriteError) {
         if !matches!(error, WriteError::NoSegment) {
-            // All of it is to be written again.
+            // All records have to be written again.
             self.syncer.forget();
             for submitted in self.submitted.drain(..) {
                 self.taken_bytes += submitted.bytes;
@@ -399,11 +412,11 @@ impl Committer {
             WriteError::NoSegment => self.shared.checkpoint_requests.kick(),
             WriteError::Write(source) => {
                 self.shared.disk_error(Site::JournalWrite, source);
-                self.give_room(source);
+                self.free_disk_space(source);
             }
             WriteError::Create(source) => self.shared.disk_error(Site::JournalWrite, source),
-            // Whoever did the sync has told.
-            WriteError::Sync(source) => self.give_room(source),
+            // `syncer::run` has recorded the error.
+            WriteError::Sync(source) => self.free_disk_space(source),
         }
         self.shared.commit_queue.pause(Instant::now() + self.retry, matches!(error, WriteError::NoSegment));
         self.retry = (self.retry * 2).min(RETRY.1);
@@ -411,18 +424,19 @@ impl Committer {
 }
 
 impl Committer {
-    /// A segment that is there could not be written for want of room: btrfs at its quota takes no
-    /// overwriting either. Removals have to be written, or nothing frees the spool. So room is
-    /// given up, a part for each failure: the ballast for filing, the other half, then free
-    /// segments.
-    fn give_room(&self, error: &io::Error) {
+    /// Frees disk space if an existing segment could not be overwritten for lack of it, as on btrfs
+    /// at its quota. Removals have to be written, because only they can free the spool's space.
+    ///
+    /// Each failure frees one part: the ballast for checkpoints, then the ballast for the opening,
+    /// then one free segment each time.
+    fn free_disk_space(&self, error: &io::Error) {
         let (ballast, pool) = (&self.shared.ballast, self.shared.segments.pool());
         let _ = is_no_room(error)
             && (ballast.release_for_checkpoint() || ballast.release_for_opening() || pool.give_up_one());
     }
 }
 
-/// Tells the mailbox when the thread is gone, however it went, and ends the syncer.
+/// Closes the commit queue and stops the syncer when the thread ends, even by a panic.
 struct CloseQueuesOnExit(Arc<CommitQueue>, Arc<Syncer>);
 
 impl Drop for CloseQueuesOnExit {
@@ -437,11 +451,11 @@ fn publish(shared: &Shared, aborts: &mut Vec<(SpoolId, u64)>, taken: Taken, dura
         Taken::Ticketed(ticket, dirty) => {
             publish_ticketed(shared, ticket.id, ticket.version, &dirty, durable.newest);
         }
-        Taken::Arrived(arrival) if arrival.verdict.commit() => {
-            // Before the answer: it takes an older version's entry out of the crash log, which
-            // would replace this version at the next opening.
+        Taken::Arrived(arrival) if arrival.state.commit() => {
+            // Before the caller gets its outcome: publishing drops an older version's entry from
+            // the crash log, which would replace this version at the next opening.
             publish_arrival(shared, &arrival, durable.newest);
-            // The caller may have dropped its future just now; the message stays.
+            // The caller may have dropped its future just now. The message stays stored.
             let _ = arrival.done.send(Outcome::Durable(durable.seq));
         }
         Taken::Arrived(arrival) => {
@@ -453,7 +467,7 @@ fn publish(shared: &Shared, aborts: &mut Vec<(SpoolId, u64)>, taken: Taken, dura
     }
 }
 
-/// Debug builds check the order in which the versions of an id are written: this one is taken back.
+/// Debug builds check the order in which the versions of an id are written. This one is aborted.
 #[cfg_attr(not(debug_assertions), expect(unused_variables, reason = "only debug builds check"))]
 fn check_abort(shared: &Shared, arrival: &Arrival) {
     #[cfg(debug_assertions)]

@@ -1,4 +1,5 @@
-//! What is durable becomes visible as durable: lower tier first, upper tier after.
+//! Publishes durable versions: first in the lower tier (the index), then out of the upper tier
+//! (pending).
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use crate::memory::Dirty;
 use crate::tiered::shared::Shared;
 use crate::tiered::table::Shard;
 
-/// A flushed version is durable.
+/// Publishes a flushed version that is durable.
 pub(in crate::tiered) fn publish_ticketed(
     shared: &Shared,
     id: SpoolId,
@@ -24,22 +25,23 @@ pub(in crate::tiered) fn publish_ticketed(
         Some(data) if is_newest => shared.cache.insert(id, data.clone()),
         // An earlier clean copy must not outlive the version that replaced it.
         Some(_) => shared.cache.remove(&id),
-        // The removal took it out, and nothing came in behind a tombstone.
+        // The removal has cleared the cache, and nothing fills it while a tombstone is pending.
         None => {}
     }
 }
 
-/// A synced store is durable: now it is visible. The caller has the committer's word already.
+/// Publishes a synced store that is durable. Loads see the message from now on. The caller gets its
+/// outcome afterwards.
 pub(in crate::tiered) fn publish_arrival(shared: &Shared, arrival: &Arrival, newest: NewestRecord) {
     let mut shard = shared.table.lock(&arrival.id);
-    // Its caller offers the clean copy, in its own time: all others wait for this thread.
+    // The caller inserts the clean copy into the cache, to save time on the committer thread.
     if shard.may_have_copy(&arrival.id) {
         shared.cache.remove(&arrival.id);
     }
     settle(shared, &mut shard, arrival.id, arrival.version, newest);
 }
 
-/// True if the version is the newest one.
+/// Moves a version from pending to the index. Returns true if it is the newest version.
 fn settle(shared: &Shared, shard: &mut Shard, id: SpoolId, version: u64, newest: NewestRecord) -> bool {
     #[cfg(debug_assertions)]
     {

@@ -1,4 +1,4 @@
-//! What the committer waits for: synced stores, requests to flush, and the first dirty byte.
+//! The commit queue: synced stores, flush requests and notifications for the committer thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,12 +12,12 @@ use super::state::CommitState;
 use crate::journal::SyncEnd;
 use crate::memory::Dirty;
 
-/// What became of a store that waited for its commit.
+/// The outcome of a store that waited for its commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It is on stable storage, as the record with this number.
+    /// The message is on stable storage, as the record with this number.
     Durable(u64),
-    /// There was no room for it.
+    /// The disk has no room for the message, or its file could not be written.
     Refused,
 }
 
@@ -28,24 +28,25 @@ pub(crate) struct Arrival {
     pub(crate) version: u64,
     pub(crate) dirty: Arc<Dirty>,
     pub(crate) at: Instant,
-    pub(crate) verdict: Arc<CommitState>,
-    /// Hears what became of it.
+    pub(crate) state: Arc<CommitState>,
+    /// Receives the outcome.
     pub(crate) done: oneshot::Sender<Outcome>,
 }
 
-/// While a sync is under way, arrivals wait until there are so many bytes of them, or until it has ended: each write costs a page at its end.
+/// While a sync is under way, arrivals are not written before they have this many bytes or the sync
+/// has ended: each write costs a page at its end.
 const WORTH_A_WRITE: u64 = 256 << 10;
 
-/// The committer's mailbox. Its arrivals are bounded by `dirty_limit`: each holds its permit.
+/// The commit queue. Its arrivals are bounded by `dirty_limit`: each holds a permit.
 #[derive(Debug, Default)]
 pub(crate) struct CommitQueue {
     state: Mutex<QueueState>,
     wake: Condvar,
-    /// Something is dirty, and the committer has set its timer.
+    /// Something is dirty, and the committer has been notified or has set its timer.
     dirty: AtomicBool,
-    /// Much of the dirty limit is used, and the committer knows.
+    /// Much of the dirty limit is used, and the committer has been notified.
     urgent: AtomicBool,
-    /// A store waits for room, and the committer knows.
+    /// A store waits for room, and the committer has been notified.
     starved: AtomicBool,
     /// A caller has abandoned a store whose record is appended.
     abandoned: AtomicBool,
@@ -56,9 +57,9 @@ struct QueueState {
     arrivals: Vec<Arrival>,
     /// Bytes of `arrivals`.
     bytes: u64,
-    /// The committer waits for a sync, and is not to be woken for a few bytes.
+    /// The committer waits while a sync is under way, and must not be woken for a few bytes.
     patient: bool,
-    /// Syncs that have ended.
+    /// Results of the syncs that have ended.
     synced: Vec<SyncEnd>,
     flushes: Vec<oneshot::Sender<()>>,
     kicked: bool,
@@ -66,35 +67,37 @@ struct QueueState {
     room: bool,
     seal: bool,
     stop: Option<Stop>,
-    /// The committer knows of `stop`.
-    stop_heard: bool,
-    /// The committer is gone: what is brought now is dropped, which tells whoever waits for it.
+    /// The committer has taken `stop`.
+    stop_seen: bool,
+    /// The committer has ended: arrivals and flushes are dropped, which closes their channels.
     ended: bool,
 }
 
 /// How the committer ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// When everything dirty is durable, or at this time at the latest.
+    /// The committer ends when everything dirty is durable, at this time at the latest.
     Drained(Instant),
-    /// Now.
+    /// The committer ends at once.
     Abandon,
 }
 
-/// What was in the mailbox.
+/// The contents of the queue, taken by the committer.
 #[derive(Debug, Default)]
 pub(crate) struct CommitWork {
     pub(crate) arrivals: Vec<Arrival>,
-    /// Syncs that have ended, in their order.
+    /// Results of the syncs that have ended, in their order.
     pub(crate) synced: Vec<SyncEnd>,
     pub(crate) flushes: Vec<oneshot::Sender<()>>,
-    /// The active segment is to be sealed.
+    /// Seal the active segment.
     pub(crate) seal: bool,
     pub(crate) stop: Option<Stop>,
 }
 
+// Called by any thread.
 impl CommitQueue {
-    /// Adds a synced store. `version` is drawn under the mailbox's lock, so that the order here is the order of versions.
+    /// Adds a synced store. `arrival` assigns its version under the queue's lock, so that arrivals
+    /// are in the order of their versions.
     pub(crate) fn arrive(&self, arrival: impl FnOnce() -> Arrival) {
         let mut state = self.state.lock();
         let arrival = arrival();
@@ -109,28 +112,30 @@ impl CommitQueue {
         }
     }
 
-    /// The syncer's: tells how a sync ended.
+    /// Adds the result of a sync. Called by the syncer.
     pub(crate) fn synced(&self, end: SyncEnd) {
         self.state.lock().synced.push(end);
         self.wake.notify_one();
     }
 
-    /// Asks for everything dirty to be made durable; the receiver hears when it is.
+    /// Requests that everything dirty is made durable. The receiver gets a message when that is
+    /// done. `seal`: seal the active segment, too.
     pub(crate) fn flush(&self, seal: bool) -> oneshot::Receiver<()> {
-        let (done, heard) = oneshot::channel();
+        let (done, receiver) = oneshot::channel();
         let mut state = self.state.lock();
         if !state.ended {
-            // While the disk hangs, callers may come and give up again and again.
+            // While the disk hangs, callers may request flushes and give up again and again.
             state.flushes.retain(|flush| !flush.is_closed());
             state.flushes.push(done);
             state.seal |= seal;
         }
         drop(state);
         self.wake.notify_one();
-        heard
+        receiver
     }
 
-    /// Tells that something is dirty. One atomic read, unless it is the first since the last flush.
+    /// Notifies the committer that something is dirty. Costs one atomic read if the committer has
+    /// been notified since the last flush.
     pub(crate) fn note_dirty(&self, urgent: bool) {
         if !self.dirty.load(Ordering::SeqCst) || (urgent && !self.urgent.load(Ordering::SeqCst)) {
             self.dirty.store(true, Ordering::SeqCst);
@@ -139,68 +144,53 @@ impl CommitQueue {
         }
     }
 
-    /// Tells that a store waits for room.
+    /// Notifies the committer that a store waits for room.
     pub(crate) fn note_starved(&self) {
         self.starved.store(true, Ordering::SeqCst);
         self.kick();
     }
 
-    /// A caller has abandoned a store whose record is appended: it has to be taken back.
+    /// Notifies the committer that a caller has abandoned a store whose record is appended. The
+    /// committer appends an abort.
     pub(crate) fn note_abandoned(&self) {
         self.abandoned.store(true, Ordering::SeqCst);
         self.kick();
     }
 
-    /// For the committer: there are abandoned stores since the last call. Call it after everything
-    /// that is appended next was taken: a caller sets the mark before it asks for more.
-    pub(crate) fn take_abandoned(&self) -> bool {
-        self.abandoned.load(Ordering::SeqCst) && self.abandoned.swap(false, Ordering::SeqCst)
+    /// Notifies the committer that a segment has become free.
+    pub(crate) fn segment_freed(&self) {
+        let mut state = self.state.lock();
+        (state.kicked, state.room) = (true, true);
+        drop(state);
+        self.wake.notify_one();
     }
 
-    /// Makes the committer look again.
+    /// Wakes the committer for one turn.
     pub(crate) fn kick(&self) {
         self.state.lock().kicked = true;
         self.wake.notify_one();
     }
 
-    /// Ends the committer. A stricter end replaces a milder one.
+    /// Returns when the oldest store arrived that the committer has not taken yet. The committer
+    /// takes none while it is blocked on the disk.
+    pub(crate) fn oldest_arrival(&self) -> Option<Instant> {
+        self.state.lock().arrivals.first().map(|arrival| arrival.at)
+    }
+
+    /// Ends the committer. [`Stop::Abandon`] is never replaced by [`Stop::Drained`].
     pub(crate) fn stop(&self, stop: Stop) {
         let mut state = self.state.lock();
         if state.stop != Some(Stop::Abandon) {
-            (state.stop, state.stop_heard) = (Some(stop), false);
+            (state.stop, state.stop_seen) = (Some(stop), false);
         }
         drop(state);
         self.wake.notify_one();
     }
+}
 
-    /// The committer's: from here on the first dirty byte kicks again. Call it before looking for dirty bytes. True if a store waits for room.
-    pub(crate) fn rearm(&self) -> bool {
-        self.dirty.store(false, Ordering::SeqCst);
-        self.urgent.store(false, Ordering::SeqCst);
-        self.starved.swap(false, Ordering::SeqCst)
-    }
-
-    /// The committer's: it has set its timer.
-    pub(crate) fn timer_is_set(&self) {
-        self.dirty.store(true, Ordering::SeqCst);
-    }
-
-    /// The committer's: something became dirty that no timer is set for.
-    pub(crate) fn is_dirty(&self) -> bool {
-        self.dirty.load(Ordering::SeqCst)
-    }
-
-    /// The committer's: a store waits for room.
-    pub(crate) fn is_starved(&self) -> bool {
-        self.starved.load(Ordering::SeqCst)
-    }
-
-    /// The committer's: much of the limit is dirty.
-    pub(crate) fn is_urgent(&self) -> bool {
-        self.urgent.load(Ordering::SeqCst)
-    }
-
-    /// The committer's: waits for mail, a kick or `until`. `syncing`: a sync is under way.
+// Called by the committer thread only.
+impl CommitQueue {
+    /// Waits for work, a kick or `until`, and takes all work. `syncing`: a sync is under way.
     pub(crate) fn wait(&self, until: Option<Instant>, syncing: bool) -> CommitWork {
         let mut state = self.state.lock();
         state.patient = syncing;
@@ -217,7 +207,7 @@ impl CommitQueue {
         state.take()
     }
 
-    /// The committer's: waits for a sync to end, whatever else there is.
+    /// Waits until a sync has ended, and takes the results. Ignores all other work.
     pub(crate) fn wait_synced(&self) -> Vec<SyncEnd> {
         let mut state = self.state.lock();
         while state.synced.is_empty() {
@@ -226,32 +216,53 @@ impl CommitQueue {
         std::mem::take(&mut state.synced)
     }
 
-    /// The committer's: the synced stores that came since.
+    /// Takes the synced stores that have arrived.
     pub(crate) fn take_arrivals(&self) -> Vec<Arrival> {
         let mut state = self.state.lock();
         state.bytes = 0;
         std::mem::take(&mut state.arrivals)
     }
 
-    /// When the first of the stores came that the committer has not taken yet. It takes none while it is with the disk, whatever for.
-    pub(crate) fn oldest_arrival(&self) -> Option<Instant> {
-        self.state.lock().arrivals.first().map(|arrival| arrival.at)
+    /// True if a store was abandoned since the last call. Call it after taking everything that will
+    /// be appended next: a caller sets the flag before it makes its next call.
+    pub(crate) fn take_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::SeqCst) && self.abandoned.swap(false, Ordering::SeqCst)
     }
 
-    /// A segment has become free.
-    pub(crate) fn room_came(&self) {
-        let mut state = self.state.lock();
-        (state.kicked, state.room) = (true, true);
-        drop(state);
-        self.wake.notify_one();
+    /// Resets the flags, so that the next dirty byte wakes the committer again. Call it before
+    /// looking for dirty bytes. Returns true if a store waits for room.
+    pub(crate) fn rearm(&self) -> bool {
+        self.dirty.store(false, Ordering::SeqCst);
+        self.urgent.store(false, Ordering::SeqCst);
+        self.starved.swap(false, Ordering::SeqCst)
     }
 
-    /// The committer's: waits until `until` whatever arrives, but not longer than it has for its own end; and only until a segment is free, if it is
-    /// one that it waits `for_room`.
+    /// The committer has set its timer: the next dirty byte need not wake it.
+    pub(crate) fn timer_is_set(&self) {
+        self.dirty.store(true, Ordering::SeqCst);
+    }
+
+    /// True if something became dirty since the last [`rearm`](Self::rearm), or the timer is set.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::SeqCst)
+    }
+
+    /// True if a store waits for room.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.starved.load(Ordering::SeqCst)
+    }
+
+    /// True if much of the dirty limit is used.
+    pub(crate) fn is_urgent(&self) -> bool {
+        self.urgent.load(Ordering::SeqCst)
+    }
+
+    /// Waits until `until`, whatever arrives. Returns earlier at the time limit of a stop, and if
+    /// `for_room`, when a segment becomes free.
     pub(crate) fn pause(&self, until: Instant, for_room: bool) {
         let mut state = self.state.lock();
         loop {
-            // One that came before this is as good.
+            // A segment that became free before this call counts, too.
             if std::mem::take(&mut state.room) && for_room {
                 return;
             }
@@ -266,7 +277,8 @@ impl CommitQueue {
         }
     }
 
-    /// The committer's last word: nothing that comes from now on is heard, and nobody waits for it.
+    /// Closes the queue: drops everything in it and everything that arrives later, so that no
+    /// caller waits any longer.
     pub(crate) fn end(&self) {
         let mut state = self.state.lock();
         state.ended = true;
@@ -283,12 +295,12 @@ impl QueueState {
             && self.flushes.is_empty()
             && !self.kicked
             && !self.seal
-            && (self.stop.is_none() || self.stop_heard)
+            && (self.stop.is_none() || self.stop_seen)
     }
 
     fn take(&mut self) -> CommitWork {
         (self.kicked, self.patient, self.bytes) = (false, false, 0);
-        self.stop_heard = self.stop.is_some();
+        self.stop_seen = self.stop.is_some();
         CommitWork {
             arrivals: std::mem::take(&mut self.arrivals),
             synced: std::mem::take(&mut self.synced),
@@ -304,7 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_dirty_byte_kicks_and_the_next_ones_do_not() {
+    fn only_the_first_dirty_byte_kicks() {
         let commit_queue = CommitQueue::default();
         commit_queue.note_dirty(false);
         assert!(commit_queue.state.lock().kicked);
@@ -320,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn after_the_end_nobody_waits_in_vain() {
+    fn after_the_end_all_flushes_are_dropped() {
         let commit_queue = CommitQueue::default();
         let mut before = commit_queue.flush(false);
         commit_queue.end();
@@ -331,17 +343,17 @@ mod tests {
     }
 
     #[test]
-    fn callers_who_gave_up_leave_nothing_behind() {
+    fn flushes_of_dropped_futures_are_removed() {
         let commit_queue = CommitQueue::default();
         let waits = commit_queue.flush(false);
         (0..10).for_each(|_| drop(commit_queue.flush(true)));
-        let mail = commit_queue.wait(None, false);
-        assert!(mail.flushes.len() <= 2 && mail.seal, "{mail:?}");
+        let work = commit_queue.wait(None, false);
+        assert!(work.flushes.len() <= 2 && work.seal, "{work:?}");
         drop(waits);
     }
 
     #[test]
-    fn abandoning_is_not_taken_back() {
+    fn abandon_is_not_replaced() {
         let commit_queue = CommitQueue::default();
         commit_queue.stop(Stop::Abandon);
         commit_queue.stop(Stop::Drained(Instant::now()));

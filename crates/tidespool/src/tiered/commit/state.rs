@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// The state of one waiting store. Each change is made once, by the committer or the caller,
-/// whichever comes first.
+/// The state of one waiting store. The committer and the caller race for each change: exactly one
+/// of them wins.
 ///
 /// ```text
 /// WAITING ──append──► APPENDED ──commit──► COMMITTED
@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 /// CANCELLED           ABANDONED
 /// ```
 ///
-/// A cancelled store is never written. An abandoned one may be on disk already: its record is
-/// followed by an abort.
+/// A cancelled store is never written. The record of an abandoned store may be on disk already: the
+/// committer appends an abort behind it.
 #[derive(Debug, Default)]
 pub(crate) struct CommitState(AtomicU8);
 
@@ -25,22 +25,26 @@ const CANCELLED: u8 = 3;
 const ABANDONED: u8 = 4;
 
 impl CommitState {
-    /// The committer is about to append the record. False if the caller has cancelled the store.
+    /// Called by the committer before it appends the record. Returns false if the caller has
+    /// cancelled the store.
     pub(crate) fn append(&self) -> bool {
         self.change(WAITING, APPENDED)
     }
 
-    /// The committer has stored the message. False if the caller has abandoned the store.
+    /// Called by the committer when the record is durable. Returns false if the caller has
+    /// abandoned the store.
     pub(crate) fn commit(&self) -> bool {
         self.change(APPENDED, COMMITTED)
     }
 
-    /// The caller gives up. False if the record is appended: the disk may have it.
+    /// Called by a caller that gives up. Returns false if the record is appended, so that the disk
+    /// may have it.
     pub(crate) fn cancel(&self) -> bool {
         self.change(WAITING, CANCELLED)
     }
 
-    /// The caller gives up although the record is appended. False if the message is stored.
+    /// Called by a caller that gives up although the record is appended. Returns false if the
+    /// message is stored.
     pub(crate) fn abandon(&self) -> bool {
         self.change(APPENDED, ABANDONED)
     }
@@ -64,19 +68,19 @@ mod tests {
 
     #[test]
     fn a_cancelled_store_is_never_appended() {
-        let verdict = CommitState::default();
-        assert!(verdict.cancel() && verdict.is_cancelled());
-        assert!(!verdict.append() && !verdict.commit() && !verdict.abandon());
+        let state = CommitState::default();
+        assert!(state.cancel() && state.is_cancelled());
+        assert!(!state.append() && !state.commit() && !state.abandon());
     }
 
     #[test]
-    fn what_is_appended_is_committed_or_abandoned_and_not_both() {
-        let verdict = CommitState::default();
-        assert!(!verdict.abandon() && !verdict.commit(), "nothing is appended");
-        assert!(verdict.append() && !verdict.cancel());
-        assert!(verdict.commit() && !verdict.abandon() && !verdict.is_abandoned());
-        let verdict = CommitState::default();
-        assert!(verdict.append() && verdict.abandon() && verdict.is_abandoned());
-        assert!(!verdict.commit() && !verdict.cancel());
+    fn an_appended_store_is_either_committed_or_abandoned() {
+        let state = CommitState::default();
+        assert!(!state.abandon() && !state.commit(), "nothing is appended");
+        assert!(state.append() && !state.cancel());
+        assert!(state.commit() && !state.abandon() && !state.is_abandoned());
+        let state = CommitState::default();
+        assert!(state.append() && state.abandon() && state.is_abandoned());
+        assert!(!state.commit() && !state.cancel());
     }
 }

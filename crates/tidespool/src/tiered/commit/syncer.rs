@@ -1,4 +1,4 @@
-//! The thread that waits for the disk, so that the committer fills the next batch meanwhile.
+//! The syncer thread: runs syncs, so that the committer can write the next batch meanwhile.
 
 use parking_lot::{Condvar, Mutex};
 
@@ -6,7 +6,8 @@ use crate::journal::{SyncEnd, SyncJob};
 use crate::stats::Site;
 use crate::tiered::shared::Shared;
 
-/// Its mailbox: at most one job, for one sync does for all that was written before it begins.
+/// The queue to the syncer thread. It holds at most one job, because a sync covers everything that
+/// was written before it begins.
 #[derive(Debug, Default)]
 pub(crate) struct Syncer {
     state: Mutex<SyncerState>,
@@ -16,13 +17,14 @@ pub(crate) struct Syncer {
 #[derive(Debug, Default)]
 struct SyncerState {
     queued: Option<SyncJob>,
-    /// A sync failed, and the committer does not know yet: what it hands over meanwhile is not synced, for it may be in the same file.
+    /// A sync failed and the committer has not called [`Syncer::forget`] yet. Jobs that it submits
+    /// meanwhile are dropped, because their records may be in the same file.
     failed: bool,
     stopped: bool,
 }
 
 impl Syncer {
-    /// The committer's: has this synced, after what is being synced now.
+    /// Queues a job behind the running one. Called by the committer.
     pub(super) fn submit(&self, job: SyncJob) {
         let mut state = self.state.lock();
         if state.failed {
@@ -36,19 +38,20 @@ impl Syncer {
         self.wake.notify_one();
     }
 
-    /// The committer's: what was handed over and not begun is of no account any more. It knows of every failure.
+    /// Drops the queued job, and accepts new jobs again. Called by the committer after a failure:
+    /// it writes all records that are not durable again, to another segment.
     pub(super) fn forget(&self) {
         let mut state = self.state.lock();
         (state.queued, state.failed) = (None, false);
     }
 
-    /// Ends the thread after what it is at.
+    /// Ends the thread after the running job.
     pub(crate) fn stop(&self) {
         self.state.lock().stopped = true;
         self.wake.notify_one();
     }
 
-    /// The thread, until it is stopped.
+    /// Runs the thread until it is stopped.
     pub(crate) fn run(&self, shared: &Shared) {
         while let Some(job) = self.next() {
             let end = run(job, shared);
@@ -60,7 +63,7 @@ impl Syncer {
         }
     }
 
-    /// The job that waits, if there is one.
+    /// Takes the queued job, if there is one.
     #[cfg(test)]
     pub(super) fn try_next(&self) -> Option<SyncJob> {
         self.state.lock().queued.take()
@@ -80,7 +83,8 @@ impl Syncer {
     }
 }
 
-/// Syncs, and counts its failure at once: the committer, who is told next, may be waiting for the same disk.
+/// Runs a sync, and records a failure immediately. The committer may be blocked on the same disk
+/// and would record it late.
 pub(super) fn run(job: SyncJob, shared: &Shared) -> SyncEnd {
     let end = job.run();
     if let Some(error) = end.error() {

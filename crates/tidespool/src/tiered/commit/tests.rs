@@ -1,5 +1,5 @@
-//! The committer driven step by step, without a thread: so each interleaving with its callers can
-//! be made, and repeats.
+//! Tests that run the committer step by step, without a thread. So every interleaving with its
+//! callers can be produced and repeated.
 
 mod orders;
 mod rig;

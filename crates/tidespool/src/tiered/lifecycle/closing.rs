@@ -1,4 +1,4 @@
-//! The end of the spool, as something to wait for: for tasks and for threads.
+//! The signal that the spool closes. Tasks and threads can wait for it.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 pub(crate) struct Closing {
     closed: Mutex<bool>,
     wake: Condvar,
-    /// Nothing is ever sent: closing the channel is the signal.
+    /// Nothing is ever sent. Closing the channel is the signal.
     sender: Sender<Infallible>,
     receiver: Receiver<Infallible>,
     over: Over,
@@ -34,7 +34,7 @@ impl Closing {
         self.sender.close();
     }
 
-    /// Ends when the spool closes.
+    /// Waits until the spool closes.
     pub(crate) async fn closed(&self) {
         let _ = self.receiver.recv().await;
     }
@@ -43,7 +43,7 @@ impl Closing {
         *self.closed.lock()
     }
 
-    /// Blocks for `pause`, or until the spool closes. True if it is closed.
+    /// Blocks for `pause`, or until the spool closes. Returns true if it is closed.
     pub(crate) fn wait(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         let mut closed = self.closed.lock();
@@ -51,18 +51,19 @@ impl Closing {
         *closed
     }
 
-    /// The shutdown is over. A thread that did not end by now may never answer.
+    /// Signals that the shutdown is over. A thread that has not ended by now may hang forever.
     pub(in crate::tiered) fn end(&self) {
         self.over.set();
     }
 
-    /// Waits for what a thread does, until the shutdown is over.
+    /// Waits for `work` of another thread, at most until the shutdown is over.
     pub(in crate::tiered) async fn unless_over<T>(&self, work: impl Future<Output = T>) -> Result<T, Closed> {
         self.over.unless_set(work).await
     }
 }
 
-/// Set once, when nobody is to wait any longer for a thread that may hang. Waiting for it allocates nothing.
+/// A flag that is set once, when no caller should wait any longer for a thread that may hang.
+/// Waiting for it allocates nothing.
 #[derive(Debug, Default)]
 pub(in crate::tiered) struct Over {
     is_set: AtomicBool,
@@ -75,11 +76,11 @@ impl Over {
         self.notify.notify_waiters();
     }
 
-    /// What `work` returns: also afterwards, if it is there by then.
+    /// Returns the output of `work`. Fails if the flag is set and `work` is not ready.
     pub(in crate::tiered) async fn unless_set<T>(&self, work: impl Future<Output = T>) -> Result<T, Closed> {
         let over = async {
             let mut notified = pin!(self.notify.notified());
-            // From here on none is missed.
+            // From here on no notification is missed.
             notified.as_mut().enable();
             if !self.is_set.load(Ordering::SeqCst) {
                 notified.await;
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_there_counts_and_what_is_not_is_not_waited_for() {
+    fn after_the_flag_is_set_only_ready_work_succeeds() {
         let over = Over::default();
         assert_eq!(future::block_on(over.unless_set(future::ready(1))).ok(), Some(1));
         let mut waiting = pin!(over.unless_set(future::pending::<()>()));

@@ -21,10 +21,10 @@ use crate::storage::{
 
 pub(in crate::tiered) const LOCK_FILE: &str = "LOCK";
 
-/// A process that was killed may hold its lock for a moment longer.
+/// How long to wait for a lock: a killed process may hold its lock for a moment longer.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What may be in a directory in which a spool was never completely made.
+/// The names that may be in a directory in which the creation of a spool was interrupted.
 const UNFINISHED: [&str; 13] = [
     LOCK_FILE,
     UNFINISHED_FORMAT,
@@ -41,47 +41,48 @@ const UNFINISHED: [&str; 13] = [
     TRIAL_DIR,
 ];
 
-/// The directory, held by this process.
+/// The spool's directory, locked by this process.
 #[derive(Debug)]
 pub(crate) struct Directory {
-    /// Whole, and without symlinks.
+    /// The canonical path.
     pub(crate) path: PathBuf,
     /// The spool's own random id.
     pub(crate) spool: [u8; 16],
-    /// It was made just now.
+    /// The spool is being created by this opening.
     pub(crate) fresh: bool,
     pub(in crate::tiered) held: HeldDir,
     pub(in crate::tiered) lock: Mutex<FileLock>,
 }
 
-/// The directory itself, open and locked: a lock file can be deleted while its lock is held, and a
-/// new one be locked.
+/// The directory itself, open and locked. The lock file alone is not enough: it can be deleted
+/// while it is locked, and another process can lock a new one.
 #[derive(Debug)]
 pub(crate) struct HeldDir {
     dir: File,
-    /// `None` where the file system can't lock a directory (NFS): the lock file alone has to do.
+    /// `None` if the file system can't lock a directory (NFS). Then only the lock file is locked.
     _lock: Option<FileLock>,
 }
 
 impl HeldDir {
-    /// Which directory it is, whatever its path leads to now.
+    /// Returns the state of the open directory, whatever its path leads to now.
     pub(in crate::tiered) fn state(&self) -> io::Result<FileState> {
         self.dir.metadata().map(|metadata| state(&metadata))
     }
 }
 
 impl Directory {
-    /// Opens the directory, and makes the spool in it if it is new or empty.
+    /// Opens the directory, and begins to create a spool in it if it is new or empty.
     pub(crate) fn open_or_create(path: &Path) -> Result<Self> {
         let path = &*existing_or_new(path)?;
-        // Before anything is written: what is not ours stays untouched, lock file included.
+        // Before anything is written, even the lock file: a directory that is not a spool's stays
+        // untouched.
         let known = format::read(path)?;
         if known.is_none() {
             refuse_foreign(path)?;
         }
         let (held, lock) = lock(path)?;
         let lock = Mutex::new(lock);
-        // Whoever held the lock may have made it meanwhile.
+        // The process that held the lock may have created the spool meanwhile.
         if let Some(spool) = format::read(path)? {
             return Ok(Self { path: path.to_owned(), spool, fresh: false, held, lock });
         }
@@ -89,7 +90,7 @@ impl Directory {
         Ok(Self { path: path.to_owned(), spool, fresh: true, held, lock })
     }
 
-    /// Opens the directory of a spool that exists, for looking.
+    /// Opens the directory of an existing spool, without opening the spool.
     pub(crate) fn open_existing(path: &Path) -> Result<Self> {
         let path = &*existing(path)?;
         match format::read(path)? {
@@ -101,7 +102,7 @@ impl Directory {
         }
     }
 
-    /// Says that everything of a fresh spool is there: from now on it is one.
+    /// Completes the creation of a spool: renames the format file to its final name.
     pub(crate) fn finish_creation(&self) -> Result<()> {
         if !self.fresh {
             return Ok(());
@@ -119,8 +120,8 @@ impl Directory {
     }
 }
 
-/// Chooses the spool's id and writes it down before anything else is made. A making that was cut off is taken up again under the same id: what it
-/// left would else be somebody else's for good.
+/// Chooses the spool's id, and writes it before any other file is created. An interrupted creation
+/// continues with the same id. With a new id, its files would belong to another spool.
 fn begin_creation(dir: &Path) -> Result<[u8; 16]> {
     let path = dir.join(UNFINISHED_FORMAT);
     if let Some(spool) = format::unfinished(dir)? {
@@ -138,7 +139,7 @@ fn begin_creation(dir: &Path) -> Result<[u8; 16]> {
     Ok(spool)
 }
 
-/// Holds the lock of a spool's directory without changing anything in it.
+/// Locks a spool's directory without changing anything in it.
 pub(crate) fn lock_untouched(dir: &Path) -> Result<(HeldDir, Option<FileLock>)> {
     let held = hold(dir)?;
     let path = dir.join(LOCK_FILE);
@@ -149,8 +150,8 @@ pub(crate) fn lock_untouched(dir: &Path) -> Result<(HeldDir, Option<FileLock>)> 
     }
 }
 
-/// A directory with other things in it is not a spool's, apart from what file systems and tools
-/// leave.
+/// Fails if the directory holds anything that belongs neither to a spool nor to file systems and
+/// tools.
 fn refuse_foreign(path: &Path) -> Result<()> {
     let entries = fs::read_dir(path).with_context(|| format!("listing {}", path.display()))?;
     for entry in entries {
@@ -206,7 +207,8 @@ pub(in crate::tiered) fn lock_again(dir: &Path) -> io::Result<FileLock> {
     Ok(lock)
 }
 
-/// A full disk must not keep a spool from being emptied: the lock holds without the pid.
+/// Writes the process id into the lock file. Ignores errors: a spool on a full disk must open, and
+/// the lock works without the process id.
 fn write_pid(file: &mut File) {
     let mut write = || -> io::Result<()> {
         file.set_len(0)?;
@@ -232,15 +234,16 @@ fn wait_for_lock(dir: &Path, path: &Path, mut file: File) -> Result<FileLock> {
     }
 }
 
-/// The process that has `locked`, the directory or its lock file, where that can be found out.
+/// Returns the id of the process that has locked `locked` (the directory or its lock file), if it
+/// can be determined.
 fn owner(dir: &Path, locked: &File) -> Option<u32> {
     let own = std::process::id();
     if is_locked_here(locked) {
         return Some(own);
     }
-    // The owner writes its pid right after locking: without one it is just about to.
+    // The owner writes its pid right after locking. If there is none, it has only just locked.
     let pid = fs::read_to_string(dir.join(LOCK_FILE)).ok()?;
-    // Another process has the same pid in another container: a pid would mislead.
+    // Our own pid belongs to a process in another container: returning it would mislead.
     pid.trim().parse().ok().filter(|pid| *pid != own)
 }
 
@@ -249,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_with_other_things_in_it_is_left_alone() {
+    fn a_directory_with_other_files_is_not_changed() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("thesis.txt"), "years of work").unwrap();
         let error = Directory::open_or_create(dir.path()).unwrap_err();
@@ -258,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_opener_is_told_who_the_first_one_is() {
+    fn the_error_of_a_second_opening_names_the_first_process() {
         let dir = tempfile::tempdir().unwrap();
         let first = Directory::open_or_create(dir.path()).unwrap();
         first.finish_creation().unwrap();

@@ -1,4 +1,5 @@
-//! The format file: which layout a directory has, and the spool's own random id. What can be told where it is damaged.
+//! The format file: the layout version of a directory, and the spool's own random id. Finds the id
+//! of a spool whose format file is damaged.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -16,25 +17,25 @@ use crate::storage::{is_no_file, open_regular};
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
 pub(in crate::tiered) const FORMAT_FILE: &str = "FORMAT";
-/// The format file of a spool that is being made.
+/// The format file of a spool that is being created.
 pub(in crate::tiered) const UNFINISHED_FORMAT: &str = "FORMAT.new";
 
-/// What is wrong with the text of a format file.
+/// Why the text of a format file is not valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::tiered) enum FormatError {
-    /// It is of another version.
+    /// It has another version.
     Version(String),
-    /// It was one of this version, or nothing that any version wrote.
+    /// It is a damaged file of this version, or no version wrote it.
     Damaged(String),
 }
 
-/// The text for the spool with this id.
+/// Returns the text of the format file of the spool with this id.
 pub(in crate::tiered) fn render(spool: [u8; 16]) -> String {
     let text = format!("tidespool {FORMAT_VERSION}\nid {}\n", Uuid::from_bytes(spool).simple());
     format!("{text}check {:08x}\n", crc32c::crc32c(text.as_bytes()))
 }
 
-/// The spool's id in it.
+/// Returns the spool's id in the text of a format file.
 pub(in crate::tiered) fn parse(text: &str) -> Result<[u8; 16], FormatError> {
     let damaged = |what: &str| Err(FormatError::Damaged(what.to_owned()));
     let mut lines = text.lines();
@@ -47,7 +48,8 @@ pub(in crate::tiered) fn parse(text: &str) -> Result<[u8; 16], FormatError> {
         lines.next().and_then(|line| line.strip_prefix("id ")).and_then(|id| Uuid::try_parse(id).ok());
     let spool = spool.map(Uuid::into_bytes);
     if version != FORMAT_VERSION {
-        // Of this version but for a bit of the number: the next one is not among these, and has a checksum of its own.
+        // A flipped bit in the version of a file of this version. The next version differs in two
+        // bits, and has a checksum of its own.
         let one_bit_off = version < 10 && (version ^ FORMAT_VERSION).is_power_of_two();
         return match spool {
             Some(spool) if one_bit_off && text.ends_with(&check_line(spool)) => {
@@ -57,7 +59,7 @@ pub(in crate::tiered) fn parse(text: &str) -> Result<[u8; 16], FormatError> {
         };
     }
     let Some(spool) = spool else { return damaged("the spool's id is damaged") };
-    // The first spools had no checksum.
+    // Early versions wrote no checksum.
     if lines.next().is_some() && text != render(spool) {
         return damaged("its checksum is of other bytes");
     }
@@ -68,12 +70,13 @@ fn check_line(spool: [u8; 16]) -> String {
     render(spool).lines().last().map_or_else(String::new, |line| format!("\n{line}\n"))
 }
 
-/// The spool's id; `None` where there is no format file and nothing that would need one.
+/// Returns the spool's id. `None`: there is neither a format file nor a file of a complete spool.
 ///
 /// # Errors
 ///
-/// [`DamagedSpool`] where there is a spool and its format file is damaged, missing, or another spool's; [`UnsupportedFormat`] for a newer layout, and
-/// for a directory of somebody else; I/O errors.
+/// [`DamagedSpool`] if there is a spool and its format file is damaged, missing, or another
+/// spool's. [`UnsupportedFormat`] for a newer layout, and for a directory of another program. I/O
+/// errors.
 pub(in crate::tiered) fn read(dir: &Path) -> Result<Option<[u8; 16]>> {
     let path = dir.join(FORMAT_FILE);
     let supported = format!("layout version {FORMAT_VERSION}");
@@ -85,7 +88,7 @@ pub(in crate::tiered) fn read(dir: &Path) -> Result<Option<[u8; 16]>> {
         Some(Err(FormatError::Version(found))) => return Err(refuse(found).into()),
         Some(Err(FormatError::Damaged(what))) if holds_a_spool(dir) => return Err(damaged(what).into()),
         Some(Err(FormatError::Damaged(found))) => return Err(refuse(found).into()),
-        // One that is being made has another.
+        // A spool that is being created has `FORMAT.new` instead.
         None if holds_a_spool(dir) && unfinished(dir)?.is_none() => {
             return Err(damaged("it is missing".to_owned()).into());
         }
@@ -99,7 +102,7 @@ pub(in crate::tiered) fn read(dir: &Path) -> Result<Option<[u8; 16]>> {
     Ok(Some(spool))
 }
 
-/// The id of a spool of which the making was cut off.
+/// Returns the id of a spool whose creation was interrupted.
 pub(in crate::tiered) fn unfinished(dir: &Path) -> Result<Option<[u8; 16]>> {
     let path = dir.join(UNFINISHED_FORMAT);
     let text = text_of(&path).with_context(|| format!("reading {}", path.display()))?;
@@ -112,21 +115,21 @@ fn text_of(path: &Path) -> io::Result<Option<String>> {
     match open().and_then(|file| file.take(4096).read_to_end(&mut bytes)) {
         Ok(_) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        // It says nothing of a format.
+        // Not a regular file: treated as a file without a format.
         Err(error) if is_no_file(&error) => Ok(Some(String::new())),
         Err(error) => Err(error),
     }
 }
 
-/// Whether something in the directory can only be a spool's.
+/// Returns true if the directory holds a file that can only be a spool's.
 pub(in crate::tiered) fn holds_a_spool(dir: &Path) -> bool {
     dir.join("manifest").is_file()
         || dir.join("sled").join("db").is_file()
         || !spools_of_segments(dir, None).is_empty()
 }
 
-/// What segments say of whose they are, and how many say so. With `until`, no further than to the first one of that spool. What can't be read says
-/// nothing: whoever reads it next has more to say.
+/// Returns the spool ids in the segments, with the number of segments of each. With `until`, stops
+/// at the first segment of that spool. Skips unreadable segments: a later read reports them.
 fn spools_of_segments(dir: &Path, until: Option<[u8; 16]>) -> BTreeMap<[u8; 16], usize> {
     let mut spools = BTreeMap::new();
     let names = fs::read_dir(dir.join("journal")).into_iter().flatten().filter_map(Result::ok);
@@ -144,11 +147,12 @@ fn spools_of_segments(dir: &Path, until: Option<[u8; 16]>) -> BTreeMap<[u8; 16],
     spools
 }
 
-/// The spool's id for a repair, and what is wrong with the format file: what most of the segments say where it says nothing or something else.
+/// Returns the spool's id for a repair, and the defect of the format file, if any. If the file is
+/// defective, the id is that of most segments, or without segments the one in the file.
 ///
 /// # Errors
 ///
-/// [`UnsupportedFormat`] for a newer layout, or where nothing of a spool is there; I/O errors.
+/// [`UnsupportedFormat`] for a newer layout, or if there is no spool. I/O errors.
 pub(crate) fn identify(dir: &Path) -> Result<(Option<[u8; 16]>, Option<String>)> {
     let error = match read(dir) {
         Ok(Some(spool)) => return Ok((Some(spool), None)),
@@ -158,7 +162,7 @@ pub(crate) fn identify(dir: &Path) -> Result<(Option<[u8; 16]>, Option<String>)>
     let cause = error.root_cause();
     let what = match cause.downcast_ref::<DamagedSpool>() {
         Some(damaged) => damaged.what.clone(),
-        // What the disk can't read is as bad as what is damaged.
+        // An unreadable format file is treated as a damaged one.
         None if cause.is::<io::Error>() && holds_a_spool(dir) => format!("it can't be read ({cause})"),
         None => return Err(error),
     };
@@ -178,9 +182,9 @@ mod tests {
     const SPOOL: [u8; 16] = [0x1f; 16];
 
     #[test]
-    fn the_format_file_is_understood_or_its_content_named() {
+    fn a_valid_format_file_is_parsed_and_an_invalid_one_is_described() {
         let good = "tidespool 1\nid 0123456789abcdef0123456789abcdef\n";
-        assert_eq!(parse(good).unwrap()[0], 0x01, "the first ones had no checksum");
+        assert_eq!(parse(good).unwrap()[0], 0x01, "early versions wrote no checksum");
         assert_eq!(parse(&render(SPOOL)), Ok(SPOOL));
         for (bad, named) in
             [("", "not a spool's format file"), ("hello", "\"hello\""), ("tidespool 1\n", "id is damaged")]
@@ -192,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_is_damage_and_never_another_spool_or_a_newer_layout() {
+    fn a_flipped_bit_is_reported_as_damage_and_never_as_another_spool_or_layout() {
         let good = render(SPOOL).into_bytes();
         for bit in 0..good.len() * 8 {
             let mut bad = good.clone();

@@ -1,5 +1,5 @@
-//! The spool's directory as something that can be lost: is it still there, and are its format file
-//! and its lock file?
+//! Detects the loss of the spool's directory, its format file or its lock file, and restores the
+//! files.
 
 use std::fs::Permissions;
 use std::io::{self, IoSlice};
@@ -15,16 +15,17 @@ use super::format::{self, FORMAT_FILE};
 use crate::checkpoint::DirectoryCheck;
 use crate::storage::{Loss, OpenMode, Storage, StorageFile, loss_of, loss_of_state, state, write_all_at};
 
-/// The format file until it is whole. Not the name that it has in a spool that is being made.
+/// The name of a restored format file until it is complete. It differs from the name in a spool that
+/// is being created.
 const UNFINISHED: &str = "FORMAT.again";
 
 /// The directory of an open spool.
 pub(in crate::tiered) struct SpoolHome {
     storage: Arc<dyn Storage>,
-    /// Does not keep it locked: the threads do.
+    /// Weak, because the threads keep the directory locked.
     directory: Weak<Directory>,
     format: Mutex<Format>,
-    /// Another process has locked the file that took the lock file's place.
+    /// Another process has locked a file that replaced the lock file.
     is_taken: AtomicBool,
 }
 
@@ -83,7 +84,7 @@ impl DirectoryCheck for SpoolHome {
         }
         let held = directory.held.state().ok()?;
         let loss = loss_of_state(&*self.storage, &directory.path, held, 0)?;
-        // Its files show whether it can be used.
+        // An unreadable directory is not lost. The checks of its files show whether it is usable.
         (loss != Loss::Unreadable).then(|| (directory.path.clone(), loss))
     }
 

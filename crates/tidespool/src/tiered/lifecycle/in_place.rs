@@ -1,7 +1,7 @@
-//! Keeps a spool from writing into a directory that is not its own.
+//! Prevents a spool from writing into a directory that is not its own.
 //!
-//! A directory can be moved away under a running spool, and another one be made in its place:
-//! another spool's, perhaps. All paths lead there from then on.
+//! The directory of a running spool can be moved, and another one created in its place, perhaps
+//! another spool's. From then on, all paths of the spool lead there.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,20 +10,20 @@ use std::sync::Arc;
 use super::directory::Directory;
 use crate::storage::{FileState, OpenMode, Space, Storage, StorageFile};
 
-/// The storage below it. It makes, renames and removes files only while the spool's path leads to
+/// A storage wrapper. It creates, renames and removes files only while the spool's path leads to
 /// the directory that was opened.
 #[derive(Debug)]
 pub(in crate::tiered) struct InPlace {
     below: Arc<dyn Storage>,
     dir: PathBuf,
-    /// Device and inode of the directory. No other one gets them while the directory is held open.
+    /// Device and inode of the directory. No other directory gets them while it is held open.
     identity: (u64, u64),
 }
 
 impl InPlace {
     /// # Errors
     ///
-    /// The operating system does not show which directory it is.
+    /// The state of the open directory cannot be read.
     pub(in crate::tiered) fn new(below: Arc<dyn Storage>, directory: &Directory) -> io::Result<Self> {
         let identity = directory.held.state()?.identity;
         Ok(Self { below, dir: directory.path.clone(), identity })
@@ -92,10 +92,10 @@ mod tests {
     use super::*;
     use crate::storage::OsStorage;
 
-    /// A spool whose directory was moved away wrote its next segments into a directory that was
-    /// made in its place.
+    /// A spool whose directory was moved wrote its next segments into a directory that was created
+    /// in its place.
     #[test]
-    fn nothing_is_written_into_a_directory_in_its_place() {
+    fn nothing_is_written_into_a_directory_that_replaces_the_spools() {
         let root = tempfile::tempdir().unwrap();
         let (dir, aside) = (root.path().join("spool"), root.path().join("aside"));
         let directory = Directory::open_or_create(&dir).unwrap();
@@ -116,10 +116,10 @@ mod tests {
         fs::rename(&dir, &aside).unwrap();
         assert_eq!(try_all(), [false; 6], "it is gone");
         fs::create_dir(&dir).unwrap();
-        fs::write(&file, "somebody else's").unwrap();
+        fs::write(&file, "another program's").unwrap();
         assert_eq!(try_all(), [false; 6], "another one is there");
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
-        assert_eq!(fs::read(&file).unwrap(), b"somebody else's");
+        assert_eq!(fs::read(&file).unwrap(), b"another program's");
         fs::remove_dir_all(&dir).unwrap();
         fs::rename(&aside, &dir).unwrap();
         assert_eq!(try_all(), [true; 6], "it is back");

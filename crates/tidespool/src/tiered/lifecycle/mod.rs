@@ -1,12 +1,12 @@
-//! The life of a spool: from its directory through opening and threads to its end.
+//! The lifecycle of a spool: directory, opening, threads, shutdown.
 //!
 //! * `path`, `directory`, `format` – the directory's path, its lock, its format file.
-//! * `open` – recovery and start. `replay` – brings back the changes in the crash log of a process
+//! * `open` – recovery and start. `replay` – restores the changes in the crash log of a process
 //!   that died.
 //! * `threads` – starts every thread. `workers` – the running threads, and `shutdown`.
-//! * `closing` – the end of the spool, as a condition that tasks and threads wait for.
-//! * `home`, `in_place` – a directory, and files in it, that are deleted or moved while the spool
-//!   runs.
+//! * `closing` – the signal that the spool closes, for tasks and threads.
+//! * `home`, `in_place` – detect that the directory, or files in it, are deleted or moved while the
+//!   spool runs.
 
 pub(super) mod closing;
 pub(super) mod directory;

@@ -17,8 +17,8 @@ use super::threads::{Starter, names};
 use super::workers::{Running, Workers};
 use crate::checkpoint::{
     Ballast, CheckpointRequests, Checkpointer, DeadSegments, LiveIndex as _, ManifestError, ManifestFile,
-    OpenedCheckpoint, OpeningError, Places, Presence, Rebuilding, ReclaimPolicy, Retained, Retry, Verifier,
-    Watched, open_filed,
+    OpenedCheckpoint, OpeningError, Places, Presence, Rebuilding, ReclaimPolicy, Retry, Verifier, Watched,
+    open_filed,
 };
 use crate::durable::{DurableError, SledOptions, StuckThreads, sled_threads_to_come};
 use crate::inspect::Damage;
@@ -378,11 +378,15 @@ fn report(
     let mut lost = replayed.gaps.iter().map(|gap| gap.last - gap.first + 1).sum::<u64>();
     if opened.rebuilds_index {
         // No other file names the messages of a segment.
-        let is_missing = |generation: &u64, _: &mut Retained| segments.get(*generation).is_none();
-        for (_, kept) in opened.manifest.retained.extract_if(.., is_missing) {
-            lost += kept.live;
-            opened.manifest.lost += kept.live;
-        }
+        let before = lost;
+        opened.manifest.retained.retain(|generation, kept| {
+            let is_there = segments.get(*generation).is_some();
+            if !is_there {
+                lost += kept.live;
+            }
+            is_there
+        });
+        opened.manifest.lost += lost - before;
     }
     report.lost = lost;
     stats.recovered(report.records);

@@ -1,4 +1,4 @@
-//! The path of a spool's directory: made whole, and what is wrong with it where it can't be used.
+//! Canonicalizes the path of a spool's directory, and explains why a path can't be used.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -8,28 +8,29 @@ use anyhow::Result;
 
 use crate::storage::{create_private_dir, uninterrupted};
 
-/// Bytes that the longest name in a spool's directory adds to its path, and some to spare.
+/// Bytes that the longest name in a spool's directory adds to its path, with a margin.
 const BELOW: usize = 64;
 
-/// The longest path that Linux takes (`PATH_MAX`, without the byte at its end).
+/// The longest path that Linux accepts (`PATH_MAX` without the final zero byte).
 const LONGEST: usize = 4095;
 
-/// The directory's path without symlinks, so that nothing that the process or the system changes
-/// later (the working directory, a symlink on the way) leads to another directory.
+/// Returns the canonical path of an existing directory. Later changes of the working directory or
+/// of a symlink do not make it lead to another directory.
 ///
 /// # Errors
 ///
-/// It is missing, or is no directory.
+/// The directory is missing, or the path is not a directory.
 pub(crate) fn existing(path: &Path) -> Result<PathBuf> {
     whole(path).map_err(|error| explain("opening", path, error))
 }
 
-/// The same; the directory is created where it is missing. Its parent must be there: a spool on a
-/// file system that is not mounted shall not begin anew below the mount point.
+/// Returns the canonical path of a directory as [`existing`] does, and creates the directory if it
+/// is missing. Its parent must exist: if a file system is not mounted, no new spool must be created
+/// below its mount point.
 pub(crate) fn existing_or_new(path: &Path) -> Result<PathBuf> {
     match whole(path) {
         Err(error) if error.kind() == ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => {
-            // Without a `.` or a slash at the end, with which a directory can't be created.
+            // Without a final `.` or slash, with which a directory can't be created.
             let plain: PathBuf = path.components().collect();
             create_private_dir(&plain)
                 .and_then(|()| whole(path))
@@ -50,7 +51,7 @@ fn whole(path: &Path) -> io::Result<PathBuf> {
     Ok(whole)
 }
 
-/// Adds the path to the error, and what to do about it.
+/// Adds the path and an advice to the error.
 pub(in crate::tiered) fn explain(doing: &str, path: &Path, error: io::Error) -> anyhow::Error {
     let what = format!("{doing} the spool directory {}", path.display());
     let what = match advice(path, &error) {
@@ -92,7 +93,7 @@ fn advice(path: &Path, error: &io::Error) -> Option<String> {
     })
 }
 
-/// What is missing on the way to `path`.
+/// Describes which part of `path` is missing.
 fn missing(path: &Path) -> Option<String> {
     let link = path.ancestors().find_map(|part| Some((part, fs::read_link(part).ok()?)));
     if let Some((link, target)) = link

@@ -1,4 +1,4 @@
-//! What a process that died had acknowledged, brought back from its crash log.
+//! Restores the changes that a process acknowledged before it died, from its crash log.
 
 use std::io;
 use std::path::Path;
@@ -15,90 +15,90 @@ use crate::tiered::protection::Protection;
 use crate::tiered::shared::Shared;
 use crate::{Config, Durability};
 
-/// A crash log that takes over from the last run's.
+/// The crash log of the last run, and the new log that replaces it.
 #[derive(Debug)]
 pub(in crate::tiered) struct CrashLogReplay {
-    left: LastRun,
+    last_run: LastRun,
     log: Option<Arc<CrashLog>>,
-    /// The new log has all entries of the old one, and has taken its place.
-    is_in_force: bool,
+    /// The new log has all entries of the old one, and has replaced it.
+    is_active: bool,
 }
 
 impl CrashLogReplay {
-    /// Reads what the last run left, and makes a log for this one.
+    /// Reads the last run's log, and creates a log for this run.
     pub(in crate::tiered) fn begin(protection: &Protection, config: &Config) -> Result<Self> {
-        let left = protection.left()?;
+        let last_run = protection.last_run()?;
         let log = match config.durability {
             Durability::Memory => None,
-            Durability::Process | Durability::Synced => protection.prepare(config, &left.kept).map_or_else(
+            Durability::Process | Durability::Synced => protection.prepare(config, &last_run.kept).map_or_else(
                 |error| {
-                    tracing::warn!(%error, "there is no crash log: what must survive the process is synced");
+                    tracing::warn!(%error, "there is no crash log: changes that must survive the process are synced");
                     None
                 },
                 Some,
             ),
         };
-        Ok(Self { left, log, is_in_force: false })
+        Ok(Self { last_run, log, is_active: false })
     }
 
-    /// Bytes of the new log.
+    /// Size of the new log in bytes.
     pub(in crate::tiered) fn log_size(&self) -> u64 {
         self.log.as_ref().map_or(0, |log| log.size())
     }
 
-    /// Changes that are replayed.
+    /// Number of changes to replay.
     pub(in crate::tiered) fn changes(&self) -> u64 {
-        self.left.kept.len() as u64
+        self.last_run.kept.len() as u64
     }
 
-    /// What is wrong with the last run's log, which can't be used, though it should.
+    /// Describes why the last run's log can't be used although it should be valid. `None`: it can.
     pub(in crate::tiered) fn torn(&self) -> Option<&str> {
-        self.left.torn.as_deref()
+        self.last_run.torn.as_deref()
     }
 
-    /// Makes the changes part of the spool, in the order in which they were made, as dirty as they
-    /// were; and puts the new log into force if it has all of them. Before any other thread runs.
+    /// Inserts the changes into the spool as dirty, in their original order. Activates the new log
+    /// if it has all of them. Call it before any other thread runs.
     pub(in crate::tiered) fn adopt(&mut self, shared: &Shared) -> Result<()> {
         let log = self.log.as_ref();
         let mut is_protected = true;
-        for kept in std::mem::take(&mut self.left.kept) {
+        for kept in std::mem::take(&mut self.last_run.kept) {
             is_protected &= adopt(shared, log, kept);
         }
         if let Some(log) = self.log.take_if(|_| is_protected) {
-            shared.protection.put_in_force(log)?;
-            self.is_in_force = true;
+            shared.protection.activate(log)?;
+            self.is_active = true;
         }
         Ok(())
     }
 
-    /// Waits until the changes are on stable storage. If the disk does not take them, the new log
-    /// goes on having them; without one it is an error, and the old file keeps them.
+    /// Waits until the changes are on stable storage. If the disk does not write them in time, the
+    /// new log keeps them. Without a new log this returns an error, and the old file keeps them.
     pub(in crate::tiered) fn settle(self, shared: &Shared, changes: u64) -> Result<()> {
         let config = shared.config.load_full();
         if changes > 0 {
             let until = Instant::now() + config.store_deadline;
             let is_durable = wait(shared, shared.commit_queue.flush(false), until).is_some();
-            if !is_durable && !self.is_in_force {
-                let what = "the disk did not take what the crash log has within store_deadline, and there is no \
-                            room for another crash log: nothing is lost, make room and open it again";
+            if !is_durable && !self.is_active {
+                let what = "the disk did not write the changes in the crash log within store_deadline, and there is \
+                            no room for another crash log: nothing is lost; free disk space and open it again";
                 return Err(io::Error::new(io::ErrorKind::TimedOut, what).into());
             }
             if !is_durable {
-                tracing::warn!(changes, "the disk did not take what the crash log has: it is tried again");
+                tracing::warn!(changes, "the disk did not write the changes in the crash log yet: retrying");
             }
         }
-        if !self.is_in_force {
-            // Everything in it is on stable storage, and nothing that comes now is in it.
+        if !self.is_active {
+            // Everything in the old log is on stable storage, and later changes are not in it.
             shared.protection.remove_file()?;
             if let Err(error) = shared.protection.renew(&config) {
-                tracing::warn!(%error, "there is no crash log: what must survive the process is synced");
+                tracing::warn!(%error, "there is no crash log: changes that must survive the process are synced");
             }
         }
         Ok(())
     }
 }
 
-/// Makes one change part of the spool. True if the new log has it, too.
+/// Inserts one change into the spool. Returns true if the new log has it, too.
 fn adopt(shared: &Shared, log: Option<&Arc<CrashLog>>, kept: LoggedChange) -> bool {
     let LoggedChange { id, data, .. } = kept;
     let mut shard = shared.table.lock(&id);
@@ -110,7 +110,7 @@ fn adopt(shared: &Shared, log: Option<&Arc<CrashLog>>, kept: LoggedChange) -> bo
             let written = log.and_then(|log| log.write(id, &data, crc));
             (Dirty::put(Arc::new(data.into_boxed_slice()), Some(crc), permit), written)
         }
-        // Nothing durable has it: the removal has nothing to remove.
+        // A removal of a message that is not durable has no effect.
         None if !shard.must_log_removal(&id) => return true,
         None => {
             let written = log.and_then(|log| log.write_removal(id));
@@ -123,7 +123,7 @@ fn adopt(shared: &Shared, log: Option<&Arc<CrashLog>>, kept: LoggedChange) -> bo
     is_protected
 }
 
-/// Says what to do where an opening fails over its crash log.
+/// Adds the directory to an error of the replay.
 pub(in crate::tiered) fn explain<T>(result: Result<T>, dir: &Path) -> Result<T> {
-    result.with_context(|| format!("bringing back what was acknowledged in {}", dir.display()))
+    result.with_context(|| format!("restoring the crash log of {}", dir.display()))
 }

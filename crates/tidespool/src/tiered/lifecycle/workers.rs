@@ -152,7 +152,7 @@ impl Workers {
         shared.protection.freeze();
         if committed.is_none_or(|committed| !committed.all) {
             let bytes = shared.budget.dirty();
-            let what = match shared.protection.is_in_force() {
+            let what = match shared.protection.is_active() {
                 true => "are in the crash log: open the spool again before the machine stops",
                 false => "are lost",
             };

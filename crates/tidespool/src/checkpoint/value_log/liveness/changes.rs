@@ -1,11 +1,11 @@
-//! What one checkpoint changed, collected before it is written.
+//! The changes of one checkpoint, collected before they are written.
 
 use std::collections::BTreeMap;
 
 use super::offsets::{Offsets, UNIT};
 use super::record::{LivenessEntry, LivenessKind};
 
-/// Records that live and records that died, by segment.
+/// Records that became live and records that died, by segment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LivenessChanges {
     segments: BTreeMap<u64, LivenessChange>,
@@ -13,19 +13,19 @@ pub(crate) struct LivenessChanges {
 
 #[derive(Debug, Clone, Default)]
 struct LivenessChange {
-    /// In units, in no order.
+    /// In units, unsorted.
     live: Vec<u64>,
     dead: Vec<u64>,
 }
 
 impl LivenessChanges {
-    /// The record at `offset` of a filed segment lives.
+    /// The record at `offset` of a checkpointed segment lives.
     pub(crate) fn live(&mut self, generation: u64, offset: u64) {
         debug_assert!(offset.is_multiple_of(UNIT), "{offset}");
         self.segments.entry(generation).or_default().live.push(offset / UNIT);
     }
 
-    /// The record at `offset` died. It never lives again.
+    /// The record at `offset` died. A dead record never becomes live again.
     pub(crate) fn dead(&mut self, generation: u64, offset: u64) {
         debug_assert!(offset.is_multiple_of(UNIT), "{offset}");
         self.segments.entry(generation).or_default().dead.push(offset / UNIT);
@@ -35,7 +35,8 @@ impl LivenessChanges {
         self.segments.is_empty()
     }
 
-    /// As entries. `is_listed`: the log has a list of this segment, or may have lost it.
+    /// Returns the changes as log entries. `is_listed`: the log has a list of the segment, or may
+    /// have lost it.
     pub(super) fn entries(&self, is_listed: impl Fn(u64) -> bool) -> Vec<LivenessEntry> {
         let mut entries = Vec::new();
         for (&generation, change) in &self.segments {
@@ -50,7 +51,7 @@ impl LivenessChanges {
                 let both = both.into_iter().filter(|(_, offsets)| offsets.count() > 0);
                 entries.extend(both.map(|(kind, offsets)| LivenessEntry { kind, generation, offsets }));
             }
-            // Deaths alone, of a segment without a list, change nothing.
+            // Deaths in a segment without a list need no entry.
         }
         entries
     }

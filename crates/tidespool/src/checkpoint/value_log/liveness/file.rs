@@ -10,20 +10,20 @@ use crate::storage::{Loss, OpenMode, Storage, StorageFile, is_no_room, loss_of, 
 
 const PREFIX: &str = "liveness.";
 
-/// A file that can be appended to.
+/// A file of the log that is open for appends.
 #[derive(Debug)]
 pub(super) struct LogFile {
     file: Arc<dyn StorageFile>,
     path: PathBuf,
     number: u64,
-    /// Of what was written and synced, committed or not.
+    /// The end of the written and synced bytes, committed or not.
     end: u64,
-    /// A write or a sync failed: the file is not written again.
+    /// A write or a sync failed, so the file is not written again.
     has_failed: bool,
 }
 
 impl LogFile {
-    /// Opens the file of a committed position. `None`: there is none.
+    /// Opens the file of a committed position. `None` if it does not exist.
     pub(super) fn open(
         storage: &dyn Storage,
         dir: &Path,
@@ -39,8 +39,8 @@ impl LogFile {
         }
     }
 
-    /// Writes a new file, durably and with its name. Returns also where `base` ends and `changes`
-    /// begin.
+    /// Writes a new file, durably and with its name. Also returns the offset where `base` ends and
+    /// `changes` begin.
     pub(super) fn create(
         storage: &dyn Storage,
         dir: &Path,
@@ -54,7 +54,7 @@ impl LogFile {
             bytes.extend(encode_run(base, number, HEADER_LEN, HEADER_LEN));
         }
         let base_end = bytes.len() as u64;
-        // One run at least, so that the file ends at a page.
+        // At least one run is written, so that the file ends at a page.
         if !changes.is_empty() || base.is_empty() {
             bytes.extend(encode_run(changes, number, base_end, base_end));
         }
@@ -64,15 +64,16 @@ impl LogFile {
                 Ok((Self { file, path, number, end, has_failed: false }, base_end))
             }
             Err(source) => {
-                // It takes room. Its number is not used again, so it may also stay.
+                // The file takes space. If it can't be removed it may stay, because its number is
+                // not used again.
                 let _ = storage.remove_file(&path);
                 Err(LivenessError::Io { doing: "writing", path, source })
             }
         }
     }
 
-    /// Appends entries, durably: one write, one sync. What was written from `after` on does not
-    /// count any more.
+    /// Appends entries, durably: one write, one sync. Earlier bytes from `after` on no longer
+    /// count.
     pub(super) fn append(
         &mut self,
         entries: &[LivenessEntry],
@@ -81,7 +82,7 @@ impl LogFile {
         let run = encode_run(entries, self.number, self.end, after);
         let failed = |source| LivenessError::Io { doing: "writing", path: self.path.clone(), source };
         if let Err(error) = write_all_at(&*self.file, &mut [IoSlice::new(&run)], self.end) {
-            // Where only room was missing, the same bytes can be written later: nothing was lost.
+            // If only space was missing, nothing was lost and the same bytes can be written later.
             self.has_failed = !is_no_room(&error);
             return Err(failed(error));
         }
@@ -97,7 +98,7 @@ impl LogFile {
         self.has_failed
     }
 
-    /// The end of what was written.
+    /// Returns the end of the written bytes.
     pub(super) const fn position(&self) -> LogPosition {
         LogPosition { number: self.number, len: self.end }
     }
@@ -114,7 +115,7 @@ impl LogFile {
         &*self.file
     }
 
-    /// What happened to the file's name or length. `None`: nothing.
+    /// Returns what happened to the file's name or length. `None` if nothing did.
     pub(super) fn loss(&self, storage: &dyn Storage) -> Option<Loss> {
         loss_of(storage, &self.path, &*self.file, self.end)
     }
@@ -137,7 +138,7 @@ pub(super) fn path_of(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{PREFIX}{number}"))
 }
 
-/// The numbers of the log files in a directory.
+/// Returns the numbers of the log files in a directory.
 pub(super) fn numbers_in(storage: &dyn Storage, dir: &Path) -> io::Result<Vec<u64>> {
     let names = storage.list(dir)?;
     Ok(names.iter().filter_map(|name| number_of(name)).collect())
@@ -145,6 +146,6 @@ pub(super) fn numbers_in(storage: &dyn Storage, dir: &Path) -> io::Result<Vec<u6
 
 fn number_of(name: &str) -> Option<u64> {
     let number = name.strip_prefix(PREFIX)?.parse().ok()?;
-    // Other spellings of a number, as `+1` or `01`, are not this log's.
+    // Other spellings of a number, such as `+1` or `01`, are not names of this log.
     (format!("{PREFIX}{number}") == name).then_some(number)
 }

@@ -12,37 +12,37 @@ use super::weight::Weights;
 use super::{LivenessError, LogPosition};
 use crate::storage::{KeptFile, Loss, OpenMode, Storage};
 
-/// A log with less garbage than this is not worth rewriting.
+/// A log with less garbage than this is not rewritten.
 const MIN_GARBAGE_BYTES: u64 = 1 << 20;
 
-/// The log of a spool that is open. Holds nothing of single records.
+/// The log of an open spool. Holds no data of single records.
 #[derive(Debug)]
 pub(crate) struct LivenessLog {
     storage: Arc<dyn Storage>,
     dir: PathBuf,
     committed: LogPosition,
-    /// The file of the committed position. `None`: there is no log yet, or it is missing.
+    /// The file of the committed position. `None` if there is no log yet, or if it is missing.
     file: Option<LogFile>,
     weights: Weights,
     /// Entries are missing from the log.
     has_gap: bool,
-    /// The last position that was returned, if it is not committed.
+    /// The last returned position, if it is not committed.
     pending: Option<PendingAppend>,
-    /// The highest number of a file since the log was opened. No number is used twice.
+    /// The highest number of a file since the log was opened. A number is used once.
     highest: u64,
-    /// A file was written anew since the last commit.
+    /// A new file was written since the last commit.
     is_anew_uncommitted: bool,
     /// There may be files that the committed position does not need.
     has_others: bool,
-    /// The file was found lost, and this was not reported yet.
+    /// A loss of the file that was found and not reported yet.
     found: Option<Loss>,
 }
 
-/// What becomes true when a position is committed.
+/// The state that takes effect when a position is committed.
 #[derive(Debug)]
 struct PendingAppend {
     position: LogPosition,
-    /// Of another number than the committed one, if the log was written anew.
+    /// The new file, if the position is in another file than the committed one.
     anew: Option<Anew>,
     changes: Vec<LivenessEntry>,
 }
@@ -51,23 +51,23 @@ struct PendingAppend {
 #[derive(Debug)]
 struct Anew {
     file: LogFile,
-    /// Where the entries end that state all that is committed. `None`: they do not state all of it.
+    /// The end of the entries that state everything committed. `None` if they omit some of it.
     base_end: Option<u64>,
-    /// Of these entries.
+    /// The weights of these entries.
     weights: Weights,
     has_gap: bool,
 }
 
 impl LivenessLog {
-    /// Opens the log that the manifest names, reads it up to `position.len` and returns what lives.
+    /// Opens the log that the manifest names, and returns the live records up to `position.len`.
     /// Removes files of other numbers.
     ///
-    /// Damage is no error: [`Liveness::damage`] reports it. The caller then finds out what lives in
-    /// another way, and writes that with [`renew`](Self::renew).
+    /// Damage is no error: [`Liveness::damage`] reports it. The caller then finds the live records
+    /// in another way, and writes them with [`renew`](Self::renew).
     ///
     /// # Errors
     ///
-    /// The file is there and can't be read, or has another version.
+    /// The file exists and can't be read, or has another version.
     pub(crate) fn open(
         storage: Arc<dyn Storage>,
         dir: &Path,
@@ -92,7 +92,7 @@ impl LivenessLog {
         Ok((log, liveness))
     }
 
-    /// Reads the log that a manifest names, and changes nothing.
+    /// Reads the log that a manifest names. Changes nothing.
     ///
     /// # Errors
     ///
@@ -106,7 +106,7 @@ impl LivenessLog {
         Ok(open_and_read(storage, dir, position, OpenMode::Read, is_retained)?.1)
     }
 
-    /// Reads what lives, as of the committed position.
+    /// Reads the live records as of the committed position.
     ///
     /// # Errors
     ///
@@ -118,11 +118,11 @@ impl LivenessLog {
         }
     }
 
-    /// Writes the changes behind what was written before, durably: one write, one sync. Returns the
-    /// position that the manifest must name. The changes do not count before
-    /// [`committed`](Self::committed): the next call replaces them.
+    /// Appends the changes, durably: one write, one sync. Returns the position that the manifest
+    /// must name. Before [`committed`](Self::committed) the changes do not count, and the next call
+    /// replaces them.
     ///
-    /// If the file has failed or is lost, the log is written into a new file.
+    /// If the file has failed or is lost, writes the log to a new file.
     ///
     /// # Errors
     ///
@@ -151,19 +151,19 @@ impl LivenessLog {
         }
     }
 
-    /// True if the log is worth [`compact`](Self::compact)ing: more than half of it, and more than
-    /// 1 MiB, is about segments that are not retained any more, or about records that died.
+    /// Returns true if the log is worth [`compact`](Self::compact)ing: more than half of it, and
+    /// more than 1 MiB, concerns dead records or segments that are not retained.
     pub(crate) fn wants_compaction(&self, is_retained: &dyn Fn(u64) -> bool) -> bool {
         let garbage = self.committed.len.saturating_sub(self.weights.useful_bytes(is_retained));
-        // Files stay until a commit: while commits fail, there is one compacted file at most.
+        // Files stay until a commit. While commits fail, there is at most one compacted file.
         !self.is_anew_uncommitted && garbage > MIN_GARBAGE_BYTES && garbage > self.committed.len / 2
     }
 
-    /// Writes what lives of the retained segments, and the changes, into a new file, durably.
+    /// Writes the live records of the retained segments and the changes to a new file, durably.
     /// Returns the position that the manifest must name. The old file stays until
     /// [`committed`](Self::committed).
     ///
-    /// Holds about two bytes for each record that lives while it runs.
+    /// Needs about two bytes of memory for each live record.
     ///
     /// # Errors
     ///
@@ -174,11 +174,11 @@ impl LivenessLog {
         changes: &LivenessChanges,
     ) -> Result<LogPosition, LivenessError> {
         let entries = self.entries_of(changes);
-        // A segment that is left out here may still be retained when the manifest fails.
+        // A segment that is left out here stays retained if the manifest fails.
         self.rewrite(is_retained, entries, false)
     }
 
-    /// Writes a new file that holds these changes alone. For a log that is damaged: the changes
+    /// Writes a new file that holds only these changes, to replace a damaged log. The changes must
     /// list every retained segment.
     ///
     /// # Errors
@@ -189,8 +189,8 @@ impl LivenessLog {
         self.write_anew(&Liveness::default(), &[], changes, false)
     }
 
-    /// The manifest that names this position is durable. Files of other numbers are removed, and
-    /// later appends count from here.
+    /// Records that the manifest with this position is durable. Removes files of other numbers.
+    /// Later appends continue from here.
     pub(crate) fn committed(&mut self, position: LogPosition) {
         if let Some(pending) = self.pending.take_if(|pending| pending.position == position) {
             self.committed = position;
@@ -200,7 +200,7 @@ impl LivenessLog {
             }
             self.weights.apply(&pending.changes);
         }
-        // A manifest that names anything else was not written by the caller of this log.
+        // Only the caller of this log writes the manifest.
         debug_assert_eq!(position, self.committed);
         // A position that a manifest is still to name keeps its file.
         if position == self.committed && self.pending.is_none() {
@@ -209,25 +209,26 @@ impl LivenessLog {
         }
     }
 
-    /// What happened to the file's name or length, now or since the last call. `None`: nothing. The
-    /// next append writes a new file.
+    /// Returns what happened to the file's name or length, now or since the last call. `None` if
+    /// nothing did. The next append writes a new file.
     pub(crate) fn loss(&mut self) -> Option<Loss> {
         let found = self.found.take();
         self.file.as_ref().and_then(|file| file.loss(&*self.storage)).or(found)
     }
 
-    /// Entries are missing from the log since it was opened. It is to be [renewed](Self::renew).
+    /// Returns true if entries are missing since the log was opened. It must be
+    /// [renewed](Self::renew).
     pub(crate) const fn has_gap(&self) -> bool {
         self.has_gap
     }
 
-    /// The file of the committed position. `None`: there is no log yet.
+    /// Returns the file of the committed position. `None` if there is no log yet.
     pub(crate) fn kept_file(&self) -> Option<KeptFile> {
         let file = self.file.as_ref()?.shared();
         Some(KeptFile { path: self.path(), file, least: self.committed.len })
     }
 
-    /// The file of the committed position, whether or not it exists.
+    /// Returns the path of the committed position's file, whether or not it exists.
     pub(crate) fn path(&self) -> PathBuf {
         path_of(&self.dir, self.committed.number)
     }
@@ -236,7 +237,7 @@ impl LivenessLog {
         changes.entries(|generation| self.has_gap || self.weights.has(generation))
     }
 
-    /// A new file with what is committed and these changes.
+    /// Writes a new file with the committed state and these changes.
     fn rewrite(
         &mut self,
         is_retained: &dyn Fn(u64) -> bool,
@@ -247,7 +248,7 @@ impl LivenessLog {
             Some(file) => read(file.path(), file.storage_file(), self.committed, is_retained)?,
             None => missing(&self.dir, self.committed),
         };
-        // Damage that the opening reported is carried on. Other damage would go unnoticed.
+        // Damage that was reported at open is carried on. New damage would go unnoticed.
         if liveness.has_gap() && !self.has_gap {
             return Err(LivenessError::Damaged { what: liveness.damage().join("; ") });
         }
@@ -286,7 +287,7 @@ impl LivenessLog {
             Err(error) => {
                 self.has_others = true;
                 let dir = self.dir.display();
-                tracing::warn!(%dir, %error, "old liveness logs could not be looked for");
+                tracing::warn!(%dir, %error, "old liveness logs could not be listed");
                 return;
             }
         };
@@ -319,7 +320,7 @@ fn open_and_read(
     Ok((file, liveness))
 }
 
-/// What a log says whose file does not exist.
+/// Returns the state for a log whose file does not exist.
 fn missing(dir: &Path, position: LogPosition) -> Liveness {
     let mut liveness = Liveness::default();
     if position.number > 0 {

@@ -1,23 +1,23 @@
-//! The liveness log: which records of the filed segments live.
+//! The liveness log: which records of the checkpointed segments live.
 //!
-//! An append-only file beside the manifest. For each filed segment it lists the records that live,
-//! and later those that died. The manifest names the number and the length of the log, so a batch
-//! counts when the manifest that names its end is durable.
+//! An append-only file beside the manifest. For each checkpointed segment it lists the live
+//! records, and later those that died. The manifest names the number and the length of the log. A
+//! batch counts once the manifest that names its end is durable.
 //!
 //! **No byte that a manifest may name is ever overwritten.** A manifest whose write failed may be
-//! on disk all the same. So a batch that was not committed stays in the file, the next one is
-//! written behind it and states that the former does not count; and a file of another number stays
-//! until a later position is committed.
+//! on disk anyway. So an uncommitted batch stays in the file. The next batch is written behind it
+//! and states that the uncommitted one does not count. A file of another number stays until a later
+//! position is committed.
 //!
 //! # Layout
 //!
-//! * `offsets` – a sorted set of record offsets, encoded.
+//! * `offsets` – a sorted, encoded set of record offsets.
 //! * `record` – the format of the file.
-//! * `changes` – what one checkpoint changed.
-//! * `state` – what lives, as the log says.
-//! * `read` – from the file to the state.
-//! * `weight` – how much of the log is of use.
-//! * `file` – one file: made, appended to, found by its name.
+//! * `changes` – the changes of one checkpoint.
+//! * `state` – the live records, according to the log.
+//! * `read` – reads the file into the state.
+//! * `weight` – estimates the useful part of the log.
+//! * `file` – one file: creates, appends to and finds it.
 //! * `log` – the log: appends, commits, compaction.
 
 mod changes;
@@ -41,12 +41,12 @@ pub(crate) use changes::LivenessChanges;
 pub(crate) use log::LivenessLog;
 pub(crate) use state::Liveness;
 
-/// Where the committed log ends. Stands in the manifest.
+/// The end of the committed log. The manifest holds it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LogPosition {
-    /// The number of the file. 0: there is no log yet.
+    /// The number of the file. 0 if there is no log yet.
     pub(crate) number: u64,
-    /// Bytes of the file that count.
+    /// Committed bytes of the file.
     pub(crate) len: u64,
 }
 
@@ -56,7 +56,7 @@ pub(crate) enum LivenessError {
     /// Reading or writing failed.
     #[error("{doing} {path}: {source}", path = path.display())]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
-    /// A later version of the program wrote the file.
+    /// A later version of Tidespool wrote the file.
     #[error("{path} has the unknown version {version}", path = path.display())]
     Version { path: PathBuf, version: u32 },
     /// A part of the file was lost while the log was open. The log must be renewed.

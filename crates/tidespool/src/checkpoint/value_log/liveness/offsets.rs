@@ -1,12 +1,12 @@
-//! A sorted set of record offsets, encoded: about two bytes for each record.
+//! A sorted, encoded set of record offsets: about two bytes for each record.
 
 use crate::varint::{put_varint, take_varint};
 
 /// Records of a segment are aligned to this many bytes. Offsets are kept in this unit.
 pub(super) const UNIT: u64 = 8;
 
-/// A sorted set of offsets: the first one, then the distance of each to the one before, in units of
-/// [`UNIT`], each as a varint (seven bits a byte, low bits first).
+/// A sorted set of offsets: the first one, then the distance of each to the previous one. All are
+/// in units of [`UNIT`] and encoded as varints (seven bits a byte, low bits first).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Offsets {
     count: u64,
@@ -14,7 +14,7 @@ pub(super) struct Offsets {
 }
 
 impl Offsets {
-    /// From ascending units without duplicates.
+    /// Creates a set from ascending units without duplicates.
     pub(super) fn from_ascending(units: impl IntoIterator<Item = u64>) -> Self {
         let mut offsets = Self::default();
         let mut before = 0;
@@ -28,11 +28,11 @@ impl Offsets {
         offsets
     }
 
-    /// From what was read. `None`: not exactly `count` ascending offsets.
+    /// Parses encoded bytes. `None` if they are not exactly `count` ascending offsets.
     pub(super) fn parse(count: u64, bytes: &[u8]) -> Option<Self> {
         let (mut rest, mut before) = (bytes, 0u64);
         for index in 0..count {
-            // Each number takes a byte at least: a count that is too large ends here.
+            // Each number takes at least one byte, so a `count` that is too large fails here.
             let step = take_varint(&mut rest)?;
             if index > 0 && step == 0 {
                 return None;
@@ -51,12 +51,12 @@ impl Offsets {
         &self.bytes
     }
 
-    /// The units, ascending.
+    /// Returns the units, ascending.
     pub(super) fn units(&self) -> Units<'_> {
         Units { rest: &self.bytes, before: 0 }
     }
 
-    /// All that is in one of both sets.
+    /// Returns the union of both sets.
     pub(super) fn union(&self, other: &Self) -> Self {
         let (mut left, mut right) = (self.units().peekable(), other.units().peekable());
         Self::from_ascending(std::iter::from_fn(|| match (left.peek(), right.peek()) {
@@ -70,7 +70,7 @@ impl Offsets {
         }))
     }
 
-    /// This set without those ascending units.
+    /// Returns this set without the given ascending units.
     pub(super) fn without(&self, units: &[u64]) -> Self {
         let mut others = units.iter().peekable();
         Self::from_ascending(self.units().filter(|unit| {

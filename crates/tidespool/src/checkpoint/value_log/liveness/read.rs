@@ -10,9 +10,9 @@ use super::state::Liveness;
 use super::{LivenessError, LogPosition};
 use crate::storage::{StorageFile, read_exact_at};
 
-/// What the file says lives in the segments that are retained.
+/// Returns the live records of the retained segments, according to the file.
 ///
-/// Damage is not an error: it is reported in the result, and what is whole is read.
+/// Damage is no error: the result reports it, and holds the intact part.
 pub(super) fn read(
     path: &Path,
     file: &dyn StorageFile,
@@ -29,7 +29,7 @@ struct Reader<'a> {
     liveness: Liveness,
 }
 
-/// A batch whose header is whole.
+/// A batch whose header is intact.
 struct ReadBatch {
     start: u64,
     header: BatchHeader,
@@ -68,8 +68,8 @@ impl Reader<'_> {
         Ok(self.liveness)
     }
 
-    /// Each batch has a checksum that covers the number of the file, so a damaged header costs
-    /// nothing.
+    /// Checks the header of the file. Damage there loses no entry, because each batch has a
+    /// checksum that covers the number of the file.
     fn check_file_header(&mut self, len: u64) -> Result<(), LivenessError> {
         if len < HEADER_LEN {
             return Ok(());
@@ -79,7 +79,7 @@ impl Reader<'_> {
                 Err(LivenessError::Version { path: self.path.to_owned(), version: header.version })
             }
             Some(header) if header.number != self.position.number => {
-                self.damage(&format!("it is the file of number {}", header.number));
+                self.damage(&format!("its header has the number {}", header.number));
                 Ok(())
             }
             Some(_) => Ok(()),
@@ -90,7 +90,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The batches that count, and whether these are all.
+    /// Returns the batches that count, and whether none is missing.
     fn find_batches(&mut self, end: u64) -> Result<(Vec<ReadBatch>, bool), LivenessError> {
         let (mut batches, mut at) = (Vec::<ReadBatch>::new(), HEADER_LEN);
         while at < end {
@@ -111,7 +111,7 @@ impl Reader<'_> {
                 self.damage(&format!("it ends within the batch at {start}"));
                 return Ok((batches, false));
             }
-            // What was written and never committed does not count.
+            // Batches that were written and never committed do not count.
             while batches.last().is_some_and(|batch| batch.start >= header.after) {
                 batches.pop();
             }
@@ -120,14 +120,15 @@ impl Reader<'_> {
         Ok((batches, end == self.position.len))
     }
 
-    /// Reads bytes that `check` accepts. What it refuses is read once more from the disk.
+    /// Reads bytes and decodes them with `check`. If `check` rejects them, reads them once more
+    /// from the disk.
     fn read_checked<T>(
         &self,
         offset: u64,
         len: u64,
         check: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<Option<T>, LivenessError> {
-        // Lengths are checked against the file before.
+        // The caller has checked the length against the file.
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
         read_exact_at(self.file, &mut bytes, offset).map_err(|source| self.io(source))?;
         if let Some(checked) = check(&bytes) {
@@ -137,7 +138,7 @@ impl Reader<'_> {
         read_exact_at(self.file, &mut bytes, offset).map_err(|source| self.io(source))?;
         let checked = check(&bytes);
         if checked.is_some() {
-            tracing::warn!(path = %self.path.display(), offset, "read again, it is whole: the disk, or memory, is at fault");
+            tracing::warn!(path = %self.path.display(), offset, "a second read returned intact data: the disk or the memory is faulty");
         }
         Ok(checked)
     }

@@ -19,8 +19,7 @@
 //! | 16 | 4 | CRC-32C of bytes 0..16 |
 //!
 //! Both checksums start from the number of the file and the offset of the batch, so bytes of
-//! another file or of another place never pass. What lies between `after` and the batch was written
-//! and never committed.
+//! another file or place never pass. Bytes between `after` and the batch were never committed.
 //!
 //! A payload holds entries: kind (1 byte), then as varints generation, count and length of the
 //! list, then the list ([`Offsets`]). Zeros fill it up to a multiple of [`PAGE`], so a later write
@@ -33,23 +32,23 @@ pub(super) const HEADER_LEN: u64 = 24;
 pub(super) const BATCH_HEADER_LEN: u64 = 20;
 /// Each append ends at a multiple of this.
 pub(super) const PAGE: u64 = 4096;
-/// The version that is written, and the only one that is read.
+/// The version that is written, and the only version that can be read.
 pub(super) const VERSION: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"TIDELIVE";
-/// A batch ends when it has this many bytes: damage costs one batch.
+/// A batch ends when it reaches this size, because damage costs a whole batch.
 const BATCH_TARGET: usize = 64 << 10;
 
-/// What an entry states about a segment.
+/// What an entry states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LivenessKind {
-    /// Exactly these records live. Replaces every earlier entry of the segment.
+    /// Exactly these records live. Replaces all earlier entries of the segment.
     First,
-    /// These live too.
+    /// These records live too.
     More,
-    /// These died.
+    /// These records died.
     Dead,
-    /// Of no segment: entries before this one are missing.
+    /// Entries before this one are missing. It belongs to no segment.
     Gap,
 }
 
@@ -65,13 +64,13 @@ impl LivenessEntry {
         Self { kind: LivenessKind::Gap, generation: 0, offsets: Offsets::default() }
     }
 
-    /// True if it is about the whole log, not about a segment.
+    /// Returns true if the entry concerns the whole log, not a segment.
     pub(super) fn is_of_all(&self) -> bool {
         self.kind == LivenessKind::Gap
     }
 }
 
-/// What a file's header says.
+/// The fields of a file's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileHeader {
     pub(super) version: u32,
@@ -86,7 +85,7 @@ impl FileHeader {
         [&MAGIC[..], &crc.to_le_bytes(), &rest].concat()
     }
 
-    /// `None`: damaged.
+    /// Returns `None` if the bytes are damaged.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let version = u32::from_le_bytes(field(bytes, 12)?);
         let header = Self { version, number: u64::from_le_bytes(field(bytes, 16)?) };
@@ -94,7 +93,7 @@ impl FileHeader {
     }
 }
 
-/// What a batch's header says.
+/// The fields of a batch's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BatchHeader {
     pub(super) len: u32,
@@ -111,7 +110,7 @@ impl BatchHeader {
         bytes
     }
 
-    /// `None`: damaged.
+    /// Returns `None` if the bytes are damaged.
     pub(super) fn decode(bytes: &[u8], number: u64, offset: u64) -> Option<Self> {
         let header = Self {
             len: u32::from_le_bytes(field(bytes, 0)?),
@@ -130,13 +129,13 @@ fn seed(number: u64, offset: u64) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), &offset.to_le_bytes())
 }
 
-/// The checksum of the payload of the batch at `offset`.
+/// Returns the checksum of the payload of the batch at `offset`.
 pub(super) fn payload_crc(number: u64, offset: u64, payload: &[u8]) -> u32 {
     crc32c::crc32c_append(seed(number, offset), payload)
 }
 
-/// Batches that hold these entries, to be written at `offset`, of which every byte from `after` on
-/// does not count. They end at a multiple of [`PAGE`].
+/// Encodes entries as batches to be written at `offset`. Earlier bytes from `after` on do not
+/// count. The batches end at a multiple of [`PAGE`].
 pub(super) fn encode_run(entries: &[LivenessEntry], number: u64, offset: u64, after: u64) -> Vec<u8> {
     let (mut run, mut payload, mut after) = (Vec::new(), Vec::new(), after);
     for entry in entries {
@@ -156,7 +155,7 @@ pub(super) fn encode_run(entries: &[LivenessEntry], number: u64, offset: u64, af
 
 fn put_batch(run: &mut Vec<u8>, payload: &[u8], number: u64, offset: u64, after: u64) {
     let offset = offset + run.len() as u64;
-    // The target and one list: a segment of 32 GiB full of the smallest records has less.
+    // The target plus one list: even a segment of 32 GiB full of the smallest records has less.
     let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
     let header = BatchHeader { len, crc: payload_crc(number, offset, payload), after };
     run.extend(header.encode(number, offset));
@@ -177,7 +176,7 @@ fn put_entry(payload: &mut Vec<u8>, entry: &LivenessEntry) {
     payload.extend(list);
 }
 
-/// The entries of a payload. `None`: it is not made of entries.
+/// Decodes the entries of a payload. `None` if the payload is malformed.
 pub(super) fn decode_entries(payload: &[u8]) -> Option<Vec<LivenessEntry>> {
     let (mut rest, mut entries) = (payload, Vec::new());
     while let Some((kind, tail)) = rest.split_first() {
@@ -240,8 +239,8 @@ mod tests {
         Some(entries)
     }
 
-    /// Of several batches.
-    fn many() -> Vec<LivenessEntry> {
+    /// Entries for several batches.
+    fn many_entries() -> Vec<LivenessEntry> {
         let offsets = Offsets::from_ascending((0..20_000).map(|record| record * 136));
         (0..5)
             .map(|generation| LivenessEntry {
@@ -254,8 +253,8 @@ mod tests {
 
     #[test]
     fn a_long_run_is_split_into_batches() {
-        let run = encode_run(&many(), 3, PAGE, HEADER_LEN);
-        assert_eq!(decode_run(&run, 3, PAGE, HEADER_LEN), Some(many()));
+        let run = encode_run(&many_entries(), 3, PAGE, HEADER_LEN);
+        assert_eq!(decode_run(&run, 3, PAGE, HEADER_LEN), Some(many_entries()));
         let first = BatchHeader::decode(&run[..20], 3, PAGE).unwrap();
         assert!((first.len as usize) < run.len() / 2);
     }
@@ -311,7 +310,7 @@ mod tests {
             let _ = FileHeader::decode(&bytes);
         }
 
-        /// The checksum does not protect against a writer with a bug.
+        /// The checksum does not protect against a bug in the writer.
         #[test]
         fn a_changed_payload_is_decoded_without_a_panic(
             entries in proptest::collection::vec(entry(), 1..5),

@@ -1,11 +1,11 @@
-//! What lives, as the log says.
+//! The live records, according to the log.
 
 use std::collections::BTreeMap;
 
 use super::offsets::{Offsets, UNIT};
 use super::record::{LivenessEntry, LivenessKind};
 
-/// The records that live, by segment. Held encoded: about two bytes a record.
+/// The live records, by segment. Kept encoded: about two bytes for each record.
 #[derive(Debug, Default)]
 pub(crate) struct Liveness {
     segments: BTreeMap<u64, ListedSegment>,
@@ -16,26 +16,27 @@ pub(crate) struct Liveness {
 #[derive(Debug)]
 struct ListedSegment {
     offsets: Offsets,
-    /// Died, and not removed from `offsets` yet: in units, in no order.
+    /// Died, but still in `offsets`: in units, unsorted.
     dead: Vec<u64>,
     is_exact: bool,
 }
 
 impl Liveness {
-    /// The offsets of the records of a segment that live, ascending. `None`: the log has no list of
-    /// this segment.
+    /// Returns the offsets of the live records of a segment, ascending. `None` if the log has no
+    /// list of the segment.
     pub(crate) fn of(&self, generation: u64) -> Option<impl Iterator<Item = u64> + '_> {
         let listed = self.segments.get(&generation)?;
         Some(listed.offsets.units().map(|unit| unit.saturating_mul(UNIT)))
     }
 
-    /// How many records of a segment live. `None`: the log has no list of this segment.
+    /// Returns the number of live records of a segment. `None` if the log has no list of the
+    /// segment.
     pub(crate) fn count(&self, generation: u64) -> Option<u64> {
         Some(self.segments.get(&generation)?.offsets.count())
     }
 
-    /// True if the list of the segment is complete. False where damage may have cost an entry of
-    /// it: records that died may be listed, and records that live may be missing.
+    /// Returns true if the list of the segment is complete. If damage may have lost an entry of it,
+    /// dead records may be listed and live records may be missing.
     pub(crate) fn is_exact(&self, generation: u64) -> bool {
         self.segments.get(&generation).is_some_and(|listed| listed.is_exact)
     }
@@ -46,12 +47,12 @@ impl Liveness {
         self.segments.keys().copied()
     }
 
-    /// What is damaged, as text for an operator. Empty: nothing.
+    /// Returns the damage as text for an operator. Empty if there is none.
     pub(crate) fn damage(&self) -> &[String] {
         &self.damage
     }
 
-    /// True if entries are missing. Then a segment without a list may have had one.
+    /// Returns true if entries are missing. Then a segment without a list may have had one.
     pub(crate) const fn has_gap(&self) -> bool {
         self.has_gap
     }
@@ -60,7 +61,7 @@ impl Liveness {
         self.damage.push(what);
     }
 
-    /// Entries are missing here: no list so far is known to be complete.
+    /// Marks that entries are missing at this point: no list so far is certain to be complete.
     pub(super) fn gap(&mut self) {
         self.has_gap = true;
         self.segments.values_mut().for_each(|listed| listed.is_exact = false);
@@ -74,7 +75,7 @@ impl Liveness {
                 self.segments.insert(generation, listed);
             }
             LivenessKind::Gap => self.gap(),
-            // Without a first list the segment is unknown, whatever else is said of it.
+            // Without a first list the other entries of a segment are useless.
             LivenessKind::More | LivenessKind::Dead => {
                 let Some(listed) = self.segments.get_mut(&generation) else { return };
                 match kind {
@@ -84,7 +85,7 @@ impl Liveness {
                         listed.offsets = listed.offsets.union(&offsets);
                     }
                 }
-                // Bounds the memory that deaths take, and the work for each of them.
+                // Bounds the memory for deaths, and the work for each of them.
                 if listed.dead.len() as u64 > 64 + listed.offsets.count() / 4 {
                     listed.settle();
                 }
@@ -92,12 +93,12 @@ impl Liveness {
         }
     }
 
-    /// After the last entry.
+    /// Applies the remaining deaths. Call this after the last entry.
     pub(super) fn settle(&mut self) {
         self.segments.values_mut().for_each(ListedSegment::settle);
     }
 
-    /// Entries that say all of this about the segments that are retained.
+    /// Returns entries that describe this state, for the retained segments.
     pub(super) fn entries(&self, is_retained: &dyn Fn(u64) -> bool) -> Vec<LivenessEntry> {
         let of = |is_exact| {
             let segments = self.segments.iter();
@@ -113,7 +114,7 @@ impl Liveness {
         of(false).chain(gap).chain(of(true)).collect()
     }
 
-    /// Bytes and records of each list.
+    /// Returns generation, bytes and records of each list.
     pub(super) fn sizes(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
         self.segments.iter().map(|(&generation, listed)| {
             (generation, listed.offsets.bytes().len() as u64, listed.offsets.count())

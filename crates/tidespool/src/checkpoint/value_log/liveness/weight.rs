@@ -1,18 +1,18 @@
-//! How much of a liveness log is of use.
+//! Estimates how much of a liveness log is useful.
 
 use std::collections::BTreeMap;
 
 use super::record::{LivenessEntry, LivenessKind};
 use super::state::Liveness;
 
-/// What a segment's list would take if it were written anew.
+/// The size of a segment's list if it were written again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Weight {
     bytes: u64,
     live: u64,
 }
 
-/// An estimate for each segment that has a list. Holds nothing of single records.
+/// An estimate for each segment with a list. Holds no data of single records.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Weights(BTreeMap<u64, Weight>);
 
@@ -43,9 +43,9 @@ impl Weights {
         }
     }
 
-    /// Segments that are not retained any more are dropped from the count.
+    /// Returns the useful bytes of the log: the lists of retained segments.
     pub(super) fn useful_bytes(&self, is_retained: &dyn Fn(u64) -> bool) -> u64 {
-        /// Kind, generation, count and length.
+        /// The kind, the generation, the count and the length.
         const ENTRY_BYTES: u64 = 16;
         let useful = self.0.iter().filter(|(generation, _)| is_retained(**generation));
         useful.map(|(_, weight)| weight.bytes + ENTRY_BYTES).sum()

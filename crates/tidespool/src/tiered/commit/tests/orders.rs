@@ -5,10 +5,10 @@ use tidespool_core::SpoolId;
 
 use super::rig::{CommitterRig, LARGE, MIDDLE, SMALL};
 
-/// A store waited for its commit, and its message was removed. Both returned `Ok`; the message was
-/// back at the next load and after each restart. While the batch was built an unrelated ticket was
-/// found to be replaced, and tickets were drained in the middle of it: the removal came into this
-/// batch, and the older store, which had come after the arrivals were taken, into the next one.
+/// A message was removed while its store waited for the commit. Both calls returned `Ok`, but the
+/// message was back at the next load and after each restart. Cause: while the committer built a
+/// batch, it found an unrelated stale ticket and drained tickets. The removal got into this batch.
+/// The older store, which had arrived after the arrivals were taken, got into the next one.
 #[test]
 fn a_removal_is_not_written_before_the_store_that_it_removes() {
     for len in [LARGE, SMALL] {
@@ -36,8 +36,8 @@ fn a_removal_is_not_written_before_the_store_that_it_removes() {
     }
 }
 
-/// The place of a version in the queue goes to the version that replaces it, at whatever moment it
-/// does. Removals are looked at out of turn where no segment is free, and it was lost there.
+/// A version that replaces another one always inherits its place in the queue. The place was lost
+/// where removals are taken out of turn because no segment is free.
 #[test]
 fn a_version_that_replaces_a_due_one_keeps_its_turn() {
     for is_starved in [false, true] {
@@ -48,7 +48,7 @@ fn a_version_that_replaces_a_due_one_keeps_its_turn() {
         rig.commit();
         if is_starved {
             rig.starve();
-            // No room is left in the segment that is being filled.
+            // The active segment has no room left.
             rig.committer.writer.seal();
         }
         let blocking = SpoolId::new();
@@ -60,7 +60,7 @@ fn a_version_that_replaces_a_due_one_keeps_its_turn() {
         rig.commit();
         assert!(rig.committer.intake.first_replaced().is_some(), "starved: {is_starved}");
         rig.feed();
-        // Nothing is due: no time has passed.
+        // Nothing else is due: no time has passed.
         rig.gather();
         rig.commit();
         assert_eq!(rig.shared.table.oldest_dirty(), None, "starved: {is_starved}");
@@ -69,9 +69,9 @@ fn a_version_that_replaces_a_due_one_keeps_its_turn() {
     }
 }
 
-/// A version in memory comes due while a newer one of its id is being synced. It is not written
-/// behind it: nothing is left to write when that one is durable, and if its caller gave up, the
-/// older one is.
+/// A version in memory becomes due while a newer version of its id is being synced. It must not be
+/// written behind the newer one. When that one is durable, the older one need not be written. If
+/// the caller of the newer one gives up, the older one must be written.
 #[test]
 fn an_older_version_that_comes_due_is_not_written_behind_a_newer_one() {
     for gives_up in [false, true] {
@@ -97,9 +97,9 @@ fn an_older_version_that_comes_due_is_not_written_behind_a_newer_one() {
     }
 }
 
-/// A store draws its version and its time one after the other, and another store may draw both in
-/// between. So a version that was drained later can be the lower one. A flush that was asked for
-/// then returned when nothing was written: the last ticket's version was below the first one's.
+/// A flush returned before anything was written. A store gets its version and its time one after
+/// the other, and another store may get both in between. So a version that is drained later can be
+/// the lower one: the last ticket's version was below the first one's.
 #[test]
 fn a_flush_waits_for_all_that_was_dirty_whatever_the_order_of_versions_and_times() {
     let mut rig = CommitterRig::new();
@@ -107,7 +107,7 @@ fn a_flush_waits_for_all_that_was_dirty_whatever_the_order_of_versions_and_times
     rig.store_at_once(SpoolId::new(), SpoolId::new());
     assert!(rig.committer.intake.has_tickets());
     rig.flush();
-    // It is written alone, and before all others.
+    // A large message is written alone, and before all others.
     rig.wait(SpoolId::new(), LARGE);
     rig.gather();
     rig.commit();
@@ -116,27 +116,27 @@ fn a_flush_waits_for_all_that_was_dirty_whatever_the_order_of_versions_and_times
     rig.drain();
 }
 
-/// What was dirty is replaced after a flush was asked for. The flush is not done before the version
-/// is durable that replaced it: neither of the two would be.
+/// A dirty version is replaced after a flush request. The flush must wait until the replacement is
+/// durable, because otherwise neither of the two would be.
 #[test]
 fn a_flush_waits_for_what_replaced_a_version() {
     let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
     rig.feed();
     rig.store(id);
-    let mut heard = rig.shared.commit_queue.flush(false);
+    let mut flush = rig.shared.commit_queue.flush(false);
     rig.gather();
     rig.store(id);
     rig.commit();
-    assert!(heard.try_recv().is_err(), "nothing is durable");
+    assert!(flush.try_recv().is_err(), "nothing is durable");
     rig.gather();
     rig.commit();
-    assert!(heard.try_recv().is_ok());
+    assert!(flush.try_recv().is_ok());
     assert!(rig.shared.table.lock(&id).index.get(&id).is_some());
 }
 
-/// A message was replaced, or removed and stored again, each time before its turn came. A flush was
-/// put off for it once only, and was done when none of its versions was durable: a crash brought
-/// back the version of long ago.
+/// A message was replaced, or removed and stored again, each time before its ticket was due. A
+/// flush was postponed for it only once, and completed when none of its versions was durable. A
+/// crash brought back a much older version.
 #[test]
 fn a_flush_waits_for_some_version_of_what_is_replaced_again_and_again() {
     for plan in 0..1 << 8 {
@@ -158,21 +158,21 @@ fn a_flush_waits_for_some_version_of_what_is_replaced_again_and_again() {
             rig.commit();
             change(&mut rig);
         }
-        assert!(rig.has_heard_of_flushes(), "it comes to an end: plan {plan:b}");
+        assert!(rig.all_flushes_are_done(), "every flush completes: plan {plan:b}");
         rig.drain();
         rig.check_loads();
     }
 }
 
-/// A message was replaced more often than its turn came, because the backlog was always longer than
-/// a batch. Each time its ticket was found to be stale and the next one went to the end of the
-/// backlog, and no version of it was ever written.
+/// A message was replaced again before each of its tickets was taken, because the backlog was
+/// always longer than a batch. Each time its ticket was stale and the next one went to the end of
+/// the backlog. So no version of the message was ever written.
 #[test]
-fn what_is_replaced_before_each_turn_is_written_all_the_same() {
+fn a_message_that_is_replaced_before_each_turn_is_written_eventually() {
     let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
     for turn in 0..12 {
         rig.feed();
-        // Beside a synced store a batch takes 512 of what is flushed.
+        // A batch with a synced store takes 512 flushed records.
         (0..if turn == 0 { 700 } else { 512 }).for_each(|_| rig.store(SpoolId::new()));
         rig.store(id);
         rig.wait(SpoolId::new(), SMALL);
@@ -188,8 +188,9 @@ fn what_is_replaced_before_each_turn_is_written_all_the_same() {
     rig.check_loads();
 }
 
-/// A version is to be written whatever replaces it. It is removed, and no segment has room for it:
-/// its removal, which must not be written before it, may be what frees one, and is written instead.
+/// A pledged version, which would be written whatever replaces it, is removed, and no segment has
+/// room for it. Its removal must not be written before it, but may free a segment. So the removal
+/// is written instead of the version.
 #[test]
 fn a_removal_does_not_wait_for_room_for_what_it_removes() {
     let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
@@ -216,8 +217,8 @@ fn a_removal_does_not_wait_for_room_for_what_it_removes() {
     rig.check_loads();
 }
 
-/// While a batch has to be tried again nothing is added to it. A message with a segment of its own
-/// was: it needs none of the room that is left, which was all that was asked about.
+/// Nothing is added to a batch that has to be retried. A message with a segment of its own was
+/// added, because the committer checked only the room that is left, and such a message needs none.
 #[test]
 fn nothing_joins_a_batch_that_has_to_be_tried_again() {
     for len in [SMALL, LARGE] {
@@ -245,13 +246,13 @@ fn nothing_joins_a_batch_that_has_to_be_tried_again() {
     }
 }
 
-/// What a caller, the disk or the committer does next. Ids and stores by number.
+/// One step of a caller, the disk or the committer. Ids and stores are given by number.
 #[derive(Debug, Clone, Copy)]
 enum OrderStep {
     Store(usize),
     Remove(usize),
     Wait(usize, usize),
-    /// Enough for a sync that is handed over.
+    /// Enough stores for a sync that is handed over to the syncer.
     Burst,
     GiveUp(usize),
     Flush,
@@ -287,10 +288,9 @@ fn step() -> impl Strategy<Value = OrderStep> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
 
-    /// Whatever callers do between the halves of the committer's turns, and whatever fails: for
-    /// each id versions are written and published in their order (debug builds assert that in the
-    /// committer itself), loads return the newest one at each step, and a flush is not done too
-    /// early.
+    /// Callers act between the halves of the committer's turns, and the disk may fail. For each id,
+    /// versions are written and published in their order (asserted by the committer in debug
+    /// builds). Loads return the newest version at each step, and no flush completes too early.
     #[test]
     fn versions_of_an_id_are_written_in_their_order(steps in prop::collection::vec(step(), 1..80)) {
         let mut rig = CommitterRig::new();

@@ -1,4 +1,4 @@
-//! A committer without its threads, its callers, and what they should find.
+//! A test rig: a committer without threads, its callers, and a model of the expected state.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -31,16 +31,17 @@ use crate::tiered::shared::{PoolReports, Shared, SharedParts};
 use crate::tiered::table::Table;
 
 pub(super) const SMALL: usize = 100;
-/// Four of these are worth handing over to the syncer.
+/// The sync of four of these is handed over to the syncer.
 pub(super) const MIDDLE: usize = 40 << 10;
 /// Larger than a segment.
 pub(super) const LARGE: usize = 300 << 10;
 
-/// The system's files. Segments fail when a test wants them to; syncs do nothing else.
+/// A storage on the system's files. Writes to segments and syncs fail on request. Syncs do nothing
+/// else.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RigDisk {
     pub(super) fails_writes: Arc<AtomicBool>,
-    /// Only the first write of a batch to a segment: its preparation goes well.
+    /// Fails only the first batch in a segment. The preparation of the segment succeeds.
     pub(super) fails_batches: Arc<AtomicBool>,
     pub(super) fails_syncs: Arc<AtomicBool>,
 }
@@ -107,23 +108,23 @@ impl StorageFile for RigFile {
 /// A store or removal, in the order of versions. A removal has no value.
 struct DiskEvent {
     value: Option<u64>,
-    /// Of a store that waits for its commit: its place in [`CommitterRig::waiting`].
+    /// The position in [`CommitterRig::waiting`], for a store that waits for its commit.
     waiting: Option<usize>,
 }
 
-/// A store that waits for its commit, or did.
+/// A store that waits for its commit, or waited.
 struct WaitingCaller {
-    verdict: Arc<CommitState>,
-    heard: oneshot::Receiver<Outcome>,
+    state: Arc<CommitState>,
+    receiver: oneshot::Receiver<Outcome>,
     outcome: Option<Outcome>,
 }
 
-/// A flush that was asked for.
-struct AskedFlush {
+/// A flush request.
+struct RequestedFlush {
     at: Instant,
-    /// Of each id, how many events there were then.
+    /// The number of events of each id at the request.
     before: BTreeMap<SpoolId, usize>,
-    heard: oneshot::Receiver<()>,
+    receiver: oneshot::Receiver<()>,
 }
 
 pub(super) struct CommitterRig {
@@ -133,9 +134,9 @@ pub(super) struct CommitterRig {
     syncer: Arc<Syncer>,
     events: BTreeMap<SpoolId, Vec<DiskEvent>>,
     waiting: Vec<WaitingCaller>,
-    /// Segments that are kept from the committer.
+    /// Free segments that the committer can't get.
     held: Vec<FreeSegment>,
-    flushes: Vec<AskedFlush>,
+    flushes: Vec<RequestedFlush>,
     next_value: u64,
     _dir: TempDir,
 }
@@ -220,7 +221,7 @@ impl CommitterRig {
         (value, Arc::new(Dirty::put(Arc::new(data.into_boxed_slice()), None, permit)))
     }
 
-    /// A store that is answered from memory.
+    /// A store that is acknowledged from memory.
     pub(super) fn store(&mut self, id: SpoolId) {
         let (value, dirty) = self.put(SMALL, Lane::Memory);
         let ticket = Ticket { version: self.shared.table.next_version(), at: Instant::now(), id };
@@ -228,7 +229,7 @@ impl CommitterRig {
         self.note(id, Some(value), None);
     }
 
-    /// Two such stores at the same time. The slow one has its version first and its time last.
+    /// Two such stores at the same time. The slow one gets its version first and its time last.
     pub(super) fn store_at_once(&mut self, slow: SpoolId, quick: SpoolId) {
         let [first, second] = [slow, quick].map(|id| {
             let (value, dirty) = self.put(SMALL, Lane::Memory);
@@ -239,7 +240,7 @@ impl CommitterRig {
             self.shared.table.lock(&id).pending.insert(Ticket { version, at, id }, dirty, None);
             self.note(id, Some(value), None);
             if id == quick {
-                // Its turn comes before the other one is there.
+                // Its ticket is drained before the other store is inserted.
                 self.committer.intake.refill(
                     &self.shared.table,
                     &self.shared.commit_queue,
@@ -253,25 +254,25 @@ impl CommitterRig {
     /// A store that waits for its commit: as in `store`.
     pub(super) fn wait(&mut self, id: SpoolId, len: usize) {
         let (value, dirty) = self.put(len, Lane::Disk);
-        let (done, heard) = oneshot::channel();
-        let (verdict, at) = (Arc::<CommitState>::default(), Instant::now());
+        let (done, receiver) = oneshot::channel();
+        let (state, at) = (Arc::<CommitState>::default(), Instant::now());
         let mut shard = self.shared.table.lock(&id);
         shard.pending.set_out(id);
         self.shared.commit_queue.arrive(|| {
             let version = self.shared.table.next_version();
-            Arrival { id, version, dirty, at, verdict: verdict.clone(), done }
+            Arrival { id, version, dirty, at, state: state.clone(), done }
         });
         drop(shard);
-        self.waiting.push(WaitingCaller { verdict, heard, outcome: None });
+        self.waiting.push(WaitingCaller { state, receiver, outcome: None });
         self.note(id, Some(value), Some(self.waiting.len() - 1));
     }
 
-    /// The caller of the `nth` of the stores that wait gives up.
+    /// The caller of the `nth` waiting store gives up.
     pub(super) fn give_up(&mut self, nth: usize) {
         let waiting: Vec<_> = self.waiting.iter().filter(|waiting| waiting.outcome.is_none()).collect();
         if let Some(one) = waiting.get(nth % waiting.len().max(1))
-            && !one.verdict.cancel()
-            && one.verdict.abandon()
+            && !one.state.cancel()
+            && one.state.abandon()
         {
             self.shared.commit_queue.note_abandoned();
         }
@@ -284,25 +285,25 @@ impl CommitterRig {
 
     pub(super) fn flush(&mut self) {
         let before = self.events.iter().map(|(id, events)| (*id, events.len())).collect();
-        self.flushes.push(AskedFlush {
+        self.flushes.push(RequestedFlush {
             at: Instant::now(),
             before,
-            heard: self.shared.commit_queue.flush(false),
+            receiver: self.shared.commit_queue.flush(false),
         });
     }
 
-    /// The first half of a turn.
+    /// Runs the first half of a turn.
     pub(super) fn gather(&mut self) {
         let now = Instant::now();
-        let mail = self.shared.commit_queue.wait(Some(now), self.committer.writer.is_syncing());
-        let landed = self.committer.gather(mail, now);
-        self.ended(landed);
+        let work = self.shared.commit_queue.wait(Some(now), self.committer.writer.is_syncing());
+        let completed = self.committer.gather(work, now);
+        self.ended(completed);
     }
 
-    /// The second half of a turn.
+    /// Runs the second half of a turn.
     pub(super) fn commit(&mut self) {
         if self.committer.failing || self.shared.segments.pool().free() == 0 {
-            // It may wait for the syncer, which has no thread here.
+            // The committer may block on the syncer, which has no thread here.
             self.end_syncs();
         }
         let result = self.committer.commit(Instant::now());
@@ -311,32 +312,32 @@ impl CommitterRig {
     }
 
     fn ended(&mut self, result: Result<(), WriteError>) {
-        self.committer.publish_landed();
+        self.committer.publish_completed();
         self.committer.failing = result.is_err();
         if let Err(error) = result {
             self.committer.retry = Duration::ZERO;
             self.committer.failed(&error);
         }
         for waiting in self.waiting.iter_mut().filter(|waiting| waiting.outcome.is_none()) {
-            waiting.outcome = waiting.heard.try_recv().ok();
+            waiting.outcome = waiting.receiver.try_recv().ok();
         }
     }
 
-    /// What the syncer has ends. The committer sees it at its next turn.
+    /// Runs the queued syncs. The committer takes their results at its next turn.
     pub(super) fn end_syncs(&mut self) {
         while let Some(job) = self.syncer.try_next() {
             self.shared.commit_queue.synced(syncer::run(job, &self.shared));
         }
     }
 
-    /// No segment is free.
+    /// Takes all free segments.
     pub(super) fn starve(&mut self) {
         while let Some(free) = self.shared.segments.pool().take(0) {
             self.held.push(free);
         }
     }
 
-    /// As many are free as another thread keeps ready.
+    /// Returns the segments of [`starve`](Self::starve), and fills the pool as its thread does.
     pub(super) fn feed(&mut self) {
         self.held.drain(..).for_each(|free| self.shared.segments.pool().give(free));
         let fails = self.disk.fails_writes.swap(false, Ordering::SeqCst);
@@ -346,8 +347,8 @@ impl CommitterRig {
         self.disk.fails_syncs.store(syncs, Ordering::SeqCst);
     }
 
-    /// When a flush is done, nothing is dirty that was when it was asked for, and what is durable
-    /// of each id is what the id held then, or later: never an earlier version.
+    /// Checks the completed flushes: nothing is dirty that was dirty at the request, and the
+    /// durable version of each id is not older than its version at the request.
     pub(super) fn check_flushes(&mut self) {
         let intake = self.committer.intake.next_ticket().map(|ticket| ticket.at);
         let taken = self.committer.taken.iter().filter_map(|taken| match taken {
@@ -356,7 +357,7 @@ impl CommitterRig {
         });
         let oldest = taken.chain(intake).chain(self.shared.table.oldest_dirty()).min();
         let mut flushes = std::mem::take(&mut self.flushes);
-        for flush in flushes.extract_if(.., |flush| flush.heard.try_recv().is_ok()) {
+        for flush in flushes.extract_if(.., |flush| flush.receiver.try_recv().is_ok()) {
             assert!(oldest.is_none_or(|oldest| oldest > flush.at), "a flush returned too early");
             for (id, before) in flush.before {
                 self.check_durable(&id, before);
@@ -365,8 +366,8 @@ impl CommitterRig {
         self.flushes = flushes;
     }
 
-    /// The durable version of `id` is not older than the last of its first `before` events that
-    /// took effect at once.
+    /// Checks that the durable version of `id` is not older than the last of its first `before`
+    /// events that took effect at once.
     fn check_durable(&self, id: &SpoolId, before: usize) {
         let events = &self.events[id];
         let Some(last) = events[..before].iter().rposition(|event| event.waiting.is_none()) else { return };
@@ -375,19 +376,19 @@ impl CommitterRig {
         assert!(is_there, "{id} is durable as {durable:?} after a flush");
     }
 
-    /// What a crash leaves of `id`.
+    /// Returns the version of `id` that a crash would leave.
     pub(super) fn durable(&self, id: &SpoolId) -> Option<u64> {
         let place = self.shared.table.lock(id).index.get(id)?.place?;
         let data = lookup::read(&self.shared, id, place).unwrap().unwrap();
         Some(u64::from_le_bytes(data[..8].try_into().unwrap()))
     }
 
-    /// Each flush that was asked for is done.
-    pub(super) fn has_heard_of_flushes(&self) -> bool {
+    /// True if all requested flushes have completed.
+    pub(super) fn all_flushes_are_done(&self) -> bool {
         self.flushes.is_empty()
     }
 
-    /// Of each id the newest version can be loaded whose store returned `Ok`, and no other one.
+    /// Checks that a load of each id returns the newest version whose store returned `Ok`.
     pub(super) fn check_loads(&self) {
         let stored = |event: &&DiskEvent| {
             let outcome = |nth: usize| self.waiting[nth].outcome;
@@ -401,7 +402,7 @@ impl CommitterRig {
         }
     }
 
-    /// Turns until all is durable, on a disk that works.
+    /// Runs turns until everything is durable, on a disk that works.
     pub(super) fn drain(&mut self) {
         for fails in [&self.disk.fails_writes, &self.disk.fails_batches, &self.disk.fails_syncs] {
             fails.store(false, Ordering::SeqCst);
@@ -416,6 +417,6 @@ impl CommitterRig {
                 return;
             }
         }
-        panic!("it does not come to an end");
+        panic!("the committer does not drain");
     }
 }

@@ -1,11 +1,11 @@
-//! What damage costs, and that it never passes for the truth.
+//! What damage costs, and that it is never undetected.
 
 use rustix::io::Errno;
 
 use super::*;
 use crate::storage::{Loss, Storage as _};
 
-/// Three batches of two segments, then one of a third segment.
+/// Writes three batches. Each lists a record of a new segment.
 fn written(disk: &LogDisk) -> LogPosition {
     let (mut log, _) = open(disk, LogPosition::default());
     commit(&mut log, &[(1, 1), (1, 2), (1, 3)], &[]);
@@ -13,10 +13,10 @@ fn written(disk: &LogDisk) -> LogPosition {
     commit(&mut log, &[(3, 6)], &[(1, 3)])
 }
 
-const TRUTH: [&[u64]; 3] = [&[1], &[5], &[6]];
+const EXPECTED: [&[u64]; 3] = [&[1], &[5], &[6]];
 
 #[test]
-fn no_flipped_bit_and_no_missing_end_passes_for_the_truth() {
+fn every_flipped_bit_and_every_missing_end_is_detected() {
     let disk = LogDisk::default();
     let position = written(&disk);
     let mut whole = Vec::new();
@@ -32,18 +32,18 @@ fn no_flipped_bit_and_no_missing_end_passes_for_the_truth() {
         });
         let (_, liveness) = open(&disk, position);
         assert!(!liveness.damage().is_empty(), "{at}");
-        for (generation, truth) in (1..).zip(TRUTH) {
+        for (generation, expected) in (1..).zip(EXPECTED) {
             if liveness.is_exact(generation) {
-                assert_eq!(of(&liveness, generation).as_deref(), Some(truth), "{at}: {generation}");
+                assert_eq!(of(&liveness, generation).as_deref(), Some(expected), "{at}: {generation}");
             }
         }
-        // The header of the file costs nothing.
+        // A damaged file header loses no entry.
         assert_eq!(liveness.has_gap(), at >= 24, "{at}");
     }
 }
 
 #[test]
-fn a_damaged_batch_costs_what_it_says_and_the_exactness_of_what_is_before() {
+fn a_damaged_batch_loses_its_entries_and_the_exactness_of_earlier_lists() {
     let disk = LogDisk::default();
     let position = written(&disk);
     disk.edit(&file(1), |bytes| bytes[4096 + 25] ^= 1);
@@ -51,10 +51,10 @@ fn a_damaged_batch_costs_what_it_says_and_the_exactness_of_what_is_before() {
     assert!(liveness.damage()[0].starts_with("/spool/liveness.1: the batch of "), "{:?}", liveness.damage());
     assert_eq!([1, 2, 3].map(|one| of(&liveness, one)), [Some(vec![1, 2]), None, Some(vec![6])]);
     assert_eq!([1, 2, 3].map(|one| liveness.is_exact(one)), [false, false, true]);
-    // Its list may be lost: a further record is not taken for all of it.
+    // The list of segment 2 may be lost, so one more record does not count as its whole list.
     let second = commit(&mut log, &[(2, 9)], &[]);
     assert_eq!(of(&open(&disk, second).1, 2), None);
-    // A compaction does not make a log of damaged parts whole.
+    // A compaction does not repair a damaged log.
     let third = log.compact(&|_| true, &LivenessChanges::default()).unwrap();
     log.committed(third);
     let (mut log, liveness) = open(&disk, third);
@@ -69,9 +69,9 @@ fn a_damaged_batch_costs_what_it_says_and_the_exactness_of_what_is_before() {
     assert!((1..=4).all(|one| liveness.is_exact(one)));
 }
 
-/// A renewal states other things than what is committed.
+/// A renewal does not hold the committed state.
 #[test]
-fn an_append_after_an_uncommitted_renewal_goes_on_from_what_is_committed() {
+fn an_append_after_an_uncommitted_renewal_continues_from_the_committed_state() {
     let disk = LogDisk::default();
     let position = written(&disk);
     let (mut log, _) = open(&disk, position);
@@ -82,7 +82,7 @@ fn an_append_after_an_uncommitted_renewal_goes_on_from_what_is_committed() {
 }
 
 #[test]
-fn what_is_only_misread_is_no_damage() {
+fn a_misread_is_no_damage() {
     let disk = LogDisk::default();
     let position = written(&disk);
     for at in [0, 20, 24, 30, 50, 4096, 4120, 8200] {
@@ -116,7 +116,7 @@ fn a_missing_file_is_damage_and_an_unreadable_one_is_an_error() {
 }
 
 #[test]
-fn a_file_of_another_version_is_refused() {
+fn a_file_of_another_version_is_rejected() {
     let disk = LogDisk::default();
     let position = written(&disk);
     let header = super::super::record::FileHeader { version: 2, number: 1 }.encode();
@@ -126,7 +126,7 @@ fn a_file_of_another_version_is_refused() {
 }
 
 #[test]
-fn a_file_that_lost_its_name_is_written_anew_and_one_that_was_cut_is_damaged() {
+fn a_file_without_its_name_is_rewritten_and_a_truncated_file_is_damaged() {
     let disk = LogDisk::default();
     let position = written(&disk);
     let (mut log, _) = open(&disk, position);

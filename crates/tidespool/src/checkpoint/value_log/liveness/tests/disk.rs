@@ -1,4 +1,4 @@
-//! A disk in memory that fails and loses what was not synced.
+//! A disk in memory that fails and loses unsynced data.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -19,9 +19,9 @@ struct DiskState {
     names: BTreeMap<String, u64>,
     durable_names: BTreeMap<String, u64>,
     files: BTreeMap<u64, FileContent>,
-    /// Calls left before one fails, and how.
+    /// Successful calls left before one fails, and its error.
     fault: Option<(u64, Errno)>,
-    /// Bytes that read flipped until the cache is forgotten.
+    /// The index of a byte that reads return flipped until the cache is dropped.
     misread: Option<usize>,
     writes: u64,
     syncs: u64,
@@ -31,7 +31,7 @@ struct DiskState {
 struct FileContent {
     now: Vec<u8>,
     durable: Vec<u8>,
-    /// Not synced yet.
+    /// The writes that are not synced yet.
     writes: Vec<(usize, Vec<u8>)>,
 }
 
@@ -61,12 +61,12 @@ impl DiskState {
 }
 
 impl LogDisk {
-    /// Lets a call fail, after so many that do not.
+    /// Lets one call fail, after `after` successful calls.
     pub(super) fn fail(&self, after: u64, errno: Errno) {
         self.0.lock().fault = Some((after, errno));
     }
 
-    /// Ends that. True if no call failed.
+    /// Cancels the fault. Returns true if no call failed.
     pub(super) fn heal(&self) -> bool {
         self.0.lock().fault.take().is_some()
     }
@@ -80,7 +80,7 @@ impl LogDisk {
         content.durable = content.now.clone();
     }
 
-    /// This byte of each file is read with a flipped bit, until what is cached is forgotten.
+    /// Reads return this byte of each file with a flipped bit, until the cache is dropped.
     pub(super) fn misread(&self, at: usize) {
         self.0.lock().misread = Some(at);
     }
@@ -90,7 +90,7 @@ impl LogDisk {
         (state.writes, state.syncs)
     }
 
-    /// A power cut. Of what was not synced, some of the bytes are there, in the order of writing.
+    /// Simulates a power cut. A part of the unsynced bytes survives, in the order of writing.
     pub(super) fn crash(&self, mut random: u64) {
         let mut draw = |below: usize| {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -224,7 +224,7 @@ impl StorageFile for DiskFile {
         self.disk.0.lock().misread = None;
     }
 
-    /// After a failure, what was written is gone for good, and the next one reports no error.
+    /// After a failed sync the unsynced bytes are lost for good, and the next sync succeeds.
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.disk.0.lock();
         state.syncs += 1;

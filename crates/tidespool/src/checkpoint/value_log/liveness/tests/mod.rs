@@ -1,4 +1,4 @@
-//! The liveness log on a disk that fails, crashes and damages it.
+//! Tests of the liveness log on a disk that fails, crashes and damages it.
 
 mod damage;
 mod disk;
@@ -25,7 +25,7 @@ fn file(number: u64) -> PathBuf {
     Path::new(DIR).join(format!("liveness.{number}"))
 }
 
-/// Changes from (segment, record) pairs.
+/// Creates changes from (segment, record) pairs.
 fn changes(live: &[(u64, u64)], dead: &[(u64, u64)]) -> LivenessChanges {
     let mut changes = LivenessChanges::default();
     live.iter().for_each(|(generation, record)| changes.live(*generation, record * 8));
@@ -39,7 +39,7 @@ fn commit(log: &mut LivenessLog, live: &[(u64, u64)], dead: &[(u64, u64)]) -> Lo
     position
 }
 
-/// Record numbers.
+/// Returns the numbers of the live records of a segment.
 fn of(liveness: &Liveness, generation: u64) -> Option<Vec<u64>> {
     let records: Option<Vec<u64>> = liveness.of(generation).map(|all| all.map(|one| one / 8).collect());
     assert_eq!(records.as_ref().map(|all| all.len() as u64), liveness.count(generation));

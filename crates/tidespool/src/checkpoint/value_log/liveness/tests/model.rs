@@ -1,4 +1,4 @@
-//! Random histories of commits, failures and crashes against a model.
+//! Compares random histories of commits, failures and crashes with a model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -10,15 +10,15 @@ use rustix::io::Errno;
 use super::disk::LogDisk;
 use crate::checkpoint::value_log::liveness::*;
 
-/// What lives, by segment. The segments are those that are retained.
+/// The live records of each retained segment.
 type Lists = BTreeMap<u64, BTreeSet<u64>>;
 
 #[derive(Debug, Clone)]
 struct Checkpoint {
-    /// Records of a segment that is filed, and of one that is filed before.
+    /// Records of a new segment, and of the newest earlier segment.
     filed: Vec<u64>,
     more: Vec<u64>,
-    /// Which of those that live die.
+    /// Which of the live records die.
     dead: Vec<prop::sample::Index>,
     releases: bool,
     compacts: bool,
@@ -28,9 +28,9 @@ struct Checkpoint {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Root {
     Written,
-    /// Failed, and it is not on disk.
+    /// The write failed, and the manifest is not on disk.
     Lost,
-    /// Failed, and it may be on disk.
+    /// The write failed, and the manifest may be on disk.
     InDoubt,
 }
 
@@ -79,7 +79,7 @@ fn step() -> impl Strategy<Value = ModelStep> {
 struct World {
     disk: LogDisk,
     log: LivenessLog,
-    /// What the manifests say that may be on disk. The first one is committed.
+    /// The contents of the manifests that may be on disk. The first one is committed.
     manifests: Vec<(LogPosition, Lists)>,
     next_generation: u64,
 }
@@ -166,7 +166,7 @@ impl World {
                 self.disk.heal();
                 if self.disk.remove_file(&self.log.path()).is_ok() {
                     assert_eq!(self.log.loss(), Some(crate::storage::Loss::Gone));
-                    // Written anew before anything else happens.
+                    // The log is written again before any other step.
                     let Ok(position) = self.log.append(&LivenessChanges::default()) else { unreachable!() };
                     self.log.committed(position);
                     self.manifests = vec![(position, self.manifests[0].1.clone())];
@@ -182,7 +182,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn every_manifest_that_may_be_on_disk_finds_its_log(steps in proptest::collection::vec(step(), 1..40)) {
+    fn every_manifest_that_may_be_on_disk_has_its_log(steps in proptest::collection::vec(step(), 1..40)) {
         let mut world = World::new();
         steps.iter().for_each(|step| world.step(step));
         world.disk.heal();

@@ -1,4 +1,4 @@
-//! Single steps: what is written, and what becomes of it when the next step fails.
+//! Single steps: the written bytes, and their state after a failure of the next step.
 
 use rustix::io::Errno;
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::storage::{Storage as _, is_no_room};
 
 #[test]
-fn without_a_log_nothing_is_known_and_nothing_is_amiss() {
+fn without_a_log_there_is_no_list_and_no_damage() {
     let disk = LogDisk::default();
     let (log, liveness) = open(&disk, LogPosition::default());
     assert!(liveness.damage().is_empty() && !liveness.has_gap() && !log.has_gap());
@@ -25,7 +25,7 @@ fn an_append_is_one_write_and_one_sync() {
 }
 
 #[test]
-fn a_death_in_the_batch_of_a_checkpoint_leaves_a_list_that_may_be_empty() {
+fn a_segment_whose_records_all_died_has_an_empty_list() {
     let disk = LogDisk::default();
     let (mut log, _) = open(&disk, LogPosition::default());
     commit(&mut log, &[(1, 1), (1, 2), (2, 7)], &[(1, 2), (2, 7), (3, 1)]);
@@ -36,19 +36,20 @@ fn a_death_in_the_batch_of_a_checkpoint_leaves_a_list_that_may_be_empty() {
     assert_eq!(of(&liveness, 3), None, "a death alone is no list");
 }
 
-/// The manifest may be on disk although its write failed: overwriting what it names lost the log.
+/// The manifest may be on disk although its write failed. Overwriting bytes that it names lost the
+/// log.
 #[test]
-fn an_append_that_was_not_committed_stays_and_does_not_count_for_the_next() {
+fn an_uncommitted_append_stays_and_does_not_count_for_the_next() {
     let disk = LogDisk::default();
     let (mut log, _) = open(&disk, LogPosition::default());
     let first = commit(&mut log, &[(1, 1)], &[]);
-    let doubted = log.append(&changes(&[(2, 1)], &[(1, 1)])).unwrap();
+    let in_doubt = log.append(&changes(&[(2, 1)], &[(1, 1)])).unwrap();
     let next = log.append(&changes(&[(3, 1)], &[])).unwrap();
-    assert_eq!(doubted.number, next.number);
+    assert_eq!(in_doubt.number, next.number);
     let look = |position| LivenessLog::look(&disk, Path::new(DIR), position, &|_| true).unwrap();
     for (position, lists) in [
         (first, [Some(vec![1]), None, None]),
-        (doubted, [Some(vec![]), Some(vec![1]), None]),
+        (in_doubt, [Some(vec![]), Some(vec![1]), None]),
         (next, [Some(vec![1]), None, Some(vec![1])]),
     ] {
         let liveness = look(position);
@@ -75,7 +76,7 @@ fn a_torn_append_is_ignored_at_each_length() {
     }
 }
 
-/// A sync that fails loses what was written, and the next one reports success.
+/// A failed sync loses the written bytes, and the next sync reports success.
 #[test]
 fn after_a_failed_write_or_sync_a_new_file_is_written() {
     for after in [0, 1] {
@@ -87,7 +88,7 @@ fn after_a_failed_write_or_sync_a_new_file_is_written() {
         assert!(error.to_string().contains("/spool/liveness.1"), "{error}");
         let second = log.append(&changes(&[(2, 2)], &[])).unwrap();
         assert_eq!(second.number, 2);
-        // Nor is each attempt another file, while the manifest can't be written.
+        // While the manifest can't be written, each attempt reuses the same new file.
         let third = log.append(&changes(&[(2, 3)], &[(1, 1)])).unwrap();
         assert_eq!(third.number, 2);
         log.committed(third);
@@ -98,9 +99,9 @@ fn after_a_failed_write_or_sync_a_new_file_is_written() {
     }
 }
 
-/// A copy of the whole log takes more room than the batch that had none.
+/// On a full disk, a copy of the whole log would take more space than the batch.
 #[test]
-fn a_full_disk_is_reported_as_such_and_the_same_file_is_used_later() {
+fn after_a_full_disk_the_same_file_is_used_again() {
     let disk = LogDisk::default();
     let (mut log, _) = open(&disk, LogPosition::default());
     commit(&mut log, &[(1, 1)], &[]);
@@ -111,7 +112,7 @@ fn a_full_disk_is_reported_as_such_and_the_same_file_is_used_later() {
     assert_eq!(position.number, 1);
     disk.crash(3);
     assert_eq!(of(&open(&disk, position).1, 2), Some(vec![1]));
-    // A sync may be the first to look for room.
+    // A sync may be the first call to allocate space.
     let (mut log, _) = open(&disk, position);
     disk.fail(1, Errno::NOSPC);
     log.append(&changes(&[(3, 1)], &[])).unwrap_err();
@@ -144,26 +145,27 @@ fn each_failing_call_of_a_compaction_leaves_the_old_file() {
     }
 }
 
-/// The manifest that names the compacted file may fail, and what it left out may stay retained.
+/// If the manifest that names the compacted file fails, the segments that it left out stay
+/// retained.
 #[test]
-fn an_append_after_an_uncommitted_compaction_has_all_that_is_committed() {
+fn an_append_after_an_uncommitted_compaction_has_every_committed_record() {
     let disk = LogDisk::default();
     let (mut log, _) = open(&disk, LogPosition::default());
     commit(&mut log, &[(1, 1), (2, 2)], &[]);
-    let doubted = log.compact(&|generation| generation != 1, &LivenessChanges::default()).unwrap();
+    let in_doubt = log.compact(&|generation| generation != 1, &LivenessChanges::default()).unwrap();
     let next = log.append(&changes(&[(3, 3)], &[])).unwrap();
     let look = |position| LivenessLog::look(&disk, Path::new(DIR), position, &|_| true).unwrap();
-    assert_eq!(of(&look(doubted), 1), None);
+    assert_eq!(of(&look(in_doubt), 1), None);
     assert_eq!(of(&look(next), 1), Some(vec![1]));
     log.committed(next);
     assert_eq!(disk.list(Path::new(DIR)).unwrap(), ["liveness.1"]);
-    // Its number is not used again: the manifest in doubt would find another log.
+    // The number is not used again, or the manifest in doubt would find another log.
     assert_eq!(log.compact(&|_| true, &LivenessChanges::default()).unwrap().number, 3);
 }
 
 /// The manifest is also written for other reasons.
 #[test]
-fn a_manifest_with_the_old_position_leaves_the_pending_one() {
+fn a_manifest_with_the_old_position_keeps_the_pending_one() {
     let disk = LogDisk::default();
     let (mut log, _) = open(&disk, LogPosition::default());
     let first = commit(&mut log, &[(1, 1)], &[]);
@@ -183,14 +185,14 @@ fn a_log_that_is_mostly_garbage_wants_compaction() {
     commit(&mut log, &filed(2), &[]);
     assert!(!log.wants_compaction(&|_| true));
     assert!(log.wants_compaction(&|_| false), "no segment is retained");
-    assert!(!log.wants_compaction(&|generation| generation == 1), "half of it is of use");
+    assert!(!log.wants_compaction(&|generation| generation == 1), "half of it is useful");
     let position = commit(&mut log, &[], &filed(2));
     assert!(log.wants_compaction(&|_| true), "most records died");
     let (mut log, _) = open(&disk, position);
-    assert!(log.wants_compaction(&|_| true), "the same after an opening");
-    let doubted = log.compact(&|_| true, &LivenessChanges::default()).unwrap();
-    assert!(!log.wants_compaction(&|_| true), "no further file while the manifest can't be written");
-    log.committed(doubted);
+    assert!(log.wants_compaction(&|_| true), "the same after a reopen");
+    let in_doubt = log.compact(&|_| true, &LivenessChanges::default()).unwrap();
+    assert!(!log.wants_compaction(&|_| true), "no second file while the manifest can't be written");
+    log.committed(in_doubt);
     assert!(!log.wants_compaction(&|_| true));
-    assert!(doubted.len < 1 << 20, "{doubted:?}");
+    assert!(in_doubt.len < 1 << 20, "{in_doubt:?}");
 }

@@ -1,4 +1,4 @@
-//! What stands behind [`Inspector`](super::Inspector): the spool's own recovery, without a change.
+//! The implementation of [`Inspector`](super::Inspector): the spool's recovery code, read-only.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,43 +7,44 @@ use anyhow::Result;
 use tidespool_core::{Corrupt, NotFound, SpoolId};
 
 use super::contents::{Contents, report};
-use super::unreadable::AsFarAsReadable;
+use super::unreadable::LenientStorage;
 use super::{CrashLogSummary, Entry, Home, IndexState, Summary, Verification};
 use crate::checkpoint::Places;
 use crate::durable::{DiskIndex, Key, size_of_dir};
 use crate::storage::Storage;
 use crate::tiered::{Directory, FORMAT_VERSION};
 
-pub(super) struct Look {
+pub(super) struct OfflineSpool {
     places: Places,
-    disk: Arc<AsFarAsReadable>,
+    disk: Arc<LenientStorage>,
     contents: Contents,
-    /// Held until everything else is closed.
+    /// Holds the lock. The last field, so that everything else is closed first.
     _directory: Directory,
 }
 
-impl std::fmt::Debug for Look {
+impl std::fmt::Debug for OfflineSpool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Look")
+        f.debug_struct("OfflineSpool")
             .field("places", &self.places)
             .field("counts", &self.contents.counts)
             .finish_non_exhaustive()
     }
 }
 
-impl Look {
+impl OfflineSpool {
     pub(super) fn open(path: &Path, storage: Arc<dyn Storage>) -> Result<Self> {
         let directory = Directory::open_existing(path)?;
-        let disk = AsFarAsReadable::new(storage);
+        let disk = LenientStorage::new(storage);
         let places = Places { storage: disk.clone(), dir: directory.path.clone(), spool: directory.spool };
         let contents = Contents::read(&places, disk.below())?;
         Ok(Self { places, disk, contents, _directory: directory })
     }
 
     pub(super) fn entries(&self, visit: &mut dyn FnMut(Entry) -> bool) -> Result<()> {
-        let young = self.contents.young().map(|(id, place)| (Key::of(&id), place, Home::Journal));
-        let filed = self.contents.filed.iter().map(|message| (message.key, message.place, Home::Segment));
-        let on_disk = young.chain(filed).map(|(key, place, home)| (key, u64::from(place.len), home));
+        let young = self.contents.journal_messages().map(|(id, place)| (Key::of(&id), place, Home::Journal));
+        let checkpointed =
+            self.contents.checkpointed.iter().map(|message| (message.key, message.place, Home::Segment));
+        let on_disk = young.chain(checkpointed).map(|(key, place, home)| (key, u64::from(place.len), home));
         let unsynced = self.contents.unsynced.messages();
         let unsynced = unsynced.map(|(key, data)| (key, data.len() as u64, Home::CrashLog));
         let mut all: Vec<(Key, u64, Home)> = on_disk.chain(unsynced).collect();
@@ -72,7 +73,7 @@ impl Look {
             index_bytes: size_of_dir(&self.places.sled()).unwrap_or(0),
             index: self.index_state(),
             manifest_records: self.contents.manifest.tally.records,
-            // What an orderly end leaves is on stable storage.
+            // After an orderly shutdown everything is on stable storage.
             clean_shutdown: counts.clean_shutdown && self.contents.unsynced.is_empty(),
             crash_log: self.crash_log(),
             ..Summary::default()
@@ -124,13 +125,13 @@ impl Look {
             ..Verification::default()
         };
         found.damage.extend(contents.unsynced.damage.clone());
-        // They were compared with their checksums when the log was read.
+        // Reading the log already compared these payloads with their checksums.
         for (_, data) in contents.unsynced.messages() {
             found.messages += 1;
             found.bytes += data.len() as u64;
         }
-        let filed = contents.filed.iter().map(|message| (message.key.id(), message.place));
-        for (id, place) in contents.young().chain(filed) {
+        let checkpointed = contents.checkpointed.iter().map(|message| (message.key.id(), message.place));
+        for (id, place) in contents.journal_messages().chain(checkpointed) {
             match contents.read_message(id, place) {
                 Ok(data) => {
                     found.messages += 1;
