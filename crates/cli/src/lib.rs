@@ -3,10 +3,9 @@
 //!
 //! # Layout
 //!
-//! * one file per subcommand: `ls`, `get`, `stat`, `verify`, `repair`, and the folder [`bench`](mod@bench);
+//! * one file per subcommand: `ls`, `get`, `stat`, `verify`, `repair`; `bench` is the crate [`tidespool_bench`];
 //! * `spool_dir` – opens a directory for those that look into one;
-//! * `output` – tables, exit codes and the one line that an error gets;
-//! * `size` – sizes on the command line.
+//! * `output` – what the subcommands print alike; the rest of it is [`tidespool_bench::output`], which `bench` needs too.
 //!
 //! # Exit codes
 //!
@@ -19,12 +18,10 @@
 //!
 //! A closed pipe (`tidespool ls DIR | head`) is no error.
 
-pub mod bench;
 mod get;
 mod ls;
 mod output;
 mod repair;
-mod size;
 mod spool_dir;
 mod stat;
 mod verify;
@@ -34,12 +31,20 @@ use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tidespool_bench::command as bench;
+use tidespool_bench::output::{exit_code, usage};
 
 use crate::output::Outcome;
 
+/// The name of the program, which begins the line of an error.
+const PROGRAM: &str = "tidespool";
+
+/// The name of the subcommand `bench`.
+const BENCH: &str = "bench";
+
 /// Look into a spool's directory, verify it, save what is whole in a damaged one, and measure what a spool does on this machine.
 #[derive(Debug, Parser)]
-#[command(name = "tidespool", version, arg_required_else_help = true)]
+#[command(name = PROGRAM, version, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -52,6 +57,7 @@ enum Command {
     Stat(stat::Args),
     Verify(verify::Args),
     Repair(repair::Args),
+    #[command(name = BENCH)]
     Bench(Box<bench::Args>),
 }
 
@@ -63,7 +69,7 @@ impl Command {
             Self::Stat(args) => stat::run(args, out),
             Self::Verify(args) => verify::run(args, out),
             Self::Repair(args) => repair::run(args, out),
-            Self::Bench(args) => bench::run(args, out),
+            Self::Bench(args) => bench::run(args, Some(BENCH), out).map(|()| Outcome::Fine),
         }
     }
 }
@@ -72,11 +78,11 @@ impl Command {
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
-        Err(err) => return output::usage(&err),
+        Err(err) => return usage(PROGRAM, &err),
     };
     let mut out = BufWriter::new(std::io::stdout().lock());
     let result = cli.command.run(&mut out);
     // Also after an error: what was found before it is worth reading.
     let flushed = out.flush();
-    output::exit_code(result, flushed)
+    exit_code(PROGRAM, result.map(Outcome::exit_code), flushed)
 }

@@ -27,7 +27,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
-use tidespool_cli::bench::Interrupted;
+use tidespool_bench::Interrupted;
 
 /// Tidespool beside the engines one would otherwise take.
 #[derive(Debug, Parser)]

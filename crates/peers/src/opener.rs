@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use tidespool_cli::bench::{Builtin, Engine, Needs, Opener};
+use tidespool_bench::{Builtin, Engine, Needs, Opener};
 
 use crate::engines::{Peer, Setup};
 
@@ -18,8 +18,8 @@ impl Opener for Peer {
     async fn open(&self, dir: &Path, needs: &Needs) -> Result<Engine> {
         match self {
             // With what the bench asks of them alone.
-            Self::Tidespool => Opener::open(&Builtin::Tidespool, dir, needs).await,
-            Self::RawJournal => Opener::open(&Builtin::RawJournal, dir, needs).await,
+            Self::Tidespool => Builtin::Tidespool.open(dir, needs).await,
+            Self::RawJournal => Builtin::RawJournal.open(dir, needs).await,
             peer => {
                 let setup = Setup { small_caches: needs.small_caches, ..Setup::default() };
                 Ok(Engine::Spool(Self::open(*peer, dir, setup).await?))

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use tidespool_cli::bench::{PlanArgs, Report, fill as fill_engine, run_one};
+use tidespool_bench::{PlanArgs, Report, fill as fill_engine, run_one};
 use tokio::runtime::Runtime;
 
 use crate::engines::Peer;

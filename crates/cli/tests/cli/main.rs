@@ -8,7 +8,7 @@
 
 mod run; // the binary, and what it says when it refuses
 
-mod bench; // `tidespool bench`: every workload on every engine that can do it, and what goes wrong
+mod bench_entry; // `tidespool bench` as a subcommand; the crate tidespool-bench tests the benchmark itself
 mod command; // what it says and how it ends, above all where something is wrong
-mod on_a_spool;
-mod repair; // `tidespool repair`, and what the others say of a spool that can't be opened // on the directory of a real spool
+mod on_a_spool; // on the directory of a real spool
+mod repair; // `tidespool repair`, and what the others say of a spool that can't be opened

@@ -188,34 +188,6 @@ async fn a_full_disk_is_an_error() {
     assert!(said(&output).contains("standard output"), "{}", said(&output));
 }
 
-#[test]
-fn the_spool_is_measured_in_every_workload() {
-    let dir = TempDir::new().unwrap();
-    for workload in ["store", "lifecycle", "load"] {
-        let output = tidespool(&[
-            "bench",
-            "--workload",
-            workload,
-            "--size",
-            "4KiB",
-            "--concurrency",
-            "4",
-            "--duration",
-            "0.2",
-            "--memory-budget",
-            "128MiB",
-            "--json",
-            "--dir",
-            path(dir.path()),
-        ]);
-        assert_eq!(code(&output), Some(0), "{workload}: {}", said(&output));
-        let json: Value = serde_json::from_str(&out(&output)).unwrap();
-        assert_eq!(json["engine"], "tidespool");
-        assert!(json["ops"].as_u64() > Some(0), "{workload}: {json}");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-}
-
 /// A spool that was acknowledged a message of which only the crash log has the bytes.
 async fn spool_that_died(message: &[u8]) -> (TempDir, SpoolId) {
     let dir = TempDir::new().unwrap();

@@ -1,6 +1,6 @@
 //! The charts of a comparison.
 
-use tidespool_cli::bench::chart::{Chart, Scale, seconds};
+use tidespool_bench::chart::{Chart, Scale, seconds};
 
 use crate::engines::Peer;
 

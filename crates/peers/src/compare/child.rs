@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use thiserror::Error;
-use tidespool_cli::bench::Report;
+use tidespool_bench::Report;
 use tokio::process::Command;
 use tokio::sync::watch;
 

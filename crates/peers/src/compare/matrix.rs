@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidespool_cli::bench::{Drain, Lifetime, Plan, Size, Workload};
+use tidespool_bench::{Drain, Lifetime, Plan, Size, Workload};
 
 use crate::engines::Peer;
 

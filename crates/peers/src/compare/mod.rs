@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tidespool_cli::bench::{Interrupted, Report, Size, Workload};
+use tidespool_bench::{Interrupted, Report, Size, Workload};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use tidespool_cli::bench::{Plan, Report, Second};
+use tidespool_bench::{Plan, Report, Second};
 
 use super::child::Failed;
 use super::machine::Machine;
@@ -114,7 +114,7 @@ fn point(at: &Second) -> (f64, f64) {
 pub(super) mod tests {
     use std::path::Path;
 
-    use tidespool_cli::bench::Workload;
+    use tidespool_bench::Workload;
 
     use super::super::summary::tests::report;
     use super::*;

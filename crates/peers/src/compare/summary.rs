@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use tidespool_cli::bench::{Report, Workload};
+use tidespool_bench::{Report, Workload};
 
 use crate::engines::Peer;
 
@@ -160,7 +160,7 @@ fn advantage(ours: f64, theirs: f64, more_is_better: bool) -> Option<f64> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use tidespool_cli::bench::Size;
+    use tidespool_bench::Size;
 
     use super::*;
 

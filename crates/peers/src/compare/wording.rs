@@ -1,6 +1,6 @@
 //! A plan in words: the arguments of a child, and the titles of cases.
 
-use tidespool_cli::bench::{Drain, Plan, Size, Workload};
+use tidespool_bench::{Drain, Plan, Size, Workload};
 
 use crate::engines::Peer;
 
@@ -80,7 +80,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use clap::{Args, Command, FromArgMatches};
-    use tidespool_cli::bench::PlanArgs;
+    use tidespool_bench::PlanArgs;
 
     use super::*;
     use crate::compare::matrix::{Case, Choice, cases};

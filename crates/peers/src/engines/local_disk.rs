@@ -10,7 +10,7 @@ use anyhow::Result;
 use async_channel::Sender;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use tidespool_cli::bench::LocalDiskSpool;
+use tidespool_bench::LocalDiskSpool;
 use tidespool_core::{Closed, Spool, SpoolEntry, SpoolId, TooLarge};
 
 /// What matters of the set-up, for reports.

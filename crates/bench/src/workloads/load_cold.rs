@@ -1,0 +1,44 @@
+//! `load-cold`: each message of a set at most once, in random order, from disk.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use crate::callers::Clock;
+use crate::disk;
+use crate::engine::Needs;
+use crate::payload::Random;
+use crate::proc::disk_read_bytes;
+use crate::run::{Measured, Run, ratio};
+use crate::set::{self, Step};
+
+/// The set, unless the plan says how many.
+const SET_MESSAGES: u64 = 200_000;
+const SET_BYTES: u64 = 256 << 20;
+
+pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
+    let mean = run.plan.size.mean() as u64;
+    let count = run.plan.messages.unwrap_or((SET_BYTES / mean).clamp(1, SET_MESSAGES));
+    let needs = Needs::of(&run.plan);
+    let mut set = run.with(&needs, async |engine| set::fill(run, engine, count).await).await?;
+    Random::new(run.plan.seed).shuffle(&mut set);
+
+    let needs = Needs { small_caches: true, ..needs };
+    let (done, read) = run
+        .with(&needs, async |engine| {
+            // After the opening, which reads files.
+            if run.plan.drop_page_cache {
+                disk::drop_page_cache(&run.engine_dir).await?;
+            }
+            let clock = Clock::at_most(run.plan.duration, &run.stop);
+            let before = disk_read_bytes()?;
+            let done = set::go_through(run, engine, set, Step::Load, clock, &Arc::default()).await?;
+            Ok((done, disk_read_bytes()?.saturating_sub(before)))
+        })
+        .await?;
+    let mut measured = Measured::from(done);
+    measured.extra_count("set_messages", count);
+    // From the device: what the page cache had is not in it.
+    measured.extra("read_per_byte", ratio(read, measured.bytes));
+    Ok(measured)
+}
