@@ -12,26 +12,12 @@ use tidespool_core::SpoolId;
 use tokio::task::JoinSet;
 
 use crate::engine::Engine;
-use crate::latency::Latency;
-use crate::latency::{Recorder, Timeline};
+use crate::interrupt::Stop;
+use crate::latency::{Latency, Recorder, Timeline};
 use crate::payload::{Messages, Payload, Pool};
 use crate::plan::Plan;
 use crate::proc::disk_write_bytes;
 use crate::report::Second;
-
-/// Set by an interrupt, and by a caller that failed.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Stop(Arc<AtomicBool>);
-
-impl Stop {
-    pub(crate) fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// When to record and when to end.
 #[derive(Debug, Clone)]

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
-use crate::callers::Stop;
 use crate::engine::{Needs, Opener};
+use crate::interrupt::Stop;
 use crate::payload::Pool;
 use crate::plan::Plan;
 use crate::run::{QUIET, Run};

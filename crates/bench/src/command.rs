@@ -14,7 +14,7 @@ use crate::engine::{Engine, Needs, Opener};
 use crate::output::json_line;
 use crate::plan::Workload;
 use crate::plot;
-use crate::run::run_one;
+use crate::runner::run_one;
 use crate::workloads::memory::{self, Mix};
 
 /// The hidden argument of the child process of `open-killed`.

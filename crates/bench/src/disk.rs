@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use bytesize::ByteSize;
 use tidespool::storage::Space;
 
+use crate::figures::ratio;
 use crate::latency::Latency;
 use crate::raw_journal::prewritten;
 
@@ -226,7 +227,7 @@ impl Use {
         let over = i64::try_from(i128::from(bytes) - i128::from(promised)).unwrap_or(i64::MAX);
         self.over_promise_bytes = self.over_promise_bytes.max(over);
         if live > 0 && live >= most_live / 100 {
-            let over_live = crate::run::ratio(bytes.saturating_sub(allowance), live);
+            let over_live = ratio(bytes.saturating_sub(allowance), live);
             self.peak_over_live = self.peak_over_live.max(over_live);
         }
     }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 
-use crate::report::{Second, rounded};
+use crate::figures::rounded;
+use crate::report::Second;
 
 /// Digits kept of a latency: two keep a histogram near 10 KiB, so that a thousand callers don't show in the memory.
 const LATENCY_DIGITS: u8 = 2;

@@ -9,7 +9,8 @@
 //!
 //! * `plan`, `args`, `size` – what is asked; `report` – what was found;
 //! * `engine` – what is measured; `builtin` – the tiered spool, [`LocalDiskSpool`], or the raw journal (`raw_journal`);
-//! * `run` – from the plan to the report;
+//! * `runner` – from the plan to the report; `run` – what a workload works with and measures;
+//! * `interrupt` – how a run is stopped early; `figures` – rates, ratios and rounding;
 //! * `workloads` – what the callers do, one workload a file;
 //! * `callers`, `payload`, `latency` – what workloads share: tasks and their clock, messages, what is recorded;
 //! * `set`, `live` – messages that are stored and gone through; messages with a lifetime;
@@ -27,6 +28,8 @@ mod child;
 pub mod command;
 mod disk;
 mod engine;
+mod figures;
+mod interrupt;
 mod latency;
 mod live;
 mod local_disk;
@@ -39,6 +42,7 @@ mod progress;
 mod raw_journal;
 mod report;
 mod run;
+mod runner;
 mod set;
 mod size;
 mod workloads;
@@ -53,11 +57,12 @@ pub use self::args::PlanArgs;
 pub use self::builtin::Builtin;
 pub use self::child::fill;
 pub use self::engine::{Engine, Needs, Opener};
+pub use self::interrupt::Interrupted;
 pub use self::local_disk::LocalDiskSpool;
 pub use self::plan::{DEFAULT_JOURNAL_CAPACITY, Drain, Lifetime, Plan, Size, Workload};
 pub use self::raw_journal::RawJournal;
 pub use self::report::{Moment, Report, Second};
-pub use self::run::{Interrupted, run_one};
+pub use self::runner::run_one;
 
 const PROGRAM: &str = "tidespool-bench";
 

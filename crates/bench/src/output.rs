@@ -8,7 +8,7 @@ use anyhow::Result;
 use bytesize::ByteSize;
 use tidespool_core::{Corrupt, DamagedSpool};
 
-use crate::Interrupted;
+use crate::interrupt::Interrupted;
 
 /// Returns the exit code of a command, and prints its error as one line that begins with `program`.
 ///

@@ -171,11 +171,6 @@ pub(crate) fn name(value: &impl ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
-/// To three digits after the point: nanoseconds, where the unit is microseconds.
-pub(crate) fn rounded(value: f64) -> f64 {
-    (value * 1_000.0).round() / 1_000.0
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

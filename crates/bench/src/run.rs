@@ -1,4 +1,4 @@
-//! One run, from the plan to the report.
+//! One run: what a workload works with, and what it measures.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,71 +7,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::callers::{Done, Stop};
+use crate::callers::Done;
 use crate::engine::{Engine, Needs, Opener};
-use crate::latency::{Latency, clock_overhead_us};
-use crate::output::complain;
+use crate::figures::{ratio, rounded};
+use crate::interrupt::Stop;
+use crate::latency::Latency;
 use crate::payload::Pool;
-use crate::plan::{Plan, Size, Workload};
+use crate::plan::Plan;
 use crate::proc;
-use crate::report::{CLOCK_OVERHEAD, Moment, Report, Second, rounded};
-use crate::workloads;
-
-/// Begins the line on standard error after a second interrupt, whichever program runs the benchmark.
-const PROGRAM: &str = "tidespool";
+use crate::report::{Moment, Second};
 
 /// Where an engine cannot tell when everything is durable, or when its background work is done: nothing more has been
 /// written for this long.
 pub(crate) const QUIET: Duration = Duration::from_millis(1_500);
-
-/// The run was interrupted from outside. There is no report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("interrupted: there is no report")]
-pub struct Interrupted;
-
-/// Runs a plan on the engine of `opener` in `dir`, an empty directory, and leaves the engine's files there.
-///
-/// One run a process: peak memory and disk writes are the process's. The first Ctrl-C ends the run in order, the second
-/// one ends the process.
-///
-/// # Errors
-///
-/// [`Interrupted`]; the engine's first error; an engine that cannot do what the workload asks; a disk without the room.
-pub async fn run_one(opener: &dyn Opener, plan: Plan, dir: &Path) -> Result<Report> {
-    let stop = Stop::default();
-    let watcher = tokio::spawn(watch_for_interrupts(stop.clone(), dir.to_owned()));
-    let report = run_until(opener, plan, dir, stop).await;
-    watcher.abort();
-    report
-}
-
-/// The same without a handler of signals: `stop` ends it.
-pub(crate) async fn run_until(opener: &dyn Opener, mut plan: Plan, dir: &Path, stop: Stop) -> Result<Report> {
-    if plan.workload == Workload::Resave {
-        plan.size = Size::Metadata;
-    }
-    plan.concurrency = plan.concurrency.max(1);
-    let clock_us = clock_overhead_us()?;
-    proc::reset_peak_rss();
-    let engine_dir = dir.join("engine");
-    std::fs::create_dir_all(&engine_dir).with_context(|| format!("creating {}", engine_dir.display()))?;
-    let run = Run {
-        opener,
-        pool: Pool::new(plan.size, plan.seed),
-        plan: Arc::new(plan),
-        dir: dir.to_owned(),
-        engine_dir,
-        stop,
-        quiet: QUIET,
-    };
-    let measured = workloads::run(&run).await;
-    if measured.is_ok() && run.stop.is_set() {
-        return Err(Interrupted.into());
-    }
-    let mut measured = measured?;
-    measured.extra.insert(CLOCK_OVERHEAD.to_owned(), clock_us);
-    report(&run, measured)
-}
 
 /// What a workload has to work with.
 pub(crate) struct Run<'a> {
@@ -198,56 +146,5 @@ impl Measured {
             Written::Since(before) => Ok(proc::disk_write_bytes()?.saturating_sub(before)),
             Written::Bytes(bytes) => Ok(bytes),
         }
-    }
-}
-
-fn report(run: &Run<'_>, measured: Measured) -> Result<Report> {
-    let disk_write_bytes = measured.disk_write_bytes()?;
-    let Measured { seconds, ops, bytes, latency, series, extra, moments, .. } = measured;
-    Ok(Report {
-        engine: run.opener.name().to_owned(),
-        workload: run.plan.workload,
-        size: run.plan.size,
-        concurrency: run.plan.concurrency,
-        force_sync: run.plan.force_sync,
-        seconds: rounded(seconds),
-        ops,
-        ops_per_s: rounded(per(ops, seconds)),
-        mb_per_s: rounded(per(bytes, seconds) / 1e6),
-        p50_us: rounded(latency.quantile_us(0.5)),
-        p99_us: rounded(latency.quantile_us(0.99)),
-        p999_us: rounded(latency.quantile_us(0.999)),
-        max_us: rounded(latency.max_us()),
-        disk_write_bytes,
-        peak_rss_bytes: proc::peak_rss_bytes()?,
-        percentiles: latency.curve(),
-        series,
-        extra,
-        moments,
-    })
-}
-
-/// `count` per `units`; 0 where there are none.
-#[expect(clippy::cast_precision_loss, reason = "counts and bytes of a run are far below 2^53")]
-pub(crate) fn per(count: u64, units: f64) -> f64 {
-    if units > 0.0 { count as f64 / units } else { 0.0 }
-}
-
-/// `count` for each of `of`; 0 where there are none.
-#[expect(clippy::cast_precision_loss, reason = "bytes and counts of a run are far below 2^53")]
-pub(crate) fn ratio(count: u64, of: u64) -> f64 {
-    per(count, of as f64)
-}
-
-/// The first interrupt ends the run in order; the second one ends the process.
-async fn watch_for_interrupts(stop: Stop, dir: PathBuf) {
-    if tokio::signal::ctrl_c().await.is_err() {
-        // Without a handler an interrupt just ends the process.
-        return;
-    }
-    stop.set();
-    if tokio::signal::ctrl_c().await.is_ok() {
-        complain(PROGRAM, &format!("interrupted twice: {} is left behind, remove it", dir.display()));
-        std::process::exit(130);
     }
 }

@@ -10,10 +10,11 @@ use anyhow::Result;
 use crate::callers::{Clock, Done};
 use crate::disk::{self, DiskWatch, Use};
 use crate::engine::{Engine, Needs};
+use crate::figures::{per, ratio};
 use crate::payload::Random;
 use crate::plan::Drain;
 use crate::proc::{disk_write_bytes, peak_rss_bytes};
-use crate::run::{Measured, Run, Written, per, ratio};
+use crate::run::{Measured, Run, Written};
 use crate::set::{self, Amount, Step, Stored};
 
 /// What was found while the engine was open.

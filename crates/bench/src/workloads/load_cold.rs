@@ -7,9 +7,10 @@ use anyhow::Result;
 use crate::callers::Clock;
 use crate::disk;
 use crate::engine::Needs;
+use crate::figures::ratio;
 use crate::payload::Random;
 use crate::proc::disk_read_bytes;
-use crate::run::{Measured, Run, ratio};
+use crate::run::{Measured, Run};
 use crate::set::{self, Step};
 
 /// The set, unless the plan says how many.

@@ -7,12 +7,13 @@
 //! # Layout
 //!
 //! * here: the command: one child after the other, and its exit code;
-//! * [`mixes`]: what each mix does;
+//! * [`mix`]: the mixes by name, and their settings; [`mixes`]: what each mix does;
 //! * [`callers`]: the tasks that store, load and remove;
 //! * [`watch`]: the thread that samples resident memory and gauges;
 //! * [`report`]: what is printed.
 
 mod callers;
+mod mix;
 mod mixes;
 mod report;
 mod watch;
@@ -26,21 +27,18 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum as _;
 use tidespool::Config;
 
-pub(crate) use self::mixes::Mix;
-use self::mixes::Setting;
-use self::report::{MemoryReport, MixReport};
+pub(crate) use self::mix::Mix;
+use self::mix::Setting;
+use self::report::{MAX_RATIO, MemoryReport, MixReport};
 use crate::disk;
+use crate::interrupt::Interrupted;
 use crate::output::json_line;
 use crate::plan::Plan;
 use crate::report::name;
-use crate::run::Interrupted;
 
 /// The spool's budget where none is given.
 const BUDGET: u64 = 256 << 20;
 const QUICK_BUDGET: u64 = 64 << 20;
-
-/// The most that resident memory may be above the base, as a multiple of the budget.
-const MAX_RATIO: f64 = 1.15;
 
 /// What a mix leaves on disk at most, for a message of the largest number that is there at a time, and beside that.
 const DISK_FOR_EACH: u64 = 4 << 10;

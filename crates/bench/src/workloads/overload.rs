@@ -22,9 +22,10 @@ use tokio::task::coop::consume_budget;
 use crate::callers::{self, Caller, Clock};
 use crate::disk;
 use crate::engine::{Engine, Needs};
+use crate::figures::{per, ratio, rounded};
 use crate::latency::Latency;
-use crate::report::{Moment, rounded};
-use crate::run::{Measured, Run, per, ratio};
+use crate::report::Moment;
+use crate::run::{Measured, Run};
 
 /// How much is offered, by what the disk takes.
 const OVERLOAD: u64 = 2;

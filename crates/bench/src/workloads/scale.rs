@@ -18,10 +18,10 @@ use tokio::task::coop::consume_budget;
 use super::drain_young::young;
 use crate::callers::{self, Caller, Clock, Done};
 use crate::engine::{Engine, Needs};
+use crate::figures::{ratio, rounded};
 use crate::plan::Size;
 use crate::proc::{disk_write_bytes, rss_bytes};
-use crate::report::rounded;
-use crate::run::{Measured, Run, Written, ratio};
+use crate::run::{Measured, Run, Written};
 use crate::{disk, progress, set};
 
 const MESSAGES: u64 = 10_000_000;

@@ -14,8 +14,8 @@ use chrono::{DateTime, Utc};
 use tidespool_core::{Spool, SpoolEntry, SpoolId};
 
 use super::*;
-use crate::callers::Stop;
 use crate::engine::{Engine, Needs, Opener};
+use crate::interrupt::Stop;
 use crate::payload::{Payload, Pool};
 use crate::plan::{Drain, Lifetime, Plan, Size};
 

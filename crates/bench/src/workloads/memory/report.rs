@@ -4,11 +4,13 @@ use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
-use super::MAX_RATIO;
-use super::mixes::{Mix, Setting};
+use super::mix::{Mix, Setting};
 use super::watch::{Part, Seen};
-use crate::report::{name, rounded};
-use crate::run::ratio;
+use crate::figures::{ratio, rounded};
+use crate::report::name;
+
+/// The most that resident memory may be above the base, as a multiple of the budget.
+pub(super) const MAX_RATIO: f64 = 1.15;
 
 /// What one mix found. The fields are the keys of its JSON object; all sizes are bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
