@@ -8,41 +8,41 @@ use crate::size;
 /// The longest run: a day.
 const MAX_DURATION_SECS: f64 = 86_400.0;
 
-/// The arguments of a plan, to be flattened into a command line.
+/// The arguments of a [`Plan`], for flattening into a command line.
 #[derive(Debug, Clone, clap::Args)]
 pub struct PlanArgs {
-    /// What the callers do.
+    /// The workload that the callers run.
     #[arg(long, value_enum, default_value_t = Workload::Store)]
     workload: Workload,
-    /// Payload bytes of a message, 1 to 1GiB: 16384, or 16KiB. Or `mix`: like mail, lognormal, 50 KB in the mean, at
-    /// most 1 MiB. Or `metadata`: 512 bytes to 2 KiB [default: 16KiB; mail: 50000; mixed: mix; drain-young, enumerate and open-*:
-    /// 1KiB; scale: 64; always metadata for resave].
+    /// Payload bytes of a message, 1 to 1GiB: 16384, or 16KiB. `mix` is lognormal like mail: mean
+    /// 50 KB, at most 1 MiB. `metadata` is 512 bytes to 2 KiB [default: 16KiB; mail: 50000; mixed:
+    /// mix; drain-young, enumerate and open-*: 1KiB; scale: 64; resave: always metadata].
     #[arg(long, value_name = "BYTES")]
     size: Option<Size>,
-    /// Callers at a time, 1 to 65536 [default: 64; overload: 256].
+    /// Number of concurrent callers, 1 to 65536 [default: 64; overload: 256].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     concurrency: Option<u32>,
-    /// How long to run, the warm-up included. Fractions are understood. Nothing for workloads that do a fixed work
-    /// [default: 5; overload: 30].
+    /// Duration of the run, the warm-up included. May be a fraction. Workloads with a fixed amount
+    /// of work ignore it [default: 5; overload: 30].
     #[arg(long, visible_alias = "seconds", value_name = "SECS", value_parser = parse_duration)]
     duration: Option<Duration>,
-    /// Each store returns only when its message is on stable storage. With `store` and one caller, the time of one bare
-    /// fdatasync on this disk is reported as well.
+    /// Each store returns only when its message is on stable storage. With `store` and one caller,
+    /// the report also has the time of one bare fdatasync on this disk.
     #[arg(long)]
     force_sync: bool,
-    /// Sizes and orders are drawn from this.
+    /// The seed of message sizes and of random orders.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// The spool's memory budget, only for --engine tidespool [default: the spool's own].
+    /// The memory budget of the spool, only for --engine tidespool [default: that of the spool].
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     memory_budget: Option<u64>,
-    /// The journal's capacity, for engines that have one [default: 1GiB].
+    /// The capacity of the journal, for engines that have one [default: 1GiB].
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     journal_capacity: Option<u64>,
-    /// lifecycle: how long each message is there [default: it is removed at once].
+    /// lifecycle: how long each message is kept [default: removed immediately].
     #[arg(long, value_enum)]
     lifetime: Option<Lifetime>,
-    /// lifecycle with a lifetime, and mixed: the most payload bytes that are there at a time; callers wait.
+    /// lifecycle with a lifetime, and mixed: the upper bound of live payload bytes; callers wait.
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size::parse)]
     live_bytes: u64,
     /// backlog: payload bytes to store [default: 10 times the journal's capacity].
@@ -51,27 +51,28 @@ pub struct PlanArgs {
     /// backlog: the order of the removals.
     #[arg(long, value_enum, default_value_t = Drain::Order)]
     drain: Drain,
-    /// backlog: removals a second, all callers together [default: as fast as they go].
+    /// backlog: removals a second of all callers together [default: unlimited].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     drain_rate: Option<u32>,
-    /// How many messages are stored by workloads that store a set of them [default: load-cold 256 MiB of them, at
-    /// most 200000; drain-young 200000; enumerate and open-clean 100000; open-killed as many as fill 70 % of the
-    /// journal; scale 10000000; memory 1000000].
+    /// Number of messages of workloads that store a set [default: load-cold 256 MiB of them, at
+    /// most 200000; drain-young 200000; enumerate and open-clean 100000; open-killed enough to fill
+    /// 70 % of the journal; scale 10000000; memory 1000000].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     messages: Option<u64>,
-    /// open-clean and open-killed: how often [default: open-clean 5, open-killed 1].
+    /// open-clean and open-killed: number of rounds [default: open-clean 5, open-killed 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rounds: Option<u32>,
-    /// load-cold, enumerate and open-*: the system's page cache lets go of the engine's files first.
+    /// load-cold, enumerate and open-*: first drop the files of the engine from the page cache.
     #[arg(long)]
     drop_page_cache: bool,
-    /// open-clean with Tidespool: the index is deleted before each opening, and every message is loaded after it.
+    /// open-clean with Tidespool: delete the index before each open, and load every message after
+    /// it.
     #[arg(long)]
     lose_index: bool,
 }
 
 impl PlanArgs {
-    /// The plan that they ask for.
+    /// Returns the plan that the arguments describe.
     #[must_use]
     pub fn plan(&self) -> Plan {
         let defaults = Plan::new(self.workload);

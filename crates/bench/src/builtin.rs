@@ -1,4 +1,4 @@
-//! The engines that `tidespool bench` knows by name.
+//! The built-in engines by name.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,23 +12,25 @@ use crate::engine::{Engine, Needs};
 use crate::local_disk::LocalDiskSpool;
 use crate::raw_journal::RawJournal;
 
-/// Above this the spool's own limit on messages is raised to the size asked for.
+/// Above this size the limit of the spool on messages is raised to the size of the plan.
 const RAISE_MAX_MESSAGE_SIZE_ABOVE: u64 = 32 << 20;
 
-/// The smallest that a spool takes: its clean cache has no more than a few MiB.
+/// The smallest `memory_budget` that a spool accepts. Its clean cache then has a few MiB at most.
 const SMALLEST_MEMORY_BUDGET: u64 = 8 << 20;
 
-/// The longest that a spool takes.
+/// The longest `checkpoint_after` that a spool accepts.
 const NO_CHECKPOINT: Duration = Duration::from_hours(7 * 24);
 
-/// The engines by name.
+/// The built-in engines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Builtin {
-    /// The tiered spool, with its default settings.
+    /// The tiered spool with its default settings.
     Tidespool,
-    /// A file for each message: written to a temporary file, synced with --force-sync, renamed into a directory.
+    /// One file for each message: written to a temporary file, synced with --force-sync, renamed
+    /// into a directory.
     LocalDisk,
-    /// The machine's limit: the same batches appended to prewritten files, synced with --force-sync; only stores.
+    /// The limit of the machine: the same batches, appended to preallocated files and synced with
+    /// --force-sync. It can only store.
     RawJournal,
 }
 
@@ -65,7 +67,7 @@ impl Builtin {
     }
 }
 
-/// The defaults, but for what is asked.
+/// Returns the default configuration with the settings of `needs`.
 fn config(dir: &Path, needs: &Needs) -> Config {
     let mut config = Config::new(dir.join("spool")).journal_capacity(needs.journal_capacity);
     if let Some(budget) = needs.memory_budget {

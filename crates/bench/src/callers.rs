@@ -1,7 +1,8 @@
-//! The callers: tasks, each with one message under way at a time.
+//! The callers: tasks that each process one message at a time.
 //!
-//! After each message a caller takes part in tokio's cooperative budget: a spool that answers from memory never waits,
-//! and would otherwise keep a worker thread to itself while most callers never ran.
+//! After each message a caller consumes tokio's cooperative budget. A spool that answers from
+//! memory never waits, so without it a caller would occupy its worker thread and most callers would
+//! not run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,22 +20,22 @@ use crate::plan::Plan;
 use crate::proc::disk_write_bytes;
 use crate::report::Second;
 
-/// When to record and when to end.
+/// Which operations are recorded, and when the callers stop.
 #[derive(Debug, Clone)]
 pub(crate) struct Clock {
     pub(crate) warm_until: Instant,
-    /// `None`: the callers know themselves when they are done.
+    /// `None`: the callers stop when their work is done.
     end: Option<Instant>,
-    /// Set when an operation is recorded. The callers go on beyond the end until then. `None`: they
-    /// do not.
+    /// Set when an operation is recorded. Until then the callers continue past the end. `None`:
+    /// they stop at the end.
     has_recorded: Option<Arc<AtomicBool>>,
     stop: Stop,
 }
 
 impl Clock {
-    /// From now on, with a warm-up of a tenth of it, at most one second. On a machine that is too
-    /// slow for one operation after the warm-up, until that operation is done: a run of no
-    /// operation has no figures.
+    /// Starts now. The warm-up is a tenth of `duration`, at most one second. If no operation was
+    /// recorded at the end, the run continues until one is: a run without an operation has no
+    /// figures.
     pub(crate) fn timed(duration: Duration, stop: &Stop) -> Self {
         let begun = Instant::now();
         Self {
@@ -45,18 +46,18 @@ impl Clock {
         }
     }
 
-    /// The part of a [timed](Self::timed) run that is not recorded.
+    /// Returns the part of a [timed](Self::timed) run that is not recorded.
     pub(crate) fn warm_up(duration: Duration) -> Duration {
         Duration::from_secs(1).min(duration / 10)
     }
 
-    /// From now on, without a warm-up: each operation can be done only once.
+    /// Starts now, without a warm-up, for work that can be done only once.
     pub(crate) fn at_most(duration: Duration, stop: &Stop) -> Self {
         let begun = Instant::now();
         Self { warm_until: begun, end: Some(begun + duration), has_recorded: None, stop: stop.clone() }
     }
 
-    /// From now on, until there is nothing left to do.
+    /// Starts now and ends when the work is done.
     pub(crate) fn counted(stop: &Stop) -> Self {
         Self { warm_until: Instant::now(), end: None, has_recorded: None, stop: stop.clone() }
     }
@@ -81,15 +82,15 @@ impl Clock {
 pub(crate) struct Done {
     /// From the end of the warm-up to the end of the last call.
     pub(crate) seconds: f64,
-    /// Payload bytes of what was recorded.
+    /// Payload bytes of the recorded operations.
     pub(crate) bytes: u64,
     pub(crate) latency: Latency,
     pub(crate) series: Vec<Second>,
-    /// The kernel's count at the end of the warm-up.
+    /// The kernel's write count at the end of the warm-up.
     pub(crate) disk_write_bytes_before: u64,
 }
 
-/// One task.
+/// One caller: the state of a task.
 pub(crate) struct Caller {
     pub(crate) engine: Arc<Engine>,
     pub(crate) plan: Arc<Plan>,
@@ -97,15 +98,16 @@ pub(crate) struct Caller {
     pub(crate) clock: Clock,
     recorder: Recorder,
     bytes: u64,
-    /// When its last call ended.
+    /// When the last call of this caller ended.
     pub(crate) now: Instant,
 }
 
-/// Runs `work` for each of the plan's callers; returns what they recorded, and what each of them returned.
+/// Runs `work` for each caller of the plan. Returns the recorded figures and the result of each
+/// caller.
 ///
 /// # Errors
 ///
-/// The first error of a caller. The others are told to stop, and it is returned after them.
+/// The first error of a caller. It stops the others and is returned after they have ended.
 pub(crate) async fn run<T, F, Fut>(
     engine: &Arc<Engine>,
     plan: &Arc<Plan>,
@@ -138,13 +140,14 @@ where
                 Ok((caller.bytes, caller.now, more))
             });
             if result.is_err() {
-                // At once, not when this task is joined: the others may be waiting for a spool that has failed.
+                // Here and not when the task is joined: other callers may be blocked on the failed
+                // spool.
                 stop.set();
             }
             result
         });
     }
-    // On a thread of its own: an engine that blocks the worker threads would make a timer late.
+    // On a thread of its own: an engine that blocks the worker threads would delay a timer.
     let warm_until = clock.warm_until;
     let baseline = tokio::task::spawn_blocking(move || {
         std::thread::sleep(warm_until.saturating_duration_since(Instant::now()));
@@ -190,13 +193,15 @@ impl Caller {
         self.clock.goes_on(self.now)
     }
 
-    /// What began in the warm-up does not count; what ends after the end does, and `seconds` with it.
+    /// Records an operation that began at `begun` and ends now, unless it began in the warm-up. An
+    /// operation that ends after the end of the run counts, and extends `seconds`.
     pub(crate) fn record(&mut self, begun: Instant, bytes: usize) -> Result<()> {
         self.now = Instant::now();
         self.record_took(begun, self.now - begun, bytes)
     }
 
-    /// An operation of several calls, the first of which began at `begun`. `took`: all of them together.
+    /// Records an operation of several calls. The first began at `begun`; `took` is their total
+    /// time.
     pub(crate) fn record_took(&mut self, begun: Instant, took: Duration, bytes: usize) -> Result<()> {
         if self.is_warm(begun) {
             self.recorder.record(self.now, took)?;
@@ -206,12 +211,12 @@ impl Caller {
         Ok(())
     }
 
-    /// Whether what begins now is recorded.
+    /// Returns whether an operation that begins at `begun` is recorded.
     pub(crate) fn is_warm(&self, begun: Instant) -> bool {
         begun >= self.clock.warm_until
     }
 
-    /// Waits, without a call under way, until `when`.
+    /// Sleeps until `when`, between two calls.
     pub(crate) async fn sleep_until(&mut self, when: Instant) {
         tokio::time::sleep_until(when.into()).await;
         self.now = Instant::now();
@@ -251,7 +256,8 @@ pub(crate) async fn remove(engine: &Engine, id: SpoolId) -> Result<()> {
     engine.remove(id).await.with_context(|| failed("remove", id))
 }
 
-/// A cheap look: comparing every byte would be a part of what is measured. The conformance tests do that.
+/// Compares the lengths only: comparing the bytes would distort the measurement. The conformance
+/// tests compare them.
 fn check(id: SpoolId, stored: usize, loaded: usize) -> Result<()> {
     if loaded != stored {
         bail!("message {id} was stored with {stored} bytes and loaded with {loaded}");
@@ -267,9 +273,10 @@ fn failed(what: &str, id: SpoolId) -> String {
 mod tests {
     use super::*;
 
-    /// A short run on a busy machine had no operation after its warm-up, and no figures.
+    /// Regression: on a busy machine a short run had no operation after its warm-up, and no
+    /// figures.
     #[test]
-    fn a_timed_run_goes_on_until_an_operation_is_recorded() {
+    fn a_timed_run_continues_until_an_operation_is_recorded() {
         let (duration, stop) = (Duration::from_millis(200), Stop::default());
         let clock = Clock::timed(duration, &stop);
         let end = clock.warm_until - Clock::warm_up(duration) + duration;

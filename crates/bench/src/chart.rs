@@ -1,54 +1,55 @@
-//! Charts as SVG. Pure: figures in, text out. What lines look like is the style sheet's.
+//! Line charts as SVG. Their colours and line styles come from the style sheet of the page.
 
 use std::fmt::Write as _;
 
-/// How wide a chart is, in the units of its `viewBox`.
+/// The width of a chart, in units of its `viewBox`.
 pub const WIDTH: f64 = 640.0;
-/// How high.
+/// The height of a chart, in units of its `viewBox`.
 pub const HEIGHT: f64 = 320.0;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 40.0;
 
-/// One line: the class by which the style sheet knows it, which is also its title; and its points.
+/// One line: its CSS class, which is also its title, and its points.
 pub type Line<'a> = (&'a str, Vec<(f64, f64)>);
 
-/// How the values of a chart go up.
+/// The scale of the vertical axis.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scale {
-    /// Latencies in microseconds, by powers of ten: those around all that is above zero.
+    /// Latencies in microseconds on a logarithmic axis. It spans the powers of ten around all
+    /// positive values.
     Time,
-    /// Shares, from 0 to this.
+    /// Shares, from 0 to this value.
     Share(f64),
 }
 
-/// A place on an axis, and what is written there.
+/// A position on an axis and its label.
 pub type Mark = (f64, String);
 
-/// Lines in one frame.
+/// A chart: lines in one frame.
 #[derive(Debug)]
 pub struct Chart<'a> {
-    /// What is shown.
+    /// The lines to draw.
     pub lines: &'a [Line<'a>],
-    /// How high they are.
+    /// The scale of their values.
     pub scale: Scale,
-    /// Where the axis ends, which begins at 0.
+    /// The end of the horizontal axis, which begins at 0.
     pub end: f64,
-    /// What is written below the axis, and where.
+    /// The labels of the horizontal axis.
     pub ticks: &'a [Mark],
-    /// What is written below that.
+    /// The text below the labels.
     pub caption: &'a str,
 }
 
-/// Five ticks from 0 to `end` seconds.
+/// Returns five ticks from 0 to `end` seconds.
 #[must_use]
 pub fn seconds(end: f64) -> Vec<Mark> {
     (0..=4_u8).map(|n| end * f64::from(n) / 4.0).map(|at| (at, format!("{at:.0} s"))).collect()
 }
 
 impl Chart<'_> {
-    /// The chart as an `svg` element; empty where there is nothing to show.
+    /// Returns the chart as an `svg` element, or an empty string if there is nothing to draw.
     #[must_use]
     pub fn svg(&self) -> String {
         let inside = self.inside();
@@ -59,7 +60,7 @@ impl Chart<'_> {
         format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{caption}\">{inside}</svg>")
     }
 
-    /// What is in that element, to be put into another one.
+    /// Returns the content of that element, for embedding into another one.
     #[must_use]
     pub fn inside(&self) -> String {
         let Some((least, most, marks)) = self.marks() else { return String::new() };
@@ -102,7 +103,7 @@ impl Chart<'_> {
         svg
     }
 
-    /// The lowest and the highest place, and what is written beside the axis at which value.
+    /// Returns the lowest and the highest position on the vertical axis, and its labels.
     fn marks(&self) -> Option<(f64, f64, Vec<Mark>)> {
         match self.scale {
             Scale::Time => {
@@ -120,7 +121,7 @@ impl Chart<'_> {
     }
 }
 
-/// The powers of ten around all that is above zero; `None` where there is nothing.
+/// Returns the powers of ten around all positive values; `None` if there are none.
 fn decades(lines: &[Line<'_>]) -> Option<(i32, i32)> {
     let values = lines.iter().flat_map(|(_, points)| points).map(|(_, us)| *us).filter(|us| *us > 0.0);
     let (mut least, mut most) = (f64::INFINITY, f64::NEG_INFINITY);
@@ -133,7 +134,8 @@ fn decades(lines: &[Line<'_>]) -> Option<(i32, i32)> {
     Some((least, most.max(least + 1)))
 }
 
-/// The path through some points. What has no place (a latency of zero on a logarithmic axis) is left out.
+/// Returns the path through the points. Points without a finite position are left out, such as a
+/// latency of zero on a logarithmic axis.
 fn path(points: impl Iterator<Item = (f64, f64)>) -> String {
     let mut path = String::new();
     for (x, y) in points.filter(|(x, y)| x.is_finite() && y.is_finite()) {
@@ -143,7 +145,7 @@ fn path(points: impl Iterator<Item = (f64, f64)>) -> String {
     path
 }
 
-/// A power of ten of microseconds, in the unit that people use for it.
+/// Formats a power of ten of microseconds in a suitable unit.
 fn time(decade: i32) -> String {
     let number = 10_f64.powi(decade.rem_euclid(3));
     match decade.div_euclid(3) {
@@ -170,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_skips_what_has_no_place() {
+    fn a_path_skips_points_without_a_position() {
         let points = [(0.0, 1.0), (1.0, f64::INFINITY), (2.0, 3.5)];
         assert_eq!(path(points.into_iter()), "M0.0 1.0L2.0 3.5");
         assert_eq!(path(std::iter::empty()), "");
@@ -197,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn powers_of_ten_are_said_as_times() {
+    fn powers_of_ten_are_formatted_as_times() {
         let said: Vec<String> = (-2..=7).map(time).collect();
         assert_eq!(
             said,

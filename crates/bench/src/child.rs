@@ -1,4 +1,4 @@
-//! The child process of `open-killed`: it fills a spool and waits to be killed.
+//! The child process of `open-killed`, which fills an engine and is killed.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -16,20 +16,20 @@ use crate::plan::Plan;
 use crate::run::{QUIET, Run};
 use crate::set;
 
-/// What the child says, before the number of its messages.
+/// Begins the line that the child prints when it is done. The number of messages follows.
 const FULL: &str = "full ";
 
-/// What a record takes in a journal beside its payload.
+/// Bytes of a journal record besides its payload.
 const RECORD_OVERHEAD: u64 = 64;
 
-/// Fills the engine of `opener` in `dir` with the plan's messages, says so on standard output, and waits, with the
-/// engine open, until it is killed or standard input is closed.
+/// Fills the engine of `opener` in `dir` with the messages of the plan, prints their number, and
+/// waits with the engine open until it is killed or standard input is closed.
 ///
-/// This is all that the process which [`Opener::filler`] starts has to do.
+/// The process that [`Opener::filler`] starts only has to call this function.
 ///
 /// # Errors
 ///
-/// The engine's own.
+/// Those of the engine.
 pub async fn fill(opener: &dyn Opener, plan: &Plan, dir: &Path) -> Result<()> {
     let run = Run {
         opener,
@@ -44,11 +44,11 @@ pub async fn fill(opener: &dyn Opener, plan: &Plan, dir: &Path) -> Result<()> {
         let stored = set::fill(&run, engine, count(plan)).await?;
         set::settle(&run, engine).await?;
         tokio::task::spawn_blocking(move || {
-            // Not by way of the lock, which a command that writes its result there may hold.
+            // Bypasses the lock of standard output: a command that prints its result may hold it.
             let out = std::io::stdout().as_fd().try_clone_to_owned().context("opening standard output")?;
             let mut out = File::from(out);
             writeln!(out, "{FULL}{}", stored.len()).context("writing to standard output")?;
-            // Killed here; the end of the input says that there is nobody left who would.
+            // The parent kills this process here. If the parent dies, standard input ends.
             std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink())
                 .context("reading standard input")?;
             Ok(())
@@ -58,16 +58,17 @@ pub async fn fill(opener: &dyn Opener, plan: &Plan, dir: &Path) -> Result<()> {
     .await
 }
 
-/// As many as the plan says, or what fills 70 % of a journal: at three quarters a spool begins to file.
+/// Returns the number of messages: that of the plan, or as many as fill 70 % of the journal. A
+/// spool writes a checkpoint at 75 %.
 fn count(plan: &Plan) -> u64 {
     let each = plan.size.mean() as u64 + RECORD_OVERHEAD;
     plan.messages.unwrap_or_else(|| (plan.journal_capacity / 10 * 7 / each).max(1))
 }
 
-/// The handle on the child. Dropped, it kills and reaps it.
+/// The child process. Dropping it kills and reaps it.
 pub(crate) struct Filler {
     child: Child,
-    /// Held open: its end would tell the child to leave.
+    /// Held open: the child ends when its standard input does.
     _stdin: Option<ChildStdin>,
 }
 
@@ -82,12 +83,12 @@ impl Filler {
         Ok(Self { child, _stdin: stdin })
     }
 
-    /// Waits until the child is full and kills it (`SIGKILL`). Returns how many messages it had stored. Blocks; an
-    /// interrupt reaches the child as well, and ends the wait.
+    /// Waits until the child is full, kills it (`SIGKILL`) and returns how many messages it stored.
+    /// Blocks. An interrupt reaches the child too and ends the wait.
     pub(crate) fn filled_and_killed(mut self, stop: &Stop) -> Result<u64> {
         let mut line = String::new();
         if let Some(stdout) = self.child.stdout.take() {
-            BufReader::new(stdout).read_line(&mut line).context("listening to the child process")?;
+            BufReader::new(stdout).read_line(&mut line).context("reading the output of the child process")?;
         }
         let stored = line.trim_end().strip_prefix(FULL).and_then(|count| count.parse().ok());
         match stored {
@@ -100,7 +101,7 @@ impl Filler {
 
 impl Drop for Filler {
     fn drop(&mut self) {
-        // An error says that it has ended already.
+        // An error means that the child has ended already.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -112,7 +113,7 @@ mod tests {
     use crate::plan::{Size, Workload};
 
     #[test]
-    fn a_journal_is_filled_but_for_what_a_checkpoint_takes() {
+    fn the_journal_is_filled_to_just_below_a_checkpoint() {
         let plan = Plan { size: Size::Bytes(960), ..Plan::new(Workload::OpenKilled) };
         assert_eq!(count(&plan), (1 << 30) / 10 * 7 / 1_024);
         assert_eq!(count(&Plan { messages: Some(7), ..plan }), 7);

@@ -22,37 +22,41 @@ const FILL_ARGUMENT: &str = "--fill";
 
 /// Measure what a spool does on this machine.
 ///
-/// Callers are tasks, each with one message under way, on as many worker threads as there are cores. Payloads are random
-/// bytes, made before. A tenth of the duration, at most one second, is a warm-up that does not count; latencies are kept
-/// to 1 %.
+/// Callers are tasks that each process one message at a time, on as many worker threads as there
+/// are cores. Payloads are random bytes, generated before the measurement. A tenth of the duration,
+/// at most one second, is a warm-up that does not count. Latencies have a relative error of 1 %.
 ///
-/// Written is what the kernel counts for this process (write_bytes less cancelled_write_bytes of /proc/self/io: pages
-/// made dirty on a block device; tmpfs counts nothing) from the end of the warm-up to the end of the orderly shutdown,
-/// so that what is still in memory at the end of the run is counted when it is drained. It is an upper bound: where a
-/// file system keeps large folios, a small change in a folio that was clean counts as all of it.
+/// Disk writes are what the kernel counts for this process from the end of the warm-up to the end
+/// of the clean shutdown: write_bytes less cancelled_write_bytes of /proc/self/io, the pages made
+/// dirty on a block device; tmpfs counts nothing. Data still in memory at the end of the run is
+/// counted when the shutdown writes it. The figure is an upper bound: if the file system keeps
+/// large folios, a small change in a clean folio counts as the whole folio.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What to measure.
+    /// The engine to measure.
     #[arg(long, value_enum, default_value_t = Builtin::Tidespool)]
     engine: Builtin,
     #[command(flatten)]
     plan: PlanArgs,
-    /// Work in a new directory inside DIR, removed at the end [default: the system's directory for temporary files].
+    /// Work in a new directory inside DIR, removed at the end [default: the system's directory for
+    /// temporary files].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// One JSON object on one line, with the latency curve and the latency over time.
+    /// Print one line of JSON, with the latency curve and the latency over time.
     #[arg(long)]
     json: bool,
-    /// overload: latency and dirty bytes over time as a picture, into FILE.
+    /// overload: write a chart of latency and dirty bytes over time to FILE.
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
-    /// In the child process of open-killed: fill DIR as the plan, JSON, says, and wait to be killed.
+    /// In the child process of open-killed: fill DIR according to PLAN, which is JSON, and wait to
+    /// be killed.
     #[arg(long, hide = true, num_args = 2, value_names = ["DIR", "PLAN"])]
     fill: Option<Vec<String>>,
-    /// memory: a smaller budget, fewer messages and less time [default budget: 64 MiB; messages: 100000].
+    /// memory: use a smaller budget, fewer messages and less time [default budget: 64 MiB;
+    /// messages: 100000].
     #[arg(long)]
     quick: bool,
-    /// memory: only these mixes [default: all].
+    /// memory: run only these mixes [default: all].
     #[arg(long, value_enum, value_name = "MIX")]
     mix: Vec<Mix>,
     /// In a child process of memory: run --mix in DIR.
@@ -89,7 +93,7 @@ pub fn run(args: &Args, subcommand: Option<&str>, out: &mut dyn Write) -> Result
     }
     args.check()?;
     if args.plan.plan().workload == Workload::Memory {
-        // An interrupt ends the child; this process goes on, and clears up.
+        // An interrupt ends the child process. This process continues and removes its directory.
         runtime.spawn(tokio::signal::ctrl_c());
         let asked = memory::Asked {
             quick: args.quick,
@@ -109,7 +113,7 @@ pub fn run(args: &Args, subcommand: Option<&str>, out: &mut dyn Write) -> Result
         )
     })?;
     let report = runtime.block_on(run_one(&opener, args.plan.plan(), dir.path()));
-    // Nothing may still have a file open in the directory when it goes.
+    // Files in the directory must be closed before it is removed.
     drop(runtime);
     let path = dir.path().to_owned();
     let removed = dir.close().with_context(|| format!("removing {}", path.display()));
@@ -120,7 +124,7 @@ pub fn run(args: &Args, subcommand: Option<&str>, out: &mut dyn Write) -> Result
     } else {
         report.table(out)?;
     }
-    // Last: the figures are there whatever becomes of it.
+    // Last, so that an error does not lose the figures.
     if let Some(file) = &args.plot {
         out.flush()?;
         std::fs::write(file, plot::overload(&report))
@@ -154,7 +158,7 @@ impl Opener for BuiltinOpener<'_> {
 }
 
 impl Args {
-    /// What the parser cannot see: how the engine and the plan fit together.
+    /// Checks what the parser cannot: whether the engine and the arguments fit together.
     fn check(&self) -> Result<()> {
         let plan = self.plan.plan();
         if self.engine == Builtin::RawJournal && plan.workload != Workload::Store {
@@ -173,7 +177,7 @@ impl Args {
             bail!("--plot draws what overload measures: give --workload overload, or leave it out");
         }
         if let Some(file) = &self.plot {
-            // Before a run of half a minute, and not after it.
+            // Before the run, which takes half a minute.
             let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
             if file.is_dir() || parent.is_some_and(|parent| !parent.is_dir()) {
                 bail!("--plot {}: give a file in a directory that is there", file.display());

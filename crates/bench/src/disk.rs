@@ -1,4 +1,4 @@
-//! The disk under the engine: its room, what the engine's files take of it, and what one bare sync costs.
+//! The disk below the engine: free space, usage of the engine, and the cost of a bare sync.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -18,18 +18,19 @@ use crate::figures::ratio;
 use crate::latency::Latency;
 use crate::raw_journal::prewritten;
 
-/// Room that is left for others.
+/// Free space that is left for others.
 const SPARE: u64 = 256 << 20;
 
-/// The file that is synced.
+/// The size of the file that is synced.
 const SYNCED_FILE: usize = 4 << 20;
 
 const PAGE: usize = 4_096;
 
-/// How often the disk use is looked at, unless looking takes longer than a twentieth of that.
+/// The interval between samples of disk usage. It is longer if a sample takes more than a twentieth
+/// of it.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Refuses to fill a disk: `bytes` and some spare have to be free under `dir`.
+/// Returns an error unless `bytes` and some spare space are free under `dir`.
 pub(crate) fn require(dir: &Path, bytes: u64) -> Result<()> {
     let space = Space::of(dir).with_context(|| format!("looking at the disk of {}", dir.display()))?;
     let needed = bytes.saturating_add(SPARE);
@@ -44,7 +45,7 @@ pub(crate) fn require(dir: &Path, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// Lets `visit` see each file and directory below `dir`. What goes meanwhile is left out.
+/// Calls `visit` for each file and directory below `dir`, except those that are removed meanwhile.
 fn walk(dir: &Path, visit: &mut dyn FnMut(&Path, &std::fs::Metadata) -> io::Result<()>) -> io::Result<()> {
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {
@@ -70,7 +71,7 @@ fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Bytes of the blocks allocated to everything below `dir`.
+/// Returns the bytes of all blocks allocated below `dir`.
 pub(crate) fn allocated(dir: &Path) -> Result<u64> {
     let mut bytes = 0;
     let walked = walk(dir, &mut |_, metadata| {
@@ -81,11 +82,11 @@ pub(crate) fn allocated(dir: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Lets the system's page cache go of all files below `dir`, as far as the kernel does so: what is mapped stays.
+/// Drops all files below `dir` from the page cache. The kernel keeps pages that are mapped.
 pub(crate) async fn drop_page_cache(dir: &Path) -> Result<()> {
     let dir = dir.to_owned();
     tokio::task::spawn_blocking(move || {
-        // Only what is clean can be let go of.
+        // The kernel drops only clean pages.
         File::open(&dir)
             .and_then(|dir| Ok(rustix::fs::syncfs(dir)?))
             .and_then(|()| {
@@ -103,7 +104,7 @@ pub(crate) async fn drop_page_cache(dir: &Path) -> Result<()> {
     .await?
 }
 
-/// Syncs of a file that is there in full: the floor under a durable store of one caller.
+/// Syncs of a preallocated file: the lower bound of a durable store with one caller.
 pub(crate) struct BareSync {
     file: File,
     region: Vec<u8>,
@@ -112,7 +113,7 @@ pub(crate) struct BareSync {
 }
 
 impl BareSync {
-    /// Each sync is of `len` bytes, rounded up to whole pages. Blocks.
+    /// Each sync covers `len` bytes, rounded up to whole pages. Blocks.
     pub(crate) fn create(dir: &Path, len: usize) -> Result<Self> {
         let path = dir.join("bare-sync");
         let region = vec![0x5a; len.next_multiple_of(PAGE)];
@@ -121,7 +122,7 @@ impl BareSync {
         Ok(Self { file, region, position: 0, latency: Latency::new()? })
     }
 
-    /// Syncs a few hundred times at most, and not much longer than two seconds. Blocks.
+    /// Syncs up to 300 times, for about two seconds at most. Blocks.
     pub(crate) fn measure(mut self) -> Result<Self> {
         let begun = Instant::now();
         for _ in 0..300 {
@@ -150,19 +151,20 @@ impl BareSync {
     }
 }
 
-/// What was seen of the disk use while it was watched.
+/// Disk usage while it was watched.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Use {
     pub(crate) samples: u64,
     pub(crate) peak_bytes: u64,
-    /// The most that was there beyond the allowance, for each live byte; while at least a hundredth of the most live
-    /// bytes was live.
+    /// The highest (usage − allowance) / live bytes, while the live bytes were at least a hundredth
+    /// of their maximum.
     pub(crate) peak_over_live: f64,
-    /// The most that was there beyond allowance + 1.5 × live bytes. Negative: always less.
+    /// The highest usage − (allowance + 1.5 × live bytes). Negative if it was always less.
     pub(crate) over_promise_bytes: i64,
 }
 
-/// Looks at the blocks allocated in a directory, on a thread of its own, until it is finished or dropped.
+/// Samples the blocks allocated in a directory on a thread of its own, until it is finished or
+/// dropped.
 pub(crate) struct DiskWatch {
     thread: JoinHandle<Result<()>>,
     seen: Arc<Mutex<Use>>,
@@ -170,7 +172,7 @@ pub(crate) struct DiskWatch {
 }
 
 impl DiskWatch {
-    /// `live`: payload bytes that are there now. `allowance`: what may be used whatever is live.
+    /// `live` is the number of live payload bytes. `allowance` is the usage allowed in addition.
     pub(crate) fn start(dir: PathBuf, live: Arc<AtomicU64>, allowance: u64) -> Result<Self> {
         let (stop, stopped) = mpsc::channel::<()>();
         let seen = Arc::new(Mutex::new(Use::new()));
@@ -183,11 +185,12 @@ impl DiskWatch {
                     let begun = Instant::now();
                     let before = live.load(Ordering::Relaxed);
                     let bytes = allocated(&dir)?;
-                    // A spool's crash log is of one size, whatever is stored.
+                    // The crash log of a spool has a fixed size.
                     let log =
                         std::fs::metadata(dir.join("spool/crash-log")).map_or(0, |log| log.blocks() * 512);
                     let allowance = allowance.saturating_add(log);
-                    // What came or went during the look may be in it or not.
+                    // The sample may or may not include messages that were stored or removed
+                    // meanwhile.
                     let live = before.max(live.load(Ordering::Relaxed));
                     most_live = live.max(most_live);
                     let mut noted = noted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -207,7 +210,7 @@ impl DiskWatch {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the thread. Blocks for one look.
+    /// Ends the thread. Blocks for one sample.
     pub(crate) fn finish(self) -> Result<Use> {
         drop(self.stop);
         self.thread.join().map_err(|_| anyhow!("the thread that watches the disk panicked"))??;
@@ -238,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_without_the_room_is_refused() {
+    fn too_little_disk_space_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         require(dir.path(), 0).unwrap();
         let err = require(dir.path(), 1 << 60).unwrap_err().to_string();
@@ -285,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watch_sees_the_files_and_ends() {
+    fn a_watch_samples_the_files_and_ends() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), vec![1; 1 << 20]).unwrap();
         File::open(dir.path().join("file")).unwrap().sync_all().unwrap();

@@ -1,4 +1,4 @@
-//! What is measured: a spool, or the raw journal; and how it is opened.
+//! The engine under measurement, a spool or the raw journal, and how it is opened.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,53 +14,53 @@ use tidespool_core::{Spool, SpoolEntry, SpoolId};
 use crate::plan::{Plan, Size};
 use crate::raw_journal::RawJournal;
 
-/// Opens an engine, as often as a workload asks for it.
+/// Opens an engine, as often as a workload needs it.
 #[async_trait]
 pub trait Opener: Send + Sync {
-    /// The engine's name in the report.
+    /// The name of the engine in the report.
     fn name(&self) -> &str;
 
     /// Opens the engine in `dir`: an empty directory, or one that the same opener has used before.
     ///
     /// # Errors
     ///
-    /// The engine's own.
+    /// Those of the engine.
     async fn open(&self, dir: &Path, needs: &Needs) -> Result<Engine>;
 
-    /// The command of a child process that calls [`fill`](crate::fill) with this engine. Two arguments are appended:
-    /// the directory, and the plan as JSON.
+    /// Returns the command of a child process that calls [`fill`](crate::fill) with this engine.
+    /// The caller appends two arguments: the directory, and the plan as JSON.
     ///
     /// # Errors
     ///
-    /// Where the engine cannot be filled by another process.
+    /// If another process cannot fill the engine.
     fn filler(&self) -> Result<Command>;
 }
 
-/// What a workload needs of an engine; everything else is as the engine has it by default.
+/// The settings of an engine that a workload needs. All others keep their defaults.
 #[derive(Debug, Clone)]
 pub struct Needs {
     /// Payload bytes of the largest message.
     pub largest: usize,
-    /// Callers at a time.
+    /// Number of concurrent callers.
     pub concurrency: usize,
-    /// Whether stores are synced. An engine that always syncs, or never, need not look.
+    /// Whether stores are synced. An engine that always syncs, or never, ignores it.
     pub force_sync: bool,
-    /// The memory budget, in bytes, where the engine has such a setting; `None` is its default.
+    /// The memory budget in bytes, for engines that have one; `None` is their default.
     pub memory_budget: Option<u64>,
-    /// The journal's capacity, in bytes, where the engine has such a setting.
+    /// The capacity of the journal in bytes, for engines that have one.
     pub journal_capacity: u64,
-    /// Caches of messages as small as the engine allows: loads shall come from disk.
+    /// Make caches of messages as small as the engine allows, so that loads read the disk.
     pub small_caches: bool,
-    /// Nothing leaves the journal for a slower tier while the engine is open, where it has such tiers.
+    /// Keep everything in the journal while the engine is open, for engines with slower tiers.
     pub stay_young: bool,
 }
 
 impl Needs {
-    /// What `plan` says, and nothing else.
+    /// Returns the needs that `plan` describes.
     #[must_use]
     pub fn of(plan: &Plan) -> Self {
         Self {
-            // Some workloads save metadata as well.
+            // Some workloads save metadata too.
             largest: plan.size.largest().max(Size::Metadata.largest()),
             concurrency: plan.concurrency,
             force_sync: plan.force_sync,
@@ -76,9 +76,9 @@ impl Needs {
 pub enum Engine {
     /// Any spool.
     Spool(Arc<dyn Spool>),
-    /// The tiered spool: it can also load without a copy, and tell when everything is durable.
+    /// The tiered spool, which also loads without a copy and reports when everything is durable.
     Tidespool(Arc<TieredSpool>),
-    /// The machine's limit for stores. It can do nothing else.
+    /// The limit of the machine for stores. It supports nothing else.
     RawJournal(RawJournal),
 }
 
@@ -112,7 +112,7 @@ impl Engine {
         }
     }
 
-    /// The raw journal keeps nothing, so there is nothing to remove from it.
+    /// Does nothing on the raw journal, which never removes a message.
     pub(crate) async fn remove(&self, id: SpoolId) -> Result<()> {
         match self {
             Self::RawJournal(_) => Ok(()),
@@ -124,22 +124,22 @@ impl Engine {
         self.spool()?.enumerate(sender, Utc::now())
     }
 
-    /// Gives back what memory the engine can.
+    /// Asks the engine to free memory.
     pub(crate) async fn advise_low_memory(&self) -> Result<()> {
         self.spool()?.advise_low_memory().await.map(drop)
     }
 
-    /// Gives back what removed messages left on disk.
+    /// Asks the engine to free the disk space of removed messages.
     pub(crate) async fn cleanup(&self) -> Result<()> {
         self.spool()?.cleanup().await
     }
 
-    /// Why the engine refuses messages, where it does.
+    /// Returns why the engine rejects messages, if it does.
     pub(crate) fn unhealthy_reason(&self) -> Option<&'static str> {
         self.spool().ok()?.unhealthy_reason()
     }
 
-    /// Whether nothing waits for its way to stable storage; `None` where the engine cannot tell.
+    /// Returns whether every accepted message is durable; `None` if the engine does not report it.
     pub(crate) fn is_durable(&self) -> Option<bool> {
         match self {
             Self::Tidespool(spool) => Some(spool.stats().gauges.dirty_bytes == 0),
@@ -147,7 +147,7 @@ impl Engine {
         }
     }
 
-    /// Drains everything to disk and stops.
+    /// Writes everything to disk and stops the engine.
     pub(crate) async fn shutdown(&self) -> Result<()> {
         match self {
             Self::RawJournal(journal) => journal.shutdown().await,

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The run was interrupted from outside. There is no report.
+/// The run was interrupted. There is no report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("interrupted: there is no report")]
 pub struct Interrupted;
 
-/// Set by an interrupt, and by a caller that failed.
+/// A flag that stops all callers. An interrupt sets it, and a caller that fails.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Stop(Arc<AtomicBool>);
 

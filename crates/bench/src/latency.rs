@@ -1,4 +1,4 @@
-//! Latencies: their distribution, and how it changed over time.
+//! Latencies: their distribution, and their course over time.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,17 +9,18 @@ use hdrhistogram::Histogram;
 use crate::figures::rounded;
 use crate::report::Second;
 
-/// Digits kept of a latency: two keep a histogram near 10 KiB, so that a thousand callers don't show in the memory.
+/// Significant digits of a latency. Two digits keep a histogram near 10 KiB, so that the histograms
+/// of a thousand callers do not dominate the memory of the process.
 const LATENCY_DIGITS: u8 = 2;
 
-/// The most points of a [`Timeline`]: one more, and each becomes twice as long.
+/// The most points of a [`Timeline`]. Beyond it, points are merged in pairs.
 const MAX_POINTS: usize = 300;
 
-/// Latencies in nanoseconds, to 1 %.
+/// A distribution of latencies in nanoseconds, with a relative error of 1 %.
 #[derive(Debug, Clone)]
 pub(crate) struct Latency {
     histogram: Histogram<u64>,
-    /// Exact, unlike the histogram's.
+    /// Exact, unlike the maximum of the histogram.
     max_ns: u64,
 }
 
@@ -32,7 +33,7 @@ impl Latency {
     pub(crate) fn record(&mut self, took: Duration) {
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         if self.histogram.record(ns).is_err() {
-            // It could not grow: what it holds already is its limit.
+            // The histogram could not grow: record its largest value.
             self.histogram.saturating_record(ns);
         }
         self.max_ns = self.max_ns.max(ns);
@@ -53,7 +54,8 @@ impl Latency {
         self.histogram.len()
     }
 
-    /// Microseconds, below which the share `quantile` (0 to 1) of all calls is. 0 where there were none.
+    /// Returns the latency in microseconds that the share `quantile` (0 to 1) of all calls does not
+    /// exceed, or 0 without calls.
     pub(crate) fn quantile_us(&self, quantile: f64) -> f64 {
         to_us(self.histogram.value_at_quantile(quantile).min(self.max_ns))
     }
@@ -66,7 +68,8 @@ impl Latency {
         to_us(self.max_ns)
     }
 
-    /// `[quantile, µs]`: 25 steps of 4 % and then, of what is left, a half and a tenth again and again.
+    /// Returns `[quantile, µs]` points: steps of 4 % up to 96 %, then ever smaller steps up to
+    /// 99.999 %.
     pub(crate) fn curve(&self) -> Vec<(f64, f64)> {
         let even = (0..25).map(|step| f64::from(step) / 25.0);
         let tail = [0.97, 0.98, 0.985, 0.99, 0.992, 0.995, 0.997, 0.998, 0.999];
@@ -81,7 +84,7 @@ fn to_us(ns: u64) -> f64 {
     ns / 1_000.0
 }
 
-/// The p50, in microseconds, of measuring nothing: what the clock itself adds to each latency.
+/// Returns the p50, in microseconds, of an empty measurement: what the clock adds to each latency.
 pub(crate) fn clock_overhead_us() -> Result<f64> {
     let mut latency = Latency::new()?;
     for _ in 0..10_000 {
@@ -91,7 +94,7 @@ pub(crate) fn clock_overhead_us() -> Result<f64> {
     Ok(latency.quantile_us(0.5))
 }
 
-/// The latencies of all callers by the second in which they ended.
+/// The latencies of all callers, by the second in which they ended.
 #[derive(Debug)]
 pub(crate) struct Timeline {
     origin: Instant,
@@ -100,18 +103,18 @@ pub(crate) struct Timeline {
 
 #[derive(Debug)]
 struct Points {
-    /// Seconds of a point.
+    /// The length of a point, in seconds.
     step: u64,
     points: Vec<Latency>,
 }
 
 impl Timeline {
-    /// Seconds are counted from `origin`.
+    /// Counts seconds from `origin`.
     pub(crate) fn new(origin: Instant) -> Arc<Self> {
         Arc::new(Self { origin, points: Mutex::new(Points { step: 1, points: Vec::new() }) })
     }
 
-    /// All of it together.
+    /// Returns the distribution of all latencies together.
     pub(crate) fn total(&self) -> Result<Latency> {
         let mut total = Latency::new()?;
         for point in &self.points.lock().unwrap_or_else(PoisonError::into_inner).points {
@@ -154,7 +157,7 @@ impl Points {
         usize::try_from(second / self.step).unwrap_or(usize::MAX)
     }
 
-    /// Two points become one.
+    /// Merges points in pairs.
     fn halve(&mut self) -> Result<()> {
         let old = std::mem::take(&mut self.points);
         let mut old = old.into_iter();
@@ -169,7 +172,8 @@ impl Points {
     }
 }
 
-/// What one caller records: handed to the timeline once a second, so that the callers don't meet at each call.
+/// The latencies of one caller. They are added to the timeline once a second, to keep contention
+/// low.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     timeline: Arc<Timeline>,
@@ -184,7 +188,7 @@ impl Recorder {
         Ok(Self { timeline, current: Latency::new()?, second: 0, second_ends })
     }
 
-    /// An operation that ended at `now`.
+    /// Records an operation that ended at `now`.
     pub(crate) fn record(&mut self, now: Instant, took: Duration) -> Result<()> {
         if now >= self.second_ends {
             self.hand_over()?;
@@ -195,7 +199,7 @@ impl Recorder {
         Ok(())
     }
 
-    /// What was recorded since the last time goes to the timeline.
+    /// Adds the latencies since the last call to the timeline.
     pub(crate) fn hand_over(&mut self) -> Result<()> {
         if self.current.count() > 0 {
             self.timeline.add(self.second, &self.current)?;
@@ -225,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn merged_is_as_if_recorded_in_one() {
+    fn merging_equals_recording_in_one() {
         let (mut one, mut other) = (Latency::new().unwrap(), Latency::new().unwrap());
         one.record(Duration::from_micros(1));
         other.record(Duration::from_secs(100));

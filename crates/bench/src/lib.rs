@@ -1,24 +1,25 @@
-//! The benchmark of Tidespool: what a spool does on this machine. Other engines are measured alike
-//! with this library.
+//! The benchmark of Tidespool, and the library that measures other engines in the same way.
 //!
-//! An engine is what an [`Opener`] opens; [`run_one`] runs a [`Plan`] on it and returns a [`Report`]. [`PlanArgs`] are the
-//! arguments of a plan on a command line, [`Builtin`] the engines that are built in. The benchmark as
-//! a whole is a [`command`], which `tidespool bench` and `tidespool-bench` run.
+//! An [`Opener`] opens an engine. [`run_one`] runs a [`Plan`] on it and returns a [`Report`].
+//! [`PlanArgs`] are the arguments of a plan on a command line; [`Builtin`] names the built-in
+//! engines. `tidespool-bench` and `tidespool bench` run [`command`].
 //!
 //! # Layout
 //!
-//! * `plan`, `args`, `size` – what is asked; `report` – what was found;
-//! * `engine` – what is measured; `builtin` – the tiered spool, [`LocalDiskSpool`], or the raw journal (`raw_journal`);
-//! * `runner` – from the plan to the report; `run` – what a workload works with and measures;
-//! * `interrupt` – how a run is stopped early; `figures` – rates, ratios and rounding;
-//! * `workloads` – what the callers do, one workload a file;
-//! * `callers`, `payload`, `latency` – what workloads share: tasks and their clock, messages, what is recorded;
-//! * `set`, `live` – messages that are stored and gone through; messages with a lifetime;
-//! * `disk`, `progress` – room, use and syncs of the disk; how far a long phase is;
+//! * `plan`, `args`, `size` – a run and its command line; `report` – its result;
+//! * `engine` – what is measured; `builtin` – the tiered spool, [`LocalDiskSpool`], or the raw
+//!   journal (`raw_journal`);
+//! * `runner` – runs a plan; `run` – the state and the figures of a workload;
+//! * `interrupt` – stops a run early; `figures` – rates, ratios and rounding;
+//! * `workloads` – one file for each workload;
+//! * `callers`, `payload`, `latency` – shared by workloads: tasks and their clock, messages,
+//!   recorded latencies;
+//! * `set`, `live` – sets of stored messages; messages with a lifetime;
+//! * `disk`, `progress` – free space, disk usage and bare syncs; the progress of a long phase;
 //! * `child` – the process that is killed;
-//! * `chart`, `plot` – lines as SVG; a run as a picture;
-//! * `proc` – what the kernel says of this process;
-//! * [`output`] – tables, exit codes and the line of an error, as in `tidespool`.
+//! * `chart`, `plot` – line charts as SVG; the chart of one run;
+//! * `proc` – the kernel's figures of this process;
+//! * [`output`] – tables, JSON lines, error lines and exit codes, which `tidespool` uses too.
 
 mod args;
 mod builtin;
@@ -73,9 +74,9 @@ struct Cli {
     args: command::Args,
 }
 
-/// Runs `tidespool-bench` with `args`, the name of the program first, and returns its exit code.
+/// Runs `tidespool-bench` with `args`, which begin with the name of the program.
 ///
-/// The codes are those of [`output::exit_code`]. An error is one line on standard error.
+/// Returns the code of [`output::exit_code`]. An error is one line on standard error.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,

@@ -1,4 +1,4 @@
-//! Messages that are there for a while: who is due, and when there is room for more.
+//! Messages with a lifetime: which are due for removal, and when another one may be stored.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -11,12 +11,12 @@ use crate::plan::{Lifetime, Plan};
 const SHORT: Duration = Duration::from_millis(10);
 const LONG: Duration = Duration::from_secs(1);
 
-/// How long one message is there.
+/// The lifetime of one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Life {
     Short,
     Long,
-    /// Until the end of the run, or until messages like it are half of what may be there.
+    /// Until the end of the run, or until endless messages are half of the live bytes allowed.
     Endless,
 }
 
@@ -34,20 +34,20 @@ impl Life {
     }
 }
 
-/// A message that is there.
+/// A live message.
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) id: SpoolId,
-    /// A second one that belongs to it.
+    /// The id of its metadata, if it has any.
     pub(crate) metadata: Option<SpoolId>,
     pub(crate) len: usize,
-    /// What its calls took until now.
+    /// The total time of its calls so far.
     pub(crate) took: Duration,
     pub(crate) life: Life,
     since: Instant,
 }
 
-/// One caller's messages.
+/// The live messages of one caller.
 #[derive(Debug)]
 pub(crate) struct LiveSet {
     short: VecDeque<Live>,
@@ -60,7 +60,8 @@ pub(crate) struct LiveSet {
 }
 
 impl LiveSet {
-    /// Each caller has an equal part of the plan's live bytes, so that no two have to agree; a message at least.
+    /// Each caller gets an equal share of the live bytes of the plan and needs no coordination. One
+    /// message is always allowed.
     pub(crate) fn new(plan: &Plan) -> Self {
         let bound = usize::try_from(plan.live_bytes).unwrap_or(usize::MAX) / plan.concurrency.max(1);
         Self {
@@ -74,7 +75,7 @@ impl LiveSet {
         }
     }
 
-    /// A message that is there since `now`.
+    /// Adds a message that is live since `now`.
     pub(crate) fn add(
         &mut self,
         id: SpoolId,
@@ -97,7 +98,7 @@ impl LiveSet {
         }
     }
 
-    /// A message whose life has ended.
+    /// Removes and returns a message whose lifetime has ended.
     pub(crate) fn due(&mut self, now: Instant) -> Option<Live> {
         let ended = |live: &mut Live, life| now.duration_since(live.since) >= life;
         let due = self
@@ -108,7 +109,7 @@ impl LiveSet {
         Some(self.took_out(due))
     }
 
-    /// `None`: there is room for one more. Else: when the next life ends.
+    /// Returns `None` if another message may be stored, otherwise when the next lifetime ends.
     pub(crate) fn full_until(&self) -> Option<Instant> {
         if self.bytes < self.bound {
             return None;
@@ -118,7 +119,7 @@ impl LiveSet {
         [short, long].into_iter().flatten().min()
     }
 
-    /// One that is still there at the end.
+    /// Removes and returns one of the messages left at the end of the run.
     pub(crate) fn rest(&mut self) -> Option<Live> {
         let left = self.short.pop_front().or_else(|| self.long.pop_front());
         let left = left.or_else(|| self.endless.pop_front())?;
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_set_waits_for_the_next_end() {
+    fn a_full_set_waits_for_the_next_removal() {
         let mut set = set(200);
         let start = Instant::now();
         add(&mut set, 60, Life::Long, start);
@@ -183,14 +184,14 @@ mod tests {
     }
 
     #[test]
-    fn what_never_ends_makes_room_at_half_of_the_bound() {
+    fn endless_messages_are_removed_above_half_of_the_bound() {
         let mut set = set(200);
         let start = Instant::now();
         let first = add(&mut set, 40, Life::Endless, start);
         assert!(set.due(start).is_none());
         add(&mut set, 1_000, Life::Endless, start);
         assert_eq!(set.due(start).unwrap().id, first);
-        // Larger than the bound, and alone: it goes too, so that the caller never waits for ever.
+        // A single message above the bound is removed too, so that the caller does not block.
         assert!(set.due(start).is_some() && set.full_until().is_none() && set.due(start).is_none());
     }
 

@@ -1,4 +1,5 @@
-//! A file for each message, as KumoMTA's local disk spool keeps them: what most mail servers do, to compare with.
+//! One file for each message, like the local disk spool of KumoMTA. Most mail servers work this
+//! way, so it is the baseline.
 
 use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
@@ -15,26 +16,28 @@ use tidespool_core::{Closed, Locked, NotFound, Spool, SpoolCallerDeadlineExceede
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-/// A spool of plain files. For comparison, not for mail: it has no checksums, and it does not sync directories.
+/// A spool of plain files, for comparison only: it has no checksums and does not sync directories.
 ///
-/// * A message is written to a temporary file in `new/` and renamed to `data/x/y/<id>`. With `force_sync` the file is
-///   synced (`fdatasync`) before the rename.
-/// * All system calls are made on tokio's blocking threads.
+/// * A message is written to a temporary file in `new/` and renamed to `data/x/y/<id>`. With
+///   `force_sync` the file is synced (`fdatasync`) before the rename.
+/// * All system calls run on tokio's blocking threads.
 #[derive(Debug)]
 pub struct LocalDiskSpool {
     root: PathBuf,
     runtime: Handle,
     closed: AtomicBool,
-    /// Read while a directory is made and a message put into it, written while empty ones are removed.
+    /// Read-locked to create a directory and put a message into it, write-locked to remove empty
+    /// ones.
     directories: Arc<RwLock<()>>,
-    /// Owned, so that `shutdown` can end them.
+    /// Owned, so that `shutdown` can end the tasks.
     enumerations: Mutex<JoinSet<()>>,
-    /// Held open: the lock lives as long as the file.
+    /// Held open: closing the file releases the lock.
     _lock: std::fs::File,
 }
 
 impl LocalDiskSpool {
-    /// Opens the spool in `root`, creating it where there is none, and drops what a crash left half written.
+    /// Opens the spool in `root`, creates it if it is missing, and deletes files that a crash left
+    /// incomplete.
     ///
     /// # Errors
     ///
@@ -57,7 +60,7 @@ impl LocalDiskSpool {
         })
     }
 
-    /// Runs `work` where it may block.
+    /// Runs `work` on a thread that may block.
     async fn blocking<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -94,14 +97,14 @@ fn prepare(root: &Path) -> Result<std::fs::File> {
     Ok(lock)
 }
 
-/// `data/x/y/<id>`: 256 directories, which the warm-up of a bench has soon made. Folds the whole id, so that ids minted
-/// in a row, which differ in few bytes, spread as well.
+/// Returns `data/x/y/<id>`, in one of 256 directories, which a warm-up soon creates. The hash
+/// covers the whole id: ids minted in a row differ in few bytes.
 fn place(root: &Path, id: SpoolId) -> PathBuf {
     let folded = id.as_bytes().iter().fold(0, |sum: u8, byte| sum ^ byte);
     root.join(format!("data/{:x}/{:x}/{id}", folded >> 4, folded & 0xf))
 }
 
-/// One `store`.
+/// The arguments of one `store`.
 struct Write {
     root: PathBuf,
     directories: Arc<RwLock<()>>,
@@ -121,7 +124,7 @@ impl Write {
         if self.sync {
             file.as_file().sync_data().with_context(|| format!("syncing {}", file.path().display()))?;
         }
-        // The last moment at which an error leaves nothing behind.
+        // After the rename an error would leave the message behind.
         self.in_time()?;
         let path = place(root, *id);
         rename(file, &path, &self.directories).with_context(|| format!("renaming to {}", path.display()))
@@ -135,7 +138,7 @@ impl Write {
     }
 }
 
-/// The directory is there nearly always, so it is made only when the rename misses it.
+/// The directory nearly always exists, so it is created only if the rename fails.
 fn rename(file: NamedTempFile, path: &Path, directories: &RwLock<()>) -> io::Result<()> {
     let file = match file.persist(path) {
         Ok(_) => return Ok(()),
@@ -147,7 +150,7 @@ fn rename(file: NamedTempFile, path: &Path, directories: &RwLock<()>) -> io::Res
     file.persist(path).map(drop).map_err(|err| err.error)
 }
 
-/// What is in a directory; nothing, where it was removed meanwhile or is a stray file.
+/// Lists a directory; empty if it was removed meanwhile or is a stray file.
 fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     match std::fs::read_dir(dir) {
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
@@ -156,7 +159,8 @@ fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     }
 }
 
-/// Sends everything below `data`, one directory after another: no more than one listing of each level is in memory.
+/// Sends every message below `data`, directory by directory. At most one listing of each level is
+/// in memory.
 async fn walk(data: PathBuf, sender: Sender<SpoolEntry>, start_time: DateTime<Utc>) -> Result<()> {
     let listed = |dir: PathBuf| tokio::task::spawn_blocking(move || list(&dir));
     for first in listed(data).await?? {
@@ -169,7 +173,7 @@ async fn walk(data: PathBuf, sender: Sender<SpoolEntry>, start_time: DateTime<Ut
                 }
                 let data = match tokio::task::spawn_blocking(move || std::fs::read(path)).await? {
                     Ok(data) => data,
-                    // Removed since it was listed.
+                    // Removed after it was listed.
                     Err(err) if err.kind() == ErrorKind::NotFound => continue,
                     Err(err) => return Err(err).with_context(|| format!("reading message {id}")),
                 };
@@ -242,7 +246,7 @@ impl Spool for LocalDiskSpool {
             for first in list(&data)? {
                 let _no_new_ones = directories.write().unwrap_or_else(PoisonError::into_inner);
                 for second in list(&first)? {
-                    // Only an empty directory can be removed, so trying is the check.
+                    // Removing fails unless the directory is empty, so no check is needed.
                     drop(std::fs::remove_dir(second));
                 }
                 drop(std::fs::remove_dir(first));
@@ -260,7 +264,7 @@ impl Spool for LocalDiskSpool {
         Ok(())
     }
 
-    /// Nothing is kept in memory.
+    /// The spool keeps nothing in memory.
     async fn advise_low_memory(&self) -> Result<isize> {
         Ok(0)
     }

@@ -40,8 +40,8 @@ pub fn exit_code(program: &str, result: Result<ExitCode>, flushed: io::Result<()
     }
 }
 
-/// Prints the help or the version if the command line asks for it, otherwise one line that says what
-/// is wrong with the arguments. Returns the exit code.
+/// Prints the help or the version if the command line asks for it, otherwise one line with the
+/// error in the arguments. Returns the exit code.
 pub fn usage(program: &str, err: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind as Kind;
     if matches!(

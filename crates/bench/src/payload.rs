@@ -1,4 +1,4 @@
-//! The messages: random bytes that nothing can compress, in sizes that repeat from run to run.
+//! The messages: incompressible random bytes, in sizes that the seed determines.
 
 use std::sync::Arc;
 
@@ -6,22 +6,22 @@ use tidespool_core::SpoolId;
 
 use crate::plan::Size;
 
-/// A message, as a store takes it.
+/// The payload of a message, as `store` takes it.
 pub(crate) type Payload = Arc<Box<[u8]>>;
 
-/// Where a message's bytes may begin in the pool. Small enough to stay in a cache, large enough that messages that are
-/// stored near one another, in one block of a database, seldom share bytes.
+/// Number of positions in the pool at which a payload can begin. The pool fits into a cache. It is
+/// large enough that messages in one block of a database rarely share bytes.
 const POOL_STARTS: usize = 1 << 20;
 
-/// Of the lognormal sizes of mail, the logarithm of the median (23 175 bytes) and the deviation: with the cap at 1 MiB
-/// the mean is 50 000 bytes.
+/// Logarithm of the median (23 175 bytes) and deviation of the lognormal sizes of mail. With the
+/// cap at 1 MiB the mean is 50 000 bytes.
 const MIX_MU: f64 = 10.050_831_648_579_287;
 const MIX_SIGMA: f64 = 1.25;
 
-/// Below this a mail is not one.
+/// The smallest size of `mix`.
 const MIX_SMALLEST: f64 = 256.0;
 
-/// Random bytes, made before the clock starts, of which every message is a copy of a part.
+/// Random bytes, generated before the clock starts. Every payload is a copy of a part of them.
 #[derive(Debug)]
 pub(crate) struct Pool {
     bytes: Vec<u8>,
@@ -35,7 +35,7 @@ impl Pool {
     }
 }
 
-/// One caller's messages.
+/// The source of the messages of one caller.
 #[derive(Debug)]
 pub(crate) struct Messages {
     pool: Arc<Pool>,
@@ -43,17 +43,18 @@ pub(crate) struct Messages {
 }
 
 impl Messages {
-    /// The same `seed` gives the same sizes and bytes, not the same ids.
+    /// The same `seed` gives the same sizes and bytes, but not the same ids.
     pub(crate) fn new(pool: Arc<Pool>, seed: u64) -> Self {
         Self { pool, random: Random::new(seed) }
     }
 
-    /// A new message.
+    /// Returns a new message.
     pub(crate) fn next(&mut self) -> (SpoolId, Payload) {
         (SpoolId::new(), self.payload(self.pool.size))
     }
 
-    /// Bytes in a buffer of their own, as a server has them: shared bytes would make any spool look small.
+    /// Returns bytes in a buffer of their own, as in a server. Shared bytes would make the memory
+    /// of any spool look small.
     pub(crate) fn payload(&mut self, size: Size) -> Payload {
         let len = self.random.size(size).min(self.pool.bytes.len());
         let starts = (self.pool.bytes.len() - len).min(POOL_STARTS) as u64;
@@ -62,13 +63,13 @@ impl Messages {
     }
 }
 
-/// xorshift64*: good enough to defeat compression and to spread loads, and it costs next to nothing.
+/// xorshift64*: cheap, and random enough to defeat compression and to spread load.
 #[derive(Debug, Clone)]
 pub(crate) struct Random(u64);
 
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {
-        // splitmix64: seeds that differ in a bit give states that differ in half of them. Zero would stay zero.
+        // splitmix64 spreads similar seeds. A state of zero would stay zero.
         let mut state = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
         state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -82,7 +83,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// 0 to `bound` − 1; 0 where the bound is 0.
+    /// Returns a number from 0 to `bound` − 1, or 0 if `bound` is 0.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         u64::try_from((u128::from(self.next()) * u128::from(bound)) >> 64).unwrap_or(0)
     }
@@ -107,7 +108,7 @@ impl Random {
         bytes
     }
 
-    /// Above 0, at most 1.
+    /// Returns a number above 0 and at most 1.
     #[expect(clippy::cast_precision_loss, reason = "53 bits are left, which is what it holds")]
     fn unit(&mut self) -> f64 {
         ((self.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64
@@ -120,7 +121,7 @@ impl Random {
             Size::Bytes(bytes) => bytes,
             Size::Metadata => 512 + usize::try_from(self.below(2_048 - 512 + 1)).unwrap_or(0),
             Size::Mix => {
-                // Box and Muller: two even numbers make a normal one.
+                // The Box–Muller transform makes a normal variate of two uniform ones.
                 let radius = (-2.0 * self.unit().ln()).sqrt();
                 let normal = radius * (std::f64::consts::TAU * self.unit()).cos();
                 let len = (MIX_MU + MIX_SIGMA * normal).exp();
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_what_they_say() {
+    fn payloads_have_the_size_of_the_plan() {
         for len in [1, 3, 4 << 20] {
             assert_eq!(messages(Size::Bytes(len), 1).next().1.len(), len);
         }

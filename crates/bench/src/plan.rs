@@ -1,4 +1,4 @@
-//! One run: what the callers do, with which messages, for how long.
+//! A plan: what the callers do, with which messages, and for how long.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,71 +9,79 @@ use serde::{Deserialize, Serialize};
 
 use crate::size;
 
-/// What a journal may hold where nothing else is said: the default of a spool's `journal_capacity`, in bytes.
+/// The default capacity of the journal in bytes, the same as that of a spool.
 pub const DEFAULT_JOURNAL_CAPACITY: u64 = 1 << 30;
 
-/// The workloads by name.
+/// The workloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Workload {
-    /// Stores new messages; at most 8192 messages and 64 MiB (not synced: 16 MiB) stay live, one for each caller at least, the oldest are removed, uncounted.
+    /// Store new messages. At most 8192 messages and 64 MiB (not synced: 16 MiB) stay live, at
+    /// least one for each caller. The oldest are removed; removals are not counted.
     Store,
-    /// Stores, loads and removes each message; an operation is a message, its latency the three calls together.
-    /// With --lifetime, it is removed when that is over.
+    /// Store, load and remove each message. An operation is a message, its latency the sum of the
+    /// three calls. With --lifetime the message is removed when its lifetime ends.
     Lifecycle,
-    /// Loads at random from a set stored before: at most 8192 messages and 16 MiB, and an eighth of --memory-budget.
+    /// Load at random from a set stored before: at most 8192 messages and 16 MiB, and an eighth of
+    /// --memory-budget.
     Load,
-    /// The same without a copy: load_shared. Only --engine tidespool.
+    /// The same without a copy (load_shared). Only --engine tidespool.
     LoadShared,
-    /// Loads each message of a set once, in random order, after a reopening with caches as small as the engine allows.
-    /// Ends when all are loaded, or with the duration. --drop-page-cache: the system's cache is emptied as well.
+    /// Load each message of a set once, in random order, after reopening with the smallest caches
+    /// that the engine allows. Ends when all are loaded, or after the duration. --drop-page-cache
+    /// also empties the page cache.
     LoadCold,
-    /// The two spools of a mail server: a body of --size and an envelope of 1 KiB are stored, both are loaded, the
-    /// envelope is stored again, both are removed; an operation is a message, its latency the seven calls together.
+    /// The two spools of a mail server. A body of --size and an envelope of 1 KiB are stored, both
+    /// are loaded, the envelope is stored again, both are removed. An operation is a message, its
+    /// latency the sum of the seven calls.
     Mail,
-    /// Each caller saves the metadata (512 bytes to 2 KiB) of one message of its own again and again.
+    /// Each caller repeatedly saves the metadata (512 bytes to 2 KiB) of one message of its own.
     Resave,
-    /// Stores without removing until --backlog-bytes are there (the measured part; --duration does not count), then
-    /// removes everything, in the order --drain says.
+    /// Store --backlog-bytes without removing (the measured part; --duration is ignored), then
+    /// remove everything in the order of --drain.
     Backlog,
-    /// Stores --messages, waits until they are durable, and removes them oldest first while all are younger than
-    /// their checkpoint; an operation is a removal.
+    /// Store --messages, wait until they are durable, and remove them oldest first, all before
+    /// their checkpoint. An operation is a removal.
     DrainYoung,
-    /// Stores --messages, reopens, and enumerates them, again and again; the latency is that of a whole enumeration.
+    /// Store --messages, reopen, and enumerate them repeatedly. The latency is that of a whole
+    /// enumeration.
     Enumerate,
-    /// Stores --messages, shuts down, and opens again, --rounds times; an operation is an opening.
+    /// Store --messages, shut down and open again, --rounds times. An operation is an open.
     OpenClean,
-    /// A child process stores --messages and is killed; an operation is the opening after that, --rounds times.
+    /// A child process stores --messages and is killed; then the spool is opened, --rounds times.
+    /// An operation is an open.
     OpenKilled,
-    /// What a mail server does: stores, 30 % of them synced, loads, re-saves of metadata, removals after lifetimes
-    /// with a heavy tail; an operation is a call.
+    /// The calls of a mail server: stores, 30 % of them synced, loads, re-saves of metadata, and
+    /// removals after lifetimes with a heavy tail. An operation is a call.
     Mixed,
-    /// Stores up to --messages small ones younger than their checkpoint. On the way, at 10 000, 100 000, 1 000 000
-    /// and at the end: the cost of a store, of a load from memory and of a removal, and the memory.
+    /// Store up to --messages small messages, before their checkpoint. At 10 000, 100 000, 1 000
+    /// 000 and at the end, measure the memory and the cost of a store, of a load from memory and of
+    /// a removal.
     Scale,
-    /// Whether resident memory keeps to --memory-budget [default: 256 MiB] with each of several mixes of messages: at most 1.15 times of it above the
-    /// base, which is the process before it opens the spool; else the command fails. Only --engine tidespool.
+    /// Check that resident memory keeps to --memory-budget [default: 256 MiB] with each of several
+    /// mixes of messages. It may be at most 1.15 times the budget above the base, which is the
+    /// process before it opens the spool; otherwise the command fails. Only --engine tidespool.
     Memory,
-    /// Twice as many stores, not synced, as the disk takes (measured first), whether those before are done or not; at
-    /// most --concurrency at a time, what comes while so many wait is turned away. Each message is removed long after
-    /// it is durable. Latencies count from when a store was due.
+    /// Offer twice as many unsynced stores as the disk sustains (measured first), on a fixed
+    /// schedule. At most --concurrency run at a time; further ones are turned away. Each message is
+    /// removed long after it is durable. Latencies count from when a store was due.
     Overload,
 }
 
-/// The payload bytes of messages.
+/// The payload size of messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "SizeText", into = "SizeText")]
 pub enum Size {
-    /// All alike.
+    /// All messages have this size.
     Bytes(usize),
-    /// Like mail: lognormal, 50 KB in the mean, at most 1 MiB.
+    /// Lognormal like mail: mean 50 KB, at most 1 MiB.
     Mix,
-    /// Like the metadata of messages: 512 bytes to 2 KiB, each as likely.
+    /// Like the metadata of messages: uniform from 512 bytes to 2 KiB.
     Metadata,
 }
 
 impl Size {
-    /// The most bytes that a message of this size has.
+    /// Returns the largest payload of this size, in bytes.
     #[must_use]
     pub fn largest(self) -> usize {
         match self {
@@ -83,7 +91,7 @@ impl Size {
         }
     }
 
-    /// The bytes of a message in the mean.
+    /// Returns the mean payload of this size, in bytes.
     #[must_use]
     pub fn mean(self) -> usize {
         match self {
@@ -116,7 +124,7 @@ impl fmt::Display for Size {
     }
 }
 
-/// In JSON: the number of bytes, or a word.
+/// The JSON form of [`Size`]: the number of bytes, or a word.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum SizeText {
@@ -144,7 +152,7 @@ impl TryFrom<SizeText> for Size {
     }
 }
 
-/// How long a message of `lifecycle` is there.
+/// How long `lifecycle` keeps a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum Lifetime {
     /// 10 milliseconds.
@@ -168,52 +176,54 @@ pub enum Drain {
     /// Oldest first.
     #[default]
     Order,
-    /// In random order.
+    /// Random order.
     Random,
 }
 
-/// One run. [`Plan::new`] has the defaults; the fields of other workloads are ignored.
+/// One run. [`Plan::new`] returns the defaults; fields that the workload does not use are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// What the callers do.
+    /// The workload that the callers run.
     pub workload: Workload,
     /// Payload bytes of a message. `resave` ignores it.
     pub size: Size,
-    /// Callers at a time; at least 1.
+    /// Number of concurrent callers; at least 1.
     pub concurrency: usize,
     /// Each store returns only when its message is on stable storage.
     pub force_sync: bool,
-    /// How long to run, the warm-up included.
+    /// Duration of the run, the warm-up included.
     pub duration: Duration,
-    /// Sizes and orders are drawn from this.
+    /// The seed of message sizes and of random orders.
     pub seed: u64,
-    /// The memory budget given to the engine, in bytes, where it has such a setting.
+    /// The memory budget of the engine in bytes, for engines that have one.
     pub memory_budget: Option<u64>,
-    /// The journal's capacity given to the engine, in bytes, where it has such a setting; also what `backlog` allows
-    /// on disk beside 1.5 × the live bytes.
+    /// The capacity of the journal in bytes, for engines that have one. `backlog` allows this on
+    /// disk besides 1.5 × the live bytes.
     pub journal_capacity: u64,
-    /// `lifecycle`: `None` removes each message at once.
+    /// `lifecycle`: `None` removes each message immediately.
     pub lifetime: Option<Lifetime>,
-    /// `lifecycle` with a lifetime and `mixed`: the most payload bytes that are there at a time; callers wait.
+    /// `lifecycle` with a lifetime and `mixed`: the upper bound of live payload bytes; callers
+    /// wait.
     pub live_bytes: u64,
     /// `backlog`: payload bytes to store.
     pub backlog_bytes: u64,
     /// `backlog`: the order of the removals.
     pub drain: Drain,
-    /// `backlog`: removals a second, all callers together; `None` is as fast as they go.
+    /// `backlog`: removals a second of all callers together; `None` is unlimited.
     pub drain_rate: Option<u32>,
-    /// The messages of a workload that stores a set of them; `None` is the workload's own default.
+    /// Number of messages of a workload that stores a set; `None` is the default of the workload.
     pub messages: Option<u64>,
-    /// `open-clean` and `open-killed`: how often.
+    /// `open-clean` and `open-killed`: number of rounds.
     pub rounds: u32,
-    /// `load-cold`, `enumerate` and `open-*`: the system's page cache lets go of the engine's files first.
+    /// `load-cold`, `enumerate` and `open-*`: first drop the files of the engine from the page
+    /// cache.
     pub drop_page_cache: bool,
-    /// `open-clean`: the index is deleted before each opening, and every message is loaded after it.
+    /// `open-clean`: delete the index before each open, and load every message after it.
     pub lose_index: bool,
 }
 
 impl Plan {
-    /// The plan of `tidespool bench --workload …` without further arguments.
+    /// Returns the plan of `tidespool bench --workload …` without further arguments.
     #[must_use]
     pub fn new(workload: Workload) -> Self {
         Self {
@@ -239,19 +249,19 @@ impl Plan {
 }
 
 impl Workload {
-    /// Callers at a time where nothing else is said.
+    /// Returns the default number of concurrent callers.
     #[must_use]
     pub fn default_concurrency(self) -> usize {
         if self == Self::Overload { 256 } else { 64 }
     }
 
-    /// How long to run where nothing else is said.
+    /// Returns the default duration.
     #[must_use]
     pub fn default_duration(self) -> Duration {
         Duration::from_secs(if self == Self::Overload { 30 } else { 5 })
     }
 
-    /// The size where none is given: 16 KiB for most.
+    /// Returns the default size: 16 KiB for most workloads.
     #[must_use]
     pub fn default_size(self) -> Size {
         match self {
@@ -282,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_survives_the_way_to_a_child_process() {
+    fn a_plan_can_be_passed_to_a_child_process() {
         let plan =
             Plan { size: Size::Mix, lifetime: Some(Lifetime::TenMillis), ..Plan::new(Workload::OpenKilled) };
         let text = serde_json::to_string(&plan).unwrap();

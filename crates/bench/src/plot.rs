@@ -1,18 +1,18 @@
-//! A run of `overload` as a picture: latency over time, and below it how much was dirty.
+//! The chart of an `overload` run: latency over time, and below it the dirty bytes.
 
 use crate::chart::{Chart, HEIGHT, Scale, WIDTH, seconds};
 use crate::report::{Moment, Report};
 
-/// Readable on light and dark.
+/// Readable on light and dark backgrounds.
 const STYLE: &str = "text{font:11px system-ui,sans-serif;fill:#808488}.title{font-size:13px}.mid{text-anchor:middle}.end{text-anchor:end}\
 .grid{stroke:#80848840;stroke-width:1}path{fill:none;stroke-width:1.4;stroke-linejoin:round}\
 .p50{stroke:#0b8fcb}.p99{stroke:#d6409f}.max{stroke:#e5484d;stroke-width:.8}.dirty{stroke:#218358}\
 text.p50,text.p99,text.max,text.dirty{stroke:none}text.p50{fill:#0b8fcb}text.p99{fill:#d6409f}text.max{fill:#e5484d}";
 
-/// Where the title is.
+/// The height of the title.
 const HEAD: f64 = 28.0;
 
-/// The picture; a file of its own. Without [`Report::moments`] there is only its title.
+/// Returns a complete SVG file. Without [`Report::moments`] it has only the title.
 pub(crate) fn overload(report: &Report) -> String {
     let seconds_of = |moment: &Moment| moment.at_ms as f64 / 1e3;
     let points = |value: &dyn Fn(&Moment) -> f64| -> Vec<(f64, f64)> {

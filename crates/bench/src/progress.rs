@@ -1,4 +1,4 @@
-//! How far a long phase is: one line on a terminal, which is written over.
+//! The progress of a long phase: one line on a terminal, updated in place.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,14 +6,15 @@ use std::time::Duration;
 
 const SHOW_EVERY: Duration = Duration::from_millis(500);
 
-/// Waits for `work`, and shows meanwhile how much of `total` is `done`, where standard error is a terminal.
+/// Awaits `work` and meanwhile shows how much of `total` is `done`, if standard error is a
+/// terminal.
 pub(crate) async fn shown<T>(what: &str, done: &AtomicU64, total: u64, work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     if !std::io::stderr().is_terminal() {
         return work.await;
     }
     let mut ticks = tokio::time::interval(SHOW_EVERY);
-    // The first tick comes at once.
+    // The first tick completes immediately.
     ticks.tick().await;
     let mut shown = false;
     loop {
@@ -40,7 +41,7 @@ fn line(what: &str, done: u64, total: u64) -> String {
 
 fn print(text: &str) {
     let mut err = std::io::stderr();
-    // Where standard error is closed there is nobody to tell.
+    // Standard error may be closed.
     drop(err.write_all(text.as_bytes()).and_then(|()| err.flush()));
 }
 
@@ -49,14 +50,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_tells_the_share_and_never_more_than_all() {
+    fn the_line_shows_the_share_and_at_most_100_percent() {
         assert_eq!(line("storing", 5, 20), "\r\x1b[Kstoring: 25 % (5 of 20)");
         assert_eq!(line("storing", 25, 20), "\r\x1b[Kstoring: 100 % (20 of 20)");
         assert!(line("storing", 0, 0).contains("100 %"));
     }
 
     #[tokio::test]
-    async fn the_result_is_that_of_the_work() {
+    async fn the_result_of_the_work_is_returned() {
         assert_eq!(shown("adding", &AtomicU64::new(0), 1, async { 1 + 1 }).await, 2);
     }
 }

@@ -1,7 +1,8 @@
-//! The machine's limit: the same batches as a journal's, appended and synced, with nothing else done.
+//! The limit of the machine: the batches of a journal, appended and synced, and nothing else.
 //!
-//! No headers, no checksums, no index, no recovery: what was written is never read. One writer thread takes everything
-//! that waits, writes it with one vectored write at a multiple of 4 096, syncs once, and wakes all waiters.
+//! There are no headers, checksums, index or recovery: nothing is read back. One writer thread
+//! takes all waiting messages, writes them with one vectored write at a multiple of 4 096, syncs
+//! once and wakes all waiters.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -15,18 +16,18 @@ use tokio::sync::{mpsc, oneshot};
 /// Bytes of a segment, unless a message is larger.
 const SEGMENT_SIZE: usize = 32 << 20;
 
-/// Used one after another, and then again from the first.
+/// Number of segments, which are used in turn.
 const SEGMENTS: usize = 4;
 
-/// Each batch starts at a multiple of this, so that no write has to read a page, or to write one twice.
+/// Each batch starts at a multiple of this, so that no page is read or written twice.
 const ALIGNMENT: usize = 4_096;
 
-/// How many slices one vectored write may have (`IOV_MAX`).
+/// The most slices of one vectored write (`IOV_MAX`).
 const MAX_SLICES: usize = 1_024;
 
 static ZEROS: [u8; ALIGNMENT] = [0; ALIGNMENT];
 
-/// A message that waits for its batch.
+/// A message in the queue.
 struct Append {
     data: Arc<Box<[u8]>>,
     done: oneshot::Sender<Result<(), Arc<io::Error>>>,
@@ -37,7 +38,7 @@ enum Request {
     Stop,
 }
 
-/// A journal that is never read. The handle on its writer thread.
+/// The handle of a journal that is never read, and of its writer thread.
 #[derive(Debug)]
 pub struct RawJournal {
     requests: mpsc::Sender<Request>,
@@ -45,9 +46,10 @@ pub struct RawJournal {
 }
 
 impl RawJournal {
-    /// Prewrites the segments in `dir` and starts the writer. Blocks.
+    /// Preallocates the segments in `dir` and starts the writer. Blocks.
     ///
-    /// At most `concurrency` messages wait at a time, of at most `largest` bytes each. `sync`: each batch is synced.
+    /// At most `concurrency` messages of at most `largest` bytes each wait at a time. With `sync`
+    /// each batch is synced.
     ///
     /// # Errors
     ///
@@ -62,7 +64,7 @@ impl RawJournal {
         Ok(Self { requests, writer: Mutex::new(Some(writer)) })
     }
 
-    /// Appends a message; returns when the batch it is in is written, and synced where the journal syncs.
+    /// Appends a message. Returns when its batch is written, and synced if the journal syncs.
     pub(crate) async fn store(&self, data: Arc<Box<[u8]>>) -> Result<()> {
         let (done, written) = oneshot::channel();
         let stopped = || anyhow!("the writer of the raw journal has stopped");
@@ -78,14 +80,14 @@ impl RawJournal {
         let Some(writer) = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return Ok(());
         };
-        // An error says that it has stopped already: joining tells why.
+        // An error means that the writer has stopped already; joining it returns the reason.
         drop(self.requests.send(Request::Stop).await);
         let joined = tokio::task::spawn_blocking(move || writer.join()).await?;
         joined.map_err(|_| anyhow!("the writer of the raw journal panicked"))?
     }
 }
 
-/// The writer thread, until it is told to stop.
+/// The writer thread. It runs until the stop request.
 fn write_batches(
     mut segments: Segments,
     mut waiting: mpsc::Receiver<Request>,
@@ -106,7 +108,7 @@ fn write_batches(
             let fitting = segments.make_room(&batch);
             let result = segments.append(batch.get(..fitting).unwrap_or(&batch), sync).map_err(Arc::new);
             for append in batch.drain(..fitting) {
-                // A caller that has gone needs no answer.
+                // The caller may have been dropped.
                 drop(append.done.send(result.clone()));
             }
         }
@@ -114,13 +116,13 @@ fn write_batches(
     segments.sync_all()
 }
 
-/// Prewritten files, used round robin.
+/// Preallocated files, used in turn.
 struct Segments {
     files: Vec<File>,
     size: usize,
-    /// The file in use.
+    /// The index of the segment in use.
     current: usize,
-    /// Where its next batch goes.
+    /// Where the next batch starts in it.
     position: usize,
 }
 
@@ -139,7 +141,8 @@ impl Segments {
         Ok(Self { files, size, current: 0, position: 0 })
     }
 
-    /// How many of `batch` fit into the segment in use, or into the next one where none does. At least 1.
+    /// Returns how many messages of `batch` fit into the segment in use, at least 1. Switches to
+    /// the next segment if none does.
     fn make_room(&mut self, batch: &[Append]) -> usize {
         let fitting = fitting(batch, self.size - self.position);
         if fitting > 0 {
@@ -150,7 +153,7 @@ impl Segments {
         fitting_or_one(batch, self.size)
     }
 
-    /// One vectored write, one sync.
+    /// Appends with one vectored write and one sync.
     fn append(&mut self, batch: &[Append], sync: bool) -> io::Result<()> {
         let bytes: usize = batch.iter().map(|append| append.data.len()).sum();
         let padding = padded(bytes) - bytes;
@@ -176,7 +179,7 @@ impl Segments {
     }
 }
 
-/// How many messages from the front of `batch` fit into `room` bytes.
+/// Returns how many messages from the front of `batch` fit into `room` bytes.
 fn fitting(batch: &[Append], room: usize) -> usize {
     let mut bytes = 0;
     batch
@@ -188,7 +191,7 @@ fn fitting(batch: &[Append], room: usize) -> usize {
         .count()
 }
 
-/// A segment is made to hold the largest message, so one always fits into an empty one.
+/// Returns at least 1: an empty segment holds the largest message.
 fn fitting_or_one(batch: &[Append], room: usize) -> usize {
     fitting(batch, room).max(1)
 }
@@ -197,7 +200,7 @@ fn padded(bytes: usize) -> usize {
     bytes.next_multiple_of(ALIGNMENT)
 }
 
-/// A file full of zeros, synced: from now on writing into it changes no metadata.
+/// Creates a file of zeros and syncs it. Later writes into it change no metadata.
 pub(crate) fn prewritten(path: &Path, size: usize) -> io::Result<File> {
     let file = File::create_new(path)?;
     let zeros = vec![0; 1 << 20];
@@ -213,8 +216,8 @@ pub(crate) fn prewritten(path: &Path, size: usize) -> io::Result<File> {
     Ok(file)
 }
 
-/// Lets the page cache forget a file that is on disk. Its pages would never be read; and where prewriting left large
-/// folios, the kernel counts a whole folio as written for each 4 096 bytes that change in it.
+/// Drops a file on disk from the page cache. Its pages are never read. If preallocation left large
+/// folios, the kernel would count a whole folio as written for each 4 096 bytes changed in it.
 fn forget_pages(file: &File) -> io::Result<()> {
     Ok(rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?)
 }
@@ -258,7 +261,7 @@ mod tests {
                 segments.append(&batch, true).unwrap();
             }
         }
-        // The first segment was used twice, and the last one once.
+        // The first segment was used twice, the last one once.
         for (slot, first) in [(0, 41), (SEGMENTS - 1, 31)] {
             let bytes = read(dir.path(), slot);
             assert_eq!(bytes.len(), 2 * ALIGNMENT);
@@ -292,7 +295,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn callers_are_answered_and_a_stopped_journal_says_so() {
+    async fn callers_get_results_and_a_stopped_journal_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Arc::new(RawJournal::create(dir.path(), 4, 100, true).unwrap());
         let callers: Vec<_> = (0..4)

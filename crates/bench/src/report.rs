@@ -1,4 +1,4 @@
-//! What a run found: one line of JSON with fixed keys, or a table.
+//! The result of a run: one line of JSON with stable keys, or a table.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -9,49 +9,50 @@ use serde::{Deserialize, Serialize};
 use crate::output::{bytes, two_columns};
 use crate::plan::{Size, Workload};
 
-/// The key in [`Report::extra`] of what the clock adds to each latency, in microseconds.
+/// The key in [`Report::extra`] of the latency that the clock adds to each operation, in
+/// microseconds.
 pub(crate) const CLOCK_OVERHEAD: &str = "clock_overhead_us";
 
-/// What a run found. The fields are the keys of the JSON line, in this order; stable.
+/// The result of a run. The fields are the keys of the JSON line, in this order; both are stable.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The name that the opener gave.
+    /// The name of the engine, from its opener.
     pub engine: String,
-    /// What was done.
+    /// The workload of the plan.
     pub workload: Workload,
-    /// Payload bytes of a message: a number, or `"mix"` or `"metadata"`.
+    /// Payload bytes of a message: a number, `"mix"` or `"metadata"`.
     pub size: Size,
-    /// Callers at a time.
+    /// Number of concurrent callers.
     pub concurrency: usize,
-    /// Whether each store had to be on stable storage.
+    /// Whether each store waited for stable storage.
     pub force_sync: bool,
-    /// Measured, from the end of the warm-up to the end of the last call.
+    /// Measured time, from the end of the warm-up to the end of the last call.
     pub seconds: f64,
-    /// What the workload counts: calls; for `lifecycle` messages whose life ended, for `enumerate` messages sent, for
-    /// `open-*` openings.
+    /// Number of operations: calls; for `lifecycle` messages whose lifetime ended, for `enumerate`
+    /// messages sent, for `open-*` opens.
     pub ops: u64,
     /// `ops / seconds`.
     pub ops_per_s: f64,
-    /// Payload bytes of these a second, in units of 1 000 000.
+    /// Payload bytes of the operations a second, in units of 1 000 000.
     pub mb_per_s: f64,
-    /// The latency, in microseconds, that half of all operations did not exceed.
+    /// The median latency of an operation, in microseconds.
     pub p50_us: f64,
-    /// The same for 99 %.
+    /// The 99 % quantile.
     pub p99_us: f64,
-    /// The same for 99.9 %.
+    /// The 99.9 % quantile.
     pub p999_us: f64,
-    /// The longest.
+    /// The maximum.
     pub max_us: f64,
-    /// From the end of the warm-up to after the shutdown.
+    /// Bytes written from the end of the warm-up until after the shutdown.
     pub disk_write_bytes: u64,
-    /// Of the whole run, fill phases included.
+    /// Peak resident memory of the whole run, fill phases included.
     pub peak_rss_bytes: u64,
-    /// The latency curve: `[quantile, µs]`, quantiles 0 to 0.99999, in order.
+    /// The latency curve: `[quantile, µs]` for quantiles from 0 to 0.99999, in order.
     pub percentiles: Vec<(f64, f64)>,
-    /// The latency over time, oldest first; `null` where time has no meaning (`enumerate`, `open-*`).
+    /// The latency over time, oldest first; `null` if it has no meaning (`enumerate`, `open-*`).
     pub series: Option<Vec<Second>>,
-    /// What only some workloads have, by name; the unit is in the name. Every run has `clock_overhead_us`: what the clock
-    /// adds to each latency.
+    /// Further figures by name, which depend on the workload. The name contains the unit. Every run
+    /// has `clock_overhead_us`: the latency that the clock adds to each operation.
     ///
     /// | workload | keys |
     /// |---|---|
@@ -66,28 +67,29 @@ pub struct Report {
     /// | `overload` | `drain_per_s`, `drain_mb_per_s`: stores that the disk took, measured before; `offered`, `turned_away` because so many as `concurrency` waited, `refused_unhealthy`, `refused_backpressure`; `longest_stall_ms`: the longest time in which no store was done while at least one waited, `stalls_over_100ms`; `longest_without_commit_ms`: the longest time in which the disk did not finish a commit, to 20 ms; `sync_max_ms`, of the whole run; `dirty_fraction_mean`, `dirty_fraction_max`, `unhealthy_share` of the time |
     /// | `scale` | for each number of live messages N: `store_…_us_at_N`, `load_…_us_at_N`, `remove_…_us_at_N` (`p50`, `p99`, `mean`), `resident_bytes_at_N`, `resident_bytes_per_message_at_N` (since the N before), and of the tiered spool `index_bytes_per_message_at_N`; `store_p50_growth`, `load_p50_growth`, `remove_p50_growth` from the first N to the last |
     pub extra: BTreeMap<String, f64>,
-    /// `overload`: how it went, finer than `series`; what `--plot` draws. Not there for other workloads.
+    /// `overload`: the run in steps shorter than those of `series`, which `--plot` draws. Other
+    /// workloads do not have it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub moments: Vec<Moment>,
 }
 
 /// A point of [`Report::moments`]: in JSON `[at_ms, p50_us, p99_us, max_us, ops, dirty_fraction]`.
 ///
-/// Mostly 100 ms long. A long run has longer ones: at most 600, all of one length.
+/// Usually 100 ms long. A long run has longer points of one length, at most 600.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(from = "(u64, f64, f64, f64, u64, f64)", into = "(u64, f64, f64, f64, u64, f64)")]
 pub struct Moment {
-    /// When it began, in milliseconds since the first store was due.
+    /// When the point began, in milliseconds since the first store was due.
     pub at_ms: u64,
-    /// The p50 of the stores that were done in it, in microseconds; 0 where there were none.
+    /// The p50 of the stores that completed in it, in microseconds; 0 without stores.
     pub p50_us: f64,
-    /// Their p99.
+    /// The p99 of these stores.
     pub p99_us: f64,
-    /// The longest.
+    /// The maximum of these stores.
     pub max_us: f64,
-    /// How many there were.
+    /// The number of these stores.
     pub ops: u64,
-    /// The most that was seen of dirty bytes / dirty limit, 0 to 1 and more.
+    /// The highest sample of dirty bytes / dirty limit; may exceed 1.
     pub dirty_fraction: f64,
 }
 
@@ -105,19 +107,19 @@ impl From<Moment> for (u64, f64, f64, f64, u64, f64) {
 
 /// A point of [`Report::series`]: in JSON `[second, p50_us, p99_us, p999_us, ops]`.
 ///
-/// Mostly one second. A long run has fewer, longer ones: at most 300, all of one length.
+/// Usually one second long. A long run has longer points of one length, at most 300.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(from = "(u64, f64, f64, f64, u64)", into = "(u64, f64, f64, f64, u64)")]
 pub struct Second {
-    /// When it began, since the end of the warm-up.
+    /// When the point began, in seconds since the end of the warm-up.
     pub second: u64,
     /// The p50 of the operations that ended in it, in microseconds.
     pub p50_us: f64,
-    /// Their p99.
+    /// The p99 of these operations.
     pub p99_us: f64,
-    /// Their p99.9.
+    /// The p99.9 of these operations.
     pub p999_us: f64,
-    /// How many there were.
+    /// The number of these operations.
     pub ops: u64,
 }
 
@@ -134,7 +136,7 @@ impl From<Second> for (u64, f64, f64, f64, u64) {
 }
 
 impl Report {
-    /// Writes the table for people. Curve and series are only in the JSON.
+    /// Writes the report as a table, without the latency curve and the series.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! One run: what a workload works with, and what it measures.
+//! The state of a run that a workload uses, and the figures that it returns.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,26 +17,25 @@ use crate::plan::Plan;
 use crate::proc;
 use crate::report::{Moment, Second};
 
-/// Where an engine cannot tell when everything is durable, or when its background work is done: nothing more has been
-/// written for this long.
+/// How long nothing more must have been written before background work counts as done.
 pub(crate) const QUIET: Duration = Duration::from_millis(1_500);
 
-/// What a workload has to work with.
+/// The state of a run that a workload uses.
 pub(crate) struct Run<'a> {
     pub(crate) opener: &'a dyn Opener,
     pub(crate) plan: Arc<Plan>,
     pub(crate) pool: Arc<Pool>,
-    /// For what the workload itself writes.
+    /// For files of the workload itself.
     pub(crate) dir: PathBuf,
-    /// The engine's own.
+    /// For files of the engine.
     pub(crate) engine_dir: PathBuf,
     pub(crate) stop: Stop,
-    /// See `set::settle`.
+    /// How long [`settle`](crate::set::settle) waits without a write: [`QUIET`], except in tests.
     pub(crate) quiet: Duration,
 }
 
 impl Run<'_> {
-    /// Opens the engine as `needs` says, lets `work` use it, and shuts it down whatever happened.
+    /// Opens the engine with `needs`, passes it to `work`, and shuts it down even after an error.
     pub(crate) async fn with<T>(
         &self,
         needs: &Needs,
@@ -45,7 +44,7 @@ impl Run<'_> {
         self.with_in(&self.engine_dir, needs, work).await
     }
 
-    /// The same with the engine in `dir`, which is made.
+    /// The same as [`with`](Self::with), with the engine in `dir`, which is created.
     pub(crate) async fn with_in<T>(
         &self,
         dir: &Path,
@@ -72,12 +71,12 @@ impl Run<'_> {
     }
 }
 
-/// What a workload found.
+/// The figures that a workload returns.
 #[derive(Debug)]
 pub(crate) struct Measured {
     pub(crate) seconds: f64,
     pub(crate) ops: u64,
-    /// Payload bytes of these.
+    /// Payload bytes of the operations.
     pub(crate) bytes: u64,
     pub(crate) latency: Latency,
     pub(crate) series: Option<Vec<Second>>,
@@ -86,12 +85,12 @@ pub(crate) struct Measured {
     pub(crate) moments: Vec<Moment>,
 }
 
-/// Bytes written to disk.
+/// The bytes written to disk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Written {
-    /// From when the kernel's count was this until after the shutdown.
+    /// Written from this kernel count until after the shutdown.
     Since(u64),
-    /// So many.
+    /// This number of bytes.
     Bytes(u64),
 }
 
@@ -115,19 +114,19 @@ impl Measured {
         self.extra.insert(name.into(), rounded(value));
     }
 
-    /// The same for bytes and counts.
+    /// Adds a number of bytes or a count to `extra`.
     pub(crate) fn extra_count(&mut self, name: impl Into<String>, value: u64) {
         self.extra(name, ratio(value, 1));
     }
 
-    /// Once the engine is shut down: what the operations cost on disk.
+    /// Adds the bytes written for each operation. The engine must be shut down.
     pub(crate) fn extra_bytes_per_message(&mut self) -> Result<()> {
         let written = self.disk_write_bytes()?;
         self.extra("bytes_per_message", ratio(written, self.ops));
         Ok(())
     }
 
-    /// Another part of the same work, which came after this one.
+    /// Adds the figures of a later part of the same work.
     pub(crate) fn append(&mut self, next: Self) -> Result<()> {
         self.seconds += next.seconds;
         self.ops += next.ops;
@@ -140,7 +139,7 @@ impl Measured {
         Ok(())
     }
 
-    /// Bytes written to disk until now, which is after the shutdown.
+    /// Returns the bytes written to disk so far. The engine must be shut down.
     pub(crate) fn disk_write_bytes(&self) -> Result<u64> {
         match self.written {
             Written::Since(before) => Ok(proc::disk_write_bytes()?.saturating_sub(before)),

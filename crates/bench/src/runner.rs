@@ -1,4 +1,4 @@
-//! Runs a plan and makes its report.
+//! Runs a plan and returns its report.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,17 +17,19 @@ use crate::report::{CLOCK_OVERHEAD, Report};
 use crate::run::{Measured, QUIET, Run};
 use crate::workloads;
 
-/// Begins the line on standard error after a second interrupt, whichever program runs the benchmark.
+/// Begins the line on standard error after a second interrupt, in every program.
 const PROGRAM: &str = "tidespool";
 
-/// Runs a plan on the engine of `opener` in `dir`, an empty directory, and leaves the engine's files there.
+/// Runs a plan on the engine of `opener` in `dir`, an empty directory. The files of the engine
+/// remain there.
 ///
-/// One run a process: peak memory and disk writes are the process's. The first Ctrl-C ends the run in order, the second
-/// one ends the process.
+/// A process should run one plan: peak memory and disk writes are those of the process. The first
+/// Ctrl-C ends the run cleanly, the second one ends the process.
 ///
 /// # Errors
 ///
-/// [`Interrupted`]; the engine's first error; an engine that cannot do what the workload asks; a disk without the room.
+/// [`Interrupted`]; the first error of the engine; an engine that does not support the workload;
+/// too little disk space.
 pub async fn run_one(opener: &dyn Opener, plan: Plan, dir: &Path) -> Result<Report> {
     let stop = Stop::default();
     let watcher = tokio::spawn(watch_for_interrupts(stop.clone(), dir.to_owned()));
@@ -36,7 +38,7 @@ pub async fn run_one(opener: &dyn Opener, plan: Plan, dir: &Path) -> Result<Repo
     report
 }
 
-/// The same without a handler of signals: `stop` ends it.
+/// Runs the plan without a signal handler; `stop` ends it.
 async fn run_until(opener: &dyn Opener, mut plan: Plan, dir: &Path, stop: Stop) -> Result<Report> {
     if plan.workload == Workload::Resave {
         plan.size = Size::Metadata;
@@ -90,10 +92,10 @@ fn report(run: &Run<'_>, measured: Measured) -> Result<Report> {
     })
 }
 
-/// The first interrupt ends the run in order; the second one ends the process.
+/// The first interrupt sets `stop`, the second one ends the process.
 async fn watch_for_interrupts(stop: Stop, dir: PathBuf) {
     if tokio::signal::ctrl_c().await.is_err() {
-        // Without a handler an interrupt just ends the process.
+        // Without a handler an interrupt ends the process.
         return;
     }
     stop.set();

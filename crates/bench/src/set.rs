@@ -1,4 +1,4 @@
-//! A set of messages: storing it, and going through it once.
+//! Sets of messages: storing a set, and loading or removing each of its messages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -15,16 +15,16 @@ use crate::progress;
 use crate::run::Run;
 use crate::{disk, proc};
 
-/// Callers that fill, where filling is not what is measured; more, where the plan has more.
+/// The least number of callers that fill a set when filling is not measured.
 const FILLERS: usize = 64;
 
 /// The longest that [`settle`] waits.
 const SETTLED_AFTER: Duration = Duration::from_secs(120);
 
-/// Headers, keys and their like, for each message, when the room on the disk is looked at.
+/// Bytes of headers, keys and the like for each message, in the check of free disk space.
 const OVERHEAD: u64 = 256;
 
-/// A message that is there.
+/// A stored message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stored {
     pub(crate) id: SpoolId,
@@ -32,11 +32,11 @@ pub(crate) struct Stored {
     pub(crate) len: u32,
 }
 
-/// How much is stored.
+/// How much to store.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Amount {
     Messages(u64),
-    /// Payload bytes, at least.
+    /// Payload bytes, at least this many.
     Bytes(u64),
 }
 
@@ -55,17 +55,17 @@ impl Amount {
     }
 }
 
-/// What is done with each message of a set.
+/// What to do with each message of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     Load,
     Remove,
 }
 
-/// Stores a set, with a few dozen callers where the plan has less, and says how far it is on a terminal. Its disk has
-/// to have twice the room.
+/// Stores a set and shows the progress on a terminal. The callers are those of the plan, at least
+/// [`FILLERS`]. The disk must have twice the space of the set.
 ///
-/// Returns the messages oldest first. After an interrupt they are fewer.
+/// Returns the messages oldest first. After an interrupt they are fewer than `count`.
 pub(crate) async fn fill(run: &Run<'_>, engine: &Arc<Engine>, count: u64) -> Result<Vec<Stored>> {
     let mean = run.plan.size.mean() as u64;
     disk::require(&run.dir, count.saturating_mul(mean + OVERHEAD).saturating_mul(2))?;
@@ -75,7 +75,7 @@ pub(crate) async fn fill(run: &Run<'_>, engine: &Arc<Engine>, count: u64) -> Res
     Ok(stored)
 }
 
-/// The same as a measured part, with the plan's own callers. `live` counts the payload bytes.
+/// Stores a set as a measured part, with the callers of the plan. Adds the payload bytes to `live`.
 pub(crate) async fn store(
     run: &Run<'_>,
     engine: &Arc<Engine>,
@@ -91,7 +91,7 @@ pub(crate) async fn store(
     for part in parts {
         stored.extend(part);
     }
-    // Ids are minted in the order of time.
+    // The ids are in the order of time.
     stored.sort_unstable_by_key(|message| message.id);
     Ok((done, stored))
 }
@@ -119,8 +119,8 @@ async fn store_some(
     Ok((caller, stored))
 }
 
-/// Loads or removes each message of a set once, in the set's order, with the plan's callers; where the plan has a
-/// `drain_rate`, no earlier than it says. `live` counts the payload bytes down where they are removed.
+/// Loads or removes each message of a set once, in order, with the callers of the plan. If the plan
+/// has a `drain_rate`, it limits their rate. Removals subtract the payload bytes from `live`.
 pub(crate) async fn go_through(
     run: &Run<'_>,
     engine: &Arc<Engine>,
@@ -165,8 +165,9 @@ pub(crate) async fn go_through(
     Ok(progress::shown(what, &gone, total, going).await?.0)
 }
 
-/// Waits until everything is durable, where the engine can tell, and until nothing more is written: background work
-/// that follows at once is done then. Work that the engine starts later is not waited for.
+/// Waits until everything is durable, if the engine reports it, and until no more is written for a
+/// while: then background work that follows immediately is done. Work that the engine starts later
+/// is not covered.
 pub(crate) async fn settle(run: &Run<'_>, engine: &Engine) -> Result<()> {
     let begun = Instant::now();
     let mut written = proc::disk_write_bytes()?;

@@ -1,18 +1,18 @@
-//! Sizes on the command line: plain bytes, or with a unit.
+//! Parses sizes on the command line: bytes, with or without a unit.
 
 use bytesize::ByteSize;
 
-/// The largest payload that `bench` makes.
+/// The largest payload of the benchmark.
 const LARGEST_PAYLOAD: u64 = 1 << 30;
 
-/// Bytes: `16384`, `16KiB` (1 024 bytes each), `16KB` (1 000 bytes each).
+/// Parses a number of bytes: `16384`, `16KiB` (1 024 bytes each), `16KB` (1 000 bytes each).
 pub(crate) fn parse(text: &str) -> Result<u64, String> {
     text.parse::<ByteSize>()
         .map(|size| size.as_u64())
         .map_err(|_| "expected a size, such as 16384, 16KiB or 1.5MiB".to_owned())
 }
 
-/// The size of a message: 1 byte to 1 GiB.
+/// Parses the size of a message: 1 byte to 1 GiB.
 pub(crate) fn parse_payload(text: &str) -> Result<usize, String> {
     let size = parse(text)?;
     if size == 0 || size > LARGEST_PAYLOAD {
@@ -35,7 +35,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused() {
+    fn invalid_sizes_are_rejected() {
         for text in ["", "KiB", "16x", "-1", "1e3", "16 KiB each"] {
             assert!(parse(text).is_err(), "{text:?}");
         }

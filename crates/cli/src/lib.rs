@@ -1,22 +1,24 @@
-//! The `tidespool` command: look into a spool's directory, verify it, save what is whole in a damaged one, and measure what a spool does on this
-//! machine.
+//! The `tidespool` command: inspects, verifies and repairs the directory of a spool, and runs the
+//! benchmark.
 //!
 //! # Layout
 //!
-//! * one file per subcommand: `ls`, `get`, `stat`, `verify`, `repair`; `bench` is the crate [`tidespool_bench`];
-//! * `spool_dir` – opens a directory for those that look into one;
-//! * `output` – what the subcommands print alike; the rest of it is [`tidespool_bench::output`], which `bench` needs too.
+//! * one file for each subcommand: `ls`, `get`, `stat`, `verify`, `repair`; `bench` is the crate
+//!   [`tidespool_bench`];
+//! * `spool_dir` – opens a directory for inspection;
+//! * `output` – output that the subcommands share; [`tidespool_bench::output`] has what `bench`
+//!   needs too.
 //!
 //! # Exit codes
 //!
 //! | code | meaning |
 //! |---|---|
-//! | 0 | done; `verify`: the spool is whole; `repair`: everything was saved |
-//! | 1 | an error, bad arguments included: one line on standard error |
+//! | 0 | success; `verify`: the spool is whole; `repair`: everything was saved |
+//! | 1 | an error, also in the arguments: one line on standard error |
 //! | 2 | damage was found; `repair`: something could not be saved |
 //! | 130 | interrupted |
 //!
-//! A closed pipe (`tidespool ls DIR | head`) is no error.
+//! A closed pipe (`tidespool ls DIR | head`) is not an error.
 
 mod get;
 mod ls;
@@ -36,13 +38,14 @@ use tidespool_bench::output::{exit_code, usage};
 
 use crate::output::Outcome;
 
-/// The name of the program, which begins the line of an error.
+/// The name of the program, which begins an error line.
 const PROGRAM: &str = "tidespool";
 
 /// The name of the subcommand `bench`.
 const BENCH: &str = "bench";
 
-/// Look into a spool's directory, verify it, save what is whole in a damaged one, and measure what a spool does on this machine.
+/// Inspect, verify and repair the directory of a spool, and measure what a spool does on this
+/// machine.
 #[derive(Debug, Parser)]
 #[command(name = PROGRAM, version, arg_required_else_help = true)]
 struct Cli {
@@ -74,7 +77,8 @@ impl Command {
     }
 }
 
-/// Runs the command that `args` (the program's name first) ask for, and tells how it ended.
+/// Runs the command that `args` describe and returns its exit code. `args` begin with the name of
+/// the program.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
@@ -82,7 +86,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let mut out = BufWriter::new(std::io::stdout().lock());
     let result = cli.command.run(&mut out);
-    // Also after an error: what was found before it is worth reading.
+    // Also after an error: the output before it is useful.
     let flushed = out.flush();
     exit_code(PROGRAM, result.map(Outcome::exit_code), flushed)
 }

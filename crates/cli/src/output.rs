@@ -1,4 +1,4 @@
-//! What the subcommands that look into a directory share: their outcome, and lines about damage.
+//! Output that the subcommands on a directory share: their outcome, and lines about damage.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use tidespool::inspect::Damage;
 pub(crate) use tidespool_bench::output::{bytes, is_broken_pipe, json_line, plural, two_columns};
 
-/// How a subcommand that met no error ended.
+/// The outcome of a subcommand without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// Done.
+    /// Success.
     Fine,
-    /// Done, and damage was found.
+    /// Success, and damage was found.
     Damaged,
 }
 
@@ -24,7 +24,7 @@ impl Outcome {
     }
 }
 
-/// One thing that is wrong, on one line: the file, the message where one can be named, and what is wrong.
+/// Writes one damage on one line: the file, the message if it is known, and what is wrong.
 pub(crate) fn damage_line(out: &mut dyn Write, damage: &Damage, verdict: &str) -> io::Result<()> {
     write!(out, "{}: ", damage.path)?;
     if let Some(id) = damage.id {
@@ -33,7 +33,7 @@ pub(crate) fn damage_line(out: &mut dyn Write, damage: &Damage, verdict: &str) -
     writeln!(out, "{verdict}{}", damage.what)
 }
 
-/// The records of a torn end: those that can be named, and how many there are.
+/// Writes a line for each known message in a torn end, and the number of records there.
 pub(crate) fn torn_lines(out: &mut dyn Write, torn: &[Damage]) -> io::Result<()> {
     for record in torn.iter().filter(|record| record.id.is_some()) {
         damage_line(out, record, "")?;

@@ -1,4 +1,4 @@
-//! The engines, as the bench opens them.
+//! Opens the engines for the bench.
 
 use std::path::Path;
 use std::process::Command;
@@ -17,7 +17,7 @@ impl Opener for Peer {
 
     async fn open(&self, dir: &Path, needs: &Needs) -> Result<Engine> {
         match self {
-            // With what the bench asks of them alone.
+            // The bench opens these with its own needs.
             Self::Tidespool => Builtin::Tidespool.open(dir, needs).await,
             Self::RawJournal => Builtin::RawJournal.open(dir, needs).await,
             peer => {

@@ -82,7 +82,7 @@ async fn enumerates_what_is_older_than_the_start_and_what_has_no_time() {
 }
 
 #[tokio::test]
-async fn shutdown_ends_an_enumeration_that_nobody_reads() {
+async fn shutdown_ends_an_enumeration_that_is_not_received() {
     let (spool, _dir) = spool().await;
     for _ in 0..3 {
         spool.store(SpoolId::new(), payload("x"), false, None).await.unwrap();
@@ -153,7 +153,7 @@ async fn cleanup_removes_empty_directories_beside_traffic() {
 async fn an_io_error_is_neither_not_found_nor_silent() {
     let (spool, _dir) = spool().await;
     let id = SpoolId::new();
-    // A directory stands where the file would be.
+    // A directory is in the place of the file.
     std::fs::create_dir_all(place(&spool.root, id).join("in-the-way")).unwrap();
     for err in [
         spool.load(id).await.unwrap_err(),

@@ -1,6 +1,7 @@
-//! `backlog`: nothing is removed until a lot is stored; then everything is.
+//! `backlog`: stores many messages, then removes all of them.
 //!
-//! The stores are the report's main figures; the removals, and what the disk had to hold, are in `extra`.
+//! The main figures of the report are those of the stores. `extra` has the removals and the disk
+//! usage.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,17 +18,17 @@ use crate::proc::{disk_write_bytes, peak_rss_bytes};
 use crate::run::{Measured, Run, Written};
 use crate::set::{self, Amount, Step, Stored};
 
-/// What was found while the engine was open.
+/// The figures measured while the engine is open.
 struct Phases {
     stored: Done,
     stored_messages: u64,
     /// Payload bytes.
     live_bytes: u64,
-    /// Written by the stores and by what settled after them.
+    /// Bytes written by the stores and by the background work after them.
     written: u64,
     settled_disk_bytes: u64,
     use_while_storing: Use,
-    /// The most memory until then, of the bench itself, too.
+    /// Peak resident memory up to then, that of the bench included.
     peak_while_storing_bytes: u64,
     removed: Done,
     drain_written: u64,
@@ -44,7 +45,7 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
             Ok(phases)
         })
         .await;
-    // Joined whatever happened.
+    // Joined even after an error.
     let seen = tokio::task::spawn_blocking(|| watch.finish()).await?;
     let (phases, seen) = (phases?, seen?);
 
@@ -62,7 +63,7 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
     measured.extra("drain_max_us", removed.latency.max_us());
     measured.extra_count("drain_write_bytes", phases.drain_written);
     let after = allocated(run).await?;
-    // The watch may have looked last before the shutdown wrote its last.
+    // The last sample may be older than the last write of the shutdown.
     measured.extra_count("disk_peak_bytes", seen.peak_bytes.max(after));
     measured.extra("disk_peak_over_live", seen.peak_over_live);
     measured.extra("disk_over_promise_bytes", over_promise(&seen));

@@ -1,4 +1,4 @@
-//! `drain-young`: durable messages that are younger than their checkpoint are removed, oldest first.
+//! `drain-young`: removes durable messages before their checkpoint, oldest first.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::set::{self, Step};
 
 const MESSAGES: u64 = 200_000;
 
-/// What a journal needs for a record beside its payload, its part of the end of a batch included.
+/// Bytes of a journal record besides its payload, its share of the end of a batch included.
 const RECORD_OVERHEAD: u64 = 512;
 
 pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
@@ -29,7 +29,8 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
     Ok(measured)
 }
 
-/// A journal that can hold `count` messages twice, so that no lack of room makes a checkpoint early.
+/// Returns needs with a journal of twice the size of `count` messages, so that lack of space causes
+/// no early checkpoint.
 pub(super) fn young(run: &Run<'_>, count: u64) -> Needs {
     let bytes = count.saturating_mul(run.plan.size.mean() as u64 + RECORD_OVERHEAD);
     let needs = Needs::of(&run.plan);

@@ -1,4 +1,5 @@
-//! `enumerate`: everything that is there after a reopening, again and again; each pass has to find all of it.
+//! `enumerate`: enumerates all messages repeatedly after reopening. Each pass must return all of
+//! them.
 
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,10 @@ use crate::set;
 
 const MESSAGES: u64 = 100_000;
 
-/// Entries on their way to the receiver, as a server has them.
+/// The capacity of the channel to the receiver, as in a server.
 const CHANNEL: usize = 1_024;
 
-/// What one enumeration sent.
+/// The result of one enumeration.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Pass {
     pub(super) messages: u64,
@@ -67,7 +68,7 @@ async fn passes(run: &Run<'_>, engine: &Engine, stored: u64) -> Result<Measured>
     Ok(measured)
 }
 
-/// Receives everything once.
+/// Enumerates all messages once.
 pub(super) async fn enumerate(engine: &Engine) -> Result<Pass> {
     let (sender, receiver) = async_channel::bounded(CHANNEL);
     let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! `lifecycle`: a message is stored, loaded and removed; at once, or when its lifetime is over.
+//! `lifecycle`: stores, loads and removes messages, immediately or after their lifetime.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::live::{Life, Live, LiveSet};
 use crate::plan::Lifetime;
 use crate::run::{Measured, Run};
 
-/// What a caller did beside its calls.
+/// Figures of a caller besides those of its calls.
 #[derive(Debug)]
 struct Beside {
     waited: Duration,
@@ -39,7 +39,7 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
     let beside: Vec<Beside> = beside.into_iter().flatten().collect();
     if !beside.is_empty() {
         let waited: Duration = beside.iter().map(|caller| caller.waited).sum();
-        // A run on a slow machine is longer than its plan.
+        // On a slow machine the run takes longer than planned.
         let took = Clock::warm_up(run.plan.duration).as_secs_f64() + measured.seconds;
         let callers = f64::from(u32::try_from(run.plan.concurrency).unwrap_or(u32::MAX));
         measured.extra("waited_for_room_share", waited.as_secs_f64() / (took * callers));
@@ -84,10 +84,12 @@ async fn with_lifetimes(mut caller: Caller, lifetime: Lifetime) -> Result<(Calle
             continue;
         }
         begin(&mut caller, &mut live, lifetime).await?;
-        // Not the cooperative budget: in the hundred turns that it gives at once, no other caller's message could end.
+        // Not `consume_budget`: it yields only every hundred turns, and no message of another
+        // caller could end meanwhile.
         yield_now().await;
     }
-    // Not counted: their time has not come. But what is removed need not be written by the shutdown.
+    // Not recorded: these lifetimes have not ended. Removal saves the shutdown from writing the
+    // messages.
     while let Some(rest) = live.rest() {
         caller.remove(rest.id).await?;
         consume_budget().await;
@@ -107,7 +109,7 @@ async fn begin(caller: &mut Caller, live: &mut LiveSet, lifetime: Lifetime) -> R
     Ok(())
 }
 
-/// A life counts where it ends.
+/// Removes a message and records its life.
 async fn end(caller: &mut Caller, ended: Live, removals: &mut Latency) -> Result<()> {
     let begun = Instant::now();
     caller.remove(ended.id).await?;

@@ -1,4 +1,4 @@
-//! `load` and `load-shared`: at random from a set that fits into memory.
+//! `load` and `load-shared`: loads at random from a set that fits into memory.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use crate::payload::Messages;
 use crate::plan::{Plan, Workload};
 use crate::run::{Measured, Run};
 
-/// Bounds on the messages that are read; at least one.
+/// The upper bounds of the set, which has at least one message.
 const SET_MESSAGES: usize = 8_192;
 const SET_BYTES: usize = 16 << 20;
 
@@ -48,7 +48,7 @@ async fn load(mut caller: Caller, set: Set, shared: bool) -> Result<(Caller, ())
     Ok((caller, ()))
 }
 
-/// Stores what will be loaded.
+/// Stores the set.
 async fn prepare(engine: &Engine, plan: &Plan, messages: &mut Messages) -> Result<Set> {
     let share =
         plan.memory_budget.map_or(usize::MAX, |budget| usize::try_from(budget / 8).unwrap_or(usize::MAX));

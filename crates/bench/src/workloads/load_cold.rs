@@ -1,4 +1,4 @@
-//! `load-cold`: each message of a set at most once, in random order, from disk.
+//! `load-cold`: loads each message of a set at most once from disk, in random order.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::proc::disk_read_bytes;
 use crate::run::{Measured, Run};
 use crate::set::{self, Step};
 
-/// The set, unless the plan says how many.
+/// The default size of the set.
 const SET_MESSAGES: u64 = 200_000;
 const SET_BYTES: u64 = 256 << 20;
 
@@ -27,7 +27,7 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
     let needs = Needs { small_caches: true, ..needs };
     let (done, read) = run
         .with(&needs, async |engine| {
-            // After the opening, which reads files.
+            // After the open, which reads files.
             if run.plan.drop_page_cache {
                 disk::drop_page_cache(&run.engine_dir).await?;
             }
@@ -39,7 +39,7 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
         .await?;
     let mut measured = Measured::from(done);
     measured.extra_count("set_messages", count);
-    // From the device: what the page cache had is not in it.
+    // Counts reads of the device, without those that the page cache served.
     measured.extra("read_per_byte", ratio(read, measured.bytes));
     Ok(measured)
 }

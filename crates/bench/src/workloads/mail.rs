@@ -1,7 +1,7 @@
 //! `mail`: the two spools of a mail server, one of bodies and one of envelopes.
 //!
-//! A message is stored in both, loaded from both, its envelope is stored again after the first try
-//! of delivery, and both are removed.
+//! A message is stored in both and loaded from both. Its envelope is stored again after the first
+//! delivery attempt. Then both are removed.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -35,7 +35,7 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
     Ok(measured)
 }
 
-/// The caller's own engine holds the envelopes.
+/// The engine of the caller holds the envelopes.
 async fn deliver(mut caller: Caller, bodies: Arc<Engine>) -> Result<(Caller, ())> {
     let force_sync = caller.plan.force_sync;
     while caller.goes_on() {

@@ -1,16 +1,17 @@
-//! `memory`: whether a spool keeps to its memory budget, whatever it holds.
+//! `memory`: checks that a spool keeps to its memory budget with several mixes of messages.
 //!
-//! Each mix runs in a process of its own, so that the peak is the mix's. That process first makes all that the bench
-//! itself will need (threads, payload bytes, room for the messages under way), looks at what is resident then – the *base* –, opens
-//! the spool and begins. Messages are numbered, and id, size and bytes follow from the number: there is no list of them.
+//! Each mix runs in a process of its own, so that the peak is that of the mix. The process first
+//! allocates what the bench itself needs (threads, payload bytes, buffers for the messages in
+//! progress). The memory that is resident then is the *base*. Only then it opens the spool and
+//! starts. Messages are numbered; id, size and bytes follow from the number, so no list is needed.
 //!
 //! # Layout
 //!
-//! * here: the command: one child after the other, and its exit code;
-//! * [`mix`]: the mixes by name, and their settings; [`mixes`]: what each mix does;
+//! * here: the command, which starts one child after the other, and its result;
+//! * [`mix`]: the mixes by name, and their settings; [`mixes`]: the calls of each mix;
 //! * [`callers`]: the tasks that store, load and remove;
 //! * [`watch`]: the thread that samples resident memory and gauges;
-//! * [`report`]: what is printed.
+//! * [`report`]: the figures, as a table and as JSON.
 
 mod callers;
 mod mix;
@@ -36,22 +37,22 @@ use crate::output::json_line;
 use crate::plan::Plan;
 use crate::report::name;
 
-/// The spool's budget where none is given.
+/// The default budget of the spool.
 const BUDGET: u64 = 256 << 20;
 const QUICK_BUDGET: u64 = 64 << 20;
 
-/// What a mix leaves on disk at most, for a message of the largest number that is there at a time, and beside that.
+/// An upper bound of the disk space for each message that is live at a time.
 const DISK_FOR_EACH: u64 = 4 << 10;
 
-/// The number of the signal that an interrupt sends.
+/// The number of SIGINT.
 const INTERRUPT: i32 = 2;
 
-/// What is asked for on the command line, beside the plan.
+/// The arguments besides the plan.
 #[derive(Debug)]
 pub(crate) struct Asked<'a> {
-    /// Smaller budget, fewer messages, less time.
+    /// Use a smaller budget, fewer messages and less time.
     pub(crate) quick: bool,
-    /// Only these; all where it is empty.
+    /// Run only these mixes; all if it is empty.
     pub(crate) only: &'a [Mix],
     pub(crate) dir: Option<&'a Path>,
     pub(crate) json: bool,
@@ -59,15 +60,15 @@ pub(crate) struct Asked<'a> {
     pub(crate) subcommand: Option<&'a str>,
 }
 
-/// Runs the mixes, one after the other, and prints what was found.
+/// Runs the mixes one after the other and prints the figures.
 ///
 /// # Errors
 ///
-/// What a child says; and where a mix needed more than it may.
+/// Those of a child process, and a mix that exceeds its limit.
 pub(crate) fn run(plan: &Plan, asked: &Asked<'_>, out: &mut dyn Write) -> Result<()> {
     let setting = setting(plan, asked.quick);
     let parent = asked.dir.map_or_else(std::env::temp_dir, Path::to_owned);
-    // Here, and not only in each child: one error, and at once.
+    // Checked here too, so that there is one error, before the first child starts.
     Config::new(parent.clone())
         .memory_budget(setting.budget)
         .journal_capacity(setting.journal_capacity)
@@ -102,11 +103,12 @@ pub(crate) fn run(plan: &Plan, asked: &Asked<'_>, out: &mut dyn Write) -> Result
     Ok(())
 }
 
-/// In the child process: runs one mix in `dir`, an empty directory, and prints a line of JSON.
+/// Runs one mix in `dir`, an empty directory, and prints a line of JSON. Called in the child
+/// process.
 ///
 /// # Errors
 ///
-/// The spool's own.
+/// Those of the spool.
 pub(crate) async fn run_mix(
     mix: Mix,
     plan: &Plan,
@@ -129,7 +131,7 @@ fn setting(plan: &Plan, quick: bool) -> Setting {
     }
 }
 
-/// One mix in a child process.
+/// Runs one mix in a child process.
 fn one(mix: Mix, setting: &Setting, parent: &Path, subcommand: Option<&str>) -> Result<MixReport> {
     let dir = tempfile::Builder::new().prefix("tidespool-bench-").tempdir_in(parent).with_context(|| {
         format!(
@@ -164,7 +166,7 @@ fn one(mix: Mix, setting: &Setting, parent: &Path, subcommand: Option<&str>) -> 
     if !ended.status.success() {
         bail!("its process ended with {}", ended.status);
     }
-    serde_json::from_slice(&ended.stdout).context("reading what its process found")
+    serde_json::from_slice(&ended.stdout).context("reading the report of its process")
 }
 
 #[cfg(test)]
@@ -173,7 +175,7 @@ mod tests {
     use crate::plan::Workload;
 
     #[test]
-    fn what_is_given_counts_and_quick_is_smaller() {
+    fn arguments_override_defaults_and_quick_is_smaller() {
         let plan = Plan::new(Workload::Memory);
         assert_eq!((setting(&plan, false).budget, setting(&plan, true).budget), (BUDGET, QUICK_BUDGET));
         assert!(setting(&plan, true).messages < setting(&plan, false).messages);

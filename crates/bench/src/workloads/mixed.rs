@@ -1,8 +1,9 @@
-//! `mixed`: what a mail server does with its spool.
+//! `mixed`: the calls of a mail server.
 //!
-//! A message is two entries, its data and its metadata, both stored before it is accepted; 30 % of them with a sync. Then
-//! its data is loaded for the first try. 90 % are delivered by it, and removed 10 ms later. For the others the metadata is
-//! saved again; they are loaded for a second try after 1 s (9 %) or stay (1 %), and are removed.
+//! A message is two entries, data and metadata. Both are stored before it is accepted, 30 % of them
+//! with a sync. Its data is loaded for the first delivery attempt. For 90 % the attempt succeeds,
+//! and they are removed 10 ms later. The others save their metadata again. 9 % are loaded for a
+//! second attempt after 1 s and then removed; 1 % stay longer.
 
 use std::time::{Duration, Instant};
 
@@ -17,10 +18,10 @@ use crate::live::{Life, Live, LiveSet};
 use crate::plan::{Lifetime, Size};
 use crate::run::{Measured, Run};
 
-/// Of 100 stores.
+/// Synced stores of 100.
 const SYNCED: u64 = 30;
 
-/// The kinds of calls, as they are named in the report.
+/// The kinds of calls, by their names in the report.
 const KINDS: [&str; 5] = ["store_unsynced", "store_synced", "load", "resave", "remove"];
 
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +54,7 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
     Ok(measured)
 }
 
-/// One caller, its messages, and its calls by kind.
+/// The state of one caller: its messages, and its latencies by kind of call.
 struct Server {
     caller: Caller,
     live: LiveSet,
@@ -73,7 +74,8 @@ async fn serve(caller: Caller) -> Result<(Caller, Vec<Latency>)> {
             continue;
         }
         server.accept().await?;
-        // Not the cooperative budget: in the hundred turns that it gives at once, no other caller's message could end.
+        // Not `consume_budget`: it yields only every hundred turns, and no message of another
+        // caller could end meanwhile.
         yield_now().await;
     }
     let Server { caller, kinds, .. } = server;

@@ -1,4 +1,5 @@
-//! The workloads, one a file. Each opens the engine itself, since some reopen it, and shuts it down.
+//! The workloads, one in each file. Each opens the engine, because some reopen it, and shuts it
+//! down.
 
 mod backlog;
 mod drain_young;
@@ -23,7 +24,7 @@ use anyhow::{Result, bail};
 use crate::plan::Workload;
 use crate::run::{Measured, Run};
 
-/// Runs the plan's workload to its end.
+/// Runs the workload of the plan.
 pub(crate) async fn run(run: &Run<'_>) -> Result<Measured> {
     match run.plan.workload {
         Workload::Store => store::run(run).await,

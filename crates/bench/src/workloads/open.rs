@@ -1,4 +1,4 @@
-//! `open-clean`: how long it takes to open what was shut down in order.
+//! `open-clean`: measures opening an engine after a clean shutdown.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
     Ok(measured)
 }
 
-/// Deletes the index of a spool that is closed.
+/// Deletes the index of a closed spool.
 async fn lose_index(run: &Run<'_>) -> Result<()> {
     let dir = run.engine_dir.join("spool").join("sled");
     let delete = move || {
@@ -56,7 +56,7 @@ async fn lose_index(run: &Run<'_>) -> Result<()> {
     tokio::task::spawn_blocking(delete).await?
 }
 
-/// Openings, one after the other.
+/// Opens the engine repeatedly and records the time.
 pub(super) struct Openings {
     latency: Latency,
     first: Option<Duration>,
@@ -81,7 +81,7 @@ impl Openings {
         Ok(engine)
     }
 
-    /// `before`: the kernel's count of bytes written before the first.
+    /// `before` is the kernel's write count before the first open.
     pub(super) fn measured(self, before: u64) -> Measured {
         let Self { latency, first, total } = self;
         let mut measured = Measured {

@@ -1,4 +1,4 @@
-//! `open-killed`: how long it takes to open what a killed process left behind.
+//! `open-killed`: measures opening an engine whose process was killed.
 
 use anyhow::{Context, Result, bail};
 
@@ -39,14 +39,14 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
     Ok(measured)
 }
 
-/// How many messages the killed process had stored.
+/// Returns how many messages the killed process stored.
 async fn fill_and_kill(run: &Run<'_>) -> Result<u64> {
     let filler = Filler::start(run.opener, &run.plan, &run.engine_dir)?;
     let stop = run.stop.clone();
     tokio::task::spawn_blocking(move || filler.filled_and_killed(&stop)).await?
 }
 
-/// A new directory for each round.
+/// Empties the directory of the engine for the next round.
 fn empty(run: &Run<'_>) -> Result<()> {
     let dir = &run.engine_dir;
     std::fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;

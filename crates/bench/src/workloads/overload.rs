@@ -1,12 +1,15 @@
-//! `overload`: stores, not synced, come twice as fast as the disk takes them.
+//! `overload`: offers unsynced stores at twice the rate that the disk sustains.
 //!
-//! First, for a sixth of the duration, callers store one message after the other: what they get done once dirty data is at its limit is what the
-//! disk takes. Then stores are due by the clock, at twice that rate, whether those before are done or not. So many as there are callers can be
-//! under way; what is due while they all wait is turned away, and counted. A latency counts from when the store was due. In the mean it is
-//! callers / rate (Little's law), whatever the spool does: what the spool can do is to keep it even. So stalls are measured as well: times in
-//! which no store was done while at least one waited.
+//! For a sixth of the duration, callers store one message after the other. Their rate once dirty
+//! data has reached its limit is the rate of the disk. Then stores become due on a fixed schedule
+//! at twice that rate, whether earlier ones have completed or not. At most one store per caller
+//! runs at a time; a store that is due while all callers are busy is turned away and counted. A
+//! latency counts from when the store was due. Its mean is callers / rate (Little's law) whatever
+//! the spool does, but the spool can keep it even. Therefore stalls are measured too: periods in
+//! which no store completed while at least one waited.
 //!
-//! A message is removed when so much was stored after it that it must have been written: a removal before that would spare the disk its work.
+//! A message is removed only after so many later bytes that it must be on disk: an earlier removal
+//! would save the disk the write.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -27,20 +30,20 @@ use crate::latency::Latency;
 use crate::report::Moment;
 use crate::run::{Measured, Run};
 
-/// How much is offered, by what the disk takes.
+/// The offered rate as a multiple of the rate of the disk.
 const OVERLOAD: u64 = 2;
 
 /// The length of a [`Moment`], and the most of them.
 const MOMENT: Duration = Duration::from_millis(100);
 const MAX_MOMENTS: u32 = 600;
 
-/// How often dirty bytes are looked at.
+/// The interval between samples of dirty bytes.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Timers are in milliseconds: a store that is due so soon begins at once.
+/// Timers have a resolution of one millisecond: a store due within it begins immediately.
 const SOON: Duration = Duration::from_millis(1);
 
-/// A time without a store that is worth counting.
+/// Stalls from this length are counted.
 const LONG_STALL: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
@@ -59,7 +62,7 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
             let work = |caller| push(caller, Arc::clone(&overload), Arc::clone(&stored));
             let done = callers::run(engine, &run.plan, &run.pool, clock, work).await;
             watch.abort();
-            // Aborted, which is no news.
+            // The task was aborted: its result is that.
             let _ = watch.await;
             Ok((drain, done?.0, overload))
         })
@@ -69,7 +72,8 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
     Ok(measured)
 }
 
-/// Stores until the pace is that of the disk. Returns since when it was, and what was stored before.
+/// Stores until the rate is that of the disk. Returns when it reached that rate, and how many
+/// messages were stored before.
 async fn fill(run: &Run<'_>, engine: &Arc<Engine>, stored: &Arc<Stored>) -> Result<(Instant, u64)> {
     let duration = run.plan.duration / 6;
     let half = Arc::new(Mutex::new(None));
@@ -97,7 +101,7 @@ async fn fill(run: &Run<'_>, engine: &Arc<Engine>, stored: &Arc<Stored>) -> Resu
     half.context("nothing was stored in the time in which the disk is measured: give a longer --duration")
 }
 
-/// One of those who take what is due.
+/// Runs one caller, which takes the stores that are due.
 async fn push(mut caller: Caller, overload: Arc<Overload>, stored: Arc<Stored>) -> Result<(Caller, ())> {
     while caller.goes_on() {
         let due = overload.next(Instant::now());
@@ -127,11 +131,11 @@ async fn push(mut caller: Caller, overload: Arc<Overload>, stored: Arc<Stored>) 
     Ok((caller, ()))
 }
 
-/// What is stored, oldest first.
+/// The stored messages, oldest first.
 struct Stored {
     messages: Mutex<(VecDeque<(SpoolId, usize)>, usize)>,
     count: AtomicU64,
-    /// Payload bytes that are there at a time.
+    /// The upper bound of live payload bytes.
     bound: usize,
 }
 
@@ -141,7 +145,7 @@ impl Stored {
             Engine::Tidespool(spool) => spool.stats().gauges.dirty_limit,
             _ => 0,
         };
-        // Dirty data is written oldest first: of so much the oldest is written long since.
+        // Dirty data is written oldest first, so the oldest of this many bytes are on disk.
         let bound = run.plan.live_bytes.max(3 * dirty_limit);
         let bound = usize::try_from(bound).unwrap_or(usize::MAX);
         Self { messages: Mutex::default(), count: AtomicU64::new(0), bound }
@@ -172,12 +176,12 @@ impl Stored {
     }
 }
 
-/// The clock by which stores are due, and what became of them.
+/// The schedule of the stores, and their results.
 struct Overload {
     begun: Instant,
-    /// Between two stores.
+    /// The time between two stores.
     pause_ns: u64,
-    /// The number of the next store that nobody has taken.
+    /// The number of the next store on the schedule.
     next: AtomicU64,
     turned_away: AtomicU64,
     refused_unhealthy: AtomicU64,
@@ -188,23 +192,23 @@ struct Overload {
     looks: Mutex<Looks>,
 }
 
-/// How long nothing was done though something waited.
+/// Stalls: periods without a completed store while at least one waited.
 struct Flow {
     outstanding: usize,
-    /// When a store was done last, or when the first one began after a time without any.
+    /// When a store last completed, or when the first one began after an idle period.
     last: Instant,
     longest: Duration,
     long: u64,
 }
 
-/// What was seen of dirty bytes.
+/// Samples of dirty bytes.
 struct Looks {
     moments: Vec<f64>,
     sum: f64,
     max: f64,
     looks: u64,
     unhealthy: u64,
-    /// Since when no commit was seen to end, how many there were then, and the longest such time.
+    /// When the number of commits last changed, that number, and the longest time without a change.
     commits: (Instant, u64),
     quiet: Duration,
     sync_max_us: u64,
@@ -229,7 +233,8 @@ impl Overload {
         })
     }
 
-    /// When the next store is due that nobody has taken. Those that were due while nobody was free are turned away.
+    /// Returns when the next store is due. Stores that became due while no caller was free are
+    /// turned away.
     fn next(&self, now: Instant) -> Instant {
         let first =
             u64::try_from(now.duration_since(self.begun).as_nanos()).unwrap_or(u64::MAX) / self.pause_ns;
@@ -252,7 +257,7 @@ impl Overload {
         }
     }
 
-    /// Counts a refusal that an overloaded spool may give; hands back any other.
+    /// Counts a rejection that is expected under overload; returns any other error.
     fn refused(&self, err: anyhow::Error) -> Result<()> {
         let cause = err.root_cause();
         let counter = if cause.is::<SpoolUnhealthyError>() {
@@ -266,7 +271,7 @@ impl Overload {
         Ok(())
     }
 
-    /// Looks at dirty bytes until it is aborted.
+    /// Samples dirty bytes until the task is aborted.
     async fn watch(self: Arc<Self>, engine: Arc<Engine>) {
         let Engine::Tidespool(spool) = &*engine else { return };
         loop {
@@ -341,7 +346,7 @@ impl Looks {
     }
 }
 
-/// Between two stores, at [`OVERLOAD`] times what the disk takes.
+/// Returns the time between two stores at [`OVERLOAD`] times the rate of the disk.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is not negative")]
 fn pause_ns(drain_per_s: f64) -> u64 {
     ((1e9 / (drain_per_s * ratio(OVERLOAD, 1))) as u64).max(1)
@@ -357,7 +362,7 @@ impl Flow {
 
     fn end(&mut self, now: Instant) {
         self.outstanding -= 1;
-        // The lock may have been had in another order than the clock was read.
+        // Callers may take the lock in another order than they read the clock.
         let stall = now.saturating_duration_since(self.last);
         self.longest = self.longest.max(stall);
         self.long += u64::from(stall > LONG_STALL);

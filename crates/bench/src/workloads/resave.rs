@@ -1,4 +1,5 @@
-//! `resave`: each caller saves the metadata of one message again and again, as a server does after each try.
+//! `resave`: each caller repeatedly saves the metadata of one message, as a server does after each
+//! delivery attempt.
 
 use std::time::Instant;
 

@@ -1,9 +1,10 @@
-//! `scale`: what an operation costs while ever more messages are live.
+//! `scale`: measures the cost of an operation as the number of live messages grows.
 //!
-//! The report's main figures are the stores that fill the spool. `extra` has the curve: for each number of live messages
-//! the cost of an unsynced store, of a load from memory and of a removal, alone, and the memory for each message.
+//! The main figures of the report are those of the stores that fill the spool. `extra` has the
+//! curve: for each number of live messages the cost of an unsynced store, of a load from memory and
+//! of a removal, each measured alone, and the memory for each message.
 //!
-//! The ids are counted up, so that no list of them looks like the engine's memory.
+//! The ids are consecutive, so no list of them adds to the memory of the process.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -26,7 +27,7 @@ use crate::{disk, progress, set};
 
 const MESSAGES: u64 = 10_000_000;
 
-/// The numbers of live messages at which costs are measured, up to the plan's, which is the last.
+/// The numbers of live messages at which costs are measured. The last one is that of the plan.
 const LEVELS: [u64; 3] = [10_000, 100_000, 1_000_000];
 
 /// Operations of each kind measured at a level; at most half of the level.
@@ -35,7 +36,7 @@ const PROBES: u64 = 20_000;
 /// Messages stored between two flushes.
 const FILL_AT_ONCE: u64 = 200_000;
 
-/// What the engine may need in memory for a message, so that it does not run out of its budget.
+/// Memory budget for each message, enough for the index of the engine.
 const MEMORY_FOR_EACH: u64 = 320;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,17 +46,17 @@ enum Step {
     Remove,
 }
 
-/// The spool as it fills.
+/// The state of a spool that is being filled.
 struct Filling<'a, 'b> {
     run: &'a Run<'b>,
     engine: &'a Arc<Engine>,
     len: usize,
-    /// The first 8 bytes of every id but for the number of the message.
+    /// The first 8 bytes of an id, before the number of the message is added.
     first: u64,
-    /// The numbers of the messages that are there.
+    /// The numbers of the live messages.
     live: Range<u64>,
     extra: BTreeMap<String, f64>,
-    /// Resident bytes and live messages at the level before.
+    /// Resident bytes and live messages at the previous level.
     before: (u64, u64),
 }
 
@@ -106,7 +107,7 @@ async fn fill_by_levels(
         }
         while filling.count() < level && !run.stop.is_set() {
             fills.push(filling.store(FILL_AT_ONCE.min(level - filling.count())).await?);
-            // Filling without a pause is a backlog that shuts the health gate.
+            // Without these pauses the backlog would make the spool unhealthy.
             engine.advise_low_memory().await?;
         }
         set::settle(run, engine).await?;
@@ -127,7 +128,7 @@ impl Filling<'_, '_> {
         self.each(new, Step::Store).await
     }
 
-    /// Does the same with each message of `numbers`, once.
+    /// Applies `step` once to each message of `numbers`.
     async fn each(&self, numbers: Range<u64>, step: Step) -> Result<Done> {
         let next = Arc::new(AtomicU64::new(numbers.start));
         let (first, len) = (self.first, self.len);
@@ -156,7 +157,7 @@ impl Filling<'_, '_> {
         let probes = PROBES.min(level / 2).max(1);
         let stored = self.store(probes).await?;
         self.note("store", level, &stored);
-        // The newest: they are in memory.
+        // The newest messages are in memory.
         let loaded = self.each(self.live.end - probes..self.live.end, Step::Load).await?;
         self.note("load", level, &loaded);
         let oldest = self.live.start..self.live.start + probes;
@@ -166,7 +167,7 @@ impl Filling<'_, '_> {
         Ok(())
     }
 
-    /// Resident memory for each message since the level before, without clean copies.
+    /// Records the resident memory for each message since the previous level, without clean copies.
     async fn measure_memory(&mut self, level: u64) -> Result<()> {
         self.engine.advise_low_memory().await?;
         let resident = rss_bytes()?;
@@ -193,7 +194,7 @@ impl Filling<'_, '_> {
         }
     }
 
-    /// The p50 at the last level, as a multiple of that at the first.
+    /// Records the p50 at the last level as a multiple of that at the first.
     fn growth(&mut self, levels: &[u64]) {
         let (Some(first), Some(last)) = (levels.first(), levels.last()) else { return };
         for what in ["store", "load", "remove"] {
@@ -218,9 +219,9 @@ async fn one(caller: &mut Caller, id: SpoolId, len: usize, step: Step) -> Result
     caller.record(begun, len)
 }
 
-/// A UUID of version 6 whose time is `number` × 100 ns after that of the first, as if it had been minted there.
+/// Returns a UUID of version 6 whose time is `number` × 100 ns after that of the first id.
 pub(super) fn id(first: u64, number: u64) -> SpoolId {
-    // The version is between the upper 48 bits of the time and the lower 12.
+    // The version is between the upper 48 bits and the lower 12 bits of the time.
     let time = ((first >> 16) << 12 | (first & 0x0fff)) + number;
     let time = ((time >> 12) << 16) | 0x6000 | (time & 0x0fff);
     let mut bytes = [0x80; 16];

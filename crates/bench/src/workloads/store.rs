@@ -1,4 +1,5 @@
-//! `store`: new messages, with or without a sync. The oldest are removed, so that the engine is never full.
+//! `store`: stores new messages, with or without a sync, and removes the oldest to bound their
+//! number.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -12,15 +13,17 @@ use crate::engine::Needs;
 use crate::plan::Plan;
 use crate::run::{Measured, Run, Written};
 
-/// Bounds on the live messages; each caller has at least one.
+/// The upper bounds of the live messages. Each caller has at least one.
 const LIVE_MESSAGES: usize = 8_192;
 const LIVE_BYTES: usize = 64 << 20;
 
-/// The same where nothing is synced: so little that the default memory budget is not what is measured.
+/// The bound without syncs. It is small enough that the default memory budget does not limit the
+/// run.
 const LIVE_BYTES_UNSYNCED: usize = 16 << 20;
 
 pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
-    // With one caller a durable store is one sync: what that costs is measured before and after, as disks change.
+    // With one caller a durable store is one sync. A bare sync is measured before and after,
+    // because disks change.
     let floor = run.plan.force_sync && run.plan.concurrency == 1;
     let bare = if floor { Some(bare_sync(run).await?) } else { None };
     let done = run
@@ -63,7 +66,7 @@ async fn store(mut caller: Caller) -> Result<(Caller, ())> {
     Ok((caller, ()))
 }
 
-/// Each caller removes its own oldest, so that no two have to agree on which it is.
+/// Each caller removes the oldest of its own messages, so callers need no coordination.
 fn live_for_each_caller(plan: &Plan) -> usize {
     let bytes = if plan.force_sync { LIVE_BYTES } else { LIVE_BYTES_UNSYNCED };
     LIVE_MESSAGES.min(bytes / plan.size.mean()).div_euclid(plan.concurrency).max(1)

@@ -1,4 +1,4 @@
-//! What the workloads ask of an engine, told by one that counts and writes nothing down.
+//! Tests the calls that each workload makes, with an engine that counts them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::interrupt::Stop;
 use crate::payload::{Payload, Pool};
 use crate::plan::{Drain, Lifetime, Plan, Size};
 
-/// What is asked of it, in order.
+/// The calls to the engine, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Call {
     Open { small_caches: bool, stay_young: bool },
@@ -39,7 +39,7 @@ struct Counting {
     closed: AtomicBool,
 }
 
-/// An opener of one spool that survives being closed.
+/// Opens one spool, which survives a shutdown.
 struct Memory(Arc<Counting>);
 
 #[async_trait]
@@ -144,7 +144,7 @@ fn plan(workload: Workload) -> Plan {
         concurrency: 8,
         duration: Duration::from_millis(200),
         messages: Some(200),
-        // What they may need has to be free on the disk, used or not.
+        // The disk must have this space free, whether it is used or not.
         backlog_bytes: 1 << 20,
         journal_capacity: 1 << 20,
         ..Plan::new(workload)
@@ -182,7 +182,7 @@ fn close_to_all(counted: u64, all: u64) {
 #[tokio::test]
 async fn store_keeps_a_bounded_number_alive() {
     let spool = Arc::default();
-    // 32 live messages for each of the 8 callers, and one while the oldest is being removed.
+    // 32 live messages for each of the 8 callers, and one more while the oldest is being removed.
     let plan = Plan { size: Size::Bytes(256 << 10), ..plan(Workload::Store) };
     let measured = run_on(&spool, plan).await.unwrap();
     let most = spool.most_live.load(Ordering::Relaxed);
@@ -243,7 +243,7 @@ async fn load_cold_loads_each_once_after_a_reopening_with_small_caches() {
     assert_eq!(loads.iter().collect::<std::collections::HashSet<_>>().len(), 200);
 }
 
-/// Each directory has a spool of its own, as an engine that works on disk has.
+/// A spool for each directory, as an engine on disk has.
 #[derive(Default)]
 struct Directories(Mutex<BTreeMap<PathBuf, Arc<Counting>>>);
 
@@ -272,7 +272,7 @@ async fn mail_keeps_bodies_and_envelopes_in_two_spools() {
     close_to_all(measured.ops, messages);
     assert_eq!((messages, 2 * messages), (bodies.loads(), envelopes.stores()));
     assert_eq!(messages, envelopes.loads());
-    // The same ids, and nothing is left.
+    // Both had the same ids, and no message is left.
     assert_eq!(bodies.removed(), envelopes.removed());
     for spool in [bodies, envelopes] {
         assert!(spool.live.lock().unwrap().is_empty() && spool.closed.load(Ordering::Relaxed));
@@ -357,7 +357,7 @@ async fn scale_measures_each_level_and_keeps_its_number_alive() {
     let spool = Arc::default();
     let plan = Plan { messages: Some(20_000), ..plan(Workload::Scale) };
     let measured = run_on(&spool, plan).await.unwrap();
-    // 5 000 stored and removed at 10 000; 10 000 at 20 000.
+    // 5 000 are stored and removed at 10 000, and 10 000 at 20 000.
     assert_eq!((measured.ops, spool.live.lock().unwrap().len()), (20_000, 20_000));
     assert_eq!((spool.stores(), spool.removed().len()), (35_000, 15_000));
     for what in ["store_p50_us", "load_p99_us", "remove_mean_us", "resident_bytes_per_message"] {
@@ -369,7 +369,8 @@ async fn scale_measures_each_level_and_keeps_its_number_alive() {
 
 #[tokio::test]
 async fn all_callers_get_their_turn_where_no_call_ever_waits() {
-    // On one thread, without a yield, the first caller would be alone until the end, and all others have one call.
+    // On one thread, without a yield, the first caller would run alone until the end, and each
+    // other caller would make one call.
     let spool = Arc::default();
     run_on(&spool, plan(Workload::Resave)).await.unwrap();
     let mut of_caller = HashMap::new();
@@ -382,10 +383,10 @@ async fn all_callers_get_their_turn_where_no_call_ever_waits() {
 }
 
 #[tokio::test]
-async fn the_first_failure_ends_the_run_early_and_is_told() {
+async fn the_first_failure_ends_the_run_early_and_is_returned() {
     let spool = Arc::new(Counting { fail_store: Some(20), ..Counting::default() });
     let plan = Plan { duration: Duration::from_secs(3_600), ..plan(Workload::Store) };
-    // The warm-up is one second, which is all that this waits.
+    // This waits for the warm-up of one second and no longer.
     let err = run_on(&spool, plan).await.unwrap_err();
     assert!(format!("{err:#}").contains("store of message"), "{err:#}");
     assert!(format!("{err:#}").ends_with("failed: no room"), "{err:#}");

@@ -1,6 +1,7 @@
-//! Runs the real `tidespool-bench` binary, small: every workload on every engine that can do it, and what goes wrong.
+//! Runs the real `tidespool-bench` binary with small plans: every workload on every engine that
+//! supports it, and errors.
 //!
-//! A process for each run, as it is meant: peak memory and disk writes are those of the process.
+//! Each run is a process: peak memory and disk writes are those of the process.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,7 +9,7 @@
     reason = "helpers of tests are outside of the test functions"
 )]
 
-mod run; // the binary, and what it says when it refuses
+mod run; // runs the binary; asserts that it rejects arguments
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -115,7 +116,7 @@ fn help_explains_every_workload() {
     assert!(!said.contains("--fill"), "{said}");
 }
 
-/// A short run in `dir`: the line, and its figures after a look at whether they fit together.
+/// Runs a short benchmark in `dir`, checks that the figures are consistent, and returns the report.
 fn bench(dir: &Path, engine: &str, workload: &str, more: &[&str]) -> Value {
     let args = ["--engine", engine, "--workload", workload, "--json", "--dir", path(dir)];
     let duration = if more.contains(&"--duration") { &[] } else { ["--duration", "0.2"].as_slice() };
@@ -124,14 +125,14 @@ fn bench(dir: &Path, engine: &str, workload: &str, more: &[&str]) -> Value {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{engine} {workload} {more:?}: {said}");
     assert_eq!(said, "");
-    // The bench's own directory has gone.
+    // The benchmark has removed its directory.
     assert_eq!(names(dir), Vec::<String>::new());
     let line = String::from_utf8(output.stdout).unwrap();
     assert_eq!(line.lines().count(), 1, "{line}");
     let json: Value = serde_json::from_str(&line).unwrap();
     let places = KEYS.map(|key| line.find(&format!("\"{key}\":")).expect(key));
     assert!(places.is_sorted(), "{line}");
-    // Only overload looks at shorter times than a second.
+    // Only overload reports intervals below a second.
     let moments = usize::from(workload == "overload");
     assert_eq!(json.as_object().unwrap().len(), KEYS.len() + moments, "{line}");
     assert_eq!(json["moments"].is_array(), moments == 1, "{line}");
@@ -145,7 +146,7 @@ fn bench(dir: &Path, engine: &str, workload: &str, more: &[&str]) -> Value {
 fn assert_figures(json: &Value, line: &str) {
     let number = |key: &str| json[key].as_f64().expect(key);
     assert!(number("ops") > 0.0 && number("seconds") >= 0.0, "{line}");
-    // The line has three digits after the point.
+    // The report has three digits after the decimal point.
     if number("seconds") > 0.1 {
         let ops_per_s = number("ops") / number("seconds");
         assert!((number("ops_per_s") / ops_per_s - 1.0).abs() < 0.02, "{line}");
@@ -176,7 +177,7 @@ fn assert_extra(json: &Value, key: &str, expected: u32) {
     assert!((extra(json, key) - f64::from(expected)).abs() < 0.5, "{key}: {json}");
 }
 
-/// On both engines.
+/// Runs the workload on both engines.
 fn on_each(workload: &str, more: &[&str], check: impl Fn(&Value)) {
     let dir = TempDir::new().unwrap();
     for engine in ENGINES {
@@ -232,7 +233,8 @@ fn lifecycles() {
         });
     }
     on_each("lifecycle", &["--lifetime", "1s", "--duration", "1.5"], |json| {
-        // Removed a second after it was stored, and waiting for that is no latency.
+        // Messages are removed a second after they are stored. That wait is not part of the
+        // latency.
         assert!(json["ops"].as_u64() > Some(0));
     });
 }
@@ -260,8 +262,8 @@ fn backlog() {
             assert!(extra(json, "drain_per_s") > 0.0 && extra(json, "written_per_byte") >= 0.0, "{json}");
             assert!(extra(json, "disk_peak_bytes") >= extra(json, "disk_bytes_after"), "{json}");
             assert!(extra(json, "disk_bytes_settled") >= f64::from(4 << 20), "{json}");
-            // Nothing near the journal's capacity is in use, and the crash log of 60 MiB. (On btrfs
-            // the peak was once far above that, before the first store.)
+            // Usage is far below the capacity of the journal and the crash log of 60 MiB. On btrfs
+            // the peak was once far above that, before the first store.
             assert!(extra(json, "disk_bytes_settled") < f64::from(188 << 20), "{json}");
             let storing = extra(json, "disk_over_promise_while_storing_bytes");
             assert!(storing <= extra(json, "disk_over_promise_bytes"), "{json}");
@@ -272,7 +274,7 @@ fn backlog() {
 #[test]
 fn a_backlog_can_be_drained_at_a_rate() {
     let more = ["--backlog-bytes", "1600KiB", "--journal-capacity", "128MiB", "--drain-rate", "200"];
-    // The hundredth message is not removed before half a second is over.
+    // The hundredth message is not removed before half a second has passed.
     on_each("backlog", &more, |json| assert!(extra(json, "drain_per_s") < 205.0, "{json}"));
 }
 
@@ -317,7 +319,7 @@ fn scale() {
 #[test]
 fn memory() {
     let dir = TempDir::new().unwrap();
-    // Room enough for this few: what is looked at here is the report, not the spool.
+    // A budget that is ample for this few messages: this tests the report, not the spool.
     let args = ["--workload", "memory", "--quick", "--memory-budget", "256MiB", "--messages", "2000"];
     let mixes = ["--mix", "small", "--mix", "backlog", "--dir", path(dir.path())];
     let output = tidespool_bench(&[args.as_slice(), &mixes, &["--json"]].concat());
@@ -345,9 +347,9 @@ fn memory() {
     assert_eq!(names(dir.path()), Vec::<String>::new());
 }
 
-/// No budget of 8 MiB is kept with so many filed: the command says so, and fails.
+/// So many checkpointed messages exceed a budget of 8 MiB: the command reports it and fails.
 #[test]
-fn memory_that_is_not_kept_fails_the_command() {
+fn exceeding_the_memory_budget_fails_the_command() {
     let dir = TempDir::new().unwrap();
     let args = ["--workload", "memory", "--quick", "--memory-budget", "8MiB", "--mix", "backlog"];
     let output = tidespool_bench(&[args.as_slice(), &["--json", "--dir", path(dir.path())]].concat());
@@ -401,7 +403,7 @@ fn an_interrupt_removes_the_bench_directory() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // Messages are being written: the handler has long been there.
+    // Messages are being written, so the signal handler is installed.
     let started = |dir: &Path| {
         let Some(bench) = names(dir).first().map(|name| dir.join(name)) else { return false };
         std::fs::read_dir(bench.join("engine/data")).is_ok_and(|mut data| data.next().is_some())

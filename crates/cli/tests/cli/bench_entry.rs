@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use crate::on_a_spool::{code, out, said};
 use crate::run::{assert_refused, names, path, tidespool};
 
-/// The report of a short run in `dir`, which is empty afterwards.
+/// Runs a short benchmark in `dir`, which is empty afterwards, and returns the report.
 fn bench(dir: &Path, args: &[&str]) -> Value {
     let output = tidespool(&[&["bench", "--json", "--dir", path(dir)], args].concat());
     assert_eq!((code(&output), said(&output).as_str()), (Some(0), ""), "{args:?}");

@@ -1,6 +1,7 @@
-//! The callers: tasks with one call under way each, and messages that follow from their number.
+//! The callers: tasks with one call each at a time, and messages that follow from their number.
 //!
-//! Not the callers of the other workloads: those keep latencies, whose tables would count as the spool's memory.
+//! They differ from the callers of the other workloads, which keep latencies: those tables would
+//! count as memory of the spool.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,20 +17,20 @@ use tokio::task::coop::consume_budget;
 use crate::payload::{Payload, Random};
 use crate::workloads::scale;
 
-/// A spool that refuses is asked again after this.
+/// The pause after a rejected store.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// After so long without a message taken, a refusal is an error.
+/// A store that is rejected for longer than this is an error.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where messages begin in the random bytes that they are copied from.
+/// Number of positions in the random bytes at which a payload can begin.
 const STARTS: usize = 1 << 20;
 
 /// The payload bytes of messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sizes {
     All(usize),
-    /// From 0 to this, each as likely.
+    /// Uniform from 0 to this.
     UpTo(usize),
 }
 
@@ -53,7 +54,7 @@ pub(super) struct Messages {
     bytes: Vec<u8>,
     sizes: Sizes,
     seed: u64,
-    /// The first 8 bytes of the id of number 0.
+    /// The first 8 bytes of the id of message 0.
     first: u64,
 }
 
@@ -90,16 +91,17 @@ fn below(random: &mut Random, bound: usize) -> usize {
     usize::try_from(random.below(bound as u64)).unwrap_or(0)
 }
 
-/// What is done.
+/// The calls to make.
 #[derive(Debug, Clone)]
 pub(super) enum Work {
-    /// Each of these is stored.
+    /// Store each of these messages.
     Store(Range<u64>),
-    /// So many loads at random among these numbers, or, with the step, among each so-manieth of them.
+    /// Load `count` messages at random among these numbers, of which only every `step`-th counts.
     Load { among: Range<u64>, step: u64, count: u64 },
-    /// Each so-manieth of these is removed.
+    /// Remove every `step`-th of these messages.
     Remove { among: Range<u64>, step: u64 },
-    /// From this number on, for so long: store, load it, load one of those before, remove the one that is `live` older.
+    /// From this number on, for this time: store a message, load it, load an earlier one, and
+    /// remove the one that is `live` numbers older.
     Churn { from: u64, live: u64, time: Duration, synced: bool },
 }
 
@@ -109,12 +111,12 @@ pub(super) struct Callers {
     pub(super) spool: Arc<TieredSpool>,
     pub(super) messages: Arc<Messages>,
     pub(super) count: usize,
-    /// Calls that ended well.
+    /// Number of successful calls.
     pub(super) calls: Arc<AtomicU64>,
 }
 
 impl Callers {
-    /// Does it, with all callers. The result is the first number that was not used.
+    /// Runs `work` with all callers. Returns the first unused number.
     pub(super) async fn run(&self, work: Work) -> Result<u64> {
         let next = Arc::new(AtomicU64::new(match &work {
             Work::Store(numbers) => numbers.start,
@@ -134,14 +136,14 @@ impl Callers {
                 anyhow::Ok(())
             });
         }
-        // The others end when they are dropped.
+        // Dropping the set ends the other tasks.
         while let Some(ended) = tasks.join_next().await {
             ended??;
         }
         Ok(next.load(Ordering::Relaxed))
     }
 
-    /// `false`: it was over.
+    /// Makes the calls of one turn. Returns `false` if the work is done.
     async fn step(&self, work: &Work, turn: u64, begun: Instant, random: &mut Random) -> Result<bool> {
         match work {
             Work::Store(numbers) => {
@@ -180,7 +182,7 @@ impl Callers {
         Ok(true)
     }
 
-    /// Stores it; waits and tries again while the spool refuses.
+    /// Stores a message, and retries while the spool rejects it.
     async fn store(&self, number: u64, synced: bool) -> Result<()> {
         let (id, begun) = (self.messages.id(number), Instant::now());
         let data = self.messages.payload(number);
@@ -210,7 +212,7 @@ impl Callers {
         Ok(())
     }
 
-    /// Another caller may still be storing it.
+    /// Loads a message that another caller may not have stored yet.
     async fn load_if_there(&self, number: u64) -> Result<()> {
         match self.load(number).await {
             Err(error) if error.root_cause().is::<NotFound>() => Ok(()),
@@ -232,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_the_same_each_time_and_no_two_are_alike() {
+    fn a_message_follows_from_its_number_and_all_differ() {
         let messages = Messages::new(Sizes::UpTo(1 << 20), 1);
         let mut sum = 0;
         for number in 0..1_000 {

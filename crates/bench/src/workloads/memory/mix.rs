@@ -9,30 +9,31 @@ use tidespool::Config;
 
 use super::callers::Sizes;
 
-/// Where many callers are meant.
+/// The number of callers of a mix with many.
 const CALLERS: usize = 64;
 
-/// The mixes by name.
+/// The mixes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Mix {
-    /// Messages of 0 to 1 MiB, three times the budget of them live.
+    /// Messages of 0 to 1 MiB, live bytes of three times the budget.
     Sizes,
-    /// --messages of 512 bytes, younger than their checkpoint; loads at random.
+    /// --messages of 512 bytes, before their checkpoint; loads at random.
     Small,
-    /// 16 KiB each, twice the budget, all of them durable, and loaded again and again.
+    /// 16 KiB each, twice the budget, made durable and then loaded repeatedly.
     Clean,
-    /// 16 KiB each, three times the budget, as fast as they are taken, with a dirty_expire of an hour.
+    /// 16 KiB each, three times the budget, stored at full speed with a dirty_expire of an hour.
     Dirty,
-    /// --messages of 1 KiB, all filed in sled; loads at random, an enumeration, removal of half, loads.
+    /// --messages of 1 KiB, all checkpointed; loads at random, an enumeration, removal of half,
+    /// loads.
     Backlog,
-    /// 0 to 64 KiB, stored, loaded and removed, twice the budget live, for a while.
+    /// 0 to 64 KiB, stored, loaded and removed for a while, live bytes of twice the budget.
     Churn,
     /// 64 callers, 0 to 16 KiB, every second store synced, for a while.
     Synced,
 }
 
-/// What the command line asks for.
+/// The settings of all mixes, from the command line.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Setting {
     pub(super) budget: u64,
@@ -57,7 +58,8 @@ impl Mix {
 
     pub(super) const fn callers(self) -> usize {
         match self {
-            // What callers hold is not the spool's: it has to be little beside the budget.
+            // What callers hold is not memory of the spool: it must be small compared with the
+            // budget.
             Self::Sizes => 4,
             Self::Churn => 16,
             _ => CALLERS,
@@ -75,7 +77,7 @@ impl Mix {
         }
     }
 
-    /// So many messages are `times` the budget.
+    /// Returns how many messages are `times` the budget.
     pub(super) const fn filling(self, setting: &Setting, times: u64) -> u64 {
         setting.budget * times / self.sizes().mean() as u64
     }

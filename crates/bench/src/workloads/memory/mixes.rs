@@ -1,4 +1,4 @@
-//! The mixes: what is asked of the spool in each.
+//! Runs a mix: the calls of each.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use super::report::{MixReport, Phase};
 use super::watch::{Part, Watch};
 use crate::proc;
 
-/// A caller holds the message that it stores, and the one that it loaded.
+/// A caller holds the message that it stores and the one that it loaded.
 const HELD_BY_A_CALLER: usize = 2;
 
-/// Entries of an enumeration on their way to the receiver.
+/// The capacity of the channel to the receiver of an enumeration.
 const CHANNEL: usize = 64;
 
-/// The longest wait for dirty data to become durable.
+/// The longest wait until dirty data is durable.
 const DURABLE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Runs a mix in this process, in `dir`, an empty directory.
@@ -45,7 +45,7 @@ pub(super) async fn run(mix: Mix, setting: &Setting, dir: &Path) -> Result<MixRe
     Ok(MixReport::new(mix, setting, seen?, running.phases, calls))
 }
 
-/// A mix under way.
+/// The state of a running mix.
 struct Running {
     callers: Callers,
     base: u64,

@@ -1,4 +1,4 @@
-//! What the mixes found.
+//! The figures of the mixes.
 
 use std::io::{self, Write};
 
@@ -9,53 +9,53 @@ use super::watch::{Part, Seen};
 use crate::figures::{ratio, rounded};
 use crate::report::name;
 
-/// The most that resident memory may be above the base, as a multiple of the budget.
+/// The limit of resident memory above the base, as a multiple of the budget.
 pub(super) const MAX_RATIO: f64 = 1.15;
 
-/// What one mix found. The fields are the keys of its JSON object; all sizes are bytes.
+/// The figures of one mix. The fields are the keys of its JSON object; all sizes are bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct MixReport {
-    /// What was done.
+    /// The mix.
     pub(super) mix: Mix,
     /// The setting `memory_budget`.
     pub(super) budget: u64,
-    /// Resident before the spool was opened, with what the bench itself needs.
+    /// Resident memory before the spool was opened, with what the bench itself needs.
     pub(super) base: u64,
-    /// The most that was resident at a time (`VmHWM`).
+    /// Peak resident memory (`VmHWM`).
     pub(super) peak: u64,
     /// `peak − base`.
     pub(super) above_base: u64,
     /// `above_base / budget`.
     pub(super) ratio: f64,
-    /// `ratio` is at most 1.15.
+    /// Whether `ratio` is at most 1.15.
     pub(super) pass: bool,
-    /// Resident, and the spool's gauges, in the sample in which the most was resident.
+    /// The sample with the highest resident memory, with the gauges of the spool.
     pub(super) at_peak: Part,
-    /// The largest value of each alone.
+    /// The maximum of each value.
     pub(super) largest: Part,
-    /// Resident at the end of each part of the mix, with the gauges then.
+    /// The sample at the end of each phase.
     pub(super) phases: Vec<Phase>,
-    /// Calls that ended well: stores, loads, removes, and messages enumerated.
+    /// Number of successful calls: stores, loads, removes, and messages enumerated.
     pub(super) calls: u64,
-    /// Time for all of them.
+    /// The time of all phases.
     pub(super) seconds: f64,
 }
 
-/// The end of a part of a mix.
+/// The end of a phase of a mix.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Phase {
-    /// What was done.
+    /// The name of the phase.
     pub(super) phase: String,
-    /// Since the spool was opened.
+    /// Seconds since the spool was opened.
     pub(super) seconds: f64,
-    /// What was there then.
+    /// The sample at that time.
     pub(super) then: Part,
 }
 
 impl MixReport {
     pub(super) fn new(mix: Mix, setting: &Setting, seen: Seen, phases: Vec<Phase>, calls: u64) -> Self {
         let mut seen = seen;
-        // A short mix may be over before the first look.
+        // A short mix may end before the first sample.
         phases.iter().for_each(|phase| seen.note(phase.then));
         let above_base = seen.peak.saturating_sub(seen.base);
         let ratio = rounded(ratio(above_base, setting.budget));
@@ -75,7 +75,7 @@ impl MixReport {
         }
     }
 
-    /// A line of the table, after its head for the first. In MiB.
+    /// Writes a row of the table, in MiB, with the header before the first row.
     pub(super) fn row(&self, out: &mut dyn Write, is_first: bool) -> io::Result<()> {
         if is_first {
             writeln!(
@@ -116,20 +116,20 @@ impl MixReport {
     }
 }
 
-/// The whole command. In JSON one object on one line.
+/// The report of the whole command: in JSON one object on one line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct MemoryReport {
     /// `memory`.
     pub(super) workload: String,
     /// The setting `memory_budget`.
     pub(super) budget: u64,
-    /// The most that `ratio` may be.
+    /// The limit of `ratio`.
     pub(super) max_ratio: f64,
-    /// The highest of all mixes.
+    /// The highest ratio of all mixes.
     pub(super) worst_ratio: f64,
-    /// All mixes passed.
+    /// Whether all mixes passed.
     pub(super) pass: bool,
-    /// Each of them.
+    /// The figures of each mix.
     pub(super) mixes: Vec<MixReport>,
 }
 

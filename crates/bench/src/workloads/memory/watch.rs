@@ -1,4 +1,4 @@
-//! What is resident, and what the spool says of it, looked at all the time.
+//! Samples resident memory and the gauges of the spool.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -11,7 +11,7 @@ use tidespool::TieredSpool;
 
 use crate::proc;
 
-/// Between two looks. The peak itself is the kernel's, and misses nothing.
+/// The interval between samples. The peak itself comes from the kernel, which misses nothing.
 const EVERY: Duration = Duration::from_millis(25);
 
 /// Resident memory and the gauges at one moment, in bytes.
@@ -45,7 +45,7 @@ impl Part {
         })
     }
 
-    /// The larger of each.
+    /// Returns the maximum of each value.
     fn max(self, other: Self) -> Self {
         Self {
             resident: self.resident.max(other.resident),
@@ -58,7 +58,7 @@ impl Part {
     }
 }
 
-/// What was seen.
+/// The base, and what the samples found.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Seen {
     pub(super) base: u64,
@@ -76,7 +76,7 @@ impl Seen {
     }
 }
 
-/// The thread that looks.
+/// The thread that takes the samples.
 #[derive(Debug)]
 pub(super) struct Watch {
     end: Sender<()>,
@@ -97,7 +97,7 @@ impl Watch {
         Ok(Self { end, thread: thread.context("starting a thread")? })
     }
 
-    /// Ends it. The peak is the kernel's, until now.
+    /// Ends the thread. Reads the peak up to now from the kernel.
     pub(super) fn end(self) -> Result<Seen> {
         drop(self.end);
         let seen = self.thread.join().map_err(|_| anyhow!("the thread that samples memory panicked"))??;
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_moment_of_the_peak_and_the_largest_of_each_are_kept() {
+    fn the_sample_of_the_peak_and_the_maximum_of_each_are_kept() {
         let at = |resident, cache, index| Part { resident, cache, index, ..Part::default() };
         let mut seen = Seen::default();
         for part in [at(5, 1, 9), at(7, 2, 3), at(6, 8, 1)] {
