@@ -1,4 +1,4 @@
-//! `tidespool get`: the bytes of one message.
+//! `tidespool get`: prints the bytes of one message.
 
 use std::fs::{OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
@@ -25,7 +25,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
     let spool = spool_dir::open(&args.dir)?;
-    // All of it before the first byte is written: damage leaves no half of a message behind.
+    // Loads the whole message first, so that damage leaves no partial output.
     let data = spool.load(args.id).map_err(|err| {
         let absent = err.root_cause().is::<NotFound>();
         let err = err.context(format!("reading from {}", args.dir.display()));
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
     Ok(Outcome::Fine)
 }
 
-/// A message is private, whatever the umask: a new file has mode 0600. An existing file keeps its
+/// Writes a private file: a new file has mode 0600, whatever the umask. An existing file keeps its
 /// mode, and may be a device or a pipe.
 fn write_private(path: &Path, data: &[u8]) -> io::Result<()> {
     const MODE: u32 = 0o600;
@@ -50,7 +50,7 @@ fn write_private(path: &Path, data: &[u8]) -> io::Result<()> {
             Ok(file)
         }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            // A symlink may lead to a new file, too.
+            // A symlink may point to a new file too.
             OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(path)
         }
         Err(error) => Err(error),
@@ -62,7 +62,7 @@ fn write_private(path: &Path, data: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// Messages were written with whatever mode the umask left: 0644 on most machines.
+    /// Regression: the umask determined the mode of a new file, 0644 on most machines.
     #[test]
     fn a_new_file_is_private_and_an_old_one_keeps_its_mode() {
         let dir = tempfile::tempdir().unwrap();

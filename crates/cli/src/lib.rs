@@ -1,30 +1,29 @@
-//! The `tidespool` command: look into a spool's directory, verify it, save what is whole in a damaged one, and measure what a spool does on this
-//! machine.
+//! The `tidespool` command: inspects, verifies and repairs the directory of a spool, and runs the
+//! benchmark.
 //!
 //! # Layout
 //!
-//! * one file per subcommand: `ls`, `get`, `stat`, `verify`, `repair`, and the folder [`bench`](mod@bench);
-//! * `spool_dir` – opens a directory for those that look into one;
-//! * `output` – tables, exit codes and the one line that an error gets;
-//! * `size` – sizes on the command line.
+//! * one file for each subcommand: `ls`, `get`, `stat`, `verify`, `repair`; `bench` is the crate
+//!   [`tidespool_bench`];
+//! * `spool_dir` – opens a directory for inspection;
+//! * `output` – output that the subcommands share; [`tidespool_bench::output`] has what `bench`
+//!   needs too.
 //!
 //! # Exit codes
 //!
 //! | code | meaning |
 //! |---|---|
-//! | 0 | done; `verify`: the spool is whole; `repair`: everything was saved |
-//! | 1 | an error, bad arguments included: one line on standard error |
+//! | 0 | success; `verify`: the spool is whole; `repair`: everything was saved |
+//! | 1 | an error, also in the arguments: one line on standard error |
 //! | 2 | damage was found; `repair`: something could not be saved |
 //! | 130 | interrupted |
 //!
-//! A closed pipe (`tidespool ls DIR | head`) is no error.
+//! A closed pipe (`tidespool ls DIR | head`) is not an error.
 
-pub mod bench;
 mod get;
 mod ls;
 mod output;
 mod repair;
-mod size;
 mod spool_dir;
 mod stat;
 mod verify;
@@ -34,12 +33,21 @@ use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tidespool_bench::command as bench;
+use tidespool_bench::output::{exit_code, usage};
 
 use crate::output::Outcome;
 
-/// Look into a spool's directory, verify it, save what is whole in a damaged one, and measure what a spool does on this machine.
+/// The name of the program, which begins an error line.
+const PROGRAM: &str = "tidespool";
+
+/// The name of the subcommand `bench`.
+const BENCH: &str = "bench";
+
+/// Inspect, verify and repair the directory of a spool, and measure what a spool does on this
+/// machine.
 #[derive(Debug, Parser)]
-#[command(name = "tidespool", version, arg_required_else_help = true)]
+#[command(name = PROGRAM, version, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -52,6 +60,7 @@ enum Command {
     Stat(stat::Args),
     Verify(verify::Args),
     Repair(repair::Args),
+    #[command(name = BENCH)]
     Bench(Box<bench::Args>),
 }
 
@@ -63,20 +72,21 @@ impl Command {
             Self::Stat(args) => stat::run(args, out),
             Self::Verify(args) => verify::run(args, out),
             Self::Repair(args) => repair::run(args, out),
-            Self::Bench(args) => bench::run(args, out),
+            Self::Bench(args) => bench::run(args, Some(BENCH), out).map(|()| Outcome::Fine),
         }
     }
 }
 
-/// Runs the command that `args` (the program's name first) ask for, and tells how it ended.
+/// Runs the command that `args` describe and returns its exit code. `args` begin with the name of
+/// the program.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
-        Err(err) => return output::usage(&err),
+        Err(err) => return usage(PROGRAM, &err),
     };
     let mut out = BufWriter::new(std::io::stdout().lock());
     let result = cli.command.run(&mut out);
-    // Also after an error: what was found before it is worth reading.
+    // Also after an error: the output before it is useful.
     let flushed = out.flush();
-    output::exit_code(result, flushed)
+    exit_code(PROGRAM, result.map(Outcome::exit_code), flushed)
 }

@@ -1,4 +1,4 @@
-//! `tidespool ls`: the live messages of a spool, in time order.
+//! `tidespool ls`: lists the live messages of a spool, in time order.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -10,12 +10,12 @@ use tidespool::inspect::{Entry, Home};
 use crate::output::{Outcome, bytes, json_line, plural};
 use crate::spool_dir;
 
-/// List the live messages, in time order: id, time of creation (UTC), payload bytes, and where the bytes are.
+/// List the live messages in time order: id, creation time (UTC), payload bytes, and location.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The directory of the spool. No process may have it open.
     dir: PathBuf,
-    /// One JSON object a line: id, created (null where the id tells no time), size, home.
+    /// Print one JSON object per line: id, created (null if the id has no time), size, home.
     #[arg(long)]
     json: bool,
     /// Stop after N messages.
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
     Ok(Outcome::Fine)
 }
 
-/// One line of `--json`.
+/// A line of `--json`.
 #[derive(Serialize)]
 struct Line<'a> {
     id: &'a tidespool_core::SpoolId,
@@ -52,7 +52,7 @@ struct Line<'a> {
     home: Home,
 }
 
-/// Prints entries as they come, so that the list of a spool of any size needs no memory.
+/// Prints entries as they arrive, so that memory does not grow with the spool.
 struct List {
     json: bool,
     limit: Option<u64>,
@@ -73,7 +73,7 @@ impl List {
         writeln!(out, "{:32}  {:23}  {:>12}  HOME", "ID", "CREATED (UTC)", "BYTES")
     }
 
-    /// Prints one entry; `false` where the limit is reached.
+    /// Prints one entry. Returns `false` if the limit is reached.
     fn add(&mut self, out: &mut dyn Write, entry: &Entry) -> Result<bool> {
         if self.limit.is_some_and(|limit| self.messages >= limit) {
             self.cut = true;
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_is_said_where_it_cuts() {
+    fn a_reached_limit_is_reported() {
         let one = print(false, Some(1));
         assert!(one.ends_with("1 message, 5 bytes, and more: the limit is reached\n"), "{one}");
         assert!(print(false, Some(2)).ends_with("(70005 bytes)\n"));

@@ -1,4 +1,4 @@
-//! `tidespool repair`: what is whole in a damaged spool, in a new one.
+//! `tidespool repair`: copies what is whole in a damaged spool into a new one.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -10,19 +10,19 @@ use tidespool::inspect::{Salvage, salvage};
 use crate::output::{Outcome, bytes, damage_line, is_broken_pipe, json_line, plural, torn_lines};
 use crate::spool_dir;
 
-/// Copy every whole message of a damaged spool into a new one, and list what could not be saved. Exit code 0: everything was saved, 2: something
-/// could not be, 1: an error, and there is no new spool.
+/// Copy every whole message of a damaged spool into a new one, and list what could not be saved.
+/// Exit code 0: everything was saved, 2: something was not, 1: an error, and there is no new spool.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The directory of the damaged spool. No process may have it open. Nothing in it is changed.
+    /// The directory of the damaged spool. No process may have it open. It is not changed.
     dir: PathBuf,
-    /// The directory of the new spool: not there yet, or empty. Until it is complete it is called `NEW_DIR.partial`; what an interrupted repair left
-    /// there is deleted by the next one. A mount point, or a directory that holds `lost+found` or
-    /// the like, stays as it is: there the unfinished spool is in
-    /// `NEW_DIR/.tidespool-repair.partial`.
+    /// The directory of the new spool, which must not exist or be empty. Until the copy is complete
+    /// it is named `NEW_DIR.partial`; the next repair deletes what an interrupted one left there. A
+    /// mount point, or a directory that holds `lost+found` or the like, is kept: there the
+    /// unfinished spool is in `NEW_DIR/.tidespool-repair.partial`.
     #[arg(value_name = "NEW_DIR")]
     new_dir: PathBuf,
-    /// One JSON object on one line: complete, saved, bytes, saved_from_crash_log,
+    /// Print one JSON object on one line: complete, saved, bytes, saved_from_crash_log,
     /// removed_by_crash_log, lost; unsaved, doubtful, damage and torn (lists of path, id, what).
     #[arg(long)]
     json: bool,
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
     let found =
         salvage(&args.dir, &args.new_dir).with_context(|| format!("repairing {dir} into {new_dir}"))?;
     match print(out, args, &found) {
-        // The new spool is there, whether anybody reads the text to its end or not.
+        // The new spool is complete even if the reader closes the pipe.
         Err(err) if !is_broken_pipe(&err) => return Err(err),
         _ => {}
     }
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_and_what_became_of_it_is_told_one_a_line() {
+    fn damage_and_its_consequence_are_one_line_each() {
         assert_eq!(
             printed(false, &found()),
             "/s/manifest: it is missing\n\

@@ -1,4 +1,4 @@
-//! Opening a spool's directory to look into it.
+//! Opens the directory of a spool for inspection.
 
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -6,13 +6,14 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use tidespool::inspect::Inspector;
 
-/// Opens the spool in `dir`, and refuses with a clear text what is none.
+/// Opens the spool in `dir`. Returns a clear error if there is none.
 pub(crate) fn open(dir: &Path) -> Result<Inspector> {
     look_at(dir)?;
     Inspector::open(dir).with_context(|| format!("opening the spool {}", dir.display()))
 }
 
-/// Refuses with a clear text what is no directory of a spool. Looked at before it is opened, so that a mistyped path never becomes a spool.
+/// Returns a clear error if `dir` is not the directory of a spool. Runs before it is opened, so
+/// that a mistyped path never becomes a spool.
 pub(crate) fn look_at(dir: &Path) -> Result<()> {
     let shown = dir.display();
     match std::fs::metadata(dir) {
@@ -30,7 +31,7 @@ pub(crate) fn look_at(dir: &Path) -> Result<()> {
         }
         Err(err) => return Err(looking_at(dir, err)),
     }
-    // One that lost its FORMAT file still has one of the others.
+    // A spool without its FORMAT file still has one of the others.
     for name in ["FORMAT", "journal", "manifest", "sled"] {
         let path = dir.join(name);
         match path.try_exists() {
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_spool_is_told_apart_and_left_alone() {
+    fn other_paths_are_distinguished_and_not_changed() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("missing");
         let err = open(&missing).unwrap_err().to_string();
@@ -67,7 +68,8 @@ mod tests {
         let below = open(&file.join("spool")).unwrap_err().to_string();
         assert!(below.contains("spool lies below a file: "), "{below}");
 
-        // A symlink that dangles was reported as a path that does not exist, though `ls` shows it.
+        // Regression: a dangling symlink was reported as a path that does not exist, though `ls`
+        // shows it.
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&missing, &link).unwrap();
         let dangling = open(&link).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! `tidespool stat`: what a spool's directory holds, in numbers.
+//! `tidespool stat`: counts what the directory of a spool holds.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ use crate::spool_dir;
 pub(crate) struct Args {
     /// The directory of the spool. No process may have it open.
     dir: PathBuf,
-    /// One JSON object on one line.
+    /// Print one JSON object on one line.
     #[arg(long)]
     json: bool,
 }
@@ -51,7 +51,7 @@ fn table(out: &mut dyn Write, dir: &Path, summary: &Summary) -> io::Result<()> {
     )
 }
 
-/// What the next opening does with the index.
+/// What the next open does with the index.
 fn index(state: IndexState) -> &'static str {
     match state {
         IndexState::Kept => "kept at next open",
@@ -59,13 +59,13 @@ fn index(state: IndexState) -> &'static str {
     }
 }
 
-/// What the next opening brings back from the crash log.
+/// What the next open restores from the crash log.
 fn crash_log(found: &CrashLogSummary) -> String {
     let (messages, removals) = (plural(found.messages, "message"), plural(found.removals, "removal"));
     format!("{messages} and {removals} brought back at next open, {}", bytes(found.message_bytes))
 }
 
-/// `5 (journal 3, segment 2)`.
+/// Formats a total and its parts: `5 (journal 3, segment 2)`.
 fn counted(total: u64, parts: &BTreeMap<String, u64>) -> String {
     if parts.is_empty() {
         return total.to_string();

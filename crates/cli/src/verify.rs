@@ -1,4 +1,4 @@
-//! `tidespool verify`: every byte of a spool against its checksums.
+//! `tidespool verify`: compares every byte of a spool with its checksums.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,14 @@ use tidespool_core::DamagedSpool;
 use crate::output::{Outcome, bytes, damage_line, is_broken_pipe, json_line, plural, torn_lines};
 use crate::spool_dir;
 
-/// Read every byte of every message and compare it with its checksum. Exit code 0: whole, 2: damaged, 1: an error.
+/// Read every byte of every message and compare it with its checksum. Exit code 0: whole, 2:
+/// damaged, 1: an error.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The directory of the spool. No process may have it open. Nothing of it is changed.
+    /// The directory of the spool. No process may have it open. It is not changed.
     dir: PathBuf,
-    /// One JSON object on one line: whole, messages, bytes; damage and torn (lists of path, id, what).
+    /// Print one JSON object on one line: whole, messages, bytes; damage and torn (lists of path,
+    /// id, what).
     #[arg(long)]
     json: bool,
 }
@@ -24,7 +26,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
     let found = verify(&args.dir)?;
     match print(out, args, &found) {
-        // The exit code is the answer, whether anybody reads the text to its end or not.
+        // The exit code is valid even if the reader closes the pipe.
         Err(err) if !is_broken_pipe(&err) => return Err(err),
         _ => {}
     }
@@ -34,7 +36,7 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
 fn verify(dir: &Path) -> Result<Verification> {
     match spool_dir::open(dir) {
         Ok(spool) => spool.verify().with_context(|| format!("verifying {}", dir.display())),
-        // Nothing more can be read of it; but this is what was asked.
+        // Nothing more can be read, but this damage is a result of the verification.
         Err(err) => match err.root_cause().downcast_ref::<DamagedSpool>() {
             Some(DamagedSpool { path, what, .. }) => {
                 let damage = Damage { path: path.display().to_string(), id: None, what: what.clone() };

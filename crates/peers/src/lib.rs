@@ -1,11 +1,11 @@
-//! Tidespool beside the engines one would otherwise take: the same trait, the same workloads, in one run.
+//! Compares Tidespool with other engines: the same trait and the same workloads, in one run.
 //!
 //! # Layout
 //!
 //! * [`engines`] – each engine as a [`Spool`](tidespool_core::Spool), and what it claims;
-//! * `opener` – the engines, as the bench opens them;
-//! * `single` – one run in this process: what the children of a comparison do;
-//! * [`compare`](mod@compare) – the comparison: which runs, their order, what they say together.
+//! * `opener` – opens the engines for the bench;
+//! * `single` – one run in this process, as the children of a comparison do it;
+//! * [`compare`](mod@compare) – the comparison: its runs, their order, and their summary.
 //!
 //! # Exit codes
 //!
@@ -27,9 +27,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
-use tidespool_cli::bench::Interrupted;
+use tidespool_bench::Interrupted;
 
-/// Tidespool beside the engines one would otherwise take.
+/// Compare Tidespool with other engines.
 #[derive(Debug, Parser)]
 #[command(name = "tidespool-peers", version, arg_required_else_help = true)]
 struct Cli {
@@ -45,7 +45,8 @@ enum Command {
     Fill(single::FillArgs),
 }
 
-/// Runs the command that `args` (the program's name first) ask for, and tells how it ended.
+/// Runs the command that `args` describe and returns its exit code. `args` begin with the name of
+/// the program.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
@@ -59,10 +60,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     exit_code(result)
 }
 
-/// Help goes out as it is; what is wrong with the arguments becomes one line.
+/// Prints help as it is, and an error in the arguments as one line.
 fn usage(err: &clap::Error) -> ExitCode {
     if !err.use_stderr() || err.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        // Without a terminal there is nobody to tell.
+        // Standard output or standard error may be closed.
         drop(err.print());
         return ExitCode::from(u8::from(err.use_stderr()));
     }
@@ -70,7 +71,7 @@ fn usage(err: &clap::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The first paragraph of what clap says, which names the argument and what it takes.
+/// Returns the first paragraph of a clap error, which names the argument and its values.
 fn one_line(text: &str) -> String {
     let paragraph = text.lines().map(str::trim).take_while(|line| !line.is_empty());
     paragraph.collect::<Vec<_>>().join(" ")
@@ -79,7 +80,7 @@ fn one_line(text: &str) -> String {
 fn exit_code(result: Result<()>) -> ExitCode {
     let Err(err) = result else { return ExitCode::SUCCESS };
     let line = format!("{err:#}").replace('\n', " ");
-    // Without a standard error there is nobody to tell.
+    // Standard error may be closed.
     drop(writeln!(std::io::stderr(), "error: {line}"));
     if err.root_cause().is::<Interrupted>() { ExitCode::from(130) } else { ExitCode::FAILURE }
 }

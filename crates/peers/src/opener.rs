@@ -1,11 +1,11 @@
-//! The engines, as the bench opens them.
+//! Opens the engines for the bench.
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use tidespool_cli::bench::{Builtin, Engine, Needs, Opener};
+use tidespool_bench::{Builtin, Engine, Needs, Opener};
 
 use crate::engines::{Peer, Setup};
 
@@ -17,9 +17,9 @@ impl Opener for Peer {
 
     async fn open(&self, dir: &Path, needs: &Needs) -> Result<Engine> {
         match self {
-            // With what the bench asks of them alone.
-            Self::Tidespool => Opener::open(&Builtin::Tidespool, dir, needs).await,
-            Self::RawJournal => Opener::open(&Builtin::RawJournal, dir, needs).await,
+            // The bench opens these with its own needs.
+            Self::Tidespool => Builtin::Tidespool.open(dir, needs).await,
+            Self::RawJournal => Builtin::RawJournal.open(dir, needs).await,
             peer => {
                 let setup = Setup { small_caches: needs.small_caches, ..Setup::default() };
                 Ok(Engine::Spool(Self::open(*peer, dir, setup).await?))

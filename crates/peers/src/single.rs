@@ -1,10 +1,11 @@
-//! One run in this process, so that memory, allocator and the kernel's counts are one engine's.
+//! One run in this process, so that memory, allocator and the kernel's counts are those of one
+//! engine.
 
 use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use tidespool_cli::bench::{PlanArgs, Report, fill as fill_engine, run_one};
+use tidespool_bench::{PlanArgs, Report, fill as fill_engine, run_one};
 use tokio::runtime::Runtime;
 
 use crate::engines::Peer;
@@ -12,20 +13,22 @@ use crate::engines::Peer;
 /// Measure one engine with one workload, and print the report as one line of JSON.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What to measure.
+    /// The engine to measure.
     #[arg(long, value_enum)]
     engine: Peer,
     #[command(flatten)]
     plan: PlanArgs,
-    /// Work in a new directory inside DIR, removed at the end [default: the system's directory for temporary files].
+    /// Work in a new directory inside DIR, removed at the end [default: the system's directory for
+    /// temporary files].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// For those who read commands: the report is always JSON.
+    /// Accepted for clarity: the report is always JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// The child of `open-killed`: fill DIR as the plan, JSON, says, and wait to be killed.
+/// The child process of `open-killed`: fill DIR according to PLAN, which is JSON, and wait to be
+/// killed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct FillArgs {
     #[arg(long, value_enum)]
@@ -52,7 +55,7 @@ fn measure(args: &Args) -> Result<Report> {
     })?;
     let runtime = runtime()?;
     let report = runtime.block_on(run_one(&args.engine, args.plan.plan(), dir.path()));
-    // Nothing may still have a file open in the directory when it goes.
+    // Files in the directory must be closed before it is removed.
     drop(runtime);
     let path = dir.path().to_owned();
     let removed = dir.close().with_context(|| format!("removing {}", path.display()));
@@ -66,7 +69,7 @@ pub(crate) fn fill(args: &FillArgs) -> Result<()> {
     runtime()?.block_on(fill_engine(&args.engine, &plan, &args.dir))
 }
 
-/// As many threads as there are cores, the same for all engines.
+/// Creates a runtime with as many threads as there are cores, the same for all engines.
 fn runtime() -> Result<Runtime> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut builder = tokio::runtime::Builder::new_multi_thread();

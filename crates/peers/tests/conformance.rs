@@ -1,4 +1,4 @@
-//! Every engine keeps what it claims: else the comparison would not be fair.
+//! Every engine does what it claims; otherwise the comparison would not be fair.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -73,7 +73,7 @@ mod redb {
     tidespool_testkit::conformance_tests!(InDir::new(Peer::Redb));
 }
 
-/// The cases that `peer` does not claim; all others are kept.
+/// Returns the cases that `peer` does not claim, and asserts that it passes all others.
 fn not_claimed(peer: Peer) -> Vec<&'static str> {
     let mut left_out = Vec::new();
     for case in CASES {
@@ -88,7 +88,7 @@ fn not_claimed(peer: Peer) -> Vec<&'static str> {
     left_out
 }
 
-/// Left out are, by name, just the cases that drop a store half done.
+/// Exactly the cases that drop a store in progress are not claimed.
 #[test]
 fn local_disk_keeps_what_it_claims() {
     assert_eq!(
@@ -102,8 +102,8 @@ fn local_disk_keeps_what_it_claims() {
     );
 }
 
-/// Most cases sync or enumerate on their way: just these two are about nothing else. What the cache claims is shown by
-/// the test that follows.
+/// Most cases need a sync or an enumeration: only these two do not. The next test covers the claims
+/// of the cache.
 #[test]
 fn foyer_keeps_what_it_claims() {
     let left_out = not_claimed(Peer::Foyer);
@@ -113,7 +113,7 @@ fn foyer_keeps_what_it_claims() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn foyer_stores_replaces_loads_and_removes_and_says_what_it_does_not_offer() {
+async fn foyer_stores_replaces_loads_and_removes_and_rejects_other_calls() {
     let dir = tempfile::tempdir().unwrap();
     let spool = Peer::Foyer.open(dir.path(), Setup::default()).await.unwrap();
     for len in [0, 1, 100, 4096, 100 * 1024, 1024 * 1024] {
@@ -136,14 +136,14 @@ async fn foyer_stores_replaces_loads_and_removes_and_says_what_it_does_not_offer
 }
 
 #[tokio::test]
-async fn the_raw_journal_is_no_spool_and_says_so() {
+async fn opening_the_raw_journal_as_a_spool_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let Err(err) = Peer::RawJournal.open(dir.path(), Setup::default()).await else { panic!("opened") };
     assert!(err.root_cause().is::<NotOffered>(), "{err:#}");
 }
 
-/// sled keeps a large message in parts: while it is replaced again and again, a load must never mix two versions, or
-/// miss a part. The others are asked for the same.
+/// sled stores a large message in parts. While it is replaced repeatedly, a load must never mix two
+/// versions or miss a part. The test covers every engine that claims everything.
 #[test]
 fn a_large_message_is_replaced_as_a_whole() {
     const VERSIONS: u64 = 300;

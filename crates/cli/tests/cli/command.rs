@@ -1,4 +1,4 @@
-//! Runs the real `tidespool` binary: what it says and how it ends, above all where something is wrong.
+//! Runs the real `tidespool` binary: help, errors in the arguments, and their exit codes.
 
 use tempfile::TempDir;
 
@@ -58,7 +58,7 @@ fn help_is_no_error_and_names_every_subcommand() {
         assert_eq!(tidespool(&[command, "--help"]).status.code(), Some(0));
     }
     assert_eq!(tidespool(&["--version"]).status.code(), Some(0));
-    // Asked for nothing: the help, as an error.
+    // Without arguments: the help, as an error.
     let output = tidespool(&[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().contains("Usage:"));

@@ -6,9 +6,9 @@
     reason = "helpers of tests are outside of the test functions"
 )]
 
-mod run; // the binary, and what it says when it refuses
+mod run; // runs the binary; asserts that it rejects arguments
 
-mod bench; // `tidespool bench`: every workload on every engine that can do it, and what goes wrong
-mod command; // what it says and how it ends, above all where something is wrong
-mod on_a_spool;
-mod repair; // `tidespool repair`, and what the others say of a spool that can't be opened // on the directory of a real spool
+mod bench_entry; // `tidespool bench` as a subcommand
+mod command; // help, and errors in the arguments
+mod on_a_spool; // every subcommand on the directory of a real spool
+mod repair; // `tidespool repair`, and the others on a spool that cannot be opened

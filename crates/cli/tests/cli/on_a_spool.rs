@@ -24,7 +24,7 @@ pub(crate) fn said(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// A directory with a spool of these messages, shut down in order.
+/// Returns a directory with a spool of these messages after a clean shutdown, and their ids.
 pub(crate) async fn spool_of(messages: &[Vec<u8>]) -> (TempDir, Vec<SpoolId>) {
     let dir = TempDir::new().unwrap();
     let spool = TieredSpool::open(Config::new(dir.path())).await.unwrap();
@@ -162,7 +162,7 @@ async fn a_spool_in_use_is_refused() {
 
 #[tokio::test]
 async fn a_reader_that_has_seen_enough_is_no_error() {
-    // More lines than a pipe and our buffer hold, so that writing meets the closed end.
+    // More lines than a pipe and the output buffer hold, so that a write meets the closed end.
     let (dir, _) = spool_of(&vec![Vec::new(); 3_000]).await;
     let mut child = Command::new(env!("CARGO_BIN_EXE_tidespool"))
         .args(["ls", path(dir.path())])
@@ -188,35 +188,7 @@ async fn a_full_disk_is_an_error() {
     assert!(said(&output).contains("standard output"), "{}", said(&output));
 }
 
-#[test]
-fn the_spool_is_measured_in_every_workload() {
-    let dir = TempDir::new().unwrap();
-    for workload in ["store", "lifecycle", "load"] {
-        let output = tidespool(&[
-            "bench",
-            "--workload",
-            workload,
-            "--size",
-            "4KiB",
-            "--concurrency",
-            "4",
-            "--duration",
-            "0.2",
-            "--memory-budget",
-            "128MiB",
-            "--json",
-            "--dir",
-            path(dir.path()),
-        ]);
-        assert_eq!(code(&output), Some(0), "{workload}: {}", said(&output));
-        let json: Value = serde_json::from_str(&out(&output)).unwrap();
-        assert_eq!(json["engine"], "tidespool");
-        assert!(json["ops"].as_u64() > Some(0), "{workload}: {json}");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-}
-
-/// A spool that was acknowledged a message of which only the crash log has the bytes.
+/// Returns a spool that acknowledged a message whose bytes are only in the crash log.
 async fn spool_that_died(message: &[u8]) -> (TempDir, SpoolId) {
     let dir = TempDir::new().unwrap();
     let config = Config::new(dir.path().join("spool"))
@@ -236,7 +208,7 @@ async fn what_only_the_crash_log_has_is_shown_and_saved() {
     let (dir, id) = spool_that_died(message).await;
     let spool = dir.path().join("spool");
     let ls = || tidespool(&["ls", path(&spool), "--json"]);
-    // Its threads hold the directory for a moment longer.
+    // The threads of the spool hold the directory a little longer.
     let listed = std::iter::repeat_with(ls).take(60).find(|ls| code(ls) == Some(0)).unwrap();
     let json: Value = serde_json::from_str(&out(&listed)).unwrap();
     assert_eq!((&json["id"], &json["home"]), (&id.to_string().into(), &"crash-log".into()));

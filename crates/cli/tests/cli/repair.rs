@@ -1,4 +1,4 @@
-//! `tidespool repair`, and what the others say of a spool that can't be opened.
+//! `tidespool repair`, and the other subcommands on a spool that cannot be opened.
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -23,7 +23,7 @@ async fn a_whole_spool_is_copied_with_code_0() {
     for (id, message) in ids.iter().zip(three_messages()) {
         assert_eq!(tidespool(&["get", path(&new), &id.to_string()]).stdout, message);
     }
-    // Not over what is there.
+    // An existing spool is not overwritten.
     assert_refused(&["repair", path(dir.path()), path(&new)], &[path(&new), "not empty"]);
     let inside = dir.path().join("inside");
     assert_refused(
@@ -54,7 +54,7 @@ async fn what_could_not_be_saved_is_named_with_code_2() {
 }
 
 #[tokio::test]
-async fn a_lost_format_file_is_code_2_and_the_command_to_run_is_told() {
+async fn a_lost_format_file_is_code_2_and_names_the_command_to_run() {
     let (dir, _) = spool_of(&three_messages()).await;
     std::fs::remove_file(dir.path().join("FORMAT")).unwrap();
     let format = dir.path().join("FORMAT");

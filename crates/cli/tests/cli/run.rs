@@ -15,7 +15,8 @@ pub(crate) fn names(dir: &Path) -> Vec<String> {
     std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-/// Ended with code 1, nothing on standard output, and one line on standard error, which has all of `parts`.
+/// Asserts exit code 1, an empty standard output, and one line on standard error with all of
+/// `parts`.
 pub(crate) fn assert_refused(args: &[&str], parts: &[&str]) {
     let output = tidespool(args);
     let said = String::from_utf8(output.stderr).unwrap();

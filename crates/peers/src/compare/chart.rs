@@ -1,18 +1,19 @@
 //! The charts of a comparison.
 
-use tidespool_cli::bench::chart::{Chart, Scale, seconds};
+use tidespool_bench::chart::{Chart, Scale, seconds};
 
 use crate::engines::Peer;
 
 /// One line: an engine and its points.
 pub(super) type Line<'a> = (Peer, &'a [(f64, f64)]);
 
-/// How far a quantile is along the axis, in nines: 0.9 is at 1, 0.99 at 2. So the tail, where engines differ, has room.
+/// Returns the position of a quantile on the axis, in nines: 0.9 is at 1, 0.99 at 2. This gives
+/// space to the tail, where engines differ.
 pub(super) fn nines(quantile: f64) -> f64 {
     -(1.0 - quantile.min(0.999_999)).log10()
 }
 
-/// Latency curves: quantiles on the nines, latency on a logarithmic axis.
+/// Returns latency curves: quantiles in nines, latency on a logarithmic axis.
 pub(super) fn curves(lines: &[Line<'_>]) -> String {
     let placed =
         |points: &[(f64, f64)]| points.iter().map(|(quantile, us)| (nines(*quantile), *us)).collect();
@@ -31,7 +32,7 @@ pub(super) fn curves(lines: &[Line<'_>]) -> String {
     Chart { lines: &lines, scale: Scale::Time, end: 5.0, ticks: &ticks, caption }.svg()
 }
 
-/// The p99.9 over time.
+/// Returns the p99.9 over time.
 pub(super) fn over_time(lines: &[Line<'_>]) -> String {
     let lines: Vec<_> = lines.iter().map(|(peer, points)| (peer.name(), points.to_vec())).collect();
     let end = lines.iter().flat_map(|(_, points)| points).map(|(second, _)| *second).fold(1.0, f64::max);
@@ -44,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_nine_has_the_same_room() {
+    fn each_nine_has_the_same_width() {
         assert_eq!(nines(0.0), 0.0);
         for (quantile, expected) in [(0.9, 1.0), (0.99, 2.0), (0.999, 3.0), (0.99999, 5.0)] {
             assert!((nines(quantile) - expected).abs() < 1e-9, "{quantile}: {}", nines(quantile));

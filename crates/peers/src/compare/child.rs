@@ -7,43 +7,43 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use thiserror::Error;
-use tidespool_cli::bench::Report;
+use tidespool_bench::Report;
 use tokio::process::Command;
 use tokio::sync::watch;
 
-/// How long a child that was told to end may take to do so.
+/// How long a child may take to end after it was signalled.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why a run has no report.
 #[derive(Debug, Error)]
 pub(crate) enum Failed {
-    /// It said why, in its last line.
+    /// The child failed; this is its last line.
     #[error("{0}")]
     Said(String),
-    /// It ended in another way.
+    /// The child ended in another way.
     #[error("ended without a report: {0}")]
     Ended(String),
-    /// It did not end.
+    /// The child did not end.
     #[error("no end after {0:?}: it was killed")]
     Hung(Duration),
     /// The comparison was interrupted.
     #[error("interrupted")]
     Interrupted,
-    /// It could not be started, or not be heard.
+    /// The child could not be started, or its output not be read.
     #[error("{doing}: {err}")]
     Io {
-        /// What was tried.
+        /// The failed action.
         doing: &'static str,
-        /// What came of it.
+        /// Its error.
         err: std::io::Error,
     },
 }
 
-/// Set when the comparison shall end.
+/// Set when the comparison is to end.
 pub(crate) type Stop = watch::Receiver<bool>;
 
-/// Runs this program with `arguments` in `dir` for at most `limit`. It is in a process group of its own: a Ctrl-C on
-/// the terminal reaches it through us, once.
+/// Runs this program with `arguments` in `dir` for at most `limit`. The child is in a process group
+/// of its own, so a Ctrl-C on the terminal reaches it only once, through this process.
 pub(crate) async fn run(
     arguments: &[String],
     dir: &Path,
@@ -71,11 +71,11 @@ pub(crate) async fn run(
         () = stopped(stop) => Err(Failed::Interrupted),
     };
     match ended {
-        Ok(ended) => report(&ended.map_err(io("listening to the run"))?),
+        Ok(ended) => report(&ended.map_err(io("reading the output of the run"))?),
         Err(why) => {
-            // In order first, so that it takes its own children along.
-            let told = pid.is_some_and(|pid| kill_process(pid, Signal::INT).is_ok());
-            if !told || tokio::time::timeout(PATIENCE, &mut output).await.is_err() {
+            // SIGINT first, so that the child ends its own children.
+            let signalled = pid.is_some_and(|pid| kill_process(pid, Signal::INT).is_ok());
+            if !signalled || tokio::time::timeout(PATIENCE, &mut output).await.is_err() {
                 let _ = pid.map(|pid| kill_process_group(pid, Signal::KILL));
                 drop(output.await);
             }
@@ -84,14 +84,14 @@ pub(crate) async fn run(
     }
 }
 
-/// Returns when `stop` is set; never, where nobody can set it any more.
+/// Returns when `stop` is set; never if its sender is gone.
 async fn stopped(stop: &mut Stop) {
     if stop.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
-/// What a child that has ended said.
+/// Returns the report of a child that has ended, or its error.
 fn report(output: &Output) -> Result<Report, Failed> {
     if output.status.success() {
         let parsed = serde_json::from_slice(&output.stdout);
@@ -102,8 +102,7 @@ fn report(output: &Output) -> Result<Report, Failed> {
     Err(match last {
         Some(line) => Failed::Said(line.to_owned()),
         None => {
-            let line =
-                said.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it said nothing");
+            let line = said.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("no output");
             Failed::Ended(format!("{}; {line}", output.status))
         }
     })

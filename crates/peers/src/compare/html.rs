@@ -1,11 +1,11 @@
-//! A comparison as a page that needs nothing else: no script, no font, no network.
+//! A comparison as a self-contained page: no script, no font, no network.
 
 use super::chart::{curves, over_time};
 use super::record::{CaseSummary, Comparison};
 use super::table::{CAVEAT, COLUMNS, cell, ratio_text};
 use crate::engines::Peer;
 
-/// Readable in light and dark; an engine has one colour throughout.
+/// Readable on light and dark backgrounds. An engine has the same colour in every chart.
 const STYLE: &str = "\
 :root{color-scheme:light dark;--fg:#1c2024;--dim:#60646c;--bg:#fff;--line:#d9d9e0;--tidespool:#d6409f;--rocksdb:#0b68cb;\
 --rocksdb-tuned:#05a2c2;--fjall:#218358;--sled:#ad7f58;--redb:#8145b5;--local-disk:#8d8d8d;--foyer:#cc4e00;--raw-journal:#1c2024}\
@@ -24,7 +24,7 @@ svg .grid{stroke:var(--line);stroke-width:1}svg path{fill:none;stroke-width:1.8;
 svg path.tidespool{stroke-width:3}svg path.raw-journal{stroke-dasharray:5 4}\
 .key{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin-right:.5em}";
 
-/// The page.
+/// Returns the page.
 pub(super) fn page(comparison: &Comparison) -> String {
     let machine = &comparison.machine;
     let mut page = format!(
@@ -32,7 +32,7 @@ pub(super) fn page(comparison: &Comparison) -> String {
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
          <title>Tidespool beside its peers</title><style>{STYLE}{}</style></head><body>\n\
          <h1>Tidespool beside its peers</h1>\n<p class=\"dim\">Tidespool {}, {}. {}, {} cores, {} MiB of memory, Linux {}, {}. \
-         Medians over the rounds (least–most). A ratio above 1 says that tidespool is ahead. {}</p>\n",
+         Medians over the rounds (least–most). A ratio above 1 means that tidespool is better. {}</p>\n",
         colours(),
         comparison.version,
         comparison.finished,
@@ -61,7 +61,7 @@ pub(super) fn page(comparison: &Comparison) -> String {
     page + "</body></html>\n"
 }
 
-/// A line for each case: its main figure, and how it compares.
+/// Returns a table with a line for each case: its main figure, and its ratios.
 fn overview(comparison: &Comparison) -> String {
     let mut table = "<h2>Overview</h2>\n<div class=\"scroll\"><table><tr><th>case</th><th>compared by</th>\
                      <th>× best peer</th><th>which</th><th>× rocksdb</th><th>of raw-journal</th></tr>\n"
@@ -115,7 +115,7 @@ fn section(number: usize, case: &CaseSummary) -> String {
     section + "</div>\n"
 }
 
-/// What each engine's lines look like.
+/// Returns the style of the lines of each engine.
 fn colours() -> String {
     let rule = |peer: &Peer| {
         let name = peer.name();
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_is_whole_and_needs_nothing_else() {
+    fn the_page_is_complete_and_self_contained() {
         let page = page(&comparison());
         assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
         for part in [

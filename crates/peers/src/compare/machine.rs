@@ -1,21 +1,21 @@
-//! What the figures were measured on.
+//! The machine of the measurements.
 
 use std::path::Path;
 
 use serde::Serialize;
 
-/// The machine, as far as `/proc` tells. What it does not tell is empty.
+/// The machine, from `/proc`. Fields that it does not report are empty.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Machine {
     pub(crate) cpu: String,
     pub(crate) cores: usize,
     pub(crate) memory_mib: u64,
     pub(crate) kernel: String,
-    /// The kind of file system that the runs worked on.
+    /// The type of the file system that the runs used.
     pub(crate) file_system: String,
 }
 
-/// This machine, and the file system of `dir`.
+/// Returns this machine and the file system of `dir`.
 pub(crate) fn describe(dir: &Path) -> Machine {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let kib = field(&read("/proc/meminfo"), "MemTotal")
@@ -30,7 +30,7 @@ pub(crate) fn describe(dir: &Path) -> Machine {
     }
 }
 
-/// The value after `name` and a colon, at the start of a line.
+/// Returns the value after `name` and a colon at the start of a line.
 fn field(text: &str, name: &str) -> Option<String> {
     let lines = text.lines().filter_map(|line| line.split_once(':'));
     lines
@@ -39,7 +39,8 @@ fn field(text: &str, name: &str) -> Option<String> {
         .map(|(_, value)| value.to_owned())
 }
 
-/// The kind of the longest mount point that `dir` is below; of several there, the last.
+/// Returns the file system type of the longest mount point above `dir`, the last one if there are
+/// several.
 fn file_system(mounts: &str, dir: &Path) -> String {
     let mounts = mounts.lines().filter_map(|line| {
         let mut words = line.split(' ').skip(1);

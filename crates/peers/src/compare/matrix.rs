@@ -1,8 +1,8 @@
-//! Which runs a comparison is made of, and in which order.
+//! The runs of a comparison, and their order.
 
 use std::time::Duration;
 
-use tidespool_cli::bench::{Drain, Lifetime, Plan, Size, Workload};
+use tidespool_bench::{Drain, Lifetime, Plan, Size, Workload};
 
 use crate::engines::Peer;
 
@@ -47,10 +47,10 @@ const IN_MEMORY: &[Peer] = &[
     Peer::LocalDisk,
     Peer::Foyer,
 ];
-/// Those that would still be at it tomorrow are left out where there are millions of messages.
+/// The engines for millions of messages. The others would take too long.
 const LOGS: &[Peer] = &[Peer::Tidespool, Peer::RocksDb, Peer::RocksDbTuned, Peer::Fjall];
 
-/// One workload with all that varies in it; each combination is a [`Case`].
+/// One workload with all its variations; each combination is a [`Case`].
 #[derive(Debug, Clone, Copy)]
 struct Template {
     workload: Workload,
@@ -59,14 +59,14 @@ struct Template {
     force_sync: bool,
     lifetimes: &'static [Option<Lifetime>],
     drains: &'static [Drain],
-    /// Of 0, the workload's own number of messages.
+    /// 0 is the default of the workload.
     messages: u64,
     journal_capacity: u64,
     backlog_bytes: u64,
-    /// How often a run opens, for those that do.
+    /// Number of opens in a run, for workloads that open.
     openings: u32,
     drop_page_cache: bool,
-    /// Of 0, the comparison's own.
+    /// 0 is the default of the comparison.
     seconds: u64,
     engines: &'static [Peer],
 }
@@ -95,7 +95,7 @@ const KIB: &[Size] = &[Size::Bytes(1 << 10)];
 const KB50: &[Size] = &[Size::Bytes(50_000)];
 const METADATA: &[Size] = &[Size::Metadata];
 
-/// Every workload, for an evening and a night.
+/// Every workload, for a run of many hours.
 const FULL: &[Template] = &[
     Template { sizes: SIZES, callers: CALLERS, force_sync: true, ..template(Workload::Store, DURABLE) },
     Template { sizes: SIZES, callers: CALLERS, ..template(Workload::Store, IN_MEMORY) },
@@ -147,7 +147,7 @@ const FULL: &[Template] = &[
     },
 ];
 
-/// One of each, for three minutes.
+/// One case of each workload, for three minutes.
 const QUICK: &[Template] = &[
     Template { force_sync: true, ..template(Workload::Store, DURABLE) },
     Template {
@@ -189,7 +189,7 @@ const QUICK: &[Template] = &[
     Template { sizes: &[Size::Mix], seconds: 2, ..template(Workload::Mixed, LOGS) },
 ];
 
-/// What the command line asks for; what is empty or `None` is as the matrix has it.
+/// The choices on the command line. Empty lists and `None` mean those of the matrix.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Choice {
     pub(crate) quick: bool,
@@ -201,7 +201,7 @@ pub(crate) struct Choice {
     pub(crate) duration: Option<Duration>,
 }
 
-/// One workload with everything said: what the engines are compared on.
+/// One workload with all settings, on which engines are compared.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Case {
     pub(crate) plan: Plan,
@@ -211,13 +211,13 @@ pub(crate) struct Case {
 /// One run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Turn {
-    /// Which case.
+    /// The index of the case.
     pub(crate) case: usize,
     pub(crate) engine: Peer,
     pub(crate) round: u32,
 }
 
-/// The cases of a choice. Empty where the choice leaves none.
+/// Returns the cases of a choice, which may be none.
 pub(crate) fn cases(choice: &Choice) -> Vec<Case> {
     let matrix = if choice.quick { QUICK } else { FULL };
     let mut cases = Vec::new();
@@ -226,7 +226,7 @@ pub(crate) fn cases(choice: &Choice) -> Vec<Case> {
             cases.extend(choice.cases_of(template));
         }
     }
-    // Sizes that were asked for can make two templates the same.
+    // Chosen sizes can make two templates equal.
     let mut unique: Vec<Case> = Vec::new();
     for case in cases {
         match unique.iter_mut().find(|known| known.plan == case.plan) {
@@ -287,7 +287,8 @@ impl Choice {
     }
 }
 
-/// All runs, engine after engine and then again, A B C A B C …: what changes on the machine meanwhile meets all alike.
+/// Returns all runs, interleaved: A B C A B C …. So changes of the machine over time affect all
+/// engines alike.
 pub(crate) fn turns(cases: &[Case], rounds: u32) -> Vec<Turn> {
     let mut turns = Vec::new();
     for (case, Case { engines, .. }) in cases.iter().enumerate() {
@@ -298,7 +299,8 @@ pub(crate) fn turns(cases: &[Case], rounds: u32) -> Vec<Turn> {
     turns
 }
 
-/// About how long a run takes; made from what slow engines took on two cores and a disk with 100 MB/s.
+/// Estimates the time of a run, from the rates of slow engines on two cores and a disk with 100
+/// MB/s.
 pub(crate) fn estimate(plan: &Plan) -> Duration {
     const BYTES_PER_S: u64 = 80_000_000;
     const MESSAGES_PER_S: u64 = 25_000;
@@ -375,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn no_engine_is_asked_for_what_it_does_not_claim() {
+    fn no_engine_runs_a_workload_that_it_does_not_claim() {
         for case in full().into_iter().chain(cases(&Choice { quick: true, ..Choice::default() })) {
             for engine in &case.engines {
                 let claims = engine.claims();
@@ -396,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_replaces_what_the_matrix_has() {
+    fn arguments_replace_the_values_of_the_matrix() {
         let choice = Choice {
             workloads: vec![Workload::Store],
             engines: vec![Peer::Tidespool, Peer::RawJournal],

@@ -1,10 +1,11 @@
-//! `tidespool-peers compare`: engines side by side.
+//! `tidespool-peers compare`: compares engines.
 //!
 //! # Layout
 //!
-//! * `matrix` – which runs, and their order; `wording` – plans in words; `child` – a run in a process of its own;
+//! * `matrix` – the runs and their order; `wording` – plans as text; `child` – a run in a process
+//!   of its own;
 //! * `summary` – medians, spread and ratios;
-//! * `table`, `record`, `html` with `chart` – what is shown: text, JSON, a page.
+//! * `table`, `record`, `html` with `chart` – the output: text, JSON, a page.
 
 mod chart;
 mod child;
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tidespool_cli::bench::{Interrupted, Report, Size, Workload};
+use tidespool_bench::{Interrupted, Report, Size, Workload};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -35,47 +36,51 @@ const MAX_DURATION_SECS: f64 = 86_400.0;
 
 /// Compare engines on this machine.
 ///
-/// Each run is a process of its own; rounds are interleaved, A B C A B C …, and what is shown is the median over the
-/// rounds, with the least and the most. A ratio above 1 says that tidespool is ahead.
+/// Each run is a process of its own. Rounds are interleaved: A B C A B C …. The output has the
+/// median over the rounds, with the minimum and the maximum. A ratio above 1 means that tidespool
+/// is better.
 ///
-/// Without --quick this takes hours: it says how many before it starts, and --workload, --engine, --size and --concurrency
-/// make it less. A run that fails is named in one line and the others go on; the exit code is 1 then.
+/// Without --quick this takes hours: the command prints the estimate before it starts. --workload,
+/// --engine, --size and --concurrency reduce it. A failed run is reported in one line and the
+/// others continue; the exit code is then 1.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A part of all, in about three minutes: one round of 1 s runs.
+    /// Run a part of the matrix in about three minutes: one round of 1 s runs.
     #[arg(long)]
     quick: bool,
-    /// Only these workloads. May be repeated, or separated by commas, as with the next three.
+    /// Run only these workloads. May be repeated, or separated by commas, like the next three.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "WORKLOAD")]
     workload: Vec<Workload>,
-    /// Only these engines.
+    /// Run only these engines.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "ENGINE")]
     engine: Vec<Peer>,
-    /// These payload bytes instead of the matrix's: 16384, 16KiB, or mix.
+    /// Use these payload bytes instead of those of the matrix: 16384, 16KiB, or mix.
     #[arg(long, value_delimiter = ',', value_name = "BYTES")]
     size: Vec<Size>,
-    /// So many callers instead of the matrix's, 1 to 65536.
+    /// Use these numbers of callers instead of those of the matrix, 1 to 65536.
     #[arg(long, value_delimiter = ',', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     concurrency: Vec<u32>,
-    /// Only synced cases, or only those that are not.
+    /// Run only synced cases, or only those without a sync.
     #[arg(long, value_name = "true|false")]
     force_sync: Option<bool>,
-    /// How often each engine runs in each case, 1 to 100 [default: 3, with --quick 1].
+    /// Number of rounds of each case, 1 to 100 [default: 3, with --quick 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: Option<u32>,
-    /// How long a run takes, where its work is not fixed [default: 5, with --quick 1].
+    /// Duration of a run, for workloads without a fixed amount of work [default: 5, with --quick
+    /// 1].
     #[arg(long, value_name = "SECS", value_parser = parse_duration)]
     duration: Option<Duration>,
-    /// Work in new directories inside DIR, removed after each run [default: the system's directory for temporary files].
+    /// Work in new directories inside DIR, removed after each run [default: the system's directory
+    /// for temporary files].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Write everything, every single run included, to FILE as JSON.
+    /// Write the full result, with every single run, to FILE as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write a page with tables and latency curves to FILE. It needs nothing else to be looked at.
+    /// Write a self-contained page with tables and latency curves to FILE.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Say what would be run, and how long it would take.
+    /// Print the runs and their estimated time, without running them.
     #[arg(long)]
     dry_run: bool,
 }
@@ -131,7 +136,8 @@ impl Args {
         }
     }
 
-    /// Finds out before the hours, not after them, that a file cannot be written. One that is there stays as it is.
+    /// Checks before the runs, which take hours, that the files can be written. Existing content is
+    /// kept.
     fn check_outputs(&self) -> Result<()> {
         for path in [&self.json, &self.html].into_iter().flatten() {
             let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
@@ -154,7 +160,7 @@ impl Args {
     }
 }
 
-/// What is going to happen, and for how long.
+/// Prints the number of runs and their estimated time.
 fn announce(cases: &[Case], turns: &[Turn]) -> Result<()> {
     let took = |turn: &Turn| cases.get(turn.case).map_or(Duration::ZERO, |case| matrix::estimate(&case.plan));
     let total: Duration = turns.iter().map(took).sum();
@@ -170,7 +176,7 @@ fn announce(cases: &[Case], turns: &[Turn]) -> Result<()> {
     Ok(())
 }
 
-/// All runs, one after the other. `true` where they were interrupted.
+/// Runs all turns, one after the other. Returns `true` if they were interrupted.
 async fn run_all(cases: &[Case], turns: &[Turn], dir: &Path) -> Result<(Vec<RunRecord>, bool)> {
     let (interrupt, mut stop) = watch::channel(false);
     let (mut ctrl_c, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
@@ -182,7 +188,7 @@ async fn run_all(cases: &[Case], turns: &[Turn], dir: &Path) -> Result<(Vec<RunR
             if matches!(run, Err(Failed::Interrupted)) {
                 return Ok(true);
             }
-            tell(n + 1, turns.len(), turn, case, &run)?;
+            report_progress(n + 1, turns.len(), turn, case, &run)?;
             runs.push(RunRecord::new(*turn, case, run));
         }
         Ok(false)
@@ -196,7 +202,7 @@ async fn run_all(cases: &[Case], turns: &[Turn], dir: &Path) -> Result<(Vec<RunR
     Ok((runs, interrupted?))
 }
 
-/// One run in a directory of its own, which is gone afterwards, whatever happened.
+/// Runs in a directory of its own, which is removed even after an error.
 async fn run_one(case: &Case, turn: Turn, dir: &Path, stop: &mut child::Stop) -> Result<Report, Failed> {
     if *stop.borrow() {
         return Err(Failed::Interrupted);
@@ -212,8 +218,14 @@ async fn run_one(case: &Case, turn: Turn, dir: &Path, stop: &mut child::Stop) ->
     Ok(report)
 }
 
-/// One line a run, on standard error: how far it is, and what failed.
-fn tell(n: usize, of: usize, turn: &Turn, case: &Case, run: &Result<Report, Failed>) -> Result<()> {
+/// Prints one line for each run on standard error: the progress, and the error of a failed run.
+fn report_progress(
+    n: usize,
+    of: usize,
+    turn: &Turn,
+    case: &Case,
+    run: &Result<Report, Failed>,
+) -> Result<()> {
     let (engine, title) = (turn.engine.name(), wording::title(&case.plan));
     let what = match run {
         Ok(report) => {

@@ -1,9 +1,9 @@
-//! All that a comparison found, as it is written to JSON.
+//! The full result of a comparison, as it is written to JSON.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use tidespool_cli::bench::{Plan, Report, Second};
+use tidespool_bench::{Plan, Report, Second};
 
 use super::child::Failed;
 use super::machine::Machine;
@@ -17,25 +17,25 @@ use crate::engines::Peer;
 pub(crate) struct Comparison {
     /// The version of this program.
     pub(crate) version: &'static str,
-    /// When it was done, RFC 3339.
+    /// When the comparison finished, RFC 3339.
     pub(crate) finished: String,
     pub(crate) machine: Machine,
-    /// Version and set-up of each engine that ran.
+    /// Version and settings of each engine that ran.
     pub(crate) settings: BTreeMap<Peer, String>,
     pub(crate) cases: Vec<CaseSummary>,
-    /// Every single run, in its order.
+    /// All runs, in order.
     pub(crate) runs: Vec<RunRecord>,
 }
 
-/// One case, over all its rounds.
+/// One case with all its rounds.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct CaseSummary {
     pub(crate) title: String,
     pub(crate) plan: Plan,
-    /// In the order of the matrix; those of which no run ended well are left out.
+    /// In the order of the matrix, without engines whose runs all failed.
     pub(crate) engines: Vec<EngineSummary>,
     pub(crate) ratios: Vec<Ratio>,
-    /// The p99.9 over time of the last round that has one, for each engine: `[second, µs]`.
+    /// The p99.9 over time of each engine, from the last round that has it: `[second, µs]`.
     pub(crate) over_time: Vec<(Peer, Vec<(f64, f64)>)>,
 }
 
@@ -48,7 +48,7 @@ pub(crate) struct RunRecord {
     pub(crate) title: String,
     pub(crate) engine: Peer,
     pub(crate) round: u32,
-    /// `null` where it failed.
+    /// `null` if the run failed.
     pub(crate) report: Option<Report>,
     /// Why it failed.
     pub(crate) error: Option<String>,
@@ -114,13 +114,13 @@ fn point(at: &Second) -> (f64, f64) {
 pub(super) mod tests {
     use std::path::Path;
 
-    use tidespool_cli::bench::Workload;
+    use tidespool_bench::Workload;
 
     use super::super::summary::tests::report;
     use super::*;
     use crate::compare::machine;
 
-    /// Two engines, of which one failed once.
+    /// A comparison of two engines, one of which failed once.
     pub(crate) fn comparison() -> Comparison {
         let case = Case {
             plan: Plan { force_sync: true, ..Plan::new(Workload::Store) },
@@ -141,7 +141,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_failed_is_kept_beside_what_did_not() {
+    fn failed_and_successful_runs_are_both_kept() {
         let comparison = comparison();
         let case = &comparison.cases[0];
         let rounds: Vec<_> = case.engines.iter().map(|engine| (engine.engine, engine.rounds)).collect();

@@ -1,13 +1,13 @@
-//! What the rounds of a comparison say together. Pure.
+//! Summarises the rounds of a comparison.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use tidespool_cli::bench::{Report, Workload};
+use tidespool_bench::{Report, Workload};
 
 use crate::engines::Peer;
 
-/// The middle of some figures, and how far they are spread.
+/// The median of some figures, and their spread.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -16,7 +16,8 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// `None` of no figures. Of an even number of them, the mean of the two in the middle.
+    /// Returns `None` without figures. The median of an even number is the mean of the two in the
+    /// middle.
     pub(crate) fn of(figures: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut figures: Vec<f64> = figures.into_iter().collect();
         figures.sort_by(f64::total_cmp);
@@ -27,7 +28,7 @@ impl Spread {
     }
 }
 
-/// A figure of a report that engines are compared by.
+/// A figure by which engines are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Metric {
     /// A field of the report, or a name in its `extra`.
@@ -44,7 +45,7 @@ const fn less(key: &'static str) -> Metric {
     Metric { key, more_is_better: false }
 }
 
-/// What counts in a workload, the main one first.
+/// Returns the metrics of a workload, the main one first.
 pub(crate) fn metrics(workload: Workload) -> &'static [Metric] {
     const CALLS: &[Metric] =
         &[more("ops_per_s"), less("p50_us"), less("p99_us"), less("p999_us"), less("written_per_op")];
@@ -68,7 +69,7 @@ pub(crate) fn metrics(workload: Workload) -> &'static [Metric] {
     }
 }
 
-/// A figure of a report by its key.
+/// Returns a figure of a report by its key.
 pub(crate) fn figure(report: &Report, key: &str) -> Option<f64> {
     #[expect(clippy::cast_precision_loss, reason = "bytes and counts are far below 2^53")]
     let float = |value: u64| value as f64;
@@ -86,11 +87,11 @@ pub(crate) fn figure(report: &Report, key: &str) -> Option<f64> {
     })
 }
 
-/// The figures that each report has, besides those in `extra`.
+/// The figures that every report has, besides those in `extra`.
 const FIELDS: [&str; 8] =
     ["ops_per_s", "mb_per_s", "p50_us", "p99_us", "p999_us", "max_us", "written_per_op", "peak_rss_bytes"];
 
-/// What one engine did in one case, over all rounds that ended well.
+/// The figures of one engine in one case, over all successful rounds.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct EngineSummary {
     pub(crate) engine: Peer,
@@ -101,7 +102,7 @@ pub(crate) struct EngineSummary {
     pub(crate) curve: Vec<(f64, f64)>,
 }
 
-/// Summarises one engine's reports of one case; `None` where there is none.
+/// Summarises the reports of one engine in one case; `None` without reports.
 pub(crate) fn summarise(engine: Peer, reports: &[&Report]) -> Option<EngineSummary> {
     let first = reports.first()?;
     let keys = FIELDS.iter().copied().chain(first.extra.keys().map(String::as_str));
@@ -116,18 +117,19 @@ pub(crate) fn summarise(engine: Peer, reports: &[&Report]) -> Option<EngineSumma
     Some(EngineSummary { engine, rounds: reports.len(), figures: figures.collect(), curve: curve.collect() })
 }
 
-/// How many times as good as another the tiered spool is: above 1 it is ahead, whether more or less is better.
+/// How the tiered spool compares with others. A ratio above 1 means that it is better, whether more
+/// or less is better.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Ratio {
     pub(crate) metric: &'static str,
-    /// Against the best of the peers, which it names.
+    /// Compared with the best peer, and its name.
     pub(crate) best_peer: Option<(Peer, f64)>,
     pub(crate) rocksdb: Option<f64>,
-    /// Of the machine's limit: 1 is all there is.
+    /// Compared with the raw journal, the limit of the machine, which is 1.
     pub(crate) raw_journal: Option<f64>,
 }
 
-/// The ratios of a case, one for each of its metrics that the tiered spool has.
+/// Returns the ratios of a case, one for each metric that the tiered spool has.
 pub(crate) fn ratios(workload: Workload, engines: &[EngineSummary]) -> Vec<Ratio> {
     let median = |peer: Peer, key: &str| {
         let engine = engines.iter().find(|engine| engine.engine == peer)?;
@@ -152,7 +154,7 @@ pub(crate) fn ratios(workload: Workload, engines: &[EngineSummary]) -> Vec<Ratio
     ratios
 }
 
-/// `None` where one of them is nothing, and there is no ratio.
+/// Returns `None` if one of the figures is zero, so that there is no ratio.
 fn advantage(ours: f64, theirs: f64, more_is_better: bool) -> Option<f64> {
     let (above, below) = if more_is_better { (ours, theirs) } else { (theirs, ours) };
     (below > 0.0 && above > 0.0).then(|| above / below)
@@ -160,7 +162,7 @@ fn advantage(ours: f64, theirs: f64, more_is_better: bool) -> Option<f64> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use tidespool_cli::bench::Size;
+    use tidespool_bench::Size;
 
     use super::*;
 
@@ -217,7 +219,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn above_one_is_ahead_whether_more_or_less_is_better() {
+    fn a_ratio_above_one_is_better_in_both_directions() {
         let engines = [
             summary(Peer::Tidespool, 800.0, 2.0),
             summary(Peer::RocksDb, 100.0, 8.0),
@@ -236,7 +238,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn where_there_is_nothing_to_compare_there_is_no_ratio() {
+    fn without_a_comparison_there_is_no_ratio() {
         assert_eq!(ratios(Workload::Store, &[summary(Peer::Fjall, 1.0, 1.0)]), []);
         let alone = ratios(Workload::Store, &[summary(Peer::Tidespool, 1.0, 1.0)]);
         assert!(alone.iter().all(|ratio| ratio.best_peer.is_none() && ratio.rocksdb.is_none()));

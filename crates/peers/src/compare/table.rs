@@ -8,11 +8,11 @@ use super::record::{CaseSummary, Comparison};
 use super::summary::{EngineSummary, Ratio};
 use crate::engines::Peer;
 
-/// What has to be known to read the latencies.
+/// A note on the latencies, for every output.
 pub(super) const CAVEAT: &str = "Latency is measured from the call on: an engine that blocks its caller's thread, as \
      rocksdb does, keeps other callers waiting before their calls, unseen; the throughput shows it.";
 
-/// The columns: a key of the figures, its heading, and whether the spread is shown.
+/// The columns: the key of the figure, the heading, and whether the spread is shown.
 pub(super) const COLUMNS: [(&str, &str, bool); 8] = [
     ("ops_per_s", "per second", true),
     ("mb_per_s", "MB/s", false),
@@ -24,7 +24,7 @@ pub(super) const COLUMNS: [(&str, &str, bool); 8] = [
     ("peak_rss_bytes", "peak MiB", false),
 ];
 
-/// Prints all cases, with ratios below each, and last what failed.
+/// Prints all cases with their ratios, then the settings, and last the failed runs.
 pub(super) fn print(out: &mut dyn Write, comparison: &Comparison) -> io::Result<()> {
     for case in &comparison.cases {
         writeln!(out, "\n{}", case.title)?;
@@ -64,7 +64,7 @@ fn table(case: &CaseSummary) -> Table {
     table
 }
 
-/// The median, and with `spread` the least and the most of several rounds.
+/// Formats the median; with `spread` also the minimum and the maximum of several rounds.
 pub(super) fn cell(engine: &EngineSummary, key: &str, spread: bool) -> String {
     let Some(figure) = engine.figures.get(key) else { return "–".to_owned() };
     let median = number(key, figure.median);
@@ -84,7 +84,7 @@ fn number(key: &str, value: f64) -> String {
     }
 }
 
-/// What a ratio says in words, `None` where there is nothing to compare with.
+/// Formats a ratio; `None` if there is nothing to compare with.
 pub(super) fn ratio_text(ratio: &Ratio) -> Option<String> {
     let mut parts = Vec::new();
     if let Some((peer, times)) = ratio.best_peer {

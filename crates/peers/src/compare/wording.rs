@@ -1,10 +1,10 @@
-//! A plan in words: the arguments of a child, and the titles of cases.
+//! A plan as text: the arguments of a child, and the titles of cases.
 
-use tidespool_cli::bench::{Drain, Plan, Size, Workload};
+use tidespool_bench::{Drain, Plan, Size, Workload};
 
 use crate::engines::Peer;
 
-/// The arguments with which `run` does this plan.
+/// Returns the arguments of `run` for this plan.
 pub(crate) fn arguments(engine: Peer, plan: &Plan) -> Vec<String> {
     let mut arguments: Vec<String> = ["run", "--json", "--engine", engine.name()].map(str::to_owned).into();
     let mut add = |name: &str, value: String| arguments.extend([format!("--{name}"), value]);
@@ -35,12 +35,12 @@ pub(crate) fn arguments(engine: Peer, plan: &Plan) -> Vec<String> {
     arguments
 }
 
-/// How it is written on the command line.
+/// Returns the value as it is written on the command line.
 pub(crate) fn word(value: &impl clap::ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
-/// One line that tells a case from the others.
+/// Returns one line that distinguishes a case from the others.
 pub(crate) fn title(plan: &Plan) -> String {
     let mut title = format!("{} {}", word(&plan.workload), size_text(plan.size));
     if let Some(lifetime) = plan.lifetime {
@@ -80,7 +80,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use clap::{Args, Command, FromArgMatches};
-    use tidespool_cli::bench::PlanArgs;
+    use tidespool_bench::PlanArgs;
 
     use super::*;
     use crate::compare::matrix::{Case, Choice, cases};
@@ -90,14 +90,14 @@ mod tests {
     }
 
     #[test]
-    fn titles_tell_cases_apart() {
+    fn titles_distinguish_cases() {
         let cases = full();
         let titles: BTreeSet<String> = cases.iter().map(|case| title(&case.plan)).collect();
         assert_eq!(titles.len(), cases.len());
     }
 
     #[test]
-    fn a_child_gets_the_plan_as_it_is() {
+    fn a_child_gets_the_same_plan() {
         let parser = PlanArgs::augment_args(Command::new("run"));
         for case in full() {
             let arguments = arguments(Peer::Fjall, &case.plan);

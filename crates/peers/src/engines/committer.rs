@@ -1,4 +1,5 @@
-//! Group commit for engines that have none: what waits at one time is written together and synced once.
+//! Group commit for engines without one: jobs that wait at the same time are written together and
+//! synced once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,31 +14,32 @@ use tokio::sync::{mpsc, oneshot};
 use super::error::EngineError;
 use super::spool::in_time;
 
-/// How many callers may wait in the queue; the others wait for room in it.
+/// The capacity of the queue. Further callers wait for space in it.
 const QUEUE: usize = 4_096;
-/// At most so many of them in one batch, and so many bytes after which no more join.
+/// The most jobs of a batch, and the bytes after which no more join it.
 const BATCH_MESSAGES: usize = 1_024;
 const BATCH_BYTES: usize = 32 << 20;
 
-/// What a batch is made of.
+/// A part of a batch.
 pub(crate) trait Job: Send + 'static {
-    /// Roughly.
+    /// The approximate size of the job.
     fn bytes(&self) -> usize;
 }
 
-/// Where batches go: an engine, on the thread of its committer.
+/// Writes batches: an engine, on the thread of its committer.
 pub(crate) trait Sink: Send + 'static {
-    /// What it takes.
+    /// The jobs that it accepts.
     type Job: Job;
 
-    /// Makes all of `batch` visible, in its order. `sync`: a [`sync`](Self::sync) follows at once.
+    /// Makes all of `batch` visible, in order. With `sync`, [`sync`](Self::sync) follows
+    /// immediately.
     fn apply(&mut self, batch: &[Self::Job], sync: bool) -> Result<(), EngineError>;
 
-    /// Makes all that was applied durable.
+    /// Makes everything applied so far durable.
     fn sync(&mut self) -> Result<(), EngineError>;
 }
 
-/// Why a job was not done.
+/// Why a job failed.
 #[derive(Debug, Clone)]
 enum Refusal {
     Late,
@@ -59,10 +61,10 @@ struct Waiter {
     done: oneshot::Sender<Result<(), Refusal>>,
 }
 
-/// The queue, and the thread that empties it.
+/// The queue, and the thread that processes it.
 pub(crate) struct Committer<J> {
     queue: Option<mpsc::Sender<(J, Waiter)>>,
-    /// Jobs that were handed in and are not visible yet.
+    /// Number of jobs in the queue that are not visible yet.
     pending: Arc<AtomicUsize>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -72,7 +74,7 @@ impl<J: Job> Committer<J> {
     ///
     /// # Errors
     ///
-    /// Where there can be no more threads.
+    /// If no thread can be started.
     pub(crate) fn start(name: &'static str, sink: impl Sink<Job = J>) -> Result<Self> {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let pending = Arc::<AtomicUsize>::default();
@@ -82,14 +84,15 @@ impl<J: Job> Committer<J> {
         Ok(Self { queue: Some(queue), pending, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Whether nothing is handed in that is not visible yet. What is written past the queue then is later than all
-    /// that its caller handed in before.
+    /// Returns whether every job in the queue is visible. A write that then bypasses the queue is
+    /// ordered after all earlier jobs of its caller.
     pub(crate) fn is_idle(&self) -> bool {
         self.pending.load(Ordering::Acquire) == 0
     }
 
-    /// Hands a job in; returns when it is visible, and with `sync` when it is durable. A job whose `deadline` is over
-    /// when its batch begins is not done. Dropped while it waits, the job may still be done, in its turn.
+    /// Queues a job. Returns when it is visible, with `sync` when it is durable. A job whose
+    /// `deadline` has passed when its batch begins fails. If the future is dropped, the job may
+    /// still run, in order.
     pub(crate) async fn commit(&self, job: J, sync: bool, deadline: Option<Instant>) -> Result<()> {
         let queue = self.queue.as_ref().ok_or(Closed)?;
         let room = queue.reserve().await.map_err(|_| Closed)?;
@@ -98,7 +101,7 @@ impl<J: Job> Committer<J> {
         room.send((job, Waiter { sync, deadline, done }));
         match answer.await {
             Ok(result) => Ok(result?),
-            // The thread is gone, which it never is while the queue is open, unless the engine panicked.
+            // The thread runs while the queue is open, unless the engine panicked.
             Err(_) => Err(EngineError {
                 engine: "the engine",
                 doing: "committing",
@@ -108,7 +111,7 @@ impl<J: Job> Committer<J> {
         }
     }
 
-    /// Ends the thread when the queue is empty, and waits for it.
+    /// Ends the thread when the queue is empty, and joins it.
     pub(crate) fn stop(&mut self) -> Result<()> {
         self.queue = None;
         let Some(thread) = self.thread.lock().take() else { return Ok(()) };
@@ -117,7 +120,7 @@ impl<J: Job> Committer<J> {
 }
 
 impl<J> Drop for Committer<J> {
-    /// The engine's files are in use until the thread has ended; its batches are short.
+    /// The files of the engine are in use until the thread ends, which takes a short batch.
     fn drop(&mut self) {
         self.queue = None;
         if let Some(thread) = self.thread.lock().take() {
@@ -126,7 +129,7 @@ impl<J> Drop for Committer<J> {
     }
 }
 
-/// The thread, until the queue is closed and empty.
+/// The committer thread. It runs until the queue is closed and empty.
 fn run<S: Sink>(mut waiting: mpsc::Receiver<(S::Job, Waiter)>, mut sink: S, pending: &AtomicUsize) {
     let (mut jobs, mut waiters) = (Vec::new(), Vec::new());
     while let Some(first) = waiting.blocking_recv() {
@@ -150,7 +153,7 @@ fn run<S: Sink>(mut waiting: mpsc::Receiver<(S::Job, Waiter)>, mut sink: S, pend
     }
 }
 
-/// The last moment at which an error leaves nothing behind.
+/// Fails jobs whose deadline has passed. After this point an error would leave a message behind.
 fn refuse_the_late<J>(jobs: &mut Vec<J>, waiters: &mut Vec<Waiter>) {
     if waiters.iter().all(|waiter| waiter.deadline.is_none()) {
         return;
@@ -166,7 +169,8 @@ fn refuse_the_late<J>(jobs: &mut Vec<J>, waiters: &mut Vec<Waiter>) {
     }
 }
 
-/// One batch. Those that need no sync do not wait for it. A caller that has gone needs no answer.
+/// Commits one batch. Jobs without a sync complete before it. The caller of a job may have been
+/// dropped.
 fn commit<S: Sink>(sink: &mut S, jobs: &[S::Job], waiters: &mut Vec<Waiter>, visible: impl FnOnce()) {
     let sync = waiters.iter().any(|waiter| waiter.sync);
     let applied = if jobs.is_empty() { Ok(()) } else { sink.apply(jobs, sync) };
@@ -206,13 +210,14 @@ mod tests {
         Synced,
     }
 
-    /// Tells what it does; each sync waits to be let through, and fails where it is told to.
-    struct Told {
+    /// Reports its calls. Each sync waits for a value from the test: `true` succeeds, `false`
+    /// fails.
+    struct Controlled {
         seen: std_mpsc::Sender<Seen>,
         let_through: std_mpsc::Receiver<bool>,
     }
 
-    impl Sink for Told {
+    impl Sink for Controlled {
         type Job = Number;
 
         fn apply(&mut self, batch: &[Number], _sync: bool) -> Result<(), EngineError> {
@@ -225,14 +230,14 @@ mod tests {
             if self.let_through.recv().unwrap() {
                 return Ok(());
             }
-            Err(EngineError { engine: "told", doing: "syncing", what: "no space".to_owned() })
+            Err(EngineError { engine: "test", doing: "syncing", what: "no space".to_owned() })
         }
     }
 
-    fn told() -> (Arc<Committer<Number>>, std_mpsc::Receiver<Seen>, std_mpsc::Sender<bool>) {
+    fn controlled() -> (Arc<Committer<Number>>, std_mpsc::Receiver<Seen>, std_mpsc::Sender<bool>) {
         let (seen_sender, seen) = std_mpsc::channel();
         let (gate, let_through) = std_mpsc::channel();
-        let committer = Committer::start("told", Told { seen: seen_sender, let_through }).unwrap();
+        let committer = Committer::start("test", Controlled { seen: seen_sender, let_through }).unwrap();
         (Arc::new(committer), seen, gate)
     }
 
@@ -253,12 +258,12 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_waits_at_one_time_is_synced_once_and_in_order() {
-        let (committer, seen, gate) = told();
+    async fn jobs_that_wait_together_are_synced_once_and_in_order() {
+        let (committer, seen, gate) = controlled();
         let first = spawn(&committer, 0, true, None);
         assert_eq!(seen.recv().unwrap(), Seen::Applied(vec![0]));
         assert_eq!(seen.recv().unwrap(), Seen::Synced);
-        // All of these come while the first one's sync goes on.
+        // These jobs arrive during the sync of the first one.
         let mut others = Vec::new();
         for job in 1..=5 {
             others.push(spawn(&committer, job, job != 3, None));
@@ -269,7 +274,7 @@ mod tests {
         first.await.unwrap().unwrap();
         assert_eq!(seen.recv().unwrap(), Seen::Applied(vec![1, 2, 3, 4, 5]));
         assert_eq!(seen.recv().unwrap(), Seen::Synced);
-        // The one that needs no sync is answered before it; all are visible.
+        // The job without a sync completes before it; all are visible.
         others.remove(2).await.unwrap().unwrap();
         assert!(committer.is_idle());
         assert!(others.iter().all(|other| !other.is_finished()));
@@ -281,7 +286,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_deadline_that_passes_in_the_queue_leaves_nothing_behind() {
-        let (committer, seen, gate) = told();
+        let (committer, seen, gate) = controlled();
         let first = spawn(&committer, 0, true, None);
         assert_eq!(seen.recv().unwrap(), Seen::Applied(vec![0]));
         let late = spawn(&committer, 1, true, Some(Instant::now()));
@@ -298,18 +303,18 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_sync_that_fails_is_told_to_all_who_waited_for_it() {
-        let (committer, seen, gate) = told();
+    async fn a_failed_sync_is_returned_to_its_callers() {
+        let (committer, seen, gate) = controlled();
         gate.send(false).unwrap();
         let err = committer.commit(Number(1), true, None).await.unwrap_err();
-        assert_eq!(err.to_string(), "told failed at syncing: no space");
+        assert_eq!(err.to_string(), "test failed at syncing: no space");
         assert!(err.root_cause().is::<EngineError>());
         assert_eq!(seen.try_iter().collect::<Vec<_>>(), [Seen::Applied(vec![1]), Seen::Synced]);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_is_in_the_queue_at_the_end_is_done() {
-        let (committer, seen, gate) = told();
+    async fn jobs_in_the_queue_at_the_end_complete() {
+        let (committer, seen, gate) = controlled();
         let first = spawn(&committer, 0, true, None);
         assert_eq!(seen.recv().unwrap(), Seen::Applied(vec![0]));
         let dropped = spawn(&committer, 1, false, None);

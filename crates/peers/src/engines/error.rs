@@ -1,31 +1,32 @@
-//! What engines answer where they don't do what was asked.
+//! The errors of engines.
 
 use thiserror::Error;
 
-/// The engine does not do this, and does not claim to.
+/// The engine does not support the call, and does not claim to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("{engine} offers no {what}: choose another engine for this workload")]
 pub struct NotOffered {
-    /// The engine's name.
+    /// The name of the engine.
     pub engine: &'static str,
-    /// What was asked of it.
+    /// The call.
     pub what: &'static str,
 }
 
-/// The engine failed. Its own error as text: several callers who waited for the same batch get the same one.
+/// The engine failed. Its error is kept as text, because several callers that waited for one batch
+/// get the same error.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{engine} failed at {doing}: {what}")]
 pub struct EngineError {
-    /// The engine's name.
+    /// The name of the engine.
     pub engine: &'static str,
-    /// What it was at.
+    /// What it was doing.
     pub doing: &'static str,
-    /// What it said.
+    /// The text of its error.
     pub what: String,
 }
 
 impl EngineError {
-    /// Turns an engine's own error into this one.
+    /// Converts an error of the engine into this one.
     pub(crate) fn at<E: std::fmt::Display>(
         engine: &'static str,
         doing: &'static str,

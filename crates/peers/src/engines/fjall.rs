@@ -1,8 +1,9 @@
 //! fjall 3 with key-value separation.
 //!
-//! fjall syncs its journal with the lock held that every write needs. So callers who want their messages durable are
-//! gathered by one thread: one batch, one `persist(SyncData)` for all of them. A write that need not be durable goes
-//! straight to fjall on the caller's thread, unless it has to come after something that is still waiting.
+//! fjall syncs its journal while it holds the lock that every write needs. Therefore one thread
+//! gathers the callers that need durability: one batch, one `persist(SyncData)` for all of them. A
+//! write without a sync goes straight to fjall on the thread of the caller, unless it must follow a
+//! waiting write.
 
 use std::path::Path;
 use std::time::Instant;
@@ -17,10 +18,10 @@ use super::spool::{Backend, Held, Payload, Setup};
 use super::write::{Write, id_of};
 
 const NAME: &str = "fjall";
-/// fjall's block and blob cache, in bytes.
+/// The block and blob cache of fjall, in bytes.
 const CACHE_BYTES: u64 = 128 << 20;
 
-/// What matters of the set-up, for reports.
+/// The settings that matter, for reports.
 pub(super) const SETTINGS: &str = "fjall 3.1: KV separation from 1 KiB (its default), blobs not compressed, cache 128 MiB, \
      memtables 64 MiB; journal persisted by SyncData once for all waiting callers, unsynced writes stay in its buffer";
 
@@ -53,7 +54,7 @@ impl Fjall {
     }
 }
 
-/// What the committer's thread works on.
+/// The state of the committer thread.
 struct Batches {
     db: Database,
     messages: Keyspace,
@@ -81,7 +82,8 @@ impl Sink for Batches {
 impl Backend for Fjall {
     const NAME: &'static str = NAME;
 
-    /// On the caller's thread: most messages are in a cache, and fjall has no call that says so before.
+    /// Loads on the thread of the caller: most messages are in a cache, and fjall has no call to
+    /// check it.
     async fn load(this: &Held<Self>, id: SpoolId) -> Result<Option<Vec<u8>>> {
         let data = this.messages.get(id.as_bytes()).map_err(EngineError::at(NAME, "reading"))?;
         Ok(data.map(|data| data.to_vec()))

@@ -1,7 +1,7 @@
-//! foyer's hybrid cache, for the unsynced store and the load.
+//! foyer's hybrid cache, for unsynced stores and loads.
 //!
-//! A cache, not a spool: it forgets what it has no room for, syncs nothing and cannot list what it holds. It claims
-//! nothing else here.
+//! It is a cache, not a spool: it evicts messages when it is full, syncs nothing and cannot list
+//! its content. It claims nothing else here.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -22,11 +22,11 @@ const NAME: &str = "foyer";
 const MEMORY_BYTES: u64 = 256 << 20;
 const DISK_BYTES: usize = 4 << 30;
 
-/// What matters of the set-up, for reports.
+/// The settings that matter, for reports.
 pub(super) const SETTINGS: &str = "foyer 0.22: hybrid cache, memory 256 MiB (LFU-like default), disk 4 GiB in blocks of 16 MiB (default), written on \
      eviction (default); no copy at insert";
 
-/// A message as the cache keeps it: the caller's own bytes, not a copy.
+/// A message in the cache: the bytes of the caller, not a copy.
 #[derive(Debug, Clone)]
 pub(crate) struct Message(Payload);
 

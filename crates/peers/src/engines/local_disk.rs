@@ -1,5 +1,5 @@
-//! A file for each message, as KumoMTA's local disk spool keeps them: the bench's own, with the manners that a spool
-//! has and files have not.
+//! One file for each message, like the local disk spool of KumoMTA: the engine of the bench, with
+//! the parts of the contract that it lacks.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,14 +10,14 @@ use anyhow::Result;
 use async_channel::Sender;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use tidespool_cli::bench::LocalDiskSpool;
+use tidespool_bench::LocalDiskSpool;
 use tidespool_core::{Closed, Spool, SpoolEntry, SpoolId, TooLarge};
 
-/// What matters of the set-up, for reports.
+/// The settings that matter, for reports.
 pub(super) const SETTINGS: &str = "a file for each message, as KumoMTA's local disk spool: written to a temporary file, fdatasync with force_sync, \
      renamed; directories are not synced";
 
-/// Plain files, with a limit on messages and an end.
+/// The spool of plain files, with a size limit and a shutdown.
 pub(crate) struct LocalDisk {
     files: LocalDiskSpool,
     max_message_size: u64,

@@ -1,11 +1,12 @@
-//! The engines side by side, each as the same [`Spool`].
+//! The engines, each as the same [`Spool`].
 //!
 //! # Layout
 //!
-//! * one file an engine: `rocksdb/` (as KumoMTA sets it up, and tuned), `fjall`, `sled`, `redb`, `foyer`, `local_disk`;
-//! * `spool` – what is the same for all key-value stores: the manners of a spool;
-//! * `committer` – group commit for those that have none;
-//! * `write`, `error` – their words.
+//! * one file for each engine: `rocksdb/` (as KumoMTA sets it up, and tuned), `fjall`, `sled`,
+//!   `redb`, `foyer`, `local_disk`;
+//! * `spool` – a key-value store as a spool;
+//! * `committer` – group commit for engines without one;
+//! * `write`, `error` – the types that they share.
 
 mod committer;
 mod error;
@@ -33,45 +34,46 @@ pub use spool::Setup;
 
 use spool::{Backend, EngineSpool};
 
-/// The smallest that the tiered spool takes: its clean cache has no more than a few MiB then.
+/// The smallest `memory_budget` that the tiered spool accepts. Its clean cache then has a few MiB
+/// at most.
 const TIDESPOOL_SMALLEST_MEMORY_BUDGET: u64 = 8 << 20;
 
-/// What an engine says it does beyond storing, loading and removing.
+/// What an engine claims to do beyond storing, loading and removing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claims {
     /// A store with `force_sync` returns when the message is on stable storage.
     pub syncs: bool,
     /// `enumerate` finds every message.
     pub enumerates: bool,
-    /// Messages outlive the spool: they are there when it is opened again.
+    /// Messages persist: they are there when the spool is opened again.
     pub persists: bool,
-    /// A store that its caller drops is done before anything that the caller asks for later, or not at all.
+    /// A dropped store completes before any later call of its caller, or not at all.
     pub orders_dropped: bool,
 }
 
 impl Claims {
-    /// All that a spool promises.
+    /// Everything that a spool promises.
     pub const EVERYTHING: Self = Self { syncs: true, enumerates: true, persists: true, orders_dropped: true };
     /// None of it.
     pub const NOTHING: Self =
         Self { syncs: false, enumerates: false, persists: false, orders_dropped: false };
 }
 
-/// The engines by name.
+/// The engines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Peer {
-    /// The tiered spool with its default settings: what is acknowledged survives the death of the
+    /// The tiered spool with its default settings: acknowledged messages survive the death of the
     /// process.
     Tidespool,
     /// The same with the durability `memory`: a weaker promise than that of every other engine here
-    /// but foyer.
+    /// except foyer.
     TidespoolMemory,
     /// RocksDB as KumoMTA sets it up and calls it.
     #[value(name = "rocksdb")]
     #[serde(rename = "rocksdb")]
     RocksDb,
-    /// RocksDB at its best: BlobDB, recycled log, large buffers, batched writes.
+    /// RocksDB tuned: BlobDB, recycled log, large buffers, batched writes.
     #[value(name = "rocksdb-tuned")]
     #[serde(rename = "rocksdb-tuned")]
     RocksDbTuned,
@@ -81,28 +83,28 @@ pub enum Peer {
     Sled,
     /// redb 4.
     Redb,
-    /// A file for each message, as KumoMTA's local disk spool.
+    /// One file for each message, like the local disk spool of KumoMTA.
     LocalDisk,
     /// foyer's hybrid cache: only unsynced stores and loads.
     Foyer,
-    /// The machine's limit: appends and syncs, nothing else; only durable stores.
+    /// The limit of the machine: only appends and syncs. Only durable stores.
     RawJournal,
 }
 
 impl Peer {
-    /// All of them, in the order of tables; without RocksDB where it was not compiled in.
+    /// Returns all engines, in the order of tables; without RocksDB if it was not compiled in.
     #[must_use]
     pub fn all() -> Vec<Self> {
         Self::value_variants().iter().copied().filter(|peer| peer.is_compiled_in()).collect()
     }
 
-    /// Whether this program can open it.
+    /// Returns whether this program can open the engine.
     #[must_use]
     pub fn is_compiled_in(self) -> bool {
         cfg!(feature = "rocksdb") || !matches!(self, Self::RocksDb | Self::RocksDbTuned)
     }
 
-    /// Its name on the command line and in reports.
+    /// Returns the name of the engine on the command line and in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -119,7 +121,7 @@ impl Peer {
         }
     }
 
-    /// One line for reports: its version and the settings that matter.
+    /// Returns one line for reports: the version and the settings that matter.
     #[must_use]
     pub fn settings(self) -> String {
         match self {
@@ -148,24 +150,24 @@ impl Peer {
         }
     }
 
-    /// What it says it does.
+    /// Returns what the engine claims.
     #[must_use]
     pub fn claims(self) -> Claims {
         match self {
             Self::Foyer => <foyer::Foyer as Backend>::CLAIMS,
-            // A blocking thread goes on with a store when its caller has gone.
+            // A blocking thread continues a store after its caller was dropped.
             Self::LocalDisk => Claims { orders_dropped: false, ..Claims::EVERYTHING },
             Self::RawJournal => Claims { syncs: true, ..Claims::NOTHING },
             _ => Claims::EVERYTHING,
         }
     }
 
-    /// Opens it in `dir`, creating it where there is none, within a tokio runtime.
+    /// Opens the engine in `dir` and creates it if it is missing. Requires a tokio runtime.
     ///
     /// # Errors
     ///
-    /// [`Locked`](tidespool_core::Locked) where it is open already, [`NotOffered`] for an engine that is no spool or was
-    /// not compiled in, else what the engine says.
+    /// [`Locked`](tidespool_core::Locked) if it is open already, [`NotOffered`] for an engine that
+    /// is not a spool or was not compiled in, otherwise the error of the engine.
     pub async fn open(self, dir: &Path, setup: Setup) -> Result<Arc<dyn Spool>> {
         std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         let limit = setup.max_message_size;
@@ -201,7 +203,7 @@ impl Peer {
     }
 }
 
-/// Opens an engine where it may block.
+/// Opens an engine on a thread that may block.
 async fn blocking<B: Backend>(
     dir: &Path,
     setup: Setup,

@@ -1,7 +1,9 @@
-//! redb 4. It has one writer at a time: one thread takes all that waits into one transaction.
+//! redb 4. It allows one writer at a time, so one thread puts all waiting changes into one
+//! transaction.
 //!
-//! A transaction is durable (`Durability::Immediate`) where anybody in it asked for it, else not (`None`). redb frees
-//! no page for good before the next durable one, so one is made at least every [`DURABLE_EVERY_BYTES`].
+//! A transaction is durable (`Durability::Immediate`) if one of its callers requires it, otherwise
+//! not (`None`). redb frees pages for reuse only after the next durable transaction, so at least
+//! every [`DURABLE_EVERY_BYTES`] one is durable.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,10 +23,10 @@ use super::write::Write;
 const NAME: &str = "redb";
 const MESSAGES: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("messages");
 const CACHE_BYTES: u64 = 256 << 20;
-/// After so many bytes without one, a transaction is durable whatever was asked.
+/// After this many bytes a transaction is durable even if no caller requires it.
 const DURABLE_EVERY_BYTES: usize = 64 << 20;
 
-/// What matters of the set-up, for reports.
+/// The settings that matter, for reports.
 pub(super) const SETTINGS: &str = "redb 4.6: cache 256 MiB; one transaction for all waiting callers, Durability::Immediate where one of \
      them asked for it, else None, and Immediate every 64 MiB";
 
@@ -47,16 +49,16 @@ impl Redb {
             .map_err(failed)?;
         let db = Arc::new(db);
         let mut transactions = Transactions { db: Arc::clone(&db), not_durable: 0 };
-        // The table is there from now on, and readers need not make it.
+        // Creates the table, so that readers find it.
         transactions.apply(&[], true)?;
         Ok(Self { committer: Committer::start(NAME, transactions)?, db })
     }
 }
 
-/// What the committer's thread works on.
+/// The state of the committer thread.
 struct Transactions {
     db: Arc<Database>,
-    /// Bytes since the last durable one.
+    /// Bytes since the last durable transaction.
     not_durable: usize,
 }
 
@@ -91,7 +93,7 @@ impl Sink for Transactions {
         Ok(())
     }
 
-    /// Done with the transaction.
+    /// The transaction has synced already.
     fn sync(&mut self) -> Result<(), EngineError> {
         Ok(())
     }
@@ -100,7 +102,8 @@ impl Sink for Transactions {
 impl Backend for Redb {
     const NAME: &'static str = NAME;
 
-    /// On the caller's thread: most messages are in the cache, and redb has no call that says so before.
+    /// Loads on the thread of the caller: most messages are in the cache, and redb has no call to
+    /// check it.
     async fn load(this: &Held<Self>, id: SpoolId) -> Result<Option<Vec<u8>>> {
         let read = || -> Result<_, ::redb::Error> {
             let messages = this.db.begin_read()?.open_table(MESSAGES)?;
@@ -137,7 +140,7 @@ impl Backend for Redb {
         Ok(walk().map_err(EngineError::at(NAME, "reading"))?)
     }
 
-    /// A durable transaction makes all those before it durable.
+    /// A durable transaction makes all earlier ones durable.
     fn flush(&self) -> Result<()> {
         let mut transactions = Transactions { db: Arc::clone(&self.db), not_durable: 0 };
         Ok(transactions.apply(&[], true)?)

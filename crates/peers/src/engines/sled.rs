@@ -1,13 +1,13 @@
-//! sled 0.34 alone, made honestly durable.
+//! sled 0.34 alone, made durable.
 //!
-//! * Its `flush` writes and does not sync: `fdatasync` of its file follows, through a descriptor opened before sled's.
-//!   One thread does both for all callers that wait.
-//! * Above about 7 KiB a value can end up in a file of its own, which sled neither syncs nor deletes. So a larger
-//!   message is cut into parts of [`PART_BYTES`], each a value of its own in a second tree; the message itself says
-//!   which parts are its. Parts are written before it and removed after it: a crash can leave parts that belong to
-//!   nothing, never a message without its parts.
-//! * It takes changes faster than a disk does and lets them queue up in memory: after every [`FLUSH_EVERY_BYTES`] a
-//!   store waits for a flush.
+//! * Its `flush` writes without a sync. `fdatasync` of its file follows, through a descriptor
+//!   opened before that of sled. One thread does both for all waiting callers.
+//! * Above about 7 KiB a value can be stored in a file of its own, which sled neither syncs nor
+//!   deletes. Therefore a larger message is split into parts of [`PART_BYTES`], each a value in a
+//!   second tree; the value of the message refers to its parts. Parts are written before it and
+//!   removed after it: a crash can leave orphaned parts, but never a message without its parts.
+//! * It accepts changes faster than a disk writes them, and queues them in memory. Therefore a
+//!   store waits for a flush after every [`FLUSH_EVERY_BYTES`].
 
 use std::fs::{File, OpenOptions};
 use std::path::Path;
@@ -28,14 +28,14 @@ const NAME: &str = "sled";
 const CACHE_BYTES: u64 = 256 << 20;
 const PART_BYTES: usize = 6_656;
 const FLUSH_EVERY_BYTES: usize = 8 << 20;
-/// sled's own threads hold its file for a moment after it was dropped.
+/// The threads of sled hold its file for a moment after it was dropped.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOCK_RETRY: Duration = Duration::from_millis(20);
-/// The first byte of a message's value: all of it follows, or where its parts are.
+/// The first byte of a message's value: the whole message follows, or the place of its parts.
 const WHOLE: u8 = 0;
 const IN_PARTS: u8 = 1;
 
-/// What matters of the set-up, for reports.
+/// The settings that matter, for reports.
 pub(super) const SETTINGS: &str = "sled 0.34.7: cache 256 MiB, no compression, flush every 500 ms (its default) and 8 MiB; messages above 6.5 KiB \
      in parts; flush and fdatasync once for all waiting callers";
 
@@ -45,7 +45,7 @@ pub(crate) struct Sled {
     messages: Tree,
     parts: Tree,
     db: Db,
-    /// Bytes written since somebody last waited for a flush.
+    /// Bytes written since a caller last waited for a flush.
     written: AtomicUsize,
 }
 
@@ -58,10 +58,11 @@ impl Job for Flush {
     }
 }
 
-/// What the committer's thread works on.
+/// The state of the committer thread.
 struct Syncer {
     db: Db,
-    /// Older than sled's own descriptor: the kernel tells it about every write-back error since.
+    /// Opened before the descriptor of sled, so the kernel reports every later write-back error to
+    /// it.
     file: File,
 }
 
@@ -126,7 +127,7 @@ impl Sled {
         Ok(())
     }
 
-    /// The message of which `value` was found under its id; `None` where its parts are not there, or not any more.
+    /// Returns the message whose `value` was found under its id, or `None` if a part is missing.
     fn whole(&self, id: SpoolId, value: &[u8]) -> Result<Option<Vec<u8>>, ::sled::Error> {
         let Some(place) = Place::decode(id, value) else {
             return Ok(value.get(1..).map(<[u8]>::to_vec));
@@ -139,7 +140,8 @@ impl Sled {
         Ok(Some(data))
     }
 
-    /// Its parts can go while they are read: then it was replaced or removed, and what stands now is looked up again.
+    /// The parts can disappear while they are read. Then the message was replaced or removed, and
+    /// its value is looked up again.
     fn get(&self, id: SpoolId) -> Result<Option<Vec<u8>>> {
         let reading = |err| EngineError::at(NAME, "reading")(err);
         let mut missing: Option<IVec> = None;
@@ -161,7 +163,8 @@ fn open_patiently(config: &Config, dir: &Path) -> Result<Db> {
     loop {
         match config.open() {
             Ok(db) => return Ok(db),
-            // Where another holds the lock, sled says so in words, as an I/O error of another kind.
+            // If another process holds the lock, sled returns an I/O error of another kind and a
+            // text.
             Err(::sled::Error::Io(err)) if err.to_string().contains("lock") => {
                 if started.elapsed() >= LOCK_PATIENCE {
                     return Err(Locked { path: dir.to_owned(), pid: None }.into());
@@ -173,10 +176,10 @@ fn open_patiently(config: &Config, dir: &Path) -> Result<Db> {
     }
 }
 
-/// Where the parts of a message are.
+/// The place of the parts of a message.
 struct Place {
     id: SpoolId,
-    /// Another one for each version, so that no version's parts are ever changed.
+    /// A different number for each version, so that parts never change.
     series: u64,
     len: usize,
 }
@@ -186,7 +189,7 @@ impl Place {
         [&[IN_PARTS][..], &self.series.to_be_bytes(), &(self.len as u64).to_be_bytes()].concat()
     }
 
-    /// `None` for a message that is whole.
+    /// Returns `None` for a message that is stored whole.
     fn decode(id: SpoolId, value: &[u8]) -> Option<Self> {
         let (&IN_PARTS, rest) = value.split_first()? else { return None };
         let (series, len) = rest.split_first_chunk()?;
@@ -198,7 +201,8 @@ impl Place {
         self.len.div_ceil(PART_BYTES)
     }
 
-    /// The key of part `n`. In order, so that sled finds them side by side.
+    /// Returns the key of part `n`. Keys are in order, so that sled stores the parts next to each
+    /// other.
     fn part(&self, n: usize) -> Vec<u8> {
         [&self.id.as_bytes()[..], &self.series.to_be_bytes(), &(n as u64).to_be_bytes()].concat()
     }
@@ -207,7 +211,8 @@ impl Place {
 impl Backend for Sled {
     const NAME: &'static str = NAME;
 
-    /// On the caller's thread: most messages are in the cache, and sled has no call that says so before.
+    /// Loads on the thread of the caller: most messages are in the cache, and sled has no call to
+    /// check it.
     async fn load(this: &Held<Self>, id: SpoolId) -> Result<Option<Vec<u8>>> {
         this.get(id)
     }

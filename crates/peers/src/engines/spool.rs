@@ -1,8 +1,9 @@
-//! What is the same for every engine: a spool's manners around a key-value store.
+//! A key-value store as a spool.
 //!
-//! An engine says in [`Backend`] how it stores; [`EngineSpool`] adds what the contract asks of a spool and key-value
-//! stores don't have: calls after the end are refused, messages have a limit, deadlines hold, enumerations end when
-//! nobody listens, and a shutdown waits for everybody who is still inside.
+//! An engine implements [`Backend`]. [`EngineSpool`] adds the parts of the contract that key-value
+//! stores lack: calls after a shutdown are rejected, messages have a size limit, deadlines are
+//! kept, enumerations end when the receiver is dropped, and a shutdown waits for all calls in
+//! progress.
 
 use std::future::Future;
 use std::ops::Deref;
@@ -22,15 +23,15 @@ use tokio::runtime::Handle;
 use super::Claims;
 use super::error::NotOffered;
 
-/// A message, as a spool is handed it.
+/// The payload of a message, as `store` takes it.
 pub(crate) type Payload = Arc<Box<[u8]>>;
 
-/// What is asked of an engine; everything else is as its file says.
+/// The settings of an engine that a caller may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setup {
-    /// A message of more bytes is refused. Default = 1 GiB.
+    /// A larger message is rejected. Default = 1 GiB.
     pub max_message_size: u64,
-    /// Caches of messages have 8 MiB at most: loads shall come from disk. Default = false.
+    /// Limits caches of messages to 8 MiB, so that loads read the disk. Default = false.
     pub small_caches: bool,
 }
 
@@ -41,7 +42,7 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// Bytes of a cache that has `bytes` where nothing else is asked.
+    /// Returns the size of a cache whose default is `bytes`.
     pub(crate) fn cache_bytes(self, bytes: u64) -> u64 {
         if self.small_caches { bytes.min(8 << 20) } else { bytes }
     }
@@ -51,14 +52,14 @@ impl Setup {
     }
 }
 
-/// How an engine stores. Its calls may come from many threads at a time.
+/// A storage engine. Its methods may be called from many threads at once.
 pub(crate) trait Backend: Send + Sync + Sized + 'static {
-    /// Its name in errors.
+    /// The name of the engine in errors.
     const NAME: &'static str;
-    /// What it does; the rest is refused before it is asked.
+    /// What the engine supports. Other calls are rejected before they reach it.
     const CLAIMS: Claims = Claims::EVERYTHING;
 
-    /// The bytes of a message, `None` where there is none.
+    /// Returns the bytes of a message, or `None` if it does not exist.
     fn load(this: &Held<Self>, id: SpoolId) -> impl Future<Output = Result<Option<Vec<u8>>>> + Send;
 
     /// Writes or replaces a message. With `force_sync` it is on stable storage when this returns.
@@ -70,32 +71,32 @@ pub(crate) trait Backend: Send + Sync + Sized + 'static {
         deadline: Option<Instant>,
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// Removes a message; one that is not there is no error.
+    /// Removes a message. A message that does not exist is not an error.
     fn remove(this: &Held<Self>, id: SpoolId) -> impl Future<Output = Result<()>> + Send;
 
-    /// Shows every message to `visit`, until it returns `false`. Blocks.
+    /// Passes every message to `visit`, until that returns `false`. Blocks.
     fn walk(&self, visit: &mut dyn FnMut(SpoolId, Vec<u8>) -> bool) -> Result<()>;
 
     /// Makes everything durable. Blocks.
     fn flush(&self) -> Result<()>;
 
-    /// Makes everything durable and the files small. Blocks.
+    /// Makes everything durable and compacts the files. Blocks.
     fn compact(&self) -> Result<()> {
         self.flush()
     }
 
-    /// Makes everything durable and lets go of the files. Blocks. A backend that is dropped instead leaves what a
-    /// crash would leave.
+    /// Makes everything durable and closes the files. Blocks. Dropping a backend instead leaves the
+    /// state of a crash.
     fn close(self) -> Result<()>;
 }
 
-/// An open backend, as long as anybody uses it. The last one to let go hands it to the shutdown.
+/// An open backend. The last owner passes it to the shutdown.
 pub(crate) struct Live<B> {
     backend: Option<B>,
     last: Sender<B>,
 }
 
-/// A share in it.
+/// A shared owner of the backend.
 pub(crate) type Held<B> = Arc<Live<B>>;
 
 impl<B> Deref for Live<B> {
@@ -110,7 +111,8 @@ impl<B> Deref for Live<B> {
 impl<B> Drop for Live<B> {
     fn drop(&mut self) {
         if let Some(backend) = self.backend.take() {
-            // Nobody is there where the spool was dropped without a shutdown: then it ends here.
+            // The receiver is gone if the spool was dropped without a shutdown: then the backend
+            // ends here.
             drop(self.last.try_send(backend));
         }
     }
@@ -124,14 +126,14 @@ pub(crate) struct EngineSpool<B: Backend> {
     /// Never sent to: dropping it ends all enumerations.
     stop: Mutex<Option<Sender<()>>>,
     stopped: Receiver<()>,
-    /// Where the backend arrives when nobody uses it any more.
+    /// Receives the backend when its last owner is gone.
     last: Receiver<B>,
-    /// One shutdown at a time; the others wait for its end.
+    /// Only one shutdown runs at a time; others wait for it.
     closing: tokio::sync::Mutex<()>,
 }
 
 impl<B: Backend> EngineSpool<B> {
-    /// A spool over `backend`, within a tokio runtime.
+    /// Creates a spool over `backend`. Requires a tokio runtime.
     pub(crate) fn new(backend: B, max_message_size: u64) -> Self {
         let (sender, last) = async_channel::bounded(1);
         let (stop, stopped) = async_channel::bounded(1);
@@ -150,7 +152,7 @@ impl<B: Backend> EngineSpool<B> {
         self.live.load_full().ok_or(Closed)
     }
 
-    /// Runs `work` where it may block.
+    /// Runs `work` on a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&B) -> Result<T> + Send + 'static,
@@ -198,7 +200,7 @@ impl<B: Backend> Spool for EngineSpool<B> {
             return Err(NotOffered { engine: B::NAME, what: "enumeration" }.into());
         }
         let stopped = self.stopped.clone();
-        // It holds a share in the backend, so the shutdown waits for it.
+        // The task owns a share of the backend, so a shutdown waits for it.
         self.runtime.spawn_blocking(move || {
             let walked = live.walk(&mut |id, data| {
                 id.created().is_some_and(|created| created >= start_time)
@@ -222,12 +224,12 @@ impl<B: Backend> Spool for EngineSpool<B> {
         drop(self.stop.lock().take());
         match self.last.recv().await {
             Ok(backend) => self.runtime.spawn_blocking(move || backend.close()).await?,
-            // An earlier shutdown has closed it.
+            // An earlier shutdown has closed the backend.
             Err(_) => Ok(()),
         }
     }
 
-    /// Makes everything durable. What that saves is not known.
+    /// Makes everything durable. The freed memory is unknown.
     async fn advise_low_memory(&self) -> Result<isize> {
         self.blocking(B::flush).await?;
         Ok(0)
@@ -242,7 +244,7 @@ impl<B: Backend> Spool for EngineSpool<B> {
     }
 }
 
-/// The typed error where `deadline` is over.
+/// Returns the typed error if `deadline` has passed.
 pub(crate) fn in_time(deadline: Option<Instant>) -> Result<(), SpoolCallerDeadlineExceeded> {
     match deadline {
         Some(deadline) if deadline <= Instant::now() => Err(SpoolCallerDeadlineExceeded),
@@ -250,7 +252,7 @@ pub(crate) fn in_time(deadline: Option<Instant>) -> Result<(), SpoolCallerDeadli
     }
 }
 
-/// Sends one entry, and waits for room. `false` where there is nobody to send to any more.
+/// Sends one entry, waiting for space. Returns `false` if the receiver is gone or the spool stops.
 fn send(sender: &Sender<SpoolEntry>, stopped: &Receiver<()>, entry: SpoolEntry) -> bool {
     let entry = match sender.try_send(entry) {
         Ok(()) => return !stopped.is_closed(),
@@ -271,11 +273,11 @@ mod tests {
     }
 
     #[test]
-    fn an_enumeration_that_nobody_reads_ends_with_the_spool() {
+    fn an_enumeration_that_is_not_received_ends_with_the_spool() {
         let (sender, receiver) = async_channel::bounded(1);
         let (stop, stopped) = async_channel::bounded::<()>(1);
         assert!(send(&sender, &stopped, entry()));
-        // There is no room for this one, and nobody makes any.
+        // The channel is full, and stays so.
         let waits = std::thread::spawn({
             let stopped = stopped.clone();
             move || send(&sender, &stopped, entry())

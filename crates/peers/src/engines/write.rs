@@ -1,4 +1,4 @@
-//! A change to a message, as it waits for a group commit.
+//! A change to a message in the queue of a group commit.
 
 use tidespool_core::SpoolId;
 
@@ -9,7 +9,7 @@ use super::spool::Payload;
 #[derive(Debug, Clone)]
 pub(crate) struct Write {
     pub(crate) id: SpoolId,
-    /// The message, `None` to remove it.
+    /// The message; `None` removes it.
     pub(crate) data: Option<Payload>,
 }
 
@@ -37,7 +37,7 @@ impl Job for Write {
     }
 }
 
-/// The id that a key of 16 bytes is; `None` for what no spool wrote.
+/// Returns the id in a key of 16 bytes, or `None` for a key that no spool wrote.
 pub(crate) fn id_of(key: &[u8]) -> Option<SpoolId> {
     key.try_into().ok().map(SpoolId::from_bytes)
 }

@@ -1,13 +1,13 @@
-//! RocksDB as KumoMTA sets it up where nothing is configured, and as it calls it.
+//! RocksDB with the defaults and the calls of KumoMTA.
 //!
-//! * Options are RocksDB's own with Snappy, static level sizes, 10 log files of a day each, obsolete files deleted every
-//!   6 hours.
-//! * A write is made on the calling (async) thread with `no_slowdown`; where RocksDB answers that it would have to wait,
-//!   it is tried again after 0.5 ms, then twice as long each time up to 50 ms, until 30 s or the deadline have passed.
-//!   `sync` is `force_sync`; a removal is never synced.
-//! * A load is made on a blocking thread.
+//! * Options are those of RocksDB with Snappy, static level sizes, 10 log files of a day each, and
+//!   deletion of obsolete files every 6 hours.
+//! * A write runs on the calling (async) thread with `no_slowdown`. If RocksDB returns that it
+//!   would wait, the write is retried after 0.5 ms, then after twice as long each time up to 50 ms,
+//!   until 30 s or the deadline have passed. `sync` is `force_sync`; a removal is never synced.
+//! * A load runs on a blocking thread.
 //!
-//! Source of the facts: `crates/spool/src/rocks.rs` in KumoMTA's repository.
+//! Source of the facts: `crates/spool/src/rocks.rs` in the repository of KumoMTA.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ impl Kumo {
         Ok(Self(Rocks::open(NAME, &options, dir)?))
     }
 
-    /// `false` where RocksDB would have to wait.
+    /// Returns `false` if RocksDB would wait.
     fn try_write(&self, write: &Write, sync: bool) -> Result<bool> {
         let mut options = WriteOptions::default();
         options.set_sync(sync);

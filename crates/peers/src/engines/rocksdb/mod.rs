@@ -1,4 +1,4 @@
-//! RocksDB: as KumoMTA sets it up and calls it ([`Kumo`]), and at its best ([`Tuned`]).
+//! RocksDB: with the defaults and calls of KumoMTA ([`Kumo`]), and tuned ([`Tuned`]).
 
 mod kumo;
 mod tuned;
@@ -18,7 +18,7 @@ pub(crate) use tuned::Tuned;
 use super::error::EngineError;
 use super::write::id_of;
 
-/// What matters of the set-ups, for reports.
+/// The settings that matter, for reports.
 pub(super) const KUMO_SETTINGS: &str = kumo::SETTINGS;
 pub(super) const TUNED_SETTINGS: &str = tuned::SETTINGS;
 
@@ -32,7 +32,7 @@ impl Rocks {
     fn open(name: &'static str, options: &Options, dir: &Path) -> Result<Arc<Self>> {
         match DB::open(options, dir) {
             Ok(db) => Ok(Arc::new(Self { name, db })),
-            // RocksDB has no kind for it, only words.
+            // RocksDB has no error kind for a held lock, only a text.
             Err(err) if err.to_string().contains("lock") => {
                 Err(Locked { path: dir.to_owned(), pid: None }.into())
             }
@@ -56,7 +56,7 @@ impl Rocks {
         Ok(())
     }
 
-    /// Memtables to tables, as an advice about memory asks for it.
+    /// Writes memtables to tables, when the spool is advised to free memory.
     fn flush(&self) -> Result<()> {
         self.db.flush_wal(true).map_err(self.at("syncing"))?;
         Ok(self.db.flush().map_err(self.at("flushing"))?)
@@ -70,7 +70,7 @@ impl Rocks {
         Ok(self.db.wait_for_compact(&WaitForCompactOptions::default()).map_err(self.at("compacting"))?)
     }
 
-    /// What is in the log is durable then; it is replayed at the next open, as KumoMTA leaves it too.
+    /// Makes the log durable. The next open replays it, as with KumoMTA.
     fn close(&self) -> Result<()> {
         self.db.flush_wal(true).map_err(self.at("syncing"))?;
         self.db.cancel_all_background_work(true);

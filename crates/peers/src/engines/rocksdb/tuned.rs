@@ -1,15 +1,18 @@
-//! RocksDB at its best for a spool.
+//! RocksDB tuned for a spool.
 //!
-//! * BlobDB: values from 1 KiB on are written to blob files, which compactions do not move; its garbage collection frees
-//!   what was removed.
-//! * The log is recycled, so that a synced write changes no metadata; it is allocated ahead by RocksDB's default.
-//! * Larger write buffers, so that what lives shortly never leaves them; pipelined writes, background jobs.
-//! * Synced writes are gathered by one thread into one batch: RocksDB would group them itself, but only those of threads
-//!   that wait inside it. Others are made on the caller's thread, unless they have to come after one that waits.
-//!   Made from tokio's blocking threads instead, with RocksDB's own grouping, they reached a fifth to a third of that
-//!   (`run --engine rocksdb-tuned --workload store --force-sync --duration 2`, 64 callers, 16 KiB, 3 interleaved pairs on
-//!   two busy cores and ext4).
-//! * A load asks memory first, on the caller's thread, and the disk from a blocking one.
+//! * BlobDB: values from 1 KiB are written to blob files, which compactions do not move; its
+//!   garbage collection frees removed messages.
+//! * The log is recycled, so a synced write changes no metadata; RocksDB preallocates it by
+//!   default.
+//! * Write buffers are large, so short-lived messages never leave them; writes are pipelined; there
+//!   are background jobs.
+//! * One thread gathers synced writes into one batch. RocksDB would group them itself, but only
+//!   those of threads that wait inside it. Other writes run on the thread of the caller, unless
+//!   they must follow a waiting one. When tokio's blocking threads made synced writes with
+//!   RocksDB's own grouping, throughput was a fifth to a third (`run --engine rocksdb-tuned
+//!   --workload store --force-sync --duration 2`, 64 callers, 16 KiB, 3 interleaved pairs on two
+//!   busy cores and ext4).
+//! * A load tries memory first, on the thread of the caller, then the disk on a blocking thread.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -51,7 +54,8 @@ impl Tuned {
         Ok(Self { committer, rocks })
     }
 
-    /// What memory knows of a message: it, that there is none, or nothing (`Err`).
+    /// Looks a message up in memory: returns it, `None` if it does not exist, or `Err` if the disk
+    /// must be read.
     fn get_from_memory(&self, id: SpoolId) -> Result<Option<Vec<u8>>, Error> {
         let mut options = ReadOptions::default();
         options.set_read_tier(ReadTier::BlockCache);
@@ -98,7 +102,7 @@ fn batch_of(writes: &[Write]) -> WriteBatch {
     batch
 }
 
-/// What the committer's thread works on.
+/// The state of the committer thread.
 struct Batches(Arc<Rocks>);
 
 impl Sink for Batches {
@@ -110,7 +114,7 @@ impl Sink for Batches {
         self.0.db.write_opt(batch_of(batch), &options).map_err(self.0.at("writing"))
     }
 
-    /// Done with the write.
+    /// The write has synced already.
     fn sync(&mut self) -> Result<(), EngineError> {
         Ok(())
     }
