@@ -19,7 +19,7 @@ const RAISE_MAX_MESSAGE_SIZE_ABOVE: u64 = 32 << 20;
 const SMALLEST_MEMORY_BUDGET: u64 = 8 << 20;
 
 /// The longest `checkpoint_after` that a spool accepts.
-const NO_CHECKPOINT: Duration = Duration::from_hours(7 * 24);
+const NO_CHECKPOINT: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// The built-in engines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -100,11 +100,12 @@ impl LiveSet {
 
     /// Removes and returns a message whose lifetime has ended.
     pub(crate) fn due(&mut self, now: Instant) -> Option<Live> {
-        let ended = |live: &mut Live, life| now.duration_since(live.since) >= life;
-        let due = self
-            .short
-            .pop_front_if(|live| ended(live, SHORT))
-            .or_else(|| self.long.pop_front_if(|live| ended(live, LONG)))
+        let ended = |queue: &mut VecDeque<Live>, life| {
+            let is_over = queue.front().is_some_and(|live| now.duration_since(live.since) >= life);
+            if is_over { queue.pop_front() } else { None }
+        };
+        let due = ended(&mut self.short, SHORT)
+            .or_else(|| ended(&mut self.long, LONG))
             .or_else(|| if self.endless_bytes > self.bound / 2 { self.endless.pop_front() } else { None })?;
         Some(self.took_out(due))
     }

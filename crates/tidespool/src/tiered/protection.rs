@@ -196,8 +196,8 @@ impl Protection {
 /// Returns the size of the log in bytes.
 ///
 /// The size is the sum of the dirty limit, a quarter of it for unused parts of slots, a sixteenth
-/// of the budget for removals, and room for nearly empty chunks. It is at most a sixty-fourth of the
-/// file system, and leaves `keep_free` bytes free, as new segments do.
+/// of the budget for removals, and room for nearly empty chunks. It is at most a sixty-fourth of
+/// the file system, and leaves `keep_free` bytes free, as new segments do.
 fn size(config: &Config, space: Option<Space>, keep_free: u64) -> u64 {
     let dirty = config.effective_dirty_limit();
     let sixteenth = config.memory_budget / 16;

@@ -71,7 +71,7 @@ impl Mix {
             .memory_budget(setting.budget)
             .journal_capacity(setting.journal_capacity);
         match self {
-            Self::Dirty => config.dirty_expire(Duration::from_hours(1)),
+            Self::Dirty => config.dirty_expire(Duration::from_secs(3_600)),
             Self::Backlog => config.checkpoint_after(Duration::ZERO),
             _ => config,
         }

@@ -1,4 +1,5 @@
-//! The thread that keeps memory within its bounds: it measures the parts, and gives each its share of what the spool may take.
+//! The memory balancer thread: measures the memory of each part of the spool, and divides the
+//! allowed memory among them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,18 +12,18 @@ use crate::Config;
 use crate::memory::{Allowance, Evicted, MemoryBound, resident, trim};
 use crate::tiered::shared::Shared;
 
-/// The parts are measured this often.
+/// The interval between two turns.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// So many bytes more than after the last search are worth another one for pages that can go back to the system.
+/// Minimum growth or evicted bytes before free memory is returned to the system again.
 const WORTH_A_TRIM: u64 = 8 << 20;
 
-/// What the thread is asked for. Its queue is as long as there are callers that wait.
+/// The requests to the balancer thread. Their number is bounded by the waiting callers.
 #[derive(Debug)]
 pub(in crate::tiered) struct MemoryBalancer {
     state: Mutex<BalancerState>,
     wake: Condvar,
-    /// What the parts were brought to last.
+    /// The bytes that the last turn divided among the parts.
     allowed: AtomicU64,
 }
 
@@ -30,21 +31,22 @@ pub(in crate::tiered) struct MemoryBalancer {
 struct BalancerState {
     allowance: Allowance,
     bound: MemoryBound,
-    asked: Vec<BalancerRequest>,
+    requests: Vec<BalancerRequest>,
     kicked: bool,
-    /// The cache gets its very share at the next turn: nothing comes later that would bring it nearer.
+    /// The next turn sets the cache to exactly its share, because no later change would bring it
+    /// nearer.
     is_exact: bool,
     closed: bool,
 }
 
 #[derive(Debug)]
 struct BalancerRequest {
-    /// The clean copies go, all of them. If not, each part is only brought to its share.
+    /// Drop all clean copies. If false, only adjust each part to its share.
     clear: bool,
     done: oneshot::Sender<BalancedShares>,
 }
 
-/// Accounted memory, in bytes.
+/// Accounted memory before and after a turn, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::tiered) struct BalancedShares {
     pub(in crate::tiered) before: u64,
@@ -57,7 +59,7 @@ impl MemoryBalancer {
         let state = BalancerState {
             allowance: Allowance::new(budget),
             bound: MemoryBound::default(),
-            asked: Vec::new(),
+            requests: Vec::new(),
             kicked: false,
             is_exact: false,
             closed: false,
@@ -65,34 +67,37 @@ impl MemoryBalancer {
         Self { state: Mutex::new(state), wake: Condvar::new(), allowed: AtomicU64::new(budget) }
     }
 
-    /// Drops every clean copy, and gives what is free back to the system. An error: the spool was closed before.
+    /// Drops all clean copies, and returns free memory to the system. The receiver fails if the
+    /// spool closes first.
     pub(in crate::tiered) fn clear(&self) -> oneshot::Receiver<BalancedShares> {
         self.ask(true)
     }
 
-    /// Brings each part to its share now, and gives what is free back to the system. An error: the spool was closed before.
+    /// Adjusts each part to its share now, and returns free memory to the system. The receiver
+    /// fails if the spool closes first.
     pub(in crate::tiered) fn settle(&self) -> oneshot::Receiver<BalancedShares> {
         self.ask(false)
     }
 
     fn ask(&self, clear: bool) -> oneshot::Receiver<BalancedShares> {
-        let (done, heard) = oneshot::channel();
+        let (done, receiver) = oneshot::channel();
         let mut state = self.state.lock();
-        // Dropped here after the end, which tells whoever asked.
+        // After the end, `done` is dropped here, which closes the receiver.
         if !state.closed {
-            state.asked.push(BalancerRequest { clear, done });
+            state.requests.push(BalancerRequest { clear, done });
         }
         drop(state);
         self.wake.notify_one();
-        heard
+        receiver
     }
 
-    /// Memory is short: so many of the accounted bytes have to go, and not to come back before [`release`](Self::release).
+    /// Reduces the allowed memory under pressure: `excess` of the `accounted` bytes must be freed,
+    /// and stay free until [`release`](Self::release).
     pub(in crate::tiered) fn press(&self, accounted: u64, excess: u64) {
         self.state.lock().allowance.press(accounted, excess);
     }
 
-    /// Memory has returned: allows a little more. False: it is as before.
+    /// Allows a little more memory after pressure. Returns false when all of the budget is allowed.
     pub(in crate::tiered) fn release(&self) -> bool {
         let mut state = self.state.lock();
         let more = state.allowance.release();
@@ -102,7 +107,7 @@ impl MemoryBalancer {
         more
     }
 
-    /// The setting changed.
+    /// Applies a change of the setting. `budget`: bytes.
     pub(in crate::tiered) fn set_budget(&self, budget: u64) {
         let mut state = self.state.lock();
         state.allowance.set_budget(budget);
@@ -111,7 +116,7 @@ impl MemoryBalancer {
         self.kick();
     }
 
-    /// Bytes that the spool may take now.
+    /// Returns the bytes that the spool may take now.
     pub(in crate::tiered) fn allowed(&self) -> u64 {
         self.allowed.load(Ordering::Relaxed)
     }
@@ -121,45 +126,44 @@ impl MemoryBalancer {
         self.wake.notify_one();
     }
 
-    /// Ends the thread. What is asked is not done any more.
+    /// Ends the thread, and drops all requests.
     pub(in crate::tiered) fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
-        state.asked.clear();
+        state.requests.clear();
         drop(state);
         self.wake.notify_one();
     }
 
-    /// Waits for the next turn. `None`: it is over.
+    /// Waits for the next turn, and takes the requests. `None`: the spool closes.
     fn wait(&self) -> Option<Vec<BalancerRequest>> {
         let until = Instant::now() + INTERVAL;
         let mut state = self.state.lock();
-        while !state.closed && !state.kicked && state.asked.is_empty() {
+        while !state.closed && !state.kicked && state.requests.is_empty() {
             if self.wake.wait_until(&mut state, until).timed_out() {
                 break;
             }
         }
         state.kicked = false;
-        (!state.closed).then(|| std::mem::take(&mut state.asked))
+        (!state.closed).then(|| std::mem::take(&mut state.requests))
     }
 }
 
-/// The thread, until the spool closes.
-// Under its own name in a profile, as `watch` is: `benches/cost` leaves out what works by the
-// clock.
+/// Runs the thread until the spool closes.
+// Not inlined, as `watch`: `benches/cost` excludes both by name, because they run by the clock.
 #[inline(never)]
 pub(in crate::tiered) fn keep(shared: &Arc<Shared>) {
     let _end = CloseOnExit(&shared.balancer);
     let mut heap = Heap::default();
-    // A limit of the system may be far below the budget: nothing is to come near it before the first turn.
+    // Before the first turn: a limit of the system may be far below the budget.
     balance(shared);
-    while let Some(asked) = shared.balancer.wait() {
+    while let Some(requests) = shared.balancer.wait() {
         shared.cache.upkeep();
-        // Nobody else wants to know.
-        let accounted = || if asked.is_empty() { 0 } else { shared.accounted_bytes() };
+        // Only requests need the sums.
+        let accounted = || if requests.is_empty() { 0 } else { shared.accounted_bytes() };
         let before = accounted();
         let mut evicted = Evicted::default();
-        if asked.iter().any(|ask| ask.clear) {
+        if requests.iter().any(|request| request.clear) {
             evicted = shared.cache.clear();
         }
         let resized = balance(shared);
@@ -168,24 +172,24 @@ pub(in crate::tiered) fn keep(shared: &Arc<Shared>) {
             shared.stats.cache_evicted(entries, bytes);
         }
         shared.table.shards().for_each(|mut shard| shard.pending.trim());
-        // What was used of the crash log at the height of a burst.
-        if !asked.is_empty() || shared.accounted_bytes() > shared.balancer.allowed() {
+        // Returns the memory that the crash log used during a burst.
+        if !requests.is_empty() || shared.accounted_bytes() > shared.balancer.allowed() {
             shared.protection.trim();
         }
-        heap.look(shared.config.load().memory_budget, !asked.is_empty() || bytes >= WORTH_A_TRIM);
-        if !asked.is_empty() {
-            // What came in meanwhile counts, too.
+        heap.trim_if_grown(shared.config.load().memory_budget, !requests.is_empty() || bytes >= WORTH_A_TRIM);
+        if !requests.is_empty() {
+            // Includes the copies that were inserted meanwhile.
             shared.cache.upkeep();
         }
         let after = accounted();
-        for ask in asked {
-            // Whoever asked may be gone.
-            let _ = ask.done.send(BalancedShares { before, after });
+        for request in requests {
+            // The caller may be gone.
+            let _ = request.done.send(BalancedShares { before, after });
         }
     }
 }
 
-/// Nobody waits for a thread that is gone, however it went.
+/// Drops all requests when the thread ends, even by a panic, so that no caller waits for it.
 struct CloseOnExit<'a>(&'a MemoryBalancer);
 
 impl Drop for CloseOnExit<'_> {
@@ -194,18 +198,18 @@ impl Drop for CloseOnExit<'_> {
     }
 }
 
-/// When the heap was last searched for what can go back to the system.
+/// Decides when freed memory is returned to the system.
 #[derive(Debug, Default)]
 struct Heap {
-    /// Resident bytes after that, or the least since then.
+    /// The least resident bytes since the last trim.
     least: u64,
 }
 
 impl Heap {
-    /// Searches it if the process has grown by a good part of the budget, or if somebody asks for it.
-    fn look(&mut self, budget: u64, is_asked: bool) {
+    /// Trims the heap if the process has grown by a good part of the budget, or on request.
+    fn trim_if_grown(&mut self, budget: u64, is_requested: bool) {
         let Some(now) = resident() else { return };
-        if is_asked || now > self.least + WORTH_A_TRIM.max(budget / 32) {
+        if is_requested || now > self.least + WORTH_A_TRIM.max(budget / 32) {
             trim();
             self.least = resident().unwrap_or(now);
         } else {
@@ -214,7 +218,7 @@ impl Heap {
     }
 }
 
-/// Gives each part its share. Says what had to leave the cache for it.
+/// Adjusts each part to its share. Returns what was evicted from the cache.
 fn balance(shared: &Shared) -> Evicted {
     let config = shared.config.load();
     let most = at_most(shared, &config);
@@ -232,7 +236,7 @@ fn balance(shared: &Shared) -> Evicted {
         }
     }
     let (now, lru) = (shared.cache.capacity(), config.cache_policy == crate::CachePolicy::Lru);
-    // Each copy is touched for it: an eighth too much or too little is left as it is.
+    // Resizing touches each copy, so a difference of an eighth is tolerated.
     let differs = match is_exact {
         true => shares.cache != now,
         false => shares.cache < now / 8 * 7 || shares.cache / 8 * 7 > now,
@@ -243,7 +247,8 @@ fn balance(shared: &Shared) -> Evicted {
     shared.cache.resize(shares.cache, lru, |id| shared.table.lock(id))
 }
 
-/// Bytes that the spool can have without coming near to a limit that kills. `None` where there is none, or nobody watches.
+/// Returns the bytes that the spool can take while the process stays away from its memory limit.
+/// `None`: there is no limit, or no monitor.
 fn at_most(shared: &Shared, config: &Config) -> Option<u64> {
     let room = shared.monitor.get()?.room()?;
     Some(room.share(config.memory_budget, shared.accounted_bytes()))
@@ -254,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_waits_for_a_thread_that_died() {
+    fn a_request_fails_after_a_panic_of_the_thread() {
         let balancer = MemoryBalancer::new(64 << 20);
         let died = std::thread::scope(|scope| {
             let thread = scope.spawn(|| {

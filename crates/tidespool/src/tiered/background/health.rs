@@ -1,4 +1,4 @@
-//! The thread that samples health, beside the path, and admits waiting stores as they become due.
+//! The health thread: samples health, and admits waiting stores when they become due.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,8 +10,8 @@ use crate::journal::RESERVED;
 use crate::pressure::Registration;
 use crate::tiered::shared::Shared;
 
-/// Runs until the spool closes. Nothing here waits for the disk.
-// Under its own name in a profile, as `keep` is: `benches/cost` leaves out what works by the clock.
+/// Runs the thread until the spool closes. It never waits for the disk.
+// Not inlined, as `keep`: `benches/cost` excludes both by name, because they run by the clock.
 #[inline(never)]
 pub(in crate::tiered) fn watch(shared: &Arc<Shared>) {
     let _death = ShutGateOnPanic(&shared.gate);
@@ -45,7 +45,7 @@ pub(in crate::tiered) fn watch(shared: &Arc<Shared>) {
     }
 }
 
-/// Shuts the gate for good if the thread panics: nobody else would see that it has died.
+/// Shuts the gate for good if the health thread panics. Only this thread checks for panics.
 struct ShutGateOnPanic<'a>(&'a HealthGate);
 
 impl Drop for ShutGateOnPanic<'_> {
@@ -60,7 +60,7 @@ fn sample(shared: &Shared, probe: Option<bool>) -> HealthSample {
     let errors = shared.stats.errors();
     let pool = shared.segments.pool();
     let free = pool.free();
-    // Stores use the segment that is being written only while another one is kept for removals.
+    // Stores use the active segment only while another one is reserved for removals.
     let go_on = free >= RESERVED && pool.active_has_room();
     HealthSample {
         dirty_fraction: shared.budget.dirty() as f64 / shared.budget.limit().max(1) as f64,
@@ -72,7 +72,7 @@ fn sample(shared: &Shared, probe: Option<bool>) -> HealthSample {
         sled_errors: errors.checkpoint,
         sled_is_out: !shared.durable.is_whole(),
         read_errors: errors.reads,
-        // One finding may be the loss of many messages.
+        // A single error may be the loss of many messages.
         damage: errors.corrupt.saturating_add(errors.lost),
         lost_files: errors.lost_files,
         files_are_lost: !shared.presence.is_complete(),
@@ -87,9 +87,10 @@ fn sample(shared: &Shared, probe: Option<bool>) -> HealthSample {
 mod tests {
     use super::*;
 
-    /// Its death was noted where only the thread itself looked: the gate stayed as it was, for ever.
+    /// The death of the health thread set a flag that only this thread reads, so the gate never
+    /// shut.
     #[test]
-    fn the_death_of_the_thread_shuts_the_gate() {
+    fn a_panic_of_the_health_thread_shuts_the_gate() {
         let gate = HealthGate::default();
         drop(ShutGateOnPanic(&gate));
         assert!(gate.is_open());

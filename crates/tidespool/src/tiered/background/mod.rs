@@ -1,10 +1,10 @@
-//! The threads that run beside the calls, apart from the commit path and the checkpoint.
+//! The background threads, other than those of the commit path and the checkpointer.
 //!
 //! * `balancer` – divides the memory budget among the parts of the spool.
-//! * `relief` – gives memory back: for the pressure monitor and for `advise_low_memory`.
+//! * `relief` – frees memory for the pressure monitor and for `advise_low_memory`.
 //! * `health` – samples health, and admits waiting stores when they become due.
-//! * `probe` – asks the disk for free space and missing files.
-//! * `readers` – read from disk in place of the callers' threads.
+//! * `probe` – checks free space and missing files, and tests the disk.
+//! * `readers` – read from disk, so that the callers' threads do not block.
 
 pub(super) mod balancer;
 pub(super) mod health;

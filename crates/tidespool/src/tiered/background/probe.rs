@@ -1,6 +1,6 @@
-//! The thread that asks the disk: how much is free, whether the spool's files are all there, and
-//! whether a small file can be written and read back. On a disk that hangs this thread hangs, and
-//! `tide-health`, which samples health, does not.
+//! The probe thread: checks free space, missing files and the crash log, and tests whether a small
+//! file can be written and read back. If the disk hangs, this thread hangs, but `tide-health`,
+//! which samples health, does not.
 
 use std::io::{self, IoSlice};
 use std::path::Path;
@@ -13,17 +13,16 @@ use crate::Config;
 use crate::storage::{OpenMode, Storage, at, read_exact_at, write_all_at};
 use crate::tiered::shared::Shared;
 
-/// Free space is asked for, and the files are looked at, at least this often, and not much more
-/// often.
+/// Minimum interval between two checks of free space and files.
 const SPACE_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A crash log that could not be made is tried again after so long.
+/// Interval between two attempts to create a crash log.
 const RENEW_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The longest pause.
+/// The longest pause between two turns.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// What is asked of the disk, and what it answered.
+/// The results of the probe thread, and the state of a requested test of the disk.
 #[derive(Debug, Default)]
 pub(crate) struct Probe(Mutex<Answers>);
 
@@ -47,7 +46,8 @@ impl Probe {
         self.0.lock().low_space
     }
 
-    /// Has the disk tried, unless that was asked for already. Says how it went, once, when it has ended.
+    /// Requests a test of the disk, unless one is requested or running. Returns the result of a
+    /// test that has ended, once.
     pub(in crate::tiered) fn ask(&self) -> Option<bool> {
         let state = &mut self.0.lock().state;
         match *state {
@@ -61,7 +61,7 @@ impl Probe {
         None
     }
 
-    /// What was asked for is of no account any more.
+    /// Cancels the request. The result of a running test is dropped.
     pub(in crate::tiered) fn forget(&self) {
         self.0.lock().state = ProbeState::Idle;
     }
@@ -77,14 +77,14 @@ impl Probe {
 
     fn end(&self, ok: bool) {
         let state = &mut self.0.lock().state;
-        // Forgotten, and perhaps asked for again: that is for the next one to say.
+        // Otherwise the test was cancelled, and perhaps requested again.
         if *state == ProbeState::Running {
             *state = ProbeState::Ended(ok);
         }
     }
 }
 
-/// Runs until the spool closes.
+/// Runs the thread until the spool closes.
 pub(in crate::tiered) fn run_probe(shared: &Arc<Shared>) {
     let mut space_at = None;
     let mut renew_at = None;
@@ -100,11 +100,11 @@ pub(in crate::tiered) fn run_probe(shared: &Arc<Shared>) {
             look_at_crash_log(shared, &config, &mut renew_at);
         }
         if shared.probe.begin() {
-            let tried = try_out(&*shared.storage, &config.path);
-            if let Err(error) = &tried {
-                tracing::warn!(%error, "the disk was tried, and does not work yet");
+            let result = test_disk(&*shared.storage, &config.path);
+            if let Err(error) = &result {
+                tracing::warn!(%error, "the disk was tested and does not work yet");
             }
-            shared.probe.end(tried.is_ok());
+            shared.probe.end(result.is_ok());
         }
         if shared.closing.wait(config.health.sample_interval.min(LOOK_AGAIN)) {
             return;
@@ -116,27 +116,27 @@ fn look_at_space(shared: &Shared, config: &Config) {
     match shared.storage.space(&config.path) {
         Ok(space) => {
             let health = &config.health;
-            // A quota that `statvfs` does not show: known by a failed write, until a trial
+            // A quota that `statvfs` does not show: detected by a failed write, until a test write
             // succeeds.
             let is_looked_at = health.min_free_bytes > 0 && health.min_free_fraction > 0.0;
             let is_used_up = is_looked_at && shared.ballast.room().is_still_used_up();
             shared.probe.0.lock().low_space = is_used_up || space.is_short(health);
             shared.segments.pool().note_space(&space);
         }
-        // What it was last is the best that is known.
+        // Keep the last values.
         Err(error) => {
-            tracing::debug!(%error, path = %config.path.display(), "the free space of the file system is not known");
+            tracing::debug!(%error, path = %config.path.display(), "the free space of the file system is unknown");
         }
     }
 }
 
-/// Replaces a crash log that something happened to, and makes one where there was no room before.
+/// Replaces a lost or broken crash log, and creates one if there was no room before.
 fn look_at_crash_log(shared: &Shared, config: &Config, renew_at: &mut Option<Instant>) {
     let loss = shared.protection.loss();
     if let Some(loss) = loss {
         shared.stats.crash_log_lost();
         let path = shared.protection.path();
-        tracing::error!(path = %path.display(), %loss, "the crash log is lost: what is dirty is written now");
+        tracing::error!(path = %path.display(), %loss, "the crash log is lost: all dirty messages are written now");
     }
     let is_due = renew_at.is_none_or(|at| at <= Instant::now());
     if loss.is_none() && !(is_due && shared.protection.is_missing(config)) {
@@ -145,7 +145,7 @@ fn look_at_crash_log(shared: &Shared, config: &Config, renew_at: &mut Option<Ins
     *renew_at = match shared.protection.renew(config) {
         Ok(()) => None,
         Err(error) => {
-            // Each 5 s is too often for a warning.
+            // Only the first attempt: a warning every 5 s would be too many.
             if renew_at.is_none() {
                 tracing::warn!(%error, "there is no crash log: what must survive the process is synced");
             }
@@ -156,27 +156,27 @@ fn look_at_crash_log(shared: &Shared, config: &Config, renew_at: &mut Option<Ins
 
 const PATTERN: &[u8] = b"tidespool was here";
 
-/// Writes, syncs and reads a small file where the spool is.
-fn try_out(storage: &dyn Storage, dir: &Path) -> io::Result<()> {
+/// Writes, syncs and reads a small file in the spool's directory.
+fn test_disk(storage: &dyn Storage, dir: &Path) -> io::Result<()> {
     let path = dir.join("probe");
-    let tried = write_and_read(storage, &path);
+    let result = write_and_read(storage, &path);
     let removed = match storage.remove_file(&path) {
-        // A cleaner of temporary files removed it.
+        // A cleaner of temporary files has deleted it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,
     };
-    tried.and(removed).map_err(|error| at(&path, error))
+    result.and(removed).map_err(|error| at(&path, error))
 }
 
 fn write_and_read(storage: &dyn Storage, path: &Path) -> io::Result<()> {
     let file = storage.open(path, OpenMode::Create)?;
     write_all_at(&*file, &mut [IoSlice::new(PATTERN)], 0)?;
     file.sync_data()?;
-    // From the disk, where the system lets go of what it has in memory.
+    // Read from the disk, if the system drops its page cache.
     file.forget_cached();
     let mut back = [0; PATTERN.len()];
     read_exact_at(&*file, &mut back, 0)?;
-    if back == PATTERN { Ok(()) } else { Err(io::Error::other("what was read is not what was written")) }
+    if back == PATTERN { Ok(()) } else { Err(io::Error::other("the bytes read differ from those written")) }
 }
 
 #[cfg(test)]
@@ -185,19 +185,19 @@ mod tests {
     use crate::storage::OsStorage;
 
     #[test]
-    fn a_disk_that_works_passes_and_nothing_is_left_behind() {
+    fn the_test_succeeds_on_a_working_disk_and_leaves_no_file() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("probe"), "of a killed process, and longer than what is written")
             .unwrap();
-        try_out(&OsStorage, dir.path()).unwrap();
+        test_disk(&OsStorage, dir.path()).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        assert!(try_out(&OsStorage, &dir.path().join("missing")).is_err());
+        assert!(test_disk(&OsStorage, &dir.path().join("missing")).is_err());
     }
 
-    /// A cleaner of temporary files that deleted the probe file first kept the gate of a healthy
+    /// A cleaner of temporary files deleted the probe file first. That kept the gate of a healthy
     /// spool shut.
     #[test]
-    fn a_probe_file_that_somebody_else_removes_is_no_fault_of_the_disk() {
+    fn a_probe_file_deleted_by_another_program_is_no_disk_error() {
         #[derive(Debug)]
         struct Cleaned;
 
@@ -230,16 +230,16 @@ mod tests {
         }
 
         let dir = tempfile::tempdir().unwrap();
-        try_out(&Cleaned, dir.path()).unwrap();
+        test_disk(&Cleaned, dir.path()).unwrap();
     }
 
     #[test]
-    fn an_answer_is_given_once_and_never_for_an_earlier_question() {
+    fn each_result_is_returned_once_and_never_for_an_earlier_request() {
         let probe = Probe::default();
-        assert!(!probe.begin(), "nobody asked");
+        assert!(!probe.begin(), "no test is requested");
         assert_eq!(probe.ask(), None);
         assert!(probe.begin());
-        assert!(!probe.begin(), "it is under way");
+        assert!(!probe.begin(), "a test is running");
         assert_eq!(probe.ask(), None);
         probe.end(true);
         assert_eq!((probe.ask(), probe.ask()), (Some(true), None));
@@ -247,7 +247,7 @@ mod tests {
         probe.forget();
         assert_eq!(probe.ask(), None);
         probe.end(true);
-        assert_eq!(probe.ask(), None, "that was the answer to the question before");
+        assert_eq!(probe.ask(), None, "that was the result of the cancelled request");
         assert!(probe.begin());
         probe.end(false);
         assert_eq!(probe.ask(), Some(false));

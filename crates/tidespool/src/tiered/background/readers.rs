@@ -1,4 +1,4 @@
-//! The threads that read from disk, so that no caller's thread does.
+//! The reading threads: they read from disk, so that the callers' threads do not block.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::tiered::lifecycle::closing::Over;
 
-/// Reads that may wait for a thread; more callers wait for a place in the queue.
+/// Maximum number of queued reads. More callers wait for a place in the queue.
 const QUEUE: usize = 1024;
 
 type ReadJob = Box<dyn FnOnce() + Send>;
@@ -20,18 +20,18 @@ type ReadJob = Box<dyn FnOnce() + Send>;
 #[derive(Debug)]
 pub(crate) struct Readers {
     jobs: Sender<ReadJob>,
-    /// For what waits when the spool closes.
+    /// To drop the queued reads when the spool closes.
     queue: Receiver<ReadJob>,
     /// Set when a read panics.
     dead: Arc<AtomicBool>,
     over: Over,
 }
 
-/// Why there is no result.
+/// Why a read has no result.
 #[derive(Debug)]
 pub(crate) enum NotRead {
     Closed,
-    /// Reading panicked, which says nothing about the message.
+    /// The read panicked. The message may be intact.
     Panicked(io::Error),
 }
 
@@ -45,52 +45,55 @@ impl From<NotRead> for anyhow::Error {
 }
 
 impl Readers {
-    /// The queue, and its other end for each of the threads. `dead` is set when a read panics: the code is wrong, or memory is.
+    /// Returns the queue, and the receiver for each of the threads. `dead` is set when a read
+    /// panics, which means a bug or faulty memory.
     pub(crate) fn new(dead: Arc<AtomicBool>) -> (Self, Receiver<ReadJob>) {
         let (jobs, queue) = async_channel::bounded(QUEUE);
         (Self { jobs, queue: queue.clone(), dead, over: Over::default() }, queue)
     }
 
-    /// Runs `read` on one of the threads. Dropping the future drops its place in the queue, or the result.
+    /// Runs `read` on a reading thread. Dropping the future cancels a queued read, and drops the
+    /// result of a running one.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         read: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, NotRead> {
-        let (done, heard) = oneshot::channel();
+        let (done, receiver) = oneshot::channel();
         let dead = self.dead.clone();
         let job: ReadJob = Box::new(move || {
             if done.is_closed() {
                 return;
             }
-            // One message that makes the reading panic must not take the others' reader away.
+            // A message whose read panics must not end the thread, which reads other messages, too.
             let result = catch_unwind(AssertUnwindSafe(read)).map_err(|_| {
                 tracing::error!("a read panicked");
                 dead.store(true, Ordering::Relaxed);
                 NotRead::Panicked(io::Error::other("reading panicked: see the log"))
             });
-            // Whoever asked may be gone by now.
+            // The caller may be gone.
             let _ = done.send(result);
         });
         let read = async {
             self.jobs.send(job).await.map_err(|_| NotRead::Closed)?;
-            heard.await.map_err(|_| NotRead::Closed)?
+            receiver.await.map_err(|_| NotRead::Closed)?
         };
         self.over.unless_set(read).await.map_err(|Closed| NotRead::Closed)?
     }
 
-    /// Ends the threads after what they are at. What waits is not read any more, and whoever waits for it is told now: all threads may hang.
+    /// Ends the threads after their running reads. Drops all queued reads now, so that their
+    /// callers return even if all threads hang.
     pub(crate) fn close(&self) {
         self.jobs.close();
         while self.queue.try_recv().is_ok() {}
     }
 
-    /// Nobody waits any longer for what is being read.
+    /// Makes the callers of running reads return.
     pub(in crate::tiered) fn end(&self) {
         self.over.set();
     }
 }
 
-/// A reading thread.
+/// Runs a reading thread until the queue is closed.
 pub(crate) fn run_reader(queue: &Receiver<ReadJob>) {
     while let Ok(job) = queue.recv_blocking() {
         job();
@@ -103,9 +106,10 @@ mod tests {
 
     use super::*;
 
-    /// A read that panicked was told as the end of the spool: an enumeration ended there, as if it had sent everything.
+    /// A read that panicked was reported as the end of the spool. An enumeration ended there, as if
+    /// it had sent all messages.
     #[test]
-    fn a_read_that_panics_is_an_error_and_takes_no_reader_away() {
+    fn a_read_that_panics_is_an_error_and_ends_no_thread() {
         let dead = Arc::<AtomicBool>::default();
         let (readers, queue) = Readers::new(dead.clone());
         let thread = std::thread::spawn(move || run_reader(&queue));

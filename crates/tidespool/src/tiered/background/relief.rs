@@ -1,4 +1,4 @@
-//! What the spool does when memory is short, and `advise_low_memory`.
+//! Frees memory under memory pressure, and implements `advise_low_memory`.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,10 +13,11 @@ use crate::pressure::{Level, Relief};
 use crate::tiered::calls::runs::Runs;
 use crate::tiered::shared::Shared;
 
-/// The monitor looks at nothing meanwhile, and watches other spools, too: it is not kept for longer.
+/// The longest wait for the balancer or for a flush. Meanwhile the monitor can't check memory or
+/// other spools.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// The pressure monitor's hand on the spool.
+/// The spool's interface to the pressure monitor.
 pub(in crate::tiered) struct SpoolRelief(pub(in crate::tiered) Arc<Shared>);
 
 impl Relief for SpoolRelief {
@@ -25,7 +26,7 @@ impl Relief for SpoolRelief {
         let until = Instant::now() + PATIENCE;
         shared.balancer.press(shared.accounted_bytes(), excess_bytes);
         let Some(first) = wait(shared, shared.balancer.settle(), until) else { return 0 };
-        // What could not be written by then goes on being written.
+        // Messages that are not written in time are still written afterwards.
         wait(shared, shared.commit_queue.flush(false), until);
         let last = match level {
             Level::Critical => shared.balancer.clear(),
@@ -55,12 +56,13 @@ impl Relief for SpoolRelief {
     }
 }
 
-/// Waits on a thread that is not the runtime's, until `until` or until the spool closes.
+/// Blocks until a message arrives, until `until`, or until the spool closes. Not for a thread of an
+/// async runtime.
 pub(in crate::tiered) fn wait<T>(shared: &Shared, mut receiver: Receiver<T>, until: Instant) -> Option<T> {
     const LOOK: Duration = Duration::from_millis(5);
     loop {
         match receiver.try_recv() {
-            Ok(told) => return Some(told),
+            Ok(received) => return Some(received),
             Err(TryRecvError::Closed) => return None,
             Err(TryRecvError::Empty) if Instant::now() >= until || shared.closing.wait(LOOK) => return None,
             Err(TryRecvError::Empty) => {}
@@ -68,13 +70,15 @@ pub(in crate::tiered) fn wait<T>(shared: &Shared, mut receiver: Receiver<T>, unt
     }
 }
 
-/// `advise_low_memory`, shared by its callers.
+/// The runs of `advise_low_memory`, shared by its callers.
 #[derive(Debug, Default)]
 pub(in crate::tiered) struct Advice(Runs<Result<isize, Closed>>);
 
 impl Advice {
-    /// Makes everything dirty durable that was dirty when it was called, and drops the clean copies. Returns by how much the accounted memory fell.
-    /// A disk that does not answer within `store_deadline` keeps its dirty bytes; the clean copies go all the same.
+    /// Makes everything durable that is dirty at the call, and drops the clean copies. Returns by
+    /// how many bytes the accounted memory fell. If the disk does not finish within
+    /// `store_deadline`, the other dirty messages stay in memory. The clean copies are dropped all
+    /// the same.
     pub(in crate::tiered) async fn follow(&self, shared: &Arc<Shared>) -> Result<isize, Closed> {
         self.0.share(|| run(shared.clone())).await
     }
@@ -93,8 +97,7 @@ async fn run(shared: Arc<Shared>) -> Result<isize, Closed> {
     if let Some(flushed) = shared.timer.bound(Instant::now() + patience, flushed_or_gone).await {
         flushed?;
     }
-    // If it was too slow: what is left dirty is counted as such.
-    // What was flushed is clean now.
+    // The flushed messages are clean now, and are dropped. Messages that are still dirty count.
     let last = shared.balancer.clear().await.map_err(|_| Closed)?;
     let freed = difference(first.before, last.after);
     shared.stats.low_memory(freed);

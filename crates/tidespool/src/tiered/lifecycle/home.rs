@@ -15,8 +15,8 @@ use super::format::{self, FORMAT_FILE};
 use crate::checkpoint::DirectoryCheck;
 use crate::storage::{Loss, OpenMode, Storage, StorageFile, loss_of, loss_of_state, state, write_all_at};
 
-/// The name of a restored format file until it is complete. It differs from the name in a spool that
-/// is being created.
+/// The name of a restored format file until it is complete. It differs from the name in a spool
+/// that is being created.
 const UNFINISHED: &str = "FORMAT.again";
 
 /// The directory of an open spool.

@@ -39,14 +39,14 @@ use crate::tiered::shared::{CheckpointReports, PoolReports, Shared, SharedParts}
 use crate::tiered::table::Table;
 use crate::{Config, PressureMonitor, RecoveryReport};
 
-/// An open spool: what its callers share, its threads, and what was found on the way.
+/// An open spool: its shared state, its threads, and the report of the opening.
 pub(in crate::tiered) struct OpenSpool {
     pub(in crate::tiered) shared: Arc<Shared>,
     pub(in crate::tiered) workers: Workers,
     pub(in crate::tiered) report: RecoveryReport,
 }
 
-/// Opens it. Blocks on I/O. Without a `monitor` it gets one of its own.
+/// Opens a spool. Blocks on I/O. Without a `monitor` the spool creates its own.
 pub(in crate::tiered) fn open(
     mut config: Config,
     storage: Arc<dyn Storage>,
@@ -65,24 +65,24 @@ pub(in crate::tiered) fn open(
     let room = Arc::new(DiskRoom::new(storage.clone(), &directory.path, enough(&config)));
     room.remove_leftover();
     let ballast = Arc::new(Ballast::new(storage.clone(), room.clone(), &directory.path, config.ballast));
-    let look = || look(&config, &places, &ballast, &room, &directory);
+    let recover = || recover(&config, &places, &ballast, &room, &directory);
     let OpenedFiles { opened, stats, commit_queue, segments, checkpoint_requests, manifest_file, mut report } =
-        match look() {
-            // A spool that can't be opened can't be emptied.
+        match recover() {
+            // The spool must open on a full disk, so that it can be emptied.
             Err(error) if is_full_disk(&error) => {
                 tracing::warn!(
                     error = format!("{error:#}"),
-                    "the disk is full: opening with the room of ballast and spare segments"
+                    "the disk is full: freeing the ballast and spare segments to open the spool"
                 );
                 room.note_no_room();
                 ballast.release();
-                // It may have been used before, and its room be somebody else's now.
+                // The ballast may have been released before, and its space be used by other files.
                 while !ballast.is_room_for(TO_OPEN)
                     && give_up_a_free_segment(&*places.storage, &places.journal(), places.spool)?
                 {
                     room.note_given();
                 }
-                look()?
+                recover()?
             }
             found => found?,
         };
@@ -190,12 +190,12 @@ pub(in crate::tiered) fn open(
     }
 }
 
-/// The longest wait for what an opening that failed has opened before.
+/// The longest wait to close sled after a failed opening.
 const TO_UNDO: Duration = Duration::from_secs(10);
 
-/// Every thread that an opening needs: see [`Starter::reserve`].
+/// Returns the names of all threads that an opening needs: see [`Starter::reserve`].
 fn thread_names(config: &Config) -> Vec<String> {
-    // sled's own thread and the monitor's.
+    // The threads that sled starts, the spool's thread for sled, and the monitor's thread.
     let spare = sled_threads_to_come() + 2;
     let readers = (0..config.read_threads).map(names::reader);
     let spare = (0..spare).map(|_| names::SPARE);
@@ -203,13 +203,13 @@ fn thread_names(config: &Config) -> Vec<String> {
     named.map(str::to_owned).chain(readers).collect()
 }
 
-/// sled takes the time since 1970 for the name of a file that it never makes, and panics where
-/// there is none.
+/// Fails if the clock is before 1970. sled uses the time since 1970 in the name of a file that it
+/// never creates, and panics if there is none.
 fn check_clock(now: SystemTime) -> Result<(), ClockNotSet> {
     if now < UNIX_EPOCH { Err(ClockNotSet) } else { Ok(()) }
 }
 
-/// Adds what to do about an error that may last.
+/// Adds an advice to an error that may be permanent.
 fn explain(error: OpeningError, dir: &std::path::Path) -> anyhow::Error {
     let lasts = match &error {
         OpeningError::Journal(error) => is_unreadable(&error.source),
@@ -219,17 +219,19 @@ fn explain(error: OpeningError, dir: &std::path::Path) -> anyhow::Error {
     let error = anyhow::Error::from(error);
     match lasts {
         true => error.context(format!(
-            "the disk can't read all of it; if that lasts, `tidespool repair {} NEW_DIR` copies what can be read into a new directory",
+            "the disk can't read all of it; if the error persists, `tidespool repair {} NEW_DIR` copies everything \
+             readable into a new directory",
             dir.display()
         )),
         false => error,
     }
 }
 
-/// What sled takes for being opened, in bytes: its snapshot, and the segments of its file that it begins.
+/// Disk space in bytes that sled needs to open: its snapshot, and the segments of its file that it
+/// begins.
 const TO_OPEN: u64 = 1 << 20;
 
-/// What is in the directory, made to agree.
+/// The contents of the directory after recovery.
 struct OpenedFiles {
     opened: OpenedCheckpoint,
     stats: Arc<Stats>,
@@ -240,8 +242,8 @@ struct OpenedFiles {
     report: RecoveryReport,
 }
 
-/// Reads everything, and makes what is missing.
-fn look(
+/// Recovers the contents of the directory, and creates missing files.
+fn recover(
     config: &Config,
     places: &Places,
     ballast: &Ballast,
@@ -267,13 +269,13 @@ fn look(
     if fresh {
         segments.pool().fill().with_context(|| format!("preparing {}", places.journal().display()))?;
     }
-    // Before any segment is used: its generation must never have been another's.
+    // Before any segment is used: no generation may ever be used twice.
     opened.manifest.next_generation = segments.reserved_generation();
     manifest_file.write_somehow(&opened.manifest, ballast)?;
     Ok(OpenedFiles { opened, stats, commit_queue, segments, checkpoint_requests, manifest_file, report })
 }
 
-/// Whether it would have succeeded with more room on disk.
+/// Returns true if the opening failed for lack of disk space.
 fn is_full_disk(error: &anyhow::Error) -> bool {
     let engine = error.downcast_ref().or_else(|| match error.downcast_ref()? {
         OpeningError::Engine(engine) => Some(engine),
@@ -287,7 +289,7 @@ fn is_full_disk(error: &anyhow::Error) -> bool {
     by_engine.or(by_system).is_some_and(is_no_room_kind)
 }
 
-/// Hands what recovery found to the pool and to the table of segments.
+/// Creates the pool and the table of segments from the recovered segments.
 fn segments(
     config: &Config,
     places: &Places,
@@ -304,7 +306,7 @@ fn segments(
         next_slot: recovered.next_slot,
     };
     let pool = Pool::new(places.storage.clone(), settings, Arc::new(reports));
-    // Where the disk does not answer, the capacity is what the setting says.
+    // If the query fails, the capacity is that of the setting.
     if let Ok(space) = places.storage.space(&places.dir) {
         pool.note_space(&space);
     }
@@ -320,32 +322,32 @@ fn segments(
         }
     }
     recovered.free.drain(..).for_each(|free| segments.pool().give(free));
-    let in_force = segments.pool().capacity() as u64 * config.segment_size;
-    if in_force < config.journal_capacity / config.segment_size * config.segment_size {
+    let usable = segments.pool().capacity() as u64 * config.segment_size;
+    if usable < config.journal_capacity / config.segment_size * config.segment_size {
         tracing::warn!(
-            in_force,
+            usable,
             journal_capacity = config.journal_capacity,
             path = %places.journal().display(),
-            "the file system has less room than the journal's capacity: what fits is in force"
+            "the file system has less room than the journal's capacity: the journal uses less"
         );
     }
     Arc::new(segments)
 }
 
-/// What new segments leave of the disk: more than the health gate's minimum, so that the spool never shuts its own gate; and room for ballast, manifest
-/// and sled.
+/// Returns the bytes that new segments leave free on disk. That is more than the health gate's
+/// minimum, so that the spool does not shut its own gate, plus room for ballast, manifest and sled.
 pub(in crate::tiered) fn keep_free(config: &Config, storage: &dyn Storage) -> u64 {
     let minimum = storage.space(&config.path).map_or(0, |space| space.minimum(&config.health));
     minimum + minimum / 4 + config.ballast + (4 << 20)
 }
 
-/// Bytes that must be free for a spool to go on storing: a segment, and what the ballast is taken
-/// again for.
+/// Returns the bytes that must be free for the spool to continue storing: a segment, and the free
+/// space at which the ballast is written again.
 pub(in crate::tiered) fn enough(config: &Config) -> u64 {
     config.segment_size.saturating_add(2 * config.ballast)
 }
 
-/// Reports what is damaged, and what is lost by it.
+/// Reports the damage that recovery found, and the losses.
 fn report(
     opened: &mut OpenedCheckpoint,
     segments: &Segments,
@@ -377,7 +379,7 @@ fn report(
     }
     let mut lost = replayed.gaps.iter().map(|gap| gap.last - gap.first + 1).sum::<u64>();
     if opened.rebuilds_index {
-        // No other file names the messages of a segment.
+        // Without the index, only the segment itself has the ids of its messages.
         let before = lost;
         opened.manifest.retained.retain(|generation, kept| {
             let is_there = segments.get(*generation).is_some();
@@ -399,7 +401,7 @@ fn report(
     report
 }
 
-/// Reports that what the last run acknowledged without a sync can't be brought back.
+/// Reports that the crash log of the last run is damaged, so that its changes can't be restored.
 fn note_torn(protection: &Protection, torn: &str, report: &mut RecoveryReport, stats: &Stats) {
     let path = protection.path().display().to_string();
     stats.corrupt();
@@ -407,19 +409,21 @@ fn note_torn(protection: &Protection, torn: &str, report: &mut RecoveryReport, s
     report.damage.push(Damage { path, id: None, what: torn.to_owned() });
 }
 
-/// Puts the spool under the eyes of `monitor`, or of one of its own: one that is turned off sleeps, until the settings change.
+/// Registers the spool with `monitor`, or with its own. A monitor that is turned off sleeps until
+/// the settings change.
 fn register(shared: &Arc<Shared>, monitor: Option<PressureMonitor>) -> Result<Arc<dyn Relief>> {
     let relief: Arc<dyn Relief> = Arc::new(SpoolRelief(shared.clone()));
     let registration = match monitor {
         Some(monitor) => Registration::shared(monitor, &relief),
         None => Registration::own(shared.config.load().pressure.clone(), &relief),
     };
-    // Set here and nowhere else.
+    // Cannot fail: the monitor is set only here.
     let _ = shared.monitor.set(registration.context("watching memory")?);
     Ok(relief)
 }
 
-/// Starts every thread there is. Those that write hold the directory: its lock is free when the last of them has ended.
+/// Starts all threads. The threads that write hold the directory: its lock is free when the last of
+/// them has ended.
 fn start(
     shared: &Arc<Shared>,
     (checkpointer, verifier): (Checkpointer, Verifier),
@@ -462,7 +466,7 @@ mod tests {
     /// On a machine whose clock has no battery, a server that started before the clock was set
     /// panicked in sled.
     #[test]
-    fn a_clock_before_1970_is_an_error_that_says_what_to_do() {
+    fn a_clock_before_1970_is_an_error_with_advice() {
         let moment = Duration::from_nanos(1);
         assert_eq!(check_clock(UNIX_EPOCH), Ok(()));
         assert_eq!(check_clock(UNIX_EPOCH + Duration::from_secs(1 << 40)), Ok(()));

@@ -1,14 +1,15 @@
-//! Every thread of the spool is started here, has a name, and is joined by `shutdown`.
+//! Starts all threads of the spool. Each has a name and is joined by `shutdown`.
 //!
-//! A thread that hangs in a call to the system can't be ended from outside. It holds the spool's directory, and with it the lock, for as
-//! long as it lives: nobody else may write there before it has written its last.
+//! A thread that hangs in a system call can't be ended from outside. It holds the spool's
+//! directory, and with it the lock, as long as it exists. So no other process can write there
+//! before its last write.
 //!
 //! # Reserved threads
 //!
 //! At a limit on threads, an opening must fail before it has started anything. So it creates all
-//! threads first ([`Starter::reserve`]), and each of them waits for the job that it is to run. sled
-//! creates its own threads, and hangs where it can't: for these, spare threads are created and
-//! ended just before sled is opened.
+//! threads first ([`Starter::reserve`]), and each of them waits for its job. sled creates its own
+//! threads, and hangs if it can't. For these, spare threads are created, and ended just before sled
+//! is opened.
 
 use std::any::Any;
 use std::io;
@@ -39,12 +40,12 @@ pub(in crate::tiered) mod names {
     pub(in crate::tiered) const LAST_WRITER: &str = "tide-manifest";
     /// Reserved for threads that sled and the monitor start, and ended before these are started.
     pub(in crate::tiered) const SPARE: &str = "tide-spare";
-    /// An enumeration; started when it is asked for.
+    /// An enumeration. Started on request.
     pub(in crate::tiered) const ENUMERATE: &str = "tide-enum";
     pub(in crate::tiered) const OPEN: &str = "tide-open";
     pub(in crate::tiered) const END: &str = "tide-end";
 
-    /// The names of the threads that an opening starts, one each.
+    /// The names of the threads that every opening starts once.
     pub(in crate::tiered) const OF_A_SPOOL: [&str; 9] =
         [COMMIT, SYNC, TIMER, CHECKPOINT, VERIFY, PREWRITE, HEALTH, PROBE, BALANCER];
 
@@ -57,19 +58,19 @@ pub(in crate::tiered) mod names {
 const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
 const RELEASE_PAUSE: Duration = Duration::from_micros(100);
 
-/// Starts threads, and notes when one of them dies.
+/// Starts threads, and sets a flag when one of them panics.
 #[derive(Debug)]
 pub(crate) struct Starter {
     dead: Arc<AtomicBool>,
-    /// Not started yet. They end with this.
+    /// Threads without a job yet. They end when this is dropped.
     reserved: Mutex<Vec<Reserved>>,
 }
 
-/// A thread that has nothing to run yet.
+/// A thread that waits for its job.
 #[derive(Debug)]
 struct Reserved {
     name: String,
-    /// Dropped without a job, it ends the thread.
+    /// Ends the thread if it is dropped without a job.
     job: SyncSender<ThreadJob>,
     handle: JoinHandle<()>,
 }
@@ -82,11 +83,11 @@ impl Starter {
         Self { dead, reserved: Mutex::default() }
     }
 
-    /// Creates the threads `names` for later [`start`](Self::start)s.
+    /// Creates the threads `names` for later calls of [`start`](Self::start).
     ///
     /// # Errors
     ///
-    /// One of them can't be created.
+    /// A thread can't be created.
     pub(crate) fn reserve(&self, names: impl IntoIterator<Item = String>) -> io::Result<()> {
         names.into_iter().try_for_each(|name| {
             let created = create(name)?;
@@ -95,20 +96,21 @@ impl Starter {
         })
     }
 
-    /// Ends the reserved threads that are called `name`. When it returns, others can be started in
-    /// their place.
+    /// Ends the reserved threads with this name. When it returns, others can be started in their
+    /// place.
     pub(crate) fn release(&self, name: &str) {
         let released: Vec<Reserved> =
             self.reserved.lock().extract_if(.., |thread| thread.name == name).collect();
         end(released);
-        // A thread that was joined counts for the limit until the kernel has removed it.
+        // A joined thread counts towards the limit until the kernel has removed it.
         let until = Instant::now() + RELEASE_PATIENCE;
         while is_running(name) && Instant::now() < until {
             std::thread::sleep(RELEASE_PAUSE);
         }
     }
 
-    /// Starts `run` as the thread `name` (at most 15 characters are shown by the system's tools).
+    /// Starts `run` as the thread `name`, which has at most 15 characters. The thread keeps the
+    /// directory locked.
     pub(crate) fn start<T: Send + 'static>(
         &self,
         name: &str,
@@ -122,7 +124,7 @@ impl Starter {
         })
     }
 
-    /// The same for a thread that touches no file: it does not keep the directory locked.
+    /// Starts a thread that accesses no file. It does not keep the directory locked.
     pub(crate) fn start_free<T: Send + 'static>(
         &self,
         name: &str,
@@ -145,7 +147,7 @@ impl Starter {
             Some(reserved) => reserved,
             None => create(name.to_owned())?,
         };
-        // The thread waits for exactly one job: there is room for it.
+        // Never blocks: the channel has room for the only job.
         let _ = sender.send(job);
         Ok(Thread { handle, end })
     }
@@ -170,41 +172,41 @@ fn create(name: String) -> io::Result<Reserved> {
     Ok(Reserved { name, job, handle })
 }
 
-/// Returns when they have ended: they have nothing to do.
+/// Ends reserved threads without a job, and returns when they have ended.
 fn end(threads: impl IntoIterator<Item = Reserved>) {
     let handles: Vec<JoinHandle<()>> = threads.into_iter().map(|thread| thread.handle).collect();
     for handle in handles {
-        // It ran nothing that could panic.
+        // Cannot fail: the thread ran no job that could panic.
         let _ = handle.join();
     }
 }
 
-/// Whether this process has a thread of this name, as far as the kernel shows it.
+/// Returns true if `/proc` shows a thread of this process with this name.
 fn is_running(name: &str) -> bool {
     let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let mut names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
     names.any(|shown| shown.trim_end() == name)
 }
 
-/// Runs `work`, which may block, on a thread of its own, and returns its result. It does not depend
-/// on an executor.
+/// Runs `work`, which may block, on a thread of its own, and returns its result. Works on any
+/// executor.
 ///
 /// If this future is dropped, the thread finishes its work and drops the result.
 ///
 /// # Errors
 ///
-/// The thread could not be started: nothing was done. Or `work` panicked.
+/// The thread could not be started, and `work` did not run; or `work` panicked.
 pub(in crate::tiered) async fn aside<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
-    let (done, heard) = oneshot::channel();
+    let (done, receiver) = oneshot::channel();
     let thread = Builder::new().name(name.to_owned()).spawn(move || {
         // The caller may be gone.
         drop(done.send(work()));
     });
     let thread = thread.map_err(|error| not_started(name, &error))?;
-    let result = heard.await;
+    let result = receiver.await;
     // Sending is the last step of the thread.
     let ended = thread.join();
     match (result, ended) {
@@ -213,7 +215,7 @@ pub(in crate::tiered) async fn aside<T: Send + 'static>(
     }
 }
 
-/// A running thread, and how to wait for its end.
+/// A running thread that can be joined with a deadline.
 #[derive(Debug)]
 pub(crate) struct Thread<T> {
     handle: JoinHandle<()>,
@@ -224,7 +226,7 @@ pub(crate) struct Thread<T> {
 struct ThreadEnd<T> {
     reached: Mutex<bool>,
     wake: Condvar,
-    /// What the thread returned.
+    /// The return value of the thread.
     result: Mutex<Option<T>>,
 }
 
@@ -234,7 +236,7 @@ impl<T> Default for ThreadEnd<T> {
     }
 }
 
-/// Tells of the thread's end when it is dropped, which is the last that happens there.
+/// Signals the thread's end when it is dropped, which is the last step of the thread.
 struct AtEnd<T>(Arc<ThreadEnd<T>>);
 
 impl<T> Drop for AtEnd<T> {
@@ -253,7 +255,7 @@ impl<T> Thread<T> {
         self.handle.is_finished()
     }
 
-    /// Waits for the end, at most until `by`. `None`: it hangs.
+    /// Waits for the thread's end, at most until `by`. `None`: the thread hangs.
     pub(crate) fn join_by(self, by: Instant) -> Option<std::thread::Result<T>> {
         let mut reached = self.end.reached.lock();
         while !*reached && !self.end.wake.wait_until(&mut reached, by).timed_out() {}
@@ -261,13 +263,13 @@ impl<T> Thread<T> {
         drop(reached);
         has_ended.then(|| {
             self.handle.join()?;
-            // A thread that did not panic has left its result.
+            // A thread that did not panic has stored its result.
             self.end.result.lock().take().ok_or_else(|| Box::new("no result") as Box<dyn Any + Send>)
         })
     }
 }
 
-/// Notes the death of the thread that drops it while panicking.
+/// Sets the flag when a panicking thread drops it.
 struct PanicFlag(Arc<AtomicBool>);
 
 impl Drop for PanicFlag {

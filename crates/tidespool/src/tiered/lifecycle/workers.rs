@@ -1,4 +1,4 @@
-//! The spool's threads, and their orderly end.
+//! The running threads of the spool, and `shutdown`.
 
 use std::io;
 use std::sync::Arc;
@@ -16,20 +16,20 @@ use crate::pressure::Relief;
 use crate::tiered::commit::queue::Stop;
 use crate::tiered::shared::Shared;
 
-/// Enumerations at a time. A server needs one, at its start.
+/// Maximum number of concurrent enumerations. A server needs one, at its start.
 const MAX_ENUMERATIONS: usize = 64;
 
-/// What an enumeration was at when its thread could not be started.
+/// The context of the error if an enumeration can't start.
 const STARTING: &str = "starting an enumeration";
 
-/// Time for what does not hang to come to its end, however short `shutdown_timeout` is.
+/// Minimum time for threads that do not hang to end, however short `shutdown_timeout` is.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Everything that runs, and what must outlive it.
+/// The running threads, and the values that must outlive them.
 pub(in crate::tiered) struct Workers {
     running: Mutex<Option<Running>>,
     enumerations: Mutex<Vec<Thread<()>>>,
-    /// How the end went, for those who ask again. Held for the whole of it.
+    /// The error of the shutdown, for later calls. Locked during the shutdown.
     ended: Mutex<Option<String>>,
     starter: Starter,
 }
@@ -38,32 +38,33 @@ pub(in crate::tiered) struct Running {
     pub(in crate::tiered) committer: Thread<Committed>,
     /// Ends with the committer.
     pub(in crate::tiered) syncer: Thread<()>,
-    /// Ends with the committer: while that hangs, the stores that it has in hand have their
-    /// deadlines.
+    /// Ends after the committer: while the committer hangs, the timer enforces the deadlines of
+    /// waiting stores.
     pub(in crate::tiered) timer: Thread<()>,
     pub(in crate::tiered) checkpointer: Thread<Checkpointer>,
     pub(in crate::tiered) others: Vec<Thread<()>>,
-    /// The monitor looks at it through a weak pointer.
+    /// Keeps the relief alive: the monitor has only a weak pointer to it.
     pub(in crate::tiered) _relief: Arc<dyn Relief>,
-    /// Its lock is held until everything else has ended.
+    /// Holds the lock until everything else has ended.
     pub(in crate::tiered) directory: Arc<Directory>,
 }
 
-/// When each part of an end is over at the latest: one that hangs takes nothing of the time of those after it.
+/// The deadline of each part of a shutdown. A part that hangs takes no time from later parts.
 #[derive(Debug, Clone, Copy)]
 struct Times {
-    /// The committer begins nothing any more.
+    /// When the committer begins nothing more.
     drained: Instant,
-    /// The committer has ended.
+    /// When the committer has ended.
     committed: Instant,
-    /// All other threads have.
+    /// When all other threads have ended.
     joined: Instant,
-    /// The last manifest is written, sled is closed, and its files are summed up.
+    /// When the last manifest is written, sled is closed, and its files are fingerprinted.
     closed: Instant,
 }
 
 impl Times {
-    /// `timeout` in all; where an eighth of it is less than twice [`GRACE`], so much longer.
+    /// The total is `timeout`. If an eighth of it is less than twice [`GRACE`], the total is longer
+    /// by the difference.
     fn of(began: Instant, timeout: Duration) -> Self {
         let committed = began + timeout / 8 * 7;
         let part = (timeout / 16).max(GRACE);
@@ -76,7 +77,7 @@ impl Times {
     }
 }
 
-/// How the committer ended.
+/// The result of the committer thread.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::tiered) struct Committed {
     /// Everything dirty is durable.
@@ -97,7 +98,7 @@ impl Workers {
 
     /// Starts a thread for an enumeration.
     pub(in crate::tiered) fn enumerate(&self, run: impl FnOnce() + Send + 'static) -> Result<()> {
-        // A shutdown that begins now waits for this, and then ends it.
+        // A shutdown that begins now waits for this lock, and then ends the enumeration.
         let running = self.running.lock();
         let Some(workers) = &*running else { return Err(Closed.into()) };
         let mut enumerations = self.enumerations.lock();
@@ -110,7 +111,7 @@ impl Workers {
         Ok(())
     }
 
-    /// The result of the end, if it is over.
+    /// Returns the result of the shutdown, if it is over.
     pub(in crate::tiered) fn ended(&self) -> Option<Result<()>> {
         let ended = self.ended.try_lock()?;
         if self.running.lock().is_some() {
@@ -119,7 +120,8 @@ impl Workers {
         Some(ended.clone().map_or(Ok(()), |error| Err(anyhow!(error))))
     }
 
-    /// Ends everything in order. Blocks. Whoever comes second waits for the first, and hears the same.
+    /// Shuts the spool down. Blocks. A concurrent call waits for the first one and returns the same
+    /// result.
     pub(in crate::tiered) fn end(&self, shared: &Shared) -> Result<()> {
         let mut ended = self.ended.lock();
         let Some(workers) = self.running.lock().take() else {
@@ -145,7 +147,7 @@ impl Workers {
         shared.budget.close();
         let monitor = shared.monitor.get();
         monitor.inspect(|monitor| monitor.stop());
-        // It only reads, and no caller needs it now: what is dirty gets the disk.
+        // The verifier only reads, and no caller needs it now. The dirty messages need the disk.
         shared.verification.stop();
         shared.commit_queue.stop(Stop::Drained(times.drained));
         let committed = note_end(workers.committer, times.committed, &mut problems);
@@ -159,9 +161,10 @@ impl Workers {
             problems
                 .push(format!("{bytes} dirty bytes could not be written within shutdown_timeout and {what}"));
         }
-        // Whom the committer may need is told only now; and all are told before one of them is waited for.
+        // The committer may need these threads, so they are stopped after it. All are signalled
+        // before any of them is joined.
         if committed.is_some() {
-            // No store waits for the disk any more. While the committer hangs they have deadlines.
+            // No store waits for the disk now. If the committer hangs, the timer must go on.
             shared.timer.close();
         }
         shared.checkpoint_requests.stop();
@@ -180,20 +183,20 @@ impl Workers {
             };
             self.starter.start(names::LAST_WRITER, &workers.directory, write)
         });
-        // One that hangs does not end before the committer does, and could not be told to.
+        // The syncer and the timer end only after the committer. If it hangs, they can't be joined.
         let with_committer = committed.map(|_| [workers.syncer, workers.timer]);
         let enumerations = std::mem::take(&mut *self.enumerations.lock());
         for thread in with_committer.into_iter().flatten().chain(workers.others).chain(enumerations) {
             note_end(thread, times.joined, &mut problems);
         }
         if monitor.is_some_and(|monitor| !monitor.join_by(times.joined)) {
-            problems.push("the memory-pressure monitor hangs in asking the spool for memory".to_owned());
+            problems.push("the memory-pressure monitor hangs in freeing the spool's memory".to_owned());
         }
         let manifest = manifest.and_then(|manifest| note_manifest(manifest, times.closed, &mut problems));
         note_lost_files(shared, &mut problems);
         match (shared.durable.close(times.closed), manifest) {
             (Err(error), _) => problems.push(error.to_string()),
-            // No thread is left that changes the index: those that hang may only be reading.
+            // No thread can change the index now: a thread that hangs may only be reading.
             (Ok(true), Some((file, manifest))) => {
                 let durable = shared.durable.clone();
                 let sum_up = move || note_index(&durable, &file, manifest, times.closed);
@@ -205,7 +208,7 @@ impl Workers {
         problems
     }
 
-    /// Tells everything to end at once, without waiting: what a crash would do.
+    /// Ends everything at once, without waiting. The effect is that of a crash.
     pub(in crate::tiered) fn abandon(shared: &Shared) {
         shared.close();
         shared.closing.close();
@@ -224,8 +227,8 @@ impl Workers {
     }
 }
 
-/// Notes in the manifest what the index's files are, now that it is closed: if they still are at the
-/// next opening, the index is kept. Not where it would take longer than until `by`.
+/// Writes the fingerprint of the closed index's files to the manifest. If it still matches at the
+/// next opening, the index is kept. Writes nothing if the fingerprint is not complete at `by`.
 fn note_index(
     durable: &DiskIndex,
     file: &ManifestFile,
@@ -236,13 +239,13 @@ fn note_index(
         Ok(Some(index)) => file.write(&Manifest { index: Some(index), ..manifest }),
         Ok(None) => Ok(()),
         Err(error) => {
-            tracing::warn!(%error, "the index's files could not be read: it is rebuilt at the next start");
+            tracing::warn!(%error, "the index's files could not be read: the next opening rebuilds the index");
             Ok(())
         }
     }
 }
 
-/// What the thread returned, if it has ended as it should.
+/// Joins a thread. Returns its result, or `None` and a problem if it panicked or hangs.
 fn note_end<T>(thread: Thread<T>, by: Instant, problems: &mut Vec<String>) -> Option<T> {
     let name = thread.name();
     match thread.join_by(by) {
@@ -253,17 +256,17 @@ fn note_end<T>(thread: Thread<T>, by: Instant, problems: &mut Vec<String>) -> Op
     None
 }
 
-/// Names the files that are lost: what is in them could not be kept.
+/// Adds a problem for each lost file: its contents could not be kept.
 fn note_lost_files(shared: &Shared, problems: &mut Vec<String>) {
     if shared.presence.is_away() {
         let dir = shared.config.load().path.display().to_string();
-        problems.push(format!("what was dirty, and what was written last, could not be kept in {dir}"));
+        problems.push(format!("the dirty messages and the last writes could not be kept in {dir}"));
     }
     let lost = shared.presence.describe_lost();
     problems.extend(lost.into_iter().map(|lost| format!("a file of the spool is lost: {lost}")));
 }
 
-/// The same of a thread that writes the manifest.
+/// Joins a thread that writes the manifest, as [`note_end`] does.
 fn note_manifest<T>(
     started: io::Result<Thread<Result<T, ManifestError>>>,
     by: Instant,
@@ -280,9 +283,8 @@ fn note_manifest<T>(
         Some(Err(error)) => problems.push(error),
         None => {}
     }
-    problems.push(
-        "the manifest is not up to date: the next opening reads more, and loses nothing by it".to_owned(),
-    );
+    problems
+        .push("the manifest is not up to date: the next opening reads more, but loses nothing".to_owned());
     None
 }
 
@@ -293,10 +295,10 @@ mod tests {
     use super::*;
     use crate::{Config, TieredSpool};
 
-    /// A call that had looked before the shutdown, and came to the threads after it, got an error
+    /// A call that checked for a shutdown before it and started its thread after it got an error
     /// whose root cause was not `Closed`.
     #[tokio::test(flavor = "multi_thread")]
-    async fn an_enumeration_that_comes_too_late_is_closed() {
+    async fn an_enumeration_that_starts_after_the_shutdown_fails_with_closed() {
         let dir = tempfile::tempdir().unwrap();
         let config = Config::new(dir.path().join("spool")).segment_size(256 << 10).journal_capacity(4 << 20);
         let spool = TieredSpool::open(config).await.unwrap();
