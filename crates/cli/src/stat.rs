@@ -42,7 +42,7 @@ fn table(out: &mut dyn Write, dir: &Path, summary: &Summary) -> io::Result<()> {
             ("message bytes", bytes(summary.message_bytes)),
             ("segments", counted(summary.segments_by_state.values().sum(), &summary.segments_by_state)),
             ("segment bytes", bytes(summary.segment_bytes)),
-            ("filed messages", format!("{} (from the manifest)", summary.manifest_records)),
+            ("indexed on disk", format!("{} (from the manifest)", summary.manifest_records)),
             ("index bytes", bytes(summary.index_bytes)),
             ("index", index(summary.index).to_owned()),
             ("crash log", crash_log(&summary.crash_log)),
@@ -104,7 +104,7 @@ mod tests {
              message bytes    2.0 KiB (2048 bytes)\n\
              segments         8 (free 7, journal 1)\n\
              segment bytes    8 bytes\n\
-             filed messages   2 (from the manifest)\n\
+             indexed on disk  2 (from the manifest)\n\
              index bytes      0 bytes\n\
              index            kept at next open\n\
              crash log        1 message and 2 removals brought back at next open, 1000 bytes\n\
