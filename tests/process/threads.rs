@@ -23,8 +23,8 @@ fn set_limit(limit: Option<usize>) {
     setrlimit(Resource::Nproc, Rlimit { current: limit.or(maximum), maximum }).unwrap();
 }
 
-/// At the limit on threads (`RLIMIT_NPROC`, or `pids.max` of a control group), `open` hung for 60 s,
-/// because sled waited for threads that it could not start. Every later attempt failed: the
+/// At the limit on threads (`RLIMIT_NPROC`, or `pids.max` of a control group), `open` hung for
+/// 60 s, because sled waited for threads that it could not start. Every later attempt failed: the
 /// process itself held the lock of the directory.
 ///
 /// Whichever thread cannot be started, `open` must fail at once with an error that names the limit,

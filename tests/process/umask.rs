@@ -7,8 +7,8 @@ use tidespool_core::Spool as _;
 use crate::child;
 use crate::setup::{assert_holds, block_on, open, put_some, walk};
 
-/// README promises the modes 0700 and 0600 for any umask. Under umask 0777 the files had mode 0000,
-/// and an ordinary user could not open the spool again.
+/// `docs/on-disk-format.md` promises the modes 0700 and 0600 for any umask. Under umask 0777 the
+/// files had mode 0000, and an ordinary user could not open the spool again.
 #[test]
 fn files_are_private_and_usable_under_any_umask() {
     child::run_unprivileged("umask::files_are_private_and_usable_under_any_umask", |dir| {

@@ -19,15 +19,15 @@ use crate::memory::{Pending, Risks, Ticket};
 /// Enough shards that two cores seldom contend for one.
 const SHARDS: usize = 64;
 
-/// Hash buckets. Each is assigned to a shard.
-const PLACES: usize = 4096;
+/// Number of hash buckets. Each bucket is assigned to a shard.
+const BUCKETS: usize = 4096;
 
 /// The pending versions and index entries of all ids.
 #[derive(Debug)]
 pub(crate) struct Table {
     shards: Box<[Mutex<Shard>]>,
-    /// The shard of each place.
-    places: Box<[u8; PLACES]>,
+    /// The shard of each bucket.
+    buckets: Box<[u8; BUCKETS]>,
     hasher: RandomState,
     /// The newest version that was assigned. Advanced only under a shard's lock.
     version: AtomicU64,
@@ -49,7 +49,7 @@ impl Table {
     pub(crate) fn new() -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            places: places(),
+            buckets: buckets(),
             hasher: RandomState::default(),
             version: AtomicU64::new(0),
         }
@@ -59,8 +59,8 @@ impl Table {
     pub(crate) fn lock(&self, id: &SpoolId) -> MutexGuard<'_, Shard> {
         let hash = self.hasher.hash_one(id);
         // The high bits: the shard's own hash tables use the low ones.
-        let place = usize::try_from(hash >> 52).unwrap_or(0) % PLACES;
-        self.shards[usize::from(self.places[place])].lock()
+        let bucket = usize::try_from(hash >> 52).unwrap_or(0) % BUCKETS;
+        self.shards[usize::from(self.buckets[bucket])].lock()
     }
 
     /// Assigns the next version. The caller holds the lock of the id's shard until the version is
@@ -116,17 +116,17 @@ impl Table {
 /// A hash table doubles when it is full. Shards of equal size would all double at the same moment
 /// and be half empty afterwards. With unequal sizes a few shards double at a time, and the total
 /// load factor is about the same at any number of messages.
-fn places() -> Box<[u8; PLACES]> {
-    let mut places = Box::new([0; PLACES]);
-    for (number, place) in places.iter_mut().enumerate() {
+fn buckets() -> Box<[u8; BUCKETS]> {
+    let mut buckets = Box::new([0; BUCKETS]);
+    for (number, bucket) in buckets.iter_mut().enumerate() {
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-        let share = number as f64 / PLACES as f64;
+        let share = number as f64 / BUCKETS as f64;
         // Shard i begins at the fraction 2^(i / SHARDS) - 1 of the buckets.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below SHARDS")]
         let shard = ((1.0 + share).log2() * SHARDS as f64) as u8;
-        *place = shard;
+        *bucket = shard;
     }
-    places
+    buckets
 }
 
 impl Shard {

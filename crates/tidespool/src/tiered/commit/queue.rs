@@ -257,8 +257,8 @@ impl CommitQueue {
         self.urgent.load(Ordering::SeqCst)
     }
 
-    /// Waits until `until`, whatever arrives. Returns earlier at the time limit of a stop, and if
-    /// `for_room`, when a segment becomes free.
+    /// Waits until `until`, whatever arrives. Returns earlier on [`Stop::Abandon`], at the time
+    /// limit of [`Stop::Drained`], and if `for_room`, when a segment becomes free.
     pub(crate) fn pause(&self, until: Instant, for_room: bool) {
         let mut state = self.state.lock();
         loop {
