@@ -119,6 +119,7 @@
 //! * `crash_log` keeps acknowledged changes across the death of the process.
 //! * `checkpoint` moves places from the index in memory to sled: `checkpointer`, `manifest`,
 //!   `reclaim` and `value_log`.
+//! * `directory` holds the directory of a spool: path, lock, format file.
 //! * `pressure`, `health` and `stats` are beside the path of a message. `timer` handles deadlines.
 //!
 //! Threads are named after their work: `tide-commit`, `tide-checkpoint` and so on. More is in
@@ -128,6 +129,8 @@
 mod checkpoint;
 mod config;
 mod crash_log;
+mod damage;
+mod directory;
 mod durable;
 mod health;
 pub mod inspect;

@@ -26,6 +26,7 @@ use tidespool_core::SpoolId;
 
 pub use salvage::{Salvage, salvage, salvage_on};
 
+pub use crate::damage::Damage;
 use crate::storage::{OsStorage, Storage};
 use crate::whole_text::whole;
 
@@ -108,17 +109,6 @@ pub struct CrashLogSummary {
     pub removals: u64,
     /// Bytes of the log's file. 0 if there is none, or if it can't be read.
     pub file_bytes: u64,
-}
-
-/// A damaged file or message.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Damage {
-    /// The file.
-    pub path: String,
-    /// The message, if its id is known.
-    pub id: Option<SpoolId>,
-    /// What is wrong, and where in the file.
-    pub what: String,
 }
 
 /// What [`Inspector::verify`] read and found.

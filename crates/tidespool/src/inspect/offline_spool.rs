@@ -10,9 +10,9 @@ use super::contents::{Contents, report};
 use super::unreadable::LenientStorage;
 use super::{CrashLogSummary, Entry, Home, IndexState, Summary, Verification};
 use crate::checkpoint::Places;
+use crate::directory::{Directory, FORMAT_VERSION};
 use crate::durable::{DiskIndex, Key, size_of_dir};
 use crate::storage::Storage;
-use crate::tiered::{Directory, FORMAT_VERSION};
 
 pub(super) struct OfflineSpool {
     places: Places,

@@ -5,7 +5,7 @@
 //! * `calls` – one file per call: `store`, `load`, `remove`, `enumerate`, `maintain` (`cleanup`,
 //!   `compact`), `reconfigure`.
 //! * `commit` – group commit: one write and one sync for many callers.
-//! * `lifecycle` – directory, opening, threads, shutdown.
+//! * `lifecycle` – opening, threads, shutdown.
 //! * `background` – memory balancer, relief of memory pressure, health, disk probe, readers.
 //! * `shared` – the state that the callers and threads of one spool share.
 //! * `table` – the pending version and the index entry of each id, in shards.
@@ -31,14 +31,10 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tidespool_core::{Spool, SpoolEntry, SpoolId};
 
-pub(crate) use lifecycle::directory::{Directory, lock_untouched};
-pub(crate) use lifecycle::format::{FORMAT_VERSION, identify};
-pub(crate) use lifecycle::path::existing;
-
 use calls::{enumerate, load, maintain, reconfigure, remove, store};
 use lifecycle::{open, threads, workers};
 
-use crate::inspect::Damage;
+use crate::damage::Damage;
 use crate::storage::{OsStorage, Storage};
 use crate::whole_text::{whole, whole_of};
 use crate::{Config, ConfigError, PressureMonitor, StatsSnapshot};

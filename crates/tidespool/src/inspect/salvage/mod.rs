@@ -18,9 +18,9 @@ use super::Damage;
 use super::contents::{Contents, report};
 use super::unreadable::LenientStorage;
 use crate::checkpoint::Places;
+use crate::directory::{existing, identify, lock_untouched};
 use crate::journal::RecordPlace;
 use crate::storage::{OsStorage, Storage};
-use crate::tiered::{existing, identify, lock_untouched};
 use crate::whole_text::whole;
 
 /// What [`salvage`] saved, and what it could not.

@@ -15,10 +15,10 @@ use tidespool_core::SpoolId;
 
 use crate::Config;
 use crate::checkpoint::{Manifest, ManifestFile};
+use crate::directory::Directory;
 use crate::inspect::Inspector;
 use crate::journal::{JournalChange, NoPoolEvents, Pool, PoolSettings, Segments, Writer, payload_crc};
 use crate::storage::{FileLock, OsStorage, Storage, create_private_dir, is_bystander, open_private};
-use crate::tiered::Directory;
 
 /// The file that marks a repair's work directory, which the next repair may delete. Locked while
 /// the repair runs.

@@ -10,9 +10,8 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use super::directory::{Directory, LOCK_FILE, lock_again};
-use super::format::{self, FORMAT_FILE};
 use crate::checkpoint::DirectoryCheck;
+use crate::directory::{Directory, FORMAT_FILE, LOCK_FILE, lock_again, render_format};
 use crate::storage::{Loss, OpenMode, Storage, StorageFile, loss_of, loss_of_state, state, write_all_at};
 
 /// The name of a restored format file until it is complete. It differs from the name in a spool
@@ -64,7 +63,7 @@ impl SpoolHome {
     }
 
     fn write_format(&self, directory: &Directory) -> io::Result<()> {
-        let text = format::render(directory.spool);
+        let text = render_format(directory.spool);
         let unfinished = directory.path.join(UNFINISHED);
         let file = self.storage.open(&unfinished, OpenMode::Create)?;
         write_all_at(&*file, &mut [IoSlice::new(text.as_bytes())], 0)?;

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::directory::Directory;
+use crate::directory::Directory;
 use crate::storage::{FileState, OpenMode, Space, Storage, StorageFile};
 
 /// A storage wrapper. It creates, renames and removes files only while the spool's path leads to

@@ -1,6 +1,5 @@
-//! The lifecycle of a spool: directory, opening, threads, shutdown.
+//! The lifecycle of a spool: opening, threads, shutdown.
 //!
-//! * `path`, `directory`, `format` – the directory's path, its lock, its format file.
 //! * `open` – recovery and start. `replay` – restores the changes in the crash log of a process
 //!   that died.
 //! * `threads` – starts every thread. `workers` – the running threads, and `shutdown`.
@@ -9,12 +8,9 @@
 //!   spool runs.
 
 pub(super) mod closing;
-pub(super) mod directory;
-pub(super) mod format;
 pub(super) mod home;
 pub(super) mod in_place;
 pub(super) mod open;
-pub(super) mod path;
 pub(super) mod replay;
 pub(super) mod threads;
 pub(super) mod workers;

@@ -9,7 +9,6 @@ use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
 use tidespool_core::ClockNotSet;
 
-use super::directory::Directory;
 use super::home::SpoolHome;
 use super::in_place::InPlace;
 use super::replay::{CrashLogReplay, explain as explain_replay};
@@ -20,8 +19,9 @@ use crate::checkpoint::{
     OpenedCheckpoint, OpeningError, Places, Presence, Rebuilding, ReclaimPolicy, Retry, Verifier, Watched,
     open_filed,
 };
+use crate::damage::Damage;
+use crate::directory::Directory;
 use crate::durable::{DurableError, SledOptions, StuckThreads, sled_threads_to_come};
-use crate::inspect::Damage;
 use crate::journal::{Pool, PoolSettings, Segments, Writer, give_up_a_free_segment};
 use crate::pressure::{Registration, Relief};
 use crate::stats::Stats;

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
-use super::directory::Directory;
+use crate::directory::Directory;
 use crate::thread_limit::not_started;
 
 /// The names of a spool's threads. The kernel keeps 15 characters of a name.

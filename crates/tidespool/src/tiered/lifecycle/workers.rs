@@ -8,9 +8,9 @@ use anyhow::{Context as _, Result, anyhow};
 use parking_lot::Mutex;
 use tidespool_core::Closed;
 
-use super::directory::Directory;
 use super::threads::{Starter, Thread, names};
 use crate::checkpoint::{Checkpointer, Manifest, ManifestError, ManifestFile};
+use crate::directory::Directory;
 use crate::durable::DiskIndex;
 use crate::pressure::Relief;
 use crate::tiered::commit::queue::Stop;

@@ -52,7 +52,7 @@ fn whole(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// Adds the path and an advice to the error.
-pub(in crate::tiered) fn explain(doing: &str, path: &Path, error: io::Error) -> anyhow::Error {
+pub(crate) fn explain(doing: &str, path: &Path, error: io::Error) -> anyhow::Error {
     let what = format!("{doing} the spool directory {}", path.display());
     let what = match advice(path, &error) {
         Some(advice) => format!("{what} ({advice})"),

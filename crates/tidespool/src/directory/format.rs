@@ -16,13 +16,13 @@ use crate::storage::{is_no_file, open_regular};
 /// The layout that this version writes, and the only one that it reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
-pub(in crate::tiered) const FORMAT_FILE: &str = "FORMAT";
+pub(crate) const FORMAT_FILE: &str = "FORMAT";
 /// The format file of a spool that is being created.
-pub(in crate::tiered) const UNFINISHED_FORMAT: &str = "FORMAT.new";
+pub(crate) const UNFINISHED_FORMAT: &str = "FORMAT.new";
 
 /// Why the text of a format file is not valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::tiered) enum FormatError {
+pub(crate) enum FormatError {
     /// It has another version.
     Version(String),
     /// It is a damaged file of this version, or no version wrote it.
@@ -30,13 +30,13 @@ pub(in crate::tiered) enum FormatError {
 }
 
 /// Returns the text of the format file of the spool with this id.
-pub(in crate::tiered) fn render(spool: [u8; 16]) -> String {
+pub(crate) fn render(spool: [u8; 16]) -> String {
     let text = format!("tidespool {FORMAT_VERSION}\nid {}\n", Uuid::from_bytes(spool).simple());
     format!("{text}check {:08x}\n", crc32c::crc32c(text.as_bytes()))
 }
 
 /// Returns the spool's id in the text of a format file.
-pub(in crate::tiered) fn parse(text: &str) -> Result<[u8; 16], FormatError> {
+pub(crate) fn parse(text: &str) -> Result<[u8; 16], FormatError> {
     let damaged = |what: &str| Err(FormatError::Damaged(what.to_owned()));
     let mut lines = text.lines();
     let version = lines.next().and_then(|line| line.strip_prefix("tidespool "));
@@ -77,7 +77,7 @@ fn check_line(spool: [u8; 16]) -> String {
 /// [`DamagedSpool`] if there is a spool and its format file is damaged, missing, or another
 /// spool's. [`UnsupportedFormat`] for a newer layout, and for a directory of another program. I/O
 /// errors.
-pub(in crate::tiered) fn read(dir: &Path) -> Result<Option<[u8; 16]>> {
+pub(crate) fn read(dir: &Path) -> Result<Option<[u8; 16]>> {
     let path = dir.join(FORMAT_FILE);
     let supported = format!("layout version {FORMAT_VERSION}");
     let refuse = |found| UnsupportedFormat { path: path.clone(), found, supported };
@@ -103,7 +103,7 @@ pub(in crate::tiered) fn read(dir: &Path) -> Result<Option<[u8; 16]>> {
 }
 
 /// Returns the id of a spool whose creation was interrupted.
-pub(in crate::tiered) fn unfinished(dir: &Path) -> Result<Option<[u8; 16]>> {
+pub(crate) fn unfinished(dir: &Path) -> Result<Option<[u8; 16]>> {
     let path = dir.join(UNFINISHED_FORMAT);
     let text = text_of(&path).with_context(|| format!("reading {}", path.display()))?;
     Ok(text.and_then(|text| parse(&text).ok()))
@@ -122,7 +122,7 @@ fn text_of(path: &Path) -> io::Result<Option<String>> {
 }
 
 /// Returns true if the directory holds a file that can only be a spool's.
-pub(in crate::tiered) fn holds_a_spool(dir: &Path) -> bool {
+pub(crate) fn holds_a_spool(dir: &Path) -> bool {
     dir.join("manifest").is_file()
         || dir.join("sled").join("db").is_file()
         || !spools_of_segments(dir, None).is_empty()
@@ -156,7 +156,7 @@ fn spools_of_segments(dir: &Path, until: Option<[u8; 16]>) -> BTreeMap<[u8; 16],
 pub(crate) fn identify(dir: &Path) -> Result<(Option<[u8; 16]>, Option<String>)> {
     let error = match read(dir) {
         Ok(Some(spool)) => return Ok((Some(spool), None)),
-        Ok(None) => return Err(super::directory::not_a_spool(dir, "there is no FORMAT file")),
+        Ok(None) => return Err(super::lock::not_a_spool(dir, "there is no FORMAT file")),
         Err(error) => error,
     };
     let cause = error.root_cause();

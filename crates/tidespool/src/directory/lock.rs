@@ -19,7 +19,7 @@ use crate::storage::{
     uninterrupted,
 };
 
-pub(in crate::tiered) const LOCK_FILE: &str = "LOCK";
+pub(crate) const LOCK_FILE: &str = "LOCK";
 
 /// How long to wait for a lock: a killed process may hold its lock for a moment longer.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
@@ -50,8 +50,8 @@ pub(crate) struct Directory {
     pub(crate) spool: [u8; 16],
     /// The spool is being created by this opening.
     pub(crate) fresh: bool,
-    pub(in crate::tiered) held: HeldDir,
-    pub(in crate::tiered) lock: Mutex<FileLock>,
+    pub(crate) held: HeldDir,
+    pub(crate) lock: Mutex<FileLock>,
 }
 
 /// The directory itself, open and locked. The lock file alone is not enough: it can be deleted
@@ -65,7 +65,7 @@ pub(crate) struct HeldDir {
 
 impl HeldDir {
     /// Returns the state of the open directory, whatever its path leads to now.
-    pub(in crate::tiered) fn state(&self) -> io::Result<FileState> {
+    pub(crate) fn state(&self) -> io::Result<FileState> {
         self.dir.metadata().map(|metadata| state(&metadata))
     }
 }
@@ -164,7 +164,7 @@ fn refuse_foreign(path: &Path) -> Result<()> {
     Ok(())
 }
 
-pub(in crate::tiered) fn not_a_spool(path: &Path, found: &str) -> anyhow::Error {
+pub(crate) fn not_a_spool(path: &Path, found: &str) -> anyhow::Error {
     let supported = "spool directories, and makes new ones in empty directories".to_owned();
     UnsupportedFormat { path: path.to_owned(), found: format!("not a spool: {found}"), supported }.into()
 }
@@ -198,7 +198,7 @@ fn lock(dir: &Path) -> Result<(HeldDir, FileLock)> {
 }
 
 /// Locks the lock file again after it was deleted or replaced.
-pub(in crate::tiered) fn lock_again(dir: &Path) -> io::Result<FileLock> {
+pub(crate) fn lock_again(dir: &Path) -> io::Result<FileLock> {
     let path = dir.join(LOCK_FILE);
     let file = open_private(OpenOptions::new().read(true).write(true), &path)?;
     let mut lock = FileLock::try_lock(file)?.map_err(|_| io::Error::from(io::ErrorKind::WouldBlock))?;
