@@ -73,7 +73,7 @@ async fn runs_full(kind: Kind, step: Option<u64>) {
     live.remove(&spool, 3).await;
     if let Err(err) = wait::bounded("cleaning up", spool.cleanup()).await {
         // The space of the ballast was used, and its user has not freed it.
-        assert!(!ballast_in(&mount) && format!("{err:#}").contains("bytes left"), "{err:#}");
+        assert!(!ballast_in(&mount) && format!("{err:#}").contains("bytes free"), "{err:#}");
     }
     // Takes the space of the ballast too.
     neighbour.fill();

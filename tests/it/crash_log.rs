@@ -322,6 +322,30 @@ async fn without_a_mapping_everything_is_synced() {
 
 /// Without space for the file, the spool opens and works. It creates the log as soon as there is
 /// space.
+/// Read errors of the log made an opening give up all that it holds.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_opening_that_cannot_read_the_log_fails_and_the_next_one_restores_it() {
+    let tiered = quiet(Durability::Process);
+    let spool = tiered.start().await;
+    let before = Before::of(&spool).await;
+    drop(spool);
+    wait_until_free(&tiered).await;
+    let log = fs::read(log_of(&tiered)).unwrap();
+    for call in [Call::Open, Call::Read] {
+        let disk = FaultyStorage::new();
+        disk.inject(Fault::on(call).file("crash-log").always());
+        let error = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await.expect_err("no log");
+        let text = format!("{error:#}");
+        assert!(error.root_cause().is::<std::io::Error>() && text.contains("tidespool repair "), "{text}");
+        wait_until_free(&tiered).await;
+        assert!(fs::read(log_of(&tiered)).unwrap() == log, "the log was changed");
+    }
+    let spool = tiered.start().await;
+    assert!(spool.recovery().damage.is_empty() && spool.recovery().replayed > 0);
+    before.assert_is(&spool).await;
+    stop(spool).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spool_without_space_for_a_log_creates_it_later() {
     let tiered = quiet(Durability::Process);
@@ -352,6 +376,8 @@ async fn changes_that_do_not_fit_in_the_log_are_synced() {
     let room = spool.stats().gauges.crash_log_disk_bytes;
     // The dirty limit is raised, while the log has the size for the old one.
     spool.reconfigure(spool.config().as_ref().clone().dirty_limit(32 * MIB)).unwrap();
+    // Until the new limit is in force, dirty data is written, and the log never becomes full.
+    wait::until("the limit is raised", || spool.stats().gauges.dirty_limit > 8 * MIB).await;
     let mut stored = Vec::new();
     while spool.stats().crash_log_bypassed == 0 {
         stored.push(put(&*spool, 60_000, false).await);
@@ -363,7 +389,6 @@ async fn changes_that_do_not_fit_in_the_log_are_synced() {
     for id in &stored {
         assert_holds(&*spool, *id, 60_000).await;
     }
-    // A few were written to the journal when the settings changed.
     assert!(spool.recovery().replayed > stored.len() as u64 / 2, "{:?}", spool.recovery());
     stop(spool).await;
 }

@@ -131,13 +131,7 @@ impl Died {
     /// Asserts that only the messages on disk are found, and that the log is reported as unusable,
     /// for a reason that contains `part`.
     async fn assert_damaged(&self, part: &str, storage: Arc<dyn Storage>) {
-        let found = self.assert_is(&self.on_disk, storage).await;
-        let [Damage { path, id: None, what }] = &found.damage[..] else { panic!("{:?}", found.damage) };
-        assert!(path.ends_with("/spool/crash-log") && what.contains(part), "{path}: {what}");
-        assert!(what.starts_with("the crash log is not as the last process left it ("), "{what}");
-        assert_eq!((found.salvage.unsaved, found.salvage.damage), (found.damage, vec![]));
-        let CrashLogSummary { messages, message_bytes, removals, file_bytes: _ } = found.summary.crash_log;
-        assert_eq!((messages, message_bytes, removals), (0, 0, 0));
+        self.assert_is(&self.on_disk, storage).await.assert_damaged(part);
     }
 }
 
@@ -146,6 +140,19 @@ struct Found {
     summary: Summary,
     damage: Vec<Damage>,
     salvage: Salvage,
+}
+
+impl Found {
+    /// Asserts that the log is the only damage, and that no change of it is counted.
+    fn assert_damaged(self, part: &str) {
+        let found = self;
+        let [Damage { path, id: None, what }] = &found.damage[..] else { panic!("{:?}", found.damage) };
+        assert!(path.ends_with("/spool/crash-log") && what.contains(part), "{path}: {what}");
+        assert!(what.starts_with("the crash log is not as the last process left it ("), "{what}");
+        assert_eq!((found.salvage.unsaved, found.salvage.damage), (found.damage, vec![]));
+        let CrashLogSummary { messages, message_bytes, removals, file_bytes: _ } = found.summary.crash_log;
+        assert_eq!((messages, message_bytes, removals), (0, 0, 0));
+    }
 }
 
 async fn store(spool: &TieredSpool, id: SpoolId, version: u64, len: usize) {
@@ -271,7 +278,7 @@ async fn a_torn_crash_log_is_damage_and_not_used() {
 }
 
 /// If an unreadable page were treated as zeros, it would hold no entry, and the rest of the log
-/// would be used without it.
+/// would be used without it. An opening fails: see `crash_log`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_log_that_cannot_be_read_is_damage() {
     let died = Died::new().await;
@@ -279,7 +286,7 @@ async fn a_crash_log_that_cannot_be_read_is_damage() {
     for call in [Call::Read, Call::Open] {
         disk.heal();
         disk.inject(Fault::on(call).file("crash-log").always());
-        died.assert_damaged("the disk can't read it: ", disk.storage()).await;
+        look(&died.spool(), &died.on_disk, disk.storage()).assert_damaged("the disk can't read it: ");
         // A single read error is retried.
         disk.heal();
         disk.inject(Fault::on(call).file("crash-log"));

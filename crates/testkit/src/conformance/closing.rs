@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use chrono::Utc;
 use tidespool_core::{Closed, InDoubt, Spool, SpoolId};
+use tokio::task::JoinHandle;
 
 use super::Subject;
-use super::calls::{advance, assert_lists, put, put_as};
-use crate::payload;
+use super::calls::{assert_lists, put, put_as};
+use crate::{payload, wait};
 
 /// The number of callers that store during the shutdown.
 const CALLERS: usize = 8;
@@ -61,7 +62,12 @@ pub async fn stores_beside_a_shutdown_are_answered(subject: &mut Subject) {
     let callers: Vec<_> = (0..CALLERS)
         .map(|caller| tokio::spawn(store_until_closed(subject.shared(), caller, acknowledged.clone())))
         .collect();
-    advance("each caller has stored", &acknowledged[..], 8).await;
+    // A caller whose stores are not claimed ends at once.
+    let has_stored = |caller: &JoinHandle<_>, count: &AtomicU64| {
+        caller.is_finished() || count.load(Ordering::Relaxed) >= 8
+    };
+    let all_have = || callers.iter().zip(&acknowledged[..]).all(|(caller, count)| has_stored(caller, count));
+    wait::until("each caller has stored", all_have).await;
     subject.spool().shutdown().await.expect("shutdown");
     let mut kept = Vec::new();
     for caller in callers {

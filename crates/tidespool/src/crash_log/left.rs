@@ -21,10 +21,16 @@ pub(crate) struct LastRun {
 
 impl LastRun {
     /// Reads the log in the directory of a spool, if there is one. Retries once after an error.
+    ///
+    /// An error says nothing about the log: an opening must fail and leave it as it is.
     pub(crate) fn read(storage: &dyn Storage, dir: &Path, spool: [u8; 16]) -> io::Result<Self> {
         let attempt = || Self::read_once(storage, dir, spool);
-        match attempt().or_else(|_| attempt()) {
-            // Damage and not an error, as for a segment that the disk can't read.
+        attempt().or_else(|_| attempt())
+    }
+
+    /// Reads the log as [`read`](Self::read) does. A log that the disk can't read is torn.
+    pub(crate) fn read_or_torn(storage: &dyn Storage, dir: &Path, spool: [u8; 16]) -> io::Result<Self> {
+        match Self::read(storage, dir, spool) {
             Err(error) if is_unreadable(&error) => {
                 Ok(Self { torn: Some(torn(&format!("the disk can't read it: {error}"))), ..Self::default() })
             }

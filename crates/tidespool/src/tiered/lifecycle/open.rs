@@ -11,13 +11,12 @@ use tidespool_core::ClockNotSet;
 
 use super::home::SpoolHome;
 use super::in_place::InPlace;
-use super::replay::{CrashLogReplay, explain as explain_replay};
+use super::replay::{CrashLogReplay, explain_replay};
 use super::threads::{Starter, names};
 use super::workers::{Running, Workers};
 use crate::checkpoint::{
-    Ballast, CheckpointRequests, Checkpointer, DeadSegments, LiveIndex as _, ManifestError, ManifestFile,
-    OpenedCheckpoint, OpeningError, Places, Presence, Rebuilding, ReclaimPolicy, Retry, Verifier, Watched,
-    open_filed,
+    Ballast, CheckpointRequests, Checkpointer, DeadSegments, LiveIndex as _, ManifestFile, OpenedCheckpoint,
+    OpeningError, Places, Presence, Rebuilding, ReclaimPolicy, Retry, Verifier, Watched, open_filed,
 };
 use crate::damage::Damage;
 use crate::directory::Directory;
@@ -210,14 +209,9 @@ fn check_clock(now: SystemTime) -> Result<(), ClockNotSet> {
 }
 
 /// Adds an advice to an error that may be permanent.
-fn explain(error: OpeningError, dir: &std::path::Path) -> anyhow::Error {
-    let lasts = match &error {
-        OpeningError::Journal(error) => is_unreadable(&error.source),
-        OpeningError::Manifest(ManifestError::Io { source, .. }) => is_unreadable(source),
-        _ => false,
-    };
-    let error = anyhow::Error::from(error);
-    match lasts {
+pub(super) fn explain(error: impl Into<anyhow::Error>, dir: &std::path::Path) -> anyhow::Error {
+    let error = error.into();
+    match error.chain().any(|cause| cause.downcast_ref().is_some_and(is_unreadable)) {
         true => error.context(format!(
             "the disk can't read all of it; if the error persists, `tidespool repair {} NEW_DIR` copies everything \
              readable into a new directory",

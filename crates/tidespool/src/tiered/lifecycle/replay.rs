@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
+use super::open::explain;
 use crate::crash_log::{CrashLog, LastRun, LoggedChange};
 use crate::journal::payload_crc;
 use crate::memory::{Dirty, Ticket};
@@ -123,7 +124,8 @@ fn adopt(shared: &Shared, log: Option<&Arc<CrashLog>>, kept: LoggedChange) -> bo
     is_protected
 }
 
-/// Adds the directory to an error of the replay.
-pub(in crate::tiered) fn explain<T>(result: Result<T>, dir: &Path) -> Result<T> {
-    result.with_context(|| format!("restoring the crash log of {}", dir.display()))
+/// Adds the directory to an error of the replay, and an advice to one that may be permanent.
+pub(super) fn explain_replay<T>(result: Result<T>, dir: &Path) -> Result<T> {
+    let restoring = || format!("restoring the crash log of {}", dir.display());
+    result.with_context(restoring).map_err(|error| explain(error, dir))
 }
