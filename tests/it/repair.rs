@@ -143,7 +143,7 @@ async fn only_a_new_or_empty_target_is_accepted() {
     refuse(&dir.path().join("no").join("new"), "must exist");
     let (file, full, new) = (dir.path().join("file"), dir.path().join("full"), dir.path().join("new"));
     fs::write(&file, "x").unwrap();
-    refuse(&file, "no directory");
+    refuse(&file, "is not a directory");
     fs::create_dir(&full).unwrap();
     fs::write(full.join("x"), "x").unwrap();
     refuse(&full, "not empty");

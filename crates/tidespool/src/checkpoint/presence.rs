@@ -98,6 +98,11 @@ impl Presence {
         }
     }
 
+    /// Checks whether the path no longer leads to the directory. Asks the disk.
+    pub(crate) fn finds_away(&self) -> bool {
+        self.home.away().is_some()
+    }
+
     /// Returns true if no file is known to be lost.
     pub(crate) fn is_complete(&self) -> bool {
         self.is_complete.load(Ordering::Acquire)

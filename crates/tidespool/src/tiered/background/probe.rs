@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::Config;
-use crate::storage::{OpenMode, Storage, at, read_exact_at, write_all_at};
+use crate::storage::{Loss, OpenMode, Storage, at, read_exact_at, write_all_at};
 use crate::tiered::shared::Shared;
 
 /// Minimum interval between two checks of free space and files.
@@ -133,6 +133,11 @@ fn look_at_space(shared: &Shared, config: &Config) {
 /// Replaces a lost or broken crash log, and creates one if there was no room before.
 fn look_at_crash_log(shared: &Shared, config: &Config, renew_at: &mut Option<Instant>) {
     let loss = shared.protection.loss();
+    if loss.as_ref().is_some_and(|loss| *loss != Loss::Broken) && shared.presence.finds_away() {
+        // The log has moved with its directory, and protects what is stored or removed now: an
+        // opening of the moved directory finds it.
+        return;
+    }
     if let Some(loss) = loss {
         shared.stats.crash_log_lost();
         let path = shared.protection.path();

@@ -13,13 +13,16 @@
 
 use std::any::Any;
 use std::io;
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use rustix::process::Pid;
+use rustix::thread::gettid;
 use tokio::sync::oneshot;
 
 use crate::directory::Directory;
@@ -73,6 +76,8 @@ struct Reserved {
     /// Ends the thread if it is dropped without a job.
     job: SyncSender<ThreadJob>,
     handle: JoinHandle<()>,
+    /// The kernel's id of the thread, once it runs.
+    id: Arc<OnceLock<Pid>>,
 }
 
 type ThreadJob = Box<dyn FnOnce() + Send>;
@@ -101,10 +106,11 @@ impl Starter {
     pub(crate) fn release(&self, name: &str) {
         let released: Vec<Reserved> =
             self.reserved.lock().extract_if(.., |thread| thread.name == name).collect();
+        let ids: Vec<_> = released.iter().map(|thread| thread.id.clone()).collect();
         end(released);
         // A joined thread counts towards the limit until the kernel has removed it.
         let until = Instant::now() + RELEASE_PATIENCE;
-        while is_running(name) && Instant::now() < until {
+        while ids.iter().any(|id| is_running(id)) && Instant::now() < until {
             std::thread::sleep(RELEASE_PAUSE);
         }
     }
@@ -161,15 +167,18 @@ impl Drop for Starter {
 
 fn create(name: String) -> io::Result<Reserved> {
     let (job, wait) = sync_channel::<ThreadJob>(1);
+    let id = Arc::<OnceLock<Pid>>::default();
+    let own = id.clone();
     debug_assert!(name.len() <= 15, "the kernel cuts the name {name}");
     let run = move || {
+        let _ = own.set(gettid());
         if let Ok(job) = wait.recv() {
             job();
         }
     };
     let created = Builder::new().name(name.clone()).spawn(run);
     let handle = created.map_err(|error| not_started(&name, &error))?;
-    Ok(Reserved { name, job, handle })
+    Ok(Reserved { name, job, handle, id })
 }
 
 /// Ends reserved threads without a job, and returns when they have ended.
@@ -181,11 +190,9 @@ fn end(threads: impl IntoIterator<Item = Reserved>) {
     }
 }
 
-/// Returns true if `/proc` shows a thread of this process with this name.
-fn is_running(name: &str) -> bool {
-    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let mut names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
-    names.any(|shown| shown.trim_end() == name)
+/// True while the kernel lists a thread of this process.
+fn is_running(id: &OnceLock<Pid>) -> bool {
+    id.get().is_some_and(|id| Path::new(&format!("/proc/self/task/{}", id.as_raw_pid())).exists())
 }
 
 /// Runs `work`, which may block, on a thread of its own, and returns its result. Works on any
