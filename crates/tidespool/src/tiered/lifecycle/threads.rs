@@ -13,7 +13,7 @@
 
 use std::any::Any;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
@@ -21,8 +21,6 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use rustix::process::Pid;
-use rustix::thread::gettid;
 use tokio::sync::oneshot;
 
 use crate::directory::Directory;
@@ -76,8 +74,8 @@ struct Reserved {
     /// Ends the thread if it is dropped without a job.
     job: SyncSender<ThreadJob>,
     handle: JoinHandle<()>,
-    /// The kernel's id of the thread, once it runs.
-    id: Arc<OnceLock<Pid>>,
+    /// The thread's folder in `/proc`, once it runs.
+    task: Arc<OnceLock<Option<PathBuf>>>,
 }
 
 type ThreadJob = Box<dyn FnOnce() + Send>;
@@ -106,11 +104,11 @@ impl Starter {
     pub(crate) fn release(&self, name: &str) {
         let released: Vec<Reserved> =
             self.reserved.lock().extract_if(.., |thread| thread.name == name).collect();
-        let ids: Vec<_> = released.iter().map(|thread| thread.id.clone()).collect();
+        let tasks: Vec<_> = released.iter().map(|thread| thread.task.clone()).collect();
         end(released);
         // A joined thread counts towards the limit until the kernel has removed it.
         let until = Instant::now() + RELEASE_PATIENCE;
-        while ids.iter().any(|id| is_running(id)) && Instant::now() < until {
+        while tasks.iter().any(|task| is_running(task)) && Instant::now() < until {
             std::thread::sleep(RELEASE_PAUSE);
         }
     }
@@ -167,18 +165,18 @@ impl Drop for Starter {
 
 fn create(name: String) -> io::Result<Reserved> {
     let (job, wait) = sync_channel::<ThreadJob>(1);
-    let id = Arc::<OnceLock<Pid>>::default();
-    let own = id.clone();
+    let task = Arc::<OnceLock<Option<PathBuf>>>::default();
+    let own = task.clone();
     debug_assert!(name.len() <= 15, "the kernel cuts the name {name}");
     let run = move || {
-        let _ = own.set(gettid());
+        let _ = own.set(own_task());
         if let Ok(job) = wait.recv() {
             job();
         }
     };
     let created = Builder::new().name(name.clone()).spawn(run);
     let handle = created.map_err(|error| not_started(&name, &error))?;
-    Ok(Reserved { name, job, handle, id })
+    Ok(Reserved { name, job, handle, task })
 }
 
 /// Ends reserved threads without a job, and returns when they have ended.
@@ -190,9 +188,15 @@ fn end(threads: impl IntoIterator<Item = Reserved>) {
     }
 }
 
-/// True while the kernel lists a thread of this process.
-fn is_running(id: &OnceLock<Pid>) -> bool {
-    id.get().is_some_and(|id| Path::new(&format!("/proc/self/task/{}", id.as_raw_pid())).exists())
+/// Returns the folder of the calling thread in `/proc`. rustix can return its id, but with that
+/// feature it reads the vDSO, which valgrind hides.
+fn own_task() -> Option<PathBuf> {
+    Some(Path::new("/proc").join(std::fs::read_link("/proc/thread-self").ok()?))
+}
+
+/// True while the kernel lists a thread.
+fn is_running(task: &OnceLock<Option<PathBuf>>) -> bool {
+    task.get().and_then(Option::as_ref).is_some_and(|task| task.exists())
 }
 
 /// Runs `work`, which may block, on a thread of its own, and returns its result. Works on any
