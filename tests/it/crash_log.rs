@@ -1,6 +1,8 @@
 use std::fs;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -27,8 +29,8 @@ fn log_of(tiered: &Tiered) -> std::path::PathBuf {
 }
 
 /// Waits until the threads of a dropped spool have ended.
-async fn wait_until_free(tiered: &Tiered) {
-    let lock = fs::File::open(tiered.path().join("LOCK")).unwrap();
+async fn wait_until_free(dir: &Path) {
+    let lock = fs::File::open(dir.join("LOCK")).unwrap();
     wait::until("the directory is free", || lock.try_lock().is_ok()).await;
 }
 
@@ -126,7 +128,7 @@ async fn a_death_at_any_call_of_a_replay_loses_nothing() {
     let spool = tiered.start().await;
     let before = Before::of(&spool).await;
     drop(spool);
-    wait_until_free(&tiered).await;
+    wait_until_free(&tiered.path()).await;
     let disk = Arc::new(FaultyStorage::new());
     let images = Arc::new(Mutex::new(Vec::new()));
     {
@@ -254,7 +256,7 @@ async fn a_damaged_log_is_reported_and_not_used() {
     let (synced, young) = (put(&*spool, 100, true).await, put(&*spool, 5_000, false).await);
     let data = payload::make(young, 1, 5_000);
     drop(spool);
-    wait_until_free(&tiered).await;
+    wait_until_free(&tiered.path()).await;
     let bytes = fs::read(log_of(&tiered)).unwrap();
     let at = bytes.windows(32).position(|window| window == &data[64..96]).expect("the payload");
     let file = fs::File::options().write(true).open(log_of(&tiered)).unwrap();
@@ -322,6 +324,55 @@ async fn without_a_mapping_everything_is_synced() {
 
 /// Without space for the file, the spool opens and works. It creates the log as soon as there is
 /// space.
+/// Waits until the probe thread has checked the log twice.
+async fn wait_until_checked(disk: &FaultyStorage) {
+    let checks = Arc::new(AtomicU64::new(0));
+    let count = checks.clone();
+    disk.inject(Fault::on(Call::State).file("crash-log").always().only(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        false
+    }));
+    // The third check begins after the second one has ended.
+    wait::until("the log is checked", || checks.load(Ordering::SeqCst) >= 3).await;
+}
+
+/// Once the probe thread had missed the log in a directory that was moved, removals failed after
+/// `store_deadline`, although the log had moved along.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_moved_with_its_directory_stays_active() {
+    let mut tiered = quiet(Durability::Process);
+    tiered.config = tiered.config.clone().store_deadline(Duration::from_secs(2));
+    let disk = FaultyStorage::new();
+    let spool = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await.unwrap();
+    let removed = put(&spool, 200, true).await;
+    let kept = put(&spool, 12_000, false).await;
+    let aside = TempDir::new().unwrap();
+    let moved = aside.path().join("moved");
+    fs::rename(tiered.path(), &moved).unwrap();
+    wait_until_checked(&disk).await;
+    spool.remove(removed).await.expect("remove");
+    assert_eq!(spool.stats().crash_logs_lost, 0);
+    drop(spool);
+    wait_until_free(&moved).await;
+    tiered.config.path = moved;
+    let spool = TieredSpool::open(tiered.config.clone()).await.unwrap();
+    assert_eq!(spool.recovery().replayed, 2, "{:?}", spool.recovery());
+    assert_holds(&spool, kept, 12_000).await;
+    assert_absent(&spool, removed).await;
+    stop(Arc::new(spool)).await;
+}
+
+/// The file of the log is deleted, so that it protects nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_deleted_with_its_directory_is_lost() {
+    let tiered = quiet(Durability::Process);
+    let spool = tiered.start().await;
+    put(&*spool, 12_000, false).await;
+    fs::remove_dir_all(tiered.path()).unwrap();
+    wait::until("the log is lost", || spool.stats().crash_logs_lost == 1).await;
+    wait::until("no log is active", || spool.stats().gauges.crash_log_disk_bytes == 0).await;
+}
+
 /// Read errors of the log made an opening give up all that it holds.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_opening_that_cannot_read_the_log_fails_and_the_next_one_restores_it() {
@@ -329,7 +380,7 @@ async fn an_opening_that_cannot_read_the_log_fails_and_the_next_one_restores_it(
     let spool = tiered.start().await;
     let before = Before::of(&spool).await;
     drop(spool);
-    wait_until_free(&tiered).await;
+    wait_until_free(&tiered.path()).await;
     let log = fs::read(log_of(&tiered)).unwrap();
     for call in [Call::Open, Call::Read] {
         let disk = FaultyStorage::new();
@@ -337,7 +388,7 @@ async fn an_opening_that_cannot_read_the_log_fails_and_the_next_one_restores_it(
         let error = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await.expect_err("no log");
         let text = format!("{error:#}");
         assert!(error.root_cause().is::<std::io::Error>() && text.contains("tidespool repair "), "{text}");
-        wait_until_free(&tiered).await;
+        wait_until_free(&tiered.path()).await;
         assert!(fs::read(log_of(&tiered)).unwrap() == log, "the log was changed");
     }
     let spool = tiered.start().await;
@@ -409,7 +460,7 @@ async fn a_synced_removal_survives_a_power_cut() {
     assert_eq!(spool.stats().gauges.at_risk_removals, 1);
     let unsynced = disk.unsynced();
     drop(spool);
-    wait_until_free(&tiered).await;
+    wait_until_free(&tiered.path()).await;
     unsynced.cut(&tiered.path(), &tiered.path(), || false).unwrap();
     let spool = tiered.start().await;
     for id in &ids[..3] {

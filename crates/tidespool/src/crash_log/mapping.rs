@@ -109,7 +109,7 @@ impl Mapping {
         })?;
         let free = || mapped.is_taken.store(false, Ordering::Release);
         let base = map(ptr::null_mut(), len, libc::MAP_SHARED, file.as_raw_fd()).inspect_err(|_| free())?;
-        // SAFETY: the range is the one that was just mapped. The advice changes no content.
+        // SAFETY: `map` returned exactly this range. The advice changes no content.
         unsafe {
             libc::madvise(base.as_ptr(), len, libc::MADV_DONTFORK);
         }

@@ -4,7 +4,7 @@
 //! compared with the limit: usage minus `inactive_file`, but never less than the anonymous memory,
 //! which cannot be reclaimed.
 //!
-//! Any ancestor of the group may have a limit. The one that is nearest to being reached counts.
+//! Any ancestor of the group may have a limit. The limit that is nearest to being reached counts.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};

@@ -56,6 +56,8 @@ pub struct FileState {
     pub mode: u32,
     /// The length in bytes.
     pub len: u64,
+    /// How many names it has. An open file without a name is deleted when it is closed.
+    pub links: u64,
 }
 
 /// The calls to a file system that a spool needs.

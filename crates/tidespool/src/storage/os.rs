@@ -140,6 +140,7 @@ pub(crate) fn state(metadata: &Metadata) -> FileState {
         identity: (metadata.dev(), metadata.ino()),
         mode: metadata.mode() & 0o7777,
         len: metadata.len(),
+        links: metadata.nlink(),
     }
 }
 

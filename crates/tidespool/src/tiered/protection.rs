@@ -149,6 +149,13 @@ impl Protection {
         loss_of_state(&*self.storage, &self.path(), log.state().ok()?, log.size())
     }
 
+    /// True if a log is active whose file is intact and still has a name, wherever that is.
+    pub(crate) fn has_named_file(&self) -> bool {
+        let current = self.current.load();
+        let has_name = |log: &Arc<CrashLog>| log.state().is_ok_and(|state| state.links > 0);
+        current.as_ref().is_some_and(|log| !log.is_broken() && has_name(log))
+    }
+
     /// Writes a message to the log. `None`: the message has to go to the journal.
     pub(super) fn write(&self, id: SpoolId, data: &[u8], payload_crc: u32) -> Option<Written> {
         self.current.load().as_ref()?.write(id, data, payload_crc)

@@ -101,7 +101,7 @@ pub(super) enum Work {
     /// Remove every `step`-th of these messages.
     Remove { among: Range<u64>, step: u64 },
     /// From this number on, for this time: store a message, load it, load an earlier one, and
-    /// remove the one that is `live` numbers older.
+    /// remove the message that is `live` numbers older.
     Churn { from: u64, live: u64, time: Duration, synced: bool },
 }
 

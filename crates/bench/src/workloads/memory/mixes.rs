@@ -15,7 +15,7 @@ use super::report::{MixReport, Phase};
 use super::watch::{Part, Watch};
 use crate::proc;
 
-/// A caller holds the message that it stores and the one that it loaded.
+/// Each caller holds two messages: the stored one and the loaded one.
 const HELD_BY_A_CALLER: usize = 2;
 
 /// The capacity of the channel to the receiver of an enumeration.

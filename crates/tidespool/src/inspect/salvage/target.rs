@@ -233,7 +233,7 @@ fn move_parts(spool: &Path, place: &Path) -> io::Result<()> {
     File::open(place)?.sync_all()
 }
 
-/// Makes the work directory. Deletes the one that an interrupted repair left.
+/// Makes the work directory. Deletes the work directory of an interrupted repair first.
 fn take_work(work: &Path, place: &Path, inside: bool) -> Result<FileLock> {
     let shown = work.display();
     let marker = work.join(MARKER);

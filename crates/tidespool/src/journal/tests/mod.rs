@@ -14,20 +14,12 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use tidespool_core::SpoolId;
 
-use super::pool::{PoolEvents, segment_file_name};
+use super::pool::{NoPoolEvents, segment_file_name};
 use super::record::{RecordHeader, RecordKind, footprint, payload_crc};
 use super::segment::{ReadError, SegmentHeader, Use};
 use super::segments::salt_of;
 use super::{Filed, PAGE, RecordPlace, Recovered, Role, Segment, recover};
 use crate::storage::{OpenMode, OsStorage, Storage, StorageFile};
-
-/// Ignores the pool's events.
-struct Silent;
-
-impl PoolEvents for Silent {
-    fn segment_free(&self) {}
-    fn prewrite_failed(&self, _: &io::Error) {}
-}
 
 /// The system's files. The function wraps each opened file, and gets its name.
 struct Wrapping<F>(F);

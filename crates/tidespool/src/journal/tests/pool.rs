@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::super::pool::{
     PREWRITE_UP_TO, Pool, PoolSettings, READY, parse_segment_file_name, segment_file_name,
 };
-use super::{PAGE, Silent, Wrapping};
+use super::{NoPoolEvents, PAGE, Wrapping};
 use crate::storage::{Space, StorageFile};
 
 /// A file that counts the bytes written to it and to the others. Asserts that its room is allocated
@@ -64,7 +64,7 @@ fn pool(dir: &Path, can_allocate: bool) -> (Pool, Arc<AtomicU64>) {
     let (dir, spool) = (dir.to_owned(), [7; 16]);
     let settings =
         PoolSettings { dir, spool, segment_size: SIZE, capacity: 8 * SIZE, keep_free: 0, next_slot: 0 };
-    (Pool::new(Arc::new(storage), settings, Arc::new(Silent)), written)
+    (Pool::new(Arc::new(storage), settings, Arc::new(NoPoolEvents)), written)
 }
 
 #[test]

@@ -25,7 +25,7 @@ fn pool_on(storage: Arc<dyn Storage>, dir: &Path, next_slot: u32) -> Pool {
         keep_free: 0,
         next_slot,
     };
-    Pool::new(storage, settings, Arc::new(Silent))
+    Pool::new(storage, settings, Arc::new(NoPoolEvents))
 }
 
 /// One call of the writer to a file.

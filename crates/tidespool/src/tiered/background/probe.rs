@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::Config;
-use crate::storage::{Loss, OpenMode, Storage, at, read_exact_at, write_all_at};
+use crate::storage::{OpenMode, Storage, at, read_exact_at, write_all_at};
 use crate::tiered::shared::Shared;
 
 /// Minimum interval between two checks of free space and files.
@@ -133,9 +133,10 @@ fn look_at_space(shared: &Shared, config: &Config) {
 /// Replaces a lost or broken crash log, and creates one if there was no room before.
 fn look_at_crash_log(shared: &Shared, config: &Config, renew_at: &mut Option<Instant>) {
     let loss = shared.protection.loss();
-    if loss.as_ref().is_some_and(|loss| *loss != Loss::Broken) && shared.presence.finds_away() {
-        // The log has moved with its directory, and protects what is stored or removed now: an
-        // opening of the moved directory finds it.
+    // The directory is checked after the log: both may have moved between two checks.
+    if loss.is_some() && shared.protection.has_named_file() && shared.presence.finds_away() {
+        // The log moved with its directory, and an opening of the moved directory finds it. A log
+        // that was deleted, or that another spool replaced, protects nothing.
         return;
     }
     if let Some(loss) = loss {

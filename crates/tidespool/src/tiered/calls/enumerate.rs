@@ -206,7 +206,7 @@ impl Enumeration {
         Ok(())
     }
 
-    /// True if memory has no newer version than the one that was found.
+    /// True if memory has no version that is newer than `body`.
     fn is_newest(&self, id: &SpoolId, body: &Body) -> bool {
         let shard = self.shared.table.lock(id);
         let indexed = shard.index.get(id).map(|newest| newest.seq);

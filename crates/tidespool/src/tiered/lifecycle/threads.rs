@@ -313,4 +313,17 @@ mod tests {
             std::thread::yield_now();
         }
     }
+
+    /// A shutdown waited for another spool's thread of the same name, for as long as it waits at
+    /// most.
+    #[test]
+    fn a_released_thread_is_not_mistaken_for_another_of_its_name() {
+        let [released, other] = [(); 2].map(|()| create("tide-test".to_owned()).unwrap());
+        let [task, other_task] = [&released, &other].map(|thread| thread.task.clone());
+        end([released]);
+        while is_running(&task) || !is_running(&other_task) {
+            std::thread::yield_now();
+        }
+        end([other]);
+    }
 }

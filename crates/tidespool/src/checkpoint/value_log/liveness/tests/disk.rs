@@ -56,7 +56,7 @@ impl DiskState {
     }
 
     fn state(&self, inode: u64) -> FileState {
-        FileState { identity: (1, inode), mode: 0o600, len: self.files[&inode].now.len() as u64 }
+        FileState { identity: (1, inode), mode: 0o600, len: self.files[&inode].now.len() as u64, links: 1 }
     }
 }
 
