@@ -420,7 +420,7 @@ fn judge(
         let reported = report.lost + (account.older.len() + account.back.len()) as u64;
         let counted = account.missing.len() as u64 <= reported;
         // Without the manifest the number of messages is unknown.
-        let not_known = |damage: &Damage| damage.what.contains("what is filed is not known");
+        let not_known = |damage: &Damage| damage.what.contains("what is checkpointed is not known");
         let not_known = report.damage.len() > 1 && report.damage.iter().any(not_known);
         check(counted || end_may_go || not_known, "open: more is missing than was counted")?;
         check(

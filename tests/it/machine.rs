@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tidespool::TieredSpool;
-use tidespool::storage::{FileState, OpenMode, OsStorage, Storage, StorageFile};
+use tidespool::storage::{FileState, OpenMode, OsStorage, Space, Storage, StorageFile};
 
 use crate::setup::{Tiered, when_free};
 
@@ -39,6 +39,10 @@ impl Storage for Machine {
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         OsStorage.remove_file(path)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        OsStorage.space(path)
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

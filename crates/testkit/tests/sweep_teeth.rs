@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tidespool::TieredSpool;
-use tidespool::storage::{FileState, OpenMode, Storage, StorageFile};
+use tidespool::storage::{FileState, OpenMode, Space, Storage, StorageFile};
 use tidespool_core::{Spool, SpoolEntry, SpoolId};
 use tidespool_testkit::faults::{Call, Strike};
 use tidespool_testkit::sweep::{Kind, Point, Ran, Subject, count, run_one};
@@ -49,6 +49,10 @@ impl Storage for Syncing {
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         self.0.remove_file(path)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        self.0.space(path)
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

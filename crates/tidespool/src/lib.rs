@@ -93,10 +93,10 @@
 //!    copy goes to the cache.
 //! 4. [`tiered/calls/load.rs`](../src/tidespool/tiered/calls/load.rs.html) and
 //!    [`tiered/calls/lookup.rs`](../src/tidespool/tiered/calls/lookup.rs.html) search pending, the
-//!    cache, the index in memory and the index in sled, in that order.
+//!    cache, the index in memory and the index on disk, in that order.
 //! 5. [`checkpoint/checkpointer.rs`](../src/tidespool/checkpoint/checkpointer.rs.html): after
 //!    [`checkpoint_after`](Config::checkpoint_after), the checkpointer thread moves the places of
-//!    the messages that still exist to sled. Their bytes stay in the segments.
+//!    the messages that still exist to the index on disk. Their bytes stay in the segments.
 //! 6. [`tiered/calls/remove.rs`](../src/tidespool/tiered/calls/remove.rs.html) removes the message
 //!    from every tier. It writes a tombstone only if a durable version could bring the message
 //!    back.
@@ -115,10 +115,11 @@
 //! The private modules:
 //!
 //! * `tiered` combines all tiers: `calls`, `commit`, `lifecycle` and `background`. `memory`,
-//!   `journal` and `durable` do not depend on each other.
+//!   `journal` and `index` do not depend on each other. `index` has the engine of the index on
+//!   disk.
 //! * `crash_log` keeps acknowledged changes across the death of the process.
-//! * `checkpoint` moves places from the index in memory to sled: `checkpointer`, `manifest`,
-//!   `reclaim` and `value_log`.
+//! * `checkpoint` moves places from the index in memory to that on disk: `checkpointer`,
+//!   `manifest`, `reclaim` and `value_log`.
 //! * `directory` holds the directory of a spool: path, lock, format file.
 //! * `pressure`, `health` and `stats` are beside the path of a message. `timer` handles deadlines.
 //!
@@ -131,8 +132,8 @@ mod config;
 mod crash_log;
 mod damage;
 mod directory;
-mod durable;
 mod health;
+mod index;
 pub mod inspect;
 mod journal;
 mod memory;

@@ -1,13 +1,16 @@
 //! A disk without free space.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use tidespool::HealthSignal;
 use tidespool_core::{Spool, SpoolBackpressureTimeout, SpoolId};
-use tidespool_testkit::faults::{Call, Fault};
+use tidespool_testkit::faults::{Call, Fault, Moment};
 use tidespool_testkit::{payload, wait};
 
 use crate::broken::{Broken, HOUR, LARGE};
-use crate::setup::{KIB, assert_absent, assert_holds, put, stop};
+use crate::setup::{KIB, assert_absent, assert_holds, healthy, put, stop};
 
 /// New segments find no space: stores wait and time out. Removes continue, and the space they free
 /// lets stores continue.
@@ -66,4 +69,42 @@ async fn a_message_too_large_for_a_full_disk_blocks_no_store() {
     assert_eq!(spool.unhealthy_reason(), None);
     drop(spool);
     broken.assert_reopens_with(&[(next, 300)]).await;
+}
+
+/// While the file system does not report its free space, that closes no gate, and opens none.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_free_space_is_neither_little_nor_plenty() {
+    const REAL: u8 = 0;
+    const UNKNOWN: u8 = 1;
+    const NONE: u8 = 2;
+    let broken = Broken::new(|config| {
+        let health = config.health.clone().min_free_bytes(1).min_free_fraction(0.000_001);
+        config.checkpoint_after(HOUR).health(health)
+    });
+    let spool = broken.start().await;
+    wait::until("segments are ready", || spool.stats().gauges.journal_segments_free == 2).await;
+    let shown = Arc::new(AtomicU8::new(REAL));
+    let while_shown = |state: u8| {
+        let shown = shown.clone();
+        move |_: &Moment<'_>| shown.load(Ordering::SeqCst) == state
+    };
+    broken.disk.inject(Fault::on(Call::Space).only(while_shown(UNKNOWN)).always());
+    broken.disk.inject(Fault::on(Call::Space).only(while_shown(NONE)).always().short(0));
+    let become_unknown = async || {
+        shown.store(UNKNOWN, Ordering::SeqCst);
+        let before = broken.disk.count(Call::Space);
+        wait::until("three queries fail", || broken.disk.count(Call::Space) >= before + 3).await;
+    };
+    become_unknown().await;
+    assert_eq!(spool.unhealthy_reason(), None);
+    let id = put(spool.as_ref(), 300, true).await;
+    shown.store(NONE, Ordering::SeqCst);
+    let cause = || spool.stats().gauges.unhealthy;
+    wait::until("the gate is shut", || cause() == Some(HealthSignal::LowSpace)).await;
+    become_unknown().await;
+    assert_eq!(cause(), Some(HealthSignal::LowSpace));
+    shown.store(REAL, Ordering::SeqCst);
+    healthy(spool.as_ref()).await;
+    stop(spool).await;
+    broken.assert_reopens_with(&[(id, 300)]).await;
 }

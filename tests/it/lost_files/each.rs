@@ -24,9 +24,10 @@ enum File {
 
 impl File {
     fn path(self, world: &World) -> PathBuf {
-        let filed = world.filed_generation();
+        let checkpointed = world.checkpointed_generation();
         let segments = world.segments();
-        let journal = segments.iter().filter(|(role, generation, _)| *role == 1 && *generation > filed);
+        let journal =
+            segments.iter().filter(|(role, generation, _)| *role == 1 && *generation > checkpointed);
         let mut journal = journal.map(|(_, _, path)| path.clone());
         let other = |wanted: &dyn Fn(u32, u64) -> bool| {
             let found = segments.iter().find(|(role, generation, _)| wanted(*role, *generation));
@@ -36,7 +37,7 @@ impl File {
             Self::Large => journal.find(|path| fs::metadata(path).unwrap().len() > 256 * KIB).unwrap(),
             Self::Sealed => journal.nth(1).unwrap(),
             Self::Active => journal.next_back().unwrap(),
-            Self::Retained => other(&|role, generation| role == 1 && generation <= filed),
+            Self::Retained => other(&|role, generation| role == 1 && generation <= checkpointed),
             Self::Cold => other(&|role, _| role == 2),
             Self::Free => other(&|role, _| role == 0),
             Self::Liveness => only(&world.path(), "liveness."),

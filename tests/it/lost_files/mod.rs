@@ -239,14 +239,14 @@ impl World {
     }
 
     /// Reads the newer of the two manifests in the file.
-    fn filed_generation(&self) -> u64 {
+    fn checkpointed_generation(&self) -> u64 {
         let bytes = fs::read(self.path().join("manifest")).unwrap();
         let (first, second) = bytes.split_at(bytes.len() / 2);
         let parse = |slot: &[u8]| -> Option<Value> {
             serde_json::from_slice(slot.split(|byte| *byte == b'\n').next()?).ok()
         };
         let newest = [first, second].into_iter().filter_map(parse).max_by_key(|line| line["turn"].as_u64());
-        newest.unwrap()["filed_generation"].as_u64().unwrap()
+        newest.unwrap()["checkpointed_generation"].as_u64().unwrap()
     }
 
     /// The segments with role and generation. Skips files that are deleted meanwhile.

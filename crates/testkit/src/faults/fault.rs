@@ -30,6 +30,9 @@ pub enum Call {
     /// Gets the identity and state of the file with a name. Counted only if a fault is set for it,
     /// because the number of these calls depends on timing.
     State,
+    /// Queries the free space. Counted as [`State`](Call::State) is. [`Moment::name`] is the name
+    /// of a directory.
+    Space,
 }
 
 /// One call, as passed to filters and watchers.
@@ -95,7 +98,8 @@ struct When {
 pub(super) enum Effect {
     /// The call fails with this `errno`.
     Fail(i32),
-    /// A write or read transfers at most this many bytes and returns that count.
+    /// A write or read transfers at most this many bytes and returns that count. A query of the
+    /// free space returns this many bytes.
     Short(usize),
     /// A write transfers this many bytes and then fails with this `errno`.
     Torn(usize, i32),
@@ -110,7 +114,7 @@ impl Effect {
     pub(super) fn fits(self, call: Call) -> bool {
         match self {
             Self::Fail(_) | Self::Wait(_) => true,
-            Self::Short(_) => matches!(call, Call::Write | Call::Read),
+            Self::Short(_) => matches!(call, Call::Write | Call::Read | Call::Space),
             Self::Torn(..) => call == Call::Write,
             Self::Corrupt => matches!(call, Call::Write | Call::Read | Call::ReadInMemory),
         }
@@ -129,10 +133,10 @@ impl Fault {
         Self::on_calls(move |moment| moment.call == call)
     }
 
-    /// Affects calls of every kind except [`Call::State`].
+    /// Affects calls of every kind except [`Call::State`] and [`Call::Space`].
     #[must_use]
     pub fn on_any() -> Self {
-        Self::on_calls(|moment| moment.call != Call::State)
+        Self::on_calls(|moment| !matches!(moment.call, Call::State | Call::Space))
     }
 
     fn on_calls(filter: impl Fn(&Moment<'_>) -> bool + Send + Sync + 'static) -> Self {
@@ -199,7 +203,8 @@ impl Fault {
         Self { effect: Effect::Fail(EFBIG), ..self }
     }
 
-    /// Makes a write or read transfer at most `bytes` and return that count without an error.
+    /// Makes a write or read transfer at most `bytes` and return that count without an error. Makes
+    /// a query of the free space return `bytes`.
     #[must_use]
     pub fn short(self, bytes: usize) -> Self {
         Self { effect: Effect::Short(bytes), ..self }

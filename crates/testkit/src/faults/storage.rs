@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
-use tidespool::storage::{FileState, OpenMode, OsStorage, Storage, StorageFile};
+use tidespool::storage::{FileState, OpenMode, OsStorage, Space, Storage, StorageFile};
 
 use super::fault::{Effect, system_error};
 use super::unsynced::{Undo, Unsynced};
@@ -289,6 +289,15 @@ impl Storage for FaultyStorage {
             self.enter(Call::State, path)?;
         }
         OsStorage.state(path)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        let effect = if self.breaks(Call::Space, path) { self.enter(Call::Space, path)? } else { None };
+        let space = OsStorage.space(path)?;
+        Ok(match effect {
+            Some(Effect::Short(bytes)) => Space { free_bytes: bytes as u64, ..space },
+            _ => space,
+        })
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

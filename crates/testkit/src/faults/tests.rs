@@ -60,6 +60,7 @@ fn each_kind_of_call_fails_once_on_request() {
         Call::SyncDir => storage.sync_dir(bench.dir.path()),
         Call::Dir => storage.list(bench.dir.path()).map(drop),
         Call::State => storage.state(&bench.path("a.seg")).map(drop),
+        Call::Space => storage.space(bench.dir.path()).map(drop),
     };
     use Call::{Create, Dir, Open, Read, ReadInMemory, Remove, Rename, Sync, SyncDir, Write};
     for kind in [Create, Open, Read, ReadInMemory, Write, Sync, Rename, Remove, SyncDir, Dir] {
@@ -75,12 +76,17 @@ fn each_kind_of_call_fails_once_on_request() {
     assert!(storage.total() > 18);
     // Count only calls that a fault affects: the number of the others depends on timing.
     let before = storage.total();
-    storage.inject(Fault::on(Call::State));
-    assert_eq!(call(Call::State).unwrap_err().raw_os_error(), Some(5));
-    call(Call::State).unwrap();
-    assert_eq!(storage.total(), before + 1);
+    for kind in [Call::State, Call::Space] {
+        storage.inject(Fault::on(kind));
+        assert_eq!(call(kind).unwrap_err().raw_os_error(), Some(5));
+        call(kind).unwrap();
+    }
+    assert_eq!(storage.total(), before + 2);
     storage.inject(Fault::on_any());
     call(Call::State).expect("on_any excludes Call::State");
+    call(Call::Space).expect("on_any excludes Call::Space");
+    storage.inject(Fault::on(Call::Space).short(7));
+    assert_eq!(storage.space(bench.dir.path()).unwrap().free_bytes, 7);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::CheckpointError;
 use super::checkpointer::Checkpointer;
-use crate::durable::Tally;
+use crate::index::Tally;
 
 /// Records counted between two checks for a stop.
 const BETWEEN_LOOKS: u64 = 1024;

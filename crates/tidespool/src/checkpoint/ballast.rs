@@ -1,5 +1,5 @@
-//! Files that are deleted to free space: sled can't write or open on a full disk, and a spool that
-//! can't open can't be emptied.
+//! Files that are deleted to free space: an index engine may not write or open on a full disk, and
+//! a spool that can't open can't be emptied.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::storage::{DiskRoom, Loss, OpenMode, Storage, reserve};
 
 /// The ballast, in two halves. One frees space for checkpoints while the spool runs. The other
-/// frees space to open sled, even if the first half was used up and other files took its space.
+/// frees space to open the index, even if the first half was used up and other files took its
+/// space.
 #[derive(Debug)]
 pub(crate) struct Ballast {
     storage: Arc<dyn Storage>,
@@ -69,7 +70,7 @@ impl Ballast {
         self.release_half(&self.for_checkpoint)
     }
 
-    /// Deletes the half for opening sled. Returns false if it did not exist.
+    /// Deletes the half for opening the index. Returns false if it did not exist.
     pub(crate) fn release_for_opening(&self) -> bool {
         self.release_half(&self.for_opening)
     }
@@ -90,7 +91,7 @@ impl Ballast {
     }
 
     /// Writes missing halves again, if the disk has space for twice the ballast. Written too early,
-    /// it would take the space that sled needs next. Failing to write it is no error.
+    /// it would take the space that the index needs next. Failing to write it is no error.
     pub(crate) fn restore(&self) {
         for half in [&self.for_opening, &self.for_checkpoint] {
             if half.is_missing(&*self.storage) && self.is_room_for(2 * self.size()) {
@@ -165,11 +166,10 @@ impl Half {
 
 #[cfg(test)]
 mod tests {
-    use std::io::IoSlice;
     use std::sync::{OnceLock, Weak};
 
     use super::*;
-    use crate::storage::{OsStorage, StorageFile};
+    use crate::storage::{OsStorage, TestCall, TestStorage};
 
     fn ballast(dir: &Path, size: u64) -> Ballast {
         let storage = Arc::new(OsStorage);
@@ -219,56 +219,19 @@ mod tests {
     #[test]
     fn ballast_that_is_released_while_it_is_written_is_not_lost() {
         let dir = tempfile::tempdir().unwrap();
-        let storage = Arc::new(ReleasingStorage::default());
+        let released = Arc::new(OnceLock::<Weak<Ballast>>::new());
+        let ballast = released.clone();
+        let storage = Arc::new(TestStorage::with(move |_, call| {
+            if call == TestCall::Sync {
+                ballast.get().and_then(Weak::upgrade).unwrap().release();
+            }
+            Ok(())
+        }));
         let room = Arc::new(DiskRoom::new(storage.clone(), dir.path(), 0));
-        let ballast = Arc::new(Ballast::new(storage.clone(), room, dir.path(), 2 << 20));
-        storage.0.set(Arc::downgrade(&ballast)).unwrap();
+        let ballast = Arc::new(Ballast::new(storage, room, dir.path(), 2 << 20));
+        released.set(Arc::downgrade(&ballast)).unwrap();
         ballast.restore();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "it was released");
         assert_eq!(ballast.take_lost(), []);
-    }
-
-    /// Releases the ballast whenever one of its files is synced.
-    #[derive(Debug, Default)]
-    struct ReleasingStorage(OnceLock<Weak<Ballast>>);
-
-    #[derive(Debug)]
-    struct ReleasingFile(Arc<dyn StorageFile>, Weak<Ballast>);
-
-    impl Storage for ReleasingStorage {
-        fn create_dir(&self, path: &Path) -> io::Result<()> {
-            OsStorage.create_dir(path)
-        }
-        fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
-            Ok(Arc::new(ReleasingFile(OsStorage.open(path, mode)?, self.0.get().unwrap().clone())))
-        }
-        fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-            OsStorage.list(path)
-        }
-        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-            OsStorage.rename(from, to)
-        }
-        fn remove_file(&self, path: &Path) -> io::Result<()> {
-            OsStorage.remove_file(path)
-        }
-        fn sync_dir(&self, path: &Path) -> io::Result<()> {
-            OsStorage.sync_dir(path)
-        }
-    }
-
-    impl StorageFile for ReleasingFile {
-        fn len(&self) -> io::Result<u64> {
-            self.0.len()
-        }
-        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-            self.0.read_at(buf, offset)
-        }
-        fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-            self.0.write_vectored_at(bufs, offset)
-        }
-        fn sync_data(&self) -> io::Result<()> {
-            self.1.upgrade().unwrap().release();
-            self.0.sync_data()
-        }
     }
 }

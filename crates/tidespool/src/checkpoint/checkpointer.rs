@@ -16,7 +16,7 @@ use super::requests::{CheckpointTask, CheckpointWork, TaskDone};
 use super::value_log::liveness::{LivenessChanges, LivenessLog};
 use super::value_log::retained::{account, record_at};
 use super::{CheckpointError, CheckpointEvents, CheckpointRequests, LiveIndex, Presence, Rebuilding};
-use crate::durable::{DiskIndex, DurableError, IndexChange, IndexOp, Key};
+use crate::index::{DiskIndex, IndexChange, IndexError, IndexOp, Key};
 use crate::journal::{NewestRecord, RESERVED, Role, Segment, Segments};
 
 /// First and longest pause after a failure.
@@ -181,7 +181,7 @@ impl Checkpointer {
     pub(super) fn uncheckpointed(&self) -> Vec<Arc<Segment>> {
         let mut segments = self.segments.all();
         segments.retain(|segment| {
-            segment.role == Role::Journal && segment.generation > self.manifest.filed_generation
+            segment.role == Role::Journal && segment.generation > self.manifest.checkpointed_generation
         });
         let settled = segments.iter().take_while(|segment| segment.settled_at().is_some()).count();
         segments.truncate(settled);
@@ -242,7 +242,7 @@ impl Checkpointer {
             .count();
         let count = count.max(self.dead.count(&uncheckpointed, &*self.source)).min(AT_ONCE);
         let few = |segment: &&Arc<Segment>| {
-            segment.last_seq().saturating_sub(self.manifest.filed_seq) <= RECORDS_AT_ONCE
+            segment.last_seq().saturating_sub(self.manifest.checkpointed_seq) <= RECORDS_AT_ONCE
         };
         let count = count.min(uncheckpointed.iter().take_while(few).count().max(1));
         match count.checked_sub(1).map(|last| uncheckpointed[last].generation) {
@@ -286,7 +286,7 @@ impl Checkpointer {
             .iter()
             .filter(|(_, newest)| newest.place.is_some())
             .for_each(|(key, _)| next.high.raise(*key));
-        self.source.will_file(next.high);
+        self.source.will_checkpoint(next.high);
         let mut changes = LivenessChanges::default();
         if records > 0 {
             self.make_room(records)?;
@@ -294,11 +294,11 @@ impl Checkpointer {
         }
         let checkpointed: Vec<Arc<Segment>> =
             self.uncheckpointed().into_iter().filter(|segment| segment.generation <= up_to).collect();
-        next.filed_generation = up_to;
+        next.checkpointed_generation = up_to;
         next.next_generation = self.segments.reserved_generation();
         let last_seq = checkpointed.iter().map(|segment| segment.last_seq()).max().unwrap_or(0);
-        next.filed_seq = next.filed_seq.max(last_seq);
-        next.durable_seq = next.durable_seq.max(next.filed_seq);
+        next.checkpointed_seq = next.checkpointed_seq.max(last_seq);
+        next.durable_seq = next.durable_seq.max(next.checkpointed_seq);
         self.commit(next, &changes)?;
         let segments = checkpointed.len() as u64;
         // A held `Arc` would keep the segment from being recycled.
@@ -306,7 +306,7 @@ impl Checkpointer {
         self.source.forget(&collected);
         self.release();
         self.checkpoint_requests.note_progress();
-        self.events.filed(records, segments, started.elapsed());
+        self.events.checkpointed(records, segments, started.elapsed());
         Ok(())
     }
 
@@ -359,7 +359,7 @@ impl Checkpointer {
         }
         for segment in self.segments.all() {
             let is_checkpointed =
-                segment.role == Role::Cold || segment.generation <= self.manifest.filed_generation;
+                segment.role == Role::Cold || segment.generation <= self.manifest.checkpointed_generation;
             if !is_checkpointed {
                 continue;
             }
@@ -384,7 +384,7 @@ impl Checkpointer {
         changes_index: &dyn Fn(&Key, &NewestRecord) -> bool,
         next: &mut Manifest,
         changes: &mut LivenessChanges,
-    ) -> Result<(), DurableError> {
+    ) -> Result<(), IndexError> {
         self.checkpoint_requests.begin();
         let mut step = Instant::now();
         let mut ops = entries.iter().enumerate().filter_map(|(number, (key, newest))| {
@@ -410,7 +410,7 @@ impl Checkpointer {
         ops: &mut dyn Iterator<Item = IndexOp>,
         next: &mut Manifest,
         changes: &mut LivenessChanges,
-    ) -> Result<(), DurableError> {
+    ) -> Result<(), IndexError> {
         // The engine takes some ops ahead before it returns the replaced record of the first one.
         let ahead = RefCell::new(VecDeque::new());
         let mut ops = ops.inspect(|op| ahead.borrow_mut().push_back(op.change));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::durable::Key;
+use crate::index::Key;
 use crate::journal::{FoundRecord, ReadError, RecordKind, Segment};
 
 /// Removals and aborts that concern the messages of some segments.

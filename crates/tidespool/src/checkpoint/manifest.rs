@@ -1,4 +1,4 @@
-//! The manifest: what is checkpointed, stored outside of sled.
+//! The manifest: what is checkpointed, stored outside of the index.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -12,7 +12,7 @@ use thiserror::Error;
 use super::ballast::Ballast;
 use super::value_log::liveness::LogPosition;
 use super::value_log::retained::Retained;
-use crate::durable::{ClosedIndex, Key, KeyClass, Tally};
+use crate::index::{ClosedIndex, Key, KeyClass, Tally};
 use crate::storage::{
     Loss, OpenMode, Storage, StorageFile, at, is_no_room, loss_of, read_exact_at, write_all_at,
 };
@@ -63,9 +63,9 @@ pub(crate) struct Manifest {
     /// Counts checkpoints.
     pub(crate) number: u64,
     /// Segments up to this generation are checkpointed.
-    pub(crate) filed_generation: u64,
+    pub(crate) checkpointed_generation: u64,
     /// Records up to this sequence number are checkpointed.
-    pub(crate) filed_seq: u64,
+    pub(crate) checkpointed_seq: u64,
     /// Records up to this sequence number were durable. After an orderly shutdown, these are all.
     pub(crate) durable_seq: u64,
     /// The number and the digest of the records in the index.
@@ -94,8 +94,8 @@ struct ManifestLine {
     /// Bytes of a slot. The file has two slots.
     slot_len: u64,
     number: u64,
-    filed_generation: u64,
-    filed_seq: u64,
+    checkpointed_generation: u64,
+    checkpointed_seq: u64,
     durable_seq: u64,
     tally: Tally,
     high: Vec<Vec<u8>>,
@@ -288,8 +288,8 @@ fn render(manifest: &Manifest, turn: u64, slot_len: u64) -> io::Result<String> {
         turn,
         slot_len,
         number: manifest.number,
-        filed_generation: manifest.filed_generation,
-        filed_seq: manifest.filed_seq,
+        checkpointed_generation: manifest.checkpointed_generation,
+        checkpointed_seq: manifest.checkpointed_seq,
         durable_seq: manifest.durable_seq,
         tally: manifest.tally,
         high: manifest.high.keys().map(|key| key.as_bytes().to_vec()).collect(),
@@ -341,8 +341,8 @@ fn parse(slot: &[u8]) -> Result<(ManifestLine, Manifest), String> {
     }
     let manifest = Manifest {
         number: line.number,
-        filed_generation: line.filed_generation,
-        filed_seq: line.filed_seq,
+        checkpointed_generation: line.checkpointed_generation,
+        checkpointed_seq: line.checkpointed_seq,
         durable_seq: line.durable_seq,
         tally: line.tally,
         high,
@@ -370,8 +370,8 @@ mod tests {
         let tally = Tally { records: 5, digest: 6 };
         Manifest {
             number: 1,
-            filed_generation: 4,
-            filed_seq: 8,
+            checkpointed_generation: 4,
+            checkpointed_seq: 8,
             durable_seq: 9,
             tally,
             high,

@@ -52,18 +52,18 @@ pub(crate) use dead_segments::DeadSegments;
 pub(crate) use leftover::{Leftovers, newest_puts};
 pub(crate) use manifest::{HighKeys, Manifest, ManifestError, ManifestFile};
 pub(crate) use opening::{
-    Examined, OpenedCheckpoint, OpeningError, Places, examine, open_filed, read_manifest,
+    Examined, OpenedCheckpoint, OpeningError, Places, examine, open_checkpoint, read_manifest,
 };
 pub(crate) use presence::{DirectoryCheck, Presence, PresenceEvents, Watched};
 pub(crate) use rebuild::Rebuilding;
 pub(crate) use reclaim::{ReclaimPolicy, Survey};
 pub(crate) use requests::{CheckpointRequests, CheckpointTask};
 pub(crate) use value_log::liveness::{Liveness, LivenessError, LivenessLog};
-pub(crate) use value_log::living::{FiledMessage, living_in};
+pub(crate) use value_log::living::{CheckpointedMessage, living_in};
 pub(crate) use value_log::retained::{place_of_found, place_of_record};
 pub(crate) use verifier::{VerificationReport, VerificationRequests, Verifier};
 
-use crate::durable::{DurableError, Key};
+use crate::index::{IndexError, Key};
 use crate::journal::NewestRecord;
 use crate::storage::{is_no_room, is_no_room_kind};
 
@@ -82,21 +82,21 @@ pub(crate) trait LiveIndex: Send + Sync {
     fn is_newest(&self, id: &SpoolId, seq: u64) -> bool;
 
     /// Returns true while memory has a version of this id that is dirty or not checkpointed, or its
-    /// removal. Then the version in sled is not the newest.
+    /// removal. Then the version in the index is not the newest.
     fn has_in_memory(&self, id: &SpoolId) -> bool;
 
     /// Announces that keys up to these bounds are about to be checkpointed: removals of such ids
     /// must be written from now on.
-    fn will_file(&self, high: HighKeys);
+    fn will_checkpoint(&self, high: HighKeys);
 
-    /// Drops these records, which are now in sled. An id with a newer record stays.
-    fn forget(&self, filed: &[(Key, NewestRecord)]);
+    /// Drops these records, which are now in the index on disk. An id with a newer record stays.
+    fn forget(&self, checkpointed: &[(Key, NewestRecord)]);
 }
 
 /// Receives what the checkpointer reports to metrics, health and logs.
 pub(crate) trait CheckpointEvents: Send + Sync {
     /// A checkpoint moved `records` records of `segments` segments to the index on disk.
-    fn filed(&self, records: u64, segments: u64, took: std::time::Duration);
+    fn checkpointed(&self, records: u64, segments: u64, took: std::time::Duration);
     /// A segment was recycled.
     fn recycled(&self);
     /// The active segment must be sealed, so that it can be checkpointed.
@@ -117,7 +117,7 @@ impl CheckpointError {
     /// Returns true if more free disk space would let the checkpoint succeed.
     pub(crate) fn is_full_disk(&self) -> bool {
         match self {
-            Self::Engine(DurableError::Engine { kind, .. }) => kind.is_some_and(is_no_room_kind),
+            Self::Engine(IndexError::Engine { kind, .. }) => kind.is_some_and(is_no_room_kind),
             Self::Manifest(ManifestError::Io { source, .. })
             | Self::Rewrite(source)
             | Self::Restore(source) => is_no_room(source),
@@ -130,9 +130,9 @@ impl CheckpointError {
 /// Why a checkpoint failed. Repeating the checkpoint restores a consistent state.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CheckpointError {
-    /// An error of sled.
+    /// An error of the index.
     #[error(transparent)]
-    Engine(#[from] DurableError),
+    Engine(#[from] IndexError),
     /// An error of the manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -147,11 +147,11 @@ pub(crate) enum CheckpointError {
     Segment(#[from] crate::journal::ReadError),
     /// The disk has too little free space. Nothing was changed.
     #[error(
-        "the file system of {path} has fewer than {need} bytes free, which sled may need: checkpoints resume when it has more",
+        "the file system of {path} has fewer than {need} bytes free, which the index may need: checkpoints resume when it has more",
         path = path.display()
     )]
     NoRoom {
-        /// sled's directory.
+        /// The directory of the index.
         path: PathBuf,
         /// Bytes.
         need: u64,
@@ -162,7 +162,7 @@ pub(crate) enum CheckpointError {
         path = path.display()
     )]
     FileLimit {
-        /// sled's directory.
+        /// The directory of the index.
         path: PathBuf,
         /// Bytes.
         need: u64,

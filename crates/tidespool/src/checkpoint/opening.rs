@@ -9,8 +9,8 @@ use super::ballast::Ballast;
 use super::manifest::{Manifest, ManifestError, ManifestFile};
 use super::value_log::liveness::{LivenessError, LivenessLog};
 use super::value_log::retained::Retained;
-use crate::durable::{DiskIndex, DurableError, SledOptions};
-use crate::journal::{FileDamage, Filed, Recovered, RecoveryError, recover};
+use crate::index::{DiskIndex, INDEX_DIR, IndexError, Tally};
+use crate::journal::{Checkpointed, FileDamage, Recovered, RecoveryError, recover};
 use crate::storage::{Storage, is_no_room_kind};
 
 /// Why the spool can't be opened. The failed open lost nothing.
@@ -21,7 +21,7 @@ pub(crate) enum OpeningError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     #[error(transparent)]
-    Engine(#[from] DurableError),
+    Engine(#[from] IndexError),
     #[error(transparent)]
     Liveness(#[from] LivenessError),
 }
@@ -39,8 +39,8 @@ impl Places {
         self.dir.join("journal")
     }
 
-    pub(crate) fn sled(&self) -> PathBuf {
-        self.dir.join("sled")
+    pub(crate) fn index(&self) -> PathBuf {
+        self.dir.join(INDEX_DIR)
     }
 }
 
@@ -80,11 +80,11 @@ pub(crate) fn read_manifest(places: &Places, fresh: bool) -> Result<ManifestFoun
         Ok(Some(manifest)) => Ok(ManifestFound { manifest: Some(manifest), damage: Vec::new() }),
         Ok(None) if fresh => Ok(ManifestFound { manifest: Some(Manifest::default()), damage: Vec::new() }),
         Ok(None) => {
-            let what = "it is missing: what is filed is not known";
+            let what = "it is missing: what is checkpointed is not known";
             Ok(damaged(file.path().to_owned(), what.to_owned()))
         }
         Err(ManifestError::Damaged { path, what }) => {
-            Ok(damaged(path, format!("{what}: what is filed is not known")))
+            Ok(damaged(path, format!("{what}: what is checkpointed is not known")))
         }
         Err(error) => Err(error.into()),
     }
@@ -96,17 +96,19 @@ pub(crate) fn read_manifest(places: &Places, fresh: bool) -> Result<ManifestFoun
 /// Without a manifest, the newest version of each message in each segment counts as live.
 pub(crate) fn examine(places: &Places, found: ManifestFound, repair: bool) -> Result<Examined, OpeningError> {
     let ManifestFound { manifest, mut damage } = found;
-    let replay = |filed: &Filed| recover(&places.storage, &places.journal(), places.spool, filed, repair);
+    let replay = |checkpointed: &Checkpointed| {
+        recover(&places.storage, &places.journal(), places.spool, checkpointed, repair)
+    };
     if let Some(manifest) = manifest {
-        let recovered = replay(&filed_by(&manifest))?;
+        let recovered = replay(&checkpointed_by(&manifest))?;
         if !recovered.outran_manifest {
             return Ok(Examined { manifest, is_manifest_whole: true, recovered, damage });
         }
         // Worse than a missing manifest: segments that it does not list would count as free.
-        let what = "it is of an earlier time than the rest: what is filed is not known".to_owned();
+        let what = "it is of an earlier time than the rest: what is checkpointed is not known".to_owned();
         damage.push(FileDamage { path: places.dir.join("manifest"), what });
     }
-    let recovered = replay(&Filed { unknown: true, ..Filed::default() })?;
+    let recovered = replay(&Checkpointed { unknown: true, ..Checkpointed::default() })?;
     // Which records live is not known here. The rebuild of the index finds out.
     let unknown = |size| Retained { size, live_bytes: 0, live: 1 };
     let retained = recovered.retained.iter().map(|segment| (segment.generation, unknown(segment.size)));
@@ -116,9 +118,9 @@ pub(crate) fn examine(places: &Places, found: ManifestFound, repair: bool) -> Re
 
 /// Reads the state and opens the index. Keeps the index if its files are unchanged, and creates an
 /// empty one if nothing is checkpointed. Otherwise the checkpointer thread rebuilds it.
-pub(crate) fn open_filed(
+pub(crate) fn open_checkpoint(
     places: &Places,
-    options: SledOptions,
+    durable: DiskIndex,
     ballast: &Ballast,
     fresh: bool,
 ) -> Result<OpenedCheckpoint, OpeningError> {
@@ -130,34 +132,33 @@ pub(crate) fn open_filed(
         LivenessLog::open(places.storage.clone(), &places.dir, manifest.liveness, &is_retained)?;
     damage.extend(live.damage().iter().map(|what| FileDamage { path: liveness.path(), what: what.clone() }));
     drop(live);
-    let durable = DiskIndex::new(&places.sled(), options);
     // The files of the index change from here on, so the manifest must not describe them.
     let closed = manifest.index.take();
     let is_index_kept = closed.is_some_and(|closed| durable.open_closed(closed));
-    let is_nothing_filed = manifest.retained.is_empty();
-    if !is_index_kept && is_nothing_filed {
+    let is_nothing_checkpointed = manifest.retained.is_empty();
+    if !is_index_kept && is_nothing_checkpointed {
         begin_empty(&durable, ballast)?;
-        manifest.tally = crate::durable::Tally::default();
+        manifest.tally = Tally::default();
     }
     if !is_manifest_whole {
         // A removal of any id may concern a checkpointed message.
         manifest.high = super::manifest::HighKeys::highest();
-        manifest.filed_seq = 0;
+        manifest.checkpointed_seq = 0;
     }
     recovered.retained.iter().chain(&recovered.journal).for_each(|segment| {
         if let Some(entry) = manifest.retained.get_mut(&segment.generation) {
             entry.size = segment.size;
         }
     });
-    recovered.replayed.next_seq = recovered.replayed.next_seq.max(manifest.filed_seq + 1);
-    let rebuilds_index = !is_index_kept && !is_nothing_filed;
+    recovered.replayed.next_seq = recovered.replayed.next_seq.max(manifest.checkpointed_seq + 1);
+    let rebuilds_index = !is_index_kept && !is_nothing_checkpointed;
     Ok(OpenedCheckpoint { durable, manifest, liveness, recovered, damage, rebuilds_index })
 }
 
 /// Creates an empty index, which is complete because nothing is checkpointed.
-fn begin_empty(durable: &DiskIndex, ballast: &Ballast) -> Result<(), DurableError> {
+fn begin_empty(durable: &DiskIndex, ballast: &Ballast) -> Result<(), IndexError> {
     match durable.begin() {
-        Err(DurableError::Engine { kind: Some(kind), .. }) if is_no_room_kind(kind) => {
+        Err(IndexError::Engine { kind: Some(kind), .. }) if is_no_room_kind(kind) => {
             ballast.release();
             durable.begin()?;
         }
@@ -167,10 +168,10 @@ fn begin_empty(durable: &DiskIndex, ballast: &Ballast) -> Result<(), DurableErro
     Ok(())
 }
 
-fn filed_by(manifest: &Manifest) -> Filed {
-    Filed {
-        generation: manifest.filed_generation,
-        seq: manifest.filed_seq,
+fn checkpointed_by(manifest: &Manifest) -> Checkpointed {
+    Checkpointed {
+        generation: manifest.checkpointed_generation,
+        seq: manifest.checkpointed_seq,
         durable_seq: manifest.durable_seq,
         retained: manifest.retained.keys().copied().collect(),
         unused: manifest

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::ballast::Ballast;
 use super::manifest::ManifestFile;
-use crate::durable::DiskIndex;
+use crate::index::DiskIndex;
 use crate::journal::Segments;
 use crate::storage::{KeptFile, Loss, Storage, loss_of};
 
@@ -195,7 +195,7 @@ impl Presence {
     /// Returns the loss of the index's data file.
     fn lost_data_file(&self) -> Option<(PathBuf, Loss)> {
         let (path, file) = self.durable.data_file()?;
-        // sled truncates its file at times, so the length proves nothing.
+        // An engine may truncate its file at times, so the length proves nothing.
         let loss = loss_of(&*self.storage, &path, &*file, 0)?;
         Some((path, loss))
     }

@@ -13,9 +13,9 @@ use super::checkpointer::Checkpointer;
 use super::leftover::{Leftovers, newest_puts};
 use super::manifest::Manifest;
 use super::value_log::liveness::{Liveness, LivenessChanges};
-use super::value_log::living::{FiledMessage, living_in};
+use super::value_log::living::{CheckpointedMessage, living_in};
 use super::value_log::retained::{Retained, RetainedMap, account, place_of_found, record_at};
-use crate::durable::{IndexChange, IndexOp, Record, Tally};
+use crate::index::{IndexChange, IndexOp, Record, Tally};
 use crate::journal::Segment;
 
 /// Progress of a rebuild, for readers on other threads.
@@ -117,7 +117,7 @@ impl Checkpointer {
             return Ok(());
         };
         let living = living_in(&segment, self.segments.salt(), liveness)?.into_iter();
-        let put = |message: FiledMessage| IndexOp {
+        let put = |message: CheckpointedMessage| IndexOp {
             key: message.key,
             change: IndexChange::Put(record_at(message.seq, message.place)),
         };

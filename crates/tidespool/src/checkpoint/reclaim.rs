@@ -38,7 +38,7 @@ pub(crate) struct DiskUse {
     pub(crate) capacity: u64,
     /// The disk has no space for another segment.
     pub(crate) is_blocked: bool,
-    /// Bytes of the ballast, and of sled's file beyond what its records need.
+    /// Bytes of the ballast, and of the index's file beyond what its records need.
     pub(crate) others: u64,
 }
 
@@ -126,12 +126,12 @@ impl ReclaimPolicy {
         segments: &Segments,
         source: &dyn LiveIndex,
         checkpoint_requests: &CheckpointRequests,
-        filed_generation: u64,
+        checkpointed_generation: u64,
         others: impl FnOnce() -> u64,
     ) -> ReclaimDecision {
         let started = Instant::now();
         match self.wanted {
-            Some((generation, _)) if generation > filed_generation => return ReclaimDecision::Nothing,
+            Some((generation, _)) if generation > checkpointed_generation => return ReclaimDecision::Nothing,
             Some((_, asked)) => {
                 self.wanted = None;
                 self.not_before = Some(started + asked.elapsed());
@@ -160,7 +160,7 @@ impl ReclaimPolicy {
             && disk_use.survey.live_bytes <= pool.segment_size() / 2;
         if is_active_dead || disk_use.is_due(pool.segment_size()) {
             let is_uncheckpointed = |segment: &Arc<Segment>| {
-                segment.role == Role::Journal && segment.generation > filed_generation
+                segment.role == Role::Journal && segment.generation > checkpointed_generation
             };
             match segments.all().into_iter().rfind(is_uncheckpointed) {
                 Some(newest) => self.wanted = Some((newest.generation, Instant::now())),

@@ -7,7 +7,7 @@ use super::CheckpointError;
 use super::checkpointer::Checkpointer;
 use super::value_log::liveness::LivenessChanges;
 use super::value_log::retained::place_of_record;
-use crate::durable::{Key, KeyRange};
+use crate::index::{Key, KeyRange};
 use crate::journal::{ReadError, RecordPlace, Role, Segment, footprint};
 
 /// The wait for other threads that restore their lost file. They wake the checkpointer when they

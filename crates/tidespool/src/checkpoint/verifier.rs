@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::verify::{Finding, verify_indexed};
 use super::{CheckpointError, CheckpointEvents, CheckpointRequests, LiveIndex};
-use crate::durable::{DiskIndex, DurableError};
+use crate::index::{DiskIndex, IndexError};
 use crate::journal::Segments;
 
 /// The damaged messages that a verification found.
@@ -113,7 +113,7 @@ impl Verifier {
         match error {
             CheckpointError::Stopped => return,
             // The error was counted when the index failed.
-            CheckpointError::Engine(DurableError::Unavailable { .. }) => {}
+            CheckpointError::Engine(IndexError::Unavailable { .. }) => {}
             error => self.events.failed(error),
         }
         // The checkpointer thread makes a new index.

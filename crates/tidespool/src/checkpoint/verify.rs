@@ -7,7 +7,7 @@ use tidespool_core::SpoolId;
 
 use super::CheckpointError;
 use super::value_log::retained::{describe, place_of_record};
-use crate::durable::{DiskIndex, Key, KeyRange, Record};
+use crate::index::{DiskIndex, Key, KeyRange, Record};
 use crate::journal::{ReadError, Segments};
 
 /// Records taken from the index at a time.

@@ -123,9 +123,7 @@ fn text_of(path: &Path) -> io::Result<Option<String>> {
 
 /// Returns true if the directory holds a file that can only be a spool's.
 pub(crate) fn holds_a_spool(dir: &Path) -> bool {
-    dir.join("manifest").is_file()
-        || dir.join("sled").join("db").is_file()
-        || !spools_of_segments(dir, None).is_empty()
+    dir.join("manifest").is_file() || !spools_of_segments(dir, None).is_empty()
 }
 
 /// Returns the spool ids in the segments, with the number of segments of each. With `until`, stops

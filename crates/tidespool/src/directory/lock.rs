@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::format::{self, FORMAT_FILE, UNFINISHED_FORMAT};
 use super::path::{existing, existing_or_new, explain};
 use crate::crash_log::{CRASH_LOG, NEW_CRASH_LOG};
-use crate::durable::TRIAL_DIR;
+use crate::index::{INDEX_DIR, TRIAL_DIR};
 use crate::storage::{
     FileLock, FileState, TRIAL_FILE, is_bystander, is_locked_here, make_file_private, open_private, state,
     uninterrupted,
@@ -29,7 +29,7 @@ const UNFINISHED: [&str; 13] = [
     LOCK_FILE,
     UNFINISHED_FORMAT,
     "journal",
-    "sled",
+    INDEX_DIR,
     "manifest",
     "manifest.new",
     "liveness.1",

@@ -38,7 +38,7 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn bytes(free_bytes: u64, total_bytes: u64) -> Space {
-        Space { free_bytes, total_bytes, free_inodes: 1_000_000, total_inodes: 2_000_000 }
+        Space { free_bytes, total_bytes, free_inodes: 1_000_000, total_inodes: 2_000_000, ..Space::default() }
     }
 
     #[track_caller]
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn zero_disables_a_check() {
-        let full = Space { free_bytes: 0, total_bytes: GIB, free_inodes: 0, total_inodes: 1_000 };
+        let full = Space { total_bytes: GIB, total_inodes: 1_000, ..Space::default() };
         let bytes_only = Space { free_inodes: 1_000, ..full };
         assert!(!bytes_only.is_short(&HealthConfig::default().min_free_bytes(0)));
         let inodes_only = Space { free_bytes: GIB, ..full };

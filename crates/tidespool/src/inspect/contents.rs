@@ -11,10 +11,10 @@ use super::Damage;
 use super::torn::torn_records;
 use super::unsynced::Unsynced;
 use crate::checkpoint::{
-    Examined, FiledMessage, Leftovers, Liveness, LivenessLog, Manifest, Places, examine, living_in,
+    CheckpointedMessage, Examined, Leftovers, Liveness, LivenessLog, Manifest, Places, examine, living_in,
     newest_puts, place_of_found, read_manifest,
 };
-use crate::durable::Key;
+use crate::index::Key;
 use crate::journal::{
     NewestById, NewestRecord, NoPoolEvents, Pool, PoolSettings, ReadError, RecordPlace, Recovered, Segments,
     salt_of,
@@ -29,7 +29,7 @@ pub(super) struct Contents {
     /// that the crash log has.
     pub(super) newest: NewestById,
     /// The checkpointed messages without a younger record, in key order.
-    pub(super) checkpointed: Vec<FiledMessage>,
+    pub(super) checkpointed: Vec<CheckpointedMessage>,
     /// The changes in the crash log. They take precedence over all records.
     pub(super) unsynced: Unsynced,
     /// Messages on disk whose removal only the crash log has.
@@ -42,7 +42,7 @@ pub(super) struct Contents {
     pub(super) lost: u64,
     /// Messages that may have been removed or replaced, because the live messages of their segment
     /// are not known.
-    pub(super) doubtful: Vec<FiledMessage>,
+    pub(super) doubtful: Vec<CheckpointedMessage>,
     /// Free segment files that are empty or can't be read.
     pub(super) blank: Vec<PathBuf>,
 }
@@ -142,7 +142,7 @@ impl Contents {
             gone.add(segment, salt)?;
         }
         let puts = newest_puts(unknown.iter().map(|segment| &**segment), salt, gone)?;
-        let doubtful = puts.into_iter().map(|(key, found)| FiledMessage {
+        let doubtful = puts.into_iter().map(|(key, found)| CheckpointedMessage {
             key,
             seq: found.header.seq,
             place: place_of_found(&found),
@@ -174,7 +174,7 @@ impl Contents {
         let certain_from = first_without_gap(seqs);
         let young = self.newest.iter().filter(|(_, newest)| newest.seq < certain_from);
         let doubtful = young.filter_map(|(id, newest)| {
-            Some(FiledMessage { key: Key::of(id), seq: newest.seq, place: newest.place? })
+            Some(CheckpointedMessage { key: Key::of(id), seq: newest.seq, place: newest.place? })
         });
         self.doubtful.extend(doubtful);
         Ok(())

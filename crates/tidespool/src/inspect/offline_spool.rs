@@ -1,7 +1,7 @@
 //! The implementation of [`Inspector`](super::Inspector): the spool's recovery code, read-only.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use anyhow::Result;
 use tidespool_core::{Corrupt, NotFound, SpoolId};
@@ -11,7 +11,7 @@ use super::unreadable::LenientStorage;
 use super::{CrashLogSummary, Entry, Home, IndexState, Summary, Verification};
 use crate::checkpoint::Places;
 use crate::directory::{Directory, FORMAT_VERSION};
-use crate::durable::{DiskIndex, Key, size_of_dir};
+use crate::index::{self, DiskIndex, Key, size_of_dir};
 use crate::storage::Storage;
 
 pub(super) struct OfflineSpool {
@@ -70,7 +70,7 @@ impl OfflineSpool {
         let mut summary = Summary {
             format_version: FORMAT_VERSION,
             segment_bytes: counts.segment_bytes,
-            index_bytes: size_of_dir(&self.places.sled()).unwrap_or(0),
+            index_bytes: size_of_dir(&self.places.index()).unwrap_or(0),
             index: self.index_state(),
             manifest_records: self.contents.manifest.tally.records,
             // After an orderly shutdown everything is on stable storage.
@@ -109,7 +109,9 @@ impl OfflineSpool {
     /// Whether the next opening keeps the index.
     fn index_state(&self) -> IndexState {
         let manifest = &self.contents.manifest;
-        match manifest.index.map(|closed| DiskIndex::is_as_closed(&self.places.sled(), closed)) {
+        let engine = index::engine(0, self.places.storage.clone(), Weak::<()>::new());
+        let index = DiskIndex::new(&self.places.index(), engine);
+        match manifest.index.map(|closed| index.is_as_closed(closed)) {
             Some(Ok(true)) => IndexState::Kept,
             None if manifest.retained.is_empty() => IndexState::Kept,
             Some(Ok(false) | Err(_)) | None => IndexState::RebuiltAtNextOpen,

@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(file.read_at(&mut beyond, LEN).unwrap(), 0);
         let storage = LenientStorage { below: Arc::new(crate::storage::OsStorage), unread };
         assert!(
-            storage.has_unread(Path::new("/spool/journal")) && !storage.has_unread(Path::new("/spool/sled"))
+            storage.has_unread(Path::new("/spool/journal")) && !storage.has_unread(Path::new("/spool/index"))
         );
         let [damage] = &storage.damage()[..] else { panic!("{:?}", storage.damage()) };
         assert!(

@@ -9,7 +9,7 @@ use super::Damage;
 use super::contents::report;
 use crate::checkpoint::Places;
 use crate::crash_log::{CRASH_LOG, LastRun};
-use crate::durable::Key;
+use crate::index::Key;
 use crate::storage::Storage;
 
 /// The changes that were acknowledged but not on stable storage when the process died.

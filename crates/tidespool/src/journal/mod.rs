@@ -53,7 +53,7 @@ pub(crate) use index::{MemoryIndex, NewestRecord, RecordPlace};
 pub(crate) use pool::FreeSegment;
 pub(crate) use pool::{NoPoolEvents, Pool, PoolEvents, PoolSettings, RESERVED};
 pub(crate) use record::{RecordKind, footprint, payload_crc};
-pub(crate) use recovery::{FileDamage, Filed, Recovered, RecoveryError, recover};
+pub(crate) use recovery::{Checkpointed, FileDamage, Recovered, RecoveryError, recover};
 pub(crate) use replay::NewestById;
 pub(crate) use room::{JournalRoom, cost, needs_own_segment};
 pub(crate) use scan::{FoundRecord, scan};

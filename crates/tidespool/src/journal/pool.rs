@@ -75,8 +75,8 @@ pub(crate) struct Pool {
     spool: [u8; 16],
     segment_size: u64,
     max_counted: AtomicUsize,
-    /// Bytes of the file system that new segments leave to the manifest and to sled. Without these
-    /// no segment is ever recycled.
+    /// Bytes of the file system that new segments leave to the manifest and the index. Without
+    /// these no segment is ever recycled.
     keep_free: AtomicU64,
     /// Bytes that a sync of the journal covered recently; 0 until known.
     batch_bytes: AtomicU64,

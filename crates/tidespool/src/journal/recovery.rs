@@ -26,7 +26,7 @@ const MOST_RESERVED: usize = 4 << 20;
 
 /// What the manifest states about the journal.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Filed {
+pub(crate) struct Checkpointed {
     /// Segments up to this generation are checkpointed.
     pub(crate) generation: u64,
     /// Records up to this number are checkpointed.
@@ -46,7 +46,7 @@ pub(crate) struct Filed {
     pub(crate) unknown: bool,
 }
 
-impl Filed {
+impl Checkpointed {
     fn is_retained(&self, header: &SegmentHeader) -> bool {
         match header.role {
             Role::Cold => true,
@@ -101,15 +101,15 @@ pub(crate) fn recover(
     storage: &Arc<dyn Storage>,
     dir: &Path,
     spool: [u8; 16],
-    filed: &Filed,
+    checkpointed: &Checkpointed,
     repair: bool,
 ) -> Result<Recovered, RecoveryError> {
     if repair {
         remove_unfinished_copies(&**storage, dir);
     }
-    let mut found = read_segments(storage, dir, spool, filed, repair)?;
+    let mut found = read_segments(storage, dir, spool, checkpointed, repair)?;
     if !found.is_as_expected() {
-        let again = read_segments(storage, dir, spool, filed, repair)?;
+        let again = read_segments(storage, dir, spool, checkpointed, repair)?;
         if !again.has_same_content(&found) {
             let source = io::Error::other("two reads of the segments differ: the disk or memory is faulty");
             return Err(RecoveryError { doing: "reading", path: dir.to_owned(), source });
@@ -117,7 +117,7 @@ pub(crate) fn recover(
         found = again;
     }
     let void = void_footers(&found.journal, salt_of(spool), found.replayed.cut_from)?;
-    let void_kept = match filed.unknown {
+    let void_kept = match checkpointed.unknown {
         true => void_footers(&found.retained, salt_of(spool), found.replayed.next_seq)?,
         false => Vec::new(),
     };
@@ -172,7 +172,7 @@ fn read_segments(
     storage: &Arc<dyn Storage>,
     dir: &Path,
     spool: [u8; 16],
-    filed: &Filed,
+    checkpointed: &Checkpointed,
     repair: bool,
 ) -> Result<Recovered, RecoveryError> {
     let mut found = Recovered::default();
@@ -186,9 +186,10 @@ fn read_segments(
     };
     // Wrapping is safe: the pool checks whether the name is taken before it creates a file.
     found.next_slot = files.last().map_or(0, |(slot, _)| slot.wrapping_add(1));
-    let after_filed = if files.is_empty() { 1 } else { generation_after(filed.generation) };
-    found.next_generation = filed.next_generation.max(after_filed);
-    let outran = |generation: u64| filed.next_generation > 0 && generation >= filed.next_generation;
+    let after_checkpointed = if files.is_empty() { 1 } else { generation_after(checkpointed.generation) };
+    found.next_generation = checkpointed.next_generation.max(after_checkpointed);
+    let outran =
+        |generation: u64| checkpointed.next_generation > 0 && generation >= checkpointed.next_generation;
     for (slot, path) in files {
         let file = match storage.open(&path, if repair { OpenMode::Write } else { OpenMode::Read }) {
             Ok(file) => file,
@@ -199,13 +200,13 @@ fn read_segments(
             Err(source) => return Err(RecoveryError { doing: "opening", path, source }),
         };
         if repair {
-            read_from_disk(&*file, filed.clean_end).map_err(|source| RecoveryError {
+            read_from_disk(&*file, checkpointed.clean_end).map_err(|source| RecoveryError {
                 doing: "syncing",
                 path: path.clone(),
                 source,
             })?;
         }
-        let class = classify(&*file, spool, filed).map_err(|source| RecoveryError {
+        let class = classify(&*file, spool, checkpointed).map_err(|source| RecoveryError {
             doing: "reading",
             path: path.clone(),
             source,
@@ -228,7 +229,7 @@ fn read_segments(
                 }
                 found.outran_manifest |= outran(header.generation);
                 found.next_generation = found.next_generation.max(generation_after(header.generation));
-                let retained = filed.is_retained(&header);
+                let retained = checkpointed.is_retained(&header);
                 let segment =
                     Segment::new(header, slot, path.clone(), file, Use { settled: true, counted: !retained });
                 if let Some(other) = by_generation.insert(header.generation, Arc::new(segment)) {
@@ -240,12 +241,12 @@ fn read_segments(
         }
     }
     let is_lost = |generation: &&u64| !by_generation.contains_key(generation);
-    for generation in filed.retained.difference(&filed.unused).filter(is_lost) {
+    for generation in checkpointed.retained.difference(&checkpointed.unused).filter(is_lost) {
         let what = format!("the segment of generation {generation} is missing");
         found.damage.push(FileDamage { path: dir.to_owned(), what });
     }
     (found.retained, found.journal) = by_generation.into_values().partition(|segment| !segment.is_counted());
-    found.replayed = replay(&found.journal, &found.retained, spool, filed)?;
+    found.replayed = replay(&found.journal, &found.retained, spool, checkpointed)?;
     found.torn_records = found.replayed.torn.len() as u64;
     Ok(found)
 }
@@ -316,9 +317,14 @@ impl fmt::Display for Remark {
     }
 }
 
-fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Result<SegmentClass> {
+fn classify(
+    file: &dyn StorageFile,
+    spool: [u8; 16],
+    checkpointed: &Checkpointed,
+) -> io::Result<SegmentClass> {
     let size = file.len()?;
-    let matters = |generation: u64| generation > filed.generation || filed.retained.contains(&generation);
+    let matters =
+        |generation: u64| generation > checkpointed.generation || checkpointed.retained.contains(&generation);
     let header = read_header(file, size)?;
     if let Some(header) = header {
         if header.spool != spool {
@@ -328,7 +334,7 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
         let used = match header.role {
             Role::Free => false,
             Role::Journal => matters(header.generation),
-            Role::Cold => filed.unknown || filed.retained.contains(&header.generation),
+            Role::Cold => checkpointed.unknown || checkpointed.retained.contains(&header.generation),
         };
         if !used {
             let size = if size == header.size { size } else { 0 };
@@ -340,12 +346,14 @@ fn classify(file: &dyn StorageFile, spool: [u8; 16], filed: &Filed) -> io::Resul
     match newest_generation(file, salt_of(spool))? {
         Some(generation) if matters(generation) => {
             // A retained segment above the checkpointed generation is a cold one.
-            let is_cold = generation > filed.generation && filed.retained.contains(&generation);
+            let is_cold = generation > checkpointed.generation && checkpointed.retained.contains(&generation);
             let role = if is_cold { Role::Cold } else { Role::Journal };
             // An abandoned cold segment looks the same. Its messages may have been replaced or
             // removed since.
-            let may_be_old = role == Role::Journal && !filed.unknown && !filed.retained.contains(&generation);
-            if may_be_old && newest_seq(file, spool, generation)? <= filed.seq {
+            let may_be_old = role == Role::Journal
+                && !checkpointed.unknown
+                && !checkpointed.retained.contains(&generation);
+            if may_be_old && newest_seq(file, spool, generation)? <= checkpointed.seq {
                 let what = "its first page is damaged, and it has nothing newer than the last checkpoint: left alone";
                 return Ok(SegmentClass::Foreign(what.to_owned()));
             }
@@ -388,9 +396,9 @@ fn replay(
     journal: &[Arc<Segment>],
     retained: &[Arc<Segment>],
     spool: [u8; 16],
-    filed: &Filed,
+    checkpointed: &Checkpointed,
 ) -> Result<Replayed, RecoveryError> {
-    let mut replay = JournalReplay::new(filed.seq, filed.durable_seq);
+    let mut replay = JournalReplay::new(checkpointed.seq, checkpointed.durable_seq);
     let mut first = 0_usize;
     let broken = scan_in_order(journal, salt_of(spool), &mut |number, found| {
         match number {
@@ -401,7 +409,7 @@ fn replay(
             }
             _ => {}
         }
-        match filed.unknown {
+        match checkpointed.unknown {
             true => replay.take_kept(found),
             false => replay.take(found),
         }
@@ -411,7 +419,7 @@ fn replay(
         path: journal[number].path.clone(),
         source,
     })?;
-    if filed.unknown {
+    if checkpointed.unknown {
         scan_in_order(retained, salt_of(spool), &mut |_, found| replay.pass(found)).map_err(
             |(number, source)| RecoveryError {
                 doing: "reading",

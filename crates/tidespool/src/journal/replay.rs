@@ -90,15 +90,15 @@ pub(crate) struct JournalReplay {
 }
 
 impl JournalReplay {
-    /// `filed_seq`: every record up to this number is checkpointed. `durable_seq`: every record up
-    /// to this number was durable.
-    pub(crate) fn new(filed_seq: u64, durable_seq: u64) -> Self {
+    /// `checkpointed_seq`: every record up to this number is checkpointed. `durable_seq`: every
+    /// record up to this number was durable.
+    pub(crate) fn new(checkpointed_seq: u64, durable_seq: u64) -> Self {
         Self {
             state: Replayed::default(),
             earlier: HashMap::new(),
-            expected: filed_seq + 1,
-            durable: durable_seq.max(filed_seq),
-            kept_durable: durable_seq.max(filed_seq),
+            expected: checkpointed_seq + 1,
+            durable: durable_seq.max(checkpointed_seq),
+            kept_durable: durable_seq.max(checkpointed_seq),
             doubtful: BTreeMap::new(),
             copies: Vec::new(),
             kept: 0,

@@ -1,5 +1,5 @@
-//! Files and directories as traits: the seam under the journal, the manifest and the syncs of
-//! sled's files.
+//! Files and directories as traits: the seam under the journal, the manifest and the syncs of the
+//! index's files.
 //!
 //! [`OsStorage`] is the operating system's file system. Tests use implementations that fail, delay
 //! or lose data at a chosen call. The calls are raw: a write may be short, a sync may fail. The
@@ -14,6 +14,8 @@ mod no_room;
 mod os;
 mod room;
 mod space;
+#[cfg(test)]
+mod testing;
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -34,6 +36,8 @@ pub(crate) use os::{
 };
 pub(crate) use room::{DiskRoom, TRIAL_FILE, reserve};
 pub use space::Space;
+#[cfg(test)]
+pub(crate) use testing::{TestCall, TestStorage};
 
 /// How [`Storage::open`] opens a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,14 +101,12 @@ pub trait Storage: Debug + Send + Sync {
     /// The operating system's.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
 
-    /// The space that the file system of `path` has left. Default: [`Space::of`].
+    /// The space that the file system of `path` has left. Every decision on free space asks this.
     ///
     /// # Errors
     ///
-    /// The operating system's.
-    fn space(&self, path: &Path) -> io::Result<Space> {
-        Space::of(path)
-    }
+    /// The operating system's. The free space is then unknown: neither little nor plenty.
+    fn space(&self, path: &Path) -> io::Result<Space>;
 
     /// The state of the file or directory at `path`. Default: from the operating system.
     ///

@@ -13,7 +13,7 @@ pub(crate) fn is_no_room(error: &io::Error) -> bool {
     is_no_room_kind(error.kind())
 }
 
-/// The same check on the error kind, which is all that sled's errors keep.
+/// The same check on the error kind, which is all that the index engine's errors keep.
 pub(crate) const fn is_no_room_kind(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(kind, StorageFull | QuotaExceeded | FileTooLarge)

@@ -11,7 +11,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::ReadWriteFlags;
 
 use super::limit::check_file_size;
-use super::{FileState, OpenMode, Storage, StorageFile};
+use super::{FileState, OpenMode, Space, Storage, StorageFile};
 
 /// The mode of every directory and file that a spool creates.
 const DIR_MODE: u32 = 0o700;
@@ -61,6 +61,10 @@ impl Storage for OsStorage {
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         uninterrupted(|| std::fs::remove_file(path))
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        Space::of(path)
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

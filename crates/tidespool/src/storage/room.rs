@@ -1,8 +1,8 @@
 //! Checks whether the disk of a spool has room.
 //!
-//! `statvfs` does not show most quotas. So before sled is changed or a segment is created, a trial
-//! tests the room: it allocates and deletes a file. There is a quota if a trial or a write fails
-//! for lack of room though `statvfs` shows room. From then on a trial confirms every answer.
+//! `statvfs` does not show most quotas. So before the index is changed or a segment is created, a
+//! trial tests the room: it allocates and deletes a file. There is a quota if a trial or a write
+//! fails for lack of room though `statvfs` shows room. From then on a trial confirms every answer.
 
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -22,9 +22,6 @@ pub(crate) const TRIAL_FILE: &str = "probe.room";
 /// for.
 const NEXT_TRIAL: Duration = Duration::from_secs(2);
 
-/// `TMPFS_MAGIC` and `RAMFS_MAGIC`.
-const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
-
 /// The room on the disk of one spool.
 #[derive(Debug)]
 pub(crate) struct DiskRoom {
@@ -32,7 +29,7 @@ pub(crate) struct DiskRoom {
     dir: PathBuf,
     /// Bytes that the spool needs to continue storing.
     enough: u64,
-    /// tmpfs or ramfs: `statvfs` is exact there, and a trial would take memory.
+    /// `statvfs` is exact there, and a trial would take memory.
     is_in_memory: bool,
     /// `statvfs` showed room that was not there. Never reset: the quota stays, too.
     distrusts_statvfs: AtomicBool,
@@ -50,10 +47,10 @@ impl DiskRoom {
     /// For a spool in `dir` that needs `enough` free bytes to continue storing.
     pub(crate) fn new(storage: Arc<dyn Storage>, dir: &Path, enough: u64) -> Self {
         Self {
+            is_in_memory: storage.space(dir).is_ok_and(|space| space.is_in_memory),
             storage,
             dir: dir.to_owned(),
             enough,
-            is_in_memory: rustix::fs::statfs(dir).is_ok_and(|found| IN_MEMORY.contains(&found.f_type)),
             distrusts_statvfs: AtomicBool::new(false),
             missing: AtomicU64::new(0),
             pause: NEXT_TRIAL,
@@ -101,8 +98,8 @@ impl DiskRoom {
             && (!self.distrusts_statvfs.load(Ordering::Relaxed) || self.passes_trial(bytes))
     }
 
-    /// Like [`is_for`](Self::is_for), for a caller that must not run out of room, such as sled.
-    /// Tests more than `bytes`, to find a quota while there is still room to continue.
+    /// Like [`is_for`](Self::is_for), for a caller that must not run out of room, such as the
+    /// index. Tests more than `bytes`, to find a quota while there is still room to continue.
     pub(crate) fn is_surely_for(&self, bytes: u64) -> bool {
         self.shows_room_for(bytes)
             && (self.leaves(bytes, bytes)
@@ -207,71 +204,29 @@ pub(crate) fn reserve(file: &dyn StorageFile, bytes: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::{OsStorage, Space};
+    use crate::storage::{OsStorage, Space, TestCall, TestStorage};
 
-    /// A file system whose `statvfs` shows `free` bytes, and on which one file may have `left`
-    /// bytes.
-    #[derive(Debug, Clone)]
+    /// A file system whose `statvfs` shows free space, and on which one file may have `left` bytes.
     struct Limited {
         left: Arc<AtomicU64>,
-        free: u64,
-        allocates: bool,
+        storage: TestStorage,
     }
-
-    #[derive(Debug)]
-    struct LimitedFile(Limited, Arc<dyn StorageFile>);
 
     impl Limited {
-        fn check(&self, end: u64) -> io::Result<()> {
-            let fits = end <= self.left.load(Ordering::Relaxed);
-            fits.then_some(()).ok_or_else(|| rustix::io::Errno::DQUOT.into())
-        }
-    }
-
-    impl Storage for Limited {
-        fn create_dir(&self, path: &Path) -> io::Result<()> {
-            OsStorage.create_dir(path)
-        }
-        fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
-            Ok(Arc::new(LimitedFile(self.clone(), OsStorage.open(path, mode)?)))
-        }
-        fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-            OsStorage.list(path)
-        }
-        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-            OsStorage.rename(from, to)
-        }
-        fn remove_file(&self, path: &Path) -> io::Result<()> {
-            OsStorage.remove_file(path)
-        }
-        fn sync_dir(&self, path: &Path) -> io::Result<()> {
-            OsStorage.sync_dir(path)
-        }
-        fn space(&self, _path: &Path) -> io::Result<Space> {
-            Ok(Space { free_bytes: self.free, total_bytes: 1 << 40, ..Space::default() })
-        }
-    }
-
-    impl StorageFile for LimitedFile {
-        fn len(&self) -> io::Result<u64> {
-            self.1.len()
-        }
-        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-            self.1.read_at(buf, offset)
-        }
-        fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-            self.0.check(offset + bufs.iter().map(|buf| buf.len() as u64).sum::<u64>())?;
-            self.1.write_vectored_at(bufs, offset)
-        }
-        fn allocate(&self, len: u64) -> io::Result<()> {
-            if !self.0.allocates {
-                return Err(io::ErrorKind::Unsupported.into());
-            }
-            self.0.check(len)?;
-            self.1.allocate(len)
-        }
-        fn sync_data(&self) -> io::Result<()> {
-            self.1.sync_data()
+        fn new(left: u64, free_bytes: u64, allocates: bool) -> Self {
+            let left = Arc::new(AtomicU64::new(left));
+            let limit = left.clone();
+            let storage = TestStorage::with(move |_, call| match call {
+                TestCall::Allocate(_) if !allocates => Err(io::ErrorKind::Unsupported.into()),
+                TestCall::Allocate(end) | TestCall::Write { end, .. }
+                    if end > limit.load(Ordering::Relaxed) =>
+                {
+                    Err(rustix::io::Errno::DQUOT.into())
+                }
+                _ => Ok(()),
+            });
+            let space = Space { free_bytes, total_bytes: 1 << 40, ..Space::default() };
+            Self { left, storage: storage.show(space) }
         }
     }
 
@@ -281,7 +236,7 @@ mod tests {
     fn after_a_quota_error_room_is_tested_and_found_again() {
         for allocates in [true, false] {
             let dir = tempfile::tempdir().unwrap();
-            let disk = Limited { left: Arc::default(), free: 1 << 30, allocates };
+            let disk = Limited::new(0, 1 << 30, allocates);
             let room = on_a_disk(&disk, dir.path());
             assert!(room.is_for(MIB), "nothing failed yet");
             assert!(!room.is_still_used_up(), "nothing failed yet");
@@ -302,18 +257,17 @@ mod tests {
         }
     }
 
-    /// A [`DiskRoom`] as on a disk, even if the tests run on tmpfs.
     fn on_a_disk(disk: &Limited, dir: &Path) -> DiskRoom {
         let pause = Duration::ZERO;
-        DiskRoom { is_in_memory: false, pause, ..DiskRoom::new(Arc::new(disk.clone()), dir, 3 * MIB) }
+        DiskRoom { pause, ..DiskRoom::new(Arc::new(disk.storage.clone()), dir, 3 * MIB) }
     }
 
-    /// A write beyond the quota poisons sled: no checkpointed message could be read until sled was
-    /// opened again.
+    /// A write beyond the quota poisons the index: no checkpointed message could be read until it
+    /// was rebuilt.
     #[test]
     fn a_quota_is_found_before_a_write_fails() {
         let dir = tempfile::tempdir().unwrap();
-        let disk = Limited { left: Arc::default(), free: 1 << 30, allocates: true };
+        let disk = Limited::new(0, 1 << 30, true);
         let room = on_a_disk(&disk, dir.path());
         disk.left.store(4 * MIB, Ordering::Relaxed);
         assert!(room.is_surely_for(MIB) && !room.is_still_used_up());
@@ -324,7 +278,7 @@ mod tests {
         assert!(!room.is_surely_for(MIB));
         disk.left.store(7 * MIB, Ordering::Relaxed);
         assert!(room.is_surely_for(MIB) && !room.is_still_used_up());
-        let disk = Limited { left: Arc::default(), free: 1 << 30, allocates: false };
+        let disk = Limited::new(0, 1 << 30, false);
         let room = on_a_disk(&disk, dir.path());
         assert!(room.is_surely_for(MIB) && !room.is_still_used_up(), "no zeros are written each time");
     }
@@ -334,7 +288,7 @@ mod tests {
     #[test]
     fn a_failed_trial_is_not_repeated_at_once_unless_room_was_freed() {
         let dir = tempfile::tempdir().unwrap();
-        let disk = Limited { left: Arc::default(), free: 1 << 30, allocates: true };
+        let disk = Limited::new(0, 1 << 30, true);
         let room = DiskRoom { pause: Duration::from_secs(3600), ..on_a_disk(&disk, dir.path()) };
         room.note_no_room();
         assert!(!room.is_for(2 * MIB));
@@ -356,7 +310,7 @@ mod tests {
     fn room_that_a_large_message_lacks_is_not_missing_to_others() {
         for allocates in [true, false] {
             let dir = tempfile::tempdir().unwrap();
-            let disk = Limited { left: Arc::new(AtomicU64::new(10 * MIB)), free: 1 << 30, allocates };
+            let disk = Limited::new(10 * MIB, 1 << 30, allocates);
             let room = on_a_disk(&disk, dir.path());
             room.distrusts_statvfs.store(!allocates, Ordering::Relaxed);
             assert!(!room.leaves_enough(100 * MIB), "it has no room");
@@ -367,9 +321,23 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_free_space_is_neither_little_nor_plenty() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = TestStorage::with(|_, call| match call {
+            TestCall::Space => Err(rustix::io::Errno::IO.into()),
+            TestCall::Allocate(end) if end > 2 * MIB => Err(rustix::io::Errno::NOSPC.into()),
+            _ => Ok(()),
+        });
+        let room = DiskRoom { pause: Duration::ZERO, ..DiskRoom::new(Arc::new(storage), dir.path(), MIB) };
+        assert!(room.is_for(1 << 40) && !room.is_still_used_up(), "nothing failed yet");
+        room.note(&rustix::io::Errno::NOSPC.into());
+        assert!(room.is_for(2 * MIB) && !room.is_for(3 * MIB), "a trial decides");
+    }
+
+    #[test]
     fn a_full_disk_that_statvfs_shows_is_not_tested() {
         let dir = tempfile::tempdir().unwrap();
-        let disk = Limited { left: Arc::default(), free: MIB, allocates: true };
+        let disk = Limited::new(0, MIB, true);
         let room = on_a_disk(&disk, dir.path());
         room.note(&rustix::io::Errno::NOSPC.into());
         assert!(!room.is_still_used_up() && !room.is_for(2 * MIB) && room.is_for(MIB));

@@ -1,5 +1,4 @@
-//! The space that a file system has left. The only implementation, for the health gate, new
-//! segments and the ballast.
+//! The space that a file system has left.
 
 use std::io;
 use std::path::Path;
@@ -16,22 +15,25 @@ pub struct Space {
     pub free_inodes: u64,
     /// Inodes of the file system. 0: it creates inodes on demand, or does not report them.
     pub total_inodes: u64,
+    /// The file system keeps its files in memory (tmpfs, ramfs). Its figures are exact.
+    pub is_in_memory: bool,
 }
+
+/// `TMPFS_MAGIC` and `RAMFS_MAGIC`.
+const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
 impl Space {
     /// Returns the space of the file system of `path`, from `statvfs`. Most file systems do not
-    /// include quotas.
-    ///
-    /// # Errors
-    ///
-    /// The path does not exist, or the file system does not answer.
-    pub fn of(path: &Path) -> io::Result<Self> {
+    /// include quotas. Only [`OsStorage`](super::OsStorage) calls this.
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
         let stat = rustix::io::retry_on_intr(|| rustix::fs::statvfs(path))?;
+        let kind = rustix::io::retry_on_intr(|| rustix::fs::statfs(path))?.f_type;
         Ok(Self {
             free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
             total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
             free_inodes: stat.f_favail,
             total_inodes: stat.f_files,
+            is_in_memory: IN_MEMORY.contains(&kind),
         })
     }
 

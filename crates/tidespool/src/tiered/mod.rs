@@ -1,4 +1,4 @@
-//! The only module that combines all tiers: memory, journal and sled.
+//! The only module that combines all tiers: memory, journal and index.
 //!
 //! # Layout
 //!
@@ -103,7 +103,7 @@ impl TieredSpool {
     }
 
     /// Opens the spool as [`open`](Self::open) does, on another [`Storage`]. For fault injection in
-    /// tests. The journal, the manifest and the syncs of sled's files use `storage`.
+    /// tests. The journal, the manifest and the syncs of the index's files use `storage`.
     ///
     /// # Errors
     ///
@@ -184,7 +184,7 @@ impl TieredSpool {
     /// The settings take effect at the next call, with these exceptions:
     ///
     /// * A lower memory budget or dirty limit is reached within a second on a disk that works, as
-    ///   far as the index and sled are below it.
+    ///   far as both indexes are below it.
     /// * A lower `journal_capacity` is reached when enough of the journal is checkpointed.
     /// * `sled_cache` takes effect at the next opening. So does its default, which is a part of
     ///   `memory_budget`.

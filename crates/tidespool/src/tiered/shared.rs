@@ -25,8 +25,8 @@ use crate::checkpoint::{
     Ballast, CheckpointError, CheckpointEvents, CheckpointRequests, CheckpointSettings, ManifestError,
     Presence, PresenceEvents, Rebuilding, VerificationRequests,
 };
-use crate::durable::DiskIndex;
 use crate::health::HealthGate;
+use crate::index::DiskIndex;
 use crate::journal::{PoolEvents, Segments, needs_own_segment};
 use crate::memory::{Allowance, Budget, CleanCache, Held, Risks};
 use crate::pressure::{Level, Registration};
@@ -310,7 +310,7 @@ pub(crate) struct CheckpointReports {
 }
 
 impl CheckpointEvents for CheckpointReports {
-    fn filed(&self, records: u64, segments: u64, took: Duration) {
+    fn checkpointed(&self, records: u64, segments: u64, took: Duration) {
         self.stats.checkpoint(records, segments, took);
     }
 
@@ -432,34 +432,12 @@ mod tests {
     use rustix::io::Errno;
 
     use super::*;
-    use crate::storage::{OpenMode, OsStorage, Space, StorageFile};
+    use crate::storage::{Space, TestCall, TestStorage};
 
-    /// A storage that reports free space and fails every write with `EDQUOT`.
-    #[derive(Debug)]
-    struct UsedUp;
-
-    impl Storage for UsedUp {
-        fn create_dir(&self, path: &Path) -> io::Result<()> {
-            OsStorage.create_dir(path)
-        }
-        fn open(&self, _path: &Path, _mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
-            Err(Errno::DQUOT.into())
-        }
-        fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-            OsStorage.list(path)
-        }
-        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-            OsStorage.rename(from, to)
-        }
-        fn remove_file(&self, path: &Path) -> io::Result<()> {
-            OsStorage.remove_file(path)
-        }
-        fn space(&self, _path: &Path) -> io::Result<Space> {
-            Ok(Space { free_bytes: 1 << 40, total_bytes: 1 << 41, ..Space::default() })
-        }
-        fn sync_dir(&self, path: &Path) -> io::Result<()> {
-            OsStorage.sync_dir(path)
-        }
+    /// Returns a storage that reports free space and fails to open any file with `EDQUOT`.
+    fn used_up() -> TestStorage {
+        let fail = |_: &Path, call| if call == TestCall::Open { Err(Errno::DQUOT.into()) } else { Ok(()) };
+        TestStorage::with(fail).show(Space { free_bytes: 1 << 40, total_bytes: 1 << 41, ..Space::default() })
     }
 
     /// The spool did not create a segment, to keep disk space free. It took that for a quota, and
@@ -470,7 +448,7 @@ mod tests {
         let reports = || CheckpointReports {
             stats: Arc::default(),
             commit_queue: Arc::default(),
-            room: Arc::new(DiskRoom::new(Arc::new(UsedUp), dir.path(), 1 << 20)),
+            room: Arc::new(DiskRoom::new(Arc::new(used_up()), dir.path(), 1 << 20)),
         };
         let own = || io::Error::new(io::ErrorKind::StorageFull, "too little free space would remain");
         let systems = || io::Error::from(Errno::DQUOT);

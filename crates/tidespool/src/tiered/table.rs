@@ -12,7 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tidespool_core::SpoolId;
 
 use crate::checkpoint::{HighKeys, LiveIndex, Survey};
-use crate::durable::Key;
+use crate::index::Key;
 use crate::journal::{MemoryIndex, NewestRecord};
 use crate::memory::{Pending, Risks, Ticket};
 
@@ -38,10 +38,10 @@ pub(crate) struct Table {
 pub(crate) struct Shard {
     pub(crate) pending: Pending,
     pub(crate) index: MemoryIndex,
-    /// Counts the ids that moved from the index to sled. A lookup that found an id in neither place
-    /// compares two counts to detect such a move.
+    /// Counts the ids that moved from the index to that on disk. A lookup that found an id in
+    /// neither place compares two counts to detect such a move.
     pub(crate) exits: u64,
-    /// The highest keys that were ever written to sled.
+    /// The highest keys that were ever written to the index on disk.
     checkpointed: HighKeys,
 }
 
@@ -103,7 +103,7 @@ impl Table {
         self.shards().fold(Risks::default(), |sum, shard| sum.plus(shard.pending.risks()))
     }
 
-    /// Sets the highest keys that sled may have.
+    /// Sets the highest keys that the index on disk may have.
     pub(crate) fn set_checkpointed(&self, high: HighKeys) {
         for mut shard in self.shards() {
             shard.checkpointed = high;
@@ -175,8 +175,8 @@ impl LiveIndex for Table {
                     None => survey.removals += 1,
                 }
             }
-            // Pending removals of messages that only sled has. Messages in the index are not in
-            // sled yet.
+            // Pending removals of messages that only the index on disk has. Messages in the index
+            // in memory are not there yet.
             let removals = shard.pending.removals().filter(|id| shard.index.get(id).is_none());
             survey.removals += removals.count() as u64;
         }
@@ -192,7 +192,7 @@ impl LiveIndex for Table {
         shard.pending.get(id).is_some() || shard.index.get(id).is_some()
     }
 
-    fn will_file(&self, high: HighKeys) {
+    fn will_checkpoint(&self, high: HighKeys) {
         self.set_checkpointed(high);
     }
 

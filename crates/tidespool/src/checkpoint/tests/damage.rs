@@ -15,8 +15,8 @@ fn damage(path: &Path, at: u64) {
 /// Writes two segments that are retained. The first holds an older version, a removed message and a
 /// live one. The second holds the newer version and the removal. A third segment, which is
 /// recycled, removed another message.
-fn history() -> (CheckpointBench, [SpoolId; 4]) {
-    let mut bench = CheckpointBench::new();
+fn history(engine: &Arc<dyn IndexEngine>) -> (CheckpointBench, [SpoolId; 4]) {
+    let mut bench = CheckpointBench::new(engine);
     let [replaced, removed, lives, gone] = ids();
     for id in [replaced, removed, lives, gone] {
         bench.put(id);
@@ -54,83 +54,89 @@ fn assert_newest_wins(mut bench: CheckpointBench, [replaced, _, lives, gone]: [S
 
 #[test]
 fn with_a_damaged_log_the_newest_version_wins_and_the_log_is_rewritten() {
-    let len = fs::metadata(history().0.checkpointer.liveness.path()).unwrap().len();
-    let mut by_exact_lists = [0; 3];
-    for at in (0..len).step_by(7) {
-        let (mut bench, ids) = history();
-        let log = bench.checkpointer.liveness.path();
-        damage(&log, at);
-        let manifest = &bench.checkpointer.manifest;
-        let is_retained = |generation: u64| manifest.retained.contains_key(&generation);
-        let look = LivenessLog::look(&OsStorage, bench.dir.path(), manifest.liveness, &is_retained);
-        let read = look.unwrap();
-        assert_eq!(read.damage().len(), 1, "byte {at}");
-        let exact = [1, 2].iter().filter(|generation| read.is_exact(**generation)).count();
-        by_exact_lists[exact] += 1;
-        match exact {
-            0 => assert_newest_wins(bench, ids),
-            1 => {
-                bench.checkpointer.rebuild().unwrap();
-                assert!(!log.exists() && bench.steps()[..] == [SourceCall::Rebuilt(3)], "byte {at}");
-                bench.assert_consistent();
-                bench.assert_rebuilds();
-            }
-            // The file's own header, which a read does not need.
-            _ => {
-                let indexed = bench.indexed();
-                bench.checkpointer.rebuild().unwrap();
-                assert_eq!(bench.indexed(), indexed);
+    for engine in engines() {
+        let len = fs::metadata(history(&engine).0.checkpointer.liveness.path()).unwrap().len();
+        let mut by_exact_lists = [0; 3];
+        for at in (0..len).step_by(7) {
+            let (mut bench, ids) = history(&engine);
+            let log = bench.checkpointer.liveness.path();
+            damage(&log, at);
+            let manifest = &bench.checkpointer.manifest;
+            let is_retained = |generation: u64| manifest.retained.contains_key(&generation);
+            let look = LivenessLog::look(&OsStorage, bench.dir.path(), manifest.liveness, &is_retained);
+            let read = look.unwrap();
+            assert_eq!(read.damage().len(), 1, "byte {at}");
+            let exact = [1, 2].iter().filter(|generation| read.is_exact(**generation)).count();
+            by_exact_lists[exact] += 1;
+            match exact {
+                0 => assert_newest_wins(bench, ids),
+                1 => {
+                    bench.checkpointer.rebuild().unwrap();
+                    assert!(!log.exists() && bench.steps()[..] == [SourceCall::Rebuilt(3)], "byte {at}");
+                    bench.assert_consistent();
+                    bench.assert_rebuilds();
+                }
+                // The file's own header, which a read does not need.
+                _ => {
+                    let indexed = bench.indexed();
+                    bench.checkpointer.rebuild().unwrap();
+                    assert_eq!(bench.indexed(), indexed);
+                }
             }
         }
+        assert!(by_exact_lists.iter().all(|count| *count > 0), "{by_exact_lists:?}");
     }
-    assert!(by_exact_lists.iter().all(|count| *count > 0), "{by_exact_lists:?}");
 }
 
 /// Damage before the lists of all retained segments costs no list. Left in place, it would block
 /// the compaction of the log, and each attempt would discard the index.
 #[test]
 fn a_log_with_a_gap_is_rewritten_although_no_list_is_missing() {
-    let mut bench = CheckpointBench::new();
-    let [a, b] = ids();
-    bench.put(a);
-    bench.checkpoint();
-    let end_of_first = bench.checkpointer.manifest.liveness.len;
-    bench.put(b);
-    bench.remove(a);
-    bench.checkpoint();
-    bench.steps();
-    let (indexed, log) = (bench.indexed(), bench.checkpointer.liveness.path());
-    damage(&log, end_of_first - 1);
-    bench.checkpointer.rebuild().unwrap();
-    assert_eq!(bench.steps(), [SourceCall::Rebuilt(1)]);
-    assert_eq!(bench.indexed(), indexed);
-    assert!(!log.exists());
-    bench.assert_consistent();
-    bench.assert_rebuilds();
+    for engine in engines() {
+        let mut bench = CheckpointBench::new(&engine);
+        let [a, b] = ids();
+        bench.put(a);
+        bench.checkpoint();
+        let end_of_first = bench.checkpointer.manifest.liveness.len;
+        bench.put(b);
+        bench.remove(a);
+        bench.checkpoint();
+        bench.steps();
+        let (indexed, log) = (bench.indexed(), bench.checkpointer.liveness.path());
+        damage(&log, end_of_first - 1);
+        bench.checkpointer.rebuild().unwrap();
+        assert_eq!(bench.steps(), [SourceCall::Rebuilt(1)]);
+        assert_eq!(bench.indexed(), indexed);
+        assert!(!log.exists());
+        bench.assert_consistent();
+        bench.assert_rebuilds();
+    }
 }
 
 /// Without a new log, later segments would not count as completely listed.
 #[test]
 fn a_log_that_is_lost_while_no_segment_is_retained_is_replaced() {
-    let mut bench = CheckpointBench::new();
-    let [a, b] = ids();
-    bench.put(a);
-    bench.checkpoint();
-    bench.remove(a);
-    bench.checkpoint();
-    assert!(bench.checkpointer.manifest.retained.is_empty());
-    lose_log(&mut bench);
-    bench.checkpointer.ensure_index().unwrap();
-    bench.put(b);
-    bench.checkpoint();
-    bench.assert_consistent();
-    bench.assert_rebuilds();
+    for engine in engines() {
+        let mut bench = CheckpointBench::new(&engine);
+        let [a, b] = ids();
+        bench.put(a);
+        bench.checkpoint();
+        bench.remove(a);
+        bench.checkpoint();
+        assert!(bench.checkpointer.manifest.retained.is_empty());
+        lose_log(&mut bench);
+        bench.checkpointer.ensure_index().unwrap();
+        bench.put(b);
+        bench.checkpoint();
+        bench.assert_consistent();
+        bench.assert_rebuilds();
+    }
 }
 
 /// Deletes the log, and opens it as the next run does.
 fn lose_log(bench: &mut CheckpointBench) {
     fs::remove_file(bench.checkpointer.liveness.path()).unwrap();
-    let storage: Arc<dyn Storage> = bench.disk.clone();
+    let storage: Arc<dyn Storage> = Arc::new(bench.disk.clone());
     let position = bench.checkpointer.manifest.liveness;
     bench.checkpointer.liveness =
         LivenessLog::open(storage, bench.dir.path(), position, &|_| true).unwrap().0;
@@ -140,84 +146,96 @@ fn lose_log(bench: &mut CheckpointBench) {
 /// first one.
 #[test]
 fn an_abort_in_a_segment_with_a_list_counts_for_one_without() {
-    let mut bench = CheckpointBench::new();
-    let [a, b] = ids();
-    let good = bench.put(a);
-    let aborted = bench.put(a);
-    let first = bench.seal();
-    bench.abort(a, aborted);
-    bench.put(b);
-    let second = bench.seal();
-    bench.checkpointer.checkpoint(first).unwrap();
-    let end_of_first = bench.checkpointer.manifest.liveness.len;
-    bench.checkpointer.checkpoint(second).unwrap();
-    assert_eq!(bench.indexed()[&Key::of(&a)].seq, good);
-    damage(&bench.checkpointer.liveness.path(), end_of_first - 1);
-    bench.checkpointer.rebuild().unwrap();
-    assert_eq!(bench.indexed()[&Key::of(&a)].seq, good);
-    bench.assert_consistent();
+    for engine in engines() {
+        let mut bench = CheckpointBench::new(&engine);
+        let [a, b] = ids();
+        let good = bench.put(a);
+        let aborted = bench.put(a);
+        let first = bench.seal();
+        bench.abort(a, aborted);
+        bench.put(b);
+        let second = bench.seal();
+        bench.checkpointer.checkpoint(first).unwrap();
+        let end_of_first = bench.checkpointer.manifest.liveness.len;
+        bench.checkpointer.checkpoint(second).unwrap();
+        assert_eq!(bench.indexed()[&Key::of(&a)].seq, good);
+        damage(&bench.checkpointer.liveness.path(), end_of_first - 1);
+        bench.checkpointer.rebuild().unwrap();
+        assert_eq!(bench.indexed()[&Key::of(&a)].seq, good);
+        bench.assert_consistent();
+    }
 }
 
 #[test]
 fn without_a_log_the_newest_version_wins() {
-    let (mut bench, ids) = history();
-    lose_log(&mut bench);
-    assert_newest_wins(bench, ids);
+    for engine in engines() {
+        let (mut bench, ids) = history(&engine);
+        lose_log(&mut bench);
+        assert_newest_wins(bench, ids);
+    }
 }
 
 #[test]
 fn a_missing_segment_is_counted_as_lost_once() {
-    let (mut bench, [replaced, _, lives, _]) = history();
-    bench.checkpointer.segments.retire(1);
-    bench.checkpointer.rebuild().unwrap();
-    assert_eq!(bench.steps(), [SourceCall::Lost(1), SourceCall::Rebuilt(1)]);
-    assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [replaced], "{lives} is lost");
-    assert_eq!(bench.checkpointer.manifest.lost, 1);
-    assert_eq!(bench.checkpointer.manifest.retained.keys().copied().collect::<Vec<_>>(), [2]);
-    bench.assert_consistent();
-    bench.assert_rebuilds();
-    assert_eq!(bench.checkpointer.manifest.lost, 1);
-    assert_eq!(bench.steps(), [SourceCall::Rebuilt(1)]);
+    for engine in engines() {
+        let (mut bench, [replaced, _, lives, _]) = history(&engine);
+        bench.checkpointer.segments.retire(1);
+        bench.checkpointer.rebuild().unwrap();
+        assert_eq!(bench.steps(), [SourceCall::Lost(1), SourceCall::Rebuilt(1)]);
+        assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [replaced], "{lives} is lost");
+        assert_eq!(bench.checkpointer.manifest.lost, 1);
+        assert_eq!(bench.checkpointer.manifest.retained.keys().copied().collect::<Vec<_>>(), [2]);
+        bench.assert_consistent();
+        bench.assert_rebuilds();
+        assert_eq!(bench.checkpointer.manifest.lost, 1);
+        assert_eq!(bench.steps(), [SourceCall::Rebuilt(1)]);
+    }
 }
 
 /// If the log is damaged too, the manifest still has the number of messages in the segment.
 #[test]
 fn a_missing_segment_is_counted_as_lost_without_the_log() {
-    let (mut bench, [replaced, ..]) = history();
-    fs::write(bench.checkpointer.liveness.path(), vec![0; 4096]).unwrap();
-    bench.checkpointer.segments.retire(1);
-    bench.checkpointer.rebuild().unwrap();
-    assert_eq!(bench.steps(), [SourceCall::Lost(1), SourceCall::Rebuilt(1)]);
-    assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [replaced]);
-    assert_eq!(bench.checkpointer.manifest.lost, 1);
-    bench.assert_rebuilds();
+    for engine in engines() {
+        let (mut bench, [replaced, ..]) = history(&engine);
+        fs::write(bench.checkpointer.liveness.path(), vec![0; 4096]).unwrap();
+        bench.checkpointer.segments.retire(1);
+        bench.checkpointer.rebuild().unwrap();
+        assert_eq!(bench.steps(), [SourceCall::Lost(1), SourceCall::Rebuilt(1)]);
+        assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [replaced]);
+        assert_eq!(bench.checkpointer.manifest.lost, 1);
+        bench.assert_rebuilds();
+    }
 }
 
 #[test]
 fn a_damaged_footer_costs_only_a_scan() {
-    let (mut bench, _) = history();
-    for generation in [1, 2] {
-        let segment = bench.checkpointer.segments.get(generation).unwrap();
-        damage(&segment.path, segment.size - 20);
+    for engine in engines() {
+        let (mut bench, _) = history(&engine);
+        for generation in [1, 2] {
+            let segment = bench.checkpointer.segments.get(generation).unwrap();
+            damage(&segment.path, segment.size - 20);
+        }
+        bench.assert_rebuilds();
+        assert_eq!(bench.steps(), [SourceCall::Rebuilt(2)]);
     }
-    bench.assert_rebuilds();
-    assert_eq!(bench.steps(), [SourceCall::Rebuilt(2)]);
 }
 
 /// Without a footer, a record with a damaged header can't be found.
 #[test]
 fn a_record_that_cannot_be_found_is_counted_as_lost() {
-    let (mut bench, [replaced, _, lives, _]) = history();
-    let place = bench.indexed()[&Key::of(&lives)];
-    let segment = bench.checkpointer.segments.get(1).unwrap();
-    damage(&segment.path, place.offset + 8);
-    bench.assert_rebuilds();
-    assert_eq!(bench.steps(), [SourceCall::Rebuilt(2)], "the footer has it, and a load finds the damage");
-    damage(&segment.path, segment.size - 20);
-    drop(segment);
-    bench.checkpointer.rebuild().unwrap();
-    assert_eq!(bench.steps(), [SourceCall::Lost(1), SourceCall::Rebuilt(1)]);
-    assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [replaced]);
-    assert_eq!(bench.checkpointer.manifest.lost, 1);
-    bench.assert_rebuilds();
+    for engine in engines() {
+        let (mut bench, [replaced, _, lives, _]) = history(&engine);
+        let place = bench.indexed()[&Key::of(&lives)];
+        let segment = bench.checkpointer.segments.get(1).unwrap();
+        damage(&segment.path, place.offset + 8);
+        bench.assert_rebuilds();
+        assert_eq!(bench.steps(), [SourceCall::Rebuilt(2)], "the footer has it, and a load finds the damage");
+        damage(&segment.path, segment.size - 20);
+        drop(segment);
+        bench.checkpointer.rebuild().unwrap();
+        assert_eq!(bench.steps(), [SourceCall::Lost(1), SourceCall::Rebuilt(1)]);
+        assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [replaced]);
+        assert_eq!(bench.checkpointer.manifest.lost, 1);
+        bench.assert_rebuilds();
+    }
 }

@@ -1,7 +1,6 @@
 //! Tests of the checkpointer without its thread: real segments, a real index and a real manifest in
 //! a temporary directory. The test writes the journal record by record.
 //!
-//! * `disk`: files whose writes a test can fail.
 //! * `steps`: single steps, in states that are rare in a running spool.
 //! * `checkpoints`: the result of a checkpoint, and of a failed one.
 //! * `rebuild`: rebuilds of the index.
@@ -11,12 +10,12 @@
 mod audit;
 mod checkpoints;
 mod damage;
-mod disk;
 mod rebuild;
 mod steps;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,13 +26,12 @@ use tidespool_core::SpoolId;
 
 use super::value_log::retained::place_of_record;
 use super::*;
-use crate::durable::{DiskIndex, Key, Record, SledOptions, Tally};
+use crate::index::{DiskIndex, IndexEngine, Key, Record, Tally, engines};
 use crate::journal::{
     JournalChange, NewestRecord, Pool, PoolEvents, PoolSettings, RESERVED, Segment, Segments, Writer,
     payload_crc,
 };
-use crate::storage::{DiskRoom, OsStorage, Storage};
-use disk::FailingDisk;
+use crate::storage::{DiskRoom, OsStorage, Storage, TestCall, TestStorage};
 
 const MIB: u64 = 1 << 20;
 const SPOOL: [u8; 16] = [7; 16];
@@ -79,10 +77,10 @@ impl LiveIndex for TestSource {
         self.newest(id).is_some()
     }
 
-    fn will_file(&self, _: HighKeys) {}
+    fn will_checkpoint(&self, _: HighKeys) {}
 
-    fn forget(&self, filed: &[(Key, NewestRecord)]) {
-        for (id, newest) in filed.iter().map(|(key, newest)| (key.id(), newest)) {
+    fn forget(&self, checkpointed: &[(Key, NewestRecord)]) {
+        for (id, newest) in checkpointed.iter().map(|(key, newest)| (key.id(), newest)) {
             if self.is_newest(&id, newest.seq) {
                 self.versions.lock().remove(&id);
             }
@@ -107,7 +105,7 @@ struct Reports {
 }
 
 impl CheckpointEvents for Reports {
-    fn filed(&self, _: u64, _: u64, _: Duration) {
+    fn checkpointed(&self, _: u64, _: u64, _: Duration) {
         self.steps.lock().push(SourceCall::Checkpointed);
     }
 
@@ -149,6 +147,10 @@ impl PoolEvents for Reports {
     }
 }
 
+fn index_of(engine: &Arc<dyn IndexEngine>, dir: &Path) -> DiskIndex {
+    DiskIndex::new(&dir.join("index"), engine.clone())
+}
+
 struct CheckpointBench {
     checkpointer: Checkpointer,
     writer: Writer,
@@ -156,7 +158,8 @@ struct CheckpointBench {
     /// The appended records that are not synced yet.
     appended: BTreeMap<u64, (SpoolId, Appended)>,
     reports: Arc<Reports>,
-    disk: Arc<FailingDisk>,
+    disk: TestStorage,
+    engine: Arc<dyn IndexEngine>,
     dir: TempDir,
 }
 
@@ -168,11 +171,11 @@ enum Appended {
 
 impl CheckpointBench {
     /// Creates a bench with a complete, empty index.
-    fn new() -> Self {
-        Self::with(TestSource::default())
+    fn new(engine: &Arc<dyn IndexEngine>) -> Self {
+        Self::with(engine, TestSource::default())
     }
 
-    fn with(index: TestSource) -> Self {
+    fn with(engine: &Arc<dyn IndexEngine>, index: TestSource) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (reports, index) = (Arc::<Reports>::default(), Arc::new(index));
         let settings = PoolSettings {
@@ -185,11 +188,11 @@ impl CheckpointBench {
         };
         let pool = Arc::new(Pool::new(Arc::new(OsStorage), settings, reports.clone()));
         let segments = Arc::new(Segments::new(pool, SPOOL, 1));
-        let durable = Arc::new(DiskIndex::new(&dir.path().join("sled"), SledOptions::new(1 << 20)));
+        let durable = Arc::new(index_of(engine, dir.path()));
         durable.begin().unwrap();
         durable.finish();
-        let disk = Arc::<FailingDisk>::default();
-        let storage: Arc<dyn Storage> = disk.clone();
+        let disk = TestStorage::default();
+        let storage: Arc<dyn Storage> = Arc::new(disk.clone());
         let room = Arc::new(DiskRoom::new(Arc::new(OsStorage), dir.path(), 0));
         let liveness =
             LivenessLog::open(storage.clone(), dir.path(), Default::default(), &|_| true).unwrap().0;
@@ -217,7 +220,8 @@ impl CheckpointBench {
             is_manifest_in_doubt: false,
         };
         let writer = Writer::new(segments, 1);
-        Self { checkpointer, writer, index, appended: BTreeMap::new(), reports, disk, dir }
+        let engine = engine.clone();
+        Self { checkpointer, writer, index, appended: BTreeMap::new(), reports, disk, engine, dir }
     }
 
     /// Appends a message with these bytes. Returns its sequence number.

@@ -4,116 +4,128 @@ use super::*;
 
 #[test]
 fn a_rebuild_creates_the_same_index() {
-    let mut bench = CheckpointBench::new();
-    let all: [SpoolId; 40] = ids();
-    for (number, chunk) in all.chunks(10).enumerate() {
-        chunk.iter().for_each(|id| _ = bench.put(*id));
-        bench.put(chunk[0]);
-        let aborted = bench.put(chunk[1]);
-        bench.abort(chunk[1], aborted);
-        bench.remove(chunk[2]);
-        if number > 0 {
-            bench.put(all[number * 10 - 4]);
-            bench.remove(all[number * 10 - 5]);
+    for engine in engines() {
+        let mut bench = CheckpointBench::new(&engine);
+        let all: [SpoolId; 40] = ids();
+        for (number, chunk) in all.chunks(10).enumerate() {
+            chunk.iter().for_each(|id| _ = bench.put(*id));
+            bench.put(chunk[0]);
+            let aborted = bench.put(chunk[1]);
+            bench.abort(chunk[1], aborted);
+            bench.remove(chunk[2]);
+            if number > 0 {
+                bench.put(all[number * 10 - 4]);
+                bench.remove(all[number * 10 - 5]);
+            }
+            bench.checkpoint();
         }
-        bench.checkpoint();
+        assert_eq!(bench.messages().len(), 40 - 4 - 3);
+        bench.assert_consistent();
+        bench.assert_rebuilds();
+        bench.steps();
+        bench.compact();
+        assert_eq!(bench.steps(), [SourceCall::Rewritten]);
+        bench.assert_consistent();
+        let messages = bench.messages();
+        bench.assert_rebuilds();
+        assert_eq!(bench.messages(), messages);
+        assert_eq!(bench.steps(), [SourceCall::Rebuilt(33)]);
     }
-    assert_eq!(bench.messages().len(), 40 - 4 - 3);
-    bench.assert_consistent();
-    bench.assert_rebuilds();
-    bench.steps();
-    bench.compact();
-    assert_eq!(bench.steps(), [SourceCall::Rewritten]);
-    bench.assert_consistent();
-    let messages = bench.messages();
-    bench.assert_rebuilds();
-    assert_eq!(bench.messages(), messages);
-    assert_eq!(bench.steps(), [SourceCall::Rebuilt(33)]);
 }
 
 /// The log decides which records of a segment live. No older version, removed message or aborted
 /// store is indexed, whatever the segments hold.
 #[test]
 fn dead_versions_stay_dead() {
-    let mut bench = CheckpointBench::new();
-    let [a, b, c] = ids();
-    bench.put(a);
-    bench.put(b);
-    let good = bench.put(c);
-    bench.put(a);
-    bench.checkpoint();
-    // The segment of this store and of its abort is recycled.
-    let version = bench.put(c);
-    bench.abort(c, version);
-    bench.remove(b);
-    bench.checkpoint();
-    assert_eq!(bench.generations(), [1]);
-    let indexed = bench.indexed();
-    assert_eq!(indexed[&Key::of(&c)].seq, good);
-    assert_eq!(indexed.len(), 2);
-    bench.assert_rebuilds();
+    for engine in engines() {
+        let mut bench = CheckpointBench::new(&engine);
+        let [a, b, c] = ids();
+        bench.put(a);
+        bench.put(b);
+        let good = bench.put(c);
+        bench.put(a);
+        bench.checkpoint();
+        // The segment of this store and of its abort is recycled.
+        let version = bench.put(c);
+        bench.abort(c, version);
+        bench.remove(b);
+        bench.checkpoint();
+        assert_eq!(bench.generations(), [1]);
+        let indexed = bench.indexed();
+        assert_eq!(indexed[&Key::of(&c)].seq, good);
+        assert_eq!(indexed.len(), 2);
+        bench.assert_rebuilds();
+    }
 }
 
 #[test]
 fn a_rebuild_of_many_segments_reports_no_progress_afterwards() {
-    let mut bench = CheckpointBench::new();
-    for _ in 0..3 {
-        ids::<10>().iter().for_each(|id| _ = bench.put(*id));
-        bench.checkpoint();
+    for engine in engines() {
+        let mut bench = CheckpointBench::new(&engine);
+        for _ in 0..3 {
+            ids::<10>().iter().for_each(|id| _ = bench.put(*id));
+            bench.checkpoint();
+        }
+        assert_eq!(bench.checkpointer.rebuilding.progress(), None);
+        bench.assert_rebuilds();
+        assert_eq!(bench.checkpointer.rebuilding.progress(), None);
     }
-    assert_eq!(bench.checkpointer.rebuilding.progress(), None);
-    bench.assert_rebuilds();
-    assert_eq!(bench.checkpointer.rebuilding.progress(), None);
 }
 
 #[test]
 fn a_stop_interrupts_a_rebuild_and_its_index_is_not_used() {
-    let mut bench = CheckpointBench::new();
-    let [a] = ids();
-    bench.put(a);
-    bench.checkpoint();
-    bench.checkpointer.checkpoint_requests.stop();
-    assert!(matches!(bench.checkpointer.rebuild(), Err(CheckpointError::Stopped)));
-    assert!(!bench.checkpointer.durable.is_whole());
-    assert_eq!(bench.checkpointer.rebuilding.progress(), None);
-    assert!(matches!(bench.checkpointer.durable.get(&Key::of(&a)), Err(DurableError::Unavailable { .. })));
+    for engine in engines() {
+        let mut bench = CheckpointBench::new(&engine);
+        let [a] = ids();
+        bench.put(a);
+        bench.checkpoint();
+        bench.checkpointer.checkpoint_requests.stop();
+        assert!(matches!(bench.checkpointer.rebuild(), Err(CheckpointError::Stopped)));
+        assert!(!bench.checkpointer.durable.is_whole());
+        assert_eq!(bench.checkpointer.rebuilding.progress(), None);
+        assert!(matches!(bench.checkpointer.durable.get(&Key::of(&a)), Err(IndexError::Unavailable { .. })));
+    }
 }
 
 /// A long rebuild must not fill the journal, so segments without live messages are recycled
 /// meanwhile.
 #[test]
 fn segments_without_live_messages_are_recycled_during_a_rebuild() {
-    let mut bench = CheckpointBench::new();
-    let [a] = ids();
-    bench.put(a);
-    let kept = bench.checkpoint();
-    for _ in 0..5 {
-        let [brief] = ids();
-        bench.put(brief);
-        bench.remove(brief);
-        bench.seal();
+    for engine in engines() {
+        let mut bench = CheckpointBench::new(&engine);
+        let [a] = ids();
+        bench.put(a);
+        let kept = bench.checkpoint();
+        for _ in 0..5 {
+            let [brief] = ids();
+            bench.put(brief);
+            bench.remove(brief);
+            bench.seal();
+        }
+        assert_eq!(bench.generations().len(), 6);
+        let indexed = bench.indexed();
+        bench.checkpointer.rebuild().unwrap();
+        assert_eq!(bench.generations(), [kept]);
+        assert_eq!(bench.indexed(), indexed);
+        bench.assert_consistent();
     }
-    assert_eq!(bench.generations().len(), 6);
-    let indexed = bench.indexed();
-    bench.checkpointer.rebuild().unwrap();
-    assert_eq!(bench.generations(), [kept]);
-    assert_eq!(bench.indexed(), indexed);
-    bench.assert_consistent();
 }
 
 /// The checkpointer calls `ensure_index` again and again. A complete index must not be rebuilt.
 #[test]
 fn a_complete_index_is_not_rebuilt() {
-    let mut bench = CheckpointBench::new();
-    let [a] = ids();
-    bench.put(a);
-    bench.checkpoint();
-    bench.checkpointer.ensure_index().unwrap();
-    assert_eq!(bench.steps(), [SourceCall::Checkpointed]);
-    bench.checkpointer.durable.let_go("for a test");
-    bench.checkpointer.ensure_index().unwrap();
-    bench.checkpointer.ensure_index().unwrap();
-    assert_eq!(bench.steps(), [SourceCall::Rebuilt(1)]);
+    for engine in engines() {
+        let mut bench = CheckpointBench::new(&engine);
+        let [a] = ids();
+        bench.put(a);
+        bench.checkpoint();
+        bench.checkpointer.ensure_index().unwrap();
+        assert_eq!(bench.steps(), [SourceCall::Checkpointed]);
+        bench.checkpointer.durable.let_go("for a test");
+        bench.checkpointer.ensure_index().unwrap();
+        bench.checkpointer.ensure_index().unwrap();
+        assert_eq!(bench.steps(), [SourceCall::Rebuilt(1)]);
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -140,8 +152,8 @@ fn ops() -> impl Strategy<Value = Vec<RebuildOp>> {
 }
 
 /// Runs a history. The model holds the checkpointed messages.
-fn run(history: &[RebuildOp]) {
-    let mut bench = CheckpointBench::new();
+fn run(engine: &Arc<dyn IndexEngine>, history: &[RebuildOp]) {
+    let mut bench = CheckpointBench::new(engine);
     let all: [SpoolId; 8] = ids();
     let mut model = BTreeMap::<SpoolId, u64>::new();
     for op in history {
@@ -176,6 +188,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
     fn any_history_is_rebuilt(history in ops()) {
-        run(&history);
+        for engine in engines() {
+            run(&engine, &history);
+        }
     }
 }

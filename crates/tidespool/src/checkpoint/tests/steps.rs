@@ -10,7 +10,7 @@ use super::super::reclaim::ReclaimDecision;
 use super::super::requests;
 use super::*;
 use crate::checkpoint::value_log::retained::{Retained, record_at};
-use crate::durable::{IndexChange, IndexOp, Key};
+use crate::index::{IndexChange, IndexOp, Key};
 use crate::journal::{ColdWriter, Role};
 
 impl CheckpointBench {
@@ -33,77 +33,90 @@ impl CheckpointBench {
 /// next round, or stores would wait for the last round.
 #[test]
 fn segments_are_checkpointed_between_rounds_of_rewriting() {
-    let mut bench = CheckpointBench::new();
-    // With 40 MiB of survivors, each segment gets its own round.
-    bench.retain(100 * MIB, 40 * MIB);
-    bench.retain(100 * MIB, 40 * MIB);
-    let segments = &bench.checkpointer.segments;
-    let (active, _) = segments.activate(segments.pool().allocate(MIB).unwrap(), Role::Journal, false);
-    *bench.reports.settles.lock() = Some(active);
-    bench.checkpointer.collect_garbage().unwrap();
-    assert_eq!(bench.steps(), [SourceCall::Rewritten, SourceCall::Checkpointed, SourceCall::Rewritten]);
+    for engine in engines() {
+        let mut bench = CheckpointBench::new(&engine);
+        // With 40 MiB of survivors, each segment gets its own round.
+        bench.retain(100 * MIB, 40 * MIB);
+        bench.retain(100 * MIB, 40 * MIB);
+        let segments = &bench.checkpointer.segments;
+        let (active, _) = segments.activate(segments.pool().allocate(MIB).unwrap(), Role::Journal, false);
+        *bench.reports.settles.lock() = Some(active);
+        bench.checkpointer.collect_garbage().unwrap();
+        assert_eq!(bench.steps(), [SourceCall::Rewritten, SourceCall::Checkpointed, SourceCall::Rewritten]);
+    }
 }
 
 /// A round of rewriting may read gigabytes of segments with few survivors. Segments that stores
 /// wait for are checkpointed after the first rewritten segment.
 #[test]
 fn a_segment_that_stores_need_is_checkpointed_before_the_next_rewrite() {
-    let mut bench = CheckpointBench::new();
-    // Both segments fit into one round.
-    bench.retain(100 * MIB, MIB);
-    bench.retain(100 * MIB, 2 * MIB);
-    let segments = &bench.checkpointer.segments;
-    let (sealed, _) = segments.activate(segments.pool().allocate(MIB).unwrap(), Role::Journal, false);
-    sealed.settle();
-    drop(sealed);
-    (0..8).for_each(|_| segments.pool().count_existing());
-    bench.checkpointer.collect_garbage().unwrap();
-    assert_eq!(bench.steps(), [SourceCall::Rewritten, SourceCall::Checkpointed, SourceCall::Rewritten]);
+    for engine in engines() {
+        let mut bench = CheckpointBench::new(&engine);
+        // Both segments fit into one round.
+        bench.retain(100 * MIB, MIB);
+        bench.retain(100 * MIB, 2 * MIB);
+        let segments = &bench.checkpointer.segments;
+        let (sealed, _) = segments.activate(segments.pool().allocate(MIB).unwrap(), Role::Journal, false);
+        sealed.settle();
+        drop(sealed);
+        (0..8).for_each(|_| segments.pool().count_existing());
+        bench.checkpointer.collect_garbage().unwrap();
+        assert_eq!(bench.steps(), [SourceCall::Rewritten, SourceCall::Checkpointed, SourceCall::Rewritten]);
+    }
 }
 
 /// Rewriting may take long. A stop interrupts it within a round.
 #[test]
 fn a_stop_does_not_wait_for_a_round_of_rewriting() {
-    let mut bench = CheckpointBench::new();
-    bench.retain(100 * MIB, MIB);
-    bench.checkpointer.checkpoint_requests.stop();
-    let before = bench.checkpointer.segments.all().len();
-    assert!(matches!(bench.checkpointer.collect_garbage(), Err(CheckpointError::Stopped)));
-    assert_eq!((bench.steps(), bench.checkpointer.segments.all().len()), (Vec::new(), before));
+    for engine in engines() {
+        let mut bench = CheckpointBench::new(&engine);
+        bench.retain(100 * MIB, MIB);
+        bench.checkpointer.checkpoint_requests.stop();
+        let before = bench.checkpointer.segments.all().len();
+        assert!(matches!(bench.checkpointer.collect_garbage(), Err(CheckpointError::Stopped)));
+        assert_eq!((bench.steps(), bench.checkpointer.segments.all().len()), (Vec::new(), before));
+    }
 }
 
 /// `compact` checkpointed all segments at once. The collected records had no bound, and no segment
 /// was free before the last one was done.
 #[test]
 fn a_compaction_checkpoints_a_few_segments_at_a_time() {
-    let mut bench = CheckpointBench::new();
-    let checkpoint_after = Duration::from_secs(3600);
-    bench.checkpointer.settings.store(Arc::new(CheckpointSettings { checkpoint_after }));
-    let segments = &bench.checkpointer.segments;
-    for _ in 0..20 {
-        let (sealed, _) = segments.activate(segments.pool().allocate(MIB).unwrap(), Role::Journal, false);
-        sealed.settle();
+    for engine in engines() {
+        let mut bench = CheckpointBench::new(&engine);
+        let checkpoint_after = Duration::from_secs(3600);
+        bench.checkpointer.settings.store(Arc::new(CheckpointSettings { checkpoint_after }));
+        let segments = &bench.checkpointer.segments;
+        for _ in 0..20 {
+            let (sealed, _) = segments.activate(segments.pool().allocate(MIB).unwrap(), Role::Journal, false);
+            sealed.settle();
+        }
+        let (done, mut receiver) = tokio::sync::oneshot::channel();
+        bench.checkpointer.begin_compaction(done);
+        bench.checkpointer.compact_some();
+        assert!(receiver.try_recv().unwrap().is_ok());
+        assert_eq!(
+            bench.steps(),
+            [SourceCall::Checkpointed, SourceCall::Checkpointed, SourceCall::Checkpointed]
+        );
+        assert!(bench.checkpointer.segments.all().is_empty());
     }
-    let (done, mut receiver) = tokio::sync::oneshot::channel();
-    bench.checkpointer.begin_compaction(done);
-    bench.checkpointer.compact_some();
-    assert!(receiver.try_recv().unwrap().is_ok());
-    assert_eq!(bench.steps(), [SourceCall::Checkpointed, SourceCall::Checkpointed, SourceCall::Checkpointed]);
-    assert!(bench.checkpointer.segments.all().is_empty());
 }
 
 /// A compaction whose callers had given up ran to its end, and later tasks waited for it.
 #[test]
 fn a_compaction_without_callers_is_cancelled() {
-    let mut bench = CheckpointBench::new();
-    bench.retain(100 * MIB, 40 * MIB);
-    let (done, receiver) = tokio::sync::oneshot::channel();
-    bench.checkpointer.begin_compaction(done);
-    assert!(bench.checkpointer.wake_at().is_some_and(|at| at <= Instant::now()));
-    drop(receiver);
-    bench.checkpointer.compact_some();
-    assert_eq!(bench.steps(), []);
-    assert!(bench.checkpointer.compaction.is_none());
+    for engine in engines() {
+        let mut bench = CheckpointBench::new(&engine);
+        bench.retain(100 * MIB, 40 * MIB);
+        let (done, receiver) = tokio::sync::oneshot::channel();
+        bench.checkpointer.begin_compaction(done);
+        assert!(bench.checkpointer.wake_at().is_some_and(|at| at <= Instant::now()));
+        drop(receiver);
+        bench.checkpointer.compact_some();
+        assert_eq!(bench.steps(), []);
+        assert!(bench.checkpointer.compaction.is_none());
+    }
 }
 
 /// Each caller who gave up left a task in the queue while the thread was busy.
@@ -137,51 +150,57 @@ fn the_queue_holds_one_task_of_each_kind() {
 /// each time.
 #[test]
 fn a_round_that_moves_nothing_writes_nothing() {
-    let mut bench = CheckpointBench::new();
-    bench.retain(100 * MIB, 40 * MIB);
-    for segment in bench.checkpointer.segments.all() {
-        segment.file.write_vectored_at(&[io::IoSlice::new(&[9; 8192])], 4096).unwrap();
+    for engine in engines() {
+        let mut bench = CheckpointBench::new(&engine);
+        bench.retain(100 * MIB, 40 * MIB);
+        for segment in bench.checkpointer.segments.all() {
+            segment.file.write_vectored_at(&[io::IoSlice::new(&[9; 8192])], 4096).unwrap();
+        }
+        let before = bench.checkpointer.manifest.clone();
+        bench.checkpointer.collect_garbage().unwrap();
+        assert_eq!((bench.steps(), &bench.checkpointer.manifest), (Vec::new(), &before));
+        assert!(!bench.checkpointer.manifest_file.path().exists());
+        assert_eq!(bench.checkpointer.segments.all().len(), 1, "the damaged segment stays");
     }
-    let before = bench.checkpointer.manifest.clone();
-    bench.checkpointer.collect_garbage().unwrap();
-    assert_eq!((bench.steps(), &bench.checkpointer.manifest), (Vec::new(), &before));
-    assert!(!bench.checkpointer.manifest_file.path().exists());
-    assert_eq!(bench.checkpointer.segments.all().len(), 1, "the damaged segment stays");
 }
 
 /// The removals to checkpoint may not be in the journal yet. More requests to seal it would not
 /// help.
 #[test]
 fn a_seal_is_requested_once_while_the_journal_is_empty() {
-    let mut bench = CheckpointBench::with(TestSource { removals: 1, ..TestSource::default() });
-    bench.retain(100 * MIB, 8192);
-    let checkpointer = &mut bench.checkpointer;
-    let mut look = || {
-        let Checkpointer { manifest, segments, source, checkpoint_requests, reclaim, .. } = checkpointer;
-        reclaim.look(
-            &manifest.retained,
-            segments,
-            &**source,
-            checkpoint_requests,
-            manifest.filed_generation,
-            || 0,
-        )
-    };
-    let began = Instant::now();
-    assert_eq!(look(), ReclaimDecision::Seal);
-    let again = (0..1000).filter(|_| look() == ReclaimDecision::Seal).count();
-    assert!(again as u128 <= began.elapsed().as_millis() / 100, "{again} times");
-    assert!(checkpointer.reclaim.wake_at().is_some());
+    for engine in engines() {
+        let mut bench = CheckpointBench::with(&engine, TestSource { removals: 1, ..TestSource::default() });
+        bench.retain(100 * MIB, 8192);
+        let checkpointer = &mut bench.checkpointer;
+        let mut look = || {
+            let Checkpointer { manifest, segments, source, checkpoint_requests, reclaim, .. } = checkpointer;
+            reclaim.look(
+                &manifest.retained,
+                segments,
+                &**source,
+                checkpoint_requests,
+                manifest.checkpointed_generation,
+                || 0,
+            )
+        };
+        let began = Instant::now();
+        assert_eq!(look(), ReclaimDecision::Seal);
+        let again = (0..1000).filter(|_| look() == ReclaimDecision::Seal).count();
+        assert!(again as u128 <= began.elapsed().as_millis() / 100, "{again} times");
+        assert!(checkpointer.reclaim.wake_at().is_some());
+    }
 }
 
 /// Removals free space. They are checkpointed early even if survivors can't be moved, for example
 /// for lack of space.
 #[test]
 fn removals_are_checkpointed_early_although_survivors_cannot_be_moved() {
-    let mut bench = CheckpointBench::with(TestSource { removals: 1, ..TestSource::default() });
-    bench.retain(100 * MIB, 40 * MIB);
-    // Blocks the manifest, without which nothing is moved.
-    std::fs::create_dir(bench.dir.path().join("manifest.new")).unwrap();
-    assert!(matches!(bench.checkpointer.run_due_work(), Err(CheckpointError::Manifest(_))));
-    assert_eq!(bench.steps(), [SourceCall::Sealing]);
+    for engine in engines() {
+        let mut bench = CheckpointBench::with(&engine, TestSource { removals: 1, ..TestSource::default() });
+        bench.retain(100 * MIB, 40 * MIB);
+        // Blocks the manifest, without which nothing is moved.
+        std::fs::create_dir(bench.dir.path().join("manifest.new")).unwrap();
+        assert!(matches!(bench.checkpointer.run_due_work(), Err(CheckpointError::Manifest(_))));
+        assert_eq!(bench.steps(), [SourceCall::Sealing]);
+    }
 }

@@ -69,8 +69,8 @@ impl Checkpointer {
     pub(in crate::checkpoint) fn keep_within_bound(&mut self) {
         let records = self.manifest.tally.records;
         let others = || {
-            let sled = self.durable.size_on_disk();
-            self.ballast.size() + sled.saturating_sub(records * RECORD_OVERHEAD)
+            let index = self.durable.size_on_disk();
+            self.ballast.size() + index.saturating_sub(records * RECORD_OVERHEAD)
         };
         let (manifest, segments) = (&self.manifest, &self.segments);
         let decision = self.reclaim.look(
@@ -78,7 +78,7 @@ impl Checkpointer {
             segments,
             &*self.source,
             &self.checkpoint_requests,
-            manifest.filed_generation,
+            manifest.checkpointed_generation,
             others,
         );
         match decision {

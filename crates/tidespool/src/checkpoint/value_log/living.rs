@@ -1,12 +1,12 @@
 //! The live records of a checkpointed segment.
 
 use super::liveness::Liveness;
-use crate::durable::Key;
+use crate::index::Key;
 use crate::journal::{ReadError, RecordKind, RecordPlace, Segment};
 
 /// A checkpointed message.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct FiledMessage {
+pub(crate) struct CheckpointedMessage {
     pub(crate) key: Key,
     /// Sequence number of its record.
     pub(crate) seq: u64,
@@ -19,7 +19,7 @@ pub(crate) fn living_in(
     segment: &Segment,
     salt: u32,
     liveness: &Liveness,
-) -> Result<Vec<FiledMessage>, ReadError> {
+) -> Result<Vec<CheckpointedMessage>, ReadError> {
     let generation = segment.generation;
     let mut offsets = liveness.of(generation).into_iter().flatten().peekable();
     let mut living = Vec::new();
@@ -27,7 +27,7 @@ pub(crate) fn living_in(
         while offsets.next_if(|offset| *offset < entry.offset).is_some() {}
         if entry.kind == RecordKind::Put && offsets.next_if_eq(&entry.offset).is_some() {
             let place = RecordPlace { generation, offset: entry.offset, len: entry.len };
-            living.push(FiledMessage { key: Key::of(&entry.id), seq: entry.seq, place });
+            living.push(CheckpointedMessage { key: Key::of(&entry.id), seq: entry.seq, place });
         }
     }
     Ok(living)

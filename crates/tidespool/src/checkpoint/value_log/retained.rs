@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tidespool_core::SpoolId;
 
 use crate::checkpoint::CheckpointError;
-use crate::durable::{DiskIndex, IndexChange, IndexOp, Key, Record};
+use crate::index::{DiskIndex, IndexChange, IndexOp, Key, Record};
 use crate::journal::{ColdWriter, FoundRecord, PAGE, RecordKind, RecordPlace, Segment, Segments, footer_len};
 
 /// The use of a retained segment.

@@ -299,7 +299,8 @@ fn the_footer_of_a_torn_segment_is_erased() {
     let at_the_end: Lose = |bytes, entries| zero(bytes, entries[3].offset, SIZE - PAGE);
     for (lose, cut) in [(in_the_middle, 2), (at_the_end, 0)] {
         let (bench, entries) = torn(lose);
-        let looked = recover(&bench.storage, bench.dir.path(), SPOOL, &Filed::default(), false).unwrap();
+        let looked =
+            recover(&bench.storage, bench.dir.path(), SPOOL, &Checkpointed::default(), false).unwrap();
         let footer = looked.journal[0].read_trailer(salt_of(SPOOL)).unwrap();
         assert!(footer.is_some(), "an inspection changes nothing");
         assert!(!looked.journal[0].listing(salt_of(SPOOL)).unwrap().from_footer);

@@ -18,8 +18,8 @@ use super::pool::{NoPoolEvents, segment_file_name};
 use super::record::{RecordHeader, RecordKind, footprint, payload_crc};
 use super::segment::{ReadError, SegmentHeader, Use};
 use super::segments::salt_of;
-use super::{Filed, PAGE, RecordPlace, Recovered, Role, Segment, recover};
-use crate::storage::{OpenMode, OsStorage, Storage, StorageFile};
+use super::{Checkpointed, PAGE, RecordPlace, Recovered, Role, Segment, recover};
+use crate::storage::{OpenMode, OsStorage, Space, Storage, StorageFile};
 
 /// The system's files. The function wraps each opened file, and gets its name.
 struct Wrapping<F>(F);
@@ -54,6 +54,10 @@ where
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         OsStorage.remove_file(path)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        OsStorage.space(path)
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
@@ -213,11 +217,11 @@ impl JournalBench {
     }
 
     fn recover(&self) -> Recovered {
-        self.recover_with(&Filed::default())
+        self.recover_with(&Checkpointed::default())
     }
 
-    fn recover_with(&self, filed: &Filed) -> Recovered {
-        recover(&self.storage, self.dir.path(), SPOOL, filed, true).unwrap()
+    fn recover_with(&self, checkpointed: &Checkpointed) -> Recovered {
+        recover(&self.storage, self.dir.path(), SPOOL, checkpointed, true).unwrap()
     }
 }
 

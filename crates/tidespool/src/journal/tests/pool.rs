@@ -1,70 +1,47 @@
 //! What the preparation of a segment writes, and how many segments exist.
 
-use std::io::{self, IoSlice};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
 
 use super::super::pool::{
     PREWRITE_UP_TO, Pool, PoolSettings, READY, parse_segment_file_name, segment_file_name,
 };
-use super::{NoPoolEvents, PAGE, Wrapping};
-use crate::storage::{Space, StorageFile};
-
-/// A file that counts the bytes written to it and to the others. Asserts that its room is allocated
-/// before it is written: XFS takes up to twice the room for a growing file.
-#[derive(Debug)]
-struct CountedFile {
-    file: Arc<dyn StorageFile>,
-    written: Arc<AtomicU64>,
-    /// Bytes allocated so far.
-    room: AtomicU64,
-    can_allocate: bool,
-}
-
-impl StorageFile for CountedFile {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.file.read_at(buf, offset)
-    }
-
-    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        let written = self.file.write_vectored_at(bufs, offset)?;
-        let is_header = offset + written as u64 <= PAGE;
-        let room = self.room.load(Ordering::Relaxed);
-        assert!(is_header || !self.can_allocate || room >= offset + written as u64, "the file grows");
-        self.written.fetch_add(written as u64, Ordering::Relaxed);
-        Ok(written)
-    }
-
-    fn allocate(&self, len: u64) -> io::Result<()> {
-        if !self.can_allocate {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
-        self.room.store(len, Ordering::Relaxed);
-        self.file.allocate(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-}
+use super::{NoPoolEvents, PAGE};
+use crate::storage::{Space, TestCall, TestStorage, is_no_room, os_code};
 
 const SIZE: u64 = 1 << 20;
 
+/// Returns a pool, and the bytes written to its files. Asserts that the room of a file is allocated
+/// before it is written: XFS takes up to twice the room for a growing file.
 fn pool(dir: &Path, can_allocate: bool) -> (Pool, Arc<AtomicU64>) {
     let written = Arc::<AtomicU64>::default();
-    let counter = written.clone();
-    let storage = Wrapping(move |_, file| {
-        Arc::new(CountedFile { file, written: counter.clone(), room: AtomicU64::new(0), can_allocate })
+    let (counter, rooms) = (written.clone(), Mutex::<BTreeMap<PathBuf, u64>>::default());
+    let storage = TestStorage::with(move |path, call| {
+        match call {
+            TestCall::Allocate(_) if !can_allocate => return Err(io::ErrorKind::Unsupported.into()),
+            TestCall::Allocate(len) => drop(rooms.lock().insert(path.to_owned(), len)),
+            TestCall::Write { offset, end } => {
+                let room = rooms.lock().get(path).copied().unwrap_or(0);
+                assert!(end <= PAGE || !can_allocate || room >= end, "the file grows");
+                counter.fetch_add(end - offset, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        Ok(())
     });
+    (pool_on(storage, dir), written)
+}
+
+fn pool_on(storage: TestStorage, dir: &Path) -> Pool {
     let (dir, spool) = (dir.to_owned(), [7; 16]);
     let settings =
         PoolSettings { dir, spool, segment_size: SIZE, capacity: 8 * SIZE, keep_free: 0, next_slot: 0 };
-    (Pool::new(Arc::new(storage), settings, Arc::new(NoPoolEvents)), written)
+    Pool::new(Arc::new(storage), settings, Arc::new(NoPoolEvents))
 }
 
 #[test]
@@ -126,6 +103,16 @@ fn an_error_in_making_a_segment_names_its_file() {
     };
     named(pool.allocate(SIZE).unwrap_err(), &missing.join("00000000.seg"));
     named(pool.create_if_room(SIZE).unwrap_err(), &missing);
+}
+
+#[test]
+fn a_file_system_that_does_not_report_its_space_is_not_full_and_gets_no_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = TestStorage::default();
+    storage.fail("", |call| call == TestCall::Space);
+    let error = pool_on(storage, dir.path()).create_if_room(SIZE).unwrap_err();
+    assert_eq!((is_no_room(&error), os_code(&error)), (false, Some(5)), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]

@@ -126,8 +126,8 @@ fn stale_records_behind_a_short_new_use_are_not_read() {
     let old =
         SegmentImage::new(1).batch(0, &[put(1, 1, "old")]).batch(1, &[put(2, 2, "stale"), remove(3, 9)]);
     let reused = old.recycled(5).batch(3, &[put(4, 4, "four")]);
-    let filed = Filed { generation: 4, seq: 3, durable_seq: 3, ..Filed::default() };
-    let recovered = JournalBench::new(&[&reused]).recover_with(&filed);
+    let checkpointed = Checkpointed { generation: 4, seq: 3, durable_seq: 3, ..Checkpointed::default() };
+    let recovered = JournalBench::new(&[&reused]).recover_with(&checkpointed);
     assert_holds(&recovered, &[(4, b"four")]);
     assert_eq!(contents(&recovered).len(), 1);
     assert_clean(&recovered);
@@ -196,13 +196,13 @@ fn records_behind_a_damaged_first_page_stay_when_the_torn_tail_is_cut() {
         .flip(1, 3)
         .flip_first_page();
     let bench = JournalBench::new(&[&made]);
-    let filed = Filed { durable_seq: 3, ..Filed::default() };
+    let checkpointed = Checkpointed { durable_seq: 3, ..Checkpointed::default() };
     for torn in [1, 0] {
-        let recovered = bench.recover_with(&filed);
+        let recovered = bench.recover_with(&checkpointed);
         assert_holds(&recovered, &[(2, b"two"), (3, b"three")]);
         assert_eq!((recovered.replayed.gaps, recovered.torn_records), (vec![gap(1, 1)], torn));
     }
-    assert_eq!(bench.recover_with(&filed).damage, []);
+    assert_eq!(bench.recover_with(&checkpointed).damage, []);
 }
 
 /// An abandoned cold segment lost its first page before it was used again. If it counted as a
@@ -212,9 +212,9 @@ fn old_records_behind_a_damaged_first_page_do_not_come_back() {
     let old = SegmentImage::new(7).batch(1, &[put(1, 1, "replaced"), put(2, 2, "removed")]).flip_first_page();
     let young = SegmentImage::new(6).batch(5, &[put(6, 6, "young")]);
     let bench = JournalBench::new(&[&old, &young]);
-    let filed = Filed { generation: 5, seq: 5, durable_seq: 5, ..Filed::default() };
+    let checkpointed = Checkpointed { generation: 5, seq: 5, durable_seq: 5, ..Checkpointed::default() };
     for _ in 0..2 {
-        let recovered = bench.recover_with(&filed);
+        let recovered = bench.recover_with(&checkpointed);
         assert_holds(&recovered, &[(6, b"young")]);
         assert_eq!(contents(&recovered).len(), 1);
         assert_eq!(recovered.damage.len(), 1, "{:?}", recovered.damage);
@@ -231,7 +231,8 @@ fn a_pipe_or_directory_is_left_alone_and_reported() {
     let mode = rustix::fs::Mode::from_bits_truncate(0o600);
     rustix::fs::mknodat(rustix::fs::CWD, bench.path(2), rustix::fs::FileType::Fifo, mode, 0).unwrap();
     for repair in [false, true] {
-        let recovered = recover(&bench.storage, bench.dir.path(), SPOOL, &Filed::default(), repair).unwrap();
+        let recovered =
+            recover(&bench.storage, bench.dir.path(), SPOOL, &Checkpointed::default(), repair).unwrap();
         assert_holds(&recovered, &[(1, b"one")]);
         let named: Vec<PathBuf> = recovered.damage.iter().map(|damage| damage.path.clone()).collect();
         assert_eq!(named, [bench.path(1), bench.path(2)], "{:?}", recovered.damage);
@@ -240,10 +241,10 @@ fn a_pipe_or_directory_is_left_alone_and_reported() {
 
 #[test]
 fn a_checkpointed_segment_with_a_damaged_first_page_is_free() {
-    let filed = SegmentImage::new(1).batch(0, &[put(1, 1, "one")]).flip_first_page();
+    let checkpointed = SegmentImage::new(1).batch(0, &[put(1, 1, "one")]).flip_first_page();
     let next = SegmentImage::new(2).batch(1, &[put(2, 2, "two")]);
-    let what = Filed { generation: 1, seq: 1, durable_seq: 1, ..Filed::default() };
-    let recovered = JournalBench::new(&[&filed, &next]).recover_with(&what);
+    let what = Checkpointed { generation: 1, seq: 1, durable_seq: 1, ..Checkpointed::default() };
+    let recovered = JournalBench::new(&[&checkpointed, &next]).recover_with(&what);
     assert_holds(&recovered, &[(2, b"two")]);
     assert_eq!(recovered.free.len(), 1);
     assert_clean(&recovered);
@@ -369,13 +370,13 @@ fn a_segment_larger_than_usual_is_read() {
 #[test]
 fn a_missing_end_of_the_journal_is_detected() {
     let made = SegmentImage::new(1).batch(0, &[put(1, 1, "one")]);
-    let filed = Filed { durable_seq: 4, ..Filed::default() };
+    let checkpointed = Checkpointed { durable_seq: 4, ..Checkpointed::default() };
     let bench = JournalBench::new(&[&made]);
-    let recovered = bench.recover_with(&filed);
+    let recovered = bench.recover_with(&checkpointed);
     assert_holds(&recovered, &[(1, b"one")]);
     assert_eq!(recovered.replayed.gaps, [gap(2, 4)]);
     assert_eq!(recovered.replayed.next_seq, 5);
-    assert_eq!(bench.recover_with(&filed).replayed.gaps, [gap(2, 4)]);
+    assert_eq!(bench.recover_with(&checkpointed).replayed.gaps, [gap(2, 4)]);
 }
 
 /// A later record shows that a lost record was durable once. If this later record is torn, it is
@@ -423,8 +424,14 @@ fn a_file_with_the_highest_slot_is_not_overwritten() {
 
 #[test]
 fn a_missing_retained_segment_is_reported() {
-    let filed = Filed { generation: 3, seq: 9, durable_seq: 9, retained: [2].into(), ..Filed::default() };
-    let recovered = JournalBench::new(&[]).recover_with(&filed);
+    let checkpointed = Checkpointed {
+        generation: 3,
+        seq: 9,
+        durable_seq: 9,
+        retained: [2].into(),
+        ..Checkpointed::default()
+    };
+    let recovered = JournalBench::new(&[]).recover_with(&checkpointed);
     assert_eq!(recovered.damage.len(), 1);
     assert!(recovered.damage[0].what.contains("generation 2"), "{:?}", recovered.damage);
 }
@@ -436,20 +443,27 @@ fn without_repair_nothing_is_changed() {
         .batch(1, &[put(2, 2, "two"), put(3, 3, "x")])
         .flip(2, PAYLOAD);
     let bench = JournalBench::new(&[&torn]);
-    let recovered = recover(&bench.storage, bench.dir.path(), SPOOL, &Filed::default(), false).unwrap();
+    let recovered =
+        recover(&bench.storage, bench.dir.path(), SPOOL, &Checkpointed::default(), false).unwrap();
     assert_eq!(recovered.torn_records, 2);
     assert_eq!(std::fs::read(bench.path(0)).unwrap(), torn.bytes);
 }
 
-/// The process dies when the checkpoint is in the middle of a segment, so sled refers to that
+/// The process dies when the checkpoint is in the middle of a segment, so the index refers to that
 /// segment. The spool is opened and shut down before the next checkpoint. Then the manifest lists
 /// the segment as retained, though it is not checkpointed.
 #[test]
 fn a_retained_segment_above_the_checkpoint_is_replayed() {
     let first = SegmentImage::new(1).batch(0, &[put(1, 1, "one")]);
     let second = SegmentImage::new(2).batch(1, &[put(2, 2, "two"), put(3, 3, "three")]);
-    let filed = Filed { generation: 1, seq: 1, durable_seq: 3, retained: [1, 2].into(), ..Filed::default() };
-    let recovered = JournalBench::new(&[&first, &second]).recover_with(&filed);
+    let checkpointed = Checkpointed {
+        generation: 1,
+        seq: 1,
+        durable_seq: 3,
+        retained: [1, 2].into(),
+        ..Checkpointed::default()
+    };
+    let recovered = JournalBench::new(&[&first, &second]).recover_with(&checkpointed);
     assert_holds(&recovered, &[(2, b"two"), (3, b"three")]);
     assert_clean(&recovered);
     let retained: Vec<u64> = recovered.retained.iter().map(|segment| segment.generation).collect();

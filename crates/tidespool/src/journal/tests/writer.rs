@@ -330,7 +330,7 @@ fn after_a_partial_write_all_records_are_written_again() {
     assert!(matches!(error, WriteError::Create(_)) && error.to_string().contains(".seg: "), "{error}");
     // After a kill here, only the first message exists.
     let recovered =
-        recover(&rig.bench.storage, rig.bench.dir.path(), SPOOL, &Filed::default(), false).unwrap();
+        recover(&rig.bench.storage, rig.bench.dir.path(), SPOOL, &Checkpointed::default(), false).unwrap();
     assert_holds(&recovered, &[(1, b"one")]);
     assert_eq!(rig.writer.sync().unwrap().records.len(), 2);
     let recovered = rig.bench.recover();

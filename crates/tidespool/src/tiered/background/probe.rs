@@ -188,7 +188,7 @@ fn write_and_read(storage: &dyn Storage, path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::OsStorage;
+    use crate::storage::{OsStorage, TestCall, TestStorage};
 
     #[test]
     fn the_test_succeeds_on_a_working_disk_and_leaves_no_file() {
@@ -204,39 +204,12 @@ mod tests {
     /// spool shut.
     #[test]
     fn a_probe_file_deleted_by_another_program_is_no_disk_error() {
-        #[derive(Debug)]
-        struct Cleaned;
-
-        impl Storage for Cleaned {
-            fn create_dir(&self, path: &Path) -> io::Result<()> {
-                OsStorage.create_dir(path)
-            }
-
-            fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn crate::storage::StorageFile>> {
-                let file = OsStorage.open(path, mode)?;
-                std::fs::remove_file(path)?;
-                Ok(file)
-            }
-
-            fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-                OsStorage.list(path)
-            }
-
-            fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-                OsStorage.rename(from, to)
-            }
-
-            fn remove_file(&self, path: &Path) -> io::Result<()> {
-                OsStorage.remove_file(path)
-            }
-
-            fn sync_dir(&self, path: &Path) -> io::Result<()> {
-                OsStorage.sync_dir(path)
-            }
-        }
-
+        let cleaned = TestStorage::with(|path, call| match call {
+            TestCall::Write { .. } => std::fs::remove_file(path),
+            _ => Ok(()),
+        });
         let dir = tempfile::tempdir().unwrap();
-        test_disk(&Cleaned, dir.path()).unwrap();
+        test_disk(&cleaned, dir.path()).unwrap();
     }
 
     #[test]

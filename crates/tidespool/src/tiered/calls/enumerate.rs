@@ -1,8 +1,9 @@
 //! `enumerate`: sends every live message once, on a thread of its own.
 //!
-//! It sends the messages in memory first, then the other messages in sled. A message only moves
-//! down, from memory into sled, so none is missed. The ids found in memory are remembered, so none
-//! is sent twice. Their number is bounded by the journal's capacity, as the index is.
+//! It sends the messages in memory first, then the other messages in the index on disk. A message
+//! only moves down, from memory into that index, so none is missed. The ids found in memory are
+//! remembered, so none is sent twice. Their number is bounded by the journal's capacity, as the
+//! index is.
 //!
 //! Messages are taken a few hundred at a time, and read in the order of their places on disk. A
 //! message that was read ahead is sent only if it is still the newest version when the whole batch
@@ -19,12 +20,12 @@ use tidespool_core::{Closed, SpoolEntry, SpoolId};
 
 use super::lookup::{InMemory, LookupError, in_memory, index_failed, on_disk};
 use crate::checkpoint::place_of_record;
-use crate::durable::{Key, KeyRange, Record};
+use crate::index::{Key, KeyRange, Record};
 use crate::journal::{NewestRecord, RecordPlace};
 use crate::tiered::background::readers::NotRead;
 use crate::tiered::shared::Shared;
 
-/// Messages per step. No scan of sled is open while an entry waits to be received.
+/// Messages per step. No scan of the index is open while an entry waits to be received.
 const STEP: usize = 256;
 
 /// Maximum bytes that are read ahead at once. A single larger message is read whole.
@@ -76,7 +77,8 @@ impl Enumeration {
     /// opening. The log must show them, because no other enumeration covers them. `newer`: those in
     /// the index.
     fn report_newer(&self, newer: &Ids) -> Result<(), Stopped> {
-        // The messages that only sled has are not remembered: their number is unbounded.
+        // The messages that only the index on disk has are not remembered: their number is
+        // unbounded.
         let mut messages = newer.len() as u64;
         for range in KeyRange::created_from(self.start_time) {
             let mut left = range;
@@ -87,7 +89,7 @@ impl Enumeration {
                 for (key, record) in records {
                     let is_old = record.seq < self.shared.first_seq;
                     let id = key.id();
-                    if is_old && self.is_only_in_sled(&id) && !newer.contains(&id) {
+                    if is_old && self.is_only_on_disk(&id) && !newer.contains(&id) {
                         messages += 1;
                     }
                 }
@@ -105,8 +107,8 @@ impl Enumeration {
         Ok(())
     }
 
-    /// True if memory has no version of the message, so that sled's version is the newest.
-    fn is_only_in_sled(&self, id: &SpoolId) -> bool {
+    /// True if memory has no version of the message, so that the version on disk is the newest.
+    fn is_only_on_disk(&self, id: &SpoolId) -> bool {
         let shard = self.shared.table.lock(id);
         shard.index.get(id).is_none() && shard.pending.get(id).is_none()
     }
@@ -138,8 +140,9 @@ impl Enumeration {
         id.created().is_none_or(|created| created < self.start_time)
     }
 
-    /// Returns the next records of sled in `range`. They are read on a reading thread: sled caches
-    /// what it reads, and the allocator does not soon reuse memory of a thread that has ended.
+    /// Returns the next records of the index in `range`. They are read on a reading thread: the
+    /// engine caches what it reads, and the allocator does not soon reuse memory of a thread that
+    /// has ended.
     fn next_records(&self, range: &KeyRange) -> Result<Vec<(Key, Record)>, Stopped> {
         let read = self.retry(|| {
             let (shared, range) = (self.shared.clone(), range.clone());
@@ -152,13 +155,13 @@ impl Enumeration {
         read.map_err(|Closed| Stopped)
     }
 
-    /// Returns how many ids have moved from the index to sled.
+    /// Returns how many ids have moved from the index in memory to that on disk.
     fn exits(&self) -> u64 {
         self.shared.table.shards().fold(0, |sum, shard| sum.wrapping_add(shard.exits))
     }
 
     /// Sends the messages of a step, in order. `exits` is the count from before they were found in
-    /// sled. `None`: they were found in memory.
+    /// disk. `None`: they were found in memory.
     fn send_step(&self, step: Vec<(SpoolId, Body)>, exits: Option<u64>) -> Result<(), Stopped> {
         if self.sender.is_closed() || self.shared.closing.is_closed() {
             return Err(Stopped);
@@ -180,10 +183,10 @@ impl Enumeration {
     fn send_read_ahead(&self, some: Vec<(SpoolId, Body)>, exits: Option<u64>) -> Result<(), Stopped> {
         let mut payloads = self.read_ahead(&some);
         let newest: Vec<bool> = some.iter().map(|(id, body)| self.is_newest(id, body)).collect();
-        // If no id has moved into sled since, a message that is not in memory now is unchanged in
-        // sled.
-        let is_sled_unchanged = || exits.is_none_or(|exits| exits == self.exits());
-        let (mut is_fresh, mut has_waited) = (is_sled_unchanged(), false);
+        // If no id has moved to disk since, a message that is not in memory now is unchanged
+        // there.
+        let is_disk_unchanged = || exits.is_none_or(|exits| exits == self.exits());
+        let (mut is_fresh, mut has_waited) = (is_disk_unchanged(), false);
         for (number, (id, body)) in some.into_iter().enumerate() {
             let is_newest = is_fresh && newest[number] && (!has_waited || self.is_newest(&id, &body));
             let data = match body {
@@ -200,7 +203,7 @@ impl Enumeration {
             };
             if !at_once {
                 has_waited = true;
-                is_fresh = is_fresh && is_sled_unchanged();
+                is_fresh = is_fresh && is_disk_unchanged();
             }
         }
         Ok(())

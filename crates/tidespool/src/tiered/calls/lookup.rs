@@ -7,7 +7,7 @@ use thiserror::Error;
 use tidespool_core::SpoolId;
 
 use crate::checkpoint::place_of_record;
-use crate::durable::{DurableError, Key};
+use crate::index::{IndexError, Key};
 use crate::journal::{NewestRecord, ReadError, RecordPlace};
 use crate::memory::Visible;
 use crate::stats::{Site, Tier};
@@ -112,7 +112,7 @@ pub(in crate::tiered) fn on_disk(shared: &Shared, id: &SpoolId) -> Result<Option
                 Some(place) => (place, NamedBy::Memory),
                 None => return Ok(None),
             },
-            None => match place_in_sled(shared, id)? {
+            None => match place_on_disk(shared, id)? {
                 Some((place, index)) => (place, NamedBy::Index(index)),
                 None => return Ok(None),
             },
@@ -166,7 +166,7 @@ fn not_there(shared: &Shared, id: &SpoolId, place: RecordPlace, named_by: NamedB
 }
 
 /// Returns the place of a message by the index on disk, and the number of that index.
-fn place_in_sled(shared: &Shared, id: &SpoolId) -> Result<Option<(RecordPlace, u64)>, LookupError> {
+fn place_on_disk(shared: &Shared, id: &SpoolId) -> Result<Option<(RecordPlace, u64)>, LookupError> {
     match shared.durable.find(&Key::of(id)) {
         Ok(found) => Ok(found.map(|(record, index)| (place_of_record(&record), index))),
         Err(error) => {
@@ -177,7 +177,7 @@ fn place_in_sled(shared: &Shared, id: &SpoolId) -> Result<Option<(RecordPlace, u
 }
 
 /// Counts an error that makes the index unusable, and starts its rebuild.
-pub(in crate::tiered) fn index_failed(shared: &Shared, error: &DurableError) {
+pub(in crate::tiered) fn index_failed(shared: &Shared, error: &IndexError) {
     if error.poisons() {
         shared.disk_error(Site::Sled, &io::Error::other(error.to_string()));
     }
@@ -220,7 +220,7 @@ pub(in crate::tiered) fn fill_cache(shared: &Shared, id: SpoolId, data: &Arc<Box
 mod tests {
     use tidespool_core::Spool as _;
 
-    use crate::durable::{IndexChange, IndexOp, Key, Record};
+    use crate::index::{IndexChange, IndexOp, Key, Record};
     use crate::{Config, TieredSpool};
 
     /// An older copy of the index replaced a newer one and pointed to recycled segments. The spool

@@ -3,11 +3,10 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
-use tidespool_core::ClockNotSet;
 
 use super::home::SpoolHome;
 use super::in_place::InPlace;
@@ -16,11 +15,11 @@ use super::threads::{Starter, names};
 use super::workers::{Running, Workers};
 use crate::checkpoint::{
     Ballast, CheckpointRequests, Checkpointer, DeadSegments, LiveIndex as _, ManifestFile, OpenedCheckpoint,
-    OpeningError, Places, Presence, Rebuilding, ReclaimPolicy, Retry, Verifier, Watched, open_filed,
+    OpeningError, Places, Presence, Rebuilding, ReclaimPolicy, Retry, Verifier, Watched, open_checkpoint,
 };
 use crate::damage::Damage;
 use crate::directory::Directory;
-use crate::durable::{DurableError, SledOptions, StuckThreads, sled_threads_to_come};
+use crate::index::{self, DiskIndex, IndexError};
 use crate::journal::{Pool, PoolSettings, Segments, Writer, give_up_a_free_segment};
 use crate::pressure::{Registration, Relief};
 use crate::stats::Stats;
@@ -52,7 +51,7 @@ pub(in crate::tiered) fn open(
     monitor: Option<PressureMonitor>,
 ) -> Result<OpenSpool> {
     config.validate()?;
-    check_clock(SystemTime::now())?;
+    index::check_clock(SystemTime::now())?;
     let dead = Arc::new(AtomicBool::new(false));
     let starter = Starter::new(dead.clone());
     starter.reserve(thread_names(&config)).context("starting the spool's threads")?;
@@ -64,7 +63,12 @@ pub(in crate::tiered) fn open(
     let room = Arc::new(DiskRoom::new(storage.clone(), &directory.path, enough(&config)));
     room.remove_leftover();
     let ballast = Arc::new(Ballast::new(storage.clone(), room.clone(), &directory.path, config.ballast));
-    let recover = || recover(&config, &places, &ballast, &room, &directory);
+    let held = Arc::<Directory>::downgrade(&directory);
+    let engine = index::engine(config.effective_sled_cache(), storage.clone(), held);
+    let recover = || {
+        let durable = DiskIndex::new(&places.index(), engine.clone());
+        recover(&config, &places, durable, &ballast, &room, directory.fresh)
+    };
     let OpenedFiles { opened, stats, commit_queue, segments, checkpoint_requests, manifest_file, mut report } =
         match recover() {
             // The spool must open on a full disk, so that it can be emptied.
@@ -76,7 +80,7 @@ pub(in crate::tiered) fn open(
                 room.note_no_room();
                 ballast.release();
                 // The ballast may have been released before, and its space be used by other files.
-                while !ballast.is_room_for(TO_OPEN)
+                while !ballast.is_room_for(engine.bytes_to_open())
                     && give_up_a_free_segment(&*places.storage, &places.journal(), places.spool)?
                 {
                     room.note_given();
@@ -101,7 +105,7 @@ pub(in crate::tiered) fn open(
     for (id, newest) in &opened.recovered.replayed.newest {
         table.lock(id).index.learn(*id, *newest);
     }
-    table.will_file(opened.manifest.high);
+    table.will_checkpoint(opened.manifest.high);
     let (readers, queue) = Readers::new(dead.clone());
     let next_seq = opened.recovered.replayed.next_seq;
     let (durable, manifest, liveness) = (Arc::new(opened.durable), opened.manifest, opened.liveness);
@@ -189,23 +193,17 @@ pub(in crate::tiered) fn open(
     }
 }
 
-/// The longest wait to close sled after a failed opening.
+/// The longest wait to close the index after a failed opening.
 const TO_UNDO: Duration = Duration::from_secs(10);
 
 /// Returns the names of all threads that an opening needs: see [`Starter::reserve`].
 fn thread_names(config: &Config) -> Vec<String> {
-    // The threads that sled starts, the spool's thread for sled, and the monitor's thread.
-    let spare = sled_threads_to_come() + 2;
+    // The threads of the index engine, and the monitor's thread.
+    let spare = index::threads_to_start() + 1;
     let readers = (0..config.read_threads).map(names::reader);
     let spare = (0..spare).map(|_| names::SPARE);
     let named = names::OF_A_SPOOL.into_iter().chain([names::LAST_WRITER; 2]).chain(spare);
     named.map(str::to_owned).chain(readers).collect()
-}
-
-/// Fails if the clock is before 1970. sled uses the time since 1970 in the name of a file that it
-/// never creates, and panics if there is none.
-fn check_clock(now: SystemTime) -> Result<(), ClockNotSet> {
-    if now < UNIX_EPOCH { Err(ClockNotSet) } else { Ok(()) }
 }
 
 /// Adds an advice to an error that may be permanent.
@@ -220,10 +218,6 @@ pub(super) fn explain(error: impl Into<anyhow::Error>, dir: &std::path::Path) ->
         false => error,
     }
 }
-
-/// Disk space in bytes that sled needs to open: its snapshot, and the segments of its file that it
-/// begins.
-const TO_OPEN: u64 = 1 << 20;
 
 /// The contents of the directory after recovery.
 struct OpenedFiles {
@@ -240,19 +234,17 @@ struct OpenedFiles {
 fn recover(
     config: &Config,
     places: &Places,
+    durable: DiskIndex,
     ballast: &Ballast,
     room: &Arc<DiskRoom>,
-    directory: &Arc<Directory>,
+    fresh: bool,
 ) -> Result<OpenedFiles> {
-    let (storage, fresh) = (&places.storage, directory.fresh);
+    let storage = &places.storage;
     storage
         .create_dir(&places.journal())
         .with_context(|| format!("creating {}", places.journal().display()))?;
-    let strays = Arc::new(StuckThreads::holding(directory));
-    let options =
-        SledOptions { storage: storage.clone(), strays, ..SledOptions::new(config.effective_sled_cache()) };
     let mut opened =
-        open_filed(places, options, ballast, fresh).map_err(|error| explain(error, &places.dir))?;
+        open_checkpoint(places, durable, ballast, fresh).map_err(|error| explain(error, &places.dir))?;
     let (stats, commit_queue) = (Arc::new(Stats::default()), Arc::new(CommitQueue::default()));
     let checkpoint_requests = Arc::new(CheckpointRequests::default());
     let reports =
@@ -276,7 +268,7 @@ fn is_full_disk(error: &anyhow::Error) -> bool {
         _ => None,
     });
     let by_engine = engine.and_then(|error| match error {
-        DurableError::Engine { kind, .. } => *kind,
+        IndexError::Engine { kind, .. } => *kind,
         _ => None,
     });
     let by_system = error.chain().find_map(|cause| cause.downcast_ref().map(io::Error::kind));
@@ -329,7 +321,8 @@ fn segments(
 }
 
 /// Returns the bytes that new segments leave free on disk. That is more than the health gate's
-/// minimum, so that the spool does not shut its own gate, plus room for ballast, manifest and sled.
+/// minimum, so that the spool does not shut its own gate, plus room for ballast, manifest and
+/// index.
 pub(in crate::tiered) fn keep_free(config: &Config, storage: &dyn Storage) -> u64 {
     let minimum = storage.space(&config.path).map_or(0, |space| space.minimum(&config.health));
     minimum + minimum / 4 + config.ballast + (4 << 20)
@@ -451,24 +444,4 @@ fn start(
     }
     let running = Running { committer, syncer, timer, checkpointer, others, _relief: relief, directory };
     Ok(Workers::new(running, starter))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// On a machine whose clock has no battery, a server that started before the clock was set
-    /// panicked in sled.
-    #[test]
-    fn a_clock_before_1970_is_an_error_with_advice() {
-        let moment = Duration::from_nanos(1);
-        assert_eq!(check_clock(UNIX_EPOCH), Ok(()));
-        assert_eq!(check_clock(UNIX_EPOCH + Duration::from_secs(1 << 40)), Ok(()));
-        for before in [moment, Duration::from_secs(1 << 40)] {
-            assert_eq!(check_clock(UNIX_EPOCH - before), Err(ClockNotSet));
-        }
-        let error = anyhow::Error::from(ClockNotSet).context("opening the spool");
-        assert!(error.root_cause().is::<ClockNotSet>());
-        assert!(error.root_cause().to_string().contains("set it"), "{error:#}");
-    }
 }

@@ -7,9 +7,9 @@
 //! # Reserved threads
 //!
 //! At a limit on threads, an opening must fail before it has started anything. So it creates all
-//! threads first ([`Starter::reserve`]), and each of them waits for its job. sled creates its own
-//! threads, and hangs if it can't. For these, spare threads are created, and ended just before sled
-//! is opened.
+//! threads first ([`Starter::reserve`]), and each of them waits for its job. The index engine
+//! creates its own threads, and may hang if it can't. For these, spare threads are created, and
+//! ended just before it is opened.
 
 use std::any::Any;
 use std::io;
@@ -37,9 +37,10 @@ pub(in crate::tiered) mod names {
     pub(in crate::tiered) const HEALTH: &str = "tide-health";
     pub(in crate::tiered) const PROBE: &str = "tide-probe";
     pub(in crate::tiered) const BALANCER: &str = "tide-balancer";
-    /// Writes the manifest and the fingerprint of sled's files at the end.
+    /// Writes the manifest and the fingerprint of the index's files at the end.
     pub(in crate::tiered) const LAST_WRITER: &str = "tide-manifest";
-    /// Reserved for threads that sled and the monitor start, and ended before these are started.
+    /// Reserved for threads that the index engine and the monitor start, and ended before these are
+    /// started.
     pub(in crate::tiered) const SPARE: &str = "tide-spare";
     /// An enumeration. Started on request.
     pub(in crate::tiered) const ENUMERATE: &str = "tide-enum";

@@ -11,7 +11,7 @@ use tidespool_core::Closed;
 use super::threads::{Starter, Thread, names};
 use crate::checkpoint::{Checkpointer, Manifest, ManifestError, ManifestFile};
 use crate::directory::Directory;
-use crate::durable::DiskIndex;
+use crate::index::DiskIndex;
 use crate::pressure::Relief;
 use crate::tiered::commit::queue::Stop;
 use crate::tiered::shared::Shared;
@@ -58,7 +58,7 @@ struct Times {
     committed: Instant,
     /// When all other threads have ended.
     joined: Instant,
-    /// When the last manifest is written, sled is closed, and its files are fingerprinted.
+    /// When the last manifest is written, the index is closed, and its files are fingerprinted.
     closed: Instant,
 }
 

@@ -14,11 +14,11 @@ use tokio::sync::oneshot;
 
 use crate::Config;
 use crate::checkpoint::{Ballast, CheckpointRequests, Presence};
-use crate::durable::{DiskIndex, SledOptions};
+use crate::index::{DiskIndex, in_memory};
 use crate::journal::{FreeSegment, Pool, PoolSettings, Segments, WriteError, Writer};
 use crate::memory::{Dirty, Lane, Permit, Ticket};
 use crate::stats::Stats;
-use crate::storage::{DiskRoom, OpenMode, OsStorage, Storage, StorageFile};
+use crate::storage::{DiskRoom, OpenMode, OsStorage, Space, Storage, StorageFile};
 use crate::tiered::background::readers::Readers;
 use crate::tiered::calls::lookup;
 use crate::tiered::calls::reconfigure::checkpoint_settings;
@@ -72,6 +72,10 @@ impl Storage for RigDisk {
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         OsStorage.remove_file(path)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        OsStorage.space(path)
     }
 
     fn sync_dir(&self, _path: &Path) -> io::Result<()> {
@@ -164,7 +168,7 @@ impl CommitterRig {
             PoolReports::new(commit_queue.clone(), stats.clone(), room, checkpoint_requests.clone());
         let pool = Arc::new(Pool::new(storage.clone(), settings, Arc::new(reports)));
         let segments = Arc::new(Segments::new(pool, [7; 16], 1));
-        let durable = Arc::new(DiskIndex::new(&dir.path().join("sled"), SledOptions::new(1 << 20)));
+        let durable = Arc::new(DiskIndex::new(&dir.path().join("index"), in_memory()));
         durable.begin().unwrap();
         durable.finish();
         let presence = Presence::anywhere(storage.clone(), dir.path(), segments.clone(), durable.clone());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use crate::storage::{FileState, OpenMode, Storage, StorageFile};
+use crate::storage::{FileState, OpenMode, Space, Storage, StorageFile};
 
 /// A directory of files.
 #[derive(Debug, Clone, Default)]
@@ -160,6 +160,10 @@ impl Storage for LogDisk {
         let mut state = self.0.lock();
         state.call()?;
         state.names.remove(&name(path)).map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn space(&self, _: &Path) -> io::Result<Space> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     fn state(&self, path: &Path) -> io::Result<FileState> {

@@ -16,7 +16,7 @@ type Lists = BTreeMap<u64, BTreeSet<u64>>;
 #[derive(Debug, Clone)]
 struct Checkpoint {
     /// Records of a new segment, and of the newest earlier segment.
-    filed: Vec<u64>,
+    checkpointed: Vec<u64>,
     more: Vec<u64>,
     /// Which of the live records die.
     dead: Vec<prop::sample::Index>,
@@ -54,8 +54,8 @@ fn checkpoint() -> impl Strategy<Value = Checkpoint> {
     let records = || proptest::collection::vec(0..300u64, 0..12);
     let dead = proptest::collection::vec(any::<prop::sample::Index>(), 0..8);
     (records(), records(), dead, prop::bool::weighted(0.2), prop::bool::weighted(0.2), root).prop_map(
-        |(filed, more, dead, releases, compacts, root)| Checkpoint {
-            filed,
+        |(checkpointed, more, dead, releases, compacts, root)| Checkpoint {
+            checkpointed,
             more,
             dead,
             releases,
@@ -110,9 +110,9 @@ impl World {
         }
         let mut changes = LivenessChanges::default();
         let earlier = lists.keys().last().copied().filter(|_| !step.more.is_empty());
-        let filed = (!step.filed.is_empty()).then_some(self.next_generation);
+        let checkpointed = (!step.checkpointed.is_empty()).then_some(self.next_generation);
         self.next_generation += 1;
-        for (generation, records) in [(earlier, &step.more), (filed, &step.filed)] {
+        for (generation, records) in [(earlier, &step.more), (checkpointed, &step.checkpointed)] {
             let Some(generation) = generation else { continue };
             for record in records {
                 changes.live(generation, record * 8);

@@ -180,13 +180,14 @@ fn a_manifest_with_the_old_position_keeps_the_pending_one() {
 fn a_log_that_is_mostly_garbage_wants_compaction() {
     let disk = LogDisk::default();
     let (mut log, _) = open(&disk, LogPosition::default());
-    let filed = |generation| -> Vec<(u64, u64)> { (0..400_000).map(|one| (generation, one * 200)).collect() };
-    commit(&mut log, &filed(1), &[]);
-    commit(&mut log, &filed(2), &[]);
+    let checkpointed =
+        |generation| -> Vec<(u64, u64)> { (0..400_000).map(|one| (generation, one * 200)).collect() };
+    commit(&mut log, &checkpointed(1), &[]);
+    commit(&mut log, &checkpointed(2), &[]);
     assert!(!log.wants_compaction(&|_| true));
     assert!(log.wants_compaction(&|_| false), "no segment is retained");
     assert!(!log.wants_compaction(&|generation| generation == 1), "half of it is useful");
-    let position = commit(&mut log, &[], &filed(2));
+    let position = commit(&mut log, &[], &checkpointed(2));
     assert!(log.wants_compaction(&|_| true), "most records died");
     let (mut log, _) = open(&disk, position);
     assert!(log.wants_compaction(&|_| true), "the same after a reopen");

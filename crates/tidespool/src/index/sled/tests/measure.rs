@@ -18,8 +18,8 @@ fn compare(what: &str, store: &SledStore, base: u64) {
 fn measure(count: u32, cache_mib: u64) {
     println!("{count} records, cache of {cache_mib} MiB");
     let (dir, base) = (dir(), resident());
-    let options = || SledOptions::new(cache_mib << 20);
-    let store = open_with(dir.path(), options()).unwrap();
+    let engine = with_cache(cache_mib << 20);
+    let store = open_with(dir.path(), &engine).unwrap();
     for from in (0..count).step_by(16_384) {
         apply(&store, (from..(from + 16_384).min(count)).map(|n| put(n, place(n.into(), 1_024)))).unwrap();
     }
@@ -27,7 +27,7 @@ fn measure(count: u32, cache_mib: u64) {
     store.scan(&[KeyRange::ALL], &mut |_, _| true).unwrap();
     compare("scanned", &store, base);
     close(store);
-    let store = open_with(dir.path(), options()).unwrap();
+    let store = open_with(dir.path(), &engine).unwrap();
     store.scan(&[KeyRange::ALL], &mut |_, _| true).unwrap();
     (0..200_000_u32)
         .for_each(|n| assert!(store.get(&key(n.wrapping_mul(2_654_435_761) % count)).unwrap().is_some()));
@@ -39,9 +39,8 @@ fn measure(count: u32, cache_mib: u64) {
     close(store);
 }
 
-/// Run with
-/// `cargo test --release -p tidespool --lib durable::tests::measure -- --ignored --nocapture`, each
-/// case in its own process: `CASE=0`.
+/// Run with `cargo test --release -p tidespool --lib index::sled::tests::measure -- --ignored
+/// --nocapture`, each case in its own process: `CASE=0`.
 #[test]
 #[ignore = "measures, and takes minutes"]
 fn estimate_and_resident_memory() {

@@ -1,7 +1,7 @@
-//! The value that the index engine holds under one key: a block with the places of up to [`MOST`]
+//! The value that sled holds under one key: a block with the places of up to [`MOST`]
 //! messages whose keys follow each other. Pure.
 //!
-//! A block costs the engine as much time, and as much memory beside its bytes, as a single message
+//! A block costs sled as much time, and as much memory beside its bytes, as a single message
 //! would.
 //!
 //! ```text
@@ -16,8 +16,8 @@
 //! at the end of the rest. Then come the bytes between, and sequence number, generation, offset and
 //! message length as [differences](crate::varint::put_difference).
 
-use super::key::{KEY_LEN, Key};
-use super::record::Record;
+use crate::index::key::{KEY_LEN, Key};
+use crate::index::record::Record;
 use crate::varint::{put_difference, take_difference};
 
 /// The most messages in a block.

@@ -4,24 +4,25 @@
 //! # Timeouts
 //!
 //! A caller waits for a bounded time, then gets an error. A thread can't be stopped from outside,
-//! so it stays, with sled and its lock. [`StuckThreads`] keeps and counts it, and joins it once it
-//! has ended. If it never ends, sled can't be opened again in this process (the lock is taken), and
-//! the process must be restarted. The thread holds the spool's directory all the time, because it
-//! may still write there.
+//! so it stays, with sled and its lock. [`ClosingThreads`] keeps and counts it, and joins it once
+//! it has ended. If it never ends, sled can't be opened again in this process (the lock is taken),
+//! and the process must be restarted. The thread holds the spool's directory all the time, because
+//! it may still write there.
 
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
-use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::sled_lock::SledLock;
+use super::engine::SledEngine;
+use super::lock::SledLock;
 use crate::thread_limit::not_started;
 
 /// Threads that sled starts at its first open in a process, and never again. If sled can't start
@@ -31,9 +32,9 @@ const SLED_THREADS: usize = 7;
 /// sled was opened in this process.
 static HAS_THREADS: AtomicBool = AtomicBool::new(false);
 
-/// Returns how many threads sled itself starts at the next open.
-pub(crate) fn sled_threads_to_come() -> usize {
-    if HAS_THREADS.load(Ordering::Relaxed) { 0 } else { SLED_THREADS }
+/// Returns how many threads the next open starts: this module's, and those of sled itself.
+pub(crate) fn threads_to_start() -> usize {
+    1 + if HAS_THREADS.load(Ordering::Relaxed) { 0 } else { SLED_THREADS }
 }
 
 /// The number of stuck threads at which no new thread is started.
@@ -70,9 +71,13 @@ fn failure_of(panic: &(dyn Any + Send)) -> WorkerFailure {
     WorkerFailure { what: format!("panic: {text}"), kind: None }
 }
 
+fn ended_early() -> WorkerFailure {
+    WorkerFailure { what: "sled's thread ended".to_owned(), kind: None }
+}
+
 /// An open sled. Whichever thread drops the last reference, sled is dropped on its own thread, so
 /// this `Drop` does not block.
-pub(super) struct Engine {
+pub(super) struct OpenSled {
     // Present until `drop`.
     parts: Option<WorkerParts>,
     drop_slot: Arc<DropSlot>,
@@ -91,7 +96,7 @@ pub(super) struct WorkerParts {
 type DropSlot = Mutex<Option<WorkerParts>>;
 type WorkerJob = Box<dyn FnOnce() + Send>;
 
-impl Engine {
+impl OpenSled {
     pub(super) fn tree(&self) -> Result<&sled::Tree, WorkerFailure> {
         let gone = || WorkerFailure { what: "sled was dropped".to_owned(), kind: None };
         self.parts.as_ref().map(|parts| &parts.tree).ok_or_else(gone)
@@ -105,11 +110,11 @@ impl Engine {
         f: impl FnOnce(&Self) -> Result<T, WorkerFailure> + Send + 'static,
     ) -> Option<Result<T, WorkerFailure>> {
         let (answer, answered) = sync_channel(1);
-        let engine = Arc::clone(self);
+        let sled = Arc::clone(self);
         let job: WorkerJob = Box::new(move || {
-            let result = guarded(|| f(&engine));
+            let result = guarded(|| f(&sled));
             // Dropped before the answer is sent, because the receiver may expect sled to be closed.
-            drop(engine);
+            drop(sled);
             // Fails if the caller has timed out, which does not matter.
             let _ = answer.send(result);
         });
@@ -118,14 +123,12 @@ impl Engine {
         match answered.recv_timeout(wait) {
             Ok(result) => Some(result),
             Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => {
-                Some(Err(WorkerFailure { what: "sled's thread ended".to_owned(), kind: None }))
-            }
+            Err(RecvTimeoutError::Disconnected) => Some(Err(ended_early())),
         }
     }
 }
 
-impl Drop for Engine {
+impl Drop for OpenSled {
     fn drop(&mut self) {
         *self.drop_slot.lock() = self.parts.take();
     }
@@ -138,37 +141,25 @@ pub(super) struct Worker {
     ended: Receiver<()>,
 }
 
-/// The result of an open.
-pub(super) enum OpenOutcome {
-    /// sled is open.
-    Ready(Engine, Worker),
-    /// The open failed. The thread has ended or is about to.
-    Failed(WorkerFailure, Worker),
-    /// The open did not end in time. If it ends later, sled is dropped at once.
-    Late(Worker),
-}
-
 impl Worker {
-    /// Starts the thread, runs `open` for the sled in `dir` on it, and waits at most `wait` for the
-    /// result.
+    /// Starts the thread, and opens the sled in `dir` on it. `None` after a timeout: if the open
+    /// ends later, sled is dropped at once.
     pub(super) fn start(
         dir: &Path,
-        wait: Duration,
-        stuck: &StuckThreads,
+        engine: &SledEngine,
         open: impl FnOnce() -> Result<WorkerParts, WorkerFailure> + Send + 'static,
-    ) -> io::Result<OpenOutcome> {
+    ) -> Result<Option<(OpenSled, Self)>, WorkerFailure> {
         let (jobs, queue) = sync_channel::<WorkerJob>(1);
         let (answer, answered) = sync_channel(1);
         let (end, ended) = sync_channel::<()>(1);
         let drop_slot = Arc::new(DropSlot::default());
-        let (failed, dir) = (Arc::clone(&stuck.closing_failed), dir.to_owned());
-        let held = stuck.directory.as_ref().and_then(Weak::upgrade);
+        let (failed, dir) = (Arc::clone(&engine.closing.failed), dir.to_owned());
+        let held = engine.directory.upgrade();
         let thread = thread::Builder::new().name("tide-sled".to_owned()).spawn(move || {
             let opened = guarded(open);
-            let engine = opened.map(|parts| Engine { parts: Some(parts), drop_slot: Arc::clone(&drop_slot), jobs });
-            // If the caller has timed out, `send` returns the engine and it is dropped, into the
-            // slot.
-            drop(answer.send(engine));
+            let sled = opened.map(|parts| OpenSled { parts: Some(parts), drop_slot: Arc::clone(&drop_slot), jobs });
+            // If the caller has timed out, `send` returns sled and it is dropped, into the slot.
+            drop(answer.send(sled));
             queue.into_iter().for_each(|job| job());
             let parts = drop_slot.lock().take();
             if let Err(failure) = close(parts) {
@@ -180,29 +171,30 @@ impl Worker {
         });
         let thread = thread.map_err(|error| not_started("tide-sled", &error))?;
         let worker = Self { thread, ended };
-        Ok(match answered.recv_timeout(wait) {
-            Ok(Ok(engine)) => {
+        let failure = match answered.recv_timeout(engine.open_timeout) {
+            Ok(Ok(sled)) => {
                 HAS_THREADS.store(true, Ordering::Relaxed);
-                OpenOutcome::Ready(engine, worker)
+                return Ok(Some((sled, worker)));
             }
-            Ok(Err(failure)) => OpenOutcome::Failed(failure, worker),
-            Err(RecvTimeoutError::Timeout) => OpenOutcome::Late(worker),
-            Err(RecvTimeoutError::Disconnected) => OpenOutcome::Failed(
-                WorkerFailure { what: "sled's thread ended".to_owned(), kind: None },
-                worker,
-            ),
-        })
+            Ok(Err(failure)) => failure,
+            Err(RecvTimeoutError::Timeout) => {
+                engine.closing.add(worker, Duration::ZERO);
+                return Ok(None);
+            }
+            Err(RecvTimeoutError::Disconnected) => ended_early(),
+        };
+        worker.end(engine);
+        Err(failure)
     }
 
-    /// Waits at most `wait` until the thread has ended. Gives a thread that has not ended to
-    /// `stuck`.
-    pub(super) fn join(self, wait: Duration, stuck: &StuckThreads) -> bool {
-        let ended = matches!(self.ended.recv_timeout(wait), Err(RecvTimeoutError::Disconnected));
-        stuck.keep(self);
-        ended && {
-            stuck.reap();
-            true
-        }
+    /// Waits until the thread has ended, as long as for an open.
+    pub(super) fn end(self, engine: &SledEngine) {
+        let _ = self.ended.recv_timeout(engine.open_timeout);
+        engine.closing.add(self, Duration::ZERO);
+    }
+
+    fn has_ended(&self) -> bool {
+        matches!(self.ended.try_recv(), Err(TryRecvError::Disconnected))
     }
 }
 
@@ -219,35 +211,30 @@ fn close(parts: Option<WorkerParts>) -> Result<(), WorkerFailure> {
     closed
 }
 
-/// Threads that did not end in time. Shared by all engines of a spool.
+/// The threads of released indexes, until they end. Shared by all indexes of a spool.
 #[derive(Debug, Default)]
-pub(crate) struct StuckThreads {
-    workers: Mutex<Vec<Worker>>,
+pub(super) struct ClosingThreads {
+    /// Each with the time from which it counts as stuck.
+    workers: Mutex<Vec<(Instant, Worker)>>,
     /// A sled could not write or sync its last data when it was closed.
-    closing_failed: Arc<AtomicBool>,
-    /// The locked directory, which each thread holds until it ends.
-    directory: Option<Weak<dyn Any + Send + Sync>>,
+    failed: Arc<AtomicBool>,
 }
 
-impl StuckThreads {
-    /// Creates a set whose threads hold `directory` as long as they live.
-    pub(crate) fn holding<T: Any + Send + Sync>(directory: &Arc<T>) -> Self {
-        let directory: Weak<T> = Arc::downgrade(directory);
-        Self { directory: Some(directory), ..Self::default() }
-    }
-
-    fn keep(&self, worker: Worker) {
-        self.workers.lock().push(worker);
+impl ClosingThreads {
+    /// Adds a thread, which counts as stuck if it has not ended after `patience`.
+    pub(super) fn add(&self, worker: Worker, patience: Duration) {
+        self.workers.lock().push((Instant::now() + patience, worker));
     }
 
     /// Joins the threads that have ended, and returns how many have not.
-    pub(crate) fn reap(&self) -> usize {
+    pub(super) fn reap(&self) -> usize {
         let mut workers = self.workers.lock();
-        let (ended, running): (Vec<_>, Vec<_>) = workers.drain(..).partition(Worker::has_ended);
+        let (ended, running): (Vec<_>, Vec<_>) =
+            workers.drain(..).partition(|(_, worker)| worker.has_ended());
         *workers = running;
         let left = workers.len();
         drop(workers);
-        for worker in ended {
+        for (_, worker) in ended {
             // The thread dropped its channel last, so this does not wait. A panic was caught and
             // reported before.
             let _ = worker.thread.join();
@@ -256,34 +243,31 @@ impl StuckThreads {
     }
 
     /// Returns true if a sled failed while it was closed.
-    pub(crate) fn closing_failed(&self) -> bool {
-        self.closing_failed.load(Ordering::Acquire)
+    pub(super) fn failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
     }
 
     /// Returns true if so many threads are stuck that no new one should be started.
-    pub(super) fn are_too_many(&self) -> bool {
-        self.reap() >= MAX_STUCK
+    pub(super) fn are_stuck(&self) -> bool {
+        self.reap();
+        let now = Instant::now();
+        self.workers.lock().iter().filter(|(stuck_at, _)| *stuck_at <= now).count() >= MAX_STUCK
     }
 
     /// Waits for all threads, at most `wait` in all, and returns how many are left.
-    pub(crate) fn join_all(&self, wait: Duration) -> usize {
+    pub(super) fn join_all(&self, wait: Duration) -> usize {
         let until = Instant::now() + wait;
-        for worker in &*self.workers.lock() {
+        for (_, worker) in &*self.workers.lock() {
             let _ = worker.ended.recv_timeout(until.saturating_duration_since(Instant::now()));
         }
         self.reap()
     }
 }
 
-impl Worker {
-    fn has_ended(&self) -> bool {
-        matches!(self.ended.try_recv(), Err(TryRecvError::Disconnected))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::sled::tests::sled_engine;
 
     #[test]
     fn a_panic_is_a_failure_with_its_text() {
@@ -295,12 +279,9 @@ mod tests {
 
     #[test]
     fn an_opening_that_panics_fails_and_its_thread_ends() {
-        let stuck = StuckThreads::default();
-        let opened =
-            Worker::start(Path::new("sled"), Duration::from_secs(60), &stuck, || panic!("damaged")).unwrap();
-        let OpenOutcome::Failed(failure, worker) = opened else { panic!("opened") };
+        let engine = sled_engine();
+        let failure = Worker::start(Path::new("sled"), &engine, || panic!("damaged")).err().unwrap();
         assert_eq!(failure.what, "panic: damaged");
-        assert!(worker.join(Duration::from_secs(60), &stuck));
-        assert_eq!(stuck.reap(), 0);
+        assert_eq!(engine.closing.reap(), 0);
     }
 }

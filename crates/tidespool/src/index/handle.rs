@@ -4,20 +4,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::files::{numbers_in, remove_non_directory, remove_others};
-use super::fingerprint::Fingerprint;
-use super::{DurableError, DurableStore, IndexOp, Key, KeyRange, Record, SledOptions, SledStore, Tally};
+use super::directories::{last_number_in, remove_all_in, remove_non_directory};
+use super::{Fingerprint, IndexEngine, IndexError, IndexOp, IndexStore, Key, KeyRange, Record, Tally};
 use crate::storage::StorageFile;
 
 type OpenDataFile = (PathBuf, Arc<dyn StorageFile>);
-pub(super) type Opener = Box<dyn Fn(&Path) -> Result<Box<dyn DurableStore>, DurableError> + Send + Sync>;
 
 /// An index as an orderly shutdown left it. The manifest holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,19 +29,16 @@ pub(crate) struct ClosedIndex {
 ///
 /// Each index has its own directory, with a number as its name. The first error that poisons the
 /// engine takes it out of use. It closes on its own thread, in the background. Every call then
-/// fails with [`DurableError::Unavailable`] until another index is [begun](Self::begin) and filled.
+/// fails with [`IndexError::Unavailable`] until another index is [begun](Self::begin) and filled.
 pub(crate) struct DiskIndex {
     /// The parent of the numbered directories.
     root: PathBuf,
-    opener: Opener,
-    options: SledOptions,
+    engine: Arc<dyn IndexEngine>,
     current: ArcSwapOption<OpenIndex>,
     /// The number of the last index.
     number: AtomicU64,
     /// The index was closed for good. If one is being opened meanwhile, it is released at once.
     given_up: AtomicBool,
-    /// Indexes out of use that may not be closed yet.
-    retired: Mutex<Vec<Arc<OpenIndex>>>,
     /// The data file of the last index.
     data_file: Mutex<Option<OpenDataFile>>,
     /// Why there is no complete index.
@@ -56,7 +51,7 @@ pub(crate) struct DiskIndex {
 struct OpenIndex {
     /// The number of its directory.
     number: u64,
-    store: Box<dyn DurableStore>,
+    store: Box<dyn IndexStore>,
     state: AtomicU8,
 }
 
@@ -75,22 +70,13 @@ impl OpenIndex {
 
 impl DiskIndex {
     /// Creates a handle without an index. The directories of its indexes will be in `root`.
-    pub(crate) fn new(root: &Path, options: SledOptions) -> Self {
-        let of_sled = options.clone();
-        let opener: Opener = Box::new(move |dir| Ok(Box::new(SledStore::open(dir, of_sled.clone())?)));
-        Self::with_opener(root, options, opener)
-    }
-
-    /// Creates a handle for another engine.
-    pub(super) fn with_opener(root: &Path, options: SledOptions, opener: Opener) -> Self {
+    pub(crate) fn new(root: &Path, engine: Arc<dyn IndexEngine>) -> Self {
         Self {
             root: root.to_owned(),
-            opener,
-            options,
+            engine,
             current: ArcSwapOption::empty(),
             number: AtomicU64::new(0),
             given_up: AtomicBool::new(false),
-            retired: Mutex::default(),
             data_file: Mutex::default(),
             why: Mutex::new("the index of the last run is being checked".to_owned()),
             became_whole: Notify::new(),
@@ -110,7 +96,7 @@ impl DiskIndex {
     /// answers nothing until it is [finished](Self::finish). Returns `false` if the files differ,
     /// or can't be read or opened. Then an index must be built.
     pub(crate) fn open_closed(&self, closed: ClosedIndex) -> bool {
-        match Self::is_as_closed(&self.root, closed) {
+        match self.is_as_closed(closed) {
             Ok(true) => {}
             Ok(false) => return false,
             Err(error) => {
@@ -127,14 +113,13 @@ impl DiskIndex {
         }
     }
 
-    /// Returns true if the files of an index below `root` are unchanged, byte for byte, since an
-    /// orderly shutdown.
+    /// Returns true if the index is unchanged since an orderly shutdown.
     ///
     /// # Errors
     ///
-    /// The files can't be read.
-    pub(crate) fn is_as_closed(root: &Path, closed: ClosedIndex) -> io::Result<bool> {
-        Ok(Fingerprint::of(&root.join(closed.number.to_string()), None)? == Some(closed.files))
+    /// Its files can't be read.
+    pub(crate) fn is_as_closed(&self, closed: ClosedIndex) -> io::Result<bool> {
+        Ok(self.engine.fingerprint(&self.dir_of(closed.number), None)? == Some(closed.files))
     }
 
     /// Begins a new, empty index for [`fill`](Self::fill). First removes the files of all other
@@ -142,9 +127,9 @@ impl DiskIndex {
     ///
     /// # Errors
     ///
-    /// As [`SledStore::open`]; the directory can't be listed; the opened index is not empty,
+    /// As [`IndexEngine::open`]; the directory can't be listed; the opened index is not empty,
     /// because other software put files there. After an error there is no index.
-    pub(crate) fn begin(&self) -> Result<(), DurableError> {
+    pub(crate) fn begin(&self) -> Result<(), IndexError> {
         self.remove_all()?;
         let last = self.number.load(Ordering::Relaxed);
         let index = self.open(last.wrapping_add(1), UNCHECKED)?;
@@ -167,22 +152,22 @@ impl DiskIndex {
     /// # Errors
     ///
     /// The directory can't be listed.
-    pub(crate) fn remove_all(&self) -> Result<(), DurableError> {
+    pub(crate) fn remove_all(&self) -> Result<(), IndexError> {
         self.let_go("it is being rebuilt");
         *self.data_file.lock() = None;
-        let listed = remove_non_directory(&self.root)
-            .and_then(|()| numbers_in(&self.root))
+        let last = remove_non_directory(&self.root)
+            .and_then(|()| last_number_in(&self.root))
             .map_err(|error| self.failed("listing its directories", &error))?;
         // No number is used again.
-        self.number.fetch_max(listed.last().copied().unwrap_or(0), Ordering::Relaxed);
-        remove_others(&self.root, None);
+        self.number.fetch_max(last, Ordering::Relaxed);
+        remove_all_in(&self.root);
         "the index is being rebuilt from the segments".clone_into(&mut self.why.lock());
         Ok(())
     }
 
-    fn open(&self, number: u64, state: u8) -> Result<Arc<OpenIndex>, DurableError> {
+    fn open(&self, number: u64, state: u8) -> Result<Arc<OpenIndex>, IndexError> {
         self.number.store(number, Ordering::Relaxed);
-        let store = (self.opener)(&self.dir_of(number))?;
+        let store = self.engine.open(&self.dir_of(number))?;
         *self.data_file.lock() = store.data_file();
         let index = Arc::new(OpenIndex { number, store, state: AtomicU8::new(state) });
         self.current.store(Some(index.clone()));
@@ -193,9 +178,9 @@ impl DiskIndex {
         Ok(index)
     }
 
-    fn failed(&self, doing: &'static str, error: &io::Error) -> DurableError {
+    fn failed(&self, doing: &'static str, error: &io::Error) -> IndexError {
         let (path, what) = (self.root.clone(), error.to_string());
-        DurableError::Engine { path, doing, what, kind: Some(error.kind()) }
+        IndexError::Engine { path, doing, what, kind: Some(error.kind()) }
     }
 
     /// Marks the index complete: all checkpointed messages are in it.
@@ -231,19 +216,15 @@ impl DiskIndex {
     ///
     /// # Errors
     ///
-    /// As [`DurableStore::get`]; [`DurableError::Unavailable`] if there is no record and the index
+    /// As [`IndexStore::get`]; [`IndexError::Unavailable`] if there is no record and the index
     /// is not complete.
-    pub(crate) fn get(&self, key: &Key) -> Result<Option<Record>, DurableError> {
+    pub(crate) fn get(&self, key: &Key) -> Result<Option<Record>, IndexError> {
         self.find(key).map(|found| found.map(|(record, _)| record))
     }
 
     /// As [`get`](Self::get), but also returns the number of the index, for
     /// [`distrust`](Self::distrust).
-    ///
-    /// # Errors
-    ///
-    /// As [`get`](Self::get).
-    pub(crate) fn find(&self, key: &Key) -> Result<Option<(Record, u64)>, DurableError> {
+    pub(crate) fn find(&self, key: &Key) -> Result<Option<(Record, u64)>, IndexError> {
         self.with(|index| {
             let state = index.state();
             if state == UNCHECKED {
@@ -256,69 +237,56 @@ impl DiskIndex {
         })
     }
 
-    /// Changes a complete index, as [`DurableStore::apply`].
-    ///
-    /// # Errors
-    ///
-    /// As [`DurableStore::apply`]; [`DurableError::Unavailable`] if the index is not complete.
+    /// Changes a complete index, as [`IndexStore::apply`]. [`IndexError::Unavailable`] if it is not
+    /// complete.
     pub(crate) fn apply(
         &self,
         ops: &mut dyn Iterator<Item = IndexOp>,
         replaced: &mut dyn FnMut(&Key, Option<Record>),
-    ) -> Result<Tally, DurableError> {
+    ) -> Result<Tally, IndexError> {
         self.with_whole(|store| store.apply(ops, replaced))
     }
 
-    /// Fills an index that was [begun](Self::begin), as [`DurableStore::apply`].
-    ///
-    /// # Errors
-    ///
-    /// As [`DurableStore::apply`].
+    /// Fills an index that was [begun](Self::begin), as [`IndexStore::apply`].
     pub(crate) fn fill(
         &self,
         ops: &mut dyn Iterator<Item = IndexOp>,
         replaced: &mut dyn FnMut(&Key, Option<Record>),
-    ) -> Result<Tally, DurableError> {
+    ) -> Result<Tally, IndexError> {
         self.with(|index| index.store.apply(ops, replaced))
     }
 
     /// Returns the record that `fill` has put under `key` so far.
-    ///
-    /// # Errors
-    ///
-    /// As [`DurableStore::get`].
-    pub(crate) fn get_filled(&self, key: &Key) -> Result<Option<Record>, DurableError> {
+    pub(crate) fn get_filled(&self, key: &Key) -> Result<Option<Record>, IndexError> {
         self.with(|index| index.store.get(key))
     }
 
-    /// Scans a complete index, as [`DurableStore::scan`].
-    ///
-    /// # Errors
-    ///
-    /// As [`DurableStore::scan`]; [`DurableError::Unavailable`] if the index is not complete.
+    /// Scans a complete index, as [`IndexStore::scan`]. [`IndexError::Unavailable`] if it is not
+    /// complete.
     pub(crate) fn scan(
         &self,
         ranges: &[KeyRange],
         visit: &mut dyn FnMut(Key, Record) -> bool,
-    ) -> Result<(), DurableError> {
+    ) -> Result<(), IndexError> {
         self.with_whole(|store| store.scan(ranges, visit))
     }
 
     /// Scans all records of the index, complete or not.
-    ///
-    /// # Errors
-    ///
-    /// As [`DurableStore::scan`].
-    pub(crate) fn scan_all(&self, visit: &mut dyn FnMut(Key, Record) -> bool) -> Result<(), DurableError> {
+    pub(crate) fn scan_all(&self, visit: &mut dyn FnMut(Key, Record) -> bool) -> Result<(), IndexError> {
         self.with(|index| index.store.scan(&[KeyRange::ALL], visit))
     }
 
-    /// As [`DurableStore::size_on_disk`]. 0 without an index.
+    /// As [`IndexEngine::bytes_to_change`].
+    pub(crate) fn bytes_to_change(&self, records: u64) -> u64 {
+        self.engine.bytes_to_change(records)
+    }
+
+    /// As [`IndexStore::size_on_disk`]. 0 without an index.
     pub(crate) fn size_on_disk(&self) -> u64 {
         self.current.load_full().map_or(0, |index| index.store.size_on_disk())
     }
 
-    /// As [`DurableStore::memory_bytes`]. 0 without an index.
+    /// As [`IndexStore::memory_bytes`]. 0 without an index.
     pub(crate) fn memory_bytes(&self) -> u64 {
         self.current.load_full().map_or(0, |index| index.store.memory_bytes())
     }
@@ -328,24 +296,18 @@ impl DiskIndex {
     ///
     /// # Errors
     ///
-    /// [`DurableError::Timeout`] if this index, or an earlier one, did not close in time. It closes
+    /// [`IndexError::Timeout`] if this index, or an earlier one, did not close in time. It closes
     /// in the background.
-    pub(crate) fn close(&self, by: Instant) -> Result<bool, DurableError> {
-        let started = Instant::now();
+    pub(crate) fn close(&self, by: Instant) -> Result<bool, IndexError> {
+        let wait = by.saturating_duration_since(Instant::now());
         self.given_up.store(true, Ordering::SeqCst);
         let was_whole = self.is_whole();
         self.let_go("it was closed");
         self.became_whole.notify_waiters();
-        let left = || by.saturating_duration_since(Instant::now());
-        let mut all_closed = true;
-        for index in self.retired.lock().drain(..) {
-            all_closed &= index.store.close(left()).is_ok();
+        if self.engine.join(wait) > 0 {
+            return Err(IndexError::Timeout { path: self.root.clone(), doing: "closing", after: wait });
         }
-        if !all_closed || self.options.strays.join_all(left()) > 0 {
-            let after = by.saturating_duration_since(started);
-            return Err(DurableError::Timeout { path: self.root.clone(), doing: "closing", after });
-        }
-        Ok(was_whole && !self.options.strays.closing_failed())
+        Ok(was_whole && !self.engine.closing_failed())
     }
 
     /// Makes the files of the closed index durable, and describes them. `None` if that would last
@@ -355,7 +317,7 @@ impl DiskIndex {
             file.sync_data()?;
         }
         let number = self.number.load(Ordering::Relaxed);
-        let files = Fingerprint::of(&self.dir_of(number), Some(by))?;
+        let files = self.engine.fingerprint(&self.dir_of(number), Some(by))?;
         Ok(files.map(|files| ClosedIndex { number, files }))
     }
 
@@ -379,7 +341,7 @@ impl DiskIndex {
         }
     }
 
-    fn with<T>(&self, f: impl FnOnce(&OpenIndex) -> Result<T, DurableError>) -> Result<T, DurableError> {
+    fn with<T>(&self, f: impl FnOnce(&OpenIndex) -> Result<T, IndexError>) -> Result<T, IndexError> {
         let index = self.current.load_full().ok_or_else(|| self.unavailable())?;
         let result = f(&index);
         if let Err(err) = &result
@@ -392,16 +354,16 @@ impl DiskIndex {
 
     fn with_whole<T>(
         &self,
-        f: impl FnOnce(&dyn DurableStore) -> Result<T, DurableError>,
-    ) -> Result<T, DurableError> {
+        f: impl FnOnce(&dyn IndexStore) -> Result<T, IndexError>,
+    ) -> Result<T, IndexError> {
         self.with(|index| match index.state() == WHOLE {
             true => f(&*index.store),
             false => Err(self.unavailable()),
         })
     }
 
-    fn unavailable(&self) -> DurableError {
-        DurableError::Unavailable { path: self.root.clone(), why: self.why.lock().clone() }
+    fn unavailable(&self) -> IndexError {
+        IndexError::Unavailable { path: self.root.clone(), why: self.why.lock().clone() }
     }
 
     /// Takes `index` out of use, if it still is in use.
@@ -411,10 +373,6 @@ impl DiskIndex {
             return;
         }
         why.clone_into(&mut self.why.lock());
-        index.store.let_go();
-        let mut retired = self.retired.lock();
-        // Drops the indexes that have closed by now.
-        retired.retain(|index| index.store.close(Duration::ZERO).is_err());
-        retired.push(Arc::clone(index));
+        index.store.close();
     }
 }

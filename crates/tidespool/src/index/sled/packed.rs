@@ -19,9 +19,9 @@ use std::ops::{Bound, RangeBounds as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::block::{self, BlockEntry, MOST};
-use super::key::KEY_LEN;
 use super::worker::WorkerFailure;
-use super::{IndexChange, IndexOp, Key, Record};
+use crate::index::key::KEY_LEN;
+use crate::index::{IndexChange, IndexOp, Key, Record};
 
 /// Changes in one batch.
 const BATCH_OPS: usize = 512;

@@ -1,5 +1,6 @@
-//! The fingerprint of the engine's files, in two numbers. It is taken when they are closed and
-//! compared before they are opened. If no byte changed, the records in them need no new count.
+//! The fingerprint of sled's files. sled must not read a damaged file: it takes a read error for
+//! the end of its log, and clears the rest. So every byte is read and compared before sled is
+//! opened.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,9 +12,9 @@ use std::thread;
 use std::time::Instant;
 
 use rustix::fs::{Advice, fadvise};
-use serde::{Deserialize, Serialize};
 
-use super::tally::number_of;
+use crate::index::Fingerprint;
+use crate::index::tally::number_of;
 use crate::storage::{at, is_bystander};
 
 /// Bytes of a file that a thread processes at a time.
@@ -25,17 +26,6 @@ const BLOCK: usize = 256 << 10;
 /// Larger directories get no fingerprint, because reading them would make a shutdown too slow.
 const MAX_BYTES: u64 = 16 << 30;
 
-/// Length and digest of all files in a directory. Directories that differ by accident have the same
-/// fingerprint with a probability of about 2⁻³². It does not protect against intent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Fingerprint {
-    /// The bytes of all files.
-    bytes: u64,
-    /// The sum, modulo 2⁶⁴, of one number for each piece of 8 MiB. The number covers the file's
-    /// name and length, and the piece's offset and CRC-32C.
-    digest: u64,
-}
-
 struct ListedFile {
     path: PathBuf,
     /// Path within the directory.
@@ -43,35 +33,35 @@ struct ListedFile {
     len: u64,
 }
 
-impl Fingerprint {
-    /// Takes the fingerprint of `dir`. `None` if that would last beyond `until`, if there are more
-    /// than 16 GiB, or if an entry is no plain file.
-    pub(crate) fn of(dir: &Path, until: Option<Instant>) -> io::Result<Option<Self>> {
-        let mut files = Vec::new();
-        if !list(dir, dir, &mut files)? {
-            return Ok(None);
-        }
-        let bytes = files.iter().map(|file| file.len).sum();
-        if bytes > MAX_BYTES {
-            return Ok(None);
-        }
-        // An empty file has a piece too, so that its name counts.
-        let pieces: Vec<(&ListedFile, u64)> = files
-            .iter()
-            .flat_map(|file| (0..file.len.div_ceil(PIECE).max(1)).map(move |n| (file, n * PIECE)))
-            .collect();
-        let next = AtomicUsize::new(0);
-        let work = || sum_up(&pieces, &next, until);
-        let (one, other) = thread::scope(|scope| {
-            let helper = thread::Builder::new().name("tide-open".to_owned()).spawn_scoped(scope, work);
-            let one = work();
-            // Without a second thread, the first one has processed all pieces.
-            let other = helper.map_or(Ok(Ok(Some(0))), thread::ScopedJoinHandle::join);
-            (one, other.unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))))
-        });
-        let digest = one?.zip(other?).map(|(one, other)| one.wrapping_add(other));
-        Ok(digest.map(|digest| Self { bytes, digest }))
+/// Takes the fingerprint of the files in `dir`. Its digest is the sum, modulo 2⁶⁴, of one number
+/// for each piece of 8 MiB: the number covers the file's name and length, and the piece's offset
+/// and CRC-32C. `None` if that would last beyond `until`, if there are more than 16 GiB, or if an
+/// entry is no plain file.
+pub(super) fn fingerprint_of(dir: &Path, until: Option<Instant>) -> io::Result<Option<Fingerprint>> {
+    let mut files = Vec::new();
+    if !list(dir, dir, &mut files)? {
+        return Ok(None);
     }
+    let bytes = files.iter().map(|file| file.len).sum();
+    if bytes > MAX_BYTES {
+        return Ok(None);
+    }
+    // An empty file has a piece too, so that its name counts.
+    let pieces: Vec<(&ListedFile, u64)> = files
+        .iter()
+        .flat_map(|file| (0..file.len.div_ceil(PIECE).max(1)).map(move |n| (file, n * PIECE)))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let work = || sum_up(&pieces, &next, until);
+    let (one, other) = thread::scope(|scope| {
+        let helper = thread::Builder::new().name("tide-open".to_owned()).spawn_scoped(scope, work);
+        let one = work();
+        // Without a second thread, the first one has processed all pieces.
+        let other = helper.map_or(Ok(Ok(Some(0))), thread::ScopedJoinHandle::join);
+        (one, other.unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))))
+    });
+    let digest = one?.zip(other?).map(|(one, other)| one.wrapping_add(other));
+    Ok(digest.map(|digest| Fingerprint { bytes, digest }))
 }
 
 /// Lists the files in `dir`. Returns `false` if an entry is neither file nor directory.
@@ -150,7 +140,7 @@ mod tests {
     }
 
     fn of(dir: &Path) -> Fingerprint {
-        Fingerprint::of(dir, None).unwrap().unwrap()
+        fingerprint_of(dir, None).unwrap().unwrap()
     }
 
     #[test]
@@ -198,9 +188,9 @@ mod tests {
     fn a_timeout_or_a_link_yields_no_fingerprint() {
         let dir = files();
         let past = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
-        assert_eq!(Fingerprint::of(dir.path(), Some(past)).unwrap(), None);
+        assert_eq!(fingerprint_of(dir.path(), Some(past)).unwrap(), None);
         std::os::unix::fs::symlink("db", dir.path().join("link")).unwrap();
-        assert_eq!(Fingerprint::of(dir.path(), None).unwrap(), None);
-        assert!(Fingerprint::of(&dir.path().join("missing"), None).is_err());
+        assert_eq!(fingerprint_of(dir.path(), None).unwrap(), None);
+        assert!(fingerprint_of(&dir.path().join("missing"), None).is_err());
     }
 }

@@ -176,13 +176,13 @@ mod tests {
     /// after removing half.
     fn estimates(records: u64, value: usize, cache_mib: u64, disk_mib: u64) -> [u64; 4] {
         let mib = |footprint: &Footprint| footprint.resident_bytes(cache_mib * MIB, disk_mib * MIB) / MIB;
-        let filed = Footprint::default();
-        make(&filed, records, value, records, 0);
-        let after_checkpoint = mib(&filed);
-        let mut scan = filed.watch();
+        let written = Footprint::default();
+        make(&written, records, value, records, 0);
+        let after_checkpoint = mib(&written);
+        let mut scan = written.watch();
         (0..records).for_each(|_| scan.saw(value));
         drop(scan);
-        let after_scan = mib(&filed);
+        let after_scan = mib(&written);
         let reopened = Footprint::default();
         let mut scan = reopened.watch();
         (0..records).for_each(|_| scan.saw(value));

@@ -9,7 +9,7 @@ use thiserror::Error;
 /// An error of the index engine. It has no `source`: it is the root cause of the error that
 /// contains it. It never means that a message is lost, because the index can be rebuilt.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub(crate) enum DurableError {
+pub(crate) enum IndexError {
     /// The engine failed: an I/O error, damaged files, a panic inside.
     #[error("{}: {doing} failed: {what}; the index is rebuilt from the segments", path.display())]
     Engine {
@@ -48,20 +48,17 @@ pub(crate) enum DurableError {
         /// The reason.
         why: String,
     },
-    /// sled cannot work on this file system.
-    #[error(
-        "{}: the file system refuses a call that sled needs (`sync_file_range`): {what}; a spool can't be kept on it",
-        path.display()
-    )]
+    /// The engine cannot work on this file system.
+    #[error("{}: {what}; a spool can't be kept on it", path.display())]
     Unsupported {
         /// Its directory.
         path: PathBuf,
-        /// The text of sled's error.
+        /// Why not.
         what: String,
     },
 }
 
-impl DurableError {
+impl IndexError {
     /// Returns true if the engine must be discarded.
     pub(crate) const fn poisons(&self) -> bool {
         matches!(self, Self::Engine { .. } | Self::Timeout { .. } | Self::Unsupported { .. })

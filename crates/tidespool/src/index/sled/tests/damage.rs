@@ -6,7 +6,6 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use super::*;
 
@@ -124,27 +123,28 @@ fn damage(sled: &Path, stale: &Path, random: &mut Random) -> String {
 
 /// Opens the damaged files and uses them. The result must be a typed error, or the tally must
 /// detect the damage.
-fn trial(base: &Path, filed: Tally, seed: u64) -> String {
+fn trial(base: &Path, written: Tally, seed: u64) -> String {
     let dir = dir();
     let sled = dir.path().join("sled");
     let mut random = Random(seed);
     let image = if random.below(2) == 0 { "closed" } else { "killed" };
     copy(&base.join(image), &sled);
     let how = damage(&sled, &base.join("stale"), &mut random);
-    let options = SledOptions { open_timeout: WAIT, change_timeout: WAIT, ..SledOptions::new(CACHE) };
-    let outcome = match open_with(dir.path(), options) {
+    let engine = SledEngine { open_timeout: WAIT, change_timeout: WAIT, ..sled_engine() };
+    let outcome = match open_with(dir.path(), &engine) {
         Err(err) => format!("open: {err}"),
         Ok(store) => {
-            let outcome = use_it(&store, filed).unwrap_or_else(|err| format!("used: {err}"));
-            let closed = store.close(WAIT).map_or_else(|err| format!("; close: {err}"), |()| String::new());
-            outcome + &closed
+            let outcome = use_it(&store, written).unwrap_or_else(|err| format!("used: {err}"));
+            drop(store);
+            let closed = if engine.closing.join_all(WAIT) > 0 { "; it does not close" } else { "" };
+            outcome + closed
         }
     };
     format!("seed {seed}: {image}, {how}: {outcome}")
 }
 
-fn use_it(store: &SledStore, filed: Tally) -> Result<String, DurableError> {
-    let whole = tally_of(store)? == filed;
+fn use_it(store: &SledStore, written: Tally) -> Result<String, IndexError> {
+    let whole = tally_of(store)? == written;
     let mut found = BTreeMap::new();
     store.scan(&[KeyRange::ALL], &mut |key, record| {
         found.insert(key, record);
@@ -175,7 +175,7 @@ fn use_it(store: &SledStore, filed: Tally) -> Result<String, DurableError> {
 /// Runs the trials of these seeds in a separate process, and returns its lines.
 fn run_in_process(base: &Path, seeds: std::ops::Range<u64>) -> Vec<String> {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "durable::tests::damage::trials_of_a_process", "--nocapture"])
+        .args(["--exact", "index::sled::tests::damage::trials_of_a_process", "--nocapture"])
         .env(SEEDS, format!("{}-{}", seeds.start, seeds.end))
         .env(BASE, base)
         .env("RUST_BACKTRACE", "0")
@@ -197,17 +197,17 @@ fn trials_of_a_process() {
     let (Ok(seeds), Ok(base)) = (std::env::var(SEEDS), std::env::var(BASE)) else { return };
     let (from, to) = seeds.split_once('-').unwrap();
     let base = PathBuf::from(base);
-    let filed = serde_json::from_str(&fs::read_to_string(base.join("tally")).unwrap()).unwrap();
+    let written = serde_json::from_str(&fs::read_to_string(base.join("tally")).unwrap()).unwrap();
     for seed in from.parse().unwrap()..to.parse().unwrap() {
-        println!("\n{}", trial(&base, filed, seed));
+        println!("\n{}", trial(&base, written, seed));
     }
 }
 
 #[test]
 fn damaged_files_are_always_detected() {
     let base = dir();
-    let filed = make_images(base.path());
-    fs::write(base.path().join("tally"), serde_json::to_string(&filed).unwrap()).unwrap();
+    let written = make_images(base.path());
+    fs::write(base.path().join("tally"), serde_json::to_string(&written).unwrap()).unwrap();
     let count = std::env::var("TIDESPOOL_DAMAGE_TRIALS").map_or(60, |count| count.parse().unwrap());
     let mut lines = Vec::new();
     for from in (0..count).step_by(5) {

@@ -7,22 +7,17 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::time::Duration;
 
-use super::sled_lock::SledLock;
-use super::worker::{OpenOutcome, StuckThreads, Worker, WorkerFailure, WorkerParts};
+use super::engine::SledEngine;
+use super::lock::SledLock;
+use super::worker::{Worker, WorkerFailure, WorkerParts};
 
 /// The directory of the empty sled, in the spool's directory.
 pub(crate) const TRIAL_DIR: &str = "sled.trial";
 
 /// After a failed open of sled in `dir`, returns true if an empty sled beside it fails in the same
 /// way.
-pub(super) fn refuses_sled(
-    dir: &Path,
-    failure: &WorkerFailure,
-    wait: Duration,
-    stuck: &StuckThreads,
-) -> bool {
+pub(super) fn refuses_sled(dir: &Path, failure: &WorkerFailure, engine: &SledEngine) -> bool {
     if failure.kind != Some(ErrorKind::InvalidInput) {
         return false;
     }
@@ -40,21 +35,14 @@ pub(super) fn refuses_sled(
         tree.flush()?;
         Ok(WorkerParts { db, tree, lock: SledLock::of(&path) })
     };
-    let refused = match Worker::start(&trial, wait, stuck, open) {
-        Ok(OpenOutcome::Ready(engine, worker)) => {
-            drop(engine);
-            worker.join(wait, stuck);
+    let refused = match Worker::start(&trial, engine, open) {
+        Ok(Some((sled, worker))) => {
+            drop(sled);
+            worker.end(engine);
             false
         }
-        Ok(OpenOutcome::Failed(again, worker)) => {
-            worker.join(wait, stuck);
-            again.kind == failure.kind
-        }
-        Ok(OpenOutcome::Late(worker)) => {
-            worker.join(Duration::ZERO, stuck);
-            false
-        }
-        Err(_) => false,
+        Ok(None) => false,
+        Err(again) => again.kind == failure.kind,
     };
     // The result is the same whether or not the files can be removed.
     let _ = fs::remove_dir_all(&trial);
@@ -64,16 +52,16 @@ pub(super) fn refuses_sled(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::sled::tests::sled_engine;
 
     /// On a file system that supports sled, an open that failed with `EINVAL` means damaged files.
     #[test]
     fn a_file_system_that_supports_sled_is_accepted_and_no_file_is_left() {
         let dir = tempfile::tempdir().unwrap();
         let failed = |kind| WorkerFailure { what: "failed".to_owned(), kind };
-        let wait = Duration::from_secs(60);
+        let engine = sled_engine();
         for kind in [None, Some(ErrorKind::InvalidInput), Some(ErrorKind::StorageFull)] {
-            let refuses =
-                refuses_sled(&dir.path().join("sled/1"), &failed(kind), wait, &StuckThreads::default());
+            let refuses = refuses_sled(&dir.path().join("sled/1"), &failed(kind), &engine);
             assert!(!refuses, "{kind:?}");
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
