@@ -431,6 +431,7 @@ impl PoolEvents for PoolReports {
 mod tests {
     use rustix::io::Errno;
 
+    use super::super::commit::queue::commit_queue;
     use super::*;
     use crate::storage::{OpenMode, OsStorage, Space, StorageFile};
 
@@ -469,7 +470,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let reports = || CheckpointReports {
             stats: Arc::default(),
-            commit_queue: Arc::default(),
+            commit_queue: commit_queue().0,
             room: Arc::new(DiskRoom::new(Arc::new(UsedUp), dir.path(), 1 << 20)),
         };
         let own = || io::Error::new(io::ErrorKind::StorageFull, "too little free space would remain");
