@@ -50,8 +50,8 @@ use anyhow::Result;
 pub use plan::Shape;
 pub use restart::Expected;
 
-use crate::conformance::Factory;
 use crate::rng::{number_from_env, seed_from_env};
+use tidespool_conformance::Factory;
 
 /// The default of `TIDESPOOL_CONCURRENT_ROUNDS`.
 pub const DEFAULT_ROUNDS: u64 = 50;

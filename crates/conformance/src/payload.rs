@@ -12,8 +12,6 @@ use std::sync::Arc;
 
 use tidespool_core::SpoolId;
 
-use crate::rng::mix;
-
 /// The size of version, length and their checksum.
 pub const HEADER_BYTES: usize = 16;
 
@@ -118,6 +116,15 @@ fn first_difference(found: &[u8], expected: &[u8]) -> Option<usize> {
         return None;
     }
     found.iter().zip(expected).position(|(a, b)| a != b)
+}
+
+/// The finishing step of `SplitMix64`: each input bit changes about half of the output bits.
+///
+/// Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
+pub(crate) const fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
 }
 
 fn seed(id: SpoolId, version: Option<u64>, len: usize) -> u64 {
