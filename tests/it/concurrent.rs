@@ -7,7 +7,7 @@ use tidespool::{CachePolicy, Config, Durability, TieredSpool};
 use tidespool_conformance::Factory;
 use tidespool_core::Spool;
 use tidespool_testkit::concurrent::{Coverage, Expected, Shape, Subject, run};
-use tidespool_testkit::crash::{DurabilityLevel, Promise};
+use tidespool_testkit::oracle::{DurabilityLevel, Promise};
 use tidespool_testkit::rng::Rng;
 
 use crate::setup::{KIB, MIB, Tiered};

@@ -24,6 +24,14 @@ pub struct Seen {
     pub len: usize,
 }
 
+impl Seen {
+    /// What [`read`] returns for [`make`] of this version and length.
+    #[must_use]
+    pub fn of(version: u64, len: usize) -> Self {
+        Self { version: (len >= HEADER_BYTES).then_some(version), len }
+    }
+}
+
 /// The error for bytes that are not an intact message of this id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WrongBytes {
@@ -163,8 +171,7 @@ mod tests {
         for len in LENGTHS {
             let data = make(id, 7, len);
             assert_eq!(data.len(), len);
-            let version = (len >= HEADER_BYTES).then_some(7);
-            assert_eq!(read(id, &data), Ok(Seen { version, len }));
+            assert_eq!(read(id, &data), Ok(Seen::of(7, len)));
         }
     }
 

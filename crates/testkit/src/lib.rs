@@ -8,6 +8,7 @@
 //!   check that compares the log with the recovered messages. Works on any spool.
 //! * [`faults`] – a storage that injects faults, for spools that are built on
 //!   [`tidespool::storage`].
+//! * [`oracle`] – what may and what must be present after a crash, by the writes and their results.
 //! * [`sweep`] – lets each call to the disk fail in turn, and compares the results that callers get
 //!   with a record kept outside of the spool.
 //!
@@ -20,6 +21,7 @@
 pub mod concurrent;
 pub mod crash;
 pub mod faults;
+pub mod oracle;
 pub mod rng;
 pub mod sweep;
 

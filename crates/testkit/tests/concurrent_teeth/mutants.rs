@@ -12,7 +12,7 @@ use tidespool_conformance::Factory;
 use tidespool_conformance::reference::{ReferenceSpool, ReferenceStorage};
 use tidespool_core::{Spool, SpoolCallerDeadlineExceeded, SpoolEntry, SpoolId};
 use tidespool_testkit::concurrent::{Expected, Subject};
-use tidespool_testkit::crash::{DurabilityLevel, Promise};
+use tidespool_testkit::oracle::{DurabilityLevel, Promise};
 use tokio::task::yield_now;
 
 type Data = Arc<Box<[u8]>>;
