@@ -22,9 +22,9 @@ use anyhow::{Context as _, Result};
 use tidespool::{Config, Durability, HealthConfig, PressureConfig, TieredSpool};
 use tidespool_core::Spool;
 use tidespool_testkit::crash::{
-    Coverage, DurabilityLevel, Event, Line, Moment, Promise, Report, Stock, Victim, judge, remove_surplus,
-    take_stock, work,
+    Coverage, Event, Line, Moment, Report, Stock, Victim, judge, remove_surplus, take_stock, work,
 };
+use tidespool_testkit::oracle::{DurabilityLevel, Promise};
 use tidespool_testkit::rng::{Rng, number_from_env, seed_from_env};
 
 const CYCLES: u64 = 42;

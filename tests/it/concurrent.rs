@@ -4,10 +4,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tidespool::{CachePolicy, Config, Durability, TieredSpool};
+use tidespool_conformance::Factory;
 use tidespool_core::Spool;
 use tidespool_testkit::concurrent::{Coverage, Expected, Shape, Subject, run};
-use tidespool_testkit::conformance::Factory;
-use tidespool_testkit::crash::{DurabilityLevel, Promise};
+use tidespool_testkit::oracle::{DurabilityLevel, Promise};
 use tidespool_testkit::rng::Rng;
 
 use crate::setup::{KIB, MIB, Tiered};

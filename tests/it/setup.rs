@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tempfile::TempDir;
 use tidespool::{Config, Durability, HealthConfig, PressureConfig, TieredSpool};
+use tidespool_conformance::Factory;
 use tidespool_core::{Locked, NotFound, Spool, SpoolEntry, SpoolId};
-use tidespool_testkit::conformance::Factory;
 use tidespool_testkit::{payload, wait};
 
 pub(crate) const KIB: u64 = 1024;

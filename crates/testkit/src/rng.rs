@@ -1,6 +1,6 @@
 //! Random numbers that can be reproduced from a seed.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+pub use tidespool_conformance::env::{number_from_env, seed_from_env};
 
 /// `SplitMix64`: small, fast, and identical on every machine.
 ///
@@ -39,35 +39,8 @@ impl Rng {
 }
 
 /// The finishing step of `SplitMix64`: each input bit changes about half of the output bits.
-#[must_use]
-pub const fn mix(value: u64) -> u64 {
+const fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)
-}
-
-/// Returns the seed in the environment variable `name`, or one from the clock if it is not set. The
-/// caller prints the seed.
-///
-/// # Panics
-///
-/// If the variable is set and is not a number.
-#[must_use]
-pub fn seed_from_env(name: &str) -> u64 {
-    number_from_env(name).unwrap_or_else(|| {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        mix(u64::from(since.subsec_nanos()) ^ since.as_secs().rotate_left(32)) % 1_000_000_000
-    })
-}
-
-/// Returns the number in the environment variable `name`, or `None` if it is not set.
-///
-/// # Panics
-///
-/// If the variable is set and is not a number.
-#[must_use]
-pub fn number_from_env(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    let number = text.trim().parse();
-    Some(number.unwrap_or_else(|_| panic!("{name} is {text:?}: expected a whole number")))
 }

@@ -14,7 +14,6 @@
 //!
 //! A crash loses writes that are not durable. So it may find any earlier value that is not older
 //! than a durable write.
-//! older than a durable write.
 //!
 //! # Method
 //!
@@ -27,10 +26,7 @@
 
 use std::collections::HashSet;
 
-use crate::payload::Seen;
-
-/// The value of an id: `None` is no message.
-pub type Value = Option<Seen>;
+use crate::oracle::Value;
 
 /// The maximum number of concurrent writes, and of concurrent loads.
 pub const MAX_OPEN: usize = 64;

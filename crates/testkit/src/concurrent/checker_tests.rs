@@ -1,6 +1,7 @@
 //! Hand-written histories, legal and illegal.
 
-use super::checker::{Call, Ending, Refuted, Value, What, check};
+use super::checker::{Call, Ending, Refuted, What, check};
+use crate::oracle::Value;
 use crate::payload::Seen;
 
 /// Version `n`. 0 is no message.

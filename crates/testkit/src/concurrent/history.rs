@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use tidespool_core::SpoolId;
 
-use super::checker::{Call, Value, What};
+use super::checker::{Call, What};
+use crate::oracle::{Value, shown};
 use crate::payload::Seen;
 
 /// Logical time: one number for each beginning and each end, across all callers.
@@ -137,15 +138,5 @@ impl fmt::Display for Entry {
             Outcome::Dropped => "dropped".to_owned(),
         };
         write!(f, "{source:<15}  {request:<38}  {outcome}")
-    }
-}
-
-/// Formats a value.
-#[must_use]
-pub fn shown(value: Value) -> String {
-    match value {
-        None => "nothing".to_owned(),
-        Some(Seen { version: Some(version), len }) => format!("version {version} ({len} bytes)"),
-        Some(Seen { version: None, len }) => format!("{len} bytes"),
     }
 }

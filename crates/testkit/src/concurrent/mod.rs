@@ -13,7 +13,7 @@
 //! * **Orderly restart**: each id has its final value.
 //! * **Drop without shutdown**: like a crash. Messages acknowledged as durable are present. Of the
 //!   others, no newer message is kept while an older one is lost ([`restart`]). The rules are those
-//!   of [`crash::judge`](crate::crash::judge).
+//!   of [`oracle`](crate::oracle).
 //! * A store that returned an error is never seen while the spool is open, nor after an orderly
 //!   shutdown. After a drop it may be seen.
 //! * A dropped store may take effect at any later time of the same session, but never after a store
@@ -50,8 +50,8 @@ use anyhow::Result;
 pub use plan::Shape;
 pub use restart::Expected;
 
-use crate::conformance::Factory;
 use crate::rng::{number_from_env, seed_from_env};
+use tidespool_conformance::Factory;
 
 /// The default of `TIDESPOOL_CONCURRENT_ROUNDS`.
 pub const DEFAULT_ROUNDS: u64 = 50;

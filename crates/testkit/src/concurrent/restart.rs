@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use tidespool_core::SpoolId;
 
-use super::checker::{Call, Ending, Refuted, Value, check};
-use super::history::{Entry, Outcome, Request, shown};
-use crate::crash::{DurabilityLevel, Losses, Promise};
+use super::checker::{Call, Ending, Refuted, check};
+use super::history::{Entry, Outcome, Request};
+use crate::oracle::{DurabilityLevel, Losses, Promise, Value, shown};
 
 /// The guarantees of the spool, beyond linearizability.
 #[derive(Debug, Clone, Copy)]
@@ -144,15 +144,14 @@ impl Session<'_> {
                 if seen.version.is_some() && seen.len <= expected.large)
                 && entry.outcome == Outcome::Done
         };
-        let place = |moment: u64| usize::try_from(moment).unwrap_or(usize::MAX);
         let kept = history.iter().filter(is_plain).find(|entry| entry.writes() == Some(found));
-        kept.inspect(|kept| losses.keep(place(kept.began), id));
+        kept.inspect(|kept| losses.keep(kept.began, id));
         let writes = || history.iter().filter(|entry| entry.writes().is_some());
         let last = writes().max_by_key(|entry| entry.began).filter(is_plain).filter(|last| {
             last.writes() != Some(found)
                 && writes().all(|other| other.began == last.began || other.ended < last.began)
         });
-        last.inspect(|last| losses.lose(place(last.ended), id));
+        last.inspect(|last| losses.lose(last.ended, id));
         last.is_some()
     }
 

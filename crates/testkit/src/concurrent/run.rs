@@ -13,13 +13,13 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::caller::{Caller, RoundState};
-use super::checker::Value;
 use super::history::{Clock, Entry, Outcome, Source};
 use super::plan::{IDS, Round};
 use super::restart::{Expected, Session, values};
 use super::upkeep::{UpkeepLog, final_check, flood, upkeep};
 use super::{Coverage, Subject};
 use crate::crash::take_stock_of;
+use crate::oracle::Value;
 use crate::rng::Rng;
 use crate::{ids, wait};
 

@@ -9,10 +9,10 @@ use tidespool_core::{Locked, Spool, SpoolId};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::expected::ExpectedMessages;
 use super::script::{End, MESSAGES, SESSIONS, config};
 use super::{Kind, Point, Subject, panics};
 use crate::faults::{Call, Fault, FaultyStorage, Strike};
+use crate::oracle::Oracle;
 use crate::rng::Rng;
 
 /// The result of a run.
@@ -84,7 +84,7 @@ pub(super) struct Case {
     pub(super) point: Option<Point>,
     dir: TempDir,
     pub(super) disk: FaultyStorage,
-    pub(super) expected: ExpectedMessages,
+    pub(super) expected: Oracle,
     pub(super) ids: Vec<SpoolId>,
     pub(super) version: u64,
     pub(super) violations: Vec<String>,
@@ -120,7 +120,7 @@ impl Case {
             point,
             dir: TempDir::new().expect("a directory"),
             disk,
-            expected: ExpectedMessages::default(),
+            expected: Oracle::default(),
             ids: (0..MESSAGES).map(|_| SpoolId::new()).collect(),
             version: 0,
             violations: Vec::new(),
@@ -267,8 +267,9 @@ impl Case {
             self.violations.push(format!("recovery reports damage: {report:?}"));
         }
         let found = self.contents(open).await?;
-        self.violations
-            .extend(self.expected.losses(&found).into_iter().map(|what| format!("after a restart: {what}")));
+        self.violations.extend(
+            self.expected.violations(&found).into_iter().map(|what| format!("after a restart: {what}")),
+        );
         self.expected.adopt(&found);
         Ok(())
     }

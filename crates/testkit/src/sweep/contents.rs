@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use super::caller::{Loaded, load};
 use super::case::{Case, Open};
-use super::expected::Found;
+use crate::oracle::Present;
 use crate::payload;
 
 /// How long to wait for an enumeration before checking whether the disk is broken.
@@ -15,7 +15,7 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 impl Case {
     /// Returns all messages, enumerated and loaded. Heals a disk that breaks meanwhile. Retries
     /// loads that fail until sled is open again.
-    pub(super) async fn contents(&mut self, open: &Open) -> Result<Found, String> {
+    pub(super) async fn contents(&mut self, open: &Open) -> Result<Present, String> {
         let (began, mut enumeration) = (Instant::now(), std::pin::pin!(enumerate(open)));
         let found = loop {
             match timeout(CHECK_INTERVAL, &mut enumeration).await {
@@ -32,8 +32,7 @@ impl Case {
             let began = Instant::now();
             let is = loop {
                 match load(open, id).await? {
-                    Loaded::Version(version) => break Some(version),
-                    Loaded::Absent => break None,
+                    Loaded::Value(value) => break value,
                     Loaded::Unknown(error)
                         if !self.is_struck() || began.elapsed() > self.subject.patience =>
                     {
@@ -53,17 +52,17 @@ impl Case {
 }
 
 /// Enumerates all messages. Each must be intact and occur once.
-pub(super) async fn enumerate(open: &Open) -> Result<Found, String> {
+pub(super) async fn enumerate(open: &Open) -> Result<Present, String> {
     let (sender, receiver) = async_channel::bounded(8);
     let begun = open.spool.enumerate(sender, DateTime::<Utc>::MAX_UTC);
     begun.map_err(|error| format!("enumerate failed: {error:#}"))?;
-    let mut found = Found::new();
+    let mut found = Present::new();
     while let Ok(entry) = receiver.recv().await {
         let SpoolEntry::Item { id, data } = entry else {
             return Err(format!("enumerated as damaged: {entry:?}"));
         };
         let seen = payload::read(id, &data).map_err(|wrong| wrong.to_string())?;
-        if found.insert(id, seen.version.unwrap_or(0)).is_some() {
+        if found.insert(id, seen).is_some() {
             return Err(format!("{id} is enumerated twice"));
         }
     }

@@ -94,16 +94,12 @@ impl Case {
     async fn store_again(&mut self, open: &Open) -> Result<(), String> {
         let (began, id) = (Instant::now(), SpoolId::new());
         loop {
-            self.version += 1;
-            let answer =
-                store_timed(open, id, self.version, 500, true, Instant::now() + Duration::from_secs(5))
-                    .await?;
+            let (version, begun) = self.begin_store(id, 500, true);
+            let deadline = Instant::now() + Duration::from_secs(5);
+            let answer = store_timed(open, id, version, 500, true, deadline).await?;
             let is_done = answer.is_ok();
             let why = answer.as_ref().err().map(|error| format!("{error:#}"));
-            if answer.is_ok() {
-                self.expected.resolve_doubts();
-            }
-            self.note_store(id, self.version, true, answer)?;
+            self.note_store(&begun, true, answer)?;
             if is_done {
                 return Ok(());
             }

@@ -54,30 +54,30 @@ impl std::fmt::Display for Claim {
 
 /// The first claim that a case needed and the spool does not make.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Needed(Arc<OnceLock<Claim>>);
+pub(crate) struct Needed(Arc<OnceLock<Claim>>);
 
 impl Needed {
     /// Records `claim` and returns the text of the error.
-    pub(super) fn note(&self, claim: Claim) -> String {
+    pub(crate) fn note(&self, claim: Claim) -> String {
         let first = self.0.get_or_init(|| claim);
         format!("not claimed: {first}")
     }
 
-    pub(super) fn first(&self) -> Option<Claim> {
+    pub(crate) fn first(&self) -> Option<Claim> {
         self.0.get().copied()
     }
 }
 
 /// Records and rejects each call that goes beyond the claims of the spool. So a case is skipped
 /// only if it really needs an unclaimed feature, without a hand-written list.
-pub(super) struct ClaimsFilter {
+pub(crate) struct ClaimsFilter {
     inner: Arc<dyn Spool>,
     claims: Claims,
     needed: Needed,
 }
 
 impl ClaimsFilter {
-    pub(super) fn new(inner: Arc<dyn Spool>, claims: Claims, needed: Needed) -> Self {
+    pub(crate) fn new(inner: Arc<dyn Spool>, claims: Claims, needed: Needed) -> Self {
         Self { inner, claims, needed }
     }
 }

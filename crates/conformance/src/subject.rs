@@ -9,7 +9,7 @@ use anyhow::Result;
 use async_trait::async_trait;
 use tidespool_core::{Locked, Spool};
 
-use super::claims::{Claims, ClaimsFilter, Needed};
+use crate::claims::{Claim, Claims, ClaimsFilter, Needed};
 use crate::wait::PATIENCE;
 
 /// Opens the spool under test. Each case gets its own factory, and each factory has its own
@@ -99,7 +99,7 @@ impl Subject {
 
     fn needs_persistence(&self) {
         if !self.factory.claims().persists {
-            panic!("{}", self.needed.note(super::Claim::Persists));
+            panic!("{}", self.needed.note(Claim::Persists));
         }
     }
 
@@ -129,7 +129,7 @@ pub enum Outcome {
     /// The promise does not hold: the text of the panic.
     Broken(String),
     /// The case needs something that the spool does not claim, so it proves nothing.
-    NotClaimed(super::Claim),
+    NotClaimed(Claim),
     /// The case did not end within the factory's patience.
     Hangs,
 }

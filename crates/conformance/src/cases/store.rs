@@ -6,10 +6,8 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 use tidespool_core::SpoolId;
 
-use super::Subject;
 use super::calls::{LENGTHS, all_upkeep, assert_absent, assert_holds, assert_lists, get, put, put_as};
-use crate::ids;
-use crate::payload;
+use crate::{Subject, ids, payload};
 
 /// A load of an id that was never stored returns `NotFound` with the text `no such key {id}`.
 pub async fn an_absent_message_is_not_found(subject: &mut Subject) {

@@ -10,7 +10,7 @@ use futures_lite::future;
 use tidespool_core::{InDoubt, NotFound, Spool, SpoolCallerDeadlineExceeded, SpoolEntry, SpoolId, TooLarge};
 
 use super::{Operation, SLOTS};
-use crate::conformance::Factory;
+use crate::Factory;
 use crate::reference::{ReferenceSpool, ReferenceStorage};
 use crate::{ids, payload, wait};
 

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use chrono::Utc;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tidespool_core::{Spool, SpoolId};
 
-use super::Subject;
 use super::calls::{advance, all_upkeep, assert_absent, collect, put, put_as};
-use crate::rng::Rng;
-use crate::{ids, payload};
+use crate::{Subject, ids, payload};
 
 /// The number of messages of each kind.
 const STABLE: u64 = 200;
@@ -117,15 +117,15 @@ async fn enumerate_slowly(spool: &dyn Spool, traffic: &Traffic) -> BTreeMap<Spoo
 
 /// Stores new messages, never the same id twice, and removes most of them.
 async fn store_and_remove(spool: Arc<dyn Spool>, traffic: Arc<Traffic>, task: usize) {
-    let mut rng = Rng::new(task as u64);
+    let mut rng = SmallRng::seed_from_u64(task as u64);
     let mut here = Vec::new();
     while traffic.turn(task).await {
-        let id = if rng.chance(50) { SpoolId::new() } else { ids::v4(rng.number()) };
-        let len = usize::try_from(rng.below(6000)).expect("small");
-        put_as(spool.as_ref(), id, 1, len, rng.chance(2)).await;
+        let id = if rng.random_bool(0.5) { SpoolId::new() } else { ids::v4(rng.random()) };
+        let len = rng.random_range(0..6000);
+        put_as(spool.as_ref(), id, 1, len, rng.random_bool(0.02)).await;
         here.push(id);
         if here.len() > 20 {
-            let id = here.swap_remove(usize::try_from(rng.below(20)).expect("small"));
+            let id = here.swap_remove(rng.random_range(0..20));
             spool.remove(id).await.expect("remove");
         }
     }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tidespool_core::{NotFound, Spool, SpoolId};
 use tokio::task::JoinSet;
 
-use super::Subject;
 use super::calls::{advance, all_upkeep, assert_absent, assert_holds, assert_lists, get, put_as};
-use crate::payload;
-use crate::rng::Rng;
+use crate::{Subject, payload};
 
 /// While one id is replaced repeatedly, each load returns one intact version. The version is at
 /// least the last one stored before the load began, and at most the last one begun before the load
@@ -71,12 +71,12 @@ pub async fn many_callers_on_one_id_agree_in_the_end(subject: &mut Subject) {
     for caller in 0..CALLERS {
         let spool = subject.shared();
         tasks.spawn(async move {
-            let mut rng = Rng::new(caller);
+            let mut rng = SmallRng::seed_from_u64(caller);
             for turn in 0..40 {
-                match rng.below(5) {
+                match rng.random_range(0..5) {
                     0 => spool.remove(id).await.expect("remove"),
                     1 | 2 => assert_whole_or_absent(spool.as_ref(), id).await,
-                    _ => put_as(spool.as_ref(), id, caller * 1000 + turn, 2000, rng.chance(20)).await,
+                    _ => put_as(spool.as_ref(), id, caller * 1000 + turn, 2000, rng.random_bool(0.2)).await,
                 }
                 tokio::task::yield_now().await;
             }
@@ -137,13 +137,13 @@ pub async fn callers_on_many_ids_do_not_disturb_each_other(subject: &mut Subject
 /// Stores, replaces, loads and removes ids that no other caller uses. Returns the messages that are
 /// left.
 async fn use_own_ids(spool: Arc<dyn Spool>, caller: u64) -> Vec<(SpoolId, u64, usize)> {
-    let mut rng = Rng::new(caller + 77);
+    let mut rng = SmallRng::seed_from_u64(caller + 77);
     let mut mine: Vec<(SpoolId, u64, usize)> = Vec::new();
     for turn in 0..40 {
-        let len = usize::try_from(rng.below(9000)).expect("small");
-        let force_sync = rng.chance(10);
-        let pick = usize::try_from(rng.below(mine.len() as u64)).expect("small");
-        match rng.below(4) {
+        let len = rng.random_range(0..9000);
+        let force_sync = rng.random_bool(0.1);
+        let pick = rng.random_range(0..mine.len().max(1));
+        match rng.random_range(0..4) {
             0 if !mine.is_empty() => {
                 let (id, _, _) = mine.swap_remove(pick);
                 spool.remove(id).await.expect("remove");

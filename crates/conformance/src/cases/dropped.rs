@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 use futures_lite::future;
 use tidespool_core::{NotFound, Spool, SpoolId};
 
-use super::Subject;
 use super::calls::{all_upkeep, assert_absent, assert_holds, assert_lists, list, put, put_as};
-use crate::payload;
+use crate::{Subject, payload};
 
 /// Begins a store and drops it after at most `polls` polls. Returns the result if the store ended
 /// by then.

@@ -2,9 +2,8 @@
 
 use tidespool_core::SpoolId;
 
-use super::Subject;
 use super::calls::{all_upkeep, assert_absent, assert_holds, assert_lists, put, put_as};
-use crate::ids;
+use crate::{Subject, ids};
 
 /// Servers remove ids that were never stored.
 pub async fn removing_the_unknown_is_ok(subject: &mut Subject) {

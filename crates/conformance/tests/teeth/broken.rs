@@ -8,9 +8,9 @@ use async_channel::Sender;
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use parking_lot::Mutex;
+use tidespool_conformance::Factory;
+use tidespool_conformance::reference::{ReferenceSpool, ReferenceStorage};
 use tidespool_core::{Closed, Spool, SpoolBackpressureTimeout, SpoolEntry, SpoolId};
-use tidespool_testkit::conformance::Factory;
-use tidespool_testkit::reference::{ReferenceSpool, ReferenceStorage};
 use tokio::task::{JoinHandle, yield_now};
 
 use crate::faults::Fault;

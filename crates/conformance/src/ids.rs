@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use tidespool_core::SpoolId;
 
-use crate::rng::mix;
+use crate::payload::mix;
 
 /// The time from 1582-10-15, the start of UUID time, to 1970-01-01, in 100 ns.
 const UNIX_EPOCH_TICKS: u64 = 0x01b2_1dd2_1381_4000;

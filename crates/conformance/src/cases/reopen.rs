@@ -3,11 +3,10 @@
 use chrono::{TimeDelta, Utc};
 use tidespool_core::SpoolId;
 
-use super::Subject;
 use super::calls::{
     LENGTHS, all_upkeep, assert_absent, assert_holds, assert_lists, list_before, put, put_as,
 };
-use crate::ids;
+use crate::{Subject, ids};
 
 /// Messages of every size, synced or not, with and without upkeep, survive two restarts.
 pub async fn stored_messages_survive_a_restart(subject: &mut Subject) {

@@ -15,9 +15,11 @@ use std::fmt::Write as _;
 
 use proptest::collection::vec;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 
-use crate::conformance::Factory;
-use crate::rng::{Rng, number_from_env, seed_from_env};
+use crate::Factory;
+use crate::env::{number_from_env, seed_from_env};
 
 pub use operation::{Loss, Operation, SLOTS, Size};
 
@@ -74,9 +76,8 @@ pub fn search<F: Factory + 'static>(
         failure_persistence: None,
         ..Config::default()
     };
-    let mut rng = Rng::new(seed);
-    let seed_bytes: Vec<u8> = (0..4).flat_map(|_| rng.number().to_le_bytes()).collect();
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed_bytes);
+    let seed: [u8; 32] = SmallRng::seed_from_u64(seed).random();
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
     let mut runner = TestRunner::new_with_rng(config, rng);
     let result = runner.run(&vec(operation::any(), 1..LONGEST), |history| {
         player::play(Box::new(make()), &history).map_err(TestCaseError::fail)

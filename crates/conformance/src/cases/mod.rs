@@ -1,6 +1,22 @@
-//! The list of all cases.
+//! The cases: each checks one promise of a spool, and panics if the promise is broken.
+//!
+//! To add a case, write a function in one of the modules here, and add a line to the list in this
+//! file. A spool in `tests/teeth` must show that the case can fail.
 
-use super::Case;
+pub mod closing;
+pub mod concurrent;
+pub mod dropped;
+pub mod enumerate;
+pub mod enumerate_traffic;
+pub mod refuse;
+pub mod remove;
+pub mod reopen;
+pub mod store;
+pub mod upkeep;
+
+mod calls;
+
+use crate::Case;
 
 /// A case and its name.
 #[derive(Debug, Clone, Copy)]
@@ -12,7 +28,7 @@ pub struct NamedCase {
 }
 
 /// Makes a `#[test]` of each conformance case. The argument is an expression that makes a new
-/// [`Factory`](crate::conformance::Factory) with its own storage each time. Invoke the macro in a
+/// [`Factory`](crate::Factory) with its own storage each time. Invoke the macro in a
 /// separate module.
 #[macro_export]
 macro_rules! conformance_tests {
@@ -84,8 +100,8 @@ macro_rules! render_conformance_tests {
         $(
             #[test]
             fn $case() {
-                $crate::conformance::run(stringify!($case), $factory, |subject| {
-                    ::std::boxed::Box::pin($crate::conformance::$module::$case(subject))
+                $crate::run(stringify!($case), $factory, |subject| {
+                    ::std::boxed::Box::pin($crate::cases::$module::$case(subject))
                 });
             }
         )*
@@ -97,9 +113,9 @@ macro_rules! render_conformance_tests {
 #[macro_export]
 macro_rules! render_case_array {
     ([] $($module:ident :: $case:ident)*) => {
-        &[$($crate::conformance::NamedCase {
+        &[$($crate::NamedCase {
             name: stringify!($case),
-            run: |subject| ::std::boxed::Box::pin($crate::conformance::$module::$case(subject)),
+            run: |subject| ::std::boxed::Box::pin($crate::cases::$module::$case(subject)),
         }),*]
     };
 }

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tidespool_conformance::reference::{ReferenceSpool, ReferenceStorage};
+use tidespool_conformance::{Factory, model};
 use tidespool_core::Spool;
-use tidespool_testkit::conformance::Factory;
-use tidespool_testkit::model;
-use tidespool_testkit::reference::{ReferenceSpool, ReferenceStorage};
 
 #[derive(Default)]
 struct Reference(ReferenceStorage);
@@ -21,7 +20,7 @@ impl Factory for Reference {
 mod conformance {
     use super::Reference;
 
-    tidespool_testkit::conformance_tests!(Reference::default());
+    tidespool_conformance::conformance_tests!(Reference::default());
 }
 
 #[test]

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, TimeDelta, Utc};
 use tidespool_core::SpoolId;
 
-use super::Subject;
 use super::calls::{
     LENGTHS, all_upkeep, assert_holds, assert_lists, collect, list, list_before, put, put_as,
 };
-use crate::{ids, payload, wait};
+use crate::{Subject, ids, payload, wait};
 
 /// The channel closes without an entry.
 pub async fn an_empty_spool_enumerates_nothing(subject: &mut Subject) {

@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tidespool_conformance::reference::{ReferenceSpool, ReferenceStorage};
+use tidespool_conformance::{CASES, Claim, Claims, Factory, Outcome, check, run};
 use tidespool_core::Spool;
-use tidespool_testkit::conformance::{CASES, Claim, Claims, Factory, Outcome, check};
-use tidespool_testkit::reference::{ReferenceSpool, ReferenceStorage};
 
 /// A spool that keeps every promise, and claims some of them.
 struct Modest {
@@ -68,9 +68,5 @@ fn a_case_that_needs_no_claims_runs_without_claims() {
 fn a_case_that_needs_an_unclaimed_feature_does_not_pass() {
     let case = CASES.iter().find(|case| case.name == "synced_messages_survive_a_drop").unwrap();
     let claims = Claims { persists: false, ..Claims::EVERYTHING };
-    tidespool_testkit::conformance::run(
-        case.name,
-        Modest { storage: ReferenceStorage::default(), claims },
-        case.run,
-    );
+    run(case.name, Modest { storage: ReferenceStorage::default(), claims }, case.run);
 }

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidespool_core::SpoolId;
 
-use super::Subject;
 use super::calls::{LENGTHS, advance, all_upkeep, assert_absent, assert_holds, assert_lists, put, put_as};
+use crate::Subject;
 
 /// Each of the three calls, alone and more than once.
 pub async fn upkeep_keeps_every_message(subject: &mut Subject) {

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use tidespool_core::{InDoubt, SpoolCallerDeadlineExceeded, SpoolId, TooLarge};
 
-use super::Subject;
 use super::calls::{all_upkeep, assert_absent, assert_holds, assert_lists, past, put_as};
-use crate::payload;
+use crate::{Subject, payload};
 
 /// A store with a past deadline returns the typed error, and the message is absent.
 pub async fn a_past_deadline_stores_nothing(subject: &mut Subject) {

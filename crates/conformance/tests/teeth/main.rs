@@ -11,8 +11,7 @@ use std::collections::BTreeSet;
 
 use broken::BrokenStorage;
 use faults::{FAULTS, Fault};
-use tidespool_testkit::conformance::{CASES, NamedCase, Outcome, check};
-use tidespool_testkit::model;
+use tidespool_conformance::{CASES, NamedCase, Outcome, check, model};
 
 fn case(name: &str) -> &'static NamedCase {
     CASES.iter().find(|case| case.name == name).unwrap_or_else(|| panic!("there is no case {name}"))

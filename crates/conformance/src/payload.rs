@@ -12,8 +12,6 @@ use std::sync::Arc;
 
 use tidespool_core::SpoolId;
 
-use crate::rng::mix;
-
 /// The size of version, length and their checksum.
 pub const HEADER_BYTES: usize = 16;
 
@@ -24,6 +22,14 @@ pub struct Seen {
     pub version: Option<u64>,
     /// The length in bytes.
     pub len: usize,
+}
+
+impl Seen {
+    /// What [`read`] returns for [`make`] of this version and length.
+    #[must_use]
+    pub fn of(version: u64, len: usize) -> Self {
+        Self { version: (len >= HEADER_BYTES).then_some(version), len }
+    }
 }
 
 /// The error for bytes that are not an intact message of this id.
@@ -120,6 +126,15 @@ fn first_difference(found: &[u8], expected: &[u8]) -> Option<usize> {
     found.iter().zip(expected).position(|(a, b)| a != b)
 }
 
+/// The finishing step of `SplitMix64`: each input bit changes about half of the output bits.
+///
+/// Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
+pub(crate) const fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
 fn seed(id: SpoolId, version: Option<u64>, len: usize) -> u64 {
     let id = u128::from_be_bytes(*id.as_bytes());
     let halves = [id >> 64, id & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or(0));
@@ -156,8 +171,7 @@ mod tests {
         for len in LENGTHS {
             let data = make(id, 7, len);
             assert_eq!(data.len(), len);
-            let version = (len >= HEADER_BYTES).then_some(7);
-            assert_eq!(read(id, &data), Ok(Seen { version, len }));
+            assert_eq!(read(id, &data), Ok(Seen::of(7, len)));
         }
     }
 

@@ -7,9 +7,8 @@ use chrono::Utc;
 use tidespool_core::{Closed, InDoubt, Spool, SpoolId};
 use tokio::task::JoinHandle;
 
-use super::Subject;
 use super::calls::{assert_lists, put, put_as};
-use crate::{payload, wait};
+use crate::{Subject, payload, wait};
 
 /// The number of callers that store during the shutdown.
 const CALLERS: usize = 8;
