@@ -1,11 +1,14 @@
 //! A comparison as a self-contained page: no script, no font, no network.
 
 use anyhow::Result;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{colour, curves, over_time};
 use super::record::{CaseSummary, Comparison};
 use super::table::{CAVEAT, COLUMNS, cell, ratio_text};
 use crate::engines::Peer;
+
+const TITLE: &str = "Tidespool beside its peers";
 
 /// Readable on light and dark backgrounds. An engine has the same colour in every chart.
 const STYLE: &str = "\
@@ -23,92 +26,95 @@ th:first-child,td:first-child{text-align:left}th{color:var(--dim);font-weight:60
 /// Returns the page.
 pub(super) fn page(comparison: &Comparison) -> Result<String> {
     let machine = &comparison.machine;
-    let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-         <title>Tidespool beside its peers</title><style>{STYLE}</style></head><body>\n\
-         <h1>Tidespool beside its peers</h1>\n<p class=\"dim\">Tidespool {}, {}. {}, {} cores, {} MiB of memory, Linux {}, {}. \
-         Medians over the rounds (least–most). A ratio above 1 means that tidespool is better. {}</p>\n",
-        comparison.version,
-        comparison.finished,
-        escaped(&machine.cpu),
-        machine.cores,
-        machine.memory_mib,
-        escaped(&machine.kernel),
-        escaped(&machine.file_system),
-        CAVEAT,
-    );
-    page += &overview(comparison);
-    for (number, case) in comparison.cases.iter().enumerate() {
-        page += &section(number, case)?;
-    }
-    page += "<h2>Engines</h2>\n<ul>\n";
-    for (engine, settings) in &comparison.settings {
-        page += &format!("<li>{}{}: {}</li>\n", key(*engine), engine.name(), escaped(settings));
-    }
-    page += "</ul>\n";
-    for run in &comparison.runs {
-        if let Some(error) = &run.error {
-            let (engine, title) = (run.engine.name(), escaped(&run.title));
-            page += &format!("<p class=\"failed\">Failed: {engine}: {title}: {}</p>\n", escaped(error));
+    let sections = comparison.cases.iter().enumerate().map(|(number, case)| section(number, case));
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width,initial-scale=1";
+                title { (TITLE) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                h1 { (TITLE) }
+                p.dim {
+                    "Tidespool " (comparison.version) ", " (comparison.finished) ". " (machine.cpu) ", " (machine.cores)
+                    " cores, " (machine.memory_mib) " MiB of memory, Linux " (machine.kernel) ", " (machine.file_system)
+                    ". Medians over the rounds (least–most). A ratio above 1 means that tidespool is better. " (CAVEAT)
+                }
+                (overview(comparison))
+                @for section in sections { (section?) }
+                h2 { "Engines" }
+                ul {
+                    @for (engine, settings) in &comparison.settings {
+                        li { (key(*engine)) (engine.name()) ": " (settings) }
+                    }
+                }
+                @for run in &comparison.runs {
+                    @if let Some(error) = &run.error {
+                        p.failed { "Failed: " (run.engine.name()) ": " (run.title) ": " (error) }
+                    }
+                }
+            }
         }
-    }
-    Ok(page + "</body></html>\n")
+    };
+    Ok(page.into_string())
 }
 
 /// Returns a table with a line for each case: its main figure, and its ratios.
-fn overview(comparison: &Comparison) -> String {
-    let mut table = "<h2>Overview</h2>\n<div class=\"scroll\"><table><tr><th>case</th><th>compared by</th>\
-                     <th>× best peer</th><th>which</th><th>× rocksdb</th><th>of raw-journal</th></tr>\n"
-        .to_owned();
-    for (number, case) in comparison.cases.iter().enumerate() {
-        let Some(ratio) = case.ratios.first() else { continue };
-        let times = |times: Option<f64>| times.map_or_else(|| "–".to_owned(), |times| format!("{times:.2}"));
-        let (peer, best) = ratio.best_peer.map_or(("–", None), |(peer, times)| (peer.name(), Some(times)));
-        table += &format!(
-            "<tr><td><a href=\"#case-{number}\">{}</a></td><td>{}</td><td>{}</td><td>{peer}</td><td>{}</td><td>{}</td></tr>\n",
-            escaped(&case.title),
-            ratio.metric,
-            times(best),
-            times(ratio.rocksdb),
-            times(ratio.raw_journal),
-        );
-    }
-    table + "</table></div>\n"
-}
-
-fn section(number: usize, case: &CaseSummary) -> Result<String> {
-    let mut section = format!(
-        "<h2 id=\"case-{number}\">{}</h2>\n<div class=\"scroll\"><table><tr><th>engine</th>",
-        escaped(&case.title)
-    );
-    for (_, heading, _) in COLUMNS {
-        section += &format!("<th>{heading}</th>");
-    }
-    section += "</tr>\n";
-    for engine in &case.engines {
-        section += &format!("<tr><td>{}{}</td>", key(engine.engine), engine.engine.name());
-        for (figure, _, spread) in COLUMNS {
-            section += &format!("<td>{}</td>", cell(engine, figure, spread));
+fn overview(comparison: &Comparison) -> Markup {
+    let times = |times: Option<f64>| times.map_or_else(|| "–".to_owned(), |times| format!("{times:.2}"));
+    let headings = ["case", "compared by", "× best peer", "which", "× rocksdb", "of raw-journal"];
+    html! {
+        h2 { "Overview" }
+        div.scroll {
+            table {
+                tr { @for heading in headings { th { (heading) } } }
+                @for (number, case) in comparison.cases.iter().enumerate() {
+                    @if let Some(ratio) = case.ratios.first() {
+                        @let (peer, best) = ratio.best_peer.map_or(("–", None), |(peer, times)| (peer.name(), Some(times)));
+                        tr {
+                            td { a href={ "#case-" (number) } { (case.title) } }
+                            td { (ratio.metric) }
+                            td { (times(best)) }
+                            td { (peer) }
+                            td { (times(ratio.rocksdb)) }
+                            td { (times(ratio.raw_journal)) }
+                        }
+                    }
+                }
+            }
         }
-        section += "</tr>\n";
     }
-    section += "</table></div>\n";
+}
+
+fn section(number: usize, case: &CaseSummary) -> Result<Markup> {
     let ratios: Vec<String> = case.ratios.iter().filter_map(ratio_text).collect();
-    if !ratios.is_empty() {
-        section += &format!("<p class=\"dim\">{}</p>\n", ratios.join("; "));
-    }
-    section += &format!("<div class=\"charts\">{}{}</div>\n", curves(case)?, over_time(case)?);
-    Ok(section)
+    Ok(html! {
+        h2 id={ "case-" (number) } { (case.title) }
+        div.scroll {
+            table {
+                tr {
+                    th { "engine" }
+                    @for (_, heading, _) in COLUMNS { th { (heading) } }
+                }
+                @for engine in &case.engines {
+                    tr {
+                        td { (key(engine.engine)) (engine.engine.name()) }
+                        @for (figure, _, spread) in COLUMNS { td { (cell(engine, figure, spread)) } }
+                    }
+                }
+            }
+        }
+        p.dim { (ratios.join("; ")) }
+        div.charts { (PreEscaped(curves(case)?)) (PreEscaped(over_time(case)?)) }
+    })
 }
 
-fn key(engine: Peer) -> String {
+fn key(engine: Peer) -> Markup {
     let (red, green, blue) = colour(engine);
-    format!("<span class=\"key\" style=\"background:rgb({red},{green},{blue})\"></span>")
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    html! { span.key style={ "background:rgb(" (red) "," (green) "," (blue) ")" } {} }
 }
 
 #[cfg(test)]
@@ -119,7 +125,7 @@ mod tests {
     #[test]
     fn the_page_is_complete_and_self_contained() {
         let page = page(&comparison()).unwrap();
-        assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
+        assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>"));
         for part in [
             "store 16 KiB, 64 callers, synced",
             "400 (300–500)",
