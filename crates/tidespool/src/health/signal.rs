@@ -38,7 +38,7 @@ impl HealthSignal {
         matches!(self, Self::NoFreeSegment | Self::DirtyBytes | Self::DirtyAge)
     }
 
-    /// The name in the settings and in the metrics.
+    /// The name in the metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::JournalErrors => "journal_errors",
