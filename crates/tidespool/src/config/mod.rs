@@ -100,8 +100,14 @@ pub enum Durability {
 /// min_free = "256MiB"               # or "5%"; default: the smaller of these two
 /// sample_interval = "100ms"
 /// # "#)?;
-/// # let defaults = tidespool::Config::new("/x");
-/// # assert_eq!(config.effective_dirty_limit(), defaults.effective_dirty_limit());
+/// # use tidespool::{Config, HealthConfig, MinFree, PressureConfig};
+/// # let defaults = Config::new("/var/spool/example");
+/// # let (limit, age) = (defaults.effective_dirty_limit(), defaults.effective_dirty_age());
+/// # let defaults = defaults
+/// #     .dirty_limit(limit)
+/// #     .pressure(PressureConfig::default().memory_limit(4 << 30))
+/// #     .health(HealthConfig::default().dirty_age(age).min_free(MinFree::Bytes(256 << 20)));
+/// # assert_eq!(config, defaults);
 /// # Ok::<(), tidespool::ConfigError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -40,10 +40,12 @@ pub struct PressureConfig {
     #[serde(with = "size::option", skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<u64>,
 
-    /// From this fraction of the limit on, the spool uses less: it frees the excess again and again,
-    /// down to 8 MiB. Its clean cache shrinks (the newest copies stay), its dirty limit is lowered
-    /// in proportion, dirty data is written, and free memory is returned to the system. A level ends when use is below its threshold by 0.05 of the limit: without this
-    /// hysteresis, use near a threshold would change the level again and again.
+    /// From this fraction of the limit on, the spool uses less: it frees the excess again and
+    /// again, down to 8 MiB. Its clean cache shrinks (the newest copies stay), its dirty limit is
+    /// lowered in proportion, dirty data is written, and free memory is returned to the system.
+    ///
+    /// A level ends when use is below its threshold by 0.05 of the limit: without this hysteresis,
+    /// use near a threshold would change the level again and again.
     ///
     /// Default = 0.80. Bounds: above 0.05, below [`critical`](Self::critical).
     pub low: f64,

@@ -296,7 +296,6 @@ impl Shared {
             journal_segments_retained: all.len() as u64 - in_use,
             unhealthy: self.gate.cause(),
             shut_down: self.gate.is_closed(),
-            live_messages: None,
         };
         self.stats.snapshot(gauges)
     }
