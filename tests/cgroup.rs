@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tempfile::TempDir;
-use tidespool::{Config, HealthConfig, PressureConfig, TieredSpool};
+use tidespool::{Config, HealthConfig, MinFree, PressureConfig, TieredSpool};
 use tidespool_core::{NotFound, Spool, SpoolBackpressureTimeout, SpoolId, SpoolUnhealthyError};
 use tidespool_testkit::payload;
 use tidespool_testkit::rng::Rng;
@@ -54,7 +54,7 @@ fn config(dir: &Path) -> Config {
         .dirty_limit(BUDGET / 4)
         .ballast(0)
         .pressure(PressureConfig::default())
-        .health(HealthConfig::default().min_free_bytes(0).min_free_fraction(0.0))
+        .health(HealthConfig::default().min_free(MinFree::Bytes(0)))
 }
 
 /// A temporary directory that is not in memory: the usual one, or one beside the build.

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tidespool::{Config, Durability, HealthConfig, PressureConfig, TieredSpool};
+use tidespool::{Config, Durability, HealthConfig, MinFree, PressureConfig, TieredSpool};
 use tidespool_core::Spool;
 use tidespool_testkit::crash::{
     Coverage, Event, Line, Moment, Report, Stock, Victim, judge, remove_surplus, take_stock, work,
@@ -52,7 +52,7 @@ fn config(dir: &Path, durability: Durability) -> Config {
         .checkpoint_after(Duration::from_millis(150))
         .ballast(1 << 20)
         .pressure(PressureConfig::default().enabled(false))
-        .health(HealthConfig::default().min_free_bytes(0).min_free_fraction(0.0))
+        .health(HealthConfig::default().min_free(MinFree::Bytes(0)))
 }
 
 fn name(durability: Durability) -> &'static str {

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tidespool::{CachePolicy, Config, Durability, TieredSpool};
+use tidespool::{Config, Durability, TieredSpool};
 use tidespool_conformance::Factory;
 use tidespool_core::Spool;
 use tidespool_testkit::concurrent::{Coverage, Expected, Shape, Subject, run};
@@ -86,14 +86,12 @@ impl Subject for Small {
     fn reconfigure(&self, number: u64) -> anyhow::Result<()> {
         let Some(spool) = self.open.lock().upgrade() else { return Ok(()) };
         let mut rng = Rng::new(number);
-        let policy = if rng.chance(50) { CachePolicy::Lru } else { CachePolicy::TinyLfu };
         let config = self.tiered.config.clone();
         let config = config
             .memory_budget((8 + rng.below(8)) * MIB)
             .dirty_limit((1 + rng.below(3)) * MIB)
             .journal_capacity((1 + rng.below(4)) * MIB)
-            .checkpoint_after(Duration::from_millis(rng.below(40)))
-            .cache_policy(policy);
+            .checkpoint_after(Duration::from_millis(rng.below(40)));
         spool.reconfigure(config)?;
         Ok(())
     }

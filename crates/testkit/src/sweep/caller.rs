@@ -135,13 +135,17 @@ impl Case {
         Ok(())
     }
 
-    /// Checks an enumeration. On a broken disk it may wait: then the receiver is dropped, which
-    /// must end it.
+    /// Checks an enumeration. On a broken disk it may end early. Or it may wait: then the receiver
+    /// is dropped, which must end it.
     async fn enumerate(&mut self, open: &Open) -> Result<(), String> {
         let (began, mut enumeration) = (Instant::now(), std::pin::pin!(super::contents::enumerate(open)));
         let found = loop {
             match timeout(UPKEEP_WAIT, &mut enumeration).await {
-                Ok(found) => break found?,
+                Ok(found) => match found? {
+                    Some(found) => break found,
+                    None if self.is_struck() => return Ok(()),
+                    None => return Err("an enumeration ends early on a disk that works".to_owned()),
+                },
                 Err(_) if self.is_broken() => return Ok(()),
                 Err(_) if began.elapsed() > self.subject.patience => {
                     return Err("an enumeration hangs".to_owned());

@@ -14,12 +14,23 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 impl Case {
     /// Returns all messages, enumerated and loaded. Heals a disk that breaks meanwhile. Retries
-    /// loads that fail until sled is open again.
+    /// enumerations that end early, and loads that fail, until sled is open again.
     pub(super) async fn contents(&mut self, open: &Open) -> Result<Present, String> {
-        let (began, mut enumeration) = (Instant::now(), std::pin::pin!(enumerate(open)));
+        let began = Instant::now();
+        let mut enumeration = Box::pin(enumerate(open));
         let found = loop {
-            match timeout(CHECK_INTERVAL, &mut enumeration).await {
-                Ok(found) => break found?,
+            let ended = timeout(CHECK_INTERVAL, &mut enumeration).await;
+            match ended.map(Result::transpose) {
+                Ok(Some(found)) => break found?,
+                Ok(None) if !self.is_struck() || began.elapsed() > self.subject.patience => {
+                    return Err("an enumeration ends early on a disk that works".to_owned());
+                }
+                Ok(None) => {
+                    if self.is_broken() {
+                        self.heal();
+                    }
+                    enumeration = Box::pin(enumerate(open));
+                }
                 Err(_) if began.elapsed() > self.subject.patience => {
                     return Err("an enumeration hangs".to_owned());
                 }
@@ -51,13 +62,16 @@ impl Case {
     }
 }
 
-/// Enumerates all messages. Each must be intact and occur once.
-pub(super) async fn enumerate(open: &Open) -> Result<Present, String> {
+/// Enumerates all messages. Each must be intact and occur once. `None`: it ended early.
+pub(super) async fn enumerate(open: &Open) -> Result<Option<Present>, String> {
     let (sender, receiver) = async_channel::bounded(8);
     let begun = open.spool.enumerate(sender, DateTime::<Utc>::MAX_UTC);
     begun.map_err(|error| format!("enumerate failed: {error:#}"))?;
     let mut found = Present::new();
     while let Ok(entry) = receiver.recv().await {
+        if entry.is_early_end() {
+            return Ok(None);
+        }
         let SpoolEntry::Item { id, data } = entry else {
             return Err(format!("enumerated as damaged: {entry:?}"));
         };
@@ -66,5 +80,5 @@ pub(super) async fn enumerate(open: &Open) -> Result<Present, String> {
             return Err(format!("{id} is enumerated twice"));
         }
     }
-    Ok(found)
+    Ok(Some(found))
 }

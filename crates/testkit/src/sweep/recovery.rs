@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use super::caller::store_timed;
 use super::case::{Case, Open, Outcome};
-use super::script::{HUGE, Step};
+use super::script::{HOUR, HUGE, Step};
 use crate::faults::{Call, Strike};
 
 impl Case {
@@ -111,10 +111,11 @@ impl Case {
     }
 }
 
-/// Sets whether the gate may open again.
+/// Sets whether the gate may open again soon.
 fn allow_unlatch(open: &Open, allow: bool) -> Result<(), String> {
     let config = Config::clone(&open.tiered.config());
-    let health = config.health.clone().allow_unlatch(allow);
+    let unlatch_after = if allow { Duration::from_millis(10) } else { HOUR };
+    let health = config.health.clone().hard_unlatch_after(unlatch_after);
     let changed = open.tiered.reconfigure(config.health(health));
     changed.map_err(|error| format!("the settings could not be changed: {error}"))
 }

@@ -24,6 +24,7 @@ mod spools;
 mod tests;
 mod watch;
 
+pub(crate) use level::HYSTERESIS;
 pub use level::Level;
 pub use monitor::{PressureMonitor, PressureReading};
 pub(crate) use registration::Registration;

@@ -15,7 +15,7 @@ use super::level::Level;
 use super::room::MemoryRoom;
 use super::sample::{Sampler, Source, SystemSampler};
 use super::spools::Spools;
-use super::watch::MonitorThread;
+use super::watch::{INTERVAL, MonitorThread};
 use crate::thread_limit::not_started;
 use crate::{ConfigError, PressureConfig};
 
@@ -70,7 +70,7 @@ pub struct PressureReading {
     /// Resident memory of this process in bytes. `None` if it cannot be read.
     pub resident: Option<u64>,
     /// Share of the last 10 s in which some task waited for memory, 0 to 1. `None` if the kernel
-    /// does not report it, or if it does not count (see [`PressureConfig::stall_ratio`]).
+    /// does not report it, or if it does not count (see [`PressureConfig`]).
     pub stall_ratio: Option<f64>,
     /// The level that follows from this sample and the previous level.
     pub level: Level,
@@ -86,11 +86,12 @@ impl PressureMonitor {
     /// Otherwise the error of the operating system if it cannot start a thread.
     pub fn start(config: PressureConfig) -> io::Result<Self> {
         let sampler = SystemSampler::new(config.memory_limit);
-        Self::start_with(config, Box::new(sampler))
+        Self::start_with(config, INTERVAL, Box::new(sampler))
     }
 
     /// Like [`start`](Self::start), but reads every file below `root` instead of `/`, and nothing
-    /// else. For tests, which write the files that the monitor shall read.
+    /// else, and samples every `interval`. For tests, which write the files that the monitor shall
+    /// read.
     ///
     /// | below `root` | fields |
     /// |---|---|
@@ -107,15 +108,23 @@ impl PressureMonitor {
     /// # Errors
     ///
     /// As [`start`](Self::start).
-    pub fn start_below(root: impl Into<PathBuf>, config: PressureConfig) -> io::Result<Self> {
+    pub fn start_below(
+        root: impl Into<PathBuf>,
+        interval: Duration,
+        config: PressureConfig,
+    ) -> io::Result<Self> {
         let sampler = SystemSampler::below(root.into(), config.memory_limit);
-        Self::start_with(config, Box::new(sampler))
+        Self::start_with(config, interval, Box::new(sampler))
     }
 
-    pub(super) fn start_with(config: PressureConfig, sampler: Box<dyn Sampler>) -> io::Result<Self> {
+    pub(super) fn start_with(
+        config: PressureConfig,
+        interval: Duration,
+        sampler: Box<dyn Sampler>,
+    ) -> io::Result<Self> {
         config.validate().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let state = Arc::new(MonitorState::default());
-        let mut watch = MonitorThread::new(config, sampler, Arc::clone(&state));
+        let mut watch = MonitorThread::new(config, interval, sampler, Arc::clone(&state));
         watch.peek();
         let exit = MonitorExit(Arc::clone(&state));
         let thread = thread::Builder::new().name("tide-pressure".to_owned()).spawn(move || {

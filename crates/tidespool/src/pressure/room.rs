@@ -1,5 +1,6 @@
 //! What the spools may use together before memory is short, if a hard limit exists. Pure.
 
+use super::level::HYSTERESIS;
 use super::sample::{Sample, Source};
 use crate::PressureConfig;
 
@@ -40,7 +41,7 @@ impl MemoryRoom {
         let others = sample.used.saturating_sub(spools.accounted);
         let up_to = |part: f64| ((sample.limit as f64 * part) as u64).saturating_sub(others);
         kills.then(|| Self {
-            growth: up_to(config.low - config.hysteresis),
+            growth: up_to(config.low - HYSTERESIS),
             stay: up_to(config.low),
             budgets: spools.budgets,
         })

@@ -10,7 +10,7 @@ mod counter;
 mod findings;
 mod gauges;
 mod histogram;
-pub(crate) mod prometheus;
+mod prometheus;
 mod snapshot;
 #[cfg(test)]
 mod tests;

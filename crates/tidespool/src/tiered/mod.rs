@@ -248,7 +248,7 @@ impl TieredSpool {
     /// The statistics in the text format of Prometheus (OpenMetrics 1.0).
     #[must_use]
     pub fn prometheus_text(&self) -> String {
-        crate::stats::prometheus::encode(&self.stats())
+        self.stats().prometheus_text()
     }
 }
 

@@ -258,8 +258,7 @@ fn recover(
         .create_dir(&places.journal())
         .with_context(|| format!("creating {}", places.journal().display()))?;
     let strays = Arc::new(StuckThreads::holding(directory));
-    let options =
-        SledOptions { storage: storage.clone(), strays, ..SledOptions::new(config.effective_sled_cache()) };
+    let options = SledOptions { storage: storage.clone(), strays, ..SledOptions::new(config.sled_cache()) };
     let mut opened =
         open_filed(places, options, ballast, fresh).map_err(|error| explain(error, &places.dir))?;
     let (stats, (commit_queue, receiver)) = (Arc::new(Stats::default()), commit_queue());
