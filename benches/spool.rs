@@ -9,6 +9,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytesize::ByteSize;
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use rand::rngs::ChaCha8Rng;
 use rand::{Rng as _, SeedableRng as _};
@@ -96,7 +97,7 @@ fn group<'a>(criterion: &'a mut Criterion, name: &str, size: usize) -> Benchmark
 fn store_unforced(criterion: &mut Criterion) {
     for size in [KIB, 16 * KIB] {
         let (bench, data) = (Bench::open(), payload(size));
-        group(criterion, "store", size).bench_function(format!("{} KiB", size / KIB), |bencher| {
+        group(criterion, "store", size).bench_function(format!("{:.0}", ByteSize(size as u64)), |bencher| {
             bencher
                 .to_async(&bench.runtime)
                 .iter_custom(async |count| stores_and_removes(&bench.spool, &data, count).await.0);

@@ -1,6 +1,7 @@
 //! A comparison as a self-contained page: no script, no font, no network.
 
 use anyhow::Result;
+use bytesize::ByteSize;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{colour, curves, over_time};
@@ -40,7 +41,7 @@ pub(super) fn page(comparison: &Comparison) -> Result<String> {
                 h1 { (TITLE) }
                 p.dim {
                     "Tidespool " (comparison.version) ", " (comparison.finished) ". " (machine.cpu) ", " (machine.cores)
-                    " cores, " (machine.memory_mib) " MiB of memory, Linux " (machine.kernel) ", " (machine.file_system)
+                    " cores, " (ByteSize::mib(machine.memory_mib)) " of memory, Linux " (machine.kernel) ", " (machine.file_system)
                     ". Medians over the rounds (least–most). A ratio above 1 means that tidespool is better. " (CAVEAT)
                 }
                 (overview(comparison))
@@ -127,7 +128,7 @@ mod tests {
         let page = page(&comparison()).unwrap();
         assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>"));
         for part in [
-            "store 16 KiB, 64 callers, synced",
+            "store 16.0 KiB, 64 callers, synced",
             "400 (300–500)",
             "4.00 × fjall",
             "no &lt;space&gt; left",
