@@ -21,6 +21,7 @@ pub(super) struct Setting {
     /// The name with its table, as in `pressure.interval`.
     pub(super) path: String,
     /// How a file writes the value. An error text shows this before `allowed`.
+    #[cfg_attr(not(feature = "toml"), expect(dead_code, reason = "code needs no form"))]
     pub(super) form: &'static str,
     /// The allowed values, with the settings on which the bounds depend.
     pub(super) allowed: String,

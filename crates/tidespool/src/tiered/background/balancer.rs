@@ -250,8 +250,7 @@ fn balance(shared: &Shared) -> Evicted {
 /// Returns the bytes that the spool can take while the process stays away from its memory limit.
 /// `None`: there is no limit, or no monitor.
 fn at_most(shared: &Shared, config: &Config) -> Option<u64> {
-    let room = shared.monitor.get()?.room()?;
-    Some(room.share(config.memory_budget, shared.accounted_bytes()))
+    shared.monitor.get()?.share(config.memory_budget, shared.accounted_bytes())
 }
 
 #[cfg(test)]

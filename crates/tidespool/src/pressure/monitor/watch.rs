@@ -6,12 +6,12 @@ use std::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::cadence::Cadence;
-use super::level::Level;
-use super::monitor::{MonitorState, PressureReading, Wait};
+use super::handle::{MonitorState, Wait};
 use super::pacer::{Pacer, ReliefRequest};
 use super::room::MemoryRoom;
 use super::sample::{Sample, Sampler};
 use crate::PressureConfig;
+use crate::pressure::{Level, PressureReading};
 
 /// The part (1/8) of the reclaimable memory that is requested if tasks stall while use is low.
 const STALL_PART: u64 = 8;

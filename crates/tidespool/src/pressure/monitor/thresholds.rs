@@ -1,19 +1,7 @@
-use serde::Serialize;
+//! From use to level, with hysteresis. Pure.
 
 use crate::PressureConfig;
-
-/// The level of memory pressure.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Level {
-    /// Enough memory is available.
-    #[default]
-    Normal,
-    /// The spool frees memory, clean copies first.
-    Low,
-    /// The spool frees everything that it can at once.
-    Critical,
-}
+use crate::pressure::Level;
 
 /// Where the levels begin and end, as fractions of the limit.
 #[derive(Debug, Clone, Copy)]

@@ -8,14 +8,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use serde::Serialize;
 use tracing::error;
 
-use super::level::Level;
 use super::room::MemoryRoom;
-use super::sample::{Sampler, Source, SystemSampler};
+use super::sample::{Sampler, SystemSampler};
 use super::spools::Spools;
 use super::watch::MonitorThread;
+use crate::pressure::PressureReading;
 use crate::thread_limit::not_started;
 use crate::{ConfigError, PressureConfig};
 
@@ -57,25 +56,6 @@ pub struct PressureMonitor {
     handle: Arc<Handle>,
 }
 
-/// The last sample of the monitor.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct PressureReading {
-    /// The usage that is compared with `limit`, in bytes.
-    pub used: u64,
-    /// The limit that is nearest to being reached, in bytes. Never 0.
-    pub limit: u64,
-    /// The source of `used` and `limit`.
-    pub source: Source,
-    /// Resident memory of this process in bytes. `None` if it cannot be read.
-    pub resident: Option<u64>,
-    /// Share of the last 10 s in which some task waited for memory, 0 to 1. `None` if the kernel
-    /// does not report it, or if it does not count (see [`PressureConfig::stall_ratio`]).
-    pub stall_ratio: Option<f64>,
-    /// The level that follows from this sample and the previous level.
-    pub level: Level,
-}
-
 impl PressureMonitor {
     /// Starts the monitor's thread. Takes a first sample before it returns, for
     /// [`latest`](Self::latest).
@@ -85,8 +65,7 @@ impl PressureMonitor {
     /// [`io::ErrorKind::InvalidInput`] for settings out of bounds, with the [`ConfigError`] inside.
     /// Otherwise the error of the operating system if it cannot start a thread.
     pub fn start(config: PressureConfig) -> io::Result<Self> {
-        let sampler = SystemSampler::new(config.memory_limit);
-        Self::start_with(config, Box::new(sampler))
+        Self::start_below("/", config)
     }
 
     /// Like [`start`](Self::start), but reads every file below `root` instead of `/`, and nothing
