@@ -132,7 +132,8 @@
 //! * `checkpoint` moves places from the index in memory to sled: `checkpointer`, `manifest`,
 //!   `reclaim` and `value_log`.
 //! * `directory` holds the directory of a spool: path, lock, format file.
-//! * `pressure`, `health` and `stats` are beside the path of a message. `timer` handles deadlines.
+//! * `pressure`, `health` and `stats` are beside the path of a message. `timer` handles deadlines,
+//!   `mailbox` the waiting of threads for each other.
 //!
 //! Threads are named after their work: `tide-commit`, `tide-checkpoint` and so on. More is in
 //! the repository: `docs/on-disk-format.md`, `docs/design.md`, `docs/settings.md`, and
@@ -149,6 +150,7 @@ mod durable;
 mod health;
 pub mod inspect;
 mod journal;
+mod mailbox;
 mod memory;
 mod pressure;
 mod seldom;

@@ -8,6 +8,7 @@
 //! * `room.rs` – what the spools may use together below a hard limit. Pure.
 //! * `spools.rs` – the registered spools, and how an excess is divided among them.
 //! * `watch.rs` – the thread. `handle.rs` – its handle. `registration.rs` – the handle of a spool.
+//!   `state.rs` – what they share.
 
 mod cadence;
 mod cgroup;
@@ -19,6 +20,7 @@ mod registration;
 mod room;
 mod sample;
 mod spools;
+mod state;
 #[cfg(test)]
 mod tests;
 mod thresholds;

@@ -3,9 +3,8 @@
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
-
 use super::room::SpoolTotals;
+use crate::mailbox::Mailbox;
 use crate::pressure::{Level, Relief};
 
 /// Maximum number of growth steps when monitoring ends. More than any spool needs.
@@ -14,9 +13,7 @@ const ALL_STEPS: usize = 1_000;
 /// The list of registered spools.
 #[derive(Debug, Default)]
 pub(super) struct Spools {
-    list: Mutex<List>,
-    /// Notified when a call has ended.
-    call_ended: Condvar,
+    list: Mailbox<List>,
 }
 
 #[derive(Debug, Default)]
@@ -64,9 +61,7 @@ impl Spools {
 
     /// Waits until no call of the removed spool runs, at most until `by`. False if one still does.
     pub(super) fn wait_for_call(&self, id: u64, by: Instant) -> bool {
-        let mut list = self.list.lock();
-        while list.in_call == Some(id) && !self.call_ended.wait_until(&mut list, by).timed_out() {}
-        list.in_call != Some(id)
+        self.list.wait_for(by, |list| list.in_call != Some(id))
     }
 
     /// Notifies each spool of the level, if its last notification differs.
@@ -158,8 +153,7 @@ struct EndOfCall<'a>(&'a Spools);
 
 impl Drop for EndOfCall<'_> {
     fn drop(&mut self) {
-        self.0.list.lock().in_call = None;
-        self.0.call_ended.notify_all();
+        self.0.list.post(|list| list.in_call = None);
     }
 }
 

@@ -6,10 +6,10 @@ use std::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::cadence::Cadence;
-use super::handle::{MonitorState, Wait};
 use super::pacer::{Pacer, ReliefRequest};
 use super::room::MemoryRoom;
 use super::sample::{Sample, Sampler};
+use super::state::{MonitorState, Wait};
 use crate::PressureConfig;
 use crate::pressure::{Level, PressureReading};
 
