@@ -75,6 +75,18 @@
 //! * Not shared and not replicated: one process at a time has a directory open.
 //! * Not portable: it runs on Linux only.
 //!
+//! # Features
+//!
+//! All are on by default. Each works alone and without the others.
+//!
+//! * `toml` – [`Config::from_toml`], [`Config::from_toml_file`] and [`Config::to_toml`]. Without
+//!   it, make a [`Config`] in code, or with serde from another format.
+//! * `prometheus` – [`TieredSpool::prometheus_text`]. Without it, export [`TieredSpool::stats`].
+//! * `pressure-monitor` – the thread `tide-pressure`, which samples memory and asks the spool to
+//!   free some. Without it, no [`PressureMonitor`] can be made, the settings in [`PressureConfig`]
+//!   have no effect, and [`advise_low_memory`](core::Spool::advise_low_memory) frees memory on
+//!   request.
+//!
 //! # Follow a message
 //!
 //! One file a step, in the order in which a message passes through. Each link leads to the source.
@@ -120,11 +132,14 @@
 //! * `checkpoint` moves places from the index in memory to sled: `checkpointer`, `manifest`,
 //!   `reclaim` and `value_log`.
 //! * `directory` holds the directory of a spool: path, lock, format file.
-//! * `pressure`, `health` and `stats` are beside the path of a message. `timer` handles deadlines.
+//! * `pressure`, `health` and `stats` are beside the path of a message. `timer` handles deadlines,
+//!   `mailbox` the waiting of threads for each other.
 //!
 //! Threads are named after their work: `tide-commit`, `tide-checkpoint` and so on. More is in
 //! the repository: `docs/on-disk-format.md`, `docs/design.md`, `docs/settings.md`, and
 //! `docs/operating.md` for health, metrics and alerts.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod checkpoint;
 mod config;
@@ -135,6 +150,7 @@ mod durable;
 mod health;
 pub mod inspect;
 mod journal;
+mod mailbox;
 mod memory;
 mod pressure;
 mod seldom;

@@ -10,13 +10,15 @@ mod error;
 mod health;
 mod min_free;
 mod pressure;
+#[cfg(feature = "toml")]
 mod read;
 mod size;
+#[cfg(feature = "toml")]
 #[cfg(test)]
 mod tests;
 mod validate;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +26,7 @@ use serde::{Deserialize, Serialize};
 pub use error::{ConfigError, ConfigPlace};
 pub use health::{BacklogRefusal, HealthConfig, HealthSignal};
 pub use min_free::MinFree;
+pub(crate) use pressure::HYSTERESIS;
 pub use pressure::PressureConfig;
 
 /// How safe a message is when `store` returns `Ok`: the minimum for every store. `force_sync`
@@ -275,43 +278,6 @@ impl Config {
     /// `validate` rejects it with a clear text.
     fn without_path() -> Self {
         Self::new(PathBuf::new())
-    }
-
-    /// Reads and validates settings in TOML.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError::Syntax`] if `text` is not TOML, [`ConfigError::Unknown`] for a setting that
-    /// does not exist, [`ConfigError::Invalid`] for a value that is not allowed. Each names the
-    /// place.
-    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
-        read::read(text)
-    }
-
-    /// Reads and validates the settings in a TOML file.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError::Read`] if the file can't be read, and the errors of
-    /// [`from_toml`](Self::from_toml). Each names the file.
-    pub fn from_toml_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(|err| ConfigError::Read {
-            path: path.to_owned(),
-            kind: err.kind(),
-            reason: err.to_string(),
-        })?;
-        Self::from_toml(&text).map_err(|error| error.in_file(path))
-    }
-
-    /// Returns the settings as TOML, which [`from_toml`](Self::from_toml) reads back unchanged.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError::Syntax`] if `path` is not UTF-8: TOML text is UTF-8.
-    pub fn to_toml(&self) -> Result<String, ConfigError> {
-        toml::to_string(self)
-            .map_err(|err| ConfigError::Syntax { at: ConfigPlace::default(), reason: err.to_string() })
     }
 
     /// Returns `dirty_limit`, or its default: an eighth of `memory_budget`.

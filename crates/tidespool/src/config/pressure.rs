@@ -3,6 +3,10 @@ use serde::{Deserialize, Serialize};
 use super::builder::setters;
 use super::size;
 
+/// How far, as a fraction of the limit, use has to fall below the threshold of a level before that
+/// level ends. Without it, use near a threshold would change the level again and again.
+pub(crate) const HYSTERESIS: f64 = 0.05;
+
 /// The memory-pressure monitor: the `[pressure]` table, or a separate
 /// [`PressureMonitor`](crate::PressureMonitor).
 ///

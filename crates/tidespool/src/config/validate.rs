@@ -3,11 +3,11 @@
 use std::fmt::Display;
 use std::time::Duration;
 
+use super::HYSTERESIS;
 use super::duration::{self, DAY, HOUR, YEAR};
 use super::error::ConfigPlace;
 use super::size::{self, GIB, KIB, MIB, TIB};
 use super::{Config, ConfigError, HealthConfig, MinFree, PressureConfig};
-use crate::pressure::HYSTERESIS;
 
 /// A journal of fewer segments could not write to a segment while another is being checkpointed.
 const MIN_SEGMENTS: u64 = 4;
@@ -21,6 +21,7 @@ pub(super) struct Setting {
     /// The name with its table, as in `pressure.low`.
     pub(super) path: String,
     /// How a file writes the value. An error text shows this before `allowed`.
+    #[cfg_attr(not(feature = "toml"), expect(dead_code, reason = "code needs no form"))]
     pub(super) form: &'static str,
     /// The allowed values, with the settings on which the bounds depend.
     pub(super) allowed: String,

@@ -246,6 +246,7 @@ impl TieredSpool {
     }
 
     /// The statistics in the text format of Prometheus (OpenMetrics 1.0).
+    #[cfg(feature = "prometheus")]
     #[must_use]
     pub fn prometheus_text(&self) -> String {
         self.stats().prometheus_text()

@@ -425,7 +425,7 @@ fn note_torn(protection: &Protection, torn: &str, report: &mut RecoveryReport, s
 fn register(shared: &Arc<Shared>, monitor: Option<PressureMonitor>) -> Result<Arc<dyn Relief>> {
     let relief: Arc<dyn Relief> = Arc::new(SpoolRelief(shared.clone()));
     let registration = match monitor {
-        Some(monitor) => Registration::shared(monitor, &relief),
+        Some(monitor) => Registration::shared(&monitor, &relief),
         None => Registration::own(shared.config.load().pressure.clone(), &relief),
     };
     // Cannot fail: the monitor is set only here.

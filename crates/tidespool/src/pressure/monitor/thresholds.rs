@@ -1,23 +1,8 @@
-use serde::Serialize;
+//! From use to level, with hysteresis. Pure.
 
 use crate::PressureConfig;
-
-/// The level of memory pressure.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Level {
-    /// Enough memory is available.
-    #[default]
-    Normal,
-    /// The spool frees memory, clean copies first.
-    Low,
-    /// The spool frees everything that it can at once.
-    Critical,
-}
-
-/// How far, as a fraction of the limit, use has to fall below the threshold of a level before that
-/// level ends. Without it, use near a threshold would change the level again and again.
-pub(crate) const HYSTERESIS: f64 = 0.05;
+use crate::config::HYSTERESIS;
+use crate::pressure::Level;
 
 /// The share of the last 10 s in which some task waited for memory, from which on the level is at
 /// least low. A machine with enough memory stays below 1 %.

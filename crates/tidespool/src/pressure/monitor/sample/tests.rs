@@ -5,25 +5,19 @@ use super::*;
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
 
-/// 16 GiB, half of it available.
-struct FakeMachine;
-
-impl Machine for FakeMachine {
-    fn memory(&mut self) -> Option<MachineMemory> {
-        Some(MachineMemory { total: 16 * GIB, available: 8 * GIB })
-    }
-
-    fn resident(&mut self) -> Option<u64> {
-        Some(7 * MIB)
-    }
-}
-
 /// A directory that stands for `/`.
 struct Root(TempDir);
 
 impl Root {
-    fn new() -> Self {
+    fn empty() -> Self {
         Self(tempfile::tempdir().unwrap())
+    }
+
+    /// A machine with 16 GiB, half of it available. The process uses 7 MiB.
+    fn new() -> Self {
+        Self::empty()
+            .write("proc/meminfo", "MemTotal:  16777216 kB\nMemFree: 1 kB\nMemAvailable:  8388608 kB\n")
+            .write("proc/self/status", "VmRSS:  7168 kB\n")
     }
 
     fn write(self, file: &str, text: &str) -> Self {
@@ -52,7 +46,7 @@ impl Root {
     }
 
     fn sampler(&self, memory_limit: Option<u64>) -> SystemSampler {
-        SystemSampler { root: self.0.path().to_owned(), memory_limit, machine: Box::new(FakeMachine) }
+        SystemSampler::below(self.0.path().to_owned(), memory_limit)
     }
 
     fn sample(&self) -> Sample {
@@ -198,12 +192,12 @@ fn the_nearest_limit_counts() {
 }
 
 #[test]
-fn resident_memory_is_read_from_the_file_or_the_machine() {
+fn resident_memory_is_read_from_the_file() {
     assert_eq!(Root::new().sample().resident, Some(7 * MIB));
     let root = Root::new().write("proc/self/status", "Name:\tspool\nVmHWM:\t  999 kB\nVmRSS:\t   2048 kB\n");
     assert_eq!(root.sample().resident, Some(2 * MIB));
     root.rewrite("proc/self/status", "VmRSS:\t lots kB\n");
-    assert_eq!(root.sample().resident, Some(7 * MIB));
+    assert_eq!(root.sample().resident, None);
 }
 
 fn stalls(percent: &str) -> String {
@@ -238,8 +232,8 @@ fn the_groups_stalls_take_precedence_over_the_machines() {
 
 #[test]
 fn below_reads_no_other_directory() {
-    let root = Root::new();
-    let mut sampler = SystemSampler::below(root.0.path().to_owned(), None);
+    let root = Root::empty();
+    let mut sampler = root.sampler(None);
     assert_eq!(sampler.sample(), None, "there is nothing to read");
     root.rewrite("proc/meminfo", "MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:  400 kB\n");
     let sample = sampler.sample().unwrap();
@@ -255,7 +249,7 @@ fn below_reads_no_other_directory() {
 
 #[test]
 fn this_machine_reports_plausible_values() {
-    let sample = SystemSampler::new(None).sample().unwrap();
+    let sample = SystemSampler::below("/".into(), None).sample().unwrap();
     assert!(sample.used > 0 && sample.limit > MIB, "{sample:?}");
     assert!(sample.resident.is_some_and(|resident| resident > 0), "{sample:?}");
 }

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::growth::Growth;
-use super::level::{Level, Thresholds};
 use super::sample::Sample;
+use super::thresholds::Thresholds;
 use crate::PressureConfig;
+use crate::pressure::Level;
 
 /// The longest pause between two attempts that freed nothing, unless the interval is longer.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
@@ -153,8 +154,8 @@ impl Pacer {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample::Source;
     use super::*;
+    use crate::pressure::Source;
 
     const SECOND: Duration = Duration::from_secs(1);
 

@@ -3,19 +3,16 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-use serde::Serialize;
+use parking_lot::Mutex;
 use tracing::error;
 
-use super::level::Level;
-use super::room::MemoryRoom;
-use super::sample::{Sampler, Source, SystemSampler};
-use super::spools::Spools;
+use super::sample::{Sampler, SystemSampler};
+use super::state::{MonitorExit, MonitorState};
 use super::watch::{INTERVAL, MonitorThread};
+use crate::pressure::PressureReading;
 use crate::thread_limit::not_started;
 use crate::{ConfigError, PressureConfig};
 
@@ -57,25 +54,6 @@ pub struct PressureMonitor {
     handle: Arc<Handle>,
 }
 
-/// The last sample of the monitor.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct PressureReading {
-    /// The usage that is compared with `limit`, in bytes.
-    pub used: u64,
-    /// The limit that is nearest to being reached, in bytes. Never 0.
-    pub limit: u64,
-    /// The source of `used` and `limit`.
-    pub source: Source,
-    /// Resident memory of this process in bytes. `None` if it cannot be read.
-    pub resident: Option<u64>,
-    /// Share of the last 10 s in which some task waited for memory, 0 to 1. `None` if the kernel
-    /// does not report it, or if it does not count (see [`PressureConfig`]).
-    pub stall_ratio: Option<f64>,
-    /// The level that follows from this sample and the previous level.
-    pub level: Level,
-}
-
 impl PressureMonitor {
     /// Starts the monitor's thread. Takes a first sample before it returns, for
     /// [`latest`](Self::latest).
@@ -85,8 +63,7 @@ impl PressureMonitor {
     /// [`io::ErrorKind::InvalidInput`] for settings out of bounds, with the [`ConfigError`] inside.
     /// Otherwise the error of the operating system if it cannot start a thread.
     pub fn start(config: PressureConfig) -> io::Result<Self> {
-        let sampler = SystemSampler::new(config.memory_limit);
-        Self::start_with(config, INTERVAL, Box::new(sampler))
+        Self::start_below("/", INTERVAL, config)
     }
 
     /// Like [`start`](Self::start), but reads every file below `root` instead of `/`, and nothing
@@ -139,7 +116,7 @@ impl PressureMonitor {
     /// after its end.
     #[must_use]
     pub fn latest(&self) -> Option<PressureReading> {
-        self.handle.state.latest.lock().0
+        self.handle.state.latest()
     }
 
     /// Applies other settings, and takes a sample at once. With `enabled = false` sampling stops:
@@ -153,8 +130,7 @@ impl PressureMonitor {
     /// [`ConfigError::Invalid`] for settings out of bounds. The previous settings stay in force.
     pub fn reconfigure(&self, config: PressureConfig) -> Result<(), ConfigError> {
         config.validate()?;
-        self.state().control.lock().config = Some(config);
-        self.state().wake.notify_all();
+        self.state().reconfigure(config);
         Ok(())
     }
 
@@ -164,13 +140,13 @@ impl PressureMonitor {
     ///
     /// Spools that are still open continue without a monitor, at the level normal.
     pub fn shutdown(&self) {
-        self.handle.stop();
+        self.stop();
         self.join();
     }
 
     /// Requests the end of the thread.
     pub(super) fn stop(&self) {
-        self.handle.stop();
+        self.state().stop();
     }
 
     /// Waits until the thread has ended. Call [`stop`](Self::stop) before.
@@ -198,99 +174,8 @@ struct Handle {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Handle {
-    fn stop(&self) {
-        self.state.control.lock().is_stopping = true;
-        self.state.wake.notify_all();
-    }
-}
-
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-/// The state shared by the thread and the handles.
-#[derive(Debug, Default)]
-pub(super) struct MonitorState {
-    control: Mutex<Control>,
-    wake: Condvar,
-    latest: Mutex<(Option<PressureReading>, Option<MemoryRoom>)>,
-    pub(super) spools: Spools,
-    has_died: AtomicBool,
-}
-
-/// Records a panic of the thread, so that the spools can report that memory is not monitored.
-struct MonitorExit(Arc<MonitorState>);
-
-impl Drop for MonitorExit {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            self.0.has_died.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Control {
-    is_stopping: bool,
-    /// Settings that the thread has not applied yet.
-    config: Option<PressureConfig>,
-}
-
-/// Why the thread's pause ended.
-#[derive(Debug)]
-pub(super) enum Wait {
-    Elapsed,
-    Reconfigured(PressureConfig),
-    Stopped,
-}
-
-impl MonitorState {
-    pub(super) fn is_stopping(&self) -> bool {
-        self.control.lock().is_stopping
-    }
-
-    pub(super) fn has_died(&self) -> bool {
-        self.has_died.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn publish(&self, reading: Option<PressureReading>, room: Option<MemoryRoom>) {
-        *self.latest.lock() = (reading, room);
-    }
-
-    pub(super) fn room(&self) -> Option<MemoryRoom> {
-        self.latest.lock().1
-    }
-
-    /// Adds a spool that the latest reading does not include yet.
-    pub(super) fn note_joined(&self, budget: u64) {
-        if let Some(room) = &mut self.latest.lock().1 {
-            room.note_joined(budget);
-        }
-    }
-
-    /// Waits for `pause`, or without a limit if it is `None`.
-    pub(super) fn wait(&self, pause: Option<Duration>) -> Wait {
-        let end = pause.and_then(|pause| Instant::now().checked_add(pause));
-        let mut control = self.control.lock();
-        loop {
-            if control.is_stopping {
-                return Wait::Stopped;
-            }
-            if let Some(config) = control.config.take() {
-                return Wait::Reconfigured(config);
-            }
-            match end {
-                None => self.wake.wait(&mut control),
-                Some(end) => {
-                    if Instant::now() >= end {
-                        return Wait::Elapsed;
-                    }
-                    self.wake.wait_until(&mut control, end);
-                }
-            }
-        }
+        self.state.stop();
     }
 }

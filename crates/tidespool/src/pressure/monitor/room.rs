@@ -1,8 +1,9 @@
 //! What the spools may use together before memory is short, if a hard limit exists. Pure.
 
-use super::level::HYSTERESIS;
-use super::sample::{Sample, Source};
+use super::sample::Sample;
 use crate::PressureConfig;
+use crate::config::HYSTERESIS;
+use crate::pressure::Source;
 
 /// Totals over the spools of a monitor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -15,7 +16,7 @@ pub(super) struct SpoolTotals {
 
 /// Bytes for all spools together, as of the latest reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct MemoryRoom {
+pub(super) struct MemoryRoom {
     /// The spools may grow up to this.
     growth: u64,
     /// The spools may keep memory up to this: more would make memory short.
@@ -53,7 +54,7 @@ impl MemoryRoom {
     }
 
     /// The share of a spool with this budget, which uses `accounted` bytes now.
-    pub(crate) fn share(&self, budget: u64, accounted: u64) -> u64 {
+    pub(super) fn share(&self, budget: u64, accounted: u64) -> u64 {
         let part = |bytes: u64| {
             let product =
                 u128::from(bytes) * u128::from(budget) / u128::from(self.budgets.max(budget).max(1));

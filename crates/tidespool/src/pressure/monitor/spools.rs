@@ -3,30 +3,9 @@
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
-
-use super::level::Level;
 use super::room::SpoolTotals;
-
-/// A spool that can free memory. The monitor's thread calls it and does nothing else meanwhile.
-pub(crate) trait Relief: Send + Sync {
-    /// Frees about `excess_bytes`, or everything it can at [`Level::Critical`]. Returns the bytes
-    /// by which the accounted memory fell (negative if it grew), within about a second.
-    fn relieve(&self, level: Level, excess_bytes: u64) -> isize;
-
-    /// The bytes that could be freed. An excess is divided among the spools by this.
-    fn reclaimable_bytes(&self) -> u64;
-
-    /// The memory that counts against the budget, and the budget, in bytes. Must not block.
-    fn accounted_of(&self) -> (u64, u64);
-
-    /// Called when the level changed, before the first `relieve` at that level.
-    fn level_changed(&self, level: Level);
-
-    /// Called when there is room after pressure: grows by a small step towards the full size.
-    /// Returns true if more is left. Then it is called again, after a pause.
-    fn memory_returned(&self) -> bool;
-}
+use crate::mailbox::Mailbox;
+use crate::pressure::{Level, Relief};
 
 /// Maximum number of growth steps when monitoring ends. More than any spool needs.
 const ALL_STEPS: usize = 1_000;
@@ -34,9 +13,7 @@ const ALL_STEPS: usize = 1_000;
 /// The list of registered spools.
 #[derive(Debug, Default)]
 pub(super) struct Spools {
-    list: Mutex<List>,
-    /// Notified when a call has ended.
-    call_ended: Condvar,
+    list: Mailbox<List>,
 }
 
 #[derive(Debug, Default)]
@@ -84,9 +61,7 @@ impl Spools {
 
     /// Waits until no call of the removed spool runs, at most until `by`. False if one still does.
     pub(super) fn wait_for_call(&self, id: u64, by: Instant) -> bool {
-        let mut list = self.list.lock();
-        while list.in_call == Some(id) && !self.call_ended.wait_until(&mut list, by).timed_out() {}
-        list.in_call != Some(id)
+        self.list.wait_for(by, |list| list.in_call != Some(id))
     }
 
     /// Notifies each spool of the level, if its last notification differs.
@@ -178,8 +153,7 @@ struct EndOfCall<'a>(&'a Spools);
 
 impl Drop for EndOfCall<'_> {
     fn drop(&mut self) {
-        self.0.list.lock().in_call = None;
-        self.0.call_ended.notify_all();
+        self.0.list.post(|list| list.in_call = None);
     }
 }
 

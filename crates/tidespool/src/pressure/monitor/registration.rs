@@ -2,9 +2,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::monitor::{PressureMonitor, PressureReading};
-use super::room::MemoryRoom;
-use super::spools::Relief;
+use super::handle::PressureMonitor;
+use crate::pressure::{PressureReading, Relief};
 use crate::{ConfigError, PressureConfig};
 
 /// The registration of a spool with its own or a shared monitor. Dropping it ends the registration
@@ -32,11 +31,11 @@ impl Registration {
     /// # Errors
     ///
     /// The monitor was shut down.
-    pub(crate) fn shared(monitor: PressureMonitor, relief: &Arc<dyn Relief>) -> io::Result<Self> {
+    pub(crate) fn shared(monitor: &PressureMonitor, relief: &Arc<dyn Relief>) -> io::Result<Self> {
         if monitor.state().is_stopping() {
             return Err(io::Error::other("the memory-pressure monitor was shut down: start another one"));
         }
-        Ok(Self::enter(monitor, relief, false))
+        Ok(Self::enter(monitor.clone(), relief, false))
     }
 
     fn enter(monitor: PressureMonitor, relief: &Arc<dyn Relief>, owns_monitor: bool) -> Self {
@@ -50,9 +49,10 @@ impl Registration {
         self.monitor.latest()
     }
 
-    /// What the monitor's spools may use together. `None` if no hard limit exists.
-    pub(crate) fn room(&self) -> Option<MemoryRoom> {
-        self.monitor.state().room()
+    /// Bytes that a spool with this budget may use, if it uses `accounted` bytes now. `None` if no
+    /// hard limit exists.
+    pub(crate) fn share(&self, budget: u64, accounted: u64) -> Option<u64> {
+        Some(self.monitor.state().room()?.share(budget, accounted))
     }
 
     /// The monitor's thread panicked, so memory is not monitored.
@@ -65,8 +65,8 @@ impl Registration {
     /// # Errors
     ///
     /// As [`PressureMonitor::reconfigure`].
-    pub(crate) fn reconfigure(&self, config: PressureConfig) -> Result<(), ConfigError> {
-        if self.owns_monitor { self.monitor.reconfigure(config) } else { Ok(()) }
+    pub(crate) fn reconfigure(&self, config: &PressureConfig) -> Result<(), ConfigError> {
+        if self.owns_monitor { self.monitor.reconfigure(config.clone()) } else { Ok(()) }
     }
 
     /// Stops new calls into the spool; a call may be in progress. Ends the spool's own monitor.

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::sample::{Sample, Sampler};
-use super::{Level, PressureMonitor, Registration, Relief, Source};
+use super::{PressureMonitor, Registration};
 use crate::PressureConfig;
+use crate::pressure::{Level, Relief, Source};
 
 /// A time limit that turns a hang into a failure.
 const HANG: Duration = Duration::from_secs(30);
@@ -83,7 +84,7 @@ fn spool(monitor: &PressureMonitor, reclaimable: u64, smaller_by: u64) -> Spool 
         gate: Mutex::default(),
     });
     let relief: Arc<dyn Relief> = recorder.clone();
-    let registration = Registration::shared(monitor.clone(), &relief).unwrap();
+    let registration = Registration::shared(monitor, &relief).unwrap();
     Spool { recorder, relief, events, registration }
 }
 
@@ -283,7 +284,7 @@ fn shutdown_does_not_wait_for_the_interval_and_may_be_repeated() {
     other.shutdown();
     other.reconfigure(config()).unwrap();
     assert_eq!(other.latest(), None);
-    assert!(Registration::shared(other, &spool.relief).is_err(), "the monitor has ended");
+    assert!(Registration::shared(&other, &spool.relief).is_err(), "the monitor has ended");
     spool.expect_nothing();
 }
 

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 use super::cadence::Cadence;
-use super::level::Level;
-use super::monitor::{MonitorState, PressureReading, Wait};
 use super::pacer::{Pacer, ReliefRequest};
 use super::room::MemoryRoom;
 use super::sample::{Sample, Sampler};
+use super::state::{MonitorState, Wait};
 use crate::PressureConfig;
+use crate::pressure::{Level, PressureReading};
 
 /// How often memory is checked. A sample costs a few file reads. While use rises fast, `Cadence`
 /// takes more of them.

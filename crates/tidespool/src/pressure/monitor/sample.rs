@@ -2,39 +2,9 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
-
 use super::cgroup;
-use super::machine::{Machine, MachineBelow, MachineMemory, ThisMachine, resident};
-
-/// The source of usage and limit in a reading of the memory-pressure monitor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Source {
-    /// The working set of the control group (version 2), and the group's limit.
-    CgroupV2,
-    /// The working set of the control group (version 1), and the group's limit.
-    CgroupV1,
-    /// The machine's memory minus the available memory, and the machine's memory.
-    System,
-    /// The resident memory of this process, and the configured limit or 75 % of the machine's
-    /// memory.
-    Process,
-}
-
-impl Source {
-    /// The name in JSON and in metrics.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::CgroupV2 => "cgroup_v2",
-            Self::CgroupV1 => "cgroup_v1",
-            Self::System => "system",
-            Self::Process => "process",
-        }
-    }
-}
+use super::machine::{self, MachineMemory};
+use crate::pressure::Source;
 
 /// One sample of the memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -75,21 +45,16 @@ pub(crate) struct SystemSampler {
     /// `/`, except in tests.
     root: PathBuf,
     memory_limit: Option<u64>,
-    machine: Box<dyn Machine>,
 }
 
 /// Use and limit in bytes, and their source.
 type Candidate = (u64, u64, Source);
 
 impl SystemSampler {
-    /// `memory_limit` as in [`PressureConfig`](crate::PressureConfig::memory_limit).
-    pub(crate) fn new(memory_limit: Option<u64>) -> Self {
-        Self { root: PathBuf::from("/"), memory_limit, machine: Box::new(ThisMachine::default()) }
-    }
-
-    /// Like [`new`](Self::new), but reads all files below `root`.
+    /// Reads the files below `root`. `memory_limit` as in
+    /// [`PressureConfig`](crate::PressureConfig::memory_limit).
     pub(crate) fn below(root: PathBuf, memory_limit: Option<u64>) -> Self {
-        Self { machine: Box::new(MachineBelow(root.clone())), root, memory_limit }
+        Self { root, memory_limit }
     }
 
     fn cgroup(&self, machine: Option<MachineMemory>) -> Option<Candidate> {
@@ -113,8 +78,8 @@ impl SystemSampler {
 
 impl Sampler for SystemSampler {
     fn sample(&mut self) -> Option<Sample> {
-        let machine = self.machine.memory();
-        let resident = resident(&self.root).or_else(|| self.machine.resident());
+        let machine = machine::memory(&self.root);
+        let resident = machine::resident(&self.root);
         let group = self.cgroup(machine);
         let without_group = machine.filter(|_| group.is_none());
         let system = without_group.map(|MachineMemory { total, available }| {
