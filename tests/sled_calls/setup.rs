@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tidespool::{Config, HealthConfig, MinFree, PressureConfig, TieredSpool};
 use tidespool_core::{Locked, Spool as _, SpoolId};
 use tidespool_testkit::crash::{Found as Came, take_stock_of};
-use tidespool_testkit::rng::{number_from_env, seed_from_env};
+use tidespool_testkit::env::{number_from_env, seed_from_env};
 use tidespool_testkit::wait;
 
 use crate::child::{End, run};

@@ -1,4 +1,4 @@
-//! What a spool claims to support, for spools that support less than everything, such as a cache.
+//! The features that a spool may not support.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -9,35 +9,17 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tidespool_core::{Spool, SpoolEntry, SpoolId};
 
-/// What a spool supports beyond store, load and remove.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Claims {
-    /// A store with `force_sync` returns when the message is on stable storage.
-    pub syncs: bool,
-    /// `enumerate` sends every message.
-    pub enumerates: bool,
-    /// Messages are present when the spool is opened again.
-    pub persists: bool,
-    /// If a caller drops a store, the store completes before any later call of that caller, or
-    /// never.
-    pub orders_dropped: bool,
-}
-
-impl Claims {
-    /// All claims.
-    pub const EVERYTHING: Self = Self { syncs: true, enumerates: true, persists: true, orders_dropped: true };
-}
-
-/// One of the [`Claims`].
+/// A feature beyond store, load and remove, which a spool may not support.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
-    /// [`Claims::syncs`].
+    /// A store with `force_sync` returns when the message is on stable storage.
     Syncs,
-    /// [`Claims::enumerates`].
+    /// `enumerate` sends every message.
     Enumerates,
-    /// [`Claims::persists`].
+    /// Messages are present when the spool is opened again.
     Persists,
-    /// [`Claims::orders_dropped`].
+    /// If a caller drops a store, the store completes before any later call of that caller, or
+    /// never.
     OrdersDropped,
 }
 
@@ -72,13 +54,13 @@ impl Needed {
 /// only if it really needs an unclaimed feature, without a hand-written list.
 pub(crate) struct ClaimsFilter {
     inner: Arc<dyn Spool>,
-    claims: Claims,
+    unclaimed: Vec<Claim>,
     needed: Needed,
 }
 
 impl ClaimsFilter {
-    pub(crate) fn new(inner: Arc<dyn Spool>, claims: Claims, needed: Needed) -> Self {
-        Self { inner, claims, needed }
+    pub(crate) fn new(inner: Arc<dyn Spool>, unclaimed: Vec<Claim>, needed: Needed) -> Self {
+        Self { inner, unclaimed, needed }
     }
 }
 
@@ -100,17 +82,17 @@ impl Spool for ClaimsFilter {
         force_sync: bool,
         deadline: Option<Instant>,
     ) -> Result<()> {
-        if force_sync && !self.claims.syncs {
+        if force_sync && self.unclaimed.contains(&Claim::Syncs) {
             bail!(self.needed.note(Claim::Syncs));
         }
-        let guard = (!self.claims.orders_dropped).then(|| DropRecorder(&self.needed));
+        let guard = self.unclaimed.contains(&Claim::OrdersDropped).then(|| DropRecorder(&self.needed));
         let stored = self.inner.store(id, data, force_sync, deadline).await;
         std::mem::forget(guard);
         stored
     }
 
     fn enumerate(&self, sender: Sender<SpoolEntry>, start_time: DateTime<Utc>) -> Result<()> {
-        if !self.claims.enumerates {
+        if self.unclaimed.contains(&Claim::Enumerates) {
             bail!(self.needed.note(Claim::Enumerates));
         }
         self.inner.enumerate(sender, start_time)

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use tidespool_core::SpoolId;
+use uuid::Builder;
 
 use crate::payload::mix;
 
@@ -11,47 +12,34 @@ const UNIX_EPOCH_TICKS: u64 = 0x01b2_1dd2_1381_4000;
 /// Makes a version 1 UUID of the time `at` (to 100 ns). Its bytes are not in time order.
 #[must_use]
 pub fn v1(at: DateTime<Utc>, n: u64) -> SpoolId {
-    let ticks = gregorian_ticks(at).to_be_bytes();
-    // Time low, middle, high: the 60 bits from the lowest 32 up.
-    let mut bytes = tail(n);
-    bytes[0..4].copy_from_slice(&ticks[4..8]);
-    bytes[4..6].copy_from_slice(&ticks[2..4]);
-    bytes[6] = 0x10 | (ticks[0] & 0x0f);
-    bytes[7] = ticks[1];
-    SpoolId::from_bytes(bytes)
+    let [high, low, node @ ..] = mix(n).to_be_bytes();
+    id(Builder::from_gregorian_timestamp(gregorian_ticks(at), u16::from_be_bytes([high, low]), &node))
 }
 
 /// Makes a version 6 UUID of the time `at` (to 100 ns), like [`SpoolId::new`].
 #[must_use]
 pub fn v6(at: DateTime<Utc>, n: u64) -> SpoolId {
-    let ticks = gregorian_ticks(at);
-    let mut bytes = tail(n);
-    // The upper 48 of the 60 bits, the version, the lower 12.
-    bytes[0..6].copy_from_slice(&(ticks >> 12).to_be_bytes()[2..8]);
-    let low = (ticks & 0x0fff).to_be_bytes();
-    bytes[6] = 0x60 | low[6];
-    bytes[7] = low[7];
-    SpoolId::from_bytes(bytes)
+    let [high, low, node @ ..] = mix(n).to_be_bytes();
+    id(Builder::from_sorted_gregorian_timestamp(gregorian_ticks(at), u16::from_be_bytes([high, low]), &node))
 }
 
 /// Makes a version 7 UUID of the time `at` (to 1 ms).
 #[must_use]
 pub fn v7(at: DateTime<Utc>, n: u64) -> SpoolId {
     let millis = u64::try_from(at.timestamp_millis()).unwrap_or(0);
-    let mut bytes = tail(n);
-    bytes[0..6].copy_from_slice(&millis.to_be_bytes()[2..8]);
-    bytes[6] = 0x70;
-    bytes[7] = 0;
-    SpoolId::from_bytes(bytes)
+    let [a, b, c, d, e, f, g, h] = mix(n).to_be_bytes();
+    id(Builder::from_unix_timestamp_millis(millis, &[0, 0, a, b, c, d, e, f, g, h]))
 }
 
 /// Makes a version 4 UUID, which has no time.
 #[must_use]
 pub fn v4(n: u64) -> SpoolId {
-    let mut bytes = tail(n);
-    bytes[0..8].copy_from_slice(&mix(n ^ 0x4444).to_be_bytes());
-    bytes[6] = 0x40 | (bytes[6] & 0x0f);
-    SpoolId::from_bytes(bytes)
+    let halves = [mix(n ^ 0x4444), mix(n)].map(u64::to_be_bytes);
+    id(Builder::from_random_bytes(halves.as_flattened().try_into().unwrap_or_default()))
+}
+
+fn id(uuid: Builder) -> SpoolId {
+    SpoolId::from_bytes(uuid.into_uuid().into_bytes())
 }
 
 /// Makes `count` ids of all kinds in turn, in the order of creation. Ids with a time are 1 ms apart
@@ -68,15 +56,6 @@ pub fn assorted(from: DateTime<Utc>, count: u64) -> Vec<SpoolId> {
         }
     };
     (0..count).map(id).collect()
-}
-
-/// Returns bytes that make ids of one time unique: `n` hashed into the last 8 bytes, with the
-/// variant of RFC 9562, after zeros.
-fn tail(n: u64) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[8..16].copy_from_slice(&mix(n).to_be_bytes());
-    bytes[8] = 0x80 | (bytes[8] & 0x3f);
-    bytes
 }
 
 fn gregorian_ticks(at: DateTime<Utc>) -> u64 {

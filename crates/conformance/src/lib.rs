@@ -4,8 +4,8 @@
 //! Implement [`Factory`], which opens the spool under test.
 //! [`conformance_tests!`](crate::conformance_tests) makes a `#[test]` of each case, so the name of
 //! a failing test says which promise is broken. A spool that supports less than everything, such as
-//! a cache, says so with [`Claims`]; [`check`] then reports the cases that need more as
-//! [`Outcome::NotClaimed`].
+//! a cache, lists the [`Claim`]s that it does not make; [`check`] then reports the cases that need
+//! them as [`Outcome::NotClaimed`].
 //!
 //! # Example
 //!
@@ -17,7 +17,7 @@
 //! use std::sync::{Arc, Mutex, MutexGuard};
 //! use std::time::Instant;
 //!
-//! use tidespool_conformance::{CASES, Factory, Outcome, check};
+//! use tidespool_conformance::{CASES, Factory, Outcome, check, model};
 //! use tidespool_core::anyhow::{Result, ensure};
 //! use tidespool_core::async_channel::{Sender, WeakSender};
 //! use tidespool_core::async_trait::async_trait;
@@ -126,17 +126,15 @@
 //! // In a file of tests: a `#[test]` of each case.
 //! mod conformance {
 //!     tidespool_conformance::conformance_tests!(super::Storage::default());
-//!
-//!     #[test]
-//!     fn random_histories() {
-//!         tidespool_conformance::model::run(1, super::Storage::default);
-//!     }
 //! }
 //!
 //! // Elsewhere: each case and its outcome.
 //! for case in CASES {
 //!     assert_eq!(check(Box::new(Storage::default()), case.run), Outcome::Kept, "{}", case.name);
 //! }
+//!
+//! // Random histories of calls and restarts.
+//! model::run(1, Storage::default);
 //! ```
 //!
 //! # Layout
@@ -168,5 +166,5 @@ mod subject;
 pub mod wait;
 
 pub use cases::{CASES, NamedCase};
-pub use claims::{Claim, Claims};
+pub use claims::Claim;
 pub use subject::{Case, Factory, Outcome, Subject, check, run};

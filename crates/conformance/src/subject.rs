@@ -9,7 +9,7 @@ use anyhow::Result;
 use async_trait::async_trait;
 use tidespool_core::{Locked, Spool};
 
-use crate::claims::{Claim, Claims, ClaimsFilter, Needed};
+use crate::claims::{Claim, ClaimsFilter, Needed};
 use crate::wait::PATIENCE;
 
 /// Opens the spool under test. Each case gets its own factory, and each factory has its own
@@ -20,7 +20,8 @@ pub trait Factory: Send + Sync {
     async fn open(&self) -> Result<Arc<dyn Spool>>;
 
     /// Deletes, empties or corrupts all files that the spool can rebuild from its other files.
-    /// `how` selects the damage. The spool may be running. The default does nothing.
+    /// `how` selects the damage. The spool may be running. Only [`model`](crate::model) calls this.
+    /// The default does nothing.
     fn lose_index(&self, how: u8) {
         let _ = how;
     }
@@ -31,10 +32,10 @@ pub trait Factory: Send + Sync {
         2 * 1024 * 1024
     }
 
-    /// What the spool claims to support. Default = [`Claims::EVERYTHING`]. The outcome of a case
-    /// that needs more is [`Outcome::NotClaimed`].
-    fn claims(&self) -> Claims {
-        Claims::EVERYTHING
+    /// What the spool does not claim to support. Default = nothing. The outcome of a case that
+    /// needs it is [`Outcome::NotClaimed`].
+    fn unclaimed(&self) -> Vec<Claim> {
+        Vec::new()
     }
 
     /// How long a case may run before it counts as hanging. Default = [`PATIENCE`].
@@ -65,20 +66,28 @@ impl Subject {
     /// Wraps a spool that does not claim everything in a filter that rejects calls beyond its
     /// claims.
     fn install(&mut self, spool: Arc<dyn Spool>) {
-        let claims = self.factory.claims();
-        self.spool = Some(if claims == Claims::EVERYTHING {
+        let unclaimed = self.factory.unclaimed();
+        self.spool = Some(if unclaimed.is_empty() {
             spool
         } else {
-            Arc::new(ClaimsFilter::new(spool, claims, self.needed.clone()))
+            Arc::new(ClaimsFilter::new(spool, unclaimed, self.needed.clone()))
         });
     }
 
     /// Returns the spool, to be called.
+    ///
+    /// # Panics
+    ///
+    /// If it is not open, because an earlier opening failed.
     pub fn spool(&self) -> &dyn Spool {
         self.spool.as_deref().expect("the spool is open")
     }
 
     /// Returns the spool, to be shared with tasks.
+    ///
+    /// # Panics
+    ///
+    /// If it is not open, because an earlier opening failed.
     pub fn shared(&self) -> Arc<dyn Spool> {
         self.spool.clone().expect("the spool is open")
     }
@@ -89,6 +98,10 @@ impl Subject {
     }
 
     /// Shuts the spool down and opens it again.
+    ///
+    /// # Panics
+    ///
+    /// If either fails, or if the spool does not claim that messages outlive it.
     pub async fn reopen(&mut self) {
         self.needs_persistence();
         self.spool().shutdown().await.expect("shutdown");
@@ -98,26 +111,34 @@ impl Subject {
     }
 
     fn needs_persistence(&self) {
-        if !self.factory.claims().persists {
+        if self.factory.unclaimed().contains(&Claim::Persists) {
             panic!("{}", self.needed.note(Claim::Persists));
         }
     }
 
-    /// Drops the spool without a shutdown and opens it again. Dropping does not wait for the
-    /// spool's threads, so this call retries while the storage is locked.
+    /// Drops the spool without a shutdown and opens it again.
+    ///
+    /// # Panics
+    ///
+    /// If the opening fails, or if the spool does not claim that messages outlive it.
     pub async fn drop_and_open(&mut self) {
         self.needs_persistence();
         self.spool = None;
-        let started = Instant::now();
-        let spool = loop {
-            match self.factory.open().await {
-                Err(err) if err.root_cause().is::<Locked>() && started.elapsed() < PATIENCE => {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-                result => break result,
-            }
-        };
+        let spool = open_after_drop(self.factory()).await;
         self.install(spool.expect("open after a drop"));
+    }
+}
+
+/// Opens a spool, and retries while the threads of a dropped spool keep its storage locked.
+pub(crate) async fn open_after_drop(factory: &dyn Factory) -> Result<Arc<dyn Spool>> {
+    let started = Instant::now();
+    loop {
+        match factory.open().await {
+            Err(err) if err.root_cause().is::<Locked>() && started.elapsed() < PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            result => return result,
+        }
     }
 }
 
@@ -150,6 +171,10 @@ pub fn run(name: &str, factory: impl Factory + 'static, case: Case) {
 }
 
 /// Runs one case on a fresh spool and returns the outcome.
+///
+/// # Panics
+///
+/// If the threads of a runtime cannot be started.
 #[must_use]
 pub fn check(factory: Box<dyn Factory>, case: Case) -> Outcome {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();

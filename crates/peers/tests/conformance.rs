@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tempfile::TempDir;
-use tidespool_conformance::{CASES, Claims, Factory, Outcome, check, payload};
+use tidespool_conformance::{CASES, Claim, Factory, Outcome, check, payload};
 use tidespool_core::{Closed, NotFound, Spool, SpoolId};
 use tidespool_peers::engines::{NotOffered, Peer, Setup};
 
@@ -29,14 +29,15 @@ impl Factory for InDir {
         self.peer.open(self.dir.path(), setup).await
     }
 
-    fn claims(&self) -> Claims {
+    fn unclaimed(&self) -> Vec<Claim> {
         let claims = self.peer.claims();
-        Claims {
-            syncs: claims.syncs,
-            enumerates: claims.enumerates,
-            persists: claims.persists,
-            orders_dropped: claims.orders_dropped,
-        }
+        let claims = [
+            (claims.syncs, Claim::Syncs),
+            (claims.enumerates, Claim::Enumerates),
+            (claims.persists, Claim::Persists),
+            (claims.orders_dropped, Claim::OrdersDropped),
+        ];
+        claims.into_iter().filter(|(is_made, _)| !is_made).map(|(_, claim)| claim).collect()
     }
 }
 

@@ -22,8 +22,7 @@ pub mod concurrent;
 pub mod crash;
 pub mod faults;
 pub mod oracle;
-pub mod rng;
 pub mod sweep;
 
 /// Used by nearly every test of a spool, with and without faults.
-pub use tidespool_conformance::{ids, payload, wait};
+pub use tidespool_conformance::{env, ids, payload, wait};

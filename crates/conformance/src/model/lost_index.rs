@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use tidespool_core::{Corrupt, Locked, NotFound};
+use tidespool_core::{Corrupt, NotFound};
 
 use super::Loss;
 use super::player::Player;
+use crate::subject::open_after_drop;
 use crate::wait::PATIENCE;
 
 /// The pause between two tries of a call that fails during the rebuild of the index.
@@ -32,16 +33,7 @@ impl Player {
         self.spool.advise_low_memory().await?;
         self.drop_spool();
         self.factory.lose_index(how);
-        let started = Instant::now();
-        self.spool = loop {
-            match self.factory.open().await {
-                // The threads of the dropped spool must end first.
-                Err(error) if error.root_cause().is::<Locked>() && started.elapsed() < PATIENCE => {
-                    tokio::time::sleep(PAUSE).await;
-                }
-                opened => break opened.context("open after a drop")?,
-            }
-        };
+        self.spool = open_after_drop(self.factory.as_ref()).await.context("open after a drop")?;
         Ok(())
     }
 

@@ -64,6 +64,10 @@ pub fn replay<F: Factory + 'static>(factory: F, history: &[Operation]) {
 /// # Errors
 ///
 /// The difference, and the history.
+///
+/// # Panics
+///
+/// If proptest gives up.
 pub fn search<F: Factory + 'static>(
     cases: u64,
     seed: u64,

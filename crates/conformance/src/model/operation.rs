@@ -7,52 +7,28 @@ pub const SLOTS: u8 = 8;
 
 /// One step of a history. `slot` selects one of [`SLOTS`] ids of all kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are arguments of the call, except `slot`")]
 pub enum Operation {
     /// Store a new version.
-    Store {
-        /// The index of the id.
-        slot: u8,
-        /// The size of the message.
-        size: Size,
-        /// With `force_sync`.
-        force_sync: bool,
-    },
+    Store { slot: u8, size: Size, force_sync: bool },
     /// A store with a past deadline: nothing may change.
-    StoreTooLate {
-        /// The index of the id.
-        slot: u8,
-        /// With `force_sync`.
-        force_sync: bool,
-    },
+    StoreTooLate { slot: u8, force_sync: bool },
     /// A store above `max_message_size`: nothing may change.
-    StoreTooLarge {
-        /// The index of the id.
-        slot: u8,
-    },
+    StoreTooLarge { slot: u8 },
     /// A synced store that is dropped after its first poll, followed by another store or a remove.
     StoreDropped {
-        /// The index of the id.
         slot: u8,
         /// A remove follows instead of a store.
         then_remove: bool,
     },
     /// Load.
-    Load {
-        /// The index of the id.
-        slot: u8,
-    },
+    Load { slot: u8 },
     /// Remove.
-    Remove {
-        /// The index of the id.
-        slot: u8,
-    },
+    Remove { slot: u8 },
     /// Enumerate all messages.
     Enumerate,
     /// Enumerate the messages created before this id.
-    EnumerateBefore {
-        /// The index of the id.
-        slot: u8,
-    },
+    EnumerateBefore { slot: u8 },
     /// Call `cleanup`.
     Cleanup,
     /// Call `compact`.

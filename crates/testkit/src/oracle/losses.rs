@@ -18,8 +18,8 @@ impl Losses {
         self.newest_kept = self.newest_kept.max(Some((at, id)));
     }
 
-    /// Records that an unsynced store acknowledged at this time is lost, and was neither replaced nor
-    /// removed.
+    /// Records that an unsynced store acknowledged at this time is lost, and was neither replaced
+    /// nor removed.
     pub fn lose(&mut self, at: u64, id: SpoolId) {
         self.lost.push((at, id));
     }

@@ -3,6 +3,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tempfile::TempDir;
 use tidespool::TieredSpool;
 use tidespool_core::{Locked, Spool, SpoolId};
@@ -13,7 +15,6 @@ use super::script::{End, MESSAGES, SESSIONS, config};
 use super::{Kind, Point, Subject, panics};
 use crate::faults::{Call, Fault, FaultyStorage, Strike};
 use crate::oracle::Oracle;
-use crate::rng::Rng;
 
 /// The result of a run.
 #[derive(Debug, Clone)]
@@ -323,12 +324,12 @@ impl Case {
         }
         drop(open);
         self.wait_until_closed().await?;
-        let mut rng = Rng::new(self.point.map_or(0, |point| point.number));
-        let kept = if rng.chance(50) { 50 } else { 0 };
+        let mut rng = SmallRng::seed_from_u64(self.point.map_or(0, |point| point.number));
+        let kept = if rng.random_bool(0.5) { 0.5 } else { 0.0 };
         let dir = self.dir.path();
         self.disk
             .unsynced()
-            .cut(dir, dir, || rng.chance(kept))
+            .cut(dir, dir, || rng.random_bool(kept))
             .map_err(|error| format!("the power cut could not be simulated: {error}"))?;
         self.disk.remember_unsynced();
         Ok(())
