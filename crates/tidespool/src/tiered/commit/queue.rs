@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
 use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
 use super::state::CommitState;
 use crate::journal::SyncEnd;
+use crate::mailbox::Mailbox;
 use crate::memory::Dirty;
 
 /// The outcome of a store that waited for its commit.
@@ -41,8 +41,7 @@ const WORTH_A_WRITE: u64 = 256 << 10;
 /// permit.
 #[derive(Debug)]
 pub(crate) struct CommitQueue {
-    state: Mutex<QueueState>,
-    wake: Condvar,
+    state: Mailbox<QueueState>,
     /// Something is dirty, and the committer has been notified or has set its timer.
     dirty: AtomicBool,
     /// Much of the dirty limit is used, and the committer has been notified.
@@ -61,8 +60,7 @@ pub(crate) struct CommitReceiver(Arc<CommitQueue>);
 /// Creates a commit queue.
 pub(crate) fn commit_queue() -> (Arc<CommitQueue>, CommitReceiver) {
     let queue = Arc::new(CommitQueue {
-        state: Mutex::default(),
-        wake: Condvar::new(),
+        state: Mailbox::default(),
         dirty: AtomicBool::new(false),
         urgent: AtomicBool::new(false),
         starved: AtomicBool::new(false),
@@ -126,29 +124,27 @@ impl CommitQueue {
         let wake = !state.is_quiet();
         drop(state);
         if wake {
-            self.wake.notify_one();
+            self.state.notify();
         }
     }
 
     /// Adds the result of a sync. Called by the syncer.
     pub(crate) fn synced(&self, end: SyncEnd) {
-        self.state.lock().synced.push(end);
-        self.wake.notify_one();
+        self.state.post(|state| state.synced.push(end));
     }
 
     /// Requests that everything dirty is made durable. The receiver gets a message when that is
     /// done. `seal`: seal the active segment, too.
     pub(crate) fn flush(&self, seal: bool) -> oneshot::Receiver<()> {
         let (done, receiver) = oneshot::channel();
-        let mut state = self.state.lock();
-        if !state.ended {
-            // While the disk hangs, callers may request flushes and give up again and again.
-            state.flushes.retain(|flush| !flush.is_closed());
-            state.flushes.push(done);
-            state.seal |= seal;
-        }
-        drop(state);
-        self.wake.notify_one();
+        self.state.post(|state| {
+            if !state.ended {
+                // While the disk hangs, callers may request flushes and give up again and again.
+                state.flushes.retain(|flush| !flush.is_closed());
+                state.flushes.push(done);
+                state.seal |= seal;
+            }
+        });
         receiver
     }
 
@@ -177,16 +173,12 @@ impl CommitQueue {
 
     /// Notifies the committer that a segment has become free.
     pub(crate) fn segment_freed(&self) {
-        let mut state = self.state.lock();
-        (state.kicked, state.room) = (true, true);
-        drop(state);
-        self.wake.notify_one();
+        self.state.post(|state| (state.kicked, state.room) = (true, true));
     }
 
     /// Wakes the committer for one turn.
     pub(crate) fn kick(&self) {
-        self.state.lock().kicked = true;
-        self.wake.notify_one();
+        self.state.post(|state| state.kicked = true);
     }
 
     /// Returns when the oldest store arrived that the committer has not taken yet. The committer
@@ -197,40 +189,29 @@ impl CommitQueue {
 
     /// Ends the committer. [`Stop::Abandon`] is never replaced by [`Stop::Drained`].
     pub(crate) fn stop(&self, stop: Stop) {
-        let mut state = self.state.lock();
-        if state.stop != Some(Stop::Abandon) {
-            (state.stop, state.stop_seen) = (Some(stop), false);
-        }
-        drop(state);
-        self.wake.notify_one();
+        self.state.post(|state| {
+            if state.stop != Some(Stop::Abandon) {
+                (state.stop, state.stop_seen) = (Some(stop), false);
+            }
+        });
     }
 }
 
 impl CommitReceiver {
     /// Waits for work, a kick or `until`, and takes all work. `syncing`: a sync is under way.
     pub(crate) fn wait(&self, until: Option<Instant>, syncing: bool) -> CommitWork {
-        let mut state = self.0.state.lock();
-        state.patient = syncing;
-        while state.is_quiet() {
-            match until {
-                None => self.0.wake.wait(&mut state),
-                Some(until) => {
-                    if self.0.wake.wait_until(&mut state, until).timed_out() {
-                        break;
-                    }
-                }
-            }
-        }
-        state.take()
+        let work = self.0.state.wait(until, |state| {
+            state.patient = syncing;
+            (!state.is_quiet()).then(|| state.take())
+        });
+        work.unwrap_or_else(|| self.0.state.lock().take())
     }
 
     /// Waits until a sync has ended, and takes the results. Ignores all other work.
     pub(crate) fn wait_synced(&self) -> Vec<SyncEnd> {
-        let mut state = self.0.state.lock();
-        while state.synced.is_empty() {
-            self.0.wake.wait(&mut state);
-        }
-        std::mem::take(&mut state.synced)
+        let ended =
+            |state: &mut QueueState| (!state.synced.is_empty()).then(|| std::mem::take(&mut state.synced));
+        self.0.state.wait(None, ended).unwrap_or_default()
     }
 
     /// Takes the synced stores that have arrived.
@@ -274,24 +255,18 @@ impl CommitReceiver {
         self.0.urgent.load(Ordering::SeqCst)
     }
 
-    /// Waits until `until`, whatever arrives. Returns earlier on [`Stop::Abandon`], at the time
-    /// limit of [`Stop::Drained`], and if `for_room`, when a segment becomes free.
+    /// Waits until `until`, whatever arrives. Returns earlier on a new stop, at the time limit of
+    /// [`Stop::Drained`], and if `for_room`, when a segment becomes free.
     pub(crate) fn pause(&self, until: Instant, for_room: bool) {
-        let mut state = self.0.state.lock();
-        loop {
+        let until = match self.0.state.lock().stop {
+            Some(Stop::Drained(by)) => until.min(by),
+            Some(Stop::Abandon) | None => until,
+        };
+        self.0.state.wait(Some(until), |state| {
             // A segment that became free before this call counts, too.
-            if std::mem::take(&mut state.room) && for_room {
-                return;
-            }
-            let until = match state.stop {
-                Some(Stop::Abandon) => return,
-                Some(Stop::Drained(by)) => until.min(by),
-                None => until,
-            };
-            if self.0.wake.wait_until(&mut state, until).timed_out() {
-                return;
-            }
-        }
+            let has_room = std::mem::take(&mut state.room) && for_room;
+            (has_room || state.has_new_stop()).then_some(())
+        });
     }
 }
 
@@ -312,7 +287,12 @@ impl QueueState {
             && self.flushes.is_empty()
             && !self.kicked
             && !self.seal
-            && (self.stop.is_none() || self.stop_seen)
+            && !self.has_new_stop()
+    }
+
+    /// The committer has not taken the stop yet.
+    fn has_new_stop(&self) -> bool {
+        self.stop.is_some() && !self.stop_seen
     }
 
     fn take(&mut self) -> CommitWork {
