@@ -52,9 +52,9 @@ pub struct Chart<'a> {
 // Plotters has whole pixels: a picture is twice as large as it is shown.
 const WIDTH: u32 = 1_280;
 const HEIGHT: u32 = 640;
-const FONT_SIZE: u32 = 28;
-const LEGEND_COLUMNS: usize = 5;
-const LEGEND_WIDTH: u32 = 240;
+const FONT_SIZE: i32 = 28;
+const LEGEND_COLUMNS: i32 = 5;
+const LEGEND_WIDTH: i32 = 240;
 
 const GREY: RGBColor = RGBColor(0x80, 0x84, 0x88);
 
@@ -70,7 +70,7 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// Those of the drawing library.
 pub fn svg(title: &str, charts: &[Chart<'_>]) -> Result<String> {
     let mut svg = String::new();
-    let height = HEIGHT * u32::try_from(charts.len())? + 2 * FONT_SIZE;
+    let height = HEIGHT * u32::try_from(charts.len())? + 2 * FONT_SIZE.unsigned_abs();
     let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
     let below = area.titled(title, font(GREY))?;
     for (chart, area) in charts.iter().zip(below.split_evenly((charts.len(), 1))) {
@@ -132,7 +132,7 @@ impl Chart<'_> {
         X: AsRangedCoord<Value = f64, CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>>,
         Y: AsRangedCoord<Value = f64, CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>>,
     {
-        let rows = u32::try_from(self.lines.len().div_ceil(LEGEND_COLUMNS))?;
+        let rows = (i32::try_from(self.lines.len())? + LEGEND_COLUMNS - 1) / LEGEND_COLUMNS;
         let mut frame = ChartBuilder::on(area)
             .margin(FONT_SIZE)
             .margin_top((rows + 1) * FONT_SIZE)
@@ -150,19 +150,15 @@ impl Chart<'_> {
             .y_label_formatter(label_up)
             .x_desc(self.caption)
             .draw()?;
-        for (nth, line) in self.lines.iter().enumerate() {
+        for (nth, line) in (0..).zip(&self.lines) {
             let (red, green, blue) = line.colour;
             let colour = RGBColor(red, green, blue);
             let style = colour.stroke_width(if line.is_main { 6 } else { 3 });
             frame.draw_series(LineSeries::new(self.points_of(line), style))?;
             // The legends of plotters are inside the frame, where they cover lines.
-            let (column, row) = (u32::try_from(nth % LEGEND_COLUMNS)?, u32::try_from(nth / LEGEND_COLUMNS)?);
+            let (column, row) = (nth % LEGEND_COLUMNS, nth / LEGEND_COLUMNS);
             let place = (FONT_SIZE + column * LEGEND_WIDTH, FONT_SIZE / 2 + row * FONT_SIZE);
-            area.draw_text(
-                &format!("— {}", line.name),
-                &font(colour),
-                (place.0.try_into()?, place.1.try_into()?),
-            )?;
+            area.draw_text(&format!("— {}", line.name), &font(colour), place)?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::engines::Peer;
 pub(super) fn curves(case: &CaseSummary) -> Result<String> {
     let lines = case.engines.iter().map(|engine| (engine.engine, engine.curve.as_slice()));
     let caption = "share of operations that are at least so quick";
-    draw("Latency", lines, Axes::LatencyByQuantile, caption)
+    draw("latency", lines, Axes::LatencyByQuantile, caption)
 }
 
 /// Returns the p99.9 over time of the engines whose runs were long enough.

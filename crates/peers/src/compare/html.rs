@@ -52,10 +52,8 @@ pub(super) fn page(comparison: &Comparison) -> Result<String> {
                         li { (key(*engine)) (engine.name()) ": " (settings) }
                     }
                 }
-                @for run in &comparison.runs {
-                    @if let Some(error) = &run.error {
-                        p.failed { "Failed: " (run.engine.name()) ": " (run.title) ": " (error) }
-                    }
+                @for (run, error) in comparison.runs.iter().filter_map(|run| Some((run, run.error.as_ref()?))) {
+                    p.failed { "Failed: " (run.engine.name()) ": " (run.title) ": " (error) }
                 }
             }
         }
@@ -76,11 +74,8 @@ fn overview(comparison: &Comparison) -> Markup {
                     @if let Some(ratio) = case.ratios.first() {
                         @let (peer, best) = ratio.best_peer.map_or(("–", None), |(peer, times)| (peer.name(), Some(times)));
                         tr {
-                            td { a href={ "#case-" (number) } { (case.title) } }
-                            td { (ratio.metric) }
-                            td { (times(best)) }
-                            td { (peer) }
-                            td { (times(ratio.rocksdb)) }
+                            td { a href={ "#case-" (number) } { (case.title) } } td { (ratio.metric) }
+                            td { (times(best)) } td { (peer) } td { (times(ratio.rocksdb)) }
                             td { (times(ratio.raw_journal)) }
                         }
                     }
@@ -96,10 +91,7 @@ fn section(number: usize, case: &CaseSummary) -> Result<Markup> {
         h2 id={ "case-" (number) } { (case.title) }
         div.scroll {
             table {
-                tr {
-                    th { "engine" }
-                    @for (_, heading, _) in COLUMNS { th { (heading) } }
-                }
+                tr { th { "engine" } @for (_, heading, _) in COLUMNS { th { (heading) } } }
                 @for engine in &case.engines {
                     tr {
                         td { (key(engine.engine)) (engine.engine.name()) }
