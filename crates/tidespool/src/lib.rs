@@ -126,6 +126,8 @@
 //! the repository: `docs/on-disk-format.md`, `docs/design.md`, `docs/settings.md`, and
 //! `docs/operating.md` for health, metrics and alerts.
 
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
+
 mod checkpoint;
 mod config;
 mod crash_log;
@@ -156,3 +158,5 @@ pub use stats::{Gauges, Latency, StatsSnapshot};
 pub use tidespool_core as core;
 pub use tidespool_core::{anyhow, async_channel, async_trait, bytes, chrono};
 pub use tiered::{RecoveryReport, TieredSpool};
+/// The channel of [`TieredSpool::health_changes`].
+pub use tokio::sync::watch;
