@@ -99,12 +99,11 @@ async fn a_backlog_rejects_the_configured_stores() {
         shut_for(&spool, HealthSignal::DirtyBytes).await;
         assert_eq!(spool.unhealthy_reason(), Some(BACKLOG));
         assert_refused(&spool, true).await;
-        match refusal {
-            BacklogRefusal::All => assert_refused(&spool, false).await,
-            BacklogRefusal::Synced => {
-                let id = put(spool.as_ref(), 100, false).await;
-                assert_holds(spool.as_ref(), id, 100).await;
-            }
+        if refusal == BacklogRefusal::All {
+            assert_refused(&spool, false).await;
+        } else {
+            let id = put(spool.as_ref(), 100, false).await;
+            assert_holds(spool.as_ref(), id, 100).await;
         }
         broken.disk.release();
         wait::until("the gate reports the more serious signal", || spool.unhealthy_reason() == Some(BROKEN))

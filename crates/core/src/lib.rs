@@ -19,6 +19,8 @@
 //! Not a queue: a spool has no schedules, destinations or retries. Not a database: there are no
 //! transactions over several messages.
 
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
+
 /// The crates whose types are in the signatures of [`Spool`] and [`SpoolExt`].
 pub use {anyhow, async_channel, async_trait, bytes, chrono};
 

@@ -140,6 +140,7 @@
 //! `docs/operating.md` for health, metrics and alerts.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 mod checkpoint;
 mod config;
@@ -172,3 +173,5 @@ pub use stats::{Gauges, Latency, StatsSnapshot};
 pub use tidespool_core as core;
 pub use tidespool_core::{anyhow, async_channel, async_trait, bytes, chrono};
 pub use tiered::{RecoveryReport, TieredSpool};
+/// The channel of [`TieredSpool::health_changes`].
+pub use tokio::sync::watch;

@@ -136,20 +136,19 @@ impl Case {
     }
 
     /// Checks an enumeration. On a broken disk it may end early. Or it may wait: then the receiver
-    /// is dropped, which must end it.
+    /// is dropped, which must end it. While the index is rebuilt it may end early, and is repeated.
     async fn enumerate(&mut self, open: &Open) -> Result<(), String> {
-        let (began, mut enumeration) = (Instant::now(), std::pin::pin!(super::contents::enumerate(open)));
+        let began = Instant::now();
+        let mut enumeration = Box::pin(super::contents::enumerate(open));
         let found = loop {
             match timeout(UPKEEP_WAIT, &mut enumeration).await {
-                Ok(found) => match found? {
-                    Some(found) => break found,
-                    None if self.is_struck() => return Ok(()),
-                    None => return Err("an enumeration ends early on a disk that works".to_owned()),
-                },
-                Err(_) if self.is_broken() => return Ok(()),
-                Err(_) if began.elapsed() > self.subject.patience => {
-                    return Err("an enumeration hangs".to_owned());
+                Ok(Err(error)) => return Err(error),
+                Ok(Ok(Some(found))) => break found,
+                _ if self.is_broken() => return Ok(()),
+                _ if began.elapsed() > self.subject.patience => {
+                    return Err("an enumeration does not complete".to_owned());
                 }
+                Ok(Ok(None)) => enumeration = Box::pin(super::contents::enumerate(open)),
                 Err(_) => {}
             }
         };

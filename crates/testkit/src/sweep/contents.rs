@@ -19,23 +19,20 @@ impl Case {
         let began = Instant::now();
         let mut enumeration = Box::pin(enumerate(open));
         let found = loop {
-            let ended = timeout(CHECK_INTERVAL, &mut enumeration).await;
-            match ended.map(Result::transpose) {
-                Ok(Some(found)) => break found?,
-                Ok(None) if !self.is_struck() || began.elapsed() > self.subject.patience => {
-                    return Err("an enumeration ends early on a disk that works".to_owned());
+            match timeout(CHECK_INTERVAL, &mut enumeration).await {
+                Ok(Err(error)) => return Err(error),
+                Ok(Ok(Some(found))) => break found,
+                _ if began.elapsed() > self.subject.patience => {
+                    return Err("an enumeration does not complete".to_owned());
                 }
-                Ok(None) => {
+                ended => {
                     if self.is_broken() {
                         self.heal();
                     }
-                    enumeration = Box::pin(enumerate(open));
+                    if ended.is_ok() {
+                        enumeration = Box::pin(enumerate(open));
+                    }
                 }
-                Err(_) if began.elapsed() > self.subject.patience => {
-                    return Err("an enumeration hangs".to_owned());
-                }
-                Err(_) if self.is_broken() => self.heal(),
-                Err(_) => {}
             }
         };
         let ids: Vec<_> = found.keys().copied().chain(self.expected.ids()).collect();

@@ -13,6 +13,7 @@ use super::{MinFree, duration};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum HealthSignal {
     /// A background thread has died. It is not restarted: open the spool anew.
     DeadWorker,
@@ -44,6 +45,7 @@ pub enum HealthSignal {
 /// Which stores are refused while a backlog is the only signal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum BacklogRefusal {
     /// All stores.
     #[default]
