@@ -3,6 +3,7 @@
 //! A server stores a message in a spool before it accepts the message, and removes it once the
 //! message is delivered. This crate defines the contract and stores nothing. A server is written
 //! against [`Spool`]; an implementation, such as the `tidespool` crate, provides it.
+//! The crate `tidespool-conformance` tests an implementation.
 //!
 //! # Layout
 //!

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{CachePolicy, Config, Durability, HealthConfig, PressureConfig};
+use super::{Config, Durability, HealthConfig, PressureConfig};
 
 /// Generates the setters of a struct. `some` marks an `Option` field, whose setter takes the inner
 /// value.
@@ -47,10 +47,7 @@ setters! { Config {
     journal_capacity: u64,
     segment_size: u64,
     checkpoint_after: Duration,
-    index_wait: Duration,
-    enumerate_wait: Duration,
-    cache_policy: CachePolicy,
-    sled_cache: some u64,
+    read_wait: Duration,
     read_threads: u32,
     shutdown_timeout: Duration,
     ballast: u64,

@@ -44,8 +44,7 @@ pub enum ConfigError {
     Invalid {
         /// Where, if the setting was read from TOML.
         at: ConfigPlace,
-        /// The setting, with its table if it is in one, as in
-        /// `health.signals.low_space.latch_after`.
+        /// The setting, with its table if it is in one, as in `health.dirty_age`.
         setting: String,
         /// The value as it was given. A value set from code is shown as a file would write it.
         value: String,

@@ -249,7 +249,7 @@ impl TieredSpool {
     #[cfg(feature = "prometheus")]
     #[must_use]
     pub fn prometheus_text(&self) -> String {
-        crate::stats::prometheus::encode(&self.stats())
+        self.stats().prometheus_text()
     }
 }
 

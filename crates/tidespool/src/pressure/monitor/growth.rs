@@ -32,9 +32,9 @@ impl Growth {
         Self { first_pause, pause: first_pause, is_wanted: false, has_grown: false, quiet_since: None }
     }
 
-    /// Sets another sampling interval. Pending growth is kept.
-    pub(super) fn set_interval(&mut self, interval: Duration) {
-        *self = Self { is_wanted: self.is_wanted, ..Self::new(interval) };
+    /// Returns to the first pause. Pending growth is kept.
+    pub(super) fn restart(&mut self) {
+        (self.pause, self.has_grown, self.quiet_since) = (self.first_pause, false, None);
     }
 
     /// Call while there is pressure.

@@ -4,13 +4,14 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tracing::error;
 
 use super::sample::{Sampler, SystemSampler};
 use super::state::{MonitorExit, MonitorState};
-use super::watch::MonitorThread;
+use super::watch::{INTERVAL, MonitorThread};
 use crate::pressure::PressureReading;
 use crate::thread_limit::not_started;
 use crate::{ConfigError, PressureConfig};
@@ -62,11 +63,12 @@ impl PressureMonitor {
     /// [`io::ErrorKind::InvalidInput`] for settings out of bounds, with the [`ConfigError`] inside.
     /// Otherwise the error of the operating system if it cannot start a thread.
     pub fn start(config: PressureConfig) -> io::Result<Self> {
-        Self::start_below("/", config)
+        Self::start_below("/", INTERVAL, config)
     }
 
     /// Like [`start`](Self::start), but reads every file below `root` instead of `/`, and nothing
-    /// else. For tests, which write the files that the monitor shall read.
+    /// else, and samples every `interval`. For tests, which write the files that the monitor shall
+    /// read.
     ///
     /// | below `root` | fields |
     /// |---|---|
@@ -83,15 +85,23 @@ impl PressureMonitor {
     /// # Errors
     ///
     /// As [`start`](Self::start).
-    pub fn start_below(root: impl Into<PathBuf>, config: PressureConfig) -> io::Result<Self> {
+    pub fn start_below(
+        root: impl Into<PathBuf>,
+        interval: Duration,
+        config: PressureConfig,
+    ) -> io::Result<Self> {
         let sampler = SystemSampler::below(root.into(), config.memory_limit);
-        Self::start_with(config, Box::new(sampler))
+        Self::start_with(config, interval, Box::new(sampler))
     }
 
-    pub(super) fn start_with(config: PressureConfig, sampler: Box<dyn Sampler>) -> io::Result<Self> {
+    pub(super) fn start_with(
+        config: PressureConfig,
+        interval: Duration,
+        sampler: Box<dyn Sampler>,
+    ) -> io::Result<Self> {
         config.validate().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let state = Arc::new(MonitorState::default());
-        let mut watch = MonitorThread::new(config, sampler, Arc::clone(&state));
+        let mut watch = MonitorThread::new(config, interval, sampler, Arc::clone(&state));
         watch.peek();
         let exit = MonitorExit(Arc::clone(&state));
         let thread = thread::Builder::new().name("tide-pressure".to_owned()).spawn(move || {

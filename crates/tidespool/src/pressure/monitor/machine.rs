@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use sysinfo::{MemoryRefreshKind, System};
+
 /// The machine's memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct MachineMemory {
@@ -11,8 +13,14 @@ pub(super) struct MachineMemory {
     pub(super) available: u64,
 }
 
-/// The machine's memory, from `/proc/meminfo` below `root`. `None` if unknown.
+/// The machine's memory. Below another root than `/`, from `proc/meminfo` there. `None` if unknown.
 pub(super) fn memory(root: &Path) -> Option<MachineMemory> {
+    if root == Path::new("/") {
+        let mut system = System::new();
+        system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+        let memory = MachineMemory { total: system.total_memory(), available: system.available_memory() };
+        return (memory.total > 0).then_some(memory);
+    }
     let text = fs::read_to_string(root.join("proc/meminfo")).ok()?;
     Some(MachineMemory { total: field(&text, "MemTotal:")?, available: field(&text, "MemAvailable:")? })
 }

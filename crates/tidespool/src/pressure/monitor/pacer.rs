@@ -56,24 +56,24 @@ pub(super) struct ReliefRequest {
 }
 
 impl Pacer {
-    pub(super) fn new(config: &PressureConfig) -> Self {
+    /// `interval`: the usual time between two samples.
+    pub(super) fn new(config: &PressureConfig, interval: Duration) -> Self {
         Self {
             thresholds: Thresholds::new(config),
-            interval: config.interval,
+            interval,
             use_level: Level::Normal,
             is_stalled: false,
-            backoff: config.interval,
+            backoff: interval,
             not_before: None,
             last_excess: 0,
-            growth: Growth::new(config.interval),
+            growth: Growth::new(interval),
         }
     }
 
     /// Applies other settings. The level stays until the next sample.
     pub(super) fn reconfigure(&mut self, config: &PressureConfig) {
         self.thresholds = Thresholds::new(config);
-        self.interval = config.interval;
-        self.growth.set_interval(config.interval);
+        self.growth.restart();
         // Failed attempts under other settings do not count for these.
         self.forget_backoff();
     }
@@ -160,7 +160,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn pacer() -> Pacer {
-        Pacer::new(&PressureConfig::default().interval(SECOND).low(0.8).critical(0.9).hysteresis(0.1))
+        Pacer::new(&PressureConfig::default().low(0.75).critical(0.9), SECOND)
     }
 
     fn used(used: u64) -> Sample {
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn the_backoff_bound_does_not_shorten_a_long_interval() {
         let minute = 60 * SECOND;
-        let (mut pacer, now) = (Pacer::new(&PressureConfig::default().interval(minute)), Instant::now());
+        let (mut pacer, now) = (Pacer::new(&PressureConfig::default(), minute), Instant::now());
         assert!(pacer.observe(now, &used(850)).relieve.is_some());
         pacer.relieved(now, 100, 0);
         assert_eq!(pacer.observe(now + 59 * SECOND, &used(850)).relieve, None);
@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(pacer.observe(now, &stalled(750, 0.06)).level, Level::Low);
         assert_eq!(pacer.observe(now, &stalled(100, 0.06)).level, Level::Low);
         assert_eq!(
-            pacer.observe(now, &stalled(750, 0.04)).level,
+            pacer.observe(now, &stalled(740, 0.04)).level,
             Level::Normal,
             "use alone was normal before"
         );
@@ -297,7 +297,7 @@ mod tests {
         for second in 1..40 {
             let now = start + second * SECOND;
             // From 20 to 29 use is below the threshold, but above the target.
-            let step = pacer.observe(now, &used(if (20..30).contains(&second) { 790 } else { 690 }));
+            let step = pacer.observe(now, &used(if (20..30).contains(&second) { 740 } else { 690 }));
             assert_eq!(step.level, Level::Normal);
             if step.grow {
                 grown.push(second);
@@ -312,7 +312,7 @@ mod tests {
         let (mut pacer, now) = (pacer(), Instant::now());
         assert_eq!(pacer.observe(now, &used(600)).level, Level::Normal);
         pacer.relieved(now, 100, 0);
-        pacer.reconfigure(&PressureConfig::default().low(0.5).critical(0.9).hysteresis(0.1));
+        pacer.reconfigure(&PressureConfig::default().low(0.45).critical(0.9));
         let step = pacer.observe(now, &used(600));
         assert_eq!((step.level, step.relieve), (Level::Low, bytes(200)));
     }

@@ -2,6 +2,7 @@
 
 use super::sample::Sample;
 use crate::PressureConfig;
+use crate::config::HYSTERESIS;
 use crate::pressure::Source;
 
 /// Totals over the spools of a monitor.
@@ -41,7 +42,7 @@ impl MemoryRoom {
         let others = sample.used.saturating_sub(spools.accounted);
         let up_to = |part: f64| ((sample.limit as f64 * part) as u64).saturating_sub(others);
         kills.then(|| Self {
-            growth: up_to(config.low - config.hysteresis),
+            growth: up_to(config.low - HYSTERESIS),
             stay: up_to(config.low),
             budgets: spools.budgets,
         })

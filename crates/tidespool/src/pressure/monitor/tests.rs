@@ -130,8 +130,9 @@ struct MonitorRig {
     taken: Receiver<()>,
 }
 
-fn config(interval: Duration) -> PressureConfig {
-    PressureConfig::default().interval(interval).low(0.8).critical(0.9).hysteresis(0.1)
+/// Relief aims at 70 % of the limit.
+fn config() -> PressureConfig {
+    PressureConfig::default().low(0.75).critical(0.9)
 }
 
 /// The first two samples, at the start and of the thread, have no memory in use.
@@ -142,7 +143,7 @@ fn rig(interval: Duration) -> MonitorRig {
         samples.send(Some((0, 0.0))).unwrap();
     }
     let sampler = Scripted { script, taken: take, limit: 1_000 };
-    let monitor = PressureMonitor::start_with(config(interval), Box::new(sampler)).unwrap();
+    let monitor = PressureMonitor::start_with(config(), interval, Box::new(sampler)).unwrap();
     for _ in 0..2 {
         taken.recv_timeout(HANG).unwrap();
     }
@@ -249,20 +250,20 @@ fn new_settings_apply_at_once_and_disabling_restores_normal() {
     let spool = spool(&rig.monitor, 500, 3);
     // The thread sleeps for about two seconds now. The new settings wake it.
     rig.used(600);
-    rig.monitor.reconfigure(config(LONG_INTERVAL).low(0.5)).unwrap();
+    rig.monitor.reconfigure(config().low(0.45)).unwrap();
     spool.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 200)]);
-    // 600 of 650 instead of 1000.
+    // 600 of 640 instead of 1000.
     rig.used(600);
-    rig.monitor.reconfigure(config(LONG_INTERVAL).memory_limit(650 << 20)).unwrap();
-    spool.expect(&[MonitorEvent::Changed(Level::Critical), MonitorEvent::Relieved(Level::Critical, 145)]);
-    let refused = rig.monitor.reconfigure(config(LONG_INTERVAL).low(2.0)).unwrap_err();
+    rig.monitor.reconfigure(config().memory_limit(640 << 20)).unwrap();
+    spool.expect(&[MonitorEvent::Changed(Level::Critical), MonitorEvent::Relieved(Level::Critical, 152)]);
+    let refused = rig.monitor.reconfigure(config().low(2.0)).unwrap_err();
     assert!(refused.to_string().starts_with("pressure.low = 2 "), "{refused}");
-    rig.monitor.reconfigure(config(LONG_INTERVAL).enabled(false)).unwrap();
+    rig.monitor.reconfigure(config().enabled(false)).unwrap();
     let returned = || MonitorEvent::Returned;
     spool.expect(&[MonitorEvent::Changed(Level::Normal), returned(), returned(), returned()]);
     assert_eq!(rig.monitor.latest(), None);
     rig.used(950);
-    rig.monitor.reconfigure(config(LONG_INTERVAL)).unwrap();
+    rig.monitor.reconfigure(config()).unwrap();
     spool.expect(&[MonitorEvent::Changed(Level::Critical), MonitorEvent::Relieved(Level::Critical, 250)]);
     rig.must_end();
 }
@@ -281,7 +282,7 @@ fn shutdown_does_not_wait_for_the_interval_and_may_be_repeated() {
     let spool = spool(&rig.monitor, 1, 1);
     rig.must_end();
     other.shutdown();
-    other.reconfigure(config(TICK)).unwrap();
+    other.reconfigure(config()).unwrap();
     assert_eq!(other.latest(), None);
     assert!(Registration::shared(&other, &spool.relief).is_err(), "the monitor has ended");
     spool.expect_nothing();
@@ -318,7 +319,7 @@ fn a_spools_own_monitor_ends_with_it() {
     let (reclaimable, smaller_by, gate) = (1.into(), 0.into(), Mutex::default());
     let relief: Arc<dyn Relief> =
         Arc::new(Recorder { events: Mutex::new(sender), reclaimable, smaller_by, gate });
-    let registration = Registration::own(config(LONG_INTERVAL), &relief).unwrap();
+    let registration = Registration::own(config(), &relief).unwrap();
     assert!(registration.latest().is_some_and(|now| now.used > 0), "the first sample is taken at the start");
     registration.stop();
     assert!(registration.join_by(Instant::now() + HANG));
@@ -344,7 +345,8 @@ impl Drop for Ends {
 #[test]
 fn dropping_the_last_handle_ends_the_thread() {
     let ended = Arc::new(AtomicBool::new(false));
-    let monitor = PressureMonitor::start_with(config(LONG_INTERVAL), Box::new(Ends(ended.clone()))).unwrap();
+    let monitor =
+        PressureMonitor::start_with(config(), LONG_INTERVAL, Box::new(Ends(ended.clone()))).unwrap();
     let other = monitor.clone();
     drop(monitor);
     assert!(!other.state().is_stopping());
@@ -365,7 +367,7 @@ fn the_death_of_the_thread_is_reported() {
     rig.monitor.shutdown();
     assert!(!spool.registration.has_died(), "a shutdown is not a death");
 
-    let monitor = PressureMonitor::start_with(config(LONG_INTERVAL), Box::new(Panics(0))).unwrap();
+    let monitor = PressureMonitor::start_with(config(), LONG_INTERVAL, Box::new(Panics(0))).unwrap();
     let spool = self::spool(&monitor, 1, 1);
     let started = Instant::now();
     while !spool.registration.has_died() {

@@ -1,7 +1,12 @@
 //! From use to level, with hysteresis. Pure.
 
 use crate::PressureConfig;
+use crate::config::HYSTERESIS;
 use crate::pressure::Level;
+
+/// The share of the last 10 s in which some task waited for memory, from which on the level is at
+/// least low. A machine with enough memory stays below 1 %.
+const STALL_RATIO: f64 = 0.10;
 
 /// Where the levels begin and end, as fractions of the limit.
 #[derive(Debug, Clone, Copy)]
@@ -14,8 +19,8 @@ pub(crate) struct Thresholds {
 
 impl Thresholds {
     pub(crate) fn new(config: &PressureConfig) -> Self {
-        let &PressureConfig { low, critical, hysteresis, stall_ratio, .. } = config;
-        Self { low, critical, hysteresis, stall_ratio }
+        let &PressureConfig { low, critical, .. } = config;
+        Self { low, critical, hysteresis: HYSTERESIS, stall_ratio: STALL_RATIO }
     }
 
     /// The level that follows `current` when `fraction` of the limit is in use.

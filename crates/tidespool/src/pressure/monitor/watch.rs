@@ -1,7 +1,7 @@
 //! The monitor's thread.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
@@ -13,6 +13,10 @@ use super::state::{MonitorState, Wait};
 use crate::PressureConfig;
 use crate::pressure::{Level, PressureReading};
 
+/// How often memory is checked. A sample costs a few file reads. While use rises fast, `Cadence`
+/// takes more of them.
+pub(super) const INTERVAL: Duration = Duration::from_millis(500);
+
 /// The part (1/8) of the reclaimable memory that is requested if tasks stall while use is low.
 const STALL_PART: u64 = 8;
 
@@ -20,6 +24,7 @@ const STALL_PART: u64 = 8;
 pub(super) struct MonitorThread {
     pacer: Pacer,
     cadence: Cadence,
+    interval: Duration,
     config: PressureConfig,
     sampler: Box<dyn Sampler>,
     state: Arc<MonitorState>,
@@ -28,10 +33,16 @@ pub(super) struct MonitorThread {
 }
 
 impl MonitorThread {
-    pub(super) fn new(config: PressureConfig, sampler: Box<dyn Sampler>, state: Arc<MonitorState>) -> Self {
+    pub(super) fn new(
+        config: PressureConfig,
+        interval: Duration,
+        sampler: Box<dyn Sampler>,
+        state: Arc<MonitorState>,
+    ) -> Self {
         Self {
-            pacer: Pacer::new(&config),
-            cadence: Cadence::new(config.interval),
+            pacer: Pacer::new(&config, interval),
+            cadence: Cadence::new(interval),
+            interval,
             config,
             sampler,
             state,
@@ -68,18 +79,18 @@ impl MonitorThread {
 
     fn reconfigure(&mut self, config: PressureConfig) {
         self.pacer.reconfigure(&config);
-        self.cadence = Cadence::new(config.interval);
+        self.cadence = Cadence::new(self.interval);
         self.sampler.set_memory_limit(config.memory_limit);
         self.config = config;
         if !self.config.enabled {
-            self.pacer = Pacer::new(&self.config);
+            self.pacer = Pacer::new(&self.config, self.interval);
             self.state.publish(None, None);
             self.state.spools.release();
         }
     }
 
     /// Takes a sample and acts on it. Returns the pause until the next sample.
-    fn step(&mut self) -> Option<std::time::Duration> {
+    fn step(&mut self) -> Option<Duration> {
         let Some(sample) = self.sampler.sample() else {
             if !self.has_failed {
                 warn!("memory use cannot be read: the memory-pressure monitor does nothing until it can");

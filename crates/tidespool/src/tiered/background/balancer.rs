@@ -223,16 +223,16 @@ fn balance(shared: &Shared) -> Evicted {
             shared.commit_queue.note_dirty(true);
         }
     }
-    let (now, lru) = (shared.cache.capacity(), config.cache_policy == crate::CachePolicy::Lru);
+    let now = shared.cache.capacity();
     // Resizing touches each copy, so a difference of an eighth is tolerated.
     let differs = match is_exact {
         true => shares.cache != now,
         false => shares.cache < now / 8 * 7 || shares.cache / 8 * 7 > now,
     };
-    if !differs && shared.cache.is_lru() == lru {
+    if !differs {
         return Evicted::default();
     }
-    shared.cache.resize(shares.cache, lru, |id| shared.table.lock(id))
+    shared.cache.resize(shares.cache, |id| shared.table.lock(id))
 }
 
 /// Returns the bytes that the spool can take while the process stays away from its memory limit.

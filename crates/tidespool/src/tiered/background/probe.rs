@@ -126,8 +126,7 @@ fn look_at_space(shared: &Shared, config: &Config) {
             let health = &config.health;
             // A quota that `statvfs` does not show: detected by a failed write, until a test write
             // succeeds.
-            let is_looked_at = health.min_free_bytes > 0 && health.min_free_fraction > 0.0;
-            let is_used_up = is_looked_at && shared.ballast.room().is_still_used_up();
+            let is_used_up = health.checks_space() && shared.ballast.room().is_still_used_up();
             shared.probe.0.lock().low_space = is_used_up || space.is_short(health);
             shared.segments.pool().note_space(&space);
         }
