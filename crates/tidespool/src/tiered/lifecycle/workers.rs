@@ -144,6 +144,7 @@ impl Workers {
         let times = Times::of(Instant::now(), shared.config.load().shutdown_timeout);
         shared.close();
         shared.closing.close();
+        shared.probe.close();
         shared.budget.close();
         let monitor = shared.monitor.get();
         monitor.inspect(|monitor| monitor.stop());
@@ -212,6 +213,7 @@ impl Workers {
     pub(in crate::tiered) fn abandon(shared: &Shared) {
         shared.close();
         shared.closing.close();
+        shared.probe.close();
         shared.budget.close();
         shared.monitor.get().inspect(|monitor| monitor.stop());
         shared.protection.freeze();
