@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../crates/tidespool/src"
 
 # In `tiered/`, `Shared` holds the state of each part, and each part works on `Shared`.
-KNOWN="tiered tiered::lifecycle checkpoint config inspect journal"
+KNOWN="tiered tiered::lifecycle checkpoint inspect journal"
 
 # Lines "folder from to file": a file below folder/from imports something below folder/to.
 imports() {

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::builder::setters;
+use super::setters::setters;
 use super::{MinFree, duration};
 
 /// A condition that can close the health gate, the worst first.

@@ -4,7 +4,6 @@
 //! the setting that an error is about. `size.rs` and `duration.rs` define how a file writes sizes
 //! and times.
 
-mod builder;
 mod duration;
 mod error;
 mod health;
@@ -12,6 +11,7 @@ mod min_free;
 mod pressure;
 #[cfg(feature = "toml")]
 mod read;
+mod setters;
 mod size;
 #[cfg(feature = "toml")]
 #[cfg(test)]
@@ -28,6 +28,7 @@ pub use health::{BacklogRefusal, HealthConfig, HealthSignal};
 pub use min_free::MinFree;
 pub(crate) use pressure::HYSTERESIS;
 pub use pressure::PressureConfig;
+use setters::setters;
 
 /// How safe a message is when `store` returns `Ok`: the minimum for every store. `force_sync`
 /// raises a single store to [`Synced`](Self::Synced).
@@ -249,6 +250,25 @@ pub struct Config {
     /// When the spool is unhealthy and refuses new messages.
     pub health: HealthConfig,
 }
+
+setters! { Config {
+    path: PathBuf,
+    memory_budget: u64,
+    dirty_limit: some u64,
+    dirty_expire: Duration,
+    durability: Durability,
+    store_deadline: Duration,
+    max_message_size: u64,
+    journal_capacity: u64,
+    segment_size: u64,
+    checkpoint_after: Duration,
+    read_wait: Duration,
+    read_threads: u32,
+    shutdown_timeout: Duration,
+    ballast: u64,
+    pressure: PressureConfig,
+    health: HealthConfig,
+}}
 
 impl Config {
     /// Returns the default settings for a spool in the directory `path`.

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::builder::setters;
+use super::setters::setters;
 use super::size;
 
 /// How far, as a fraction of the limit, use has to fall below the threshold of a level before that

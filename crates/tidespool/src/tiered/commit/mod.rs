@@ -38,11 +38,19 @@ pub(super) use syncer::Syncer;
 use tidespool_core::SpoolId;
 
 use super::commit::queue::{CommitReceiver, CommitWork, Stop};
-use super::lifecycle::workers::Committed;
 use super::shared::Shared;
 use crate::journal::{JournalChange, PAGE, Segment, WriteError, Writer};
 use crate::stats::Site;
 use crate::storage::is_no_room;
+
+/// The result of the committer thread.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::tiered) struct Committed {
+    /// Everything dirty is durable.
+    pub(in crate::tiered) all: bool,
+    /// Records up to this number are durable.
+    pub(in crate::tiered) durable_seq: u64,
+}
 
 /// The thread's state: its decisions, and what executes them.
 pub(super) struct Committer {

@@ -13,6 +13,7 @@ use crate::checkpoint::{Checkpointer, Manifest, ManifestError, ManifestFile};
 use crate::directory::Directory;
 use crate::durable::DiskIndex;
 use crate::pressure::Relief;
+use crate::tiered::commit::Committed;
 use crate::tiered::commit::queue::Stop;
 use crate::tiered::shared::Shared;
 
@@ -75,15 +76,6 @@ impl Times {
             closed: committed + part * 2,
         }
     }
-}
-
-/// The result of the committer thread.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::tiered) struct Committed {
-    /// Everything dirty is durable.
-    pub(in crate::tiered) all: bool,
-    /// Records up to this number are durable.
-    pub(in crate::tiered) durable_seq: u64,
 }
 
 impl Workers {

@@ -1,16 +1,11 @@
 //! One setter for each setting, with the same name: `Config::new(path).memory_budget(bytes)`.
 
-use std::path::PathBuf;
-use std::time::Duration;
-
-use super::{Config, Durability, HealthConfig, PressureConfig};
-
 /// Generates the setters of a struct. `some` marks an `Option` field, whose setter takes the inner
 /// value.
 macro_rules! setters {
     ($settings:ident { $($name:ident: $kind:ident $($inner:ident)?,)* }) => {
         impl $settings {
-            $($crate::config::builder::setter!($name: $kind $($inner)?);)*
+            $($crate::config::setters::setter!($name: $kind $($inner)?);)*
         }
     };
 }
@@ -35,22 +30,3 @@ macro_rules! setter {
 }
 
 pub(super) use {setter, setters};
-
-setters! { Config {
-    path: PathBuf,
-    memory_budget: u64,
-    dirty_limit: some u64,
-    dirty_expire: Duration,
-    durability: Durability,
-    store_deadline: Duration,
-    max_message_size: u64,
-    journal_capacity: u64,
-    segment_size: u64,
-    checkpoint_after: Duration,
-    read_wait: Duration,
-    read_threads: u32,
-    shutdown_timeout: Duration,
-    ballast: u64,
-    pressure: PressureConfig,
-    health: HealthConfig,
-}}
