@@ -9,7 +9,10 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytesize::ByteSize;
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
+use rand::rngs::ChaCha8Rng;
+use rand::{Rng as _, SeedableRng as _};
 use tempfile::TempDir;
 use tidespool::{Config, TieredSpool};
 use tidespool_core::{Spool, SpoolId};
@@ -77,17 +80,10 @@ async fn stores_and_removes(spool: &TieredSpool, data: &Payload, count: u64) -> 
     (storing, removing)
 }
 
-/// Incompressible bytes from xorshift64*.
+/// Incompressible bytes, the same in each run.
 fn payload(size: usize) -> Payload {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut bytes = Vec::with_capacity(size + 8);
-    while bytes.len() < size {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        bytes.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
-    }
-    bytes.truncate(size);
+    let mut bytes = vec![0; size];
+    ChaCha8Rng::seed_from_u64(1).fill_bytes(&mut bytes);
     Arc::new(bytes.into_boxed_slice())
 }
 
@@ -101,7 +97,7 @@ fn group<'a>(criterion: &'a mut Criterion, name: &str, size: usize) -> Benchmark
 fn store_unforced(criterion: &mut Criterion) {
     for size in [KIB, 16 * KIB] {
         let (bench, data) = (Bench::open(), payload(size));
-        group(criterion, "store", size).bench_function(format!("{} KiB", size / KIB), |bencher| {
+        group(criterion, "store", size).bench_function(format!("{:.0}", ByteSize(size as u64)), |bencher| {
             bencher
                 .to_async(&bench.runtime)
                 .iter_custom(async |count| stores_and_removes(&bench.spool, &data, count).await.0);

@@ -19,11 +19,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tempfile::TempDir;
-use tidespool::{Config, HealthConfig, PressureConfig, TieredSpool};
+use tidespool::{Config, HealthConfig, MinFree, PressureConfig, TieredSpool};
 use tidespool_core::{NotFound, Spool, SpoolBackpressureTimeout, SpoolId, SpoolUnhealthyError};
 use tidespool_testkit::payload;
-use tidespool_testkit::rng::Rng;
 use tokio::task::JoinSet;
 
 const MIB: u64 = 1 << 20;
@@ -54,7 +55,7 @@ fn config(dir: &Path) -> Config {
         .dirty_limit(BUDGET / 4)
         .ballast(0)
         .pressure(PressureConfig::default())
-        .health(HealthConfig::default().min_free_bytes(0).min_free_fraction(0.0))
+        .health(HealthConfig::default().min_free(MinFree::Bytes(0)))
 }
 
 /// A temporary directory that is not in memory: the usual one, or one beside the build.
@@ -211,9 +212,9 @@ async fn work(dir: &Path) -> Vec<(SpoolId, usize)> {
     for caller in 0..CALLERS {
         let (spool, left, stored) = (spool.clone(), left.clone(), stored.clone());
         callers.spawn(async move {
-            let mut rng = Rng::new(caller);
+            let mut rng = SmallRng::seed_from_u64(caller);
             loop {
-                let len = 16 * 1024 + rng.below(48 * 1024 + 1);
+                let len = rng.random_range(16 * 1024..=64 * 1024);
                 let had = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
                     (left > 0).then(|| left.saturating_sub(len))
                 });
@@ -223,10 +224,10 @@ async fn work(dir: &Path) -> Vec<(SpoolId, usize)> {
                 let (id, len) = (SpoolId::new(), usize::try_from(len).unwrap());
                 store(&spool, id, len).await;
                 stored.lock().push((id, len));
-                if rng.chance(6) {
+                if rng.random_bool(0.06) {
                     let (id, len) = {
                         let stored = stored.lock();
-                        stored[usize::try_from(rng.below(stored.len() as u64)).unwrap()]
+                        stored[rng.random_range(0..stored.len())]
                     };
                     payload::assert_is(id, 1, len, &spool.load(id).await.expect("load"));
                 }

@@ -19,13 +19,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tidespool::{Config, Durability, HealthConfig, PressureConfig, TieredSpool};
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+use tidespool::{Config, Durability, HealthConfig, MinFree, PressureConfig, TieredSpool};
 use tidespool_core::Spool;
 use tidespool_testkit::crash::{
-    Coverage, DurabilityLevel, Event, Line, Moment, Promise, Report, Stock, Victim, judge, remove_surplus,
-    take_stock, work,
+    Coverage, Event, Line, Moment, Report, Stock, Victim, judge, remove_surplus, take_stock, work,
 };
-use tidespool_testkit::rng::{Rng, number_from_env, seed_from_env};
+use tidespool_testkit::env::{number_from_env, seed_from_env};
+use tidespool_testkit::oracle::{DurabilityLevel, Promise};
 
 const CYCLES: u64 = 42;
 
@@ -52,7 +54,7 @@ fn config(dir: &Path, durability: Durability) -> Config {
         .checkpoint_after(Duration::from_millis(150))
         .ballast(1 << 20)
         .pressure(PressureConfig::default().enabled(false))
-        .health(HealthConfig::default().min_free_bytes(0).min_free_fraction(0.0))
+        .health(HealthConfig::default().min_free(MinFree::Bytes(0)))
 }
 
 fn name(durability: Durability) -> &'static str {
@@ -144,11 +146,11 @@ struct Run<'a> {
 impl Run<'_> {
     fn cycle(&mut self, cycle: u64) -> Result<()> {
         let part = cycle * 3 + self.durability as u64;
-        let mut rng = Rng::new(self.seed).fork(part);
-        let log = self.kill_one(Task::Work { seed: rng.number(), cycle }, moment(&mut rng))?;
+        let mut rng = SmallRng::seed_from_u64(self.seed.wrapping_add(part));
+        let log = self.kill_one(Task::Work { seed: rng.random(), cycle }, moment(&mut rng))?;
         // Sometimes a second child dies during the recovery.
-        if rng.chance(30) {
-            let delay = Duration::from_micros(rng.below(40_000));
+        if rng.random_bool(0.3) {
+            let delay = Duration::from_micros(rng.random_range(0..40_000));
             let recovering = self.kill_one(Task::Open, Moment::AfterStart(delay))?;
             let wrong = recovering.into_iter().find(|line| matches!(line.event, Event::Wrong { .. }));
             anyhow::ensure!(wrong.is_none(), "{wrong:?}");
@@ -200,10 +202,10 @@ impl Run<'_> {
 }
 
 /// Mostly under load, sometimes while the spool is being opened.
-fn moment(rng: &mut Rng) -> Moment {
-    match rng.below(10) {
-        0 => Moment::AfterStart(Duration::from_micros(rng.below(40_000))),
-        1..4 => Moment::AfterOpened(Duration::from_micros(rng.below(50_000))),
-        _ => Moment::AfterOpened(Duration::from_micros(50_000 + rng.below(900_000))),
+fn moment(rng: &mut SmallRng) -> Moment {
+    match rng.random_range(0..10) {
+        0 => Moment::AfterStart(Duration::from_micros(rng.random_range(0..40_000))),
+        1..4 => Moment::AfterOpened(Duration::from_micros(rng.random_range(0..50_000))),
+        _ => Moment::AfterOpened(Duration::from_micros(rng.random_range(50_000..950_000))),
     }
 }

@@ -6,9 +6,10 @@
 use std::alloc::System;
 use std::hint::black_box;
 use std::sync::Arc;
+use std::time::Duration;
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use tidespool::{Config, HealthConfig, TieredSpool};
+use tidespool::{Config, HealthConfig, MinFree, TieredSpool};
 use tidespool_core::{Spool, SpoolId};
 use tidespool_testkit::faults::{Call, Fault, FaultyStorage};
 use tidespool_testkit::{payload, wait};
@@ -39,7 +40,8 @@ fn allocations_of_many_calls(spool: &dyn Spool) -> usize {
 async fn querying_health_allocates_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let disk = FaultyStorage::new();
-    let health = HealthConfig::default().allow_unlatch(false).min_free_fraction(0.0);
+    let health =
+        HealthConfig::default().hard_unlatch_after(Duration::from_secs(3_600)).min_free(MinFree::Bytes(0));
     let config = Config::new(dir.path().join("spool")).health(health);
     let spool: Arc<dyn Spool> = Arc::new(TieredSpool::open_on(config, disk.storage()).await.unwrap());
     assert_eq!(spool.unhealthy_reason(), None);

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tidespool::{Config, HealthConfig, PressureConfig, TieredSpool};
+use tidespool::{Config, HealthConfig, MinFree, PressureConfig, TieredSpool};
 use tidespool_core::{Spool, SpoolId};
 use tidespool_testkit::{payload, wait};
 
@@ -30,8 +30,7 @@ async fn memory_freed_by_advise_low_memory_leaves_the_process() {
         .store_deadline(wait::PATIENCE)
         .health(
             HealthConfig::default()
-                .min_free_bytes(0)
-                .min_free_fraction(0.0)
+                .min_free(MinFree::Bytes(0))
                 .backlog_latch_after(Duration::from_secs(3600)),
         );
     let spool = TieredSpool::open(config).await.unwrap();

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use chrono::{DateTime, Utc};
 use futures_lite::future::poll_once;
-use tidespool::{Config, HealthConfig, PressureConfig, TieredSpool};
+use tidespool::{Config, HealthConfig, MinFree, PressureConfig, TieredSpool};
 use tidespool_core::{Spool, SpoolId};
 use tidespool_testkit::ids;
 
@@ -289,8 +289,7 @@ fn config(operation: &Operation, dir: &Path) -> Config {
         .pressure(PressureConfig::default().enabled(false))
         .health(
             HealthConfig::default()
-                .min_free_bytes(0)
-                .min_free_fraction(0.0)
+                .min_free(MinFree::Bytes(0))
                 .backlog_latch_after(never)
                 .sample_interval(Duration::from_secs(10)),
         )

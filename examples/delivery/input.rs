@@ -5,6 +5,8 @@ use std::io::{BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytesize::ByteSize;
+
 use crate::args::Args;
 use crate::bad_input::BadInput;
 use crate::envelope::Envelope;
@@ -166,9 +168,9 @@ fn mbox_error(path: &Path, number: usize, err: MboxError) -> BadInput {
 
 fn too_large(path: &Path, what: &str) -> BadInput {
     BadInput::new(format!(
-        "{}: {what} has more than {} MiB, the limit; remove it",
+        "{}: {what} has more than {}, the limit; remove it",
         path.display(),
-        MAX_MESSAGE_BYTES >> 20
+        ByteSize(MAX_MESSAGE_BYTES)
     ))
 }
 

@@ -3,7 +3,9 @@
 use std::io::{IsTerminal as _, Write};
 use std::time::Instant;
 
-use crate::report::{bytes, percent};
+use bytesize::ByteSize;
+
+use crate::report::percent;
 use crate::server::Server;
 
 /// The output, and the state at the last line.
@@ -42,7 +44,7 @@ impl Progress {
             counters.retried.get(),
             server.in_flight(),
             percent(data.hit_ratio),
-            bytes(data.dirty_bytes + meta.dirty_bytes),
+            ByteSize(data.dirty_bytes + meta.dirty_bytes),
         );
         (self.last, self.last_done) = (now, done);
         self.write(&line);

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use bytesize::ByteSize;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde::Serialize;
 
@@ -156,15 +157,15 @@ impl Summary {
             "writes elided, data / metadata",
             format!("{} / {}", self.data_elided_writes, self.meta_elided_writes),
         );
-        row("bytes accepted", bytes(self.accepted_bytes));
-        row("bytes delivered", bytes(self.delivered_bytes));
+        row("bytes accepted", ByteSize(self.accepted_bytes).to_string());
+        row("bytes delivered", ByteSize(self.delivered_bytes).to_string());
         row("time", format!("{:.1} s", self.seconds));
         row("messages per second", format!("{:.0}", self.msg_per_s));
         table
     }
 
     fn conclusion(&self) -> String {
-        let compared = format!("{} compared byte for byte", bytes(self.bytes_compared));
+        let compared = format!("{} compared byte for byte", ByteSize(self.bytes_compared));
         match self.verdict {
             Verdict::AllArrived => {
                 format!("OK: what arrived equals what was sent ({} messages, {compared}).", self.accepted)
@@ -202,18 +203,6 @@ pub(crate) fn percent(ratio: Option<f64>) -> String {
     ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{:.1} %", ratio * 100.0))
 }
 
-#[expect(clippy::cast_precision_loss, reason = "for people to read")]
-pub(crate) fn bytes(count: u64) -> String {
-    let mut value = count as f64;
-    for unit in ["B", "KiB", "MiB"] {
-        if value < 1_024.0 {
-            return if unit == "B" { format!("{count} B") } else { format!("{value:.1} {unit}") };
-        }
-        value /= 1_024.0;
-    }
-    format!("{value:.1} GiB")
-}
-
 fn times(p50_us: Option<u64>, p99_us: Option<u64>) -> String {
     format!("{} / {}", time(p50_us), time(p99_us))
 }
@@ -233,10 +222,6 @@ mod tests {
 
     #[test]
     fn numbers_are_readable() {
-        assert_eq!(
-            [bytes(0), bytes(1_023), bytes(1_536), bytes(5 << 30)],
-            ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
-        );
         assert_eq!([percent(None), percent(Some(0.9987))], ["–", "99.9 %"]);
         assert_eq!(times(Some(999), Some(1_500)), "999 µs / 1.5 ms");
         assert_eq!(times(None, None), "– / –");

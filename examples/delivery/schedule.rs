@@ -3,6 +3,9 @@
 
 use std::time::Duration;
 
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt as _, SeedableRng as _};
+
 /// Number of attempts after which the server sends a bounce.
 pub(crate) const MAX_ATTEMPTS: u32 = 6;
 
@@ -13,7 +16,7 @@ const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_millis(1_000);
 
 /// Percentage of the failures that are permanent.
-const PERMANENT_OF_FAILURES_PERCENT: u64 = 10;
+const PERMANENT_OF_FAILURES_PERCENT: u8 = 10;
 
 /// How an attempt ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,12 +41,11 @@ pub(crate) fn due(nth: u64, messages_per_s: u32) -> Duration {
 /// The outcome of attempt number `attempt` (from 0) of the message at `index`. It depends only on
 /// the arguments, so a message that is delivered again after a crash has the same outcome.
 pub(crate) fn outcome(seed: u64, index: u64, attempt: u32, failures_percent: u8) -> Outcome {
-    let roll = mix(seed, index, attempt, 0);
-    if roll % 100 >= u64::from(failures_percent) {
+    let mut random = random(seed, index, attempt, Purpose::Outcome);
+    if random.random_range(0..100) >= failures_percent {
         return Outcome::Delivered;
     }
-    let permanent = mix(seed, index, attempt, 1) % 100 < PERMANENT_OF_FAILURES_PERCENT;
-    if permanent || attempt + 1 >= MAX_ATTEMPTS {
+    if random.random_range(0..100) < PERMANENT_OF_FAILURES_PERCENT || attempt + 1 >= MAX_ATTEMPTS {
         Outcome::PermanentFailure
     } else {
         Outcome::TemporaryFailure
@@ -54,24 +56,25 @@ pub(crate) fn outcome(seed: u64, index: u64, attempt: u32, failures_percent: u8)
 /// messages which failed together are not all retried together.
 pub(crate) fn retry_delay(seed: u64, index: u64, retry: u32) -> Duration {
     let doubled = FIRST_DELAY.saturating_mul(1 << retry.saturating_sub(1).min(10)).min(LONGEST_DELAY);
-    let jitter_percent = u32::try_from(mix(seed, index, retry, 2) % 51).unwrap_or(0);
+    let jitter_percent = random(seed, index, retry, Purpose::Delay).random_range(0..=50);
     (doubled + doubled * jitter_percent / 100).min(LONGEST_DELAY)
 }
 
-/// Hashes the arguments with SplitMix64. The result is well spread and the same on every machine.
-fn mix(seed: u64, index: u64, attempt: u32, purpose: u64) -> u64 {
-    let mut state = seed;
-    for word in [index, u64::from(attempt), purpose] {
-        state = splitmix(state ^ splitmix(word));
-    }
-    state
+/// What random numbers are drawn for. Each purpose has numbers of its own.
+#[derive(Debug, Clone, Copy)]
+enum Purpose {
+    Outcome,
+    Delay,
 }
 
-fn splitmix(value: u64) -> u64 {
-    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+/// A generator whose numbers follow from the arguments, on every machine.
+fn random(seed: u64, index: u64, attempt: u32, purpose: Purpose) -> ChaCha8Rng {
+    let words = [seed, index, u64::from(attempt), purpose as u64];
+    let mut key = [0; 32];
+    for (bytes, word) in key.chunks_exact_mut(8).zip(words) {
+        bytes.copy_from_slice(&word.to_le_bytes());
+    }
+    ChaCha8Rng::from_seed(key)
 }
 
 #[cfg(test)]

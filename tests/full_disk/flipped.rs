@@ -59,7 +59,7 @@ async fn unreadable_blocks_of_sled_are_rebuilt_after_a_crash() {
 }
 
 fn small_cache(mount: &Mount) -> Config {
-    config(mount.path()).sled_cache(MIB).checkpoint_after(Duration::ZERO)
+    config(mount.path()).memory_budget(16 * MIB).checkpoint_after(Duration::ZERO)
 }
 
 async fn assert_opens_whole(config: Config, live: &Live) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use tidespool::{Config, HealthConfig, PressureConfig, TieredSpool};
+use tidespool::{Config, HealthConfig, MinFree, PressureConfig, TieredSpool};
 use tidespool_core::{Locked, NotFound, Spool, SpoolEntry, SpoolId};
 use tidespool_testkit::{payload, wait};
 
@@ -26,16 +26,15 @@ pub(crate) const SIZES: [usize; 4] = [300, 20_000, 900, 5_000];
 /// A gate that checks free space, and nothing that depends on the speed of the machine.
 fn health() -> HealthConfig {
     HealthConfig::default()
-        .min_free_bytes(MIN_FREE)
-        .min_free_fraction(0.25)
+        .min_free(MinFree::Bytes(MIN_FREE))
         .backlog_latch_after(Duration::from_secs(3600))
-        .unlatch_after(Duration::from_millis(10))
+        .hard_unlatch_after(Duration::from_millis(10))
         .sample_interval(Duration::from_millis(10))
 }
 
 /// A gate that does not check free space, so that new segments use all of it.
 pub(crate) fn no_minimum() -> HealthConfig {
-    health().min_free_bytes(0)
+    health().min_free(MinFree::Bytes(0))
 }
 
 /// A spool so small that segments fill and are checkpointed within a test.

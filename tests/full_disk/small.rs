@@ -27,7 +27,7 @@ const MANY: u64 = SIZE / LEN;
 fn config(mount: &Mount) -> Config {
     Config::new(mount.path().join("spool"))
         .store_deadline(Duration::from_secs(1))
-        .health(HealthConfig::default().unlatch_after(Duration::from_millis(10)))
+        .health(HealthConfig::default().hard_unlatch_after(Duration::from_millis(10)))
 }
 
 /// An empty spool rejected mail. On a small disk with default settings, 63 MiB were stored,

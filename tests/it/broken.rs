@@ -12,6 +12,8 @@ use crate::setup::{Tiered, assert_holds, enumerate, stop, when_free};
 
 /// Length in bytes of a message that spans several pages of a segment.
 pub(crate) const LARGE: usize = 20_000;
+/// Lengths of messages that together take more than 98 % of a dirty limit of 1 MiB.
+pub(crate) const NEARLY_A_MIB: [usize; 6] = [200_000, 200_000, 200_000, 200_000, 200_000, 40_000];
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 /// Duration of a sync on a slow disk, if nothing else ends it.
 pub(crate) const SLOW: Duration = Duration::from_millis(100);

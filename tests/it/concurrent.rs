@@ -3,12 +3,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tidespool::{CachePolicy, Config, Durability, TieredSpool};
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+use tidespool::{Config, Durability, TieredSpool};
+use tidespool_conformance::Factory;
 use tidespool_core::Spool;
 use tidespool_testkit::concurrent::{Coverage, Expected, Shape, Subject, run};
-use tidespool_testkit::conformance::Factory;
-use tidespool_testkit::crash::{DurabilityLevel, Promise};
-use tidespool_testkit::rng::Rng;
+use tidespool_testkit::oracle::{DurabilityLevel, Promise};
 
 use crate::setup::{KIB, MIB, Tiered};
 
@@ -85,15 +86,13 @@ impl Subject for Small {
 
     fn reconfigure(&self, number: u64) -> anyhow::Result<()> {
         let Some(spool) = self.open.lock().upgrade() else { return Ok(()) };
-        let mut rng = Rng::new(number);
-        let policy = if rng.chance(50) { CachePolicy::Lru } else { CachePolicy::TinyLfu };
+        let mut rng = SmallRng::seed_from_u64(number);
         let config = self.tiered.config.clone();
         let config = config
-            .memory_budget((8 + rng.below(8)) * MIB)
-            .dirty_limit((1 + rng.below(3)) * MIB)
-            .journal_capacity((1 + rng.below(4)) * MIB)
-            .checkpoint_after(Duration::from_millis(rng.below(40)))
-            .cache_policy(policy);
+            .memory_budget(rng.random_range(8..16) * MIB)
+            .dirty_limit(rng.random_range(1..4) * MIB)
+            .journal_capacity(rng.random_range(1..5) * MIB)
+            .checkpoint_after(Duration::from_millis(rng.random_range(0..40)));
         spool.reconfigure(config)?;
         Ok(())
     }

@@ -1,21 +1,21 @@
 use tidespool::Durability;
-use tidespool_testkit::reference::{ReferenceSpool, ReferenceStorage};
+use tidespool_conformance::reference::{ReferenceSpool, ReferenceStorage};
 
 use crate::setup::Tiered;
 
 mod memory {
     use super::*;
-    tidespool_testkit::conformance_tests!(Tiered::with(Durability::Memory));
+    tidespool_conformance::conformance_tests!(Tiered::with(Durability::Memory));
 }
 
 mod process {
     use super::*;
-    tidespool_testkit::conformance_tests!(Tiered::with(Durability::Process));
+    tidespool_conformance::conformance_tests!(Tiered::with(Durability::Process));
 }
 
 mod synced {
     use super::*;
-    tidespool_testkit::conformance_tests!(Tiered::with(Durability::Synced));
+    tidespool_conformance::conformance_tests!(Tiered::with(Durability::Synced));
 }
 
 /// The reference of the other tests must pass the suite itself.
@@ -23,8 +23,8 @@ mod reference {
     use std::sync::Arc;
 
     use async_trait::async_trait;
+    use tidespool_conformance::Factory;
     use tidespool_core::Spool;
-    use tidespool_testkit::conformance::Factory;
 
     use super::{ReferenceSpool, ReferenceStorage};
 
@@ -38,5 +38,5 @@ mod reference {
         }
     }
 
-    tidespool_testkit::conformance_tests!(Reference::default());
+    tidespool_conformance::conformance_tests!(Reference::default());
 }

@@ -17,12 +17,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tempfile::TempDir;
 use tidespool::{Config, TieredSpool};
 use tidespool_core::{NotFound, Spool, SpoolEntry, SpoolId};
+use tidespool_testkit::env::seed_from_env;
 use tidespool_testkit::faults::{Call, FaultyStorage, Moment, Unsynced};
 use tidespool_testkit::payload;
-use tidespool_testkit::rng::{Rng, seed_from_env};
 
 use crate::setup::{KIB, MIB, copy_dir, enumerate, small, stop, when_free};
 
@@ -87,7 +89,7 @@ struct Recorder {
     dirty_expire: Duration,
     disk: FaultyStorage,
     expected: Mutex<Expected>,
-    rng: Mutex<Rng>,
+    rng: Mutex<SmallRng>,
     failures: Mutex<Vec<String>>,
     images: Mutex<u64>,
     /// Manifests synced by the checkpoint thread. The number is even while it does not change sled.
@@ -101,7 +103,7 @@ impl Recorder {
             dirty_expire,
             disk: FaultyStorage::new(),
             expected: Mutex::default(),
-            rng: Mutex::new(Rng::new(seed)),
+            rng: Mutex::new(SmallRng::seed_from_u64(seed)),
             failures: Mutex::default(),
             images: Mutex::default(),
             manifests: AtomicU64::new(0),
@@ -146,14 +148,14 @@ impl Recorder {
 
     /// Takes one image and checks it. Of the unsynced pages, `percent` are kept. The image is
     /// dropped if another thread continued meanwhile, beyond call `number` or in the crash log.
-    fn image(&self, number: u64, what: &str, expected: &Expected, cut: Option<(&Unsynced, u64)>) {
-        let mut rng = Rng::new(self.rng.lock().number());
+    fn image(&self, number: u64, what: &str, expected: &Expected, cut: Option<(&Unsynced, u32)>) {
+        let mut rng = self.rng.lock().fork();
         let copy = TempDir::new().unwrap();
         copy_dir(self.dir.path(), copy.path());
         let log = |dir: &Path| std::fs::read(dir.join("spool/crash-log")).ok();
         let is_still = log(self.dir.path()) == log(copy.path());
         if let Some((unsynced, percent)) = cut {
-            unsynced.cut(self.dir.path(), copy.path(), || rng.chance(percent)).unwrap();
+            unsynced.cut(self.dir.path(), copy.path(), || rng.random_ratio(percent, 100)).unwrap();
         }
         if self.disk.total() != number || !is_still || *self.expected.lock() != *expected {
             return;
@@ -162,7 +164,7 @@ impl Recorder {
         // A panic must not kill this thread, which belongs to the watched spool.
         let judged = std::panic::catch_unwind(AssertUnwindSafe(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(judge(&copy.path().join("spool"), expected.clone(), rng.below(4)))
+            runtime.block_on(judge(&copy.path().join("spool"), expected.clone(), rng.random_range(0..4)))
         }));
         let failure = match judged {
             Ok(Ok(())) => return,
@@ -247,7 +249,7 @@ async fn look(spool: &TieredSpool) -> Result<BTreeMap<SpoolId, u64>, String> {
 struct Caller {
     recorder: Arc<Recorder>,
     spool: Arc<TieredSpool>,
-    rng: Rng,
+    rng: SmallRng,
     version: u64,
     live: Vec<SpoolId>,
 }
@@ -255,7 +257,7 @@ struct Caller {
 impl Caller {
     async fn store(&mut self, id: SpoolId, force_sync: bool) {
         self.version += 1;
-        let len = [60, 900, 5000, 20_000][usize::try_from(self.rng.below(4)).unwrap()];
+        let len = [60, 900, 5000, 20_000][self.rng.random_range(0..4)];
         self.store_len(id, force_sync, len).await;
     }
 
@@ -272,8 +274,7 @@ impl Caller {
     }
 
     fn some(&mut self) -> SpoolId {
-        let place = self.rng.below(self.live.len() as u64);
-        self.live[usize::try_from(place).unwrap()]
+        self.live[self.rng.random_range(0..self.live.len())]
     }
 
     async fn remove(&mut self) {
@@ -314,7 +315,7 @@ async fn run(seed: u64, dirty_expire: Duration, rounds: u64) -> u64 {
     let recorder = Recorder::new(seed, dirty_expire);
     let spool = Arc::new(recorder.open().await);
     recorder.watch();
-    let rng = Rng::new(seed).fork(1);
+    let rng = SmallRng::seed_from_u64(seed.wrapping_add(1));
     let mut caller = Caller { recorder: recorder.clone(), spool, rng, version: 0, live: Vec::new() };
     for round in 0..rounds {
         caller.round().await;

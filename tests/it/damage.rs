@@ -195,7 +195,7 @@ async fn many_damaged_messages_shut_the_gate() {
     for found_by in [FoundBy::Open, FoundBy::Load, FoundBy::Enumerate, FoundBy::Compact] {
         // Without unlatching, the test cannot miss the shut gate.
         let tiered = Tiered::new(|config| {
-            let health = config.health.clone().allow_unlatch(false);
+            let health = config.health.clone().hard_unlatch_after(HOUR);
             config.checkpoint_after(HOUR).health(health)
         });
         let (spool, _) = with_damage(&tiered, found_by, 10).await;

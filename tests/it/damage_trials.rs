@@ -12,12 +12,14 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tidespool::inspect::{Damage, Inspector, Salvage, Verification, salvage};
 use tidespool::{Config, RecoveryReport, TieredSpool};
 use tidespool_core::{Corrupt, DamagedSpool, NotFound, Spool, SpoolEntry, SpoolId, UnsupportedFormat};
-use tidespool_testkit::rng::{Rng, number_from_env, seed_from_env};
+use tidespool_testkit::env::{number_from_env, seed_from_env};
 use tidespool_testkit::{payload, wait};
 
 use crate::setup::{KIB, MIB, copy_dir, enumerate, small, stop, walk};
@@ -61,23 +63,23 @@ impl Stored {
     }
 
     /// Stores messages, and replaces and removes some.
-    async fn work(&mut self, spool: &dyn Spool, rng: &mut Rng, messages: usize) {
+    async fn work(&mut self, spool: &dyn Spool, rng: &mut SmallRng, messages: usize) {
         for _ in 0..messages {
-            let len = match rng.below(4) {
-                0 => 16 + rng.below(200),
-                1 => 300 + rng.below(1500),
-                2 => 2100 + rng.below(6000),
-                _ => 8000 + rng.below(14_000),
+            let len = match rng.random_range(0..4) {
+                0 => rng.random_range(16..216),
+                1 => rng.random_range(300..1800),
+                2 => rng.random_range(2100..8100),
+                _ => rng.random_range(8000..22_000),
             };
-            self.put(spool, self.id(), 1, usize::try_from(len).unwrap()).await;
+            self.put(spool, self.id(), 1, len).await;
         }
         let ids: Vec<SpoolId> = self.live.keys().copied().collect();
         for id in ids {
-            match rng.below(6) {
+            match rng.random_range(0..6) {
                 0 => self.remove(spool, id).await,
                 1 => {
                     let (version, _) = self.live[&id];
-                    let len = 20 + usize::try_from(rng.below(9000)).unwrap();
+                    let len = rng.random_range(20..9020);
                     self.put(spool, id, version + 1, len).await;
                 }
                 _ => {}
@@ -90,7 +92,7 @@ impl Stored {
 /// (after a crash), and `cleaned` (after a shutdown, with removed messages in retained segments).
 /// Also writes the stored messages of the last three.
 async fn make_images(base: &Path, seed: u64) {
-    let mut rng = Rng::new(seed);
+    let mut rng = SmallRng::seed_from_u64(seed);
     let mut stored = Stored::default();
     let dir = base.join("spool");
     fs::create_dir_all(base).unwrap();
@@ -160,30 +162,28 @@ fn files(dir: &Path) -> [Vec<PathBuf>; 5] {
 }
 
 /// Damages one file. Returns its name and a description.
-fn damage(dir: &Path, stale: &Path, rng: &mut Rng) -> (PathBuf, String) {
+fn damage(dir: &Path, stale: &Path, rng: &mut SmallRng) -> (PathBuf, String) {
     let kinds = files(dir);
-    let pick = |rng: &mut Rng, from: &[PathBuf]| {
-        from[usize::try_from(rng.below(from.len() as u64)).unwrap()].clone()
-    };
-    let kind = [0, 1, 1, 2, 2, 2, 3, 4][usize::try_from(rng.below(8)).unwrap()];
+    let pick = |rng: &mut SmallRng, from: &[PathBuf]| from[rng.random_range(0..from.len())].clone();
+    let kind = [0, 1, 1, 2, 2, 2, 3, 4][rng.random_range(0..8)];
     let path = pick(rng, &kinds[kind]);
     let name = path.strip_prefix(dir).unwrap().to_owned();
     let shown = name.display();
     let file = fs::File::options().read(true).write(true).open(&path).unwrap();
     let len = file.metadata().unwrap().len();
-    let at = rng.below(len);
-    let how = match rng.below(9) {
+    let at = rng.random_range(0..len.max(1));
+    let how = match rng.random_range(0..9) {
         what @ (0 | 1) if len > 0 => {
-            let flips = if what == 0 { 1 } else { 2 + rng.below(100) };
+            let flips = if what == 0 { 1 } else { rng.random_range(2..102) };
             for _ in 0..flips {
-                let (at, mut byte) = (rng.below(len), [0]);
+                let (at, mut byte) = (rng.random_range(0..len), [0]);
                 file.read_exact_at(&mut byte, at).unwrap();
-                file.write_all_at(&[byte[0] ^ (1 << rng.below(8))], at).unwrap();
+                file.write_all_at(&[byte[0] ^ (1 << rng.random_range(0..8))], at).unwrap();
             }
             format!("{flips} bits flipped in {shown}")
         }
         2 if len > 0 => {
-            let (from, count) = (at / 4096 * 4096, 4096 * (1 + rng.below(3)));
+            let (from, count) = (at / 4096 * 4096, 4096 * rng.random_range(1..4));
             let count = count.min(len - from);
             file.write_all_at(&vec![0; usize::try_from(count).unwrap()], from).unwrap();
             format!("{count} bytes of {shown} zeroed from {from}")
@@ -209,8 +209,8 @@ fn damage(dir: &Path, stale: &Path, rng: &mut Rng) -> (PathBuf, String) {
             format!("{shown} from an earlier state")
         }
         7 => {
-            let garbage: Vec<u8> =
-                (0..1 + rng.below(20_000)).map(|_| rng.number().to_le_bytes()[0]).collect();
+            let mut garbage = vec![0; rng.random_range(1..=20_000)];
+            rng.fill(&mut garbage[..]);
             file.write_all_at(&garbage, at).unwrap();
             format!("{} bytes of garbage in {shown} at {at}", garbage.len())
         }
@@ -354,8 +354,8 @@ fn repair(dir: &Path, new: &Path, stored: &Stored) -> (Account, Salvage) {
 }
 
 async fn trial(base: &Path, seed: u64) -> String {
-    let mut rng = Rng::new(seed);
-    let image = ["closed", "killed", "cleaned"][usize::try_from(rng.below(3)).unwrap()];
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let image = ["closed", "killed", "cleaned"][rng.random_range(0..3)];
     let stored: Stored =
         serde_json::from_str(&fs::read_to_string(base.join(format!("{image}.json"))).unwrap()).unwrap();
     let dir = TempDir::new().unwrap();

@@ -222,7 +222,7 @@ async fn messages_from_a_clock_that_was_ahead_are_counted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_failing_disk_an_enumeration_ends_early_and_reports_it() {
     let disk = FaultyStorage::new();
-    let tiered = Tiered::new(|config| config.enumerate_wait(Duration::from_millis(1)));
+    let tiered = Tiered::new(|config| config.read_wait(Duration::from_millis(1)));
     let spool = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await.expect("open");
     let stored = fill(&spool, 60).await;
     spool.compact().await.expect("compact");

@@ -2,13 +2,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tidespool::{BacklogRefusal, Config, Durability, HealthConfig, HealthSignal, SignalTimes, TieredSpool};
+use tidespool::{BacklogRefusal, Config, Durability, HealthConfig, HealthSignal, TieredSpool};
 use tidespool_core::{Closed, NotFound, Spool, SpoolCallerDeadlineExceeded, SpoolId, SpoolUnhealthyError};
 use tidespool_testkit::faults::{Call, Fault};
 use tidespool_testkit::{payload, wait};
 use tokio::task::JoinHandle;
 
-use crate::broken::{Broken, HOUR, LARGE, begin, begin_compact, committing, is_thread, queue};
+use crate::broken::{Broken, HOUR, LARGE, NEARLY_A_MIB, begin, begin_compact, committing, is_thread, queue};
 use crate::setup::{MIB, Tiered, assert_absent, assert_holds, enumerate, healthy, put, stop};
 
 const BROKEN: &str = "the spool is not accepting writes";
@@ -84,29 +84,26 @@ async fn a_backlog_rejects_the_configured_stores() {
         let broken = Broken::new(|config| {
             let config = config.checkpoint_after(HOUR).dirty_limit(MIB);
             health(config, |health| {
-                health
-                    .backlog_latch_after(Duration::ZERO)
-                    .dirty_fraction(0.3)
-                    .dirty_age(HOUR)
-                    .backlog_refusal(refusal)
+                health.backlog_latch_after(Duration::ZERO).dirty_age(HOUR).backlog_refusal(refusal)
             })
         });
         let spool = broken.start().await;
         // The first sync hangs, and all after it fail.
         broken.disk.inject(committing(Fault::on(Call::Sync)).block());
         broken.disk.inject(committing(Fault::on(Call::Sync)).always());
-        put(spool.as_ref(), 200_000, false).await;
+        put(spool.as_ref(), 100, false).await;
         wait::until("the sync hangs", || broken.disk.blocked() == 1).await;
-        put(spool.as_ref(), 200_000, false).await;
+        for len in NEARLY_A_MIB {
+            put(spool.as_ref(), len, false).await;
+        }
         shut_for(&spool, HealthSignal::DirtyBytes).await;
         assert_eq!(spool.unhealthy_reason(), Some(BACKLOG));
         assert_refused(&spool, true).await;
-        match refusal {
-            BacklogRefusal::All => assert_refused(&spool, false).await,
-            BacklogRefusal::Synced => {
-                let id = put(spool.as_ref(), 100, false).await;
-                assert_holds(spool.as_ref(), id, 100).await;
-            }
+        if refusal == BacklogRefusal::All {
+            assert_refused(&spool, false).await;
+        } else {
+            let id = put(spool.as_ref(), 100, false).await;
+            assert_holds(spool.as_ref(), id, 100).await;
         }
         broken.disk.release();
         wait::until("the gate reports the more serious signal", || spool.unhealthy_reason() == Some(BROKEN))
@@ -209,14 +206,13 @@ async fn stores_that_wait_for_space_are_rejected_when_the_gate_shuts() {
     let broken = Broken::new(|config| config.checkpoint_after(HOUR).dirty_limit(MIB));
     let spool = broken.start().await;
     broken.disk.inject(committing(Fault::on(Call::Sync)).block());
-    let stores: Vec<_> = (0..20).map(|_| begin_in_memory(&spool, SpoolId::new(), 200_000)).collect();
+    let stores: Vec<_> = (0..60).map(|_| begin_in_memory(&spool, SpoolId::new(), 20_000)).collect();
     wait::until("the sync hangs", || broken.disk.blocked() == 1).await;
     let finished = || stores.iter().filter(|store| store.is_finished()).count();
     wait::until("the space is used up", || spool.stats().gauges.dirty_bytes > MIB / 2).await;
     assert!(finished() < stores.len(), "there was space for all stores");
     let config = Config::clone(&spool.config());
-    let strict = health(config, |health| health.dirty_fraction(0.3));
-    spool.reconfigure(health(strict, |health| health.backlog_latch_after(Duration::ZERO))).unwrap();
+    spool.reconfigure(health(config, |health| health.backlog_latch_after(Duration::ZERO))).unwrap();
     let mut rejected = 0;
     for store in stores {
         if let Err(error) = wait::bounded("a store", store).await.unwrap() {
@@ -292,7 +288,7 @@ async fn a_failed_sync_shuts_the_gate_while_the_committer_hangs() {
 /// The rebuild of the index hangs. Loads that time out on the index are not counted as disk errors.
 #[tokio::test(flavor = "multi_thread")]
 async fn loads_without_the_index_are_not_disk_errors() {
-    let broken = Broken::new(|config| config.checkpoint_after(HOUR).index_wait(Duration::ZERO));
+    let broken = Broken::new(|config| config.checkpoint_after(HOUR).read_wait(Duration::ZERO));
     let spool = broken.start().await;
     let id = put(spool.as_ref(), 700, true).await;
     spool.compact().await.expect("compact");
@@ -394,13 +390,15 @@ async fn a_dead_thread_shuts_the_gate_permanently() {
     broken.assert_reopens_with(&[]).await;
 }
 
-/// Failing reads shut the gate at the configured number. With `allow_unlatch` off, it never opens
-/// by itself.
+/// Failing reads shut the gate at the configured number. With a long unlatch time it does
+/// not open.
 #[tokio::test(flavor = "multi_thread")]
 async fn failing_reads_shut_the_gate_which_can_be_set_to_stay_shut() {
-    for allow_unlatch in [true, false] {
+    for unlatch_after in [Duration::from_millis(10), HOUR] {
         let broken = Broken::new(|config| {
-            health(config.checkpoint_after(HOUR), |health| health.read_errors(2).allow_unlatch(allow_unlatch))
+            health(config.checkpoint_after(HOUR), |health| {
+                health.disk_errors(2).hard_unlatch_after(unlatch_after)
+            })
         });
         let spool = broken.start().await;
         let id = put(spool.as_ref(), LARGE, true).await;
@@ -414,7 +412,7 @@ async fn failing_reads_shut_the_gate_which_can_be_set_to_stay_shut() {
             let error = spool.load(id).await.expect_err("the disk fails");
             assert!(!error.root_cause().is::<NotFound>(), "{error:#}");
         }
-        if allow_unlatch {
+        if unlatch_after < HOUR {
             wait::until("the gate was shut", || spool.stats().disk_errors() == 2).await;
             healthy(spool.as_ref()).await;
         } else {
@@ -432,16 +430,14 @@ async fn failing_reads_shut_the_gate_which_can_be_set_to_stay_shut() {
 /// Thresholds can be changed while the gate is shut.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shut_gate_follows_new_settings() {
-    let broken = Broken::new(|config| {
-        let times = SignalTimes::default().unlatch_after(HOUR);
-        health(config.checkpoint_after(HOUR), |health| health.signal(HealthSignal::JournalErrors, times))
-    });
+    let broken =
+        Broken::new(|config| health(config.checkpoint_after(HOUR), |health| health.hard_unlatch_after(HOUR)));
     let spool = broken.start().await;
     broken.disk.inject(committing(Fault::on(Call::Sync)));
     put(spool.as_ref(), LARGE, true).await;
     shut_for(&spool, HealthSignal::JournalErrors).await;
     let config = Config::clone(&spool.config());
-    let sooner = health(config, |health| health.signal(HealthSignal::JournalErrors, SignalTimes::default()));
+    let sooner = health(config, |health| health.hard_unlatch_after(Duration::from_millis(10)));
     spool.reconfigure(sooner).unwrap();
     healthy(spool.as_ref()).await;
     assert_eq!(Arc::strong_count(&spool), 1);

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use tidespool::Durability;
-use tidespool_testkit::model::run;
+use tidespool_conformance::model::run;
 
 use crate::lost_sled::alone;
 use crate::setup::{KIB, MIB, Tiered};

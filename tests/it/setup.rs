@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tempfile::TempDir;
-use tidespool::{Config, Durability, HealthConfig, PressureConfig, TieredSpool};
+use tidespool::{Config, Durability, HealthConfig, MinFree, PressureConfig, TieredSpool};
+use tidespool_conformance::Factory;
 use tidespool_core::{Locked, NotFound, Spool, SpoolEntry, SpoolId};
-use tidespool_testkit::conformance::Factory;
 use tidespool_testkit::{payload, wait};
 
 pub(crate) const KIB: u64 = 1024;
@@ -29,10 +29,9 @@ pub(crate) fn small(path: &Path) -> Config {
         .pressure(PressureConfig::default().enabled(false))
         .health(
             HealthConfig::default()
-                .min_free_bytes(0)
-                .min_free_fraction(0.0)
+                .min_free(MinFree::Bytes(0))
                 .backlog_latch_after(Duration::from_secs(3600))
-                .unlatch_after(Duration::from_millis(10))
+                .hard_unlatch_after(Duration::from_millis(10))
                 .sample_interval(Duration::from_millis(10)),
         )
 }

@@ -4,7 +4,7 @@
 //! `TIDESPOOL_SWEEP_POINTS` sets the number of calls for each kind of fault, `TIDESPOOL_SWEEP_SEED`
 //! their choice. The seed is printed.
 
-use tidespool_testkit::rng::{number_from_env, seed_from_env};
+use tidespool_testkit::env::{number_from_env, seed_from_env};
 use tidespool_testkit::sweep::{Kind, Plan, Points, Subject, count, run_all};
 
 /// Concurrent runs. A run mostly waits for the disk and for its fault.
@@ -20,7 +20,7 @@ async fn no_acknowledged_message_is_lost_whichever_call_fails() {
     let subject = Subject::default();
     let unharmed = count(&subject).await;
     assert_eq!(unharmed.violations, [""; 0]);
-    let plan = Plan::sample(Points::from(&unharmed), &Kind::ALL, sample, seed);
+    let plan = Plan::sample(Points::from(&unharmed), Kind::all(), sample, seed);
     let report = run_all(&subject, &plan, JOBS, |_| ()).await;
     println!("{}", report.text());
     assert_eq!(report.violations(), [""; 0]);

@@ -10,10 +10,12 @@ use anyhow::Result;
 use chrono::{DateTime, Utc};
 use futures_lite::future;
 use parking_lot::{Condvar, Mutex};
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tidespool::{Config, TieredSpool};
 use tidespool_core::{Closed, Corrupt, Spool, SpoolId};
+use tidespool_testkit::env::seed_from_env;
 use tidespool_testkit::faults::{Call, Fault, Moment};
-use tidespool_testkit::rng::{Rng, seed_from_env};
 use tidespool_testkit::{payload, wait};
 use tokio::task::JoinHandle;
 
@@ -412,14 +414,14 @@ fn callers(spool: &Arc<TieredSpool>, kept: SpoolId) -> Vec<(&'static str, JoinHa
 async fn calls_that_race_a_shutdown_fail_with_closed() {
     let seed = seed_from_env("TIDESPOOL_UPKEEP_SEED");
     println!("TIDESPOOL_UPKEEP_SEED={seed}");
-    let mut rng = Rng::new(seed);
+    let mut rng = SmallRng::seed_from_u64(seed);
     for round in 0..30 {
         let tiered = Tiered::new(|config| config.checkpoint_after(Duration::from_millis(1)));
         let spool = tiered.start().await;
         let kept = store_checkpointed(&spool, 5).await;
         spool.advise_low_memory().await.expect("advise_low_memory");
         let callers = callers(&spool, kept[0].0);
-        tokio::time::sleep(Duration::from_micros(rng.below(20_000))).await;
+        tokio::time::sleep(Duration::from_micros(rng.random_range(0..20_000))).await;
         wait::bounded("the shutdown", spool.shutdown()).await.expect("shutdown");
         for (what, caller) in callers {
             let error = wait::bounded(what, caller).await.unwrap();

@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use tidespool::{Config, HealthConfig, PressureConfig, TieredSpool};
+use tidespool::{Config, HealthConfig, MinFree, PressureConfig, TieredSpool};
 use tidespool_core::{Spool, SpoolId};
 use tidespool_testkit::payload;
 
@@ -26,10 +26,9 @@ pub(crate) fn config(path: &Path) -> Config {
         .pressure(PressureConfig::default().enabled(false))
         .health(
             HealthConfig::default()
-                .min_free_bytes(0)
-                .min_free_fraction(0.0)
+                .min_free(MinFree::Bytes(0))
                 .backlog_latch_after(Duration::from_secs(3600))
-                .unlatch_after(Duration::from_millis(10))
+                .hard_unlatch_after(Duration::from_millis(10))
                 .sample_interval(Duration::from_millis(10)),
         )
 }

@@ -1,14 +1,15 @@
 //! Many consecutive calls of sled fail in a running spool. Then the disk works again.
 
 use anyhow::Context as _;
-use tidespool_testkit::rng::Rng;
+use rand::RngExt as _;
+use rand::rngs::SmallRng;
 
 use crate::child::run;
 use crate::control::{Control, Fault, KINDS};
 use crate::event::Event;
 use crate::layout::Call;
 use crate::setup::{Extent, Template, seed};
-use crate::tasks::{Ending, Task, What, pick};
+use crate::tasks::{Ending, Task, What};
 
 /// Messages in the spool at the start of the traffic.
 const MESSAGES: u64 = 6_000;
@@ -39,7 +40,7 @@ impl Which {
     }
 
     /// The next burst, and the name of the calls that fail.
-    pub(crate) fn fault(self, rng: &mut Rng) -> (Fault, &'static str) {
+    pub(crate) fn fault(self, rng: &mut SmallRng) -> (Fault, &'static str) {
         const CHANGES: [(Call, &str); 4] = [
             (Call::Pwrite, "pwrite"),
             (Call::Fsync, "fsync"),
@@ -49,14 +50,14 @@ impl Which {
         let every = KINDS.iter().fold(0, |bits, (call, _)| bits | call.bit());
         let (calls, name, skip, count) = match self {
             // sled reads and writes blocks, so there are few calls, and hardly any can be skipped.
-            Self::Reads => (Call::Pread.bit(), "pread", rng.below(3), 20 + rng.below(21)),
+            Self::Reads => (Call::Pread.bit(), "pread", rng.random_range(0..3), rng.random_range(20..41)),
             Self::Changes => {
-                let (call, name) = CHANGES[pick(CHANGES.len(), rng)];
+                let (call, name) = CHANGES[rng.random_range(0..CHANGES.len())];
                 // Any sync, by either call.
                 let calls = if call == Call::Fsync { call.bit() | Call::Fdatasync.bit() } else { call.bit() };
-                (calls, name, rng.below(2), 20 + rng.below(21))
+                (calls, name, rng.random_range(0..2), rng.random_range(20..41))
             }
-            Self::Everything => (every, "all kinds", rng.below(6), 40 + rng.below(81)),
+            Self::Everything => (every, "all kinds", rng.random_range(0..6), rng.random_range(40..121)),
         };
         (Fault { calls, skip, count, errno: libc::EIO }, name)
     }
@@ -111,7 +112,7 @@ fn trial(template: &Template, which: Which, n: u64, seed: u64) -> (Vec<String>, 
     let mut trial = template.copy();
     let control = Control::create(trial.beside("control"));
     let ending = if n.is_multiple_of(2) { Ending::Orderly } else { Ending::Killed };
-    let task = Task { what: What::Traffic(which), ending, seed: Rng::new(seed).fork(n).number() };
+    let task = Task { what: What::Traffic(which), ending, seed: seed.wrapping_add(n) };
     let (path, log) = (trial.spool(), trial.beside("log"));
     let mut reports = Vec::new();
     let end = run(task, &path, Some(&control), &log, |event| {

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use tidespool_testkit::rng::Rng;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 use crate::child::{End, run};
 use crate::control::{Control, Fault, KINDS};
 use crate::event::Event;
 use crate::layout::Call;
 use crate::setup::{Extent, Template, seed};
-use crate::tasks::{Ending, Task, What, pick};
+use crate::tasks::{Ending, Task, What};
 
 /// Messages in the spool that is opened.
 const MESSAGES: u64 = 1_200;
@@ -133,7 +134,7 @@ fn points(template: &Template, seed: u64, extent: Extent) -> Vec<Point> {
         return groups.into_iter().flatten().filter(|point| point.to_string() == only).collect();
     }
     let Extent::Points(count) = extent else { return groups.into_iter().flatten().collect() };
-    let mut rng = Rng::new(seed);
+    let mut rng = SmallRng::seed_from_u64(seed);
     let mut chosen = Vec::new();
     for n in 0..count {
         groups.retain(|points| !points.is_empty());
@@ -142,8 +143,8 @@ fn points(template: &Template, seed: u64, extent: Extent) -> Vec<Point> {
         }
         // Half of the points are reads of the opening, which are the most frequent and the most
         // dangerous calls.
-        let group = if n % 2 == 0 { 0 } else { pick(groups.len(), &mut rng) };
-        let point = pick(groups[group].len(), &mut rng);
+        let group = if n % 2 == 0 { 0 } else { rng.random_range(0..groups.len()) };
+        let point = rng.random_range(0..groups[group].len());
         chosen.push(groups[group].swap_remove(point));
     }
     chosen

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
-use tidespool::{Config, HealthConfig, PressureConfig, TieredSpool};
+use tidespool::{Config, HealthConfig, MinFree, PressureConfig, TieredSpool};
 use tidespool_core::{Locked, Spool as _, SpoolId};
 use tidespool_testkit::crash::{Found as Came, take_stock_of};
-use tidespool_testkit::rng::{number_from_env, seed_from_env};
+use tidespool_testkit::env::{number_from_env, seed_from_env};
 use tidespool_testkit::wait;
 
 use crate::child::{End, run};
@@ -24,7 +24,6 @@ const MIB: u64 = 1024 * KIB;
 pub(crate) fn config(path: &Path) -> Config {
     Config::new(path)
         .memory_budget(8 * MIB)
-        .sled_cache(MIB)
         .dirty_expire(Duration::from_millis(50))
         .segment_size(128 * KIB)
         .journal_capacity(4 * MIB)
@@ -34,10 +33,9 @@ pub(crate) fn config(path: &Path) -> Config {
         .pressure(PressureConfig::default().enabled(false))
         .health(
             HealthConfig::default()
-                .min_free_bytes(0)
-                .min_free_fraction(0.0)
+                .min_free(MinFree::Bytes(0))
                 .backlog_latch_after(Duration::from_secs(3600))
-                .unlatch_after(Duration::from_millis(10))
+                .hard_unlatch_after(Duration::from_millis(10))
                 .sample_interval(Duration::from_millis(10)),
         )
 }

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tidespool::TieredSpool;
 use tidespool_core::{Spool as _, SpoolEntry, SpoolId};
-use tidespool_testkit::rng::Rng;
 use tidespool_testkit::{ids, payload, wait};
 use tokio::task::JoinSet;
 
@@ -224,8 +225,9 @@ impl Client {
     /// checkpointed.
     async fn make(&self, messages: u64, seed: u64) {
         let mut tasks = JoinSet::new();
-        for caller in 0..4 * CALLERS {
-            let (client, mut rng) = (self.clone(), Rng::new(seed).fork(caller));
+        let mut rngs = SmallRng::seed_from_u64(seed);
+        for _ in 0..4 * CALLERS {
+            let (client, mut rng) = (self.clone(), rngs.fork());
             let count = messages.div_ceil(4 * CALLERS);
             tasks.spawn(async move { client.make_some(count, &mut rng).await });
         }
@@ -234,20 +236,20 @@ impl Client {
         }
     }
 
-    async fn make_some(&self, count: u64, rng: &mut Rng) {
+    async fn make_some(&self, count: u64, rng: &mut SmallRng) {
         let mut live = Vec::new();
         for n in 1..=count {
             let id = new_id();
             assert!(self.store(id, (n, len(rng)), true).await);
             live.push(id);
-            if rng.chance(20) {
-                let id = live[pick(live.len(), rng)];
+            if rng.random_bool(0.2) {
+                let id = live[rng.random_range(0..live.len())];
                 assert!(self.store(id, (count + n, len(rng)), true).await);
             }
-            if rng.chance(15) {
-                assert!(self.remove(live.swap_remove(pick(live.len(), rng))).await);
+            if rng.random_bool(0.15) {
+                assert!(self.remove(live.swap_remove(rng.random_range(0..live.len()))).await);
             }
-            if rng.below(count) == 0 || n == count / 2 || n + count / 8 == count {
+            if rng.random_range(0..count) == 0 || n == count / 2 || n + count / 8 == count {
                 self.spool.compact().await.unwrap();
             }
         }
@@ -273,13 +275,12 @@ impl Client {
 }
 
 /// Lengths of messages in bytes. Most are small, and all can hold their version.
-pub(crate) fn len(rng: &mut Rng) -> usize {
-    let len = match rng.below(20) {
-        0..14 => 60 + rng.below(190),
-        14..19 => 250 + rng.below(1_750),
-        _ => 2_000 + rng.below(18_000),
-    };
-    usize::try_from(len).unwrap()
+pub(crate) fn len(rng: &mut SmallRng) -> usize {
+    match rng.random_range(0..20) {
+        0..14 => rng.random_range(60..250),
+        14..19 => rng.random_range(250..2_000),
+        _ => rng.random_range(2_000..20_000),
+    }
 }
 
 /// A new id that no other process uses, in random order. Such ids are spread over many pages of
@@ -291,8 +292,4 @@ pub(crate) fn new_id() -> SpoolId {
         u64::from_be_bytes(bytes)
     });
     ids::v4(high ^ low.rotate_left(32))
-}
-
-pub(crate) fn pick(len: usize, rng: &mut Rng) -> usize {
-    usize::try_from(rng.below(len as u64)).unwrap()
 }

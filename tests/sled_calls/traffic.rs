@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tidespool_core::{Spool as _, SpoolId};
-use tidespool_testkit::rng::Rng;
 use tidespool_testkit::wait;
 use tokio::task::JoinSet;
 
 use crate::bursts::Which;
 use crate::control::Control;
 use crate::event::{Event, Version};
-use crate::tasks::{CALLERS, Client, len, new_id, pick};
+use crate::tasks::{CALLERS, Client, len, new_id};
 
 /// Bursts in one process.
 const BURSTS: u64 = 3;
@@ -34,7 +35,7 @@ pub(crate) struct Traffic {
     client: Client,
     control: Arc<Control>,
     callers: Vec<Caller>,
-    rng: Rng,
+    rng: SmallRng,
 }
 
 impl Traffic {
@@ -45,10 +46,10 @@ impl Traffic {
         named: BTreeMap<SpoolId, Option<Version>>,
         seed: u64,
     ) -> Self {
-        let rng = Rng::new(seed);
-        let caller = |n| Caller {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let caller = |_| Caller {
             client: client.clone(),
-            rng: rng.fork(n),
+            rng: rng.fork(),
             next: FIRST_VERSION,
             held: Vec::new(),
             gone: Vec::new(),
@@ -60,7 +61,7 @@ impl Traffic {
             let list = if version.is_some() { &mut caller.held } else { &mut caller.gone };
             list.push(id);
         }
-        Self { client: client.clone(), control: Arc::new(control), callers, rng: rng.fork(CALLERS) }
+        Self { client: client.clone(), control: Arc::new(control), callers, rng }
     }
 
     /// Works while bursts of calls fail. After each burst, the disk works until all messages are
@@ -111,7 +112,7 @@ impl Traffic {
             });
         }
         // Upkeep may fail while the disk fails.
-        let _ = match self.rng.below(3) {
+        let _ = match self.rng.random_range(0..3) {
             0 => wait::bounded("compaction", self.client.spool.compact()).await,
             1 => wait::bounded("maintenance", self.client.spool.cleanup()).await,
             _ => Ok(()),
@@ -125,7 +126,7 @@ impl Traffic {
 /// One caller. No other caller uses its ids, so the calls for one id are ordered.
 struct Caller {
     client: Client,
-    rng: Rng,
+    rng: SmallRng,
     next: u64,
     held: Vec<SpoolId>,
     /// Ids that were removed or never stored.
@@ -134,11 +135,11 @@ struct Caller {
 
 impl Caller {
     async fn step(&mut self) {
-        match self.rng.below(100) {
+        match self.rng.random_range(0..100) {
             0..55 => {
-                let list = if self.rng.chance(80) { &self.held } else { &self.gone };
+                let list = if self.rng.random_bool(0.8) { &self.held } else { &self.gone };
                 if !list.is_empty() {
-                    let id = list[pick(list.len(), &mut self.rng)];
+                    let id = list[self.rng.random_range(0..list.len())];
                     self.client.load(id).await;
                 }
             }
@@ -156,7 +157,7 @@ impl Caller {
 
     async fn replace(&mut self) {
         if !self.held.is_empty() {
-            let id = self.held[pick(self.held.len(), &mut self.rng)];
+            let id = self.held[self.rng.random_range(0..self.held.len())];
             self.store(id).await;
         }
     }
@@ -164,13 +165,13 @@ impl Caller {
     async fn store(&mut self, id: SpoolId) -> bool {
         self.next += 1;
         let version = (self.next, len(&mut self.rng));
-        let forced = self.rng.chance(50);
+        let forced = self.rng.random_bool(0.5);
         self.client.store(id, version, forced).await
     }
 
     async fn remove(&mut self) {
         if !self.held.is_empty() {
-            let id = self.held.swap_remove(pick(self.held.len(), &mut self.rng));
+            let id = self.held.swap_remove(self.rng.random_range(0..self.held.len()));
             self.client.remove(id).await;
             self.gone.push(id);
         }

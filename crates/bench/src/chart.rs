@@ -1,209 +1,247 @@
-//! Line charts as SVG. Their colours and line styles come from the style sheet of the page.
+//! Line charts as SVG, in colours that are readable on light and dark backgrounds.
 
-use std::fmt::Write as _;
+use std::time::Duration;
 
-/// The width of a chart, in units of its `viewBox`.
-pub const WIDTH: f64 = 640.0;
-/// The height of a chart, in units of its `viewBox`.
-pub const HEIGHT: f64 = 320.0;
-const LEFT: f64 = 64.0;
-const RIGHT: f64 = 12.0;
-const TOP: f64 = 10.0;
-const BOTTOM: f64 = 40.0;
+use anyhow::Result;
+use plotters::coord::Shift;
+use plotters::coord::combinators::WithKeyPoints;
+use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
+use plotters::prelude::*;
 
-/// One line: its CSS class, which is also its title, and its points.
-pub type Line<'a> = (&'a str, Vec<(f64, f64)>);
+use crate::figures::rounded;
 
-/// The scale of the vertical axis.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Scale {
-    /// Latencies in microseconds on a logarithmic axis. It spans the powers of ten around all
-    /// positive values.
-    Time,
-    /// Shares, from 0 to this value.
-    Share(f64),
+/// Red, green and blue.
+pub type Colour = (u8, u8, u8);
+
+/// One line of a chart.
+#[derive(Debug)]
+pub struct Line<'a> {
+    /// The name in the legend.
+    pub name: &'a str,
+    /// Readable on light and dark backgrounds.
+    pub colour: Colour,
+    /// Draws a thicker line.
+    pub is_main: bool,
+    /// The points, from left to right.
+    pub points: Vec<(f64, f64)>,
 }
 
-/// A position on an axis and its label.
-pub type Mark = (f64, String);
+/// The axes of a chart. Latencies are microseconds on a logarithmic axis, which spans the powers of
+/// ten around all positive values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Axes {
+    /// Seconds, latency.
+    LatencyOverTime,
+    /// Seconds, share from 0 to at least 1.
+    ShareOverTime,
+    /// Quantile, latency. Each further nine has the same width, which gives space to the tail.
+    LatencyByQuantile,
+}
 
-/// A chart: lines in one frame.
+/// A chart: lines in one frame, below their legend.
 #[derive(Debug)]
 pub struct Chart<'a> {
-    /// The lines to draw.
-    pub lines: &'a [Line<'a>],
-    /// The scale of their values.
-    pub scale: Scale,
-    /// The end of the horizontal axis, which begins at 0.
-    pub end: f64,
-    /// The labels of the horizontal axis.
-    pub ticks: &'a [Mark],
-    /// The text below the labels.
+    /// The lines to draw, the last one on top.
+    pub lines: Vec<Line<'a>>,
+    /// What the points are.
+    pub axes: Axes,
+    /// The text below the horizontal axis.
     pub caption: &'a str,
 }
 
-/// Returns five ticks from 0 to `end` seconds.
-#[must_use]
-pub fn seconds(end: f64) -> Vec<Mark> {
-    (0..=4_u8).map(|n| end * f64::from(n) / 4.0).map(|at| (at, format!("{at:.0} s"))).collect()
+// Plotters has whole pixels: a picture is twice as large as it is shown.
+const WIDTH: u32 = 1_280;
+const HEIGHT: u32 = 640;
+const FONT_SIZE: i32 = 28;
+const LEGEND_COLUMNS: i32 = 5;
+const LEGEND_WIDTH: i32 = 240;
+
+const GREY: RGBColor = RGBColor(0x80, 0x84, 0x88);
+
+/// The places of labels on an axis of quantiles.
+const QUANTILES: [f64; 7] = [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999];
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+/// Returns an SVG file with `charts` one below the other.
+///
+/// # Errors
+///
+/// Those of the drawing library.
+pub fn svg(title: &str, charts: &[Chart<'_>]) -> Result<String> {
+    let mut svg = String::new();
+    let height = HEIGHT * u32::try_from(charts.len())? + 2 * FONT_SIZE.unsigned_abs();
+    let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
+    let below = area.titled(title, font(GREY))?;
+    for (chart, area) in charts.iter().zip(below.split_evenly((charts.len(), 1))) {
+        chart.draw(&area)?;
+    }
+    area.present()?;
+    drop((below, area));
+    Ok(svg)
 }
 
 impl Chart<'_> {
-    /// Returns the chart as an `svg` element, or an empty string if there is nothing to draw.
+    /// Returns whether no point can be drawn.
     #[must_use]
-    pub fn svg(&self) -> String {
-        let inside = self.inside();
-        if inside.is_empty() {
-            return inside;
-        }
-        let caption = self.caption;
-        format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{caption}\">{inside}</svg>")
+    pub fn is_empty(&self) -> bool {
+        self.points().next().is_none()
     }
 
-    /// Returns the content of that element, for embedding into another one.
-    #[must_use]
-    pub fn inside(&self) -> String {
-        let Some((least, most, marks)) = self.marks() else { return String::new() };
-        let x = |at: f64| LEFT + at / self.end * (WIDTH - LEFT - RIGHT);
-        let height = |value: f64| if self.scale == Scale::Time { value.log10() } else { value };
-        let y =
-            |value: f64| HEIGHT - BOTTOM - (height(value) - least) / (most - least) * (HEIGHT - TOP - BOTTOM);
-        let mut svg = String::new();
-        for (value, text) in marks {
-            let (at, right) = (y(value), WIDTH - RIGHT);
-            let (beside, below) = (LEFT - 6.0, at + 4.0);
-            put(
-                &mut svg,
-                format_args!(
-                    "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>"
-                ),
-            );
-            put(&mut svg, format_args!("<text class=\"end\" x=\"{beside}\" y=\"{below:.1}\">{text}</text>"));
-        }
-        for (at, text) in self.ticks {
-            let (at, bottom, below) = (x(*at), HEIGHT - BOTTOM, HEIGHT - BOTTOM + 16.0);
-            put(
-                &mut svg,
-                format_args!(
-                    "<line class=\"grid\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{bottom}\"/>"
-                ),
-            );
-            let class = if at > WIDTH - RIGHT - 10.0 { "end" } else { "mid" };
-            put(&mut svg, format_args!("<text class=\"{class}\" x=\"{at:.1}\" y=\"{below}\">{text}</text>"));
-        }
-        let (middle, last) = (f64::midpoint(LEFT, WIDTH - RIGHT), HEIGHT - 6.0);
-        put(
-            &mut svg,
-            format_args!("<text class=\"mid\" x=\"{middle}\" y=\"{last}\">{}</text>", self.caption),
-        );
-        for (name, points) in self.lines {
-            let path = path(points.iter().map(|&(at, value)| (x(at), y(value))));
-            put(&mut svg, format_args!("<path class=\"{name}\" d=\"{path}\"><title>{name}</title></path>"));
-        }
-        svg
+    /// Returns the points of all lines that have a position on both axes.
+    fn points(&self) -> impl Iterator<Item = (f64, f64)> {
+        self.lines.iter().flat_map(|line| self.points_of(line))
     }
 
-    /// Returns the lowest and the highest position on the vertical axis, and its labels.
-    fn marks(&self) -> Option<(f64, f64, Vec<Mark>)> {
-        match self.scale {
-            Scale::Time => {
-                let (least, most) = decades(self.lines)?;
-                let marks = (least..=most).map(|decade| (10_f64.powi(decade), time(decade))).collect();
-                Some((f64::from(least), f64::from(most), marks))
+    fn points_of<'a>(&self, line: &'a Line<'_>) -> impl Iterator<Item = (f64, f64)> + use<'a> {
+        let axes = self.axes;
+        let place = move |&(x, y): &(f64, f64)| match axes {
+            Axes::LatencyByQuantile => (place(x), y),
+            _ => (x, y),
+        };
+        line.points.iter().map(place).filter(move |(_, y)| axes == Axes::ShareOverTime || *y > 0.0)
+    }
+
+    fn draw(&self, area: &Area<'_>) -> Result<()> {
+        let end = self.points().map(|(x, _)| x).fold(0.001, f64::max);
+        let seconds = |at: &f64| rounded(*at).to_string();
+        match self.axes {
+            Axes::LatencyOverTime => self.draw_on(area, 0.0..end, self.latencies(), &seconds, &time),
+            Axes::ShareOverTime => {
+                let most = self.points().map(|(_, y)| y).fold(1.0, f64::max);
+                self.draw_on(area, 0.0..end, 0.0..most, &seconds, &|share| percent(*share))
             }
-            Scale::Share(most) => {
-                let step = |n: u8| most * f64::from(n) / 4.0;
-                let marks = (0..=4).map(step).map(|share| (share, format!("{:.0} %", share * 100.0)));
-                let has_points = self.lines.iter().any(|(_, points)| !points.is_empty());
-                has_points.then(|| (0.0, most, marks.collect()))
+            Axes::LatencyByQuantile => {
+                let quantiles =
+                    (1.0..place(0.99999)).log_scale().with_key_points(QUANTILES.map(place).into());
+                let label = |at: &f64| percent(1.0 - 1.0 / at);
+                self.draw_on(area, quantiles, self.latencies(), &label, &time)
             }
         }
     }
-}
 
-/// Returns the powers of ten around all positive values; `None` if there are none.
-fn decades(lines: &[Line<'_>]) -> Option<(i32, i32)> {
-    let values = lines.iter().flat_map(|(_, points)| points).map(|(_, us)| *us).filter(|us| *us > 0.0);
-    let (mut least, mut most) = (f64::INFINITY, f64::NEG_INFINITY);
-    for us in values {
-        least = least.min(us.log10().floor());
-        most = most.max(us.log10().ceil());
+    fn draw_on<X, Y>(
+        &self,
+        area: &Area<'_>,
+        across: X,
+        up: Y,
+        label_across: &dyn Fn(&f64) -> String,
+        label_up: &dyn Fn(&f64) -> String,
+    ) -> Result<()>
+    where
+        X: AsRangedCoord<Value = f64, CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>>,
+        Y: AsRangedCoord<Value = f64, CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>>,
+    {
+        let rows = (i32::try_from(self.lines.len())? + LEGEND_COLUMNS - 1) / LEGEND_COLUMNS;
+        let mut frame = ChartBuilder::on(area)
+            .margin(FONT_SIZE)
+            .margin_top((rows + 1) * FONT_SIZE)
+            .margin_right(2 * FONT_SIZE)
+            .x_label_area_size(3 * FONT_SIZE)
+            .y_label_area_size(4 * FONT_SIZE)
+            .build_cartesian_2d(across, up)?;
+        frame
+            .configure_mesh()
+            .axis_style(GREY)
+            .bold_line_style(GREY.mix(0.3))
+            .light_line_style(TRANSPARENT)
+            .label_style(font(GREY))
+            .x_label_formatter(label_across)
+            .y_label_formatter(label_up)
+            .x_desc(self.caption)
+            .draw()?;
+        for (nth, line) in (0..).zip(&self.lines) {
+            let (red, green, blue) = line.colour;
+            let colour = RGBColor(red, green, blue);
+            let style = colour.stroke_width(if line.is_main { 6 } else { 3 });
+            frame.draw_series(LineSeries::new(self.points_of(line), style))?;
+            // The legends of plotters are inside the frame, where they cover lines.
+            let (column, row) = (nth % LEGEND_COLUMNS, nth / LEGEND_COLUMNS);
+            let place = (FONT_SIZE + column * LEGEND_WIDTH, FONT_SIZE / 2 + row * FONT_SIZE);
+            area.draw_text(&format!("— {}", line.name), &font(colour), place)?;
+        }
+        Ok(())
     }
-    #[expect(clippy::cast_possible_truncation, reason = "latencies lie within a dozen powers of ten")]
-    let (least, most) = (least.is_finite() && most.is_finite()).then_some((least as i32, most as i32))?;
-    Some((least, most.max(least + 1)))
-}
 
-/// Returns the path through the points. Points without a finite position are left out, such as a
-/// latency of zero on a logarithmic axis.
-fn path(points: impl Iterator<Item = (f64, f64)>) -> String {
-    let mut path = String::new();
-    for (x, y) in points.filter(|(x, y)| x.is_finite() && y.is_finite()) {
-        let command = if path.is_empty() { 'M' } else { 'L' };
-        put(&mut path, format_args!("{command}{x:.1} {y:.1}"));
-    }
-    path
-}
-
-/// Formats a power of ten of microseconds in a suitable unit.
-fn time(decade: i32) -> String {
-    let number = 10_f64.powi(decade.rem_euclid(3));
-    match decade.div_euclid(3) {
-        -1 => format!("{number} ns"),
-        0 => format!("{number} µs"),
-        1 => format!("{number} ms"),
-        2 => format!("{number} s"),
-        _ => format!("1e{decade} µs"),
+    /// Returns an axis with the powers of ten around all latencies, and a label at each.
+    fn latencies(&self) -> WithKeyPoints<LogCoord<f64>> {
+        let least = self.points().map(|(_, y)| y.log10().floor()).reduce(f64::min).unwrap_or(0.0);
+        let most = self.points().map(|(_, y)| y.log10().ceil()).fold(least + 1.0, f64::max);
+        let decades = std::iter::successors(Some(least), |decade| Some(decade + 1.0));
+        let decades = decades.take_while(|decade| *decade <= most).map(|decade| 10_f64.powf(decade));
+        (10_f64.powf(least)..10_f64.powf(most)).log_scale().with_key_points(decades.collect())
     }
 }
 
-fn put(text: &mut String, arguments: std::fmt::Arguments<'_>) {
-    // Writing to a String cannot fail.
-    let _ = text.write_fmt(arguments);
+fn font(colour: RGBColor) -> TextStyle<'static> {
+    let mut font = TextStyle::from(("system-ui, sans-serif", FONT_SIZE));
+    font.color = colour.to_backend_color();
+    font
+}
+
+/// Returns the place of a quantile on a logarithmic axis: 0.9 is at 10, 0.99 at 100.
+fn place(quantile: f64) -> f64 {
+    1.0 / (1.0 - quantile.min(0.999_999))
+}
+
+fn percent(share: f64) -> String {
+    format!("{} %", rounded(100.0 * share))
+}
+
+/// Formats a number of microseconds in a suitable unit.
+fn time(us: &f64) -> String {
+    format!("{:?}", Duration::try_from_secs_f64(us / 1e6).unwrap_or_default())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn svg(scale: Scale, points: &[(f64, f64)]) -> String {
-        let ticks = seconds(8.0);
-        Chart { lines: &[("one", points.to_vec())], scale, end: 8.0, ticks: &ticks, caption: "what" }.svg()
+    fn chart(axes: Axes, points: &[(f64, f64)]) -> Chart<'static> {
+        let line = Line { name: "one", colour: (1, 2, 3), is_main: false, points: points.to_vec() };
+        Chart { lines: vec![line], axes, caption: "what" }
     }
 
     #[test]
-    fn a_path_skips_points_without_a_position() {
-        let points = [(0.0, 1.0), (1.0, f64::INFINITY), (2.0, 3.5)];
-        assert_eq!(path(points.into_iter()), "M0.0 1.0L2.0 3.5");
-        assert_eq!(path(std::iter::empty()), "");
+    fn a_line_goes_from_edge_to_edge_and_skips_points_without_a_position() {
+        let points = [(0.0, 1.0), (4.0, 0.0), (8.0, 1_000.0)];
+        let svg = svg("title", &[chart(Axes::LatencyOverTime, &points)]).unwrap();
+        assert!(svg.contains(r##"stroke="#010203" stroke-width="3" points="140,583 1223,88 "##), "{svg}");
+        assert!(svg.contains("\n— one\n</text>") && svg.contains("\ntitle\n</text>"), "{svg}");
     }
 
     #[test]
-    fn the_axis_holds_all_values() {
-        let line = |points: &[(f64, f64)]| [("fjall", points.to_vec())];
-        assert_eq!(decades(&line(&[(0.0, 0.0), (1.0, 2.0), (2.0, 950.0)])), Some((0, 3)));
-        assert_eq!(decades(&line(&[(0.0, 10.0)])), Some((1, 2)));
-        assert_eq!(decades(&line(&[(0.0, 0.3)])), Some((-1, 0)));
-        assert_eq!(decades(&line(&[(0.0, 0.0)])), None);
-        assert_eq!(svg(Scale::Time, &[(0.5, 0.0)]), "");
-        assert_eq!(svg(Scale::Share(1.0), &[]), "");
+    fn the_axis_of_latencies_has_a_label_at_each_end() {
+        let range = |points: &[(f64, f64)]| chart(Axes::LatencyOverTime, points).latencies().range();
+        assert_eq!(range(&[(0.0, 0.0), (1.0, 2.0), (2.0, 950.0)]), 1.0..1_000.0);
+        assert_eq!(range(&[(0.0, 10.0)]), 10.0..100.0);
+        assert_eq!(range(&[(0.0, 0.3)]), 0.1..1.0);
+        for (least, labels) in
+            [(0.01, ["10ns", "1µs"]), (1.0, ["1µs", "100µs"]), (1e3, ["1ms", "100ms"]), (1e6, ["1s", "100s"])]
+        {
+            let points = [(0.0, least), (1.0, 100.0 * least)];
+            let svg = svg("", &[chart(Axes::LatencyOverTime, &points)]).unwrap();
+            for label in labels {
+                assert!(svg.contains(&format!("\n{label}\n</text>")), "{label}: {svg}");
+            }
+        }
     }
 
     #[test]
-    fn a_line_goes_from_edge_to_edge_of_its_frame() {
-        let time = svg(Scale::Time, &[(0.0, 1.0), (8.0, 1_000.0)]);
-        assert!(time.contains("<path class=\"one\" d=\"M64.0 280.0L628.0 10.0\">"), "{time}");
-        assert!(time.contains(">1 ms</text>") && time.contains(">2 s</text>"), "{time}");
-        let share = svg(Scale::Share(0.5), &[(0.0, 0.0), (8.0, 0.5)]);
-        assert!(share.contains("d=\"M64.0 280.0L628.0 10.0\">") && share.contains(">50 %</text>"), "{share}");
+    fn each_nine_has_the_same_width() {
+        for (quantile, expected) in [(0.0, 1.0), (0.9, 10.0), (0.99, 100.0), (0.99999, 1e5)] {
+            assert!((place(quantile) / expected - 1.0).abs() < 1e-9, "{quantile}: {}", place(quantile));
+        }
+        assert!(place(1.0).is_finite());
+        let svg = svg("", &[chart(Axes::LatencyByQuantile, &[(0.5, 1.0)])]).unwrap();
+        for label in ["0 %", "50 %", "90 %", "99 %", "99.9 %", "99.99 %", "99.999 %"] {
+            assert!(svg.contains(&format!("\n{label}\n</text>")), "{label}: {svg}");
+        }
     }
 
     #[test]
-    fn powers_of_ten_are_formatted_as_times() {
-        let said: Vec<String> = (-2..=7).map(time).collect();
-        assert_eq!(
-            said,
-            ["10 ns", "100 ns", "1 µs", "10 µs", "100 µs", "1 ms", "10 ms", "100 ms", "1 s", "10 s"]
-        );
+    fn a_chart_without_points_can_be_drawn() {
+        let empty = chart(Axes::LatencyOverTime, &[(1.0, 0.0)]);
+        assert!(empty.is_empty() && !svg("title", &[empty]).unwrap().contains(r##"stroke="#010203""##));
     }
 }

@@ -127,7 +127,7 @@ pub fn run(args: &Args, subcommand: Option<&str>, out: &mut dyn Write) -> Result
     // Last, so that an error does not lose the figures.
     if let Some(file) = &args.plot {
         out.flush()?;
-        std::fs::write(file, plot::overload(&report))
+        std::fs::write(file, plot::overload(&report)?)
             .with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(())

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use rand::RngExt as _;
 use tidespool_core::SpoolId;
 
 use crate::payload::Random;
@@ -25,7 +26,7 @@ impl Life {
         match lifetime {
             Lifetime::TenMillis => Self::Short,
             Lifetime::OneSecond => Self::Long,
-            Lifetime::HeavyTail => match random.below(100) {
+            Lifetime::HeavyTail => match random.random_range(0..100) {
                 0..90 => Self::Short,
                 90..99 => Self::Long,
                 _ => Self::Endless,
@@ -142,6 +143,8 @@ impl LiveSet {
 
 #[cfg(test)]
 mod tests {
+    use rand::SeedableRng as _;
+
     use super::*;
     use crate::plan::Workload;
 
@@ -198,7 +201,7 @@ mod tests {
 
     #[test]
     fn the_tail_is_heavy() {
-        let mut random = Random::new(1);
+        let mut random = Random::seed_from_u64(1);
         let mut drawn = [0; 3];
         for _ in 0..10_000 {
             drawn[Life::draw(Lifetime::HeavyTail, &mut random) as usize] += 1;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use bytesize::ByteSize;
+use comfy_table::{Table, presets};
 use tidespool_core::{Corrupt, DamagedSpool};
 
 use crate::interrupt::Interrupted;
@@ -101,11 +102,18 @@ pub fn is_broken_pipe(err: &anyhow::Error) -> bool {
 ///
 /// Those of `out`.
 pub fn two_columns(out: &mut dyn Write, rows: &[(&str, String)]) -> io::Result<()> {
-    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    for (name, value) in rows {
-        writeln!(out, "{name:width$}  {value}")?;
+    let mut table = Table::new();
+    table.add_rows(rows.iter().map(|(name, value)| [name, value.as_str()]));
+    write_plain(out, table)
+}
+
+/// Writes a table without lines.
+pub(crate) fn write_plain(out: &mut dyn Write, mut table: Table) -> io::Result<()> {
+    table.load_style(presets::NOTHING);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
     }
-    Ok(())
+    writeln!(out, "{}", table.trim_fmt())
 }
 
 /// Writes `value` as JSON on one line.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use rand::{Rng as _, RngExt as _, SeedableRng as _};
+use rand_distr::StandardNormal;
 use tidespool_core::SpoolId;
 
 use crate::plan::Size;
@@ -21,6 +23,17 @@ const MIX_SIGMA: f64 = 1.25;
 /// The smallest size of `mix`.
 const MIX_SMALLEST: f64 = 256.0;
 
+/// A generator whose numbers follow from the seed, on every machine. It is fast, and random enough
+/// to defeat compression and to spread load.
+pub(crate) type Random = rand::rngs::Xoshiro256PlusPlus;
+
+/// Returns `count` incompressible bytes.
+pub(crate) fn random_bytes(count: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    Random::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
+}
+
 /// Random bytes, generated before the clock starts. Every payload is a copy of a part of them.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -30,8 +43,7 @@ pub(crate) struct Pool {
 
 impl Pool {
     pub(crate) fn new(size: Size, seed: u64) -> Arc<Self> {
-        let bytes = Random::new(seed).bytes(POOL_STARTS + size.largest());
-        Arc::new(Self { bytes, size })
+        Arc::new(Self { bytes: random_bytes(POOL_STARTS + size.largest(), seed), size })
     }
 }
 
@@ -45,7 +57,7 @@ pub(crate) struct Messages {
 impl Messages {
     /// The same `seed` gives the same sizes and bytes, but not the same ids.
     pub(crate) fn new(pool: Arc<Pool>, seed: u64) -> Self {
-        Self { pool, random: Random::new(seed) }
+        Self { pool, random: Random::seed_from_u64(seed) }
     }
 
     /// Returns a new message.
@@ -56,77 +68,22 @@ impl Messages {
     /// Returns bytes in a buffer of their own, as in a server. Shared bytes would make the memory
     /// of any spool look small.
     pub(crate) fn payload(&mut self, size: Size) -> Payload {
-        let len = self.random.size(size).min(self.pool.bytes.len());
-        let starts = (self.pool.bytes.len() - len).min(POOL_STARTS) as u64;
-        let start = usize::try_from(self.random.below(starts + 1)).unwrap_or(0);
+        let len = draw(size, &mut self.random).min(self.pool.bytes.len());
+        let start = self.random.random_range(0..=(self.pool.bytes.len() - len).min(POOL_STARTS));
         Arc::new(Box::from(self.pool.bytes.get(start..start + len).unwrap_or_default()))
     }
 }
 
-/// xorshift64*: cheap, and random enough to defeat compression and to spread load.
-#[derive(Debug, Clone)]
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        // splitmix64 spreads similar seeds. A state of zero would stay zero.
-        let mut state = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        Self((state ^ (state >> 31)) | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// Returns a number from 0 to `bound` − 1, or 0 if `bound` is 0.
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        u64::try_from((u128::from(self.next()) * u128::from(bound)) >> 64).unwrap_or(0)
-    }
-
-    pub(crate) fn choose<'a, T>(&mut self, items: &'a [T]) -> Option<&'a T> {
-        items.get(usize::try_from(self.below(items.len() as u64)).unwrap_or(0))
-    }
-
-    pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
-        for last in (1..items.len()).rev() {
-            let other = usize::try_from(self.below(last as u64 + 1)).unwrap_or(0);
-            items.swap(last, other);
-        }
-    }
-
-    pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(count + 8);
-        while bytes.len() < count {
-            bytes.extend_from_slice(&self.next().to_le_bytes());
-        }
-        bytes.truncate(count);
-        bytes
-    }
-
-    /// Returns a number above 0 and at most 1.
-    #[expect(clippy::cast_precision_loss, reason = "53 bits are left, which is what it holds")]
-    fn unit(&mut self) -> f64 {
-        ((self.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64
-    }
-
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped before")]
-    #[expect(clippy::cast_precision_loss, reason = "1 MiB")]
-    fn size(&mut self, size: Size) -> usize {
-        match size {
-            Size::Bytes(bytes) => bytes,
-            Size::Metadata => 512 + usize::try_from(self.below(2_048 - 512 + 1)).unwrap_or(0),
-            Size::Mix => {
-                // The Box–Muller transform makes a normal variate of two uniform ones.
-                let radius = (-2.0 * self.unit().ln()).sqrt();
-                let normal = radius * (std::f64::consts::TAU * self.unit()).cos();
-                let len = (MIX_MU + MIX_SIGMA * normal).exp();
-                len.clamp(MIX_SMALLEST, size.largest() as f64) as usize
-            }
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped before")]
+#[expect(clippy::cast_precision_loss, reason = "1 MiB")]
+fn draw(size: Size, random: &mut Random) -> usize {
+    match size {
+        Size::Bytes(bytes) => bytes,
+        Size::Metadata => random.random_range(512..=size.largest()),
+        Size::Mix => {
+            let normal: f64 = random.sample(StandardNormal);
+            let len = (MIX_MU + MIX_SIGMA * normal).exp();
+            len.clamp(MIX_SMALLEST, size.largest() as f64) as usize
         }
     }
 }
@@ -166,8 +123,8 @@ mod tests {
     #[test]
     fn the_mix_is_like_mail_and_repeats() {
         let sizes = |seed| {
-            let mut random = Random::new(seed);
-            (0..100_000).map(|_| random.size(Size::Mix)).collect::<Vec<usize>>()
+            let mut random = Random::seed_from_u64(seed);
+            (0..100_000).map(|_| draw(Size::Mix, &mut random)).collect::<Vec<usize>>()
         };
         let mut drawn = sizes(1);
         assert!(drawn == sizes(1) && drawn != sizes(2));
@@ -176,18 +133,5 @@ mod tests {
         drawn.sort_unstable();
         assert!((22_500..24_000).contains(&drawn[50_000]), "{}", drawn[50_000]);
         assert!(drawn[0] >= 256 && drawn[99_999] == 1 << 20, "{} {}", drawn[0], drawn[99_999]);
-    }
-
-    #[test]
-    fn every_item_can_be_chosen() {
-        let mut random = Random::new(1);
-        let chosen: HashSet<_> = (0..1_000).filter_map(|_| random.choose(&[1, 2, 3]).copied()).collect();
-        assert_eq!(chosen.len(), 3);
-        assert_eq!(random.choose::<u8>(&[]), None);
-        let mut items: Vec<u32> = (0..100).collect();
-        random.shuffle(&mut items);
-        assert!(!items.is_sorted());
-        items.sort_unstable();
-        assert!(items.into_iter().eq(0..100));
     }
 }

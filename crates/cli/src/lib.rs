@@ -32,7 +32,7 @@ use std::ffi::OsString;
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use tidespool_bench::command as bench;
 use tidespool_bench::output::{exit_code, usage};
 
@@ -75,6 +75,12 @@ impl Command {
             Self::Bench(args) => bench::run(args, Some(BENCH), out).map(|()| Outcome::Fine),
         }
     }
+}
+
+/// Returns the description of the command line, from which `docs/command-line.md` is generated.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the command that `args` describe and returns its exit code. `args` begin with the name of

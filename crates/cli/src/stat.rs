@@ -10,7 +10,8 @@ use tidespool::inspect::{CrashLogSummary, IndexState, Summary};
 use crate::output::{Outcome, bytes, json_line, plural, two_columns};
 use crate::spool_dir;
 
-/// Count what the spool holds: messages, segments, bytes.
+/// Count what the spool holds: messages, segments, bytes, and what the next opening brings back
+/// from the crash log.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The directory of the spool. No process may have it open.

@@ -11,8 +11,8 @@ use tidespool_core::DamagedSpool;
 use crate::output::{Outcome, bytes, damage_line, is_broken_pipe, json_line, plural, torn_lines};
 use crate::spool_dir;
 
-/// Read every byte of every message and compare it with its checksum. Exit code 0: whole, 2:
-/// damaged, 1: an error.
+/// Read every byte of every message and compare it with its checksum, and say whether the next
+/// opening rebuilds the index. Exit code 0: whole, 2: damaged, 1: an error.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The directory of the spool. No process may have it open. It is not changed.

@@ -3,6 +3,7 @@
 //! A server stores a message in a spool before it accepts the message, and removes it once the
 //! message is delivered. This crate defines the contract and stores nothing. A server is written
 //! against [`Spool`]; an implementation, such as the `tidespool` crate, provides it.
+//! The crate `tidespool-conformance` tests an implementation.
 //!
 //! # Layout
 //!
@@ -17,6 +18,8 @@
 //!
 //! Not a queue: a spool has no schedules, destinations or retries. Not a database: there are no
 //! transactions over several messages.
+
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 /// The crates whose types are in the signatures of [`Spool`] and [`SpoolExt`].
 pub use {anyhow, async_channel, async_trait, bytes, chrono};

@@ -26,6 +26,11 @@ pub trait Spool: Send + Sync {
     async fn load(&self, id: SpoolId) -> Result<Vec<u8>>;
 
     /// Removes the message `id`. Returns `Ok` if there is no such message.
+    ///
+    /// # Errors
+    ///
+    /// [`SpoolBackpressureTimeout`](crate::SpoolBackpressureTimeout): the removal had to wait for
+    /// the disk for too long. It took effect, and is written later. [`Closed`](crate::Closed).
     async fn remove(&self, id: SpoolId) -> Result<()>;
 
     /// Writes the message `id`, or replaces it.
@@ -61,17 +66,35 @@ pub trait Spool: Send + Sync {
     /// A message whose id is newer than `start_time` is left out, even if the clock was merely
     /// ahead when the id was minted. A spool that keeps messages over a restart should report such
     /// messages: only an enumeration with a later `start_time` sends them.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`](crate::Closed), or an I/O error if the enumeration cannot begin, for example
+    /// because too many run. Errors after the beginning are entries.
     fn enumerate(&self, sender: Sender<SpoolEntry>, start_time: DateTime<Utc>) -> Result<()>;
 
     /// Runs periodic maintenance: call it every few minutes. `Ok` means that the maintenance was
     /// completed, not cut short by a shutdown.
+    ///
+    /// # Errors
+    ///
+    /// An I/O error: a later run may succeed. [`Closed`](crate::Closed).
     async fn cleanup(&self) -> Result<()>;
 
     /// Rejects new messages, makes all data durable and stops. Safe to call more than once.
+    ///
+    /// # Errors
+    ///
+    /// An error that says what could not be made durable or did not stop. The spool is shut down
+    /// as far as it can be.
     async fn shutdown(&self) -> Result<()>;
 
     /// Makes dirty data durable and drops caches. Returns the number of bytes freed; the number is
     /// negative if the flush increased the total.
+    ///
+    /// # Errors
+    ///
+    /// An I/O error: some data is still dirty. [`Closed`](crate::Closed).
     async fn advise_low_memory(&self) -> Result<isize>;
 
     /// Flushes all data and compacts the storage, for diagnostics and tests. The default does
@@ -79,7 +102,7 @@ pub trait Spool: Send + Sync {
     ///
     /// # Errors
     ///
-    /// Returns an error for any damage that it finds.
+    /// An error for any damage that it finds, an I/O error, or [`Closed`](crate::Closed).
     async fn compact(&self) -> Result<()> {
         Ok(())
     }

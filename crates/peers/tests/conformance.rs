@@ -6,10 +6,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tempfile::TempDir;
+use tidespool_conformance::{CASES, Claim, Factory, Outcome, check, payload};
 use tidespool_core::{Closed, NotFound, Spool, SpoolId};
 use tidespool_peers::engines::{NotOffered, Peer, Setup};
-use tidespool_testkit::conformance::{CASES, Claims, Factory, Outcome, check};
-use tidespool_testkit::payload;
 
 /// A peer in a directory of its own.
 struct InDir {
@@ -30,47 +29,48 @@ impl Factory for InDir {
         self.peer.open(self.dir.path(), setup).await
     }
 
-    fn claims(&self) -> Claims {
+    fn unclaimed(&self) -> Vec<Claim> {
         let claims = self.peer.claims();
-        Claims {
-            syncs: claims.syncs,
-            enumerates: claims.enumerates,
-            persists: claims.persists,
-            orders_dropped: claims.orders_dropped,
-        }
+        let claims = [
+            (claims.syncs, Claim::Syncs),
+            (claims.enumerates, Claim::Enumerates),
+            (claims.persists, Claim::Persists),
+            (claims.orders_dropped, Claim::OrdersDropped),
+        ];
+        claims.into_iter().filter(|(is_made, _)| !is_made).map(|(_, claim)| claim).collect()
     }
 }
 
 mod tidespool {
     use super::*;
-    tidespool_testkit::conformance_tests!(InDir::new(Peer::Tidespool));
+    tidespool_conformance::conformance_tests!(InDir::new(Peer::Tidespool));
 }
 
 #[cfg(feature = "rocksdb")]
 mod rocksdb {
     use super::*;
-    tidespool_testkit::conformance_tests!(InDir::new(Peer::RocksDb));
+    tidespool_conformance::conformance_tests!(InDir::new(Peer::RocksDb));
 }
 
 #[cfg(feature = "rocksdb")]
 mod rocksdb_tuned {
     use super::*;
-    tidespool_testkit::conformance_tests!(InDir::new(Peer::RocksDbTuned));
+    tidespool_conformance::conformance_tests!(InDir::new(Peer::RocksDbTuned));
 }
 
 mod fjall {
     use super::*;
-    tidespool_testkit::conformance_tests!(InDir::new(Peer::Fjall));
+    tidespool_conformance::conformance_tests!(InDir::new(Peer::Fjall));
 }
 
 mod sled {
     use super::*;
-    tidespool_testkit::conformance_tests!(InDir::new(Peer::Sled));
+    tidespool_conformance::conformance_tests!(InDir::new(Peer::Sled));
 }
 
 mod redb {
     use super::*;
-    tidespool_testkit::conformance_tests!(InDir::new(Peer::Redb));
+    tidespool_conformance::conformance_tests!(InDir::new(Peer::Redb));
 }
 
 /// Returns the cases that `peer` does not claim, and asserts that it passes all others.

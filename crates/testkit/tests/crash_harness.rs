@@ -13,9 +13,8 @@ use async_channel::Sender;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tidespool_core::{NotFound, Spool, SpoolCallerDeadlineExceeded, SpoolEntry, SpoolId};
-use tidespool_testkit::crash::{
-    DurabilityLevel, Moment, Promise, Report, Stock, Verdict, Victim, Violation, judge, take_stock, work,
-};
+use tidespool_testkit::crash::{Moment, Report, Stock, Verdict, Victim, judge, take_stock, work};
+use tidespool_testkit::oracle::{DurabilityLevel, Promise, Violation};
 
 /// Environment variables of the child: the directory and the fault.
 const CHILD_DIR: &str = "TIDESPOOL_HARNESS_DIR";

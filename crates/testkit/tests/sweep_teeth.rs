@@ -235,7 +235,9 @@ async fn a_sync_that_is_retried_after_a_failure_is_detected() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spool_that_acknowledges_and_drops_is_detected() {
     let dropping = Broken::subject(Breaks::SmallOnesAreDropped(500));
-    assert_detected(&count(&dropping).await, "is not found");
+    let ran = count(&dropping).await;
+    assert_detected(&ran, "is not found");
+    assert_detected(&ran, "after a restart: I1: durable message");
 }
 
 #[tokio::test(flavor = "multi_thread")]

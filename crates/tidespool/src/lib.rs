@@ -75,6 +75,18 @@
 //! * Not shared and not replicated: one process at a time has a directory open.
 //! * Not portable: it runs on Linux only.
 //!
+//! # Features
+//!
+//! All are on by default. Each works alone and without the others.
+//!
+//! * `toml` – [`Config::from_toml`], [`Config::from_toml_file`] and [`Config::to_toml`]. Without
+//!   it, make a [`Config`] in code, or with serde from another format.
+//! * `prometheus` – [`TieredSpool::prometheus_text`]. Without it, export [`TieredSpool::stats`].
+//! * `pressure-monitor` – the thread `tide-pressure`, which samples memory and asks the spool to
+//!   free some. Without it, no [`PressureMonitor`] can be made, the settings in [`PressureConfig`]
+//!   have no effect, and [`advise_low_memory`](core::Spool::advise_low_memory) frees memory on
+//!   request.
+//!
 //! # Follow a message
 //!
 //! One file a step, in the order in which a message passes through. Each link leads to the source.
@@ -121,11 +133,15 @@
 //! * `checkpoint` moves places from the index in memory to that on disk: `checkpointer`,
 //!   `manifest`, `reclaim` and `value_log`.
 //! * `directory` holds the directory of a spool: path, lock, format file.
-//! * `pressure`, `health` and `stats` are beside the path of a message. `timer` handles deadlines.
+//! * `pressure`, `health` and `stats` are beside the path of a message. `timer` handles deadlines,
+//!   `mailbox` the waiting of threads for each other.
 //!
 //! Threads are named after their work: `tide-commit`, `tide-checkpoint` and so on. More is in
 //! the repository: `docs/on-disk-format.md`, `docs/design.md`, `docs/settings.md`, and
 //! `docs/operating.md` for health, metrics and alerts.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 mod checkpoint;
 mod config;
@@ -136,6 +152,7 @@ mod health;
 mod index;
 pub mod inspect;
 mod journal;
+mod mailbox;
 mod memory;
 mod pressure;
 mod seldom;
@@ -148,8 +165,8 @@ mod varint;
 mod whole_text;
 
 pub use config::{
-    BacklogRefusal, CachePolicy, Config, ConfigError, ConfigPlace, Durability, HealthConfig, HealthSignal,
-    PressureConfig, SignalTimes,
+    BacklogRefusal, Config, ConfigError, ConfigPlace, Durability, HealthConfig, HealthSignal, MinFree,
+    PressureConfig,
 };
 pub use memory::keep_the_heap_small;
 pub use pressure::{Level as PressureLevel, PressureMonitor, PressureReading, Source as PressureSource};
@@ -157,3 +174,5 @@ pub use stats::{Gauges, Latency, StatsSnapshot};
 pub use tidespool_core as core;
 pub use tidespool_core::{anyhow, async_channel, async_trait, bytes, chrono};
 pub use tiered::{RecoveryReport, TieredSpool};
+/// The channel of [`TieredSpool::health_changes`].
+pub use tokio::sync::watch;

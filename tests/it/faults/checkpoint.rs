@@ -169,7 +169,7 @@ async fn without_a_manifest_an_incomplete_checkpoint_loses_nothing() {
 async fn changes_after_an_incomplete_checkpoint_are_not_damage() {
     let broken = Broken::new(|config| {
         // A high limit keeps the gate out of this test.
-        let health = config.health.clone().sled_errors(1_000);
+        let health = config.health.clone().disk_errors(1_000);
         config.health(health).checkpoint_after(HOUR)
     });
     let spool = broken.start().await;

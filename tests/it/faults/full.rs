@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use tidespool::HealthSignal;
+use tidespool::{HealthSignal, MinFree};
 use tidespool_core::{Spool, SpoolBackpressureTimeout, SpoolId};
 use tidespool_testkit::faults::{Call, Fault, Moment};
 use tidespool_testkit::{payload, wait};
@@ -78,7 +78,7 @@ async fn an_unknown_free_space_is_neither_little_nor_plenty() {
     const UNKNOWN: u8 = 1;
     const NONE: u8 = 2;
     let broken = Broken::new(|config| {
-        let health = config.health.clone().min_free_bytes(1).min_free_fraction(0.000_001);
+        let health = config.health.clone().min_free(MinFree::Bytes(1));
         config.checkpoint_after(HOUR).health(health)
     });
     let spool = broken.start().await;

@@ -7,7 +7,7 @@ use tidespool_core::{Spool, SpoolBackpressureTimeout, SpoolId};
 use tidespool_testkit::faults::{Call, Fault};
 use tidespool_testkit::{payload, wait};
 
-use crate::broken::{Broken, HOUR, LARGE, begin, committing};
+use crate::broken::{Broken, HOUR, LARGE, NEARLY_A_MIB, begin, committing};
 use crate::setup::{MIB, assert_absent, assert_holds, healthy, put, stop};
 
 /// The spool's own deadline also ends the wait, with its own error.
@@ -34,19 +34,16 @@ async fn a_lasting_backlog_shuts_the_gate_until_it_is_gone() {
     for by_age in [false, true] {
         let broken = Broken::new(|config| {
             let health = config.health.clone().backlog_latch_after(Duration::from_millis(50));
-            let health = if by_age {
-                health.dirty_age(Duration::from_millis(200))
-            } else {
-                health.dirty_age(HOUR).dirty_fraction(0.5)
-            };
+            let health =
+                if by_age { health.dirty_age(Duration::from_millis(200)) } else { health.dirty_age(HOUR) };
             config.health(health).dirty_limit(MIB)
         });
         let spool = broken.start().await;
         broken.disk.inject(committing(Fault::on(Call::Sync)).always().block());
         let mut stored = vec![(put(spool.as_ref(), 1000, false).await, 1000)];
         if !by_age {
-            for _ in 0..3 {
-                stored.push((put(spool.as_ref(), 200_000, false).await, 200_000));
+            for len in NEARLY_A_MIB {
+                stored.push((put(spool.as_ref(), len, false).await, len));
             }
         }
         wait::until("the gate is shut", || spool.unhealthy_reason() == Some(BACKLOG)).await;

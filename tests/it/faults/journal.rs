@@ -188,7 +188,7 @@ async fn a_failed_write_of_a_large_messages_file_shuts_the_gate() {
     for call in [Call::Write, Call::Sync] {
         // Without unlatching, the test cannot miss the shut gate.
         let broken = Broken::new(|config| {
-            let health = config.health.clone().allow_unlatch(false);
+            let health = config.health.clone().hard_unlatch_after(HOUR);
             config.health(health).checkpoint_after(HOUR)
         });
         let spool = broken.start().await;

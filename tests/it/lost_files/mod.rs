@@ -93,7 +93,7 @@ struct World {
 
 /// Disables automatic checkpoints, and keeps a shut gate shut until [`World::open_gate`].
 fn still(config: Config) -> Config {
-    let health = config.health.clone().unlatch_after(HOUR);
+    let health = config.health.clone().hard_unlatch_after(HOUR);
     config.checkpoint_after(HOUR).ballast(128 * KIB).health(health)
 }
 
@@ -211,7 +211,7 @@ impl World {
 
     /// Lets the gate of [`still`] open when everything is restored.
     async fn open_gate(&self) {
-        let health = self.tiered.config.health.clone().unlatch_after(Duration::from_millis(1));
+        let health = self.tiered.config.health.clone().hard_unlatch_after(Duration::from_millis(1));
         let config = still(self.tiered.config.clone()).health(health);
         self.spool.reconfigure(config).expect("reconfigure");
         let spool = self.spool.clone();

@@ -1,4 +1,6 @@
-use tidespool_testkit::rng::{Rng, seed_from_env};
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+use tidespool_testkit::env::seed_from_env;
 
 use super::*;
 use crate::setup::walk;
@@ -10,7 +12,7 @@ async fn random_files_under_traffic() {
     let seed = seed_from_env("TIDESPOOL_LOST_FILES_SEED");
     for trial in 0..3 {
         println!("TIDESPOOL_LOST_FILES_SEED={}", seed + trial);
-        run(&mut Rng::new(seed + trial)).await;
+        run(&mut SmallRng::seed_from_u64(seed + trial)).await;
     }
 }
 
@@ -18,17 +20,17 @@ fn config(config: Config) -> Config {
     config.checkpoint_after(Duration::from_millis(20)).ballast(128 * KIB)
 }
 
-async fn run(rng: &mut Rng) {
+async fn run(rng: &mut SmallRng) {
     let mut world = World::empty(Tiered::new(config)).await;
     for _ in 0..8 {
-        for _ in 0..rng.below(40) {
+        for _ in 0..rng.random_range(0..40) {
             step(&mut world, rng).await;
         }
-        for _ in 0..=rng.below(3) {
+        for _ in 0..=rng.random_range(0..3) {
             lose_one(&world, rng);
         }
         // Traffic before and during the restoration.
-        for _ in 0..rng.below(5) {
+        for _ in 0..rng.random_range(0..5) {
             step(&mut world, rng).await;
         }
         world.spool.cleanup().await.expect("cleanup");
@@ -42,22 +44,22 @@ async fn run(rng: &mut Rng) {
     world.assert_is_whole(&world.path()).await;
 }
 
-async fn step(world: &mut World, rng: &mut Rng) {
+async fn step(world: &mut World, rng: &mut SmallRng) {
     crate::setup::healthy(world.spool.as_ref()).await;
-    let known = usize::try_from(rng.below(world.live.len() as u64 + 1)).unwrap();
+    let known = rng.random_range(0..=world.live.len());
     let known = world.live.iter().nth(known).map(|(id, (version, _))| (*id, *version));
-    let len = usize::try_from(1 + rng.below(30_000)).unwrap();
+    let len = rng.random_range(1..30_001);
     match known {
-        Some((id, _)) if rng.chance(30) => {
+        Some((id, _)) if rng.random_bool(0.3) => {
             world.spool.remove(id).await.expect("remove");
             world.live.remove(&id);
             world.removed.push(id);
         }
         known => {
-            let known = known.filter(|_| rng.chance(30));
+            let known = known.filter(|_| rng.random_bool(0.3));
             let (id, version) = known.map_or_else(|| (SpoolId::new(), 1), |(id, version)| (id, version + 1));
             let data = payload::shared(id, version, len);
-            match world.spool.store(id, data, rng.chance(50), None).await {
+            match world.spool.store(id, data, rng.random_bool(0.5), None).await {
                 Ok(()) => drop(world.live.insert(id, (version, len))),
                 // The gate was shut meanwhile, so nothing was stored.
                 Err(error) if error.root_cause().is::<tidespool_core::SpoolUnhealthyError>() => {}
@@ -67,7 +69,7 @@ async fn step(world: &mut World, rng: &mut Rng) {
     }
 }
 
-fn lose_one(world: &World, rng: &mut Rng) {
+fn lose_one(world: &World, rng: &mut SmallRng) {
     // sled recreates its snapshots and settings itself, and does not open while one of them is
     // swapped.
     let is_candidate = |path: &PathBuf| {
@@ -76,11 +78,11 @@ fn lose_one(world: &World, rng: &mut Rng) {
     };
     let mut files: Vec<_> = walk(&world.path()).into_iter().filter(is_candidate).collect();
     files.sort();
-    let file = &files[usize::try_from(rng.below(files.len() as u64)).unwrap()];
+    let file = &files[rng.random_range(0..files.len())];
     // The spool may still have files open that were moved there earlier.
-    let other = world.aside.path().join(rng.number().to_string());
+    let other = world.aside.path().join(rng.random::<u64>().to_string());
     // The segment may be gone already.
-    let done = match rng.below(3) {
+    let done = match rng.random_range(0..3) {
         0 => fs::remove_file(file),
         1 => fs::rename(file, &other),
         _ => fs::copy(file, &other).and_then(|_| fs::rename(&other, file)),

@@ -1,6 +1,7 @@
 //! Damage to sled's files while no process has the spool open.
 
-use tidespool_testkit::rng::Rng;
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
 
 use super::images::State;
 use super::strike::strike;
@@ -17,7 +18,7 @@ async fn loses_nothing(state: State, ways: &'static [Way]) {
         let images = images.clone();
         async move {
             let (_dir, config) = images.copy(state);
-            strike(&config.path, way, &target, &images.donors(), &mut Rng::new(1));
+            strike(&config.path, way, &target, &images.donors(), &mut SmallRng::seed_from_u64(1));
             assert_is_whole(&config, &images.expected).await;
         }
     })

@@ -5,7 +5,8 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use tidespool_testkit::rng::Rng;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 use super::images::{SEGMENT_SIZE, State};
 use super::*;
@@ -51,11 +52,11 @@ fn last_page(path: &Path) -> Vec<u8> {
     bytes[bytes.len() - PAGE..].to_vec()
 }
 
-fn damage(path: &Path, end: End, other: &[u8], rng: &mut Rng) {
+fn damage(path: &Path, end: End, other: &[u8], rng: &mut SmallRng) {
     let mut page = last_page(path);
     match end {
         End::Zero(len) => page[PAGE - len..].fill(0),
-        End::Garbage(len) => page[PAGE - len..].fill_with(|| rng.number().to_le_bytes()[0]),
+        End::Garbage(len) => rng.fill(&mut page[PAGE - len..]),
         End::Flip(before_end) => page[PAGE - before_end] ^= 0x10,
         End::Exchange => page.copy_from_slice(other),
     }
@@ -75,7 +76,7 @@ async fn damaged_ends(state: State) {
             let ends: Vec<_> = segments.iter().map(|path| last_page(path)).collect();
             for (place, path) in segments.iter().enumerate().step_by(n) {
                 let other = &ends[(place + 1) % ends.len()];
-                damage(path, end, other, &mut Rng::new(place as u64));
+                damage(path, end, other, &mut SmallRng::seed_from_u64(place as u64));
             }
             lose_all(&config.path, 0);
             assert_is_whole(&config, &images.expected).await;

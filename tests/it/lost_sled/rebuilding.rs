@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tidespool_core::Spool as _;
 use tidespool_testkit::faults::{Call, Fault, FaultyStorage};
-use tidespool_testkit::rng::Rng;
 
 use super::images::{State, copy_running};
 use super::strike::{put_into_the_newest, strike};
@@ -24,7 +25,7 @@ async fn right_after_the_opening() {
             let (_dir, config) = images.copy(State::Closed);
             lose_all(&config.path, 0);
             let spool = open(&config).await;
-            strike(&config.path, way, &Target::All, &images.donors(), &mut Rng::new(2));
+            strike(&config.path, way, &Target::All, &images.donors(), &mut SmallRng::seed_from_u64(2));
             let mut expected = images.expected.clone();
             expected.assert_no_wrong_result(&spool).await;
             expected.fill(&spool, 1).await;
@@ -42,7 +43,7 @@ async fn right_after_the_opening() {
 /// Repeated openings that end at once in different ways. The last one finds everything.
 async fn repeatedly() {
     let images = Arc::new(Images::new().await);
-    let mut rng = Rng::new(5);
+    let mut rng = SmallRng::seed_from_u64(5);
     let (dir, mut config) = images.copy(State::Killed);
     let mut expected = images.expected.clone();
     for round in 0..9_u64 {
@@ -50,7 +51,7 @@ async fn repeatedly() {
         let spool = open(&config).await;
         strike(&config.path, Way::any(&mut rng), &Target::All, &images.donors(), &mut rng);
         expected.store(&spool, tidespool_core::SpoolId::new(), 3000).await;
-        let removed = expected.nth(rng.number()).unwrap();
+        let removed = expected.nth(rng.random()).unwrap();
         expected.remove(&spool, removed).await;
         expected::durable(&spool).await;
         match round % 3 {
@@ -90,7 +91,7 @@ fn strike_at(disk: &FaultyStorage, number: u64, spool: &Path, way: Way, images: 
     let last = AtomicU64::new(0);
     disk.watch(move |moment| {
         if moment.number == number && last.swap(number, Ordering::SeqCst) != number {
-            strike(&spool, way, &Target::All, &donors, &mut Rng::new(number));
+            strike(&spool, way, &Target::All, &donors, &mut SmallRng::seed_from_u64(number));
         }
     });
 }
@@ -174,7 +175,13 @@ async fn on_a_slow_disk() {
             let spool = Arc::new(open_on(&config, &disk).await.expect("open"));
             let mut expected = images.expected.clone();
             for round in 0..3 {
-                strike(&config.path, way, &Target::All, &images.donors(), &mut Rng::new(round));
+                strike(
+                    &config.path,
+                    way,
+                    &Target::All,
+                    &images.donors(),
+                    &mut SmallRng::seed_from_u64(round),
+                );
                 expected.assert_no_wrong_result(&spool).await;
                 expected.fill(&spool, 1).await;
                 expected.remove_each(&spool, 11).await;

@@ -6,9 +6,10 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tempfile::TempDir;
 use tidespool_core::{Spool as _, SpoolId};
-use tidespool_testkit::rng::Rng;
 use tokio::task::JoinSet;
 
 use super::expected::durable;
@@ -38,7 +39,7 @@ async fn between_traffic(images: Arc<Images>, way: Way, target: Target) {
     let mut expected = images.expected.clone();
     let spool = open(&config).await;
     expected.fill(&spool, 1).await;
-    strike(&config.path, way, &target, &images.donors(), &mut Rng::new(1));
+    strike(&config.path, way, &target, &images.donors(), &mut SmallRng::seed_from_u64(1));
     expected.assert_no_wrong_result(&spool).await;
     expected.fill(&spool, 2).await;
     expected.remove_each(&spool, 5).await;
@@ -70,11 +71,11 @@ async fn each_way_between_traffic(ways: &'static [Way]) {
 
 /// A caller with its own ids stores, replaces, removes and loads. Returns the expected messages.
 async fn traffic(spool: Arc<TieredSpool>, seed: u64, steps: u64) -> Expected {
-    let (mut expected, mut rng) = (Expected::default(), Rng::new(seed));
+    let (mut expected, mut rng) = (Expected::default(), SmallRng::seed_from_u64(seed));
     for _ in 0..steps {
-        let known = expected.nth(rng.number());
-        let len = usize::try_from(16 + rng.below(12_000)).unwrap();
-        match (known, rng.below(10)) {
+        let known = expected.nth(rng.random());
+        let len = rng.random_range(16..12_016);
+        match (known, rng.random_range(0..10)) {
             (Some(id), 0..3) => expected.remove(&spool, id).await,
             (Some(id), 3..5) => expected.store(&spool, id, len).await,
             (Some(_), 5) => expected.assert_no_wrong_result(&spool).await,
@@ -91,7 +92,7 @@ async fn during_traffic(images: Arc<Images>, way: Way) {
     let checkpointing = config.clone().checkpoint_after(Duration::from_millis(20));
     let spool = open(&checkpointing).await;
     let mut expected = images.expected.clone();
-    let mut rng = Rng::new(7);
+    let mut rng = SmallRng::seed_from_u64(7);
     for round in 0..3 {
         let mut callers = JoinSet::new();
         for caller in 0..CALLERS {
@@ -127,7 +128,7 @@ async fn just_before_a_shutdown() {
         async move {
             let (_dir, config) = images.copy(State::Closed);
             let spool = open(&config).await;
-            strike(&config.path, way, &Target::All, &images.donors(), &mut Rng::new(3));
+            strike(&config.path, way, &Target::All, &images.donors(), &mut SmallRng::seed_from_u64(3));
             shut_down(spool).await;
             assert_is_whole(&config, &images.expected).await;
         }
@@ -143,7 +144,7 @@ async fn just_before_a_kill() {
         async move {
             let (dir, config) = images.copy(State::Closed);
             let spool = open(&config).await;
-            strike(&config.path, way, &Target::All, &images.donors(), &mut Rng::new(4));
+            strike(&config.path, way, &Target::All, &images.donors(), &mut SmallRng::seed_from_u64(4));
             let killed = dir.path().join("killed");
             copy_running(&config.path, &killed);
             // Other tests cover this shutdown.

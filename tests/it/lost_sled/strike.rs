@@ -4,7 +4,9 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tidespool_testkit::rng::Rng;
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
 
 use crate::setup::copy_dir;
 
@@ -54,8 +56,8 @@ impl Way {
         Self::Directory,
     ];
 
-    pub(super) fn any(rng: &mut Rng) -> Self {
-        Self::ALL[usize::try_from(rng.below(Self::ALL.len() as u64)).unwrap()]
+    pub(super) fn any(rng: &mut SmallRng) -> Self {
+        Self::ALL[rng.random_range(0..Self::ALL.len())]
     }
 }
 
@@ -75,14 +77,10 @@ impl Target {
         std::iter::once(Self::All).chain(files.into_iter().map(one)).collect()
     }
 
-    pub(super) fn any(spool: &Path, rng: &mut Rng) -> Self {
+    pub(super) fn any(spool: &Path, rng: &mut SmallRng) -> Self {
         let files = files(&spool.join("sled"));
-        match rng.below(2 * files.len() as u64) {
-            n if n < files.len() as u64 => {
-                Self::One(files[usize::try_from(n).unwrap()].strip_prefix(spool).unwrap().to_owned())
-            }
-            _ => Self::All,
-        }
+        let one = files.choose(rng).filter(|_| rng.random_bool(0.5));
+        one.map_or(Self::All, |file| Self::One(file.strip_prefix(spool).unwrap().to_owned()))
     }
 }
 
@@ -94,7 +92,7 @@ pub(super) struct Donors {
 }
 
 /// Damages the files of a spool. Files that a running sled removes meanwhile are skipped.
-pub(super) fn strike(spool: &Path, way: Way, target: &Target, donors: &Donors, rng: &mut Rng) {
+pub(super) fn strike(spool: &Path, way: Way, target: &Target, donors: &Donors, rng: &mut SmallRng) {
     let sled = spool.join("sled");
     let result = match (target, way) {
         (Target::One(path), _) => strike_file(&spool.join(path), way, donors, rng),
@@ -115,7 +113,7 @@ pub(super) fn strike(spool: &Path, way: Way, target: &Target, donors: &Donors, r
 pub(crate) fn lose_all(spool: &Path, how: u8) {
     let way = [Way::Delete, Way::Empty, Way::Garbage][usize::from(how) % 3];
     let donors = Donors { older: PathBuf::new(), foreign: PathBuf::new() };
-    strike(spool, way, &Target::All, &donors, &mut Rng::new(how.into()));
+    strike(spool, way, &Target::All, &donors, &mut SmallRng::seed_from_u64(how.into()));
 }
 
 fn unless_gone(path: &Path, error: &io::Error) -> io::Result<()> {
@@ -126,10 +124,10 @@ fn unless_gone(path: &Path, error: &io::Error) -> io::Result<()> {
     }
 }
 
-fn strike_file(path: &Path, way: Way, donors: &Donors, rng: &mut Rng) -> io::Result<()> {
+fn strike_file(path: &Path, way: Way, donors: &Donors, rng: &mut SmallRng) -> io::Result<()> {
     let len = fs::metadata(path)?.len();
     // Starts in the first half, the part of its files that sled uses.
-    let (from, some) = (rng.below(len / 2), 1 + rng.below(len.clamp(1, 64 * 1024)));
+    let (from, some) = (rng.random_range(0..(len / 2).max(1)), rng.random_range(1..=len.clamp(1, 64 * 1024)));
     let some = some.min(len - from);
     match way {
         Way::Delete => fs::remove_file(path),
@@ -159,9 +157,10 @@ fn bytes(len: u64) -> usize {
     usize::try_from(len).unwrap()
 }
 
-fn garbage(len: u64, rng: &mut Rng) -> Vec<u8> {
-    let words = std::iter::repeat_with(|| rng.number().to_le_bytes());
-    words.flatten().take(bytes(len)).collect()
+fn garbage(len: u64, rng: &mut SmallRng) -> Vec<u8> {
+    let mut garbage = vec![0; bytes(len)];
+    rng.fill(&mut garbage[..]);
+    garbage
 }
 
 /// Replaces the file by another one with the same name.

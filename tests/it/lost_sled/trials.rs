@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tempfile::TempDir;
 use tidespool_core::{Spool as _, SpoolId};
-use tidespool_testkit::rng::{Rng, number_from_env, seed_from_env};
+use tidespool_testkit::env::{number_from_env, seed_from_env};
 
 use super::expected::durable;
 use super::images::copy_running;
@@ -47,7 +49,7 @@ struct Trial {
     dir: TempDir,
     config: Config,
     donors: Donors,
-    rng: Rng,
+    rng: SmallRng,
     expected: Expected,
     /// `None` while the spool is closed.
     spool: Option<Arc<TieredSpool>>,
@@ -57,13 +59,13 @@ struct Trial {
 
 impl Trial {
     async fn new(seed: u64) -> Self {
-        let mut rng = Rng::new(seed);
+        let mut rng = SmallRng::seed_from_u64(seed);
         let dir = TempDir::new().unwrap();
         let foreign = dir.path().join("foreign");
         make_another(&foreign, &mut rng).await;
         let path = dir.path().join("spool");
         let ages = [Duration::ZERO, Duration::from_millis(20), HOUR];
-        let age = ages[usize::try_from(rng.below(3)).unwrap()];
+        let age = ages[rng.random_range(0..3)];
         let config = config(&path).checkpoint_after(age);
         let spool = open(&config).await;
         let donors = Donors { older: foreign.join("sled"), foreign: foreign.join("sled") };
@@ -75,9 +77,9 @@ impl Trial {
     }
 
     async fn run(mut self) {
-        for _ in 0..3 + self.rng.below(4) {
+        for _ in 0..self.rng.random_range(3..7) {
             self.work(40).await;
-            match self.rng.below(6) {
+            match self.rng.random_range(0..6) {
                 0 => self.remember().await,
                 1 => self.strike(),
                 2 => {
@@ -99,13 +101,13 @@ impl Trial {
 
     /// Makes fewer than `most` calls.
     async fn work(&mut self, most: u64) {
-        for _ in 0..self.rng.below(most) {
+        for _ in 0..self.rng.random_range(0..most) {
             let spool = self.spool().clone();
             healthy(spool.as_ref()).await;
-            let known = self.expected.nth(self.rng.number());
-            let most = if self.rng.chance(30) { 20_000 } else { 900 };
-            let len = usize::try_from(16 + self.rng.below(most)).unwrap();
-            match (known, self.rng.below(40)) {
+            let known = self.expected.nth(self.rng.random());
+            let most = if self.rng.random_bool(0.3) { 20_000 } else { 900 };
+            let len = 16 + self.rng.random_range(0..most);
+            match (known, self.rng.random_range(0..40)) {
                 (Some(id), 0..10) => self.expected.remove(&spool, id).await,
                 (Some(id), 10..18) => self.expected.store(&spool, id, len).await,
                 (Some(_), 18) => self.upkeep().await,
@@ -152,14 +154,14 @@ impl Trial {
     /// Opens the spool and sometimes damages it immediately.
     async fn open(&mut self) {
         self.spool = Some(open(&self.config).await);
-        if self.rng.chance(40) {
+        if self.rng.random_bool(0.4) {
             self.strike();
         }
     }
 
     async fn shut_down_and_open(&mut self) {
         println!("a shutdown");
-        if self.rng.chance(30) {
+        if self.rng.random_bool(0.3) {
             self.strike();
         }
         self.end().await;
@@ -186,14 +188,14 @@ impl Trial {
         self.upkeep().await;
         self.expected.assert_exact(self.spool()).await;
         durable(self.spool()).await;
-        if self.rng.chance(50) {
+        if self.rng.random_bool(0.5) {
             self.strike();
         }
         let copy = self.copy();
         copy_running(&self.config.path, &copy);
         self.spool = None;
         self.config.path = copy;
-        if self.rng.chance(50) {
+        if self.rng.random_bool(0.5) {
             self.strike();
         }
         self.open().await;
@@ -206,10 +208,10 @@ fn config(path: &Path) -> Config {
 }
 
 /// Creates another spool, whose files may replace those of this one.
-async fn make_another(path: &Path, rng: &mut Rng) {
+async fn make_another(path: &Path, rng: &mut SmallRng) {
     let mut expected = Expected::default();
     let spool = open(&config(path)).await;
-    for _ in 0..=rng.below(3) {
+    for _ in 0..=rng.random_range(0..3) {
         expected.fill(&spool, 3).await;
         expected.remove_each(&spool, 4).await;
         spool.compact().await.expect("compact");

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
+use rand::SeedableRng as _;
+use rand::seq::SliceRandom as _;
 
 use crate::callers::{Clock, Done};
 use crate::disk::{self, DiskWatch, Use};
@@ -16,7 +18,7 @@ use crate::payload::Random;
 use crate::plan::Drain;
 use crate::proc::{disk_write_bytes, peak_rss_bytes};
 use crate::run::{Measured, Run, Written};
-use crate::set::{self, Amount, Step, Stored};
+use crate::set::{self, Amount, Step};
 
 /// The figures measured while the engine is open.
 struct Phases {
@@ -90,7 +92,7 @@ async fn store_and_remove(
     let (live_bytes, stored_messages) = (live.load(Ordering::Relaxed), messages.len() as u64);
 
     if run.plan.drain == Drain::Random {
-        Random::new(run.plan.seed).shuffle::<Stored>(&mut messages);
+        messages.shuffle(&mut Random::seed_from_u64(run.plan.seed));
     }
     let clock = Clock::counted(&run.stop);
     let removed = set::go_through(run, engine, messages, Step::Remove, clock, live).await?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use rand::seq::IndexedRandom as _;
 use tidespool_core::SpoolId;
 use tokio::task::coop::consume_budget;
 
@@ -35,7 +36,9 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
 
 async fn load(mut caller: Caller, set: Set, shared: bool) -> Result<(Caller, ())> {
     while caller.goes_on() {
-        let Some(&(id, len)) = caller.messages.random.choose(&set) else { bail!("there is nothing to load") };
+        let Some(&(id, len)) = set.choose(&mut caller.messages.random) else {
+            bail!("there is nothing to load")
+        };
         let begun = Instant::now();
         if shared {
             caller.load_shared(id, len).await?;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use rand::SeedableRng as _;
+use rand::seq::SliceRandom as _;
 
 use crate::callers::Clock;
 use crate::disk;
@@ -22,7 +24,7 @@ pub(super) async fn run(run: &Run<'_>) -> Result<Measured> {
     let count = run.plan.messages.unwrap_or((SET_BYTES / mean).clamp(1, SET_MESSAGES));
     let needs = Needs::of(&run.plan);
     let mut set = run.with(&needs, async |engine| set::fill(run, engine, count).await).await?;
-    Random::new(run.plan.seed).shuffle(&mut set);
+    set.shuffle(&mut Random::seed_from_u64(run.plan.seed));
 
     let needs = Needs { small_caches: true, ..needs };
     let (done, read) = run

@@ -31,11 +31,11 @@ use tidespool::Config;
 pub(crate) use self::mix::Mix;
 use self::mix::Setting;
 use self::report::{MAX_RATIO, MemoryReport, MixReport};
-use crate::disk;
 use crate::interrupt::Interrupted;
 use crate::output::json_line;
 use crate::plan::Plan;
 use crate::report::name;
+use crate::{disk, progress};
 
 /// The default budget of the spool.
 const BUDGET: u64 = 256 << 20;
@@ -80,20 +80,23 @@ pub(crate) fn run(plan: &Plan, asked: &Asked<'_>, out: &mut dyn Write) -> Result
     let all = Mix::value_variants();
     let mixes = if asked.only.is_empty() { all } else { asked.only };
     let mut found = Vec::with_capacity(mixes.len());
-    for mix in mixes {
-        let one = one(*mix, &setting, &parent, asked.subcommand)
-            .with_context(|| format!("running the mix {}", name(mix)))?;
-        if !asked.json {
-            one.row(out, found.is_empty())?;
-            out.flush()?;
-        }
-        found.push(one);
-    }
+    let bar = progress::bar("", mixes.len() as u64);
+    let ran = mixes.iter().try_for_each(|mix| {
+        bar.set_message(name(mix));
+        let one = one(*mix, &setting, &parent, asked.subcommand);
+        found.push(one.with_context(|| format!("running the mix {}", name(mix)))?);
+        bar.inc(1);
+        anyhow::Ok(())
+    });
+    bar.finish_and_clear();
     let report = MemoryReport::new(&setting, found);
     if asked.json {
+        ran?;
         json_line(out, &report)?;
     } else {
-        report.verdict(out)?;
+        // Also after an error: the mixes before it are useful.
+        report.table(out)?;
+        ran?;
     }
     let over: Vec<String> = report.mixes.iter().filter(|mix| !mix.pass).map(|mix| name(&mix.mix)).collect();
     if !over.is_empty() {

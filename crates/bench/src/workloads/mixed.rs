@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use rand::RngExt as _;
 use tidespool_core::SpoolId;
 use tokio::task::yield_now;
 
@@ -19,7 +20,7 @@ use crate::plan::{Lifetime, Size};
 use crate::run::{Measured, Run};
 
 /// Synced stores of 100.
-const SYNCED: u64 = 30;
+const SYNCED: u32 = 30;
 
 /// The kinds of calls, by their names in the report.
 const KINDS: [&str; 5] = ["store_unsynced", "store_synced", "load", "resave", "remove"];
@@ -88,7 +89,7 @@ impl Server {
         let (id, data) = caller.messages.next();
         let (metadata_id, metadata) = (SpoolId::new(), caller.messages.payload(Size::Metadata));
         let (len, metadata_len) = (data.len(), metadata.len());
-        let sync = caller.plan.force_sync || caller.messages.random.below(100) < SYNCED;
+        let sync = caller.plan.force_sync || caller.messages.random.random_range(0..100) < SYNCED;
         let life = Life::draw(Lifetime::HeavyTail, &mut caller.messages.random);
         let store = if sync { Kind::StoreSynced } else { Kind::StoreUnsynced };
 

@@ -154,7 +154,7 @@ impl Args {
             write(path, serde_json::to_string_pretty(comparison)?)?;
         }
         if let Some(path) = &self.html {
-            write(path, html::page(comparison))?;
+            write(path, html::page(comparison)?)?;
         }
         Ok(())
     }

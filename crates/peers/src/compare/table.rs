@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use bytesize::ByteSize;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::record::{CaseSummary, Comparison};
@@ -21,7 +22,7 @@ pub(super) const COLUMNS: [(&str, &str, bool); 8] = [
     ("p999_us", "p99.9 µs", false),
     ("max_us", "max µs", false),
     ("written_per_op", "written B/op", false),
-    ("peak_rss_bytes", "peak MiB", false),
+    ("peak_rss_bytes", "peak memory", false),
 ];
 
 /// Prints all cases with their ratios, then the settings, and last the failed runs.
@@ -77,7 +78,8 @@ pub(super) fn cell(engine: &EngineSummary, key: &str, spread: bool) -> String {
 
 fn number(key: &str, value: f64) -> String {
     match key {
-        "peak_rss_bytes" => format!("{:.0}", value / f64::from(1 << 20)),
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of bytes")]
+        "peak_rss_bytes" => ByteSize(value as u64).to_string(),
         _ if value >= 100.0 => format!("{value:.0}"),
         _ if value >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.2}"),
@@ -111,9 +113,12 @@ mod tests {
         let mut out = Vec::new();
         print(&mut out, &comparison()).unwrap();
         let text = String::from_utf8(out).unwrap();
-        assert!(text.contains("store 16 KiB, 64 callers, synced"), "{text}");
+        assert!(text.contains("store 16.0 KiB, 64 callers, synced"), "{text}");
         assert!(text.contains("400 (300–500)"), "{text}");
         assert!(text.contains("tidespool, ops_per_s: 4.00 × fjall (best peer)\n"), "{text}");
-        assert!(text.contains("FAILED: sled: store 16 KiB, 64 callers, synced: no <space> left\n"), "{text}");
+        assert!(
+            text.contains("FAILED: sled: store 16.0 KiB, 64 callers, synced: no <space> left\n"),
+            "{text}"
+        );
     }
 }

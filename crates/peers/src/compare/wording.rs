@@ -1,5 +1,6 @@
 //! A plan as text: the arguments of a child, and the titles of cases.
 
+use bytesize::ByteSize;
 use tidespool_bench::{Drain, Plan, Size, Workload};
 
 use crate::engines::Peer;
@@ -48,8 +49,8 @@ pub(crate) fn title(plan: &Plan) -> String {
     }
     if plan.workload == Workload::Backlog {
         title += &format!(
-            " to {} MiB, drained in {}",
-            plan.backlog_bytes >> 20,
+            " to {}, drained in {}",
+            ByteSize(plan.backlog_bytes),
             match plan.drain {
                 Drain::Order => "order",
                 Drain::Random => "random order",
@@ -69,8 +70,7 @@ pub(crate) fn title(plan: &Plan) -> String {
 
 fn size_text(size: Size) -> String {
     match size {
-        Size::Bytes(bytes) if bytes >= 1_024 && bytes % 1_024 == 0 => format!("{} KiB", bytes >> 10),
-        Size::Bytes(bytes) => format!("{bytes} B"),
+        Size::Bytes(bytes) => ByteSize(bytes as u64).to_string(),
         word => word.to_string(),
     }
 }

@@ -24,6 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use bytesize::ByteSize;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tidespool::{Config, Durability, TieredSpool};
@@ -127,8 +128,8 @@ impl Peer {
         match self {
             Self::Tidespool => {
                 let version = env!("CARGO_PKG_VERSION");
-                let budget = Config::new("").memory_budget >> 20;
-                format!("Tidespool {version}: default settings, memory budget {budget} MiB")
+                let budget = ByteSize(Config::new("").memory_budget);
+                format!("Tidespool {version}: default settings, memory budget {budget}")
             }
             Self::TidespoolMemory => {
                 "as tidespool, durability memory: what is not synced is gone with the process".to_owned()

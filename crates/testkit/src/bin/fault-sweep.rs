@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use tidespool_testkit::rng::seed_from_env;
+use tidespool_testkit::env::seed_from_env;
 use tidespool_testkit::sweep::{Kind, Plan, Point, Points, Subject, count, run_all};
 
 /// Lets each call to the disk fail in turn, in each way, and checks the spool after it.
@@ -50,7 +50,7 @@ async fn sweep(args: &Args) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let of = Points::from(&unharmed);
-    let kinds: Vec<Kind> = args.kind.map_or_else(|| Kind::ALL.to_vec(), |kind| vec![kind]);
+    let kinds: Vec<Kind> = args.kind.map_or_else(|| Kind::all().to_vec(), |kind| vec![kind]);
     let plan = match (args.point, args.sample) {
         (Some(number), _) => Plan::one(of, Point { number, kind: kinds[0] }),
         (None, Some(sample)) => {

@@ -14,9 +14,9 @@ use tidespool_core::{
 };
 use tokio::sync::watch;
 
-use super::checker::Value;
 use super::history::{Clock, Entry, Outcome, Request, Source};
 use super::plan::{Action, Cancel, Step};
+use crate::oracle::Value;
 use crate::payload;
 
 /// The state that all tasks of a round share.
@@ -116,8 +116,7 @@ impl Caller {
     ) -> (Option<Entry>, bool) {
         let version = self.state.versions.fetch_add(1, Ordering::Relaxed);
         let data = payload::shared(id, version, len);
-        let version = (len >= payload::HEADER_BYTES).then_some(version);
-        let request = Request::Store { seen: payload::Seen { version, len }, forced };
+        let request = Request::Store { seen: payload::Seen::of(version, len), forced };
         let begun = self.begin();
         let answer = drive(self.spool.store(id, data, forced, deadline), cancel, self.stop.clone()).await;
         let (outcome, continues) = match answer {

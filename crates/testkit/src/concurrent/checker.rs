@@ -14,7 +14,6 @@
 //!
 //! A crash loses writes that are not durable. So it may find any earlier value that is not older
 //! than a durable write.
-//! older than a durable write.
 //!
 //! # Method
 //!
@@ -27,36 +26,31 @@
 
 use std::collections::HashSet;
 
-use crate::payload::Seen;
-
-/// The value of an id: `None` is no message.
-pub type Value = Option<Seen>;
+use crate::oracle::Value;
 
 /// The maximum number of concurrent writes, and of concurrent loads.
-pub const MAX_OPEN: usize = 64;
+pub(super) const MAX_OPEN: usize = 64;
 
 /// The maximum number of states that the checker keeps.
-pub const MAX_STATES: usize = 200_000;
+pub(super) const MAX_STATES: usize = 200_000;
 
 /// One call on one id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Call {
+pub(super) struct Call {
     /// The time of its beginning. All times of a history are different.
-    pub began: u64,
+    pub(super) began: u64,
     /// The time of its end: the caller had the result, or had dropped the future.
-    pub ended: u64,
-    /// The request and its result.
-    pub what: What,
+    pub(super) ended: u64,
+    pub(super) what: What,
 }
 
 /// The request of a call and its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
+pub(super) enum What {
     /// A load, or an entry of an enumeration, or a missing entry.
     Read(Value),
     /// An acknowledged store or remove. `durable`: it survives the crash at the end.
     Written {
-        /// The value that it wrote.
         value: Value,
         /// A crash at the end of this history does not lose it.
         durable: bool,
@@ -69,7 +63,7 @@ pub enum What {
 
 /// How a session ended, and the value after the next opening.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+pub(super) enum Ending {
     /// An orderly shutdown: the id keeps its final value.
     Orderly(Value),
     /// The spool was dropped, or killed: writes that are not durable may be lost.
@@ -78,7 +72,7 @@ pub enum Ending {
 
 /// Why a history is not legal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refuted {
+pub(super) enum Refuted {
     /// No order explains the result of this call.
     Call {
         /// The index of the call in the history.
@@ -100,7 +94,7 @@ pub enum Refuted {
 /// # Errors
 ///
 /// The first end that no order explains.
-pub fn check(initial: Value, calls: &[Call], ending: Option<Ending>) -> Result<(), Refuted> {
+pub(super) fn check(initial: Value, calls: &[Call], ending: Option<Ending>) -> Result<(), Refuted> {
     let mut search = Search::new(initial, calls, ending);
     for (_, moment) in moments(calls) {
         match moment {

@@ -1,6 +1,10 @@
 //! Hand-written histories, legal and illegal.
 
-use super::checker::{Call, Ending, Refuted, Value, What, check};
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use super::checker::{Call, Ending, Refuted, What, check};
+use crate::oracle::Value;
 use crate::payload::Seen;
 
 /// Version `n`. 0 is no message.
@@ -240,15 +244,15 @@ fn random_histories_of_a_register_are_legal_until_one_load_is_changed() {
 
 /// Returns a history, and a load in it with a version that was replaced before the load began.
 fn random_history(seed: u64) -> (Vec<Call>, Option<(usize, u64)>) {
-    let mut rng = crate::rng::Rng::new(seed);
+    let mut rng = SmallRng::seed_from_u64(seed);
     let mut calls: Vec<Call> = Vec::new();
     // The open call of each caller, and whether it has taken effect.
     let mut open: [Option<(usize, bool)>; 4] = [None; 4];
     let (mut value, mut stale) = (0, None);
     for now in 1..200_u64 {
-        let caller = usize::try_from(rng.below(4)).unwrap_or(0);
+        let caller = rng.random_range(0..4);
         let Some((place, has_happened)) = open[caller] else {
-            let what = match rng.below(5) {
+            let what = match rng.random_range(0..5) {
                 0 | 1 => What::Read(None),
                 2 => What::Written { value: None, durable: false },
                 3 => What::Written { value: v(now), durable: false },
@@ -262,7 +266,7 @@ fn random_history(seed: u64) -> (Vec<Call>, Option<(usize, u64)>) {
             match &mut calls[place].what {
                 What::Read(seen) => *seen = v(value),
                 What::Written { value: new, .. } => value = new.map_or(0, |_| calls[place].began),
-                What::Dropped(_) if rng.chance(50) => value = calls[place].began,
+                What::Dropped(_) if rng.random_bool(0.5) => value = calls[place].began,
                 _ => {}
             }
             open[caller] = Some((place, true));

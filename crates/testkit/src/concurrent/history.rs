@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use tidespool_core::SpoolId;
 
-use super::checker::{Call, Value, What};
+use super::checker::{Call, What};
+use crate::oracle::{Value, shown};
 use crate::payload::Seen;
 
 /// Logical time: one number for each beginning and each end, across all callers.
@@ -14,18 +15,18 @@ use crate::payload::Seen;
 /// A call that ended before another began has lower numbers. So the numbers order calls that do not
 /// overlap, as linearizability requires.
 #[derive(Debug, Default)]
-pub struct Clock(AtomicU64);
+pub(super) struct Clock(AtomicU64);
 
 impl Clock {
     /// Returns the next time.
-    pub fn tick(&self) -> u64 {
+    pub(super) fn tick(&self) -> u64 {
         self.0.fetch_add(1, Ordering::SeqCst) + 1
     }
 }
 
 /// The task that made a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+pub(super) enum Source {
     /// One of the callers of the plan.
     Caller(usize),
     /// A task that replaces its own messages continuously.
@@ -39,23 +40,15 @@ pub enum Source {
 
 /// The request of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Request {
-    /// Store this message.
-    Store {
-        /// The message.
-        seen: Seen,
-        /// With `force_sync`.
-        forced: bool,
-    },
-    /// Remove.
+pub(super) enum Request {
+    Store { seen: Seen, forced: bool },
     Remove,
-    /// Load.
     Load,
 }
 
 /// The result of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub(super) enum Outcome {
     /// The store or remove returned `Ok`.
     Done,
     /// The load returned this value.
@@ -68,29 +61,25 @@ pub enum Outcome {
 
 /// One call.
 #[derive(Debug, Clone, Copy)]
-pub struct Entry {
+pub(super) struct Entry {
     /// The task that made it.
-    pub source: Source,
-    /// The id of the message.
-    pub id: SpoolId,
-    /// The request.
-    pub request: Request,
+    pub(super) source: Source,
+    pub(super) id: SpoolId,
+    pub(super) request: Request,
     /// The logical time before the call.
-    pub began: u64,
+    pub(super) began: u64,
     /// The logical time after the call ended or its future was dropped.
-    pub ended: u64,
+    pub(super) ended: u64,
     /// The wall-clock time of `began`.
-    pub began_at: Instant,
+    pub(super) began_at: Instant,
     /// The wall-clock time of `ended`.
-    pub ended_at: Instant,
-    /// The result.
-    pub outcome: Outcome,
+    pub(super) ended_at: Instant,
+    pub(super) outcome: Outcome,
 }
 
 impl Entry {
     /// Returns the value that the call writes; `None` for a load.
-    #[must_use]
-    pub fn writes(&self) -> Option<Value> {
+    pub(super) fn writes(&self) -> Option<Value> {
         match self.request {
             Request::Store { seen, .. } => Some(Some(seen)),
             Request::Remove => Some(None),
@@ -100,8 +89,7 @@ impl Entry {
 
     /// Converts the entry for the checker. `durable`: a crash at the end of the history does not
     /// lose it.
-    #[must_use]
-    pub fn call(&self, durable: bool) -> Call {
+    pub(super) fn call(&self, durable: bool) -> Call {
         let what = match (self.outcome, self.writes()) {
             (Outcome::Saw(value), _) => What::Read(value),
             (Outcome::Done, Some(value)) => What::Written { value, durable },
@@ -137,15 +125,5 @@ impl fmt::Display for Entry {
             Outcome::Dropped => "dropped".to_owned(),
         };
         write!(f, "{source:<15}  {request:<38}  {outcome}")
-    }
-}
-
-/// Formats a value.
-#[must_use]
-pub fn shown(value: Value) -> String {
-    match value {
-        None => "nothing".to_owned(),
-        Some(Seen { version: Some(version), len }) => format!("version {version} ({len} bytes)"),
-        Some(Seen { version: None, len }) => format!("{len} bytes"),
     }
 }

@@ -7,13 +7,13 @@
 //! id are checked:
 //!
 //! * **Linearizability**: one order of the stores and removes of an id explains every load of it
-//!   ([`checker`]). Store values are unique. An enumeration is a load of every id, from its
+//!   (`checker`). Store values are unique. An enumeration is a load of every id, from its
 //!   beginning until the entry is received, or until its end if there is no entry. No entry comes
 //!   twice.
 //! * **Orderly restart**: each id has its final value.
 //! * **Drop without shutdown**: like a crash. Messages acknowledged as durable are present. Of the
-//!   others, no newer message is kept while an older one is lost ([`restart`]). The rules are those
-//!   of [`crash::judge`](crate::crash::judge).
+//!   others, no newer message is kept while an older one is lost (`restart`). The rules are those
+//!   of [`oracle`](crate::oracle).
 //! * A store that returned an error is never seen while the spool is open, nor after an orderly
 //!   shutdown. After a drop it may be seen.
 //! * A dropped store may take effect at any later time of the same session, but never after a store
@@ -34,12 +34,12 @@
 //! but not the race between threads, so increase the rounds with it.
 
 mod caller;
-pub mod checker;
+mod checker;
 #[cfg(test)]
 mod checker_tests;
-pub mod history;
-pub mod plan;
-pub mod restart;
+mod history;
+mod plan;
+mod restart;
 mod run;
 mod upkeep;
 
@@ -50,8 +50,8 @@ use anyhow::Result;
 pub use plan::Shape;
 pub use restart::Expected;
 
-use crate::conformance::Factory;
-use crate::rng::{number_from_env, seed_from_env};
+use crate::env::{number_from_env, seed_from_env};
+use tidespool_conformance::Factory;
 
 /// The default of `TIDESPOOL_CONCURRENT_ROUNDS`.
 pub const DEFAULT_ROUNDS: u64 = 50;

@@ -2,29 +2,31 @@
 
 use std::time::Duration;
 
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+
 use crate::payload;
-use crate::rng::Rng;
 
 /// The number of ids that get most of the calls.
-pub const HOT: usize = 3;
+pub(super) const HOT: usize = 3;
 
 /// The number of ids that get few calls.
-pub const COLD: usize = 24;
+pub(super) const COLD: usize = 24;
 
 /// The number of ids that each task of the flood replaces repeatedly.
-pub const FLOODED: usize = 64;
+pub(super) const FLOODED: usize = 64;
 
 /// The maximum number of tasks of a flood.
-pub const FLOOD_TASKS: usize = 4;
+pub(super) const FLOOD_TASKS: usize = 4;
 
 /// The number of ids of a run: first the hot ones, then the cold ones, then those of the flood.
-pub const IDS: usize = HOT + COLD + FLOODED * FLOOD_TASKS;
+pub(super) const IDS: usize = HOT + COLD + FLOODED * FLOOD_TASKS;
 
 /// The number of calls of one caller in one round.
 const STEPS: u64 = 70;
 
 /// The number of concurrent callers.
-const CALLERS: u64 = 5;
+const CALLERS: usize = 5;
 
 /// The kind of rounds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -40,44 +42,35 @@ pub enum Shape {
 
 /// Messages that are replaced continuously, so that there is always dirty data to flush.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Flood {
-    /// The number of concurrent tasks.
-    pub tasks: usize,
+pub(super) struct Flood {
+    pub(super) tasks: usize,
     /// The maximum number of stores of each task.
-    pub stores: u64,
+    pub(super) stores: u64,
     /// The maximum length of its messages in bytes.
-    pub len: u64,
+    pub(super) len: usize,
 }
 
 /// One call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    /// Store a new version.
+pub(super) enum Action {
     Store {
-        /// The index of the id.
         slot: usize,
-        /// The length in bytes.
         len: usize,
-        /// With `force_sync`.
         forced: bool,
         /// A deadline so short that it may pass.
         deadline: Option<Duration>,
     },
-    /// Remove.
     Remove {
-        /// The index of the id.
         slot: usize,
     },
-    /// Load.
     Load {
-        /// The index of the id.
         slot: usize,
     },
 }
 
 /// When the future of a call is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cancel {
+pub(super) enum Cancel {
     /// Never: it is awaited.
     Never,
     /// After this many polls.
@@ -88,102 +81,94 @@ pub enum Cancel {
 
 /// One call of one caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Step {
-    /// The call.
-    pub action: Action,
+pub(super) struct Step {
+    pub(super) action: Action,
     /// When its future is dropped.
-    pub cancel: Cancel,
+    pub(super) cancel: Cancel,
     /// The number of yields before the call.
-    pub yields: u64,
+    pub(super) yields: u64,
     /// A call that the caller makes right after the beginning of this one, without waiting for its
     /// result.
-    pub beside: Option<Action>,
+    pub(super) beside: Option<Action>,
 }
 
 impl Step {
     /// A single call that is awaited.
-    #[must_use]
-    pub const fn plain(action: Action) -> Self {
+    pub(super) const fn plain(action: Action) -> Self {
         Self { action, cancel: Cancel::Never, yields: 0, beside: None }
     }
 }
 
 /// The end of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct End {
+pub(super) struct End {
     /// An orderly shutdown. If false, the spool is dropped.
-    pub orderly: bool,
+    pub(super) orderly: bool,
     /// End while the callers still work, after this many calls. `None`: when they have ended.
-    pub beside: Option<u64>,
+    pub(super) beside: Option<u64>,
     /// Load and enumerate all messages before the end, after the callers have ended.
-    pub final_check: bool,
+    pub(super) final_check: bool,
 }
 
 /// A round, from one opening to the next.
 #[derive(Debug, Clone)]
-pub struct Round {
-    /// The calls of each caller.
-    pub callers: Vec<Vec<Step>>,
-    /// The flood that runs meanwhile.
-    pub flood: Flood,
-    /// Whether upkeep runs meanwhile.
-    pub has_upkeep: bool,
+pub(super) struct Round {
+    pub(super) callers: Vec<Vec<Step>>,
+    pub(super) flood: Flood,
+    pub(super) has_upkeep: bool,
     /// Selects the calls of the upkeep.
-    pub upkeep: Rng,
-    /// The end of the round.
-    pub end: End,
+    pub(super) upkeep: SmallRng,
+    pub(super) end: End,
 }
 
 impl Round {
     /// Generates a round, for a spool in which a message of more than `large` bytes is larger than
     /// a segment.
-    #[must_use]
-    pub fn new(mut rng: Rng, shape: Shape, large: usize) -> Self {
-        let steps = |n| steps(&mut rng.fork(n), shape, large);
-        let callers: Vec<Vec<Step>> = (0..CALLERS).map(steps).collect();
+    pub(super) fn new(mut rng: SmallRng, shape: Shape, large: usize) -> Self {
+        let callers: Vec<Vec<Step>> = (0..CALLERS).map(|_| steps(&mut rng, shape, large)).collect();
         let calls: u64 = callers.iter().map(|steps| steps.len() as u64).sum();
-        let beside = rng.chance(40).then(|| calls / 4 + rng.below(calls / 2));
+        let beside = rng.random_bool(0.4).then(|| rng.random_range(calls / 4..calls / 4 * 3));
         let flood = match shape {
-            Shape::Mixed => Flood { tasks: usize::from(rng.chance(60)), stores: 3_000, len: 700 },
+            Shape::Mixed => Flood { tasks: usize::from(rng.random_bool(0.6)), stores: 3_000, len: 700 },
             Shape::Overtaking => Flood { tasks: FLOOD_TASKS, stores: 20_000, len: 4_096 },
         };
         Self {
             callers,
             flood,
             has_upkeep: shape == Shape::Mixed,
-            upkeep: rng.fork(CALLERS),
-            end: End { orderly: rng.chance(50), beside, final_check: rng.chance(60) },
+            upkeep: rng.fork(),
+            end: End { orderly: rng.random_bool(0.5), beside, final_check: rng.random_bool(0.6) },
         }
     }
 }
 
-fn steps(rng: &mut Rng, shape: Shape, large: usize) -> Vec<Step> {
+fn steps(rng: &mut SmallRng, shape: Shape, large: usize) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     while (steps.len() as u64) < STEPS {
-        if shape == Shape::Overtaking && rng.chance(70) {
+        if shape == Shape::Overtaking && rng.random_bool(0.7) {
             overtake(rng, large, &mut steps);
             continue;
         }
-        if rng.chance(10) {
+        if rng.random_bool(0.1) {
             give_up(rng, &mut steps);
             continue;
         }
         let slot = slot(rng);
-        let action = match rng.below(100) {
+        let action = match rng.random_range(0..100) {
             0..48 => store(rng, slot, large),
             48..66 => Action::Remove { slot },
             _ => Action::Load { slot },
         };
         let is_large = matches!(action, Action::Store { len, .. } if len > large);
         // Replace or remove a message that is being written.
-        let second = (is_large && rng.chance(70)).then(|| second(rng, slot));
-        let beside = second.filter(|_| rng.chance(60));
-        steps.push(Step { action, cancel: cancel(rng), yields: rng.below(4), beside });
+        let second = (is_large && rng.random_bool(0.7)).then(|| second(rng, slot));
+        let beside = second.filter(|_| rng.random_bool(0.6));
+        steps.push(Step { action, cancel: cancel(rng), yields: rng.random_range(0..4), beside });
         if let Some(second) = second {
             if beside.is_none() {
                 steps.push(Step::plain(second));
             }
-            steps.push(Step { yields: rng.below(3), ..Step::plain(Action::Load { slot }) });
+            steps.push(Step { yields: rng.random_range(0..3), ..Step::plain(Action::Load { slot }) });
         }
     }
     steps
@@ -191,10 +176,10 @@ fn steps(rng: &mut Rng, shape: Shape, large: usize) -> Vec<Step> {
 
 /// Adds a store that waits for the disk, and immediately after it a remove or a store into memory.
 /// The loads after them must agree on which came last.
-fn overtake(rng: &mut Rng, large: usize, steps: &mut Vec<Step>) {
-    let slot = HOT + usize::try_from(rng.below(COLD as u64)).unwrap_or(0);
+fn overtake(rng: &mut SmallRng, large: usize, steps: &mut Vec<Step>) {
+    let slot = rng.random_range(HOT..HOT + COLD);
     // The message is several segments long, so it is written during a sync.
-    let (len, forced) = if rng.chance(80) { (large * 5, false) } else { (4_000, true) };
+    let (len, forced) = if rng.random_bool(0.8) { (large * 5, false) } else { (4_000, true) };
     let action = Action::Store { slot, len, forced, deadline: None };
     steps.push(Step { beside: Some(second(rng, slot)), ..Step::plain(action) });
     for yields in [0, 10, 50] {
@@ -204,10 +189,10 @@ fn overtake(rng: &mut Rng, large: usize, steps: &mut Vec<Step>) {
 
 /// Adds a store whose caller gives up while it is being written. When the write is over, the
 /// message is removed, and must not reappear.
-fn give_up(rng: &mut Rng, steps: &mut Vec<Step>) {
-    let slot = HOT + usize::try_from(rng.below(COLD as u64)).unwrap_or(0);
+fn give_up(rng: &mut SmallRng, steps: &mut Vec<Step>) {
+    let slot = rng.random_range(HOT..HOT + COLD);
     let store = |slot| Action::Store { slot, len: 4_000, forced: true, deadline: None };
-    let cancel = Cancel::AfterTime(Duration::from_micros(rng.below(3_000)));
+    let cancel = Cancel::AfterTime(Duration::from_micros(rng.random_range(0..3_000)));
     steps.push(Step { cancel, ..Step::plain(store(slot)) });
     // This store is durable only after the one before it.
     steps.push(Step::plain(store(if slot > HOT { slot - 1 } else { slot + 1 })));
@@ -216,40 +201,37 @@ fn give_up(rng: &mut Rng, steps: &mut Vec<Step>) {
 }
 
 /// Returns the call that overtakes a store.
-fn second(rng: &mut Rng, slot: usize) -> Action {
-    match rng.below(2) {
+fn second(rng: &mut SmallRng, slot: usize) -> Action {
+    match rng.random_range(0..2) {
         0 => Action::Store { slot, len: 4_000, forced: false, deadline: None },
         _ => Action::Remove { slot },
     }
 }
 
-fn slot(rng: &mut Rng) -> usize {
-    let (first, count) = if rng.chance(70) { (0, HOT) } else { (HOT, COLD) };
-    first + usize::try_from(rng.below(count as u64)).unwrap_or(0)
+fn slot(rng: &mut SmallRng) -> usize {
+    if rng.random_bool(0.7) { rng.random_range(0..HOT) } else { rng.random_range(HOT..HOT + COLD) }
 }
 
-fn store(rng: &mut Rng, slot: usize, large: usize) -> Action {
-    let large = large as u64;
-    let len = match rng.below(100) {
+fn store(rng: &mut SmallRng, slot: usize, large: usize) -> Action {
+    let len = match rng.random_range(0..100) {
         0..8 => 0,
-        8..45 => rng.below(300),
-        45..65 => rng.below(7_000),
+        8..45 => rng.random_range(0..300),
+        45..65 => rng.random_range(0..7_000),
         // A message that almost fills a segment may exceed it, because the spool adds a header.
-        65..82 => rng.below(large / 4 * 3),
-        _ => large + 1 + rng.below(large),
+        65..82 => rng.random_range(0..large / 4 * 3),
+        _ => rng.random_range(large + 1..=large * 2),
     };
-    let len = usize::try_from(len).unwrap_or(0);
     // Lengths from 1 to the header's length are not used: such messages don't contain their
     // version.
     let len = if (1..payload::HEADER_BYTES).contains(&len) { 0 } else { len };
-    let deadline = rng.chance(10).then(|| Duration::from_micros(rng.below(4_000)));
-    Action::Store { slot, len, forced: rng.chance(25), deadline }
+    let deadline = rng.random_bool(0.1).then(|| Duration::from_micros(rng.random_range(0..4_000)));
+    Action::Store { slot, len, forced: rng.random_bool(0.25), deadline }
 }
 
-fn cancel(rng: &mut Rng) -> Cancel {
-    match rng.below(100) {
-        0..8 => Cancel::AfterPolls(rng.below(6)),
-        8..12 => Cancel::AfterTime(Duration::from_micros(rng.below(3_000))),
+fn cancel(rng: &mut SmallRng) -> Cancel {
+    match rng.random_range(0..100) {
+        0..8 => Cancel::AfterPolls(rng.random_range(0..6)),
+        8..12 => Cancel::AfterTime(Duration::from_micros(rng.random_range(0..3_000))),
         _ => Cancel::Never,
     }
 }
@@ -261,7 +243,7 @@ mod tests {
     #[test]
     fn a_seed_repeats_the_plan() {
         let plan = |seed| {
-            let round = Round::new(Rng::new(seed), Shape::Mixed, 60_000);
+            let round = Round::new(SmallRng::seed_from_u64(seed), Shape::Mixed, 60_000);
             (round.callers, round.flood, round.end)
         };
         assert_eq!(plan(1), plan(1));
@@ -270,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_plan_has_every_kind_of_call_size_and_cancellation() {
-        let rounds = (0..4).map(|seed| Round::new(Rng::new(seed), Shape::Mixed, 60_000));
+        let rounds = (0..4).map(|seed| Round::new(SmallRng::seed_from_u64(seed), Shape::Mixed, 60_000));
         let steps: Vec<Step> = rounds.flat_map(|round| round.callers).flatten().collect();
         let has = |is_so: &dyn Fn(&Step) -> bool| assert!(steps.iter().any(is_so));
         let stores = |is_so: fn(usize) -> bool| {

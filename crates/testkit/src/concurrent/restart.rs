@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use tidespool_core::SpoolId;
 
-use super::checker::{Call, Ending, Refuted, Value, check};
-use super::history::{Entry, Outcome, Request, shown};
-use crate::crash::{DurabilityLevel, Losses, Promise};
+use super::checker::{Call, Ending, Refuted, check};
+use super::history::{Entry, Outcome, Request};
+use crate::oracle::{DurabilityLevel, Losses, Promise, Value, shown};
 
 /// The guarantees of the spool, beyond linearizability.
 #[derive(Debug, Clone, Copy)]
@@ -22,24 +22,23 @@ pub struct Expected {
 }
 
 /// One session: a round, from its opening to the next opening.
-pub struct Session<'a> {
+pub(super) struct Session<'a> {
     /// The value of each id at the beginning.
-    pub before: &'a BTreeMap<SpoolId, Value>,
-    /// Every call.
-    pub entries: &'a [Entry],
+    pub(super) before: &'a BTreeMap<SpoolId, Value>,
+    pub(super) entries: &'a [Entry],
     /// The beginnings of the calls that made all data durable that was acknowledged before them.
-    pub barriers: &'a [u64],
+    pub(super) barriers: &'a [u64],
     /// When the spool was dropped. `None`: it was shut down.
-    pub dropped_at: Option<Instant>,
+    pub(super) dropped_at: Option<Instant>,
     /// The value of each id after the next opening. `None`: they could not be read.
-    pub after: Option<&'a BTreeMap<SpoolId, Value>>,
+    pub(super) after: Option<&'a BTreeMap<SpoolId, Value>>,
 }
 
 /// The losses of a legal session.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Lost {
+pub(super) struct Lost {
     /// The number of ids that have an earlier value than before the crash.
-    pub ids: u64,
+    pub(super) ids: u64,
 }
 
 impl Session<'_> {
@@ -48,7 +47,7 @@ impl Session<'_> {
     /// # Errors
     ///
     /// A text with the shortest history that no order explains.
-    pub fn judge(&self, expected: Expected) -> Result<Lost, String> {
+    pub(super) fn judge(&self, expected: Expected) -> Result<Lost, String> {
         let young = expected.promise.young(self.slowest_sync());
         let mut histories: BTreeMap<SpoolId, Vec<Entry>> = BTreeMap::new();
         for entry in self.entries {
@@ -144,15 +143,14 @@ impl Session<'_> {
                 if seen.version.is_some() && seen.len <= expected.large)
                 && entry.outcome == Outcome::Done
         };
-        let place = |moment: u64| usize::try_from(moment).unwrap_or(usize::MAX);
         let kept = history.iter().filter(is_plain).find(|entry| entry.writes() == Some(found));
-        kept.inspect(|kept| losses.keep(place(kept.began), id));
+        kept.inspect(|kept| losses.keep(kept.began, id));
         let writes = || history.iter().filter(|entry| entry.writes().is_some());
         let last = writes().max_by_key(|entry| entry.began).filter(is_plain).filter(|last| {
             last.writes() != Some(found)
                 && writes().all(|other| other.began == last.began || other.ended < last.began)
         });
-        last.inspect(|last| losses.lose(place(last.ended), id));
+        last.inspect(|last| losses.lose(last.ended, id));
         last.is_some()
     }
 
@@ -233,7 +231,7 @@ impl Session<'_> {
 /// # Errors
 ///
 /// If a message is damaged.
-pub fn values(stock: &crate::crash::Stock) -> Result<BTreeMap<SpoolId, Value>, String> {
+pub(super) fn values(stock: &crate::crash::Stock) -> Result<BTreeMap<SpoolId, Value>, String> {
     let value = |(id, found): (&SpoolId, &crate::crash::Found)| match found {
         crate::crash::Found::Whole(seen) => Ok((*id, Some(*seen))),
         crate::crash::Found::Wrong(how) => Err(format!("message {id} after the restart: {how}")),

@@ -8,19 +8,20 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use chrono::{DateTime, TimeDelta};
 use parking_lot::Mutex;
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
 use tidespool_core::{Locked, Spool, SpoolId};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::caller::{Caller, RoundState};
-use super::checker::Value;
 use super::history::{Clock, Entry, Outcome, Source};
 use super::plan::{IDS, Round};
 use super::restart::{Expected, Session, values};
 use super::upkeep::{UpkeepLog, final_check, flood, upkeep};
 use super::{Coverage, Subject};
 use crate::crash::take_stock_of;
-use crate::rng::Rng;
+use crate::oracle::Value;
 use crate::{ids, wait};
 
 /// One spool, from its first opening to its last.
@@ -106,7 +107,7 @@ impl Run {
 
     /// Runs the tasks, from the opening to the end of the session, including the shutdown.
     async fn work(&self, state: &Arc<RoundState>, spool: &Arc<dyn Spool>, round: Round) -> Result<Recorded> {
-        let Round { callers, flood: flooding, has_upkeep, upkeep: rng, end } = round;
+        let Round { callers, flood: flooding, has_upkeep, upkeep: mut rng, end } = round;
         let calls: u64 = callers.iter().map(|steps| steps.len() as u64).sum();
         let (mut working, mut keeping) = (JoinSet::new(), JoinSet::new());
         for (number, steps) in callers.into_iter().enumerate() {
@@ -116,7 +117,7 @@ impl Run {
             working.spawn(flood(state.clone(), spool.clone(), task, flooding, calls));
         }
         if has_upkeep {
-            keeping.spawn(upkeep(self.subject.clone(), state.clone(), spool.clone(), rng.fork(1)));
+            keeping.spawn(upkeep(self.subject.clone(), state.clone(), spool.clone(), rng.fork()));
         }
         let mut recorded = Recorded::default();
         if let Some(beside) = end.beside {
@@ -141,7 +142,7 @@ impl Run {
             if end.final_check {
                 state.is_closing.store(false, Ordering::SeqCst);
                 state.stop.send_replace(false);
-                let checking = final_check(state.clone(), spool.clone(), rng.fork(2));
+                let checking = final_check(state.clone(), spool.clone(), rng.fork());
                 recorded.add(wait::bounded("the final check", checking).await);
             }
             if end.orderly {
@@ -193,8 +194,9 @@ pub(super) async fn rounds(
     rounds: u64,
 ) -> Result<Coverage, (u64, String)> {
     let mut run = Run::new(subject);
+    let mut rng = SmallRng::seed_from_u64(seed);
     for number in 0..rounds {
-        let round = Round::new(Rng::new(seed).fork(number), run.subject.shape(), run.expected.large);
+        let round = Round::new(rng.fork(), run.subject.shape(), run.expected.large);
         if let Err(err) = run.round(round).await {
             return Err((number, format!("{err:#}")));
         }

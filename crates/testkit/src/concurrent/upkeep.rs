@@ -7,6 +7,8 @@ use std::sync::atomic::Ordering;
 use anyhow::Result;
 use chrono::{DateTime, Utc};
 use futures_lite::future;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tidespool_core::{Closed, Spool, SpoolEntry};
 
 use super::Subject;
@@ -14,7 +16,6 @@ use super::caller::{Caller, RoundState};
 use super::history::{Entry, Outcome, Request, Source};
 use super::plan::{Action, COLD, FLOODED, Flood, HOT, Step};
 use crate::payload;
-use crate::rng::Rng;
 
 /// The records of the upkeep of a round.
 #[derive(Default)]
@@ -32,13 +33,13 @@ pub(super) async fn upkeep(
     subject: Arc<dyn Subject>,
     state: Arc<RoundState>,
     spool: Arc<dyn Spool>,
-    mut rng: Rng,
+    mut rng: SmallRng,
 ) -> UpkeepLog {
     let mut kept = UpkeepLog::default();
     let mut stop = state.stop.subscribe();
     let mut number = 0;
     while !*stop.borrow_and_update() {
-        let kind = rng.below(100);
+        let kind = rng.random_range(0..100);
         number += 1;
         let began = state.clock.tick();
         let one = async {
@@ -46,7 +47,7 @@ pub(super) async fn upkeep(
                 0..20 => spool.cleanup().await,
                 20..35 => spool.compact().await,
                 35..50 => spool.advise_low_memory().await.map(drop),
-                50..70 => subject.reconfigure(rng.number()),
+                50..70 => subject.reconfigure(rng.random()),
                 _ => enumerate(&state, &spool, number, &mut rng, &mut kept).await,
             }
         };
@@ -67,7 +68,7 @@ pub(super) async fn upkeep(
             }
         }
         // At most 1 ms, so that the callers get CPU time, too.
-        tokio::time::sleep(std::time::Duration::from_millis(rng.below(2))).await;
+        tokio::time::sleep(std::time::Duration::from_millis(rng.random_range(0..2))).await;
     }
     kept
 }
@@ -78,15 +79,15 @@ async fn enumerate(
     state: &Arc<RoundState>,
     spool: &Arc<dyn Spool>,
     number: u64,
-    rng: &mut Rng,
+    rng: &mut SmallRng,
     kept: &mut UpkeepLog,
 ) -> Result<()> {
     let reader = Caller::new(state, spool, Source::Enumeration(number));
     let begun = reader.begin();
-    let (sender, receiver) = async_channel::bounded(1 + usize::try_from(rng.below(16)).unwrap_or(0));
+    let (sender, receiver) = async_channel::bounded(rng.random_range(1..=16));
     spool.enumerate(sender, DateTime::<Utc>::MAX_UTC)?;
     let mut left: BTreeSet<_> = state.ids.iter().copied().collect();
-    let (is_slow, cut_after) = (rng.chance(30), rng.chance(15).then(|| rng.below(10)));
+    let (is_slow, cut_after) = (rng.random_bool(0.3), rng.random_bool(0.15).then(|| rng.random_range(0..10)));
     let mut received = 0;
     while let Ok(entry) = receiver.recv().await {
         let (id, data) = match entry {
@@ -131,9 +132,9 @@ pub(super) async fn flood(
 ) -> Vec<Entry> {
     let mut caller = Caller::new(&state, &spool, Source::Flood(task));
     let first = HOT + COLD + task * FLOODED;
-    let mut rng = Rng::new(task as u64);
+    let mut rng = SmallRng::seed_from_u64(task as u64);
     for (number, slot) in (0..flood.stores).zip((first..first + FLOODED).cycle()) {
-        let len = payload::HEADER_BYTES + usize::try_from(rng.below(flood.len)).unwrap_or(0);
+        let len = payload::HEADER_BYTES + rng.random_range(0..flood.len);
         // If stores wait for the disk, removals are the only data to flush.
         let action = match number / FLOODED as u64 % 4 {
             3 => Action::Remove { slot },
@@ -150,7 +151,11 @@ pub(super) async fn flood(
 }
 
 /// Loads and enumerates all messages while no other task runs.
-pub(super) async fn final_check(state: Arc<RoundState>, spool: Arc<dyn Spool>, mut rng: Rng) -> UpkeepLog {
+pub(super) async fn final_check(
+    state: Arc<RoundState>,
+    spool: Arc<dyn Spool>,
+    mut rng: SmallRng,
+) -> UpkeepLog {
     let mut kept = UpkeepLog::default();
     let mut caller = Caller::new(&state, &spool, Source::FinalCheck);
     // After this call, all data is durable.

@@ -1,6 +1,7 @@
 //! The check must detect each kind of violation, and report none for a correct spool.
 
 use super::*;
+use crate::oracle::{DurabilityLevel, Promise, Violation};
 use crate::payload::Seen;
 use std::time::Duration;
 use tidespool_core::SpoolId;

@@ -5,19 +5,9 @@
 //!   output ([`Report`]).
 //! * The **parent** ([`Victim`]) keeps this log, kills the child at some moment, opens the spool
 //!   itself and lists its messages ([`take_stock`]).
-//! * The **check** ([`judge`]) compares the log with the recovered messages. It is a pure function;
-//!   its tests pass it each kind of violation. Operations without a result at the kill may have
-//!   happened or not.
-//!
-//! The invariants that it checks:
-//!
-//! * I1: a message acknowledged as synced is present, unless its removal was requested.
-//! * I2: other lost messages are young, and there is no hole: no newer message is kept while an
-//!   older one is lost.
-//! * I3: a durable removal is not undone.
-//! * I4: no torn, mixed or wrong bytes.
-//! * A store that returned an error left nothing behind. A store that failed in doubt may be
-//!   present, unless a synced store that began after the error was acknowledged.
+//! * The **check** ([`judge`]) compares the log with the recovered messages, by the rules of
+//!   [`oracle`](crate::oracle). It is a pure function; its tests pass it each kind of violation. In
+//!   addition, I4: no torn, mixed or wrong bytes.
 
 mod event;
 mod judge;
@@ -28,7 +18,7 @@ mod victim;
 mod work;
 
 pub use event::{Event, Line, Report};
-pub use judge::{Coverage, DurabilityLevel, Losses, Promise, Verdict, Violation, judge};
+pub use judge::{Coverage, Verdict, judge};
 pub use stock::{Found, Stock, remove_surplus, take_stock, take_stock_of};
 pub use victim::{Moment, Victim};
 pub use work::work;

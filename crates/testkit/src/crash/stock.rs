@@ -18,6 +18,17 @@ pub enum Found {
     Wrong(String),
 }
 
+impl Found {
+    /// Returns the message, if all its bytes are correct.
+    #[must_use]
+    pub fn whole(&self) -> Option<payload::Seen> {
+        match self {
+            Self::Whole(seen) => Some(*seen),
+            Self::Wrong(_) => None,
+        }
+    }
+}
+
 /// All messages in a spool.
 pub type Stock = BTreeMap<SpoolId, Found>;
 

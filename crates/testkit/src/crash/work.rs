@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rand::rngs::SmallRng;
+use rand::seq::IteratorRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
 use tidespool_core::{
     InDoubt, NotFound, Spool, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId,
     SpoolUnhealthyError,
@@ -11,7 +14,6 @@ use tidespool_core::{
 use tokio::task::JoinSet;
 
 use super::{Event, Report};
-use crate::rng::Rng;
 use crate::{ids, payload};
 
 /// The number of tasks that store, replace, load and remove. Each task has its own ids, so the
@@ -31,11 +33,12 @@ const LASTING_IDS: u64 = 6;
 pub async fn work(spool: Arc<dyn Spool>, seed: u64, cycle: u64, report: Arc<Report>) {
     report.say(Event::Opened);
     let mut tasks = JoinSet::new();
+    let mut rng = SmallRng::seed_from_u64(seed);
     for number in 0..WORKERS {
         let worker = Worker {
             spool: spool.clone(),
             report: report.clone(),
-            rng: Rng::new(seed).fork(number),
+            rng: rng.fork(),
             number,
             first_version: cycle << 32,
             held: BTreeMap::new(),
@@ -43,7 +46,7 @@ pub async fn work(spool: Arc<dyn Spool>, seed: u64, cycle: u64, report: Arc<Repo
         tasks.spawn(worker.run());
     }
     tasks.spawn(probe(spool.clone(), report.clone(), cycle));
-    tasks.spawn(upkeep(spool, report.clone(), Rng::new(seed).fork(WORKERS)));
+    tasks.spawn(upkeep(spool, report.clone(), rng));
     tasks.spawn(tick(report.clone()));
     if let Some(ended) = tasks.join_next().await {
         report.say(Event::Wrong { what: format!("a task of the child ended: {ended:?}") });
@@ -54,7 +57,7 @@ pub async fn work(spool: Arc<dyn Spool>, seed: u64, cycle: u64, report: Arc<Repo
 struct Worker {
     spool: Arc<dyn Spool>,
     report: Arc<Report>,
-    rng: Rng,
+    rng: SmallRng,
     number: u64,
     first_version: u64,
     /// The messages that must be present: id → (version, length).
@@ -65,46 +68,46 @@ impl Worker {
     async fn run(mut self) {
         loop {
             let full = self.held.len() >= HELD;
-            match self.rng.below(100) {
+            match self.rng.random_range(0..100) {
                 0..45 if !full => self.store_new().await,
                 0..60 => self.resave().await,
                 60..80 => self.remove().await,
                 _ => self.load().await,
             }
             // A pace that a disk can sustain, so that most stores are not throttled.
-            tokio::time::sleep(Duration::from_micros(self.rng.below(1500))).await;
+            tokio::time::sleep(Duration::from_micros(self.rng.random_range(0..1500))).await;
         }
     }
 
     async fn store_new(&mut self) {
-        let id = if self.rng.chance(80) { SpoolId::new() } else { self.lasting_id() };
-        let len = match self.rng.below(10) {
-            0..5 => self.rng.below(2_000),
-            5..9 => self.rng.below(64_000),
-            _ => self.rng.below(200_000),
+        let id = if self.rng.random_bool(0.8) { SpoolId::new() } else { self.lasting_id() };
+        let len = match self.rng.random_range(0..10) {
+            0..5 => self.rng.random_range(0..2_000),
+            5..9 => self.rng.random_range(0..64_000),
+            _ => self.rng.random_range(0..200_000),
         };
-        let forced = self.rng.chance(25);
+        let forced = self.rng.random_bool(0.25);
         self.store(id, len, forced).await;
     }
 
     /// Replaces a message, as a server does to update its metadata.
     async fn resave(&mut self) {
         let Some(id) = self.pick() else { return };
-        let len = 500 + self.rng.below(1500);
-        let forced = self.rng.chance(15);
+        let len = self.rng.random_range(500..2000);
+        let forced = self.rng.random_bool(0.15);
         self.store(id, len, forced).await;
     }
 
-    async fn store(&mut self, id: SpoolId, len: u64, forced: bool) {
+    async fn store(&mut self, id: SpoolId, len: usize, forced: bool) {
         // Lengths from 1 to the header's length are not used: such messages do not contain their
         // version.
-        let len = usize::try_from(len).unwrap_or(0);
         let len = if (1..payload::HEADER_BYTES).contains(&len) { 0 } else { len };
         let op = self.report.next_op();
         let version = self.first_version + op;
         let data = payload::shared(id, version, len);
-        let hurried = self.rng.chance(3);
-        let deadline = hurried.then(|| Instant::now() + Duration::from_micros(self.rng.below(3000)));
+        let hurried = self.rng.random_bool(0.03);
+        let deadline =
+            hurried.then(|| Instant::now() + Duration::from_micros(self.rng.random_range(0..3000)));
         self.report.say(Event::Store { op, id, version, len, forced });
         match self.spool.store(id, data, forced, deadline).await {
             Ok(()) => {
@@ -146,13 +149,12 @@ impl Worker {
     }
 
     fn pick(&mut self) -> Option<SpoolId> {
-        let place = usize::try_from(self.rng.below(self.held.len() as u64)).unwrap_or(0);
-        self.held.keys().nth(place).copied()
+        self.held.keys().copied().choose(&mut self.rng)
     }
 
     /// An id without a time, or with a fixed past time. It is the same in every child.
     fn lasting_id(&mut self) -> SpoolId {
-        let n = self.number * LASTING_IDS + self.rng.below(LASTING_IDS);
+        let n = self.number * LASTING_IDS + self.rng.random_range(0..LASTING_IDS);
         ids::assorted(chrono::DateTime::UNIX_EPOCH + chrono::TimeDelta::days(20_000), n + 1)
             .last()
             .copied()
@@ -193,10 +195,10 @@ async fn probe(spool: Arc<dyn Spool>, report: Arc<Report>, cycle: u64) {
     }
 }
 
-async fn upkeep(spool: Arc<dyn Spool>, report: Arc<Report>, mut rng: Rng) {
+async fn upkeep(spool: Arc<dyn Spool>, report: Arc<Report>, mut rng: SmallRng) {
     loop {
-        tokio::time::sleep(Duration::from_millis(rng.below(150))).await;
-        let done = match rng.below(10) {
+        tokio::time::sleep(Duration::from_millis(rng.random_range(0..150))).await;
+        let done = match rng.random_range(0..10) {
             0..5 => spool.cleanup().await,
             5..8 => spool.advise_low_memory().await.map(drop),
             _ => spool.compact().await,

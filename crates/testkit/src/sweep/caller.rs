@@ -8,7 +8,8 @@ use tokio::time::timeout;
 
 use super::case::{Case, Open, Outcome};
 use super::script::{Step, SyncMode};
-use crate::payload;
+use crate::oracle::{Answer, Begun, Survival, Value, shown};
+use crate::payload::{self, Seen};
 use crate::wait::PATIENCE;
 
 /// How long to wait for upkeep on a broken disk. Then it continues in the background, and must end
@@ -17,8 +18,7 @@ const UPKEEP_WAIT: Duration = Duration::from_millis(200);
 
 /// The result of a load.
 pub(super) enum Loaded {
-    Version(u64),
-    Absent,
+    Value(Value),
     /// The load failed: the disk did not return the message.
     Unknown(String),
 }
@@ -43,12 +43,10 @@ impl Case {
     }
 
     async fn store(&mut self, open: &Open, message: usize, len: usize, forced: bool) -> Result<(), String> {
-        let (id, version) = (self.ids[message], self.next_version());
+        let id = self.ids[message];
+        let (version, begun) = self.begin_store(id, len, forced);
         let answer = store_timed(open, id, version, len, forced, self.deadline()).await?;
-        if forced && answer.is_ok() {
-            self.expected.resolve_doubts();
-        }
-        self.note_store(id, version, forced, answer)?;
+        self.note_store(&begun, forced, answer)?;
         self.check(open, id).await
     }
 
@@ -56,53 +54,46 @@ impl Case {
         let deadline = self.deadline();
         let mut stores = Vec::new();
         for message in first..first + count {
-            let (id, version, open) = (self.ids[message], self.next_version(), open.clone());
+            let (id, len, open) = (self.ids[message], 1000 + message, open.clone());
+            let (version, begun) = self.begin_store(id, len, true);
             let store =
-                tokio::spawn(
-                    async move { store_timed(&open, id, version, 1000 + message, true, deadline).await },
-                );
-            stores.push((id, version, store));
+                tokio::spawn(async move { store_timed(&open, id, version, len, true, deadline).await });
+            stores.push((begun, store));
         }
-        let mut answers = Vec::new();
-        for (id, version, store) in stores {
-            answers.push((id, version, store.await.map_err(|error| format!("a store panicked: {error}"))??));
-        }
-        // These stores prove nothing about each other, because all of them had begun.
-        if answers.iter().any(|(.., answer)| answer.is_ok()) {
-            self.expected.resolve_doubts();
-        }
-        for (id, version, answer) in answers {
-            self.note_store(id, version, true, answer)?;
+        for (begun, store) in stores {
+            let answer = store.await.map_err(|error| format!("a store panicked: {error}"))??;
+            self.note_store(&begun, true, answer)?;
         }
         Ok(())
     }
 
-    fn next_version(&mut self) -> u64 {
+    /// Records the beginning of a store. Returns the version to store.
+    pub(super) fn begin_store(&mut self, id: SpoolId, len: usize, forced: bool) -> (u64, Begun) {
         self.version += 1;
-        self.version
+        (self.version, self.expected.begin(id, Some(Seen::of(self.version, len)), forced))
     }
 
     pub(super) fn note_store(
         &mut self,
-        id: SpoolId,
-        version: u64,
+        begun: &Begun,
         forced: bool,
         answer: anyhow::Result<()>,
     ) -> Result<(), String> {
         let Err(error) = answer else {
-            self.expected.stored(id, version, forced);
+            let survival = if forced { Survival::Durable } else { Survival::Volatile };
+            self.expected.end(begun, Answer::Done(survival));
             return Ok(());
         };
         let root = error.root_cause();
+        let is_late = root.is::<SpoolCallerDeadlineExceeded>() || root.is::<SpoolBackpressureTimeout>();
+        let in_doubt = is_late && error.is::<InDoubt>();
+        self.expected.end(begun, if in_doubt { Answer::InDoubt } else { Answer::Failed });
         if self.is_struck() {
             self.record_outcome(Outcome::Recovered);
         }
         if root.is::<SpoolUnhealthyError>() {
             if self.is_struck() { Ok(()) } else { Err("the gate is shut on a disk that works".to_owned()) }
-        } else if root.is::<SpoolCallerDeadlineExceeded>() || root.is::<SpoolBackpressureTimeout>() {
-            if error.is::<InDoubt>() {
-                self.expected.doubted(id, version);
-            }
+        } else if is_late {
             Ok(())
         } else {
             Err(format!("a store failed with an unexpected error: {error:#}"))
@@ -111,8 +102,9 @@ impl Case {
 
     async fn remove(&mut self, open: &Open, message: usize) -> Result<(), String> {
         let id = self.ids[message];
+        let begun = self.expected.begin(id, None, false);
         match timeout(self.subject.patience, open.spool.remove(id)).await {
-            Ok(Ok(())) => self.expected.removed(id),
+            Ok(Ok(())) => self.expected.end(&begun, Answer::Done(Survival::Volatile)),
             Ok(Err(error)) => return Err(format!("a remove failed: {error:#}")),
             Err(_) => return Err("a remove hangs".to_owned()),
         }
@@ -120,24 +112,20 @@ impl Case {
     }
 
     async fn load_all(&mut self, open: &Open) -> Result<(), String> {
-        for id in self.expected.ids() {
+        for id in self.expected.ids().collect::<Vec<_>>() {
             self.check(open, id).await?;
         }
         Ok(())
     }
 
-    /// Checks that a load returns the visible version. It may fail while the disk is broken.
+    /// Checks that a load returns the visible value. It may fail while the disk is broken.
     async fn check(&mut self, open: &Open, id: SpoolId) -> Result<(), String> {
         let visible = self.expected.visible(id);
         match load(open, id).await? {
-            Loaded::Version(version) if visible == Some(version) => {}
-            Loaded::Absent if visible.is_none() => {}
-            Loaded::Version(version) => {
-                self.violations
-                    .push(format!("{id} is loaded as version {version}: callers should get {visible:?}"));
-            }
-            Loaded::Absent => {
-                self.violations.push(format!("{id} is not found: callers should get {visible:?}"));
+            Loaded::Value(value) if value == visible => {}
+            Loaded::Value(value) => {
+                let is = if value.is_none() { "not found".to_owned() } else { shown(value) };
+                self.violations.push(format!("{id} is {is}: callers should get {}", shown(visible)));
             }
             Loaded::Unknown(_) if self.is_struck() => self.record_outcome(Outcome::Recovered),
             Loaded::Unknown(error) => {
@@ -147,17 +135,20 @@ impl Case {
         Ok(())
     }
 
-    /// Checks an enumeration. On a broken disk it may wait: then the receiver is dropped, which
-    /// must end it.
+    /// Checks an enumeration. On a broken disk it may end early. Or it may wait: then the receiver
+    /// is dropped, which must end it. While the index is rebuilt it may end early, and is repeated.
     async fn enumerate(&mut self, open: &Open) -> Result<(), String> {
-        let (began, mut enumeration) = (Instant::now(), std::pin::pin!(super::contents::enumerate(open)));
+        let began = Instant::now();
+        let mut enumeration = Box::pin(super::contents::enumerate(open));
         let found = loop {
             match timeout(UPKEEP_WAIT, &mut enumeration).await {
-                Ok(found) => break found?,
-                Err(_) if self.is_broken() => return Ok(()),
-                Err(_) if began.elapsed() > self.subject.patience => {
-                    return Err("an enumeration hangs".to_owned());
+                Ok(Err(error)) => return Err(error),
+                Ok(Ok(Some(found))) => break found,
+                _ if self.is_broken() => return Ok(()),
+                _ if began.elapsed() > self.subject.patience => {
+                    return Err("an enumeration does not complete".to_owned());
                 }
+                Ok(Ok(None)) => enumeration = Box::pin(super::contents::enumerate(open)),
                 Err(_) => {}
             }
         };
@@ -218,10 +209,10 @@ pub(super) async fn load(open: &Open, id: SpoolId) -> Result<Loaded, String> {
     let loaded = timeout(PATIENCE, open.spool.load(id)).await.map_err(|_| "a load hangs".to_owned())?;
     match loaded {
         Ok(data) => match payload::read(id, &data) {
-            Ok(seen) => Ok(Loaded::Version(seen.version.unwrap_or(0))),
+            Ok(seen) => Ok(Loaded::Value(Some(seen))),
             Err(wrong) => Err(wrong.to_string()),
         },
-        Err(error) if error.root_cause().is::<NotFound>() => Ok(Loaded::Absent),
+        Err(error) if error.root_cause().is::<NotFound>() => Ok(Loaded::Value(None)),
         Err(error) if error.root_cause().is::<Corrupt>() => Err(format!("{id} is damaged: {error:#}")),
         Err(error) => Ok(Loaded::Unknown(format!("{error:#}"))),
     }

@@ -3,17 +3,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tempfile::TempDir;
 use tidespool::TieredSpool;
 use tidespool_core::{Locked, Spool, SpoolId};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::expected::ExpectedMessages;
 use super::script::{End, MESSAGES, SESSIONS, config};
 use super::{Kind, Point, Subject, panics};
 use crate::faults::{Call, Fault, FaultyStorage, Strike};
-use crate::rng::Rng;
+use crate::oracle::Oracle;
 
 /// The result of a run.
 #[derive(Debug, Clone)]
@@ -84,7 +85,7 @@ pub(super) struct Case {
     pub(super) point: Option<Point>,
     dir: TempDir,
     pub(super) disk: FaultyStorage,
-    pub(super) expected: ExpectedMessages,
+    pub(super) expected: Oracle,
     pub(super) ids: Vec<SpoolId>,
     pub(super) version: u64,
     pub(super) violations: Vec<String>,
@@ -120,7 +121,7 @@ impl Case {
             point,
             dir: TempDir::new().expect("a directory"),
             disk,
-            expected: ExpectedMessages::default(),
+            expected: Oracle::default(),
             ids: (0..MESSAGES).map(|_| SpoolId::new()).collect(),
             version: 0,
             violations: Vec::new(),
@@ -267,8 +268,9 @@ impl Case {
             self.violations.push(format!("recovery reports damage: {report:?}"));
         }
         let found = self.contents(open).await?;
-        self.violations
-            .extend(self.expected.losses(&found).into_iter().map(|what| format!("after a restart: {what}")));
+        self.violations.extend(
+            self.expected.violations(&found).into_iter().map(|what| format!("after a restart: {what}")),
+        );
         self.expected.adopt(&found);
         Ok(())
     }
@@ -322,12 +324,12 @@ impl Case {
         }
         drop(open);
         self.wait_until_closed().await?;
-        let mut rng = Rng::new(self.point.map_or(0, |point| point.number));
-        let kept = if rng.chance(50) { 50 } else { 0 };
+        let mut rng = SmallRng::seed_from_u64(self.point.map_or(0, |point| point.number));
+        let kept = if rng.random_bool(0.5) { 0.5 } else { 0.0 };
         let dir = self.dir.path();
         self.disk
             .unsynced()
-            .cut(dir, dir, || rng.chance(kept))
+            .cut(dir, dir, || rng.random_bool(kept))
             .map_err(|error| format!("the power cut could not be simulated: {error}"))?;
         self.disk.remember_unsynced();
         Ok(())

@@ -35,39 +35,16 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All kinds.
-    pub const ALL: [Self; 12] = [
-        Self::EioOnce,
-        Self::EioThrice,
-        Self::EioSticky,
-        Self::EioCut,
-        Self::EnospcOnce,
-        Self::EnospcSticky,
-        Self::EdquotOnce,
-        Self::EdquotSticky,
-        Self::EfbigOnce,
-        Self::Short,
-        Self::Torn,
-        Self::Misread,
-    ];
-
-    /// The name on the command line.
+    /// Returns all kinds.
     #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::EioOnce => "eio-once",
-            Self::EioThrice => "eio-thrice",
-            Self::EioSticky => "eio-sticky",
-            Self::EioCut => "eio-cut",
-            Self::EnospcOnce => "enospc-once",
-            Self::EnospcSticky => "enospc-sticky",
-            Self::EdquotOnce => "edquot-once",
-            Self::EdquotSticky => "edquot-sticky",
-            Self::EfbigOnce => "efbig-once",
-            Self::Short => "short",
-            Self::Torn => "torn",
-            Self::Misread => "misread",
-        }
+    pub fn all() -> &'static [Self] {
+        Self::value_variants()
+    }
+
+    /// Returns the name on the command line.
+    #[must_use]
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
     /// The kind of calls that this fault applies to. `None`: every kind.
@@ -126,8 +103,8 @@ mod tests {
 
     #[test]
     fn names_are_those_of_the_command_line() {
-        for kind in Kind::ALL {
-            assert_eq!(Kind::from_str(kind.name(), false), Ok(kind));
+        for &kind in Kind::all() {
+            assert_eq!(Kind::from_str(&kind.name(), false), Ok(kind));
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
         }
     }

@@ -3,14 +3,14 @@
 //! One run uses a small spool on a [`FaultyStorage`] in four sessions. The spool is created, used,
 //! checkpointed and shut down; opened, used and cut off by a power failure; opened with recovery
 //! and used; and finally opened on a working disk. A run without a fault counts the calls. Then
-//! there is one run for each call and each [`Kind`] of fault. A record of the expected messages,
-//! kept outside of the spool, is compared with the results that callers get.
+//! there is one run for each call and each [`Kind`] of fault. An
+//! [`Oracle`](crate::oracle::Oracle), kept outside of the spool, is compared with the results that
+//! callers get.
 //!
 //! # Layout
 //!
 //! * `kind` – what fails, and for how long.
 //! * `script` – the calls of each session.
-//! * `expected` – the messages that must or may be present, derived from calls and results. Pure.
 //! * `case` – one run: the sessions, from the first opening to the last check.
 //! * `caller` – one step of a session, and the check of its result.
 //! * `recovery` – after the fault: the gate, and whether everything works again without a restart.
@@ -37,7 +37,6 @@
 mod caller;
 mod case;
 mod contents;
-mod expected;
 mod kind;
 mod panics;
 mod plan;

@@ -1,6 +1,8 @@
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+
 use super::{Kind, Point, Ran};
 use crate::faults::Call;
-use crate::rng::Rng;
 
 /// The number of points of each kind, counted in a run without a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,13 +44,13 @@ impl Plan {
     /// `sample` points of each kind, one random point in each equal part of the run.
     #[must_use]
     pub fn sample(of: Points, kinds: &[Kind], sample: u64, seed: u64) -> Self {
-        let mut points = Vec::new();
-        for (place, &kind) in kinds.iter().enumerate() {
-            let (count, mut rng) = (of.count(kind), Rng::new(seed).fork(place as u64));
+        let (mut points, mut rng) = (Vec::new(), SmallRng::seed_from_u64(seed));
+        for &kind in kinds {
+            let count = of.count(kind);
             let sample = sample.min(count);
             for part in 0..sample {
                 let (from, to) = (part * count / sample, (part + 1) * count / sample);
-                points.push(Point { number: from + 1 + rng.below(to - from), kind });
+                points.push(Point { number: rng.random_range(from + 1..=to), kind });
             }
         }
         Self { of, points, seed: Some(seed) }
@@ -79,7 +81,7 @@ mod tests {
 
     #[test]
     fn all_points_are_each_call_once_a_kind() {
-        let plan = Plan::all(OF, &Kind::ALL);
+        let plan = Plan::all(OF, Kind::all());
         assert_eq!(plan.points.len(), 9 * 100 + 2 * 30 + 20);
     }
 

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use super::caller::store_timed;
 use super::case::{Case, Open, Outcome};
-use super::script::{HUGE, Step};
+use super::script::{HOUR, HUGE, Step};
 use crate::faults::{Call, Strike};
 
 impl Case {
@@ -94,16 +94,12 @@ impl Case {
     async fn store_again(&mut self, open: &Open) -> Result<(), String> {
         let (began, id) = (Instant::now(), SpoolId::new());
         loop {
-            self.version += 1;
-            let answer =
-                store_timed(open, id, self.version, 500, true, Instant::now() + Duration::from_secs(5))
-                    .await?;
+            let (version, begun) = self.begin_store(id, 500, true);
+            let deadline = Instant::now() + Duration::from_secs(5);
+            let answer = store_timed(open, id, version, 500, true, deadline).await?;
             let is_done = answer.is_ok();
             let why = answer.as_ref().err().map(|error| format!("{error:#}"));
-            if answer.is_ok() {
-                self.expected.resolve_doubts();
-            }
-            self.note_store(id, self.version, true, answer)?;
+            self.note_store(&begun, true, answer)?;
             if is_done {
                 return Ok(());
             }
@@ -115,10 +111,11 @@ impl Case {
     }
 }
 
-/// Sets whether the gate may open again.
+/// Sets whether the gate may open again soon.
 fn allow_unlatch(open: &Open, allow: bool) -> Result<(), String> {
     let config = Config::clone(&open.tiered.config());
-    let health = config.health.clone().allow_unlatch(allow);
+    let unlatch_after = if allow { Duration::from_millis(10) } else { HOUR };
+    let health = config.health.clone().hard_unlatch_after(unlatch_after);
     let changed = open.tiered.reconfigure(config.health(health));
     changed.map_err(|error| format!("the settings could not be changed: {error}"))
 }

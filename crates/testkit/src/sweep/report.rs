@@ -110,7 +110,7 @@ impl Report {
             "{} runs; a run without a fault makes {calls} calls, {writes} of them writes and {reads} reads{seed}",
             self.runs
         );
-        let kinds = self.by_kind.iter().map(|(kind, row)| (kind.name().to_owned(), row));
+        let kinds = self.by_kind.iter().map(|(kind, row)| (kind.name(), row));
         let _ = writeln!(text, "{}\n", table("fault", kinds));
         let places = self.by_place.iter().map(|(place, row)| (place.clone(), row));
         let _ = writeln!(text, "{}\n", table("first struck call", places));
@@ -139,7 +139,7 @@ impl Report {
             "seed": self.seed,
             "runs": self.runs,
             "slowest_run_ms": u64::try_from(self.slowest.as_millis()).unwrap_or(u64::MAX),
-            "kinds": rows(self.by_kind.iter().map(|(kind, row)| (kind.name().to_owned(), row)).collect()),
+            "kinds": rows(self.by_kind.iter().map(|(kind, row)| (kind.name(), row)).collect()),
             "places": rows(self.by_place.iter().map(|(place, row)| (place.clone(), row)).collect()),
             "violations": self.violations.iter().map(|violation| json!({
                 "point": violation.point.map(|point| point.number),

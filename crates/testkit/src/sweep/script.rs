@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use tidespool::{Config, HealthConfig, PressureConfig};
+use tidespool::{Config, HealthConfig, MinFree, PressureConfig};
 
 use super::Kind;
 
@@ -120,21 +120,22 @@ const THIRD: &[Step] = &[
     Cleanup,
 ];
 
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
+
 /// Segments are so small that a few messages fill one. Checkpoints run only on request. The gate
-/// stays shut until `allow_unlatch` is set, so that the check sees it.
+/// stays shut until `hard_unlatch_after` is short, so that the check sees it.
 pub(super) fn config(path: &Path, kind: Option<Kind>) -> Config {
     const KIB: u64 = 1024;
-    const HOUR: Duration = Duration::from_secs(3600);
     // Longer waits are useless while the disk stays broken.
     let is_sticky = kind.is_some_and(Kind::is_sticky);
     let shutdown_timeout = Duration::from_secs(if is_sticky { 3 } else { 60 });
-    let index_wait = if is_sticky { Duration::from_millis(10) } else { Duration::from_secs(30) };
+    let read_wait = if is_sticky { Duration::from_millis(10) } else { Duration::from_secs(30) };
     Config::new(path)
         .memory_budget(32 * KIB * KIB)
         .dirty_limit(4 * KIB * KIB)
         .dirty_expire(Duration::from_millis(200))
         .shutdown_timeout(shutdown_timeout)
-        .index_wait(index_wait)
+        .read_wait(read_wait)
         .max_message_size(256 * KIB)
         .segment_size(64 * KIB)
         .journal_capacity(KIB * KIB)
@@ -144,11 +145,9 @@ pub(super) fn config(path: &Path, kind: Option<Kind>) -> Config {
         .pressure(PressureConfig::default().enabled(false))
         .health(
             HealthConfig::default()
-                .min_free_bytes(0)
-                .min_free_fraction(0.0)
+                .min_free(MinFree::Bytes(0))
                 .backlog_latch_after(HOUR)
-                .unlatch_after(Duration::from_millis(10))
-                .sample_interval(Duration::from_millis(10))
-                .allow_unlatch(false),
+                .hard_unlatch_after(HOUR)
+                .sample_interval(Duration::from_millis(10)),
         )
 }

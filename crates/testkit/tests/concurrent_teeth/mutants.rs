@@ -8,11 +8,11 @@ use async_channel::Sender;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use parking_lot::Mutex;
+use tidespool_conformance::Factory;
+use tidespool_conformance::reference::{ReferenceSpool, ReferenceStorage};
 use tidespool_core::{Spool, SpoolCallerDeadlineExceeded, SpoolEntry, SpoolId};
 use tidespool_testkit::concurrent::{Expected, Subject};
-use tidespool_testkit::conformance::Factory;
-use tidespool_testkit::crash::{DurabilityLevel, Promise};
-use tidespool_testkit::reference::{ReferenceSpool, ReferenceStorage};
+use tidespool_testkit::oracle::{DurabilityLevel, Promise};
 use tokio::task::yield_now;
 
 type Data = Arc<Box<[u8]>>;

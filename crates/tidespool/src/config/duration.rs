@@ -8,6 +8,8 @@ use serde::ser::Serializer;
 
 pub(super) const HOUR: Duration = Duration::from_secs(3_600);
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
+/// humantime's year, so that an error shows it as one.
+pub(super) const YEAR: Duration = Duration::from_secs(31_557_600);
 
 pub(super) fn show(time: Duration) -> String {
     humantime::format_duration(time).to_string()

@@ -44,8 +44,7 @@ pub enum ConfigError {
     Invalid {
         /// Where, if the setting was read from TOML.
         at: ConfigPlace,
-        /// The setting, with its table if it is in one, as in
-        /// `health.signals.low_space.latch_after`.
+        /// The setting, with its table if it is in one, as in `health.dirty_age`.
         setting: String,
         /// The value as it was given. A value set from code is shown as a file would write it.
         value: String,
@@ -69,16 +68,6 @@ pub enum ConfigError {
     Closed,
 }
 
-impl ConfigError {
-    /// Adds the file from which the settings were read.
-    pub(super) fn in_file(mut self, file: &Path) -> Self {
-        if let Self::Syntax { at, .. } | Self::Unknown { at, .. } | Self::Invalid { at, .. } = &mut self {
-            at.file = Some(file.into());
-        }
-        self
-    }
-}
-
 /// Where in the settings an error is. Every field is `None` for settings made in code.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -89,16 +78,6 @@ pub struct ConfigPlace {
     pub line: Option<u32>,
     /// The character in the line, from 1.
     pub column: Option<u32>,
-}
-
-impl ConfigPlace {
-    /// Returns the place of the byte `offset` in `text`.
-    pub(super) fn in_text(text: &str, offset: usize) -> Self {
-        let before = text.get(..offset).unwrap_or(text);
-        let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-        Self { file: None, line: u32::try_from(line).ok(), column: u32::try_from(column).ok() }
-    }
 }
 
 /// The prefix of an error text: empty, or the place and a colon.

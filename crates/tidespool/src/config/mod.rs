@@ -4,25 +4,31 @@
 //! the setting that an error is about. `size.rs` and `duration.rs` define how a file writes sizes
 //! and times.
 
-mod builder;
 mod duration;
 mod error;
 mod health;
+mod min_free;
 mod pressure;
+#[cfg(feature = "toml")]
 mod read;
+mod setters;
 mod size;
+#[cfg(feature = "toml")]
 #[cfg(test)]
 mod tests;
 mod validate;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 pub use error::{ConfigError, ConfigPlace};
-pub use health::{BacklogRefusal, HealthConfig, HealthSignal, SignalTimes};
+pub use health::{BacklogRefusal, HealthConfig, HealthSignal};
+pub use min_free::MinFree;
+pub(crate) use pressure::HYSTERESIS;
 pub use pressure::PressureConfig;
+use setters::setters;
 
 /// How safe a message is when `store` returns `Ok`: the minimum for every store. `force_sync`
 /// raises a single store to [`Synced`](Self::Synced).
@@ -37,19 +43,6 @@ pub enum Durability {
     Process,
     /// On stable storage.
     Synced,
-}
-
-/// Which clean copies leave the cache when it is full.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CachePolicy {
-    /// The least recently used. The newest messages of a spool are usually loaded next, and this
-    /// policy always caches them.
-    #[default]
-    Lru,
-    /// The least often used. Better if a few messages are read again and again. A full cache
-    /// rejects most new messages.
-    TinyLfu,
 }
 
 /// The settings of a spool.
@@ -87,47 +80,38 @@ pub enum CachePolicy {
 /// journal_capacity = "1GiB"
 /// segment_size = "32MiB"
 /// checkpoint_after = "60s"
-/// index_wait = "30s"
-/// enumerate_wait = "60s"
-/// cache_policy = "lru"              # lru, tiny_lfu
-/// sled_cache = "16MiB"              # default: a sixteenth of memory_budget
+/// read_wait = "30s"
 /// read_threads = 2
 /// shutdown_timeout = "60s"
 /// ballast = "8MiB"
 ///
 /// [pressure]
 /// enabled = true
-/// interval = "500ms"
 /// memory_limit = "4GiB"             # default: none with a control group limit, else 75 % of RAM
 /// low = 0.80
 /// critical = 0.92
-/// hysteresis = 0.05
-/// stall_ratio = 0.10
 ///
 /// [health]
-/// dirty_fraction = 0.98
 /// dirty_age = "5s"                  # default: 10 times dirty_expire
 /// backlog_refusal = "all"           # all, synced
 /// backlog_latch_after = "2s"
+/// backlog_unlatch_after = "5s"
+/// hard_latch_after = "0s"
+/// hard_unlatch_after = "5s"
 /// checkpoint_stall = "60s"
-/// journal_errors = 1
-/// sled_errors = 3
-/// read_errors = 3
+/// disk_errors = 3
 /// damage = 10
-/// error_window = "60s"
-/// min_free_bytes = "256MiB"
-/// min_free_fraction = 0.05
-/// min_free_inodes = 1000
-/// unlatch_after = "5s"
-/// allow_unlatch = true
+/// min_free = "256MiB"               # or "5%"; default: the smaller of these two
 /// sample_interval = "100ms"
-///
-/// [health.signals.low_space]        # the times of one signal; optional
-/// latch_after = "500ms"             # default: 0; backlog: backlog_latch_after; low_space: 500 ms
-/// unlatch_after = "5s"              # default: health.unlatch_after
 /// # "#)?;
-/// # let defaults = tidespool::Config::new("/x");
-/// # assert_eq!(config.effective_dirty_limit(), defaults.effective_dirty_limit());
+/// # use tidespool::{Config, HealthConfig, MinFree, PressureConfig};
+/// # let defaults = Config::new("/var/spool/example");
+/// # let (limit, age) = (defaults.effective_dirty_limit(), defaults.effective_dirty_age());
+/// # let defaults = defaults
+/// #     .dirty_limit(limit)
+/// #     .pressure(PressureConfig::default().memory_limit(4 << 30))
+/// #     .health(HealthConfig::default().dirty_age(age).min_free(MinFree::Bytes(256 << 20)));
+/// # assert_eq!(config, defaults);
 /// # Ok::<(), tidespool::ConfigError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -139,7 +123,8 @@ pub struct Config {
     ///
     /// [`TieredSpool::open`](crate::TieredSpool::open) resolves a relative path and symlinks once,
     /// so that a later `chdir` changes nothing. [`TieredSpool::config`](crate::TieredSpool::config)
-    /// returns the result.
+    /// returns the result. Entries that file systems and tools leave in an empty directory
+    /// (`lost+found`, `.gitkeep`, `.snapshot`, `.nfs…`) are accepted and never touched.
     ///
     /// Required.
     pub path: PathBuf,
@@ -151,12 +136,18 @@ pub struct Config {
     /// [`memory_limit`](PressureConfig::memory_limit), bounds the budget. The bound applies to all
     /// spools of a monitor together.
     ///
+    /// Measured with 256 MiB, resident memory stays within 1.15 × the budget above the process's
+    /// own memory, if glibc's allocator is kept small:
+    /// [`keep_the_heap_small`](crate::keep_the_heap_small) at the start of `main`, or
+    /// `MALLOC_ARENA_MAX=2`.
+    ///
     /// Default = 256 MiB. Bounds: 8 MiB to 1 TiB.
     #[serde(with = "size")]
     pub memory_budget: u64,
 
     /// Dirty bytes (accepted, not yet on stable storage) at which stores begin to wait. A crash can
-    /// lose at most this many bytes. A larger message is accepted when nothing else is dirty.
+    /// lose at most this many bytes. Each message counts its own bytes and 256 more. A larger
+    /// message is accepted when nothing else is dirty.
     ///
     /// Above the durability `memory` these bytes are in memory twice: a second copy is in the crash
     /// log.
@@ -174,9 +165,9 @@ pub struct Config {
     #[serde(with = "duration")]
     pub dirty_expire: Duration,
 
-    /// How safe a message is when `store` returns.
+    /// How safe a message is when `store` returns: the minimum for every store.
     ///
-    /// Default = `process`.
+    /// Default = `process`. Bounds: `memory`, `process` or `synced`.
     pub durability: Durability,
 
     /// The longest time that a store waits for room or for the disk. The caller's deadline may be
@@ -195,14 +186,16 @@ pub struct Config {
 
     /// Bytes of the journal's segments on disk. Retained segments, and segments of single messages
     /// larger than a segment, are not counted. When all segments are in use, stores wait for a
-    /// checkpoint.
+    /// checkpoint. On a disk with less room the capacity is what fits: the metric
+    /// `tidespool_journal_capacity_bytes`.
     ///
     /// Default = 1 GiB. Bounds: 4 × `segment_size` to 1 TiB.
     #[serde(with = "size")]
     pub journal_capacity: u64,
 
-    /// Bytes of one segment. A larger message gets a segment of its own. Applies to segments made
-    /// from now on.
+    /// Bytes of one segment. Applies to segments made from now on. A larger message gets a segment
+    /// of its own: its store returns when it is on stable storage there, whatever `durability` is,
+    /// and fails at once with `SpoolBackpressureTimeout` if the disk has no room for it.
     ///
     /// Default = 32 MiB. Bounds: 64 KiB to 1 GiB, at most a quarter of `journal_capacity`; a
     /// multiple of 4 KiB.
@@ -210,7 +203,8 @@ pub struct Config {
     pub segment_size: u64,
 
     /// How long a sealed segment waits before a checkpoint writes the places of its live messages
-    /// to sled. A message that is removed before that is never written to sled.
+    /// to sled. A message that is removed before that is never written to sled. `cleanup` seals a
+    /// segment that was begun longer ago than this.
     ///
     /// Default = 60 s. Bounds: 0 to 7 days; 0 checkpoints a segment as soon as it is sealed.
     #[serde(with = "duration")]
@@ -218,38 +212,16 @@ pub struct Config {
 
     /// The longest time that a load waits while the index is rebuilt from the segments. A load of a
     /// message that is in memory, or younger than the last checkpoint, never waits for the index.
+    /// After this time the load fails with an I/O error, which does not mean that the message is
+    /// missing or damaged.
     ///
-    /// After this time the load fails with an I/O error. The error does not mean that the message
-    /// is missing or damaged.
+    /// An enumeration retries for twice this time while the disk fails, or while a rebuild of the
+    /// index makes no progress. Then it ends with an [early
+    /// end](tidespool_core::SpoolEntry::EARLY_END).
     ///
     /// Default = 30 s. Bounds: 0 to 1 hour.
     #[serde(with = "duration")]
-    pub index_wait: Duration,
-
-    /// The longest time that an enumeration retries while the disk fails, or waits for a rebuild of
-    /// the index that makes no progress. After this time the enumeration ends with an [early
-    /// end](tidespool_core::SpoolEntry::EARLY_END).
-    ///
-    /// Default = 60 s. Bounds: 1 ms to 1 hour.
-    #[serde(with = "duration")]
-    pub enumerate_wait: Duration,
-
-    /// Which clean copies leave the cache when it is full.
-    ///
-    /// Default = `lru`.
-    pub cache_policy: CachePolicy,
-
-    /// Memory for the pages that sled caches, in bytes.
-    ///
-    /// sled's own cache setting is a quarter of this, at least 1 MiB, because sled counts the bytes
-    /// that pages take on disk. The estimated memory of sled counts against `memory_budget`. A
-    /// change on a running spool applies from the next opening on.
-    ///
-    /// Default = a sixteenth of `memory_budget`, at least 1 MiB, see
-    /// [`effective_sled_cache`](Self::effective_sled_cache). Bounds: 1 MiB to a quarter of
-    /// `memory_budget`.
-    #[serde(with = "size::option", skip_serializing_if = "Option::is_none")]
-    pub sled_cache: Option<u64>,
+    pub read_wait: Duration,
 
     /// Threads that read messages from disk.
     ///
@@ -279,6 +251,25 @@ pub struct Config {
     pub health: HealthConfig,
 }
 
+setters! { Config {
+    path: PathBuf,
+    memory_budget: u64,
+    dirty_limit: some u64,
+    dirty_expire: Duration,
+    durability: Durability,
+    store_deadline: Duration,
+    max_message_size: u64,
+    journal_capacity: u64,
+    segment_size: u64,
+    checkpoint_after: Duration,
+    read_wait: Duration,
+    read_threads: u32,
+    shutdown_timeout: Duration,
+    ballast: u64,
+    pressure: PressureConfig,
+    health: HealthConfig,
+}}
+
 impl Config {
     /// Returns the default settings for a spool in the directory `path`.
     #[must_use]
@@ -294,10 +285,7 @@ impl Config {
             journal_capacity: size::GIB,
             segment_size: 32 * size::MIB,
             checkpoint_after: Duration::from_secs(60),
-            index_wait: Duration::from_secs(30),
-            enumerate_wait: Duration::from_secs(60),
-            cache_policy: CachePolicy::default(),
-            sled_cache: None,
+            read_wait: Duration::from_secs(30),
             read_threads: 2,
             shutdown_timeout: Duration::from_secs(60),
             ballast: 8 * size::MIB,
@@ -312,53 +300,25 @@ impl Config {
         Self::new(PathBuf::new())
     }
 
-    /// Reads and validates settings in TOML.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError::Syntax`] if `text` is not TOML, [`ConfigError::Unknown`] for a setting that
-    /// does not exist, [`ConfigError::Invalid`] for a value that is not allowed. Each names the
-    /// place.
-    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
-        read::read(text)
-    }
-
-    /// Reads and validates the settings in a TOML file.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError::Read`] if the file can't be read, and the errors of
-    /// [`from_toml`](Self::from_toml). Each names the file.
-    pub fn from_toml_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(|err| ConfigError::Read {
-            path: path.to_owned(),
-            kind: err.kind(),
-            reason: err.to_string(),
-        })?;
-        Self::from_toml(&text).map_err(|error| error.in_file(path))
-    }
-
-    /// Returns the settings as TOML, which [`from_toml`](Self::from_toml) reads back unchanged.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError::Syntax`] if `path` is not UTF-8: TOML text is UTF-8.
-    pub fn to_toml(&self) -> Result<String, ConfigError> {
-        toml::to_string(self)
-            .map_err(|err| ConfigError::Syntax { at: ConfigPlace::default(), reason: err.to_string() })
-    }
-
     /// Returns `dirty_limit`, or its default: an eighth of `memory_budget`.
     #[must_use]
     pub fn effective_dirty_limit(&self) -> u64 {
         self.dirty_limit.unwrap_or(self.memory_budget / 8)
     }
 
-    /// Returns `sled_cache`, or its default: a sixteenth of `memory_budget`, at least 1 MiB.
-    #[must_use]
-    pub fn effective_sled_cache(&self) -> u64 {
-        self.sled_cache.unwrap_or_else(|| (self.memory_budget / 16).max(size::MIB))
+    /// Memory for the pages that sled caches, in bytes: a sixteenth of `memory_budget`, at least
+    /// 1 MiB.
+    ///
+    /// sled holds places of messages, 14 bytes each, and no message. A larger share would take room
+    /// from the clean copies.
+    pub(crate) fn sled_cache(&self) -> u64 {
+        (self.memory_budget / 16).max(size::MIB)
+    }
+
+    /// The longest time that an enumeration retries without progress. It is longer than that of a
+    /// load: an enumeration that ends early has to begin again.
+    pub(crate) fn enumerate_wait(&self) -> Duration {
+        self.read_wait.saturating_mul(2)
     }
 
     /// Returns `health.dirty_age`, or its default: 10 × `dirty_expire`.

@@ -1,9 +1,11 @@
-//! Parses settings from TOML. Errors name the setting, its value as it was given, and its place.
+//! Reads settings from TOML, with the feature `toml`. Errors name the setting, its value as it was
+//! given, and its place.
 //!
 //! serde names neither the table of a setting nor the allowed values. So the text is parsed twice:
 //! once for the settings, once for the places of all keys and values.
 
 use std::ops::Range;
+use std::path::Path;
 
 use serde::Deserialize as _;
 use toml::Spanned;
@@ -16,16 +18,71 @@ use super::validate::{Setting, settings};
 /// The most characters of a value that an error shows.
 const SHOWN: usize = 64;
 
-pub(super) fn read(text: &str) -> Result<Config, ConfigError> {
-    let table = DeTable::parse(text).map_err(|error| syntax(text, &error))?;
-    let known = settings(&Config::without_path());
-    check_names(text, &known, "", table.get_ref())?;
-    let config: Config = match toml::from_str(text) {
-        Ok(config) => config,
-        Err(error) => return Err(name_setting(text, &table, &error)),
-    };
-    config.validate().map_err(|error| as_given(error, text, table.get_ref()))?;
-    Ok(config)
+impl Config {
+    /// Reads and validates settings in TOML.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Syntax`] if `text` is not TOML, [`ConfigError::Unknown`] for a setting that
+    /// does not exist, [`ConfigError::Invalid`] for a value that is not allowed. Each names the
+    /// place.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        let table = DeTable::parse(text).map_err(|error| syntax(text, &error))?;
+        let known = settings(&Self::without_path());
+        check_names(text, &known, "", table.get_ref())?;
+        let config: Self = match toml::from_str(text) {
+            Ok(config) => config,
+            Err(error) => return Err(name_setting(text, &table, &error)),
+        };
+        config.validate().map_err(|error| as_given(error, text, table.get_ref()))?;
+        Ok(config)
+    }
+
+    /// Reads and validates the settings in a TOML file.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Read`] if the file can't be read, and the errors of
+    /// [`from_toml`](Self::from_toml). Each names the file.
+    pub fn from_toml_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path).map_err(|err| ConfigError::Read {
+            path: path.to_owned(),
+            kind: err.kind(),
+            reason: err.to_string(),
+        })?;
+        Self::from_toml(&text).map_err(|error| error.in_file(path))
+    }
+
+    /// Returns the settings as TOML, which [`from_toml`](Self::from_toml) reads back unchanged.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Syntax`] if `path` is not UTF-8: TOML text is UTF-8.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        toml::to_string(self)
+            .map_err(|err| ConfigError::Syntax { at: ConfigPlace::default(), reason: err.to_string() })
+    }
+}
+
+impl ConfigError {
+    /// Adds the file from which the settings were read.
+    fn in_file(mut self, file: &Path) -> Self {
+        if let Self::Syntax { at, .. } | Self::Unknown { at, .. } | Self::Invalid { at, .. } = &mut self {
+            at.file = Some(file.into());
+        }
+        self
+    }
+}
+
+impl ConfigPlace {
+    /// Returns the place of the byte `offset` in `text`.
+    fn in_text(text: &str, offset: usize) -> Self {
+        let before = text.get(..offset).unwrap_or(text);
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        Self { file: None, line: u32::try_from(line).ok(), column: u32::try_from(column).ok() }
+    }
 }
 
 /// Checks that every key is a setting or a table of settings, and that each such table is a table.

@@ -51,7 +51,7 @@ pub(super) mod option {
     }
 }
 
-struct SizeVisitor;
+pub(super) struct SizeVisitor;
 
 impl Visitor<'_> for SizeVisitor {
     type Value = u64;

@@ -6,10 +6,7 @@ use proptest::prelude::*;
 
 use super::size::{GIB, KIB, MIB, TIB};
 use super::validate::{Setting, settings};
-use super::{
-    BacklogRefusal, CachePolicy, Config, ConfigError, Durability, HealthConfig, HealthSignal, PressureConfig,
-    SignalTimes,
-};
+use super::{BacklogRefusal, Config, ConfigError, Durability, HealthConfig, MinFree, PressureConfig};
 
 fn config() -> Config {
     Config::new("/spool")
@@ -34,7 +31,8 @@ fn the_defaults_are_valid_and_equal_a_file_with_only_a_path() {
     config().validate().unwrap();
     assert_eq!(Config::from_toml("path = \"/spool\"").unwrap(), config());
     assert_eq!(config().effective_dirty_limit(), 32 * MIB);
-    assert_eq!(config().effective_sled_cache(), 16 * MIB);
+    assert_eq!(config().sled_cache(), 16 * MIB);
+    assert_eq!(config().enumerate_wait(), Duration::from_secs(60));
     assert_eq!(config().effective_dirty_age(), Duration::from_secs(5));
 }
 
@@ -43,9 +41,9 @@ fn the_smallest_budget_is_valid_with_its_derived_defaults() {
     let small = config().memory_budget(8 * MIB);
     small.validate().unwrap();
     assert_eq!(small.effective_dirty_limit(), MIB);
-    assert_eq!(small.effective_sled_cache(), MIB);
-    let (dirty, sled) = (small.effective_dirty_limit(), small.effective_sled_cache());
-    small.dirty_limit(dirty).sled_cache(sled).validate().unwrap();
+    assert_eq!(small.sled_cache(), MIB);
+    let dirty = small.effective_dirty_limit();
+    small.dirty_limit(dirty).validate().unwrap();
 }
 
 #[test]
@@ -60,9 +58,8 @@ fn sizes_and_times_are_read_in_every_form() {
         store_deadline = "2min"
         checkpoint_after = "0s"
         durability = "synced"
-        cache_policy = "tiny_lfu"
         pressure = { memory_limit = "1.5GiB", low = 0.5 }
-        health = { dirty_age = "1h", allow_unlatch = false }
+        health = { dirty_age = "1h", min_free = "7 %" }
     "#;
     let expected = config()
         .memory_budget(512 * MIB)
@@ -73,10 +70,15 @@ fn sizes_and_times_are_read_in_every_form() {
         .store_deadline(Duration::from_secs(120))
         .checkpoint_after(Duration::ZERO)
         .durability(Durability::Synced)
-        .cache_policy(CachePolicy::TinyLfu)
         .pressure(PressureConfig::default().memory_limit(1_536 * MIB).low(0.5))
-        .health(HealthConfig::default().dirty_age(Duration::from_secs(3_600)).allow_unlatch(false));
+        .health(
+            HealthConfig::default().dirty_age(Duration::from_secs(3_600)).min_free(MinFree::Percent(7.0)),
+        );
     assert_eq!(Config::from_toml(toml).unwrap(), expected);
+    for bytes in ["4096", "\"4KiB\""] {
+        let config = Config::from_toml(&format!("path = \"/x\"\nhealth.min_free = {bytes}")).unwrap();
+        assert_eq!(config.health.min_free, Some(MinFree::Bytes(4_096)));
+    }
 }
 
 /// A config in which no setting has its default.
@@ -92,47 +94,24 @@ fn everything_set() -> Config {
         .journal_capacity(6)
         .segment_size(7)
         .checkpoint_after(Duration::from_secs(8))
-        .index_wait(Duration::from_secs(9))
-        .enumerate_wait(Duration::from_secs(8))
-        .cache_policy(CachePolicy::TinyLfu)
-        .sled_cache(10)
+        .read_wait(Duration::from_secs(9))
         .read_threads(11)
         .shutdown_timeout(Duration::from_secs(12))
         .ballast(13)
-        .pressure(
-            PressureConfig::default()
-                .enabled(false)
-                .interval(Duration::from_secs(14))
-                .memory_limit(15)
-                .low(0.16)
-                .critical(0.17)
-                .hysteresis(0.18)
-                .stall_ratio(0.185),
-        )
+        .pressure(PressureConfig::default().enabled(false).memory_limit(15).low(0.16).critical(0.17))
         .health(
             HealthConfig::default()
-                .dirty_fraction(0.19)
                 .dirty_age(Duration::from_secs(20))
                 .backlog_latch_after(Duration::from_secs(21))
                 .backlog_refusal(BacklogRefusal::Synced)
+                .backlog_unlatch_after(Duration::from_secs(23))
+                .hard_latch_after(Duration::from_secs(24))
+                .hard_unlatch_after(Duration::from_secs(25))
                 .checkpoint_stall(Duration::from_secs(22))
-                .journal_errors(220)
-                .sled_errors(221)
-                .read_errors(222)
+                .disk_errors(221)
                 .damage(223)
-                .error_window(Duration::from_secs(23))
-                .min_free_bytes(24)
-                .min_free_fraction(0.25)
-                .min_free_inodes(250)
-                .unlatch_after(Duration::from_secs(26))
-                .allow_unlatch(false)
-                .sample_interval(Duration::from_secs(27))
-                .signal(
-                    HealthSignal::LowSpace,
-                    SignalTimes::default()
-                        .latch_after(Duration::from_secs(28))
-                        .unlatch_after(Duration::from_secs(29)),
-                ),
+                .min_free(MinFree::Percent(0.7))
+                .sample_interval(Duration::from_secs(27)),
         )
 }
 
@@ -150,44 +129,29 @@ max_message_size = "5B"
 journal_capacity = "6B"
 segment_size = "7B"
 checkpoint_after = "8s"
-index_wait = "9s"
-enumerate_wait = "8s"
-cache_policy = "tiny_lfu"
-sled_cache = "10B"
+read_wait = "9s"
 read_threads = 11
 shutdown_timeout = "12s"
 ballast = "13B"
 
 [pressure]
 enabled = false
-interval = "14s"
 memory_limit = "15B"
 low = 0.16
 critical = 0.17
-hysteresis = 0.18
-stall_ratio = 0.185
 
 [health]
-dirty_fraction = 0.19
 dirty_age = "20s"
 backlog_refusal = "synced"
 backlog_latch_after = "21s"
+backlog_unlatch_after = "23s"
+hard_latch_after = "24s"
+hard_unlatch_after = "25s"
 checkpoint_stall = "22s"
-journal_errors = 220
-sled_errors = 221
-read_errors = 222
+disk_errors = 221
 damage = 223
-error_window = "23s"
-min_free_bytes = "24B"
-min_free_fraction = 0.25
-min_free_inodes = 250
-unlatch_after = "26s"
-allow_unlatch = false
+min_free = "0.7%"
 sample_interval = "27s"
-
-[health.signals.low_space]
-latch_after = "28s"
-unlatch_after = "29s"
 "#;
     assert_eq!(all.to_toml().unwrap(), expected);
 }
@@ -208,24 +172,16 @@ fn an_unknown_setting_is_rejected_with_its_full_name_and_the_known_settings() {
         unknown("[pressure]\nlowest = 0.1").contains("unknown setting pressure.lowest; there are: enabled, ")
     );
     assert!(
-        unknown("health.sled_error = 3").contains("line 1, column 8: unknown setting health.sled_error; ")
+        unknown("health.disk_error = 3").contains("line 1, column 8: unknown setting health.disk_error; ")
     );
-    let error = unknown("path = \"/x\"\n[health.signals.rain]\nlatch_after = \"1s\"");
-    assert!(
-        error.contains("unknown setting health.signals.rain; there are: dead_worker, damage, "),
-        "{error}"
-    );
-    let error = unknown("[health.signals.low_space]\nlatch = \"1s\"");
-    assert!(
-        error.contains("health.signals.low_space.latch; there are: latch_after, unlatch_after"),
-        "{error}"
-    );
+    let error = unknown("[health.damage_of]\nlatch = \"1s\"");
+    assert!(error.contains("unknown setting health.damage_of; there are: dirty_age, "), "{error}");
     let error = unknown("[no.such.table]\nx = 1");
     assert!(error.contains("unknown setting no; there are: path, "), "{error}");
 }
 
-/// The error for `-1` had no bounds, a bad time in `health.signals` did not name the signal,
-/// 9999999999999TiB was shown as a number of bytes, and no error named the file.
+/// The error for `-1` had no bounds, a bad time in a table did not name the table, 9999999999999TiB
+/// was shown as a number of bytes, and no error named the file.
 ///
 /// Tries every setting with values of each wrong kind and values beyond any bounds. New settings
 /// are covered, because the list comes from `settings`.
@@ -302,13 +258,7 @@ fn every_setting_is_in_the_list() {
     }
     let mut found = Vec::new();
     leaves(&everything_set().to_toml().unwrap().parse().unwrap(), "", &mut found);
-    for signal in HealthSignal::ALL {
-        found.extend(
-            ["latch_after", "unlatch_after"].map(|time| format!("health.signals.{}.{time}", signal.name())),
-        );
-    }
     found.sort_unstable();
-    found.dedup();
     let mut listed: Vec<String> = settings(&config()).into_iter().map(|setting| setting.path).collect();
     listed.sort_unstable();
     assert_eq!(found, listed);
@@ -316,11 +266,7 @@ fn every_setting_is_in_the_list() {
 
 #[test]
 fn a_value_in_place_of_a_table_is_rejected_with_the_settings_of_the_table() {
-    for (text, setting) in [
-        ("pressure = 3", "pressure"),
-        ("health.signals = 1", "health.signals"),
-        ("health.signals.damage = \"1s\"", "health.signals.damage"),
-    ] {
+    for (text, setting) in [("pressure = 3", "pressure"), ("health = \"1s\"", "health")] {
         let error = Config::from_toml(&format!("path = \"/x\"\n{text}")).unwrap_err().to_string();
         assert!(error.starts_with("line 2, column "), "{error}");
         let expected = format!(
@@ -368,8 +314,13 @@ fn a_value_of_the_wrong_kind_is_rejected_with_an_example_and_the_bounds() {
         ("dirty_expire = 500", "a time with its unit, such as \"500ms\" or \"1m 30s\", from 10ms to 1h"),
         ("durability = \"disk\"", "\"memory\", \"process\" or \"synced\""),
         ("read_threads = -1", "a whole number from 1 to 64"),
-        ("health.dirty_fraction = \"half\"", "a number above 0 and at most 1"),
-        ("health.allow_unlatch = 1", "true or false"),
+        ("pressure.critical = \"half\"", "a number above 0 and at most 1"),
+        ("pressure.enabled = 1", "true or false"),
+        (
+            "health.min_free = \"half\"",
+            "a size such as \"256MiB\", a whole number of bytes, or a percentage such as \"5%\", \
+             from 0 to 1TiB, or from 0% to 50%",
+        ),
     ] {
         let error = Config::from_toml(&format!("path = \"/x\"\n{line}")).unwrap_err().to_string();
         assert!(error.ends_with(&format!(": {line} is not allowed: it must be {allowed}")), "{error}");
@@ -393,8 +344,7 @@ fn sizes_out_of_bounds_are_rejected() {
     refused(&config().memory_budget(2 * TIB), "memory_budget", "2TiB", "from 8MiB to 1TiB");
     refused(&config().max_message_size(0), "max_message_size", "0B", "from 1KiB to 1GiB");
     refused(&config().max_message_size(2 * GIB), "max_message_size", "2GiB", "from 1KiB to 1GiB");
-    refused(&config().index_wait(Duration::from_secs(3_601)), "index_wait", "1h 1s", "from 0s to 1h");
-    refused(&config().enumerate_wait(Duration::ZERO), "enumerate_wait", "0s", "from 1ms to 1h");
+    refused(&config().read_wait(Duration::from_secs(3_601)), "read_wait", "1h 1s", "from 0s to 1h");
     refused(&config().ballast(2 * GIB), "ballast", "2GiB", "from 0B to 1GiB");
     refused(
         &config().segment_size(32 * KIB),
@@ -408,8 +358,11 @@ fn sizes_out_of_bounds_are_rejected() {
         "65537B",
         "from 64KiB to 1GiB, a multiple of 4KiB",
     );
-    let free = config().health(HealthConfig::default().min_free_bytes(2 * TIB));
-    refused(&free, "health.min_free_bytes", "2TiB", "from 0B to 1TiB");
+    let free = |min_free| config().health(HealthConfig::default().min_free(min_free));
+    let allowed = "from 0 to 1TiB, or from 0% to 50%";
+    refused(&free(MinFree::Bytes(2 * TIB)), "health.min_free", "2TiB", allowed);
+    refused(&free(MinFree::Percent(50.5)), "health.min_free", "50.5%", allowed);
+    refused(&free(MinFree::Percent(f64::NAN)), "health.min_free", "NaN%", allowed);
     let limit = config().pressure(PressureConfig::default().memory_limit(MIB));
     refused(&limit, "pressure.memory_limit", "1MiB", "from 8MiB to 1024TiB");
 }
@@ -419,12 +372,10 @@ fn errors_name_the_setting_on_which_a_bound_depends() {
     let half = "from 1MiB to 128MiB (half of memory_budget)";
     refused(&config().dirty_limit(129 * MIB), "dirty_limit", "129MiB", half);
     refused(&config().dirty_limit(KIB), "dirty_limit", "1KiB", half);
-    let quarter = "from 1MiB to 64MiB (a quarter of memory_budget)";
-    refused(&config().sled_cache(65 * MIB), "sled_cache", "65MiB", quarter);
     let four = "from 128MiB (4 × segment_size) to 1TiB";
     refused(&config().journal_capacity(127 * MIB), "journal_capacity", "127MiB", four);
     refused(&config().journal_capacity(2 * TIB), "journal_capacity", "2TiB", four);
-    config().dirty_limit(128 * MIB).sled_cache(64 * MIB).journal_capacity(128 * MIB).validate().unwrap();
+    config().dirty_limit(128 * MIB).journal_capacity(128 * MIB).validate().unwrap();
 }
 
 #[test]
@@ -435,8 +386,6 @@ fn times_out_of_bounds_are_rejected() {
     refused(&config().store_deadline(Duration::ZERO), "store_deadline", "0s", "from 1ms to 1h");
     refused(&config().checkpoint_after(8 * day), "checkpoint_after", "8days", "from 0s to 7days");
     refused(&config().shutdown_timeout(ms(1)), "shutdown_timeout", "1ms", "from 100ms to 1h");
-    let slow = config().pressure(PressureConfig::default().interval(ms(61_000)));
-    refused(&slow, "pressure.interval", "1m 1s", "from 10ms to 1m");
     let health = |health| config().health(health);
     let default = HealthConfig::default;
     refused(
@@ -451,15 +400,14 @@ fn times_out_of_bounds_are_rejected() {
         "1day",
         "from 0s to 1h",
     );
-    refused(&health(default().error_window(ms(1))), "health.error_window", "1ms", "from 1s to 1day");
     let stall = health(default().checkpoint_stall(ms(1)));
     refused(&stall, "health.checkpoint_stall", "1ms", "from 1s to 1day");
-    let times = |times| health(default().signal(HealthSignal::Damage, times));
-    let latch = times(SignalTimes::default().latch_after(day));
-    refused(&latch, "health.signals.damage.latch_after", "1day", "from 0s to 1h");
-    let unlatch = times(SignalTimes::default().unlatch_after(day));
-    refused(&unlatch, "health.signals.damage.unlatch_after", "1day", "from 0s to 1h");
-    refused(&health(default().unlatch_after(day)), "health.unlatch_after", "1day", "from 0s to 1h");
+    refused(&health(default().hard_latch_after(day)), "health.hard_latch_after", "1day", "from 0s to 1h");
+    let years = 2 * super::duration::YEAR;
+    let hard = health(default().hard_unlatch_after(years));
+    refused(&hard, "health.hard_unlatch_after", "2years", "from 0s to 1year");
+    let backlog = health(default().backlog_unlatch_after(years));
+    refused(&backlog, "health.backlog_unlatch_after", "2years", "from 0s to 1year");
     refused(&health(default().sample_interval(ms(1))), "health.sample_interval", "1ms", "from 10ms to 10s");
 }
 
@@ -469,20 +417,9 @@ fn numbers_out_of_bounds_are_rejected() {
     refused(&config().read_threads(65), "read_threads", "65", "from 1 to 64");
     let health = |health| config().health(health);
     let default = HealthConfig::default;
-    refused(&health(default().journal_errors(0)), "health.journal_errors", "0", "from 1 to 1000");
-    refused(&health(default().sled_errors(1_001)), "health.sled_errors", "1001", "from 1 to 1000");
-    refused(&health(default().read_errors(0)), "health.read_errors", "0", "from 1 to 1000");
+    refused(&health(default().disk_errors(0)), "health.disk_errors", "0", "from 1 to 1000");
+    refused(&health(default().disk_errors(1_001)), "health.disk_errors", "1001", "from 1 to 1000");
     refused(&health(default().damage(0)), "health.damage", "0", "from 1 to 1000");
-    let inodes = health(default().min_free_inodes(1_000_001));
-    refused(&inodes, "health.min_free_inodes", "1000001", "from 0 to 1000000");
-    refused(&health(default().dirty_fraction(1.1)), "health.dirty_fraction", "1.1", "above 0 and at most 1");
-    refused(
-        &health(default().dirty_fraction(f64::NAN)),
-        "health.dirty_fraction",
-        "NaN",
-        "above 0 and at most 1",
-    );
-    refused(&health(default().min_free_fraction(0.6)), "health.min_free_fraction", "0.6", "from 0 to 0.5");
     let pressure = |pressure| config().pressure(pressure);
     let default = PressureConfig::default;
     refused(&pressure(default().critical(1.01)), "pressure.critical", "1.01", "above 0 and at most 1");
@@ -490,28 +427,21 @@ fn numbers_out_of_bounds_are_rejected() {
         &pressure(default().low(0.95)),
         "pressure.low",
         "0.95",
-        "above 0 and below pressure.critical (0.92)",
+        "above 0.05 and below pressure.critical (0.92)",
     );
     refused(
         &pressure(default().low(f64::NAN)),
         "pressure.low",
         "NaN",
-        "above 0 and below pressure.critical (0.92)",
+        "above 0.05 and below pressure.critical (0.92)",
     );
+    refused(&pressure(default().critical(f64::NAN)), "pressure.critical", "NaN", "above 0 and at most 1");
     refused(
-        &pressure(default().hysteresis(0.8)),
-        "pressure.hysteresis",
-        "0.8",
-        "at least 0 and below pressure.low (0.8)",
+        &pressure(default().low(0.05)),
+        "pressure.low",
+        "0.05",
+        "above 0.05 and below pressure.critical (0.92)",
     );
-    refused(
-        &pressure(default().hysteresis(-0.1)),
-        "pressure.hysteresis",
-        "-0.1",
-        "at least 0 and below pressure.low (0.8)",
-    );
-    refused(&pressure(default().stall_ratio(1.5)), "pressure.stall_ratio", "1.5", "from 0 to 1");
-    refused(&pressure(default().stall_ratio(f64::NAN)), "pressure.stall_ratio", "NaN", "from 0 to 1");
 }
 
 #[test]

@@ -3,11 +3,11 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use super::duration::{self, DAY, HOUR};
+use super::HYSTERESIS;
+use super::duration::{self, DAY, HOUR, YEAR};
 use super::error::ConfigPlace;
 use super::size::{self, GIB, KIB, MIB, TIB};
-use super::{Config, ConfigError, HealthConfig, PressureConfig, SignalTimes};
-use crate::HealthSignal;
+use super::{Config, ConfigError, HealthConfig, MinFree, PressureConfig};
 
 /// A journal of fewer segments could not write to a segment while another is being checkpointed.
 const MIN_SEGMENTS: u64 = 4;
@@ -18,9 +18,10 @@ const PAGE: u64 = 4 * KIB;
 /// One setting of a `Config`.
 #[derive(Debug)]
 pub(super) struct Setting {
-    /// The name with its table, as in `pressure.interval`.
+    /// The name with its table, as in `pressure.low`.
     pub(super) path: String,
     /// How a file writes the value. An error text shows this before `allowed`.
+    #[cfg_attr(not(feature = "toml"), expect(dead_code, reason = "code needs no form"))]
     pub(super) form: &'static str,
     /// The allowed values, with the settings on which the bounds depend.
     pub(super) allowed: String,
@@ -30,6 +31,7 @@ pub(super) struct Setting {
 
 const SIZE: &str = "a size such as \"256MiB\", or a whole number of bytes, ";
 const TIME: &str = "a time with its unit, such as \"500ms\" or \"1m 30s\", ";
+const SPACE: &str = "a size such as \"256MiB\", a whole number of bytes, or a percentage such as \"5%\", ";
 const COUNT: &str = "a whole number ";
 const FRACTION: &str = "a number ";
 const NAME: &str = "";
@@ -84,8 +86,6 @@ pub(super) fn settings(config: &Config) -> Vec<Setting> {
 fn top(config: &Config) -> Vec<Setting> {
     let budget = config.memory_budget;
     let half = bytes("dirty_limit", config.dirty_limit, MIB, budget / 2).and(" (half of memory_budget)");
-    let quarter =
-        bytes("sled_cache", config.sled_cache, MIB, budget / 4).and(" (a quarter of memory_budget)");
     let segment = config.segment_size;
     let smallest = segment.saturating_mul(MIN_SEGMENTS);
     let capacity = Setting {
@@ -107,16 +107,13 @@ fn top(config: &Config) -> Vec<Setting> {
         setting("path", NAME, "the directory of the spool", no_path.then_some("\"\"")),
         bytes("memory_budget", Some(budget), 8 * MIB, TIB),
         half,
-        quarter,
         time("dirty_expire", Some(config.dirty_expire), Duration::from_millis(10), HOUR),
         setting("durability", NAME, "\"memory\", \"process\" or \"synced\"", None::<u8>),
         bytes("max_message_size", Some(config.max_message_size), KIB, GIB),
         whole_pages,
         capacity,
         time("checkpoint_after", Some(config.checkpoint_after), Duration::ZERO, 7 * DAY),
-        time("index_wait", Some(config.index_wait), Duration::ZERO, HOUR),
-        time("enumerate_wait", Some(config.enumerate_wait), Duration::from_millis(1), HOUR),
-        setting("cache_policy", NAME, "\"lru\" or \"tiny_lfu\"", None::<u8>),
+        time("read_wait", Some(config.read_wait), Duration::ZERO, HOUR),
         bytes("ballast", Some(config.ballast), 0, GIB),
         time("store_deadline", Some(config.store_deadline), Duration::from_millis(1), HOUR),
         time("shutdown_timeout", Some(config.shutdown_timeout), Duration::from_millis(100), HOUR),
@@ -125,12 +122,10 @@ fn top(config: &Config) -> Vec<Setting> {
 }
 
 fn pressure(pressure: &PressureConfig) -> Vec<Setting> {
-    let PressureConfig { enabled: _, interval, memory_limit, low, critical, hysteresis, stall_ratio } =
-        pressure;
+    let PressureConfig { enabled: _, memory_limit, low, critical } = pressure;
     // Each condition is false for NaN, so that NaN is rejected, too.
     vec![
         setting("pressure.enabled", NAME, "true or false", None::<u8>),
-        time("pressure.interval", Some(*interval), Duration::from_millis(10), Duration::from_secs(60)),
         bytes("pressure.memory_limit", *memory_limit, 8 * MIB, 1_024 * TIB),
         fraction(
             "pressure.critical",
@@ -141,16 +136,9 @@ fn pressure(pressure: &PressureConfig) -> Vec<Setting> {
         fraction(
             "pressure.low",
             *low,
-            *low > 0.0 && low < critical,
-            &format!("above 0 and below pressure.critical ({critical})"),
+            *low > HYSTERESIS && low < critical,
+            &format!("above {HYSTERESIS} and below pressure.critical ({critical})"),
         ),
-        fraction(
-            "pressure.hysteresis",
-            *hysteresis,
-            *hysteresis >= 0.0 && hysteresis < low,
-            &format!("at least 0 and below pressure.low ({low})"),
-        ),
-        fraction("pressure.stall_ratio", *stall_ratio, (0.0..=1.0).contains(stall_ratio), "from 0 to 1"),
     ]
 }
 
@@ -159,34 +147,22 @@ fn health(health: &HealthConfig, dirty_expire: Duration) -> Vec<Setting> {
         allowed: format!("from {} (dirty_expire) to {}", duration::show(dirty_expire), duration::show(DAY)),
         ..time("health.dirty_age", health.dirty_age, dirty_expire, DAY)
     };
-    let (dirty, free) = (health.dirty_fraction, health.min_free_fraction);
+    let latch = |name, time| self::time(name, Some(time), Duration::ZERO, HOUR);
+    let unlatch = |name, time| self::time(name, Some(time), Duration::ZERO, YEAR);
     let second = Duration::from_secs(1);
-    let mut settings = vec![
-        fraction("health.dirty_fraction", dirty, dirty > 0.0 && dirty <= 1.0, "above 0 and at most 1"),
+    vec![
         dirty_age,
         setting("health.backlog_refusal", NAME, "\"all\" or \"synced\"", None::<u8>),
-        time("health.backlog_latch_after", Some(health.backlog_latch_after), Duration::ZERO, HOUR),
+        latch("health.backlog_latch_after", health.backlog_latch_after),
+        unlatch("health.backlog_unlatch_after", health.backlog_unlatch_after),
+        latch("health.hard_latch_after", health.hard_latch_after),
+        unlatch("health.hard_unlatch_after", health.hard_unlatch_after),
         time("health.checkpoint_stall", Some(health.checkpoint_stall), second, DAY),
-        count("health.journal_errors", health.journal_errors.into(), 1, 1_000),
-        count("health.sled_errors", health.sled_errors.into(), 1, 1_000),
-        count("health.read_errors", health.read_errors.into(), 1, 1_000),
+        count("health.disk_errors", health.disk_errors.into(), 1, 1_000),
         count("health.damage", health.damage.into(), 1, 1_000),
-        time("health.error_window", Some(health.error_window), second, DAY),
-        bytes("health.min_free_bytes", Some(health.min_free_bytes), 0, TIB),
-        fraction("health.min_free_fraction", free, (0.0..=0.5).contains(&free), "from 0 to 0.5"),
-        count("health.min_free_inodes", health.min_free_inodes, 0, 1_000_000),
-        time("health.unlatch_after", Some(health.unlatch_after), Duration::ZERO, HOUR),
-        setting("health.allow_unlatch", NAME, "true or false", None::<u8>),
+        space("health.min_free", health.min_free),
         time("health.sample_interval", Some(health.sample_interval), Duration::from_millis(10), 10 * second),
-    ];
-    for signal in HealthSignal::ALL {
-        let SignalTimes { latch_after, unlatch_after } =
-            health.signals.get(&signal).copied().unwrap_or_default();
-        let path = |setting: &str| format!("health.signals.{}.{setting}", signal.name());
-        settings.push(time(&path("latch_after"), latch_after, Duration::ZERO, HOUR));
-        settings.push(time(&path("unlatch_after"), unlatch_after, Duration::ZERO, HOUR));
-    }
-    settings
+    ]
 }
 
 impl Setting {
@@ -210,6 +186,15 @@ fn bytes(path: &str, value: Option<u64>, min: u64, max: u64) -> Setting {
 fn time(path: &str, value: Option<Duration>, min: Duration, max: Duration) -> Setting {
     let refused = value.filter(|value| !(min..=max).contains(value)).map(duration::show);
     setting(path, TIME, &format!("from {} to {}", duration::show(min), duration::show(max)), refused)
+}
+
+fn space(path: &str, value: Option<MinFree>) -> Setting {
+    let refused = value.filter(|value| match value {
+        MinFree::Bytes(bytes) => *bytes > TIB,
+        // NaN is rejected, too.
+        MinFree::Percent(percent) => !(0.0..=50.0).contains(percent),
+    });
+    setting(path, SPACE, &format!("from 0 to {}, or from 0% to 50%", size::show(TIB)), refused)
 }
 
 fn count(path: &str, value: u64, min: u64, max: u64) -> Setting {

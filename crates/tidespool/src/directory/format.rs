@@ -154,7 +154,7 @@ fn spools_of_segments(dir: &Path, until: Option<[u8; 16]>) -> BTreeMap<[u8; 16],
 pub(crate) fn identify(dir: &Path) -> Result<(Option<[u8; 16]>, Option<String>)> {
     let error = match read(dir) {
         Ok(Some(spool)) => return Ok((Some(spool), None)),
-        Ok(None) => return Err(super::lock::not_a_spool(dir, "there is no FORMAT file")),
+        Ok(None) => return Err(not_a_spool(dir, "there is no FORMAT file")),
         Err(error) => error,
     };
     let cause = error.root_cause();
@@ -171,6 +171,12 @@ pub(crate) fn identify(dir: &Path) -> Result<(Option<[u8; 16]>, Option<String>)>
 
 fn shown(spool: [u8; 16]) -> String {
     Uuid::from_bytes(spool).simple().to_string()
+}
+
+/// The error for a directory that is not a spool's.
+pub(super) fn not_a_spool(path: &Path, found: &str) -> anyhow::Error {
+    let supported = "spool directories, and makes new ones in empty directories".to_owned();
+    UnsupportedFormat { path: path.to_owned(), found: format!("not a spool: {found}"), supported }.into()
 }
 
 #[cfg(test)]

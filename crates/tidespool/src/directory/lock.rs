@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use parking_lot::Mutex;
-use tidespool_core::{Locked, UnsupportedFormat};
+use tidespool_core::Locked;
 use uuid::Uuid;
 
-use super::format::{self, FORMAT_FILE, UNFINISHED_FORMAT};
+use super::format::{self, FORMAT_FILE, UNFINISHED_FORMAT, not_a_spool};
 use super::path::{existing, existing_or_new, explain};
 use crate::crash_log::{CRASH_LOG, NEW_CRASH_LOG};
 use crate::index::{INDEX_DIR, TRIAL_DIR};
@@ -164,11 +164,6 @@ fn refuse_foreign(path: &Path) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn not_a_spool(path: &Path, found: &str) -> anyhow::Error {
-    let supported = "spool directories, and makes new ones in empty directories".to_owned();
-    UnsupportedFormat { path: path.to_owned(), found: format!("not a spool: {found}"), supported }.into()
-}
-
 /// Locks the directory itself: deleting the lock file does not unlock it.
 fn hold(dir: &Path) -> Result<HeldDir> {
     let opening = || format!("opening {}", dir.display());
@@ -249,6 +244,8 @@ fn owner(dir: &Path, locked: &File) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use tidespool_core::UnsupportedFormat;
+
     use super::*;
 
     #[test]

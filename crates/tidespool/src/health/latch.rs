@@ -59,6 +59,10 @@ const COUNTED: [HealthSignal; 5] = [
     HealthSignal::LostFiles,
 ];
 
+/// The dirty bytes at which that signal is raised, as a fraction of `dirty_limit`. Below 1, because
+/// the next message may be too large for what is left of the limit.
+const DIRTY_FRACTION: f64 = 0.98;
+
 /// The gate opened too early if it shuts again within this many times its last quiet time.
 const EARLY_FACTOR: u32 = 4;
 
@@ -107,7 +111,7 @@ impl WatchedSignal {
 impl Latch {
     pub(crate) fn new(config: &Config) -> Self {
         let health = &config.health;
-        let window = |signal| ErrorWindow::new(too_many(health, signal), health.error_window);
+        let window = |signal| ErrorWindow::new(too_many(health, signal));
         Self {
             dirty_age: config.effective_dirty_age(),
             dirty_expire: config.dirty_expire,
@@ -127,7 +131,7 @@ impl Latch {
         let health = &config.health;
         (self.dirty_age, self.dirty_expire) = (config.effective_dirty_age(), config.dirty_expire);
         for (window, signal) in self.windows.iter_mut().zip(COUNTED) {
-            window.reconfigure(too_many(health, signal), health.error_window);
+            window.reconfigure(too_many(health, signal));
         }
         self.config = health.clone();
     }
@@ -138,7 +142,7 @@ impl Latch {
         let mut is_quiet = sample.probe != Some(false);
         for signal in HealthSignal::ALL {
             let (is_raised, is_noisy) = self.evaluate(now, signal, &before, sample);
-            self.watched[signal as usize].step(now, is_raised, self.config.latch_after_of(signal));
+            self.watched[signal as usize].step(now, is_raised, self.config.latch_after(signal));
             is_quiet &= !is_noisy;
         }
         self.quiet_since = is_quiet.then(|| self.quiet_since.unwrap_or(now));
@@ -156,14 +160,14 @@ impl Latch {
     /// True if the quiet time is over. The gate opens once a probe of the disk succeeds.
     pub(crate) fn wants_probe(&self, now: Instant) -> bool {
         let (Some(_), Some(quiet_since)) = (self.shut_by, self.quiet_since) else { return false };
-        self.config.allow_unlatch && now.saturating_duration_since(quiet_since) >= self.quiet_time()
+        now.saturating_duration_since(quiet_since) >= self.quiet_time()
     }
 
     /// The quiet time before the gate may open. The backoff needs a minimum: a quiet time of zero
     /// would stay zero, and the gate would flap.
     fn quiet_time(&self) -> Duration {
         let longest =
-            self.latched().map(|signal| self.config.unlatch_after_of(signal)).max().unwrap_or_default();
+            self.latched().map(|signal| self.config.unlatch_after(signal)).max().unwrap_or_default();
         match self.backoff {
             1 => longest,
             backoff => longest.max(MIN_QUIET / MAX_BACKOFF) * backoff,
@@ -237,8 +241,7 @@ impl Latch {
             // Large messages and fast callers keep the dirty bytes at their limit. They are a
             // backlog only if they are not written in time.
             HealthSignal::DirtyBytes => {
-                sample.dirty_fraction >= self.config.dirty_fraction
-                    && sample.oldest_dirty_age > self.dirty_expire
+                sample.dirty_fraction >= DIRTY_FRACTION && sample.oldest_dirty_age > self.dirty_expire
             }
             HealthSignal::DirtyAge => sample.oldest_dirty_age > self.dirty_age,
             // The counted signals are handled above.
@@ -250,10 +253,10 @@ impl Latch {
 
 fn too_many(config: &HealthConfig, signal: HealthSignal) -> u32 {
     match signal {
-        HealthSignal::JournalErrors => config.journal_errors,
-        HealthSignal::SledErrors => config.sled_errors,
-        HealthSignal::ReadErrors => config.read_errors,
-        HealthSignal::LostFiles => 1,
+        HealthSignal::SledErrors | HealthSignal::ReadErrors => config.disk_errors,
+        // A journal that was not written, or a file that is missing, is never an accident of one
+        // message.
+        HealthSignal::JournalErrors | HealthSignal::LostFiles => 1,
         _ => config.damage,
     }
 }

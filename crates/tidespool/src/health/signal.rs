@@ -3,8 +3,8 @@ use std::fmt;
 use crate::HealthSignal;
 
 impl HealthSignal {
-    /// In the order of their discriminants: the worst is first.
-    pub(crate) const ALL: [Self; 11] = [
+    /// All signals, in the order of their discriminants: the worst is first.
+    pub const ALL: [Self; 11] = [
         Self::DeadWorker,
         Self::Damage,
         Self::LostFiles,
@@ -38,7 +38,7 @@ impl HealthSignal {
         matches!(self, Self::NoFreeSegment | Self::DirtyBytes | Self::DirtyAge)
     }
 
-    /// The name in the settings and in the metrics.
+    /// The name in the metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::JournalErrors => "journal_errors",

@@ -1,33 +1,51 @@
 //! When the free space of a file system is low.
 
-use crate::HealthConfig;
 use crate::storage::Space;
+use crate::{HealthConfig, MinFree};
 
-impl Space {
-    /// Free bytes below which [`is_short`](Self::is_short) returns true. 0 if it never does.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a share of a whole file system"
-    )]
-    pub(crate) fn minimum(&self, config: &HealthConfig) -> u64 {
-        config.min_free_bytes.min((self.total_bytes as f64 * config.min_free_fraction) as u64)
-    }
+/// The default of `min_free` is the smaller of these two: on a large disk the bytes, which are
+/// enough for eight segments of the default size; on a small disk the percentage.
+const MIN_FREE_BYTES: u64 = 256 << 20;
+const MIN_FREE_PERCENT: f64 = 5.0;
 
-    /// True if the free bytes are below both `min_free_bytes` and `min_free_fraction`, or the free
-    /// inodes are below their limits. A total of 0 means that the size is unknown.
-    pub(crate) fn is_short(&self, config: &HealthConfig) -> bool {
-        // A minimum of 0 disables its check: no value is below 0.
-        let below = |free, total, least| free < least && is_under(free, total, config.min_free_fraction);
-        below(self.free_bytes, self.total_bytes, config.min_free_bytes)
-            || below(self.free_inodes, self.total_inodes, config.min_free_inodes)
+/// Free inodes that are always enough. The spool itself needs only a few: for new segments, the
+/// manifest and sled's snapshots.
+const ENOUGH_INODES: u64 = 1_000;
+
+impl HealthConfig {
+    /// True unless `min_free` is 0.
+    pub(crate) fn checks_space(&self) -> bool {
+        !matches!(self.min_free, Some(MinFree::Bytes(0) | MinFree::Percent(0.0)))
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a share of a whole file system")]
-fn is_under(free: u64, total: u64, fraction: f64) -> bool {
-    total > 0 && (free as f64) < total as f64 * fraction
+impl Space {
+    /// Free bytes below which [`is_short`](Self::is_short) returns true. 0 if it never does.
+    pub(crate) fn minimum(&self, config: &HealthConfig) -> u64 {
+        match config.min_free {
+            // The size of the file system is unknown.
+            _ if self.total_bytes == 0 => 0,
+            None => MIN_FREE_BYTES.min(percent(self.total_bytes, MIN_FREE_PERCENT)),
+            Some(MinFree::Bytes(bytes)) => bytes,
+            Some(MinFree::Percent(least)) => percent(self.total_bytes, least),
+        }
+    }
+
+    /// True if few bytes or few inodes are free.
+    pub(crate) fn is_short(&self, config: &HealthConfig) -> bool {
+        let min_inodes = ENOUGH_INODES.min(percent(self.total_inodes, MIN_FREE_PERCENT));
+        config.checks_space() && (self.free_bytes < self.minimum(config) || self.free_inodes < min_inodes)
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a share of a whole file system"
+)]
+fn percent(total: u64, percent: f64) -> u64 {
+    (total as f64 * percent / 100.0) as u64
 }
 
 #[cfg(test)]
@@ -47,16 +65,26 @@ mod tests {
     }
 
     #[test]
-    fn on_a_large_disk_min_free_bytes_applies() {
+    fn on_a_large_disk_the_default_is_in_bytes() {
         assert!(!short(bytes(257 * MIB, 1_000 * GIB)));
         assert!(short(bytes(255 * MIB, 1_000 * GIB)));
     }
 
     #[test]
-    fn on_a_small_disk_min_free_fraction_applies() {
+    fn on_a_small_disk_the_default_is_a_percentage() {
         assert!(!short(bytes(60 * MIB, GIB)), "5 % of 1 GiB is 51 MiB");
         assert!(short(bytes(50 * MIB, GIB)));
         assert!(short(bytes(0, GIB)));
+    }
+
+    #[test]
+    fn min_free_is_in_bytes_or_a_percentage() {
+        let bytes_free =
+            |min_free, free| bytes(free, GIB).is_short(&HealthConfig::default().min_free(min_free));
+        assert!(bytes_free(MinFree::Bytes(500 * MIB), 499 * MIB));
+        assert!(!bytes_free(MinFree::Bytes(500 * MIB), 500 * MIB));
+        assert!(bytes_free(MinFree::Percent(25.0), 255 * MIB));
+        assert!(!bytes_free(MinFree::Percent(25.0), 256 * MIB));
     }
 
     #[test]
@@ -69,13 +97,14 @@ mod tests {
     }
 
     #[test]
-    fn zero_disables_a_check() {
+    fn zero_disables_the_checks() {
         let full = Space { total_bytes: GIB, total_inodes: 1_000, ..Space::default() };
         let bytes_only = Space { free_inodes: 1_000, ..full };
-        assert!(!bytes_only.is_short(&HealthConfig::default().min_free_bytes(0)));
-        let inodes_only = Space { free_bytes: GIB, ..full };
-        assert!(!inodes_only.is_short(&HealthConfig::default().min_free_inodes(0)));
-        assert!(!full.is_short(&HealthConfig::default().min_free_fraction(0.0)));
+        assert!(bytes_only.is_short(&HealthConfig::default()));
+        for zero in [MinFree::Bytes(0), MinFree::Percent(0.0)] {
+            assert!(!bytes_only.is_short(&HealthConfig::default().min_free(zero)));
+            assert!(!full.is_short(&HealthConfig::default().min_free(zero)));
+        }
         assert!(full.is_short(&HealthConfig::default()));
     }
 

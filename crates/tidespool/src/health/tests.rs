@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::latch::Transition;
 use super::{HealthSample, Latch};
-use crate::{Config, HealthConfig, HealthSignal, SignalTimes};
+use crate::{Config, HealthConfig, HealthSignal};
 
 const TICK: Duration = Duration::from_millis(100);
 /// Later than the dirty expiry, but not late enough for the signal of the dirty age.
@@ -112,8 +112,7 @@ fn the_gate_stays_shut_while_sled_is_broken() {
 
 #[test]
 fn the_newest_errors_count_even_above_the_threshold() {
-    let times = SignalTimes::default().latch_after(seconds(5));
-    let mut script = LatchScript::new(HealthConfig::default().signal(HealthSignal::ReadErrors, times));
+    let mut script = LatchScript::new(HealthConfig::default().hard_latch_after(seconds(5)));
     assert_eq!(script.feed_for(seconds(4), HealthSample { read_errors: 3, ..QUIET }), []);
     let shut = [(1_000, Transition::Shut(HealthSignal::ReadErrors))];
     assert_eq!(script.feed_for(seconds(50), HealthSample { read_errors: 6, ..QUIET })[..1], shut);
@@ -170,23 +169,27 @@ fn a_worse_signal_replaces_the_one_that_shut_the_gate() {
 }
 
 #[test]
-fn each_signal_can_have_its_own_times() {
-    let times =
-        |latch, unlatch| SignalTimes::default().latch_after(seconds(latch)).unlatch_after(seconds(unlatch));
+fn hard_signals_and_backlogs_have_their_own_times() {
     let health = HealthConfig::default()
-        .signal(HealthSignal::LowSpace, times(3, 20))
-        .signal(HealthSignal::ReadErrors, times(1, 7));
+        .hard_latch_after(seconds(3))
+        .hard_unlatch_after(seconds(20))
+        .backlog_latch_after(seconds(1))
+        .backlog_unlatch_after(seconds(7));
     let mut script = LatchScript::new(health);
     let full = HealthSample { low_space: true, ..QUIET };
     assert_eq!(script.feed_for(seconds(4), full), [(3_000, Transition::Shut(HealthSignal::LowSpace))]);
     assert_eq!(script.feed_for(seconds(60), QUIET), [(20_000, Transition::Open)]);
     assert_eq!(script.feed_for(seconds(90), QUIET), [], "long enough to reset the backoff");
-    let unread = HealthSample { read_errors: 3, ..QUIET };
-    assert_eq!(script.feed_for(seconds(2), unread), [(1_000, Transition::Shut(HealthSignal::ReadErrors))]);
+    let late = HealthSample { no_free_segment: true, ..QUIET };
+    let shut = [(1_000, Transition::Shut(HealthSignal::NoFreeSegment))];
+    assert_eq!(script.feed_for(seconds(2), late), shut);
+    assert_eq!(script.feed_for(seconds(60), QUIET), [(7_000, Transition::Open)]);
+    assert_eq!(script.feed_for(seconds(90), QUIET), [], "long enough to reset the backoff");
     // The longest time of the latched signals counts.
-    let both = HealthSample { low_space: true, ..unread };
+    assert_eq!(script.feed_for(seconds(2), late), shut);
+    let both = HealthSample { low_space: true, ..late };
     assert_eq!(script.feed_for(seconds(4), both), [(3_000, Transition::Worse(HealthSignal::LowSpace))]);
-    assert_eq!(script.feed_for(seconds(60), unread), [(20_000, Transition::Open)]);
+    assert_eq!(script.feed_for(seconds(60), QUIET), [(20_000, Transition::Open)]);
 }
 
 #[test]
@@ -220,7 +223,7 @@ fn a_gate_that_opened_too_early_has_a_longer_quiet_time_next() {
 /// An error every second, with an unlatch time of zero.
 #[test]
 fn with_no_quiet_time_the_gate_does_not_flap() {
-    let mut script = LatchScript::new(HealthConfig::default().unlatch_after(Duration::ZERO));
+    let mut script = LatchScript::new(HealthConfig::default().hard_unlatch_after(Duration::ZERO));
     let mut moves = Vec::new();
     for second in 1..=60 {
         moves.extend(script.feed_for(seconds(1), HealthSample { journal_errors: second, ..QUIET }));
@@ -385,8 +388,9 @@ fn the_gate_opens_only_after_a_successful_probe() {
 }
 
 #[test]
-fn without_allow_unlatch_the_gate_stays_shut() {
-    let mut script = LatchScript::new(HealthConfig::default().allow_unlatch(false));
+fn with_the_longest_unlatch_time_the_gate_stays_shut() {
+    let year = seconds(31_557_600);
+    let mut script = LatchScript::new(HealthConfig::default().backlog_unlatch_after(year));
     let shut = [(2_000, Transition::Shut(HealthSignal::NoFreeSegment))];
     assert_eq!(script.feed_for(seconds(3), HealthSample { no_free_segment: true, ..QUIET }), shut);
     assert_eq!(script.feed_for(seconds(3_600), QUIET), []);
@@ -411,7 +415,12 @@ proptest! {
     fn moves_alternate_and_opening_takes_its_time(
         events in prop::collection::vec((0..8_u8, any::<bool>()), 1..400),
     ) {
-        let mut script = LatchScript::new(HealthConfig::default().unlatch_after(seconds(1)).backlog_latch_after(TICK));
+        let mut script = LatchScript::new(
+            HealthConfig::default()
+                .hard_unlatch_after(seconds(1))
+                .backlog_unlatch_after(seconds(1))
+                .backlog_latch_after(TICK),
+        );
         let mut now = QUIET;
         let mut shut_at = None;
         for (event, probe_ok) in events {

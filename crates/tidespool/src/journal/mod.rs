@@ -61,4 +61,4 @@ pub(crate) use segment::{PAGE, ReadError, Role, Segment, spool_of_segment};
 pub(crate) use segments::{Segments, salt_of};
 pub(crate) use spare::give_up_a_free_segment;
 pub(crate) use sync_job::{SyncEnd, SyncJob};
-pub(crate) use writer::{DurableState, JournalChange, WriteError, Writer};
+pub(crate) use writer::{DurableState, JournalChange, Synced, WriteError, Writer};

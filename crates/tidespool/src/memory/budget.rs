@@ -12,7 +12,7 @@ use super::queue::{Load, Queue, QueuePlace, Turn};
 use super::throttle::{Lane, cannot_meet};
 
 /// Memory of a dirty message beside its bytes: table entries, ticket and reference counts.
-pub(crate) const DIRTY_OVERHEAD: u64 = 256;
+const DIRTY_OVERHEAD: u64 = 256;
 
 /// Flag in [`Budget::puts`]: at least one store waits.
 const WAITING: u64 = 1;
@@ -256,7 +256,7 @@ impl Budget {
     }
 
     /// The measured rate, in bytes per second. 0 until measured.
-    pub(crate) fn drain_rate(&self) -> u64 {
+    fn drain_rate(&self) -> u64 {
         self.drain_rate.load(Ordering::Relaxed)
     }
 

@@ -38,7 +38,6 @@ pub(crate) struct CleanCache {
 struct SizedCache {
     cache: Inner,
     capacity: u64,
-    lru: bool,
     /// During a resize: the cache that copies are carried over from. Changes apply to it as well.
     previous: Option<Inner>,
 }
@@ -60,10 +59,9 @@ pub(crate) struct Evicted {
 }
 
 impl CleanCache {
-    /// `capacity`: bytes, including overhead. `lru`: evict the least recently used copy, else use
-    /// TinyLFU.
-    pub(crate) fn new(capacity: u64, lru: bool) -> Self {
-        let inner = SizedCache { cache: build(capacity, lru), capacity, lru, previous: None };
+    /// `capacity`: bytes, including overhead.
+    pub(crate) fn new(capacity: u64) -> Self {
+        let inner = SizedCache { cache: build(capacity), capacity, previous: None };
         Self { inner: ArcSwap::from_pointee(inner), age: AtomicU32::new(0) }
     }
 
@@ -101,18 +99,18 @@ impl CleanCache {
     /// Drops every copy at once. Must not run concurrently with itself or [`resize`](Self::resize).
     pub(crate) fn clear(&self) -> Evicted {
         let before = self.inner.load().cache.clone();
-        let (capacity, lru) = (self.capacity(), self.is_lru());
-        self.put(SizedCache { cache: build(capacity, lru), capacity, lru, previous: None });
+        let capacity = self.capacity();
+        self.put(SizedCache { cache: build(capacity), capacity, previous: None });
         size(&before)
     }
 
-    /// Changes capacity and policy, and keeps the newest copies that fit. Returns what was dropped.
+    /// Changes the capacity, and keeps the newest copies that fit. Returns what was dropped.
     /// `lock` takes the lock that orders an id's changes; it is held while its result lives.
-    pub(crate) fn resize<L>(&self, capacity: u64, lru: bool, lock: impl Fn(&SpoolId) -> L) -> Evicted {
+    pub(crate) fn resize<L>(&self, capacity: u64, lock: impl Fn(&SpoolId) -> L) -> Evicted {
         let before = self.inner.load().cache.clone();
         let was = size(&before);
-        let cache = build(capacity, lru);
-        self.put(SizedCache { cache: cache.clone(), capacity, lru, previous: Some(before.clone()) });
+        let cache = build(capacity);
+        self.put(SizedCache { cache: cache.clone(), capacity, previous: Some(before.clone()) });
         let mut newest = NewestCopies::of(&before, capacity);
         for (number, (id, copy)) in before.iter().enumerate() {
             if newest.takes(&copy) {
@@ -129,7 +127,7 @@ impl CleanCache {
                 before.run_pending_tasks();
             }
         }
-        self.put(SizedCache { cache: cache.clone(), capacity, lru, previous: None });
+        self.put(SizedCache { cache: cache.clone(), capacity, previous: None });
         let is = size(&cache);
         Evicted { entries: was.entries.saturating_sub(is.entries), bytes: was.bytes.saturating_sub(is.bytes) }
     }
@@ -157,11 +155,6 @@ impl CleanCache {
     /// The current capacity in bytes.
     pub(crate) fn capacity(&self) -> u64 {
         self.inner.load().capacity
-    }
-
-    /// True for least recently used, false for TinyLFU.
-    pub(crate) fn is_lru(&self) -> bool {
-        self.inner.load().lru
     }
 }
 
@@ -209,11 +202,13 @@ impl NewestCopies {
     }
 }
 
-fn build(capacity: u64, lru: bool) -> Inner {
+/// The least recently used copy is evicted: the newest messages of a spool are usually loaded next.
+/// A full cache with moka's other policy, TinyLFU, rejects most new messages.
+fn build(capacity: u64) -> Inner {
     Cache::builder()
         .max_capacity(capacity)
         .weigher(|_, copy: &CachedCopy| u32::try_from(cost(&copy.data)).unwrap_or(u32::MAX))
-        .eviction_policy(if lru { EvictionPolicy::lru() } else { EvictionPolicy::tiny_lfu() })
+        .eviction_policy(EvictionPolicy::lru())
         .build_with_hasher(foldhash::fast::RandomState::default())
 }
 
@@ -231,7 +226,7 @@ mod tests {
 
     #[test]
     fn it_respects_its_capacity_and_keeps_the_newest() {
-        let cache = CleanCache::new(100_000, true);
+        let cache = CleanCache::new(100_000);
         let ids: Vec<SpoolId> = (0..1000).map(|_| SpoolId::new()).collect();
         for id in &ids {
             cache.insert(*id, message(1000));
@@ -243,7 +238,7 @@ mod tests {
     }
 
     fn filled(count: usize) -> (CleanCache, Vec<SpoolId>) {
-        let cache = CleanCache::new(1 << 20, true);
+        let cache = CleanCache::new(1 << 20);
         let ids: Vec<SpoolId> = (0..count).map(|_| SpoolId::new()).collect();
         for (n, id) in ids.iter().enumerate() {
             cache.insert(*id, message(1000));
@@ -257,7 +252,7 @@ mod tests {
 
     #[test]
     fn clearing_frees_everything_and_returns_how_much() {
-        let cache = CleanCache::new(1 << 20, true);
+        let cache = CleanCache::new(1 << 20);
         let (id, data) = (SpoolId::new(), message(1000));
         cache.insert(id, data.clone());
         assert_eq!(cache.clear(), Evicted { entries: 1, bytes: 1000 + ENTRY_OVERHEAD });
@@ -269,7 +264,7 @@ mod tests {
     fn a_smaller_cache_keeps_the_newest_copies() {
         let (cache, ids) = filled(200);
         let room = 55 * (1000 + ENTRY_OVERHEAD);
-        let evicted = cache.resize(room, true, |_| ());
+        let evicted = cache.resize(room, |_| ());
         assert_eq!((cache.capacity(), cache.entries()), (room, 55));
         assert_eq!(evicted, Evicted { entries: 145, bytes: 145 * (1000 + ENTRY_OVERHEAD) });
         // Ten copies have the same age. Some of those at the boundary are kept.
@@ -278,11 +273,11 @@ mod tests {
     }
 
     #[test]
-    fn a_larger_cache_and_another_policy_keep_all_copies() {
+    fn a_cache_that_is_large_enough_keeps_all_copies() {
         let (cache, ids) = filled(200);
-        for (capacity, lru) in [(2 << 20, true), (2 << 20, false), (1 << 20, false)] {
-            assert_eq!(cache.resize(capacity, lru, |_| ()), Evicted::default());
-            assert_eq!((cache.capacity(), cache.is_lru()), (capacity, lru));
+        for capacity in [2 << 20, 1 << 20] {
+            assert_eq!(cache.resize(capacity, |_| ()), Evicted::default());
+            assert_eq!(cache.capacity(), capacity);
             assert!(ids.iter().all(|id| cache.get(id).is_some()));
         }
     }
@@ -292,7 +287,7 @@ mod tests {
     fn changes_during_a_resize_are_kept() {
         let (cache, ids) = filled(30);
         let (removed, replaced) = (ids[3], ids[7]);
-        cache.resize(2 << 20, true, |id| {
+        cache.resize(2 << 20, |id| {
             if *id == removed {
                 cache.remove(&removed);
             } else if *id == replaced {
@@ -307,12 +302,12 @@ mod tests {
     #[test]
     fn copies_are_found_during_a_resize() {
         let (cache, ids) = filled(30);
-        cache.resize(2 << 20, true, |_| assert!(ids.iter().all(|id| cache.get(id).is_some())));
+        cache.resize(2 << 20, |_| assert!(ids.iter().all(|id| cache.get(id).is_some())));
     }
 
     #[test]
     fn a_message_too_large_for_the_cache_is_not_inserted() {
-        let cache = CleanCache::new(100_000, true);
+        let cache = CleanCache::new(100_000);
         let id = SpoolId::new();
         cache.insert(id, message(10));
         cache.insert(id, message(50_000));

@@ -91,6 +91,4 @@ pub struct Gauges {
     pub unhealthy: Option<HealthSignal>,
     /// The spool is shut down and refuses new messages.
     pub shut_down: bool,
-    /// Number of live messages, if it is known.
-    pub live_messages: Option<u64>,
 }

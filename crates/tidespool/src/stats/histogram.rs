@@ -114,9 +114,10 @@ impl Latency {
         0
     }
 
-    /// Number of times below 2^`power` microseconds.
-    pub(super) fn below_power_us(&self, power: u32) -> u64 {
-        let end = bucket(1 << power).min(self.buckets.len());
+    /// Number of times below 2^`power` microseconds. This count is exact.
+    #[must_use]
+    pub fn below_power_us(&self, power: u32) -> u64 {
+        let end = 1_u64.checked_shl(power).map_or(BUCKETS, bucket);
         self.buckets.iter().take(end).sum()
     }
 }
@@ -185,7 +186,7 @@ mod tests {
         let latency = histogram.snapshot();
         assert_eq!((latency.count, latency.max_us), (2, MAX_US));
         assert_eq!(latency.below_power_us(0), 1);
-        assert_eq!(latency.below_power_us(36), 2);
+        assert_eq!((latency.below_power_us(36), latency.below_power_us(99)), (2, 2));
     }
 
     #[test]

@@ -10,8 +10,10 @@ mod counter;
 mod findings;
 mod gauges;
 mod histogram;
+#[cfg(feature = "prometheus")]
 pub(crate) mod prometheus;
 mod snapshot;
+#[cfg(feature = "prometheus")]
 #[cfg(test)]
 mod tests;
 

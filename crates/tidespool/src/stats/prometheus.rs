@@ -21,8 +21,19 @@ use crate::pressure::Level;
 /// the counts are exact.
 const BOUNDS: std::ops::RangeInclusive<u32> = 4..=26;
 
+impl StatsSnapshot {
+    /// Returns these statistics in the OpenMetrics 1.0 text format.
+    #[must_use]
+    pub fn prometheus_text(&self) -> String {
+        encode(self)
+    }
+}
+
+const SEGMENTS_HELP: &str = "Segments: free; in use, not all checkpointed yet; retained, checkpointed and kept for the live \
+     messages in them, or of a single message larger than segment_size";
+
 /// Encodes the whole exposition, including `# EOF`.
-pub(crate) fn encode(snapshot: &StatsSnapshot) -> String {
+fn encode(snapshot: &StatsSnapshot) -> String {
     let mut registry = Registry::with_prefix("tidespool");
     registry.register_collector(Box::new(Exposition(snapshot.clone())));
     let mut text = String::new();
@@ -59,11 +70,17 @@ fn loads(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
         ("journal", stats.hits_journal),
         ("sled", stats.hits_sled),
     ];
-    out.counters("load_hits", "Loads by the tier that held the message", "tier", &hits)?;
+    out.counters(
+        "load_hits",
+        "Loads by the tier that held the message; sled: a checkpointed one",
+        "tier",
+        &hits,
+    )?;
     out.counter("load_misses", "Loads of ids that do not exist", stats.misses)?;
     out.counter(
         "enumerate_skipped_newer",
-        "Messages from before this opening that enumerations left out as newer than the start time",
+        "Messages from before this opening that enumerations left out: their ids are newer than the start \
+         time, as if the clock was ahead",
         stats.enumerate_skipped_newer,
     )
 }
@@ -71,7 +88,12 @@ fn loads(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
 fn stores(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
     let at_once = stats.stores_synced;
     let stores = [("synced", at_once), ("deferred", stats.stores.saturating_sub(at_once))];
-    out.counters("stores", "Stores acknowledged: synced on stable storage, or deferred", "sync", &stores)?;
+    out.counters(
+        "stores",
+        "Stores acknowledged: synced on stable storage by then, deferred not",
+        "sync",
+        &stores,
+    )?;
     out.byte_counter("stored", "Payload bytes of acknowledged stores", stats.stored_bytes)?;
     let refusals = [
         ("unhealthy", stats.refused_unhealthy),
@@ -81,34 +103,66 @@ fn stores(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
         ("closed", stats.refused_closed),
     ];
     out.counters("store_refusals", "Stores refused", "reason", &refusals)?;
-    out.histogram("store_wait", "Time that stores waited for room", &stats.store_wait)?;
+    out.histogram(
+        "store_wait",
+        "Time that stores waited for room, of those that had to wait",
+        &stats.store_wait,
+    )?;
     out.counter("removes", "Removals, also of messages that do not exist", stats.removes)?;
-    out.counter("aborts", "Puts in the journal that were cancelled", stats.aborts)?;
-    out.counter("elided_writes", "Writes avoided by an early removal or replacement", stats.elided_writes)?;
-    out.byte_counter("elided", "Bytes of avoided writes, with overhead", stats.elided_bytes)
+    out.counter(
+        "aborts",
+        "Records in the journal that were cancelled, because the caller had given up",
+        stats.aborts,
+    )?;
+    out.counter(
+        "elided_writes",
+        "Writes avoided: removed or replaced before the commit",
+        stats.elided_writes,
+    )?;
+    out.byte_counter("elided", "Bytes of avoided writes, with 256 for each", stats.elided_bytes)
 }
 
 fn commits(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
-    out.histogram("commit_duration", "Duration of group commits", &stats.commit)?;
-    out.histogram("sync_duration", "Duration of journal syncs", &stats.sync)?;
-    out.counter("committed_records", "Messages and removals committed", stats.committed_records)?;
-    out.byte_counter("committed", "Bytes of committed records, with overhead", stats.committed_bytes)
+    out.histogram(
+        "commit_duration",
+        "Duration of group commits, from the write to the end of the sync",
+        &stats.commit,
+    )?;
+    out.histogram("sync_duration", "Duration of the journal's fdatasync", &stats.sync)?;
+    out.counter(
+        "committed_records",
+        "Messages and removals that commits made durable",
+        stats.committed_records,
+    )?;
+    out.byte_counter("committed", "Bytes of committed records, with 256 for each", stats.committed_bytes)
 }
 
 fn checkpoints(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
     out.counter("checkpoints", "Checkpoints that succeeded", stats.checkpoints)?;
-    out.counter("checkpointed_records", "Records applied to the index on disk", stats.checkpointed_records)?;
+    out.counter(
+        "checkpointed_records",
+        "Messages and removals that checkpoints wrote to the index on disk",
+        stats.checkpointed_records,
+    )?;
     out.counter("checkpointed_segments", "Segments checkpointed", stats.checkpointed_segments)?;
     out.seconds_counter("checkpoint_time", "Total time of checkpoints", stats.checkpoint_time)?;
-    out.counter("segments_recycled", "Segments made reusable", stats.segments_recycled)?;
-    out.counter("segments_rewritten", "Rewrites of retained segments", stats.segments_rewritten)?;
-    out.byte_counter("rewritten", "Bytes of live messages moved by rewrites", stats.rewritten_bytes)
+    out.counter("segments_recycled", "Segments made ready to be written again", stats.segments_recycled)?;
+    out.counter(
+        "segments_rewritten",
+        "Rewrites of retained segments, of one or several at a time",
+        stats.segments_rewritten,
+    )?;
+    out.byte_counter("rewritten", "Payload bytes moved by rewrites", stats.rewritten_bytes)
 }
 
 fn memory(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
-    out.counter("cache_evictions", "Clean copies dropped to shrink the cache", stats.cache_evicted_entries)?;
+    out.counter("cache_evictions", "Clean copies dropped to give memory back", stats.cache_evicted_entries)?;
     out.byte_counter("cache_evicted", "Bytes of the clean copies dropped", stats.cache_evicted_bytes)?;
-    out.counter("low_memory_calls", "Runs of advise_low_memory", stats.low_memory_calls)?;
+    out.counter(
+        "low_memory_calls",
+        "Runs of advise_low_memory, including those of the monitor",
+        stats.low_memory_calls,
+    )?;
     out.byte_counter("low_memory_freed", "Bytes freed by advise_low_memory", stats.low_memory_freed_bytes)?;
     out.counter("pressure_changes", "Changes of the memory-pressure level", stats.pressure_changes)
 }
@@ -122,77 +176,126 @@ fn errors(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
         ("manifest", stats.errors_manifest),
     ];
     out.counters("disk_errors", "Disk errors", "site", &sites)?;
-    out.counter("corrupt_messages", "Findings of damage", stats.corrupt)?;
-    out.counter("lost_messages", "Acknowledged messages that are lost", stats.lost)?;
-    out.counter("lost_files", "Files found deleted, moved, replaced or cut short", stats.lost_files)?;
-    out.counter("recovered_records", "Records read from the journal at open", stats.recovered_records)?;
+    out.counter("corrupt_messages", "Findings of damage, at open and later", stats.corrupt)?;
+    out.counter(
+        "lost_messages",
+        "Records found missing that had been durable, and messages in segments that are gone",
+        stats.lost,
+    )?;
+    out.counter(
+        "lost_files",
+        "Files of the spool found deleted, moved, replaced or cut short while it ran",
+        stats.lost_files,
+    )?;
+    out.counter("recovered_records", "Records replayed from the journal at open", stats.recovered_records)?;
     out.counter(
         "replayed_changes",
         "Stores and removals replayed from the crash log at open",
         stats.replayed_changes,
     )?;
-    out.counter("crash_logs_lost", "Losses of the crash log's file", stats.crash_logs_lost)?;
+    out.counter(
+        "crash_logs_lost",
+        "Times that the crash log was deleted, replaced or cut short, or could not be written",
+        stats.crash_logs_lost,
+    )?;
     out.counter(
         "crash_log_bypassed",
-        "Stores and removals synced because the crash log was full or missing",
+        "Stores and removals that were synced, because the crash log had no room or was missing",
         stats.crash_log_bypassed,
     )?;
-    out.counter("torn_records", "Records cut from the end of the journal at open", stats.torn_records)?;
-    out.counter("index_rebuilds", "Rebuilds of the index from the segments", stats.index_rebuilds)
+    out.counter(
+        "torn_records",
+        "Records cut from the end of the journal at open: they had not been acknowledged as durable",
+        stats.torn_records,
+    )?;
+    out.counter("index_rebuilds", "Rebuilds of the index that ended", stats.index_rebuilds)
 }
 
 fn memory_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
     let now = &stats.gauges;
-    out.byte_gauge("dirty", "Bytes not yet on stable storage", now.dirty_bytes)?;
-    out.byte_gauge("at_risk", "Bytes of messages that a power cut would lose now", now.at_risk_bytes)?;
+    out.byte_gauge(
+        "dirty",
+        "Messages and removals that are not on stable storage, including those of stores that wait for their \
+         sync",
+        now.dirty_bytes,
+    )?;
+    out.byte_gauge(
+        "at_risk",
+        "Messages that a power cut would lose now: acknowledged, and not on stable storage",
+        now.at_risk_bytes,
+    )?;
     out.gauge("at_risk_removals", "Removals that a power cut would undo now", now.at_risk_removals)?;
     out.byte_gauge(
         "process_risk",
-        "Bytes of messages that the death of the process would lose now",
+        "Messages that the death of the process would lose now; 0 above the durability memory",
         now.process_risk_bytes,
     )?;
     out.gauge(
         "process_risk_removals",
-        "Removals that the death of the process would undo now",
+        "Removals that the death of the process would undo now; 0 above the durability memory",
         now.process_risk_removals,
     )?;
-    out.byte_gauge("dirty_limit", "Dirty bytes at which stores wait", now.dirty_limit)?;
-    out.gauge("dirty_entries", "Messages and removals not yet on stable storage", now.dirty_entries)?;
+    out.byte_gauge(
+        "dirty_limit",
+        "The bound of dirty bytes now: lower than the setting while memory is short",
+        now.dirty_limit,
+    )?;
+    out.gauge("dirty_entries", "The number of dirty messages and removals", now.dirty_entries)?;
     let age = now.oldest_dirty_age.as_secs_f64();
     out.float_gauge("oldest_dirty_age", "Age of the oldest dirty entry", &Unit::Seconds, age)?;
-    out.byte_gauge("cache", "Bytes of the clean copies", now.cache_bytes)?;
-    out.gauge("cache_entries", "Clean copies", now.cache_entries)?;
-    out.byte_gauge("cache_capacity", "Maximum bytes of the clean copies", now.cache_capacity)?;
+    out.byte_gauge("cache", "Clean copies", now.cache_bytes)?;
+    out.gauge("cache_entries", "The number of clean copies", now.cache_entries)?;
+    out.byte_gauge(
+        "cache_capacity",
+        "The bound of clean copies: what the other parts leave",
+        now.cache_capacity,
+    )?;
     out.gauge("index_entries", "Messages and removals in the index in memory", now.index_entries)?;
     out.byte_gauge("index", "Memory of the index in memory", now.index_bytes)?;
     out.byte_gauge("sled_memory", "Memory of sled, estimated", now.sled_bytes)?;
-    out.byte_gauge("crash_log", "Memory of the crash log", now.crash_log_bytes)?;
-    out.byte_gauge("accounted", "Memory that counts against the budget", now.accounted_bytes)?;
+    out.byte_gauge(
+        "crash_log",
+        "Memory of the crash log: what the process has used of its file",
+        now.crash_log_bytes,
+    )?;
+    out.byte_gauge(
+        "accounted",
+        "Memory that counts against the budget: dirty, cache, index, sled, crash log, the journal's writer",
+        now.accounted_bytes,
+    )?;
     out.byte_gauge(
         "journal_buffer",
-        "Memory of the journal's writer, without the messages",
+        "Memory of the journal's writer: queued records, without the messages",
         now.journal_buffer_bytes,
     )?;
     out.byte_gauge("memory_budget", "The setting memory_budget", now.memory_budget)?;
     out.byte_gauge(
         "memory_allowed",
-        "Memory that the spool may use now: less than the budget under memory pressure",
+        "Memory that the spool may use now: less than the budget while memory is short",
         now.memory_allowed,
     )?;
-    out.byte_gauge("resident", "Resident memory of the process", now.resident_bytes)?;
+    out.byte_gauge(
+        "resident",
+        "Resident memory of the process; 0 if the monitor is off or cannot read it",
+        now.resident_bytes,
+    )?;
     let level = match now.pressure_level {
         Level::Normal => 0,
         Level::Low => 1,
         Level::Critical => 2,
     };
-    out.byte_gauge("pressure_used", "Memory compared with the limit", now.pressure_used)?;
+    out.byte_gauge(
+        "pressure_used",
+        "Memory in use that is compared with the limit; 0 if unknown",
+        now.pressure_used,
+    )?;
     out.byte_gauge(
         "pressure_limit",
-        "The memory limit that is nearest to being reached",
+        "The memory limit that is nearest to being reached; 0 if unknown",
         now.pressure_limit,
     )?;
     if let Some(source) = now.pressure_source {
-        out.gauges("pressure_source", "Source of usage and limit", "source", &[(source.name(), 1)])?;
+        out.gauges("pressure_source", "1 for the source of use and limit", "source", &[(source.name(), 1)])?;
     }
     out.gauge("pressure_level", "Memory pressure: 0 normal, 1 low, 2 critical", level)?;
     match now.memory_stall_ratio {
@@ -200,7 +303,7 @@ fn memory_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Err
             let unit = Unit::Other("ratio".to_owned());
             out.float_gauge(
                 "memory_stall",
-                "Share of the last 10 s with a task waiting for memory",
+                "Share of the last 10 s in which a task waited for memory; only if the kernel reports it (PSI)",
                 &unit,
                 ratio,
             )
@@ -211,16 +314,24 @@ fn memory_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Err
 
 fn disk_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
     let now = &stats.gauges;
-    out.byte_gauge("crash_log_disk", "Bytes of the crash log's file", now.crash_log_disk_bytes)?;
+    out.byte_gauge("crash_log_disk", "The crash log's file; 0: there is none", now.crash_log_disk_bytes)?;
     out.byte_gauge("sled_disk", "Bytes of sled's files", now.sled_disk_bytes)?;
     if let (Some(done), Some(total)) = (now.index_rebuild_indexed, now.index_rebuild_messages) {
-        out.gauge("index_rebuild_indexed", "Messages indexed by the rebuild so far", done)?;
-        out.gauge("index_rebuild_messages", "Messages to be indexed by the rebuild", total)?;
+        out.gauge(
+            "index_rebuild_indexed",
+            "Messages that a rebuild of the index has done; absent otherwise",
+            done,
+        )?;
+        out.gauge(
+            "index_rebuild_messages",
+            "Messages that a rebuild of the index has in all; absent otherwise",
+            total,
+        )?;
     }
     out.byte_gauge("journal", "Bytes of all segment files", now.journal_bytes)?;
     out.byte_gauge(
         "journal_capacity",
-        "Bytes that the journal may use: the setting, or the room on the disk if that is less",
+        "What the journal may use now: journal_capacity, or what fits on the disk if that is less",
         now.journal_capacity,
     )?;
     let segments = [
@@ -228,7 +339,7 @@ fn disk_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error
         ("in_use", now.journal_segments_in_use),
         ("retained", now.journal_segments_retained),
     ];
-    out.gauges("journal_segments", "Segments", "state", &segments)?;
+    out.gauges("journal_segments", SEGMENTS_HELP, "state", &segments)?;
     out.gauge(
         "unhealthy",
         "1 while new messages are refused",
@@ -236,13 +347,10 @@ fn disk_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error
     )?;
     let signal = if now.shut_down { Some("shut_down") } else { now.unhealthy.map(HealthSignal::name) };
     if let Some(signal) = signal {
-        let help = "The worst signal, while new messages are refused";
+        let help = "1 for the worst signal, while new messages are refused";
         out.gauges("unhealthy_signal", help, "signal", &[(signal, 1)])?;
     }
-    match now.live_messages {
-        Some(messages) => out.gauge("live_messages", "Live messages", messages),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// Writes one metric per call.

@@ -1,13 +1,15 @@
-//! An exclusive lock on a file (`flock`). It ends with its owner, even if a forked child lives on.
+//! An exclusive lock on a file. It ends with its owner, even if a forked child lives on.
+//!
+//! On Linux the lock of the standard library is `flock`, like the lock of sled.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 
 use parking_lot::Mutex;
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+
+use super::uninterrupted;
 
 /// Device and inode of each file that this process has locked.
 static HELD: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
@@ -29,15 +31,16 @@ impl FileLock {
     /// Locks `file`, without waiting. `Ok(Err(file))`: another owner has it locked.
     pub(crate) fn try_lock(file: File) -> io::Result<Result<Self, File>> {
         let key = key_of(&file)?;
-        let lock = || flock(&file, FlockOperation::NonBlockingLockExclusive);
-        match rustix::io::retry_on_intr(lock) {
-            Err(Errno::WOULDBLOCK) => Ok(Err(file)),
-            Err(error) => Err(error.into()),
-            Ok(()) => {
-                HELD.lock().insert(key);
-                Ok(Ok(Self { file, key, process: std::process::id() }))
-            }
+        let is_locked = uninterrupted(|| match file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(error),
+        })?;
+        if !is_locked {
+            return Ok(Err(file));
         }
+        HELD.lock().insert(key);
+        Ok(Ok(Self { file, key, process: std::process::id() }))
     }
 
     pub(crate) fn file(&mut self) -> &mut File {
@@ -52,7 +55,7 @@ impl Drop for FileLock {
         }
         HELD.lock().remove(&self.key);
         // If this fails, closing the file unlocks it, unless a child has a copy of the descriptor.
-        let _ = flock(&self.file, FlockOperation::Unlock);
+        let _ = self.file.unlock();
     }
 }
 
@@ -69,7 +72,19 @@ fn key_of(file: &File) -> io::Result<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd as _;
+
     use super::*;
+
+    /// The standard library may change the kind of its lock. Another kind would end when any
+    /// descriptor of the file is closed, and would not exclude an older process.
+    #[test]
+    fn the_kind_of_the_lock_is_flock() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lock = FileLock::try_lock(file.reopen().unwrap()).unwrap().unwrap();
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", lock.file.as_raw_fd())).unwrap();
+        assert!(info.contains("FLOCK  ADVISORY  WRITE"), "{info}");
+    }
 
     /// A fork copies the descriptor of a lock. Closing the original left the copy locked.
     #[test]

@@ -37,7 +37,7 @@ use lifecycle::{open, threads, workers};
 use crate::damage::Damage;
 use crate::storage::{OsStorage, Storage};
 use crate::whole_text::{whole, whole_of};
-use crate::{Config, ConfigError, PressureMonitor, StatsSnapshot};
+use crate::{Config, ConfigError, PressureMonitor, StatsSnapshot, watch};
 
 /// The tiered spool. See the [crate's documentation](crate) for what it promises.
 ///
@@ -186,8 +186,7 @@ impl TieredSpool {
     /// * A lower memory budget or dirty limit is reached within a second on a disk that works, as
     ///   far as both indexes are below it.
     /// * A lower `journal_capacity` is reached when enough of the journal is checkpointed.
-    /// * `sled_cache` takes effect at the next opening. So does its default, which is a part of
-    ///   `memory_budget`.
+    /// * sled's part of `memory_budget` changes at the next opening.
     /// * `pressure` applies to the spool's own monitor, not to a shared one.
     /// * `path`, `segment_size`, `read_threads` and `ballast` can't be changed.
     ///
@@ -234,7 +233,7 @@ impl TieredSpool {
     /// # }
     /// ```
     #[must_use]
-    pub fn health_changes(&self) -> tokio::sync::watch::Receiver<Option<&'static str>> {
+    pub fn health_changes(&self) -> watch::Receiver<Option<&'static str>> {
         self.shared.gate.changes()
     }
 
@@ -246,9 +245,10 @@ impl TieredSpool {
     }
 
     /// The statistics in the text format of Prometheus (OpenMetrics 1.0).
+    #[cfg(feature = "prometheus")]
     #[must_use]
     pub fn prometheus_text(&self) -> String {
-        crate::stats::prometheus::encode(&self.stats())
+        self.stats().prometheus_text()
     }
 }
 

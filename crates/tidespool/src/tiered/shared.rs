@@ -114,7 +114,7 @@ impl Shared {
         let held = Held { crash_log_size: parts.crash_log_size, ..Held::default() };
         let shares = allowance.shares(config.effective_dirty_limit(), held);
         Self {
-            cache: CleanCache::new(shares.cache, config.cache_policy == crate::CachePolicy::Lru),
+            cache: CleanCache::new(shares.cache),
             budget: Arc::new(Budget::new(shares.dirty_limit)),
             opened_as: parts.opened_as,
             hot_settings: HotSettings::of(&config),
@@ -296,7 +296,6 @@ impl Shared {
             journal_segments_retained: all.len() as u64 - in_use,
             unhealthy: self.gate.cause(),
             shut_down: self.gate.is_closed(),
-            live_messages: None,
         };
         self.stats.snapshot(gauges)
     }
@@ -431,6 +430,7 @@ impl PoolEvents for PoolReports {
 mod tests {
     use rustix::io::Errno;
 
+    use super::super::commit::queue::commit_queue;
     use super::*;
     use crate::storage::{Space, TestCall, TestStorage};
 
@@ -447,7 +447,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let reports = || CheckpointReports {
             stats: Arc::default(),
-            commit_queue: Arc::default(),
+            commit_queue: commit_queue().0,
             room: Arc::new(DiskRoom::new(Arc::new(used_up()), dir.path(), 1 << 20)),
         };
         let own = || io::Error::new(io::ErrorKind::StorageFull, "too little free space would remain");

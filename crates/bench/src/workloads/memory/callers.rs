@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rand::{RngExt as _, SeedableRng as _};
 use tidespool::TieredSpool;
 use tidespool_core::{NotFound, Spool as _, SpoolBackpressureTimeout, SpoolId, SpoolUnhealthyError};
 use tokio::task::JoinSet;
 use tokio::task::coop::consume_budget;
 
-use crate::payload::{Payload, Random};
+use crate::payload::{Payload, Random, random_bytes};
 use crate::workloads::scale;
 
 /// The pause after a rejected store.
@@ -61,7 +62,7 @@ pub(super) struct Messages {
 impl Messages {
     pub(super) fn new(sizes: Sizes, seed: u64) -> Self {
         let first = SpoolId::new().as_bytes().first_chunk().copied().unwrap_or_default();
-        let bytes = Random::new(seed).bytes(STARTS + sizes.largest());
+        let bytes = random_bytes(STARTS + sizes.largest(), seed);
         Self { bytes, sizes, seed, first: u64::from_be_bytes(first) }
     }
 
@@ -72,23 +73,19 @@ impl Messages {
     pub(super) fn len(&self, number: u64) -> usize {
         match self.sizes {
             Sizes::All(len) => len,
-            Sizes::UpTo(largest) => below(&mut self.random(number), largest + 1),
+            Sizes::UpTo(largest) => self.random(number).random_range(0..=largest),
         }
     }
 
     fn payload(&self, number: u64) -> Payload {
         let len = self.len(number);
-        let start = below(&mut self.random(!number), STARTS);
+        let start = self.random(!number).random_range(0..STARTS);
         Arc::new(Box::from(self.bytes.get(start..start + len).unwrap_or_default()))
     }
 
     fn random(&self, number: u64) -> Random {
-        Random::new(self.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        Random::seed_from_u64(self.seed ^ number)
     }
-}
-
-fn below(random: &mut Random, bound: usize) -> usize {
-    usize::try_from(random.below(bound as u64)).unwrap_or(0)
 }
 
 /// The calls to make.
@@ -128,7 +125,7 @@ impl Callers {
         for caller in 0..self.count {
             let (callers, work, next) = (self.clone(), work.clone(), Arc::clone(&next));
             tasks.spawn(async move {
-                let mut random = Random::new(callers.messages.seed.wrapping_add(caller as u64));
+                let mut random = Random::seed_from_u64(callers.messages.seed.wrapping_add(caller as u64));
                 while callers.step(&work, next.fetch_add(1, Ordering::Relaxed), until, &mut random).await? {
                     callers.calls.fetch_add(1, Ordering::Relaxed);
                     consume_budget().await;
@@ -157,7 +154,7 @@ impl Callers {
                     return Ok(false);
                 }
                 let places = (among.end - among.start) / step;
-                self.load(among.start + step * random.below(places)).await?;
+                self.load(among.start + step * random.random_range(0..places)).await?;
             }
             Work::Remove { among, step } => {
                 let number = among.start + turn * step;
@@ -172,7 +169,7 @@ impl Callers {
                 }
                 self.store(turn, *synced && turn.is_multiple_of(2)).await?;
                 self.load(turn).await?;
-                let before = random.below(*live / 2);
+                let before = random.random_range(0..*live / 2);
                 self.load_if_there(turn.saturating_sub(before).max(*from)).await?;
                 if let Some(old) = turn.checked_sub(*live).filter(|old| old >= from) {
                     self.remove(old).await?;

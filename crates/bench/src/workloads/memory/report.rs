@@ -2,15 +2,35 @@
 
 use std::io::{self, Write};
 
+use bytesize::ByteSize;
+use comfy_table::{CellAlignment, Table};
 use serde::{Deserialize, Serialize};
 
 use super::mix::{Mix, Setting};
 use super::watch::{Part, Seen};
 use crate::figures::{ratio, rounded};
+use crate::output::write_plain;
 use crate::report::name;
 
 /// The limit of resident memory above the base, as a multiple of the budget.
 pub(super) const MAX_RATIO: f64 = 1.15;
+
+/// From "dirty" on, the maxima of gauges of the spool.
+const COLUMNS: [&str; 13] = [
+    "mix",
+    "budget",
+    "base",
+    "peak",
+    "above",
+    "ratio",
+    "dirty",
+    "cache",
+    "index",
+    "sled",
+    "accounted",
+    "time",
+    "",
+];
 
 /// The figures of one mix. The fields are the keys of its JSON object; all sizes are bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -75,44 +95,16 @@ impl MixReport {
         }
     }
 
-    /// Writes a row of the table, in MiB, with the header before the first row.
-    pub(super) fn row(&self, out: &mut dyn Write, is_first: bool) -> io::Result<()> {
-        if is_first {
-            writeln!(
-                out,
-                "{:<12} {:>6} {:>6} {:>7} {:>7} {:>6}  {:>6} {:>6} {:>6} {:>6} {:>9} {:>6}  (MiB)",
-                "mix",
-                "budget",
-                "base",
-                "peak",
-                "above",
-                "ratio",
-                "dirty",
-                "cache",
-                "index",
-                "sled",
-                "accounted",
-                "s"
-            )?;
-        }
-        let largest = &self.largest;
-        writeln!(
-            out,
-            "{:<12} {:>6} {:>6} {:>7} {:>7} {:>6.3}  {:>6} {:>6} {:>6} {:>6} {:>9} {:>6.1}  {}",
-            name(&self.mix),
-            mib(self.budget),
-            mib(self.base),
-            mib(self.peak),
-            mib(self.above_base),
-            self.ratio,
-            mib(largest.dirty),
-            mib(largest.cache),
-            mib(largest.index),
-            mib(largest.sled),
-            mib(largest.accounted),
-            self.seconds,
-            if self.pass { "PASS" } else { "FAIL" },
-        )
+    /// Returns a row of the table.
+    fn row(&self) -> Vec<String> {
+        let Part { dirty, cache, index, sled, accounted, .. } = self.largest;
+        let sizes =
+            [self.budget, self.base, self.peak, self.above_base, dirty, cache, index, sled, accounted];
+        let mut row = vec![name(&self.mix)];
+        row.extend(sizes.map(|bytes| ByteSize(bytes).to_string()));
+        row.insert(5, format!("{:.3}", self.ratio));
+        row.extend([format!("{:.1} s", self.seconds), verdict(self.pass).to_owned()]);
+        row
     }
 }
 
@@ -145,14 +137,22 @@ impl MemoryReport {
         }
     }
 
-    pub(super) fn verdict(&self, out: &mut dyn Write) -> io::Result<()> {
-        let verdict = if self.pass { "PASS" } else { "FAIL" };
+    /// Writes a row for each mix, and the verdict.
+    pub(super) fn table(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut table = Table::new();
+        table.set_header(COLUMNS);
+        table.add_rows(self.mixes.iter().map(MixReport::row));
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        write_plain(out, table)?;
+        let verdict = verdict(self.pass);
         writeln!(out, "highest ratio {:.3}, allowed {MAX_RATIO}: {verdict}", self.worst_ratio)
     }
 }
 
-const fn mib(bytes: u64) -> u64 {
-    (bytes + (1 << 19)) >> 20
+const fn verdict(pass: bool) -> &'static str {
+    if pass { "PASS" } else { "FAIL" }
 }
 
 #[cfg(test)]
@@ -177,13 +177,12 @@ mod tests {
     #[test]
     fn the_table_and_the_json_can_be_read() {
         let mut out = Vec::new();
-        mix(116 << 20).row(&mut out, true).unwrap();
-        MemoryReport::new(&Setting::default(), vec![mix(116 << 20)]).verdict(&mut out).unwrap();
+        MemoryReport::new(&Setting::default(), vec![mix(116 << 20)]).table(&mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("mix ") && lines[1].starts_with("small "), "{text}");
         assert!(
-            lines[1].contains(" 126 ") && lines[1].contains(" 1.160 ") && lines[1].ends_with("FAIL"),
+            lines[1].contains(" 126.0 MiB ") && lines[1].contains(" 1.160 ") && lines[1].ends_with("FAIL"),
             "{text}"
         );
         assert_eq!(lines[2], "highest ratio 1.160, allowed 1.15: FAIL");

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use crate::Config;
+use crate::mailbox::Mailbox;
 use crate::memory::{Allowance, Evicted, MemoryBound, resident, trim};
 use crate::tiered::shared::Shared;
 
@@ -21,8 +21,7 @@ const WORTH_A_TRIM: u64 = 8 << 20;
 /// The requests to the balancer thread. Their number is bounded by the waiting callers.
 #[derive(Debug)]
 pub(in crate::tiered) struct MemoryBalancer {
-    state: Mutex<BalancerState>,
-    wake: Condvar,
+    state: Mailbox<BalancerState>,
     /// The bytes that the last turn divided among the parts.
     allowed: AtomicU64,
 }
@@ -64,7 +63,7 @@ impl MemoryBalancer {
             is_exact: false,
             closed: false,
         };
-        Self { state: Mutex::new(state), wake: Condvar::new(), allowed: AtomicU64::new(budget) }
+        Self { state: Mailbox::new(state), allowed: AtomicU64::new(budget) }
     }
 
     /// Drops all clean copies, and returns free memory to the system. The receiver fails if the
@@ -81,13 +80,12 @@ impl MemoryBalancer {
 
     fn ask(&self, clear: bool) -> oneshot::Receiver<BalancedShares> {
         let (done, receiver) = oneshot::channel();
-        let mut state = self.state.lock();
-        // After the end, `done` is dropped here, which closes the receiver.
-        if !state.closed {
-            state.requests.push(BalancerRequest { clear, done });
-        }
-        drop(state);
-        self.wake.notify_one();
+        self.state.post(|state| {
+            // After the end, `done` is dropped here, which closes the receiver.
+            if !state.closed {
+                state.requests.push(BalancerRequest { clear, done });
+            }
+        });
         receiver
     }
 
@@ -99,21 +97,20 @@ impl MemoryBalancer {
 
     /// Allows a little more memory after pressure. Returns false when all of the budget is allowed.
     pub(in crate::tiered) fn release(&self) -> bool {
-        let mut state = self.state.lock();
-        let more = state.allowance.release();
-        state.is_exact |= !more;
-        drop(state);
-        self.kick();
-        more
+        self.state.post(|state| {
+            let more = state.allowance.release();
+            state.is_exact |= !more;
+            state.kicked = true;
+            more
+        })
     }
 
     /// Applies a change of the setting. `budget`: bytes.
     pub(in crate::tiered) fn set_budget(&self, budget: u64) {
-        let mut state = self.state.lock();
-        state.allowance.set_budget(budget);
-        state.is_exact = true;
-        drop(state);
-        self.kick();
+        self.state.post(|state| {
+            state.allowance.set_budget(budget);
+            (state.is_exact, state.kicked) = (true, true);
+        });
     }
 
     /// Returns the bytes that the spool may take now.
@@ -121,29 +118,20 @@ impl MemoryBalancer {
         self.allowed.load(Ordering::Relaxed)
     }
 
-    fn kick(&self) {
-        self.state.lock().kicked = true;
-        self.wake.notify_one();
-    }
-
     /// Ends the thread, and drops all requests.
     pub(in crate::tiered) fn close(&self) {
-        let mut state = self.state.lock();
-        state.closed = true;
-        state.requests.clear();
-        drop(state);
-        self.wake.notify_one();
+        self.state.post(|state| {
+            state.closed = true;
+            state.requests.clear();
+        });
     }
 
     /// Waits for the next turn, and takes the requests. `None`: the spool closes.
     fn wait(&self) -> Option<Vec<BalancerRequest>> {
-        let until = Instant::now() + INTERVAL;
+        self.state.wait_for(Instant::now() + INTERVAL, |state| {
+            state.closed || state.kicked || !state.requests.is_empty()
+        });
         let mut state = self.state.lock();
-        while !state.closed && !state.kicked && state.requests.is_empty() {
-            if self.wake.wait_until(&mut state, until).timed_out() {
-                break;
-            }
-        }
         state.kicked = false;
         (!state.closed).then(|| std::mem::take(&mut state.requests))
     }
@@ -235,23 +223,22 @@ fn balance(shared: &Shared) -> Evicted {
             shared.commit_queue.note_dirty(true);
         }
     }
-    let (now, lru) = (shared.cache.capacity(), config.cache_policy == crate::CachePolicy::Lru);
+    let now = shared.cache.capacity();
     // Resizing touches each copy, so a difference of an eighth is tolerated.
     let differs = match is_exact {
         true => shares.cache != now,
         false => shares.cache < now / 8 * 7 || shares.cache / 8 * 7 > now,
     };
-    if !differs && shared.cache.is_lru() == lru {
+    if !differs {
         return Evicted::default();
     }
-    shared.cache.resize(shares.cache, lru, |id| shared.table.lock(id))
+    shared.cache.resize(shares.cache, |id| shared.table.lock(id))
 }
 
 /// Returns the bytes that the spool can take while the process stays away from its memory limit.
 /// `None`: there is no limit, or no monitor.
 fn at_most(shared: &Shared, config: &Config) -> Option<u64> {
-    let room = shared.monitor.get()?.room()?;
-    Some(room.share(config.memory_budget, shared.accounted_bytes()))
+    shared.monitor.get()?.share(config.memory_budget, shared.accounted_bytes())
 }
 
 #[cfg(test)]

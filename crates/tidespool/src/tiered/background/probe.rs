@@ -7,29 +7,28 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
 use crate::Config;
+use crate::mailbox::Mailbox;
 use crate::storage::{OpenMode, Storage, at, read_exact_at, write_all_at};
 use crate::tiered::shared::Shared;
 
-/// Minimum interval between two checks of free space and files.
-const SPACE_INTERVAL: Duration = Duration::from_millis(250);
+/// Bounds of the interval between two checks of free space and files. In between it is
+/// `health.sample_interval`.
+const MIN_INTERVAL: Duration = Duration::from_millis(250);
+const MAX_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Interval between two attempts to create a crash log.
 const RENEW_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The longest pause between two turns.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
 /// The results of the probe thread, and the state of a requested test of the disk.
 #[derive(Debug, Default)]
-pub(crate) struct Probe(Mutex<Answers>);
+pub(crate) struct Probe(Mailbox<Answers>);
 
 #[derive(Debug, Default)]
 struct Answers {
     low_space: bool,
     state: ProbeState,
+    closed: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -49,21 +48,33 @@ impl Probe {
     /// Requests a test of the disk, unless one is requested or running. Returns the result of a
     /// test that has ended, once.
     pub(in crate::tiered) fn ask(&self) -> Option<bool> {
-        let state = &mut self.0.lock().state;
-        match *state {
-            ProbeState::Idle => *state = ProbeState::Wanted,
+        self.0.post(|Answers { state, .. }| match *state {
+            ProbeState::Idle => {
+                *state = ProbeState::Wanted;
+                None
+            }
             ProbeState::Ended(ok) => {
                 *state = ProbeState::Idle;
-                return Some(ok);
+                Some(ok)
             }
-            ProbeState::Wanted | ProbeState::Running => {}
-        }
-        None
+            ProbeState::Wanted | ProbeState::Running => None,
+        })
     }
 
     /// Cancels the request. The result of a running test is dropped.
     pub(in crate::tiered) fn forget(&self) {
         self.0.lock().state = ProbeState::Idle;
+    }
+
+    /// Ends the thread.
+    pub(in crate::tiered) fn close(&self) {
+        self.0.post(|answers| answers.closed = true);
+    }
+
+    /// Waits for a request, at most until `until`. Returns false if the spool closes.
+    fn wait(&self, until: Instant) -> bool {
+        self.0.wait_for(until, |answers| answers.closed || answers.state == ProbeState::Wanted);
+        !self.0.lock().closed
     }
 
     fn begin(&self) -> bool {
@@ -86,13 +97,13 @@ impl Probe {
 
 /// Runs the thread until the spool closes.
 pub(in crate::tiered) fn run_probe(shared: &Arc<Shared>) {
-    let mut space_at = None;
+    let mut look_at = Instant::now();
     let mut renew_at = None;
-    loop {
+    while shared.probe.wait(look_at) {
         let now = Instant::now();
         let config = shared.config.load_full();
-        if space_at.is_none_or(|at| at <= now) {
-            space_at = Some(now + SPACE_INTERVAL);
+        if look_at <= now {
+            look_at = now + config.health.sample_interval.clamp(MIN_INTERVAL, MAX_INTERVAL);
             look_at_space(shared, &config);
             if shared.presence.look_around() {
                 shared.checkpoint_requests.kick();
@@ -106,9 +117,6 @@ pub(in crate::tiered) fn run_probe(shared: &Arc<Shared>) {
             }
             shared.probe.end(result.is_ok());
         }
-        if shared.closing.wait(config.health.sample_interval.min(LOOK_AGAIN)) {
-            return;
-        }
     }
 }
 
@@ -118,8 +126,7 @@ fn look_at_space(shared: &Shared, config: &Config) {
             let health = &config.health;
             // A quota that `statvfs` does not show: detected by a failed write, until a test write
             // succeeds.
-            let is_looked_at = health.min_free_bytes > 0 && health.min_free_fraction > 0.0;
-            let is_used_up = is_looked_at && shared.ballast.room().is_still_used_up();
+            let is_used_up = health.checks_space() && shared.ballast.room().is_still_used_up();
             shared.probe.0.lock().low_space = is_used_up || space.is_short(health);
             shared.segments.pool().note_space(&space);
         }

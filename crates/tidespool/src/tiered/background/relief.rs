@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use futures_lite::future;
 use tidespool_core::Closed;
 use tokio::sync::oneshot::Receiver;
-use tokio::sync::oneshot::error::TryRecvError;
 
 use crate::pressure::{Level, Relief};
 use crate::tiered::calls::runs::Runs;
@@ -58,16 +57,13 @@ impl Relief for SpoolRelief {
 
 /// Blocks until a message arrives, until `until`, or until the spool closes. Not for a thread of an
 /// async runtime.
-pub(in crate::tiered) fn wait<T>(shared: &Shared, mut receiver: Receiver<T>, until: Instant) -> Option<T> {
-    const LOOK: Duration = Duration::from_millis(5);
-    loop {
-        match receiver.try_recv() {
-            Ok(received) => return Some(received),
-            Err(TryRecvError::Closed) => return None,
-            Err(TryRecvError::Empty) if Instant::now() >= until || shared.closing.wait(LOOK) => return None,
-            Err(TryRecvError::Empty) => {}
-        }
-    }
+pub(in crate::tiered) fn wait<T>(shared: &Shared, receiver: Receiver<T>, until: Instant) -> Option<T> {
+    let received = async { receiver.await.ok() };
+    let gone = async {
+        shared.closing.closed().await;
+        None
+    };
+    future::block_on(shared.timer.bound(until, pin!(future::or(received, gone)))).flatten()
 }
 
 /// The runs of `advise_low_memory`, shared by its callers.

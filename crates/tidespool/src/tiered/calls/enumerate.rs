@@ -261,7 +261,7 @@ impl Enumeration {
     }
 
     /// Repeats `attempt` until it succeeds: a transient error must neither hide a message nor be
-    /// reported as damage. Ends the enumeration early after the setting `enumerate_wait` without
+    /// reported as damage. Ends the enumeration early after `Config::enumerate_wait` without
     /// progress.
     fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T, String>) -> Result<T, Stopped> {
         let mut pause = RETRY.0;
@@ -275,7 +275,7 @@ impl Enumeration {
             if now != rebuilt {
                 (rebuilt, since) = (now, Instant::now());
             }
-            if since.elapsed() >= self.shared.config.load().enumerate_wait {
+            if since.elapsed() >= self.shared.config.load().enumerate_wait() {
                 tracing::error!(%error, "an enumeration ends early: the messages that it left out stay in the spool");
                 self.send(SpoolEntry::early_end(&error))?;
                 return Err(Stopped);

@@ -46,9 +46,9 @@ pub(in crate::tiered) async fn load_shared(shared: &Arc<Shared>, id: SpoolId) ->
 }
 
 /// Reads a message on a reading thread. If the index is being rebuilt and does not have the message
-/// yet, waits up to the setting `index_wait`.
+/// yet, waits up to the setting `read_wait`.
 async fn read(shared: &Arc<Shared>, id: SpoolId) -> Result<Result<Option<OnDisk>, LookupError>> {
-    let until = Instant::now() + shared.config.load().index_wait;
+    let until = Instant::now() + shared.config.load().read_wait;
     loop {
         let reader = shared.clone();
         let read = shared.readers.run(move || on_disk(&reader, &id)).await;

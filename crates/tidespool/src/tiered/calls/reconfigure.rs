@@ -26,7 +26,7 @@ pub(in crate::tiered) fn reconfigure(shared: &Shared, mut next: Config) -> Resul
     let before = shared.config.load_full();
     before.validate_change(&next)?;
     if let Some(monitor) = shared.monitor.get() {
-        monitor.reconfigure(next.pressure.clone())?;
+        monitor.reconfigure(&next.pressure)?;
     }
     let next = Arc::new(next);
     shared.config.store(next.clone());

@@ -374,6 +374,7 @@ mod tests {
     use std::sync::LazyLock;
 
     use super::*;
+    use crate::tiered::commit::queue::commit_queue;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -396,18 +397,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_store_that_is_not_appended_is_cancelled_at_its_deadline() {
-        let commit_queue = CommitQueue::default();
+        let (commit_queue, receiver) = commit_queue();
         let claim = claim(&commit_queue);
         let (_done, store) = late_store(&claim, HOUR);
         assert!(matches!(store.await, Err(Refused::Late(Late::Caller))));
-        assert!(claim.state.is_cancelled() && !commit_queue.take_abandoned());
+        assert!(claim.state.is_cancelled() && !receiver.take_abandoned());
     }
 
     /// A store failed at its deadline although the disk had its record, and the message was back
     /// after a kill. The disk's result came a moment after the deadline.
     #[tokio::test]
     async fn what_is_appended_waits_for_the_answer_a_little_longer() {
-        let commit_queue = CommitQueue::default();
+        let (commit_queue, receiver) = commit_queue();
         let claim = claim(&commit_queue);
         assert!(claim.state.append());
         let (done, store) = late_store(&claim, HOUR);
@@ -416,25 +417,25 @@ mod tests {
         assert!(claim.state.commit());
         done.send(Outcome::Durable(7)).unwrap();
         assert!(matches!(store.await, Ok(Outcome::Durable(7))));
-        assert!(!commit_queue.take_abandoned());
+        assert!(!receiver.take_abandoned());
     }
 
     #[tokio::test]
     async fn a_store_without_a_result_in_that_time_fails_in_doubt() {
-        let commit_queue = CommitQueue::default();
+        let (commit_queue, receiver) = commit_queue();
         let claim = claim(&commit_queue);
         assert!(claim.state.append());
         let (_done, store) = late_store(&claim, Duration::ZERO);
         let error = anyhow::Error::from(store.await.err().unwrap());
         assert!(error.root_cause().is::<SpoolCallerDeadlineExceeded>(), "{error:#}");
         assert_eq!(error.downcast_ref(), Some(&InDoubt { id: claim.id }));
-        assert!(claim.state.is_abandoned() && commit_queue.take_abandoned());
+        assert!(claim.state.is_abandoned() && receiver.take_abandoned());
     }
 
     /// The message was committed at the moment at which the caller would have given up.
     #[tokio::test]
     async fn a_committed_store_waits_for_its_result_without_a_limit() {
-        let commit_queue = CommitQueue::default();
+        let (commit_queue, _receiver) = commit_queue();
         let claim = claim(&commit_queue);
         assert!(claim.state.append() && claim.state.commit());
         let (done, store) = late_store(&claim, Duration::ZERO);
@@ -446,7 +447,7 @@ mod tests {
 
     #[tokio::test]
     async fn after_the_end_of_the_committer_only_an_appended_store_is_in_doubt() {
-        let commit_queue = CommitQueue::default();
+        let (commit_queue, _receiver) = commit_queue();
         for appended in [false, true] {
             let claim = claim(&commit_queue);
             if appended {
@@ -464,15 +465,15 @@ mod tests {
 
     #[test]
     fn dropping_the_future_cancels_or_abandons_the_store() {
-        let commit_queue = CommitQueue::default();
+        let (commit_queue, receiver) = commit_queue();
         let waiting = claim(&commit_queue);
         let state = waiting.state.clone();
         drop(waiting);
-        assert!(state.is_cancelled() && !commit_queue.take_abandoned());
+        assert!(state.is_cancelled() && !receiver.take_abandoned());
         let appended = claim(&commit_queue);
         let state = appended.state.clone();
         assert!(state.append());
         drop(appended);
-        assert!(state.is_abandoned() && commit_queue.take_abandoned() && !commit_queue.take_abandoned());
+        assert!(state.is_abandoned() && receiver.take_abandoned() && !receiver.take_abandoned());
     }
 }

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use super::Executor;
+use super::in_flight::Taken;
 use super::intake::TicketDecision;
+use super::plan::{Appended, is_late};
+use super::publish::check_abort;
 use super::queue::{Arrival, Outcome};
-use super::{Committer, Taken, check_abort};
 use crate::journal::{self, JournalChange, JournalRoom, PAGE, payload_crc};
 use crate::memory::{Dirty, Ticket};
 use crate::stats::Site;
@@ -21,13 +24,18 @@ const BATCH_RECORDS: usize = 16 * 1024;
 /// record delays the store.
 const JOINING: (u64, usize) = (1 << 20, 512);
 
-impl Committer {
+impl Executor {
     /// Appends the waiting records that fit: all synced stores, and flushed data up to
     /// [`BATCH_BYTES`].
     pub(super) fn append_batch(&mut self) {
         self.intake.drop_cancelled(&self.shared.table);
-        (self.waits_for_other, self.blocked) = (false, false);
+        self.appended = Appended::default();
         self.find_abandoned();
+        self.append_waiting();
+        self.appended.aborts_left = !self.aborts.is_empty();
+    }
+
+    fn append_waiting(&mut self) {
         if self.writer.has_unwritten() {
             // Nothing is added to a batch that has to be retried.
             return;
@@ -58,11 +66,11 @@ impl Committer {
             taken += cost(&dirty);
             batch.push((ticket.version, Taken::Ticketed(ticket, dirty)));
         }
-        if batch.is_empty() && !self.waits_for_other {
+        if batch.is_empty() && !self.appended.waits_for_other {
             self.take_removes(&mut batch);
         }
         let has_work = !self.intake.is_empty() || !self.aborts.is_empty();
-        self.blocked = batch.is_empty() && has_work && !self.waits_for_other;
+        self.appended.blocked = batch.is_empty() && has_work && !self.appended.waits_for_other;
         // A newer version of an id must be written after an older one.
         batch.sort_unstable_by_key(|(version, _)| *version);
         for (_, taken) in batch {
@@ -79,7 +87,7 @@ impl Committer {
         }
         for (id, target) in self.aborts.drain(..aborts) {
             self.writer.append(id, JournalChange::Abort(target));
-            self.taken.push_back(Taken::Abort(id));
+            self.in_flight.push(Taken::Abort(id));
             self.shared.stats.aborted();
         }
         aborts
@@ -88,13 +96,11 @@ impl Committer {
     /// Finds the stores that their callers have abandoned, and queues their aborts. An abort need
     /// not wait until its put is durable.
     fn find_abandoned(&mut self) {
-        if !self.shared.commit_queue.take_abandoned() {
+        if !self.receiver.take_abandoned() {
             return;
         }
         self.publish_completed();
-        // `taken` corresponds to the writer's last records, one for one.
-        let first = self.writer.last_seq() + 1 - self.taken.len() as u64;
-        for (seq, taken) in (first..).zip(&mut self.taken) {
+        for (seq, taken) in self.in_flight.appended(self.writer.last_seq()) {
             let Taken::Arrived(arrival) = taken else { continue };
             if arrival.state.is_abandoned() {
                 check_abort(&self.shared, arrival);
@@ -107,7 +113,7 @@ impl Committer {
     /// Returns the limits of flushed data in the next batch, in bytes and records. `joining`: a
     /// synced store waits for the batch, or a sync is under way.
     fn share_of_flushed(&self, joining: bool) -> (u64, usize) {
-        match joining && self.intake.has_tickets() && !self.is_late() {
+        match joining && self.intake.has_tickets() && !is_late(self) {
             true => JOINING,
             false => (BATCH_BYTES, BATCH_RECORDS),
         }
@@ -121,9 +127,9 @@ impl Committer {
             self.release_cancelled(arrival);
             return;
         }
-        let (id, version, at, dirty) = match &taken {
-            Taken::Ticketed(ticket, dirty) => (ticket.id, ticket.version, ticket.at, dirty),
-            Taken::Arrived(Arrival { id, version, at, dirty, .. }) => (*id, *version, *at, dirty),
+        let (id, version, dirty) = match &taken {
+            Taken::Ticketed(ticket, dirty) => (ticket.id, ticket.version, dirty),
+            Taken::Arrived(Arrival { id, version, dirty, .. }) => (*id, *version, dirty),
             Taken::Abandoned(_) | Taken::Abort(_) | Taken::Mark => return,
         };
         #[cfg(debug_assertions)]
@@ -135,9 +141,7 @@ impl Committer {
             JournalChange::Put(data, crc)
         });
         self.writer.append(id, change);
-        self.oldest_taken = Some(self.oldest_taken.map_or(at, |oldest| oldest.min(at)));
-        self.taken_bytes += dirty.bytes();
-        self.taken.push_back(taken);
+        self.in_flight.push(taken);
     }
 
     /// Takes the next synced store, if it fits.
@@ -183,9 +187,8 @@ impl Committer {
             // A newer version of the id may be under way, and must not be written before this one.
             // When it is durable, this version need not be written. If its caller has given up,
             // this version must be written after the abort.
-            let published = self.taken.is_empty() && self.completed.is_empty();
-            if !published && shard.pending.has_other_under_way(&ticket) {
-                self.waits_for_other = true;
+            if !self.in_flight.is_empty() && shard.pending.has_other_under_way(&ticket) {
+                self.appended.waits_for_other = true;
                 return None;
             }
             if !room.take(cost(&dirty)) {

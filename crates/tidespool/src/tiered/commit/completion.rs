@@ -1,67 +1,32 @@
-//! Makes written records durable: starts syncs, applies their results, notifies the callers.
+//! Makes written records durable: starts syncs, applies their results, publishes their records.
 
-use std::time::Instant;
+use super::{Executor, publish, syncer};
+use crate::journal::{SyncEnd, SyncJob, WriteError};
 
-use super::intake::KEPT;
-use super::{Committer, Submitted, Taken, publish, syncer};
-use crate::journal::{SyncEnd, WriteError};
-
-/// Minimum records and bytes of a sync that is handed over to the syncer. The committer thread runs
-/// a smaller one itself, because the handover would take longer than it saves.
-const WORTH_HANDING_OVER: (usize, u64) = (4, 128 << 10);
-
-impl Committer {
-    pub(super) fn submitted_records(&self) -> usize {
-        self.submitted.iter().map(|submitted| submitted.records).sum()
-    }
-
-    /// Starts a sync of everything that is written. A large sync runs on the syncer thread, a small
-    /// one on this thread, which blocks.
-    pub(super) fn start_sync(&mut self, began: Instant) -> Result<(), WriteError> {
-        let records = self.taken.len() - self.submitted_records();
-        let few = records < WORTH_HANDING_OVER.0 || self.taken_bytes < WORTH_HANDING_OVER.1;
-        if self.failing || (few && !self.writer.is_syncing()) {
-            return self.sync(began);
-        }
-        let job = self.writer.take_sync();
-        self.submit(job.up_to(), began);
+impl Executor {
+    /// Hands a sync of everything that is written over to the syncer thread.
+    pub(super) fn hand_over(&mut self) {
+        let job = self.submit();
         self.syncer.submit(job);
-        Ok(())
     }
 
     /// Makes everything that is written durable and publishes it. Blocks.
-    pub(super) fn sync(&mut self, began: Instant) -> Result<(), WriteError> {
+    pub(super) fn sync(&mut self) -> Result<(), WriteError> {
         while self.writer.is_syncing() {
-            let ends = self.shared.commit_queue.wait_synced();
+            let ends = self.receiver.wait_synced();
             self.complete_all(ends)?;
         }
-        let job = self.writer.take_sync();
-        self.submit(job.up_to(), began);
+        let job = self.submit();
         self.complete(syncer::run(job, &self.shared))?;
         self.publish_completed();
         Ok(())
     }
 
-    /// Waits for the running syncs, and publishes their records.
-    pub(super) fn complete_submitted(&mut self) {
-        while self.writer.is_syncing() {
-            let ends = self.shared.commit_queue.wait_synced();
-            let completed = self.complete_all(ends);
-            self.publish_completed();
-            if let Err(error) = completed {
-                self.failed(&error);
-            }
-        }
-    }
-
-    /// Records that everything written so far is part of a sync.
-    fn submit(&mut self, up_to: u64, began: Instant) {
-        let records = self.writer.written() - self.submitted_records();
-        let (bytes, oldest) = (std::mem::take(&mut self.taken_bytes), self.oldest_taken);
-        if !self.writer.has_unwritten() {
-            self.oldest_taken = None;
-        }
-        self.submitted.push_back(Submitted { up_to, records, bytes, oldest, began });
+    /// Returns a sync of everything written so far.
+    fn submit(&mut self) -> SyncJob {
+        let job = self.writer.take_sync();
+        self.in_flight.submit(job.up_to(), self.writer.written(), self.write_began);
+        job
     }
 
     /// Applies the results of several syncs. Continues after an error: a later sync may have
@@ -75,55 +40,28 @@ impl Committer {
     fn complete(&mut self, end: SyncEnd) -> Result<(), WriteError> {
         let (up_to, took) = (end.up_to(), end.took());
         let Some(synced) = self.writer.end_sync(end)? else { return Ok(()) };
-        let completed = self.taken.drain(..synced.records.len()).zip(synced.records);
-        let before = self.completed.len();
-        self.completed.extend(completed);
-        self.finished.extend(synced.finished);
-        let records =
-            self.completed[before..].iter().filter(|(taken, _)| !matches!(taken, Taken::Mark)).count();
-        let (mut bytes, mut began) = (0, None);
-        while let Some(submitted) = self.submitted.front().filter(|submitted| submitted.up_to <= up_to) {
-            bytes += submitted.bytes;
-            began = began.or(Some(submitted.began));
-            self.submitted.pop_front();
-        }
-        let elapsed = began.map_or(took, |began| began.elapsed());
-        // During part of this time the disk may have written earlier records.
-        let since_last = self.completed_at.replace(Instant::now()).map_or(elapsed, |at| at.elapsed());
-        self.shared.budget.note_drained(bytes, elapsed.min(since_last));
+        let synced = self.in_flight.complete(synced, up_to, took);
+        self.shared.budget.note_drained(synced.bytes, synced.alone);
         self.shared.stats.synced(took);
-        self.shared.stats.committed(records as u64, bytes, elapsed);
-        if records > 0 {
-            // A mark must follow the last acknowledged record when the journal becomes idle.
-            self.mark_at = Some(Instant::now() + self.shared.config.load().dirty_expire);
-        }
+        self.shared.stats.committed(synced.changes as u64, synced.bytes, synced.elapsed);
         Ok(())
-    }
-
-    /// Frees the memory of the queues after a burst. The number of removals in one is unbounded.
-    fn shrink(&mut self) {
-        if self.completed.capacity() > KEPT {
-            self.completed.shrink_to(KEPT);
-        }
-        if self.taken.capacity() > KEPT && self.taken.len() < self.taken.capacity() / 4 {
-            self.taken.shrink_to((self.taken.len() * 2).max(KEPT));
-        }
-        self.intake.shrink();
     }
 
     /// Publishes the durable records, and settles the segments that they complete.
     pub(super) fn publish_completed(&mut self) {
-        for (taken, durable) in self.completed.drain(..) {
-            publish(&self.shared, &mut self.aborts, taken, &durable);
+        for (taken, durable) in self.in_flight.take_completed() {
+            publish::publish(&self.shared, &mut self.aborts, taken, &durable);
         }
-        self.shrink();
-        if self.finished.is_empty() {
-            return;
-        }
+        self.in_flight.shrink();
+        self.intake.shrink();
+        let mut has_finished = false;
         // The index has all records of these segments now.
-        for segment in self.finished.drain(..) {
+        for segment in self.in_flight.take_finished() {
             segment.settle();
+            has_finished = true;
         }
-        self.shared.checkpoint_requests.kick();
+        if has_finished {
+            self.shared.checkpoint_requests.kick();
+        }
     }
 }

@@ -2,14 +2,15 @@
 //!
 //! Only [`Intake::refill`] adds entries, and it drains tickets before it takes arrivals. Suppose
 //! the older of two versions of an id is an arrival and the newer one has a ticket here. Then the
-//! arrival is here, too. [`Committer`](super::Committer) takes tickets only when all arrivals are
+//! arrival is here, too. The batch takes tickets only when all arrivals are
 //! taken, and sorts the batch by version. So the newer version is never written first.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::queue::{Arrival, CommitQueue};
+use super::flushes::Drains;
+use super::queue::{Arrival, CommitReceiver};
 use crate::memory::{Dirty, Pending, Ticket};
 use crate::tiered::table::Table;
 
@@ -63,7 +64,7 @@ impl Intake {
     pub(super) fn refill(
         &mut self,
         table: &Table,
-        commit_queue: &CommitQueue,
+        receiver: &CommitReceiver,
         arrivals: Vec<Arrival>,
         cutoff: Option<Instant>,
     ) {
@@ -74,29 +75,21 @@ impl Intake {
             self.backlog.extend(table.drain_tickets(cutoff).into_iter().map(|ticket| Due { ticket, drain }));
         }
         // After the tickets: see the module documentation.
-        self.arrivals.extend(commit_queue.take_arrivals());
+        self.arrivals.extend(receiver.take_arrivals());
     }
 
-    /// Number of drains so far. Everything that was dirty when the last one began has a ticket of
-    /// that drain or an earlier one.
-    pub(super) fn drains(&self) -> u64 {
-        self.drains
-    }
-
-    /// The drain of the first ticket in the backlog, `u64::MAX` if there is none. All tickets of
-    /// earlier drains are taken.
-    pub(super) fn reached(&self) -> u64 {
-        self.backlog.front().map_or(u64::MAX, |due| due.drain)
+    /// The progress of the drains. Everything that was dirty when the last one began has a ticket
+    /// of that drain or an earlier one.
+    pub(super) fn drains(&self) -> Drains {
+        Drains {
+            count: self.drains,
+            reached: self.backlog.front().map_or(u64::MAX, |due| due.drain),
+            first_replaced: self.replaced.map(|replaced| replaced.drain),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.arrivals.is_empty() && self.backlog.is_empty()
-    }
-
-    /// The first drain of the versions that were replaced since the last refill. If there is one,
-    /// the next refill drains whatever its cutoff is.
-    pub(super) fn first_replaced(&self) -> Option<u64> {
-        self.replaced.map(|replaced| replaced.drain)
     }
 
     fn note_replaced(&mut self, at: Option<Instant>, drain: u64) {

@@ -5,11 +5,46 @@ use std::sync::Arc;
 
 use tidespool_core::SpoolId;
 
-use super::queue::Arrival;
-use crate::journal::NewestRecord;
+use super::in_flight::Taken;
+use super::queue::{Arrival, Outcome};
+use crate::journal::{DurableState, NewestRecord};
 use crate::memory::Dirty;
 use crate::tiered::shared::Shared;
 use crate::tiered::table::Shard;
+
+/// Publishes a durable record. A store that its caller has abandoned needs an abort instead.
+pub(super) fn publish(
+    shared: &Shared,
+    aborts: &mut Vec<(SpoolId, u64)>,
+    taken: Taken,
+    durable: &DurableState,
+) {
+    match taken {
+        Taken::Ticketed(ticket, dirty) => {
+            publish_ticketed(shared, ticket.id, ticket.version, &dirty, durable.newest);
+        }
+        Taken::Arrived(arrival) if arrival.state.commit() => {
+            // Before the caller gets its outcome: publishing drops an older version's entry from
+            // the crash log, which would replace this version at the next opening.
+            publish_arrival(shared, &arrival, durable.newest);
+            // The caller may have dropped its future just now. The message stays stored.
+            let _ = arrival.done.send(Outcome::Durable(durable.seq));
+        }
+        Taken::Arrived(arrival) => {
+            check_abort(shared, &arrival);
+            aborts.push((arrival.id, durable.seq));
+        }
+        Taken::Abort(id) => shared.table.lock(&id).pending.arrive(&id),
+        Taken::Abandoned(_) | Taken::Mark => {}
+    }
+}
+
+/// Debug builds check the order in which the versions of an id are written. This one is aborted.
+#[cfg_attr(not(debug_assertions), expect(unused_variables, reason = "only debug builds check"))]
+pub(super) fn check_abort(shared: &Shared, arrival: &Arrival) {
+    #[cfg(debug_assertions)]
+    shared.table.lock(&arrival.id).pending.check_order(&arrival.id, |order| order.abort(arrival.version));
+}
 
 /// Publishes a flushed version that is durable.
 pub(in crate::tiered) fn publish_ticketed(

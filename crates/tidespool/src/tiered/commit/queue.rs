@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
 use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
 use super::state::CommitState;
 use crate::journal::SyncEnd;
+use crate::mailbox::Mailbox;
 use crate::memory::Dirty;
 
 /// The outcome of a store that waited for its commit.
@@ -37,11 +37,11 @@ pub(crate) struct Arrival {
 /// has ended: each write costs a page at its end.
 const WORTH_A_WRITE: u64 = 256 << 10;
 
-/// The commit queue. Its arrivals are bounded by `dirty_limit`: each holds a permit.
-#[derive(Debug, Default)]
+/// The callers' end of the commit queue. Its arrivals are bounded by `dirty_limit`: each holds a
+/// permit.
+#[derive(Debug)]
 pub(crate) struct CommitQueue {
-    state: Mutex<QueueState>,
-    wake: Condvar,
+    state: Mailbox<QueueState>,
     /// Something is dirty, and the committer has been notified or has set its timer.
     dirty: AtomicBool,
     /// Much of the dirty limit is used, and the committer has been notified.
@@ -50,6 +50,23 @@ pub(crate) struct CommitQueue {
     starved: AtomicBool,
     /// A caller has abandoned a store whose record is appended.
     abandoned: AtomicBool,
+}
+
+/// The committer's end of the queue. When it is dropped, the queue is closed: everything in it and
+/// everything that arrives later is dropped, so that no caller waits any longer.
+#[derive(Debug)]
+pub(crate) struct CommitReceiver(Arc<CommitQueue>);
+
+/// Creates a commit queue.
+pub(crate) fn commit_queue() -> (Arc<CommitQueue>, CommitReceiver) {
+    let queue = Arc::new(CommitQueue {
+        state: Mailbox::default(),
+        dirty: AtomicBool::new(false),
+        urgent: AtomicBool::new(false),
+        starved: AtomicBool::new(false),
+        abandoned: AtomicBool::new(false),
+    });
+    (queue.clone(), CommitReceiver(queue))
 }
 
 #[derive(Debug, Default)]
@@ -94,7 +111,6 @@ pub(crate) struct CommitWork {
     pub(crate) stop: Option<Stop>,
 }
 
-// Called by any thread.
 impl CommitQueue {
     /// Adds a synced store. `arrival` assigns its version under the queue's lock, so that arrivals
     /// are in the order of their versions.
@@ -108,29 +124,27 @@ impl CommitQueue {
         let wake = !state.is_quiet();
         drop(state);
         if wake {
-            self.wake.notify_one();
+            self.state.notify();
         }
     }
 
     /// Adds the result of a sync. Called by the syncer.
     pub(crate) fn synced(&self, end: SyncEnd) {
-        self.state.lock().synced.push(end);
-        self.wake.notify_one();
+        self.state.post(|state| state.synced.push(end));
     }
 
     /// Requests that everything dirty is made durable. The receiver gets a message when that is
     /// done. `seal`: seal the active segment, too.
     pub(crate) fn flush(&self, seal: bool) -> oneshot::Receiver<()> {
         let (done, receiver) = oneshot::channel();
-        let mut state = self.state.lock();
-        if !state.ended {
-            // While the disk hangs, callers may request flushes and give up again and again.
-            state.flushes.retain(|flush| !flush.is_closed());
-            state.flushes.push(done);
-            state.seal |= seal;
-        }
-        drop(state);
-        self.wake.notify_one();
+        self.state.post(|state| {
+            if !state.ended {
+                // While the disk hangs, callers may request flushes and give up again and again.
+                state.flushes.retain(|flush| !flush.is_closed());
+                state.flushes.push(done);
+                state.seal |= seal;
+            }
+        });
         receiver
     }
 
@@ -159,16 +173,12 @@ impl CommitQueue {
 
     /// Notifies the committer that a segment has become free.
     pub(crate) fn segment_freed(&self) {
-        let mut state = self.state.lock();
-        (state.kicked, state.room) = (true, true);
-        drop(state);
-        self.wake.notify_one();
+        self.state.post(|state| (state.kicked, state.room) = (true, true));
     }
 
     /// Wakes the committer for one turn.
     pub(crate) fn kick(&self) {
-        self.state.lock().kicked = true;
-        self.wake.notify_one();
+        self.state.post(|state| state.kicked = true);
     }
 
     /// Returns when the oldest store arrived that the committer has not taken yet. The committer
@@ -179,46 +189,34 @@ impl CommitQueue {
 
     /// Ends the committer. [`Stop::Abandon`] is never replaced by [`Stop::Drained`].
     pub(crate) fn stop(&self, stop: Stop) {
-        let mut state = self.state.lock();
-        if state.stop != Some(Stop::Abandon) {
-            (state.stop, state.stop_seen) = (Some(stop), false);
-        }
-        drop(state);
-        self.wake.notify_one();
+        self.state.post(|state| {
+            if state.stop != Some(Stop::Abandon) {
+                (state.stop, state.stop_seen) = (Some(stop), false);
+            }
+        });
     }
 }
 
-// Called by the committer thread only.
-impl CommitQueue {
+impl CommitReceiver {
     /// Waits for work, a kick or `until`, and takes all work. `syncing`: a sync is under way.
     pub(crate) fn wait(&self, until: Option<Instant>, syncing: bool) -> CommitWork {
-        let mut state = self.state.lock();
-        state.patient = syncing;
-        while state.is_quiet() {
-            match until {
-                None => self.wake.wait(&mut state),
-                Some(until) => {
-                    if self.wake.wait_until(&mut state, until).timed_out() {
-                        break;
-                    }
-                }
-            }
-        }
-        state.take()
+        let work = self.0.state.wait(until, |state| {
+            state.patient = syncing;
+            (!state.is_quiet()).then(|| state.take())
+        });
+        work.unwrap_or_else(|| self.0.state.lock().take())
     }
 
     /// Waits until a sync has ended, and takes the results. Ignores all other work.
     pub(crate) fn wait_synced(&self) -> Vec<SyncEnd> {
-        let mut state = self.state.lock();
-        while state.synced.is_empty() {
-            self.wake.wait(&mut state);
-        }
-        std::mem::take(&mut state.synced)
+        let ended =
+            |state: &mut QueueState| (!state.synced.is_empty()).then(|| std::mem::take(&mut state.synced));
+        self.0.state.wait(None, ended).unwrap_or_default()
     }
 
     /// Takes the synced stores that have arrived.
     pub(crate) fn take_arrivals(&self) -> Vec<Arrival> {
-        let mut state = self.state.lock();
+        let mut state = self.0.state.lock();
         state.bytes = 0;
         std::mem::take(&mut state.arrivals)
     }
@@ -226,61 +224,55 @@ impl CommitQueue {
     /// True if a store was abandoned since the last call. Call it after taking everything that will
     /// be appended next: a caller sets the flag before it makes its next call.
     pub(crate) fn take_abandoned(&self) -> bool {
-        self.abandoned.load(Ordering::SeqCst) && self.abandoned.swap(false, Ordering::SeqCst)
+        self.0.abandoned.load(Ordering::SeqCst) && self.0.abandoned.swap(false, Ordering::SeqCst)
     }
 
     /// Resets the flags, so that the next dirty byte wakes the committer again. Call it before
     /// looking for dirty bytes. Returns true if a store waits for room.
     pub(crate) fn rearm(&self) -> bool {
-        self.dirty.store(false, Ordering::SeqCst);
-        self.urgent.store(false, Ordering::SeqCst);
-        self.starved.swap(false, Ordering::SeqCst)
+        self.0.dirty.store(false, Ordering::SeqCst);
+        self.0.urgent.store(false, Ordering::SeqCst);
+        self.0.starved.swap(false, Ordering::SeqCst)
     }
 
     /// The committer has set its timer: the next dirty byte need not wake it.
     pub(crate) fn timer_is_set(&self) {
-        self.dirty.store(true, Ordering::SeqCst);
+        self.0.dirty.store(true, Ordering::SeqCst);
     }
 
     /// True if something became dirty since the last [`rearm`](Self::rearm), or the timer is set.
     pub(crate) fn is_dirty(&self) -> bool {
-        self.dirty.load(Ordering::SeqCst)
+        self.0.dirty.load(Ordering::SeqCst)
     }
 
     /// True if a store waits for room.
     pub(crate) fn is_starved(&self) -> bool {
-        self.starved.load(Ordering::SeqCst)
+        self.0.starved.load(Ordering::SeqCst)
     }
 
     /// True if much of the dirty limit is used.
     pub(crate) fn is_urgent(&self) -> bool {
-        self.urgent.load(Ordering::SeqCst)
+        self.0.urgent.load(Ordering::SeqCst)
     }
 
-    /// Waits until `until`, whatever arrives. Returns earlier on [`Stop::Abandon`], at the time
-    /// limit of [`Stop::Drained`], and if `for_room`, when a segment becomes free.
+    /// Waits until `until`, whatever arrives. Returns earlier on a new stop, at the time limit of
+    /// [`Stop::Drained`], and if `for_room`, when a segment becomes free.
     pub(crate) fn pause(&self, until: Instant, for_room: bool) {
-        let mut state = self.state.lock();
-        loop {
+        let until = match self.0.state.lock().stop {
+            Some(Stop::Drained(by)) => until.min(by),
+            Some(Stop::Abandon) | None => until,
+        };
+        self.0.state.wait(Some(until), |state| {
             // A segment that became free before this call counts, too.
-            if std::mem::take(&mut state.room) && for_room {
-                return;
-            }
-            let until = match state.stop {
-                Some(Stop::Abandon) => return,
-                Some(Stop::Drained(by)) => until.min(by),
-                None => until,
-            };
-            if self.wake.wait_until(&mut state, until).timed_out() {
-                return;
-            }
-        }
+            let has_room = std::mem::take(&mut state.room) && for_room;
+            (has_room || state.has_new_stop()).then_some(())
+        });
     }
+}
 
-    /// Closes the queue: drops everything in it and everything that arrives later, so that no
-    /// caller waits any longer.
-    pub(crate) fn end(&self) {
-        let mut state = self.state.lock();
+impl Drop for CommitReceiver {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
         state.ended = true;
         let left = (std::mem::take(&mut state.arrivals), std::mem::take(&mut state.flushes));
         drop(state);
@@ -295,7 +287,12 @@ impl QueueState {
             && self.flushes.is_empty()
             && !self.kicked
             && !self.seal
-            && (self.stop.is_none() || self.stop_seen)
+            && !self.has_new_stop()
+    }
+
+    /// The committer has not taken the stop yet.
+    fn has_new_stop(&self) -> bool {
+        self.stop.is_some() && !self.stop_seen
     }
 
     fn take(&mut self) -> CommitWork {
@@ -317,25 +314,25 @@ mod tests {
 
     #[test]
     fn only_the_first_dirty_byte_kicks() {
-        let commit_queue = CommitQueue::default();
+        let (commit_queue, receiver) = commit_queue();
         commit_queue.note_dirty(false);
         assert!(commit_queue.state.lock().kicked);
-        commit_queue.wait(None, false);
+        receiver.wait(None, false);
         commit_queue.note_dirty(false);
         assert!(!commit_queue.state.lock().kicked);
         commit_queue.note_dirty(true);
-        assert!(commit_queue.state.lock().kicked && commit_queue.is_urgent());
-        commit_queue.wait(None, false);
-        commit_queue.rearm();
+        assert!(commit_queue.state.lock().kicked && receiver.is_urgent());
+        receiver.wait(None, false);
+        receiver.rearm();
         commit_queue.note_dirty(false);
         assert!(commit_queue.state.lock().kicked);
     }
 
     #[test]
     fn after_the_end_all_flushes_are_dropped() {
-        let commit_queue = CommitQueue::default();
+        let (commit_queue, receiver) = commit_queue();
         let mut before = commit_queue.flush(false);
-        commit_queue.end();
+        drop(receiver);
         let mut after = commit_queue.flush(false);
         let gone = oneshot::error::TryRecvError::Closed;
         assert_eq!(before.try_recv(), Err(gone.clone()));
@@ -344,19 +341,19 @@ mod tests {
 
     #[test]
     fn flushes_of_dropped_futures_are_removed() {
-        let commit_queue = CommitQueue::default();
+        let (commit_queue, receiver) = commit_queue();
         let waits = commit_queue.flush(false);
         (0..10).for_each(|_| drop(commit_queue.flush(true)));
-        let work = commit_queue.wait(None, false);
+        let work = receiver.wait(None, false);
         assert!(work.flushes.len() <= 2 && work.seal, "{work:?}");
         drop(waits);
     }
 
     #[test]
     fn abandon_is_not_replaced() {
-        let commit_queue = CommitQueue::default();
+        let (commit_queue, receiver) = commit_queue();
         commit_queue.stop(Stop::Abandon);
         commit_queue.stop(Stop::Drained(Instant::now()));
-        assert_eq!(commit_queue.wait(None, false).stop, Some(Stop::Abandon));
+        assert_eq!(receiver.wait(None, false).stop, Some(Stop::Abandon));
     }
 }

@@ -1,18 +1,14 @@
 //! The syncer thread: runs syncs, so that the committer can write the next batch meanwhile.
 
-use parking_lot::{Condvar, Mutex};
-
 use crate::journal::{SyncEnd, SyncJob};
+use crate::mailbox::Mailbox;
 use crate::stats::Site;
 use crate::tiered::shared::Shared;
 
 /// The queue to the syncer thread. It holds at most one job, because a sync covers everything that
 /// was written before it begins.
 #[derive(Debug, Default)]
-pub(crate) struct Syncer {
-    state: Mutex<SyncerState>,
-    wake: Condvar,
-}
+pub(crate) struct Syncer(Mailbox<SyncerState>);
 
 #[derive(Debug, Default)]
 struct SyncerState {
@@ -26,29 +22,23 @@ struct SyncerState {
 impl Syncer {
     /// Queues a job behind the running one. Called by the committer.
     pub(super) fn submit(&self, job: SyncJob) {
-        let mut state = self.state.lock();
-        if state.failed {
-            return;
-        }
-        match &mut state.queued {
+        self.0.post(|state| match &mut state.queued {
+            _ if state.failed => {}
             Some(queued) => queued.merge(job),
             None => state.queued = Some(job),
-        }
-        drop(state);
-        self.wake.notify_one();
+        });
     }
 
     /// Drops the queued job, and accepts new jobs again. Called by the committer after a failure:
     /// it writes all records that are not durable again, to another segment.
     pub(super) fn forget(&self) {
-        let mut state = self.state.lock();
+        let mut state = self.0.lock();
         (state.queued, state.failed) = (None, false);
     }
 
     /// Ends the thread after the running job.
     pub(crate) fn stop(&self) {
-        self.state.lock().stopped = true;
-        self.wake.notify_one();
+        self.0.post(|state| state.stopped = true);
     }
 
     /// Runs the thread until it is stopped.
@@ -56,7 +46,7 @@ impl Syncer {
         while let Some(job) = self.next() {
             let end = run(job, shared);
             if end.error().is_some() {
-                let mut state = self.state.lock();
+                let mut state = self.0.lock();
                 (state.queued, state.failed) = (None, true);
             }
             shared.commit_queue.synced(end);
@@ -66,20 +56,15 @@ impl Syncer {
     /// Takes the queued job, if there is one.
     #[cfg(test)]
     pub(super) fn try_next(&self) -> Option<SyncJob> {
-        self.state.lock().queued.take()
+        self.0.lock().queued.take()
     }
 
     fn next(&self) -> Option<SyncJob> {
-        let mut state = self.state.lock();
-        loop {
-            if state.stopped {
-                return None;
-            }
-            match state.queued.take() {
-                Some(job) => return Some(job),
-                None => self.wake.wait(&mut state),
-            }
-        }
+        let next = |state: &mut SyncerState| match state.stopped {
+            true => Some(None),
+            false => state.queued.take().map(Some),
+        };
+        self.0.wait(None, next).flatten()
     }
 }
 

@@ -2,4 +2,5 @@
 //! callers can be produced and repeated.
 
 mod orders;
+mod plan;
 mod rig;

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
-use parking_lot::{Condvar, Mutex};
 use tidespool_core::Closed;
 use tokio::sync::Notify;
+
+use crate::mailbox::Mailbox;
 
 /// Set once, when the spool closes.
 #[derive(Debug)]
 pub(crate) struct Closing {
-    closed: Mutex<bool>,
-    wake: Condvar,
+    closed: Mailbox<bool>,
     /// Nothing is ever sent. Closing the channel is the signal.
     sender: Sender<Infallible>,
     receiver: Receiver<Infallible>,
@@ -25,12 +25,11 @@ pub(crate) struct Closing {
 impl Closing {
     pub(crate) fn new() -> Self {
         let (sender, receiver) = async_channel::bounded(1);
-        Self { closed: Mutex::new(false), wake: Condvar::new(), sender, receiver, over: Over::default() }
+        Self { closed: Mailbox::default(), sender, receiver, over: Over::default() }
     }
 
     pub(crate) fn close(&self) {
-        *self.closed.lock() = true;
-        self.wake.notify_all();
+        self.closed.post(|closed| *closed = true);
         self.sender.close();
     }
 
@@ -45,10 +44,7 @@ impl Closing {
 
     /// Blocks for `pause`, or until the spool closes. Returns true if it is closed.
     pub(crate) fn wait(&self, pause: Duration) -> bool {
-        let until = Instant::now() + pause;
-        let mut closed = self.closed.lock();
-        while !*closed && !self.wake.wait_until(&mut closed, until).timed_out() {}
-        *closed
+        self.closed.wait_for(Instant::now() + pause, |closed| *closed)
     }
 
     /// Signals that the shutdown is over. A thread that has not ended by now may hang forever.

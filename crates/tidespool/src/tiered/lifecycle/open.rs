@@ -30,7 +30,7 @@ use crate::tiered::background::probe::run_probe;
 use crate::tiered::background::readers::{Readers, run_reader};
 use crate::tiered::background::relief::SpoolRelief;
 use crate::tiered::calls::reconfigure::checkpoint_settings;
-use crate::tiered::commit::queue::CommitQueue;
+use crate::tiered::commit::queue::{CommitQueue, CommitReceiver, commit_queue};
 use crate::tiered::commit::{Committer, Syncer};
 use crate::tiered::protection::Protection;
 use crate::tiered::shared::{CheckpointReports, PoolReports, Shared, SharedParts};
@@ -64,31 +64,39 @@ pub(in crate::tiered) fn open(
     room.remove_leftover();
     let ballast = Arc::new(Ballast::new(storage.clone(), room.clone(), &directory.path, config.ballast));
     let held = Arc::<Directory>::downgrade(&directory);
-    let engine = index::engine(config.effective_sled_cache(), storage.clone(), held);
+    let engine = index::engine(config.sled_cache(), storage.clone(), held);
     let recover = || {
         let durable = DiskIndex::new(&places.index(), engine.clone());
         recover(&config, &places, durable, &ballast, &room, directory.fresh)
     };
-    let OpenedFiles { opened, stats, commit_queue, segments, checkpoint_requests, manifest_file, mut report } =
-        match recover() {
-            // The spool must open on a full disk, so that it can be emptied.
-            Err(error) if is_full_disk(&error) => {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "the disk is full: freeing the ballast and spare segments to open the spool"
-                );
-                room.note_no_room();
-                ballast.release();
-                // The ballast may have been released before, and its space be used by other files.
-                while !ballast.is_room_for(engine.bytes_to_open())
-                    && give_up_a_free_segment(&*places.storage, &places.journal(), places.spool)?
-                {
-                    room.note_given();
-                }
-                recover()?
+    let OpenedFiles {
+        opened,
+        stats,
+        commit_queue,
+        receiver,
+        segments,
+        checkpoint_requests,
+        manifest_file,
+        mut report,
+    } = match recover() {
+        // The spool must open on a full disk, so that it can be emptied.
+        Err(error) if is_full_disk(&error) => {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the disk is full: freeing the ballast and spare segments to open the spool"
+            );
+            room.note_no_room();
+            ballast.release();
+            // The ballast may have been released before, and its space be used by other files.
+            while !ballast.is_room_for(engine.bytes_to_open())
+                && give_up_a_free_segment(&*places.storage, &places.journal(), places.spool)?
+            {
+                room.note_given();
             }
-            found => found?,
-        };
+            recover()?
+        }
+        found => found?,
+    };
     directory.finish_creation()?;
     let (spool, dir) = (directory.spool, &*directory.path);
     let protection = Arc::new(Protection::new(storage.clone(), dir, spool, commit_queue.clone()));
@@ -178,7 +186,7 @@ pub(in crate::tiered) fn open(
     let started = explain_replay(replay.adopt(&shared), &dir)
         .and_then(|()| register(&shared, monitor))
         .and_then(|relief| {
-            start(&shared, (checkpointer, verifier), writer, &queue, directory, starter, relief)
+            start(&shared, (checkpointer, verifier), (writer, receiver), &queue, directory, starter, relief)
         })
         .and_then(|workers| explain_replay(replay.settle(&shared, changes), &dir).map(|()| workers));
     match started {
@@ -224,6 +232,7 @@ struct OpenedFiles {
     opened: OpenedCheckpoint,
     stats: Arc<Stats>,
     commit_queue: Arc<CommitQueue>,
+    receiver: CommitReceiver,
     segments: Arc<Segments>,
     checkpoint_requests: Arc<CheckpointRequests>,
     manifest_file: Arc<ManifestFile>,
@@ -245,7 +254,7 @@ fn recover(
         .with_context(|| format!("creating {}", places.journal().display()))?;
     let mut opened =
         open_checkpoint(places, durable, ballast, fresh).map_err(|error| explain(error, &places.dir))?;
-    let (stats, commit_queue) = (Arc::new(Stats::default()), Arc::new(CommitQueue::default()));
+    let (stats, (commit_queue, receiver)) = (Arc::new(Stats::default()), commit_queue());
     let checkpoint_requests = Arc::new(CheckpointRequests::default());
     let reports =
         PoolReports::new(commit_queue.clone(), stats.clone(), room.clone(), checkpoint_requests.clone());
@@ -258,7 +267,16 @@ fn recover(
     // Before any segment is used: no generation may ever be used twice.
     opened.manifest.next_generation = segments.reserved_generation();
     manifest_file.write_somehow(&opened.manifest, ballast)?;
-    Ok(OpenedFiles { opened, stats, commit_queue, segments, checkpoint_requests, manifest_file, report })
+    Ok(OpenedFiles {
+        opened,
+        stats,
+        commit_queue,
+        receiver,
+        segments,
+        checkpoint_requests,
+        manifest_file,
+        report,
+    })
 }
 
 /// Returns true if the opening failed for lack of disk space.
@@ -401,7 +419,7 @@ fn note_torn(protection: &Protection, torn: &str, report: &mut RecoveryReport, s
 fn register(shared: &Arc<Shared>, monitor: Option<PressureMonitor>) -> Result<Arc<dyn Relief>> {
     let relief: Arc<dyn Relief> = Arc::new(SpoolRelief(shared.clone()));
     let registration = match monitor {
-        Some(monitor) => Registration::shared(monitor, &relief),
+        Some(monitor) => Registration::shared(&monitor, &relief),
         None => Registration::own(shared.config.load().pressure.clone(), &relief),
     };
     // Cannot fail: the monitor is set only here.
@@ -414,14 +432,14 @@ fn register(shared: &Arc<Shared>, monitor: Option<PressureMonitor>) -> Result<Ar
 fn start(
     shared: &Arc<Shared>,
     (checkpointer, verifier): (Checkpointer, Verifier),
-    writer: Writer,
+    (writer, receiver): (Writer, CommitReceiver),
     queue: &async_channel::Receiver<Box<dyn FnOnce() + Send>>,
     directory: Arc<Directory>,
     starter: Starter,
     relief: Arc<dyn Relief>,
 ) -> Result<Workers> {
     let syncer = Arc::<Syncer>::default();
-    let committer = Committer::new(shared.clone(), syncer.clone(), writer);
+    let committer = Committer::new(shared.clone(), syncer.clone(), receiver, writer);
     let committer = starter.start(names::COMMIT, &directory, move || committer.run())?;
     let counted = shared.clone();
     let syncer = starter.start(names::SYNC, &directory, move || syncer.run(&counted))?;

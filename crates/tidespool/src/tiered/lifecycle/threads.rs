@@ -20,10 +20,11 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::directory::Directory;
+use crate::mailbox::Mailbox;
 use crate::thread_limit::not_started;
 
 /// The names of a spool's threads. The kernel keeps 15 characters of a name.
@@ -236,15 +237,14 @@ pub(crate) struct Thread<T> {
 
 #[derive(Debug)]
 struct ThreadEnd<T> {
-    reached: Mutex<bool>,
-    wake: Condvar,
+    reached: Mailbox<bool>,
     /// The return value of the thread.
     result: Mutex<Option<T>>,
 }
 
 impl<T> Default for ThreadEnd<T> {
     fn default() -> Self {
-        Self { reached: Mutex::default(), wake: Condvar::new(), result: Mutex::default() }
+        Self { reached: Mailbox::default(), result: Mutex::default() }
     }
 }
 
@@ -253,8 +253,7 @@ struct AtEnd<T>(Arc<ThreadEnd<T>>);
 
 impl<T> Drop for AtEnd<T> {
     fn drop(&mut self) {
-        *self.0.reached.lock() = true;
-        self.0.wake.notify_all();
+        self.0.reached.post(|reached| *reached = true);
     }
 }
 
@@ -269,11 +268,7 @@ impl<T> Thread<T> {
 
     /// Waits for the thread's end, at most until `by`. `None`: the thread hangs.
     pub(crate) fn join_by(self, by: Instant) -> Option<std::thread::Result<T>> {
-        let mut reached = self.end.reached.lock();
-        while !*reached && !self.end.wake.wait_until(&mut reached, by).timed_out() {}
-        let has_ended = *reached;
-        drop(reached);
-        has_ended.then(|| {
+        self.end.reached.wait_for(by, |reached| *reached).then(|| {
             self.handle.join()?;
             // A thread that did not panic has stored its result.
             self.end.result.lock().take().ok_or_else(|| Box::new("no result") as Box<dyn Any + Send>)

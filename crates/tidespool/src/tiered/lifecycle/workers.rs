@@ -13,6 +13,7 @@ use crate::checkpoint::{Checkpointer, Manifest, ManifestError, ManifestFile};
 use crate::directory::Directory;
 use crate::index::DiskIndex;
 use crate::pressure::Relief;
+use crate::tiered::commit::Committed;
 use crate::tiered::commit::queue::Stop;
 use crate::tiered::shared::Shared;
 
@@ -77,15 +78,6 @@ impl Times {
     }
 }
 
-/// The result of the committer thread.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::tiered) struct Committed {
-    /// Everything dirty is durable.
-    pub(in crate::tiered) all: bool,
-    /// Records up to this number are durable.
-    pub(in crate::tiered) durable_seq: u64,
-}
-
 impl Workers {
     pub(in crate::tiered) fn new(running: Running, starter: Starter) -> Self {
         Self {
@@ -144,6 +136,7 @@ impl Workers {
         let times = Times::of(Instant::now(), shared.config.load().shutdown_timeout);
         shared.close();
         shared.closing.close();
+        shared.probe.close();
         shared.budget.close();
         let monitor = shared.monitor.get();
         monitor.inspect(|monitor| monitor.stop());
@@ -212,6 +205,7 @@ impl Workers {
     pub(in crate::tiered) fn abandon(shared: &Shared) {
         shared.close();
         shared.closing.close();
+        shared.probe.close();
         shared.budget.close();
         shared.monitor.get().inspect(|monitor| monitor.stop());
         shared.protection.freeze();

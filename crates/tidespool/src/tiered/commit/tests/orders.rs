@@ -49,7 +49,7 @@ fn a_version_that_replaces_a_due_one_keeps_its_turn() {
         if is_starved {
             rig.starve();
             // The active segment has no room left.
-            rig.committer.writer.seal();
+            rig.committer.executor.writer.seal();
         }
         let blocking = SpoolId::new();
         rig.store(blocking);
@@ -58,7 +58,7 @@ fn a_version_that_replaces_a_due_one_keeps_its_turn() {
         rig.gather();
         rig.store(id);
         rig.commit();
-        assert!(rig.committer.intake.first_replaced().is_some(), "starved: {is_starved}");
+        assert!(rig.committer.executor.intake.drains().first_replaced.is_some(), "starved: {is_starved}");
         rig.feed();
         // Nothing else is due: no time has passed.
         rig.gather();
@@ -82,12 +82,12 @@ fn an_older_version_that_comes_due_is_not_written_behind_a_newer_one() {
         (0..4).for_each(|_| rig.wait(SpoolId::new(), MIDDLE));
         rig.gather();
         rig.commit();
-        assert!(rig.committer.writer.is_syncing());
+        assert!(rig.committer.executor.writer.is_syncing());
         rig.flush();
         for _ in 0..3 {
             rig.gather();
             rig.commit();
-            assert!(rig.committer.intake.has_tickets());
+            assert!(rig.committer.executor.intake.has_tickets());
         }
         if gives_up {
             rig.give_up(0);
@@ -105,13 +105,13 @@ fn a_flush_waits_for_all_that_was_dirty_whatever_the_order_of_versions_and_times
     let mut rig = CommitterRig::new();
     rig.feed();
     rig.store_at_once(SpoolId::new(), SpoolId::new());
-    assert!(rig.committer.intake.has_tickets());
+    assert!(rig.committer.executor.intake.has_tickets());
     rig.flush();
     // A large message is written alone, and before all others.
     rig.wait(SpoolId::new(), LARGE);
     rig.gather();
     rig.commit();
-    assert!(rig.committer.intake.has_tickets());
+    assert!(rig.committer.executor.intake.has_tickets());
     rig.check_flushes();
     rig.drain();
 }
@@ -181,7 +181,7 @@ fn a_message_that_is_replaced_before_each_turn_is_written_eventually() {
         rig.store(id);
         rig.commit();
         rig.end_syncs();
-        assert!(rig.committer.intake.has_tickets(), "the backlog is longer than a batch");
+        assert!(rig.committer.executor.intake.has_tickets(), "the backlog is longer than a batch");
     }
     assert!(rig.durable(&id).is_some());
     rig.drain();
@@ -212,7 +212,7 @@ fn a_removal_does_not_wait_for_room_for_what_it_removes() {
     }
     rig.commit();
     assert_eq!(rig.durable(&id), None);
-    assert!(!rig.committer.intake.has_tickets());
+    assert!(!rig.committer.executor.intake.has_tickets());
     rig.drain();
     rig.check_loads();
 }
@@ -229,7 +229,7 @@ fn nothing_joins_a_batch_that_has_to_be_tried_again() {
             rig.gather();
             rig.disk.fails_batches.store(true, Ordering::SeqCst);
             rig.commit();
-            let taken = rig.committer.taken.len();
+            let taken = rig.committer.executor.in_flight.taken().len();
             assert_eq!(taken, 1);
             rig.wait(SpoolId::new(), len);
             rig.store(SpoolId::new());
@@ -238,7 +238,7 @@ fn nothing_joins_a_batch_that_has_to_be_tried_again() {
             for _ in 0..3 {
                 rig.gather();
                 rig.commit();
-                assert_eq!(rig.committer.taken.len(), taken, "{len} joins {first}");
+                assert_eq!(rig.committer.executor.in_flight.taken().len(), taken, "{len} joins {first}");
             }
             rig.drain();
             rig.check_loads();

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::Config;
 use crate::checkpoint::{Ballast, CheckpointRequests, Presence};
 use crate::index::{DiskIndex, in_memory};
-use crate::journal::{FreeSegment, Pool, PoolSettings, Segments, WriteError, Writer};
+use crate::journal::{FreeSegment, Pool, PoolSettings, Segments, Writer};
 use crate::memory::{Dirty, Lane, Permit, Ticket};
 use crate::stats::Stats;
 use crate::storage::{DiskRoom, OpenMode, OsStorage, Space, Storage, StorageFile};
@@ -23,9 +23,11 @@ use crate::tiered::background::readers::Readers;
 use crate::tiered::calls::lookup;
 use crate::tiered::calls::reconfigure::checkpoint_settings;
 use crate::tiered::calls::remove::take_out;
-use crate::tiered::commit::queue::{Arrival, CommitQueue, Outcome};
+use crate::tiered::commit::in_flight::Taken;
+use crate::tiered::commit::plan::Plan;
+use crate::tiered::commit::queue::{Arrival, Outcome, commit_queue};
 use crate::tiered::commit::state::CommitState;
-use crate::tiered::commit::{Committer, Syncer, Taken, syncer};
+use crate::tiered::commit::{Committer, Syncer, syncer};
 use crate::tiered::protection::Protection;
 use crate::tiered::shared::{PoolReports, Shared, SharedParts};
 use crate::tiered::table::Table;
@@ -151,7 +153,7 @@ impl CommitterRig {
         let (dir, disk) = (tempfile::tempdir().unwrap(), RigDisk::default());
         let config = Config::new(dir.path()).dirty_expire(HOUR).memory_budget(1 << 30).dirty_limit(256 << 20);
         let storage: Arc<dyn Storage> = Arc::new(disk.clone());
-        let (commit_queue, stats) = (Arc::<CommitQueue>::default(), Arc::<Stats>::default());
+        let ((commit_queue, receiver), stats) = (commit_queue(), Arc::<Stats>::default());
         storage.create_dir(&dir.path().join("journal")).unwrap();
         let settings = PoolSettings {
             dir: dir.path().join("journal"),
@@ -196,8 +198,9 @@ impl CommitterRig {
             config,
         };
         let (shared, syncer) = (Arc::new(Shared::new(parts)), Arc::<Syncer>::default());
-        let mut committer = Committer::new(shared.clone(), syncer.clone(), Writer::new(segments, 1));
-        committer.retry = Duration::ZERO;
+        let writer = Writer::new(segments, 1);
+        let mut committer = Committer::new(shared.clone(), syncer.clone(), receiver, writer);
+        committer.plan = Plan::new((Duration::ZERO, Duration::ZERO));
         Self {
             shared,
             committer,
@@ -245,12 +248,8 @@ impl CommitterRig {
             self.note(id, Some(value), None);
             if id == quick {
                 // Its ticket is drained before the other store is inserted.
-                self.committer.intake.refill(
-                    &self.shared.table,
-                    &self.shared.commit_queue,
-                    Vec::new(),
-                    Some(at),
-                );
+                let executor = &mut self.committer.executor;
+                executor.intake.refill(&self.shared.table, &executor.receiver, Vec::new(), Some(at));
             }
         }
     }
@@ -298,30 +297,27 @@ impl CommitterRig {
 
     /// Runs the first half of a turn.
     pub(super) fn gather(&mut self) {
-        let now = Instant::now();
-        let work = self.shared.commit_queue.wait(Some(now), self.committer.writer.is_syncing());
-        let completed = self.committer.gather(work, now);
-        self.ended(completed);
+        let executor = &self.committer.executor;
+        let work = executor.receiver.wait(Some(Instant::now()), executor.writer.is_syncing());
+        if let Err(error) = self.committer.gather(work) {
+            self.committer.fail(&error);
+        }
+        self.run_steps();
     }
 
     /// Runs the second half of a turn.
     pub(super) fn commit(&mut self) {
-        if self.committer.failing || self.shared.segments.pool().free() == 0 {
+        if self.committer.plan.is_failing() || self.shared.segments.pool().free() == 0 {
             // The committer may block on the syncer, which has no thread here.
             self.end_syncs();
         }
-        let result = self.committer.commit(Instant::now());
-        self.ended(result);
+        self.committer.plan.begin();
+        self.run_steps();
         self.check_flushes();
     }
 
-    fn ended(&mut self, result: Result<(), WriteError>) {
-        self.committer.publish_completed();
-        self.committer.failing = result.is_err();
-        if let Err(error) = result {
-            self.committer.retry = Duration::ZERO;
-            self.committer.failed(&error);
-        }
+    fn run_steps(&mut self) {
+        self.committer.run_steps();
         for waiting in self.waiting.iter_mut().filter(|waiting| waiting.outcome.is_none()) {
             waiting.outcome = waiting.receiver.try_recv().ok();
         }
@@ -354,8 +350,8 @@ impl CommitterRig {
     /// Checks the completed flushes: nothing is dirty that was dirty at the request, and the
     /// durable version of each id is not older than its version at the request.
     pub(super) fn check_flushes(&mut self) {
-        let intake = self.committer.intake.next_ticket().map(|ticket| ticket.at);
-        let taken = self.committer.taken.iter().filter_map(|taken| match taken {
+        let intake = self.committer.executor.intake.next_ticket().map(|ticket| ticket.at);
+        let taken = self.committer.executor.in_flight.taken().iter().filter_map(|taken| match taken {
             Taken::Ticketed(ticket, _) => Some(ticket.at),
             _ => None,
         });
@@ -417,7 +413,7 @@ impl CommitterRig {
             self.flush();
             self.gather();
             self.commit();
-            if self.committer.is_drained() && self.committer.aborts.is_empty() {
+            if self.committer.executor.is_drained() {
                 return;
             }
         }

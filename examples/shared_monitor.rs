@@ -1,0 +1,43 @@
+//! Two spools of one process share a memory-pressure monitor: it samples once for both, and divides
+//! what has to be freed between them.
+//!
+//! Run it with `cargo run --example shared_monitor [DIR]`. Without `DIR` it uses a temporary
+//! directory.
+
+use anyhow::Result;
+use tidespool::core::{Spool as _, SpoolExt as _, SpoolId};
+use tidespool::{Config, PressureConfig, PressureMonitor, TieredSpool};
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let temporary = tempfile::tempdir()?;
+    let dir = std::env::args_os().nth(1).map_or_else(|| temporary.path().to_owned(), Into::into);
+
+    // The bound of the process. The limit of a control group applies as well, and needs no setting.
+    let monitor = PressureMonitor::start(PressureConfig::default().memory_limit(4 << 30))?;
+    let metadata = Config::new(dir.join("metadata")).memory_budget(32 << 20);
+    let metadata = TieredSpool::open_watched(metadata, &monitor).await?;
+    let data = Config::new(dir.join("data")).memory_budget(256 << 20);
+    let data = TieredSpool::open_watched(data, &monitor).await?;
+
+    // A message has the same id in both spools.
+    let id = SpoolId::new();
+    metadata.store_bytes(id, "to: someone@example.org".into(), false, None).await?;
+    data.store_bytes(id, "Subject: hi\r\n\r\nHello.\r\n".into(), true, None).await?;
+
+    if let Some(now) = monitor.latest() {
+        println!("{:?}: {} of {} bytes ({})", now.level, now.used, now.limit, now.source.name());
+    }
+    for (name, spool) in [("metadata", &metadata), ("data", &data)] {
+        let now = spool.stats().gauges;
+        println!("{name}: {} of {} bytes", now.accounted_bytes, now.memory_allowed);
+    }
+
+    data.remove(id).await?;
+    metadata.remove(id).await?;
+    data.shutdown().await?;
+    metadata.shutdown().await?;
+    // The monitor outlives its spools. Its end waits for its thread, so it may block.
+    tokio::task::spawn_blocking(move || monitor.shutdown()).await?;
+    Ok(())
+}
