@@ -53,8 +53,8 @@ pub struct Chart<'a> {
 const WIDTH: u32 = 1_280;
 const HEIGHT: u32 = 640;
 const FONT_SIZE: i32 = 28;
-const LEGEND_COLUMNS: i32 = 5;
-const LEGEND_WIDTH: i32 = 240;
+const LEGEND_COLUMNS: i32 = 4;
+const LEGEND_WIDTH: i32 = 300;
 
 const GREY: RGBColor = RGBColor(0x80, 0x84, 0x88);
 
@@ -99,11 +99,13 @@ impl Chart<'_> {
             Axes::LatencyByQuantile => (place(x), y),
             _ => (x, y),
         };
-        line.points.iter().map(place).filter(move |(_, y)| axes == Axes::ShareOverTime || *y > 0.0)
+        let is_placed = move |y: f64| y.is_finite() && (axes == Axes::ShareOverTime || y > 0.0);
+        line.points.iter().map(place).filter(move |(_, y)| is_placed(*y))
     }
 
     fn draw(&self, area: &Area<'_>) -> Result<()> {
-        let end = self.points().map(|(x, _)| x).fold(0.001, f64::max);
+        // Points without a position count, so that charts of the same run have the same end.
+        let end = self.lines.iter().flat_map(|line| &line.points).map(|(x, _)| *x).fold(0.001, f64::max);
         let seconds = |at: &f64| rounded(*at).to_string();
         match self.axes {
             Axes::LatencyOverTime => self.draw_on(area, 0.0..end, self.latencies(), &seconds, &time),
@@ -204,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_line_goes_from_edge_to_edge_and_skips_points_without_a_position() {
-        let points = [(0.0, 1.0), (4.0, 0.0), (8.0, 1_000.0)];
+        let points = [(0.0, 1.0), (4.0, 0.0), (6.0, f64::INFINITY), (8.0, 1_000.0)];
         let svg = svg("title", &[chart(Axes::LatencyOverTime, &points)]).unwrap();
         assert!(svg.contains(r##"stroke="#010203" stroke-width="3" points="140,583 1223,88 "##), "{svg}");
         assert!(svg.contains("\n— one\n</text>") && svg.contains("\ntitle\n</text>"), "{svg}");

@@ -28,13 +28,12 @@ pub(crate) fn overload(report: &Report) -> Result<String> {
         caption: "dirty bytes / dirty limit, over seconds",
     };
     let title = format!(
-        "{}, overload, {} bytes, {} callers: p50 {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms, max {:.1} ms",
+        "{}, overload, {} bytes, {} callers: p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms",
         report.engine,
         report.size,
         report.concurrency,
         report.p50_us / 1e3,
         report.p99_us / 1e3,
-        report.p999_us / 1e3,
         report.max_us / 1e3,
     );
     svg(&title, &[latencies, dirty])

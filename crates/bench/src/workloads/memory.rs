@@ -90,13 +90,15 @@ pub(crate) fn run(plan: &Plan, asked: &Asked<'_>, out: &mut dyn Write) -> Result
     });
     bar.finish_and_clear();
     let report = MemoryReport::new(&setting, found);
-    if asked.json {
-        ran?;
-        json_line(out, &report)?;
-    } else {
+    if !asked.json && !report.mixes.is_empty() {
         // Also after an error: the mixes before it are useful.
         report.table(out)?;
-        ran?;
+    }
+    ran?;
+    if asked.json {
+        json_line(out, &report)?;
+    } else {
+        report.verdict(out)?;
     }
     let over: Vec<String> = report.mixes.iter().filter(|mix| !mix.pass).map(|mix| name(&mix.mix)).collect();
     if !over.is_empty() {

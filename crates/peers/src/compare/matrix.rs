@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn every_workload_of_several_engines_is_in_both_matrices_but_the_longest_is_not_quick() {
+    fn every_workload_of_several_engines_is_in_the_matrix_and_most_are_quick() {
         let of = |quick| -> BTreeSet<String> {
             cases(&Choice { quick, ..Choice::default() })
                 .iter()
@@ -373,7 +373,7 @@ mod tests {
         };
         let all: BTreeSet<String> = Workload::value_variants().iter().map(word).collect();
         assert_eq!(all.difference(&of(false)).collect::<Vec<_>>(), ["memory", "overload"]);
-        assert_eq!(all.difference(&of(true)).collect::<Vec<_>>(), ["memory", "overload", "scale"]);
+        assert_eq!(all.difference(&of(true)).collect::<Vec<_>>(), ["mail", "memory", "overload", "scale"]);
     }
 
     #[test]
