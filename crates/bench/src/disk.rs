@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use bytesize::ByteSize;
-use tidespool::storage::Space;
+use tidespool::storage::{OsStorage, Storage as _};
 
 use crate::figures::ratio;
 use crate::latency::Latency;
@@ -32,7 +32,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Returns an error unless `bytes` and some spare space are free under `dir`.
 pub(crate) fn require(dir: &Path, bytes: u64) -> Result<()> {
-    let space = Space::of(dir).with_context(|| format!("looking at the disk of {}", dir.display()))?;
+    let space = OsStorage.space(dir).with_context(|| format!("looking at the disk of {}", dir.display()))?;
     let needed = bytes.saturating_add(SPARE);
     if !space.has_room_for(needed) {
         bail!(

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use serde::Serialize;
 use tidespool_core::SpoolId;
 
@@ -10,4 +12,10 @@ pub struct Damage {
     pub id: Option<SpoolId>,
     /// What is wrong, and where in the file.
     pub what: String,
+}
+
+impl Damage {
+    pub(crate) fn new(path: &Path, id: Option<SpoolId>, what: String) -> Self {
+        Self { path: path.display().to_string(), id, what }
+    }
 }

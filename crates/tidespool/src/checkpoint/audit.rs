@@ -41,8 +41,8 @@ impl Checkpointer {
         let scanned = self.durable.scan_all(&mut |key, record| {
             tally.add(&key, &record.to_bytes());
             if tally.records % BETWEEN_LOOKS == 0 {
-                self.checkpoint_requests.note_progress();
-                go_on = !self.checkpoint_requests.is_stopped();
+                self.inbox.note_progress();
+                go_on = !self.inbox.is_stopped();
             }
             go_on
         });

@@ -15,7 +15,7 @@ use super::reclaim::ReclaimPolicy;
 use super::requests::{CheckpointTask, CheckpointWork, TaskDone};
 use super::value_log::liveness::{LivenessChanges, LivenessLog};
 use super::value_log::retained::{account, record_at};
-use super::{CheckpointError, CheckpointEvents, CheckpointRequests, LiveIndex, Presence, Rebuilding};
+use super::{CheckpointError, CheckpointEvents, CheckpointInbox, LiveIndex, Presence, Rebuilding};
 use crate::index::{DiskIndex, IndexChange, IndexError, IndexOp, Key};
 use crate::journal::{NewestRecord, RESERVED, Role, Segment, Segments};
 
@@ -45,7 +45,7 @@ pub(crate) struct Checkpointer {
     pub(crate) segments: Arc<Segments>,
     pub(crate) durable: Arc<DiskIndex>,
     pub(crate) source: Arc<dyn LiveIndex>,
-    pub(crate) checkpoint_requests: Arc<CheckpointRequests>,
+    pub(crate) inbox: CheckpointInbox,
     pub(crate) events: Arc<dyn CheckpointEvents>,
     pub(crate) presence: Arc<Presence>,
     pub(crate) manifest_file: Arc<ManifestFile>,
@@ -81,12 +81,11 @@ impl Retry {
 impl Checkpointer {
     /// Runs until it is stopped, then returns itself with the last manifest.
     pub(crate) fn run(mut self) -> Self {
-        let _end = StopRequestsOnExit(self.checkpoint_requests.clone());
         self.presence.watch_liveness(self.liveness.kept_file());
         // A journal that was found full at open waits for this.
         self.look();
         loop {
-            match self.checkpoint_requests.wait(self.wake_at()) {
+            match self.inbox.wait(self.wake_at()) {
                 CheckpointWork::Stop => {
                     // The caller of a compaction need not wait until the other workers have ended.
                     self.compaction = None;
@@ -113,7 +112,7 @@ impl Checkpointer {
         if self.retry.at.is_some_and(|at| at > Instant::now()) {
             return;
         }
-        self.checkpoint_requests.begin_work();
+        self.inbox.begin_work();
         let done = self.run_due_work();
         self.note(&done);
     }
@@ -152,7 +151,7 @@ impl Checkpointer {
                 self.retry = Retry::default();
                 self.ballast.restore();
                 // Called last, because restoring the ballast may also hang on a bad disk.
-                self.checkpoint_requests.end_work();
+                self.inbox.end_work();
             }
             Err(error) => {
                 self.events.failed(error);
@@ -168,7 +167,7 @@ impl Checkpointer {
         if done.is_closed() {
             return;
         }
-        self.checkpoint_requests.begin_work();
+        self.inbox.begin_work();
         self.presence.look_at_all();
         // A task that shutdown interrupted reports `Stopped`.
         let result = self.run_due_work().and_then(|()| self.check_going_on());
@@ -201,7 +200,7 @@ impl Checkpointer {
     }
 
     pub(super) fn check_going_on(&self) -> Result<(), CheckpointError> {
-        if self.checkpoint_requests.is_stopped() { Err(CheckpointError::Stopped) } else { Ok(()) }
+        if self.inbox.is_stopped() { Err(CheckpointError::Stopped) } else { Ok(()) }
     }
 
     /// Returns how many segments to checkpoint because few are free: up to half of the capacity,
@@ -305,7 +304,7 @@ impl Checkpointer {
         drop(checkpointed);
         self.source.forget(&collected);
         self.release();
-        self.checkpoint_requests.note_progress();
+        self.inbox.note_progress();
         self.events.checkpointed(records, segments, started.elapsed());
         Ok(())
     }
@@ -385,11 +384,11 @@ impl Checkpointer {
         next: &mut Manifest,
         changes: &mut LivenessChanges,
     ) -> Result<(), IndexError> {
-        self.checkpoint_requests.begin();
+        self.inbox.begin();
         let mut step = Instant::now();
         let mut ops = entries.iter().enumerate().filter_map(|(number, (key, newest))| {
             if number % REST_AFTER == REST_AFTER - 1 {
-                self.checkpoint_requests.rest(step.elapsed(), self.is_urgent());
+                self.inbox.rest(step.elapsed(), self.is_urgent());
                 step = Instant::now();
             }
             changes_index(key, newest).then(|| self.op(key, newest)).flatten()
@@ -425,11 +424,11 @@ impl Checkpointer {
             after.inspect(|after| changes.live(after.generation, after.offset));
             steps += 1;
             if steps.is_multiple_of(REST_AFTER) {
-                self.checkpoint_requests.note_progress();
+                self.inbox.note_progress();
             }
         })?;
         next.tally = next.tally.plus(delta);
-        self.checkpoint_requests.note_progress();
+        self.inbox.note_progress();
         Ok(())
     }
 
@@ -447,14 +446,5 @@ impl Checkpointer {
             None => IndexChange::Remove,
         };
         Some(IndexOp { key: *key, change })
-    }
-}
-
-/// Stops the requests when the thread ends, even by a panic, so that no caller waits for it.
-struct StopRequestsOnExit(Arc<CheckpointRequests>);
-
-impl Drop for StopRequestsOnExit {
-    fn drop(&mut self) {
-        self.0.stop();
     }
 }

@@ -46,7 +46,7 @@ impl Checkpointer {
             return;
         }
         let before = compaction.before;
-        self.checkpoint_requests.begin_work();
+        self.inbox.begin_work();
         let step = self.compact_step(before);
         self.note(&step);
         let result = match step {

@@ -57,7 +57,7 @@ pub(crate) use opening::{
 pub(crate) use presence::{DirectoryCheck, Presence, PresenceEvents, Watched};
 pub(crate) use rebuild::Rebuilding;
 pub(crate) use reclaim::{ReclaimPolicy, Survey};
-pub(crate) use requests::{CheckpointRequests, CheckpointTask};
+pub(crate) use requests::{CheckpointInbox, CheckpointRequests, CheckpointTask, checkpoint_requests};
 pub(crate) use value_log::liveness::{Liveness, LivenessError, LivenessLog};
 pub(crate) use value_log::living::{CheckpointedMessage, living_in};
 pub(crate) use value_log::retained::{place_of_found, place_of_record};

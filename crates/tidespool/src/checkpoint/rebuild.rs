@@ -191,7 +191,7 @@ impl Checkpointer {
         })?;
         *tally = tally.plus(delta);
         self.rebuilding.done.fetch_add(ops.len() as u64, Ordering::Relaxed);
-        self.checkpoint_requests.note_progress();
+        self.inbox.note_progress();
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::value_log::retained::{Retained, RetainedMap};
-use super::{CheckpointRequests, LiveIndex};
+use super::{CheckpointInbox, LiveIndex};
 use crate::journal::{Role, Segment, Segments};
 
 /// Counting takes at most one part in this many of the thread's time. Early checkpoints take at
@@ -125,7 +125,7 @@ impl ReclaimPolicy {
         retained: &RetainedMap,
         segments: &Segments,
         source: &dyn LiveIndex,
-        checkpoint_requests: &CheckpointRequests,
+        inbox: &CheckpointInbox,
         checkpointed_generation: u64,
         others: impl FnOnce() -> u64,
     ) -> ReclaimDecision {
@@ -144,7 +144,7 @@ impl ReclaimPolicy {
         }
         let pool = segments.pool();
         // Resets the counter first, so that a removal missing from the survey is counted.
-        checkpoint_requests.count_removals();
+        inbox.count_removals();
         let disk_use = DiskUse {
             retained: retained.values().fold(Retained::default(), Retained::plus),
             survey: source.survey(),
@@ -169,7 +169,7 @@ impl ReclaimPolicy {
             }
             return ReclaimDecision::Seal;
         }
-        checkpoint_requests.kick_after_removals(disk_use.removals_left(pool.segment_size()));
+        inbox.kick_after_removals(disk_use.removals_left(pool.segment_size()));
         match disk_use.spare_segments(pool.segment_size()) {
             0 => ReclaimDecision::Nothing,
             spare => ReclaimDecision::Trim(spare),

@@ -84,7 +84,7 @@ impl Checkpointer {
 
     fn restore_segment(&mut self, segment: &Arc<Segment>) -> Result<(), CheckpointError> {
         let left = self.segments.restore(segment).map_err(CheckpointError::Restore)?;
-        self.checkpoint_requests.note_progress();
+        self.inbox.note_progress();
         if left < segment.size {
             self.report_cut(segment, left)?;
             // Removals in the lost part exist only in memory, so the segment is due at once.
@@ -109,7 +109,7 @@ impl Checkpointer {
             self.durable.scan(&[KeyRange::ALL], &mut |key, record| {
                 let place = place_of_record(&record);
                 messages.extend(is_here(&place).then_some((key, place)));
-                !self.checkpoint_requests.is_stopped()
+                !self.inbox.is_stopped()
             })?;
         }
         for (key, place) in messages {

@@ -59,8 +59,7 @@ pub(crate) fn parse(text: &str) -> Result<[u8; 16], FormatError> {
         };
     }
     let Some(spool) = spool else { return damaged("the spool's id is damaged") };
-    // Early versions wrote no checksum.
-    if lines.next().is_some() && text != render(spool) {
+    if text != render(spool) {
         return damaged("its checksum is of other bytes");
     }
     Ok(spool)

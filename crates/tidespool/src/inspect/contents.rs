@@ -1,7 +1,7 @@
 //! The contents of a spool's directory, read from its segments, manifest, liveness log and crash
 //! log. The index is not opened, because it holds nothing that these do not contain.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -67,17 +67,17 @@ impl Contents {
         let mut damage: Vec<Damage> = files
             .iter()
             .chain(&recovered.damage)
-            .map(|file| report(&file.path, None, file.what.clone()))
+            .map(|file| Damage::new(&file.path, None, file.what.clone()))
             .collect();
         let mut lost = 0;
         for gap in &recovered.replayed.gaps {
             lost += gap.last - gap.first + 1;
             let what = format!("records {} to {} are missing", gap.first, gap.last);
-            damage.push(report(&places.journal(), None, what));
+            damage.push(Damage::new(&places.journal(), None, what));
         }
         let is_retained = |generation: u64| manifest.retained.contains_key(&generation);
         let liveness = LivenessLog::look(&*places.storage, &places.dir, manifest.liveness, &is_retained)?;
-        damage.extend(liveness.damage().iter().map(|what| report(&places.dir, None, what.clone())));
+        damage.extend(liveness.damage().iter().map(|what| Damage::new(&places.dir, None, what.clone())));
         let torn = torn_records(&recovered, salt_of(places.spool));
         let counts = count(&recovered, &manifest, is_manifest_whole);
         let blank =
@@ -133,7 +133,7 @@ impl Contents {
                 self.lost += expected - found;
                 let what =
                     format!("{} of {expected} messages have no record that can be read", expected - found);
-                self.damage.push(report(&segment.path, None, what));
+                self.damage.push(Damage::new(&segment.path, None, what));
             }
             known.push(segment);
         }
@@ -250,11 +250,6 @@ fn into_segments(places: &Places, recovered: Recovered) -> (NewestById, Segments
     let segments = Segments::new(Arc::new(pool), places.spool, recovered.next_generation);
     recovered.journal.into_iter().chain(recovered.retained).for_each(|segment| segments.insert(segment));
     (recovered.replayed.newest, segments)
-}
-
-/// Makes a report of a damaged file or message.
-pub(super) fn report(path: &Path, id: Option<SpoolId>, what: String) -> Damage {
-    Damage { path: path.display().to_string(), id, what }
 }
 
 #[cfg(test)]

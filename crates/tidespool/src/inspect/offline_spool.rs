@@ -6,10 +6,11 @@ use std::sync::{Arc, Weak};
 use anyhow::Result;
 use tidespool_core::{Corrupt, NotFound, SpoolId};
 
-use super::contents::{Contents, report};
+use super::contents::Contents;
 use super::unreadable::LenientStorage;
 use super::{CrashLogSummary, Entry, Home, IndexState, Summary, Verification};
 use crate::checkpoint::Places;
+use crate::damage::Damage;
 use crate::directory::{Directory, FORMAT_VERSION};
 use crate::index::{self, DiskIndex, Key, size_of_dir};
 use crate::storage::Storage;
@@ -142,7 +143,7 @@ impl OfflineSpool {
                 Err(error) => match error.root_cause().downcast_ref::<Corrupt>() {
                     Some(corrupt) => {
                         let path = contents.path_of(&self.places, place);
-                        found.damage.push(report(&path, Some(id), corrupt.reason.clone()));
+                        found.damage.push(Damage::new(&path, Some(id), corrupt.reason.clone()));
                     }
                     None => return Err(error),
                 },

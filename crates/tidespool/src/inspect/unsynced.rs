@@ -6,7 +6,6 @@ use std::io;
 use tidespool_core::SpoolId;
 
 use super::Damage;
-use super::contents::report;
 use crate::checkpoint::Places;
 use crate::crash_log::{CRASH_LOG, LastRun};
 use crate::index::Key;
@@ -30,7 +29,7 @@ impl Unsynced {
     /// [`LenientStorage`]: super::unreadable::LenientStorage
     pub(super) fn read(places: &Places, storage: &dyn Storage) -> io::Result<Self> {
         let left = LastRun::read_or_torn(storage, &places.dir, places.spool)?;
-        let damage = left.torn.map(|what| report(&places.dir.join(CRASH_LOG), None, what));
+        let damage = left.torn.map(|what| Damage::new(&places.dir.join(CRASH_LOG), None, what));
         let changes = left.kept.into_iter().map(|kept| (Key::of(&kept.id), kept.data));
         Ok(Self { changes: changes.collect(), file_bytes: left.file_bytes, damage })
     }

@@ -25,6 +25,7 @@
 
 mod buffers;
 mod cold;
+mod error;
 mod footer;
 mod index;
 mod listing;
@@ -47,13 +48,14 @@ mod void_footers;
 mod writer;
 
 pub(crate) use cold::ColdWriter;
+pub(crate) use error::RecoveryError;
 pub(crate) use footer::footer_len;
 pub(crate) use index::{MemoryIndex, NewestRecord, RecordPlace};
 #[cfg(test)]
 pub(crate) use pool::FreeSegment;
 pub(crate) use pool::{NoPoolEvents, Pool, PoolEvents, PoolSettings, RESERVED};
 pub(crate) use record::{RecordKind, footprint, payload_crc};
-pub(crate) use recovery::{Checkpointed, FileDamage, Recovered, RecoveryError, recover};
+pub(crate) use recovery::{Checkpointed, FileDamage, Recovered, recover};
 pub(crate) use replay::NewestById;
 pub(crate) use room::{JournalRoom, cost, needs_own_segment};
 pub(crate) use scan::{FoundRecord, scan};

@@ -6,9 +6,9 @@ use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use thiserror::Error;
 use tidespool_core::SpoolId;
 
+use super::error::RecoveryError;
 use super::lost::is_left_by_a_restoration;
 use super::pool::{FreeSegment, parse_segment_file_name};
 use super::record::{HEADER_LEN, RecordHeader, RecordKind, payload_crc};
@@ -62,16 +62,6 @@ impl Checkpointed {
 pub(crate) struct FileDamage {
     pub(crate) path: PathBuf,
     pub(crate) what: String,
-}
-
-/// Reading or repairing a file failed. Nothing is lost: the spool can be opened again after the
-/// cause is removed.
-#[derive(Debug, Error)]
-#[error("{doing} {path}: {source}", path = path.display())]
-pub(crate) struct RecoveryError {
-    pub(crate) doing: &'static str,
-    pub(crate) path: PathBuf,
-    pub(crate) source: io::Error,
 }
 
 /// What recovery found.

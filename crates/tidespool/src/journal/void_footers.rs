@@ -7,8 +7,8 @@
 use std::io::IoSlice;
 use std::sync::Arc;
 
+use super::error::RecoveryError;
 use super::footer::{TRAILER_BYTES, TRAILER_LEN};
-use super::recovery::RecoveryError;
 use super::segment::{ReadError, Segment};
 use crate::storage::write_all_at;
 

@@ -69,7 +69,7 @@ fn a_stop_interrupts_a_check_and_the_index_stays_unchecked() {
     for engine in engines() {
         let (mut bench, _) = two_checkpointed(&engine);
         reopen(&mut bench);
-        bench.checkpointer.checkpoint_requests.stop();
+        bench.requests.stop();
         assert!(matches!(bench.checkpointer.run_due_work(), Err(CheckpointError::Stopped)));
         assert!(bench.checkpointer.durable.is_unchecked() && !bench.checkpointer.durable.is_whole());
     }

@@ -153,6 +153,7 @@ fn index_of(engine: &Arc<dyn IndexEngine>, dir: &Path) -> DiskIndex {
 
 struct CheckpointBench {
     checkpointer: Checkpointer,
+    requests: Arc<CheckpointRequests>,
     writer: Writer,
     index: Arc<TestSource>,
     /// The appended records that are not synced yet.
@@ -197,12 +198,13 @@ impl CheckpointBench {
         let liveness =
             LivenessLog::open(storage.clone(), dir.path(), Default::default(), &|_| true).unwrap().0;
         let presence = Presence::anywhere(storage.clone(), dir.path(), segments.clone(), durable.clone());
+        let (requests, inbox) = checkpoint_requests();
         let checkpointer = Checkpointer {
             segments: segments.clone(),
             durable,
             presence: Arc::new(presence),
             source: index.clone(),
-            checkpoint_requests: Arc::default(),
+            inbox,
             events: reports.clone(),
             manifest_file: Arc::new(ManifestFile::new(storage, dir.path())),
             manifest: Manifest::default(),
@@ -221,7 +223,7 @@ impl CheckpointBench {
         };
         let writer = Writer::new(segments, 1);
         let engine = engine.clone();
-        Self { checkpointer, writer, index, appended: BTreeMap::new(), reports, disk, engine, dir }
+        Self { checkpointer, requests, writer, index, appended: BTreeMap::new(), reports, disk, engine, dir }
     }
 
     /// Appends a message with these bytes. Returns its sequence number.

@@ -79,7 +79,7 @@ fn a_stop_interrupts_a_rebuild_and_its_index_is_not_used() {
         let [a] = ids();
         bench.put(a);
         bench.checkpoint();
-        bench.checkpointer.checkpoint_requests.stop();
+        bench.requests.stop();
         assert!(matches!(bench.checkpointer.rebuild(), Err(CheckpointError::Stopped)));
         assert!(!bench.checkpointer.durable.is_whole());
         assert_eq!(bench.checkpointer.rebuilding.progress(), None);

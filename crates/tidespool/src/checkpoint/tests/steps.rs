@@ -71,7 +71,7 @@ fn a_stop_does_not_wait_for_a_round_of_rewriting() {
     for engine in engines() {
         let mut bench = CheckpointBench::new(&engine);
         bench.retain(100 * MIB, MIB);
-        bench.checkpointer.checkpoint_requests.stop();
+        bench.requests.stop();
         let before = bench.checkpointer.segments.all().len();
         assert!(matches!(bench.checkpointer.collect_garbage(), Err(CheckpointError::Stopped)));
         assert_eq!((bench.steps(), bench.checkpointer.segments.all().len()), (Vec::new(), before));
@@ -122,7 +122,7 @@ fn a_compaction_without_callers_is_cancelled() {
 /// Each caller who gave up left a task in the queue while the thread was busy.
 #[test]
 fn the_queue_holds_one_task_of_each_kind() {
-    let checkpoint_requests = CheckpointRequests::default();
+    let (checkpoint_requests, inbox) = checkpoint_requests();
     let ask = |task: fn(requests::TaskDone) -> CheckpointTask| {
         let (done, receiver) = tokio::sync::oneshot::channel();
         checkpoint_requests.ask(task(done));
@@ -134,7 +134,7 @@ fn the_queue_holds_one_task_of_each_kind() {
         matches!(receiver.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Closed))
     };
     assert_eq!(receiver.iter_mut().map(gone).filter(|gone| *gone).count(), 18);
-    let kinds: Vec<_> = (0..2).map(|_| checkpoint_requests.wait(None)).collect();
+    let kinds: Vec<_> = (0..2).map(|_| inbox.wait(None)).collect();
     assert!(matches!(
         kinds[..],
         [
@@ -173,12 +173,12 @@ fn a_seal_is_requested_once_while_the_journal_is_empty() {
         bench.retain(100 * MIB, 8192);
         let checkpointer = &mut bench.checkpointer;
         let mut look = || {
-            let Checkpointer { manifest, segments, source, checkpoint_requests, reclaim, .. } = checkpointer;
+            let Checkpointer { manifest, segments, source, inbox, reclaim, .. } = checkpointer;
             reclaim.look(
                 &manifest.retained,
                 segments,
                 &**source,
-                checkpoint_requests,
+                inbox,
                 manifest.checkpointed_generation,
                 || 0,
             )

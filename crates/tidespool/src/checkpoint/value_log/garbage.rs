@@ -37,8 +37,8 @@ impl Checkpointer {
         }
         let chosen = victims.iter().filter_map(|generation| self.manifest.retained.get(generation));
         let expected = chosen.fold(Retained::default(), Retained::plus);
-        self.checkpoint_requests.begin();
-        let rest = |worked| self.checkpoint_requests.rest(worked, self.is_urgent());
+        self.inbox.begin();
+        let rest = |worked| self.inbox.rest(worked, self.is_urgent());
         // A segment is read whole to find its survivors. Segments that stores wait for are
         // checkpointed before the next one is read.
         let go_on = |moved| {
@@ -77,7 +77,7 @@ impl Checkpointer {
             &manifest.retained,
             segments,
             &*self.source,
-            &self.checkpoint_requests,
+            &self.inbox,
             manifest.checkpointed_generation,
             others,
         );
@@ -86,7 +86,7 @@ impl Checkpointer {
             ReclaimDecision::Seal => {
                 self.events.wants_seal();
                 // Segments that are already sealed are due now, and may be all there is.
-                self.checkpoint_requests.kick();
+                self.inbox.look_again();
             }
             ReclaimDecision::Trim(count) => segments.pool().trim(count),
         }

@@ -85,7 +85,7 @@ impl SledStore {
             }
             Err(failure) if is_lock(&failure) => return Err(IndexError::Locked { path: dir.to_owned() }),
             Err(failure) if refuses_sled(dir, &failure, engine) => {
-                return Err(unsupported(dir.to_owned(), failure));
+                return Err(unsupported(dir.to_owned(), &failure));
             }
             Err(failure) => return Err(failed(failure)),
         };
@@ -134,7 +134,7 @@ impl SledStore {
             Some(Ok(value)) => Ok(value),
             Some(Err(failure)) => {
                 if refuses_sled(&self.dir, &failure, &self.engine) {
-                    return Err(self.poison(unsupported(self.dir.clone(), failure)));
+                    return Err(self.poison(unsupported(self.dir.clone(), &failure)));
                 }
                 Err(self.failed(doing, failure))
             }
@@ -286,7 +286,7 @@ impl Drop for SledStore {
     }
 }
 
-fn unsupported(path: PathBuf, failure: WorkerFailure) -> IndexError {
+fn unsupported(path: PathBuf, failure: &WorkerFailure) -> IndexError {
     let what =
         format!("the file system refuses a call that sled needs (`sync_file_range`): {}", failure.what);
     IndexError::Unsupported { path, what }

@@ -15,7 +15,7 @@ use tidespool_core::{Corrupt, SpoolId};
 
 use self::target::Target;
 use super::Damage;
-use super::contents::{Contents, report};
+use super::contents::Contents;
 use super::unreadable::LenientStorage;
 use crate::checkpoint::Places;
 use crate::directory::{existing, identify, lock_untouched};
@@ -92,11 +92,11 @@ fn repair(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Result<Salva
     let places = Places { storage: disk.clone(), dir: dir.to_owned(), spool: spool.unwrap_or_default() };
     let mut salvage = Salvage::default();
     if let Some(what) = format {
-        salvage.damage.push(report(&dir.join("FORMAT"), None, what));
+        salvage.damage.push(Damage::new(&dir.join("FORMAT"), None, what));
     }
     if spool.is_none() {
         let what = "no segment has a readable spool id: the segments can't be read".to_owned();
-        salvage.unsaved.push(report(&places.journal(), None, what));
+        salvage.unsaved.push(Damage::new(&places.journal(), None, what));
     }
     match save(&places, &disk, &mut target, &mut salvage) {
         Ok(()) => target.finish().map(|()| salvage),
@@ -133,7 +133,7 @@ fn note_what_is_missing(places: &Places, disk: &LenientStorage, contents: &Conte
     salvage.unsaved.extend(contents.unsynced.damage.clone());
     let what = "a part of it can't be read: the messages in that part are not known";
     let unknown = unknown_parts(places, disk, contents).into_iter();
-    salvage.unsaved.extend(unknown.map(|path| report(&path, None, what.to_owned())));
+    salvage.unsaved.extend(unknown.map(|path| Damage::new(&path, None, what.to_owned())));
     if !contents.is_manifest_whole {
         // With a manifest, gaps in the record numbers show which records are missing.
         let what = "without the manifest its records are not known: messages that it removed or replaced are saved in an older version";
@@ -144,7 +144,7 @@ fn note_what_is_missing(places: &Places, disk: &LenientStorage, contents: &Conte
         let path = contents.path_of(places, message.place);
         let what =
             "the live messages of its segment are not known: it may have been removed before".to_owned();
-        salvage.doubtful.push(report(&path, Some(message.key.id()), what));
+        salvage.doubtful.push(Damage::new(&path, Some(message.key.id()), what));
     }
 }
 
@@ -165,7 +165,7 @@ fn save_message(
         Err(error) => match error.root_cause().downcast_ref::<Corrupt>() {
             Some(corrupt) => {
                 let path = contents.path_of(places, place);
-                salvage.unsaved.push(report(&path, Some(id), corrupt.reason.clone()));
+                salvage.unsaved.push(Damage::new(&path, Some(id), corrupt.reason.clone()));
                 Ok(())
             }
             None => Err(error),

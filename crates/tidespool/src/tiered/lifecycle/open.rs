@@ -10,12 +10,13 @@ use arc_swap::ArcSwap;
 
 use super::home::SpoolHome;
 use super::in_place::InPlace;
-use super::replay::{CrashLogReplay, explain_replay};
+use super::replay::{CrashLogReplay, explain, explain_replay};
 use super::threads::{Starter, names};
 use super::workers::{Running, Workers};
 use crate::checkpoint::{
-    Ballast, CheckpointRequests, Checkpointer, DeadSegments, LiveIndex as _, ManifestFile, OpenedCheckpoint,
-    OpeningError, Places, Presence, Rebuilding, ReclaimPolicy, Retry, Verifier, Watched, open_checkpoint,
+    Ballast, CheckpointInbox, CheckpointRequests, Checkpointer, DeadSegments, LiveIndex as _, ManifestFile,
+    OpenedCheckpoint, OpeningError, Places, Presence, Rebuilding, ReclaimPolicy, Retry, Verifier, Watched,
+    checkpoint_requests, open_checkpoint,
 };
 use crate::damage::Damage;
 use crate::directory::Directory;
@@ -23,7 +24,7 @@ use crate::index::{self, DiskIndex, IndexError};
 use crate::journal::{Pool, PoolSettings, Segments, Writer, give_up_a_free_segment};
 use crate::pressure::{Registration, Relief};
 use crate::stats::Stats;
-use crate::storage::{DiskRoom, Storage, is_no_room_kind, is_unreadable};
+use crate::storage::{DiskRoom, Storage, is_no_room_kind};
 use crate::tiered::background::balancer::keep;
 use crate::tiered::background::health::watch;
 use crate::tiered::background::probe::run_probe;
@@ -76,6 +77,7 @@ pub(in crate::tiered) fn open(
         receiver,
         segments,
         checkpoint_requests,
+        inbox,
         manifest_file,
         mut report,
     } = match recover() {
@@ -136,7 +138,7 @@ pub(in crate::tiered) fn open(
         segments: segments.clone(),
         durable: durable.clone(),
         source: table.clone(),
-        checkpoint_requests: checkpoint_requests.clone(),
+        inbox,
         events: reports,
         presence: presence.clone(),
         manifest_file,
@@ -214,19 +216,6 @@ fn thread_names(config: &Config) -> Vec<String> {
     named.map(str::to_owned).chain(readers).collect()
 }
 
-/// Adds an advice to an error that may be permanent.
-pub(super) fn explain(error: impl Into<anyhow::Error>, dir: &std::path::Path) -> anyhow::Error {
-    let error = error.into();
-    match error.chain().any(|cause| cause.downcast_ref().is_some_and(is_unreadable)) {
-        true => error.context(format!(
-            "the disk can't read all of it; if the error persists, `tidespool repair {} NEW_DIR` copies everything \
-             readable into a new directory",
-            dir.display()
-        )),
-        false => error,
-    }
-}
-
 /// The contents of the directory after recovery.
 struct OpenedFiles {
     opened: OpenedCheckpoint,
@@ -235,6 +224,7 @@ struct OpenedFiles {
     receiver: CommitReceiver,
     segments: Arc<Segments>,
     checkpoint_requests: Arc<CheckpointRequests>,
+    inbox: CheckpointInbox,
     manifest_file: Arc<ManifestFile>,
     report: RecoveryReport,
 }
@@ -255,7 +245,7 @@ fn recover(
     let mut opened =
         open_checkpoint(places, durable, ballast, fresh).map_err(|error| explain(error, &places.dir))?;
     let (stats, (commit_queue, receiver)) = (Arc::new(Stats::default()), commit_queue());
-    let checkpoint_requests = Arc::new(CheckpointRequests::default());
+    let (checkpoint_requests, inbox) = checkpoint_requests();
     let reports =
         PoolReports::new(commit_queue.clone(), stats.clone(), room.clone(), checkpoint_requests.clone());
     let segments = segments(config, places, &mut opened, reports);
@@ -274,6 +264,7 @@ fn recover(
         receiver,
         segments,
         checkpoint_requests,
+        inbox,
         manifest_file,
         report,
     })

@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-use super::open::explain;
 use crate::crash_log::{CrashLog, LastRun, LoggedChange};
 use crate::journal::payload_crc;
 use crate::memory::{Dirty, Ticket};
+use crate::storage::is_unreadable;
 use crate::tiered::background::relief::wait;
 use crate::tiered::protection::Protection;
 use crate::tiered::shared::Shared;
@@ -128,4 +128,17 @@ fn adopt(shared: &Shared, log: Option<&Arc<CrashLog>>, kept: LoggedChange) -> bo
 pub(super) fn explain_replay<T>(result: Result<T>, dir: &Path) -> Result<T> {
     let restoring = || format!("restoring the crash log of {}", dir.display());
     result.with_context(restoring).map_err(|error| explain(error, dir))
+}
+
+/// Adds an advice to an error that may be permanent.
+pub(super) fn explain(error: impl Into<anyhow::Error>, dir: &Path) -> anyhow::Error {
+    let error = error.into();
+    match error.chain().any(|cause| cause.downcast_ref().is_some_and(is_unreadable)) {
+        true => error.context(format!(
+            "the disk can't read all of it; if the error persists, `tidespool repair {} NEW_DIR` copies everything \
+             readable into a new directory",
+            dir.display()
+        )),
+        false => error,
+    }
 }
