@@ -155,7 +155,7 @@ mod journal;
 mod mailbox;
 mod memory;
 mod pressure;
-mod seldom;
+mod rate_limit;
 mod stats;
 pub mod storage;
 mod thread_limit;

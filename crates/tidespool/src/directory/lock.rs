@@ -15,7 +15,7 @@ use super::path::{existing, existing_or_new, explain};
 use crate::crash_log::{CRASH_LOG, NEW_CRASH_LOG};
 use crate::index::{INDEX_DIR, TRIAL_DIR};
 use crate::storage::{
-    FileLock, FileState, TRIAL_FILE, is_bystander, is_locked_here, make_file_private, open_private, state,
+    FileLock, FileState, TRIAL_FILE, is_ignored_name, is_locked_here, make_file_private, open_private, state,
     uninterrupted,
 };
 
@@ -157,7 +157,7 @@ fn refuse_foreign(path: &Path) -> Result<()> {
     for entry in entries {
         let name = entry.with_context(|| format!("listing {}", path.display()))?.file_name();
         let name = name.to_string_lossy();
-        if !UNFINISHED.contains(&&*name) && !is_bystander(&name) {
+        if !UNFINISHED.contains(&&*name) && !is_ignored_name(&name) {
             return Err(not_a_spool(path, &format!("it holds {name:?} and no FORMAT file")));
         }
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::{fs, io};
 
-use crate::storage::{at, is_bystander};
+use crate::storage::{at, is_ignored_name};
 
 /// Returns the bytes of all files in `dir`.
 pub(crate) fn size_of_dir(dir: &Path) -> io::Result<u64> {
@@ -12,7 +12,7 @@ pub(crate) fn size_of_dir(dir: &Path) -> io::Result<u64> {
         let entry = entry?;
         match entry.metadata() {
             // A file that only root may read, for example.
-            Ok(_) if is_bystander(&entry.file_name().to_string_lossy()) => {}
+            Ok(_) if is_ignored_name(&entry.file_name().to_string_lossy()) => {}
             Ok(metadata) if metadata.is_dir() => bytes += size_of_dir(&entry.path())?,
             Ok(metadata) => bytes += metadata.len(),
             // The engine removes files at the same time.
@@ -50,7 +50,7 @@ pub(super) fn last_number_in(root: &Path) -> io::Result<u64> {
 pub(super) fn remove_all_in(root: &Path) {
     let Ok(entries) = fs::read_dir(root) else { return };
     for entry in entries.filter_map(Result::ok) {
-        if is_bystander(&entry.file_name().to_string_lossy()) {
+        if is_ignored_name(&entry.file_name().to_string_lossy()) {
             continue;
         }
         let path = entry.path();

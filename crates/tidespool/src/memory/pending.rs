@@ -187,7 +187,7 @@ impl Pending {
     }
 
     /// Marks a version of `id` as under way to the disk.
-    pub(crate) fn set_out(&mut self, id: SpoolId) {
+    pub(crate) fn set_under_way(&mut self, id: SpoolId) {
         self.under_way.entry(id).or_default().count += 1;
     }
 
@@ -199,8 +199,8 @@ impl Pending {
         }
     }
 
-    /// Ends `set_out`: the version is durable and indexed, or was cancelled before it was written.
-    pub(crate) fn arrive(&mut self, id: &SpoolId) {
+    /// Ends `set_under_way`: the version is durable and indexed, or was cancelled before it was written.
+    pub(crate) fn clear_under_way(&mut self, id: &SpoolId) {
         if let Some(under_way) = self.under_way.get_mut(id) {
             under_way.count -= 1;
             if under_way.count == 0 {
@@ -232,7 +232,7 @@ impl Pending {
             self.entries.get_mut(&ticket.id).filter(|entry| entry.version == ticket.version)
         {
             entry.in_flight = true;
-            self.set_out(ticket.id);
+            self.set_under_way(ticket.id);
         }
     }
 
@@ -268,7 +268,7 @@ impl Pending {
 
     fn end_pledge(&mut self, id: &SpoolId) -> Option<Arc<Dirty>> {
         let pledge = self.pledged.remove(id)?;
-        self.arrive(id);
+        self.clear_under_way(id);
         Some(pledge.dirty)
     }
 
@@ -297,7 +297,7 @@ impl Pending {
 
     /// Records that the ticket was due after its version had been replaced. The replacement is
     /// pledged now if it is due itself, else in its turn. Returns when it was stored.
-    pub(crate) fn put_off(&mut self, ticket: &Ticket) -> Option<Instant> {
+    pub(crate) fn pledge_replacement(&mut self, ticket: &Ticket) -> Option<Instant> {
         let is_pledged = self.is_pledged(&ticket.id);
         let entry = self.entries.get_mut(&ticket.id).filter(|entry| entry.version > ticket.version)?;
         let at = entry.at;
@@ -324,7 +324,7 @@ impl Pending {
             entry.in_flight = true;
             let (version, dirty) = (entry.version, entry.dirty.clone());
             self.pledged.insert(*id, Pledge { version, dirty });
-            self.set_out(*id);
+            self.set_under_way(*id);
         }
     }
 
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn a_committed_version_is_under_way_until_it_arrives_even_if_replaced() {
+    fn a_committed_version_is_under_way_until_it_is_published_even_if_replaced() {
         let (mut bench, id) = (PendingBench::new(), SpoolId::new());
         let first = bench.store(id, 1);
         assert!(!bench.pending.is_under_way(&id));
@@ -487,7 +487,7 @@ mod tests {
         bench.store(id, 2);
         assert!(bench.pending.take(&id).is_some(), "the second version is never written");
         assert!(bench.pending.is_under_way(&id), "the first version may be written");
-        bench.pending.arrive(&id);
+        bench.pending.clear_under_way(&id);
         assert!(!bench.pending.is_under_way(&id));
         let third = bench.store(id, 3);
         bench.pending.commit(&third);
@@ -522,10 +522,10 @@ mod tests {
         let first = bench.store(id, 1);
         let mut due = Vec::new();
         bench.pending.drain_tickets(first.at, &mut due);
-        assert_eq!(bench.pending.put_off(&due[0]), None);
+        assert_eq!(bench.pending.pledge_replacement(&due[0]), None);
         let second = bench.store(id, 2);
         assert!(bench.pending.peek(&due[0]).is_none());
-        assert_eq!(bench.pending.put_off(&due[0]), Some(second.at));
+        assert_eq!(bench.pending.pledge_replacement(&due[0]), Some(second.at));
         bench.pending.drain_tickets(second.at, &mut due);
         assert!(bench.pending.peek(&due[1]).is_some());
     }
@@ -546,13 +546,13 @@ mod tests {
     #[test]
     fn versions_under_way_are_counted() {
         let (mut pending, id) = (Pending::default(), SpoolId::new());
-        pending.set_out(id);
-        pending.set_out(id);
-        pending.arrive(&id);
+        pending.set_under_way(id);
+        pending.set_under_way(id);
+        pending.clear_under_way(&id);
         assert!(pending.is_under_way(&id));
-        pending.arrive(&id);
+        pending.clear_under_way(&id);
         assert!(!pending.is_under_way(&id));
-        pending.arrive(&id);
+        pending.clear_under_way(&id);
     }
 
     #[test]
@@ -568,7 +568,7 @@ mod tests {
         for ticket in &tickets[10..] {
             bench.pending.commit(ticket);
             bench.pending.settle(&ticket.id, ticket.version);
-            bench.pending.arrive(&ticket.id);
+            bench.pending.clear_under_way(&ticket.id);
         }
         bench.pending.trim();
         let Pending { entries, tickets, under_way, .. } = &bench.pending;

@@ -5,7 +5,7 @@
 //! or lose data at a chosen call. The calls are raw: a write may be short, a sync may fail. The
 //! callers handle that.
 
-mod bystanders;
+mod ignored_names;
 mod limit;
 mod lock;
 mod lost;
@@ -23,7 +23,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-pub(crate) use bystanders::is_bystander;
+pub(crate) use ignored_names::is_ignored_name;
 pub(crate) use limit::largest_file;
 pub(crate) use lock::{FileLock, is_locked_here};
 pub(crate) use lost::{KeptFile, Loss, loss_of, loss_of_state};

@@ -30,7 +30,7 @@ use crate::index::DiskIndex;
 use crate::journal::{PoolEvents, Segments, needs_own_segment};
 use crate::memory::{Allowance, Budget, CleanCache, Held, Risks};
 use crate::pressure::{Level, Registration};
-use crate::seldom::Seldom;
+use crate::rate_limit::RateLimit;
 use crate::stats::{Gauges, Site, Stats, StatsSnapshot};
 use crate::storage::{DiskRoom, Loss, Storage, is_no_room};
 use crate::timer::Timer;
@@ -388,7 +388,7 @@ pub(crate) struct PoolReports {
     room: Arc<DiskRoom>,
     checkpoint_requests: Arc<CheckpointRequests>,
     /// Limits the rate of the warning about a segment that could not be prepared.
-    unprepared: Seldom,
+    unprepared: RateLimit,
 }
 
 impl PoolReports {
@@ -398,7 +398,7 @@ impl PoolReports {
         room: Arc<DiskRoom>,
         checkpoint_requests: Arc<CheckpointRequests>,
     ) -> Self {
-        Self { commit_queue, stats, room, checkpoint_requests, unprepared: Seldom::default() }
+        Self { commit_queue, stats, room, checkpoint_requests, unprepared: RateLimit::default() }
     }
 }
 
@@ -420,7 +420,7 @@ impl PoolEvents for PoolReports {
             // The checkpointer frees the space of dead records now.
             self.checkpoint_requests.kick();
         }
-        if let Some(left_out) = self.unprepared.is_time() {
+        if let Some(left_out) = self.unprepared.allow() {
             tracing::warn!(%error, left_out, "a journal segment could not be prepared");
         }
     }

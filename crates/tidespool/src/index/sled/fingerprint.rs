@@ -15,7 +15,7 @@ use rustix::fs::{Advice, fadvise};
 
 use crate::index::Fingerprint;
 use crate::index::tally::number_of;
-use crate::storage::{at, is_bystander};
+use crate::storage::{at, is_ignored_name};
 
 /// Bytes of a file that a thread processes at a time.
 const PIECE: u64 = 8 << 20;
@@ -68,7 +68,7 @@ pub(super) fn fingerprint_of(dir: &Path, until: Option<Instant>) -> io::Result<O
 fn list(root: &Path, dir: &Path, files: &mut Vec<ListedFile>) -> io::Result<bool> {
     for entry in fs::read_dir(dir).map_err(|error| at(dir, error))? {
         let entry = entry.map_err(|error| at(dir, error))?;
-        if is_bystander(&entry.file_name().to_string_lossy()) {
+        if is_ignored_name(&entry.file_name().to_string_lossy()) {
             continue;
         }
         let path = entry.path();

@@ -18,7 +18,7 @@ use crate::checkpoint::{Manifest, ManifestFile};
 use crate::directory::Directory;
 use crate::inspect::Inspector;
 use crate::journal::{JournalChange, NoPoolEvents, Pool, PoolSettings, Segments, Writer, payload_crc};
-use crate::storage::{FileLock, OsStorage, Storage, create_private_dir, is_bystander, open_private};
+use crate::storage::{FileLock, OsStorage, Storage, create_private_dir, is_ignored_name, open_private};
 
 /// The file that marks a repair's work directory, which the next repair may delete. Locked while
 /// the repair runs.
@@ -192,7 +192,7 @@ fn check_place(source: &Path, place: &Path) -> Result<TargetPlace> {
             let is_own = |name: &str| is_interrupted && (name == INSIDE || PARTS[..3].contains(&name));
             let is_theirs = |name: &OsString| {
                 let name = name.to_string_lossy();
-                !is_bystander(&name) && !is_own(&name)
+                !is_ignored_name(&name) && !is_own(&name)
             };
             if names.iter().any(is_theirs) {
                 bail!("{shown} is not empty: give a directory that is new or empty");

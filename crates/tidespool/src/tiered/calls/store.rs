@@ -324,7 +324,7 @@ async fn commit(
     {
         let mut shard = shared.table.lock(&id);
         shared.check_open()?;
-        shard.pending.set_out(id);
+        shard.pending.set_under_way(id);
         let (state, at) = (claim.state.clone(), Instant::now());
         shared.commit_queue.arrive(|| {
             let version = shared.table.next_version();

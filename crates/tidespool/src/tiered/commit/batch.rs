@@ -165,7 +165,7 @@ impl Executor {
     }
 
     fn refuse(&self, arrival: Arrival, error: &std::io::Error) {
-        self.shared.table.lock(&arrival.id).pending.arrive(&arrival.id);
+        self.shared.table.lock(&arrival.id).pending.clear_under_way(&arrival.id);
         if is_no_room(error) {
             tracing::warn!(id = %arrival.id, %error, "no room for a message that is larger than a segment");
         } else {
@@ -229,7 +229,7 @@ impl Executor {
 
     /// Releases a store that was cancelled after the batch had taken it.
     fn release_cancelled(&mut self, arrival: &Arrival) {
-        self.shared.table.lock(&arrival.id).pending.arrive(&arrival.id);
+        self.shared.table.lock(&arrival.id).pending.clear_under_way(&arrival.id);
         if self.shared.needs_own_segment(len(&arrival.dirty)) {
             self.writer.discard_prepared();
         }

@@ -118,7 +118,7 @@ impl Intake {
         self.arrivals.retain(|arrival| {
             let cancelled = arrival.state.is_cancelled();
             if cancelled {
-                table.lock(&arrival.id).pending.arrive(&arrival.id);
+                table.lock(&arrival.id).pending.clear_under_way(&arrival.id);
             }
             !cancelled
         });
@@ -154,7 +154,7 @@ impl Intake {
                 // If an earlier version is pledged, this ticket keeps its place behind that one.
                 let waits = pending.is_pledged(&due.ticket.id);
                 if !waits {
-                    replaced.push((pending.put_off(&due.ticket), due.drain));
+                    replaced.push((pending.pledge_replacement(&due.ticket), due.drain));
                 }
                 return waits;
             };
@@ -163,7 +163,7 @@ impl Intake {
             if decision == TicketDecision::Dropped {
                 // Drain 0: every flush that waits for the version waits for its replacement,
                 // whatever drain the flush waits for.
-                replaced.push((pending.put_off(&due.ticket), 0));
+                replaced.push((pending.pledge_replacement(&due.ticket), 0));
             }
             matches!(decision, TicketDecision::Skipped | TicketDecision::Full)
         });
@@ -173,7 +173,7 @@ impl Intake {
     /// Drops the first ticket. Its version was replaced or removed.
     pub(super) fn drop_stale(&mut self, pending: &mut Pending) {
         if let Some(due) = self.backlog.pop_front() {
-            self.note_replaced(pending.put_off(&due.ticket), due.drain);
+            self.note_replaced(pending.pledge_replacement(&due.ticket), due.drain);
         }
     }
 

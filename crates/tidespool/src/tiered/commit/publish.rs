@@ -34,7 +34,7 @@ pub(super) fn publish(
             check_abort(shared, &arrival);
             aborts.push((arrival.id, durable.seq));
         }
-        Taken::Abort(id) => shared.table.lock(&id).pending.arrive(&id),
+        Taken::Abort(id) => shared.table.lock(&id).pending.clear_under_way(&id),
         Taken::Abandoned(_) | Taken::Mark => {}
     }
 }
@@ -85,7 +85,7 @@ fn settle(shared: &Shared, shard: &mut Shard, id: SpoolId, version: u64, newest:
         debug_assert!(before < newest.seq, "record {} of {id} is published after {before}", newest.seq);
     }
     shard.index.learn(id, newest);
-    shard.pending.arrive(&id);
+    shard.pending.clear_under_way(&id);
     let pledged = shard.pending.settle_pledge(&id, version);
     for elided in pledged.into_iter().chain(shard.pending.settle(&id, version)) {
         shared.stats.elided(1, elided.bytes());

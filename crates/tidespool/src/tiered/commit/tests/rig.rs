@@ -260,7 +260,7 @@ impl CommitterRig {
         let (done, receiver) = oneshot::channel();
         let (state, at) = (Arc::<CommitState>::default(), Instant::now());
         let mut shard = self.shared.table.lock(&id);
-        shard.pending.set_out(id);
+        shard.pending.set_under_way(id);
         self.shared.commit_queue.arrive(|| {
             let version = self.shared.table.next_version();
             Arrival { id, version, dirty, at, state: state.clone(), done }

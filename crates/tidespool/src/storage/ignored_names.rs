@@ -52,7 +52,7 @@ const PREFIXES: [&str; 4] = [
 ];
 
 /// Whether a file of this name may be in a spool's directory without being the spool's.
-pub(crate) fn is_bystander(name: &str) -> bool {
+pub(crate) fn is_ignored_name(name: &str) -> bool {
     NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
@@ -61,12 +61,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn user_files_are_not_bystanders() {
+    fn user_files_are_not_ignored() {
         for name in ["lost+found", ".gitkeep", ".nfs00000000012345", ".Trash-1000", "._journal"] {
-            assert!(is_bystander(name), "{name}");
+            assert!(is_ignored_name(name), "{name}");
         }
         for name in ["thesis.txt", "lost+found.old", ".git", ".ssh", "journal", "FORMAT", "", "."] {
-            assert!(!is_bystander(name), "{name}");
+            assert!(!is_ignored_name(name), "{name}");
         }
     }
 }
