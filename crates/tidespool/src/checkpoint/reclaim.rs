@@ -105,7 +105,7 @@ pub(crate) struct ReclaimPolicy {
     wanted: Option<(u64, Instant)>,
     not_before: Option<Instant>,
     /// The last check was postponed.
-    pledge_replacement: bool,
+    is_deferred: bool,
 }
 
 impl ReclaimPolicy {
@@ -116,7 +116,7 @@ impl ReclaimPolicy {
 
     /// Returns when to check again if no request comes earlier.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
-        self.not_before.filter(|_| self.pledge_replacement)
+        self.not_before.filter(|_| self.is_deferred)
     }
 
     /// Decides what to do. `others`: see [`DiskUse`].
@@ -138,8 +138,8 @@ impl ReclaimPolicy {
             }
             None => {}
         }
-        self.pledge_replacement = self.not_before.is_some_and(|at| started < at);
-        if self.pledge_replacement {
+        self.is_deferred = self.not_before.is_some_and(|at| started < at);
+        if self.is_deferred {
             return ReclaimDecision::Nothing;
         }
         let pool = segments.pool();
@@ -165,9 +165,7 @@ impl ReclaimPolicy {
             match segments.all().into_iter().rfind(is_uncheckpointed) {
                 Some(newest) => self.wanted = Some((newest.generation, Instant::now())),
                 // The removals are not in the journal yet.
-                None => {
-                    (self.pledge_replacement, self.not_before) = (true, Some(Instant::now() + ON_THE_WAY))
-                }
+                None => (self.is_deferred, self.not_before) = (true, Some(Instant::now() + ON_THE_WAY)),
             }
             return ReclaimDecision::Seal;
         }

@@ -199,7 +199,8 @@ impl Pending {
         }
     }
 
-    /// Ends `set_under_way`: the version is durable and indexed, or was cancelled before it was written.
+    /// Ends `set_under_way`: the version is durable and indexed, or was cancelled before it was
+    /// written.
     pub(crate) fn clear_under_way(&mut self, id: &SpoolId) {
         if let Some(under_way) = self.under_way.get_mut(id) {
             under_way.count -= 1;
