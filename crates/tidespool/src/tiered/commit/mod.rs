@@ -167,6 +167,8 @@ impl Committer {
     }
 
     fn fail(&mut self, error: &WriteError) {
+        // Some records may be durable. Their callers must not wait for the report, which can block.
+        self.executor.publish_completed();
         self.plan.failed(self.executor.failure(error));
     }
 

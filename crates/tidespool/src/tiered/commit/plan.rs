@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! Append ► Write ► Sync or HandOver ► Publish ► Seal, Sync ► Complete ► make room ► Mark
-//!                  (any step that fails) ► Publish ► WriteAgain ► FreeDiskSpace ► Pause
+//!                  (any step that fails) ► WriteAgain ► FreeDiskSpace ► Pause
 //! ```
 
 use std::time::{Duration, Instant};
@@ -326,8 +326,7 @@ impl Plan {
             Stage::SyncWritten => (Some(Step::Sync), Stage::Failed(Failure::NoSegment)),
             Stage::Failed(failure) => {
                 self.failing = true;
-                // Some records may be durable.
-                (Some(Step::Publish), Stage::WriteAgain(failure))
+                (None, Stage::WriteAgain(failure))
             }
             Stage::WriteAgain(failure @ Failure::NoSegment) => {
                 (Some(Step::RequestCheckpoint), Stage::Pause(failure))
