@@ -81,11 +81,13 @@
 //!
 //! * `toml` – [`Config::from_toml`], [`Config::from_toml_file`] and [`Config::to_toml`]. Without
 //!   it, make a [`Config`] in code, or with serde from another format.
-//! * `prometheus` – [`TieredSpool::prometheus_text`]. Without it, export [`TieredSpool::stats`].
+//! * `prometheus` – [`TieredSpool::prometheus_text`] and [`StatsSnapshot::prometheus_text`].
+//!   Without it, export [`TieredSpool::stats`].
 //! * `pressure-monitor` – the thread `tide-pressure`, which samples memory and asks the spool to
 //!   free some. Without it, no [`PressureMonitor`] can be made, the settings in [`PressureConfig`]
-//!   have no effect, and [`advise_low_memory`](core::Spool::advise_low_memory) frees memory on
-//!   request.
+//!   are checked and not used, no limit of a control group bounds
+//!   [`memory_budget`](Config::memory_budget), and
+//!   [`advise_low_memory`](core::Spool::advise_low_memory) frees memory on request.
 //!
 //! # Follow a message
 //!

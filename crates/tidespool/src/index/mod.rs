@@ -4,8 +4,9 @@
 //! define its contents, and it is rebuilt from them on any doubt.
 //!
 //! An index engine implements two traits: an [`IndexEngine`] opens indexes, and an [`IndexStore`]
-//! is an open index. The end of this file chooses the engine; nothing else outside of [`sled`]
-//! depends on it.
+//! is an open index. The end of this file chooses the engine, and names what else the spool needs
+//! from it. Outside of this folder, `Config::sled_cache`, a health signal and statistics are named
+//! after sled.
 //!
 //! # Layout
 //!

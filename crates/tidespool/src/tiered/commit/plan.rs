@@ -88,7 +88,7 @@ pub(super) enum Drain {
 /// The time, and the state of the queues and of the journal, at a step.
 pub(super) trait Facts {
     fn now(&self) -> Instant;
-    /// The longest time for which a message may be dirty.
+    /// The age by which a message is on stable storage, on a disk that works.
     fn dirty_expire(&self) -> Duration;
     /// A sync is running.
     fn is_syncing(&self) -> bool;
