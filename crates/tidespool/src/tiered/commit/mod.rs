@@ -130,7 +130,7 @@ impl Committer {
     /// Writes at most one batch.
     fn turn(&mut self, work: CommitWork) {
         match self.gather(work) {
-            Ok(()) => self.plan.begin(),
+            Ok(()) => self.plan.begin(&self.executor),
             Err(error) => self.fail(&error),
         }
         self.run_steps();
@@ -315,8 +315,8 @@ impl Facts for Executor {
         (self.writer.last_seq(), self.writer.durable_seq())
     }
 
-    fn unmarked_since(&self) -> Option<Instant> {
-        self.in_flight.unmarked_since()
+    fn mark_at(&self) -> Option<Instant> {
+        self.in_flight.mark_at()
     }
 
     fn drains(&self) -> Drains {

@@ -124,7 +124,7 @@ impl CommitQueue {
         let wake = !state.is_quiet();
         drop(state);
         if wake {
-            self.state.notify();
+            self.state.notify_one();
         }
     }
 

@@ -79,7 +79,7 @@ struct World {
     has_room: bool,
     has_settled: bool,
     appended: Appended,
-    unmarked_since: Option<Instant>,
+    mark_at: Option<Instant>,
     completed: Vec<Entry>,
     // What happened.
     published: BTreeMap<usize, u64>,
@@ -132,7 +132,7 @@ impl World {
             has_room: true,
             has_settled: false,
             appended: Appended::default(),
-            unmarked_since: None,
+            mark_at: None,
             completed: Vec::new(),
             published: BTreeMap::new(),
             aborted: 0,
@@ -269,7 +269,7 @@ impl World {
         self.is_finished = true;
         let synced: Vec<_> = self.entries.drain(..records).collect();
         if synced.iter().any(|entry| *entry != Entry::Mark) {
-            self.unmarked_since = Some(self.now);
+            self.mark_at = Some(self.now + EXPIRE);
         }
         self.completed.extend(synced);
         (self.written, self.durable) = (self.written - records, self.durable + records as u64);
@@ -317,7 +317,12 @@ impl World {
         match step {
             Step::Append => self.append_batch(),
             Step::Write => self.write()?,
-            Step::Sync => self.sync()?,
+            Step::Sync => {
+                self.sync()?;
+                if self.failed.is_none() {
+                    self.pauses = 0;
+                }
+            }
             Step::HandOver => {
                 let records = self.unsubmitted().0;
                 assert!(records > 0 && self.written == self.entries.len());
@@ -345,7 +350,7 @@ impl World {
             }
             Step::Mark => {
                 assert!(self.jobs.is_empty(), "a mark proves nothing while a sync is running");
-                self.unmarked_since = None;
+                self.mark_at = None;
                 self.append(Entry::Mark);
                 self.need_disk()?;
                 self.written = self.entries.len();
@@ -419,8 +424,8 @@ impl Facts for World {
     fn sequence(&self) -> (u64, u64) {
         (self.last, self.durable)
     }
-    fn unmarked_since(&self) -> Option<Instant> {
-        self.unmarked_since
+    fn mark_at(&self) -> Option<Instant> {
+        self.mark_at
     }
     fn drains(&self) -> Drains {
         Drains {
@@ -475,7 +480,7 @@ fn turn(plan: &mut Plan, world: &mut World, ended: bool) {
     world.kicked = false;
     world.failed = None;
     match completed {
-        Ok(()) => plan.begin(),
+        Ok(()) => plan.begin(world),
         Err(failure) => fail(plan, world, failure),
     }
     while let Some(step) = plan.next(world) {
@@ -512,7 +517,7 @@ fn check_wake(plan: &Plan, world: &World) {
         let limit = (oldest + EXPIRE / 8 * 5).max(world.now);
         assert!(world.kicked || wake_at.is_some_and(|at| at <= limit), "dirty data waits: {world:?}");
     }
-    if world.unmarked_since.is_some() && !world.is_syncing() {
+    if world.mark_at.is_some() && !world.is_syncing() {
         assert!(wake_at.is_some(), "a mark waits: {world:?}");
     }
 }
