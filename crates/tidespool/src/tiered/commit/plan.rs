@@ -321,7 +321,7 @@ impl Plan {
                     return self.step(Step::Complete(completed), Stage::MakeRoom);
                 }
                 Stage::MakeRoom if !facts.appended().blocked || facts.is_syncing() => {
-                    self.stage = Stage::Mark
+                    self.stage = Stage::Mark;
                 }
                 Stage::MakeRoom if facts.has_settled_segment() => self.stage = Stage::RequestCheckpoint,
                 // Only a sealed segment is checkpointed. The records of the active one may free
