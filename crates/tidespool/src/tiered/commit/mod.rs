@@ -1,9 +1,10 @@
 //! The committer thread: group commit. Takes all waiting stores, writes them at once, runs one
 //! sync, and notifies all callers.
 //!
-//! The thread syncs a few records itself. For more, the syncer thread runs the sync while the
-//! committer writes the next batch. The committer keeps all records that it has taken until they
-//! are durable. After a failure it retries with pauses for as long as the spool is open.
+//! The thread runs a small sync itself if no other sync is running, and every sync while it
+//! retries. Otherwise the syncer thread runs the sync while the committer writes the next batch:
+//! see [`plan`]. The committer keeps all records that it has taken until they are durable. After a
+//! failure it retries with pauses for as long as the spool is open.
 //!
 //! # Layout
 //!
