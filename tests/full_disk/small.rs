@@ -25,9 +25,10 @@ const MANY: u64 = SIZE / LEN;
 
 /// The default settings with short times.
 fn config(mount: &Mount) -> Config {
+    let soon = Duration::from_millis(10);
     Config::new(mount.path().join("spool"))
         .store_deadline(Duration::from_secs(1))
-        .health(HealthConfig::default().hard_unlatch_after(Duration::from_millis(10)))
+        .health(HealthConfig::default().hard_unlatch_after(soon).backlog_unlatch_after(soon))
 }
 
 /// An empty spool rejected mail. On a small disk with default settings, 63 MiB were stored,

@@ -32,6 +32,7 @@ pub(crate) fn small(path: &Path) -> Config {
                 .min_free(MinFree::Bytes(0))
                 .backlog_latch_after(Duration::from_secs(3600))
                 .hard_unlatch_after(Duration::from_millis(10))
+                .backlog_unlatch_after(Duration::from_millis(10))
                 .sample_interval(Duration::from_millis(10)),
         )
 }

@@ -52,10 +52,10 @@
 //! | [`shutdown`](core::Spool::shutdown) | Everything is on stable storage, every thread has ended. |
 //!
 //! * A `store` that returns `Err` has stored nothing, and an earlier version of the message stands.
-//!   If the disk has the record at the deadline, the store waits one second longer for the result.
-//!   Without a result the error has the context [`InDoubt`](core::InDoubt), and the journal cancels
-//!   the record with a second one. Only a crash before the second record is on stable storage can
-//!   bring the message back.
+//!   If the record is appended at the deadline (the disk may have it), the store waits up to one
+//!   second longer for the result. Without a result the error has the context
+//!   [`InDoubt`](core::InDoubt), and the journal cancels the record with a second one. Only a crash
+//!   before the second record is on stable storage can bring the message back.
 //! * At most [`dirty_limit`](Config::dirty_limit) bytes are at risk, or one message if it is larger
 //!   than that. At the limit, stores wait until the caller's deadline or
 //!   [`store_deadline`](Config::store_deadline), whichever is earlier.
@@ -81,11 +81,13 @@
 //!
 //! * `toml` – [`Config::from_toml`], [`Config::from_toml_file`] and [`Config::to_toml`]. Without
 //!   it, make a [`Config`] in code, or with serde from another format.
-//! * `prometheus` – [`TieredSpool::prometheus_text`]. Without it, export [`TieredSpool::stats`].
+//! * `prometheus` – [`TieredSpool::prometheus_text`] and [`StatsSnapshot::prometheus_text`].
+//!   Without it, export [`TieredSpool::stats`].
 //! * `pressure-monitor` – the thread `tide-pressure`, which samples memory and asks the spool to
 //!   free some. Without it, no [`PressureMonitor`] can be made, the settings in [`PressureConfig`]
-//!   have no effect, and [`advise_low_memory`](core::Spool::advise_low_memory) frees memory on
-//!   request.
+//!   are checked and not used, no limit of a control group bounds
+//!   [`memory_budget`](Config::memory_budget), and
+//!   [`advise_low_memory`](core::Spool::advise_low_memory) frees memory on request.
 //!
 //! # Follow a message
 //!
@@ -102,7 +104,7 @@
 //!    [`journal/writer.rs`](../src/tidespool/journal/writer.rs.html): one write, one `fdatasync`.
 //! 3. [`tiered/commit/publish.rs`](../src/tidespool/tiered/commit/publish.rs.html) adds the place
 //!    of the durable message to the index in memory, and removes the message from pending. A clean
-//!    copy goes to the cache.
+//!    copy of a flushed message goes to the cache; a synced store fills the cache itself.
 //! 4. [`tiered/calls/load.rs`](../src/tidespool/tiered/calls/load.rs.html) and
 //!    [`tiered/calls/lookup.rs`](../src/tidespool/tiered/calls/lookup.rs.html) search pending, the
 //!    cache, the index in memory and the index on disk, in that order.

@@ -18,7 +18,7 @@ impl<T> Mailbox<T> {
     }
 
     /// Locks the state. A change that a waiting thread must notice goes through
-    /// [`post`](Self::post), or is followed by [`notify`](Self::notify).
+    /// [`post`](Self::post), or is followed by [`notify_one`](Self::notify_one).
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.state.lock()
     }
@@ -26,13 +26,14 @@ impl<T> Mailbox<T> {
     /// Changes the state, and wakes the waiting threads.
     pub(crate) fn post<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
         let result = change(&mut self.state.lock());
-        self.notify();
+        self.changed.notify_all();
         result
     }
 
-    /// Wakes the waiting threads after a change under [`lock`](Self::lock).
-    pub(crate) fn notify(&self) {
-        self.changed.notify_all();
+    /// Wakes a waiting thread after a change under [`lock`](Self::lock). Enough where only one
+    /// waits.
+    pub(crate) fn notify_one(&self) {
+        self.changed.notify_one();
     }
 
     /// Blocks until `ready` returns a value, at most until `until`. Returns `None` if this time

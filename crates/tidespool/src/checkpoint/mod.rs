@@ -8,13 +8,14 @@
 //! * `pace` – rests between the steps of a checkpoint. `progress` – detects a stalled checkpointer.
 //! * `manifest` – what is checkpointed, and in which segments.
 //! * `reclaim` – decides when removals are checkpointed early, to free space on disk.
-//!   `dead_segments` – decides which segments are checkpointed early because little in them lives.
+//!   `dead_segments` – decides which segments are checkpointed early because nothing in them
+//!   lives.
 //! * `value_log` – segments retained for the messages in them, and their garbage collection.
 //! * `compaction` – checkpoints and rewrites everything, step by step.
 //! * `opening` – compares manifest and segments at open. `audit` – compares the index of the last
 //!   run with the manifest. `leftover` – records that nothing else describes.
 //! * `rebuild` – builds the index from segments, manifest and liveness log.
-//! * `ballast` – a file that is deleted when the index needs space on a full disk. `room` –
+//! * `ballast` – two files that are deleted when the index needs space on a full disk. `room` –
 //!   checks for free space before the index writes.
 //! * `presence` – checks that all files are still in place. `restore` – writes lost files again.
 //! * `verify` – reads every checkpointed byte. `verifier` – the thread that does it.

@@ -94,16 +94,19 @@ impl CheckpointRequests {
     /// Requests a task. It replaces a task of the same kind that has not begun, and whose callers
     /// are gone. If the thread has stopped, the task is dropped and its receiver returns an error.
     pub(crate) fn ask(&self, task: CheckpointTask) {
-        self.state.post(|state| match task {
-            _ if state.stopped => {}
-            CheckpointTask::Cleanup(done) => state.cleanup = Some(done),
-            CheckpointTask::Compact(done) => state.compact = Some(done),
+        let dropped = self.state.post(|state| match task {
+            CheckpointTask::Cleanup(done) | CheckpointTask::Compact(done) if state.stopped => Some(done),
+            CheckpointTask::Cleanup(done) => state.cleanup.replace(done),
+            CheckpointTask::Compact(done) => state.compact.replace(done),
         });
+        // Not under the lock: dropping a sender can run code of its receiver's task.
+        drop(dropped);
     }
 
     /// Ends the thread.
     pub(crate) fn stop(&self) {
-        self.state.post(|state| *state = RequestState { stopped: true, ..RequestState::default() });
+        let stopped = RequestState { stopped: true, ..RequestState::default() };
+        drop(self.state.post(|state| std::mem::replace(state, stopped)));
     }
 }
 

@@ -1,8 +1,13 @@
 //! The settings of a spool, from TOML or from code, and their bounds.
 //!
-//! `mod.rs` documents each setting. `validate.rs` has the bounds. `read.rs` parses TOML and finds
-//! the setting that an error is about. `size.rs` and `duration.rs` define how a file writes sizes
-//! and times.
+//! # Layout
+//!
+//! * here – the settings of a spool. `pressure`, `health` – those of the two tables. `min_free` –
+//!   free space, as the setting of that name has it.
+//! * `setters` – one setter for each setting.
+//! * `validate` – the bounds of all settings. `error` – a setting that is not allowed.
+//! * `read` – parses TOML, and finds the setting that an error is about.
+//! * `size`, `duration` – how a file writes sizes and times.
 
 mod duration;
 mod error;
@@ -146,8 +151,8 @@ pub struct Config {
     pub memory_budget: u64,
 
     /// Dirty bytes (accepted, not yet on stable storage) at which stores begin to wait. A crash can
-    /// lose at most this many bytes. Each message counts its own bytes and 256 more. A larger
-    /// message is accepted when nothing else is dirty.
+    /// lose at most this many bytes, or one larger message, which is accepted when nothing else is
+    /// dirty. Each message counts its own bytes and 256 more.
     ///
     /// Above the durability `memory` these bytes are in memory twice: a second copy is in the crash
     /// log.
@@ -158,8 +163,8 @@ pub struct Config {
     #[serde(with = "size::option", skip_serializing_if = "Option::is_none")]
     pub dirty_limit: Option<u64>,
 
-    /// The age by which a dirty message is on stable storage, as long as the journal has a free
-    /// segment. If it has none, the message waits for a checkpoint.
+    /// The age by which a dirty message is on stable storage, on a disk that works and as long as
+    /// the journal has a free segment. If it has none, the message waits for a checkpoint.
     ///
     /// Default = 500 ms. Bounds: 10 ms to 1 hour.
     #[serde(with = "duration")]

@@ -25,7 +25,7 @@ pub(crate) struct HealthSample {
     pub(crate) journal_errors: u64,
     /// Errors of sled and its manifest.
     pub(crate) sled_errors: u64,
-    /// sled broke and is not reopened yet.
+    /// sled broke, and the index is not rebuilt yet.
     pub(crate) sled_is_out: bool,
     pub(crate) read_errors: u64,
     pub(crate) damage: u64,

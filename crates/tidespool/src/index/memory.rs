@@ -17,11 +17,11 @@ use super::{
     Fingerprint, IndexChange, IndexEngine, IndexError, IndexOp, IndexStore, Key, KeyRange, Record, Tally,
     engine,
 };
-use crate::storage::{OpenMode, OsStorage, Storage, StorageFile};
+use crate::storage::{OpenMode, OsStorage, Storage, StorageFile, TestStorage};
 
 /// Returns each engine on which a test runs. Prints its name, which a failed test then shows.
 pub(crate) fn engines() -> impl Iterator<Item = Arc<dyn IndexEngine>> {
-    engines_on(Arc::new(OsStorage))
+    engines_on(Arc::new(TestStorage::default()))
 }
 
 /// Returns each engine with this storage.

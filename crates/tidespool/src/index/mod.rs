@@ -4,8 +4,12 @@
 //! define its contents, and it is rebuilt from them on any doubt.
 //!
 //! An index engine implements two traits: an [`IndexEngine`] opens indexes, and an [`IndexStore`]
-//! is an open index. The end of this file chooses the engine; nothing else outside of [`sled`]
-//! depends on it.
+//! is an open index. The end of this file chooses the engine, and names what else the spool needs
+//! from it.
+//!
+//! Outside of this folder these are named after sled: `Config::sled_cache`, `Held::sled`, a health
+//! signal, statistics, and a directory in `crates/cli/src/spool_dir.rs` and the testkit's `sweep`.
+//! `tests/sled_calls` and `tests/it/lost_sled` test sled's system calls and the loss of its files.
 //!
 //! # Layout
 //!

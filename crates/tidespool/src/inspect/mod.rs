@@ -9,6 +9,14 @@
 //!
 //! The messages are those that an opening would find. As at an opening, the crash log counts only
 //! if the machine was not restarted since it was written.
+//!
+//! # Layout
+//!
+//! * `offline_spool` – [`Inspector`]: the spool's recovery code, read-only.
+//! * `contents` – what the files of a directory hold. `unsynced` – the changes in the crash log.
+//!   `torn` – records of a torn end.
+//! * `salvage` – copies whole messages into a new spool. `unreadable` – reads a failing disk as far
+//!   as possible.
 
 mod contents;
 mod offline_spool;

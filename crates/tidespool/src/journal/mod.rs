@@ -19,7 +19,7 @@
 //! * `scan` – finds the records of a segment in its bytes.
 //! * `scan_ahead` – scans many segments on threads of their own.
 //! * `replay` – computes the journal's state from all records (pure).
-//! * `recovery` – reads the segment files at open, and repairs them.
+//! * `recovery` – reads the segment files at open, and repairs them. `error` – why that failed.
 //! * `void_footers` – footers that list records of a torn tail.
 //! * `spare` – deletes a free segment if an opening finds the disk full.
 

@@ -122,7 +122,7 @@ impl JournalReplay {
         }
         self.durable = self.durable.max(found.header.durable_seq);
         if seq < self.expected {
-            // The record was written again to a fresh segment: the newer place counts if it is
+            // The record was written again to another segment: the newer place counts if it is
             // intact.
             if found.intact {
                 self.apply(found);

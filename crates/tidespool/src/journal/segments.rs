@@ -153,14 +153,15 @@ impl Segments {
     }
 
     /// Ends the use of a segment. After its last reader, its file goes back to the pool. It is
-    /// deleted instead if it failed, was lost, or has another size than the pool's segments.
+    /// deleted instead if it failed, was lost, has another size than the pool's segments, or is
+    /// surplus.
     pub(crate) fn retire(&self, generation: u64) {
         let segment = self.by_generation.write().remove(&generation);
         self.leaving.lock().extend(segment);
         self.release_unread();
     }
 
-    /// Gives the files of retired segments without readers to the pool.
+    /// Gives the files of retired segments without readers to the pool, or deletes them.
     pub(crate) fn release_unread(&self) {
         let released: Vec<Segment> = {
             let mut leaving = self.leaving.lock();

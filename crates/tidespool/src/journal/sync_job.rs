@@ -2,7 +2,8 @@
 //!
 //! [`Writer::take_sync`](super::Writer::take_sync) creates the job, any thread runs it,
 //! [`Writer::end_sync`](super::Writer::end_sync) applies the result. If a write or a sync fails in
-//! between, the job is stale: its records are written again to another segment.
+//! between, the job is stale: its records are written again to another segment, and its success is
+//! ignored. A stale job that fails is one more failure.
 
 use std::io;
 use std::sync::Arc;

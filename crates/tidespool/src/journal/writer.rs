@@ -1,7 +1,7 @@
 //! Appends records to the active segment and makes them durable. One thread owns the writer.
 //!
 //! The writer keeps every record in memory until a sync covers it. After a failed write or sync,
-//! the next call writes all of these records again, to a fresh segment and with the same sequence
+//! the next call writes all of these records again, to another segment and with the same sequence
 //! numbers. The file that failed is not used again.
 //!
 //! A sync can run on another thread as a [`SyncJob`], while the writer writes more.
@@ -288,7 +288,9 @@ impl Writer {
         SyncJob { segments, up_to, epoch: self.epoch }
     }
 
-    /// Applies a finished job. Returns `None` if the job is stale.
+    /// Applies a finished job. Returns `None` if the job succeeded and is stale. A job that failed
+    /// is a failure even if it is stale: the syncer accepts no other job until the committer
+    /// handles it.
     pub(crate) fn end_sync(&mut self, end: SyncEnd) -> Result<Option<Synced>, WriteError> {
         if let Err(error) = end.result {
             self.requeue_unsynced();
@@ -354,8 +356,8 @@ impl Writer {
         self.active.as_ref().map(|active| active.segment.generation)
     }
 
-    /// Handles an error: all records since the last successful sync are written again, to a fresh
-    /// segment.
+    /// Handles an error: all records since the last successful sync are written again, to a new
+    /// segment, or to a free one if the disk is full.
     fn requeue_unsynced(&mut self) {
         self.written = 0;
         self.epoch += 1;

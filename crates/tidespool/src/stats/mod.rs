@@ -230,12 +230,11 @@ impl Stats {
     }
 
     /// Counts an abort record: it cancels a put in the journal whose caller gave up.
-    /// Counts a successful checkpoint.
     pub(crate) fn aborted(&self) {
         self.commits.aborts.increment();
     }
 
-    /// A checkpoint ended well.
+    /// Counts a successful checkpoint.
     pub(crate) fn checkpoint(&self, records: u64, segments: u64, time: Duration) {
         self.upkeep.checkpoints.increment();
         self.upkeep.checkpointed_records.add(records);

@@ -17,7 +17,7 @@ fn busy() -> Stats {
     times(4, || stats.hit(Tier::Journal));
     times(5, || stats.hit(Tier::Sled));
     times(6, || stats.miss());
-    stats.skipped_newer(38);
+    stats.skipped_newer(43);
     times(7, || stats.stored(100, false));
     times(8, || stats.stored(1_000, true));
     times(9, || stats.removed());
@@ -25,7 +25,7 @@ fn busy() -> Stats {
     times(12, || stats.committed(2, 4_096, Duration::from_millis(1)));
     times(13, || stats.synced(Duration::from_micros(250)));
     times(14, || stats.checkpoint(3, 2, Duration::from_millis(500)));
-    times(15, || stats.segment_recycled());
+    times(44, || stats.segment_recycled());
     times(16, || stats.segment_rewritten(10));
     times(17, || stats.store_refused(Refusal::Unhealthy));
     times(18, || stats.store_refused(Refusal::CallerDeadline));
@@ -76,14 +76,14 @@ fn gauges() -> Gauges {
         accounted_bytes: 1_010,
         journal_buffer_bytes: 1_013,
         memory_budget: 1_011,
-        memory_allowed: 1_012,
+        memory_allowed: 1_030,
         resident_bytes: 1_012,
         pressure_used: 1_019,
         pressure_limit: 1_020,
         pressure_source: Some(Source::CgroupV1),
         pressure_level: Level::Critical,
         memory_stall_ratio: Some(0.25),
-        sled_disk_bytes: 1_013,
+        sled_disk_bytes: 1_031,
         journal_bytes: 1_014,
         journal_capacity: 1_023,
         journal_segments_free: 1_015,
@@ -101,14 +101,14 @@ fn each_event_has_its_own_counter() {
     let stats = busy().snapshot(gauges());
     assert_eq!((stats.hits_pending, stats.hits_cache, stats.hits_journal, stats.hits_sled), (2, 3, 4, 5));
     assert_eq!((stats.hits(), stats.misses, stats.loads()), (14, 6, 20));
-    assert_eq!(stats.enumerate_skipped_newer, 38);
+    assert_eq!(stats.enumerate_skipped_newer, 43);
     assert_eq!((stats.stores, stats.stores_synced, stats.stored_bytes), (15, 8, 8_700));
     assert_eq!((stats.removes, stats.elided_writes, stats.elided_bytes, stats.aborts), (9, 10, 11_000, 22));
     assert_eq!((stats.commit.count, stats.committed_records, stats.committed_bytes), (12, 24, 49_152));
     assert_eq!((stats.sync.count, stats.sync.sum_us, stats.sync.p99_us), (13, 3_250, 250));
     assert_eq!((stats.checkpoints, stats.checkpointed_records, stats.checkpointed_segments), (14, 42, 28));
     assert_eq!(stats.checkpoint_time, Duration::from_secs(7));
-    assert_eq!((stats.segments_recycled, stats.segments_rewritten, stats.rewritten_bytes), (15, 16, 160));
+    assert_eq!((stats.segments_recycled, stats.segments_rewritten, stats.rewritten_bytes), (44, 16, 160));
     assert_eq!(
         (stats.refused_unhealthy, stats.refused_caller_deadline, stats.refused_backpressure),
         (17, 18, 19)
@@ -212,7 +212,7 @@ fn prometheus_text_is_well_formed_and_matches_the_snapshot() {
         ("load_hits_total{tier=\"journal\"}", 4.0),
         ("load_hits_total{tier=\"sled\"}", 5.0),
         ("load_misses_total", 6.0),
-        ("enumerate_skipped_newer_total", 38.0),
+        ("enumerate_skipped_newer_total", 43.0),
         ("stores_total{sync=\"synced\"}", 8.0),
         ("stores_total{sync=\"deferred\"}", 7.0),
         ("stored_bytes_total", 8_700.0),
@@ -236,7 +236,7 @@ fn prometheus_text_is_well_formed_and_matches_the_snapshot() {
         ("checkpointed_records_total", 42.0),
         ("checkpointed_segments_total", 28.0),
         ("checkpoint_time_seconds_total", 7.0),
-        ("segments_recycled_total", 15.0),
+        ("segments_recycled_total", 44.0),
         ("segments_rewritten_total", 16.0),
         ("rewritten_bytes_total", 160.0),
         ("cache_evictions_total", 30.0),
@@ -276,14 +276,14 @@ fn prometheus_text_is_well_formed_and_matches_the_snapshot() {
         ("accounted_bytes", 1_010.0),
         ("journal_buffer_bytes", 1_013.0),
         ("memory_budget_bytes", 1_011.0),
-        ("memory_allowed_bytes", 1_012.0),
+        ("memory_allowed_bytes", 1_030.0),
         ("resident_bytes", 1_012.0),
         ("pressure_used_bytes", 1_019.0),
         ("pressure_limit_bytes", 1_020.0),
         ("pressure_source{source=\"cgroup_v1\"}", 1.0),
         ("pressure_level", 2.0),
         ("memory_stall_ratio", 0.25),
-        ("sled_disk_bytes", 1_013.0),
+        ("sled_disk_bytes", 1_031.0),
         ("journal_bytes", 1_014.0),
         ("journal_capacity_bytes", 1_023.0),
         ("journal_segments{state=\"free\"}", 1_015.0),

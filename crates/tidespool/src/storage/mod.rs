@@ -4,6 +4,16 @@
 //! [`OsStorage`] is the operating system's file system. Tests use implementations that fail, delay
 //! or lose data at a chosen call. The calls are raw: a write may be short, a sync may fail. The
 //! callers handle that.
+//!
+//! # Layout
+//!
+//! * here – the traits. `os` – the operating system's files. `testing` – these files, whose calls
+//!   unit tests observe and fail.
+//! * `lock` – an exclusive lock on a file. `lost` – whether a file still has its name.
+//! * `space` – the space that a file system has left. `room` – whether a spool's disk has room,
+//!   under quotas, too. `limit` – the limit on the size of files. `no_room` – the errors that mean
+//!   "no room". `named` – errors that name their file.
+//! * `ignored_names` – files that an otherwise empty directory may contain.
 
 mod ignored_names;
 mod limit;

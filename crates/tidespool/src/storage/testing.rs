@@ -1,4 +1,5 @@
-//! The system's files, whose calls a test observes and fails.
+//! The system's files, whose calls a test observes and fails. Syncs do nothing else: no test that
+//! uses them cuts the power.
 
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -108,8 +109,8 @@ impl Storage for TestStorage {
         shown.map_or_else(|| OsStorage.space(path), Ok)
     }
 
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        OsStorage.sync_dir(path)
+    fn sync_dir(&self, _path: &Path) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -166,7 +167,6 @@ impl StorageFile for TestFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.storage.enter(&self.path, TestCall::Sync)?;
-        self.file.sync_data()
+        self.storage.enter(&self.path, TestCall::Sync)
     }
 }

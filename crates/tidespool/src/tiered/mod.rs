@@ -187,6 +187,8 @@ impl TieredSpool {
     ///   far as both indexes are below it.
     /// * A lower `journal_capacity` is reached when enough of the journal is checkpointed.
     /// * sled's part of `memory_budget` changes at the next opening.
+    /// * The size of the crash log changes when the log is made again: at the next opening, or
+    ///   after its loss.
     /// * `pressure` applies to the spool's own monitor, not to a shared one.
     /// * `path`, `segment_size`, `read_threads` and `ballast` can't be changed.
     ///

@@ -187,14 +187,14 @@ impl CheckpointBench {
             keep_free: 0,
             next_slot: 0,
         };
-        let pool = Arc::new(Pool::new(Arc::new(OsStorage), settings, reports.clone()));
+        let pool = Arc::new(Pool::new(Arc::new(TestStorage::default()), settings, reports.clone()));
         let segments = Arc::new(Segments::new(pool, SPOOL, 1));
         let durable = Arc::new(index_of(engine, dir.path()));
         durable.begin().unwrap();
         durable.finish();
         let disk = TestStorage::default();
         let storage: Arc<dyn Storage> = Arc::new(disk.clone());
-        let room = Arc::new(DiskRoom::new(Arc::new(OsStorage), dir.path(), 0));
+        let room = Arc::new(DiskRoom::new(Arc::new(TestStorage::default()), dir.path(), 0));
         let liveness =
             LivenessLog::open(storage.clone(), dir.path(), Default::default(), &|_| true).unwrap().0;
         let presence = Presence::anywhere(storage.clone(), dir.path(), segments.clone(), durable.clone());
@@ -210,7 +210,7 @@ impl CheckpointBench {
             manifest: Manifest::default(),
             liveness,
             rebuilding: Arc::default(),
-            ballast: Arc::new(Ballast::new(Arc::new(OsStorage), room, dir.path(), 0)),
+            ballast: Arc::new(Ballast::new(Arc::new(TestStorage::default()), room, dir.path(), 0)),
             settings: Arc::new(ArcSwap::from_pointee(CheckpointSettings {
                 checkpoint_after: Duration::ZERO,
             })),

@@ -1,4 +1,4 @@
-//! sled 0.34.7 as the index engine. Everything that exists because of sled is in this folder.
+//! sled 0.34.7 as the index engine, and every workaround for sled.
 //!
 //! sled holds the place of every checkpointed message, and no message: decision 0010. Its newer
 //! alphas lose data when they are killed while opening.

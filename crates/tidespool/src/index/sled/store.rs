@@ -89,18 +89,21 @@ impl SledStore {
             }
             Err(failure) => return Err(failed(failure)),
         };
-        Ok(Self {
+        let store = Self {
             dir: dir.to_owned(),
             engine: engine.clone(),
             sled: ArcSwapOption::from_pointee(sled),
             poison: OnceLock::new(),
             data_file,
-            disk_bytes: AtomicU64::new(size_of_dir(dir).map_err(|err| failed(err.into()))?),
+            disk_bytes: AtomicU64::new(0),
             splits: Arc::default(),
             turn: Mutex::new(()),
             worker: Mutex::new(Some(worker)),
             footprint: Footprint::default(),
-        })
+        };
+        // Last: dropping the store hands its thread over to those that are closing.
+        store.disk_bytes.store(size_of_dir(dir).map_err(|err| failed(err.into()))?, Ordering::Relaxed);
+        Ok(store)
     }
 
     /// Returns sled, if it may be used.

@@ -37,7 +37,7 @@ pub(crate) fn threads_to_start() -> usize {
     1 + if HAS_THREADS.load(Ordering::Relaxed) { 0 } else { SLED_THREADS }
 }
 
-/// The number of stuck threads at which no new thread is started.
+/// The number of stuck threads at which no new thread is started. Twice as many may be closing.
 const MAX_STUCK: usize = 4;
 
 /// Why a call into sled failed.
@@ -249,9 +249,9 @@ impl ClosingThreads {
 
     /// Returns true if so many threads are stuck that no new one should be started.
     pub(super) fn are_stuck(&self) -> bool {
-        self.reap();
-        let now = Instant::now();
-        self.workers.lock().iter().filter(|(stuck_at, _)| *stuck_at <= now).count() >= MAX_STUCK
+        let (left, now) = (self.reap(), Instant::now());
+        let stuck = self.workers.lock().iter().filter(|(stuck_at, _)| *stuck_at <= now).count();
+        stuck >= MAX_STUCK || left >= 2 * MAX_STUCK
     }
 
     /// Waits for all threads, at most `wait` in all, and returns how many are left.

@@ -3,6 +3,8 @@
 //! Only the newest version of each message counts. The record number orders versions, and a change
 //! in the crash log is newer than all records. If the live messages of a segment are not known, its
 //! messages are saved and reported as doubtful.
+//!
+//! `target` has the new spool: made under another name, and moved to its place when it is complete.
 
 mod target;
 

@@ -100,15 +100,15 @@ pub(in crate::tiered) fn run_probe(shared: &Arc<Shared>) {
     let mut look_at = Instant::now();
     let mut renew_at = None;
     while shared.probe.wait(look_at) {
-        let now = Instant::now();
         let config = shared.config.load_full();
-        if look_at <= now {
-            look_at = now + config.health.sample_interval.clamp(MIN_INTERVAL, MAX_INTERVAL);
+        if look_at <= Instant::now() {
             look_at_space(shared, &config);
             if shared.presence.look_around() {
                 shared.checkpoint_requests.kick();
             }
             look_at_crash_log(shared, &config, &mut renew_at);
+            // A slow disk gets a rest between two looks.
+            look_at = Instant::now() + config.health.sample_interval.clamp(MIN_INTERVAL, MAX_INTERVAL);
         }
         if shared.probe.begin() {
             let result = test_disk(&*shared.storage, &config.path);

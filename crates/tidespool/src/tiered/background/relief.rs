@@ -2,6 +2,8 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
@@ -63,7 +65,28 @@ pub(in crate::tiered) fn wait<T>(shared: &Shared, receiver: Receiver<T>, until: 
         shared.closing.closed().await;
         None
     };
-    future::block_on(shared.timer.bound(until, pin!(future::or(received, gone)))).flatten()
+    let mut ended = pin!(future::or(received, gone));
+    // Without the spool's timer thread, which runs other callers' wakers.
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    loop {
+        if let Poll::Ready(result) = ended.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return result;
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
+        thread::park_timeout(left);
+    }
+}
+
+/// Wakes a thread that is parked.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
 }
 
 /// The runs of `advise_low_memory`, shared by its callers.

@@ -30,7 +30,8 @@ pub(in crate::tiered) fn reconfigure(shared: &Shared, mut next: Config) -> Resul
     }
     let next = Arc::new(next);
     shared.config.store(next.clone());
-    // These components keep copies of settings. All others read `shared.config` on each use.
+    // These components keep copies of settings. The health thread refreshes its own copy before its
+    // next sample. All others read `shared.config` on each use.
     shared.hot_settings.set(&next);
     shared.checkpoint_settings.store(Arc::new(checkpoint_settings(&next)));
     shared.segments.pool().set_bounds(next.journal_capacity, keep_free);

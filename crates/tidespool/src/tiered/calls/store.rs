@@ -23,10 +23,12 @@ use crate::tiered::shared::Shared;
 use crate::timer::{Timer, WithDeadline};
 use crate::{BacklogRefusal, Durability, HealthSignal};
 
-/// The longest time by which a store may return after its deadline.
+/// How much longer than its deadline a store waits for the disk's result, if its record is
+/// appended.
 ///
-/// A store whose record is appended waits this much longer for the disk's result, and returns it.
-/// Without a result the store fails in doubt.
+/// It returns that result. Without a result the store fails in doubt. If the message is committed
+/// at the end of this time, the store waits without a limit for the outcome, which the committer
+/// sends next.
 ///
 /// One second is five times the slowest of 100 000 `fdatasync` calls of 20 KiB beside eight busy
 /// loops at load 13 (2 cores, ext4: p99.9 25 ms, slowest 188 ms). It also leaves time for several

@@ -1,5 +1,6 @@
 //! Makes written records durable: starts syncs, applies their results, publishes their records.
 
+use super::plan::Facts as _;
 use super::{Executor, publish, syncer};
 use crate::journal::{SyncEnd, SyncJob, WriteError};
 
@@ -40,7 +41,7 @@ impl Executor {
     fn complete(&mut self, end: SyncEnd) -> Result<(), WriteError> {
         let (up_to, took) = (end.up_to(), end.took());
         let Some(synced) = self.writer.end_sync(end)? else { return Ok(()) };
-        let synced = self.in_flight.complete(synced, up_to, took);
+        let synced = self.in_flight.complete(synced, up_to, took, self.dirty_expire());
         self.shared.budget.note_drained(synced.bytes, synced.alone);
         self.shared.stats.synced(took);
         self.shared.stats.committed(synced.changes as u64, synced.bytes, synced.elapsed);

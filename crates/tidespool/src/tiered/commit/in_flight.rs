@@ -64,8 +64,8 @@ pub(super) struct InFlight {
     finished: Vec<Arc<Segment>>,
     /// When the last sync ended.
     completed_at: Option<Instant>,
-    /// When a change last became durable. `None` if a mark was due since then.
-    unmarked_since: Option<Instant>,
+    /// When to write a mark, if no other record is written until then.
+    mark_at: Option<Instant>,
 }
 
 impl InFlight {
@@ -113,13 +113,13 @@ impl InFlight {
         self.taken.iter().skip(self.submitted_records()).any(|taken| !matches!(taken, Taken::Mark))
     }
 
-    pub(super) fn unmarked_since(&self) -> Option<Instant> {
-        self.unmarked_since
+    pub(super) fn mark_at(&self) -> Option<Instant> {
+        self.mark_at
     }
 
     /// A mark is written, or has no room.
     pub(super) fn mark_is_done(&mut self) {
-        self.unmarked_since = None;
+        self.mark_at = None;
     }
 
     /// Returns when the oldest version among the records was stored.
@@ -147,8 +147,15 @@ impl InFlight {
         }
     }
 
-    /// Applies a sync of the records up to the number `up_to`, which took `took`.
-    pub(super) fn complete(&mut self, synced: Synced, up_to: u64, took: Duration) -> SyncedAmount {
+    /// Applies a sync of the records up to the number `up_to`, which took `took`. A mark must
+    /// follow the last acknowledged change when the journal is idle for `idle`.
+    pub(super) fn complete(
+        &mut self,
+        synced: Synced,
+        up_to: u64,
+        took: Duration,
+        idle: Duration,
+    ) -> SyncedAmount {
         let before = self.completed.len();
         let completed = self.taken.drain(..synced.records.len()).zip(synced.records);
         self.completed.extend(completed);
@@ -167,7 +174,7 @@ impl InFlight {
         let since_last =
             self.completed_at.replace(now).map_or(elapsed, |at| now.saturating_duration_since(at));
         if changes > 0 {
-            self.unmarked_since = Some(now);
+            self.mark_at = Some(now + idle);
         }
         SyncedAmount { changes, bytes, elapsed, alone: elapsed.min(since_last) }
     }

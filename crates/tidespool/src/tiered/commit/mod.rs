@@ -1,9 +1,10 @@
 //! The committer thread: group commit. Takes all waiting stores, writes them at once, runs one
 //! sync, and notifies all callers.
 //!
-//! The thread syncs a few records itself. For more, the syncer thread runs the sync while the
-//! committer writes the next batch. The committer keeps all records that it has taken until they
-//! are durable. After a failure it retries with pauses for as long as the spool is open.
+//! The thread runs a small sync itself if no other sync is running, and every sync while it
+//! retries. Otherwise the syncer thread runs the sync while the committer writes the next batch:
+//! see [`plan`]. The committer keeps all records that it has taken until they are durable. After a
+//! failure it retries with pauses for as long as the spool is open.
 //!
 //! # Layout
 //!
@@ -130,7 +131,7 @@ impl Committer {
     /// Writes at most one batch.
     fn turn(&mut self, work: CommitWork) {
         match self.gather(work) {
-            Ok(()) => self.plan.begin(),
+            Ok(()) => self.plan.begin(&self.executor),
             Err(error) => self.fail(&error),
         }
         self.run_steps();
@@ -167,6 +168,8 @@ impl Committer {
     }
 
     fn fail(&mut self, error: &WriteError) {
+        // Some records may be durable. Their callers must not wait for the report, which can block.
+        self.executor.publish_completed();
         self.plan.failed(self.executor.failure(error));
     }
 
@@ -313,8 +316,8 @@ impl Facts for Executor {
         (self.writer.last_seq(), self.writer.durable_seq())
     }
 
-    fn unmarked_since(&self) -> Option<Instant> {
-        self.in_flight.unmarked_since()
+    fn mark_at(&self) -> Option<Instant> {
+        self.in_flight.mark_at()
     }
 
     fn drains(&self) -> Drains {

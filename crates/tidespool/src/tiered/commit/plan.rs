@@ -5,8 +5,8 @@
 //! [`Committer`](super::Committer) executes them.
 //!
 //! ```text
-//! Append ► Write ► Sync or HandOver ► Publish ► Seal, Sync ► Complete ► make room ► Mark
-//!                  (any step that fails) ► Publish ► WriteAgain ► FreeDiskSpace ► Pause
+//! Append ► Write ► Sync, or HandOver and Publish ► Seal, Sync ► Complete ► make room ► Mark
+//!                  (any step that fails) ► WriteAgain ► FreeDiskSpace ► Pause
 //! ```
 
 use std::time::{Duration, Instant};
@@ -88,7 +88,7 @@ pub(super) enum Drain {
 /// The time, and the state of the queues and of the journal, at a step.
 pub(super) trait Facts {
     fn now(&self) -> Instant;
-    /// The longest time for which a message may be dirty.
+    /// The age by which a message is on stable storage, on a disk that works.
     fn dirty_expire(&self) -> Duration;
     /// A sync is running.
     fn is_syncing(&self) -> bool;
@@ -108,8 +108,8 @@ pub(super) trait Facts {
     fn has_unsubmitted_changes(&self) -> bool;
     /// The sequence numbers of the last appended and of the last durable record.
     fn sequence(&self) -> (u64, u64);
-    /// When a change last became durable. `None` if a mark was due since then.
-    fn unmarked_since(&self) -> Option<Instant>;
+    /// When to write a mark, if no other record is written until then.
+    fn mark_at(&self) -> Option<Instant>;
     /// The progress of the drains.
     fn drains(&self) -> Drains;
     /// A segment is full and published: a checkpoint can free it.
@@ -134,6 +134,7 @@ enum Stage {
     Write,
     Sync,
     Publish,
+    Published,
     Flushes,
     SealedForFlush,
     Complete,
@@ -143,9 +144,8 @@ enum Stage {
     Mark,
     SyncWritten,
     Failed(Failure),
-    WriteAgain(Failure),
-    FreeDiskSpace(Failure),
-    Pause(Failure),
+    FreeDiskSpace,
+    Pause { for_room: bool },
 }
 
 /// Times at which the committer acts on its own.
@@ -161,6 +161,8 @@ struct Timers {
 #[derive(Debug)]
 pub(super) struct Plan {
     stage: Stage,
+    /// When the turn began.
+    began: Instant,
     flushes: Flushes,
     /// The active segment is sealed once the flushes have their records in it.
     seal: bool,
@@ -177,6 +179,7 @@ impl Plan {
     pub(super) fn new(pauses: (Duration, Duration)) -> Self {
         Self {
             stage: Stage::Idle,
+            began: Instant::now(),
             flushes: Flushes::default(),
             seal: false,
             timers: Timers::default(),
@@ -188,15 +191,15 @@ impl Plan {
 
     /// Returns when to wake at the latest. `None`: there is nothing to do until the next kick.
     pub(super) fn wake_at(&self, facts: &impl Facts) -> Option<Instant> {
-        let (now, is_syncing) = (facts.now(), facts.is_syncing());
+        let (has_work, is_syncing) = (facts.has_work(), facts.is_syncing());
         // The result of a running sync will wake the thread.
-        if self.failing || (facts.has_work() && !facts.appended().blocked && !is_syncing) {
-            return Some(now);
+        if self.failing || (has_work && !facts.appended().blocked && !is_syncing) {
+            return Some(facts.now());
         }
         // A free segment kicks the committer. This wake-up is a safeguard.
-        let look_again = (facts.has_work() || !self.flushes.is_empty()).then(|| now + LOOK_AGAIN);
+        let look_again = (has_work || !self.flushes.is_empty()).then(|| facts.now() + LOOK_AGAIN);
         // No mark is written while a sync is running, however long it takes.
-        let mark_at = mark_at(facts).filter(|_| !is_syncing);
+        let mark_at = facts.mark_at().filter(|_| !is_syncing);
         [self.timers.flush_at, mark_at, look_again, self.timers.end_by].into_iter().flatten().min()
     }
 
@@ -267,8 +270,9 @@ impl Plan {
     }
 
     /// Begins the steps of a turn.
-    pub(super) fn begin(&mut self) {
+    pub(super) fn begin(&mut self, facts: &impl Facts) {
         self.stage = Stage::Append;
+        self.began = facts.now();
     }
 
     /// Ends the turn with a failure: of the last step, or of a sync that was handed over.
@@ -280,69 +284,80 @@ impl Plan {
 
     /// Returns the next step of the turn. `None`: the turn is over.
     pub(super) fn next(&mut self, facts: &impl Facts) -> Option<Step> {
-        while self.stage != Stage::Idle {
-            let (step, next) = self.step(facts);
-            self.stage = next;
-            if step.is_some() {
-                return step;
+        loop {
+            match self.stage {
+                Stage::Idle => return None,
+                Stage::Append => return self.step(Step::Append, Stage::Write),
+                Stage::Write => return self.step(Step::Write, Stage::Sync),
+                Stage::Sync => match self.sync(facts) {
+                    // It publishes, too.
+                    Some(Step::Sync) => return self.step(Step::Sync, Stage::Published),
+                    Some(step) => return self.step(step, Stage::Publish),
+                    None => self.stage = Stage::Publish,
+                },
+                // Only now: the disk is busy with the next records meanwhile.
+                Stage::Publish => return self.step(Step::Publish, Stage::Published),
+                Stage::Published => {
+                    if !facts.is_syncing() {
+                        self.pause = self.pauses.0;
+                    }
+                    // Stores that failed in doubt before the request need their aborts in the
+                    // journal.
+                    let is_possible = !facts.appended().aborts_left;
+                    let is_wanted = !self.flushes.is_empty() || self.seal;
+                    self.stage = if is_possible && is_wanted { Stage::Flushes } else { Stage::MakeRoom };
+                }
+                Stage::Flushes => match self.reach_flushes(facts) {
+                    true => return self.step(Step::Seal, Stage::SealedForFlush),
+                    false => self.stage = Stage::Complete,
+                },
+                Stage::SealedForFlush if facts.unsynced() == 0 => {
+                    return self.step(Step::Sync, Stage::Complete);
+                }
+                Stage::SealedForFlush => self.stage = Stage::Complete,
+                Stage::Complete => {
+                    let (_, durable) = facts.sequence();
+                    let completed = self.flushes.take_durable(durable);
+                    return self.step(Step::Complete(completed), Stage::MakeRoom);
+                }
+                Stage::MakeRoom if !facts.appended().blocked || facts.is_syncing() => {
+                    self.stage = Stage::Mark;
+                }
+                Stage::MakeRoom if facts.has_settled_segment() => self.stage = Stage::RequestCheckpoint,
+                // Only a sealed segment is checkpointed. The records of the active one may free
+                // others.
+                Stage::MakeRoom => return self.step(Step::Seal, Stage::SealedForRoom),
+                Stage::SealedForRoom => return self.step(Step::Sync, Stage::RequestCheckpoint),
+                Stage::RequestCheckpoint => return self.step(Step::RequestCheckpoint, Stage::Mark),
+                Stage::Mark => {
+                    (self.failing, self.stage) = (false, Stage::Idle);
+                    return self.mark(facts);
+                }
+                Stage::SyncWritten => return self.step(Step::Sync, Stage::Failed(Failure::NoSegment)),
+                Stage::Failed(Failure::NoSegment) => {
+                    self.failing = true;
+                    return self.step(Step::RequestCheckpoint, Stage::Pause { for_room: true });
+                }
+                Stage::Failed(Failure::Disk { no_room }) => {
+                    self.failing = true;
+                    let next = if no_room { Stage::FreeDiskSpace } else { Stage::Pause { for_room: false } };
+                    return self.step(Step::WriteAgain, next);
+                }
+                Stage::FreeDiskSpace => {
+                    return self.step(Step::FreeDiskSpace, Stage::Pause { for_room: false });
+                }
+                Stage::Pause { for_room } => {
+                    let until = facts.now() + self.pause;
+                    self.pause = (self.pause * 2).min(self.pauses.1);
+                    return self.step(Step::Pause { until, for_room }, Stage::Idle);
+                }
             }
         }
-        None
     }
 
-    /// Returns the step of the current stage, if it needs one, and the next stage.
-    fn step(&mut self, facts: &impl Facts) -> (Option<Step>, Stage) {
-        match self.stage {
-            Stage::Idle => (None, Stage::Idle),
-            Stage::Append => (Some(Step::Append), Stage::Write),
-            Stage::Write => (Some(Step::Write), Stage::Sync),
-            Stage::Sync => (self.sync(facts), Stage::Publish),
-            Stage::Publish => {
-                if !facts.is_syncing() {
-                    self.pause = self.pauses.0;
-                }
-                // Only now: the disk is busy with the next records meanwhile.
-                (Some(Step::Publish), Stage::Flushes)
-            }
-            // Stores that failed in doubt before the request need their aborts in the journal.
-            Stage::Flushes if facts.appended().aborts_left => (None, Stage::MakeRoom),
-            Stage::Flushes => self.reach_flushes(facts),
-            Stage::SealedForFlush => ((facts.unsynced() == 0).then_some(Step::Sync), Stage::Complete),
-            Stage::Complete => {
-                let (_, durable) = facts.sequence();
-                let completed = self.flushes.take_durable(durable);
-                ((!completed.is_empty()).then_some(Step::Complete(completed)), Stage::MakeRoom)
-            }
-            Stage::MakeRoom if !facts.appended().blocked || facts.is_syncing() => (None, Stage::Mark),
-            Stage::MakeRoom if facts.has_settled_segment() => (None, Stage::RequestCheckpoint),
-            // Only a sealed segment is checkpointed. The records of the active one may free others.
-            Stage::MakeRoom => (Some(Step::Seal), Stage::SealedForRoom),
-            Stage::SealedForRoom => (Some(Step::Sync), Stage::RequestCheckpoint),
-            Stage::RequestCheckpoint => (Some(Step::RequestCheckpoint), Stage::Mark),
-            Stage::Mark => {
-                self.failing = false;
-                (Self::mark(facts), Stage::Idle)
-            }
-            Stage::SyncWritten => (Some(Step::Sync), Stage::Failed(Failure::NoSegment)),
-            Stage::Failed(failure) => {
-                self.failing = true;
-                // Some records may be durable.
-                (Some(Step::Publish), Stage::WriteAgain(failure))
-            }
-            Stage::WriteAgain(failure @ Failure::NoSegment) => {
-                (Some(Step::RequestCheckpoint), Stage::Pause(failure))
-            }
-            Stage::WriteAgain(failure) => (Some(Step::WriteAgain), Stage::FreeDiskSpace(failure)),
-            Stage::FreeDiskSpace(failure) => {
-                let no_room = failure == Failure::Disk { no_room: true };
-                (no_room.then_some(Step::FreeDiskSpace), Stage::Pause(failure))
-            }
-            Stage::Pause(failure) => {
-                let until = facts.now() + self.pause;
-                self.pause = (self.pause * 2).min(self.pauses.1);
-                (Some(Step::Pause { until, for_room: failure == Failure::NoSegment }), Stage::Idle)
-            }
-        }
+    fn step(&mut self, step: Step, next: Stage) -> Option<Step> {
+        self.stage = next;
+        Some(step)
     }
 
     /// Decides how the written records are synced.
@@ -371,33 +386,25 @@ impl Plan {
             || facts.has_unsubmitted_changes()
     }
 
-    /// Notes the last record of each flush whose versions are all appended. Seals the segment when
-    /// all flushes are.
-    fn reach_flushes(&mut self, facts: &impl Facts) -> (Option<Step>, Stage) {
+    /// Notes the last record of each flush whose versions are all appended. Returns true if the
+    /// segment is to be sealed: it was requested, and all flushes are in it.
+    fn reach_flushes(&mut self, facts: &impl Facts) -> bool {
         let drains = facts.drains();
         self.flushes.postpone(drains);
         if self.seal && !self.flushes.are_all_reached(drains) {
-            return (None, Stage::Complete);
+            return false;
         }
         let (last, _) = facts.sequence();
         self.flushes.reach(drains, last);
-        match std::mem::take(&mut self.seal) {
-            true => (Some(Step::Seal), Stage::SealedForFlush),
-            false => (None, Stage::Complete),
-        }
+        std::mem::take(&mut self.seal)
     }
 
     /// Writes a mark before a quiet time. A recovery can treat the last commit as durable only if
     /// a later record proves it.
-    fn mark(facts: &impl Facts) -> Option<Step> {
-        let is_due = !facts.is_syncing() && mark_at(facts).is_some_and(|at| at <= facts.now());
+    fn mark(&self, facts: &impl Facts) -> Option<Step> {
+        let is_due = !facts.is_syncing() && facts.mark_at().is_some_and(|at| at <= self.began);
         is_due.then_some(Step::Mark)
     }
-}
-
-/// Returns when to write a mark, if no other record is written until then.
-fn mark_at(facts: &impl Facts) -> Option<Instant> {
-    facts.unmarked_since().map(|since| since + facts.dirty_expire())
 }
 
 /// Returns the age at which dirty data is written: half of `dirty_expire`. The other half is left

@@ -124,7 +124,7 @@ impl CommitQueue {
         let wake = !state.is_quiet();
         drop(state);
         if wake {
-            self.state.notify();
+            self.state.notify_one();
         }
     }
 
@@ -137,14 +137,18 @@ impl CommitQueue {
     /// done. `seal`: seal the active segment, too.
     pub(crate) fn flush(&self, seal: bool) -> oneshot::Receiver<()> {
         let (done, receiver) = oneshot::channel();
-        self.state.post(|state| {
-            if !state.ended {
-                // While the disk hangs, callers may request flushes and give up again and again.
-                state.flushes.retain(|flush| !flush.is_closed());
-                state.flushes.push(done);
-                state.seal |= seal;
+        let abandoned = self.state.post(|state| {
+            if state.ended {
+                return vec![done];
             }
+            // While the disk hangs, callers may request flushes and give up again and again.
+            let abandoned = state.flushes.extract_if(.., |flush| flush.is_closed()).collect();
+            state.flushes.push(done);
+            state.seal |= seal;
+            abandoned
         });
+        // Not under the lock: dropping a sender can run code of its receiver's task.
+        drop(abandoned);
         receiver
     }
 

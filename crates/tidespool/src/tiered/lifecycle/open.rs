@@ -65,9 +65,9 @@ pub(in crate::tiered) fn open(
     room.remove_leftover();
     let ballast = Arc::new(Ballast::new(storage.clone(), room.clone(), &directory.path, config.ballast));
     let held = Arc::<Directory>::downgrade(&directory);
-    let engine = index::engine(config.sled_cache(), storage.clone(), held);
+    let engine = || index::engine(config.sled_cache(), storage.clone(), held.clone());
     let recover = || {
-        let durable = DiskIndex::new(&places.index(), engine.clone());
+        let durable = DiskIndex::new(&places.index(), engine());
         recover(&config, &places, durable, &ballast, &room, directory.fresh)
     };
     let OpenedFiles {
@@ -90,7 +90,7 @@ pub(in crate::tiered) fn open(
             room.note_no_room();
             ballast.release();
             // The ballast may have been released before, and its space be used by other files.
-            while !ballast.is_room_for(engine.bytes_to_open())
+            while !ballast.is_room_for(engine().bytes_to_open())
                 && give_up_a_free_segment(&*places.storage, &places.journal(), places.spool)?
             {
                 room.note_given();

@@ -1,4 +1,5 @@
-//! Starts all threads of the spool. Each has a name and is joined by `shutdown`.
+//! Starts the threads of the spool. Each has a name, and is joined by `shutdown` or by the call
+//! that started it.
 //!
 //! A thread that hangs in a system call can't be ended from outside. It holds the spool's
 //! directory, and with it the lock, as long as it exists. So no other process can write there

@@ -58,6 +58,14 @@ struct World {
     replaced: Option<(Instant, u64)>,
     aborts: usize,
     is_dirty: bool,
+    /// Much of the limit is used; more than that; more than the limit.
+    is_urgent: bool,
+    is_flush_urgent: bool,
+    is_over_limit: bool,
+    /// The first ticket waits for another version of its id.
+    has_other_under_way: bool,
+    /// The shutdown has begun.
+    is_ending: bool,
     starved: bool,
     kicked: bool,
     flushes: Vec<oneshot::Sender<()>>,
@@ -71,7 +79,7 @@ struct World {
     has_room: bool,
     has_settled: bool,
     appended: Appended,
-    unmarked_since: Option<Instant>,
+    mark_at: Option<Instant>,
     completed: Vec<Entry>,
     // What happened.
     published: BTreeMap<usize, u64>,
@@ -107,6 +115,11 @@ impl World {
             replaced: None,
             aborts: 0,
             is_dirty: false,
+            is_urgent: false,
+            is_flush_urgent: false,
+            is_over_limit: false,
+            has_other_under_way: false,
+            is_ending: false,
             starved: false,
             kicked: false,
             flushes: Vec::new(),
@@ -119,7 +132,7 @@ impl World {
             has_room: true,
             has_settled: false,
             appended: Appended::default(),
-            unmarked_since: None,
+            mark_at: None,
             completed: Vec::new(),
             published: BTreeMap::new(),
             aborted: 0,
@@ -194,9 +207,13 @@ impl World {
                 (0..std::mem::take(&mut self.aborts)).for_each(|_| self.append(Entry::Abort));
             } else if self.has_room {
                 (0..std::mem::take(&mut self.arrivals)).for_each(|_| self.append(Entry::Synced));
-                self.take_tickets();
+                self.appended.waits_for_other = self.has_other_under_way && self.has_tickets();
+                if !self.appended.waits_for_other {
+                    self.take_tickets();
+                }
             }
-            self.appended.blocked = had_work && self.entries.len() == before && self.has_work();
+            let is_stuck = had_work && self.entries.len() == before && self.has_work();
+            self.appended.blocked = is_stuck && !self.appended.waits_for_other;
         }
         self.appended.aborts_left = self.aborts > 0;
     }
@@ -252,7 +269,7 @@ impl World {
         self.is_finished = true;
         let synced: Vec<_> = self.entries.drain(..records).collect();
         if synced.iter().any(|entry| *entry != Entry::Mark) {
-            self.unmarked_since = Some(self.now);
+            self.mark_at = Some(self.now + EXPIRE);
         }
         self.completed.extend(synced);
         (self.written, self.durable) = (self.written - records, self.durable + records as u64);
@@ -290,21 +307,22 @@ impl World {
 
     fn execute(&mut self, step: Step) -> Result<(), Failure> {
         if self.failed.is_some() {
-            let may = matches!(
-                step,
-                Step::Publish
-                    | Step::WriteAgain
-                    | Step::FreeDiskSpace
-                    | Step::RequestCheckpoint
-                    | Step::Pause { .. }
-                    | Step::Sync
-            );
-            assert!(may, "{step:?} after a failure");
+            let may = match step {
+                Step::WriteAgain | Step::FreeDiskSpace | Step::RequestCheckpoint | Step::Pause { .. } => true,
+                Step::Sync => self.failed == Some(Failure::NoSegment),
+                _ => false,
+            };
+            assert!(may, "{step:?} after {:?}", self.failed);
         }
         match step {
             Step::Append => self.append_batch(),
             Step::Write => self.write()?,
-            Step::Sync => self.sync()?,
+            Step::Sync => {
+                self.sync()?;
+                if self.failed.is_none() {
+                    self.pauses = 0;
+                }
+            }
             Step::HandOver => {
                 let records = self.unsubmitted().0;
                 assert!(records > 0 && self.written == self.entries.len());
@@ -321,7 +339,10 @@ impl World {
                 assert!(self.appended.blocked || self.flushes_are_appended(), "sealed too early");
                 (self.sealed, self.is_finished) = (self.sealed + 1, false);
             }
-            Step::Complete(flushes) => flushes.into_iter().for_each(|done| done.send(()).unwrap()),
+            Step::Complete(flushes) => {
+                flushes.into_iter().for_each(|done| done.send(()).unwrap());
+                self.check_flushes();
+            }
             Step::RequestCheckpoint => {
                 let all_synced = self.failed.is_none() || self.written == 0;
                 assert!(all_synced, "a checkpoint frees no segment whose records are not durable");
@@ -329,7 +350,7 @@ impl World {
             }
             Step::Mark => {
                 assert!(self.jobs.is_empty(), "a mark proves nothing while a sync is running");
-                self.unmarked_since = None;
+                self.mark_at = None;
                 self.append(Entry::Mark);
                 self.need_disk()?;
                 self.written = self.entries.len();
@@ -403,8 +424,8 @@ impl Facts for World {
     fn sequence(&self) -> (u64, u64) {
         (self.last, self.durable)
     }
-    fn unmarked_since(&self) -> Option<Instant> {
-        self.unmarked_since
+    fn mark_at(&self) -> Option<Instant> {
+        self.mark_at
     }
     fn drains(&self) -> Drains {
         Drains {
@@ -420,13 +441,13 @@ impl Facts for World {
         self.is_dirty
     }
     fn is_urgent(&self) -> bool {
-        false
+        self.is_urgent
     }
     fn is_over_limit(&self) -> bool {
-        false
+        self.is_over_limit
     }
     fn is_flush_urgent(&self) -> bool {
-        false
+        self.is_flush_urgent
     }
     fn oldest_dirty(&self) -> Option<Instant> {
         self.dirty.values().filter(|dirty| !dirty.has_ticket).map(|dirty| dirty.at).min()
@@ -441,11 +462,17 @@ fn turn(plan: &mut Plan, world: &mut World, ended: bool) {
     let is_requested = seal || !flushes.is_empty() || world.starved;
     let drain = plan.drain(world, is_requested);
     if drain.is_some() {
-        (world.is_dirty, world.starved) = (false, false);
+        (world.is_dirty, world.is_urgent, world.starved) = (false, false, false);
     }
     let cutoff = drain.map(|drain: Drain| Plan::cutoff(drain, world));
     plan.postpone_flushes(world.drains());
+    let oldest = world.oldest_dirty();
     world.refill(cutoff);
+    if drain == Some(Drain::Urgent) && (world.is_over_limit || world.is_flush_urgent) {
+        let left = world.oldest_dirty();
+        let is_enough = if world.is_over_limit { left.is_none() } else { left.is_none() || left > oldest };
+        assert!(is_enough, "an urgent flush leaves too much: {world:?}");
+    }
     if cutoff.is_some() && plan.set_flush_timer(world) {
         world.is_dirty = true;
     }
@@ -453,16 +480,12 @@ fn turn(plan: &mut Plan, world: &mut World, ended: bool) {
     world.kicked = false;
     world.failed = None;
     match completed {
-        Ok(()) => plan.begin(),
-        Err(failure) => {
-            world.failed = Some(failure);
-            plan.failed(failure);
-        }
+        Ok(()) => plan.begin(world),
+        Err(failure) => fail(plan, world, failure),
     }
     while let Some(step) = plan.next(world) {
         if let Err(failure) = world.execute(step) {
-            world.failed = Some(failure);
-            plan.failed(failure);
+            fail(plan, world, failure);
         }
     }
     assert!(!world.in_doubt);
@@ -471,20 +494,30 @@ fn turn(plan: &mut Plan, world: &mut World, ended: bool) {
     check_wake(plan, world);
 }
 
+/// As `Committer::fail`.
+fn fail(plan: &mut Plan, world: &mut World, failure: Failure) {
+    world.publish();
+    world.failed = Some(failure);
+    plan.failed(failure);
+}
+
 /// No wake-up is lost: the thread wakes by itself for everything that no event announces.
 fn check_wake(plan: &Plan, world: &World) {
     let wake_at = plan.wake_at(world);
     if world.failed.is_some() || (world.has_work() && !world.is_syncing() && !world.appended.blocked) {
         assert!(wake_at.is_some_and(|at| at <= world.now), "work waits: {world:?}");
+    } else {
+        let sleeps = world.is_ending || wake_at.is_none_or(|at| at > world.now);
+        assert!(sleeps, "the thread has nothing to do and does not sleep: {world:?}");
     }
     if world.has_work() || !world.expected.is_empty() {
         assert!(wake_at.is_some() || world.is_syncing(), "work or a flush waits: {world:?}");
     }
-    if world.oldest_dirty().is_some() {
-        let limit = world.now + EXPIRE;
+    if let Some(oldest) = world.oldest_dirty() {
+        let limit = (oldest + EXPIRE / 8 * 5).max(world.now);
         assert!(world.kicked || wake_at.is_some_and(|at| at <= limit), "dirty data waits: {world:?}");
     }
-    if world.unmarked_since.is_some() && !world.is_syncing() {
+    if world.mark_at.is_some() && !world.is_syncing() {
         assert!(wake_at.is_some(), "a mark waits: {world:?}");
     }
 }
@@ -505,6 +538,12 @@ enum Event {
     Settle(bool),
     Wait(Duration),
     Starve,
+    /// How much of the limit is used.
+    Pressure {
+        is_flush_urgent: bool,
+        is_over_limit: bool,
+    },
+    OtherUnderWay(bool),
     End,
 }
 
@@ -526,6 +565,11 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(Event::Settle),
         3 => (0..90_u64).prop_map(|s| Event::Wait(Duration::from_secs(s))),
         1 => Just(Event::Starve),
+        2 => any::<(bool, bool)>().prop_map(|(is_flush_urgent, is_over_limit)| Event::Pressure {
+            is_flush_urgent,
+            is_over_limit,
+        }),
+        1 => any::<bool>().prop_map(Event::OtherUnderWay),
         1 => Just(Event::End),
     ]
 }
@@ -552,10 +596,19 @@ proptest! {
                 Event::Settle(settled) => world.has_settled = settled,
                 Event::Wait(time) => world.now += time,
                 Event::Starve => world.starved = true,
-                Event::End => plan.end_by(world.now + EXPIRE),
+                Event::Pressure { is_flush_urgent, is_over_limit } => {
+                    (world.is_urgent, world.kicked) = (true, true);
+                    (world.is_flush_urgent, world.is_over_limit) = (is_flush_urgent, is_over_limit);
+                }
+                Event::OtherUnderWay(is) => world.has_other_under_way = is,
+                Event::End => {
+                    plan.end_by(world.now + EXPIRE);
+                    world.is_ending = true;
+                }
             }
         }
         world.failures.clear();
+        world.has_other_under_way = false;
         world.flush(true);
         let sealed = world.sealed;
         // Each turn takes a few tickets, ends a sync, or completes flushes.

@@ -311,7 +311,7 @@ impl CommitterRig {
             // The committer may block on the syncer, which has no thread here.
             self.end_syncs();
         }
-        self.committer.plan.begin();
+        self.committer.plan.begin(&self.committer.executor);
         self.run_steps();
         self.check_flushes();
     }
