@@ -58,7 +58,7 @@ pub struct PressureReading {
     pub resident: Option<u64>,
     /// Share of the last 10 s in which some task waited for memory, 0 to 1. `None` if the kernel
     /// does not report it, or if it does not count (see
-    /// [`PressureConfig::stall_ratio`](crate::PressureConfig::stall_ratio)).
+    /// [`PressureConfig`](crate::PressureConfig)).
     pub stall_ratio: Option<f64>,
     /// The level that follows from this sample and the previous level.
     pub level: Level,
