@@ -1,5 +1,4 @@
 use std::sync::Arc;
-use std::time::Duration;
 
 use tidespool::TieredSpool;
 use tidespool_core::{Spool, SpoolBackpressureTimeout, SpoolUnhealthyError};
@@ -7,7 +6,7 @@ use tidespool_testkit::wait;
 use tokio::task::JoinHandle;
 
 use crate::mount::{KINDS, Kind, Mount, Neighbour};
-use crate::setup::{KIB, Live, MIN_FREE, SIZE, config, durable, healthy, short, start_with, stop};
+use crate::setup::{KIB, Live, MIN_FREE, SIZE, durable, healthy, short, start, stop};
 
 /// A caller that stores, and removes half of the messages, until a store is rejected.
 fn traffic(spool: &Arc<TieredSpool>, mut live: Live) -> JoinHandle<(Live, anyhow::Error)> {
@@ -36,9 +35,7 @@ fn traffic(spool: &Arc<TieredSpool>, mut live: Live) -> JoinHandle<(Live, anyhow
 /// once.
 async fn runs_full(kind: Kind, step: Option<u64>) {
     let Some(mount) = Mount::make(kind, SIZE) else { return };
-    // A removal waits for the disk when the crash log has no room for it, however busy the machine
-    // is.
-    let spool = start_with(config(mount.path()).store_deadline(Duration::from_secs(60))).await;
+    let spool = start(mount.path()).await;
     let mut neighbour = Neighbour::of(&mount);
     let mut live = Live::default();
     live.store_all(&spool, 40).await;
