@@ -54,6 +54,12 @@ impl Ballast {
         self.room.is_for(bytes)
     }
 
+    /// Returns true if the disk has space for a checkpoint that needs `bytes` bytes, or will have
+    /// it when the ballast for checkpoints is released.
+    pub(crate) fn is_room_to_checkpoint(&self, bytes: u64) -> bool {
+        self.is_room_for(bytes) || self.for_checkpoint.state.load(Ordering::Acquire) & PRESENT != 0
+    }
+
     /// Returns the free space of the disk that holds the ballast.
     pub(crate) fn room(&self) -> &DiskRoom {
         &self.room

@@ -244,7 +244,7 @@ impl Shared {
     }
 
     /// Number of entries in the index, and their size in bytes.
-    fn index_size(&self) -> (u64, u64) {
+    pub(crate) fn index_size(&self) -> (u64, u64) {
         let sizes = self.table.shards().map(|shard| (shard.index.len() as u64, shard.index.bytes()));
         sizes.fold((0, 0), |(entries, bytes), (more, size)| (entries + more, bytes + size))
     }

@@ -329,6 +329,15 @@ impl Facts for Executor {
         self.shared.segments.all().iter().any(is_settled)
     }
 
+    fn may_seal(&self) -> bool {
+        let shared = &self.shared;
+        // The last segment is the room of removals, which may be what frees space on a full disk.
+        shared.segments.pool().free() > 0 || {
+            let (records, _) = shared.index_size();
+            shared.ballast.is_room_to_checkpoint(shared.durable.bytes_to_change(records))
+        }
+    }
+
     fn is_dirty(&self) -> bool {
         self.receiver.is_dirty()
     }

@@ -114,6 +114,8 @@ pub(super) trait Facts {
     fn drains(&self) -> Drains;
     /// A segment is full and published: a checkpoint can free it.
     fn has_settled_segment(&self) -> bool;
+    /// Removals have room when the active segment is sealed, or will get it by a checkpoint.
+    fn may_seal(&self) -> bool;
     /// Something became dirty since the last drain.
     fn is_dirty(&self) -> bool;
     /// Much of the dirty limit was used when something became dirty.
@@ -323,7 +325,9 @@ impl Plan {
                 Stage::MakeRoom if !facts.appended().blocked || facts.is_syncing() => {
                     self.stage = Stage::Mark;
                 }
-                Stage::MakeRoom if facts.has_settled_segment() => self.stage = Stage::RequestCheckpoint,
+                Stage::MakeRoom if facts.has_settled_segment() || !facts.may_seal() => {
+                    self.stage = Stage::RequestCheckpoint;
+                }
                 // Only a sealed segment is checkpointed. The records of the active one may free
                 // others.
                 Stage::MakeRoom => return self.step(Step::Seal, Stage::SealedForRoom),
@@ -387,7 +391,7 @@ impl Plan {
     }
 
     /// Notes the last record of each flush whose versions are all appended. Returns true if the
-    /// segment is to be sealed: it was requested, and all flushes are in it.
+    /// segment is to be sealed: it was requested and is possible, and all flushes are in it.
     fn reach_flushes(&mut self, facts: &impl Facts) -> bool {
         let drains = facts.drains();
         self.flushes.postpone(drains);
@@ -396,7 +400,7 @@ impl Plan {
         }
         let (last, _) = facts.sequence();
         self.flushes.reach(drains, last);
-        std::mem::take(&mut self.seal)
+        std::mem::take(&mut self.seal) && facts.may_seal()
     }
 
     /// Writes a mark before a quiet time. A recovery can treat the last commit as durable only if

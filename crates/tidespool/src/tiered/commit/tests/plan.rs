@@ -78,6 +78,7 @@ struct World {
     durable: u64,
     has_room: bool,
     has_settled: bool,
+    may_seal: bool,
     appended: Appended,
     mark_at: Option<Instant>,
     completed: Vec<Entry>,
@@ -131,6 +132,7 @@ impl World {
             durable: 0,
             has_room: true,
             has_settled: false,
+            may_seal: true,
             appended: Appended::default(),
             mark_at: None,
             completed: Vec::new(),
@@ -336,6 +338,7 @@ impl World {
                 self.publish();
             }
             Step::Seal => {
+                assert!(self.may_seal, "removals have no room");
                 assert!(self.appended.blocked || self.flushes_are_appended(), "sealed too early");
                 (self.sealed, self.is_finished) = (self.sealed + 1, false);
             }
@@ -437,6 +440,9 @@ impl Facts for World {
     fn has_settled_segment(&self) -> bool {
         self.has_settled
     }
+    fn may_seal(&self) -> bool {
+        self.may_seal
+    }
     fn is_dirty(&self) -> bool {
         self.is_dirty
     }
@@ -536,6 +542,7 @@ enum Event {
     Outcome(Option<Failure>),
     Fill,
     Settle(bool),
+    MaySeal(bool),
     Wait(Duration),
     Starve,
     /// How much of the limit is used.
@@ -563,6 +570,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => failure.prop_map(Event::Outcome),
         1 => Just(Event::Fill),
         1 => any::<bool>().prop_map(Event::Settle),
+        1 => any::<bool>().prop_map(Event::MaySeal),
         3 => (0..90_u64).prop_map(|s| Event::Wait(Duration::from_secs(s))),
         1 => Just(Event::Starve),
         2 => any::<(bool, bool)>().prop_map(|(is_flush_urgent, is_over_limit)| Event::Pressure {
@@ -593,6 +601,7 @@ proptest! {
                 Event::EndSync => turn(&mut plan, &mut world, true),
                 Event::Outcome(failure) => world.failures.push_back(failure),
                 Event::Fill => world.has_room = false,
+                Event::MaySeal(may) => world.may_seal = may,
                 Event::Settle(settled) => world.has_settled = settled,
                 Event::Wait(time) => world.now += time,
                 Event::Starve => world.starved = true,
@@ -608,7 +617,7 @@ proptest! {
             }
         }
         world.failures.clear();
-        world.has_other_under_way = false;
+        (world.has_other_under_way, world.may_seal) = (false, true);
         world.flush(true);
         let sealed = world.sealed;
         // Each turn takes a few tickets, ends a sync, or completes flushes.
