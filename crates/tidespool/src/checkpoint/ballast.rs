@@ -57,7 +57,7 @@ impl Ballast {
     /// Returns true if the disk has space for a checkpoint that needs `bytes` bytes, or will have
     /// it when the ballast for checkpoints is released.
     pub(crate) fn is_room_to_checkpoint(&self, bytes: u64) -> bool {
-        self.is_room_for(bytes) || self.for_checkpoint.state.load(Ordering::Acquire) & PRESENT != 0
+        self.room.is_surely_for(bytes) || self.for_checkpoint.state.load(Ordering::Acquire) & PRESENT != 0
     }
 
     /// Returns the free space of the disk that holds the ballast.

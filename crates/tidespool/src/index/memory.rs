@@ -148,8 +148,8 @@ impl IndexEngine for MemoryEngine {
         0
     }
 
-    fn bytes_to_change(&self, _: u64) -> u64 {
-        0
+    fn bytes_to_change(&self, records: u64) -> u64 {
+        1 + records
     }
 }
 

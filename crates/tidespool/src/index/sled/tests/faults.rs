@@ -75,6 +75,27 @@ fn no_thread_is_started_when_too_many_are_stuck() {
     close(open_with(dir.path(), &engine).unwrap());
 }
 
+/// Released threads counted as stuck only after a minute. Until then, each retry opened another
+/// sled.
+#[test]
+fn the_threads_that_are_closing_are_bounded() {
+    let engine = SledEngine { change_timeout: LONG, ..sled_engine() };
+    let dirs: Vec<_> = (0..8).map(|_| dir()).collect();
+    let releases: Vec<_> = dirs
+        .iter()
+        .map(|dir| {
+            let store = open_with(dir.path(), &engine).unwrap();
+            hang(&store)
+        })
+        .collect();
+    let dir = dir();
+    let err = open_with(dir.path(), &engine).err().unwrap();
+    assert!(err.to_string().contains("must be restarted"), "{err}");
+    drop(releases);
+    assert_eq!(engine.closing.join_all(LONG), 0);
+    close(open_with(dir.path(), &engine).unwrap());
+}
+
 #[test]
 fn an_open_that_takes_too_long_times_out() {
     let dir = dir();

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use tidespool_core::SpoolId;
 
 use super::rig::{CommitterRig, LARGE, MIDDLE, SMALL};
+use crate::tiered::commit::queue::Outcome;
 
 /// A message was removed while its store waited for the commit. Both calls returned `Ok`, but the
 /// message was back at the next load and after each restart. Cause: while the committer built a
@@ -244,6 +245,59 @@ fn nothing_joins_a_batch_that_has_to_be_tried_again() {
             rig.check_loads();
         }
     }
+}
+
+/// A write error was reported (a log line, a look at the free space) before records that were
+/// durable by then were published. Their callers could give up meanwhile.
+#[test]
+fn durable_stores_are_acknowledged_before_a_failed_write_is_reported() {
+    let mut rig = CommitterRig::new();
+    rig.feed();
+    (0..4).for_each(|_| rig.wait(SpoolId::new(), MIDDLE));
+    rig.gather();
+    rig.commit();
+    assert!(rig.committer.executor.writer.is_syncing());
+    rig.end_syncs();
+    rig.wait(SpoolId::new(), SMALL);
+    rig.gather();
+    assert_eq!(rig.outcome(0), None, "durable, but not published");
+    rig.give_up_at_report(0);
+    rig.disk.is_full.store(true, Ordering::SeqCst);
+    rig.disk.fails_writes.store(true, Ordering::SeqCst);
+    rig.commit();
+    assert!(matches!(rig.outcome(0), Some(Outcome::Durable(_))), "{:?}", rig.outcome(0));
+    rig.drain();
+    rig.check_loads();
+}
+
+/// `cleanup` sealed the last segment on a full disk. No checkpoint had room, so that no segment
+/// became free, and no removal became durable, although one segment is kept for removals.
+#[test]
+fn the_last_segment_is_not_sealed_while_no_checkpoint_has_room() {
+    let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
+    rig.feed();
+    rig.wait(id, SMALL);
+    rig.gather();
+    rig.commit();
+    rig.starve();
+    for is_full in [true, false] {
+        rig.disk.is_full.store(is_full, Ordering::SeqCst);
+        let mut sealing = rig.shared.commit_queue.flush(true);
+        rig.gather();
+        rig.commit();
+        assert!(sealing.try_recv().is_ok());
+        assert_eq!(rig.committer.executor.writer.active_generation().is_some(), is_full);
+        if is_full {
+            rig.remove(id);
+            rig.flush();
+            rig.gather();
+            rig.commit();
+            assert_eq!(rig.durable(&id), None);
+            assert!(rig.all_flushes_are_done());
+        }
+    }
+    rig.drain();
+    rig.check_loads();
 }
 
 /// One step of a caller, the disk or the committer. Ids and stores are given by number.

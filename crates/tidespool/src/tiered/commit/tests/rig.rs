@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use rustix::io::Errno;
 use tempfile::TempDir;
 use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
@@ -46,13 +48,23 @@ pub(super) struct RigDisk {
     /// Fails only the first batch in a segment. The preparation of the segment succeeds.
     pub(super) fails_batches: Arc<AtomicBool>,
     pub(super) fails_syncs: Arc<AtomicBool>,
+    /// There is no free space, and writes that fail say so.
+    pub(super) is_full: Arc<AtomicBool>,
+    /// A caller that gives up when the free space is asked for.
+    pub(super) gives_up: Arc<Mutex<Option<Arc<CommitState>>>>,
 }
 
 #[derive(Debug)]
 struct RigFile(RigDisk, Arc<dyn StorageFile>);
 
-fn check(fails: &AtomicBool) -> io::Result<()> {
-    if fails.load(Ordering::SeqCst) { Err(io::Error::other("of this test")) } else { Ok(()) }
+impl RigDisk {
+    fn check(&self, fails: &AtomicBool) -> io::Result<()> {
+        match fails.load(Ordering::SeqCst) {
+            true if self.is_full.load(Ordering::SeqCst) => Err(Errno::NOSPC.into()),
+            true => Err(io::Error::other("of this test")),
+            false => Ok(()),
+        }
+    }
 }
 
 impl Storage for RigDisk {
@@ -77,7 +89,11 @@ impl Storage for RigDisk {
     }
 
     fn space(&self, path: &Path) -> io::Result<Space> {
-        OsStorage.space(path)
+        if let Some(state) = &*self.gives_up.lock() {
+            state.abandon();
+        }
+        let space = OsStorage.space(path)?;
+        Ok(if self.is_full.load(Ordering::SeqCst) { Space { free_bytes: 0, ..space } } else { space })
     }
 
     fn sync_dir(&self, _path: &Path) -> io::Result<()> {
@@ -95,9 +111,9 @@ impl StorageFile for RigFile {
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        check(&self.0.fails_writes)?;
+        self.0.check(&self.0.fails_writes)?;
         if bufs.first().is_some_and(|header| header.starts_with(b"TIDESEG1") && header[12] == 1) {
-            check(&self.0.fails_batches)?;
+            self.0.check(&self.0.fails_batches)?;
         }
         self.1.write_vectored_at(bufs, offset)
     }
@@ -107,7 +123,7 @@ impl StorageFile for RigFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        check(&self.0.fails_syncs)
+        self.0.check(&self.0.fails_syncs)
     }
 }
 
@@ -281,6 +297,16 @@ impl CommitterRig {
         }
     }
 
+    /// The caller of the `nth` waiting store gives up when the free space is asked for.
+    pub(super) fn give_up_at_report(&mut self, nth: usize) {
+        *self.disk.gives_up.lock() = Some(self.waiting[nth].state.clone());
+    }
+
+    /// The outcome of the `nth` waiting store.
+    pub(super) fn outcome(&self, nth: usize) -> Option<Outcome> {
+        self.waiting[nth].outcome
+    }
+
     pub(super) fn remove(&mut self, id: SpoolId) {
         take_out(&self.shared, id).unwrap();
         self.note(id, None, None);
@@ -404,7 +430,8 @@ impl CommitterRig {
 
     /// Runs turns until everything is durable, on a disk that works.
     pub(super) fn drain(&mut self) {
-        for fails in [&self.disk.fails_writes, &self.disk.fails_batches, &self.disk.fails_syncs] {
+        let disk = &self.disk;
+        for fails in [&disk.fails_writes, &disk.fails_batches, &disk.fails_syncs, &disk.is_full] {
             fails.store(false, Ordering::SeqCst);
         }
         for _ in 0..1_000 {
