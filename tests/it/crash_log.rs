@@ -261,6 +261,12 @@ async fn a_damaged_log_is_reported_and_not_used() {
     let at = bytes.windows(32).position(|window| window == &data[64..96]).expect("the payload");
     let file = fs::File::options().write(true).open(log_of(&tiered)).unwrap();
     file.write_all_at(&[bytes[at] ^ 1], at as u64).unwrap();
+    // If two readings differ, neither counts.
+    let disk = FaultyStorage::new();
+    disk.inject(Fault::on(Call::Read).file("crash-log").corrupt());
+    let error = TieredSpool::open_on(tiered.config.clone(), disk.storage()).await.expect_err("no log");
+    assert!(format!("{error:#}").contains("two reads of it differ"), "{error:#}");
+    wait_until_free(&tiered.path()).await;
     let spool = tiered.start().await;
     let report = spool.recovery();
     assert_eq!((report.replayed, report.damage.len()), (0, 1), "{report:?}");
@@ -395,6 +401,36 @@ async fn an_opening_that_cannot_read_the_log_fails_and_the_next_one_restores_it(
     assert!(spool.recovery().damage.is_empty() && spool.recovery().replayed > 0);
     before.assert_is(&spool).await;
     stop(spool).await;
+}
+
+/// One wrong byte of one reading made an opening report the log as damaged, or take it for a log of
+/// which nothing is needed, and give up all that it holds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_byte_in_one_reading_of_the_log_loses_nothing() {
+    let tiered = quiet(Durability::Process);
+    let spool = tiered.start().await;
+    let before = Before::of(&spool).await;
+    drop(spool);
+    wait_until_free(&tiered.path()).await;
+    let mut reading = 1;
+    loop {
+        let image = TempDir::new().unwrap();
+        let mut config = tiered.config.clone();
+        config.path = image.path().join("spool");
+        copy_dir(&tiered.path(), &config.path);
+        let disk = FaultyStorage::new();
+        disk.inject(Fault::on(Call::Read).file("crash-log").corrupt().nth(reading));
+        let spool = Arc::new(TieredSpool::open_on(config, disk.storage()).await.unwrap());
+        let report = spool.recovery();
+        assert!(report.damage.is_empty() && report.replayed > 0, "reading {reading}: {report:?}");
+        before.assert_is(&spool).await;
+        stop(spool).await;
+        if disk.strikes().is_empty() {
+            break;
+        }
+        reading += 1;
+    }
+    assert!(reading > 3, "the log was read in {reading} parts");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,7 +52,7 @@ async fn a_file_that_an_opening_could_not_sync_is_not_trusted_by_the_next() {
 /// finds everything. It treated a record as torn.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_opening_misreads_once_is_not_lost() {
-    for younger in [1, 2] {
+    for (younger, part) in [(1, 0), (2, 0), (1, 100), (2, 255)] {
         let broken = Broken::new(|config| config.checkpoint_after(HOUR));
         let spool = broken.start().await;
         let checkpointed = put(spool.as_ref(), LARGE, true).await;
@@ -67,7 +67,7 @@ async fn what_an_opening_misreads_once_is_not_lost() {
         loop {
             nth += 1;
             let before = broken.disk.strikes().len();
-            broken.disk.inject(Fault::on(Call::Read).nth(nth).corrupt());
+            broken.disk.inject(Fault::on(Call::Read).nth(nth).corrupt_after(part));
             let opened = TieredSpool::open_on(broken.tiered.config.clone(), broken.disk.storage()).await;
             broken.disk.heal();
             let is_struck = broken.disk.strikes().len() > before;

@@ -19,7 +19,7 @@ struct Args {
     #[arg(long, value_enum)]
     kind: Option<Kind>,
     /// Only this call: among all calls, for `short` and `torn` among the writes, for `misread`
-    /// among the reads.
+    /// and `misread-later` among the reads.
     #[arg(long, value_name = "N", requires = "kind", conflicts_with = "sample")]
     point: Option<u64>,
     /// Number of concurrent runs.

@@ -105,8 +105,8 @@ pub(super) enum Effect {
     Torn(usize, i32),
     /// The call waits for `heal` or `release`, or at most this long, and is then made.
     Wait(Option<Duration>),
-    /// The first byte of a write or read is changed.
-    Corrupt,
+    /// A byte of a write or read is changed: the one after so many 256ths of it.
+    Corrupt(u8),
 }
 
 impl Effect {
@@ -116,7 +116,7 @@ impl Effect {
             Self::Fail(_) | Self::Wait(_) => true,
             Self::Short(_) => matches!(call, Call::Write | Call::Read | Call::Space),
             Self::Torn(..) => call == Call::Write,
-            Self::Corrupt => matches!(call, Call::Write | Call::Read | Call::ReadInMemory),
+            Self::Corrupt(_) => matches!(call, Call::Write | Call::Read | Call::ReadInMemory),
         }
     }
 }
@@ -231,7 +231,13 @@ impl Fault {
     /// Changes the first byte of a write or read, without an error.
     #[must_use]
     pub fn corrupt(self) -> Self {
-        Self { effect: Effect::Corrupt, ..self }
+        self.corrupt_after(0)
+    }
+
+    /// Changes one byte of a write or read, without an error: the one after `part` 256ths of it.
+    #[must_use]
+    pub fn corrupt_after(self, part: u8) -> Self {
+        Self { effect: Effect::Corrupt(part), ..self }
     }
 
     /// Returns whether the fault matches such a call and may still affect it or a later one.

@@ -354,9 +354,9 @@ impl StorageFile for FaultyFile {
                 let len = buf.len().min(bytes.max(1));
                 self.file.read_at(&mut buf[..len], offset)
             }
-            Some(Effect::Corrupt) => {
+            Some(Effect::Corrupt(part)) => {
                 let read = self.file.read_at(buf, offset)?;
-                buf[..read].iter_mut().take(1).for_each(spoil);
+                spoil(buf[..read].iter_mut(), read, part);
                 Ok(read)
             }
             _ => self.file.read_at(buf, offset),
@@ -370,7 +370,11 @@ impl StorageFile for FaultyFile {
                 let len = buf.len().min(bytes.max(1));
                 self.file.read_at(&mut buf[..len], offset)
             }
-            Some(Effect::Corrupt) => spoil_first(bufs, |bufs| self.file.read_vectored_at(bufs, offset)),
+            Some(Effect::Corrupt(part)) => {
+                let read = self.file.read_vectored_at(bufs, offset)?;
+                spoil(bufs.iter_mut().flat_map(|buf| buf.iter_mut()), read, part);
+                Ok(read)
+            }
             _ => self.file.read_vectored_at(bufs, offset),
         }
     }
@@ -382,7 +386,11 @@ impl StorageFile for FaultyFile {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         match self.storage.enter(Call::ReadInMemory, &self.path())? {
-            Some(Effect::Corrupt) => spoil_first(bufs, |bufs| self.file.read_in_memory_at(bufs, offset)),
+            Some(Effect::Corrupt(part)) => {
+                let read = self.file.read_in_memory_at(bufs, offset)?;
+                spoil(bufs.iter_mut().flat_map(|buf| buf.iter_mut()), read, part);
+                Ok(read)
+            }
             _ => self.file.read_in_memory_at(bufs, offset),
         }
     }
@@ -394,9 +402,10 @@ impl StorageFile for FaultyFile {
                 self.write(&[IoSlice::new(&first(bufs, bytes))], offset)?;
                 Err(system_error(code))
             }
-            Some(Effect::Corrupt) => {
+            Some(Effect::Corrupt(part)) => {
                 let mut changed = first(bufs, usize::MAX);
-                changed.iter_mut().take(1).for_each(spoil);
+                let len = changed.len();
+                spoil(changed.iter_mut(), len, part);
                 self.write(&[IoSlice::new(&changed)], offset)
             }
             _ => self.write(bufs, offset),
@@ -438,20 +447,11 @@ impl StorageFile for FaultyFile {
     }
 }
 
-/// Flips a bit, as a bad cable would.
-fn spoil(byte: &mut u8) {
-    *byte ^= 0x10;
-}
-
-/// Changes the first byte that `read` returns.
-fn spoil_first(
-    bufs: &mut [IoSliceMut<'_>],
-    read: impl FnOnce(&mut [IoSliceMut<'_>]) -> io::Result<usize>,
-) -> io::Result<usize> {
-    let count = read(bufs)?;
-    let bytes = bufs.iter_mut().flat_map(|buf| buf.iter_mut());
-    bytes.take(count.min(1)).for_each(spoil);
-    Ok(count)
+/// Flips a bit, as a bad cable would, in the byte after `part` 256ths of the first `len` bytes.
+fn spoil<'a>(mut bytes: impl Iterator<Item = &'a mut u8>, len: usize, part: u8) {
+    if let Some(byte) = bytes.nth(len * usize::from(part) / 256).filter(|_| len > 0) {
+        *byte ^= 0x10;
+    }
 }
 
 fn first(bufs: &[IoSlice<'_>], bytes: usize) -> Vec<u8> {

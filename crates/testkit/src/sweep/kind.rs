@@ -30,8 +30,10 @@ pub enum Kind {
     Short,
     /// A write is short, and fails with EIO.
     Torn,
-    /// A read returns one wrong byte, without an error.
+    /// A read returns a wrong first byte, without an error.
     Misread,
+    /// A read returns one wrong byte after the first, without an error.
+    MisreadLater,
 }
 
 impl Kind {
@@ -52,7 +54,7 @@ impl Kind {
     pub fn only(self) -> Option<Call> {
         match self {
             Self::Short | Self::Torn => Some(Call::Write),
-            Self::Misread => Some(Call::Read),
+            Self::Misread | Self::MisreadLater => Some(Call::Read),
             _ => None,
         }
     }
@@ -72,7 +74,7 @@ impl Kind {
 
     /// Returns whether the affected call returns an error.
     pub(super) fn is_error(self) -> bool {
-        !matches!(self, Self::Short | Self::Misread)
+        !matches!(self, Self::Short | Self::Misread | Self::MisreadLater)
     }
 }
 
@@ -81,6 +83,8 @@ impl Point {
         let Self { number, kind } = self;
         // The end of the short write: in a header, at its end, or in a payload.
         let part = [7, 56, 300, 4096, 5000][usize::try_from(number % 5).unwrap_or(0)];
+        // The place of the wrong byte.
+        let later = [1, 37, 90, 128, 171, 230, 255][usize::try_from(number % 7).unwrap_or(0)];
         match kind {
             Kind::EioOnce => Fault::on_any().nth(number),
             Kind::EioThrice => Fault::on_any().nth(number).times(3),
@@ -93,6 +97,7 @@ impl Point {
             Kind::Short => Fault::on(Call::Write).short(part).nth(number),
             Kind::Torn => Fault::on(Call::Write).torn(part).nth(number),
             Kind::Misread => Fault::on(Call::Read).corrupt().nth(number),
+            Kind::MisreadLater => Fault::on(Call::Read).corrupt_after(later).nth(number),
         }
     }
 }

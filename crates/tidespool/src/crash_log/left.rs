@@ -22,10 +22,27 @@ pub(crate) struct LastRun {
 impl LastRun {
     /// Reads the log in the directory of a spool, if there is one. Retries once after an error.
     ///
+    /// A log that is not whole is read again: a disk may return wrong bytes once.
+    ///
     /// An error says nothing about the log: an opening must fail and leave it as it is.
     pub(crate) fn read(storage: &dyn Storage, dir: &Path, spool: [u8; 16]) -> io::Result<Self> {
-        let attempt = || Self::read_once(storage, dir, spool);
-        attempt().or_else(|_| attempt())
+        let attempt = || read_once(storage, dir, spool);
+        let Some((mut file_bytes, mut contents)) = attempt().or_else(|_| attempt())? else {
+            return Ok(Self::default());
+        };
+        if !contents.is_whole() {
+            let again = attempt()?.unwrap_or((0, LogContents::Foreign(Foreign::Unfinished)));
+            if !again.1.is_whole() && again.1 != contents {
+                return Err(io::Error::other("two reads of it differ: the disk or memory is faulty"));
+            }
+            (file_bytes, contents) = again;
+        }
+        let left = Self { file_bytes, ..Self::default() };
+        Ok(match contents {
+            LogContents::Whole(kept) => Self { kept, ..left },
+            LogContents::Torn(why) => Self { torn: Some(torn(&why)), ..left },
+            LogContents::Foreign(Foreign::OtherBoot | Foreign::OtherSpool | Foreign::Unfinished) => left,
+        })
     }
 
     /// Reads the log as [`read`](Self::read) does. A log that the disk can't read is torn.
@@ -37,19 +54,15 @@ impl LastRun {
             left => left,
         }
     }
+}
 
-    fn read_once(storage: &dyn Storage, dir: &Path, spool: [u8; 16]) -> io::Result<Self> {
-        let file = match storage.open(&dir.join(CRASH_LOG), OpenMode::Read) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            file => file?,
-        };
-        let left = Self { file_bytes: file.len()?, ..Self::default() };
-        Ok(match read(&*file, spool, storage.boot_id()?)? {
-            LogContents::Whole(kept) => Self { kept, ..left },
-            LogContents::Torn(why) => Self { torn: Some(torn(&why)), ..left },
-            LogContents::Foreign(Foreign::OtherBoot | Foreign::OtherSpool | Foreign::Unfinished) => left,
-        })
-    }
+/// Returns the size of the file in bytes and its contents, or `None` if there is no file.
+fn read_once(storage: &dyn Storage, dir: &Path, spool: [u8; 16]) -> io::Result<Option<(u64, LogContents)>> {
+    let file = match storage.open(&dir.join(CRASH_LOG), OpenMode::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    Ok(Some((file.len()?, read(&*file, spool, storage.boot_id()?)?)))
 }
 
 fn torn(why: &str) -> String {

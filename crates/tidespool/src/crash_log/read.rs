@@ -31,6 +31,12 @@ pub(crate) enum LogContents {
     Torn(String),
 }
 
+impl LogContents {
+    pub(super) fn is_whole(&self) -> bool {
+        matches!(self, Self::Whole(_))
+    }
+}
+
 /// Why a log is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Foreign {
