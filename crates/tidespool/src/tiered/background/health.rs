@@ -8,7 +8,7 @@ use crate::HealthSignal;
 use crate::health::{HealthGate, HealthSample, Latch, Transition};
 use crate::journal::RESERVED;
 use crate::pressure::Registration;
-use crate::tiered::shared::Shared;
+use crate::tiered::state::Shared;
 
 /// Runs the thread until the spool closes. It never waits for the disk.
 // Not inlined, as `keep`: `benches/cost` excludes both by name, because they run by the clock.

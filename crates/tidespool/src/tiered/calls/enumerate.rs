@@ -22,8 +22,7 @@ use super::lookup::{InMemory, LookupError, in_memory, index_failed, on_disk};
 use crate::checkpoint::place_of_record;
 use crate::index::{Key, KeyRange, Record};
 use crate::journal::{NewestRecord, RecordPlace};
-use crate::tiered::background::readers::NotRead;
-use crate::tiered::shared::Shared;
+use crate::tiered::state::{NotRead, Shared};
 
 /// Messages per step. No scan of the index is open while an entry waits to be received.
 const STEP: usize = 256;

@@ -8,7 +8,7 @@ use anyhow::Result;
 use tidespool_core::{Corrupt, NotFound, SpoolId};
 
 use super::lookup::{InMemory, LookupError, OnDisk, at_once, fill_cache, in_memory, on_disk};
-use crate::tiered::shared::Shared;
+use crate::tiered::state::Shared;
 
 pub(in crate::tiered) async fn load_shared(shared: &Arc<Shared>, id: SpoolId) -> Result<Arc<Box<[u8]>>> {
     shared.check_open()?;

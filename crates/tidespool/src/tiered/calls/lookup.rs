@@ -11,7 +11,7 @@ use crate::index::{IndexError, Key};
 use crate::journal::{NewestRecord, ReadError, RecordPlace};
 use crate::memory::Visible;
 use crate::stats::{Site, Tier};
-use crate::tiered::shared::Shared;
+use crate::tiered::state::Shared;
 
 /// The result of a lookup in memory.
 pub(in crate::tiered) enum InMemory {

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use crate::checkpoint::CheckpointSettings;
-use crate::tiered::lifecycle::open::keep_free;
-use crate::tiered::shared::Shared;
+use crate::tiered::state::{Shared, keep_free};
 use crate::{Config, ConfigError};
 
 /// Applies all settings in `next`, or on an error none.

@@ -9,7 +9,6 @@
 //! # Layout
 //!
 //! * [`plan`]: decides what to do next. Pure. [`flushes`]: the flush requests that wait. Pure.
-//! * [`queue`]: what callers send to the committer. [`state`]: how one of them gives up.
 //! * [`intake`]: the stores and tickets that are due. [`batch`]: those that are appended next.
 //! * [`in_flight`]: the records that are appended and not published.
 //! * [`syncer`]: the thread that syncs. [`completion`]: the results of syncs. [`publish`]: makes
@@ -22,8 +21,6 @@ mod in_flight;
 mod intake;
 mod plan;
 pub(super) mod publish;
-pub(super) mod queue;
-pub(super) mod state;
 mod syncer;
 #[cfg(test)]
 mod tests;
@@ -38,8 +35,7 @@ use plan::{Appended, Drain, Facts, Failure, PAUSES, Plan, Step};
 pub(super) use syncer::Syncer;
 use tidespool_core::SpoolId;
 
-use super::commit::queue::{CommitReceiver, CommitWork, Stop};
-use super::shared::Shared;
+use super::state::{CommitReceiver, CommitWork, Shared, Stop};
 use crate::journal::{JournalChange, PAGE, Segment, WriteError, Writer};
 use crate::stats::Site;
 use crate::storage::is_no_room;

@@ -6,11 +6,9 @@ use std::sync::Arc;
 use tidespool_core::SpoolId;
 
 use super::in_flight::Taken;
-use super::queue::{Arrival, Outcome};
 use crate::journal::{DurableState, NewestRecord};
 use crate::memory::Dirty;
-use crate::tiered::shared::Shared;
-use crate::tiered::table::Shard;
+use crate::tiered::state::{Arrival, Outcome, Shard, Shared};
 
 /// Publishes a durable record. A store that its caller has abandoned needs an abort instead.
 pub(super) fn publish(

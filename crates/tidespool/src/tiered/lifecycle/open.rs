@@ -28,14 +28,13 @@ use crate::storage::{DiskRoom, Storage, is_no_room_kind};
 use crate::tiered::background::balancer::keep;
 use crate::tiered::background::health::watch;
 use crate::tiered::background::probe::run_probe;
-use crate::tiered::background::readers::{Readers, run_reader};
 use crate::tiered::background::relief::SpoolRelief;
 use crate::tiered::calls::reconfigure::checkpoint_settings;
-use crate::tiered::commit::queue::{CommitQueue, CommitReceiver, commit_queue};
 use crate::tiered::commit::{Committer, Syncer};
-use crate::tiered::protection::Protection;
-use crate::tiered::shared::{CheckpointReports, PoolReports, Shared, SharedParts};
-use crate::tiered::table::Table;
+use crate::tiered::state::{
+    CheckpointReports, CommitQueue, CommitReceiver, PoolReports, Protection, Readers, Shared, SharedParts,
+    Table, commit_queue, keep_free, run_reader,
+};
 use crate::{Config, PressureMonitor, RecoveryReport};
 
 /// An open spool: its shared state, its threads, and the report of the opening.
@@ -203,6 +202,12 @@ pub(in crate::tiered) fn open(
     }
 }
 
+/// Returns the bytes that must be free for the spool to continue storing: a segment, and the free
+/// space at which the ballast is written again.
+fn enough(config: &Config) -> u64 {
+    config.segment_size.saturating_add(2 * config.ballast)
+}
+
 /// The longest wait to close the index after a failed opening.
 const TO_UNDO: Duration = Duration::from_secs(10);
 
@@ -327,20 +332,6 @@ fn segments(
         );
     }
     Arc::new(segments)
-}
-
-/// Returns the bytes that new segments leave free on disk. That is more than the health gate's
-/// minimum, so that the spool does not shut its own gate, plus room for ballast, manifest and
-/// index.
-pub(in crate::tiered) fn keep_free(config: &Config, storage: &dyn Storage) -> u64 {
-    let minimum = storage.space(&config.path).map_or(0, |space| space.minimum(&config.health));
-    minimum + minimum / 4 + config.ballast + (4 << 20)
-}
-
-/// Returns the bytes that must be free for the spool to continue storing: a segment, and the free
-/// space at which the ballast is written again.
-pub(in crate::tiered) fn enough(config: &Config) -> u64 {
-    config.segment_size.saturating_add(2 * config.ballast)
 }
 
 /// Reports the damage that recovery found, and the losses.

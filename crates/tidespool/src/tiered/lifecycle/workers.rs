@@ -14,8 +14,7 @@ use crate::directory::Directory;
 use crate::index::DiskIndex;
 use crate::pressure::Relief;
 use crate::tiered::commit::Committed;
-use crate::tiered::commit::queue::Stop;
-use crate::tiered::shared::Shared;
+use crate::tiered::state::{Shared, Stop};
 
 /// Maximum number of concurrent enumerations. A server needs one, at its start.
 const MAX_ENUMERATIONS: usize = 64;

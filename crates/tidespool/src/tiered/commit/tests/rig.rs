@@ -21,18 +21,15 @@ use crate::journal::{FreeSegment, Pool, PoolSettings, Segments, Writer};
 use crate::memory::{Dirty, Lane, Permit, Ticket};
 use crate::stats::Stats;
 use crate::storage::{DiskRoom, OpenMode, OsStorage, Space, Storage, StorageFile};
-use crate::tiered::background::readers::Readers;
 use crate::tiered::calls::lookup;
 use crate::tiered::calls::reconfigure::checkpoint_settings;
 use crate::tiered::calls::remove::take_out;
 use crate::tiered::commit::in_flight::Taken;
 use crate::tiered::commit::plan::Plan;
-use crate::tiered::commit::queue::{Arrival, Outcome, commit_queue};
-use crate::tiered::commit::state::CommitState;
 use crate::tiered::commit::{Committer, Syncer, syncer};
-use crate::tiered::protection::Protection;
-use crate::tiered::shared::{PoolReports, Shared, SharedParts};
-use crate::tiered::table::Table;
+use crate::tiered::state::{
+    Arrival, CommitState, Outcome, PoolReports, Protection, Readers, Shared, SharedParts, Table, commit_queue,
+};
 
 pub(super) const SMALL: usize = 100;
 /// The sync of four of these is handed over to the syncer.

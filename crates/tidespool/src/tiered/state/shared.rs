@@ -1,7 +1,7 @@
 //! Everything that the callers and the threads of one spool share.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -10,29 +10,27 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tidespool_core::{Closed, SpoolId};
 
-use super::background::balancer::MemoryBalancer;
-use super::background::probe::Probe;
-use super::background::readers::Readers;
-use super::background::relief::Advice;
-use super::calls::maintain::UpkeepRuns;
-use super::commit::queue::CommitQueue;
+use super::balancer::MemoryBalancer;
+use super::closing::Closing;
+use super::commit_queue::CommitQueue;
 use super::hot_settings::HotSettings;
-use super::lifecycle::closing::Closing;
+use super::probe::Probe;
 use super::protection::Protection;
+use super::readers::Readers;
+use super::runs::Runs;
 use super::table::Table;
+use super::upkeep::UpkeepRuns;
 use crate::Config;
 use crate::checkpoint::{
-    Ballast, CheckpointError, CheckpointEvents, CheckpointRequests, CheckpointSettings, ManifestError,
-    Presence, PresenceEvents, Rebuilding, VerificationRequests,
+    Ballast, CheckpointRequests, CheckpointSettings, Presence, Rebuilding, VerificationRequests,
 };
 use crate::health::HealthGate;
 use crate::index::DiskIndex;
-use crate::journal::{PoolEvents, Segments, needs_own_segment};
+use crate::journal::{Segments, needs_own_segment};
 use crate::memory::{Allowance, Budget, CleanCache, Held, Risks};
 use crate::pressure::{Level, Registration};
-use crate::rate_limit::RateLimit;
 use crate::stats::{Gauges, Site, Stats, StatsSnapshot};
-use crate::storage::{DiskRoom, Loss, Storage, is_no_room};
+use crate::storage::Storage;
 use crate::timer::Timer;
 
 /// The state of one open spool.
@@ -45,9 +43,10 @@ pub(crate) struct Shared {
     pub(crate) checkpoint_settings: Arc<ArcSwap<CheckpointSettings>>,
     /// Held while the settings change.
     pub(crate) reconfiguring: Mutex<()>,
-    pub(super) balancer: MemoryBalancer,
-    pub(super) advice: Advice,
-    pub(super) upkeep: UpkeepRuns,
+    pub(in crate::tiered) balancer: MemoryBalancer,
+    /// The runs of `advise_low_memory`, shared by its callers.
+    pub(in crate::tiered) advice: Runs<Result<isize, Closed>>,
+    pub(in crate::tiered) upkeep: UpkeepRuns,
     pub(crate) table: Arc<Table>,
     pub(crate) cache: CleanCache,
     pub(crate) budget: Arc<Budget>,
@@ -119,7 +118,7 @@ impl Shared {
             opened_as: parts.opened_as,
             hot_settings: HotSettings::of(&config),
             balancer: MemoryBalancer::new(config.memory_budget),
-            advice: Advice::default(),
+            advice: Runs::default(),
             upkeep: UpkeepRuns::default(),
             checkpoint_settings: parts.checkpoint_settings,
             reconfiguring: Mutex::new(()),
@@ -157,7 +156,7 @@ impl Shared {
 
     /// Converts `error` for the caller. If the spool is closed, the root cause becomes [`Closed`]:
     /// the error is most likely a consequence of the shutdown.
-    pub(super) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+    pub(in crate::tiered) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         match self.check_open() {
             Ok(()) => error,
             Err(_) if error.root_cause().is::<Closed>() => error,
@@ -298,166 +297,5 @@ impl Shared {
             shut_down: self.gate.is_closed(),
         };
         self.stats.snapshot(gauges)
-    }
-}
-
-/// Counts, logs and forwards the events of the checkpointer.
-pub(crate) struct CheckpointReports {
-    pub(crate) stats: Arc<Stats>,
-    pub(crate) commit_queue: Arc<CommitQueue>,
-    pub(crate) room: Arc<DiskRoom>,
-}
-
-impl CheckpointEvents for CheckpointReports {
-    fn checkpointed(&self, records: u64, segments: u64, took: Duration) {
-        self.stats.checkpoint(records, segments, took);
-    }
-
-    fn recycled(&self) {
-        self.stats.segment_recycled();
-    }
-
-    fn wants_seal(&self) {
-        // The result is not needed: the checkpointer is notified when the segment is settled.
-        drop(self.commit_queue.flush(true));
-    }
-
-    fn rewritten(&self, bytes: u64) {
-        self.stats.segment_rewritten(bytes);
-    }
-
-    fn failed(&self, error: &CheckpointError) {
-        let site = match error {
-            // A lost directory is logged when it is detected.
-            CheckpointError::Stopped | CheckpointError::Away(_) | CheckpointError::Rebuilding => return,
-            // Not a disk error: the health gate checks free space.
-            CheckpointError::NoRoom { .. } | CheckpointError::FileLimit { .. } => {
-                return tracing::warn!(%error, "a checkpoint is delayed");
-            }
-            CheckpointError::Engine(_) => Site::Sled,
-            CheckpointError::Manifest(_)
-            | CheckpointError::Liveness(_)
-            | CheckpointError::Rewrite(_)
-            | CheckpointError::Restore(_) => Site::Manifest,
-            CheckpointError::Segment(_) => Site::JournalRead,
-        };
-        match error {
-            CheckpointError::Manifest(ManifestError::Io { source, .. })
-            | CheckpointError::Rewrite(source)
-            | CheckpointError::Restore(source) => self.room.note(source),
-            error if error.is_full_disk() => self.room.note_no_room(),
-            _ => {}
-        }
-        self.stats.disk_error(site);
-        tracing::error!(%error, "a checkpoint or a verification failed: the checkpoint will be retried");
-    }
-
-    fn found_damage(&self, id: &SpoolId, what: &str) {
-        if self.stats.found_damage(id, what) {
-            tracing::error!(%id, what, "a message is damaged");
-        }
-    }
-
-    fn rebuilt(&self, _messages: u64, _took: Duration) {
-        self.stats.rebuilt_index();
-    }
-
-    fn found_loss(&self, messages: u64, what: &str) {
-        self.stats.corrupt();
-        self.stats.lost(messages);
-        tracing::error!(what, "found damage");
-    }
-}
-
-impl PresenceEvents for CheckpointReports {
-    fn lost_file(&self, path: &Path, loss: Loss) {
-        self.stats.lost_file();
-        tracing::error!(path = %path.display(), %loss, "a file of the spool is lost");
-    }
-
-    fn found_file(&self, path: &Path) {
-        let path = path.display();
-        tracing::info!(%path, "a lost file of the spool is whole again, or no longer needed");
-    }
-}
-
-/// Counts, logs and forwards the events of the segment pool.
-pub(crate) struct PoolReports {
-    commit_queue: Arc<CommitQueue>,
-    stats: Arc<Stats>,
-    room: Arc<DiskRoom>,
-    checkpoint_requests: Arc<CheckpointRequests>,
-    /// Limits the rate of the warning about a segment that could not be prepared.
-    unprepared: RateLimit,
-}
-
-impl PoolReports {
-    pub(super) fn new(
-        commit_queue: Arc<CommitQueue>,
-        stats: Arc<Stats>,
-        room: Arc<DiskRoom>,
-        checkpoint_requests: Arc<CheckpointRequests>,
-    ) -> Self {
-        Self { commit_queue, stats, room, checkpoint_requests, unprepared: RateLimit::default() }
-    }
-}
-
-impl PoolEvents for PoolReports {
-    fn segment_free(&self) {
-        self.commit_queue.segment_freed();
-    }
-
-    fn leaves_enough(&self, size: u64) -> bool {
-        self.room.leaves_enough(size)
-    }
-
-    fn prewrite_failed(&self, error: &io::Error) {
-        self.room.note(error);
-        // A full disk is not a disk error: the health gate checks free space and free segments.
-        if !is_no_room(error) {
-            self.stats.disk_error(Site::JournalWrite);
-        } else {
-            // The checkpointer frees the space of dead records now.
-            self.checkpoint_requests.kick();
-        }
-        if let Some(left_out) = self.unprepared.allow() {
-            tracing::warn!(%error, left_out, "a journal segment could not be prepared");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use rustix::io::Errno;
-
-    use super::super::commit::queue::commit_queue;
-    use super::*;
-    use crate::storage::{Space, TestCall, TestStorage};
-
-    /// Returns a storage that reports free space and fails to open any file with `EDQUOT`.
-    fn used_up() -> TestStorage {
-        let fail = |_: &Path, call| if call == TestCall::Open { Err(Errno::DQUOT.into()) } else { Ok(()) };
-        TestStorage::with(fail).show(Space { free_bytes: 1 << 40, total_bytes: 1 << 41, ..Space::default() })
-    }
-
-    /// The spool did not create a segment, to keep disk space free. It took that for a quota, and
-    /// shut the gate on a disk with more than the minimum of free space.
-    #[test]
-    fn space_that_the_spool_keeps_free_is_not_taken_for_a_quota() {
-        let dir = tempfile::tempdir().unwrap();
-        let reports = || CheckpointReports {
-            stats: Arc::default(),
-            commit_queue: commit_queue().0,
-            room: Arc::new(DiskRoom::new(Arc::new(used_up()), dir.path(), 1 << 20)),
-        };
-        let own = || io::Error::new(io::ErrorKind::StorageFull, "too little free space would remain");
-        let systems = || io::Error::from(Errno::DQUOT);
-        for (is_known, source) in [(false, own as fn() -> io::Error), (true, systems)] {
-            for error in [CheckpointError::Rewrite(source()), CheckpointError::Restore(source())] {
-                let reports = reports();
-                reports.failed(&error);
-                assert_eq!(reports.room.is_still_used_up(), is_known, "{error}");
-            }
-        }
     }
 }

@@ -9,7 +9,7 @@ use async_channel::{Receiver, Sender};
 use tidespool_core::Closed;
 use tokio::sync::oneshot;
 
-use crate::tiered::lifecycle::closing::Over;
+use super::closing::Over;
 
 /// Maximum number of queued reads. More callers wait for a place in the queue.
 const QUEUE: usize = 1024;
