@@ -70,7 +70,7 @@ fn sample(shared: &Shared, probe: Option<bool>) -> HealthSample {
         checkpoint_stall: shared.checkpoint_requests.stalled_for(),
         journal_errors: errors.journal_writes,
         sled_errors: errors.checkpoint,
-        sled_is_out: !shared.durable.is_whole(),
+        sled_is_out: !shared.disk_index.is_whole(),
         read_errors: errors.reads,
         // A single error may be the loss of many messages.
         damage: errors.corrupt.saturating_add(errors.lost),

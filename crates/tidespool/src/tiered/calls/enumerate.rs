@@ -307,7 +307,7 @@ impl Enumeration {
 /// Reads the first records in `range`, at most [`STEP`].
 fn scan_step(shared: &Shared, range: &KeyRange) -> Result<Vec<(Key, Record)>, String> {
     let mut records = Vec::with_capacity(STEP);
-    let scanned = shared.durable.scan(std::slice::from_ref(range), &mut |key, record| {
+    let scanned = shared.disk_index.scan(std::slice::from_ref(range), &mut |key, record| {
         records.push((key, record));
         records.len() < STEP
     });

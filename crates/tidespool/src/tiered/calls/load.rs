@@ -57,6 +57,6 @@ async fn read(shared: &Arc<Shared>, id: SpoolId) -> Result<Result<Option<OnDisk>
             return Ok(read);
         }
         // At the deadline, the loop reads once more and returns that result.
-        let _ = shared.timer.bound(until, pin!(shared.durable.whole())).await;
+        let _ = shared.timer.bound(until, pin!(shared.disk_index.whole())).await;
     }
 }

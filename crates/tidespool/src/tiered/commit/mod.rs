@@ -330,7 +330,7 @@ impl Facts for Executor {
         // The last segment is the room of removals, which may be what frees space on a full disk.
         shared.segments.pool().free() > 0 || {
             let (records, _) = shared.index_size();
-            shared.ballast.is_room_to_checkpoint(shared.durable.bytes_to_change(records))
+            shared.ballast.is_room_to_checkpoint(shared.disk_index.bytes_to_change(records))
         }
     }
 

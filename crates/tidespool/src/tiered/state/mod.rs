@@ -36,8 +36,8 @@ pub(super) use commit_queue::{
 pub(super) use commit_state::CommitState;
 pub(super) use free_space::keep_free;
 pub(super) use protection::Protection;
-pub(super) use readers::{NotRead, Readers, run_reader};
-pub(super) use reports::{CheckpointReports, PoolReports};
+pub(super) use readers::NotRead;
+pub(super) use reports::Reports;
 pub(super) use shared::{Shared, SharedParts};
 pub(super) use table::{Shard, Table};
 pub(super) use upkeep::UpkeepFailure;

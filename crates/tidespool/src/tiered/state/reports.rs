@@ -1,4 +1,4 @@
-//! Forwards what the checkpointer and the segment pool report to statistics, log and commit queue.
+//! Forwards events to statistics, log and commit queue.
 
 use std::io;
 use std::path::Path;
@@ -16,14 +16,33 @@ use crate::rate_limit::RateLimit;
 use crate::stats::{Site, Stats};
 use crate::storage::{DiskRoom, Loss, is_no_room};
 
-/// Counts, logs and forwards the events of the checkpointer.
-pub(crate) struct CheckpointReports {
-    pub(crate) stats: Arc<Stats>,
-    pub(crate) commit_queue: Arc<CommitQueue>,
-    pub(crate) room: Arc<DiskRoom>,
+/// Counts, logs and forwards the events of the checkpointer and of the segment pool.
+pub(in crate::tiered) struct Reports {
+    pub(in crate::tiered) stats: Arc<Stats>,
+    pub(in crate::tiered) commit_queue: Arc<CommitQueue>,
+    pub(super) checkpoint_requests: Arc<CheckpointRequests>,
+    room: Arc<DiskRoom>,
+    /// Limits the rate of the warning about a segment that could not be prepared.
+    unprepared: RateLimit,
 }
 
-impl CheckpointEvents for CheckpointReports {
+impl Reports {
+    pub(in crate::tiered) fn new(
+        commit_queue: Arc<CommitQueue>,
+        checkpoint_requests: Arc<CheckpointRequests>,
+        room: Arc<DiskRoom>,
+    ) -> Self {
+        Self {
+            stats: Arc::default(),
+            commit_queue,
+            checkpoint_requests,
+            room,
+            unprepared: RateLimit::default(),
+        }
+    }
+}
+
+impl CheckpointEvents for Reports {
     fn checkpointed(&self, records: u64, segments: u64, took: Duration) {
         self.stats.checkpoint(records, segments, took);
     }
@@ -84,7 +103,7 @@ impl CheckpointEvents for CheckpointReports {
     }
 }
 
-impl PresenceEvents for CheckpointReports {
+impl PresenceEvents for Reports {
     fn lost_file(&self, path: &Path, loss: Loss) {
         self.stats.lost_file();
         tracing::error!(path = %path.display(), %loss, "a file of the spool is lost");
@@ -96,28 +115,7 @@ impl PresenceEvents for CheckpointReports {
     }
 }
 
-/// Counts, logs and forwards the events of the segment pool.
-pub(crate) struct PoolReports {
-    commit_queue: Arc<CommitQueue>,
-    stats: Arc<Stats>,
-    room: Arc<DiskRoom>,
-    checkpoint_requests: Arc<CheckpointRequests>,
-    /// Limits the rate of the warning about a segment that could not be prepared.
-    unprepared: RateLimit,
-}
-
-impl PoolReports {
-    pub(in crate::tiered) fn new(
-        commit_queue: Arc<CommitQueue>,
-        stats: Arc<Stats>,
-        room: Arc<DiskRoom>,
-        checkpoint_requests: Arc<CheckpointRequests>,
-    ) -> Self {
-        Self { commit_queue, stats, room, checkpoint_requests, unprepared: RateLimit::default() }
-    }
-}
-
-impl PoolEvents for PoolReports {
+impl PoolEvents for Reports {
     fn segment_free(&self) {
         self.commit_queue.segment_freed();
     }
@@ -160,16 +158,12 @@ mod tests {
     #[test]
     fn space_that_the_spool_keeps_free_is_not_taken_for_a_quota() {
         let dir = tempfile::tempdir().unwrap();
-        let reports = || CheckpointReports {
-            stats: Arc::default(),
-            commit_queue: commit_queue().0,
-            room: Arc::new(DiskRoom::new(Arc::new(used_up()), dir.path(), 1 << 20)),
-        };
+        let room = || Arc::new(DiskRoom::new(Arc::new(used_up()), dir.path(), 1 << 20));
         let own = || io::Error::new(io::ErrorKind::StorageFull, "too little free space would remain");
         let systems = || io::Error::from(Errno::DQUOT);
         for (is_known, source) in [(false, own as fn() -> io::Error), (true, systems)] {
             for error in [CheckpointError::Rewrite(source()), CheckpointError::Restore(source())] {
-                let reports = reports();
+                let reports = Reports::new(commit_queue().0, Arc::default(), room());
                 reports.failed(&error);
                 assert_eq!(reports.room.is_still_used_up(), is_known, "{error}");
             }

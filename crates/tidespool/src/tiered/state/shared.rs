@@ -17,6 +17,7 @@ use super::hot_settings::HotSettings;
 use super::probe::Probe;
 use super::protection::Protection;
 use super::readers::Readers;
+use super::reports::Reports;
 use super::runs::Runs;
 use super::table::Table;
 use super::upkeep::UpkeepRuns;
@@ -54,7 +55,7 @@ pub(crate) struct Shared {
     /// Enforces the callers' deadlines.
     pub(crate) timer: Timer,
     pub(crate) segments: Arc<Segments>,
-    pub(crate) durable: Arc<DiskIndex>,
+    pub(crate) disk_index: Arc<DiskIndex>,
     pub(crate) checkpoint_requests: Arc<CheckpointRequests>,
     pub(crate) rebuilding: Arc<Rebuilding>,
     pub(crate) verification: Arc<VerificationRequests>,
@@ -87,23 +88,17 @@ pub(crate) struct SharedParts {
     pub(crate) config: Config,
     pub(crate) opened_as: PathBuf,
     pub(crate) storage: Arc<dyn Storage>,
-    pub(crate) table: Arc<Table>,
-    pub(crate) commit_queue: Arc<CommitQueue>,
+    pub(in crate::tiered) reports: Arc<Reports>,
     pub(crate) segments: Arc<Segments>,
-    pub(crate) durable: Arc<DiskIndex>,
-    pub(crate) checkpoint_requests: Arc<CheckpointRequests>,
-    pub(crate) rebuilding: Arc<Rebuilding>,
+    pub(crate) disk_index: Arc<DiskIndex>,
     pub(crate) ballast: Arc<Ballast>,
     pub(crate) presence: Arc<Presence>,
     pub(crate) protection: Arc<Protection>,
-    pub(crate) stats: Arc<Stats>,
-    pub(crate) readers: Readers,
     /// Size in bytes of the crash log that will be used.
     pub(crate) crash_log_size: u64,
     /// The number of the first record that this run writes.
     pub(crate) first_seq: u64,
     pub(crate) worker_dead: Arc<AtomicBool>,
-    pub(crate) checkpoint_settings: Arc<ArcSwap<CheckpointSettings>>,
 }
 
 impl Shared {
@@ -112,6 +107,7 @@ impl Shared {
         let allowance = Allowance::new(config.memory_budget);
         let held = Held { crash_log_size: parts.crash_log_size, ..Held::default() };
         let shares = allowance.shares(config.effective_dirty_limit(), held);
+        let checkpoint_settings = CheckpointSettings { checkpoint_after: config.checkpoint_after };
         Self {
             cache: CleanCache::new(shares.cache),
             budget: Arc::new(Budget::new(shares.dirty_limit)),
@@ -120,24 +116,24 @@ impl Shared {
             balancer: MemoryBalancer::new(config.memory_budget),
             advice: Runs::default(),
             upkeep: UpkeepRuns::default(),
-            checkpoint_settings: parts.checkpoint_settings,
+            checkpoint_settings: Arc::new(ArcSwap::from_pointee(checkpoint_settings)),
             reconfiguring: Mutex::new(()),
-            table: parts.table,
-            commit_queue: parts.commit_queue,
+            table: Arc::new(Table::new()),
+            commit_queue: parts.reports.commit_queue.clone(),
             timer: Timer::default(),
             segments: parts.segments,
-            durable: parts.durable,
-            checkpoint_requests: parts.checkpoint_requests,
-            rebuilding: parts.rebuilding,
+            disk_index: parts.disk_index,
+            checkpoint_requests: parts.reports.checkpoint_requests.clone(),
+            rebuilding: Arc::default(),
             verification: Arc::default(),
             ballast: parts.ballast,
             presence: parts.presence,
             protection: parts.protection,
-            stats: parts.stats,
+            stats: parts.reports.stats.clone(),
             gate: HealthGate::default(),
             probe: Probe::default(),
             storage: parts.storage,
-            readers: parts.readers,
+            readers: Readers::new(parts.worker_dead.clone()),
             monitor: OnceLock::new(),
             closing: Closing::new(),
             worker_dead: parts.worker_dead,
@@ -235,7 +231,7 @@ impl Shared {
         let (crash_log, crash_log_size) = self.protection.bytes();
         Held {
             index: self.index_size().1,
-            sled: self.durable.memory_bytes(),
+            sled: self.disk_index.memory_bytes(),
             journal: self.segments.buffer_bytes(),
             crash_log,
             crash_log_size,
@@ -274,7 +270,7 @@ impl Shared {
             cache_capacity: self.cache.capacity(),
             index_entries,
             index_bytes,
-            sled_bytes: self.durable.memory_bytes(),
+            sled_bytes: self.disk_index.memory_bytes(),
             journal_buffer_bytes: self.segments.buffer_bytes(),
             memory_budget: self.config.load().memory_budget,
             memory_allowed: self.balancer.allowed(),
@@ -284,7 +280,7 @@ impl Shared {
             pressure_source: pressure.map(|now| now.source),
             pressure_level: *self.pressure_level.lock(),
             memory_stall_ratio: pressure.and_then(|now| now.stall_ratio),
-            sled_disk_bytes: self.durable.size_on_disk(),
+            sled_disk_bytes: self.disk_index.size_on_disk(),
             index_rebuild_indexed: rebuilding.map(|(done, _)| done),
             index_rebuild_messages: rebuilding.map(|(_, total)| total),
             journal_bytes: all.iter().map(|segment| segment.size).sum::<u64>()
