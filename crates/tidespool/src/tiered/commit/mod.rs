@@ -9,6 +9,7 @@
 //! # Layout
 //!
 //! * [`plan`]: decides what to do next. Pure. [`flushes`]: the flush requests that wait. Pure.
+//! * `state/commit_queue.rs`: what callers send.
 //! * [`intake`]: the stores and tickets that are due. [`batch`]: those that are appended next.
 //! * [`in_flight`]: the records that are appended and not published.
 //! * [`syncer`]: the thread that syncs. [`completion`]: the results of syncs. [`publish`]: makes
@@ -20,7 +21,7 @@ mod flushes;
 mod in_flight;
 mod intake;
 mod plan;
-pub(super) mod publish;
+mod publish;
 mod syncer;
 #[cfg(test)]
 mod tests;
