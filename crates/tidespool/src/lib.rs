@@ -98,7 +98,7 @@
 //!    [`memory/pending.rs`](../src/tidespool/memory/pending.rs.html), and at
 //!    [`Durability::Process`] also to the [crash log](../src/tidespool/crash_log/mod.rs.html). A
 //!    synced message goes to the commit queue,
-//!    [`tiered/commit/queue.rs`](../src/tidespool/tiered/commit/queue.rs.html).
+//!    [`tiered/state/commit_queue.rs`](../src/tidespool/tiered/state/commit_queue.rs.html).
 //! 2. [`tiered/commit/mod.rs`](../src/tidespool/tiered/commit/mod.rs.html): the committer thread
 //!    takes everything that waits, and passes it to
 //!    [`journal/writer.rs`](../src/tidespool/journal/writer.rs.html): one write, one `fdatasync`.

@@ -6,20 +6,14 @@
 //!   `compact`), `reconfigure`.
 //! * `commit` – group commit: one write and one sync for many callers.
 //! * `lifecycle` – opening, threads, shutdown.
-//! * `background` – memory balancer, relief of memory pressure, health, disk probe, readers.
-//! * `shared` – the state that the callers and threads of one spool share.
-//! * `table` – the pending version and the index entry of each id, in shards.
-//! * `hot_settings` – settings that each store reads.
-//! * `protection` – the crash log of a running spool.
+//! * `background` – memory balancer, relief of memory pressure, health, disk probe.
+//! * `state` – the state that the callers and threads of one spool share. All others work on it.
 
 mod background;
 mod calls;
 mod commit;
-mod hot_settings;
 mod lifecycle;
-mod protection;
-mod shared;
-mod table;
+mod state;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,8 +25,10 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tidespool_core::{Spool, SpoolEntry, SpoolId};
 
+use background::relief;
 use calls::{enumerate, load, maintain, reconfigure, remove, store};
 use lifecycle::{open, threads, workers};
+use state::Shared;
 
 use crate::damage::Damage;
 use crate::storage::{OsStorage, Storage};
@@ -44,7 +40,7 @@ use crate::{Config, ConfigError, PressureMonitor, StatsSnapshot, watch};
 /// Share it as `Arc<TieredSpool>` or `Arc<dyn Spool>`. End it with [`Spool::shutdown`]. Dropping it
 /// without a shutdown has the effect of a crash: at most the dirty messages are lost.
 pub struct TieredSpool {
-    shared: Arc<shared::Shared>,
+    shared: Arc<Shared>,
     workers: Arc<workers::Workers>,
     report: RecoveryReport,
 }
@@ -305,7 +301,7 @@ impl Spool for TieredSpool {
 
     async fn advise_low_memory(&self) -> Result<isize> {
         self.shared.check_open()?;
-        Ok(self.shared.advice.follow(&self.shared).await?)
+        Ok(relief::advise_low_memory(&self.shared).await?)
     }
 
     async fn compact(&self) -> Result<()> {

@@ -2,140 +2,17 @@
 //! allowed memory among them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
-
 use crate::Config;
-use crate::mailbox::Mailbox;
-use crate::memory::{Allowance, Evicted, MemoryBound, resident, trim};
-use crate::tiered::shared::Shared;
+use crate::memory::{Evicted, resident, trim};
+use crate::tiered::state::{BalancedShares, MemoryBalancer, Shared};
 
 /// The interval between two turns.
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Minimum growth or evicted bytes before free memory is returned to the system again.
 const WORTH_A_TRIM: u64 = 8 << 20;
-
-/// The requests to the balancer thread. Their number is bounded by the waiting callers.
-#[derive(Debug)]
-pub(in crate::tiered) struct MemoryBalancer {
-    state: Mailbox<BalancerState>,
-    /// The bytes that the last turn divided among the parts.
-    allowed: AtomicU64,
-}
-
-#[derive(Debug)]
-struct BalancerState {
-    allowance: Allowance,
-    bound: MemoryBound,
-    requests: Vec<BalancerRequest>,
-    kicked: bool,
-    /// The next turn sets the cache to exactly its share, because no later change would bring it
-    /// nearer.
-    is_exact: bool,
-    closed: bool,
-}
-
-#[derive(Debug)]
-struct BalancerRequest {
-    /// Drop all clean copies. If false, only adjust each part to its share.
-    clear: bool,
-    done: oneshot::Sender<BalancedShares>,
-}
-
-/// Accounted memory before and after a turn, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::tiered) struct BalancedShares {
-    pub(in crate::tiered) before: u64,
-    pub(in crate::tiered) after: u64,
-}
-
-impl MemoryBalancer {
-    /// `budget`: bytes.
-    pub(in crate::tiered) fn new(budget: u64) -> Self {
-        let state = BalancerState {
-            allowance: Allowance::new(budget),
-            bound: MemoryBound::default(),
-            requests: Vec::new(),
-            kicked: false,
-            is_exact: false,
-            closed: false,
-        };
-        Self { state: Mailbox::new(state), allowed: AtomicU64::new(budget) }
-    }
-
-    /// Drops all clean copies, and returns free memory to the system. The receiver fails if the
-    /// spool closes first.
-    pub(in crate::tiered) fn clear(&self) -> oneshot::Receiver<BalancedShares> {
-        self.ask(true)
-    }
-
-    /// Adjusts each part to its share now, and returns free memory to the system. The receiver
-    /// fails if the spool closes first.
-    pub(in crate::tiered) fn settle(&self) -> oneshot::Receiver<BalancedShares> {
-        self.ask(false)
-    }
-
-    fn ask(&self, clear: bool) -> oneshot::Receiver<BalancedShares> {
-        let (done, receiver) = oneshot::channel();
-        self.state.post(|state| {
-            // After the end, `done` is dropped here, which closes the receiver.
-            if !state.closed {
-                state.requests.push(BalancerRequest { clear, done });
-            }
-        });
-        receiver
-    }
-
-    /// Reduces the allowed memory under pressure: `excess` of the `accounted` bytes must be freed,
-    /// and stay free until [`release`](Self::release).
-    pub(in crate::tiered) fn press(&self, accounted: u64, excess: u64) {
-        self.state.lock().allowance.press(accounted, excess);
-    }
-
-    /// Allows a little more memory after pressure. Returns false when all of the budget is allowed.
-    pub(in crate::tiered) fn release(&self) -> bool {
-        self.state.post(|state| {
-            let more = state.allowance.release();
-            state.is_exact |= !more;
-            state.kicked = true;
-            more
-        })
-    }
-
-    /// Applies a change of the setting. `budget`: bytes.
-    pub(in crate::tiered) fn set_budget(&self, budget: u64) {
-        self.state.post(|state| {
-            state.allowance.set_budget(budget);
-            (state.is_exact, state.kicked) = (true, true);
-        });
-    }
-
-    /// Returns the bytes that the spool may take now.
-    pub(in crate::tiered) fn allowed(&self) -> u64 {
-        self.allowed.load(Ordering::Relaxed)
-    }
-
-    /// Ends the thread, and drops all requests.
-    pub(in crate::tiered) fn close(&self) {
-        self.state.post(|state| {
-            state.closed = true;
-            state.requests.clear();
-        });
-    }
-
-    /// Waits for the next turn, and takes the requests. `None`: the spool closes.
-    fn wait(&self) -> Option<Vec<BalancerRequest>> {
-        self.state.wait_for(Instant::now() + INTERVAL, |state| {
-            state.closed || state.kicked || !state.requests.is_empty()
-        });
-        let mut state = self.state.lock();
-        state.kicked = false;
-        (!state.closed).then(|| std::mem::take(&mut state.requests))
-    }
-}
 
 /// Runs the thread until the spool closes.
 // Not inlined, as `watch`: `benches/cost` excludes both by name, because they run by the clock.
@@ -145,7 +22,7 @@ pub(in crate::tiered) fn keep(shared: &Arc<Shared>) {
     let mut heap = Heap::default();
     // Before the first turn: a limit of the system may be far below the budget.
     balance(shared);
-    while let Some(requests) = shared.balancer.wait() {
+    while let Some(requests) = shared.balancer.wait(Instant::now() + INTERVAL) {
         shared.cache.upkeep();
         // Only requests need the sums.
         let accounted = || if requests.is_empty() { 0 } else { shared.accounted_bytes() };
@@ -209,13 +86,7 @@ impl Heap {
 /// Adjusts each part to its share. Returns what was evicted from the cache.
 fn balance(shared: &Shared) -> Evicted {
     let config = shared.config.load();
-    let most = at_most(shared, &config);
-    let (allowance, is_exact) = {
-        let mut state = shared.balancer.state.lock();
-        let most = state.bound.follow(Instant::now(), most, config.memory_budget);
-        (state.allowance.within(most), std::mem::take(&mut state.is_exact))
-    };
-    shared.balancer.allowed.store(allowance.bytes(), Ordering::Relaxed);
+    let (allowance, is_exact) = shared.balancer.divide(at_most(shared, &config), config.memory_budget);
     let shares = allowance.shares(config.effective_dirty_limit(), shared.held());
     if shared.budget.limit() != shares.dirty_limit {
         shared.budget.set_limit(shares.dirty_limit);
@@ -243,6 +114,8 @@ fn at_most(shared: &Shared, config: &Config) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::*;
 
     #[test]

@@ -8,7 +8,7 @@ use crate::HealthSignal;
 use crate::health::{HealthGate, HealthSample, Latch, Transition};
 use crate::journal::RESERVED;
 use crate::pressure::Registration;
-use crate::tiered::shared::Shared;
+use crate::tiered::state::Shared;
 
 /// Runs the thread until the spool closes. It never waits for the disk.
 // Not inlined, as `keep`: `benches/cost` excludes both by name, because they run by the clock.
@@ -70,7 +70,7 @@ fn sample(shared: &Shared, probe: Option<bool>) -> HealthSample {
         checkpoint_stall: shared.checkpoint_requests.stalled_for(),
         journal_errors: errors.journal_writes,
         sled_errors: errors.checkpoint,
-        sled_is_out: !shared.durable.is_whole(),
+        sled_is_out: !shared.disk_index.is_whole(),
         read_errors: errors.reads,
         // A single error may be the loss of many messages.
         damage: errors.corrupt.saturating_add(errors.lost),

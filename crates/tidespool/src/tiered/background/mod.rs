@@ -4,10 +4,8 @@
 //! * `relief` – frees memory for the pressure monitor and for `advise_low_memory`.
 //! * `health` – samples health, and admits waiting stores when they become due.
 //! * `probe` – checks free space and missing files, and tests the disk.
-//! * `readers` – read from disk, so that the callers' threads do not block.
 
 pub(super) mod balancer;
 pub(super) mod health;
 pub(super) mod probe;
-pub(super) mod readers;
 pub(super) mod relief;

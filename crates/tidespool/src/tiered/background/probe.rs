@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::Config;
-use crate::mailbox::Mailbox;
 use crate::storage::{OpenMode, Storage, at, read_exact_at, write_all_at};
-use crate::tiered::shared::Shared;
+use crate::tiered::state::Shared;
 
 /// Bounds of the interval between two checks of free space and files. In between it is
 /// `health.sample_interval`.
@@ -19,81 +18,6 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Interval between two attempts to create a crash log.
 const RENEW_INTERVAL: Duration = Duration::from_secs(5);
-
-/// The results of the probe thread, and the state of a requested test of the disk.
-#[derive(Debug, Default)]
-pub(crate) struct Probe(Mailbox<Answers>);
-
-#[derive(Debug, Default)]
-struct Answers {
-    low_space: bool,
-    state: ProbeState,
-    closed: bool,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum ProbeState {
-    #[default]
-    Idle,
-    Wanted,
-    Running,
-    Ended(bool),
-}
-
-impl Probe {
-    pub(in crate::tiered) fn has_low_space(&self) -> bool {
-        self.0.lock().low_space
-    }
-
-    /// Requests a test of the disk, unless one is requested or running. Returns the result of a
-    /// test that has ended, once.
-    pub(in crate::tiered) fn ask(&self) -> Option<bool> {
-        self.0.post(|Answers { state, .. }| match *state {
-            ProbeState::Idle => {
-                *state = ProbeState::Wanted;
-                None
-            }
-            ProbeState::Ended(ok) => {
-                *state = ProbeState::Idle;
-                Some(ok)
-            }
-            ProbeState::Wanted | ProbeState::Running => None,
-        })
-    }
-
-    /// Cancels the request. The result of a running test is dropped.
-    pub(in crate::tiered) fn forget(&self) {
-        self.0.lock().state = ProbeState::Idle;
-    }
-
-    /// Ends the thread.
-    pub(in crate::tiered) fn close(&self) {
-        self.0.post(|answers| answers.closed = true);
-    }
-
-    /// Waits for a request, at most until `until`. Returns false if the spool closes.
-    fn wait(&self, until: Instant) -> bool {
-        self.0.wait_for(until, |answers| answers.closed || answers.state == ProbeState::Wanted);
-        !self.0.lock().closed
-    }
-
-    fn begin(&self) -> bool {
-        let state = &mut self.0.lock().state;
-        let is_wanted = *state == ProbeState::Wanted;
-        if is_wanted {
-            *state = ProbeState::Running;
-        }
-        is_wanted
-    }
-
-    fn end(&self, ok: bool) {
-        let state = &mut self.0.lock().state;
-        // Otherwise the test was cancelled, and perhaps requested again.
-        if *state == ProbeState::Running {
-            *state = ProbeState::Ended(ok);
-        }
-    }
-}
 
 /// Runs the thread until the spool closes.
 pub(in crate::tiered) fn run_probe(shared: &Arc<Shared>) {
@@ -127,7 +51,7 @@ fn look_at_space(shared: &Shared, config: &Config) {
             // A quota that `statvfs` does not show: detected by a failed write, until a test write
             // succeeds.
             let is_used_up = health.checks_space() && shared.ballast.room().is_still_used_up();
-            shared.probe.0.lock().low_space = is_used_up || space.is_short(health);
+            shared.probe.note_low_space(is_used_up || space.is_short(health));
             shared.segments.pool().note_space(&space);
         }
         // Keep the last values.
@@ -217,25 +141,5 @@ mod tests {
         });
         let dir = tempfile::tempdir().unwrap();
         test_disk(&cleaned, dir.path()).unwrap();
-    }
-
-    #[test]
-    fn each_result_is_returned_once_and_never_for_an_earlier_request() {
-        let probe = Probe::default();
-        assert!(!probe.begin(), "no test is requested");
-        assert_eq!(probe.ask(), None);
-        assert!(probe.begin());
-        assert!(!probe.begin(), "a test is running");
-        assert_eq!(probe.ask(), None);
-        probe.end(true);
-        assert_eq!((probe.ask(), probe.ask()), (Some(true), None));
-        assert!(probe.begin());
-        probe.forget();
-        assert_eq!(probe.ask(), None);
-        probe.end(true);
-        assert_eq!(probe.ask(), None, "that was the result of the cancelled request");
-        assert!(probe.begin());
-        probe.end(false);
-        assert_eq!(probe.ask(), Some(false));
     }
 }

@@ -11,8 +11,7 @@ use tidespool_core::Closed;
 use tokio::sync::oneshot::Receiver;
 
 use crate::pressure::{Level, Relief};
-use crate::tiered::calls::runs::Runs;
-use crate::tiered::shared::Shared;
+use crate::tiered::state::Shared;
 
 /// The longest wait for the balancer or for a flush. Meanwhile the monitor can't check memory or
 /// other spools.
@@ -89,18 +88,11 @@ impl Wake for Unpark {
     }
 }
 
-/// The runs of `advise_low_memory`, shared by its callers.
-#[derive(Debug, Default)]
-pub(in crate::tiered) struct Advice(Runs<Result<isize, Closed>>);
-
-impl Advice {
-    /// Makes everything durable that is dirty at the call, and drops the clean copies. Returns by
-    /// how many bytes the accounted memory fell. If the disk does not finish within
-    /// `store_deadline`, the other dirty messages stay in memory. The clean copies are dropped all
-    /// the same.
-    pub(in crate::tiered) async fn follow(&self, shared: &Arc<Shared>) -> Result<isize, Closed> {
-        self.0.share(|| run(shared.clone())).await
-    }
+/// Makes everything durable that is dirty at the call, and drops the clean copies. Returns by how
+/// many bytes the accounted memory fell. If the disk does not finish within `store_deadline`, the
+/// other dirty messages stay in memory. The clean copies are dropped all the same.
+pub(in crate::tiered) async fn advise_low_memory(shared: &Arc<Shared>) -> Result<isize, Closed> {
+    shared.advice.share(|| run(shared.clone())).await
 }
 
 async fn run(shared: Arc<Shared>) -> Result<isize, Closed> {

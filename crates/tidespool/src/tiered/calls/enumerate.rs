@@ -22,8 +22,7 @@ use super::lookup::{InMemory, LookupError, in_memory, index_failed, on_disk};
 use crate::checkpoint::place_of_record;
 use crate::index::{Key, KeyRange, Record};
 use crate::journal::{NewestRecord, RecordPlace};
-use crate::tiered::background::readers::NotRead;
-use crate::tiered::shared::Shared;
+use crate::tiered::state::{NotRead, Shared};
 
 /// Messages per step. No scan of the index is open while an entry waits to be received.
 const STEP: usize = 256;
@@ -308,7 +307,7 @@ impl Enumeration {
 /// Reads the first records in `range`, at most [`STEP`].
 fn scan_step(shared: &Shared, range: &KeyRange) -> Result<Vec<(Key, Record)>, String> {
     let mut records = Vec::with_capacity(STEP);
-    let scanned = shared.durable.scan(std::slice::from_ref(range), &mut |key, record| {
+    let scanned = shared.disk_index.scan(std::slice::from_ref(range), &mut |key, record| {
         records.push((key, record));
         records.len() < STEP
     });

@@ -8,7 +8,7 @@ use anyhow::Result;
 use tidespool_core::{Corrupt, NotFound, SpoolId};
 
 use super::lookup::{InMemory, LookupError, OnDisk, at_once, fill_cache, in_memory, on_disk};
-use crate::tiered::shared::Shared;
+use crate::tiered::state::Shared;
 
 pub(in crate::tiered) async fn load_shared(shared: &Arc<Shared>, id: SpoolId) -> Result<Arc<Box<[u8]>>> {
     shared.check_open()?;
@@ -57,6 +57,6 @@ async fn read(shared: &Arc<Shared>, id: SpoolId) -> Result<Result<Option<OnDisk>
             return Ok(read);
         }
         // At the deadline, the loop reads once more and returns that result.
-        let _ = shared.timer.bound(until, pin!(shared.durable.whole())).await;
+        let _ = shared.timer.bound(until, pin!(shared.disk_index.whole())).await;
     }
 }

@@ -11,7 +11,7 @@ use crate::index::{IndexError, Key};
 use crate::journal::{NewestRecord, ReadError, RecordPlace};
 use crate::memory::Visible;
 use crate::stats::{Site, Tier};
-use crate::tiered::shared::Shared;
+use crate::tiered::state::Shared;
 
 /// The result of a lookup in memory.
 pub(in crate::tiered) enum InMemory {
@@ -153,7 +153,7 @@ fn not_there(shared: &Shared, id: &SpoolId, place: RecordPlace, named_by: NamedB
         // Therefore the index is wrong, and the message may be intact.
         NamedBy::Index(number) if !shared.segments.is_missing(place.generation) => {
             let error = io::Error::other(format!("the index is wrong about message {id}: {what}"));
-            shared.durable.distrust(number, &error.to_string());
+            shared.disk_index.distrust(number, &error.to_string());
             shared.disk_error(Site::Sled, &error);
             shared.checkpoint_requests.kick();
             LookupError::Rebuilding(error)
@@ -167,7 +167,7 @@ fn not_there(shared: &Shared, id: &SpoolId, place: RecordPlace, named_by: NamedB
 
 /// Returns the place of a message by the index on disk, and the number of that index.
 fn place_on_disk(shared: &Shared, id: &SpoolId) -> Result<Option<(RecordPlace, u64)>, LookupError> {
-    match shared.durable.find(&Key::of(id)) {
+    match shared.disk_index.find(&Key::of(id)) {
         Ok(found) => Ok(found.map(|(record, index)| (place_of_record(&record), index))),
         Err(error) => {
             index_failed(shared, &error);
@@ -237,7 +237,7 @@ mod tests {
         spool.advise_low_memory().await.unwrap();
         let wrong = Record { seq: 1, generation: 999, offset: 4096, len: 900 };
         let put = IndexOp { key: Key::of(&id), change: IndexChange::Put(wrong) };
-        spool.shared.durable.apply(&mut std::iter::once(put), &mut |_, _| ()).unwrap();
+        spool.shared.disk_index.apply(&mut std::iter::once(put), &mut |_, _| ()).unwrap();
         assert_eq!(*spool.load(id).await.unwrap(), **data);
         // `load` may return before the rebuild is counted. `shutdown` does not.
         spool.shutdown().await.unwrap();

@@ -10,17 +10,9 @@ use anyhow::Result;
 use tidespool_core::{Closed, Corrupt};
 use tokio::sync::oneshot;
 
-use super::runs::Runs;
 use crate::checkpoint::{CheckpointError, CheckpointTask, VerificationReport};
 use crate::journal::Role;
-use crate::tiered::shared::Shared;
-
-/// The runs that callers share. If all callers of a run are gone, it ends before its next step.
-#[derive(Debug, Default)]
-pub(in crate::tiered) struct UpkeepRuns {
-    cleanups: Runs<Result<(), UpkeepFailure>>,
-    compactions: Runs<Result<VerificationReport, UpkeepFailure>>,
-}
+use crate::tiered::state::{Shared, UpkeepFailure};
 
 /// Checkpoints old records, recycles segments, deletes what is no longer needed.
 pub(in crate::tiered) async fn cleanup(shared: &Arc<Shared>) -> Result<()> {
@@ -96,18 +88,6 @@ fn has_old_records(shared: &Shared) -> bool {
         let active = segment.role == Role::Journal && segment.settled_at().is_none();
         active && segment.used_since.elapsed() >= checkpoint_after
     })
-}
-
-/// Why a run failed. All its callers get a copy.
-#[derive(Debug, Clone)]
-enum UpkeepFailure {
-    /// The spool was shut down during the run.
-    Closed,
-    /// The disk did not write the dirty messages in time.
-    Late,
-    /// The thread that got the request has died, although the spool is open.
-    Died,
-    CheckpointFailed(Arc<CheckpointError>),
 }
 
 impl UpkeepFailure {

@@ -1,7 +1,7 @@
 //! The calls of the spool, one file per call, and their common code.
 //!
 //! * `store`, `load`, `remove`, `enumerate` – the calls on messages.
-//! * `maintain` – `cleanup` and `compact`. `runs` – one run of a task that several callers share.
+//! * `maintain` – `cleanup` and `compact`.
 //! * `reconfigure` – changes the settings of a running spool.
 //! * `lookup` – finds the newest version of a message, from the top tier down.
 
@@ -11,5 +11,4 @@ pub(super) mod lookup;
 pub(super) mod maintain;
 pub(super) mod reconfigure;
 pub(super) mod remove;
-pub(super) mod runs;
 pub(super) mod store;

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use crate::checkpoint::CheckpointSettings;
-use crate::tiered::lifecycle::open::keep_free;
-use crate::tiered::shared::Shared;
+use crate::tiered::state::{Shared, keep_free};
 use crate::{Config, ConfigError};
 
 /// Applies all settings in `next`, or on an error none.
@@ -33,7 +32,8 @@ pub(in crate::tiered) fn reconfigure(shared: &Shared, mut next: Config) -> Resul
     // These components keep copies of settings. The health thread refreshes its own copy before its
     // next sample. All others read `shared.config` on each use.
     shared.hot_settings.set(&next);
-    shared.checkpoint_settings.store(Arc::new(checkpoint_settings(&next)));
+    let checkpoint_settings = CheckpointSettings { checkpoint_after: next.checkpoint_after };
+    shared.checkpoint_settings.store(Arc::new(checkpoint_settings));
     shared.segments.pool().set_bounds(next.journal_capacity, keep_free);
     shared.checkpoint_requests.kick();
     // The flush makes the committer set its timers by the new settings. The result is not needed.
@@ -41,9 +41,4 @@ pub(in crate::tiered) fn reconfigure(shared: &Shared, mut next: Config) -> Resul
     shared.balancer.set_budget(next.memory_budget);
     tracing::info!("the settings were changed");
     Ok(())
-}
-
-/// Extracts the settings of the checkpointer thread.
-pub(in crate::tiered) fn checkpoint_settings(config: &Config) -> CheckpointSettings {
-    CheckpointSettings { checkpoint_after: config.checkpoint_after }
 }

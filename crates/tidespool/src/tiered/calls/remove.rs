@@ -10,7 +10,7 @@ use tidespool_core::{Closed, SpoolBackpressureTimeout, SpoolCallerDeadlineExceed
 
 use crate::Durability;
 use crate::memory::{Dirty, Ticket};
-use crate::tiered::shared::Shared;
+use crate::tiered::state::Shared;
 
 /// The remaining work for a removal that took effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,9 +17,7 @@ use crate::crash_log::Written;
 use crate::journal::payload_crc;
 use crate::memory::{Dirty, Lane, Permit, Ticket};
 use crate::stats::Refusal;
-use crate::tiered::commit::queue::{Arrival, CommitQueue, Outcome};
-use crate::tiered::commit::state::CommitState;
-use crate::tiered::shared::Shared;
+use crate::tiered::state::{Arrival, CommitQueue, CommitState, Outcome, Shared};
 use crate::timer::{Timer, WithDeadline};
 use crate::{BacklogRefusal, Durability, HealthSignal};
 
@@ -376,7 +374,7 @@ mod tests {
     use std::sync::LazyLock;
 
     use super::*;
-    use crate::tiered::commit::queue::commit_queue;
+    use crate::tiered::state::commit_queue;
 
     const HOUR: Duration = Duration::from_secs(3600);
 

@@ -7,11 +7,11 @@ use super::in_flight::Taken;
 use super::intake::TicketDecision;
 use super::plan::{Appended, is_late};
 use super::publish::check_abort;
-use super::queue::{Arrival, Outcome};
 use crate::journal::{self, JournalChange, JournalRoom, PAGE, payload_crc};
 use crate::memory::{Dirty, Ticket};
 use crate::stats::Site;
 use crate::storage::is_no_room;
+use crate::tiered::state::{Arrival, Outcome};
 
 /// Approximate limit of flushed data in a batch, in bytes.
 const BATCH_BYTES: u64 = 8 << 20;

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use tidespool_core::SpoolId;
 
 use super::intake::KEPT;
-use super::queue::Arrival;
 use crate::journal::{DurableState, Segment, Synced};
 use crate::memory::{Dirty, Ticket};
+use crate::tiered::state::Arrival;
 
 /// A record that was appended, with the data to publish it when it is durable.
 #[derive(Debug)]

@@ -10,9 +10,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::flushes::Drains;
-use super::queue::{Arrival, CommitReceiver};
 use crate::memory::{Dirty, Pending, Ticket};
-use crate::tiered::table::Table;
+use crate::tiered::state::{Arrival, CommitReceiver, Table};
 
 /// Minimum capacity that a queue keeps when it shrinks: an ordinary batch needs it again at once.
 pub(super) const KEPT: usize = 4_096;

@@ -9,7 +9,7 @@
 //! # Layout
 //!
 //! * [`plan`]: decides what to do next. Pure. [`flushes`]: the flush requests that wait. Pure.
-//! * [`queue`]: what callers send to the committer. [`state`]: how one of them gives up.
+//! * `state/commit_queue.rs`: what callers send.
 //! * [`intake`]: the stores and tickets that are due. [`batch`]: those that are appended next.
 //! * [`in_flight`]: the records that are appended and not published.
 //! * [`syncer`]: the thread that syncs. [`completion`]: the results of syncs. [`publish`]: makes
@@ -21,9 +21,7 @@ mod flushes;
 mod in_flight;
 mod intake;
 mod plan;
-pub(super) mod publish;
-pub(super) mod queue;
-pub(super) mod state;
+mod publish;
 mod syncer;
 #[cfg(test)]
 mod tests;
@@ -38,8 +36,7 @@ use plan::{Appended, Drain, Facts, Failure, PAUSES, Plan, Step};
 pub(super) use syncer::Syncer;
 use tidespool_core::SpoolId;
 
-use super::commit::queue::{CommitReceiver, CommitWork, Stop};
-use super::shared::Shared;
+use super::state::{CommitReceiver, CommitWork, Shared, Stop};
 use crate::journal::{JournalChange, PAGE, Segment, WriteError, Writer};
 use crate::stats::Site;
 use crate::storage::is_no_room;
@@ -334,7 +331,7 @@ impl Facts for Executor {
         // The last segment is the room of removals, which may be what frees space on a full disk.
         shared.segments.pool().free() > 0 || {
             let (records, _) = shared.index_size();
-            shared.ballast.is_room_to_checkpoint(shared.durable.bytes_to_change(records))
+            shared.ballast.is_room_to_checkpoint(shared.disk_index.bytes_to_change(records))
         }
     }
 

@@ -6,11 +6,9 @@ use std::sync::Arc;
 use tidespool_core::SpoolId;
 
 use super::in_flight::Taken;
-use super::queue::{Arrival, Outcome};
 use crate::journal::{DurableState, NewestRecord};
 use crate::memory::Dirty;
-use crate::tiered::shared::Shared;
-use crate::tiered::table::Shard;
+use crate::tiered::state::{Arrival, Outcome, Shard, Shared};
 
 /// Publishes a durable record. A store that its caller has abandoned needs an abort instead.
 pub(super) fn publish(
@@ -47,13 +45,7 @@ pub(super) fn check_abort(shared: &Shared, arrival: &Arrival) {
 }
 
 /// Publishes a flushed version that is durable.
-pub(in crate::tiered) fn publish_ticketed(
-    shared: &Shared,
-    id: SpoolId,
-    version: u64,
-    dirty: &Arc<Dirty>,
-    newest: NewestRecord,
-) {
+fn publish_ticketed(shared: &Shared, id: SpoolId, version: u64, dirty: &Arc<Dirty>, newest: NewestRecord) {
     let mut shard = shared.table.lock(&id);
     let is_newest = settle(shared, &mut shard, id, version, newest);
     match &dirty.data {
@@ -67,7 +59,7 @@ pub(in crate::tiered) fn publish_ticketed(
 
 /// Publishes a synced store that is durable. Loads see the message from now on. The caller gets its
 /// outcome afterwards.
-pub(in crate::tiered) fn publish_arrival(shared: &Shared, arrival: &Arrival, newest: NewestRecord) {
+fn publish_arrival(shared: &Shared, arrival: &Arrival, newest: NewestRecord) {
     let mut shard = shared.table.lock(&arrival.id);
     // The caller inserts the clean copy into the cache, to save time on the committer thread.
     if shard.may_have_copy(&arrival.id) {

@@ -3,7 +3,7 @@
 use crate::journal::{SyncEnd, SyncJob};
 use crate::mailbox::Mailbox;
 use crate::stats::Site;
-use crate::tiered::shared::Shared;
+use crate::tiered::state::Shared;
 
 /// The queue to the syncer thread. It holds at most one job, because a sync covers everything that
 /// was written before it begins.

@@ -3,11 +3,9 @@
 //! * `open` – recovery and start. `replay` – restores the changes in the crash log of a process
 //!   that died.
 //! * `threads` – starts every thread. `workers` – the running threads, and `shutdown`.
-//! * `closing` – the signal that the spool closes, for tasks and threads.
 //! * `home`, `in_place` – detect that the directory, or files in it, are deleted or moved while the
 //!   spool runs.
 
-pub(super) mod closing;
 pub(super) mod home;
 pub(super) mod in_place;
 pub(super) mod open;

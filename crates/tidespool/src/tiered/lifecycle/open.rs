@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
-use arc_swap::ArcSwap;
 
 use super::home::SpoolHome;
 use super::in_place::InPlace;
@@ -14,9 +13,9 @@ use super::replay::{CrashLogReplay, explain, explain_replay};
 use super::threads::{Starter, names};
 use super::workers::{Running, Workers};
 use crate::checkpoint::{
-    Ballast, CheckpointInbox, CheckpointRequests, Checkpointer, DeadSegments, LiveIndex as _, ManifestFile,
-    OpenedCheckpoint, OpeningError, Places, Presence, Rebuilding, ReclaimPolicy, Retry, Verifier, Watched,
-    checkpoint_requests, open_checkpoint,
+    Ballast, CheckpointInbox, Checkpointer, DeadSegments, LiveIndex as _, ManifestFile, OpenedCheckpoint,
+    OpeningError, Places, Presence, ReclaimPolicy, Retry, Verifier, Watched, checkpoint_requests,
+    open_checkpoint,
 };
 use crate::damage::Damage;
 use crate::directory::Directory;
@@ -28,14 +27,11 @@ use crate::storage::{DiskRoom, Storage, is_no_room_kind};
 use crate::tiered::background::balancer::keep;
 use crate::tiered::background::health::watch;
 use crate::tiered::background::probe::run_probe;
-use crate::tiered::background::readers::{Readers, run_reader};
 use crate::tiered::background::relief::SpoolRelief;
-use crate::tiered::calls::reconfigure::checkpoint_settings;
-use crate::tiered::commit::queue::{CommitQueue, CommitReceiver, commit_queue};
 use crate::tiered::commit::{Committer, Syncer};
-use crate::tiered::protection::Protection;
-use crate::tiered::shared::{CheckpointReports, PoolReports, Shared, SharedParts};
-use crate::tiered::table::Table;
+use crate::tiered::state::{
+    CommitReceiver, Protection, Reports, Shared, SharedParts, commit_queue, keep_free,
+};
 use crate::{Config, PressureMonitor, RecoveryReport};
 
 /// An open spool: its shared state, its threads, and the report of the opening.
@@ -67,20 +63,10 @@ pub(in crate::tiered) fn open(
     let held = Arc::<Directory>::downgrade(&directory);
     let engine = || index::engine(config.sled_cache(), storage.clone(), held.clone());
     let recover = || {
-        let durable = DiskIndex::new(&places.index(), engine());
-        recover(&config, &places, durable, &ballast, &room, directory.fresh)
+        let disk_index = DiskIndex::new(&places.index(), engine());
+        recover(&config, &places, disk_index, &ballast, &room, directory.fresh)
     };
-    let OpenedFiles {
-        opened,
-        stats,
-        commit_queue,
-        receiver,
-        segments,
-        checkpoint_requests,
-        inbox,
-        manifest_file,
-        mut report,
-    } = match recover() {
+    let mut files = match recover() {
         // The spool must open on a full disk, so that it can be emptied.
         Err(error) if is_full_disk(&error) => {
             tracing::warn!(
@@ -101,52 +87,61 @@ pub(in crate::tiered) fn open(
     };
     directory.finish_creation()?;
     let (spool, dir) = (directory.spool, &*directory.path);
-    let protection = Arc::new(Protection::new(storage.clone(), dir, spool, commit_queue.clone()));
+    let protection =
+        Arc::new(Protection::new(storage.clone(), dir, spool, files.reports.commit_queue.clone()));
     let mut replay = explain_replay(CrashLogReplay::begin(&protection, &config), dir)?;
     let changes = replay.changes();
-    report.replayed = changes;
-    stats.replayed(changes);
+    files.report.replayed = changes;
+    files.reports.stats.replayed(changes);
     if let Some(torn) = replay.torn() {
-        note_torn(&protection, torn, &mut report, &stats);
+        note_torn(&protection, torn, &mut files.report, &files.reports.stats);
     }
     ballast.restore();
 
-    let table = Arc::new(Table::new());
-    for (id, newest) in &opened.recovered.replayed.newest {
-        table.lock(id).index.learn(*id, *newest);
-    }
-    table.will_checkpoint(opened.manifest.high);
-    let (readers, queue) = Readers::new(dead.clone());
-    let next_seq = opened.recovered.replayed.next_seq;
-    let (durable, manifest, liveness) = (Arc::new(opened.durable), opened.manifest, opened.liveness);
-    let rebuilding = Arc::new(Rebuilding::default());
-    let settings = Arc::new(ArcSwap::from_pointee(checkpoint_settings(&config)));
-    let reports =
-        Arc::new(CheckpointReports { stats: stats.clone(), commit_queue: commit_queue.clone(), room });
+    let OpenedCheckpoint { durable, manifest, liveness, recovered, .. } = files.opened;
+    let (disk_index, first_seq) = (Arc::new(durable), recovered.replayed.next_seq);
     let home = SpoolHome::new(storage.clone(), &directory)
         .with_context(|| format!("opening the format file of {}", directory.path.display()))?;
     let presence = Arc::new(Presence::new(Watched {
         storage: storage.clone(),
         home: Box::new(home),
-        segments: segments.clone(),
-        manifest_file: manifest_file.clone(),
+        segments: files.segments.clone(),
+        manifest_file: files.manifest_file.clone(),
         ballast: ballast.clone(),
-        durable: durable.clone(),
-        events: reports.clone(),
+        durable: disk_index.clone(),
+        events: files.reports.clone(),
     }));
+    let shared = Arc::new(Shared::new(SharedParts {
+        config,
+        opened_as,
+        storage,
+        reports: files.reports.clone(),
+        segments: files.segments,
+        disk_index,
+        ballast,
+        presence,
+        protection,
+        crash_log_size: replay.log_size(),
+        first_seq,
+        worker_dead: dead,
+    }));
+    for (id, newest) in &recovered.replayed.newest {
+        shared.table.lock(id).index.learn(*id, *newest);
+    }
+    shared.table.will_checkpoint(manifest.high);
     let checkpointer = Checkpointer {
-        segments: segments.clone(),
-        durable: durable.clone(),
-        source: table.clone(),
-        inbox,
-        events: reports,
-        presence: presence.clone(),
-        manifest_file,
+        segments: shared.segments.clone(),
+        durable: shared.disk_index.clone(),
+        source: shared.table.clone(),
+        inbox: files.inbox,
+        events: files.reports.clone(),
+        presence: shared.presence.clone(),
+        manifest_file: files.manifest_file,
         manifest,
         liveness,
-        rebuilding: rebuilding.clone(),
-        ballast: ballast.clone(),
-        settings: settings.clone(),
+        rebuilding: shared.rebuilding.clone(),
+        ballast: shared.ballast.clone(),
+        settings: shared.checkpoint_settings.clone(),
         retry: Retry::default(),
         dead: DeadSegments::default(),
         reclaim: ReclaimPolicy::default(),
@@ -154,48 +149,27 @@ pub(in crate::tiered) fn open(
         cut_up_to: 0,
         is_manifest_in_doubt: false,
     };
-    let parts = SharedParts {
-        config,
-        opened_as,
-        storage,
-        table,
-        commit_queue,
-        segments: segments.clone(),
-        durable,
-        checkpoint_requests,
-        rebuilding,
-        ballast,
-        presence,
-        protection,
-        stats,
-        readers,
-        crash_log_size: replay.log_size(),
-        first_seq: next_seq,
-        worker_dead: dead.clone(),
-        checkpoint_settings: settings,
-    };
-    let shared = Arc::new(Shared::new(parts));
     let verifier = Verifier {
-        segments: segments.clone(),
-        durable: shared.durable.clone(),
+        segments: shared.segments.clone(),
+        durable: shared.disk_index.clone(),
         source: shared.table.clone(),
         checkpoint_requests: shared.checkpoint_requests.clone(),
-        events: checkpointer.events.clone(),
+        events: files.reports,
         verification: shared.verification.clone(),
     };
-    let writer = Writer::new(segments, next_seq);
+    let writer = Writer::new(shared.segments.clone(), first_seq);
     let dir = directory.path.clone();
     let started = explain_replay(replay.adopt(&shared), &dir)
         .and_then(|()| register(&shared, monitor))
         .and_then(|relief| {
-            start(&shared, (checkpointer, verifier), (writer, receiver), &queue, directory, starter, relief)
+            start(&shared, (checkpointer, verifier), (writer, files.receiver), directory, starter, relief)
         })
         .and_then(|workers| explain_replay(replay.settle(&shared, changes), &dir).map(|()| workers));
     match started {
-        Ok(workers) => Ok(OpenSpool { shared, workers, report }),
+        Ok(workers) => Ok(OpenSpool { shared, workers, report: files.report }),
         Err(error) => {
             Workers::abandon(&shared);
-            if let Err(error) = shared.durable.close(Instant::now() + TO_UNDO) {
+            if let Err(error) = shared.disk_index.close(Instant::now() + TO_UNDO) {
                 tracing::warn!(%error, "an opening that failed could not close everything");
             }
             Err(error)
@@ -205,6 +179,12 @@ pub(in crate::tiered) fn open(
 
 /// The longest wait to close the index after a failed opening.
 const TO_UNDO: Duration = Duration::from_secs(10);
+
+/// Returns the bytes that must be free for the spool to continue storing: a segment, and the free
+/// space at which the ballast is written again.
+fn enough(config: &Config) -> u64 {
+    config.segment_size.saturating_add(2 * config.ballast)
+}
 
 /// Returns the names of all threads that an opening needs: see [`Starter::reserve`].
 fn thread_names(config: &Config) -> Vec<String> {
@@ -219,11 +199,9 @@ fn thread_names(config: &Config) -> Vec<String> {
 /// The contents of the directory after recovery.
 struct OpenedFiles {
     opened: OpenedCheckpoint,
-    stats: Arc<Stats>,
-    commit_queue: Arc<CommitQueue>,
-    receiver: CommitReceiver,
+    reports: Arc<Reports>,
     segments: Arc<Segments>,
-    checkpoint_requests: Arc<CheckpointRequests>,
+    receiver: CommitReceiver,
     inbox: CheckpointInbox,
     manifest_file: Arc<ManifestFile>,
     report: RecoveryReport,
@@ -233,7 +211,7 @@ struct OpenedFiles {
 fn recover(
     config: &Config,
     places: &Places,
-    durable: DiskIndex,
+    disk_index: DiskIndex,
     ballast: &Ballast,
     room: &Arc<DiskRoom>,
     fresh: bool,
@@ -243,31 +221,19 @@ fn recover(
         .create_dir(&places.journal())
         .with_context(|| format!("creating {}", places.journal().display()))?;
     let mut opened =
-        open_checkpoint(places, durable, ballast, fresh).map_err(|error| explain(error, &places.dir))?;
-    let (stats, (commit_queue, receiver)) = (Arc::new(Stats::default()), commit_queue());
-    let (checkpoint_requests, inbox) = checkpoint_requests();
-    let reports =
-        PoolReports::new(commit_queue.clone(), stats.clone(), room.clone(), checkpoint_requests.clone());
-    let segments = segments(config, places, &mut opened, reports);
+        open_checkpoint(places, disk_index, ballast, fresh).map_err(|error| explain(error, &places.dir))?;
+    let ((commit_queue, receiver), (checkpoint_requests, inbox)) = (commit_queue(), checkpoint_requests());
+    let reports = Arc::new(Reports::new(commit_queue, checkpoint_requests, room.clone()));
+    let segments = segments(config, places, &mut opened, reports.clone());
     let manifest_file = Arc::new(ManifestFile::new(storage.clone(), &places.dir));
-    let report = report(&mut opened, &segments, &places.dir, &stats);
+    let report = report(&mut opened, &segments, &places.dir, &reports.stats);
     if fresh {
         segments.pool().fill().with_context(|| format!("preparing {}", places.journal().display()))?;
     }
     // Before any segment is used: no generation may ever be used twice.
     opened.manifest.next_generation = segments.reserved_generation();
     manifest_file.write_somehow(&opened.manifest, ballast)?;
-    Ok(OpenedFiles {
-        opened,
-        stats,
-        commit_queue,
-        receiver,
-        segments,
-        checkpoint_requests,
-        inbox,
-        manifest_file,
-        report,
-    })
+    Ok(OpenedFiles { opened, reports, segments, receiver, inbox, manifest_file, report })
 }
 
 /// Returns true if the opening failed for lack of disk space.
@@ -289,7 +255,7 @@ fn segments(
     config: &Config,
     places: &Places,
     opened: &mut OpenedCheckpoint,
-    reports: PoolReports,
+    reports: Arc<Reports>,
 ) -> Arc<Segments> {
     let recovered = &mut opened.recovered;
     let settings = PoolSettings {
@@ -300,7 +266,7 @@ fn segments(
         keep_free: keep_free(config, &*places.storage),
         next_slot: recovered.next_slot,
     };
-    let pool = Pool::new(places.storage.clone(), settings, Arc::new(reports));
+    let pool = Pool::new(places.storage.clone(), settings, reports);
     // If the query fails, the capacity is that of the setting.
     if let Ok(space) = places.storage.space(&places.dir) {
         pool.note_space(&space);
@@ -327,20 +293,6 @@ fn segments(
         );
     }
     Arc::new(segments)
-}
-
-/// Returns the bytes that new segments leave free on disk. That is more than the health gate's
-/// minimum, so that the spool does not shut its own gate, plus room for ballast, manifest and
-/// index.
-pub(in crate::tiered) fn keep_free(config: &Config, storage: &dyn Storage) -> u64 {
-    let minimum = storage.space(&config.path).map_or(0, |space| space.minimum(&config.health));
-    minimum + minimum / 4 + config.ballast + (4 << 20)
-}
-
-/// Returns the bytes that must be free for the spool to continue storing: a segment, and the free
-/// space at which the ballast is written again.
-pub(in crate::tiered) fn enough(config: &Config) -> u64 {
-    config.segment_size.saturating_add(2 * config.ballast)
 }
 
 /// Reports the damage that recovery found, and the losses.
@@ -424,7 +376,6 @@ fn start(
     shared: &Arc<Shared>,
     (checkpointer, verifier): (Checkpointer, Verifier),
     (writer, receiver): (Writer, CommitReceiver),
-    queue: &async_channel::Receiver<Box<dyn FnOnce() + Send>>,
     directory: Arc<Directory>,
     starter: Starter,
     relief: Arc<dyn Relief>,
@@ -446,10 +397,10 @@ fn start(
     others.push(starter.start(names::PROBE, &directory, move || run_probe(&probed))?);
     let kept = shared.clone();
     others.push(starter.start(names::BALANCER, &directory, move || keep(&kept))?);
-    let config = shared.config.load_full();
-    for number in 0..config.read_threads {
-        let queue = queue.clone();
-        others.push(starter.start(&names::reader(number), &directory, move || run_reader(&queue))?);
+    let read_threads = shared.config.load().read_threads;
+    for number in 0..read_threads {
+        let reading = shared.clone();
+        others.push(starter.start(&names::reader(number), &directory, move || reading.readers.serve())?);
     }
     let running = Running { committer, syncer, timer, checkpointer, others, _relief: relief, directory };
     Ok(Workers::new(running, starter))

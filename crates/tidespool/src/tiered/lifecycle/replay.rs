@@ -12,8 +12,7 @@ use crate::journal::payload_crc;
 use crate::memory::{Dirty, Ticket};
 use crate::storage::is_unreadable;
 use crate::tiered::background::relief::wait;
-use crate::tiered::protection::Protection;
-use crate::tiered::shared::Shared;
+use crate::tiered::state::{Protection, Shared};
 use crate::{Config, Durability};
 
 /// The crash log of the last run, and the new log that replaces it.

@@ -14,8 +14,7 @@ use crate::directory::Directory;
 use crate::index::DiskIndex;
 use crate::pressure::Relief;
 use crate::tiered::commit::Committed;
-use crate::tiered::commit::queue::Stop;
-use crate::tiered::shared::Shared;
+use crate::tiered::state::{Shared, Stop};
 
 /// Maximum number of concurrent enumerations. A server needs one, at its start.
 const MAX_ENUMERATIONS: usize = 64;
@@ -187,12 +186,12 @@ impl Workers {
         }
         let manifest = manifest.and_then(|manifest| note_manifest(manifest, times.closed, &mut problems));
         note_lost_files(shared, &mut problems);
-        match (shared.durable.close(times.closed), manifest) {
+        match (shared.disk_index.close(times.closed), manifest) {
             (Err(error), _) => problems.push(error.to_string()),
             // No thread can change the index now: a thread that hangs may only be reading.
             (Ok(true), Some((file, manifest))) => {
-                let durable = shared.durable.clone();
-                let sum_up = move || note_index(&durable, &file, manifest, times.closed);
+                let disk_index = shared.disk_index.clone();
+                let sum_up = move || note_index(&disk_index, &file, manifest, times.closed);
                 let fingerprint = self.starter.start(names::LAST_WRITER, &workers.directory, sum_up);
                 note_manifest(fingerprint, times.closed, &mut problems);
             }
@@ -224,12 +223,12 @@ impl Workers {
 /// Writes the fingerprint of the closed index's files to the manifest. If it still matches at the
 /// next opening, the index is kept. Writes nothing if the fingerprint is not complete at `by`.
 fn note_index(
-    durable: &DiskIndex,
+    disk_index: &DiskIndex,
     file: &ManifestFile,
     manifest: Manifest,
     by: Instant,
 ) -> Result<(), ManifestError> {
-    match durable.sum_up(by) {
+    match disk_index.sum_up(by) {
         Ok(Some(index)) => file.write(&Manifest { index: Some(index), ..manifest }),
         Ok(None) => Ok(()),
         Err(error) => {

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tidespool_core::SpoolId;
 
 use super::rig::{CommitterRig, LARGE, MIDDLE, SMALL};
-use crate::tiered::commit::queue::Outcome;
+use crate::tiered::state::Outcome;
 
 /// A message was removed while its store waited for the commit. Both calls returned `Ok`, but the
 /// message was back at the next load and after each restart. Cause: while the committer built a

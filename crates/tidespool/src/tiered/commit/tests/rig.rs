@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use tempfile::TempDir;
@@ -15,24 +14,19 @@ use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
 use crate::Config;
-use crate::checkpoint::{Ballast, CheckpointRequests, Presence};
+use crate::checkpoint::{Ballast, Presence};
 use crate::index::{DiskIndex, in_memory};
 use crate::journal::{FreeSegment, Pool, PoolSettings, Segments, Writer};
 use crate::memory::{Dirty, Lane, Permit, Ticket};
-use crate::stats::Stats;
 use crate::storage::{DiskRoom, OpenMode, OsStorage, Space, Storage, StorageFile};
-use crate::tiered::background::readers::Readers;
 use crate::tiered::calls::lookup;
-use crate::tiered::calls::reconfigure::checkpoint_settings;
 use crate::tiered::calls::remove::take_out;
 use crate::tiered::commit::in_flight::Taken;
 use crate::tiered::commit::plan::Plan;
-use crate::tiered::commit::queue::{Arrival, Outcome, commit_queue};
-use crate::tiered::commit::state::CommitState;
 use crate::tiered::commit::{Committer, Syncer, syncer};
-use crate::tiered::protection::Protection;
-use crate::tiered::shared::{PoolReports, Shared, SharedParts};
-use crate::tiered::table::Table;
+use crate::tiered::state::{
+    Arrival, CommitState, Outcome, Protection, Reports, Shared, SharedParts, commit_queue,
+};
 
 pub(super) const SMALL: usize = 100;
 /// The sync of four of these is handed over to the syncer.
@@ -169,7 +163,7 @@ impl CommitterRig {
         let (dir, disk) = (tempfile::tempdir().unwrap(), RigDisk::default());
         let config = Config::new(dir.path()).dirty_expire(HOUR).memory_budget(1 << 30).dirty_limit(256 << 20);
         let storage: Arc<dyn Storage> = Arc::new(disk.clone());
-        let ((commit_queue, receiver), stats) = (commit_queue(), Arc::<Stats>::default());
+        let (commit_queue, receiver) = commit_queue();
         storage.create_dir(&dir.path().join("journal")).unwrap();
         let settings = PoolSettings {
             dir: dir.path().join("journal"),
@@ -181,36 +175,27 @@ impl CommitterRig {
         };
         let room = Arc::new(DiskRoom::new(storage.clone(), dir.path(), 0));
         let ballast = Arc::new(Ballast::new(storage.clone(), room.clone(), dir.path(), 0));
-        let checkpoint_requests = Arc::<CheckpointRequests>::default();
-        let reports =
-            PoolReports::new(commit_queue.clone(), stats.clone(), room, checkpoint_requests.clone());
-        let pool = Arc::new(Pool::new(storage.clone(), settings, Arc::new(reports)));
+        let reports = Arc::new(Reports::new(commit_queue.clone(), Arc::default(), room));
+        let pool = Arc::new(Pool::new(storage.clone(), settings, reports.clone()));
         let segments = Arc::new(Segments::new(pool, [7; 16], 1));
-        let durable = Arc::new(DiskIndex::new(&dir.path().join("index"), in_memory()));
-        durable.begin().unwrap();
-        durable.finish();
-        let presence = Presence::anywhere(storage.clone(), dir.path(), segments.clone(), durable.clone());
-        let dead = Arc::new(AtomicBool::new(false));
-        let protection = Protection::new(storage.clone(), dir.path(), [7; 16], commit_queue.clone());
+        let disk_index = Arc::new(DiskIndex::new(&dir.path().join("index"), in_memory()));
+        disk_index.begin().unwrap();
+        disk_index.finish();
+        let presence = Presence::anywhere(storage.clone(), dir.path(), segments.clone(), disk_index.clone());
+        let protection = Protection::new(storage.clone(), dir.path(), [7; 16], commit_queue);
         let protection = Arc::new(protection);
         let parts = SharedParts {
             opened_as: dir.path().to_owned(),
             ballast,
             storage,
-            table: Arc::new(Table::new()),
-            commit_queue,
+            reports,
             segments: segments.clone(),
-            durable,
-            checkpoint_requests,
+            disk_index,
             presence: Arc::new(presence),
             protection,
-            rebuilding: Arc::default(),
-            stats,
             crash_log_size: 0,
             first_seq: 1,
-            readers: Readers::new(dead.clone()).0,
-            worker_dead: dead,
-            checkpoint_settings: Arc::new(ArcSwap::from_pointee(checkpoint_settings(&config))),
+            worker_dead: Arc::default(),
             config,
         };
         let (shared, syncer) = (Arc::new(Shared::new(parts)), Arc::<Syncer>::default());

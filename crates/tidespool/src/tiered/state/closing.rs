@@ -61,19 +61,19 @@ impl Closing {
 /// A flag that is set once, when no caller should wait any longer for a thread that may hang.
 /// Waiting for it allocates nothing.
 #[derive(Debug, Default)]
-pub(in crate::tiered) struct Over {
+pub(super) struct Over {
     is_set: AtomicBool,
     notify: Notify,
 }
 
 impl Over {
-    pub(in crate::tiered) fn set(&self) {
+    pub(super) fn set(&self) {
         self.is_set.store(true, Ordering::SeqCst);
         self.notify.notify_waiters();
     }
 
     /// Returns the output of `work`. Fails if the flag is set and `work` is not ready.
-    pub(in crate::tiered) async fn unless_set<T>(&self, work: impl Future<Output = T>) -> Result<T, Closed> {
+    pub(super) async fn unless_set<T>(&self, work: impl Future<Output = T>) -> Result<T, Closed> {
         let over = async {
             let mut notified = pin!(self.notify.notified());
             // From here on no notification is missed.

@@ -1,7 +1,7 @@
 //! Everything that the callers and the threads of one spool share.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -10,29 +10,28 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tidespool_core::{Closed, SpoolId};
 
-use super::background::balancer::MemoryBalancer;
-use super::background::probe::Probe;
-use super::background::readers::Readers;
-use super::background::relief::Advice;
-use super::calls::maintain::UpkeepRuns;
-use super::commit::queue::CommitQueue;
+use super::balancer::MemoryBalancer;
+use super::closing::Closing;
+use super::commit_queue::CommitQueue;
 use super::hot_settings::HotSettings;
-use super::lifecycle::closing::Closing;
+use super::probe::Probe;
 use super::protection::Protection;
+use super::readers::Readers;
+use super::reports::Reports;
+use super::runs::Runs;
 use super::table::Table;
+use super::upkeep::UpkeepRuns;
 use crate::Config;
 use crate::checkpoint::{
-    Ballast, CheckpointError, CheckpointEvents, CheckpointRequests, CheckpointSettings, ManifestError,
-    Presence, PresenceEvents, Rebuilding, VerificationRequests,
+    Ballast, CheckpointRequests, CheckpointSettings, Presence, Rebuilding, VerificationRequests,
 };
 use crate::health::HealthGate;
 use crate::index::DiskIndex;
-use crate::journal::{PoolEvents, Segments, needs_own_segment};
+use crate::journal::{Segments, needs_own_segment};
 use crate::memory::{Allowance, Budget, CleanCache, Held, Risks};
 use crate::pressure::{Level, Registration};
-use crate::rate_limit::RateLimit;
 use crate::stats::{Gauges, Site, Stats, StatsSnapshot};
-use crate::storage::{DiskRoom, Loss, Storage, is_no_room};
+use crate::storage::Storage;
 use crate::timer::Timer;
 
 /// The state of one open spool.
@@ -45,9 +44,10 @@ pub(crate) struct Shared {
     pub(crate) checkpoint_settings: Arc<ArcSwap<CheckpointSettings>>,
     /// Held while the settings change.
     pub(crate) reconfiguring: Mutex<()>,
-    pub(super) balancer: MemoryBalancer,
-    pub(super) advice: Advice,
-    pub(super) upkeep: UpkeepRuns,
+    pub(in crate::tiered) balancer: MemoryBalancer,
+    /// The runs of `advise_low_memory`, shared by its callers.
+    pub(in crate::tiered) advice: Runs<Result<isize, Closed>>,
+    pub(in crate::tiered) upkeep: UpkeepRuns,
     pub(crate) table: Arc<Table>,
     pub(crate) cache: CleanCache,
     pub(crate) budget: Arc<Budget>,
@@ -55,7 +55,7 @@ pub(crate) struct Shared {
     /// Enforces the callers' deadlines.
     pub(crate) timer: Timer,
     pub(crate) segments: Arc<Segments>,
-    pub(crate) durable: Arc<DiskIndex>,
+    pub(crate) disk_index: Arc<DiskIndex>,
     pub(crate) checkpoint_requests: Arc<CheckpointRequests>,
     pub(crate) rebuilding: Arc<Rebuilding>,
     pub(crate) verification: Arc<VerificationRequests>,
@@ -88,23 +88,17 @@ pub(crate) struct SharedParts {
     pub(crate) config: Config,
     pub(crate) opened_as: PathBuf,
     pub(crate) storage: Arc<dyn Storage>,
-    pub(crate) table: Arc<Table>,
-    pub(crate) commit_queue: Arc<CommitQueue>,
+    pub(in crate::tiered) reports: Arc<Reports>,
     pub(crate) segments: Arc<Segments>,
-    pub(crate) durable: Arc<DiskIndex>,
-    pub(crate) checkpoint_requests: Arc<CheckpointRequests>,
-    pub(crate) rebuilding: Arc<Rebuilding>,
+    pub(crate) disk_index: Arc<DiskIndex>,
     pub(crate) ballast: Arc<Ballast>,
     pub(crate) presence: Arc<Presence>,
     pub(crate) protection: Arc<Protection>,
-    pub(crate) stats: Arc<Stats>,
-    pub(crate) readers: Readers,
     /// Size in bytes of the crash log that will be used.
     pub(crate) crash_log_size: u64,
     /// The number of the first record that this run writes.
     pub(crate) first_seq: u64,
     pub(crate) worker_dead: Arc<AtomicBool>,
-    pub(crate) checkpoint_settings: Arc<ArcSwap<CheckpointSettings>>,
 }
 
 impl Shared {
@@ -113,32 +107,33 @@ impl Shared {
         let allowance = Allowance::new(config.memory_budget);
         let held = Held { crash_log_size: parts.crash_log_size, ..Held::default() };
         let shares = allowance.shares(config.effective_dirty_limit(), held);
+        let checkpoint_settings = CheckpointSettings { checkpoint_after: config.checkpoint_after };
         Self {
             cache: CleanCache::new(shares.cache),
             budget: Arc::new(Budget::new(shares.dirty_limit)),
             opened_as: parts.opened_as,
             hot_settings: HotSettings::of(&config),
             balancer: MemoryBalancer::new(config.memory_budget),
-            advice: Advice::default(),
+            advice: Runs::default(),
             upkeep: UpkeepRuns::default(),
-            checkpoint_settings: parts.checkpoint_settings,
+            checkpoint_settings: Arc::new(ArcSwap::from_pointee(checkpoint_settings)),
             reconfiguring: Mutex::new(()),
-            table: parts.table,
-            commit_queue: parts.commit_queue,
+            table: Arc::new(Table::new()),
+            commit_queue: parts.reports.commit_queue.clone(),
             timer: Timer::default(),
             segments: parts.segments,
-            durable: parts.durable,
-            checkpoint_requests: parts.checkpoint_requests,
-            rebuilding: parts.rebuilding,
+            disk_index: parts.disk_index,
+            checkpoint_requests: parts.reports.checkpoint_requests.clone(),
+            rebuilding: Arc::default(),
             verification: Arc::default(),
             ballast: parts.ballast,
             presence: parts.presence,
             protection: parts.protection,
-            stats: parts.stats,
+            stats: parts.reports.stats.clone(),
             gate: HealthGate::default(),
             probe: Probe::default(),
             storage: parts.storage,
-            readers: parts.readers,
+            readers: Readers::new(parts.worker_dead.clone()),
             monitor: OnceLock::new(),
             closing: Closing::new(),
             worker_dead: parts.worker_dead,
@@ -157,7 +152,7 @@ impl Shared {
 
     /// Converts `error` for the caller. If the spool is closed, the root cause becomes [`Closed`]:
     /// the error is most likely a consequence of the shutdown.
-    pub(super) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+    pub(in crate::tiered) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         match self.check_open() {
             Ok(()) => error,
             Err(_) if error.root_cause().is::<Closed>() => error,
@@ -236,7 +231,7 @@ impl Shared {
         let (crash_log, crash_log_size) = self.protection.bytes();
         Held {
             index: self.index_size().1,
-            sled: self.durable.memory_bytes(),
+            sled: self.disk_index.memory_bytes(),
             journal: self.segments.buffer_bytes(),
             crash_log,
             crash_log_size,
@@ -275,7 +270,7 @@ impl Shared {
             cache_capacity: self.cache.capacity(),
             index_entries,
             index_bytes,
-            sled_bytes: self.durable.memory_bytes(),
+            sled_bytes: self.disk_index.memory_bytes(),
             journal_buffer_bytes: self.segments.buffer_bytes(),
             memory_budget: self.config.load().memory_budget,
             memory_allowed: self.balancer.allowed(),
@@ -285,7 +280,7 @@ impl Shared {
             pressure_source: pressure.map(|now| now.source),
             pressure_level: *self.pressure_level.lock(),
             memory_stall_ratio: pressure.and_then(|now| now.stall_ratio),
-            sled_disk_bytes: self.durable.size_on_disk(),
+            sled_disk_bytes: self.disk_index.size_on_disk(),
             index_rebuild_indexed: rebuilding.map(|(done, _)| done),
             index_rebuild_messages: rebuilding.map(|(_, total)| total),
             journal_bytes: all.iter().map(|segment| segment.size).sum::<u64>()
@@ -298,166 +293,5 @@ impl Shared {
             shut_down: self.gate.is_closed(),
         };
         self.stats.snapshot(gauges)
-    }
-}
-
-/// Counts, logs and forwards the events of the checkpointer.
-pub(crate) struct CheckpointReports {
-    pub(crate) stats: Arc<Stats>,
-    pub(crate) commit_queue: Arc<CommitQueue>,
-    pub(crate) room: Arc<DiskRoom>,
-}
-
-impl CheckpointEvents for CheckpointReports {
-    fn checkpointed(&self, records: u64, segments: u64, took: Duration) {
-        self.stats.checkpoint(records, segments, took);
-    }
-
-    fn recycled(&self) {
-        self.stats.segment_recycled();
-    }
-
-    fn wants_seal(&self) {
-        // The result is not needed: the checkpointer is notified when the segment is settled.
-        drop(self.commit_queue.flush(true));
-    }
-
-    fn rewritten(&self, bytes: u64) {
-        self.stats.segment_rewritten(bytes);
-    }
-
-    fn failed(&self, error: &CheckpointError) {
-        let site = match error {
-            // A lost directory is logged when it is detected.
-            CheckpointError::Stopped | CheckpointError::Away(_) | CheckpointError::Rebuilding => return,
-            // Not a disk error: the health gate checks free space.
-            CheckpointError::NoRoom { .. } | CheckpointError::FileLimit { .. } => {
-                return tracing::warn!(%error, "a checkpoint is delayed");
-            }
-            CheckpointError::Engine(_) => Site::Sled,
-            CheckpointError::Manifest(_)
-            | CheckpointError::Liveness(_)
-            | CheckpointError::Rewrite(_)
-            | CheckpointError::Restore(_) => Site::Manifest,
-            CheckpointError::Segment(_) => Site::JournalRead,
-        };
-        match error {
-            CheckpointError::Manifest(ManifestError::Io { source, .. })
-            | CheckpointError::Rewrite(source)
-            | CheckpointError::Restore(source) => self.room.note(source),
-            error if error.is_full_disk() => self.room.note_no_room(),
-            _ => {}
-        }
-        self.stats.disk_error(site);
-        tracing::error!(%error, "a checkpoint or a verification failed: the checkpoint will be retried");
-    }
-
-    fn found_damage(&self, id: &SpoolId, what: &str) {
-        if self.stats.found_damage(id, what) {
-            tracing::error!(%id, what, "a message is damaged");
-        }
-    }
-
-    fn rebuilt(&self, _messages: u64, _took: Duration) {
-        self.stats.rebuilt_index();
-    }
-
-    fn found_loss(&self, messages: u64, what: &str) {
-        self.stats.corrupt();
-        self.stats.lost(messages);
-        tracing::error!(what, "found damage");
-    }
-}
-
-impl PresenceEvents for CheckpointReports {
-    fn lost_file(&self, path: &Path, loss: Loss) {
-        self.stats.lost_file();
-        tracing::error!(path = %path.display(), %loss, "a file of the spool is lost");
-    }
-
-    fn found_file(&self, path: &Path) {
-        let path = path.display();
-        tracing::info!(%path, "a lost file of the spool is whole again, or no longer needed");
-    }
-}
-
-/// Counts, logs and forwards the events of the segment pool.
-pub(crate) struct PoolReports {
-    commit_queue: Arc<CommitQueue>,
-    stats: Arc<Stats>,
-    room: Arc<DiskRoom>,
-    checkpoint_requests: Arc<CheckpointRequests>,
-    /// Limits the rate of the warning about a segment that could not be prepared.
-    unprepared: RateLimit,
-}
-
-impl PoolReports {
-    pub(super) fn new(
-        commit_queue: Arc<CommitQueue>,
-        stats: Arc<Stats>,
-        room: Arc<DiskRoom>,
-        checkpoint_requests: Arc<CheckpointRequests>,
-    ) -> Self {
-        Self { commit_queue, stats, room, checkpoint_requests, unprepared: RateLimit::default() }
-    }
-}
-
-impl PoolEvents for PoolReports {
-    fn segment_free(&self) {
-        self.commit_queue.segment_freed();
-    }
-
-    fn leaves_enough(&self, size: u64) -> bool {
-        self.room.leaves_enough(size)
-    }
-
-    fn prewrite_failed(&self, error: &io::Error) {
-        self.room.note(error);
-        // A full disk is not a disk error: the health gate checks free space and free segments.
-        if !is_no_room(error) {
-            self.stats.disk_error(Site::JournalWrite);
-        } else {
-            // The checkpointer frees the space of dead records now.
-            self.checkpoint_requests.kick();
-        }
-        if let Some(left_out) = self.unprepared.allow() {
-            tracing::warn!(%error, left_out, "a journal segment could not be prepared");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use rustix::io::Errno;
-
-    use super::super::commit::queue::commit_queue;
-    use super::*;
-    use crate::storage::{Space, TestCall, TestStorage};
-
-    /// Returns a storage that reports free space and fails to open any file with `EDQUOT`.
-    fn used_up() -> TestStorage {
-        let fail = |_: &Path, call| if call == TestCall::Open { Err(Errno::DQUOT.into()) } else { Ok(()) };
-        TestStorage::with(fail).show(Space { free_bytes: 1 << 40, total_bytes: 1 << 41, ..Space::default() })
-    }
-
-    /// The spool did not create a segment, to keep disk space free. It took that for a quota, and
-    /// shut the gate on a disk with more than the minimum of free space.
-    #[test]
-    fn space_that_the_spool_keeps_free_is_not_taken_for_a_quota() {
-        let dir = tempfile::tempdir().unwrap();
-        let reports = || CheckpointReports {
-            stats: Arc::default(),
-            commit_queue: commit_queue().0,
-            room: Arc::new(DiskRoom::new(Arc::new(used_up()), dir.path(), 1 << 20)),
-        };
-        let own = || io::Error::new(io::ErrorKind::StorageFull, "too little free space would remain");
-        let systems = || io::Error::from(Errno::DQUOT);
-        for (is_known, source) in [(false, own as fn() -> io::Error), (true, systems)] {
-            for error in [CheckpointError::Rewrite(source()), CheckpointError::Restore(source())] {
-                let reports = reports();
-                reports.failed(&error);
-                assert_eq!(reports.room.is_still_used_up(), is_known, "{error}");
-            }
-        }
     }
 }

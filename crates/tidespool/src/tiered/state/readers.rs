@@ -9,7 +9,7 @@ use async_channel::{Receiver, Sender};
 use tidespool_core::Closed;
 use tokio::sync::oneshot;
 
-use crate::tiered::lifecycle::closing::Over;
+use super::closing::Over;
 
 /// Maximum number of queued reads. More callers wait for a place in the queue.
 const QUEUE: usize = 1024;
@@ -20,7 +20,7 @@ type ReadJob = Box<dyn FnOnce() + Send>;
 #[derive(Debug)]
 pub(crate) struct Readers {
     jobs: Sender<ReadJob>,
-    /// To drop the queued reads when the spool closes.
+    /// The threads take the reads from it.
     queue: Receiver<ReadJob>,
     /// Set when a read panics.
     dead: Arc<AtomicBool>,
@@ -45,11 +45,17 @@ impl From<NotRead> for anyhow::Error {
 }
 
 impl Readers {
-    /// Returns the queue, and the receiver for each of the threads. `dead` is set when a read
-    /// panics, which means a bug or faulty memory.
-    pub(crate) fn new(dead: Arc<AtomicBool>) -> (Self, Receiver<ReadJob>) {
+    /// `dead` is set when a read panics, which means a bug or faulty memory.
+    pub(super) fn new(dead: Arc<AtomicBool>) -> Self {
         let (jobs, queue) = async_channel::bounded(QUEUE);
-        (Self { jobs, queue: queue.clone(), dead, over: Over::default() }, queue)
+        Self { jobs, queue, dead, over: Over::default() }
+    }
+
+    /// Runs a reading thread until the queue is closed.
+    pub(in crate::tiered) fn serve(&self) {
+        while let Ok(job) = self.queue.recv_blocking() {
+            job();
+        }
     }
 
     /// Runs `read` on a reading thread. Dropping the future cancels a queued read, and drops the
@@ -93,13 +99,6 @@ impl Readers {
     }
 }
 
-/// Runs a reading thread until the queue is closed.
-pub(crate) fn run_reader(queue: &Receiver<ReadJob>) {
-    while let Ok(job) = queue.recv_blocking() {
-        job();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use futures_lite::future;
@@ -111,8 +110,9 @@ mod tests {
     #[test]
     fn a_read_that_panics_is_an_error_and_ends_no_thread() {
         let dead = Arc::<AtomicBool>::default();
-        let (readers, queue) = Readers::new(dead.clone());
-        let thread = std::thread::spawn(move || run_reader(&queue));
+        let readers = Arc::new(Readers::new(dead.clone()));
+        let reading = readers.clone();
+        let thread = std::thread::spawn(move || reading.serve());
         assert_eq!(future::block_on(readers.run(|| 7)).unwrap(), 7);
         assert!(!dead.load(Ordering::Relaxed));
         let error = future::block_on(readers.run(|| panic!("on purpose"))).unwrap_err();

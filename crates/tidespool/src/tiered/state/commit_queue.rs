@@ -7,7 +7,7 @@ use std::time::Instant;
 use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
-use super::state::CommitState;
+use super::commit_state::CommitState;
 use crate::journal::SyncEnd;
 use crate::mailbox::Mailbox;
 use crate::memory::Dirty;

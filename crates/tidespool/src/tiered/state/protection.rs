@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tidespool_core::SpoolId;
 
-use super::commit::queue::CommitQueue;
-use super::lifecycle::open::keep_free;
+use super::commit_queue::CommitQueue;
+use super::free_space::keep_free;
 use crate::crash_log::{CRASH_LOG, CrashLog, LastRun, LoggedChange, NEW_CRASH_LOG, Slot, Written};
 use crate::storage::{Loss, Space, Storage, loss_of_state};
 use crate::{Config, Durability};
@@ -44,7 +44,7 @@ pub(crate) struct ProtectionError {
 }
 
 impl Protection {
-    pub(super) fn new(
+    pub(in crate::tiered) fn new(
         storage: Arc<dyn Storage>,
         dir: &Path,
         spool: [u8; 16],
@@ -55,18 +55,18 @@ impl Protection {
     }
 
     /// The file's path.
-    pub(super) fn path(&self) -> PathBuf {
+    pub(in crate::tiered) fn path(&self) -> PathBuf {
         self.dir.join(CRASH_LOG)
     }
 
     /// Reads the crash log of the last run.
-    pub(super) fn last_run(&self) -> Result<LastRun, ProtectionError> {
+    pub(in crate::tiered) fn last_run(&self) -> Result<LastRun, ProtectionError> {
         LastRun::read(&*self.storage, &self.dir, self.spool)
             .map_err(|source| self.error("reading the crash log of the last run", source))
     }
 
     /// Creates a log with room for at least `kept`. The log is not active yet.
-    pub(super) fn prepare(
+    pub(in crate::tiered) fn prepare(
         &self,
         config: &Config,
         kept: &[LoggedChange],
@@ -88,7 +88,7 @@ impl Protection {
     }
 
     /// Makes `log` the active log, with its entries. Its file replaces the file of the last log.
-    pub(super) fn activate(&self, log: Arc<CrashLog>) -> Result<(), ProtectionError> {
+    pub(in crate::tiered) fn activate(&self, log: Arc<CrashLog>) -> Result<(), ProtectionError> {
         let renamed = self.storage.rename(&self.dir.join(NEW_CRASH_LOG), &self.path());
         renamed.map_err(|source| self.error("renaming the new crash log", source))?;
         self.current.store(Some(log));
@@ -96,7 +96,7 @@ impl Protection {
     }
 
     /// Removes the file. The caller guarantees that everything in it is on stable storage.
-    pub(super) fn remove_file(&self) -> Result<(), ProtectionError> {
+    pub(in crate::tiered) fn remove_file(&self) -> Result<(), ProtectionError> {
         match self.storage.remove_file(&self.path()) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(self.error("removing the crash log", source))
@@ -130,7 +130,7 @@ impl Protection {
     }
 
     /// True if a log is active.
-    pub(super) fn is_active(&self) -> bool {
+    pub(in crate::tiered) fn is_active(&self) -> bool {
         self.current.load().is_some()
     }
 
@@ -157,12 +157,12 @@ impl Protection {
     }
 
     /// Writes a message to the log. `None`: the message has to go to the journal.
-    pub(super) fn write(&self, id: SpoolId, data: &[u8], payload_crc: u32) -> Option<Written> {
+    pub(in crate::tiered) fn write(&self, id: SpoolId, data: &[u8], payload_crc: u32) -> Option<Written> {
         self.current.load().as_ref()?.write(id, data, payload_crc)
     }
 
     /// Writes a removal to the log. `None`: the removal has to go to the journal.
-    pub(super) fn write_removal(&self, id: SpoolId) -> Option<Written> {
+    pub(in crate::tiered) fn write_removal(&self, id: SpoolId) -> Option<Written> {
         self.current.load().as_ref()?.write_removal(id)
     }
 
@@ -170,14 +170,14 @@ impl Protection {
     ///
     /// `None`: the log is broken, or another log has become active. The change has to go to the
     /// journal then: the flush that follows a loss of the log may not include it.
-    pub(super) fn commit(&self, written: Written, version: u64) -> Option<Slot> {
+    pub(in crate::tiered) fn commit(&self, written: Written, version: u64) -> Option<Slot> {
         let slot = written.commit(version)?;
         let is_current = self.current.load().as_ref().is_some_and(|log| slot.is_of(log));
         is_current.then_some(slot)
     }
 
     /// Keeps the log's entries for the next opening: entries dropped after this stay in the file.
-    pub(super) fn freeze(&self) {
+    pub(in crate::tiered) fn freeze(&self) {
         if let Some(log) = &*self.current.load() {
             log.freeze();
         }
