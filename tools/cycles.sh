@@ -7,9 +7,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../crates/tidespool/src"
 
-# In `tiered/`, `Shared` holds the state of each part, and each part works on `Shared`. So does the
-# `Checkpointer` in `checkpoint/`.
-KNOWN="tiered checkpoint"
+# In `tiered/`, `Shared` holds the state of each part, and each part works on `Shared`.
+KNOWN="tiered"
 
 # Lines "folder from to file": a file below folder/from imports something below folder/to.
 imports() {
