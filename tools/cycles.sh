@@ -7,9 +7,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../crates/tidespool/src"
 
-# In `checkpoint/`, the `Checkpointer` holds the state of each part, and each part works on it. So
-# does the `SledEngine` in `index/sled/`.
-KNOWN="checkpoint index::sled"
+KNOWN=""
 
 # Lines "folder from to file": a file below folder/from imports something below folder/to.
 imports() {

@@ -15,7 +15,7 @@ const BETWEEN_LOOKS: u64 = 1024;
 
 impl Checkpointer {
     /// Ensures a complete index, and a liveness log from which it can be rebuilt.
-    pub(in crate::checkpoint) fn ensure_index(&mut self) -> Result<(), CheckpointError> {
+    pub(super) fn ensure_index(&mut self) -> Result<(), CheckpointError> {
         if !self.durable.is_whole() {
             self.check_or_rebuild()?;
         }
@@ -27,7 +27,7 @@ impl Checkpointer {
     }
 
     /// Completes an index of an earlier run, or builds a new one.
-    pub(in crate::checkpoint) fn check_or_rebuild(&mut self) -> Result<(), CheckpointError> {
+    pub(super) fn check_or_rebuild(&mut self) -> Result<(), CheckpointError> {
         if self.durable.is_unchecked() && self.check()? {
             return Ok(());
         }

@@ -1,4 +1,5 @@
-//! The checkpointer thread. Only this thread changes the index, the manifest and the liveness log.
+//! The state of the checkpointer thread, and one checkpoint: collect, index in key order, commit,
+//! forget, recycle. Only this thread changes the index, the manifest and the liveness log.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -8,14 +9,15 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 use super::ballast::Ballast;
-use super::compaction::Compaction;
-use super::dead_segments::DeadSegments;
+use super::dead_segments::{DeadSegments, dead_segments};
 use super::manifest::{Manifest, ManifestFile};
+use super::progress::Rebuilding;
 use super::reclaim::ReclaimPolicy;
-use super::requests::{CheckpointTask, CheckpointWork, TaskDone};
+use super::requests::TaskDone;
+use super::room::make_room;
 use super::value_log::liveness::{LivenessChanges, LivenessLog};
 use super::value_log::retained::{account, record_at};
-use super::{CheckpointError, CheckpointEvents, CheckpointInbox, LiveIndex, Presence, Rebuilding};
+use super::{CheckpointError, CheckpointEvents, CheckpointInbox, LiveIndex, Presence};
 use crate::index::{DiskIndex, IndexChange, IndexError, IndexOp, Key};
 use crate::journal::{NewestRecord, RESERVED, Role, Segment, Segments};
 
@@ -64,118 +66,39 @@ pub(crate) struct Checkpointer {
     pub(crate) is_manifest_in_doubt: bool,
 }
 
+/// A compaction in progress.
+#[derive(Debug)]
+pub(crate) struct Compaction {
+    /// The newest generation to checkpoint.
+    pub(super) up_to: u64,
+    /// Only segments of earlier generations are rewritten. The segments that the compaction itself
+    /// creates are full.
+    pub(super) before: u64,
+    pub(super) done: TaskDone,
+}
+
+impl Compaction {
+    /// Returns the generation up to which checkpoints are needed. 0 if no caller waits any longer.
+    fn due(&self) -> u64 {
+        if self.done.is_closed() { 0 } else { self.up_to }
+    }
+}
+
 /// The pause after a failure, which doubles with each further failure up to a bound.
 #[derive(Debug, Default)]
 pub(crate) struct Retry {
     pause: Option<Duration>,
-    at: Option<Instant>,
+    pub(super) at: Option<Instant>,
 }
 
 impl Retry {
-    fn failed(&mut self) {
+    pub(super) fn failed(&mut self) {
         let pause = self.pause.map_or(RETRY.0, |pause| (pause * 2).min(RETRY.1));
         (self.pause, self.at) = (Some(pause), Some(Instant::now() + pause));
     }
 }
 
 impl Checkpointer {
-    /// Runs until it is stopped, then returns itself with the last manifest.
-    pub(crate) fn run(mut self) -> Self {
-        self.presence.watch_liveness(self.liveness.kept_file());
-        // A journal that was found full at open waits for this.
-        self.look();
-        loop {
-            match self.inbox.wait(self.wake_at()) {
-                CheckpointWork::Stop => {
-                    // The caller of a compaction need not wait until the other workers have ended.
-                    self.compaction = None;
-                    return self;
-                }
-                CheckpointWork::Look => self.look(),
-                CheckpointWork::Task(CheckpointTask::Cleanup(done)) => self.clean_up(done),
-                CheckpointWork::Task(CheckpointTask::Compact(done)) => self.begin_compaction(done),
-            }
-            self.compact_some();
-        }
-    }
-
-    pub(super) fn wake_at(&self) -> Option<Instant> {
-        if self.compaction_at().is_some() || self.retry.at.is_some() {
-            return self.compaction_at().or(self.retry.at);
-        }
-        let oldest = self.uncheckpointed().first().and_then(|segment| segment.settled_at());
-        let due_at = oldest.map(|at| at + self.settings.load().checkpoint_after);
-        [due_at, self.reclaim.wake_at(), self.look_again_at()].into_iter().flatten().min()
-    }
-
-    fn look(&mut self) {
-        if self.retry.at.is_some_and(|at| at > Instant::now()) {
-            return;
-        }
-        self.inbox.begin_work();
-        let done = self.run_due_work();
-        self.note(&done);
-    }
-
-    /// Does all work that is due.
-    pub(super) fn run_due_work(&mut self) -> Result<(), CheckpointError> {
-        let restored = self.restore_lost();
-        // Moves nothing out of the journal while the next start would not find the target files.
-        if self.presence.is_away() {
-            return restored;
-        }
-        // A file that can't be restored yet does not stop checkpoints, because checkpoints free
-        // space.
-        self.supervise_checkpoints().and(restored)
-    }
-
-    fn supervise_checkpoints(&mut self) -> Result<(), CheckpointError> {
-        // Loads need the index, even if there is nothing to checkpoint.
-        self.ensure_index()?;
-        self.checkpoint_all_due()?;
-        // A full disk blocks garbage collection, but must not block the removals that free space.
-        let collected = match self.collect_garbage() {
-            Err(error) if error.is_full_disk() => {
-                self.events.failed(&error);
-                Ok(())
-            }
-            collected => collected,
-        };
-        self.keep_within_bound();
-        collected
-    }
-
-    pub(super) fn note<T>(&mut self, done: &Result<T, CheckpointError>) {
-        match done {
-            Ok(_) => {
-                self.retry = Retry::default();
-                self.ballast.restore();
-                // Called last, because restoring the ballast may also hang on a bad disk.
-                self.inbox.end_work();
-            }
-            Err(error) => {
-                self.events.failed(error);
-                self.retry.failed();
-                if error.is_full_disk() {
-                    self.ballast.release_for_checkpoint();
-                }
-            }
-        }
-    }
-
-    fn clean_up(&mut self, done: TaskDone) {
-        if done.is_closed() {
-            return;
-        }
-        self.inbox.begin_work();
-        self.presence.look_at_all();
-        // A task that shutdown interrupted reports `Stopped`.
-        let result = self.run_due_work().and_then(|()| self.check_going_on());
-        self.note(&result);
-        // The caller may have given up. The work is done anyway.
-        let _ = done.send(result);
-    }
-
     /// Returns the journal's segments that can be checkpointed, oldest first.
     pub(super) fn uncheckpointed(&self) -> Vec<Arc<Segment>> {
         let mut segments = self.segments.all();
@@ -230,7 +153,8 @@ impl Checkpointer {
         let missing = self.missing();
         let checkpoint_after = self.settings.load().checkpoint_after;
         let due = |at: Instant| at + checkpoint_after <= now;
-        let wanted_up_to = self.reclaim.due().max(self.compaction_due()).max(self.cut_up_to);
+        let compaction_due = self.compaction.as_ref().map_or(0, Compaction::due);
+        let wanted_up_to = self.reclaim.due().max(compaction_due).max(self.cut_up_to);
         let wanted = |segment: &Segment| segment.generation <= wanted_up_to;
         let count = uncheckpointed
             .iter()
@@ -260,9 +184,7 @@ impl Checkpointer {
         uncheckpointed: &[Arc<Segment>],
         error: CheckpointError,
     ) -> Result<bool, CheckpointError> {
-        let live = self.source.live_bytes();
-        let is_dead = |segment: &&Arc<Segment>| !live.contains_key(&segment.generation);
-        match uncheckpointed.iter().take_while(is_dead).last() {
+        match dead_segments(uncheckpointed, &*self.source).last() {
             Some(last) => self.checkpoint(last.generation).map(|()| true),
             None => Err(error),
         }
@@ -288,7 +210,7 @@ impl Checkpointer {
         self.source.will_checkpoint(next.high);
         let mut changes = LivenessChanges::default();
         if records > 0 {
-            self.make_room(records)?;
+            make_room(&self.durable, &self.ballast, self.segments.pool(), records)?;
             self.apply_collected(&collected, &changes_index, &mut next, &mut changes)?;
         }
         let checkpointed: Vec<Arc<Segment>> =

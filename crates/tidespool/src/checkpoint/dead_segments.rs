@@ -2,7 +2,7 @@
 //! faster than a new one.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::LiveIndex;
 use crate::journal::Segment;
@@ -27,14 +27,17 @@ impl DeadSegments {
         if uncheckpointed.len() < ENOUGH || self.not_before.is_some_and(|at| started < at) {
             return 0;
         }
-        let live = source.live_bytes();
-        let is_dead = |segment: &&Arc<Segment>| !live.contains_key(&segment.generation);
-        let count = uncheckpointed.iter().take_while(is_dead).count();
-        self.not_before = Some(started + pause(started.elapsed()));
+        let count = dead_segments(uncheckpointed, source).count();
+        self.not_before = Some(started + started.elapsed().saturating_mul(SHARE));
         count
     }
 }
 
-fn pause(took: Duration) -> Duration {
-    took.saturating_mul(SHARE)
+/// Returns the segments without live messages, from the oldest on, until one with live messages.
+pub(super) fn dead_segments<'a>(
+    uncheckpointed: &'a [Arc<Segment>],
+    source: &dyn LiveIndex,
+) -> impl Iterator<Item = &'a Arc<Segment>> {
+    let live = source.live_bytes();
+    uncheckpointed.iter().take_while(move |segment| !live.contains_key(&segment.generation))
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 use super::ballast::Ballast;
@@ -43,9 +44,22 @@ impl HighKeys {
             (_, Some(high)) => *key <= high,
         }
     }
+}
 
-    fn keys(&self) -> impl Iterator<Item = &Key> {
-        self.0.iter().flatten()
+/// As a list of the bytes of each key.
+impl Serialize for HighKeys {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().flatten().map(Key::as_bytes))
+    }
+}
+
+impl<'de> Deserialize<'de> for HighKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut high = Self::default();
+        for key in Vec::<Vec<u8>>::deserialize(deserializer)? {
+            high.raise(Key::from_slice(&key).map_err(D::Error::custom)?);
+        }
+        Ok(high)
     }
 }
 
@@ -58,7 +72,7 @@ const fn class_number(class: KeyClass) -> usize {
 }
 
 /// The state of all checkpointed messages, as of the last checkpoint.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Manifest {
     /// Counts checkpoints.
     pub(crate) number: u64,
@@ -86,24 +100,23 @@ pub(crate) struct Manifest {
     pub(crate) index: Option<ClosedIndex>,
 }
 
-/// [`Manifest`] in its serialized form.
-#[derive(Debug, Serialize, Deserialize)]
-struct ManifestLine {
+/// The place of a manifest in its file.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct SlotHead {
     /// The slot with the higher number is the valid one.
     turn: u64,
     /// Bytes of a slot. The file has two slots.
     slot_len: u64,
-    number: u64,
-    checkpointed_generation: u64,
-    checkpointed_seq: u64,
-    durable_seq: u64,
-    tally: Tally,
-    high: Vec<Vec<u8>>,
-    retained: BTreeMap<u64, Retained>,
-    lost: u64,
-    next_generation: u64,
-    liveness: LogPosition,
-    index: Option<ClosedIndex>,
+}
+
+/// The serialized form of a manifest. It is read field by field, because serde can't read a map
+/// with numbers as keys from a flattened struct.
+#[derive(Debug, Serialize)]
+struct ManifestLine<'a> {
+    #[serde(flatten)]
+    head: SlotHead,
+    #[serde(flatten)]
+    manifest: &'a Manifest,
 }
 
 /// Why the manifest can't be read or written.
@@ -284,21 +297,7 @@ impl ManifestFile {
 const MAX_LEN: u64 = 64 << 20;
 
 fn render(manifest: &Manifest, turn: u64, slot_len: u64) -> io::Result<String> {
-    let line = ManifestLine {
-        turn,
-        slot_len,
-        number: manifest.number,
-        checkpointed_generation: manifest.checkpointed_generation,
-        checkpointed_seq: manifest.checkpointed_seq,
-        durable_seq: manifest.durable_seq,
-        tally: manifest.tally,
-        high: manifest.high.keys().map(|key| key.as_bytes().to_vec()).collect(),
-        retained: manifest.retained.clone(),
-        lost: manifest.lost,
-        next_generation: manifest.next_generation,
-        liveness: manifest.liveness,
-        index: manifest.index,
-    };
+    let line = ManifestLine { head: SlotHead { turn, slot_len }, manifest };
     let json = serde_json::to_string(&line)?;
     Ok(format!("{json}\n{:08x}\n", crc32c::crc32c(json.as_bytes())))
 }
@@ -312,20 +311,20 @@ fn is_whole(bytes: &[u8]) -> bool {
 /// Returns the newer of the two manifests in a file, or the only intact one.
 fn newest(bytes: &[u8]) -> Result<Manifest, String> {
     let (first, second) = bytes.split_at(bytes.len() / 2);
-    let (line, manifest) = match (parse(first), parse(second)) {
-        (Ok(first), Ok(second)) => std::cmp::max_by_key(first, second, |(line, _)| line.turn),
+    let (head, manifest) = match (parse(first), parse(second)) {
+        (Ok(first), Ok(second)) => std::cmp::max_by_key(first, second, |(head, _)| head.turn),
         (Ok(one), Err(_)) | (Err(_), Ok(one)) => one,
         // The second slot of a new file is empty, so the error of the first one is more useful.
         (Err(what), Err(_)) => return Err(what),
     };
-    match line.slot_len.checked_mul(2) == Some(bytes.len() as u64) {
+    match head.slot_len.checked_mul(2) == Some(bytes.len() as u64) {
         true => Ok(manifest),
         false => Err(format!("its length of {} bytes is wrong", bytes.len())),
     }
 }
 
 /// Parses the manifest at the start of a slot. The rest of the slot is ignored.
-fn parse(slot: &[u8]) -> Result<(ManifestLine, Manifest), String> {
+fn parse(slot: &[u8]) -> Result<(SlotHead, Manifest), String> {
     let mut lines = slot.splitn(3, |byte| *byte == b'\n');
     let (Some(json), Some(crc), Some(_)) = (lines.next(), lines.next(), lines.next()) else {
         return Err("it is cut off".to_owned());
@@ -334,25 +333,8 @@ fn parse(slot: &[u8]) -> Result<(ManifestLine, Manifest), String> {
     if crc != expected.as_bytes() {
         return Err("its checksum does not match".to_owned());
     }
-    let line: ManifestLine = serde_json::from_slice(json).map_err(|err| err.to_string())?;
-    let mut high = HighKeys::default();
-    for key in &line.high {
-        high.raise(Key::from_slice(key).map_err(|err| err.to_string())?);
-    }
-    let manifest = Manifest {
-        number: line.number,
-        checkpointed_generation: line.checkpointed_generation,
-        checkpointed_seq: line.checkpointed_seq,
-        durable_seq: line.durable_seq,
-        tally: line.tally,
-        high,
-        retained: line.retained.clone(),
-        lost: line.lost,
-        next_generation: line.next_generation,
-        liveness: line.liveness,
-        index: line.index,
-    };
-    Ok((line, manifest))
+    let read = || Ok((serde_json::from_slice(json)?, serde_json::from_slice(json)?));
+    read().map_err(|error: serde_json::Error| error.to_string())
 }
 
 #[cfg(test)]
@@ -364,7 +346,7 @@ mod tests {
 
     fn sample() -> Manifest {
         let mut high = HighKeys::default();
-        high.raise(Key::of(&SpoolId::new()));
+        high.raise(Key::of(&"017F22E2-79B0-7CC3-98C4-DC0C0C07398F".parse().unwrap()));
         high.raise(Key::of(&SpoolId::from_bytes([9; 16])));
         let retained = BTreeMap::from([(3, Retained { size: 1 << 20, live_bytes: 77, live: 2 })]);
         let tally = Tally { records: 5, digest: 6 };
@@ -383,10 +365,15 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_manifest_is_read_back_unchanged() {
+    fn new_file() -> (tempfile::TempDir, ManifestFile) {
         let dir = tempfile::tempdir().unwrap();
         let file = ManifestFile::new(Arc::new(OsStorage), dir.path());
+        (dir, file)
+    }
+
+    #[test]
+    fn a_manifest_is_read_back_unchanged() {
+        let (_dir, file) = new_file();
         assert!(file.read().unwrap().is_none());
         file.write(&Manifest::default()).unwrap();
         let manifest = sample();
@@ -394,10 +381,16 @@ mod tests {
         assert_eq!(file.read().unwrap(), Some(manifest));
     }
 
+    /// Manifests of earlier versions must stay readable.
+    #[test]
+    fn the_line_of_a_manifest_is_stable() {
+        let line = r#"{"turn":2,"slot_len":32768,"number":1,"checkpointed_generation":4,"checkpointed_seq":8,"durable_seq":9,"tally":{"records":5,"digest":6},"high":[[0,9,9,9,9,9,9,9,9,9,9,9,9,9,9,9,9],[2,1,127,34,226,121,176,124,195,152,196,220,12,12,7,57,143]],"retained":{"3":{"size":1048576,"live_bytes":77,"live":2}},"lost":7,"next_generation":10,"liveness":{"number":3,"len":12},"index":null}"#;
+        assert_eq!(render(&sample(), 2, MIN_SLOT_LEN).unwrap().lines().next(), Some(line));
+    }
+
     #[test]
     fn a_crash_during_a_write_leaves_the_previous_manifest() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = ManifestFile::new(Arc::new(OsStorage), dir.path());
+        let (_dir, file) = new_file();
         let mut manifest = sample();
         for number in 0..5 {
             manifest.number = number;
@@ -419,8 +412,7 @@ mod tests {
 
     #[test]
     fn a_manifest_with_many_retained_segments_gets_larger_slots() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = ManifestFile::new(Arc::new(OsStorage), dir.path());
+        let (_dir, file) = new_file();
         let mut manifest = sample();
         for generation in 0..5_000 {
             manifest.retained.insert(generation, Retained { size: 1 << 20, live_bytes: 77, live: 2 });

@@ -4,27 +4,31 @@
 //! # Layout
 //!
 //! * `requests` – the requests to the checkpointer thread.
-//! * `checkpointer` – one checkpoint: collect, index in key order, commit, forget, recycle.
-//! * `pace` – rests between the steps of a checkpoint. `progress` – detects a stalled checkpointer.
+//! * `thread` – the loop of the thread: does what is due, cleans up, compacts step by step.
+//! * `checkpointer` – the thread's state, and one checkpoint: collect, index in key order, commit,
+//!   forget, recycle. The files from `garbage` to `restore` have its other steps.
+//! * `garbage` – moves survivors together, and keeps the files within their bound.
+//! * `audit` – compares the index of the last run with the manifest.
+//! * `rebuild` – builds the index from segments, manifest and liveness log.
+//! * `restore` – writes lost files again. `presence` – checks that all files are still in place.
+//! * `pace` – rests between the steps of a checkpoint. `progress` – detects a stalled checkpointer,
+//!   and counts the messages of a rebuild.
 //! * `manifest` – what is checkpointed, and in which segments.
 //! * `reclaim` – decides when removals are checkpointed early, to free space on disk.
 //!   `dead_segments` – decides which segments are checkpointed early because nothing in them
 //!   lives.
-//! * `value_log` – segments retained for the messages in them, and their garbage collection.
-//! * `compaction` – checkpoints and rewrites everything, step by step.
-//! * `opening` – compares manifest and segments at open. `audit` – compares the index of the last
-//!   run with the manifest. `leftover` – records that nothing else describes.
-//! * `rebuild` – builds the index from segments, manifest and liveness log.
+//! * `value_log` – segments retained for the messages in them.
+//! * `opening` – compares manifest and segments at open. `leftover` – records that nothing else
+//!   describes.
 //! * `ballast` – two files that are deleted when the index needs space on a full disk. `room` –
-//!   checks for free space before the index writes.
-//! * `presence` – checks that all files are still in place. `restore` – writes lost files again.
-//! * `verify` – reads every checkpointed byte. `verifier` – the thread that does it.
+//!   frees space before the index writes.
+//! * `verifier` – the thread that reads every checkpointed byte.
 
 mod audit;
 mod ballast;
 mod checkpointer;
-mod compaction;
 mod dead_segments;
+mod garbage;
 mod leftover;
 mod manifest;
 mod opening;
@@ -38,9 +42,9 @@ mod restore;
 mod room;
 #[cfg(test)]
 mod tests;
+mod thread;
 mod value_log;
 mod verifier;
-mod verify;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -56,7 +60,7 @@ pub(crate) use opening::{
     Examined, OpenedCheckpoint, OpeningError, Places, examine, open_checkpoint, read_manifest,
 };
 pub(crate) use presence::{DirectoryCheck, Presence, PresenceEvents, Watched};
-pub(crate) use rebuild::Rebuilding;
+pub(crate) use progress::Rebuilding;
 pub(crate) use reclaim::{ReclaimPolicy, Survey};
 pub(crate) use requests::{CheckpointInbox, CheckpointRequests, CheckpointTask, checkpoint_requests};
 pub(crate) use value_log::liveness::{Liveness, LivenessError, LivenessLog};

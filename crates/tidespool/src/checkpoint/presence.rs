@@ -48,13 +48,7 @@ pub(crate) trait PresenceEvents: Send + Sync {
 
 /// Checks the files. Shared by the probe thread and the checkpointer, which restores lost files.
 pub(crate) struct Presence {
-    pub(super) storage: Arc<dyn Storage>,
-    pub(super) home: Box<dyn DirectoryCheck>,
-    pub(super) segments: Arc<Segments>,
-    pub(super) manifest_file: Arc<ManifestFile>,
-    pub(super) ballast: Arc<Ballast>,
-    pub(super) durable: Arc<DiskIndex>,
-    pub(super) events: Arc<dyn PresenceEvents>,
+    pub(super) watched: Watched,
     /// The liveness log of the retained segments.
     liveness: Mutex<Option<KeptFile>>,
     state: Mutex<PresenceState>,
@@ -82,15 +76,8 @@ pub(crate) struct Watched {
 
 impl Presence {
     pub(crate) fn new(watched: Watched) -> Self {
-        let Watched { storage, home, segments, manifest_file, ballast, durable, events } = watched;
         Self {
-            storage,
-            home,
-            segments,
-            manifest_file,
-            ballast,
-            durable,
-            events,
+            watched,
             liveness: Mutex::default(),
             state: Mutex::default(),
             is_away: AtomicBool::new(false),
@@ -100,7 +87,7 @@ impl Presence {
 
     /// Checks whether the path no longer leads to the directory. Asks the disk.
     pub(crate) fn finds_away(&self) -> bool {
-        self.home.away().is_some()
+        self.watched.home.away().is_some()
     }
 
     /// Returns true if no file is known to be lost.
@@ -117,7 +104,7 @@ impl Presence {
     /// hangs on the disk.
     pub(crate) fn describe_lost(&self) -> Vec<String> {
         let Some(state) = self.state.try_lock() else { return Vec::new() };
-        let lost = state.lost.iter().filter(|(path, _)| !path.starts_with(self.durable.path()));
+        let lost = state.lost.iter().filter(|(path, _)| !path.starts_with(self.watched.durable.path()));
         lost.map(|(path, loss)| format!("{}: {loss}", path.display())).collect()
     }
 
@@ -130,7 +117,7 @@ impl Presence {
             return false;
         }
         let Some(mut found) = self.look_at_the_rest(&mut state) else { return true };
-        let (lost, next) = self.segments.look(state.next, AT_ONCE);
+        let (lost, next) = self.watched.segments.look(state.next, AT_ONCE);
         state.next = next.unwrap_or(0);
         found.extend(lost);
         self.note(&mut state, found);
@@ -143,7 +130,7 @@ impl Presence {
         let Some(mut found) = self.look_at_the_rest(&mut state) else { return true };
         let mut next = Some(0);
         while let Some(from) = next {
-            let (lost, more) = self.segments.look(from, AT_ONCE);
+            let (lost, more) = self.watched.segments.look(from, AT_ONCE);
             found.extend(lost);
             next = more;
         }
@@ -151,7 +138,7 @@ impl Presence {
         let back: Vec<PathBuf> = state.lost.keys().filter(|path| is_back(path)).cloned().collect();
         for path in back {
             state.lost.remove(&path);
-            self.events.found_file(&path);
+            self.watched.events.found_file(&path);
         }
         self.note(&mut state, found);
         !state.lost.is_empty()
@@ -160,20 +147,21 @@ impl Presence {
     /// Checks all files except the segments in use. `None` if the directory is lost, which it
     /// records.
     fn look_at_the_rest(&self, state: &mut PresenceState) -> Option<Vec<(PathBuf, Loss)>> {
-        let away = self.home.away();
+        let Watched { home, segments, manifest_file, ballast, .. } = &self.watched;
+        let away = home.away();
         let was_away = self.is_away.swap(away.is_some(), Ordering::AcqRel);
         if let Some(away) = away {
-            self.segments.set_away(true);
+            segments.set_away(true);
             self.note(state, vec![away]);
             return None;
         }
         if was_away {
-            self.segments.set_away(false);
+            segments.set_away(false);
         }
-        let mut found = self.home.lost();
-        found.extend(self.manifest_file.loss().map(|loss| (self.manifest_file.path().to_owned(), loss)));
-        found.extend(self.segments.give_up_lost());
-        found.extend(self.ballast.take_lost());
+        let mut found = home.lost();
+        found.extend(manifest_file.loss().map(|loss| (manifest_file.path().to_owned(), loss)));
+        found.extend(segments.give_up_lost());
+        found.extend(ballast.take_lost());
         found.extend(self.lost_data_file());
         found.extend(self.lost_liveness());
         Some(found)
@@ -186,7 +174,7 @@ impl Presence {
 
     fn lost_liveness(&self) -> Option<(PathBuf, Loss)> {
         let kept = self.liveness.lock().clone()?;
-        let loss = kept.loss(&*self.storage)?;
+        let loss = kept.loss(&*self.watched.storage)?;
         // A new log file may have replaced it meanwhile.
         let is_same = self.liveness.lock().as_ref().is_some_and(|now| now.path == kept.path);
         is_same.then_some((kept.path, loss))
@@ -194,9 +182,9 @@ impl Presence {
 
     /// Returns the loss of the index's data file.
     fn lost_data_file(&self) -> Option<(PathBuf, Loss)> {
-        let (path, file) = self.durable.data_file()?;
+        let (path, file) = self.watched.durable.data_file()?;
         // An engine may truncate its file at times, so the length proves nothing.
-        let loss = loss_of(&*self.storage, &path, &*file, 0)?;
+        let loss = loss_of(&*self.watched.storage, &path, &*file, 0)?;
         Some((path, loss))
     }
 
@@ -207,7 +195,7 @@ impl Presence {
     fn note(&self, state: &mut PresenceState, found: Vec<(PathBuf, Loss)>) {
         for (path, loss) in found {
             if let Entry::Vacant(entry) = state.lost.entry(path) {
-                self.events.lost_file(entry.key(), loss);
+                self.watched.events.lost_file(entry.key(), loss);
                 entry.insert(loss);
             }
         }

@@ -1,4 +1,4 @@
-//! Detects whether the checkpointer thread makes progress.
+//! The progress of the checkpointer thread, and of a rebuild.
 
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,32 @@ impl Progress {
 
     pub(super) fn stalled_for(&self, now: Instant) -> Duration {
         self.0.lock().map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+}
+
+/// Progress of a rebuild, for readers on other threads: the messages in the new index, and the
+/// messages to index in all. `None` while no rebuild runs.
+#[derive(Debug, Default)]
+pub(crate) struct Rebuilding(Mutex<Option<(u64, u64)>>);
+
+impl Rebuilding {
+    pub(crate) fn progress(&self) -> Option<(u64, u64)> {
+        *self.0.lock()
+    }
+
+    pub(super) fn begin(&self, total: u64) {
+        *self.0.lock() = Some((0, total));
+    }
+
+    /// `messages` more messages are in the new index.
+    pub(super) fn add(&self, messages: u64) {
+        if let Some((done, _)) = &mut *self.0.lock() {
+            *done += messages;
+        }
+    }
+
+    pub(super) fn end(&self) {
+        *self.0.lock() = None;
     }
 }
 

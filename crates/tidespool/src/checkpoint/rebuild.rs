@@ -5,45 +5,18 @@
 //! hung. The segments and the manifest alone define the live messages, so this loses nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::CheckpointError;
 use super::checkpointer::Checkpointer;
 use super::leftover::{Leftovers, newest_puts};
 use super::manifest::Manifest;
+use super::room::make_room;
 use super::value_log::liveness::{Liveness, LivenessChanges};
 use super::value_log::living::{CheckpointedMessage, living_in};
 use super::value_log::retained::{Retained, RetainedMap, account, place_of_found, record_at};
 use crate::index::{IndexChange, IndexOp, Record, Tally};
 use crate::journal::Segment;
-
-/// Progress of a rebuild, for readers on other threads.
-#[derive(Debug, Default)]
-pub(crate) struct Rebuilding {
-    is_running: AtomicBool,
-    done: AtomicU64,
-    total: AtomicU64,
-}
-
-impl Rebuilding {
-    /// Returns the messages in the new index, and the messages to index in all. `None` if no
-    /// rebuild runs.
-    pub(crate) fn progress(&self) -> Option<(u64, u64)> {
-        let done = self.done.load(Ordering::Relaxed);
-        self.is_running.load(Ordering::Acquire).then(|| (done, self.total.load(Ordering::Relaxed)))
-    }
-
-    fn begin(&self, total: u64) {
-        self.done.store(0, Ordering::Relaxed);
-        self.total.store(total, Ordering::Relaxed);
-        self.is_running.store(true, Ordering::Release);
-    }
-
-    fn end(&self) {
-        self.is_running.store(false, Ordering::Release);
-    }
-}
 
 /// The result of a rebuild.
 #[derive(Debug, Default)]
@@ -78,7 +51,7 @@ impl Checkpointer {
         let liveness = self.liveness.read(&is_retained)?;
         // Frees the space and the inodes of the old index, in case the disk is full.
         self.durable.remove_all()?;
-        match self.make_room(self.manifest.tally.records) {
+        match make_room(&self.durable, &self.ballast, self.segments.pool(), self.manifest.tally.records) {
             // The space may suffice anyway, and a failed try costs only time. Without an index no
             // checkpointed message can be read.
             Err(CheckpointError::NoRoom { .. }) => {}
@@ -190,7 +163,7 @@ impl Checkpointer {
             account(retained, |generation| self.size_of(generation), before, after);
         })?;
         *tally = tally.plus(delta);
-        self.rebuilding.done.fetch_add(ops.len() as u64, Ordering::Relaxed);
+        self.rebuilding.add(ops.len() as u64);
         self.inbox.note_progress();
         Ok(())
     }

@@ -153,7 +153,7 @@ impl ReclaimPolicy {
             is_blocked: pool.is_blocked(),
             others: others(),
         };
-        self.not_before = Some(Instant::now() + pause(started.elapsed()));
+        self.not_before = Some(Instant::now() + started.elapsed().saturating_mul(SHARE));
         // Nothing waits for a segment, so nothing else seals the active one.
         let is_active_dead = disk_use.is_blocked
             && pool.active_is_used_up()
@@ -175,10 +175,6 @@ impl ReclaimPolicy {
             spare => ReclaimDecision::Trim(spare),
         }
     }
-}
-
-fn pause(took: Duration) -> Duration {
-    took.saturating_mul(SHARE)
 }
 
 #[cfg(test)]

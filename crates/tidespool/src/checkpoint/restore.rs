@@ -54,7 +54,7 @@ impl Checkpointer {
     fn restore_all(&mut self, is_ended: impl Fn(&Segment) -> bool) -> Result<(), CheckpointError> {
         // The lock that keeps other processes out comes first, then the files that an open reads
         // first.
-        let mut result = self.presence.home.restore().map_err(CheckpointError::Restore);
+        let mut result = self.presence.watched.home.restore().map_err(CheckpointError::Restore);
         for segment in self.segments.lost().into_iter().filter(|segment| is_ended(segment)) {
             result = result.and(self.restore_segment(&segment));
         }
@@ -130,7 +130,7 @@ impl super::Presence {
     /// The directory is away.
     fn check_home(&self) -> Result<(), CheckpointError> {
         match self.is_away() {
-            true => Err(CheckpointError::Away(self.manifest_file.dir().to_owned())),
+            true => Err(CheckpointError::Away(self.watched.manifest_file.dir().to_owned())),
             false => Ok(()),
         }
     }

@@ -1,16 +1,29 @@
-//! The verification thread. It only reads, so checkpoints, recycling and garbage collection
-//! continue meanwhile.
+//! The verification thread: reads every byte of every checkpointed message while the spool runs. It
+//! only reads, so checkpoints, recycling and garbage collection continue meanwhile.
+//!
+//! It takes records from the index a few at a time, and reads their payloads while no scan of the
+//! index is open. A disk that hangs in a segment then blocks the verification alone.
 
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
 use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
-use super::verify::{Finding, verify_indexed};
+use super::value_log::retained::{describe, place_of_record};
 use super::{CheckpointError, CheckpointEvents, CheckpointRequests, LiveIndex};
-use crate::index::{DiskIndex, IndexError};
-use crate::journal::Segments;
+use crate::index::{DiskIndex, IndexError, Key, KeyRange, Record};
+use crate::journal::{ReadError, Segments};
+use crate::mailbox::Mailbox;
+
+/// Records taken from the index at a time.
+const STEP: usize = 256;
+
+/// A damaged message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Finding {
+    pub(crate) id: SpoolId,
+    pub(crate) what: String,
+}
 
 /// The damaged messages that a verification found.
 #[derive(Debug, Clone, Default)]
@@ -23,10 +36,7 @@ type Done = oneshot::Sender<Result<VerificationReport, CheckpointError>>;
 
 /// The request to the thread. There is at most one, because callers share a verification.
 #[derive(Debug, Default)]
-pub(crate) struct VerificationRequests {
-    state: Mutex<VerifierState>,
-    wake: Condvar,
-}
+pub(crate) struct VerificationRequests(Mailbox<VerifierState>);
 
 #[derive(Debug, Default)]
 struct VerifierState {
@@ -40,35 +50,26 @@ impl VerificationRequests {
     /// the verification before the next message.
     pub(crate) fn ask(&self) -> oneshot::Receiver<Result<VerificationReport, CheckpointError>> {
         let (done, receiver) = oneshot::channel();
-        let mut state = self.state.lock();
-        if !state.stopped {
-            state.asked = Some(done);
-        }
-        drop(state);
-        self.wake.notify_one();
+        self.0.post(|state| {
+            if !state.stopped {
+                state.asked = Some(done);
+            }
+        });
         receiver
     }
 
     /// Stops the thread before the next message.
     pub(crate) fn stop(&self) {
-        let mut state = self.state.lock();
-        state.stopped = true;
-        state.asked = None;
-        drop(state);
-        self.wake.notify_one();
+        self.0.post(|state| *state = VerifierState { asked: None, stopped: true });
     }
 
     fn is_stopped(&self) -> bool {
-        self.state.lock().stopped
+        self.0.lock().stopped
     }
 
     /// Waits for a request. `None` if the thread must end.
     fn wait(&self) -> Option<Done> {
-        let mut state = self.state.lock();
-        while !state.stopped && state.asked.is_none() {
-            self.wake.wait(&mut state);
-        }
-        state.asked.take()
+        self.0.wait(None, |state| if state.stopped { Some(None) } else { state.asked.take().map(Some) })?
     }
 }
 
@@ -96,17 +97,81 @@ impl Verifier {
         }
     }
 
+    /// Checks every checkpointed message. Calls `go_on` before each.
+    ///
+    /// Messages that are added, replaced, moved or removed meanwhile are not reported. Every
+    /// message that stays in place is checked.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Stopped`] if `go_on` returned false; an I/O error.
     fn verify(&self, go_on: &dyn Fn() -> bool) -> Result<VerificationReport, CheckpointError> {
+        let mut findings = VerificationReport::default();
+        let mut left = KeyRange::ALL;
+        loop {
+            let step = self.next_records(&left)?;
+            let Some((last, _)) = step.last() else { break };
+            left = left.after(last);
+            for (key, record) in step {
+                if !go_on() {
+                    return Err(CheckpointError::Stopped);
+                }
+                if let Some(what) = self.damage_of(&key, record)? {
+                    let finding = Finding { id: key.id(), what };
+                    self.events.found_damage(&finding.id, &finding.what);
+                    findings.count += 1;
+                    findings.first.get_or_insert(finding);
+                }
+            }
+        }
+        if go_on() { Ok(findings) } else { Err(CheckpointError::Stopped) }
+    }
+
+    /// Returns the first records in `range`, at most [`STEP`].
+    fn next_records(&self, range: &KeyRange) -> Result<Vec<(Key, Record)>, CheckpointError> {
+        let mut records = Vec::with_capacity(STEP);
+        self.durable.scan(std::slice::from_ref(range), &mut |key, record| {
+            records.push((key, record));
+            records.len() < STEP
+        })?;
+        Ok(records)
+    }
+
+    /// Returns the damage of a message. `None` if it is intact, or was removed or replaced.
+    fn damage_of(&self, key: &Key, mut record: Record) -> Result<Option<String>, CheckpointError> {
+        let id = key.id();
         // Messages in memory are newer than the request: all older ones were checkpointed before
         // it.
-        let wanted = |id: &SpoolId| !self.source.has_in_memory(id);
-        let mut findings = VerificationReport::default();
-        verify_indexed(&self.segments, &self.durable, &wanted, go_on, &mut |finding| {
-            self.events.found_damage(&finding.id, &finding.what);
-            findings.count += 1;
-            findings.first.get_or_insert(finding);
-        })?;
-        Ok(findings)
+        if self.source.has_in_memory(&id) {
+            return Ok(None);
+        }
+        loop {
+            let Some(what) = self.damage_at(&id, &record)? else { return Ok(None) };
+            // The record may have been replaced, moved or removed since it was read, so the current
+            // one counts. Memory is checked first, because an id leaves memory once the index has
+            // its newest record.
+            if self.source.has_in_memory(&id) {
+                return Ok(None);
+            }
+            match self.durable.get(key)? {
+                None => return Ok(None),
+                Some(now) if now == record => return Ok(Some(what)),
+                Some(now) => record = now,
+            }
+        }
+    }
+
+    /// Reads a message. Returns its damage, if any.
+    fn damage_at(&self, id: &SpoolId, record: &Record) -> Result<Option<String>, CheckpointError> {
+        let place = place_of_record(record);
+        let Some(segment) = self.segments.get(place.generation) else {
+            return Ok(Some(format!("{}: the segment is missing", describe(id, place))));
+        };
+        match segment.read_put(self.segments.salt(), id, place) {
+            Ok(_) => Ok(None),
+            Err(error @ ReadError::Damaged { .. }) => Ok(Some(error.to_string())),
+            Err(error @ ReadError::Io { .. }) => Err(error.into()),
+        }
     }
 
     fn note(&self, error: &CheckpointError) {

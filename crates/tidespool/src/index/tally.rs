@@ -26,7 +26,8 @@ impl Tally {
     /// `h = mix(h ^ word)` for each 8 bytes, little endian. The last word is padded with zeros.
     /// `mix` is that of splitmix64.
     pub(crate) fn add(&mut self, key: &Key, value: &[u8]) {
-        self.add_raw(key.as_bytes(), value);
+        self.records = self.records.wrapping_add(1);
+        self.digest = self.digest.wrapping_add(number_of(key.as_bytes(), value));
     }
 
     /// Subtracts a record that was added before.
@@ -35,29 +36,13 @@ impl Tally {
         self.digest = self.digest.wrapping_sub(number_of(key.as_bytes(), value));
     }
 
-    /// Adds a record with any bytes as its key.
-    pub(super) fn add_raw(&mut self, key: &[u8], value: &[u8]) {
-        self.records = self.records.wrapping_add(1);
-        self.digest = self.digest.wrapping_add(number_of(key, value));
-    }
-
-    /// Adds another tally: that of a disjoint set, or a [delta](Self::since).
+    /// Adds another tally: that of a disjoint set, or a difference, whose `records` is
+    /// modulo 2⁶⁴.
     #[must_use]
     pub(crate) const fn plus(self, other: Self) -> Self {
         Self {
             records: self.records.wrapping_add(other.records),
             digest: self.digest.wrapping_add(other.digest),
-        }
-    }
-
-    /// Returns the delta from `earlier` to this tally. If there are fewer records now, its
-    /// `records` is modulo 2⁶⁴.
-    #[cfg(test)]
-    #[must_use]
-    pub(crate) const fn since(self, earlier: Self) -> Self {
-        Self {
-            records: self.records.wrapping_sub(earlier.records),
-            digest: self.digest.wrapping_sub(earlier.digest),
         }
     }
 }
@@ -108,7 +93,6 @@ mod tests {
             prop_assert_eq!(all, tally_of(pairs.iter().rev()));
             let (first, rest) = pairs.split_at(cut.index(pairs.len() + 1));
             prop_assert_eq!(tally_of(first).plus(tally_of(rest)), all);
-            prop_assert_eq!(all.since(tally_of(first)), tally_of(rest));
             let mut tally = all;
             first.iter().for_each(|(key, value)| tally.subtract(key, value));
             prop_assert_eq!(tally, tally_of(rest));

@@ -189,56 +189,31 @@ impl StorageFile for LenientFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Each read that touches the third page fails.
-    #[derive(Debug)]
-    struct BadPage;
-
-    const LEN: u64 = 5 * PAGE as u64 + 100;
-
-    impl StorageFile for BadPage {
-        fn len(&self) -> io::Result<u64> {
-            Ok(LEN)
-        }
-
-        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-            let page = PAGE as u64;
-            let len = buf.len().min(usize::try_from(LEN.saturating_sub(offset)).unwrap());
-            if offset < 3 * page && offset + len as u64 > 2 * page {
-                return Err(io::Error::from_raw_os_error(5));
-            }
-            buf[..len].fill(7);
-            Ok(len)
-        }
-
-        fn write_vectored_at(&self, _bufs: &[IoSlice<'_>], _offset: u64) -> io::Result<usize> {
-            Ok(0)
-        }
-
-        fn sync_data(&self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::storage::{TestCall, TestStorage};
 
     #[test]
     fn one_bad_page_costs_one_page_and_is_reported_once() {
-        let unread = AllUnread::default();
-        let path = PathBuf::from("/spool/journal/00000001.seg");
-        let file = LenientFile { file: Some(Arc::new(BadPage)), path: path.clone(), unread: unread.clone() };
+        const LEN: usize = 5 * PAGE + 100;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("00000001.seg");
+        std::fs::write(&path, [7; LEN]).unwrap();
+        let disk = TestStorage::default();
+        disk.fail("", |call| match call {
+            TestCall::Read { offset, end } => offset < 3 * PAGE as u64 && end > 2 * PAGE as u64,
+            _ => false,
+        });
+        let storage = LenientStorage::new(Arc::new(disk));
+        let file = storage.open(&path, OpenMode::Read).unwrap();
         for from in [0, 1, 4095, 9000] {
-            let mut bytes = vec![1; usize::try_from(LEN).unwrap() - from];
-            read_exact_at(&file, &mut bytes, from as u64).unwrap();
+            let mut bytes = vec![1; LEN - from];
+            read_exact_at(&*file, &mut bytes, from as u64).unwrap();
             for (at, byte) in bytes.iter().enumerate() {
                 let is_bad = (2 * PAGE..3 * PAGE).contains(&(from + at));
                 assert_eq!(*byte, if is_bad { 0 } else { 7 }, "byte {} read from {from}", from + at);
             }
         }
-        let mut beyond = [0];
-        assert_eq!(file.read_at(&mut beyond, LEN).unwrap(), 0);
-        let storage = LenientStorage { below: Arc::new(crate::storage::OsStorage), unread };
-        assert!(
-            storage.has_unread(Path::new("/spool/journal")) && !storage.has_unread(Path::new("/spool/index"))
-        );
+        assert_eq!(file.read_at(&mut [0], LEN as u64).unwrap(), 0);
+        assert!(storage.has_unread(dir.path()) && !storage.has_unread(&dir.path().join("index")));
         let [damage] = &storage.damage()[..] else { panic!("{:?}", storage.damage()) };
         assert!(
             damage.what.starts_with("4096 bytes of it can't be read, the first at byte 8192"),

@@ -336,32 +336,8 @@ mod tests {
         assert_eq!(err.kind(), io::ErrorKind::UnexpectedEof);
     }
 
-    /// A file with only the required methods. A read returns at most three bytes.
-    #[derive(Debug)]
-    struct Plain(Vec<u8>);
-
-    impl StorageFile for Plain {
-        fn len(&self) -> io::Result<u64> {
-            Ok(self.0.len() as u64)
-        }
-
-        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-            let rest = &self.0[usize::try_from(offset).unwrap().min(self.0.len())..];
-            let len = buf.len().min(rest.len()).min(3);
-            buf[..len].copy_from_slice(&rest[..len]);
-            Ok(len)
-        }
-
-        fn write_vectored_at(&self, _bufs: &[IoSlice<'_>], _offset: u64) -> io::Result<usize> {
-            Ok(0)
-        }
-
-        fn sync_data(&self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// Every other call is interrupted by a signal. The others move at most three bytes.
+    /// A file with only the required methods. A call moves at most three bytes. Every other call is
+    /// interrupted by a signal.
     #[derive(Debug, Default)]
     struct Interrupted {
         calls: std::sync::atomic::AtomicU64,
@@ -382,7 +358,11 @@ mod tests {
 
         fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
             self.call()?;
-            Plain(self.bytes.lock().clone()).read_at(buf, offset)
+            let bytes = self.bytes.lock();
+            let rest = &bytes[usize::try_from(offset).unwrap().min(bytes.len())..];
+            let len = buf.len().min(rest.len()).min(3);
+            buf[..len].copy_from_slice(&rest[..len]);
+            Ok(len)
         }
 
         fn write_vectored_at(&self, bufs: &[IoSlice<'_>], _offset: u64) -> io::Result<usize> {
@@ -420,7 +400,8 @@ mod tests {
 
     #[test]
     fn a_storage_without_vectored_reads_is_readable() {
-        let file = Plain((0..100).collect());
+        let file = Interrupted::default();
+        file.bytes.lock().extend(0..100);
         let (mut first, mut rest) = ([0; 10], [0; 50]);
         read_exact_vectored_at(&file, &mut [IoSliceMut::new(&mut first), IoSliceMut::new(&mut rest)], 20)
             .unwrap();

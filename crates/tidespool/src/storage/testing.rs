@@ -15,6 +15,11 @@ use super::{FileState, OpenMode, OsStorage, Space, Storage, StorageFile};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TestCall {
     Open,
+    /// A read of the bytes up to `end`.
+    Read {
+        offset: u64,
+        end: u64,
+    },
     /// A write of the bytes up to `end`.
     Write {
         offset: u64,
@@ -140,10 +145,13 @@ impl StorageFile for TestFile {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.storage.enter(&self.path, TestCall::Read { offset, end: offset + buf.len() as u64 })?;
         self.file.read_at(buf, offset)
     }
 
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
+        let end = offset + bufs.iter().map(|buf| buf.len() as u64).sum::<u64>();
+        self.storage.enter(&self.path, TestCall::Read { offset, end })?;
         self.file.read_vectored_at(bufs, offset)
     }
 

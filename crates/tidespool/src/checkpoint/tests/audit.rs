@@ -2,9 +2,12 @@ use std::time::Instant;
 
 use super::*;
 
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
 /// Closes the index in an orderly way, and opens it again as the next run does.
 fn reopen(bench: &mut CheckpointBench) {
-    let soon = || Instant::now() + Duration::from_secs(60);
     assert_eq!(bench.checkpointer.durable.close(soon()), Ok(true));
     let closed = bench.checkpointer.durable.sum_up(soon()).unwrap().unwrap();
     let durable = index_of(&bench.engine, bench.dir.path());
@@ -12,11 +15,9 @@ fn reopen(bench: &mut CheckpointBench) {
     bench.checkpointer.durable = Arc::new(durable);
 }
 
-fn two_checkpointed(engine: &Arc<dyn IndexEngine>) -> (CheckpointBench, [SpoolId; 2]) {
+fn two_checkpointed(engine: Arc<dyn IndexEngine>) -> (CheckpointBench, [SpoolId; 2]) {
     let mut bench = CheckpointBench::new(engine);
-    let [a, b] = ids();
-    bench.put(a);
-    bench.put(b);
+    let [a, b] = bench.put_new();
     bench.checkpoint();
     bench.steps();
     (bench, [a, b])
@@ -24,8 +25,7 @@ fn two_checkpointed(engine: &Arc<dyn IndexEngine>) -> (CheckpointBench, [SpoolId
 
 #[test]
 fn an_index_that_matches_the_manifest_is_kept() {
-    for engine in engines() {
-        let (mut bench, _) = two_checkpointed(&engine);
+    for (mut bench, _) in engines().map(two_checkpointed) {
         let indexed = bench.indexed();
         reopen(&mut bench);
         assert!(bench.checkpointer.durable.is_unchecked());
@@ -47,7 +47,7 @@ fn an_index_that_differs_from_the_manifest_is_rebuilt() {
             |key, record| IndexOp { key, change: IndexChange::Put(Record { seq: record.seq + 1, ..record }) },
         ];
         for change in changes {
-            let (mut bench, [a, _]) = two_checkpointed(&engine);
+            let (mut bench, [a, _]) = two_checkpointed(engine.clone());
             let (indexed, manifest) = (bench.indexed(), bench.checkpointer.manifest.clone());
             let op = change(Key::of(&a), indexed[&Key::of(&a)]);
             bench.checkpointer.durable.apply(&mut [op].into_iter(), &mut |_, _| ()).unwrap();
@@ -66,8 +66,7 @@ fn an_index_that_differs_from_the_manifest_is_rebuilt() {
 
 #[test]
 fn a_stop_interrupts_a_check_and_the_index_stays_unchecked() {
-    for engine in engines() {
-        let (mut bench, _) = two_checkpointed(&engine);
+    for (mut bench, _) in engines().map(two_checkpointed) {
         reopen(&mut bench);
         bench.requests.stop();
         assert!(matches!(bench.checkpointer.run_due_work(), Err(CheckpointError::Stopped)));
@@ -79,28 +78,16 @@ fn a_stop_interrupts_a_check_and_the_index_stays_unchecked() {
 /// written again from the index.
 #[test]
 fn a_damaged_log_is_rewritten_from_a_checked_index() {
-    for engine in engines() {
-        let (mut bench, [a, b]) = two_checkpointed(&engine);
+    for (mut bench, [a, b]) in engines().map(two_checkpointed) {
         bench.remove(a);
         bench.checkpoint();
-        let log = bench.checkpointer.liveness.path();
-        let manifest = bench.checkpointer.manifest.clone();
         reopen(&mut bench);
-        std::fs::remove_file(&log).unwrap();
-        let is_retained = |generation: u64| manifest.retained.contains_key(&generation);
-        let storage: Arc<dyn Storage> = Arc::new(bench.disk.clone());
-        let opened = LivenessLog::open(storage, bench.dir.path(), manifest.liveness, &is_retained).unwrap();
-        assert_eq!(opened.1.damage().len(), 1);
-        bench.checkpointer.liveness = opened.0;
+        assert_eq!(bench.lose_log().len(), 1);
         bench.checkpointer.ensure_index().unwrap();
-        assert_eq!(bench.checkpointer.durable.close(Instant::now() + Duration::from_secs(60)), Ok(true));
+        assert_eq!(bench.checkpointer.durable.close(soon()), Ok(true));
         bench.checkpointer.durable = Arc::new(index_of(&bench.engine, bench.dir.path()));
         bench.checkpointer.rebuild().unwrap();
-        assert_eq!(
-            bench.messages().into_keys().collect::<Vec<_>>(),
-            [b],
-            "the removed message does not come back"
-        );
+        assert_eq!(bench.ids_indexed(), [b], "the removed message does not come back");
         bench.assert_consistent();
     }
 }

@@ -10,8 +10,7 @@ fn is_sync(call: TestCall) -> bool {
 
 #[test]
 fn a_checkpoint_indexes_and_lists_the_live_records() {
-    for engine in engines() {
-        let mut bench = CheckpointBench::new(&engine);
+    for mut bench in engines().map(CheckpointBench::new) {
         let [a, b, c, d] = ids();
         bench.put_bytes(a, vec![1; 10]);
         bench.put_bytes(b, vec![2; 20]);
@@ -39,11 +38,8 @@ fn a_checkpoint_indexes_and_lists_the_live_records() {
 /// come back.
 #[test]
 fn a_checkpointed_removal_frees_its_segment() {
-    for engine in engines() {
-        let mut bench = CheckpointBench::new(&engine);
-        let [a, b] = ids();
-        bench.put(a);
-        bench.put(b);
+    for mut bench in engines().map(CheckpointBench::new) {
+        let [a, b] = bench.put_new();
         let first = bench.checkpoint();
         bench.remove(a);
         let second = bench.seal();
@@ -51,7 +47,7 @@ fn a_checkpointed_removal_frees_its_segment() {
         bench.checkpointer.checkpoint(second).unwrap();
         assert_eq!(bench.generations(), [first]);
         assert_eq!(bench.checkpointer.segments.pool().free(), free + 1);
-        assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [b]);
+        assert_eq!(bench.ids_indexed(), [b]);
         bench.assert_consistent();
         bench.assert_rebuilds();
         // The last removal frees all segments.
@@ -65,11 +61,8 @@ fn a_checkpointed_removal_frees_its_segment() {
 
 #[test]
 fn the_old_version_of_a_replaced_message_dies() {
-    for engine in engines() {
-        let mut bench = CheckpointBench::new(&engine);
-        let [a, b] = ids();
-        bench.put(a);
-        bench.put(b);
+    for mut bench in engines().map(CheckpointBench::new) {
+        let [a, _] = bench.put_new();
         let first = bench.checkpoint();
         bench.put_bytes(a, vec![9; 99]);
         let second = bench.checkpoint();
@@ -86,14 +79,13 @@ fn the_old_version_of_a_replaced_message_dies() {
 /// Checkpoints two messages, then makes the checkpoint of a removal and a new message fail at
 /// `file`.
 fn failed_checkpoint(
-    engine: &Arc<dyn IndexEngine>,
+    engine: Arc<dyn IndexEngine>,
     file: &'static str,
     fails: fn(TestCall) -> bool,
 ) -> (CheckpointBench, [SpoolId; 3], CheckpointError) {
     let mut bench = CheckpointBench::new(engine);
-    let [a, b, c] = ids();
-    bench.put(a);
-    bench.put(b);
+    let [a, b] = bench.put_new();
+    let [c] = ids();
     bench.checkpoint();
     bench.remove(a);
     bench.put(c);
@@ -124,31 +116,29 @@ fn assert_recovers(mut bench: CheckpointBench, [_, b, c]: [SpoolId; 3]) {
     bench.checkpointer.ensure_index().unwrap();
     bench.checkpointer.checkpoint_all_due().unwrap();
     assert_eq!(bench.steps(), [SourceCall::Rebuilt(2), SourceCall::Checkpointed], "from the old manifest");
-    assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [b, c]);
+    assert_eq!(bench.ids_indexed(), [b, c]);
     assert!(!bench.checkpointer.is_manifest_in_doubt);
     bench.assert_consistent();
     bench.assert_rebuilds();
 }
 
 #[test]
-fn a_failed_manifest_write_discards_the_changed_index() {
+fn a_failed_write_of_manifest_or_log_discards_the_changed_index() {
     for engine in engines() {
-        for fails in [is_write as fn(TestCall) -> bool, is_sync] {
-            let (bench, ids, error) = failed_checkpoint(&engine, "manifest", fails);
-            assert!(matches!(error, CheckpointError::Manifest(_)), "{error}");
-            assert!(bench.checkpointer.is_manifest_in_doubt, "the disk may have it");
-            assert_recovers(bench, ids);
-        }
-    }
-}
-
-#[test]
-fn a_failed_log_write_discards_the_changed_index() {
-    for engine in engines() {
-        for fails in [is_write as fn(TestCall) -> bool, is_sync] {
-            let (bench, ids, error) = failed_checkpoint(&engine, "liveness", fails);
-            assert!(matches!(error, CheckpointError::Liveness(_)), "{error}");
-            assert!(!bench.checkpointer.is_manifest_in_doubt, "no manifest was written");
+        for (file, fails) in [
+            ("manifest", is_write as fn(TestCall) -> bool),
+            ("manifest", is_sync),
+            ("liveness", is_write),
+            ("liveness", is_sync),
+        ] {
+            let (bench, ids, error) = failed_checkpoint(engine.clone(), file, fails);
+            let is_of_manifest = match error {
+                CheckpointError::Manifest(_) => true,
+                CheckpointError::Liveness(_) => false,
+                error => panic!("{error}"),
+            };
+            assert_eq!(is_of_manifest, file == "manifest");
+            assert_eq!(bench.checkpointer.is_manifest_in_doubt, is_of_manifest, "the disk may have it");
             assert_recovers(bench, ids);
         }
     }
@@ -158,10 +148,9 @@ fn a_failed_log_write_discards_the_changed_index() {
 /// segment that the other does not.
 #[test]
 fn no_segment_is_released_while_the_manifest_is_in_doubt() {
-    for engine in engines() {
-        let mut bench = CheckpointBench::new(&engine);
-        let [a, b] = ids();
-        bench.put(a);
+    for mut bench in engines().map(CheckpointBench::new) {
+        bench.put(SpoolId::new());
+        let [b] = ids();
         let first = bench.checkpoint();
         // No message lives in the next segment, so its checkpoint does not change the index.
         bench.put(b);
@@ -188,7 +177,7 @@ fn no_segment_is_released_while_the_manifest_is_in_doubt() {
 fn a_rewriting_that_is_not_committed_is_undone() {
     for engine in engines() {
         for file in ["manifest", "liveness"] {
-            let mut bench = CheckpointBench::new(&engine);
+            let mut bench = CheckpointBench::new(engine.clone());
             let [a, b] = ids();
             bench.put_bytes(a, vec![1; 300_000]);
             bench.put_bytes(b, vec![2; 200_000]);
@@ -202,7 +191,7 @@ fn a_rewriting_that_is_not_committed_is_undone() {
             bench.disk.heal();
             bench.checkpointer.check_or_rebuild().unwrap();
             assert_eq!(bench.messages(), BTreeMap::from([(b, vec![2; 200_000])]));
-            assert_eq!(bench.checkpointer.manifest.retained.keys().copied().collect::<Vec<_>>(), [first]);
+            assert_eq!(bench.retained(), [first]);
             bench.assert_consistent();
             bench.compact();
             assert_eq!(bench.messages(), BTreeMap::from([(b, vec![2; 200_000])]));
@@ -215,10 +204,9 @@ fn a_rewriting_that_is_not_committed_is_undone() {
 /// Changes of the index wait until it is complete. Other work continues.
 #[test]
 fn a_checkpoint_waits_for_the_index_only_if_it_changes_it() {
-    for engine in engines() {
-        let mut bench = CheckpointBench::new(&engine);
-        let [a, b] = ids();
-        bench.put(a);
+    for mut bench in engines().map(CheckpointBench::new) {
+        let [a] = bench.put_new();
+        let [b] = ids();
         let first = bench.checkpoint();
         bench.checkpointer.durable.let_go("for a test");
         // An id above all checkpointed keys.

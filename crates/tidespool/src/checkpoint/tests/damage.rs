@@ -15,12 +15,9 @@ fn damage(path: &Path, at: u64) {
 /// Writes two segments that are retained. The first holds an older version, a removed message and a
 /// live one. The second holds the newer version and the removal. A third segment, which is
 /// recycled, removed another message.
-fn history(engine: &Arc<dyn IndexEngine>) -> (CheckpointBench, [SpoolId; 4]) {
+fn history(engine: Arc<dyn IndexEngine>) -> (CheckpointBench, [SpoolId; 4]) {
     let mut bench = CheckpointBench::new(engine);
-    let [replaced, removed, lives, gone] = ids();
-    for id in [replaced, removed, lives, gone] {
-        bench.put(id);
-    }
+    let [replaced, removed, lives, gone] = bench.put_new();
     bench.checkpoint();
     bench.put(replaced);
     bench.remove(removed);
@@ -40,7 +37,7 @@ fn assert_newest_wins(mut bench: CheckpointBench, [replaced, _, lives, gone]: [S
     bench.checkpointer.rebuild().unwrap();
     let mut expected = [replaced, lives, gone];
     expected.sort_unstable();
-    assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), expected);
+    assert_eq!(bench.ids_indexed(), expected);
     assert_eq!(bench.indexed()[&Key::of(&replaced)].seq, seq_of_replaced);
     assert_eq!(bench.steps(), [SourceCall::Rebuilt(3)], "nothing was lost");
     let found = &bench.checkpointer.manifest;
@@ -55,10 +52,10 @@ fn assert_newest_wins(mut bench: CheckpointBench, [replaced, _, lives, gone]: [S
 #[test]
 fn with_a_damaged_log_the_newest_version_wins_and_the_log_is_rewritten() {
     for engine in engines() {
-        let len = fs::metadata(history(&engine).0.checkpointer.liveness.path()).unwrap().len();
+        let len = fs::metadata(history(engine.clone()).0.checkpointer.liveness.path()).unwrap().len();
         let mut by_exact_lists = [0; 3];
         for at in (0..len).step_by(7) {
-            let (mut bench, ids) = history(&engine);
+            let (mut bench, ids) = history(engine.clone());
             let log = bench.checkpointer.liveness.path();
             damage(&log, at);
             let manifest = &bench.checkpointer.manifest;
@@ -92,10 +89,9 @@ fn with_a_damaged_log_the_newest_version_wins_and_the_log_is_rewritten() {
 /// the compaction of the log, and each attempt would discard the index.
 #[test]
 fn a_log_with_a_gap_is_rewritten_although_no_list_is_missing() {
-    for engine in engines() {
-        let mut bench = CheckpointBench::new(&engine);
-        let [a, b] = ids();
-        bench.put(a);
+    for mut bench in engines().map(CheckpointBench::new) {
+        let [a] = bench.put_new();
+        let [b] = ids();
         bench.checkpoint();
         let end_of_first = bench.checkpointer.manifest.liveness.len;
         bench.put(b);
@@ -116,15 +112,14 @@ fn a_log_with_a_gap_is_rewritten_although_no_list_is_missing() {
 /// Without a new log, later segments would not count as completely listed.
 #[test]
 fn a_log_that_is_lost_while_no_segment_is_retained_is_replaced() {
-    for engine in engines() {
-        let mut bench = CheckpointBench::new(&engine);
-        let [a, b] = ids();
-        bench.put(a);
+    for mut bench in engines().map(CheckpointBench::new) {
+        let [a] = bench.put_new();
+        let [b] = ids();
         bench.checkpoint();
         bench.remove(a);
         bench.checkpoint();
         assert!(bench.checkpointer.manifest.retained.is_empty());
-        lose_log(&mut bench);
+        bench.lose_log();
         bench.checkpointer.ensure_index().unwrap();
         bench.put(b);
         bench.checkpoint();
@@ -133,21 +128,11 @@ fn a_log_that_is_lost_while_no_segment_is_retained_is_replaced() {
     }
 }
 
-/// Deletes the log, and opens it as the next run does.
-fn lose_log(bench: &mut CheckpointBench) {
-    fs::remove_file(bench.checkpointer.liveness.path()).unwrap();
-    let storage: Arc<dyn Storage> = Arc::new(bench.disk.clone());
-    let position = bench.checkpointer.manifest.liveness;
-    bench.checkpointer.liveness =
-        LivenessLog::open(storage, bench.dir.path(), position, &|_| true).unwrap().0;
-}
-
 /// The first segment has no exact list. The second one has, and holds the abort of a store in the
 /// first one.
 #[test]
 fn an_abort_in_a_segment_with_a_list_counts_for_one_without() {
-    for engine in engines() {
-        let mut bench = CheckpointBench::new(&engine);
+    for mut bench in engines().map(CheckpointBench::new) {
         let [a, b] = ids();
         let good = bench.put(a);
         let aborted = bench.put(a);
@@ -168,49 +153,38 @@ fn an_abort_in_a_segment_with_a_list_counts_for_one_without() {
 
 #[test]
 fn without_a_log_the_newest_version_wins() {
-    for engine in engines() {
-        let (mut bench, ids) = history(&engine);
-        lose_log(&mut bench);
+    for (mut bench, ids) in engines().map(history) {
+        bench.lose_log();
         assert_newest_wins(bench, ids);
-    }
-}
-
-#[test]
-fn a_missing_segment_is_counted_as_lost_once() {
-    for engine in engines() {
-        let (mut bench, [replaced, _, lives, _]) = history(&engine);
-        bench.checkpointer.segments.retire(1);
-        bench.checkpointer.rebuild().unwrap();
-        assert_eq!(bench.steps(), [SourceCall::Lost(1), SourceCall::Rebuilt(1)]);
-        assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [replaced], "{lives} is lost");
-        assert_eq!(bench.checkpointer.manifest.lost, 1);
-        assert_eq!(bench.checkpointer.manifest.retained.keys().copied().collect::<Vec<_>>(), [2]);
-        bench.assert_consistent();
-        bench.assert_rebuilds();
-        assert_eq!(bench.checkpointer.manifest.lost, 1);
-        assert_eq!(bench.steps(), [SourceCall::Rebuilt(1)]);
     }
 }
 
 /// If the log is damaged too, the manifest still has the number of messages in the segment.
 #[test]
-fn a_missing_segment_is_counted_as_lost_without_the_log() {
+fn a_missing_segment_is_counted_as_lost_once() {
     for engine in engines() {
-        let (mut bench, [replaced, ..]) = history(&engine);
-        fs::write(bench.checkpointer.liveness.path(), vec![0; 4096]).unwrap();
-        bench.checkpointer.segments.retire(1);
-        bench.checkpointer.rebuild().unwrap();
-        assert_eq!(bench.steps(), [SourceCall::Lost(1), SourceCall::Rebuilt(1)]);
-        assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [replaced]);
-        assert_eq!(bench.checkpointer.manifest.lost, 1);
-        bench.assert_rebuilds();
+        for has_log in [true, false] {
+            let (mut bench, [replaced, _, lives, _]) = history(engine.clone());
+            if !has_log {
+                fs::write(bench.checkpointer.liveness.path(), vec![0; 4096]).unwrap();
+            }
+            bench.checkpointer.segments.retire(1);
+            bench.checkpointer.rebuild().unwrap();
+            assert_eq!(bench.steps(), [SourceCall::Lost(1), SourceCall::Rebuilt(1)]);
+            assert_eq!(bench.ids_indexed(), [replaced], "{lives} is lost");
+            assert_eq!(bench.checkpointer.manifest.lost, 1);
+            assert_eq!(bench.retained(), [2]);
+            bench.assert_consistent();
+            bench.assert_rebuilds();
+            assert_eq!(bench.checkpointer.manifest.lost, 1);
+            assert_eq!(bench.steps(), [SourceCall::Rebuilt(1)]);
+        }
     }
 }
 
 #[test]
 fn a_damaged_footer_costs_only_a_scan() {
-    for engine in engines() {
-        let (mut bench, _) = history(&engine);
+    for (mut bench, _) in engines().map(history) {
         for generation in [1, 2] {
             let segment = bench.checkpointer.segments.get(generation).unwrap();
             damage(&segment.path, segment.size - 20);
@@ -223,8 +197,7 @@ fn a_damaged_footer_costs_only_a_scan() {
 /// Without a footer, a record with a damaged header can't be found.
 #[test]
 fn a_record_that_cannot_be_found_is_counted_as_lost() {
-    for engine in engines() {
-        let (mut bench, [replaced, _, lives, _]) = history(&engine);
+    for (mut bench, [replaced, _, lives, _]) in engines().map(history) {
         let place = bench.indexed()[&Key::of(&lives)];
         let segment = bench.checkpointer.segments.get(1).unwrap();
         damage(&segment.path, place.offset + 8);
@@ -234,7 +207,7 @@ fn a_record_that_cannot_be_found_is_counted_as_lost() {
         drop(segment);
         bench.checkpointer.rebuild().unwrap();
         assert_eq!(bench.steps(), [SourceCall::Lost(1), SourceCall::Rebuilt(1)]);
-        assert_eq!(bench.messages().into_keys().collect::<Vec<_>>(), [replaced]);
+        assert_eq!(bench.ids_indexed(), [replaced]);
         assert_eq!(bench.checkpointer.manifest.lost, 1);
         bench.assert_rebuilds();
     }

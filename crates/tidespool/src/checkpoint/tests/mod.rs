@@ -5,7 +5,7 @@
 //! * `checkpoints`: the result of a checkpoint, and of a failed one.
 //! * `rebuild`: rebuilds of the index.
 //! * `damage`: rebuilds with damaged or missing files.
-//! * `check`: the audit of the index of an earlier run.
+//! * `audit`: the audit of the index of an earlier run.
 
 mod audit;
 mod checkpoints;
@@ -28,7 +28,7 @@ use super::value_log::retained::place_of_record;
 use super::*;
 use crate::index::{DiskIndex, IndexEngine, Key, Record, Tally, engines};
 use crate::journal::{
-    JournalChange, NewestRecord, Pool, PoolEvents, PoolSettings, RESERVED, Segment, Segments, Writer,
+    JournalChange, NewestRecord, Pool, PoolEvents, PoolSettings, RESERVED, Role, Segment, Segments, Writer,
     payload_crc,
 };
 use crate::storage::{DiskRoom, OsStorage, Storage, TestCall, TestStorage};
@@ -172,11 +172,11 @@ enum Appended {
 
 impl CheckpointBench {
     /// Creates a bench with a complete, empty index.
-    fn new(engine: &Arc<dyn IndexEngine>) -> Self {
+    fn new(engine: Arc<dyn IndexEngine>) -> Self {
         Self::with(engine, TestSource::default())
     }
 
-    fn with(engine: &Arc<dyn IndexEngine>, index: TestSource) -> Self {
+    fn with(engine: Arc<dyn IndexEngine>, index: TestSource) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (reports, index) = (Arc::<Reports>::default(), Arc::new(index));
         let settings = PoolSettings {
@@ -189,7 +189,7 @@ impl CheckpointBench {
         };
         let pool = Arc::new(Pool::new(Arc::new(TestStorage::default()), settings, reports.clone()));
         let segments = Arc::new(Segments::new(pool, SPOOL, 1));
-        let durable = Arc::new(index_of(engine, dir.path()));
+        let durable = Arc::new(index_of(&engine, dir.path()));
         durable.begin().unwrap();
         durable.finish();
         let disk = TestStorage::default();
@@ -222,7 +222,6 @@ impl CheckpointBench {
             is_manifest_in_doubt: false,
         };
         let writer = Writer::new(segments, 1);
-        let engine = engine.clone();
         Self { checkpointer, requests, writer, index, appended: BTreeMap::new(), reports, disk, engine, dir }
     }
 
@@ -238,6 +237,14 @@ impl CheckpointBench {
         self.put_bytes(id, vec![next.to_le_bytes()[0]; 100 + usize::try_from(next % 50).unwrap()])
     }
 
+    /// Appends new messages.
+    fn put_new<const N: usize>(&mut self) -> [SpoolId; N] {
+        ids().map(|id| {
+            self.put(id);
+            id
+        })
+    }
+
     fn remove(&mut self, id: SpoolId) {
         self.append(id, JournalChange::Remove, Appended::Version);
     }
@@ -250,6 +257,12 @@ impl CheckpointBench {
         let seq = self.writer.append(id, change);
         self.appended.insert(seq, (id, appended));
         seq
+    }
+
+    /// Makes a new segment active, in which nothing lives.
+    fn activate(&self) -> Arc<Segment> {
+        let segments = &self.checkpointer.segments;
+        segments.activate(segments.pool().allocate(MIB).unwrap(), Role::Journal, false).0
     }
 
     /// Seals the active segment, so that the next checkpoint takes it. Returns its generation.
@@ -317,6 +330,25 @@ impl CheckpointBench {
         self.indexed().into_iter().map(read).collect()
     }
 
+    /// Deletes the log, and opens it as the next run does. Returns the reported damage.
+    fn lose_log(&mut self) -> Vec<String> {
+        std::fs::remove_file(self.checkpointer.liveness.path()).unwrap();
+        let (storage, position) = (Arc::new(self.disk.clone()), self.checkpointer.manifest.liveness);
+        let opened = LivenessLog::open(storage, self.dir.path(), position, &|_| true).unwrap();
+        self.checkpointer.liveness = opened.0;
+        opened.1.damage().to_vec()
+    }
+
+    /// Returns the ids of the messages, each of which can be read.
+    fn ids_indexed(&self) -> Vec<SpoolId> {
+        self.messages().into_keys().collect()
+    }
+
+    /// Returns the generations that the manifest retains.
+    fn retained(&self) -> Vec<u64> {
+        self.checkpointer.manifest.retained.keys().copied().collect()
+    }
+
     /// Asserts that index, manifest and log agree.
     fn assert_consistent(&self) {
         let mut tally = Tally::default();
@@ -344,7 +376,9 @@ impl CheckpointBench {
     /// Rebuilds the index, and asserts that index, manifest and log are unchanged.
     fn assert_rebuilds(&mut self) {
         let (manifest, indexed) = (self.checkpointer.manifest.clone(), self.indexed());
+        assert_eq!(self.checkpointer.rebuilding.progress(), None);
         self.checkpointer.rebuild().unwrap();
+        assert_eq!(self.checkpointer.rebuilding.progress(), None);
         assert!(self.checkpointer.durable.is_whole());
         assert_eq!(self.indexed(), indexed);
         assert_eq!(self.checkpointer.manifest, manifest);

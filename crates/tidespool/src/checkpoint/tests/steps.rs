@@ -11,7 +11,7 @@ use super::super::requests;
 use super::*;
 use crate::checkpoint::value_log::retained::{Retained, record_at};
 use crate::index::{IndexChange, IndexOp, Key};
-use crate::journal::{ColdWriter, Role};
+use crate::journal::ColdWriter;
 
 impl CheckpointBench {
     /// Retains a segment with one message, and records these sizes for it in the manifest.
@@ -33,14 +33,11 @@ impl CheckpointBench {
 /// next round, or stores would wait for the last round.
 #[test]
 fn segments_are_checkpointed_between_rounds_of_rewriting() {
-    for engine in engines() {
-        let mut bench = CheckpointBench::new(&engine);
+    for mut bench in engines().map(CheckpointBench::new) {
         // With 40 MiB of survivors, each segment gets its own round.
         bench.retain(100 * MIB, 40 * MIB);
         bench.retain(100 * MIB, 40 * MIB);
-        let segments = &bench.checkpointer.segments;
-        let (active, _) = segments.activate(segments.pool().allocate(MIB).unwrap(), Role::Journal, false);
-        *bench.reports.settles.lock() = Some(active);
+        *bench.reports.settles.lock() = Some(bench.activate());
         bench.checkpointer.collect_garbage().unwrap();
         assert_eq!(bench.steps(), [SourceCall::Rewritten, SourceCall::Checkpointed, SourceCall::Rewritten]);
     }
@@ -50,16 +47,12 @@ fn segments_are_checkpointed_between_rounds_of_rewriting() {
 /// wait for are checkpointed after the first rewritten segment.
 #[test]
 fn a_segment_that_stores_need_is_checkpointed_before_the_next_rewrite() {
-    for engine in engines() {
-        let mut bench = CheckpointBench::new(&engine);
+    for mut bench in engines().map(CheckpointBench::new) {
         // Both segments fit into one round.
         bench.retain(100 * MIB, MIB);
         bench.retain(100 * MIB, 2 * MIB);
-        let segments = &bench.checkpointer.segments;
-        let (sealed, _) = segments.activate(segments.pool().allocate(MIB).unwrap(), Role::Journal, false);
-        sealed.settle();
-        drop(sealed);
-        (0..8).for_each(|_| segments.pool().count_existing());
+        bench.activate().settle();
+        (0..8).for_each(|_| bench.checkpointer.segments.pool().count_existing());
         bench.checkpointer.collect_garbage().unwrap();
         assert_eq!(bench.steps(), [SourceCall::Rewritten, SourceCall::Checkpointed, SourceCall::Rewritten]);
     }
@@ -68,8 +61,7 @@ fn a_segment_that_stores_need_is_checkpointed_before_the_next_rewrite() {
 /// Rewriting may take long. A stop interrupts it within a round.
 #[test]
 fn a_stop_does_not_wait_for_a_round_of_rewriting() {
-    for engine in engines() {
-        let mut bench = CheckpointBench::new(&engine);
+    for mut bench in engines().map(CheckpointBench::new) {
         bench.retain(100 * MIB, MIB);
         bench.requests.stop();
         let before = bench.checkpointer.segments.all().len();
@@ -82,15 +74,10 @@ fn a_stop_does_not_wait_for_a_round_of_rewriting() {
 /// was free before the last one was done.
 #[test]
 fn a_compaction_checkpoints_a_few_segments_at_a_time() {
-    for engine in engines() {
-        let mut bench = CheckpointBench::new(&engine);
+    for mut bench in engines().map(CheckpointBench::new) {
         let checkpoint_after = Duration::from_secs(3600);
         bench.checkpointer.settings.store(Arc::new(CheckpointSettings { checkpoint_after }));
-        let segments = &bench.checkpointer.segments;
-        for _ in 0..20 {
-            let (sealed, _) = segments.activate(segments.pool().allocate(MIB).unwrap(), Role::Journal, false);
-            sealed.settle();
-        }
+        (0..20).for_each(|_| bench.activate().settle());
         let (done, mut receiver) = tokio::sync::oneshot::channel();
         bench.checkpointer.begin_compaction(done);
         bench.checkpointer.compact_some();
@@ -106,8 +93,7 @@ fn a_compaction_checkpoints_a_few_segments_at_a_time() {
 /// A compaction whose callers had given up ran to its end, and later tasks waited for it.
 #[test]
 fn a_compaction_without_callers_is_cancelled() {
-    for engine in engines() {
-        let mut bench = CheckpointBench::new(&engine);
+    for mut bench in engines().map(CheckpointBench::new) {
         bench.retain(100 * MIB, 40 * MIB);
         let (done, receiver) = tokio::sync::oneshot::channel();
         bench.checkpointer.begin_compaction(done);
@@ -150,8 +136,7 @@ fn the_queue_holds_one_task_of_each_kind() {
 /// each time.
 #[test]
 fn a_round_that_moves_nothing_writes_nothing() {
-    for engine in engines() {
-        let mut bench = CheckpointBench::new(&engine);
+    for mut bench in engines().map(CheckpointBench::new) {
         bench.retain(100 * MIB, 40 * MIB);
         for segment in bench.checkpointer.segments.all() {
             segment.file.write_vectored_at(&[io::IoSlice::new(&[9; 8192])], 4096).unwrap();
@@ -169,7 +154,7 @@ fn a_round_that_moves_nothing_writes_nothing() {
 #[test]
 fn a_seal_is_requested_once_while_the_journal_is_empty() {
     for engine in engines() {
-        let mut bench = CheckpointBench::with(&engine, TestSource { removals: 1, ..TestSource::default() });
+        let mut bench = CheckpointBench::with(engine, TestSource { removals: 1, ..TestSource::default() });
         bench.retain(100 * MIB, 8192);
         let checkpointer = &mut bench.checkpointer;
         let mut look = || {
@@ -196,7 +181,7 @@ fn a_seal_is_requested_once_while_the_journal_is_empty() {
 #[test]
 fn removals_are_checkpointed_early_although_survivors_cannot_be_moved() {
     for engine in engines() {
-        let mut bench = CheckpointBench::with(&engine, TestSource { removals: 1, ..TestSource::default() });
+        let mut bench = CheckpointBench::with(engine, TestSource { removals: 1, ..TestSource::default() });
         bench.retain(100 * MIB, 40 * MIB);
         // Blocks the manifest, without which nothing is moved.
         std::fs::create_dir(bench.dir.path().join("manifest.new")).unwrap();

@@ -1,16 +1,12 @@
-//! Checkpointed segments that are kept for the messages in them. The accounting is pure. Rewriting
-//! moves the survivors of mostly dead segments into a cold segment.
+//! The accounting of the checkpointed segments that are kept for the messages in them. Pure.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tidespool_core::SpoolId;
 
-use crate::checkpoint::CheckpointError;
-use crate::index::{DiskIndex, IndexChange, IndexOp, Key, Record};
-use crate::journal::{ColdWriter, FoundRecord, PAGE, RecordKind, RecordPlace, Segment, Segments, footer_len};
+use crate::index::Record;
+use crate::journal::{FoundRecord, PAGE, RecordPlace, footer_len};
 
 /// The use of a retained segment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +26,7 @@ impl Retained {
     }
 
     /// Returns the bytes that its survivors need: payload, a header of 56 bytes each, and padding.
-    fn record_bytes(&self) -> u64 {
+    pub(crate) fn record_bytes(&self) -> u64 {
         self.live_bytes + self.live * 64
     }
 
@@ -94,86 +90,6 @@ pub(crate) fn choose(retained: &RetainedMap, all: bool, before: u64) -> Vec<u64>
         chosen.push(generation);
     }
     chosen
-}
-
-/// Bytes moved between two rests of the thread.
-const REST_AFTER: u64 = 1 << 20;
-
-/// The result of a copy: changes of the index, and the new segments.
-#[derive(Debug, Default)]
-pub(crate) struct Moved {
-    pub(crate) ops: Vec<IndexOp>,
-    pub(crate) cold: Vec<Arc<Segment>>,
-    pub(crate) bytes: u64,
-}
-
-/// Callbacks between the steps of a copy.
-pub(crate) struct CopyHooks<'a> {
-    /// Rests, after a step of this duration.
-    pub(crate) rest: &'a dyn Fn(Duration),
-    /// Called before each segment with the bytes moved so far. Returns false to end the round.
-    pub(crate) go_on: &'a dyn Fn(u64) -> Result<bool, CheckpointError>,
-}
-
-/// Copies the live records of `victims` to cold segments, durably. `expected` is their estimated
-/// size. The index still names the old places.
-pub(crate) fn copy_survivors(
-    segments: &Segments,
-    durable: &DiskIndex,
-    victims: &[u64],
-    expected: Retained,
-    hooks: &CopyHooks<'_>,
-) -> Result<Moved, CheckpointError> {
-    let mut writer = ColdWriter::new(segments, expected.live, expected.record_bytes());
-    let mut moved = Moved::default();
-    let result = copy_all(segments, durable, victims, &mut writer, &mut moved, hooks);
-    match result.and_then(|()| Ok(writer.finish()?)) {
-        Ok(cold) => {
-            moved.cold = cold;
-            Ok(moved)
-        }
-        Err(error) => {
-            writer.discard();
-            Err(error)
-        }
-    }
-}
-
-fn copy_all(
-    segments: &Segments,
-    durable: &DiskIndex,
-    victims: &[u64],
-    writer: &mut ColdWriter<'_>,
-    moved: &mut Moved,
-    hooks: &CopyHooks<'_>,
-) -> Result<(), CheckpointError> {
-    let (mut step, mut rested_at) = (Instant::now(), 0);
-    for segment in victims.iter().filter_map(|generation| segments.get(*generation)) {
-        if !(hooks.go_on)(moved.bytes)? {
-            break;
-        }
-        for entry in segment.listing(segments.salt())?.entries() {
-            let (id, key) = (entry.id, Key::of(&entry.id));
-            let place = RecordPlace { generation: segment.generation, offset: entry.offset, len: entry.len };
-            if entry.kind != RecordKind::Put {
-                continue;
-            }
-            let Some(record) = durable.get(&key)?.filter(|record| place_of_record(record) == place) else {
-                continue;
-            };
-            // A damaged record is not moved, so its segment stays as well.
-            let Ok((data, crc)) = segment.read_put(segments.salt(), &id, place) else { continue };
-            let to = writer.append(id, record.seq, &data, crc)?;
-            moved.bytes += u64::from(place.len);
-            moved.ops.push(IndexOp { key, change: IndexChange::Put(record_at(record.seq, to)) });
-            if moved.bytes - rested_at >= REST_AFTER {
-                (hooks.rest)(step.elapsed());
-                (step, rested_at) = (Instant::now(), moved.bytes);
-            }
-        }
-    }
-    moved.ops.sort_by_key(|op| op.key);
-    Ok(())
 }
 
 /// Returns the index record for a journal record at `place`.

@@ -10,14 +10,10 @@ use tidespool_core::ClockNotSet;
 
 use super::fingerprint::fingerprint_of;
 use super::footprint::CACHE_FACTOR;
-use super::store::SledStore;
-use super::worker::ClosingThreads;
+use super::store::{SledStore, TO_OPEN};
+use super::worker::SledThreads;
 use crate::index::{Fingerprint, IndexEngine, IndexError, IndexStore};
 use crate::storage::Storage;
-
-/// Disk space that sled needs to open, and to change anything: its snapshot, and the segments of
-/// 512 KiB that it begins in its file.
-pub(super) const TO_OPEN: u64 = 1 << 20;
 
 /// The most space to require for changes. sled writes step by step, and each step leaves the space
 /// that the last one needed.
@@ -33,7 +29,6 @@ pub(crate) fn check_clock(now: SystemTime) -> Result<(), ClockNotSet> {
 }
 
 /// How sled is opened.
-#[derive(Clone)]
 pub(in crate::index) struct SledEngine {
     /// Memory for the pages that sled caches, in bytes. sled gets a quarter of it, at least 1 MiB,
     /// because it uses about four times what it counts. Resident memory is more: see
@@ -41,13 +36,7 @@ pub(in crate::index) struct SledEngine {
     pub(super) cache_bytes: u64,
     /// Makes its files durable. sled reads and writes them itself.
     pub(super) storage: Arc<dyn Storage>,
-    /// The locked directory, which each thread holds until it ends.
-    pub(super) directory: Weak<dyn Any + Send + Sync>,
-    /// The longest wait for an open. Default = 60 s.
-    pub(super) open_timeout: Duration,
-    /// The longest wait for a batch of changes, or for a flush and sync. Default = 60 s.
-    pub(super) change_timeout: Duration,
-    pub(super) closing: Arc<ClosingThreads>,
+    pub(super) threads: Arc<SledThreads>,
 }
 
 impl SledEngine {
@@ -56,19 +45,18 @@ impl SledEngine {
         storage: Arc<dyn Storage>,
         directory: Weak<dyn Any + Send + Sync>,
     ) -> Self {
-        let (open_timeout, change_timeout) = (Duration::from_secs(60), Duration::from_secs(60));
-        Self { cache_bytes, storage, directory, open_timeout, change_timeout, closing: Arc::default() }
+        Self { cache_bytes, storage, threads: Arc::new(SledThreads::new(directory)) }
     }
 
-    /// Returns the cache capacity that is passed to sled.
-    pub(super) fn sled_cache(&self) -> u64 {
-        (self.cache_bytes / CACHE_FACTOR).max(1 << 20)
+    pub(super) fn open_store(&self, dir: &Path) -> Result<SledStore, IndexError> {
+        let cache = (self.cache_bytes / CACHE_FACTOR).max(1 << 20);
+        SledStore::open(dir, cache, &*self.storage, &self.threads)
     }
 }
 
 impl IndexEngine for SledEngine {
     fn open(&self, dir: &Path) -> Result<Box<dyn IndexStore>, IndexError> {
-        Ok(Box::new(SledStore::open(dir, self)?))
+        Ok(Box::new(self.open_store(dir)?))
     }
 
     fn fingerprint(&self, dir: &Path, until: Option<Instant>) -> io::Result<Option<Fingerprint>> {
@@ -76,11 +64,11 @@ impl IndexEngine for SledEngine {
     }
 
     fn join(&self, wait: Duration) -> usize {
-        self.closing.join_all(wait)
+        self.threads.join_all(wait)
     }
 
     fn closing_failed(&self) -> bool {
-        self.closing.failed()
+        self.threads.closing_failed()
     }
 
     fn bytes_to_open(&self) -> u64 {

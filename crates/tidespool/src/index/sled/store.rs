@@ -9,15 +9,14 @@ use std::{fs, io, thread};
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 
-use super::engine::{SledEngine, TO_OPEN};
 use super::files;
 use super::footprint::Footprint;
 use super::lock::SledLock;
 use super::packed::{Changed, PackedChanges, find, read_block};
 use super::trial::refuses_sled;
-use super::worker::{OpenSled, Worker, WorkerFailure, WorkerParts, guarded};
+use super::worker::{OpenSled, SledThreads, Worker, WorkerFailure, WorkerParts, guarded};
 use crate::index::{IndexError, IndexOp, IndexStore, Key, KeyRange, Record, Tally, size_of_dir};
-use crate::storage::{StorageFile, largest_file};
+use crate::storage::{Storage, StorageFile, largest_file};
 
 /// Why sled panics in this case.
 const CLOCK: &str = "the system clock is before 1970, which sled does not support: set the clock";
@@ -26,6 +25,9 @@ const TREE: &str = "places";
 /// a moment, longer on a busy machine.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 const LOCK_RETRY: Duration = Duration::from_millis(20);
+/// Disk space that sled needs to open, and to change anything: its snapshot, and the segments of
+/// 512 KiB that it begins in its file.
+pub(super) const TO_OPEN: u64 = 1 << 20;
 /// The bytes of changes after which sled must flush. It accepts changes faster than a disk does,
 /// and would buffer hundreds of megabytes.
 const BACKLOG_BYTES: usize = 8 << 20;
@@ -33,7 +35,9 @@ const BACKLOG_BYTES: usize = 8 << 20;
 /// An open sled.
 pub(super) struct SledStore {
     dir: PathBuf,
-    pub(super) engine: SledEngine,
+    pub(super) threads: Arc<SledThreads>,
+    /// The capacity of sled's cache, in bytes.
+    cache: u64,
     /// `None` after it was released.
     sled: ArcSwapOption<OpenSled>,
     /// The first error. sled is not called after it.
@@ -53,21 +57,25 @@ pub(super) struct SledStore {
 impl SledStore {
     /// Opens sled in `dir`, as [`IndexEngine::open`](crate::index::IndexEngine::open). Waits 5 s
     /// for sled's lock.
-    pub(super) fn open(dir: &Path, engine: &SledEngine) -> Result<Self, IndexError> {
+    pub(super) fn open(
+        dir: &Path,
+        cache: u64,
+        storage: &dyn Storage,
+        threads: &Arc<SledThreads>,
+    ) -> Result<Self, IndexError> {
         let failed = |failure: WorkerFailure| engine_error(dir, "opening", failure);
-        if engine.closing.are_stuck() {
+        if threads.are_stuck() {
             let what = "earlier indexes hang: the process must be restarted".to_owned();
             return Err(failed(WorkerFailure { what, kind: None }));
         }
         check_file_limit(dir).map_err(failed)?;
-        let data_file = files::prepare(&*engine.storage, dir).map_err(|err| failed(err.into()))?;
+        let data_file = files::prepare(storage, dir).map_err(|err| failed(err.into()))?;
         // sled panics while the clock is before 1970, as after it was set back.
         let config = guarded(|| Ok(sled::Config::new())).map_err(|failure| {
             let is_clock = SystemTime::now() < UNIX_EPOCH;
             failed(if is_clock { WorkerFailure { what: CLOCK.to_owned(), kind: None } } else { failure })
         })?;
-        let config =
-            config.path(dir).cache_capacity(engine.sled_cache()).use_compression(false).flush_every_ms(None);
+        let config = config.path(dir).cache_capacity(cache).use_compression(false).flush_every_ms(None);
         let path = dir.to_owned();
         let open = move || {
             let db = open_with_retry(&config)?;
@@ -77,21 +85,22 @@ impl SledStore {
             files::make_private(&path)?;
             Ok(WorkerParts { db, tree, lock: SledLock::of(&path) })
         };
-        let (sled, worker) = match Worker::start(dir, engine, open) {
+        let (sled, worker) = match threads.start(dir, open) {
             Ok(Some(opened)) => opened,
             Ok(None) => {
-                let after = engine.open_timeout;
+                let after = threads.open_timeout;
                 return Err(IndexError::Timeout { path: dir.to_owned(), doing: "opening", after });
             }
             Err(failure) if is_lock(&failure) => return Err(IndexError::Locked { path: dir.to_owned() }),
-            Err(failure) if refuses_sled(dir, &failure, engine) => {
+            Err(failure) if refuses_sled(dir, &failure, threads) => {
                 return Err(unsupported(dir.to_owned(), &failure));
             }
             Err(failure) => return Err(failed(failure)),
         };
         let store = Self {
             dir: dir.to_owned(),
-            engine: engine.clone(),
+            threads: threads.clone(),
+            cache,
             sled: ArcSwapOption::from_pointee(sled),
             poison: OnceLock::new(),
             data_file,
@@ -132,11 +141,11 @@ impl SledStore {
         doing: &'static str,
         f: impl FnOnce(&sled::Tree) -> Result<T, WorkerFailure> + Send + 'static,
     ) -> Result<T, IndexError> {
-        let after = self.engine.change_timeout;
+        let after = self.threads.change_timeout;
         match self.sled(doing)?.run(after, |sled| f(sled.tree()?)) {
             Some(Ok(value)) => Ok(value),
             Some(Err(failure)) => {
-                if refuses_sled(&self.dir, &failure, &self.engine) {
+                if refuses_sled(&self.dir, &failure, &self.threads) {
                     return Err(self.poison(unsupported(self.dir.clone(), &failure)));
                 }
                 Err(self.failed(doing, failure))
@@ -221,8 +230,8 @@ impl IndexStore for SledStore {
         replaced: &mut dyn FnMut(&Key, Option<Record>),
     ) -> Result<Tally, IndexError> {
         let doing = "changing";
-        let Some(_turn) = self.turn.try_lock_for(self.engine.change_timeout) else {
-            let (doing, after) = ("waiting for another change", self.engine.change_timeout);
+        let Some(_turn) = self.turn.try_lock_for(self.threads.change_timeout) else {
+            let (doing, after) = ("waiting for another change", self.threads.change_timeout);
             return Err(IndexError::Timeout { path: self.dir.clone(), doing, after });
         };
         let mut delta = Tally::default();
@@ -272,13 +281,13 @@ impl IndexStore for SledStore {
     }
 
     fn memory_bytes(&self) -> u64 {
-        self.footprint.resident_bytes(self.engine.sled_cache(), self.size_on_disk())
+        self.footprint.resident_bytes(self.cache, self.size_on_disk())
     }
 
     fn close(&self) {
         self.sled.store(None);
         if let Some(worker) = self.worker.lock().take() {
-            self.engine.closing.add(worker, self.engine.change_timeout);
+            self.threads.release(worker, self.threads.change_timeout);
         }
     }
 }

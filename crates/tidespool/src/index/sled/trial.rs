@@ -8,16 +8,13 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use super::engine::SledEngine;
+use super::TRIAL_DIR;
 use super::lock::SledLock;
-use super::worker::{Worker, WorkerFailure, WorkerParts};
-
-/// The directory of the empty sled, in the spool's directory.
-pub(crate) const TRIAL_DIR: &str = "sled.trial";
+use super::worker::{SledThreads, WorkerFailure, WorkerParts};
 
 /// After a failed open of sled in `dir`, returns true if an empty sled beside it fails in the same
 /// way.
-pub(super) fn refuses_sled(dir: &Path, failure: &WorkerFailure, engine: &SledEngine) -> bool {
+pub(super) fn refuses_sled(dir: &Path, failure: &WorkerFailure, threads: &SledThreads) -> bool {
     if failure.kind != Some(ErrorKind::InvalidInput) {
         return false;
     }
@@ -35,10 +32,10 @@ pub(super) fn refuses_sled(dir: &Path, failure: &WorkerFailure, engine: &SledEng
         tree.flush()?;
         Ok(WorkerParts { db, tree, lock: SledLock::of(&path) })
     };
-    let refused = match Worker::start(&trial, engine, open) {
+    let refused = match threads.start(&trial, open) {
         Ok(Some((sled, worker))) => {
             drop(sled);
-            worker.end(engine);
+            threads.end(worker);
             false
         }
         Ok(None) => false,
@@ -51,17 +48,18 @@ pub(super) fn refuses_sled(dir: &Path, failure: &WorkerFailure, engine: &SledEng
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Weak;
+
     use super::*;
-    use crate::index::sled::tests::sled_engine;
 
     /// On a file system that supports sled, an open that failed with `EINVAL` means damaged files.
     #[test]
     fn a_file_system_that_supports_sled_is_accepted_and_no_file_is_left() {
         let dir = tempfile::tempdir().unwrap();
         let failed = |kind| WorkerFailure { what: "failed".to_owned(), kind };
-        let engine = sled_engine();
+        let threads = SledThreads::new(Weak::<()>::new());
         for kind in [None, Some(ErrorKind::InvalidInput), Some(ErrorKind::StorageFull)] {
-            let refuses = refuses_sled(&dir.path().join("sled/1"), &failed(kind), &engine);
+            let refuses = refuses_sled(&dir.path().join("sled/1"), &failed(kind), &threads);
             assert!(!refuses, "{kind:?}");
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);

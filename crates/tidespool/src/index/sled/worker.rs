@@ -4,7 +4,7 @@
 //! # Timeouts
 //!
 //! A caller waits for a bounded time, then gets an error. A thread can't be stopped from outside,
-//! so it stays, with sled and its lock. [`ClosingThreads`] keeps and counts it, and joins it once
+//! so it stays, with sled and its lock. [`SledThreads`] keeps and counts it, and joins it once
 //! it has ended. If it never ends, sled can't be opened again in this process (the lock is taken),
 //! and the process must be restarted. The thread holds the spool's directory all the time, because
 //! it may still write there.
@@ -13,15 +13,14 @@ use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::engine::SledEngine;
 use super::lock::SledLock;
 use crate::thread_limit::not_started;
 
@@ -142,57 +141,6 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread, and opens the sled in `dir` on it. `None` after a timeout: if the open
-    /// ends later, sled is dropped at once.
-    pub(super) fn start(
-        dir: &Path,
-        engine: &SledEngine,
-        open: impl FnOnce() -> Result<WorkerParts, WorkerFailure> + Send + 'static,
-    ) -> Result<Option<(OpenSled, Self)>, WorkerFailure> {
-        let (jobs, queue) = sync_channel::<WorkerJob>(1);
-        let (answer, answered) = sync_channel(1);
-        let (end, ended) = sync_channel::<()>(1);
-        let drop_slot = Arc::new(DropSlot::default());
-        let (failed, dir) = (Arc::clone(&engine.closing.failed), dir.to_owned());
-        let held = engine.directory.upgrade();
-        let thread = thread::Builder::new().name("tide-sled".to_owned()).spawn(move || {
-            let opened = guarded(open);
-            let sled = opened.map(|parts| OpenSled { parts: Some(parts), drop_slot: Arc::clone(&drop_slot), jobs });
-            // If the caller has timed out, `send` returns sled and it is dropped, into the slot.
-            drop(answer.send(sled));
-            queue.into_iter().for_each(|job| job());
-            let parts = drop_slot.lock().take();
-            if let Err(failure) = close(parts) {
-                tracing::error!(path = %dir.display(), what = failure.what, "sled failed while it was closed");
-                failed.store(true, Ordering::Release);
-            }
-            drop(held);
-            drop(end);
-        });
-        let thread = thread.map_err(|error| not_started("tide-sled", &error))?;
-        let worker = Self { thread, ended };
-        let failure = match answered.recv_timeout(engine.open_timeout) {
-            Ok(Ok(sled)) => {
-                HAS_THREADS.store(true, Ordering::Relaxed);
-                return Ok(Some((sled, worker)));
-            }
-            Ok(Err(failure)) => failure,
-            Err(RecvTimeoutError::Timeout) => {
-                engine.closing.add(worker, Duration::ZERO);
-                return Ok(None);
-            }
-            Err(RecvTimeoutError::Disconnected) => ended_early(),
-        };
-        worker.end(engine);
-        Err(failure)
-    }
-
-    /// Waits until the thread has ended, as long as for an open.
-    pub(super) fn end(self, engine: &SledEngine) {
-        let _ = self.ended.recv_timeout(engine.open_timeout);
-        engine.closing.add(self, Duration::ZERO);
-    }
-
     fn has_ended(&self) -> bool {
         matches!(self.ended.try_recv(), Err(TryRecvError::Disconnected))
     }
@@ -211,24 +159,87 @@ fn close(parts: Option<WorkerParts>) -> Result<(), WorkerFailure> {
     closed
 }
 
-/// The threads of released indexes, until they end. Shared by all indexes of a spool.
-#[derive(Debug, Default)]
-pub(super) struct ClosingThreads {
-    /// Each with the time from which it counts as stuck.
-    workers: Mutex<Vec<(Instant, Worker)>>,
+/// Starts the threads of a spool's indexes, and keeps those of released indexes until they end.
+#[derive(Debug)]
+pub(super) struct SledThreads {
+    /// The locked directory, which each thread holds until it ends.
+    pub(super) directory: Weak<dyn Any + Send + Sync>,
+    /// The longest wait for an open. Default = 60 s.
+    pub(super) open_timeout: Duration,
+    /// The longest wait for a batch of changes, or for a flush and sync. Default = 60 s.
+    pub(super) change_timeout: Duration,
+    /// The threads of released indexes, each with the time from which it counts as stuck.
+    closing: Mutex<Vec<(Instant, Worker)>>,
     /// A sled could not write or sync its last data when it was closed.
-    failed: Arc<AtomicBool>,
+    closing_failed: Arc<AtomicBool>,
 }
 
-impl ClosingThreads {
-    /// Adds a thread, which counts as stuck if it has not ended after `patience`.
-    pub(super) fn add(&self, worker: Worker, patience: Duration) {
-        self.workers.lock().push((Instant::now() + patience, worker));
+impl SledThreads {
+    pub(super) fn new(directory: Weak<dyn Any + Send + Sync>) -> Self {
+        let (open_timeout, change_timeout) = (Duration::from_secs(60), Duration::from_secs(60));
+        let (closing, closing_failed) = Default::default();
+        Self { directory, open_timeout, change_timeout, closing, closing_failed }
+    }
+
+    /// Starts a thread, and opens the sled in `dir` on it. `None` after a timeout: if the open ends
+    /// later, sled is dropped at once.
+    pub(super) fn start(
+        &self,
+        dir: &Path,
+        open: impl FnOnce() -> Result<WorkerParts, WorkerFailure> + Send + 'static,
+    ) -> Result<Option<(OpenSled, Worker)>, WorkerFailure> {
+        let (jobs, queue) = sync_channel::<WorkerJob>(1);
+        let (answer, answered) = sync_channel(1);
+        let (end, ended) = sync_channel::<()>(1);
+        let drop_slot = Arc::new(DropSlot::default());
+        let (failed, dir) = (Arc::clone(&self.closing_failed), dir.to_owned());
+        let held = self.directory.upgrade();
+        let thread = thread::Builder::new().name("tide-sled".to_owned()).spawn(move || {
+            let opened = guarded(open);
+            let sled = opened.map(|parts| OpenSled { parts: Some(parts), drop_slot: Arc::clone(&drop_slot), jobs });
+            // If the caller has timed out, `send` returns sled and it is dropped, into the slot.
+            drop(answer.send(sled));
+            queue.into_iter().for_each(|job| job());
+            let parts = drop_slot.lock().take();
+            if let Err(failure) = close(parts) {
+                tracing::error!(path = %dir.display(), what = failure.what, "sled failed while it was closed");
+                failed.store(true, Ordering::Release);
+            }
+            drop(held);
+            drop(end);
+        });
+        let thread = thread.map_err(|error| not_started("tide-sled", &error))?;
+        let worker = Worker { thread, ended };
+        let failure = match answered.recv_timeout(self.open_timeout) {
+            Ok(Ok(sled)) => {
+                HAS_THREADS.store(true, Ordering::Relaxed);
+                return Ok(Some((sled, worker)));
+            }
+            Ok(Err(failure)) => failure,
+            Err(RecvTimeoutError::Timeout) => {
+                self.release(worker, Duration::ZERO);
+                return Ok(None);
+            }
+            Err(RecvTimeoutError::Disconnected) => ended_early(),
+        };
+        self.end(worker);
+        Err(failure)
+    }
+
+    /// Waits until the thread has ended, as long as for an open.
+    pub(super) fn end(&self, worker: Worker) {
+        let _ = worker.ended.recv_timeout(self.open_timeout);
+        self.release(worker, Duration::ZERO);
+    }
+
+    /// Keeps a thread until it ends. It counts as stuck if it has not ended after `patience`.
+    pub(super) fn release(&self, worker: Worker, patience: Duration) {
+        self.closing.lock().push((Instant::now() + patience, worker));
     }
 
     /// Joins the threads that have ended, and returns how many have not.
     pub(super) fn reap(&self) -> usize {
-        let mut workers = self.workers.lock();
+        let mut workers = self.closing.lock();
         let (ended, running): (Vec<_>, Vec<_>) =
             workers.drain(..).partition(|(_, worker)| worker.has_ended());
         *workers = running;
@@ -243,21 +254,21 @@ impl ClosingThreads {
     }
 
     /// Returns true if a sled failed while it was closed.
-    pub(super) fn failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
+    pub(super) fn closing_failed(&self) -> bool {
+        self.closing_failed.load(Ordering::Acquire)
     }
 
     /// Returns true if so many threads are stuck that no new one should be started.
     pub(super) fn are_stuck(&self) -> bool {
         let (left, now) = (self.reap(), Instant::now());
-        let stuck = self.workers.lock().iter().filter(|(stuck_at, _)| *stuck_at <= now).count();
+        let stuck = self.closing.lock().iter().filter(|(stuck_at, _)| *stuck_at <= now).count();
         stuck >= MAX_STUCK || left >= 2 * MAX_STUCK
     }
 
     /// Waits for all threads, at most `wait` in all, and returns how many are left.
     pub(super) fn join_all(&self, wait: Duration) -> usize {
         let until = Instant::now() + wait;
-        for (_, worker) in &*self.workers.lock() {
+        for (_, worker) in &*self.closing.lock() {
             let _ = worker.ended.recv_timeout(until.saturating_duration_since(Instant::now()));
         }
         self.reap()
@@ -267,7 +278,6 @@ impl ClosingThreads {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::sled::tests::sled_engine;
 
     #[test]
     fn a_panic_is_a_failure_with_its_text() {
@@ -279,9 +289,9 @@ mod tests {
 
     #[test]
     fn an_opening_that_panics_fails_and_its_thread_ends() {
-        let engine = sled_engine();
-        let failure = Worker::start(Path::new("sled"), &engine, || panic!("damaged")).err().unwrap();
+        let threads = SledThreads::new(Weak::<()>::new());
+        let failure = threads.start(Path::new("sled"), || panic!("damaged")).err().unwrap();
         assert_eq!(failure.what, "panic: damaged");
-        assert_eq!(engine.closing.reap(), 0);
+        assert_eq!(threads.reap(), 0);
     }
 }

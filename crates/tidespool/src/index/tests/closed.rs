@@ -1,7 +1,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::handle::{assert_unavailable, change, closed_index, handle, in_memory, make_whole, soon, why};
+use super::handle::{
+    assert_unavailable, change, close_whole, closed_index, handle, in_memory, make_whole, reopen, soon,
+    whole_in_memory, why,
+};
 use super::*;
 use crate::index::DiskIndex;
 use crate::index::memory::engines_on;
@@ -13,17 +16,13 @@ fn an_index_that_changed_since_its_close_is_not_opened() {
         let dir = dir();
         let durable = handle(&engine, &dir);
         make_whole(&durable);
-        assert_eq!(durable.close(soon()), Ok(true));
-        let earlier = closed_index(&durable);
-        let durable = handle(&engine, &dir);
-        assert!(durable.open_closed(earlier));
+        let earlier = close_whole(&durable);
+        let durable = reopen(&engine, &dir, earlier);
         durable.finish();
         change(&durable, [remove(1)]).unwrap();
-        assert_eq!(durable.close(soon()), Ok(true));
-        let later = closed_index(&durable);
+        let later = close_whole(&durable);
         assert!(!handle(&engine, &dir).open_closed(earlier));
-        let durable = handle(&engine, &dir);
-        assert!(durable.open_closed(later));
+        let durable = reopen(&engine, &dir, later);
         durable.finish();
         assert_eq!((durable.get(&key(1)), durable.get(&key(2))), (Ok(None), Ok(Some(place(2, 10)))));
         assert_eq!(durable.close(soon()), Ok(true));
@@ -32,13 +31,9 @@ fn an_index_that_changed_since_its_close_is_not_opened() {
 
 #[test]
 fn an_index_that_was_not_closed_is_not_opened() {
-    let dir = dir();
-    let (memory, durable) = in_memory(&dir);
-    make_whole(&durable);
-    assert_eq!(durable.close(soon()), Ok(true));
-    let closed = closed_index(&durable);
-    let durable = handle(&memory.shared(), &dir);
-    assert!(durable.open_closed(closed));
+    let (dir, memory, durable) = whole_in_memory();
+    let closed = close_whole(&durable);
+    let durable = reopen(&memory.shared(), &dir, closed);
     drop(durable);
     assert!(!handle(&memory.shared(), &dir).open_closed(closed));
     assert_eq!(memory.opened(), ["1", "1"]);
@@ -46,11 +41,8 @@ fn an_index_that_was_not_closed_is_not_opened() {
 
 #[test]
 fn an_index_that_fails_to_open_is_rebuilt() {
-    let dir = dir();
-    let (memory, durable) = in_memory(&dir);
-    make_whole(&durable);
-    assert_eq!(durable.close(soon()), Ok(true));
-    let closed = closed_index(&durable);
+    let (dir, memory, durable) = whole_in_memory();
+    let closed = close_whole(&durable);
     let durable = handle(&memory.shared(), &dir);
     memory.fail();
     assert!(!durable.open_closed(closed));
@@ -86,9 +78,7 @@ fn close_returns_whether_the_index_was_complete() {
 
 #[test]
 fn an_index_that_does_not_close_in_time_is_an_error() {
-    let dir = dir();
-    let (memory, durable) = in_memory(&dir);
-    make_whole(&durable);
+    let (_dir, memory, durable) = whole_in_memory();
     memory.fail();
     durable.get(&key(1)).unwrap_err();
     memory.hang();
@@ -113,17 +103,14 @@ fn an_index_that_cannot_be_synced_at_the_close_is_not_described() {
 
 #[test]
 fn an_index_whose_last_data_could_not_be_written_is_not_described() {
-    let dir = dir();
-    let (memory, durable) = in_memory(&dir);
-    make_whole(&durable);
+    let (_dir, memory, durable) = whole_in_memory();
     memory.fail_closing();
     assert_eq!(durable.close(soon()), Ok(false));
 }
 
 #[test]
 fn an_index_that_is_begun_after_the_close_is_released() {
-    let dir = dir();
-    let (_, durable) = in_memory(&dir);
+    let (_dir, _, durable) = in_memory();
     durable.close(soon()).unwrap();
     assert_eq!(why(durable.begin()), "it was closed");
     durable.finish();

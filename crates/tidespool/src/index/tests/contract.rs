@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -10,6 +11,15 @@ use crate::index::IndexEngine;
 
 fn open(engine: &dyn IndexEngine, dir: &TempDir) -> Box<dyn IndexStore> {
     engine.open(&dir.path().join("1")).unwrap()
+}
+
+/// Returns each engine, and an empty store of it.
+fn stores() -> impl Iterator<Item = (Arc<dyn IndexEngine>, TempDir, Box<dyn IndexStore>)> {
+    engines().map(|engine| {
+        let dir = dir();
+        let store = open(&*engine, &dir);
+        (engine, dir, store)
+    })
 }
 
 fn close(engine: &dyn IndexEngine, store: Box<dyn IndexStore>) {
@@ -66,8 +76,7 @@ proptest! {
                             })
                             .collect();
                         let ops = changes.iter().map(|(n, new)| new.map_or_else(|| remove(*n), |record| put(*n, record)));
-                        let mut replaced = Vec::new();
-                        let delta = store.apply(&mut { ops }, &mut |key, old| replaced.push((*key, old))).unwrap();
+                        let (delta, replaced) = replace(&*store, ops);
                         prop_assert_eq!(replaced, before);
                         tally = tally.plus(delta);
                     }
@@ -86,21 +95,12 @@ proptest! {
 
 #[test]
 fn an_apply_of_many_batches_is_complete() {
-    for engine in engines() {
-        let dir = dir();
-        let store = open(&*engine, &dir);
+    for (engine, _dir, store) in stores() {
         let filled = fill(&*store, 5_000);
         assert_eq!(filled.records, 5_000);
         assert_eq!(tally_of(&*store).unwrap(), filled);
-        let mut replaced = Vec::new();
-        let delta = store
-            .apply(
-                &mut (0..5_000).map(|n| if n % 2 == 0 { remove(n) } else { put(n, place(1, 50)) }),
-                &mut |key, old| {
-                    replaced.push((*key, old));
-                },
-            )
-            .unwrap();
+        let ops = (0..5_000).map(|n| if n % 2 == 0 { remove(n) } else { put(n, place(1, 50)) });
+        let (delta, replaced) = replace(&*store, ops);
         let expected: Vec<_> = (0..5_000).map(|n| (key(n), Some(place(n.into(), 200)))).collect();
         assert!(replaced == expected, "each earlier record, in order");
         assert_eq!(filled.plus(delta), tally_of(&*store).unwrap());
@@ -111,15 +111,11 @@ fn an_apply_of_many_batches_is_complete() {
 
 #[test]
 fn the_same_record_again_changes_nothing() {
-    for engine in engines() {
-        let dir = dir();
-        let store = open(&*engine, &dir);
+    for (engine, _dir, store) in stores() {
         let filled = fill(&*store, 300);
-        let mut replaced = Vec::new();
-        let again = &mut (0..300).map(|n| put(n, place(n.into(), 200)));
-        let delta = store.apply(again, &mut |_, old| replaced.push(old)).unwrap();
+        let (delta, replaced) = replace(&*store, (0..300).map(|n| put(n, place(n.into(), 200))));
         assert_eq!(delta, Tally::default());
-        assert_eq!(replaced, (0..300).map(|n| Some(place(n, 200))).collect::<Vec<_>>());
+        assert!(replaced.into_iter().eq((0..300).map(|n| (key(n), Some(place(n.into(), 200))))));
         assert_eq!(tally_of(&*store).unwrap(), filled);
         close(&*engine, store);
     }
@@ -127,9 +123,7 @@ fn the_same_record_again_changes_nothing() {
 
 #[test]
 fn a_scan_of_ids_created_before_a_time_is_exact() {
-    for engine in engines() {
-        let dir = dir();
-        let store = open(&*engine, &dir);
+    for (engine, _dir, store) in stores() {
         let ids: Vec<SpoolId> = (0..1_000).map(|_| SpoolId::new()).collect();
         let timeless = [SpoolId::from_bytes([0; 16]), SpoolId::from_bytes([0xff; 16])];
         let ops = ids
@@ -162,9 +156,7 @@ fn a_scan_of_ids_created_before_a_time_is_exact() {
 #[test]
 fn a_scan_during_changes_visits_lasting_records_exactly_once() {
     const KEYS: u32 = 12_000;
-    for engine in engines() {
-        let dir = dir();
-        let store = open(&*engine, &dir);
+    for (engine, _dir, store) in stores() {
         // Every tenth key stays. The others come and go, so that leaves split and merge during the
         // scan.
         let stays = |n: u32| n.is_multiple_of(10);
@@ -178,15 +170,7 @@ fn a_scan_during_changes_visits_lasting_records_exactly_once() {
                 }
             });
             for _ in 0..20 {
-                let mut found = Vec::new();
-                let visit = &mut |key, _| {
-                    found.push(key);
-                    true
-                };
-                store.scan(&[KeyRange::ALL], visit).unwrap();
-                assert!(found.is_sorted_by(|a, b| a < b), "in order, none twice");
-                let mut staying = (0..KEYS).filter(|n| stays(*n)).map(key);
-                assert!(staying.all(|key| found.binary_search(&key).is_ok()), "none left out");
+                assert_scan_finds(&*store, (0..KEYS).filter(|n| stays(*n)).map(key));
             }
             done.store(true, Ordering::Relaxed);
         });

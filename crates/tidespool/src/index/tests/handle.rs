@@ -14,10 +14,17 @@ pub(in crate::index) fn handle(engine: &Arc<dyn IndexEngine>, dir: &TempDir) -> 
 }
 
 /// Returns an engine in memory, and a handle of it.
-pub(super) fn in_memory(dir: &TempDir) -> (MemoryEngine, DiskIndex) {
-    let memory = MemoryEngine::default();
-    let durable = handle(&memory.shared(), dir);
-    (memory, durable)
+pub(super) fn in_memory() -> (TempDir, MemoryEngine, DiskIndex) {
+    let (dir, memory) = (dir(), MemoryEngine::default());
+    let durable = handle(&memory.shared(), &dir);
+    (dir, memory, durable)
+}
+
+/// As [`in_memory`], with a complete index of two records.
+pub(super) fn whole_in_memory() -> (TempDir, MemoryEngine, DiskIndex) {
+    let (dir, memory, durable) = in_memory();
+    make_whole(&durable);
+    (dir, memory, durable)
 }
 
 fn fill_in(durable: &DiskIndex, ops: impl IntoIterator<Item = IndexOp>) -> Result<Tally, IndexError> {
@@ -60,8 +67,25 @@ pub(in crate::index) fn assert_unavailable(durable: &DiskIndex, reason: &str) {
     assert!(!durable.is_whole());
 }
 
+/// Closes a complete index.
+pub(in crate::index) fn close_whole(durable: &DiskIndex) -> ClosedIndex {
+    assert_eq!(durable.close(soon()), Ok(true));
+    closed_index(durable)
+}
+
 pub(in crate::index) fn closed_index(durable: &DiskIndex) -> ClosedIndex {
     durable.sum_up(soon()).unwrap().unwrap()
+}
+
+/// Opens a closed index, as the next run does.
+pub(in crate::index) fn reopen(
+    engine: &Arc<dyn IndexEngine>,
+    dir: &TempDir,
+    closed: ClosedIndex,
+) -> DiskIndex {
+    let durable = handle(engine, dir);
+    assert!(durable.open_closed(closed));
+    durable
 }
 
 #[test]
@@ -105,8 +129,7 @@ fn an_index_that_is_being_filled_answers_only_for_its_records() {
 /// the rebuild had found them.
 #[test]
 fn an_index_that_is_not_empty_when_it_is_begun_is_not_used() {
-    let dir = dir();
-    let (memory, durable) = in_memory(&dir);
+    let (_dir, memory, durable) = in_memory();
     memory.leave(key(1), place(1, 10));
     let error = durable.begin().unwrap_err().to_string();
     assert!(error.contains("it holds records of an earlier index"), "{error}");
@@ -137,11 +160,9 @@ fn an_unchecked_index_answers_no_call() {
         let dir = dir();
         let durable = handle(&engine, &dir);
         make_whole(&durable);
-        assert_eq!(durable.close(soon()), Ok(true));
-        let closed = closed_index(&durable);
+        let closed = close_whole(&durable);
 
-        let durable = handle(&engine, &dir);
-        assert!(durable.open_closed(closed));
+        let durable = reopen(&engine, &dir, closed);
         assert!(durable.is_unchecked());
         assert_unavailable(&durable, "the index of the last run is being checked");
         let mut found = Vec::new();
@@ -160,7 +181,7 @@ fn an_unchecked_index_answers_no_call() {
 
 #[test]
 fn a_new_index_has_a_new_number_and_replaces_the_others() {
-    let dir = dir();
+    let (dir, memory, durable) = in_memory();
     let root = dir.path().join("index");
     for other in ["3", "17", "blobs"] {
         fs::create_dir_all(root.join(other)).unwrap();
@@ -171,7 +192,6 @@ fn a_new_index_has_a_new_number_and_replaces_the_others() {
         let entries = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name());
         entries.map(|name| name.into_string().unwrap()).collect::<Vec<_>>()
     };
-    let (memory, durable) = in_memory(&dir);
     make_whole(&durable);
     assert_eq!(names(), ["18"]);
     // No number is used twice, even if a directory is gone or could not be removed.
@@ -195,9 +215,7 @@ fn an_index_with_an_error_is_never_opened_again() {
         |durable| durable.scan_all(&mut |_, _| true),
     ];
     for call in calls {
-        let dir = dir();
-        let (memory, durable) = in_memory(&dir);
-        make_whole(&durable);
+        let (dir, memory, durable) = whole_in_memory();
         let error = memory.fail();
         assert_eq!(call(&durable), Err(error.clone()));
         // The disk works again, which changes nothing.
@@ -216,9 +234,7 @@ fn an_index_with_an_error_is_never_opened_again() {
 
 #[test]
 fn an_error_that_does_not_poison_keeps_the_engine_in_use() {
-    let dir = dir();
-    let (memory, durable) = in_memory(&dir);
-    make_whole(&durable);
+    let (dir, memory, durable) = whole_in_memory();
     memory.fail_with(IndexError::Locked { path: dir.path().into() });
     durable.get(&key(1)).unwrap_err();
     memory.heal();
@@ -228,9 +244,7 @@ fn an_error_that_does_not_poison_keeps_the_engine_in_use() {
 
 #[test]
 fn after_a_failed_begin_there_is_no_index() {
-    let dir = dir();
-    let (memory, durable) = in_memory(&dir);
-    make_whole(&durable);
+    let (_dir, memory, durable) = whole_in_memory();
     let error = memory.fail();
     assert_eq!(durable.begin(), Err(error));
     memory.heal();
@@ -242,9 +256,7 @@ fn after_a_failed_begin_there_is_no_index() {
 
 #[test]
 fn an_error_of_a_replaced_index_keeps_the_new_one_in_use() {
-    let dir = dir();
-    let (memory, durable) = in_memory(&dir);
-    make_whole(&durable);
+    let (_dir, memory, durable) = whole_in_memory();
     let ops = (1..3).map(|n| {
         make_whole(&durable);
         memory.fail();
@@ -258,8 +270,7 @@ fn an_error_of_a_replaced_index_keeps_the_new_one_in_use() {
 
 #[test]
 fn concurrent_errors_discard_the_index_once() {
-    let dir = dir();
-    let (memory, durable) = in_memory(&dir);
+    let (_dir, memory, durable) = in_memory();
     for round in 1..=20 {
         make_whole(&durable);
         thread::scope(|scope| {
@@ -277,8 +288,7 @@ fn concurrent_errors_discard_the_index_once() {
 
 #[test]
 fn waiters_wake_when_the_index_is_complete_and_at_the_close() {
-    let dir = dir();
-    let (_, durable) = in_memory(&dir);
+    let (_dir, _, durable) = in_memory();
     let mut context = Context::from_waker(Waker::noop());
     durable.begin().unwrap();
     let mut waiting = pin!(durable.whole());

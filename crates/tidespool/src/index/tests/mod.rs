@@ -54,24 +54,41 @@ pub(in crate::index) fn fill(store: &dyn IndexStore, count: u32) -> Tally {
     apply(store, (0..count).map(|n| put(n, place(n.into(), 200)))).unwrap()
 }
 
+/// Returns all records that a scan visits, in order.
+pub(in crate::index) fn scan(store: &dyn IndexStore) -> Result<Vec<(Key, Record)>, IndexError> {
+    let mut found = Vec::new();
+    let visit = &mut |key, record| {
+        found.push((key, record));
+        true
+    };
+    store.scan(&[KeyRange::ALL], visit).map(|()| found)
+}
+
+pub(in crate::index) fn all(store: &dyn IndexStore) -> Vec<(Key, Record)> {
+    scan(store).unwrap()
+}
+
+/// Applies `ops`. Also returns the key and the previous record of each.
+pub(in crate::index) fn replace(
+    store: &dyn IndexStore,
+    ops: impl IntoIterator<Item = IndexOp>,
+) -> (Tally, Vec<(Key, Option<Record>)>) {
+    let mut replaced = Vec::new();
+    let note = &mut |key: &Key, old| replaced.push((*key, old));
+    let delta = store.apply(&mut ops.into_iter(), note).unwrap();
+    (delta, replaced)
+}
+
 /// Returns number and digest of the records that a scan finds.
 pub(in crate::index) fn tally_of(store: &dyn IndexStore) -> Result<Tally, IndexError> {
     let mut tally = Tally::default();
-    store.scan(&[KeyRange::ALL], &mut |key, record| {
-        tally.add(&key, &record.to_bytes());
-        true
-    })?;
+    scan(store)?.iter().for_each(|(key, record)| tally.add(key, &record.to_bytes()));
     Ok(tally)
 }
 
-/// Returns all records, in order.
-pub(in crate::index) fn all(store: &dyn IndexStore) -> Vec<(Key, Record)> {
-    let mut found = Vec::new();
-    store
-        .scan(&[KeyRange::ALL], &mut |key, record| {
-            found.push((key, record));
-            true
-        })
-        .unwrap();
-    found
+/// Asserts that a scan visits no key twice, and each of these keys.
+pub(in crate::index) fn assert_scan_finds(store: &dyn IndexStore, mut keys: impl Iterator<Item = Key>) {
+    let found = all(store);
+    assert!(found.is_sorted_by(|(a, _), (b, _)| a < b), "in order, none twice");
+    assert!(keys.all(|key| found.binary_search_by_key(&key, |(key, _)| *key).is_ok()), "none left out");
 }

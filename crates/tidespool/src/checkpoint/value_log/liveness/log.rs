@@ -112,10 +112,7 @@ impl LivenessLog {
     ///
     /// The file can't be read.
     pub(crate) fn read(&self, is_retained: &dyn Fn(u64) -> bool) -> Result<Liveness, LivenessError> {
-        match &self.file {
-            Some(file) => read(file.path(), file.storage_file(), self.committed, is_retained),
-            None => Ok(missing(&self.dir, self.committed)),
-        }
+        read_file(self.file.as_ref(), &self.dir, self.committed, is_retained)
     }
 
     /// Appends the changes, durably: one write, one sync. Returns the position that the manifest
@@ -244,10 +241,7 @@ impl LivenessLog {
         changes: Vec<LivenessEntry>,
         is_extensible: bool,
     ) -> Result<LogPosition, LivenessError> {
-        let liveness = match &self.file {
-            Some(file) => read(file.path(), file.storage_file(), self.committed, is_retained)?,
-            None => missing(&self.dir, self.committed),
-        };
+        let liveness = self.read(is_retained)?;
         // Damage that was reported at open is carried on. New damage would go unnoticed.
         if liveness.has_gap() && !self.has_gap {
             return Err(LivenessError::Damaged { what: liveness.damage().join("; ") });
@@ -313,19 +307,24 @@ fn open_and_read(
         0 => None,
         _ => LogFile::open(storage, dir, position, mode)?,
     };
-    let liveness = match &file {
-        Some(file) => read(file.path(), file.storage_file(), position, is_retained)?,
-        None => missing(dir, position),
-    };
+    let liveness = read_file(file.as_ref(), dir, position, is_retained)?;
     Ok((file, liveness))
 }
 
-/// Returns the state for a log whose file does not exist.
-fn missing(dir: &Path, position: LogPosition) -> Liveness {
+/// Returns the state of a log. `file` is `None` if it does not exist.
+fn read_file(
+    file: Option<&LogFile>,
+    dir: &Path,
+    position: LogPosition,
+    is_retained: &dyn Fn(u64) -> bool,
+) -> Result<Liveness, LivenessError> {
+    if let Some(file) = file {
+        return read(file.path(), file.storage_file(), position, is_retained);
+    }
     let mut liveness = Liveness::default();
     if position.number > 0 {
         liveness.note_damage(format!("{} is missing", path_of(dir, position.number).display()));
         liveness.gap();
     }
-    liveness
+    Ok(liveness)
 }

@@ -3,7 +3,9 @@ use std::fs;
 use super::*;
 use crate::index::IndexEngine;
 use crate::index::sled::store::open_with_retry;
-use crate::index::tests::handle::{assert_unavailable, closed_index, handle, make_whole, soon};
+use crate::index::tests::handle::{
+    assert_unavailable, close_whole, closed_index, handle, make_whole, reopen, soon,
+};
 
 #[test]
 fn an_index_with_changed_files_is_not_opened() {
@@ -11,8 +13,7 @@ fn an_index_with_changed_files_is_not_opened() {
     let engine: Arc<dyn IndexEngine> = Arc::new(sled_engine());
     let durable = handle(&engine, &dir);
     make_whole(&durable);
-    assert_eq!(durable.close(soon()), Ok(true));
-    let closed = closed_index(&durable);
+    let closed = close_whole(&durable);
     let root = dir.path().join("index");
     let index = root.join("1");
     let is_opened = || handle(&engine, &dir).open_closed(closed);
@@ -56,8 +57,7 @@ fn an_unreadable_block_discards_the_index() {
     // Simulates damage from before the close.
     let closed = closed_index(&durable);
 
-    let durable = handle(&engine, &dir);
-    assert!(durable.open_closed(closed));
+    let durable = reopen(&engine, &dir, closed);
     durable.finish();
     assert_eq!(durable.get(&key(1)), Ok(Some(place(1, 10))));
     let error = durable.get(&key(2)).unwrap_err();

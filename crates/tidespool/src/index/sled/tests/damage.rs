@@ -40,9 +40,8 @@ fn record_of(n: u32) -> Record {
 /// three images: `closed`, `killed` (as a crash after the last change would leave it) and `stale`
 /// (an earlier state).
 fn make_images(base: &Path) -> Tally {
-    let dir = dir();
+    let (dir, store) = new_store();
     let sled = dir.path().join("sled");
-    let store = open(dir.path());
     let mut tally = apply(&store, (0..KEYS).map(|n| put(n, place(7, 300)))).unwrap();
     copy(&sled, &base.join("stale"));
     for round in 0..3 {
@@ -130,13 +129,13 @@ fn trial(base: &Path, written: Tally, seed: u64) -> String {
     let image = if random.below(2) == 0 { "closed" } else { "killed" };
     copy(&base.join(image), &sled);
     let how = damage(&sled, &base.join("stale"), &mut random);
-    let engine = SledEngine { open_timeout: WAIT, change_timeout: WAIT, ..sled_engine() };
+    let engine = with_timeouts(WAIT, WAIT);
     let outcome = match open_with(dir.path(), &engine) {
         Err(err) => format!("open: {err}"),
         Ok(store) => {
             let outcome = use_it(&store, written).unwrap_or_else(|err| format!("used: {err}"));
             drop(store);
-            let closed = if engine.closing.join_all(WAIT) > 0 { "; it does not close" } else { "" };
+            let closed = if engine.threads.join_all(WAIT) > 0 { "; it does not close" } else { "" };
             outcome + closed
         }
     };
@@ -145,11 +144,7 @@ fn trial(base: &Path, written: Tally, seed: u64) -> String {
 
 fn use_it(store: &SledStore, written: Tally) -> Result<String, IndexError> {
     let whole = tally_of(store)? == written;
-    let mut found = BTreeMap::new();
-    store.scan(&[KeyRange::ALL], &mut |key, record| {
-        found.insert(key, record);
-        true
-    })?;
+    let found: BTreeMap<_, _> = scan(store)?.into_iter().collect();
     let mut missing = 0;
     for n in 0..KEYS {
         match store.get(&key(n)) {

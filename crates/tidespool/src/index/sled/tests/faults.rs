@@ -1,4 +1,3 @@
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::UNIX_EPOCH;
@@ -20,10 +19,6 @@ fn hang(store: &SledStore) -> Sender<()> {
     release
 }
 
-fn short_timeout() -> SledEngine {
-    SledEngine { change_timeout: Duration::from_millis(50), ..sled_engine() }
-}
-
 fn assert_poisoned(store: &dyn IndexStore) {
     let results = [
         store.get(&key(1)).map(drop),
@@ -39,61 +34,38 @@ fn assert_poisoned(store: &dyn IndexStore) {
 #[test]
 fn a_hanging_change_times_out_and_poisons() {
     let dir = dir();
-    let engine = short_timeout();
-    let closing = Arc::clone(&engine.closing);
+    let engine = with_timeouts(LONG, Duration::from_millis(50));
     let store = open_with(dir.path(), &engine).unwrap();
     let release = hang(&store);
     let err = apply(&store, [put(1, place(1, 1))]).unwrap_err();
     assert!(matches!(err, IndexError::Timeout { doing: "changing", .. }) && err.poisons(), "{err}");
     assert_poisoned(&store);
     store.close();
-    assert_eq!(closing.join_all(Duration::from_millis(20)), 1, "the thread is still owned");
+    assert_eq!(engine.threads.join_all(Duration::from_millis(20)), 1, "the thread is still owned");
     let err = open_with(dir.path(), &sled_engine()).err().unwrap();
     assert!(matches!(err, IndexError::Locked { .. }), "{err}");
     drop(release);
-    assert_eq!(closing.join_all(LONG), 0);
+    assert_eq!(engine.threads.join_all(LONG), 0);
     close(open(dir.path()));
-}
-
-#[test]
-fn no_thread_is_started_when_too_many_are_stuck() {
-    let engine = SledEngine { change_timeout: Duration::ZERO, ..sled_engine() };
-    let mut releases = Vec::new();
-    let mut dirs = Vec::new();
-    for _ in 0..4 {
-        dirs.push(dir());
-        let store = open_with(dirs.last().unwrap().path(), &engine).unwrap();
-        releases.push(hang(&store));
-        // The drop does not wait, although the thread hangs.
-        drop(store);
-    }
-    let dir = dir();
-    let err = open_with(dir.path(), &engine).err().unwrap();
-    assert!(err.to_string().contains("must be restarted"), "{err}");
-    releases.clear();
-    assert_eq!(engine.closing.join_all(LONG), 0);
-    close(open_with(dir.path(), &engine).unwrap());
 }
 
 /// Released threads counted as stuck only after a minute. Until then, each retry opened another
 /// sled.
 #[test]
-fn the_threads_that_are_closing_are_bounded() {
-    let engine = SledEngine { change_timeout: LONG, ..sled_engine() };
-    let dirs: Vec<_> = (0..8).map(|_| dir()).collect();
-    let releases: Vec<_> = dirs
-        .iter()
-        .map(|dir| {
-            let store = open_with(dir.path(), &engine).unwrap();
-            hang(&store)
-        })
-        .collect();
-    let dir = dir();
-    let err = open_with(dir.path(), &engine).err().unwrap();
-    assert!(err.to_string().contains("must be restarted"), "{err}");
-    drop(releases);
-    assert_eq!(engine.closing.join_all(LONG), 0);
-    close(open_with(dir.path(), &engine).unwrap());
+fn no_thread_is_started_when_too_many_are_stuck_or_closing() {
+    for (count, change_timeout) in [(4, Duration::ZERO), (8, LONG)] {
+        let engine = with_timeouts(LONG, change_timeout);
+        let dirs: Vec<_> = (0..count).map(|_| dir()).collect();
+        // The drop of each store does not wait, although its thread hangs.
+        let hanging = |dir: &TempDir| hang(&open_with(dir.path(), &engine).unwrap());
+        let releases: Vec<_> = dirs.iter().map(hanging).collect();
+        let dir = dir();
+        let err = open_with(dir.path(), &engine).err().unwrap();
+        assert!(err.to_string().contains("must be restarted"), "{err}");
+        drop(releases);
+        assert_eq!(engine.threads.join_all(LONG), 0);
+        close(open_with(dir.path(), &engine).unwrap());
+    }
 }
 
 #[test]
@@ -101,20 +73,18 @@ fn an_open_that_takes_too_long_times_out() {
     let dir = dir();
     let owner = open(dir.path());
     // It waits for the lock longer than its timeout.
-    let engine = SledEngine { open_timeout: Duration::from_millis(20), ..sled_engine() };
-    let closing = Arc::clone(&engine.closing);
+    let engine = with_timeouts(Duration::from_millis(20), LONG);
     let err = open_with(dir.path(), &engine).err().unwrap();
     assert!(matches!(err, IndexError::Timeout { doing: "opening", .. }) && err.poisons(), "{err}");
-    assert_eq!(closing.reap(), 1);
+    assert_eq!(engine.threads.reap(), 1);
     close(owner);
-    assert_eq!(closing.join_all(LONG), 0, "the sled that it opened late is dropped");
+    assert_eq!(engine.threads.join_all(LONG), 0, "the sled that it opened late is dropped");
     close(open(dir.path()));
 }
 
 #[test]
 fn a_second_open_reports_a_lock() {
-    let dir = dir();
-    let store = open(dir.path());
+    let (dir, store) = new_store();
     fill(&store, 10);
     let err = open_with(dir.path(), &sled_engine()).err().unwrap();
     assert!(matches!(err, IndexError::Locked { .. }) && !err.poisons(), "{err}");
@@ -124,8 +94,7 @@ fn a_second_open_reports_a_lock() {
 
 #[test]
 fn an_open_waits_for_the_lock_of_the_previous_engine() {
-    let dir = dir();
-    let store = open(dir.path());
+    let (dir, store) = new_store();
     let filled = fill(&store, 1_000);
     thread::scope(|scope| {
         let opener = scope.spawn(|| open_with(dir.path(), &sled_engine()));
@@ -154,13 +123,12 @@ fn a_dropped_store_can_be_opened_again() {
     let store = open_with(dir.path(), &engine).unwrap();
     assert_eq!(tally_of(&store).unwrap(), filled);
     close(store);
-    assert_eq!(engine.closing.join_all(LONG), 0);
+    assert_eq!(engine.threads.join_all(LONG), 0);
 }
 
 #[test]
 fn a_close_ends_a_scan_in_progress() {
-    let dir = dir();
-    let store = open(dir.path());
+    let (_dir, store) = new_store();
     fill(&store, 100);
     let mut visited = 0;
     let visit = &mut |_, _| {

@@ -9,26 +9,19 @@ use crate::index::sled::store::open_with_retry;
 
 #[test]
 fn removing_a_missing_record_writes_nothing() {
-    let dir = dir();
-    let store = open(dir.path());
+    let (dir, store) = new_store();
     fill(&store, 1_000);
     let before = fs::read(dir.path().join("sled/db")).unwrap();
-    let mut replaced = 0;
-    let delta = store
-        .apply(&mut (1_000..3_000).map(remove), &mut |_, old| {
-            assert_eq!(old, None);
-            replaced += 1;
-        })
-        .unwrap();
-    assert_eq!((replaced, delta), (2_000, Tally::default()));
+    let (delta, replaced) = replace(&store, (1_000..3_000).map(remove));
+    assert!(replaced.iter().all(|(_, old)| old.is_none()));
+    assert_eq!((replaced.len(), delta), (2_000, Tally::default()));
     assert!(fs::read(dir.path().join("sled/db")).unwrap() == before, "the file changed");
     close(store);
 }
 
 #[test]
 fn only_the_owner_may_read_the_files() {
-    let dir = dir();
-    let store = open(dir.path());
+    let (dir, store) = new_store();
     fill(&store, 100);
     close(store);
     close(open(dir.path()));
@@ -48,8 +41,7 @@ fn only_the_owner_may_read_the_files() {
 #[test]
 fn records_can_be_read_while_their_block_is_split() {
     const KEYS: u32 = 6_000;
-    let dir = dir();
-    let store = open(dir.path());
+    let (_dir, store) = new_store();
     let rounds = 4;
     // Records that stay fill their blocks. The others are inserted between them.
     let stays = |n: u32| n.is_multiple_of(rounds);
@@ -70,14 +62,7 @@ fn records_can_be_read_while_their_block_is_split() {
         }
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                let mut found = Vec::new();
-                let visit = &mut |key, _| {
-                    found.push(key);
-                    true
-                };
-                store.scan(&[KeyRange::ALL], visit).unwrap();
-                assert!(found.is_sorted_by(|a, b| a < b), "in order, none twice");
-                assert!(staying().all(|n| found.binary_search(&key(n)).is_ok()), "none left out");
+                assert_scan_finds(&store, staying().map(key));
             }
         });
         for _ in 0..3 {

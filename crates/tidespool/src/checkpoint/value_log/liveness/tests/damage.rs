@@ -6,19 +6,19 @@ use super::*;
 use crate::storage::{Loss, Storage as _};
 
 /// Writes three batches. Each lists a record of a new segment.
-fn written(disk: &LogDisk) -> LogPosition {
-    let (mut log, _) = open(disk, LogPosition::default());
+fn written() -> (LogDisk, LogPosition) {
+    let (disk, mut log) = new_log();
     commit(&mut log, &[(1, 1), (1, 2), (1, 3)], &[]);
     commit(&mut log, &[(2, 5)], &[(1, 2)]);
-    commit(&mut log, &[(3, 6)], &[(1, 3)])
+    let position = commit(&mut log, &[(3, 6)], &[(1, 3)]);
+    (disk, position)
 }
 
 const EXPECTED: [&[u64]; 3] = [&[1], &[5], &[6]];
 
 #[test]
 fn every_flipped_bit_and_every_missing_end_is_detected() {
-    let disk = LogDisk::default();
-    let position = written(&disk);
+    let (disk, position) = written();
     let mut whole = Vec::new();
     disk.edit(&file(1), |bytes| whole = bytes.clone());
     assert_eq!(whole.len() as u64, position.len);
@@ -44,8 +44,7 @@ fn every_flipped_bit_and_every_missing_end_is_detected() {
 
 #[test]
 fn a_damaged_batch_loses_its_entries_and_the_exactness_of_earlier_lists() {
-    let disk = LogDisk::default();
-    let position = written(&disk);
+    let (disk, position) = written();
     disk.edit(&file(1), |bytes| bytes[4096 + 25] ^= 1);
     let (mut log, liveness) = open(&disk, position);
     assert!(liveness.damage()[0].starts_with("/spool/liveness.1: the batch of "), "{:?}", liveness.damage());
@@ -72,19 +71,17 @@ fn a_damaged_batch_loses_its_entries_and_the_exactness_of_earlier_lists() {
 /// A renewal does not hold the committed state.
 #[test]
 fn an_append_after_an_uncommitted_renewal_continues_from_the_committed_state() {
-    let disk = LogDisk::default();
-    let position = written(&disk);
+    let (disk, position) = written();
     let (mut log, _) = open(&disk, position);
     log.renew(&changes(&[(7, 7)], &[])).unwrap();
     let next = log.append(&changes(&[(4, 4)], &[])).unwrap();
-    let liveness = LivenessLog::look(&disk, Path::new(DIR), next, &|_| true).unwrap();
+    let liveness = look(&disk, next);
     assert_eq!([1, 4, 7].map(|one| of(&liveness, one)), [Some(vec![1]), Some(vec![4]), None]);
 }
 
 #[test]
 fn a_misread_is_no_damage() {
-    let disk = LogDisk::default();
-    let position = written(&disk);
+    let (disk, position) = written();
     for at in [0, 20, 24, 30, 50, 4096, 4120, 8200] {
         disk.misread(at);
         let (_, liveness) = open(&disk, position);
@@ -95,8 +92,7 @@ fn a_misread_is_no_damage() {
 
 #[test]
 fn a_missing_file_is_damage_and_an_unreadable_one_is_an_error() {
-    let disk = LogDisk::default();
-    let position = written(&disk);
+    let (disk, position) = written();
     // The file is opened, then read.
     for after in 0..6 {
         disk.fail(after, Errno::IO);
@@ -117,8 +113,7 @@ fn a_missing_file_is_damage_and_an_unreadable_one_is_an_error() {
 
 #[test]
 fn a_file_of_another_version_is_rejected() {
-    let disk = LogDisk::default();
-    let position = written(&disk);
+    let (disk, position) = written();
     let header = super::super::record::FileHeader { version: 2, number: 1 }.encode();
     disk.edit(&file(1), |bytes| bytes[..24].copy_from_slice(&header));
     let error = try_open(&disk, position).map(|_| ()).unwrap_err();
@@ -127,8 +122,7 @@ fn a_file_of_another_version_is_rejected() {
 
 #[test]
 fn a_file_without_its_name_is_rewritten_and_a_truncated_file_is_damaged() {
-    let disk = LogDisk::default();
-    let position = written(&disk);
+    let (disk, position) = written();
     let (mut log, _) = open(&disk, position);
     disk.remove_file(&file(1)).unwrap();
     let next = commit(&mut log, &[(4, 7)], &[]);
@@ -148,8 +142,7 @@ fn a_file_without_its_name_is_rewritten_and_a_truncated_file_is_damaged() {
 
 #[test]
 fn files_of_other_numbers_are_removed_and_other_names_stay() {
-    let disk = LogDisk::default();
-    let position = written(&disk);
+    let (disk, position) = written();
     for name in ["liveness.0", "liveness.2", "liveness.01", "liveness.new", "liveness"] {
         disk.open(&Path::new(DIR).join(name), crate::storage::OpenMode::Create).unwrap();
     }

@@ -21,6 +21,16 @@ fn open(disk: &LogDisk, position: LogPosition) -> (LivenessLog, Liveness) {
     try_open(disk, position).unwrap()
 }
 
+fn new_log() -> (LogDisk, LivenessLog) {
+    let disk = LogDisk::default();
+    let (log, _) = open(&disk, LogPosition::default());
+    (disk, log)
+}
+
+fn look(disk: &LogDisk, position: LogPosition) -> Liveness {
+    LivenessLog::look(disk, Path::new(DIR), position, &|_| true).unwrap()
+}
+
 fn file(number: u64) -> PathBuf {
     Path::new(DIR).join(format!("liveness.{number}"))
 }

@@ -15,8 +15,7 @@ fn without_a_log_there_is_no_list_and_no_damage() {
 
 #[test]
 fn an_append_is_one_write_and_one_sync() {
-    let disk = LogDisk::default();
-    let (mut log, _) = open(&disk, LogPosition::default());
+    let (disk, mut log) = new_log();
     commit(&mut log, &[(1, 1)], &[]);
     let (writes, syncs) = disk.writes_and_syncs();
     let records: Vec<(u64, u64)> = (0..200_000).map(|record| (2, record * 20)).collect();
@@ -26,8 +25,7 @@ fn an_append_is_one_write_and_one_sync() {
 
 #[test]
 fn a_segment_whose_records_all_died_has_an_empty_list() {
-    let disk = LogDisk::default();
-    let (mut log, _) = open(&disk, LogPosition::default());
+    let (disk, mut log) = new_log();
     commit(&mut log, &[(1, 1), (1, 2), (2, 7)], &[(1, 2), (2, 7), (3, 1)]);
     let position = commit(&mut log, &[(1, 4), (1, 5)], &[(1, 5), (1, 1)]);
     let (_, liveness) = open(&disk, position);
@@ -40,19 +38,17 @@ fn a_segment_whose_records_all_died_has_an_empty_list() {
 /// log.
 #[test]
 fn an_uncommitted_append_stays_and_does_not_count_for_the_next() {
-    let disk = LogDisk::default();
-    let (mut log, _) = open(&disk, LogPosition::default());
+    let (disk, mut log) = new_log();
     let first = commit(&mut log, &[(1, 1)], &[]);
     let in_doubt = log.append(&changes(&[(2, 1)], &[(1, 1)])).unwrap();
     let next = log.append(&changes(&[(3, 1)], &[])).unwrap();
     assert_eq!(in_doubt.number, next.number);
-    let look = |position| LivenessLog::look(&disk, Path::new(DIR), position, &|_| true).unwrap();
     for (position, lists) in [
         (first, [Some(vec![1]), None, None]),
         (in_doubt, [Some(vec![]), Some(vec![1]), None]),
         (next, [Some(vec![1]), None, Some(vec![1])]),
     ] {
-        let liveness = look(position);
+        let liveness = look(&disk, position);
         assert!(liveness.damage().is_empty(), "{:?}", liveness.damage());
         assert_eq!([1, 2, 3].map(|generation| of(&liveness, generation)), lists);
     }
@@ -60,8 +56,7 @@ fn an_uncommitted_append_stays_and_does_not_count_for_the_next() {
 
 #[test]
 fn a_torn_append_is_ignored_at_each_length() {
-    let disk = LogDisk::default();
-    let (mut log, _) = open(&disk, LogPosition::default());
+    let (disk, mut log) = new_log();
     let first = commit(&mut log, &[(1, 1)], &[]);
     log.append(&changes(&[(2, 1)], &[(1, 1)])).unwrap();
     let mut whole = Vec::new();
@@ -80,8 +75,7 @@ fn a_torn_append_is_ignored_at_each_length() {
 #[test]
 fn after_a_failed_write_or_sync_a_new_file_is_written() {
     for after in [0, 1] {
-        let disk = LogDisk::default();
-        let (mut log, _) = open(&disk, LogPosition::default());
+        let (disk, mut log) = new_log();
         commit(&mut log, &[(1, 1), (1, 2)], &[]);
         disk.fail(after, Errno::IO);
         let error = log.append(&changes(&[(2, 1)], &[])).unwrap_err();
@@ -102,8 +96,7 @@ fn after_a_failed_write_or_sync_a_new_file_is_written() {
 /// On a full disk, a copy of the whole log would take more space than the batch.
 #[test]
 fn after_a_full_disk_the_same_file_is_used_again() {
-    let disk = LogDisk::default();
-    let (mut log, _) = open(&disk, LogPosition::default());
+    let (disk, mut log) = new_log();
     commit(&mut log, &[(1, 1)], &[]);
     disk.fail(0, Errno::NOSPC);
     let Err(LivenessError::Io { source, .. }) = log.append(&changes(&[(2, 1)], &[])) else { panic!() };
@@ -122,8 +115,7 @@ fn after_a_full_disk_the_same_file_is_used_again() {
 #[test]
 fn each_failing_call_of_a_compaction_leaves_the_old_file() {
     for after in 0.. {
-        let disk = LogDisk::default();
-        let (mut log, _) = open(&disk, LogPosition::default());
+        let (disk, mut log) = new_log();
         let first = commit(&mut log, &[(1, 1), (2, 2)], &[]);
         disk.fail(after, Errno::IO);
         let compacted = log.compact(&|generation| generation != 1, &changes(&[(3, 3)], &[]));
@@ -149,14 +141,12 @@ fn each_failing_call_of_a_compaction_leaves_the_old_file() {
 /// retained.
 #[test]
 fn an_append_after_an_uncommitted_compaction_has_every_committed_record() {
-    let disk = LogDisk::default();
-    let (mut log, _) = open(&disk, LogPosition::default());
+    let (disk, mut log) = new_log();
     commit(&mut log, &[(1, 1), (2, 2)], &[]);
     let in_doubt = log.compact(&|generation| generation != 1, &LivenessChanges::default()).unwrap();
     let next = log.append(&changes(&[(3, 3)], &[])).unwrap();
-    let look = |position| LivenessLog::look(&disk, Path::new(DIR), position, &|_| true).unwrap();
-    assert_eq!(of(&look(in_doubt), 1), None);
-    assert_eq!(of(&look(next), 1), Some(vec![1]));
+    assert_eq!(of(&look(&disk, in_doubt), 1), None);
+    assert_eq!(of(&look(&disk, next), 1), Some(vec![1]));
     log.committed(next);
     assert_eq!(disk.list(Path::new(DIR)).unwrap(), ["liveness.1"]);
     // The number is not used again, or the manifest in doubt would find another log.
@@ -166,8 +156,7 @@ fn an_append_after_an_uncommitted_compaction_has_every_committed_record() {
 /// The manifest is also written for other reasons.
 #[test]
 fn a_manifest_with_the_old_position_keeps_the_pending_one() {
-    let disk = LogDisk::default();
-    let (mut log, _) = open(&disk, LogPosition::default());
+    let (disk, mut log) = new_log();
     let first = commit(&mut log, &[(1, 1)], &[]);
     let second = log.compact(&|_| true, &changes(&[(2, 2)], &[])).unwrap();
     log.committed(first);
@@ -178,8 +167,7 @@ fn a_manifest_with_the_old_position_keeps_the_pending_one() {
 
 #[test]
 fn a_log_that_is_mostly_garbage_wants_compaction() {
-    let disk = LogDisk::default();
-    let (mut log, _) = open(&disk, LogPosition::default());
+    let (disk, mut log) = new_log();
     let checkpointed =
         |generation| -> Vec<(u64, u64)> { (0..400_000).map(|one| (generation, one * 200)).collect() };
     commit(&mut log, &checkpointed(1), &[]);
