@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tidespool_core::{Closed, SpoolId};
+use tidespool_pressure::{Level, Registration};
 
 use super::background::balancer::MemoryBalancer;
 use super::background::probe::Probe;
@@ -29,7 +30,6 @@ use crate::health::HealthGate;
 use crate::index::DiskIndex;
 use crate::journal::{PoolEvents, Segments, needs_own_segment};
 use crate::memory::{Allowance, Budget, CleanCache, Held, Risks};
-use crate::pressure::{Level, Registration};
 use crate::rate_limit::RateLimit;
 use crate::stats::{Gauges, Site, Stats, StatsSnapshot};
 use crate::storage::{DiskRoom, Loss, Storage, is_no_room};
