@@ -41,11 +41,10 @@ fn check(page: &str, name: &str, expected: &str) {
     );
 }
 
-/// The table of the settings in a struct of `crates/tidespool/src/config`, from the comments of its
-/// fields: what a setting is, then `Default = X. Bounds: Y.`
+/// The table of the settings in a struct of a source file, from the comments of its fields: what a
+/// setting is, then `Default = X. Bounds: Y.`
 fn settings(file: &str, name: &str) -> String {
-    let path = in_repository("crates/tidespool/src/config").join(file);
-    let source = std::fs::read_to_string(path).unwrap();
+    let source = std::fs::read_to_string(in_repository(file)).unwrap();
     let (_, fields) = source.split_once(&format!("pub struct {name} {{\n")).unwrap();
     let (fields, _) = fields.split_once("\n}\n").unwrap();
     let mut table = "| setting | default | bounds | meaning |\n|---|---|---|---|\n".to_owned();
@@ -101,9 +100,9 @@ fn without_links(doc: &str) -> String {
 #[test]
 fn the_settings_are_those_of_the_code() {
     let page = "docs/settings.md";
-    check(page, "Config", &settings("mod.rs", "Config"));
-    check(page, "PressureConfig", &settings("pressure.rs", "PressureConfig"));
-    check(page, "HealthConfig", &settings("health.rs", "HealthConfig"));
+    check(page, "Config", &settings("crates/tidespool/src/config/mod.rs", "Config"));
+    check(page, "PressureConfig", &settings("crates/pressure/src/config.rs", "PressureConfig"));
+    check(page, "HealthConfig", &settings("crates/tidespool/src/config/health.rs", "HealthConfig"));
 }
 
 const SOURCES: [PressureSource; 4] =

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Finds import cycles between the modules of crates/tidespool/src, and between the files and folders
-# within each of them. Tests are left out, and `mod.rs`, which names what is below it. Exit status 1
-# if there is a cycle: it is printed with its imports.
+# Finds import cycles between the modules of crates/tidespool/src and of crates/pressure/src, and
+# between the files and folders within each of them. Tests are left out, and `mod.rs`, which names
+# what is below it. Exit status 1 if there is a cycle: it is printed with its imports.
 #
 # Usage: tools/cycles.sh [--all]   Without --all, cycles within the folders in KNOWN are accepted.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../crates/tidespool/src"
+cd "$(dirname "${BASH_SOURCE[0]}")/../crates"
 
 KNOWN=""
 
-# Lines "folder from to file": a file below folder/from imports something below folder/to.
+# Lines "folder from to file": a file below folder/from imports something below folder/to. In the
+# current directory.
 imports() {
     LC_ALL=C awk '
     function parent(module) { return module ~ /::/ ? substr(module, 1, match(module, /::[^:]*$/) - 1) : "" }
@@ -110,16 +111,18 @@ imports() {
 }
 
 found=0
-all="$(imports)"
-for folder in $(cut -d' ' -f1 <<<"$all" | sort -u); do
-    [[ "${1:-}" != --all && " $KNOWN " == *" $folder "* ]] && continue
-    edges="$(awk -v folder="$folder" '$1 == folder' <<<"$all")"
-    if ! loop="$(cut -d' ' -f2,3 <<<"$edges" | tsort 2>&1 >/dev/null)"; then
-        found=1
-        printf 'a cycle within %s:\n' "$folder"
-        members="$(sed -n 's/^tsort: //p' <<<"$loop" | grep -v ' ' | sort -u)"
-        awk 'NR == FNR { member[$1]; next } ($2 in member) && ($3 in member) { printf "    %s imports %s in %s\n", $2, $3, $4 }' \
-            <(printf '%s\n' "$members") <(printf '%s\n' "$edges")
-    fi
+for crate in tidespool pressure; do
+    all="$(cd "$crate/src" && imports)"
+    for folder in $(cut -d' ' -f1 <<<"$all" | sort -u); do
+        [[ "${1:-}" != --all && " $KNOWN " == *" $folder "* ]] && continue
+        edges="$(awk -v folder="$folder" '$1 == folder' <<<"$all")"
+        if ! loop="$(cut -d' ' -f2,3 <<<"$edges" | tsort 2>&1 >/dev/null)"; then
+            found=1
+            printf 'a cycle within %s of %s:\n' "$folder" "$crate"
+            members="$(sed -n 's/^tsort: //p' <<<"$loop" | grep -v ' ' | sort -u)"
+            awk 'NR == FNR { member[$1]; next } ($2 in member) && ($3 in member) { printf "    %s imports %s in %s\n", $2, $3, $4 }' \
+                <(printf '%s\n' "$members") <(printf '%s\n' "$edges")
+        fi
+    done
 done
 exit "$found"

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Lints the library of `tidespool` with each of its features alone and with none, and runs its unit
-# tests with none. `cargo test` runs them with all.
+# Lints `tidespool` and `tidespool-pressure` with each of their features alone and with none, and
+# runs their unit tests with none. `cargo test` runs them with all.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-features="$(awk '/^\[/ { inside = /^\[features\]/ } inside && /^[a-z]/ && !/^default / { print $1 }' crates/tidespool/Cargo.toml)"
-for feature in "" $features; do
-    printf -- '-- features: %s\n' "${feature:-none}"
-    cargo clippy -p tidespool --all-targets --no-default-features --features "$feature" -- -D warnings
+for crate in tidespool pressure; do
+    manifest="crates/$crate/Cargo.toml"
+    features="$(awk '/^\[/ { inside = /^\[features\]/ } inside && /^[a-z]/ && !/^default / { print $1 }' "$manifest")"
+    for feature in "" $features; do
+        printf -- '-- %s, features: %s\n' "$crate" "${feature:-none}"
+        cargo clippy --manifest-path "$manifest" --all-targets --no-default-features --features "$feature" -- -D warnings
+    done
+    cargo test --manifest-path "$manifest" --lib --no-default-features
 done
-cargo test -p tidespool --lib --no-default-features

@@ -121,7 +121,8 @@
 //!   written against it.
 //! * [`Config`] – every setting, with unit, default and bounds.
 //! * [`TieredSpool`] – the spool. [`RecoveryReport`] – what opening it found.
-//! * [`PressureMonitor`] – watches memory. [`TieredSpool::open_watched`] shares one among spools.
+//! * [`PressureMonitor`] – watches memory. [`TieredSpool::open_watched`] shares one among spools. A
+//!   server registers its own caches with it: [`pressure`].
 //! * [`StatsSnapshot`] – every counter and gauge, also as Prometheus text.
 //! * [`inspect`] – reads and salvages a spool's directory that no process has open.
 //! * [`storage`] – the files under the journal as a trait, for tests that inject faults.
@@ -135,7 +136,7 @@
 //! * `checkpoint` moves places from the index in memory to that on disk: `checkpointer`,
 //!   `manifest`, `reclaim` and `value_log`.
 //! * `directory` holds the directory of a spool: path, lock, format file.
-//! * `pressure`, `health` and `stats` are beside the path of a message. `timer` handles deadlines,
+//! * `health` and `stats` are beside the path of a message. `timer` handles deadlines,
 //!   `mailbox` the waiting of threads for each other.
 //!
 //! Threads are named after their work: `tide-commit`, `tide-checkpoint` and so on. More is in
@@ -156,7 +157,6 @@ pub mod inspect;
 mod journal;
 mod mailbox;
 mod memory;
-mod pressure;
 mod rate_limit;
 mod stats;
 pub mod storage;
@@ -168,13 +168,17 @@ mod whole_text;
 
 pub use config::{
     BacklogRefusal, Config, ConfigError, ConfigPlace, Durability, HealthConfig, HealthSignal, MinFree,
-    PressureConfig,
 };
 pub use memory::keep_the_heap_small;
-pub use pressure::{Level as PressureLevel, PressureMonitor, PressureReading, Source as PressureSource};
 pub use stats::{Gauges, Latency, StatsSnapshot};
 pub use tidespool_core as core;
 pub use tidespool_core::{anyhow, async_channel, async_trait, bytes, chrono};
+pub use tidespool_pressure as pressure;
+#[doc(inline)]
+pub use tidespool_pressure::{
+    Level as PressureLevel, PressureConfig, PressureMonitor, Reading as PressureReading,
+    Source as PressureSource,
+};
 pub use tiered::{RecoveryReport, TieredSpool};
 /// The channel of [`TieredSpool::health_changes`].
 pub use tokio::sync::watch;

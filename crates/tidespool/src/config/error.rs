@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
 use thiserror::Error;
+use tidespool_pressure::InvalidSetting;
 
 /// The settings cannot be used. The message names the setting, the given value and the allowed
 /// values.
@@ -66,6 +67,13 @@ pub enum ConfigError {
     /// The spool was shut down, and nothing was changed.
     #[error("the spool is shut down: change settings while it runs, or give them when it is opened again")]
     Closed,
+}
+
+impl From<InvalidSetting> for ConfigError {
+    fn from(error: InvalidSetting) -> Self {
+        let InvalidSetting { setting, value, allowed, .. } = error;
+        Self::Invalid { at: ConfigPlace::default(), setting: setting.to_owned(), value, allowed }
+    }
 }
 
 /// Where in the settings an error is. Every field is `None` for settings made in code.

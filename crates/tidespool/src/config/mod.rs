@@ -2,8 +2,8 @@
 //!
 //! # Layout
 //!
-//! * here – the settings of a spool. `pressure`, `health` – those of the two tables. `min_free` –
-//!   free space, as the setting of that name has it.
+//! * here – the settings of a spool. `health` – those of the table; the table `pressure` is
+//!   [`PressureConfig`]. `min_free` – free space, as the setting of that name has it.
 //! * `setters` – one setter for each setting.
 //! * `validate` – the bounds of all settings. `error` – a setting that is not allowed.
 //! * `read` – parses TOML, and finds the setting that an error is about.
@@ -13,7 +13,6 @@ mod duration;
 mod error;
 mod health;
 mod min_free;
-mod pressure;
 #[cfg(feature = "toml")]
 mod read;
 mod setters;
@@ -31,9 +30,8 @@ use serde::{Deserialize, Serialize};
 pub use error::{ConfigError, ConfigPlace};
 pub use health::{BacklogRefusal, HealthConfig, HealthSignal};
 pub use min_free::MinFree;
-pub(crate) use pressure::HYSTERESIS;
-pub use pressure::PressureConfig;
 use setters::setters;
+use tidespool_pressure::PressureConfig;
 
 /// How safe a message is when `store` returns `Ok`: the minimum for every store. `force_sync`
 /// raises a single store to [`Synced`](Self::Synced).

@@ -3,11 +3,10 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use super::HYSTERESIS;
 use super::duration::{self, DAY, HOUR, YEAR};
 use super::error::ConfigPlace;
 use super::size::{self, GIB, KIB, MIB, TIB};
-use super::{Config, ConfigError, HealthConfig, MinFree, PressureConfig};
+use super::{Config, ConfigError, HealthConfig, MinFree};
 
 /// A journal of fewer segments could not write to a segment while another is being checkpointed.
 const MIN_SEGMENTS: u64 = 4;
@@ -33,7 +32,6 @@ const SIZE: &str = "a size such as \"256MiB\", or a whole number of bytes, ";
 const TIME: &str = "a time with its unit, such as \"500ms\" or \"1m 30s\", ";
 const SPACE: &str = "a size such as \"256MiB\", a whole number of bytes, or a percentage such as \"5%\", ";
 const COUNT: &str = "a whole number ";
-const FRACTION: &str = "a number ";
 const NAME: &str = "";
 
 impl Config {
@@ -43,7 +41,16 @@ impl Config {
     ///
     /// [`ConfigError::Invalid`] for the first setting that is not allowed.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        first_refused(settings(self))
+        let refused = settings(self).into_iter().find_map(|setting| {
+            let Setting { path, allowed, refused, .. } = setting;
+            refused.map(|value| ConfigError::Invalid {
+                at: ConfigPlace::default(),
+                setting: path,
+                value,
+                allowed,
+            })
+        });
+        refused.map_or(Ok(()), Err)
     }
 
     /// Checks that a spool that runs with these settings can change to `next`.
@@ -56,29 +63,10 @@ impl Config {
     }
 }
 
-impl PressureConfig {
-    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
-        first_refused(pressure(self))
-    }
-}
-
-fn first_refused(settings: impl IntoIterator<Item = Setting>) -> Result<(), ConfigError> {
-    let refused = settings.into_iter().find_map(|setting| {
-        let Setting { path, allowed, refused, .. } = setting;
-        refused.map(|value| ConfigError::Invalid {
-            at: ConfigPlace::default(),
-            setting: path,
-            value,
-            allowed,
-        })
-    });
-    refused.map_or(Ok(()), Err)
-}
-
 /// Returns all settings, in the order in which they are checked.
 pub(super) fn settings(config: &Config) -> Vec<Setting> {
     let mut settings = top(config);
-    settings.extend(pressure(&config.pressure));
+    settings.extend(config.pressure.settings().map(Setting::from));
     settings.extend(health(&config.health, config.dirty_expire));
     settings
 }
@@ -121,27 +109,6 @@ fn top(config: &Config) -> Vec<Setting> {
     ]
 }
 
-fn pressure(pressure: &PressureConfig) -> Vec<Setting> {
-    let PressureConfig { enabled: _, memory_limit, low, critical } = pressure;
-    // Each condition is false for NaN, so that NaN is rejected, too.
-    vec![
-        setting("pressure.enabled", NAME, "true or false", None::<u8>),
-        bytes("pressure.memory_limit", *memory_limit, 8 * MIB, 1_024 * TIB),
-        fraction(
-            "pressure.critical",
-            *critical,
-            *critical > 0.0 && *critical <= 1.0,
-            "above 0 and at most 1",
-        ),
-        fraction(
-            "pressure.low",
-            *low,
-            *low > HYSTERESIS && low < critical,
-            &format!("above {HYSTERESIS} and below pressure.critical ({critical})"),
-        ),
-    ]
-}
-
 fn health(health: &HealthConfig, dirty_expire: Duration) -> Vec<Setting> {
     let dirty_age = Setting {
         allowed: format!("from {} (dirty_expire) to {}", duration::show(dirty_expire), duration::show(DAY)),
@@ -163,6 +130,13 @@ fn health(health: &HealthConfig, dirty_expire: Duration) -> Vec<Setting> {
         space("health.min_free", health.min_free),
         time("health.sample_interval", Some(health.sample_interval), Duration::from_millis(10), 10 * second),
     ]
+}
+
+impl From<tidespool_pressure::Setting> for Setting {
+    fn from(setting: tidespool_pressure::Setting) -> Self {
+        let tidespool_pressure::Setting { name, form, allowed, refused, .. } = setting;
+        Self { path: name.to_owned(), form, allowed, refused }
+    }
 }
 
 impl Setting {
@@ -200,10 +174,6 @@ fn space(path: &str, value: Option<MinFree>) -> Setting {
 fn count(path: &str, value: u64, min: u64, max: u64) -> Setting {
     let refused = (!(min..=max).contains(&value)).then_some(value);
     setting(path, COUNT, &format!("from {min} to {max}"), refused)
-}
-
-fn fraction(path: &str, value: f64, is_allowed: bool, allowed: &str) -> Setting {
-    setting(path, FRACTION, allowed, (!is_allowed).then_some(value))
 }
 
 fn fixed(setting: &'static str, now: &str, value: &str) -> Result<(), ConfigError> {

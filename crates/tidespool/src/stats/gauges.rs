@@ -1,9 +1,9 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use tidespool_pressure::{Level, Source};
 
 use crate::HealthSignal;
-use crate::pressure::{Level, Source};
 
 /// The state of the spool at one moment, as values that can rise and fall.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]

@@ -10,11 +10,11 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
+use tidespool_pressure::Level;
 
 use super::StatsSnapshot;
 use super::histogram::Latency;
 use crate::HealthSignal;
-use crate::pressure::Level;
 
 /// The upper bounds of the histograms' buckets, as powers of two of a microsecond: 16 µs to 67 s.
 /// They are fixed, so that scrapes can be compared. They lie on edges of the finer buckets, so that

@@ -1,9 +1,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use tidespool_pressure::{Level, Source};
+
 use super::{Gauges, Refusal, Site, Stats, StatsSnapshot, Tier};
 use crate::HealthSignal;
-use crate::pressure::{Level, Source};
 
 fn times(n: usize, event: impl Fn()) {
     (0..n).for_each(|_| event());

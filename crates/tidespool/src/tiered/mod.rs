@@ -87,9 +87,26 @@ impl TieredSpool {
         Self::open_with(config, Arc::new(OsStorage), None).await
     }
 
-    /// Opens the spool as [`open`](Self::open) does, with a memory monitor that other spools of the
-    /// process may share. The monitor has its own settings, so `config.pressure` is not used. The
-    /// monitor keeps running after the spool's shutdown.
+    /// Opens the spool as [`open`](Self::open) does, with a memory monitor that other spools and
+    /// caches of the process may share. The monitor has its own settings, so `config.pressure` is
+    /// not used. The monitor keeps running after the spool's shutdown.
+    ///
+    /// ```
+    /// use tidespool::{Config, PressureConfig, PressureMonitor, TieredSpool};
+    ///
+    /// #[tokio::main]
+    /// async fn main() -> anyhow::Result<()> {
+    /// #   use tidespool::core::Spool as _;
+    /// #   let dir = tempfile::tempdir()?;
+    /// #   let path = dir.path().to_owned();
+    ///     let monitor = PressureMonitor::start(PressureConfig::default().memory_limit(4 << 30))?;
+    ///     let meta = TieredSpool::open_watched(Config::new(path.join("meta")), &monitor).await?;
+    ///     let data = TieredSpool::open_watched(Config::new(path.join("data")), &monitor).await?;
+    /// #   meta.shutdown().await?;
+    /// #   data.shutdown().await?;
+    ///     Ok(())
+    /// }
+    /// ```
     ///
     /// # Errors
     ///

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tidespool_pressure::Registration;
+
 use crate::HealthSignal;
 use crate::health::{HealthGate, HealthSample, Latch, Transition};
 use crate::journal::RESERVED;
-use crate::pressure::Registration;
 use crate::tiered::state::Shared;
 
 /// Runs the thread until the spool closes. It never waits for the disk.

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use futures_lite::future;
 use tidespool_core::Closed;
+use tidespool_pressure::{Level, Relief};
 use tokio::sync::oneshot::Receiver;
 
-use crate::pressure::{Level, Relief};
 use crate::tiered::state::Shared;
 
 /// The longest wait for the balancer or for a flush. Meanwhile the monitor can't check memory or
@@ -38,8 +38,12 @@ impl Relief for SpoolRelief {
         freed
     }
 
-    fn accounted_of(&self) -> (u64, u64) {
-        (self.0.accounted_bytes(), self.0.config.load().memory_budget)
+    fn accounted_bytes(&self) -> u64 {
+        self.0.accounted_bytes()
+    }
+
+    fn budget_bytes(&self) -> u64 {
+        self.0.config.load().memory_budget
     }
 
     fn level_changed(&self, level: Level) {
@@ -118,4 +122,27 @@ async fn run(shared: Arc<Shared>) -> Result<isize, Closed> {
 fn difference(before: u64, after: u64) -> isize {
     let freed = i64::try_from(before).unwrap_or(i64::MAX).saturating_sub_unsigned(after);
     isize::try_from(freed).unwrap_or(isize::MAX)
+}
+
+#[cfg(all(test, not(feature = "pressure-monitor")))]
+mod tests {
+    use std::sync::Arc;
+
+    use futures_lite::future::block_on;
+    use tidespool_core::{Spool as _, SpoolId};
+
+    use crate::{Config, PressureLevel, TieredSpool};
+
+    #[test]
+    fn memory_is_freed_on_request_without_a_monitor() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = block_on(TieredSpool::open(Config::new(dir.path().join("spool")))).unwrap();
+        let message: Arc<Box<[u8]>> = Arc::new(vec![7; 1 << 20].into());
+        block_on(spool.store(SpoolId::new(), message, true, None)).unwrap();
+        assert!(block_on(spool.advise_low_memory()).unwrap() >= 1 << 19);
+        let now = spool.stats().gauges;
+        assert_eq!((now.cache_entries, now.pressure_level), (0, PressureLevel::Normal));
+        spool.reconfigure(Config::clone(&spool.config())).unwrap();
+        block_on(spool.shutdown()).unwrap();
+    }
 }

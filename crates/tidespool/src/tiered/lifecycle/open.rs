@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
+use tidespool_pressure::{PressureMonitor, Registration, Relief};
 
 use super::home::SpoolHome;
 use super::in_place::InPlace;
@@ -21,7 +22,6 @@ use crate::damage::Damage;
 use crate::directory::Directory;
 use crate::index::{self, DiskIndex, IndexError};
 use crate::journal::{Pool, PoolSettings, Segments, Writer, give_up_a_free_segment};
-use crate::pressure::{Registration, Relief};
 use crate::stats::Stats;
 use crate::storage::{DiskRoom, Storage, is_no_room_kind};
 use crate::tiered::background::balancer::keep;
@@ -32,7 +32,7 @@ use crate::tiered::commit::{Committer, Syncer};
 use crate::tiered::state::{
     CommitReceiver, Protection, Reports, Shared, SharedParts, commit_queue, keep_free,
 };
-use crate::{Config, PressureMonitor, RecoveryReport};
+use crate::{Config, RecoveryReport};
 
 /// An open spool: its shared state, its threads, and the report of the opening.
 pub(in crate::tiered) struct OpenSpool {
@@ -362,7 +362,7 @@ fn note_torn(protection: &Protection, torn: &str, report: &mut RecoveryReport, s
 fn register(shared: &Arc<Shared>, monitor: Option<PressureMonitor>) -> Result<Arc<dyn Relief>> {
     let relief: Arc<dyn Relief> = Arc::new(SpoolRelief(shared.clone()));
     let registration = match monitor {
-        Some(monitor) => Registration::shared(&monitor, &relief),
+        Some(monitor) => monitor.register(&relief),
         None => Registration::own(shared.config.load().pressure.clone(), &relief),
     };
     // Cannot fail: the monitor is set only here.

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 use parking_lot::Mutex;
 use tidespool_core::Closed;
+use tidespool_pressure::Relief;
 
 use super::threads::{Starter, Thread, names};
 use crate::checkpoint::{Checkpointer, Manifest, ManifestError, ManifestFile};
 use crate::directory::Directory;
 use crate::index::DiskIndex;
-use crate::pressure::Relief;
 use crate::tiered::commit::Committed;
 use crate::tiered::state::{Shared, Stop};
 
@@ -138,7 +138,7 @@ impl Workers {
         shared.probe.close();
         shared.budget.close();
         let monitor = shared.monitor.get();
-        monitor.inspect(|monitor| monitor.stop());
+        monitor.inspect(|monitor| monitor.leave());
         // The verifier only reads, and no caller needs it now. The dirty messages need the disk.
         shared.verification.stop();
         shared.commit_queue.stop(Stop::Drained(times.drained));
@@ -181,7 +181,7 @@ impl Workers {
         for thread in with_committer.into_iter().flatten().chain(workers.others).chain(enumerations) {
             note_end(thread, times.joined, &mut problems);
         }
-        if monitor.is_some_and(|monitor| !monitor.join_by(times.joined)) {
+        if monitor.is_some_and(|monitor| !monitor.leave_by(times.joined)) {
             problems.push("the memory-pressure monitor hangs in freeing the spool's memory".to_owned());
         }
         let manifest = manifest.and_then(|manifest| note_manifest(manifest, times.closed, &mut problems));
@@ -206,7 +206,7 @@ impl Workers {
         shared.closing.close();
         shared.probe.close();
         shared.budget.close();
-        shared.monitor.get().inspect(|monitor| monitor.stop());
+        shared.monitor.get().inspect(|monitor| monitor.leave());
         shared.protection.freeze();
         shared.commit_queue.stop(Stop::Abandon);
         shared.checkpoint_requests.stop();

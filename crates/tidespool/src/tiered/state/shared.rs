@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tidespool_core::{Closed, SpoolId};
+use tidespool_pressure::{Level, Registration};
 
 use super::balancer::MemoryBalancer;
 use super::closing::Closing;
@@ -29,7 +30,6 @@ use crate::health::HealthGate;
 use crate::index::DiskIndex;
 use crate::journal::{Segments, needs_own_segment};
 use crate::memory::{Allowance, Budget, CleanCache, Held, Risks};
-use crate::pressure::{Level, Registration};
 use crate::stats::{Gauges, Site, Stats, StatsSnapshot};
 use crate::storage::Storage;
 use crate::timer::Timer;

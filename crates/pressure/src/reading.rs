@@ -9,13 +9,13 @@ pub enum Level {
     /// Enough memory is available.
     #[default]
     Normal,
-    /// The spool frees memory, clean copies first.
+    /// The clients free the excess.
     Low,
-    /// The spool frees everything that it can at once.
+    /// The clients free everything that they can at once.
     Critical,
 }
 
-/// The source of usage and limit in a reading of the memory-pressure monitor.
+/// The source of usage and limit in a [`Reading`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -47,7 +47,7 @@ impl Source {
 /// The last sample of the monitor.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
-pub struct PressureReading {
+pub struct Reading {
     /// The usage that is compared with `limit`, in bytes.
     pub used: u64,
     /// The limit that is nearest to being reached, in bytes. Never 0.

@@ -5,24 +5,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
+use super::clients::Clients;
 use super::room::MemoryRoom;
-use super::spools::Spools;
-use crate::PressureConfig;
-use crate::mailbox::Mailbox;
-use crate::pressure::PressureReading;
+use crate::{PressureConfig, Reading};
 
 /// The state shared by the thread and the handles.
 #[derive(Debug, Default)]
 pub(super) struct MonitorState {
-    control: Mailbox<Control>,
-    latest: Mutex<(Option<PressureReading>, Option<MemoryRoom>)>,
-    pub(super) spools: Spools,
+    control: Mutex<Control>,
+    control_changed: Condvar,
+    latest: Mutex<(Option<Reading>, Option<MemoryRoom>)>,
+    pub(super) clients: Clients,
     has_died: AtomicBool,
 }
 
-/// Records a panic of the thread, so that the spools can report that memory is not monitored.
+/// Records a panic of the thread, so that the clients can report that memory is not monitored.
 pub(super) struct MonitorExit(pub(super) Arc<MonitorState>);
 
 impl Drop for MonitorExit {
@@ -51,12 +50,14 @@ pub(super) enum Wait {
 impl MonitorState {
     /// Requests the end of the thread.
     pub(super) fn stop(&self) {
-        self.control.post(|control| control.is_stopping = true);
+        self.control.lock().is_stopping = true;
+        self.control_changed.notify_one();
     }
 
     /// Hands other settings to the thread.
     pub(super) fn reconfigure(&self, config: PressureConfig) {
-        self.control.post(|control| control.config = Some(config));
+        self.control.lock().config = Some(config);
+        self.control_changed.notify_one();
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -67,11 +68,11 @@ impl MonitorState {
         self.has_died.load(Ordering::Relaxed)
     }
 
-    pub(super) fn publish(&self, reading: Option<PressureReading>, room: Option<MemoryRoom>) {
+    pub(super) fn publish(&self, reading: Option<Reading>, room: Option<MemoryRoom>) {
         *self.latest.lock() = (reading, room);
     }
 
-    pub(super) fn latest(&self) -> Option<PressureReading> {
+    pub(super) fn latest(&self) -> Option<Reading> {
         self.latest.lock().0
     }
 
@@ -79,7 +80,7 @@ impl MonitorState {
         self.latest.lock().1
     }
 
-    /// Adds a spool that the latest reading does not include yet.
+    /// Adds a client that the latest reading does not include yet.
     pub(super) fn note_joined(&self, budget: u64) {
         if let Some(room) = &mut self.latest.lock().1 {
             room.note_joined(budget);
@@ -89,10 +90,17 @@ impl MonitorState {
     /// Waits for `pause`, or without a limit if it is `None`.
     pub(super) fn wait(&self, pause: Option<Duration>) -> Wait {
         let end = pause.and_then(|pause| Instant::now().checked_add(pause));
-        let event = self.control.wait(end, |control| match control.is_stopping {
-            true => Some(Wait::Stopped),
-            false => control.config.take().map(Wait::Reconfigured),
-        });
-        event.unwrap_or(Wait::Elapsed)
+        let is_idle = |control: &mut Control| !control.is_stopping && control.config.is_none();
+        let mut control = self.control.lock();
+        match end {
+            None => self.control_changed.wait_while(&mut control, is_idle),
+            Some(end) => {
+                self.control_changed.wait_while_until(&mut control, is_idle, end);
+            }
+        }
+        match control.is_stopping {
+            true => Wait::Stopped,
+            false => control.config.take().map_or(Wait::Elapsed, Wait::Reconfigured),
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::cgroup;
 use super::machine::{self, MachineMemory};
-use crate::pressure::Source;
+use crate::Source;
 
 /// One sample of the memory.
 #[derive(Debug, Clone, Copy, PartialEq)]

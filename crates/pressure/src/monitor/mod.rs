@@ -1,17 +1,18 @@
-//! The memory-pressure monitor: samples memory use and asks the spools to free memory.
+//! The memory-pressure monitor: samples memory use and asks the clients to free memory.
 //!
 //! * `cgroup.rs`, `machine.rs`, `sample.rs` – use and limit of the control group, the machine and
 //!   the process.
 //! * `thresholds.rs` – normal, low, critical, with hysteresis. Pure.
 //! * `pacer.rs` – what to do about a sample, and when to retry. Pure.
 //! * `growth.rs` – when memory may grow back. `cadence.rs` – when to sample. Both pure.
-//! * `room.rs` – what the spools may use together below a hard limit. Pure.
-//! * `spools.rs` – the registered spools, and how an excess is divided among them.
-//! * `watch.rs` – the thread. `handle.rs` – its handle. `registration.rs` – the handle of a spool.
+//! * `room.rs` – what the clients may use together below a hard limit. Pure.
+//! * `clients.rs` – the registered clients, and how an excess is divided among them.
+//! * `watch.rs` – the thread. `handle.rs` – its handle. `registration.rs` – the handle of a client.
 //!   `state.rs` – what they share.
 
 mod cadence;
 mod cgroup;
+mod clients;
 mod growth;
 mod handle;
 mod machine;
@@ -19,7 +20,6 @@ mod pacer;
 mod registration;
 mod room;
 mod sample;
-mod spools;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -27,4 +27,4 @@ mod thresholds;
 mod watch;
 
 pub use handle::PressureMonitor;
-pub(crate) use registration::Registration;
+pub use registration::Registration;

@@ -19,7 +19,7 @@ const REST: u32 = 16;
 pub(super) struct Growth {
     first_pause: Duration,
     pause: Duration,
-    /// Some spool may be below its full size.
+    /// Some client may be below its full size.
     is_wanted: bool,
     /// A step was taken since the last pressure.
     has_grown: bool,
@@ -59,7 +59,7 @@ impl Growth {
         self.is_wanted && quiet >= self.pause
     }
 
-    /// Records a step of growth. `more`: some spool is still below its full size.
+    /// Records a step of growth. `more`: some client is still below its full size.
     pub(super) fn grown(&mut self, now: Instant, more: bool) {
         (self.is_wanted, self.has_grown, self.quiet_since) = (more, true, Some(now));
     }

@@ -10,8 +10,7 @@ use super::pacer::{Pacer, ReliefRequest};
 use super::room::MemoryRoom;
 use super::sample::{Sample, Sampler};
 use super::state::{MonitorState, Wait};
-use crate::PressureConfig;
-use crate::pressure::{Level, PressureReading};
+use crate::{Level, PressureConfig, Reading};
 
 /// How often memory is checked. A sample costs a few file reads. While use rises fast, `Cadence`
 /// takes more of them.
@@ -59,7 +58,7 @@ impl MonitorThread {
         }
     }
 
-    /// Runs until it is stopped. At the end it sets the level of all spools to normal.
+    /// Runs until it is stopped. At the end it sets the level of all clients to normal.
     pub(super) fn run(mut self) {
         loop {
             let pause = self.config.enabled.then(|| self.step()).flatten();
@@ -70,11 +69,11 @@ impl MonitorThread {
             }
         }
         self.state.publish(None, None);
-        self.state.spools.release();
+        self.state.clients.release();
     }
 
     fn room(&self, sample: &Sample) -> Option<MemoryRoom> {
-        MemoryRoom::of(sample, &self.config, self.state.spools.totals())
+        MemoryRoom::of(sample, &self.config, self.state.clients.totals())
     }
 
     fn reconfigure(&mut self, config: PressureConfig) {
@@ -85,7 +84,7 @@ impl MonitorThread {
         if !self.config.enabled {
             self.pacer = Pacer::new(&self.config, self.interval);
             self.state.publish(None, None);
-            self.state.spools.release();
+            self.state.clients.release();
         }
     }
 
@@ -108,31 +107,31 @@ impl MonitorThread {
             let Sample { used, limit, source, stall_ratio, .. } = sample;
             info!(level = ?step.level, used, limit, ?source, ?stall_ratio, "memory pressure changed");
         }
-        // Before memory is requested, so that all spools stop growing at once.
-        self.state.spools.notify(step.level);
+        // Before memory is requested, so that all clients stop growing at once.
+        self.state.clients.notify(step.level);
         if let Some(ask) = step.relieve {
             self.relieve(step.level, ask);
         }
         if step.grow {
-            let more = self.state.spools.grow();
+            let more = self.state.clients.grow();
             self.pacer.grown(now, more);
         }
         Some(self.cadence.next(now, sample.used, sample.limit))
     }
 
     fn relieve(&mut self, level: Level, ask: ReliefRequest) {
-        let spools = &self.state.spools;
-        let reclaimable = spools.reclaimable_bytes();
+        let clients = &self.state.clients;
+        let reclaimable = clients.reclaimable_bytes();
         let all: u64 = reclaimable.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes));
         let for_stalls = if ask.is_stalled { all / STALL_PART } else { 0 };
         let excess = ask.excess.max(for_stalls).max(1);
-        let freed = spools.relieve(level, excess, &reclaimable);
-        debug!(?level, excess, freed, "asked the spools for memory");
+        let freed = clients.relieve(level, excess, &reclaimable);
+        debug!(?level, excess, freed, "asked the clients for memory");
         self.pacer.relieved(Instant::now(), excess, freed);
     }
 }
 
-fn reading(sample: &Sample, level: Level) -> PressureReading {
+fn reading(sample: &Sample, level: Level) -> Reading {
     let &Sample { used, limit, source, resident, stall_ratio } = sample;
-    PressureReading { used, limit, source, resident, stall_ratio, level }
+    Reading { used, limit, source, resident, stall_ratio, level }
 }

@@ -1,8 +1,7 @@
 //! From use to level, with hysteresis. Pure.
 
-use crate::PressureConfig;
 use crate::config::HYSTERESIS;
-use crate::pressure::Level;
+use crate::{Level, PressureConfig};
 
 /// The share of the last 10 s in which some task waited for memory, from which on the level is at
 /// least low. A machine with enough memory stays below 1 %.

@@ -1,25 +1,24 @@
-//! What the spools may use together before memory is short, if a hard limit exists. Pure.
+//! What the clients may use together before memory is short, if a hard limit exists. Pure.
 
 use super::sample::Sample;
-use crate::PressureConfig;
 use crate::config::HYSTERESIS;
-use crate::pressure::Source;
+use crate::{PressureConfig, Source};
 
-/// Totals over the spools of a monitor.
+/// Totals over the clients of a monitor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct SpoolTotals {
+pub(super) struct Totals {
     /// Their accounted memory, in bytes.
     pub(super) accounted: u64,
     /// Their budgets, in bytes.
     pub(super) budgets: u64,
 }
 
-/// Bytes for all spools together, as of the latest reading.
+/// Bytes for all clients together, as of the latest reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct MemoryRoom {
-    /// The spools may grow up to this.
+    /// The clients may grow up to this.
     growth: u64,
-    /// The spools may keep memory up to this: more would make memory short.
+    /// The clients may keep memory up to this: more would make memory short.
     stay: u64,
     budgets: u64,
 }
@@ -33,27 +32,27 @@ impl MemoryRoom {
         clippy::cast_sign_loss,
         reason = "a part of the limit"
     )]
-    pub(super) fn of(sample: &Sample, config: &PressureConfig, spools: SpoolTotals) -> Option<Self> {
+    pub(super) fn of(sample: &Sample, config: &PressureConfig, clients: Totals) -> Option<Self> {
         let kills = match sample.source {
             Source::CgroupV1 | Source::CgroupV2 => true,
             Source::Process => config.memory_limit.is_some(),
             Source::System => false,
         };
-        let others = sample.used.saturating_sub(spools.accounted);
+        let others = sample.used.saturating_sub(clients.accounted);
         let up_to = |part: f64| ((sample.limit as f64 * part) as u64).saturating_sub(others);
         kills.then(|| Self {
             growth: up_to(config.low - HYSTERESIS),
             stay: up_to(config.low),
-            budgets: spools.budgets,
+            budgets: clients.budgets,
         })
     }
 
-    /// Adds a spool with this budget.
+    /// Adds a client with this budget.
     pub(super) fn note_joined(&mut self, budget: u64) {
         self.budgets = self.budgets.saturating_add(budget);
     }
 
-    /// The share of a spool with this budget, which uses `accounted` bytes now.
+    /// The share of a client with this budget, which uses `accounted` bytes now.
     pub(super) fn share(&self, budget: u64, accounted: u64) -> u64 {
         let part = |bytes: u64| {
             let product =
@@ -76,8 +75,8 @@ mod tests {
 
     /// Growth up to 75 % and keeping up to 80 % of 1000 MiB.
     fn room(used: u64, accounted: u64, budgets: u64) -> MemoryRoom {
-        let spools = SpoolTotals { accounted: accounted * MIB, budgets: budgets * MIB };
-        MemoryRoom::of(&sample(used, Source::CgroupV2), &PressureConfig::default(), spools).unwrap()
+        let clients = Totals { accounted: accounted * MIB, budgets: budgets * MIB };
+        MemoryRoom::of(&sample(used, Source::CgroupV2), &PressureConfig::default(), clients).unwrap()
     }
 
     #[test]
@@ -90,11 +89,11 @@ mod tests {
     }
 
     #[test]
-    fn several_spools_share_the_room_by_their_budgets() {
+    fn several_clients_share_the_room_by_their_budgets() {
         let room = room(0, 0, 2000);
         assert_eq!(room.share(500 * MIB, 0) + room.share(1500 * MIB, 0), 750 * MIB);
         assert_eq!(room.share(500 * MIB, 0) / MIB, 187);
-        // The reading is older than the second spool.
+        // The reading is older than the second client.
         let mut before = self::room(0, 0, 500);
         before.note_joined(250 * MIB);
         assert_eq!(before.share(250 * MIB, 0), 250 * MIB);
@@ -103,11 +102,11 @@ mod tests {
     #[test]
     fn the_machine_as_the_source_is_no_hard_limit() {
         let config = PressureConfig::default();
-        assert_eq!(MemoryRoom::of(&sample(760, Source::System), &config, SpoolTotals::default()), None);
-        assert_eq!(MemoryRoom::of(&sample(760, Source::Process), &config, SpoolTotals::default()), None);
+        assert_eq!(MemoryRoom::of(&sample(760, Source::System), &config, Totals::default()), None);
+        assert_eq!(MemoryRoom::of(&sample(760, Source::Process), &config, Totals::default()), None);
         let limited = config.memory_limit(1000 * MIB);
-        assert!(MemoryRoom::of(&sample(760, Source::Process), &limited, SpoolTotals::default()).is_some());
-        let full = MemoryRoom::of(&sample(990, Source::CgroupV1), &limited, SpoolTotals::default()).unwrap();
+        assert!(MemoryRoom::of(&sample(760, Source::Process), &limited, Totals::default()).is_some());
+        let full = MemoryRoom::of(&sample(990, Source::CgroupV1), &limited, Totals::default()).unwrap();
         assert_eq!(full.share(MIB, 5 * MIB), 0);
     }
 }

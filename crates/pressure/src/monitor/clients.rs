@@ -1,70 +1,74 @@
-//! The spools that are registered with a monitor.
+//! The clients that are registered with a monitor.
 
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::room::SpoolTotals;
-use crate::mailbox::Mailbox;
-use crate::pressure::{Level, Relief};
+use parking_lot::{Condvar, Mutex};
 
-/// Maximum number of growth steps when monitoring ends. More than any spool needs.
+use super::room::Totals;
+use crate::{Level, Relief};
+
+/// Maximum number of growth steps when monitoring ends. More than any client needs.
 const ALL_STEPS: usize = 1_000;
 
-/// The list of registered spools.
+/// The list of registered clients.
 #[derive(Debug, Default)]
-pub(super) struct Spools {
-    list: Mailbox<List>,
+pub(super) struct Clients {
+    list: Mutex<List>,
+    call_ended: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct List {
-    entries: Vec<Member>,
+    entries: Vec<Client>,
     next_id: u64,
-    /// The spool that the monitor's thread calls now.
+    /// The client that the monitor's thread calls now.
     in_call: Option<u64>,
 }
 
-/// One registered spool.
-struct Member {
+/// One registered client.
+struct Client {
     id: u64,
-    /// Weak: the monitor keeps no spool alive.
+    /// Weak: the monitor keeps no client alive.
     relief: Weak<dyn Relief>,
     /// The level of the last notification.
     notified: Level,
-    /// The spool may be below its full size.
+    /// The client may be below its full size.
     may_grow: bool,
 }
 
-impl std::fmt::Debug for Member {
+impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut debug = f.debug_struct("Member");
+        let mut debug = f.debug_struct("Client");
         debug.field("id", &self.id).field("notified", &self.notified).finish_non_exhaustive()
     }
 }
 
-impl Spools {
-    /// Adds a spool. The next sample notifies it of the level, unless the level is normal.
+impl Clients {
+    /// Adds a client. The next sample notifies it of the level, unless the level is normal.
     pub(super) fn enter(&self, relief: &Arc<dyn Relief>) -> u64 {
         let mut list = self.list.lock();
         let id = list.next_id;
         list.next_id += 1;
         let relief = Arc::downgrade(relief);
-        list.entries.push(Member { id, relief, notified: Level::Normal, may_grow: false });
+        list.entries.push(Client { id, relief, notified: Level::Normal, may_grow: false });
         id
     }
 
-    /// Removes a spool. No new call begins, but one may be in progress: see
+    /// Removes a client. No new call begins, but one may be in progress: see
     /// [`wait_for_call`](Self::wait_for_call).
     pub(super) fn leave(&self, id: u64) {
         self.list.lock().entries.retain(|entry| entry.id != id);
     }
 
-    /// Waits until no call of the removed spool runs, at most until `by`. False if one still does.
+    /// Waits until no call of the removed client runs, at most until `by`. False if one still does.
     pub(super) fn wait_for_call(&self, id: u64, by: Instant) -> bool {
-        self.list.wait_for(by, |list| list.in_call != Some(id))
+        let mut list = self.list.lock();
+        self.call_ended.wait_while_until(&mut list, |list| list.in_call == Some(id), by);
+        list.in_call != Some(id)
     }
 
-    /// Notifies each spool of the level, if its last notification differs.
+    /// Notifies each client of the level, if its last notification differs.
     pub(super) fn notify(&self, level: Level) {
         for id in self.ids(|entry| entry.notified != level) {
             self.call(id, |relief| relief.level_changed(level));
@@ -75,25 +79,27 @@ impl Spools {
         }
     }
 
-    /// The accounted memory and the budgets of all spools.
-    pub(super) fn totals(&self) -> SpoolTotals {
-        let ids = self.ids(|_| true);
-        let each = ids.into_iter().filter_map(|id| self.call(id, |relief| relief.accounted_of()));
-        each.fold(SpoolTotals::default(), |sum, (accounted, budget)| SpoolTotals {
-            accounted: sum.accounted.saturating_add(accounted),
-            budgets: sum.budgets.saturating_add(budget),
-        })
+    /// The accounted memory and the budgets of all clients.
+    pub(super) fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for id in self.ids(|_| true) {
+            self.call(id, |relief| {
+                totals.accounted = totals.accounted.saturating_add(relief.accounted_bytes());
+                totals.budgets = totals.budgets.saturating_add(relief.budget_bytes());
+            });
+        }
+        totals
     }
 
-    /// The reclaimable bytes of each spool, by its id.
+    /// The reclaimable bytes of each client, by its id.
     pub(super) fn reclaimable_bytes(&self) -> Vec<(u64, u64)> {
         let ids = self.ids(|_| true);
         let bytes = |id| self.call(id, |relief| relief.reclaimable_bytes()).map(|bytes| (id, bytes));
         ids.into_iter().filter_map(bytes).collect()
     }
 
-    /// Asks each spool for its share of `excess`, in proportion to its `reclaimable` bytes. Returns
-    /// the total that was freed.
+    /// Asks each client for its share of `excess`, in proportion to its `reclaimable` bytes.
+    /// Returns the total that was freed.
     pub(super) fn relieve(&self, level: Level, excess: u64, reclaimable: &[(u64, u64)]) -> isize {
         let weights: Vec<u64> = reclaimable.iter().map(|(_, bytes)| *bytes).collect();
         let shares = reclaimable.iter().zip(share(excess, &weights));
@@ -103,7 +109,7 @@ impl Spools {
         freed.fold(0, isize::saturating_add)
     }
 
-    /// Lets each spool that was under pressure grow by a step. True if any has more to grow.
+    /// Lets each client that was under pressure grow by a step. True if any has more to grow.
     pub(super) fn grow(&self) -> bool {
         let ids = self.ids(|entry| entry.may_grow);
         ids.into_iter().fold(false, |more, id| {
@@ -123,14 +129,14 @@ impl Spools {
         }
     }
 
-    /// The ids of the spools that `wanted` accepts. Removes dropped spools from the list.
-    fn ids(&self, wanted: impl Fn(&Member) -> bool) -> Vec<u64> {
+    /// The ids of the clients that `wanted` accepts. Removes dropped clients from the list.
+    fn ids(&self, wanted: impl Fn(&Client) -> bool) -> Vec<u64> {
         let mut list = self.list.lock();
         list.entries.retain(|entry| entry.relief.strong_count() > 0);
         list.entries.iter().filter(|entry| wanted(entry)).map(|entry| entry.id).collect()
     }
 
-    /// Calls a spool. `None` if it was removed or dropped. The list is not locked during the call,
+    /// Calls a client. `None` if it was removed or dropped. The list is not locked during the call,
     /// so that others can register and leave.
     fn call<T>(&self, id: u64, f: impl FnOnce(&dyn Relief) -> T) -> Option<T> {
         let mut list = self.list.lock();
@@ -141,7 +147,7 @@ impl Spools {
         Some(f(&*relief))
     }
 
-    fn update(&self, id: u64, f: impl FnOnce(&mut Member)) {
+    fn update(&self, id: u64, f: impl FnOnce(&mut Client)) {
         if let Some(entry) = self.list.lock().entries.iter_mut().find(|entry| entry.id == id) {
             f(entry);
         }
@@ -149,16 +155,17 @@ impl Spools {
 }
 
 /// Marks the end of a call, also after a panic, so that no thread waits for it forever.
-struct EndOfCall<'a>(&'a Spools);
+struct EndOfCall<'a>(&'a Clients);
 
 impl Drop for EndOfCall<'_> {
     fn drop(&mut self) {
-        self.0.list.post(|list| list.in_call = None);
+        self.0.list.lock().in_call = None;
+        self.0.call_ended.notify_all();
     }
 }
 
 /// Divides `excess` in proportion to `weights`, each share rounded up. If every weight is zero, the
-/// shares are equal: a spool may be able to free more than it reported.
+/// shares are equal: a client may be able to free more than it reported.
 fn share(excess: u64, weights: &[u64]) -> Vec<u64> {
     let total: u128 = weights.iter().copied().map(u128::from).sum();
     let equal = excess.div_ceil(weights.len().max(1) as u64);

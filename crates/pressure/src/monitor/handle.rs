@@ -12,42 +12,28 @@ use tracing::error;
 use super::sample::{Sampler, SystemSampler};
 use super::state::{MonitorExit, MonitorState};
 use super::watch::{INTERVAL, MonitorThread};
-use crate::pressure::PressureReading;
-use crate::thread_limit::not_started;
-use crate::{ConfigError, PressureConfig};
+use crate::{InvalidSetting, PressureConfig, Reading};
 
-/// Samples memory use, and asks the registered spools to free memory when it is short.
+/// Samples memory use, and asks the registered clients to free memory when it is short.
 ///
-/// A spool opened with [`TieredSpool::open`](crate::TieredSpool::open) starts its own monitor. A
-/// process with several spools should share one, with
-/// [`TieredSpool::open_watched`](crate::TieredSpool::open_watched). A shared monitor samples once
-/// for all spools. It divides an excess in proportion to the memory that each spool can free.
+/// A process should have one monitor for all its clients: see [`register`](Self::register). A
+/// monitor samples once for all of them. It divides an excess in proportion to the memory that each
+/// client can free. A client can also [start its own](super::Registration::own).
 ///
 /// The monitor has its own thread, `tide-pressure`. Clones are handles of the same monitor. It ends
-/// with [`shutdown`](Self::shutdown), or when the last handle is dropped. Each open spool holds a
-/// handle until its own shutdown, which does not end a shared monitor. When the monitor ends or is
-/// turned off, it sets the level of its spools to normal.
+/// with [`shutdown`](Self::shutdown), or when the last handle is dropped. Each registration holds a
+/// handle. When the monitor ends or is turned off, it sets the level of its clients to normal.
 ///
 /// ```
-/// use tidespool::{Config, PressureConfig, PressureMonitor, TieredSpool};
+/// use tidespool_pressure::{PressureConfig, PressureMonitor};
 ///
-/// #[tokio::main]
-/// async fn main() -> anyhow::Result<()> {
-/// #   use tidespool::core::Spool as _;
-/// #   let dir = tempfile::tempdir()?;
-/// #   let path = dir.path().to_owned();
-///     let monitor = PressureMonitor::start(PressureConfig::default().memory_limit(4 << 30))?;
-///     let meta = TieredSpool::open_watched(Config::new(path.join("meta")), &monitor).await?;
-///     let data = TieredSpool::open_watched(Config::new(path.join("data")), &monitor).await?;
-///
-///     if let Some(now) = monitor.latest() {
-///         let source = now.source.name();
-///         println!("{} of {} bytes ({source}): {:?}", now.used, now.limit, now.level);
-///     }
-/// #   meta.shutdown().await?;
-/// #   data.shutdown().await?;
-///     Ok(())
+/// let monitor = PressureMonitor::start(PressureConfig::default().memory_limit(4 << 30))?;
+/// if let Some(now) = monitor.latest() {
+///     let source = now.source.name();
+///     println!("{} of {} bytes ({source}): {:?}", now.used, now.limit, now.level);
 /// }
+/// monitor.shutdown();
+/// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct PressureMonitor {
@@ -60,8 +46,8 @@ impl PressureMonitor {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`] for settings out of bounds, with the [`ConfigError`] inside.
-    /// Otherwise the error of the operating system if it cannot start a thread.
+    /// [`io::ErrorKind::InvalidInput`] for settings out of bounds, with the [`InvalidSetting`]
+    /// inside. Otherwise the error of the operating system if it cannot start a thread.
     pub fn start(config: PressureConfig) -> io::Result<Self> {
         Self::start_below("/", INTERVAL, config)
     }
@@ -108,37 +94,37 @@ impl PressureMonitor {
             let _exit = exit;
             watch.run();
         });
-        let thread = thread.map_err(|error| not_started("tide-pressure", &error))?;
+        let thread = thread.map_err(|error| not_started(&error))?;
         Ok(Self { handle: Arc::new(Handle { state, thread: Mutex::new(Some(thread)) }) })
     }
 
     /// The latest reading. `None` if memory cannot be read, while the monitor is turned off, and
     /// after its end.
     #[must_use]
-    pub fn latest(&self) -> Option<PressureReading> {
+    pub fn latest(&self) -> Option<Reading> {
         self.handle.state.latest()
     }
 
     /// Applies other settings, and takes a sample at once. With `enabled = false` sampling stops:
-    /// the level is normal, the spools return to their full size, and the thread sleeps until the
+    /// the level is normal, the clients return to their full size, and the thread sleeps until the
     /// next call.
     ///
     /// Does nothing after [`shutdown`](Self::shutdown).
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Invalid`] for settings out of bounds. The previous settings stay in force.
-    pub fn reconfigure(&self, config: PressureConfig) -> Result<(), ConfigError> {
+    /// A setting is out of bounds. The previous settings stay in force.
+    pub fn reconfigure(&self, config: PressureConfig) -> Result<(), InvalidSetting> {
         config.validate()?;
         self.state().reconfigure(config);
         Ok(())
     }
 
-    /// Ends the thread and waits until it has ended. A call into a spool in progress is completed
-    /// first, which takes about a second per spool at most. This blocks: do not call it on an
+    /// Ends the thread and waits until it has ended. A call of a client in progress is completed
+    /// first, which takes about a second per client at most. This blocks: do not call it on an
     /// asynchronous worker thread. Concurrent calls return at the same time.
     ///
-    /// Spools that are still open continue without a monitor, at the level normal.
+    /// Clients that are still registered continue without a monitor, at the level normal.
     pub fn shutdown(&self) {
         self.stop();
         self.join();
@@ -152,7 +138,7 @@ impl PressureMonitor {
     /// Waits until the thread has ended. Call [`stop`](Self::stop) before.
     pub(super) fn join(&self) {
         let mut thread = self.handle.thread.lock();
-        // The thread itself may be the last owner of a spool while it calls the spool. It cannot
+        // The thread itself may be the last owner of a client while it calls the client. It cannot
         // join itself, and is about to end.
         if thread.as_ref().is_none_or(|thread| thread.thread().id() == thread::current().id()) {
             return;
@@ -178,4 +164,13 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.state.stop();
     }
+}
+
+/// Adds to `error` the limits that usually are the cause.
+fn not_started(error: &io::Error) -> io::Error {
+    let what = format!(
+        "the thread tide-pressure can't be started: {error}; raise the limit on threads (RLIMIT_NPROC, \
+         which `ulimit -u` shows; pids.max of the control group), or the limit on memory"
+    );
+    io::Error::new(error.kind(), what)
 }

@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 use super::growth::Growth;
 use super::sample::Sample;
 use super::thresholds::Thresholds;
-use crate::PressureConfig;
-use crate::pressure::Level;
+use crate::{Level, PressureConfig};
 
 /// The longest pause between two attempts that freed nothing, unless the interval is longer.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
@@ -14,8 +13,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// The same at [`Level::Critical`]: memory freed meanwhile may keep the process alive.
 const MAX_CRITICAL_BACKOFF: Duration = Duration::from_secs(5);
 
-/// An attempt succeeded if it freed this part (1/32) of the requested bytes. Otherwise a spool with
-/// little memory, on a machine that others fill, would empty its small cache at each sample.
+/// An attempt succeeded if it freed this part (1/32) of the requested bytes. Otherwise a client
+/// with little memory, on a machine that others fill, would empty its small cache at each sample.
 const WORTH: u64 = 32;
 
 /// The level, and the success of earlier relief.
@@ -42,7 +41,7 @@ pub(super) struct PacerStep {
     pub(super) has_changed: bool,
     /// Ask for memory, and report the result to [`Pacer::relieved`].
     pub(super) relieve: Option<ReliefRequest>,
-    /// Let the spools grow by a step, and report the result to [`Pacer::grown`].
+    /// Let the clients grow by a step, and report the result to [`Pacer::grown`].
     pub(super) grow: bool,
 }
 
@@ -119,7 +118,7 @@ impl Pacer {
         }
     }
 
-    /// Records a step of growth. `more`: some spool is still below its full size.
+    /// Records a step of growth. `more`: some client is still below its full size.
     pub(super) fn grown(&mut self, now: Instant, more: bool) {
         self.growth.grown(now, more);
     }
@@ -155,7 +154,7 @@ impl Pacer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pressure::Source;
+    use crate::Source;
 
     const SECOND: Duration = Duration::from_secs(1);
 

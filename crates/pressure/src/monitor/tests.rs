@@ -1,4 +1,4 @@
-//! Tests of the thread: scripted samples go in, recorded calls of the spools come out.
+//! Tests of the thread: scripted samples go in, recorded calls of the clients come out.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,8 +10,7 @@ use parking_lot::Mutex;
 
 use super::sample::{Sample, Sampler};
 use super::{PressureMonitor, Registration};
-use crate::PressureConfig;
-use crate::pressure::{Level, Relief, Source};
+use crate::{Level, PressureConfig, Relief, Source};
 
 /// A time limit that turns a hang into a failure.
 const HANG: Duration = Duration::from_secs(30);
@@ -24,7 +23,7 @@ enum MonitorEvent {
     Gone,
 }
 
-/// A spool that records the calls of the monitor.
+/// A client that records the calls of the monitor.
 struct Recorder {
     events: Mutex<Sender<MonitorEvent>>,
     reclaimable: AtomicU64,
@@ -55,9 +54,6 @@ impl Relief for Recorder {
     fn reclaimable_bytes(&self) -> u64 {
         self.reclaimable.load(Ordering::Relaxed)
     }
-    fn accounted_of(&self) -> (u64, u64) {
-        (0, 0)
-    }
     fn level_changed(&self, level: Level) {
         self.send(MonitorEvent::Changed(level));
     }
@@ -68,14 +64,14 @@ impl Relief for Recorder {
     }
 }
 
-struct Spool {
+struct TestClient {
     recorder: Arc<Recorder>,
     relief: Arc<dyn Relief>,
     events: Receiver<MonitorEvent>,
     registration: Registration,
 }
 
-fn spool(monitor: &PressureMonitor, reclaimable: u64, smaller_by: u64) -> Spool {
+fn client(monitor: &PressureMonitor, reclaimable: u64, smaller_by: u64) -> TestClient {
     let (sender, events) = channel();
     let recorder = Arc::new(Recorder {
         events: Mutex::new(sender),
@@ -84,11 +80,11 @@ fn spool(monitor: &PressureMonitor, reclaimable: u64, smaller_by: u64) -> Spool 
         gate: Mutex::default(),
     });
     let relief: Arc<dyn Relief> = recorder.clone();
-    let registration = Registration::shared(monitor, &relief).unwrap();
-    Spool { recorder, relief, events, registration }
+    let registration = monitor.register(&relief).unwrap();
+    TestClient { recorder, relief, events, registration }
 }
 
-impl Spool {
+impl TestClient {
     #[track_caller]
     fn expect(&self, events: &[MonitorEvent]) {
         for expected in events {
@@ -185,45 +181,45 @@ const LONG_INTERVAL: Duration = Duration::from_secs(60);
 #[test]
 fn pressure_begins_is_relieved_and_ends() {
     let rig = rig(TICK);
-    let spool = spool(&rig.monitor, 500, 2);
+    let client = client(&rig.monitor, 500, 2);
     rig.used(850);
-    spool.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 150)]);
+    client.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 150)]);
     rig.used(950);
-    spool.expect(&[MonitorEvent::Changed(Level::Critical), MonitorEvent::Relieved(Level::Critical, 250)]);
+    client.expect(&[MonitorEvent::Changed(Level::Critical), MonitorEvent::Relieved(Level::Critical, 250)]);
     // A failed sample changes nothing.
     rig.samples.send(None).unwrap();
     rig.used(900);
-    spool.expect(&[MonitorEvent::Relieved(Level::Critical, 200)]);
+    client.expect(&[MonitorEvent::Relieved(Level::Critical, 200)]);
     let latest = rig.monitor.latest().unwrap();
     assert_eq!((latest.used, latest.level, latest.resident), (900, Level::Critical, Some(5)));
     rig.used(100);
-    spool.expect(&[MonitorEvent::Changed(Level::Normal)]);
+    client.expect(&[MonitorEvent::Changed(Level::Normal)]);
     for _ in 0..100 {
         rig.used(100);
     }
-    spool.expect(&[MonitorEvent::Returned, MonitorEvent::Returned]);
+    client.expect(&[MonitorEvent::Returned, MonitorEvent::Returned]);
     while rig.taken.try_recv().is_ok() {}
     rig.seen(&[100; 20]);
-    spool.expect_nothing();
+    client.expect_nothing();
     rig.must_end();
 }
 
 #[test]
-fn several_spools_share_the_excess_by_their_reclaimable_bytes() {
+fn several_clients_share_the_excess_by_their_reclaimable_bytes() {
     let rig = rig(TICK);
-    let spools = [spool(&rig.monitor, 300, 0), spool(&rig.monitor, 100, 0), spool(&rig.monitor, 0, 0)];
+    let clients = [client(&rig.monitor, 300, 0), client(&rig.monitor, 100, 0), client(&rig.monitor, 0, 0)];
     rig.used(860);
-    spools[0].expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 120)]);
-    spools[1].expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 40)]);
-    spools[2].expect(&[MonitorEvent::Changed(Level::Low)]);
-    // One spool leaves: the others get its share.
-    let [first, second, third] = spools;
-    first.registration.stop();
-    assert!(first.registration.join_by(Instant::now() + HANG));
+    clients[0].expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 120)]);
+    clients[1].expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 40)]);
+    clients[2].expect(&[MonitorEvent::Changed(Level::Low)]);
+    // One client leaves: the others get its share.
+    let [first, second, third] = clients;
+    first.registration.leave();
+    assert!(first.registration.leave_by(Instant::now() + HANG));
     rig.used(860);
     second.expect(&[MonitorEvent::Relieved(Level::Low, 160)]);
-    // A spool registers during pressure.
-    let late = spool(&rig.monitor, 300, 0);
+    // A client registers during pressure.
+    let late = client(&rig.monitor, 300, 0);
     rig.used(860);
     late.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 120)]);
     second.expect(&[MonitorEvent::Relieved(Level::Low, 40)]);
@@ -236,35 +232,35 @@ fn several_spools_share_the_excess_by_their_reclaimable_bytes() {
 #[test]
 fn stalls_request_a_part_of_the_reclaimable_memory() {
     let rig = rig(TICK);
-    let spool = spool(&rig.monitor, 400, 0);
+    let client = client(&rig.monitor, 400, 0);
     rig.samples.send(Some((100, 0.3))).unwrap();
-    spool.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 50)]);
+    client.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 50)]);
     rig.used(100);
-    spool.expect(&[MonitorEvent::Changed(Level::Normal)]);
+    client.expect(&[MonitorEvent::Changed(Level::Normal)]);
     rig.must_end();
 }
 
 #[test]
 fn new_settings_apply_at_once_and_disabling_restores_normal() {
     let rig = rig(LONG_INTERVAL);
-    let spool = spool(&rig.monitor, 500, 3);
+    let client = client(&rig.monitor, 500, 3);
     // The thread sleeps for about two seconds now. The new settings wake it.
     rig.used(600);
     rig.monitor.reconfigure(config().low(0.45)).unwrap();
-    spool.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 200)]);
+    client.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 200)]);
     // 600 of 640 instead of 1000.
     rig.used(600);
     rig.monitor.reconfigure(config().memory_limit(640 << 20)).unwrap();
-    spool.expect(&[MonitorEvent::Changed(Level::Critical), MonitorEvent::Relieved(Level::Critical, 152)]);
+    client.expect(&[MonitorEvent::Changed(Level::Critical), MonitorEvent::Relieved(Level::Critical, 152)]);
     let refused = rig.monitor.reconfigure(config().low(2.0)).unwrap_err();
     assert!(refused.to_string().starts_with("pressure.low = 2 "), "{refused}");
     rig.monitor.reconfigure(config().enabled(false)).unwrap();
     let returned = || MonitorEvent::Returned;
-    spool.expect(&[MonitorEvent::Changed(Level::Normal), returned(), returned(), returned()]);
+    client.expect(&[MonitorEvent::Changed(Level::Normal), returned(), returned(), returned()]);
     assert_eq!(rig.monitor.latest(), None);
     rig.used(950);
     rig.monitor.reconfigure(config()).unwrap();
-    spool.expect(&[MonitorEvent::Changed(Level::Critical), MonitorEvent::Relieved(Level::Critical, 250)]);
+    client.expect(&[MonitorEvent::Changed(Level::Critical), MonitorEvent::Relieved(Level::Critical, 250)]);
     rig.must_end();
 }
 
@@ -279,19 +275,19 @@ fn invalid_settings_do_not_start_a_monitor() {
 fn shutdown_does_not_wait_for_the_interval_and_may_be_repeated() {
     let rig = rig(LONG_INTERVAL);
     let other = rig.monitor.clone();
-    let spool = spool(&rig.monitor, 1, 1);
+    let client = client(&rig.monitor, 1, 1);
     rig.must_end();
     other.shutdown();
     other.reconfigure(config()).unwrap();
     assert_eq!(other.latest(), None);
-    assert!(Registration::shared(&other, &spool.relief).is_err(), "the monitor has ended");
-    spool.expect_nothing();
+    assert!(other.register(&client.relief).is_err(), "the monitor has ended");
+    client.expect_nothing();
 }
 
 #[test]
-fn the_monitor_does_not_keep_a_spool_alive() {
+fn the_monitor_does_not_keep_a_client_alive() {
     let rig = rig(TICK);
-    let Spool { recorder, relief, events, registration } = spool(&rig.monitor, 1, 0);
+    let TestClient { recorder, relief, events, registration } = client(&rig.monitor, 1, 0);
     drop((recorder, relief));
     assert_eq!(events.recv_timeout(HANG), Ok(MonitorEvent::Gone));
     rig.seen(&[950, 950]);
@@ -300,29 +296,29 @@ fn the_monitor_does_not_keep_a_spool_alive() {
 }
 
 #[test]
-fn a_spool_that_leaves_waits_for_the_call_in_progress() {
+fn a_client_that_leaves_waits_for_the_call_in_progress() {
     let rig = rig(TICK);
-    let spool = spool(&rig.monitor, 500, 0);
-    let gate = spool.recorder.gate.lock();
+    let client = client(&rig.monitor, 500, 0);
+    let gate = client.recorder.gate.lock();
     rig.used(850);
-    spool.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 150)]);
-    spool.registration.stop();
-    assert!(!spool.registration.join_by(Instant::now()), "the call still runs");
+    client.expect(&[MonitorEvent::Changed(Level::Low), MonitorEvent::Relieved(Level::Low, 150)]);
+    client.registration.leave();
+    assert!(!client.registration.leave_by(Instant::now()), "the call still runs");
     drop(gate);
-    assert!(spool.registration.join_by(Instant::now() + HANG));
+    assert!(client.registration.leave_by(Instant::now() + HANG));
     rig.must_end();
 }
 
 #[test]
-fn a_spools_own_monitor_ends_with_it() {
+fn a_clients_own_monitor_ends_with_it() {
     let (sender, _events) = channel();
     let (reclaimable, smaller_by, gate) = (1.into(), 0.into(), Mutex::default());
     let relief: Arc<dyn Relief> =
         Arc::new(Recorder { events: Mutex::new(sender), reclaimable, smaller_by, gate });
     let registration = Registration::own(config(), &relief).unwrap();
     assert!(registration.latest().is_some_and(|now| now.used > 0), "the first sample is taken at the start");
-    registration.stop();
-    assert!(registration.join_by(Instant::now() + HANG));
+    registration.leave();
+    assert!(registration.leave_by(Instant::now() + HANG));
     assert_eq!(registration.latest(), None);
 }
 
@@ -358,19 +354,19 @@ fn dropping_the_last_handle_ends_the_thread() {
     }
 }
 
-/// The death of the thread was not reported: the spools assumed that memory was monitored.
+/// The death of the thread was not reported: the clients assumed that memory was monitored.
 #[test]
 fn the_death_of_the_thread_is_reported() {
     let rig = rig(LONG_INTERVAL);
-    let spool = spool(&rig.monitor, 1, 1);
-    assert!(!spool.registration.has_died());
+    let client = client(&rig.monitor, 1, 1);
+    assert!(!client.registration.has_died());
     rig.monitor.shutdown();
-    assert!(!spool.registration.has_died(), "a shutdown is not a death");
+    assert!(!client.registration.has_died(), "a shutdown is not a death");
 
     let monitor = PressureMonitor::start_with(config(), LONG_INTERVAL, Box::new(Panics(0))).unwrap();
-    let spool = self::spool(&monitor, 1, 1);
+    let client = self::client(&monitor, 1, 1);
     let started = Instant::now();
-    while !spool.registration.has_died() {
+    while !client.registration.has_died() {
         assert!(started.elapsed() < HANG, "the death was not reported");
         thread::yield_now();
     }
