@@ -101,7 +101,12 @@ impl PlanArgs {
     }
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+/// Parses seconds on a command line, for `clap`.
+///
+/// # Errors
+///
+/// The text of what is expected.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
         Ok(secs) if secs > 0.0 && secs <= MAX_DURATION_SECS => Ok(Duration::from_secs_f64(secs)),
         _ => Err(format!("expected seconds, more than 0 and at most {MAX_DURATION_SECS}")),

@@ -54,7 +54,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-pub use self::args::PlanArgs;
+pub use self::args::{PlanArgs, parse_duration};
 pub use self::builtin::Builtin;
 pub use self::child::fill;
 pub use self::engine::{Engine, Needs, Opener};
@@ -62,7 +62,7 @@ pub use self::interrupt::Interrupted;
 pub use self::local_disk::LocalDiskSpool;
 pub use self::plan::{DEFAULT_JOURNAL_CAPACITY, Drain, Lifetime, Plan, Size, Workload};
 pub use self::raw_journal::RawJournal;
-pub use self::report::{Moment, Report, Second};
+pub use self::report::{Moment, Report, Second, word};
 pub use self::runner::run_one;
 
 const PROGRAM: &str = "tidespool-bench";

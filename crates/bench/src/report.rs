@@ -151,7 +151,7 @@ impl Report {
         };
         let mut rows = vec![
             ("engine", self.engine.clone()),
-            ("workload", name(&self.workload)),
+            ("workload", word(&self.workload)),
             ("message size", size),
             ("callers", self.concurrency.to_string()),
             ("sync", sync.to_owned()),
@@ -169,7 +169,8 @@ impl Report {
     }
 }
 
-pub(crate) fn name(value: &impl ValueEnum) -> String {
+/// Returns the value as it is written on the command line.
+pub fn word(value: &impl ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 

@@ -34,7 +34,7 @@ use self::report::{MAX_RATIO, MemoryReport, MixReport};
 use crate::interrupt::Interrupted;
 use crate::output::json_line;
 use crate::plan::Plan;
-use crate::report::name;
+use crate::report::word;
 use crate::{disk, progress};
 
 /// The default budget of the spool.
@@ -82,9 +82,9 @@ pub(crate) fn run(plan: &Plan, asked: &Asked<'_>, out: &mut dyn Write) -> Result
     let mut found = Vec::with_capacity(mixes.len());
     let bar = progress::bar("", mixes.len() as u64);
     let ran = mixes.iter().try_for_each(|mix| {
-        bar.set_message(name(mix));
+        bar.set_message(word(mix));
         let one = one(*mix, &setting, &parent, asked.subcommand);
-        found.push(one.with_context(|| format!("running the mix {}", name(mix)))?);
+        found.push(one.with_context(|| format!("running the mix {}", word(mix)))?);
         bar.inc(1);
         anyhow::Ok(())
     });
@@ -100,7 +100,7 @@ pub(crate) fn run(plan: &Plan, asked: &Asked<'_>, out: &mut dyn Write) -> Result
     } else {
         report.verdict(out)?;
     }
-    let over: Vec<String> = report.mixes.iter().filter(|mix| !mix.pass).map(|mix| name(&mix.mix)).collect();
+    let over: Vec<String> = report.mixes.iter().filter(|mix| !mix.pass).map(|mix| word(&mix.mix)).collect();
     if !over.is_empty() {
         out.flush()?;
         bail!("resident memory went over {MAX_RATIO} × the budget with: {}", over.join(", "));
@@ -148,7 +148,7 @@ fn one(mix: Mix, setting: &Setting, parent: &Path, subcommand: Option<&str>) -> 
     let mut command = Command::new(program);
     command
         .args(subcommand)
-        .args(["--workload", "memory", "--mix", &name(&mix), "--mix-dir"])
+        .args(["--workload", "memory", "--mix", &word(&mix), "--mix-dir"])
         .arg(dir.path());
     for (option, value) in [
         ("--memory-budget", setting.budget),

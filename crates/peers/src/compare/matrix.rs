@@ -331,9 +331,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     use clap::ValueEnum;
+    use tidespool_bench::word;
 
     use super::*;
-    use crate::compare::wording::{title, word};
+    use crate::compare::wording::title;
 
     fn full() -> Vec<Case> {
         cases(&Choice::default())

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tidespool_bench::{Interrupted, Report, Size, Workload};
+use tidespool_bench::{Interrupted, Report, Size, Workload, parse_duration};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -30,9 +30,6 @@ use self::child::Failed;
 use self::matrix::{Case, Choice, Turn};
 use self::record::{Comparison, RunRecord};
 use crate::engines::Peer;
-
-/// The longest run: a day.
-const MAX_DURATION_SECS: f64 = 86_400.0;
 
 /// Compare engines on this machine.
 ///
@@ -83,13 +80,6 @@ pub(crate) struct Args {
     /// Print the runs and their estimated time, without running them.
     #[arg(long)]
     dry_run: bool,
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    match text.parse::<f64>() {
-        Ok(secs) if secs > 0.0 && secs <= MAX_DURATION_SECS => Ok(Duration::from_secs_f64(secs)),
-        _ => Err(format!("expected seconds, more than 0 and at most {MAX_DURATION_SECS}")),
-    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {

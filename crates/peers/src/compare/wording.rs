@@ -1,7 +1,7 @@
 //! A plan as text: the arguments of a child, and the titles of cases.
 
 use bytesize::ByteSize;
-use tidespool_bench::{Drain, Plan, Size, Workload};
+use tidespool_bench::{Drain, Plan, Size, Workload, word};
 
 use crate::engines::Peer;
 
@@ -34,11 +34,6 @@ pub(crate) fn arguments(engine: Peer, plan: &Plan) -> Vec<String> {
         }
     }
     arguments
-}
-
-/// Returns the value as it is written on the command line.
-pub(crate) fn word(value: &impl clap::ValueEnum) -> String {
-    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 /// Returns one line that distinguishes a case from the others.

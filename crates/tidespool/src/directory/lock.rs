@@ -81,13 +81,11 @@ impl Directory {
             refuse_foreign(path)?;
         }
         let (held, lock) = lock(path)?;
-        let lock = Mutex::new(lock);
         // The process that held the lock may have created the spool meanwhile.
-        if let Some(spool) = format::read(path)? {
-            return Ok(Self { path: path.to_owned(), spool, fresh: false, held, lock });
-        }
-        let spool = begin_creation(path)?;
-        Ok(Self { path: path.to_owned(), spool, fresh: true, held, lock })
+        let known = format::read(path)?;
+        let (path, lock, fresh) = (path.to_owned(), Mutex::new(lock), known.is_none());
+        let spool = known.map_or_else(|| begin_creation(&path), Ok)?;
+        Ok(Self { path, spool, fresh, held, lock })
     }
 
     /// Opens the directory of an existing spool, without opening the spool.

@@ -40,18 +40,25 @@ impl HealthSignal {
 
     /// The name in the metrics.
     pub(crate) fn name(self) -> &'static str {
+        self.texts().0
+    }
+
+    /// The name, and the text for the log.
+    fn texts(self) -> (&'static str, &'static str) {
         match self {
-            Self::JournalErrors => "journal_errors",
-            Self::DeadWorker => "dead_worker",
-            Self::Damage => "damage",
-            Self::LostFiles => "lost_files",
-            Self::SledErrors => "sled_errors",
-            Self::ReadErrors => "read_errors",
-            Self::LowSpace => "low_space",
-            Self::StalledCheckpoint => "stalled_checkpoint",
-            Self::NoFreeSegment => "no_free_segment",
-            Self::DirtyBytes => "dirty_bytes",
-            Self::DirtyAge => "dirty_age",
+            Self::DeadWorker => ("dead_worker", "a background thread has died"),
+            Self::Damage => ("damage", "too many messages were found damaged or lost"),
+            Self::LostFiles => {
+                ("lost_files", "files of the spool were deleted, moved or changed by something else")
+            }
+            Self::LowSpace => ("low_space", "the file system is nearly full"),
+            Self::JournalErrors => ("journal_errors", "a write or a sync of the journal failed"),
+            Self::SledErrors => ("sled_errors", "sled failed too often"),
+            Self::ReadErrors => ("read_errors", "reading from disk failed too often"),
+            Self::StalledCheckpoint => ("stalled_checkpoint", "a checkpoint makes no progress"),
+            Self::NoFreeSegment => ("no_free_segment", "no segment of the journal is free"),
+            Self::DirtyBytes => ("dirty_bytes", "too many bytes wait to be written"),
+            Self::DirtyAge => ("dirty_age", "the oldest bytes have been waiting too long to be written"),
         }
     }
 }
@@ -59,18 +66,6 @@ impl HealthSignal {
 /// The text for the log.
 impl fmt::Display for HealthSignal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::JournalErrors => "a write or a sync of the journal failed",
-            Self::DeadWorker => "a background thread has died",
-            Self::Damage => "too many messages were found damaged or lost",
-            Self::LostFiles => "files of the spool were deleted, moved or changed by something else",
-            Self::SledErrors => "sled failed too often",
-            Self::ReadErrors => "reading from disk failed too often",
-            Self::LowSpace => "the file system is nearly full",
-            Self::StalledCheckpoint => "a checkpoint makes no progress",
-            Self::NoFreeSegment => "no segment of the journal is free",
-            Self::DirtyBytes => "too many bytes wait to be written",
-            Self::DirtyAge => "the oldest bytes have been waiting too long to be written",
-        })
+        f.write_str(self.texts().1)
     }
 }

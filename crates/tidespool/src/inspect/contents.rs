@@ -212,6 +212,29 @@ impl Contents {
         }
     }
 
+    /// Returns the bytes of the message at a place, or the damage that prevents it.
+    ///
+    /// # Errors
+    ///
+    /// An I/O error.
+    pub(super) fn read_or_damage(
+        &self,
+        places: &Places,
+        id: SpoolId,
+        place: RecordPlace,
+    ) -> Result<Result<Vec<u8>, Damage>> {
+        match self.read_message(id, place) {
+            Ok(data) => Ok(Ok(data)),
+            Err(error) => match error.root_cause().downcast_ref::<Corrupt>() {
+                Some(corrupt) => {
+                    let path = self.path_of(places, place);
+                    Ok(Err(Damage::new(&path, Some(id), corrupt.reason.clone())))
+                }
+                None => Err(error),
+            },
+        }
+    }
+
     /// Returns the file that contains a place.
     pub(super) fn path_of(&self, places: &Places, place: RecordPlace) -> PathBuf {
         self.segments.get(place.generation).map_or_else(|| places.journal(), |segment| segment.path.clone())
@@ -238,14 +261,8 @@ fn count(recovered: &Recovered, manifest: &Manifest, is_manifest_whole: bool) ->
 }
 
 fn into_segments(places: &Places, recovered: Recovered) -> (NewestById, Segments) {
-    let settings = PoolSettings {
-        dir: places.journal(),
-        spool: places.spool,
-        segment_size: 1 << 20,
-        capacity: 4 << 20,
-        keep_free: 0,
-        next_slot: recovered.next_slot,
-    };
+    // No segment is made in it.
+    let settings = PoolSettings::new(places.journal(), places.spool, 1 << 20, 4 << 20);
     let pool = Pool::new(places.storage.clone(), settings, Arc::new(NoPoolEvents));
     let segments = Segments::new(Arc::new(pool), places.spool, recovered.next_generation);
     recovered.journal.into_iter().chain(recovered.retained).for_each(|segment| segments.insert(segment));

@@ -4,13 +4,12 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use anyhow::Result;
-use tidespool_core::{Corrupt, NotFound, SpoolId};
+use tidespool_core::{NotFound, SpoolId};
 
 use super::contents::Contents;
 use super::unreadable::LenientStorage;
 use super::{CrashLogSummary, Entry, Home, IndexState, Summary, Verification};
 use crate::checkpoint::Places;
-use crate::damage::Damage;
 use crate::directory::{Directory, FORMAT_VERSION};
 use crate::index::{self, DiskIndex, Key, size_of_dir};
 use crate::storage::Storage;
@@ -135,18 +134,12 @@ impl OfflineSpool {
         }
         let checkpointed = contents.checkpointed.iter().map(|message| (message.key.id(), message.place));
         for (id, place) in contents.journal_messages().chain(checkpointed) {
-            match contents.read_message(id, place) {
+            match contents.read_or_damage(&self.places, id, place)? {
                 Ok(data) => {
                     found.messages += 1;
                     found.bytes += data.len() as u64;
                 }
-                Err(error) => match error.root_cause().downcast_ref::<Corrupt>() {
-                    Some(corrupt) => {
-                        let path = contents.path_of(&self.places, place);
-                        found.damage.push(Damage::new(&path, Some(id), corrupt.reason.clone()));
-                    }
-                    None => return Err(error),
-                },
+                Err(damage) => found.damage.push(damage),
             }
         }
         found.damage.extend(self.disk.damage());

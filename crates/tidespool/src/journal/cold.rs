@@ -146,8 +146,7 @@ impl<'a> ColdWriter<'a> {
     fn begin(&mut self, free: FreeSegment) -> io::Result<Arc<Segment>> {
         let (segment, header) = self.segments.activate(free, Role::Cold, false);
         self.filled.push(segment.clone());
-        write_all_at(&*segment.file, &mut [IoSlice::new(&header.encode())], 0)
-            .map_err(|error| at(&segment.path, error))?;
+        header.write(&*segment.file).map_err(|error| at(&segment.path, error))?;
         self.tail = PAGE;
         Ok(segment)
     }

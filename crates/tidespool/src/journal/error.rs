@@ -1,7 +1,7 @@
 //! Why a recovery failed.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
@@ -13,4 +13,9 @@ pub(crate) struct RecoveryError {
     pub(crate) doing: &'static str,
     pub(crate) path: PathBuf,
     pub(crate) source: io::Error,
+}
+
+/// For `map_err`: the error of `doing` something with the file at `path`.
+pub(super) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecoveryError {
+    move |source| RecoveryError { doing, path: path.to_owned(), source }
 }

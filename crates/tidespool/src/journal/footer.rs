@@ -16,7 +16,7 @@ use std::io::{self, IoSlice};
 
 use tidespool_core::SpoolId;
 
-use super::record::{RECORD_ALIGN, RecordKind};
+use super::record::{RECORD_ALIGN, RecordKind, u32_at, u64_at};
 use super::segment::{PAGE, Segment};
 use crate::storage::write_all_at;
 
@@ -190,18 +190,6 @@ impl Trailer {
             Self { last_seq: !u64_at(bytes, 16), count: !u32_at(bytes, 28), crc: u32_at(bytes, 24) };
         (trailer.encode(salt, generation) == *bytes).then_some(trailer)
     }
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut field = [0; 4];
-    field.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(field)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut field = [0; 8];
-    field.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(field)
 }
 
 #[cfg(test)]

@@ -133,8 +133,7 @@ impl Segments {
             }
             at += step as u64;
         }
-        let header = SegmentHeader { role, generation, size, spool: self.spool() }.encode();
-        write_all_at(&*file, &mut [IoSlice::new(&header)], 0)?;
+        SegmentHeader { role, generation, size, spool: self.spool() }.write(&*file)?;
         file.sync_data()?;
         Ok((file, len))
     }

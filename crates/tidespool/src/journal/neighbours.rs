@@ -18,13 +18,16 @@ impl Segment {
     /// Reads and checks the payloads of these puts; fastest if they are in file order. `None`: the
     /// read failed, or the record is damaged. [`read_put`](Segment::read_put) returns the reason.
     pub(crate) fn read_puts(&self, salt: u32, puts: &[(SpoolId, RecordPlace)]) -> Vec<Option<Vec<u8>>> {
+        let alone = |(id, place): &(SpoolId, RecordPlace)| {
+            self.read_put(salt, id, *place).ok().map(|(payload, _)| payload)
+        };
         let mut payloads = Vec::with_capacity(puts.len());
         let mut span = Vec::new();
         let mut rest = puts;
-        while let Some((id, first)) = rest.first() {
+        while let Some(put @ (_, first)) = rest.first() {
             let near = rest.iter().take_while(|(_, place)| is_near(first, place)).count();
             if near < 2 {
-                payloads.push(self.read_put(salt, id, *first).ok().map(|(payload, _)| payload));
+                payloads.push(alone(put));
                 rest = &rest[1..];
                 continue;
             }
@@ -34,11 +37,7 @@ impl Segment {
             span.resize(usize::try_from(end - first.offset).unwrap_or(0), 0);
             if read_exact_at(&*self.file, &mut span, first.offset).is_err() {
                 // The file may end in the middle of them.
-                payloads.extend(
-                    together
-                        .iter()
-                        .map(|(id, place)| self.read_put(salt, id, *place).ok().map(|(payload, _)| payload)),
-                );
+                payloads.extend(together.iter().map(alone));
                 continue;
             }
             payloads.extend(together.iter().map(|(id, place)| {

@@ -87,7 +87,7 @@ pub(crate) struct Pool {
     events: Arc<dyn PoolEvents>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct PoolState {
     free: Vec<FreeSegment>,
     /// Segments that count against the capacity: the free ones and the journal's. Retained segments
@@ -129,6 +129,13 @@ pub(crate) struct PoolSettings {
     pub(crate) next_slot: u32,
 }
 
+impl PoolSettings {
+    /// For the first segments of a directory. They leave no space to others.
+    pub(crate) fn new(dir: PathBuf, spool: [u8; 16], segment_size: u64, capacity: u64) -> Self {
+        Self { dir, spool, segment_size, capacity, keep_free: 0, next_slot: 0 }
+    }
+}
+
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pool").field("dir", &self.dir).field("state", &self.state).finish_non_exhaustive()
@@ -142,16 +149,7 @@ impl Pool {
         events: Arc<dyn PoolEvents>,
     ) -> Self {
         let PoolSettings { dir, spool, segment_size, capacity, keep_free, next_slot } = settings;
-        let state = PoolState {
-            free: Vec::new(),
-            counted: 0,
-            next_slot,
-            failed: false,
-            is_blocked: false,
-            fits: usize::MAX,
-            away: false,
-            stopped: false,
-        };
+        let state = PoolState { next_slot, fits: usize::MAX, ..PoolState::default() };
         Self {
             storage,
             dir,
@@ -296,30 +294,26 @@ impl Pool {
     /// Deletes up to `count` free segments. Keeps those that the thread would create again.
     pub(crate) fn trim(&self, count: u64) {
         for _ in 0..count {
-            let spare = {
-                let mut state = self.state.lock();
-                if state.free.len() <= READY {
-                    return;
-                }
-                state.counted = state.counted.saturating_sub(1);
-                state.free.pop()
-            };
-            if let Some(spare) = spare {
-                self.delete(&spare.path);
+            if !self.delete_spare(READY) {
+                return;
             }
         }
     }
 
     /// Deletes one free segment to free its room, but never the last. False if it is the last.
     pub(crate) fn give_up_one(&self) -> bool {
-        let spare = {
-            let mut state = self.state.lock();
-            if state.free.len() < 2 {
-                return false;
-            }
-            state.counted = state.counted.saturating_sub(1);
-            state.free.pop()
-        };
+        self.delete_spare(1)
+    }
+
+    /// Deletes one free segment. False if there are no more than `kept`.
+    fn delete_spare(&self, kept: usize) -> bool {
+        let mut state = self.state.lock();
+        if state.free.len() <= kept {
+            return false;
+        }
+        state.counted = state.counted.saturating_sub(1);
+        let spare = state.free.pop();
+        drop(state);
         spare.inspect(|spare| self.delete(&spare.path)).is_some()
     }
 
@@ -437,8 +431,7 @@ impl Pool {
         prepare: impl FnOnce(&dyn StorageFile) -> io::Result<()>,
     ) -> io::Result<Arc<dyn StorageFile>> {
         let file = self.storage.open(path, OpenMode::Create)?;
-        let header = SegmentHeader { role: Role::Free, generation: 0, size, spool: self.spool }.encode();
-        write_all_at(&*file, &mut [IoSlice::new(&header)], 0)?;
+        SegmentHeader { role: Role::Free, generation: 0, size, spool: self.spool }.write(&*file)?;
         prepare(&*file)?;
         self.storage.sync_dir(&self.dir)?;
         Ok(file)

@@ -112,13 +112,13 @@ pub(crate) fn payload_crc(payload: &[u8]) -> u32 {
     crc32c::crc32c(payload)
 }
 
-fn u32_at(bytes: &[u8; HEADER_LEN], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let mut field = [0; 4];
     field.copy_from_slice(&bytes[at..at + 4]);
     u32::from_le_bytes(field)
 }
 
-fn u64_at(bytes: &[u8; HEADER_LEN], at: usize) -> u64 {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let mut field = [0; 8];
     field.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(field)

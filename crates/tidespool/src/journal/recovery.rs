@@ -1,14 +1,14 @@
 //! Reads the segment files at open, and repairs them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use thiserror::Error;
 use tidespool_core::SpoolId;
 
-use super::error::RecoveryError;
+use super::error::{RecoveryError, failed};
 use super::lost::is_left_by_a_restoration;
 use super::pool::{FreeSegment, parse_segment_file_name};
 use super::record::{HEADER_LEN, RecordHeader, RecordKind, payload_crc};
@@ -102,7 +102,7 @@ pub(crate) fn recover(
         let again = read_segments(storage, dir, spool, checkpointed, repair)?;
         if !again.has_same_content(&found) {
             let source = io::Error::other("two reads of the segments differ: the disk or memory is faulty");
-            return Err(RecoveryError { doing: "reading", path: dir.to_owned(), source });
+            return Err(failed("reading", dir)(source));
         }
         found = again;
     }
@@ -187,20 +187,12 @@ fn read_segments(
                 found.damage.push(FileDamage { path, what: format!("{error}: left alone") });
                 continue;
             }
-            Err(source) => return Err(RecoveryError { doing: "opening", path, source }),
+            Err(error) => return Err(failed("opening", &path)(error)),
         };
         if repair {
-            read_from_disk(&*file, checkpointed.clean_end).map_err(|source| RecoveryError {
-                doing: "syncing",
-                path: path.clone(),
-                source,
-            })?;
+            read_from_disk(&*file, checkpointed.clean_end).map_err(failed("syncing", &path))?;
         }
-        let class = classify(&*file, spool, checkpointed).map_err(|source| RecoveryError {
-            doing: "reading",
-            path: path.clone(),
-            source,
-        })?;
+        let class = classify(&*file, spool, checkpointed).map_err(failed("reading", &path))?;
         match class {
             SegmentClass::Free { size, used_by } => {
                 found.outran_manifest |= outran(used_by);
@@ -267,11 +259,7 @@ const fn generation_after(used: u64) -> u64 {
 }
 
 fn segment_files(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Vec<(u32, PathBuf)>, RecoveryError> {
-    let names = storage.list(dir).map_err(|source| RecoveryError {
-        doing: "listing",
-        path: dir.to_owned(),
-        source,
-    })?;
+    let names = storage.list(dir).map_err(failed("listing", dir))?;
     let mut files: Vec<(u32, PathBuf)> =
         names.iter().filter_map(|name| Some((parse_segment_file_name(name)?, dir.join(name)))).collect();
     files.sort_unstable();
@@ -288,23 +276,13 @@ enum SegmentClass {
 }
 
 /// What is wrong with a segment in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 enum Remark {
-    /// The first page is damaged: the header is a guess.
+    /// The header is a guess.
+    #[error("its first page is damaged; the records after it were read")]
     GuessedHeader,
-    CutShort {
-        size: u64,
-        of: u64,
-    },
-}
-
-impl fmt::Display for Remark {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::GuessedHeader => f.write_str("its first page is damaged; the records after it were read"),
-            Self::CutShort { size, of } => write!(f, "cut short: {size} of {of} bytes are there"),
-        }
-    }
+    #[error("cut short: {size} of {of} bytes are there")]
+    CutShort { size: u64, of: u64 },
 }
 
 fn classify(
@@ -389,6 +367,7 @@ fn replay(
     checkpointed: &Checkpointed,
 ) -> Result<Replayed, RecoveryError> {
     let mut replay = JournalReplay::new(checkpointed.seq, checkpointed.durable_seq);
+    let reading = |segment: &Segment, error| failed("reading", &segment.path)(error);
     let mut first = 0_usize;
     let broken = scan_in_order(journal, salt_of(spool), &mut |number, found| {
         match number {
@@ -404,19 +383,10 @@ fn replay(
             false => replay.take(found),
         }
     })
-    .map_err(|(number, source)| RecoveryError {
-        doing: "reading",
-        path: journal[number].path.clone(),
-        source,
-    })?;
+    .map_err(|(number, error)| reading(&journal[number], error))?;
     if checkpointed.unknown {
-        scan_in_order(retained, salt_of(spool), &mut |_, found| replay.pass(found)).map_err(
-            |(number, source)| RecoveryError {
-                doing: "reading",
-                path: retained[number].path.clone(),
-                source,
-            },
-        )?;
+        scan_in_order(retained, salt_of(spool), &mut |_, found| replay.pass(found))
+            .map_err(|(number, error)| reading(&retained[number], error))?;
     }
     let replayed = Replayed { broken, ..replay.finish() };
     for segment in journal {
@@ -430,14 +400,10 @@ fn replay(
 /// Writes the first page of a segment from its guessed header.
 fn write_first_page(segment: &Segment, spool: [u8; 16]) -> Result<(), RecoveryError> {
     let Segment { role, generation, size, .. } = *segment;
-    let page = SegmentHeader { role, generation, size, spool }.encode();
-    write_all_at(&*segment.file, &mut [IoSlice::new(&page)], 0)
+    SegmentHeader { role, generation, size, spool }
+        .write(&*segment.file)
         .and_then(|()| segment.file.sync_data())
-        .map_err(|source| RecoveryError {
-            doing: "writing the first page of",
-            path: segment.path.clone(),
-            source,
-        })
+        .map_err(failed("writing the first page of", &segment.path))
 }
 
 /// Overwrites the headers of records that were never acknowledged, because their numbers are used
@@ -473,19 +439,10 @@ fn overwrite(journal: &[Arc<Segment>], torn: &Torn, header: &[u8; HEADER_LEN]) -
     let Some(segment) = journal.iter().find(|segment| segment.generation == torn.generation) else {
         return Ok(());
     };
-    write_all_at(&*segment.file, &mut [IoSlice::new(header)], torn.offset).map_err(|source| RecoveryError {
-        doing: "cutting the torn end of",
-        path: segment.path.clone(),
-        source,
-    })
+    write_all_at(&*segment.file, &mut [IoSlice::new(header)], torn.offset)
+        .map_err(failed("cutting the torn end of", &segment.path))
 }
 
 fn sync<'a>(mut segments: impl Iterator<Item = &'a Arc<Segment>>) -> Result<(), RecoveryError> {
-    segments.try_for_each(|segment| {
-        segment.file.sync_data().map_err(|source| RecoveryError {
-            doing: "syncing",
-            path: segment.path.clone(),
-            source,
-        })
-    })
+    segments.try_for_each(|segment| segment.file.sync_data().map_err(failed("syncing", &segment.path)))
 }

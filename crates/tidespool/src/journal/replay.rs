@@ -26,6 +26,13 @@ pub(crate) struct DamagedRecord {
     pub(crate) offset: u64,
 }
 
+impl DamagedRecord {
+    fn of(found: &FoundRecord) -> Self {
+        let FoundRecord { header, offset, .. } = *found;
+        Self { id: header.id, seq: header.seq, generation: header.generation, offset }
+    }
+}
+
 /// The newest record of each id.
 pub(crate) type NewestById = HashMap<SpoolId, NewestRecord, foldhash::fast::RandomState>;
 
@@ -113,14 +120,13 @@ impl JournalReplay {
     /// Takes the next record.
     pub(crate) fn take(&mut self, found: FoundRecord) {
         let seq = found.header.seq;
+        self.durable = self.durable.max(found.header.durable_seq);
         if seq == self.expected && found.intact && self.doubtful.is_empty() && seq != 0 {
             // The fast path: every record takes it unless there was a crash or damage.
-            self.durable = self.durable.max(found.header.durable_seq);
             self.apply(found);
             self.expected = seq + 1;
             return;
         }
-        self.durable = self.durable.max(found.header.durable_seq);
         if seq < self.expected {
             // The record was written again to another segment: the newer place counts if it is
             // intact.
@@ -143,9 +149,7 @@ impl JournalReplay {
         if found.intact {
             self.apply(found);
         } else {
-            let FoundRecord { header, offset, .. } = found;
-            let (id, seq, generation) = (header.id, header.seq, header.generation);
-            self.state.damaged.push(DamagedRecord { id, seq, generation, offset });
+            self.state.damaged.push(DamagedRecord::of(&found));
         }
     }
 
@@ -217,9 +221,7 @@ impl JournalReplay {
         self.kept_durable = self.kept_durable.max(header.durable_seq);
         self.state.damaged.retain(|damaged| damaged.seq != header.seq);
         if !intact {
-            let damaged =
-                DamagedRecord { id: header.id, seq: header.seq, generation: header.generation, offset };
-            self.state.damaged.push(damaged);
+            self.state.damaged.push(DamagedRecord::of(&found));
         }
         let place = RecordPlace { generation: header.generation, offset, len: header.payload_len };
         let newest = NewestRecord { seq: header.seq, generation: header.generation, place: None };
@@ -439,22 +441,8 @@ mod tests {
 
     #[test]
     fn missing_last_records_are_detected_if_they_were_durable() {
-        let mut replay = JournalReplay::new(0, 7);
-        replay.take(FoundRecord {
-            header: RecordHeader {
-                kind: RecordKind::Put,
-                generation: 1,
-                seq: 1,
-                durable_seq: 0,
-                id: id(1),
-                payload_len: 0,
-                payload_crc: 0,
-            },
-            offset: 4096,
-            intact: true,
-            abort_of: None,
-        });
-        let replayed = replay.finish();
+        let script = ReplayScript { replay: JournalReplay::new(0, 7), ..ReplayScript::new() };
+        let replayed = script.put(1, 0, 1).end();
         assert_eq!(replayed.gaps, [Gap { first: 2, last: 7 }]);
         assert_eq!(replayed.next_seq, 8);
     }

@@ -1,6 +1,6 @@
 //! One use of a segment file: its header page, and reading records back.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -10,8 +10,8 @@ use thiserror::Error;
 use tidespool_core::SpoolId;
 
 use super::index::RecordPlace;
-use super::record::{HEADER_LEN, RecordHeader, RecordKind, payload_crc};
-use crate::storage::{StorageFile, read_exact_vectored_at};
+use super::record::{HEADER_LEN, RecordHeader, RecordKind, payload_crc, u32_at, u64_at};
+use crate::storage::{StorageFile, read_exact_vectored_at, write_all_at};
 
 /// Bytes before the first record, and the alignment of batches.
 pub(crate) const PAGE: u64 = 4096;
@@ -60,27 +60,25 @@ impl SegmentHeader {
         page
     }
 
+    /// Writes the first page of a segment file, without a sync.
+    pub(super) fn write(&self, file: &dyn StorageFile) -> io::Result<()> {
+        write_all_at(file, &mut [IoSlice::new(&self.encode())], 0)
+    }
+
     /// Decodes a header. `None`: the bytes are not one.
     pub(crate) fn decode(bytes: &[u8; 48]) -> Option<Self> {
-        let u64_at = |at: usize| {
-            let mut field = [0; 8];
-            field.copy_from_slice(&bytes[at..at + 8]);
-            u64::from_le_bytes(field)
-        };
         let mut spool = [0; 16];
         spool.copy_from_slice(&bytes[32..48]);
-        // The checksum and the role share the eight bytes from 8.
-        let crc = (u64_at(8) & 0xffff_ffff) as u32;
-        if bytes[..8] != MAGIC || crc != crc32c::crc32c(&bytes[12..48]) {
+        if bytes[..8] != MAGIC || u32_at(bytes, 8) != crc32c::crc32c(&bytes[12..48]) {
             return None;
         }
-        let role = match u64_at(8) >> 32 {
+        let role = match u32_at(bytes, 12) {
             0 => Role::Free,
             1 => Role::Journal,
             2 => Role::Cold,
             _ => return None,
         };
-        Some(Self { role, generation: u64_at(16), size: u64_at(24), spool })
+        Some(Self { role, generation: u64_at(bytes, 16), size: u64_at(bytes, 24), spool })
     }
 }
 

@@ -1,7 +1,6 @@
 //! The segments in use, by generation.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::IoSlice;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +10,7 @@ use parking_lot::RwLock;
 use super::buffers::Buffers;
 use super::pool::{FreeSegment, Pool};
 use super::segment::{Role, Segment, SegmentHeader, Use};
-use crate::storage::{StorageFile, write_all_at};
+use crate::storage::StorageFile;
 
 /// Generations reserved ahead: more than can be used between two manifests.
 const GENERATIONS_AHEAD: u64 = 1 << 20;
@@ -138,8 +137,8 @@ impl Segments {
     /// Marks a recycled file as free, so that even without the manifest its records do not count as
     /// live. Not synced, and a failure is harmless: the manifest decides.
     fn mark_free(&self, path: &Path, file: &dyn StorageFile, size: u64) {
-        let header = SegmentHeader { role: Role::Free, generation: 0, size, spool: self.spool }.encode();
-        if let Err(error) = write_all_at(file, &mut [IoSlice::new(&header)], 0) {
+        let header = SegmentHeader { role: Role::Free, generation: 0, size, spool: self.spool };
+        if let Err(error) = header.write(file) {
             tracing::debug!(path = %path.display(), %error, "a recycled segment could not be marked as free");
         }
     }

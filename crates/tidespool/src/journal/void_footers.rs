@@ -7,7 +7,7 @@
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use super::error::RecoveryError;
+use super::error::{RecoveryError, failed};
 use super::footer::{TRAILER_BYTES, TRAILER_LEN};
 use super::segment::{ReadError, Segment};
 use crate::storage::write_all_at;
@@ -35,7 +35,7 @@ fn reading(segment: &Segment, error: ReadError) -> RecoveryError {
         ReadError::Io { source, .. } => source,
         damaged @ ReadError::Damaged { .. } => std::io::Error::other(damaged),
     };
-    RecoveryError { doing: "reading", path: segment.path.clone(), source }
+    failed("reading", &segment.path)(source)
 }
 
 /// Overwrites a footer. Must run before records are cut: afterwards nothing shows that the footer
@@ -44,9 +44,5 @@ pub(super) fn erase_footer(segment: &Segment) -> Result<(), RecoveryError> {
     let zeros = [0; TRAILER_BYTES];
     write_all_at(&*segment.file, &mut [IoSlice::new(&zeros)], segment.size - TRAILER_LEN)
         .and_then(|()| segment.file.sync_data())
-        .map_err(|source| RecoveryError {
-            doing: "erasing the footer of",
-            path: segment.path.clone(),
-            source,
-        })
+        .map_err(failed("erasing the footer of", &segment.path))
 }

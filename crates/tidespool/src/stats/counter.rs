@@ -1,5 +1,6 @@
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// A number that only grows. Relaxed: no other memory access and no decision depends on it.
 #[derive(Debug, Default)]
@@ -16,6 +17,20 @@ impl Counter {
 
     pub(super) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A sum of durations, in whole microseconds.
+#[derive(Debug, Default)]
+pub(super) struct TotalTime(Counter);
+
+impl TotalTime {
+    pub(super) fn add(&self, time: Duration) {
+        self.0.add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    pub(super) fn get(&self) -> Duration {
+        Duration::from_micros(self.0.get())
     }
 }
 

@@ -53,7 +53,7 @@ impl Histogram {
         (count, self.sum_us.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn snapshot(&self) -> Latency {
+    pub(crate) fn get(&self) -> Latency {
         let buckets: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
         let mut latency = Latency {
             count: buckets.iter().sum(),
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn an_empty_histogram_has_zero_quantiles() {
-        let latency = Histogram::default().snapshot();
+        let latency = Histogram::default().get();
         assert_eq!((latency.count, latency.p50_us, latency.p999_us, latency.max_us), (0, 0, 0, 0));
     }
 
@@ -173,7 +173,7 @@ mod tests {
     fn one_value_is_every_quantile() {
         let histogram = Histogram::default();
         histogram.record(Duration::from_micros(1_001));
-        let latency = histogram.snapshot();
+        let latency = histogram.get();
         assert_eq!((latency.count, latency.sum_us, latency.max_us), (1, 1_001, 1_001));
         assert_eq!((latency.p50_us, latency.p99_us, latency.quantile_us(0.0)), (1_001, 1_001, 1_001));
     }
@@ -183,7 +183,7 @@ mod tests {
         let histogram = Histogram::default();
         histogram.record(Duration::MAX);
         histogram.record(Duration::ZERO);
-        let latency = histogram.snapshot();
+        let latency = histogram.get();
         assert_eq!((latency.count, latency.max_us), (2, MAX_US));
         assert_eq!(latency.below_power_us(0), 1);
         assert_eq!((latency.below_power_us(36), latency.below_power_us(99)), (2, 2));
@@ -197,7 +197,7 @@ mod tests {
                 scope.spawn(|| (0..10_000).for_each(|us| histogram.record(Duration::from_micros(us))));
             }
         });
-        let latency = histogram.snapshot();
+        let latency = histogram.get();
         assert_eq!((latency.count, latency.sum_us), (40_000, 4 * 9_999 * 10_000 / 2));
     }
 
@@ -215,7 +215,7 @@ mod tests {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
             let rank = ((times.len() as f64 * q).ceil() as usize).max(1);
             let exact = times[rank - 1];
-            let estimate = histogram.snapshot().quantile_us(q);
+            let estimate = histogram.get().quantile_us(q);
             prop_assert!(exact <= estimate && estimate <= exact + exact / 8, "{estimate} for {exact}");
         }
     }

@@ -19,7 +19,7 @@ mod tests;
 
 use std::time::Duration;
 
-use counter::{Counter, Padded};
+use counter::{Counter, Padded, TotalTime};
 use findings::DamageFindings;
 pub use gauges::Gauges;
 use histogram::Histogram;
@@ -70,94 +70,108 @@ pub(crate) struct Errors {
     pub(crate) lost_files: u64,
 }
 
-/// The counters of one spool. They are grouped by the threads that write them. Each group has its
-/// own cache lines.
-#[derive(Debug, Default)]
-pub(crate) struct Stats {
-    loads: Padded<Loads>,
-    stores: Padded<Stores>,
-    commits: Padded<Commits>,
-    upkeep: Padded<UpkeepCounters>,
+/// Declares the counters in groups, and [`Stats`] with its snapshot. Each counter is named like the
+/// field of [`StatsSnapshot`] that it is read into.
+macro_rules! counters {
+    ($($(#[$doc:meta])* $group:ident: $Group:ident { $($counter:ident: $Kind:ident,)+ })+) => {
+        $(
+            $(#[$doc])*
+            #[derive(Debug, Default)]
+            struct $Group { $($counter: $Kind,)+ }
+        )+
+
+        /// The counters of one spool. They are grouped by the threads that write them. Each group
+        /// has its own cache lines.
+        #[derive(Debug, Default)]
+        pub(crate) struct Stats {
+            $($group: Padded<$Group>,)+
+            findings: DamageFindings,
+        }
+
+        impl Stats {
+            /// All counters now, with the given `gauges`.
+            pub(crate) fn snapshot(&self, gauges: Gauges) -> StatsSnapshot {
+                StatsSnapshot { $($($counter: self.$group.$counter.get(),)+)+ gauges }
+            }
+        }
+    };
 }
 
-/// Written by the threads that load.
-#[derive(Debug, Default)]
-struct Loads {
-    pending: Counter,
-    cache: Counter,
-    journal: Counter,
-    sled: Counter,
-    misses: Counter,
-    skipped_newer: Counter,
-}
+counters! {
+    /// Written by the threads that load.
+    loads: Loads {
+        hits_pending: Counter,
+        hits_cache: Counter,
+        hits_journal: Counter,
+        hits_sled: Counter,
+        misses: Counter,
+        enumerate_skipped_newer: Counter,
+    }
 
-/// Written by the threads that store and remove.
-#[derive(Debug, Default)]
-struct Stores {
-    stores: Counter,
-    synced: Counter,
-    bytes: Counter,
-    removes: Counter,
-    waits: Histogram,
-    unhealthy: Counter,
-    caller_deadline: Counter,
-    backpressure: Counter,
-    too_large: Counter,
-    closed: Counter,
-}
+    /// Written by the threads that store and remove.
+    stores: Stores {
+        stores: Counter,
+        stores_synced: Counter,
+        stored_bytes: Counter,
+        removes: Counter,
+        store_wait: Histogram,
+        refused_unhealthy: Counter,
+        refused_caller_deadline: Counter,
+        refused_backpressure: Counter,
+        refused_too_large: Counter,
+        refused_closed: Counter,
+    }
 
-/// Written by the committer thread.
-#[derive(Debug, Default)]
-struct Commits {
-    commits: Histogram,
-    syncs: Histogram,
-    records: Counter,
-    bytes: Counter,
-    elided_writes: Counter,
-    elided_bytes: Counter,
-    aborts: Counter,
-}
+    /// Written by the committer thread.
+    commits: Commits {
+        commit: Histogram,
+        sync: Histogram,
+        committed_records: Counter,
+        committed_bytes: Counter,
+        elided_writes: Counter,
+        elided_bytes: Counter,
+        aborts: Counter,
+    }
 
-/// Written rarely, or by one background thread.
-#[derive(Debug, Default)]
-struct UpkeepCounters {
-    checkpoints: Counter,
-    checkpointed_records: Counter,
-    checkpointed_segments: Counter,
-    checkpoint_us: Counter,
-    segments_recycled: Counter,
-    segments_rewritten: Counter,
-    rewritten_bytes: Counter,
-    evicted_entries: Counter,
-    evicted_bytes: Counter,
-    low_memory_calls: Counter,
-    low_memory_freed: Counter,
-    pressure_changes: Counter,
-    journal_write_errors: Counter,
-    journal_sync_errors: Counter,
-    journal_read_errors: Counter,
-    sled_errors: Counter,
-    manifest_errors: Counter,
-    corrupt: Counter,
-    findings: DamageFindings,
-    lost: Counter,
-    lost_files: Counter,
-    index_rebuilds: Counter,
-    recovered: Counter,
-    replayed: Counter,
-    torn: Counter,
-    crash_logs_lost: Counter,
-    crash_log_bypassed: Counter,
+    /// Written rarely, or by one background thread.
+    upkeep: UpkeepCounters {
+        checkpoints: Counter,
+        checkpointed_records: Counter,
+        checkpointed_segments: Counter,
+        checkpoint_time: TotalTime,
+        segments_recycled: Counter,
+        segments_rewritten: Counter,
+        rewritten_bytes: Counter,
+        cache_evicted_entries: Counter,
+        cache_evicted_bytes: Counter,
+        low_memory_calls: Counter,
+        low_memory_freed_bytes: Counter,
+        pressure_changes: Counter,
+        errors_journal_write: Counter,
+        errors_journal_sync: Counter,
+        errors_journal_read: Counter,
+        errors_sled: Counter,
+        errors_manifest: Counter,
+        corrupt: Counter,
+        lost: Counter,
+        lost_files: Counter,
+        index_rebuilds: Counter,
+        recovered_records: Counter,
+        replayed_changes: Counter,
+        torn_records: Counter,
+        crash_logs_lost: Counter,
+        crash_log_bypassed: Counter,
+    }
 }
 
 impl Stats {
     /// Counts a load that found its message.
     pub(crate) fn hit(&self, tier: Tier) {
         let counter = match tier {
-            Tier::Pending => &self.loads.pending,
-            Tier::Cache => &self.loads.cache,
-            Tier::Journal => &self.loads.journal,
-            Tier::Sled => &self.loads.sled,
+            Tier::Pending => &self.loads.hits_pending,
+            Tier::Cache => &self.loads.hits_cache,
+            Tier::Journal => &self.loads.hits_journal,
+            Tier::Sled => &self.loads.hits_sled,
         };
         counter.increment();
     }
@@ -170,15 +184,15 @@ impl Stats {
     /// Counts messages that an enumeration left out because they are newer than its start time,
     /// although they were in the spool before it was opened.
     pub(crate) fn skipped_newer(&self, messages: u64) {
-        self.loads.skipped_newer.add(messages);
+        self.loads.enumerate_skipped_newer.add(messages);
     }
 
     /// Counts an acknowledged store of `bytes`. `synced`: it was on stable storage by then.
     pub(crate) fn stored(&self, bytes: u64, synced: bool) {
         self.stores.stores.increment();
-        self.stores.bytes.add(bytes);
+        self.stores.stored_bytes.add(bytes);
         if synced {
-            self.stores.synced.increment();
+            self.stores.stores_synced.increment();
         }
     }
 
@@ -189,17 +203,17 @@ impl Stats {
 
     /// Counts a store that waited `time` for room, whether or not it got the room.
     pub(crate) fn store_waited(&self, time: Duration) {
-        self.stores.waits.record(time);
+        self.stores.store_wait.record(time);
     }
 
     /// Counts a refused store.
     pub(crate) fn store_refused(&self, why: Refusal) {
         let counter = match why {
-            Refusal::Unhealthy => &self.stores.unhealthy,
-            Refusal::CallerDeadline => &self.stores.caller_deadline,
-            Refusal::Backpressure => &self.stores.backpressure,
-            Refusal::TooLarge => &self.stores.too_large,
-            Refusal::Closed => &self.stores.closed,
+            Refusal::Unhealthy => &self.stores.refused_unhealthy,
+            Refusal::CallerDeadline => &self.stores.refused_caller_deadline,
+            Refusal::Backpressure => &self.stores.refused_backpressure,
+            Refusal::TooLarge => &self.stores.refused_too_large,
+            Refusal::Closed => &self.stores.refused_closed,
         };
         counter.increment();
     }
@@ -214,19 +228,19 @@ impl Stats {
     /// Counts a successful group commit. `bytes` includes the overhead of a dirty entry for each
     /// record.
     pub(crate) fn committed(&self, records: u64, bytes: u64, time: Duration) {
-        self.commits.commits.record(time);
-        self.commits.records.add(records);
-        self.commits.bytes.add(bytes);
+        self.commits.commit.record(time);
+        self.commits.committed_records.add(records);
+        self.commits.committed_bytes.add(bytes);
     }
 
     /// Number of journal syncs so far, and their total time in microseconds.
     pub(crate) fn syncs(&self) -> (u64, u64) {
-        self.commits.syncs.totals()
+        self.commits.sync.totals()
     }
 
     /// Counts a sync of the journal.
     pub(crate) fn synced(&self, time: Duration) {
-        self.commits.syncs.record(time);
+        self.commits.sync.record(time);
     }
 
     /// Counts an abort record: it cancels a put in the journal whose caller gave up.
@@ -239,7 +253,7 @@ impl Stats {
         self.upkeep.checkpoints.increment();
         self.upkeep.checkpointed_records.add(records);
         self.upkeep.checkpointed_segments.add(segments);
-        self.upkeep.checkpoint_us.add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        self.upkeep.checkpoint_time.add(time);
     }
 
     /// Counts a segment that was made reusable.
@@ -255,15 +269,15 @@ impl Stats {
 
     /// Counts clean copies that were dropped from the cache to shrink it.
     pub(crate) fn cache_evicted(&self, entries: u64, bytes: u64) {
-        self.upkeep.evicted_entries.add(entries);
-        self.upkeep.evicted_bytes.add(bytes);
+        self.upkeep.cache_evicted_entries.add(entries);
+        self.upkeep.cache_evicted_bytes.add(bytes);
     }
 
     /// Counts a run of `advise_low_memory`, which reduced the accounted memory by `freed` bytes.
     /// A negative value (it grew) adds 0.
     pub(crate) fn low_memory(&self, freed: isize) {
         self.upkeep.low_memory_calls.increment();
-        self.upkeep.low_memory_freed.add(u64::try_from(freed).unwrap_or(0));
+        self.upkeep.low_memory_freed_bytes.add(u64::try_from(freed).unwrap_or(0));
     }
 
     /// Counts a change of the memory-pressure level.
@@ -274,11 +288,11 @@ impl Stats {
     /// Counts a disk error.
     pub(crate) fn disk_error(&self, site: Site) {
         let counter = match site {
-            Site::JournalWrite => &self.upkeep.journal_write_errors,
-            Site::JournalSync => &self.upkeep.journal_sync_errors,
-            Site::JournalRead => &self.upkeep.journal_read_errors,
-            Site::Sled => &self.upkeep.sled_errors,
-            Site::Manifest => &self.upkeep.manifest_errors,
+            Site::JournalWrite => &self.upkeep.errors_journal_write,
+            Site::JournalSync => &self.upkeep.errors_journal_sync,
+            Site::JournalRead => &self.upkeep.errors_journal_read,
+            Site::Sled => &self.upkeep.errors_sled,
+            Site::Manifest => &self.upkeep.errors_manifest,
         };
         counter.increment();
     }
@@ -286,7 +300,7 @@ impl Stats {
     /// Counts a damaged message, unless the same finding was counted before. Returns true if it
     /// was counted.
     pub(crate) fn found_damage(&self, id: &SpoolId, what: &str) -> bool {
-        let is_new = self.upkeep.findings.is_new(id, what);
+        let is_new = self.findings.is_new(id, what);
         if is_new {
             self.corrupt();
         }
@@ -310,12 +324,12 @@ impl Stats {
 
     /// Counts the `records` that recovery read from the journal.
     pub(crate) fn recovered(&self, records: u64) {
-        self.upkeep.recovered.add(records);
+        self.upkeep.recovered_records.add(records);
     }
 
     /// Counts the changes that were replayed from the crash log.
     pub(crate) fn replayed(&self, changes: u64) {
-        self.upkeep.replayed.add(changes);
+        self.upkeep.replayed_changes.add(changes);
     }
 
     /// Counts a loss of the crash log's file.
@@ -335,76 +349,19 @@ impl Stats {
 
     /// Counts the `records` that recovery cut from the end of the journal.
     pub(crate) fn torn(&self, records: u64) {
-        self.upkeep.torn.add(records);
+        self.upkeep.torn_records.add(records);
     }
 
     /// The totals that the health gate uses.
     pub(crate) fn errors(&self) -> Errors {
         let upkeep = &self.upkeep;
         Errors {
-            journal_writes: upkeep.journal_write_errors.get() + upkeep.journal_sync_errors.get(),
-            checkpoint: upkeep.sled_errors.get() + upkeep.manifest_errors.get(),
-            reads: upkeep.journal_read_errors.get(),
+            journal_writes: upkeep.errors_journal_write.get() + upkeep.errors_journal_sync.get(),
+            checkpoint: upkeep.errors_sled.get() + upkeep.errors_manifest.get(),
+            reads: upkeep.errors_journal_read.get(),
             corrupt: upkeep.corrupt.get(),
             lost: upkeep.lost.get(),
             lost_files: upkeep.lost_files.get(),
-        }
-    }
-
-    /// All counters now, with the given `gauges`.
-    pub(crate) fn snapshot(&self, gauges: Gauges) -> StatsSnapshot {
-        let Self { loads, stores, commits, upkeep } = self;
-        StatsSnapshot {
-            hits_pending: loads.pending.get(),
-            hits_cache: loads.cache.get(),
-            hits_journal: loads.journal.get(),
-            hits_sled: loads.sled.get(),
-            misses: loads.misses.get(),
-            enumerate_skipped_newer: loads.skipped_newer.get(),
-            stores: stores.stores.get(),
-            stores_synced: stores.synced.get(),
-            stored_bytes: stores.bytes.get(),
-            aborts: commits.aborts.get(),
-            removes: stores.removes.get(),
-            elided_writes: commits.elided_writes.get(),
-            elided_bytes: commits.elided_bytes.get(),
-            store_wait: stores.waits.snapshot(),
-            refused_unhealthy: stores.unhealthy.get(),
-            refused_caller_deadline: stores.caller_deadline.get(),
-            refused_backpressure: stores.backpressure.get(),
-            refused_too_large: stores.too_large.get(),
-            refused_closed: stores.closed.get(),
-            commit: commits.commits.snapshot(),
-            committed_records: commits.records.get(),
-            committed_bytes: commits.bytes.get(),
-            sync: commits.syncs.snapshot(),
-            checkpoints: upkeep.checkpoints.get(),
-            checkpointed_records: upkeep.checkpointed_records.get(),
-            checkpointed_segments: upkeep.checkpointed_segments.get(),
-            checkpoint_time: Duration::from_micros(upkeep.checkpoint_us.get()),
-            segments_recycled: upkeep.segments_recycled.get(),
-            segments_rewritten: upkeep.segments_rewritten.get(),
-            rewritten_bytes: upkeep.rewritten_bytes.get(),
-            cache_evicted_entries: upkeep.evicted_entries.get(),
-            cache_evicted_bytes: upkeep.evicted_bytes.get(),
-            low_memory_calls: upkeep.low_memory_calls.get(),
-            low_memory_freed_bytes: upkeep.low_memory_freed.get(),
-            pressure_changes: upkeep.pressure_changes.get(),
-            errors_journal_write: upkeep.journal_write_errors.get(),
-            errors_journal_sync: upkeep.journal_sync_errors.get(),
-            errors_journal_read: upkeep.journal_read_errors.get(),
-            errors_sled: upkeep.sled_errors.get(),
-            errors_manifest: upkeep.manifest_errors.get(),
-            corrupt: upkeep.corrupt.get(),
-            lost: upkeep.lost.get(),
-            lost_files: upkeep.lost_files.get(),
-            recovered_records: upkeep.recovered.get(),
-            replayed_changes: upkeep.replayed.get(),
-            torn_records: upkeep.torn.get(),
-            crash_logs_lost: upkeep.crash_logs_lost.get(),
-            crash_log_bypassed: upkeep.crash_log_bypassed.get(),
-            index_rebuilds: upkeep.index_rebuilds.get(),
-            gauges,
         }
     }
 }

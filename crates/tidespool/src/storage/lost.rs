@@ -3,38 +3,27 @@
 //! A process can still read and write an open file that was deleted. At the next start the file is
 //! missing.
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use thiserror::Error;
+
 use super::{FileState, Storage, StorageFile};
 
 /// What happened to a file, judged by its name and its state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub(crate) enum Loss {
-    /// No file has the name.
+    #[error("it was deleted or moved")]
     Gone,
-    /// Another file has the name.
+    #[error("another file has its name")]
     Replaced,
-    /// The file is shorter than it was.
+    #[error("it was cut short: {len} of {of} bytes are left")]
     CutShort { len: u64, of: u64 },
-    /// The mode does not let the owner read and write it.
+    #[error("its mode does not let its owner read and write it")]
     Unreadable,
-    /// A page of it could not be read or written.
+    #[error("a page of it could not be read or written")]
     Broken,
-}
-
-impl fmt::Display for Loss {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Gone => f.write_str("it was deleted or moved"),
-            Self::Replaced => f.write_str("another file has its name"),
-            Self::CutShort { len, of } => write!(f, "it was cut short: {len} of {of} bytes are left"),
-            Self::Broken => f.write_str("a page of it could not be read or written"),
-            Self::Unreadable => f.write_str("its mode does not let its owner read and write it"),
-        }
-    }
 }
 
 /// An open file that should keep its name and its bytes.

@@ -75,40 +75,25 @@ pub struct FileState {
 }
 
 /// The calls to a file system that a spool needs.
+///
+/// # Errors
+///
+/// Every call returns the errors of the operating system.
+#[expect(clippy::missing_errors_doc, reason = "the trait describes the errors of all calls")]
 pub trait Storage: Debug + Send + Sync {
     /// Creates a directory of mode 0700 with its parents, whatever the umask is. `Ok` if it exists.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
 
     /// Opens a file.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>>;
 
     /// The names in a directory, in no order. A name that is not UTF-8 is converted lossily.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
 
     /// Renames a file or directory. An existing file at `to` is replaced.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Removes a file.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
 
     /// The space that the file system of `path` has left. Every decision on free space asks this.
@@ -119,19 +104,11 @@ pub trait Storage: Debug + Send + Sync {
     fn space(&self, path: &Path) -> io::Result<Space>;
 
     /// The state of the file or directory at `path`. Default: from the operating system.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's.
     fn state(&self, path: &Path) -> io::Result<FileState> {
         os::state_of(path)
     }
 
     /// Makes the names in a directory durable (`fsync` of the directory).
-    ///
-    /// # Errors
-    ///
-    /// The operating system's.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 
     /// The id of the machine's current boot. What a process wrote and did not sync stays readable
@@ -146,19 +123,16 @@ pub trait Storage: Debug + Send + Sync {
 }
 
 /// An open file, used at given offsets only.
+///
+/// # Errors
+///
+/// Every call returns the errors of the operating system.
+#[expect(clippy::missing_errors_doc, reason = "the trait describes the errors of all calls")]
 pub trait StorageFile: Debug + Send + Sync {
     /// The length in bytes.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's.
     fn len(&self) -> io::Result<u64>;
 
     /// True if the length is 0.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
@@ -179,18 +153,10 @@ pub trait StorageFile: Debug + Send + Sync {
     }
 
     /// Reads up to `buf.len()` bytes from `offset`; 0 is the end of the file.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
     /// Reads into `bufs`, one after the other, from `offset`; 0 is the end of the file. Default:
     /// [`read_at`](Self::read_at) into the first buffer that is not empty.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's.
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
         bufs.iter_mut().find(|buf| !buf.is_empty()).map_or(Ok(0), |buf| self.read_at(buf, offset))
     }
@@ -209,10 +175,6 @@ pub trait StorageFile: Debug + Send + Sync {
     }
 
     /// Writes some of the bytes of `bufs` at `offset`, and returns how many.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's.
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize>;
 
     /// Reserves disk space for the first `len` bytes, and extends the file to this length.
@@ -251,14 +213,12 @@ pub(crate) fn is_unreadable(error: &io::Error) -> bool {
 /// Reads exactly `buf.len()` bytes.
 pub(crate) fn read_exact_at(file: &dyn StorageFile, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
     while !buf.is_empty() {
-        match file.read_at(buf, offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => {
+        match uninterrupted(|| file.read_at(buf, offset))? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => {
                 buf = &mut buf[n..];
                 offset += n as u64;
             }
-            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-            Err(err) => return Err(err),
         }
     }
     Ok(())
@@ -272,14 +232,12 @@ pub(crate) fn read_exact_vectored_at(
 ) -> io::Result<()> {
     IoSliceMut::advance_slices(&mut bufs, 0);
     while !bufs.is_empty() {
-        match file.read_vectored_at(bufs, offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => {
+        match uninterrupted(|| file.read_vectored_at(bufs, offset))? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => {
                 IoSliceMut::advance_slices(&mut bufs, n);
                 offset += n as u64;
             }
-            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-            Err(err) => return Err(err),
         }
     }
     Ok(())
@@ -296,14 +254,12 @@ pub(crate) fn write_all_at(
     IoSlice::advance_slices(&mut bufs, 0);
     while !bufs.is_empty() {
         let some = &bufs[..bufs.len().min(MAX_SLICES)];
-        match file.write_vectored_at(some, offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => {
+        match uninterrupted(|| file.write_vectored_at(some, offset))? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            n => {
                 IoSlice::advance_slices(&mut bufs, n);
                 offset += n as u64;
             }
-            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-            Err(err) => return Err(err),
         }
     }
     Ok(())

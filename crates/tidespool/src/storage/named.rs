@@ -1,23 +1,19 @@
 //! I/O errors that name their file.
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use thiserror::Error;
+
 /// The inner error of an [`io::Error`] made by [`at`].
-#[derive(Debug)]
+///
+/// It has no `source`, so that the [`io::Error`] is the root cause.
+#[derive(Debug, Error)]
+#[error("{}: {error}", path.display())]
 struct Named {
     path: PathBuf,
-    source: io::Error,
+    error: io::Error,
 }
-
-impl fmt::Display for Named {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.source)
-    }
-}
-
-impl std::error::Error for Named {}
 
 /// Adds the path to the text of `error`. The kind and [`os_code`] stay the same. An error that has
 /// a path is returned unchanged.
@@ -25,12 +21,12 @@ pub(crate) fn at(path: &Path, error: io::Error) -> io::Error {
     if named(&error).is_some() {
         return error;
     }
-    io::Error::new(error.kind(), Named { path: path.to_owned(), source: error })
+    io::Error::new(error.kind(), Named { path: path.to_owned(), error })
 }
 
 /// The system's error number. `None`: the error is not from the system.
 pub(crate) fn os_code(error: &io::Error) -> Option<i32> {
-    error.raw_os_error().or_else(|| named(error)?.source.raw_os_error())
+    error.raw_os_error().or_else(|| named(error)?.error.raw_os_error())
 }
 
 fn named(error: &io::Error) -> Option<&Named> {

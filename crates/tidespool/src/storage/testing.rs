@@ -31,6 +31,7 @@ pub(crate) enum TestCall {
 }
 
 type Hook = Arc<dyn Fn(&Path, TestCall) -> io::Result<()> + Send + Sync>;
+type Wrap = Arc<dyn Fn(&Path, Arc<dyn StorageFile>) -> Arc<dyn StorageFile> + Send + Sync>;
 
 /// The storage. A clone shares the hook.
 #[derive(Clone)]
@@ -39,6 +40,8 @@ pub(crate) struct TestStorage(Arc<Mutex<TestState>>);
 struct TestState {
     hook: Hook,
     space: Option<Space>,
+    /// Replaces each opened file.
+    wrap: Option<Wrap>,
 }
 
 impl Default for TestStorage {
@@ -56,13 +59,27 @@ impl fmt::Debug for TestStorage {
 impl TestStorage {
     /// Runs `hook` before each call on a path. If it fails, the call fails without an effect.
     pub(crate) fn with(hook: impl Fn(&Path, TestCall) -> io::Result<()> + Send + Sync + 'static) -> Self {
-        Self(Arc::new(Mutex::new(TestState { hook: Arc::new(hook), space: None })))
+        Self(Arc::new(Mutex::new(TestState { hook: Arc::new(hook), space: None, wrap: None })))
+    }
+
+    /// Runs no hook on files: replaces each opened file by what `wrap` returns.
+    pub(crate) fn wrapping<F: StorageFile + 'static>(
+        wrap: impl Fn(&Path, Arc<dyn StorageFile>) -> F + Send + Sync + 'static,
+    ) -> Self {
+        let storage = Self::default();
+        storage.0.lock().wrap = Some(Arc::new(move |path, file| Arc::new(wrap(path, file))));
+        storage
     }
 
     /// Shows this free space.
     pub(crate) fn show(self, space: Space) -> Self {
-        self.0.lock().space = Some(space);
+        self.set_space(Some(space));
         self
+    }
+
+    /// Shows this free space. `None`: the system's.
+    pub(crate) fn set_space(&self, space: Option<Space>) {
+        self.0.lock().space = space;
     }
 
     /// Replaces the hook. From now on, calls for which `fails` returns true fail on files whose
@@ -93,7 +110,11 @@ impl Storage for TestStorage {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
         self.enter(path, TestCall::Open)?;
         let file = OsStorage.open(path, mode)?;
-        Ok(Arc::new(TestFile { file, path: path.to_owned(), storage: self.clone() }))
+        let wrap = self.0.lock().wrap.clone();
+        Ok(match wrap {
+            Some(wrap) => wrap(path, file),
+            None => Arc::new(TestFile { file, path: path.to_owned(), storage: self.clone() }),
+        })
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {

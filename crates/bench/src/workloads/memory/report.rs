@@ -10,7 +10,7 @@ use super::mix::{Mix, Setting};
 use super::watch::{Part, Seen};
 use crate::figures::{ratio, rounded};
 use crate::output::write_plain;
-use crate::report::name;
+use crate::report::word;
 
 /// The limit of resident memory above the base, as a multiple of the budget.
 pub(super) const MAX_RATIO: f64 = 1.15;
@@ -100,7 +100,7 @@ impl MixReport {
         let Part { dirty, cache, index, sled, accounted, .. } = self.largest;
         let sizes =
             [self.budget, self.base, self.peak, self.above_base, dirty, cache, index, sled, accounted];
-        let mut row = vec![name(&self.mix)];
+        let mut row = vec![word(&self.mix)];
         row.extend(sizes.map(|bytes| ByteSize(bytes).to_string()));
         row.insert(5, format!("{:.3}", self.ratio));
         row.extend([format!("{:.1} s", self.seconds), verdict(self.pass).to_owned()]);

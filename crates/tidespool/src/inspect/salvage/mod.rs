@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use serde::Serialize;
-use tidespool_core::{Corrupt, SpoolId};
 
 use self::target::Target;
 use super::Damage;
@@ -21,7 +20,6 @@ use super::contents::Contents;
 use super::unreadable::LenientStorage;
 use crate::checkpoint::Places;
 use crate::directory::{existing, identify, lock_untouched};
-use crate::journal::RecordPlace;
 use crate::storage::{OsStorage, Storage};
 use crate::whole_text::whole;
 
@@ -114,7 +112,14 @@ fn save(places: &Places, disk: &LenientStorage, target: &mut Target, salvage: &m
     note_what_is_missing(places, disk, &contents, salvage);
     let checkpointed = contents.checkpointed.iter().map(|message| (message.key.id(), message.place));
     for (id, place) in checkpointed.chain(contents.journal_messages()) {
-        save_message(places, &contents, id, place, target, salvage)?;
+        match contents.read_or_damage(places, id, place)? {
+            Ok(data) => {
+                salvage.saved += 1;
+                salvage.bytes += data.len() as u64;
+                target.put(id, data)?;
+            }
+            Err(damage) => salvage.unsaved.push(damage),
+        }
     }
     for (key, data) in contents.unsynced.into_messages() {
         salvage.saved += 1;
@@ -147,31 +152,6 @@ fn note_what_is_missing(places: &Places, disk: &LenientStorage, contents: &Conte
         let what =
             "the live messages of its segment are not known: it may have been removed before".to_owned();
         salvage.doubtful.push(Damage::new(&path, Some(message.key.id()), what));
-    }
-}
-
-fn save_message(
-    places: &Places,
-    contents: &Contents,
-    id: SpoolId,
-    place: RecordPlace,
-    target: &mut Target,
-    salvage: &mut Salvage,
-) -> Result<()> {
-    match contents.read_message(id, place) {
-        Ok(data) => {
-            salvage.saved += 1;
-            salvage.bytes += data.len() as u64;
-            target.put(id, data)
-        }
-        Err(error) => match error.root_cause().downcast_ref::<Corrupt>() {
-            Some(corrupt) => {
-                let path = contents.path_of(places, place);
-                salvage.unsaved.push(Damage::new(&path, Some(id), corrupt.reason.clone()));
-                Ok(())
-            }
-            None => Err(error),
-        },
     }
 }
 

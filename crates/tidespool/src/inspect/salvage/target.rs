@@ -69,15 +69,9 @@ impl Target {
         let storage: Arc<dyn Storage> = Arc::new(OsStorage);
         let dir = directory.path.join("journal");
         storage.create_dir(&dir).with_context(|| format!("creating {}", dir.display()))?;
-        let settings = PoolSettings {
-            dir,
-            spool: directory.spool,
-            segment_size: Config::new(&place).segment_size,
-            // The first opening checkpoints the segments, whatever the capacity is then.
-            capacity: u64::MAX,
-            keep_free: 0,
-            next_slot: 0,
-        };
+        // The first opening checkpoints the segments, whatever the capacity is then.
+        let capacity = u64::MAX;
+        let settings = PoolSettings::new(dir, directory.spool, Config::new(&place).segment_size, capacity);
         let pool = Pool::new(storage.clone(), settings, Arc::new(NoPoolEvents));
         let segments = Arc::new(Segments::new(Arc::new(pool), directory.spool, 1));
         let writer = Writer::new(segments.clone(), 1);

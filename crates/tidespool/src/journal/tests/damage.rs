@@ -168,11 +168,9 @@ fn the_undamaged_journal_is_intact() {
     assert_clean(&recovered);
     assert_eq!((recovered.replayed.records, recovered.replayed.next_seq), (24, 25));
     for (id, newest) in &recovered.replayed.newest {
-        let header =
-            SegmentHeader { role: Role::Journal, generation: newest.generation, size: SIZE, spool: SPOOL };
         let slot = u32::try_from(newest.generation - 3).unwrap();
         if let Some(place) = newest.place {
-            open_segment(&JournalBench::new(&[&first, &second]), slot, header)
+            open_segment(&JournalBench::new(&[&first, &second]), slot, newest.generation)
                 .read_put(salt_of(SPOOL), id, place)
                 .unwrap();
         }

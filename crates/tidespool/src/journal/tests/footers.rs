@@ -15,20 +15,18 @@ fn scanned(segment: &Segment) -> Vec<FooterEntry> {
 }
 
 fn listed_by_scan(segment: &Segment) -> Vec<FooterEntry> {
-    let listing = segment.listing(salt_of(SPOOL)).unwrap();
-    assert!(!listing.from_footer);
-    listing.entries().collect()
+    let (from_footer, entries) = list(segment);
+    assert!(!from_footer);
+    entries
 }
 
 /// Lists a segment by its footer, and asserts that a scan finds the same.
 fn listed(segment: &Segment) -> Vec<FooterEntry> {
-    let listing = segment.listing(salt_of(SPOOL)).unwrap();
-    assert!(listing.from_footer, "generation {} has no footer", segment.generation);
-    let entries: Vec<FooterEntry> = listing.entries().collect();
-    assert_eq!(listing.len(), entries.len() as u64);
+    let (from_footer, entries) = list(segment);
+    assert!(from_footer, "generation {} has no footer", segment.generation);
     assert_eq!(entries, scanned(segment));
     let end = entries.last().map_or(PAGE, |last| last.offset + footprint(last.len.into()));
-    assert!(end <= segment.size - footer_len(listing.len()), "records and footer overlap");
+    assert!(end <= segment.size - footer_len(entries.len() as u64), "records and footer overlap");
     entries
 }
 
@@ -142,9 +140,7 @@ fn a_message_larger_than_a_segment_is_listed_without_a_footer() {
     rig.put(1, &[1; 300_000]);
     rig.writer.sync().unwrap();
     let all = all_sealed(&mut rig);
-    let listing = all[0].listing(salt_of(SPOOL)).unwrap();
-    assert!(!listing.from_footer);
-    let entries: Vec<FooterEntry> = listing.entries().collect();
+    let entries = listed_by_scan(&all[0]);
     assert_eq!((entries.len(), entries[0].len, entries[0].offset), (1, 300_000, PAGE));
 }
 
@@ -155,8 +151,7 @@ fn with_bytes(change: impl FnOnce(&mut Vec<u8>)) -> (JournalBench, Segment) {
     change(&mut bytes);
     let bench = JournalBench::new(&[]);
     bench.write(0, &bytes);
-    let header = SegmentHeader { role: Role::Journal, generation: 1, size: SIZE, spool: SPOOL };
-    let segment = open_segment(&bench, 0, header);
+    let segment = open_segment(&bench, 0, 1);
     (bench, segment)
 }
 
@@ -171,9 +166,7 @@ fn every_flipped_bit_of_a_footer_is_detected() {
             let mut bytes = bytes.clone();
             bytes[at] ^= 1 << bit;
             bench.write(0, &bytes);
-            let listing = segment.listing(salt_of(SPOOL)).unwrap();
-            assert!(!listing.from_footer, "byte {at}, bit {bit}");
-            assert_eq!(listing.entries().collect::<Vec<_>>(), whole);
+            assert_eq!(list(&segment), (false, whole.clone()), "byte {at}, bit {bit}");
         }
     }
 }
@@ -184,9 +177,7 @@ fn a_truncated_footer_is_ignored() {
     let whole = listed(&segment);
     for missing in [1, 39, 40, 41, 4096, 5000] {
         let (_bench, segment) = with_bytes(|bytes| bytes.truncate(bytes.len() - missing));
-        let listing = segment.listing(salt_of(SPOOL)).unwrap();
-        assert!(!listing.from_footer);
-        assert_eq!(listing.entries().collect::<Vec<_>>(), whole);
+        assert_eq!(listed_by_scan(&segment), whole, "{missing} bytes are missing");
     }
 }
 
@@ -197,9 +188,7 @@ fn a_footer_of_an_earlier_use_or_another_spool_is_ignored() {
     let mut made = SegmentImage::new(1);
     made.bytes = old;
     let bench = JournalBench::new(&[&made.recycled(2).batch(6, &[put(7, 7, "seven")])]);
-    let header = SegmentHeader { role: Role::Journal, generation: 2, size: SIZE, spool: SPOOL };
-    let listing = open_segment(&bench, 0, header).listing(salt_of(SPOOL)).unwrap();
-    assert_eq!((listing.from_footer, listing.len()), (false, 1));
+    assert_eq!(listed_by_scan(&open_segment(&bench, 0, 2)).len(), 1);
     let listing = first.listing(salt_of([8; 16])).unwrap();
     assert_eq!((listing.from_footer, listing.len()), (false, 0));
 }
@@ -209,31 +198,24 @@ fn a_footer_of_an_earlier_use_or_another_spool_is_ignored() {
 #[test]
 fn a_footer_that_cannot_be_written_is_an_error_and_costs_a_scan() {
     for after in [0, 100, 4000] {
-        let mut rig = WriterRig::new();
-        rig.put(1, b"one");
-        rig.writer.sync().unwrap();
+        let mut rig = WriterRig::holding_one();
         rig.watched.failing_writes.lock().push_back(after);
         let all = all_sealed(&mut rig);
         assert!(rig.watched.failing_writes.lock().is_empty(), "no footer was written");
-        let listing = all[0].listing(salt_of(SPOOL)).unwrap();
-        assert_eq!((listing.from_footer, listing.len()), (false, 1));
+        assert_eq!(listed_by_scan(&all[0]).len(), 1);
         rig.put(2, b"two");
         assert!(matches!(rig.writer.sync(), Err(WriteError::Write(_))), "{after}");
         let synced = rig.writer.sync().unwrap();
         assert_eq!((synced.records.len(), synced.finished.len()), (1, 1));
         listed(&all_sealed(&mut rig)[1]);
-        let recovered = rig.bench.recover();
-        assert_holds(&recovered, &[(1, b"one"), (2, b"two")]);
-        assert_clean(&recovered);
+        rig.bench.recover_whole(&[(1, b"one"), (2, b"two")]);
     }
 }
 
 #[test]
 fn a_failed_segment_gets_no_footer_and_the_next_one_lists_its_records() {
     for fails_to_sync in [true, false] {
-        let mut rig = WriterRig::new();
-        rig.put(1, b"one");
-        rig.writer.sync().unwrap();
+        let mut rig = WriterRig::holding_one();
         rig.put(2, b"two");
         rig.put(3, b"three");
         match fails_to_sync {
@@ -253,9 +235,7 @@ fn a_failed_segment_gets_no_footer_and_the_next_one_lists_its_records() {
 /// The segment was sealed with its footer before the sync of its last records failed.
 #[test]
 fn a_footer_from_before_the_failure_is_not_read() {
-    let mut rig = WriterRig::new();
-    rig.put(1, b"one");
-    rig.writer.sync().unwrap();
+    let mut rig = WriterRig::holding_one();
     rig.put(2, b"two");
     rig.writer.write().unwrap();
     rig.writer.seal();
@@ -299,8 +279,7 @@ fn the_footer_of_a_torn_segment_is_erased() {
     let at_the_end: Lose = |bytes, entries| zero(bytes, entries[3].offset, SIZE - PAGE);
     for (lose, cut) in [(in_the_middle, 2), (at_the_end, 0)] {
         let (bench, entries) = torn(lose);
-        let looked =
-            recover(&bench.storage, bench.dir.path(), SPOOL, &Checkpointed::default(), false).unwrap();
+        let looked = bench.inspect();
         let footer = looked.journal[0].read_trailer(salt_of(SPOOL)).unwrap();
         assert!(footer.is_some(), "an inspection changes nothing");
         assert!(!looked.journal[0].listing(salt_of(SPOOL)).unwrap().from_footer);
@@ -310,8 +289,7 @@ fn the_footer_of_a_torn_segment_is_erased() {
         for recovered in [recovered, bench.recover()] {
             let segment = &recovered.journal[0];
             assert!(segment.read_trailer(salt_of(SPOOL)).unwrap().is_none());
-            let listing = segment.listing(salt_of(SPOOL)).unwrap();
-            assert_eq!(listing.entries().collect::<Vec<_>>(), entries[..3]);
+            assert_eq!(list(segment).1, entries[..3]);
             assert_clean(&recovered);
         }
     }
@@ -323,9 +301,7 @@ fn the_footer_of_a_damaged_segment_is_kept() {
     let (bench, entries) = torn(|bytes, entries| bytes[usize::try_from(entries[1].offset).unwrap()] ^= 1);
     let recovered = bench.recover();
     assert_eq!(recovered.replayed.gaps.len(), 1);
-    let listing = recovered.journal[0].listing(salt_of(SPOOL)).unwrap();
-    assert!(listing.from_footer);
-    assert_eq!(listing.entries().collect::<Vec<_>>(), entries);
+    assert_eq!(list(&recovered.journal[0]), (true, entries));
 }
 
 #[test]
@@ -376,12 +352,8 @@ fn a_cold_segment_is_no_larger_than_expected() {
 #[test]
 fn a_cold_message_larger_than_a_segment_has_its_own_segment() {
     let (_bench, filled) = cold(&[10, 300_000, 10], (3, 300_500));
-    let found: Vec<(bool, u64)> = filled
-        .iter()
-        .map(|segment| segment.listing(salt_of(SPOOL)).unwrap())
-        .map(|listing| (listing.from_footer, listing.len()))
-        .collect();
-    assert_eq!(found, [(true, 1), (false, 1), (true, 1)]);
+    let found = filled.iter().map(|segment| list(segment)).map(|(from_footer, all)| (from_footer, all.len()));
+    assert_eq!(found.collect::<Vec<_>>(), [(true, 1), (false, 1), (true, 1)]);
 }
 
 #[derive(Debug, Clone)]
@@ -457,9 +429,8 @@ proptest! {
         rig.writer.seal();
         let mut seqs = std::collections::BTreeSet::new();
         for segment in rig.segments.all() {
-            let listing = segment.listing(salt_of(SPOOL)).unwrap();
-            let entries: Vec<FooterEntry> = listing.entries().collect();
-            if listing.from_footer {
+            let (from_footer, entries) = list(&segment);
+            if from_footer {
                 prop_assert_eq!(&entries, &scanned(&segment));
             } else {
                 // The failed write may have been the footer's.

@@ -7,63 +7,19 @@ mod recovery;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tempfile::TempDir;
 use tidespool_core::SpoolId;
 
+use super::footer::FooterEntry;
 use super::pool::{NoPoolEvents, segment_file_name};
 use super::record::{RecordHeader, RecordKind, footprint, payload_crc};
 use super::segment::{ReadError, SegmentHeader, Use};
 use super::segments::salt_of;
 use super::{Checkpointed, PAGE, RecordPlace, Recovered, Role, Segment, recover};
-use crate::storage::{OpenMode, OsStorage, Space, Storage, StorageFile};
-
-/// The system's files. The function wraps each opened file, and gets its name.
-struct Wrapping<F>(F);
-
-impl<F> std::fmt::Debug for Wrapping<F> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Wrapping")
-    }
-}
-
-impl<F, W> Storage for Wrapping<F>
-where
-    F: Fn(String, Arc<dyn StorageFile>) -> Arc<W> + Send + Sync,
-    W: StorageFile + 'static,
-{
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        OsStorage.create_dir(path)
-    }
-
-    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        Ok((self.0)(name, OsStorage.open(path, mode)?))
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        OsStorage.list(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        OsStorage.rename(from, to)
-    }
-
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        OsStorage.remove_file(path)
-    }
-
-    fn space(&self, path: &Path) -> io::Result<Space> {
-        OsStorage.space(path)
-    }
-
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        OsStorage.sync_dir(path)
-    }
-}
+use crate::storage::{OpenMode, OsStorage, Storage};
 
 const SPOOL: [u8; 16] = [7; 16];
 
@@ -116,26 +72,29 @@ impl SegmentImage {
     }
 
     fn sized(generation: u64, size: u64) -> Self {
-        let mut bytes = vec![0; usize::try_from(size).unwrap()];
-        let header = SegmentHeader { role: Role::Journal, generation, size, spool: SPOOL };
-        bytes[..4096].copy_from_slice(&header.encode());
-        Self { generation, spool: SPOOL, bytes, tail: 4096, places: BTreeMap::new() }
+        let bytes = vec![0; usize::try_from(size).unwrap()];
+        Self { generation, spool: SPOOL, bytes, tail: 4096, places: BTreeMap::new() }.with_header(
+            Role::Journal,
+            generation,
+            SPOOL,
+        )
+    }
+
+    fn with_header(mut self, role: Role, generation: u64, spool: [u8; 16]) -> Self {
+        let header = SegmentHeader { role, generation, size: self.bytes.len() as u64, spool };
+        self.bytes[..4096].copy_from_slice(&header.encode());
+        self
     }
 
     /// The file in its next use: the old content stays behind the new header page.
-    fn recycled(mut self, generation: u64) -> Self {
-        let header =
-            SegmentHeader { role: Role::Journal, generation, size: self.bytes.len() as u64, spool: SPOOL };
-        self.bytes[..4096].copy_from_slice(&header.encode());
-        Self { generation, tail: 4096, places: BTreeMap::new(), ..self }
+    fn recycled(self, generation: u64) -> Self {
+        let made = self.with_header(Role::Journal, generation, SPOOL);
+        Self { generation, tail: 4096, places: BTreeMap::new(), ..made }
     }
 
     /// Marks the file as free in its first page, as recycling does.
-    fn marked_free(mut self) -> Self {
-        let header =
-            SegmentHeader { role: Role::Free, generation: 0, size: self.bytes.len() as u64, spool: SPOOL };
-        self.bytes[..4096].copy_from_slice(&header.encode());
-        self
+    fn marked_free(self) -> Self {
+        self.with_header(Role::Free, 0, SPOOL)
     }
 
     /// Appends a batch as the writer does: at a multiple of 4096, with records aligned to 8.
@@ -223,6 +182,21 @@ impl JournalBench {
     fn recover_with(&self, checkpointed: &Checkpointed) -> Recovered {
         recover(&self.storage, self.dir.path(), SPOOL, checkpointed, true).unwrap()
     }
+
+    /// Recovers without changing a file.
+    fn inspect(&self) -> Recovered {
+        recover(&self.storage, self.dir.path(), SPOOL, &Checkpointed::default(), false).unwrap()
+    }
+
+    /// Recovers, and asserts that the journal contains exactly these messages, intact, and that
+    /// nothing is missing or damaged.
+    #[track_caller]
+    fn recover_whole(&self, messages: &[(u8, &[u8])]) -> Recovered {
+        let recovered = self.recover();
+        assert_holds(&recovered, messages);
+        assert_clean(&recovered);
+        recovered
+    }
 }
 
 /// The result of reading a message from a recovered journal.
@@ -250,6 +224,7 @@ fn contents(recovered: &Recovered) -> BTreeMap<SpoolId, RecordContent> {
 }
 
 /// Asserts that the journal contains exactly these messages, intact.
+#[track_caller]
 fn assert_holds(recovered: &Recovered, messages: &[(u8, &[u8])]) {
     let expected: BTreeMap<SpoolId, RecordContent> =
         messages.iter().map(|(n, data)| (id(*n), RecordContent::Whole(data.to_vec()))).collect();
@@ -259,15 +234,25 @@ fn assert_holds(recovered: &Recovered, messages: &[(u8, &[u8])]) {
 }
 
 /// Asserts that nothing is missing or damaged.
+#[track_caller]
 fn assert_clean(recovered: &Recovered) {
     assert_eq!(recovered.replayed.gaps, []);
     assert_eq!(recovered.replayed.damaged, []);
     assert_eq!(recovered.damage, []);
 }
 
+/// Whether a listing of the segment is from its footer, and the entries.
+fn list(segment: &Segment) -> (bool, Vec<FooterEntry>) {
+    let listing = segment.listing(salt_of(SPOOL)).unwrap();
+    let entries: Vec<FooterEntry> = listing.entries().collect();
+    assert_eq!(listing.len(), entries.len() as u64);
+    (listing.from_footer, entries)
+}
+
 /// Opens a segment of an existing file.
-fn open_segment(bench: &JournalBench, slot: u32, header: SegmentHeader) -> Segment {
+fn open_segment(bench: &JournalBench, slot: u32, generation: u64) -> Segment {
+    let header = SegmentHeader { role: Role::Journal, generation, size: SIZE, spool: SPOOL };
     let path = bench.path(slot);
-    let file = bench.storage.open(&path, crate::storage::OpenMode::Read).unwrap();
+    let file = bench.storage.open(&path, OpenMode::Read).unwrap();
     Segment::new(header, slot, path, file, Use { settled: true, counted: true })
 }

@@ -38,9 +38,7 @@ fn pool(dir: &Path, can_allocate: bool) -> (Pool, Arc<AtomicU64>) {
 }
 
 fn pool_on(storage: TestStorage, dir: &Path) -> Pool {
-    let (dir, spool) = (dir.to_owned(), [7; 16]);
-    let settings =
-        PoolSettings { dir, spool, segment_size: SIZE, capacity: 8 * SIZE, keep_free: 0, next_slot: 0 };
+    let settings = PoolSettings::new(dir.to_owned(), [7; 16], SIZE, 8 * SIZE);
     Pool::new(Arc::new(storage), settings, Arc::new(NoPoolEvents))
 }
 

@@ -14,9 +14,7 @@ fn every_record_of_every_batch_is_found() {
         .batch(2, &[remove(3, 1)]);
     let second = SegmentImage::new(2).batch(3, &[put(4, 4, ""), put(5, 2, "new")]).batch(5, &[mark(6)]);
     // The slots are in another order than the generations.
-    let recovered = JournalBench::new(&[&second, &first]).recover();
-    assert_holds(&recovered, &[(2, b"new"), (4, b"")]);
-    assert_clean(&recovered);
+    let recovered = JournalBench::new(&[&second, &first]).recover_whole(&[(2, b"new"), (4, b"")]);
     assert_eq!(recovered.replayed.next_seq, 7);
     assert_eq!(recovered.replayed.records, 6);
     assert!(recovered.next_generation > 2);
@@ -30,24 +28,18 @@ fn a_torn_tail_is_cut_and_stays_cut_with_new_records_behind_it() {
         .batch(1, &[put(2, 2, vec![2; 9000]), put(3, 3, "after it"), put(4, 1, "newer")])
         .without_page_of(2, 4096);
     let bench = JournalBench::new(&[&torn]);
-    let recovered = bench.recover();
-    assert_holds(&recovered, &[(1, b"kept")]);
-    assert_clean(&recovered);
+    let recovered = bench.recover_whole(&[(1, b"kept")]);
     assert_eq!((recovered.replayed.next_seq, recovered.torn_records), (2, 3));
 
     // The numbers are used again, for other messages.
     let next = SegmentImage::new(recovered.next_generation).batch(1, &[put(2, 5, "five")]);
     bench.write(1, &next.bytes);
-    let recovered = bench.recover();
-    assert_holds(&recovered, &[(1, b"kept"), (5, b"five")]);
-    assert_clean(&recovered);
+    let recovered = bench.recover_whole(&[(1, b"kept"), (5, b"five")]);
     assert_eq!((recovered.replayed.next_seq, recovered.torn_records), (3, 0));
 
     let more = SegmentImage::new(recovered.next_generation).batch(2, &[put(3, 6, "six"), put(4, 7, "seven")]);
     bench.write(2, &more.bytes);
-    let recovered = bench.recover();
-    assert_holds(&recovered, &[(1, b"kept"), (5, b"five"), (6, b"six"), (7, b"seven")]);
-    assert_clean(&recovered);
+    bench.recover_whole(&[(1, b"kept"), (5, b"five"), (6, b"six"), (7, b"seven")]);
 }
 
 #[test]
@@ -60,9 +52,7 @@ fn pages_written_out_of_order_are_a_torn_tail() {
         .without_page_of(2, 0)
         .without_page_of(2, 4096);
     let bench = JournalBench::new(&[&torn]);
-    let recovered = bench.recover();
-    assert_holds(&recovered, &[(1, b"kept")]);
-    assert_clean(&recovered);
+    let recovered = bench.recover_whole(&[(1, b"kept")]);
     assert_eq!(recovered.replayed.next_seq, 2);
     let again = bench.recover();
     assert_holds(&again, &[(1, b"kept")]);
@@ -88,9 +78,7 @@ fn both_places_of_a_torn_record_are_cut() {
         let next =
             SegmentImage::new(recovered.next_generation).batch(1, &[put(2, 3, "newer"), put(3, 4, "four")]);
         bench.write(2, &next.bytes);
-        let recovered = bench.recover();
-        assert_holds(&recovered, &[(1, b"kept"), (3, b"newer"), (4, b"four")]);
-        assert_clean(&recovered);
+        bench.recover_whole(&[(1, b"kept"), (3, b"newer"), (4, b"four")]);
     }
 }
 
@@ -294,10 +282,8 @@ fn a_copy_of_a_segment_changes_nothing() {
 #[test]
 fn foreign_files_are_left_alone_and_reported() {
     let ours = SegmentImage::new(1).batch(0, &[put(1, 1, "one")]);
-    let mut theirs = SegmentImage::new(1);
-    let header = SegmentHeader { role: Role::Journal, generation: 1, size: SIZE, spool: [9; 16] };
-    theirs.bytes[..4096].copy_from_slice(&header.encode());
-    theirs = SegmentImage { spool: [9; 16], ..theirs }.batch(0, &[put(1, 9, "theirs")]);
+    let theirs = SegmentImage::new(1).with_header(Role::Journal, 1, [9; 16]);
+    let theirs = SegmentImage { spool: [9; 16], ..theirs }.batch(0, &[put(1, 9, "theirs")]);
     let bench = JournalBench::new(&[&ours, &theirs]);
     bench.write(2, &[0x5a; 70_000]);
     bench.write(3, b"a note");
@@ -316,9 +302,7 @@ fn empty_files_and_files_of_zeros_are_free() {
     bench.write(1, &[]);
     bench.write(2, &[0; 100]);
     bench.write(3, &vec![0; usize::try_from(SIZE).unwrap()]);
-    let recovered = bench.recover();
-    assert_holds(&recovered, &[(1, b"one")]);
-    assert_clean(&recovered);
+    let recovered = bench.recover_whole(&[(1, b"one")]);
     assert_eq!(recovered.free.len(), 3);
     let nothing = JournalBench::new(&[]).recover();
     assert_eq!((nothing.replayed.next_seq, nothing.next_slot), (1, 0));
@@ -332,9 +316,12 @@ fn a_record_written_again_after_a_failed_sync_counts_at_its_newer_place() {
         .flip(2, PAYLOAD)
         .cut_at(3);
     let fresh = SegmentImage::new(2).batch(1, &[put(2, 2, "two"), put(3, 3, "three"), put(4, 4, "four")]);
-    let recovered = JournalBench::new(&[&failed, &fresh]).recover();
-    assert_holds(&recovered, &[(1, b"one"), (2, b"two"), (3, b"three"), (4, b"four")]);
-    assert_clean(&recovered);
+    let recovered = JournalBench::new(&[&failed, &fresh]).recover_whole(&[
+        (1, b"one"),
+        (2, b"two"),
+        (3, b"three"),
+        (4, b"four"),
+    ]);
     assert_eq!(recovered.replayed.newest[&id(2)].generation, 2);
     assert_eq!((recovered.replayed.next_seq, recovered.torn_records), (5, 0));
 }
@@ -345,9 +332,7 @@ fn an_aborted_put_was_never_there() {
         .batch(0, &[put(1, 1, "one")])
         .batch(1, &[put(2, 1, "not stored"), put(3, 2, "not stored")])
         .batch(3, &[abort(4, 1, 2), abort(5, 2, 3)]);
-    let recovered = JournalBench::new(&[&made]).recover();
-    assert_holds(&recovered, &[(1, b"one")]);
-    assert_clean(&recovered);
+    JournalBench::new(&[&made]).recover_whole(&[(1, b"one")]);
     // An unreadable abort is damage like any other: the put may reappear, and the gap is reported.
     let recovered = JournalBench::new(&[&made.batch(5, &[mark(6)]).flip(5, 5)]).recover();
     assert_holds(&recovered, &[(1, b"one"), (2, b"not stored")]);
@@ -357,14 +342,12 @@ fn an_aborted_put_was_never_there() {
 #[test]
 fn a_segment_larger_than_usual_is_read() {
     let large = SegmentImage::sized(2, 3 << 20).batch(1, &[put(2, 2, vec![0xab; (3 << 20) - 8192])]);
-    let recovered = JournalBench::new(&[
+    JournalBench::new(&[
         &SegmentImage::new(1).batch(0, &[put(1, 1, "one")]),
         &large,
         &SegmentImage::new(3).batch(2, &[put(3, 3, "three")]),
     ])
-    .recover();
-    assert_holds(&recovered, &[(1, b"one"), (2, &vec![0xab; (3 << 20) - 8192]), (3, b"three")]);
-    assert_clean(&recovered);
+    .recover_whole(&[(1, b"one"), (2, &vec![0xab; (3 << 20) - 8192]), (3, b"three")]);
 }
 
 #[test]
@@ -443,8 +426,7 @@ fn without_repair_nothing_is_changed() {
         .batch(1, &[put(2, 2, "two"), put(3, 3, "x")])
         .flip(2, PAYLOAD);
     let bench = JournalBench::new(&[&torn]);
-    let recovered =
-        recover(&bench.storage, bench.dir.path(), SPOOL, &Checkpointed::default(), false).unwrap();
+    let recovered = bench.inspect();
     assert_eq!(recovered.torn_records, 2);
     assert_eq!(std::fs::read(bench.path(0)).unwrap(), torn.bytes);
 }

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::super::footer::{ENTRY_LEN, TRAILER_LEN};
 use super::super::{JournalChange, Pool, PoolSettings, RESERVED, Segments, WriteError, Writer};
 use super::*;
-use crate::storage::{FileState, Loss, StorageFile};
+use crate::storage::{FileState, Loss, StorageFile, TestStorage};
 
 /// A pool without a segment, in the bench's directory.
 pub(super) fn pool(bench: &JournalBench, next_slot: u32) -> Pool {
@@ -17,14 +17,7 @@ pub(super) fn pool(bench: &JournalBench, next_slot: u32) -> Pool {
 }
 
 fn pool_on(storage: Arc<dyn Storage>, dir: &Path, next_slot: u32) -> Pool {
-    let settings = PoolSettings {
-        dir: dir.to_owned(),
-        spool: SPOOL,
-        segment_size: SIZE,
-        capacity: 6 * SIZE,
-        keep_free: 0,
-        next_slot,
-    };
+    let settings = PoolSettings { next_slot, ..PoolSettings::new(dir.to_owned(), SPOOL, SIZE, 6 * SIZE) };
     Pool::new(storage, settings, Arc::new(NoPoolEvents))
 }
 
@@ -109,8 +102,10 @@ impl WriterRig {
     pub(super) fn new() -> Self {
         let (bench, watched) = (JournalBench::new(&[]), Arc::<WatchedDisk>::default());
         let watcher = watched.clone();
-        let storage =
-            Wrapping(move |name, file| Arc::new(WatchedFile { name, file, watched: watcher.clone() }));
+        let storage = TestStorage::wrapping(move |path, file| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            WatchedFile { name, file, watched: watcher.clone() }
+        });
         let pool = Arc::new(pool_on(Arc::new(storage), bench.dir.path(), 0));
         for _ in 0..3 {
             pool.give(pool.create(SIZE).unwrap());
@@ -119,6 +114,14 @@ impl WriterRig {
         let writer = Writer::new(segments.clone(), 1);
         watched.calls.lock().clear();
         Self { bench, watched, segments, writer }
+    }
+
+    /// The message 1, `one`, is durable.
+    pub(super) fn holding_one() -> Self {
+        let mut rig = Self::new();
+        rig.put(1, b"one");
+        rig.writer.sync().unwrap();
+        rig
     }
 
     pub(super) fn put(&mut self, n: u8, data: &[u8]) -> u64 {
@@ -243,9 +246,7 @@ fn a_message_larger_than_a_segment_gets_its_own_segment() {
     assert_eq!(synced.records.len(), 3);
     let large = rig.segments.get(synced.records[1].newest.generation).unwrap();
     assert!(large.size > 300_000 && large.size.is_multiple_of(PAGE) && !large.is_counted());
-    let recovered = rig.bench.recover();
-    assert_holds(&recovered, &[(1, b"before"), (2, &[2; 300_000]), (3, b"after")]);
-    assert_clean(&recovered);
+    rig.bench.recover_whole(&[(1, b"before"), (2, &[2; 300_000]), (3, b"after")]);
 }
 
 /// A segment was deleted while a record in it waited for its sync. The sync succeeded and the
@@ -254,9 +255,7 @@ fn a_message_larger_than_a_segment_gets_its_own_segment() {
 #[test]
 fn no_sync_of_a_segment_that_lost_its_file_counts() {
     for is_waiting in [true, false] {
-        let mut rig = WriterRig::new();
-        rig.put(1, b"one");
-        rig.writer.sync().unwrap();
+        let mut rig = WriterRig::holding_one();
         if is_waiting {
             rig.put(2, b"two");
             rig.writer.write().unwrap();
@@ -276,17 +275,13 @@ fn no_sync_of_a_segment_that_lost_its_file_counts() {
         assert_eq!(synced.finished.len(), 1, "the segment is ended, so that it can be restored");
         assert_eq!(rig.segments.restore(&first).unwrap(), SIZE);
         assert_eq!(rig.segments.look(0, 100), (Vec::new(), None));
-        let recovered = rig.bench.recover();
-        assert_holds(&recovered, &[(1, b"one"), (2, b"two")]);
-        assert_clean(&recovered);
+        rig.bench.recover_whole(&[(1, b"one"), (2, b"two")]);
     }
 }
 
 #[test]
 fn after_a_failed_sync_the_same_numbers_go_to_a_fresh_file() {
-    let mut rig = WriterRig::new();
-    rig.put(1, b"one");
-    rig.writer.sync().unwrap();
+    let mut rig = WriterRig::holding_one();
     let (first, _) = rig.touched();
     assert_eq!([rig.put(2, b"two"), rig.put(3, &[3; 9000])], [2, 3]);
     *rig.watched.failing_syncs.lock() = 1;
@@ -309,17 +304,13 @@ fn after_a_failed_sync_the_same_numbers_go_to_a_fresh_file() {
         "the file that failed is used again"
     );
 
-    let recovered = rig.bench.recover();
-    assert_holds(&recovered, &[(1, b"one"), (2, b"two"), (3, &[3; 9000]), (4, b"four")]);
-    assert_clean(&recovered);
+    let recovered = rig.bench.recover_whole(&[(1, b"one"), (2, b"two"), (3, &[3; 9000]), (4, b"four")]);
     assert_eq!(recovered.replayed.newest[&id(2)].generation, 2);
 }
 
 #[test]
 fn after_a_partial_write_all_records_are_written_again() {
-    let mut rig = WriterRig::new();
-    rig.put(1, b"one");
-    rig.writer.sync().unwrap();
+    let mut rig = WriterRig::holding_one();
     rig.put(2, &[2; 9000]);
     rig.writer.append(id(1), JournalChange::Remove);
     rig.watched.failing_writes.lock().extend([5000, 70]);
@@ -329,20 +320,15 @@ fn after_a_partial_write_all_records_are_written_again() {
     let error = rig.writer.sync().unwrap_err();
     assert!(matches!(error, WriteError::Create(_)) && error.to_string().contains(".seg: "), "{error}");
     // After a kill here, only the first message exists.
-    let recovered =
-        recover(&rig.bench.storage, rig.bench.dir.path(), SPOOL, &Checkpointed::default(), false).unwrap();
+    let recovered = rig.bench.inspect();
     assert_holds(&recovered, &[(1, b"one")]);
     assert_eq!(rig.writer.sync().unwrap().records.len(), 2);
-    let recovered = rig.bench.recover();
-    assert_holds(&recovered, &[(2, &[2; 9000])]);
-    assert_clean(&recovered);
+    rig.bench.recover_whole(&[(2, &[2; 9000])]);
 }
 
 #[test]
 fn a_disk_that_keeps_failing_does_not_use_up_the_journal() {
-    let mut rig = WriterRig::new();
-    rig.put(1, b"one");
-    rig.writer.sync().unwrap();
+    let mut rig = WriterRig::holding_one();
     rig.put(2, b"two");
     // Preparing the new files succeeds: their second sync fails.
     for _ in 0..40 {
@@ -352,9 +338,7 @@ fn a_disk_that_keeps_failing_does_not_use_up_the_journal() {
     let files = std::fs::read_dir(rig.bench.dir.path()).unwrap().count();
     assert!(files <= 6, "{files} files");
     assert_eq!(rig.writer.sync().unwrap().records.len(), 1);
-    let recovered = rig.bench.recover();
-    assert_holds(&recovered, &[(1, b"one"), (2, b"two")]);
-    assert_clean(&recovered);
+    rig.bench.recover_whole(&[(1, b"one"), (2, b"two")]);
 }
 
 #[test]

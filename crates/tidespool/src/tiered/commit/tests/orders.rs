@@ -15,7 +15,6 @@ fn a_removal_is_not_written_before_the_store_that_it_removes() {
     for len in [LARGE, SMALL] {
         for replaces in [false, true] {
             let (mut rig, id, unrelated) = (CommitterRig::new(), SpoolId::new(), SpoolId::new());
-            rig.feed();
             rig.store(unrelated);
             rig.flush();
             rig.gather();
@@ -32,7 +31,6 @@ fn a_removal_is_not_written_before_the_store_that_it_removes() {
                 rig.gather();
             }
             rig.drain();
-            rig.check_loads();
         }
     }
 }
@@ -43,10 +41,8 @@ fn a_removal_is_not_written_before_the_store_that_it_removes() {
 fn a_version_that_replaces_a_due_one_keeps_its_turn() {
     for is_starved in [false, true] {
         let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
-        rig.feed();
         rig.wait(id, SMALL);
-        rig.gather();
-        rig.commit();
+        rig.turn();
         if is_starved {
             rig.starve();
             // The active segment has no room left.
@@ -62,11 +58,9 @@ fn a_version_that_replaces_a_due_one_keeps_its_turn() {
         assert!(rig.committer.executor.intake.drains().first_replaced.is_some(), "starved: {is_starved}");
         rig.feed();
         // Nothing else is due: no time has passed.
-        rig.gather();
-        rig.commit();
+        rig.turn();
         assert_eq!(rig.shared.table.oldest_dirty(), None, "starved: {is_starved}");
         rig.drain();
-        rig.check_loads();
     }
 }
 
@@ -77,24 +71,20 @@ fn a_version_that_replaces_a_due_one_keeps_its_turn() {
 fn an_older_version_that_comes_due_is_not_written_behind_a_newer_one() {
     for gives_up in [false, true] {
         let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
-        rig.feed();
         rig.store(id);
         rig.wait(id, SMALL);
         (0..4).for_each(|_| rig.wait(SpoolId::new(), MIDDLE));
-        rig.gather();
-        rig.commit();
+        rig.turn();
         assert!(rig.committer.executor.writer.is_syncing());
         rig.flush();
         for _ in 0..3 {
-            rig.gather();
-            rig.commit();
+            rig.turn();
             assert!(rig.committer.executor.intake.has_tickets());
         }
         if gives_up {
             rig.give_up(0);
         }
         rig.drain();
-        rig.check_loads();
     }
 }
 
@@ -104,14 +94,12 @@ fn an_older_version_that_comes_due_is_not_written_behind_a_newer_one() {
 #[test]
 fn a_flush_waits_for_all_that_was_dirty_whatever_the_order_of_versions_and_times() {
     let mut rig = CommitterRig::new();
-    rig.feed();
     rig.store_at_once(SpoolId::new(), SpoolId::new());
     assert!(rig.committer.executor.intake.has_tickets());
     rig.flush();
     // A large message is written alone, and before all others.
     rig.wait(SpoolId::new(), LARGE);
-    rig.gather();
-    rig.commit();
+    rig.turn();
     assert!(rig.committer.executor.intake.has_tickets());
     rig.check_flushes();
     rig.drain();
@@ -122,15 +110,13 @@ fn a_flush_waits_for_all_that_was_dirty_whatever_the_order_of_versions_and_times
 #[test]
 fn a_flush_waits_for_what_replaced_a_version() {
     let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
-    rig.feed();
     rig.store(id);
     let mut flush = rig.shared.commit_queue.flush(false);
     rig.gather();
     rig.store(id);
     rig.commit();
     assert!(flush.try_recv().is_err(), "nothing is durable");
-    rig.gather();
-    rig.commit();
+    rig.turn();
     assert!(flush.try_recv().is_ok());
     assert!(rig.shared.table.lock(&id).index.get(&id).is_some());
 }
@@ -148,7 +134,6 @@ fn a_flush_waits_for_some_version_of_what_is_replaced_again_and_again() {
             Some(false) => rig.store(id),
             None => {}
         };
-        rig.feed();
         rig.store(id);
         rig.drain();
         rig.store(id);
@@ -161,7 +146,6 @@ fn a_flush_waits_for_some_version_of_what_is_replaced_again_and_again() {
         }
         assert!(rig.all_flushes_are_done(), "every flush completes: plan {plan:b}");
         rig.drain();
-        rig.check_loads();
     }
 }
 
@@ -186,7 +170,6 @@ fn a_message_that_is_replaced_before_each_turn_is_written_eventually() {
     }
     assert!(rig.durable(&id).is_some());
     rig.drain();
-    rig.check_loads();
 }
 
 /// A pledged version, which would be written whatever replaces it, is removed, and no segment has
@@ -195,7 +178,6 @@ fn a_message_that_is_replaced_before_each_turn_is_written_eventually() {
 #[test]
 fn a_removal_does_not_wait_for_room_for_what_it_removes() {
     let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
-    rig.feed();
     rig.store(id);
     rig.drain();
     rig.store(id);
@@ -215,7 +197,6 @@ fn a_removal_does_not_wait_for_room_for_what_it_removes() {
     assert_eq!(rig.durable(&id), None);
     assert!(!rig.committer.executor.intake.has_tickets());
     rig.drain();
-    rig.check_loads();
 }
 
 /// Nothing is added to a batch that has to be retried. A message with a segment of its own was
@@ -225,7 +206,6 @@ fn nothing_joins_a_batch_that_has_to_be_tried_again() {
     for len in [SMALL, LARGE] {
         for first in [SMALL, LARGE] {
             let mut rig = CommitterRig::new();
-            rig.feed();
             rig.wait(SpoolId::new(), first);
             rig.gather();
             rig.disk.fails_batches.store(true, Ordering::SeqCst);
@@ -237,12 +217,10 @@ fn nothing_joins_a_batch_that_has_to_be_tried_again() {
             rig.remove(SpoolId::new());
             rig.flush();
             for _ in 0..3 {
-                rig.gather();
-                rig.commit();
+                rig.turn();
                 assert_eq!(rig.committer.executor.in_flight.taken().len(), taken, "{len} joins {first}");
             }
             rig.drain();
-            rig.check_loads();
         }
     }
 }
@@ -252,22 +230,19 @@ fn nothing_joins_a_batch_that_has_to_be_tried_again() {
 #[test]
 fn durable_stores_are_acknowledged_before_a_failed_write_is_reported() {
     let mut rig = CommitterRig::new();
-    rig.feed();
     (0..4).for_each(|_| rig.wait(SpoolId::new(), MIDDLE));
-    rig.gather();
-    rig.commit();
+    rig.turn();
     assert!(rig.committer.executor.writer.is_syncing());
     rig.end_syncs();
     rig.wait(SpoolId::new(), SMALL);
     rig.gather();
     assert_eq!(rig.outcome(0), None, "durable, but not published");
     rig.give_up_at_report(0);
-    rig.disk.is_full.store(true, Ordering::SeqCst);
+    rig.set_full(true);
     rig.disk.fails_writes.store(true, Ordering::SeqCst);
     rig.commit();
     assert!(matches!(rig.outcome(0), Some(Outcome::Durable(_))), "{:?}", rig.outcome(0));
     rig.drain();
-    rig.check_loads();
 }
 
 /// `cleanup` sealed the last segment on a full disk. No checkpoint had room, so that no segment
@@ -275,29 +250,24 @@ fn durable_stores_are_acknowledged_before_a_failed_write_is_reported() {
 #[test]
 fn the_last_segment_is_not_sealed_while_no_checkpoint_has_room() {
     let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
-    rig.feed();
     rig.wait(id, SMALL);
-    rig.gather();
-    rig.commit();
+    rig.turn();
     rig.starve();
     for is_full in [true, false] {
-        rig.disk.is_full.store(is_full, Ordering::SeqCst);
+        rig.set_full(is_full);
         let mut sealing = rig.shared.commit_queue.flush(true);
-        rig.gather();
-        rig.commit();
+        rig.turn();
         assert!(sealing.try_recv().is_ok());
         assert_eq!(rig.committer.executor.writer.active_generation().is_some(), is_full);
         if is_full {
             rig.remove(id);
             rig.flush();
-            rig.gather();
-            rig.commit();
+            rig.turn();
             assert_eq!(rig.durable(&id), None);
             assert!(rig.all_flushes_are_done());
         }
     }
     rig.drain();
-    rig.check_loads();
 }
 
 /// One step of a caller, the disk or the committer. Ids and stores are given by number.
@@ -348,7 +318,6 @@ proptest! {
     #[test]
     fn versions_of_an_id_are_written_in_their_order(steps in prop::collection::vec(step(), 1..80)) {
         let mut rig = CommitterRig::new();
-        rig.feed();
         let ids = [(); 3].map(|()| SpoolId::new());
         for step in steps {
             match step {
@@ -369,6 +338,5 @@ proptest! {
             rig.check_loads();
         }
         rig.drain();
-        rig.check_loads();
     }
 }

@@ -42,9 +42,19 @@ struct Expected {
     completed: oneshot::Receiver<()>,
 }
 
+/// The time of the model. Its start is late enough for the plan to subtract from it.
 #[derive(Debug)]
+struct ModelClock(Instant);
+
+impl Default for ModelClock {
+    fn default() -> Self {
+        Self(Instant::now() + EXPIRE * 10)
+    }
+}
+
+#[derive(Debug, Default)]
 struct World {
-    now: Instant,
+    clock: ModelClock,
     // The queues.
     arrivals: usize,
     dirty: BTreeMap<usize, DirtyVersion>,
@@ -105,55 +115,12 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self {
-            now: Instant::now() + EXPIRE * 10,
-            arrivals: 0,
-            dirty: BTreeMap::new(),
-            tickets: VecDeque::new(),
-            pledged: BTreeSet::new(),
-            replaced_pledges: Vec::new(),
-            drains: 0,
-            replaced: None,
-            aborts: 0,
-            is_dirty: false,
-            is_urgent: false,
-            is_flush_urgent: false,
-            is_over_limit: false,
-            has_other_under_way: false,
-            is_ending: false,
-            starved: false,
-            kicked: false,
-            flushes: Vec::new(),
-            seal: false,
-            entries: VecDeque::new(),
-            written: 0,
-            jobs: VecDeque::new(),
-            last: 0,
-            durable: 0,
-            has_room: true,
-            has_settled: false,
-            may_seal: true,
-            appended: Appended::default(),
-            mark_at: None,
-            completed: Vec::new(),
-            published: BTreeMap::new(),
-            aborted: 0,
-            abandoned: 0,
-            expected: Vec::new(),
-            version: 0,
-            failures: VecDeque::new(),
-            failed: None,
-            in_doubt: false,
-            failing: false,
-            pauses: 0,
-            sealed: 0,
-            is_finished: true,
-        }
+        Self { has_room: true, may_seal: true, is_finished: true, ..Self::default() }
     }
 
     fn store(&mut self, id: usize) {
         self.version += 1;
-        let version = DirtyVersion { version: self.version, at: self.now, has_ticket: false };
+        let version = DirtyVersion { version: self.version, at: self.clock.0, has_ticket: false };
         let replaced = self.dirty.insert(id, version);
         let lost = replaced.filter(|old| !old.has_ticket && self.pledged.contains(&old.version));
         self.replaced_pledges.extend(lost.map(|old| (id, old.version)));
@@ -229,7 +196,7 @@ impl World {
             if newest.is_some_and(|newest| newest.version == version) {
                 self.dirty.remove(&id);
             } else if !self.pledged.remove(&version) {
-                let at = newest.map_or(self.now, |newest| newest.at);
+                let at = newest.map_or(self.clock.0, |newest| newest.at);
                 let before = self.replaced.unwrap_or((at, drain));
                 self.replaced = Some((before.0.max(at), before.1.min(drain)));
                 self.pledged.extend(newest.map(|newest| newest.version));
@@ -271,7 +238,7 @@ impl World {
         self.is_finished = true;
         let synced: Vec<_> = self.entries.drain(..records).collect();
         if synced.iter().any(|entry| *entry != Entry::Mark) {
-            self.mark_at = Some(self.now + EXPIRE);
+            self.mark_at = Some(self.clock.0 + EXPIRE);
         }
         self.completed.extend(synced);
         (self.written, self.durable) = (self.written - records, self.durable + records as u64);
@@ -363,9 +330,9 @@ impl World {
             Step::Pause { until, for_room } => {
                 assert_eq!(for_room, self.failed == Some(Failure::NoSegment));
                 let pause = PAUSES.0 * 2_u32.pow(self.pauses.min(20));
-                assert_eq!(until - self.now, pause.min(PAUSES.1));
+                assert_eq!(until - self.clock.0, pause.min(PAUSES.1));
                 self.pauses += 1;
-                self.now = until;
+                self.clock.0 = until;
             }
         }
         Ok(())
@@ -393,7 +360,7 @@ impl World {
 
 impl Facts for World {
     fn now(&self) -> Instant {
-        self.now
+        self.clock.0
     }
     fn dirty_expire(&self) -> Duration {
         EXPIRE
@@ -511,16 +478,16 @@ fn fail(plan: &mut Plan, world: &mut World, failure: Failure) {
 fn check_wake(plan: &Plan, world: &World) {
     let wake_at = plan.wake_at(world);
     if world.failed.is_some() || (world.has_work() && !world.is_syncing() && !world.appended.blocked) {
-        assert!(wake_at.is_some_and(|at| at <= world.now), "work waits: {world:?}");
+        assert!(wake_at.is_some_and(|at| at <= world.clock.0), "work waits: {world:?}");
     } else {
-        let sleeps = world.is_ending || wake_at.is_none_or(|at| at > world.now);
+        let sleeps = world.is_ending || wake_at.is_none_or(|at| at > world.clock.0);
         assert!(sleeps, "the thread has nothing to do and does not sleep: {world:?}");
     }
     if world.has_work() || !world.expected.is_empty() {
         assert!(wake_at.is_some() || world.is_syncing(), "work or a flush waits: {world:?}");
     }
     if let Some(oldest) = world.oldest_dirty() {
-        let limit = (oldest + EXPIRE / 8 * 5).max(world.now);
+        let limit = (oldest + EXPIRE / 8 * 5).max(world.clock.0);
         assert!(world.kicked || wake_at.is_some_and(|at| at <= limit), "dirty data waits: {world:?}");
     }
     if world.mark_at.is_some() && !world.is_syncing() {
@@ -603,7 +570,7 @@ proptest! {
                 Event::Fill => world.has_room = false,
                 Event::MaySeal(may) => world.may_seal = may,
                 Event::Settle(settled) => world.has_settled = settled,
-                Event::Wait(time) => world.now += time,
+                Event::Wait(time) => world.clock.0 += time,
                 Event::Starve => world.starved = true,
                 Event::Pressure { is_flush_urgent, is_over_limit } => {
                     (world.is_urgent, world.kicked) = (true, true);
@@ -611,7 +578,7 @@ proptest! {
                 }
                 Event::OtherUnderWay(is) => world.has_other_under_way = is,
                 Event::End => {
-                    plan.end_by(world.now + EXPIRE);
+                    plan.end_by(world.clock.0 + EXPIRE);
                     world.is_ending = true;
                 }
             }
@@ -636,8 +603,8 @@ fn one_mark_follows_the_last_change() {
     let (mut plan, mut world) = (Plan::new(PAUSES), World::new());
     world.arrivals = 1;
     turn(&mut plan, &mut world, false);
-    assert_eq!(plan.wake_at(&world), Some(world.now + EXPIRE));
-    world.now += EXPIRE;
+    assert_eq!(plan.wake_at(&world), Some(world.clock.0 + EXPIRE));
+    world.clock.0 += EXPIRE;
     turn(&mut plan, &mut world, false);
     assert_eq!(world.entries, [Entry::Mark]);
     assert_eq!(plan.wake_at(&world), None);

@@ -1,8 +1,7 @@
 //! A test rig: a committer without threads, its callers, and a model of the expected state.
 
 use std::collections::BTreeMap;
-use std::io::{self, IoSlice};
-use std::path::Path;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,9 +15,9 @@ use tokio::sync::oneshot;
 use crate::Config;
 use crate::checkpoint::{Ballast, Presence};
 use crate::index::{DiskIndex, in_memory};
-use crate::journal::{FreeSegment, Pool, PoolSettings, Segments, Writer};
+use crate::journal::{FreeSegment, PAGE, Pool, PoolSettings, Segments, Writer};
 use crate::memory::{Dirty, Lane, Permit, Ticket};
-use crate::storage::{DiskRoom, OpenMode, OsStorage, Space, Storage, StorageFile};
+use crate::storage::{DiskRoom, Space, Storage, TestCall, TestStorage};
 use crate::tiered::calls::lookup;
 use crate::tiered::calls::remove::take_out;
 use crate::tiered::commit::in_flight::Taken;
@@ -34,90 +33,39 @@ pub(super) const MIDDLE: usize = 40 << 10;
 /// Larger than a segment.
 pub(super) const LARGE: usize = 300 << 10;
 
-/// A storage on the system's files. Writes to segments and syncs fail on request. Syncs do nothing
-/// else.
+/// The failures of the disk.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RigDisk {
     pub(super) fails_writes: Arc<AtomicBool>,
     /// Fails only the first batch in a segment. The preparation of the segment succeeds.
     pub(super) fails_batches: Arc<AtomicBool>,
     pub(super) fails_syncs: Arc<AtomicBool>,
-    /// There is no free space, and writes that fail say so.
-    pub(super) is_full: Arc<AtomicBool>,
+    is_full: Arc<AtomicBool>,
     /// A caller that gives up when the free space is asked for.
-    pub(super) gives_up: Arc<Mutex<Option<Arc<CommitState>>>>,
+    gives_up: Arc<Mutex<Option<Arc<CommitState>>>>,
 }
 
-#[derive(Debug)]
-struct RigFile(RigDisk, Arc<dyn StorageFile>);
-
 impl RigDisk {
-    fn check(&self, fails: &AtomicBool) -> io::Result<()> {
-        match fails.load(Ordering::SeqCst) {
-            true if self.is_full.load(Ordering::SeqCst) => Err(Errno::NOSPC.into()),
+    fn enter(&self, call: TestCall) -> io::Result<()> {
+        let is_set = |flag: &AtomicBool| flag.load(Ordering::SeqCst);
+        let fails = match call {
+            // The first batch is written together with the header page.
+            TestCall::Write { offset: 0, end } if end > PAGE && is_set(&self.fails_batches) => true,
+            TestCall::Write { .. } => is_set(&self.fails_writes),
+            TestCall::Sync => is_set(&self.fails_syncs),
+            TestCall::Space => {
+                if let Some(state) = &*self.gives_up.lock() {
+                    state.abandon();
+                }
+                false
+            }
+            TestCall::Open | TestCall::Allocate(_) => false,
+        };
+        match fails {
+            true if is_set(&self.is_full) => Err(Errno::NOSPC.into()),
             true => Err(io::Error::other("of this test")),
             false => Ok(()),
         }
-    }
-}
-
-impl Storage for RigDisk {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        OsStorage.create_dir(path)
-    }
-
-    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
-        Ok(Arc::new(RigFile(self.clone(), OsStorage.open(path, mode)?)))
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        OsStorage.list(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        OsStorage.rename(from, to)
-    }
-
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        OsStorage.remove_file(path)
-    }
-
-    fn space(&self, path: &Path) -> io::Result<Space> {
-        if let Some(state) = &*self.gives_up.lock() {
-            state.abandon();
-        }
-        let space = OsStorage.space(path)?;
-        Ok(if self.is_full.load(Ordering::SeqCst) { Space { free_bytes: 0, ..space } } else { space })
-    }
-
-    fn sync_dir(&self, _path: &Path) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl StorageFile for RigFile {
-    fn len(&self) -> io::Result<u64> {
-        self.1.len()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.1.read_at(buf, offset)
-    }
-
-    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        self.0.check(&self.0.fails_writes)?;
-        if bufs.first().is_some_and(|header| header.starts_with(b"TIDESEG1") && header[12] == 1) {
-            self.0.check(&self.0.fails_batches)?;
-        }
-        self.1.write_vectored_at(bufs, offset)
-    }
-
-    fn allocate(&self, len: u64) -> io::Result<()> {
-        self.1.allocate(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.check(&self.0.fails_syncs)
     }
 }
 
@@ -147,6 +95,7 @@ pub(super) struct CommitterRig {
     pub(super) shared: Arc<Shared>,
     pub(super) committer: Committer,
     pub(super) disk: RigDisk,
+    files: TestStorage,
     syncer: Arc<Syncer>,
     events: BTreeMap<SpoolId, Vec<DiskEvent>>,
     waiting: Vec<WaitingCaller>,
@@ -162,17 +111,12 @@ impl CommitterRig {
         const HOUR: Duration = Duration::from_secs(3600);
         let (dir, disk) = (tempfile::tempdir().unwrap(), RigDisk::default());
         let config = Config::new(dir.path()).dirty_expire(HOUR).memory_budget(1 << 30).dirty_limit(256 << 20);
-        let storage: Arc<dyn Storage> = Arc::new(disk.clone());
+        let failing = disk.clone();
+        let files = TestStorage::with(move |_, call| failing.enter(call));
+        let storage: Arc<dyn Storage> = Arc::new(files.clone());
         let (commit_queue, receiver) = commit_queue();
         storage.create_dir(&dir.path().join("journal")).unwrap();
-        let settings = PoolSettings {
-            dir: dir.path().join("journal"),
-            spool: [7; 16],
-            segment_size: 256 << 10,
-            capacity: 1 << 30,
-            keep_free: 0,
-            next_slot: 0,
-        };
+        let settings = PoolSettings::new(dir.path().join("journal"), [7; 16], 256 << 10, 1 << 30);
         let room = Arc::new(DiskRoom::new(storage.clone(), dir.path(), 0));
         let ballast = Arc::new(Ballast::new(storage.clone(), room.clone(), dir.path(), 0));
         let reports = Arc::new(Reports::new(commit_queue.clone(), Arc::default(), room));
@@ -202,10 +146,11 @@ impl CommitterRig {
         let writer = Writer::new(segments, 1);
         let mut committer = Committer::new(shared.clone(), syncer.clone(), receiver, writer);
         committer.plan = Plan::new((Duration::ZERO, Duration::ZERO));
-        Self {
+        let mut rig = Self {
             shared,
             committer,
             disk,
+            files,
             syncer,
             events: BTreeMap::new(),
             waiting: Vec::new(),
@@ -213,7 +158,9 @@ impl CommitterRig {
             flushes: Vec::new(),
             next_value: 1,
             _dir: dir,
-        }
+        };
+        rig.feed();
+        rig
     }
 
     fn note(&mut self, id: SpoolId, value: Option<u64>, waiting: Option<usize>) {
@@ -306,6 +253,11 @@ impl CommitterRig {
         });
     }
 
+    pub(super) fn turn(&mut self) {
+        self.gather();
+        self.commit();
+    }
+
     /// Runs the first half of a turn.
     pub(super) fn gather(&mut self) {
         let executor = &self.committer.executor;
@@ -339,6 +291,13 @@ impl CommitterRig {
         while let Some(job) = self.syncer.try_next() {
             self.shared.commit_queue.synced(syncer::run(job, &self.shared));
         }
+    }
+
+    /// Leaves no free space, and makes writes that fail say so. Or ends both.
+    pub(super) fn set_full(&mut self, is_full: bool) {
+        self.disk.is_full.store(is_full, Ordering::SeqCst);
+        let full = Space { total_bytes: 1 << 40, ..Space::default() };
+        self.files.set_space(is_full.then_some(full));
     }
 
     /// Takes all free segments.
@@ -413,19 +372,19 @@ impl CommitterRig {
         }
     }
 
-    /// Runs turns until everything is durable, on a disk that works.
+    /// Runs turns until everything is durable, on a disk that works. Checks the loads then.
     pub(super) fn drain(&mut self) {
-        let disk = &self.disk;
-        for fails in [&disk.fails_writes, &disk.fails_batches, &disk.fails_syncs, &disk.is_full] {
+        for fails in [&self.disk.fails_writes, &self.disk.fails_batches, &self.disk.fails_syncs] {
             fails.store(false, Ordering::SeqCst);
         }
+        self.set_full(false);
         for _ in 0..1_000 {
             self.feed();
             self.end_syncs();
             self.flush();
-            self.gather();
-            self.commit();
+            self.turn();
             if self.committer.executor.is_drained() {
+                self.check_loads();
                 return;
             }
         }
