@@ -167,8 +167,8 @@ mod varint;
 mod whole_text;
 
 pub use config::{
-    BacklogRefusal, Config, ConfigError, ConfigPlace, Durability, HealthConfig, HealthSignal, MinFree,
-    PressureConfig,
+    BacklogRefusal, Config, ConfigError, ConfigPlace, Durability, HealthCause, HealthConfig, HealthSignal,
+    MinFree, PressureConfig,
 };
 pub use memory::keep_the_heap_small;
 pub use pressure::{Level as PressureLevel, PressureMonitor, PressureReading, Source as PressureSource};

@@ -135,7 +135,7 @@ impl Shared {
             presence: parts.presence,
             protection: parts.protection,
             stats: parts.stats,
-            gate: HealthGate::default(),
+            gate: HealthGate::new(&config.health.reported_causes),
             probe: Probe::default(),
             storage: parts.storage,
             readers: parts.readers,
@@ -294,7 +294,7 @@ impl Shared {
             journal_segments_free: free,
             journal_segments_in_use: in_use,
             journal_segments_retained: all.len() as u64 - in_use,
-            unhealthy: self.gate.cause(),
+            unhealthy: self.gate.signal(),
             shut_down: self.gate.is_closed(),
         };
         self.stats.snapshot(gauges)
