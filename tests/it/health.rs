@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tidespool::{BacklogRefusal, Config, Durability, HealthConfig, HealthSignal, TieredSpool};
+use tidespool::{BacklogRefusal, Config, Durability, HealthCause, HealthConfig, HealthSignal, TieredSpool};
 use tidespool_core::{Closed, NotFound, Spool, SpoolCallerDeadlineExceeded, SpoolId, SpoolUnhealthyError};
 use tidespool_testkit::faults::{Call, Fault};
 use tidespool_testkit::{payload, wait};
@@ -113,6 +113,42 @@ async fn a_backlog_rejects_the_configured_stores() {
         healthy(spool.as_ref()).await;
         stop(spool).await;
     }
+}
+
+/// A cause that is not reported refuses stores, those that wait as well, and gives no reason. It is
+/// reported from the moment on at which the setting lists it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cause_that_is_not_reported_refuses_stores_without_a_reason() {
+    let reported = |config, causes| health(config, |health| health.reported_causes(causes));
+    let broken = Broken::new(|config| {
+        let config = config.checkpoint_after(HOUR).dirty_limit(MIB).store_deadline(HOUR);
+        let config = health(config, |health| health.backlog_latch_after(Duration::ZERO).dirty_age(HOUR));
+        reported(config, vec![HealthCause::Broken])
+    });
+    let spool = broken.start().await;
+    let mut changes = spool.health_changes();
+    broken.disk.inject(committing(Fault::on(Call::Sync)).block());
+    put(spool.as_ref(), 100, false).await;
+    wait::until("the sync hangs", || broken.disk.blocked() == 1).await;
+    for len in NEARLY_A_MIB {
+        put(spool.as_ref(), len, false).await;
+    }
+    let waits = begin(&spool, SpoolId::new(), 1, LARGE, None);
+    let error = wait::bounded("the waiting store is refused", waits).await.unwrap().unwrap_err();
+    assert!(error.root_cause().is::<SpoolUnhealthyError>(), "{error:#}");
+    shut_for(&spool, HealthSignal::DirtyBytes).await;
+    assert_eq!((spool.health_cause(), spool.unhealthy_reason()), (Some(HealthCause::Backlog), None));
+    assert_refused(&spool, false).await;
+    assert!(!changes.has_changed().unwrap());
+
+    let config = Config::clone(&spool.config());
+    spool.reconfigure(reported(config, vec![HealthCause::Broken, HealthCause::Backlog])).unwrap();
+    assert_eq!(spool.unhealthy_reason(), Some(BACKLOG));
+    assert_eq!(*changes.borrow_and_update(), Some(BACKLOG));
+    broken.disk.release();
+    healthy(spool.as_ref()).await;
+    assert_eq!(spool.health_cause(), None);
+    stop(spool).await;
 }
 
 /// With synced stores only, memory holds no dirty bytes. Stores that wait for the disk count as

@@ -3,7 +3,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tidespool::{Gauges, PressureConfig, PressureLevel, PressureMonitor, PressureSource, TieredSpool};
+use tidespool::{
+    Config, Gauges, HealthCause, HealthConfig, PressureConfig, PressureLevel, PressureMonitor,
+    PressureSource, TieredSpool,
+};
 use tidespool_core::SpoolId;
 use tidespool_testkit::wait;
 
@@ -113,11 +116,18 @@ async fn the_spool_shrinks_and_grows_back() {
 
     machine.uses(950);
     until_level(&spool, PressureLevel::Critical).await;
+    // Pressure refuses no store, and is reported only if it is listed.
+    wait::until("the cause is known", || spool.health_cause() == Some(HealthCause::Pressure)).await;
+    assert_eq!(spool.unhealthy_reason(), None);
     let during = put(spool.as_ref(), LEN, false).await;
     assert_holds(spool.as_ref(), during, LEN).await;
+    let health = HealthConfig::default().reported_causes(vec![HealthCause::Pressure]);
+    spool.reconfigure(Config::clone(&spool.config()).health(health)).unwrap();
+    assert_eq!(spool.unhealthy_reason(), Some("the spool is short of resources"));
 
     machine.uses(500);
     until_level(&spool, PressureLevel::Normal).await;
+    wait::until("nothing is wrong", || spool.health_cause().is_none()).await;
     // A difference of an eighth does not cause another resize.
     let size = before.cache_capacity / 8 * 7;
     until(&spool, "the cache has its size back", |now| now.cache_capacity >= size).await;

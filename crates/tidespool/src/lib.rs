@@ -167,7 +167,8 @@ mod varint;
 mod whole_text;
 
 pub use config::{
-    BacklogRefusal, Config, ConfigError, ConfigPlace, Durability, HealthConfig, HealthSignal, MinFree,
+    BacklogRefusal, Config, ConfigError, ConfigPlace, Durability, HealthCause, HealthConfig, HealthSignal,
+    MinFree,
 };
 pub use memory::keep_the_heap_small;
 pub use stats::{Gauges, Latency, StatsSnapshot};

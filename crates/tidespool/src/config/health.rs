@@ -42,6 +42,28 @@ pub enum HealthSignal {
     DirtyAge,
 }
 
+/// What is wrong with a spool: the class of the worst [`HealthSignal`], or memory pressure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum HealthCause {
+    /// A disk error, damage, a lost file, a stalled checkpoint or a dead thread. Stores are
+    /// refused.
+    Broken,
+    /// The file system is nearly full. Stores are refused. Removals work, and free space.
+    Space,
+    /// Data arrives faster than the disk accepts it. Stores are refused as
+    /// [`backlog_refusal`](HealthConfig::backlog_refusal) says.
+    Backlog,
+    /// The memory-pressure level is critical, and nothing else is wrong. No store is refused: each
+    /// waits for room in the smaller dirty limit.
+    Pressure,
+    /// The spool is shut down. Not a value of
+    /// [`reported_causes`](HealthConfig::reported_causes): a shutdown is always reported.
+    #[serde(skip)]
+    ShutDown,
+}
+
 /// Which stores are refused while a backlog is the only signal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -81,6 +103,15 @@ pub struct HealthConfig {
     ///
     /// Default = `all`. Bounds: `all` or `synced`.
     pub backlog_refusal: BacklogRefusal,
+
+    /// The causes for which `unhealthy_reason` returns a reason. It returns `None` for a cause that
+    /// is not listed, although stores are refused: see [`HealthCause`].
+    /// [`health_cause`](crate::TieredSpool::health_cause) returns all causes. For a server that
+    /// also stops deliveries while there is a reason: deliveries end a lack of space and a backlog.
+    ///
+    /// Default = `broken`, `space`, `backlog`. Bounds: any of `broken`, `space`, `backlog`,
+    /// `pressure`.
+    pub reported_causes: Vec<HealthCause>,
 
     /// How long a backlog (dirty bytes, dirty age, no free segment) has to last before the gate
     /// closes. During a shorter burst, stores wait instead.
@@ -174,6 +205,7 @@ impl Default for HealthConfig {
         Self {
             dirty_age: None,
             backlog_refusal: BacklogRefusal::default(),
+            reported_causes: vec![HealthCause::Broken, HealthCause::Space, HealthCause::Backlog],
             backlog_latch_after: Duration::from_secs(2),
             backlog_unlatch_after: Duration::from_secs(5),
             hard_latch_after: Duration::ZERO,
@@ -187,9 +219,13 @@ impl Default for HealthConfig {
     }
 }
 
+/// `setters!` takes a type of one word.
+type Causes = Vec<HealthCause>;
+
 setters! { HealthConfig {
     dirty_age: some Duration,
     backlog_refusal: BacklogRefusal,
+    reported_causes: Causes,
     backlog_latch_after: Duration,
     backlog_unlatch_after: Duration,
     hard_latch_after: Duration,

@@ -28,7 +28,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use error::{ConfigError, ConfigPlace};
-pub use health::{BacklogRefusal, HealthConfig, HealthSignal};
+pub use health::{BacklogRefusal, HealthCause, HealthConfig, HealthSignal};
 pub use min_free::MinFree;
 use setters::setters;
 use tidespool_pressure::PressureConfig;
@@ -97,6 +97,7 @@ pub enum Durability {
 /// [health]
 /// dirty_age = "5s"                  # default: 10 times dirty_expire
 /// backlog_refusal = "all"           # all, synced
+/// reported_causes = ["broken", "space", "backlog"]    # broken, space, backlog, pressure
 /// backlog_latch_after = "2s"
 /// backlog_unlatch_after = "5s"
 /// hard_latch_after = "0s"

@@ -7,7 +7,9 @@ use proptest::prelude::*;
 use super::duration::YEAR;
 use super::size::{GIB, KIB, MIB, TIB};
 use super::validate::{Setting, settings};
-use super::{BacklogRefusal, Config, ConfigError, Durability, HealthConfig, MinFree, PressureConfig};
+use super::{
+    BacklogRefusal, Config, ConfigError, Durability, HealthCause, HealthConfig, MinFree, PressureConfig,
+};
 
 fn config() -> Config {
     Config::new("/spool")
@@ -100,6 +102,7 @@ fn everything_set() -> Config {
                 .dirty_age(Duration::from_secs(20))
                 .backlog_latch_after(Duration::from_secs(21))
                 .backlog_refusal(BacklogRefusal::Synced)
+                .reported_causes(vec![HealthCause::Pressure])
                 .backlog_unlatch_after(Duration::from_secs(23))
                 .hard_latch_after(Duration::from_secs(24))
                 .hard_unlatch_after(Duration::from_secs(25))
@@ -139,6 +142,7 @@ critical = 0.17
 [health]
 dirty_age = "20s"
 backlog_refusal = "synced"
+reported_causes = ["pressure"]
 backlog_latch_after = "21s"
 backlog_unlatch_after = "23s"
 hard_latch_after = "24s"
@@ -310,6 +314,18 @@ fn a_value_of_the_wrong_kind_is_rejected_with_an_example_and_the_bounds() {
         ("read_threads = -1", "a whole number from 1 to 64"),
         ("pressure.critical = \"half\"", "a number above 0 and at most 1"),
         ("pressure.enabled = 1", "true or false"),
+        (
+            "health.reported_causes = \"space\"",
+            "a list such as [\"broken\", \"space\"], any of \"broken\", \"space\", \"backlog\", \"pressure\"",
+        ),
+        (
+            "health.reported_causes = [ \"disk\" ]",
+            "a list such as [\"broken\", \"space\"], any of \"broken\", \"space\", \"backlog\", \"pressure\"",
+        ),
+        (
+            "health.reported_causes = [ \"shut_down\" ]",
+            "a list such as [\"broken\", \"space\"], any of \"broken\", \"space\", \"backlog\", \"pressure\"",
+        ),
         (
             "health.min_free = \"half\"",
             "a size such as \"256MiB\", a whole number of bytes, or a percentage such as \"5%\", \

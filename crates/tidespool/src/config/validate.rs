@@ -32,6 +32,7 @@ const SIZE: &str = "a size such as \"256MiB\", or a whole number of bytes, ";
 const TIME: &str = "a time with its unit, such as \"500ms\" or \"1m 30s\", ";
 const SPACE: &str = "a size such as \"256MiB\", a whole number of bytes, or a percentage such as \"5%\", ";
 const COUNT: &str = "a whole number ";
+const CAUSES: &str = "a list such as [\"broken\", \"space\"], ";
 const NAME: &str = "";
 
 impl Config {
@@ -120,6 +121,12 @@ fn health(health: &HealthConfig, dirty_expire: Duration) -> Vec<Setting> {
     vec![
         dirty_age,
         setting("health.backlog_refusal", NAME, "\"all\" or \"synced\"", None::<u8>),
+        setting(
+            "health.reported_causes",
+            CAUSES,
+            "any of \"broken\", \"space\", \"backlog\", \"pressure\"",
+            None::<u8>,
+        ),
         latch("health.backlog_latch_after", health.backlog_latch_after),
         unlatch("health.backlog_unlatch_after", health.backlog_unlatch_after),
         latch("health.hard_latch_after", health.hard_latch_after),

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use crate::HealthSignal;
+use crate::{HealthCause, HealthSignal};
 
 impl HealthSignal {
     /// All signals, in the order of their discriminants: the worst is first.
@@ -18,24 +18,34 @@ impl HealthSignal {
         Self::DirtyAge,
     ];
 
-    /// The text that a caller may show to its clients. It names no internals.
-    pub(crate) fn reason(self) -> &'static str {
+    /// What is wrong while this signal is active.
+    #[must_use]
+    pub fn cause(self) -> HealthCause {
         match self {
-            Self::JournalErrors
-            | Self::DeadWorker
+            Self::DeadWorker
             | Self::Damage
             | Self::LostFiles
+            | Self::JournalErrors
             | Self::SledErrors
             | Self::ReadErrors
-            | Self::StalledCheckpoint => "the spool is not accepting writes",
-            Self::LowSpace => "the spool is short of disk space",
-            Self::NoFreeSegment | Self::DirtyBytes | Self::DirtyAge => "the spool is catching up",
+            | Self::StalledCheckpoint => HealthCause::Broken,
+            Self::LowSpace => HealthCause::Space,
+            Self::NoFreeSegment | Self::DirtyBytes | Self::DirtyAge => HealthCause::Backlog,
+        }
+    }
+
+    /// The text that a caller may show to its clients. It names no internals.
+    pub(crate) fn reason(self) -> &'static str {
+        match self.cause() {
+            HealthCause::Space => "the spool is short of disk space",
+            HealthCause::Backlog => "the spool is catching up",
+            _ => "the spool is not accepting writes",
         }
     }
 
     /// True for a backlog: data arrives faster than the disk accepts it, and nothing is broken.
     pub(crate) fn is_backlog(self) -> bool {
-        matches!(self, Self::NoFreeSegment | Self::DirtyBytes | Self::DirtyAge)
+        self.cause() == HealthCause::Backlog
     }
 
     /// The name in the metrics.

@@ -33,7 +33,7 @@ use state::Shared;
 use crate::damage::Damage;
 use crate::storage::{OsStorage, Storage};
 use crate::whole_text::{whole, whole_of};
-use crate::{Config, ConfigError, PressureMonitor, StatsSnapshot, watch};
+use crate::{Config, ConfigError, HealthCause, PressureMonitor, StatsSnapshot, watch};
 
 /// The tiered spool. See the [crate's documentation](crate) for what it promises.
 ///
@@ -249,7 +249,17 @@ impl TieredSpool {
     /// ```
     #[must_use]
     pub fn health_changes(&self) -> watch::Receiver<Option<&'static str>> {
-        self.shared.gate.changes()
+        self.shared.gate.reasons()
+    }
+
+    /// What is wrong with the spool, also if `unhealthy_reason` does not report it. `None` while it
+    /// is healthy. As cheap as [`unhealthy_reason`](Spool::unhealthy_reason): one atomic read.
+    ///
+    /// [`reported_causes`](crate::HealthConfig::reported_causes) selects what `unhealthy_reason`
+    /// reports. [`StatsSnapshot`] has the exact [`HealthSignal`](crate::HealthSignal).
+    #[must_use]
+    pub fn health_cause(&self) -> Option<HealthCause> {
+        self.shared.gate.cause()
     }
 
     /// Returns all counters and gauges. Takes each shard's lock for a moment: call it for

@@ -92,7 +92,7 @@ mod tests {
     /// shut.
     #[test]
     fn a_panic_of_the_health_thread_shuts_the_gate() {
-        let gate = HealthGate::default();
+        let gate = HealthGate::new(&[]);
         drop(ShutGateOnPanic(&gate));
         assert!(gate.is_open());
         let died = std::thread::scope(|scope| {
@@ -103,6 +103,6 @@ mod tests {
             watch.join()
         });
         assert!(died.is_err());
-        assert_eq!(gate.cause(), Some(HealthSignal::DeadWorker));
+        assert_eq!(gate.signal(), Some(HealthSignal::DeadWorker));
     }
 }

@@ -48,6 +48,7 @@ impl Relief for SpoolRelief {
 
     fn level_changed(&self, level: Level) {
         *self.0.pressure_level.lock() = level;
+        self.0.gate.set_critical(level == Level::Critical);
         self.0.stats.pressure_changed();
     }
 

@@ -19,7 +19,7 @@ use crate::memory::{Dirty, Lane, Permit, Ticket};
 use crate::stats::Refusal;
 use crate::tiered::state::{Arrival, CommitQueue, CommitState, Outcome, Shared};
 use crate::timer::{Timer, WithDeadline};
-use crate::{BacklogRefusal, Durability, HealthSignal};
+use crate::{BacklogRefusal, Durability, HealthCause};
 
 /// How much longer than its deadline a store waits for the disk's result, if its record is
 /// appended.
@@ -195,13 +195,15 @@ fn refusal(shared: &Shared, synced: bool) -> Option<Refused> {
 
 #[cold]
 fn refusal_of_shut_gate(shared: &Shared, synced: bool) -> Option<Refused> {
-    // A shutdown shuts the gate, too, but its callers get `Closed`.
-    if shared.gate.is_closed() {
-        return Some(Refused::Closed);
-    }
-    let is_backlog = shared.gate.cause().is_none_or(HealthSignal::is_backlog);
-    let is_refused =
-        !is_backlog || synced || shared.config.load().health.backlog_refusal == BacklogRefusal::All;
+    let is_refused = match shared.gate.cause() {
+        // Under memory pressure the budget makes stores wait.
+        None | Some(HealthCause::Pressure) => false,
+        Some(HealthCause::ShutDown) => return Some(Refused::Closed),
+        Some(HealthCause::Backlog) => {
+            synced || shared.config.load().health.backlog_refusal == BacklogRefusal::All
+        }
+        Some(HealthCause::Broken | HealthCause::Space) => true,
+    };
     is_refused.then_some(Refused::Unhealthy)
 }
 
@@ -211,7 +213,7 @@ const fn lane_of(synced: bool) -> Lane {
 
 /// Waits until the health gate refuses this store, and returns the reason.
 async fn refused_by_gate(shared: &Shared, synced: bool) -> Refused {
-    let mut changes = shared.gate.changes();
+    let mut changes = shared.gate.states();
     loop {
         if let Some(refused) = refusal(shared, synced) {
             return refused;

@@ -130,7 +130,7 @@ impl Shared {
             presence: parts.presence,
             protection: parts.protection,
             stats: parts.reports.stats.clone(),
-            gate: HealthGate::default(),
+            gate: HealthGate::new(&config.health.reported_causes),
             probe: Probe::default(),
             storage: parts.storage,
             readers: Readers::new(parts.worker_dead.clone()),
@@ -289,7 +289,7 @@ impl Shared {
             journal_segments_free: free,
             journal_segments_in_use: in_use,
             journal_segments_retained: all.len() as u64 - in_use,
-            unhealthy: self.gate.cause(),
+            unhealthy: self.gate.signal(),
             shut_down: self.gate.is_closed(),
         };
         self.stats.snapshot(gauges)
