@@ -3,11 +3,9 @@
 # between the files and folders within each of them. Tests are left out, and `mod.rs`, which names
 # what is below it. Exit status 1 if there is a cycle: it is printed with its imports.
 #
-# Usage: tools/cycles.sh [--all]   Without --all, cycles within the folders in KNOWN are accepted.
+# Usage: tools/cycles.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../crates"
-
-KNOWN=""
 
 # Lines "folder from to file": a file below folder/from imports something below folder/to. In the
 # current directory.
@@ -114,7 +112,6 @@ found=0
 for crate in tidespool pressure; do
     all="$(cd "$crate/src" && imports)"
     for folder in $(cut -d' ' -f1 <<<"$all" | sort -u); do
-        [[ "${1:-}" != --all && " $KNOWN " == *" $folder "* ]] && continue
         edges="$(awk -v folder="$folder" '$1 == folder' <<<"$all")"
         if ! loop="$(cut -d' ' -f2,3 <<<"$edges" | tsort 2>&1 >/dev/null)"; then
             found=1

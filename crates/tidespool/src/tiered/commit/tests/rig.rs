@@ -59,7 +59,7 @@ impl RigDisk {
                 }
                 false
             }
-            TestCall::Open | TestCall::Allocate(_) => false,
+            TestCall::Open | TestCall::Allocate(_) | TestCall::Read { .. } => false,
         };
         match fails {
             true if is_set(&self.is_full) => Err(Errno::NOSPC.into()),
