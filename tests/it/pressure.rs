@@ -7,7 +7,7 @@ use tidespool::{
     Config, Gauges, HealthCause, HealthConfig, PressureConfig, PressureLevel, PressureMonitor,
     PressureSource, TieredSpool,
 };
-use tidespool_core::SpoolId;
+use tidespool_core::{Spool, SpoolId};
 use tidespool_testkit::wait;
 
 use crate::setup::{KIB, MIB, Tiered, assert_holds, put, stop};

@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn all_points_are_each_call_once_a_kind() {
         let plan = Plan::all(OF, Kind::all());
-        assert_eq!(plan.points.len(), 9 * 100 + 2 * 30 + 20);
+        assert_eq!(plan.points.len(), 9 * 100 + 2 * 30 + 2 * 20);
     }
 
     #[test]
