@@ -47,6 +47,7 @@ mod value_log;
 mod verifier;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 
 use tidespool_core::SpoolId;
@@ -123,11 +124,19 @@ impl CheckpointError {
     pub(crate) fn is_full_disk(&self) -> bool {
         match self {
             Self::Engine(IndexError::Engine { kind, .. }) => kind.is_some_and(is_no_room_kind),
-            Self::Manifest(ManifestError::Io { source, .. })
-            | Self::Rewrite(source)
-            | Self::Restore(source) => is_no_room(source),
             Self::NoRoom { .. } | Self::FileLimit { .. } => true,
-            _ => false,
+            error => error.of_own_file().is_some_and(is_no_room),
+        }
+    }
+
+    /// Returns the error of a file that the spool writes itself.
+    pub(crate) fn of_own_file(&self) -> Option<&io::Error> {
+        match self {
+            Self::Manifest(ManifestError::Io { source, .. })
+            | Self::Liveness(LivenessError::Io { source, .. })
+            | Self::Rewrite(source)
+            | Self::Restore(source) => Some(source),
+            _ => None,
         }
     }
 }

@@ -8,9 +8,7 @@ use std::time::Duration;
 use tidespool_core::SpoolId;
 
 use super::commit_queue::CommitQueue;
-use crate::checkpoint::{
-    CheckpointError, CheckpointEvents, CheckpointRequests, ManifestError, PresenceEvents,
-};
+use crate::checkpoint::{CheckpointError, CheckpointEvents, CheckpointRequests, PresenceEvents};
 use crate::journal::PoolEvents;
 use crate::rate_limit::RateLimit;
 use crate::stats::{Site, Stats};
@@ -75,12 +73,10 @@ impl CheckpointEvents for Reports {
             | CheckpointError::Restore(_) => Site::Manifest,
             CheckpointError::Segment(_) => Site::JournalRead,
         };
-        match error {
-            CheckpointError::Manifest(ManifestError::Io { source, .. })
-            | CheckpointError::Rewrite(source)
-            | CheckpointError::Restore(source) => self.room.note(source),
-            error if error.is_full_disk() => self.room.note_no_room(),
-            _ => {}
+        match error.of_own_file() {
+            Some(source) => self.room.note(source),
+            None if error.is_full_disk() => self.room.note_no_room(),
+            None => {}
         }
         self.stats.disk_error(site);
         tracing::error!(%error, "a checkpoint or a verification failed: the checkpoint will be retried");
@@ -145,6 +141,7 @@ mod tests {
 
     use super::super::commit_queue::commit_queue;
     use super::*;
+    use crate::checkpoint::LivenessError;
     use crate::storage::{Space, TestCall, TestStorage};
 
     /// Returns a storage that reports free space and fails to open any file with `EDQUOT`.
@@ -162,7 +159,14 @@ mod tests {
         let own = || io::Error::new(io::ErrorKind::StorageFull, "too little free space would remain");
         let systems = || io::Error::from(Errno::DQUOT);
         for (is_known, source) in [(false, own as fn() -> io::Error), (true, systems)] {
-            for error in [CheckpointError::Rewrite(source()), CheckpointError::Restore(source())] {
+            let path = dir.path().to_owned();
+            let liveness = LivenessError::Io { doing: "writing", path, source: source() };
+            for error in [
+                CheckpointError::Rewrite(source()),
+                CheckpointError::Restore(source()),
+                CheckpointError::Liveness(liveness),
+            ] {
+                assert!(error.is_full_disk(), "{error}");
                 let reports = Reports::new(commit_queue().0, Arc::default(), room());
                 reports.failed(&error);
                 assert_eq!(reports.room.is_still_used_up(), is_known, "{error}");
