@@ -157,6 +157,7 @@ pub mod inspect;
 mod journal;
 mod mailbox;
 mod memory;
+mod message_id;
 mod rate_limit;
 mod stats;
 pub mod storage;
@@ -180,6 +181,6 @@ pub use tidespool_pressure::{
     Level as PressureLevel, PressureConfig, PressureMonitor, Reading as PressureReading,
     Source as PressureSource,
 };
-pub use tiered::{RecoveryReport, TieredSpool};
+pub use tiered::{RecoveryReport, SpoolNameError, Tidespool, TieredSpool};
 /// The channel of [`TieredSpool::health_changes`].
 pub use tokio::sync::watch;

@@ -360,7 +360,7 @@ impl Checkpointer {
 
     /// Returns the index change for an id. `None` if the record is not the newest one.
     fn op(&self, key: &Key, newest: &NewestRecord) -> Option<IndexOp> {
-        if !self.source.is_newest(&key.id(), newest.seq) {
+        if !self.source.is_newest(&key.message(), newest.seq) {
             return None;
         }
         let change = match newest.place {

@@ -18,14 +18,15 @@ use crate::storage::{
     Loss, OpenMode, Storage, StorageFile, at, is_no_room, loss_of, read_exact_at, write_all_at,
 };
 
-/// The highest key of each class that was ever checkpointed. Ids above it are not in the index, so
-/// most removes need no record.
+/// The highest key of each class that was ever checkpointed, whatever its spool. Ids above it are
+/// not in the index, so most removes need no record.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct HighKeys([Option<Key>; 3]);
 
 impl HighKeys {
     /// Raises the bound of the key's class to the key.
     pub(crate) fn raise(&mut self, key: Key) {
+        let key = key.without_spool();
         let bound = &mut self.0[class_number(key.class())];
         *bound = (*bound).max(Some(key));
     }
@@ -41,7 +42,7 @@ impl HighKeys {
         match (key.class(), self.0[class_number(key.class())]) {
             (_, None) => false,
             (KeyClass::Timeless, Some(_)) => true,
-            (_, Some(high)) => *key <= high,
+            (_, Some(high)) => key.without_spool() <= high,
         }
     }
 }
@@ -339,15 +340,14 @@ fn parse(slot: &[u8]) -> Result<(SlotHead, Manifest), String> {
 
 #[cfg(test)]
 mod tests {
-    use tidespool_core::SpoolId;
-
     use super::*;
+    use crate::message_id::MessageId;
     use crate::storage::OsStorage;
 
     fn sample() -> Manifest {
         let mut high = HighKeys::default();
-        high.raise(Key::of(&"017F22E2-79B0-7CC3-98C4-DC0C0C07398F".parse().unwrap()));
-        high.raise(Key::of(&SpoolId::from_bytes([9; 16])));
+        high.raise(Key::of(&MessageId::of_test("017F22E2-79B0-7CC3-98C4-DC0C0C07398F".parse().unwrap())));
+        high.raise(Key::of(&MessageId::from_bytes([9; 16])));
         let retained = BTreeMap::from([(3, Retained { size: 1 << 20, live_bytes: 77, live: 2 })]);
         let tally = Tally { records: 5, digest: 6 };
         Manifest {
@@ -445,11 +445,11 @@ mod tests {
     #[test]
     fn an_id_above_every_checkpointed_key_is_not_in_the_index() {
         let mut high = HighKeys::default();
-        let (older, newer) = (Key::of(&SpoolId::new()), Key::of(&SpoolId::new()));
+        let (older, newer) = (Key::of(&MessageId::random()), Key::of(&MessageId::random()));
         assert!(!high.may_have(&older));
         high.raise(older);
         assert!(high.may_have(&older) && !high.may_have(&newer));
-        let timeless = [Key::of(&SpoolId::from_bytes([9; 16])), Key::of(&SpoolId::from_bytes([11; 16]))];
+        let timeless = [Key::of(&MessageId::from_bytes([9; 16])), Key::of(&MessageId::from_bytes([11; 16]))];
         assert!(!high.may_have(&timeless[1]));
         high.raise(timeless[0]);
         assert!(high.may_have(&timeless[1]), "such ids have no order");

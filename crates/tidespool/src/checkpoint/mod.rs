@@ -50,7 +50,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
-use tidespool_core::SpoolId;
+use crate::message_id::MessageId;
 
 pub(crate) use ballast::Ballast;
 pub(crate) use checkpointer::{CheckpointSettings, Checkpointer, Retry};
@@ -85,11 +85,11 @@ pub(crate) trait LiveIndex: Send + Sync {
     fn survey(&self) -> Survey;
 
     /// True while this record is the newest of its id.
-    fn is_newest(&self, id: &SpoolId, seq: u64) -> bool;
+    fn is_newest(&self, id: &MessageId, seq: u64) -> bool;
 
     /// Returns true while memory has a version of this id that is dirty or not checkpointed, or its
     /// removal. Then the version in the index is not the newest.
-    fn has_in_memory(&self, id: &SpoolId) -> bool;
+    fn has_in_memory(&self, id: &MessageId) -> bool;
 
     /// Announces that keys up to these bounds are about to be checkpointed: removals of such ids
     /// must be written from now on.
@@ -112,7 +112,7 @@ pub(crate) trait CheckpointEvents: Send + Sync {
     /// The manifest or a segment could not be read or written.
     fn failed(&self, error: &CheckpointError);
     /// A damaged message was found.
-    fn found_damage(&self, id: &SpoolId, what: &str);
+    fn found_damage(&self, id: &MessageId, what: &str);
     /// The index was rebuilt and holds `messages` messages.
     fn rebuilt(&self, messages: u64, took: std::time::Duration);
     /// `messages` messages are lost.

@@ -66,7 +66,7 @@ struct PresenceState {
 /// The files that a [`Presence`] checks.
 pub(crate) struct Watched {
     pub(crate) storage: Arc<dyn Storage>,
-    pub(crate) home: Box<dyn DirectoryCheck>,
+    pub(crate) home: Arc<dyn DirectoryCheck>,
     pub(crate) segments: Arc<Segments>,
     pub(crate) manifest_file: Arc<ManifestFile>,
     pub(crate) ballast: Arc<Ballast>,
@@ -238,7 +238,7 @@ impl Presence {
         durable: Arc<DiskIndex>,
     ) -> Self {
         Self::new(Watched {
-            home: Box::new(NeverLost),
+            home: Arc::new(NeverLost),
             segments,
             manifest_file: Arc::new(ManifestFile::new(storage.clone(), dir)),
             ballast: Arc::new(Ballast::new(

@@ -115,9 +115,9 @@ impl Checkpointer {
         for (key, place) in messages {
             self.check_going_on()?;
             let is_gone = place.offset + footprint(u64::from(place.len)) > left;
-            let read = || segment.read_put(self.segments.salt(), &key.id(), place);
+            let read = || segment.read_put(self.segments.salt(), &key.message(), place);
             if is_gone || matches!(read(), Err(ReadError::Damaged { .. })) {
-                self.events.found_damage(&key.id(), &what);
+                self.events.found_damage(&key.message(), &what);
             }
         }
         Ok(())

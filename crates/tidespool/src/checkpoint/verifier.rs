@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
 use super::value_log::retained::{describe, place_of_record};
@@ -14,6 +13,7 @@ use super::{CheckpointError, CheckpointEvents, CheckpointRequests, LiveIndex};
 use crate::index::{DiskIndex, IndexError, Key, KeyRange, Record};
 use crate::journal::{ReadError, Segments};
 use crate::mailbox::Mailbox;
+use crate::message_id::MessageId;
 
 /// Records taken from the index at a time.
 const STEP: usize = 256;
@@ -21,7 +21,7 @@ const STEP: usize = 256;
 /// A damaged message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Finding {
-    pub(crate) id: SpoolId,
+    pub(crate) id: MessageId,
     pub(crate) what: String,
 }
 
@@ -117,7 +117,7 @@ impl Verifier {
                     return Err(CheckpointError::Stopped);
                 }
                 if let Some(what) = self.damage_of(&key, record)? {
-                    let finding = Finding { id: key.id(), what };
+                    let finding = Finding { id: key.message(), what };
                     self.events.found_damage(&finding.id, &finding.what);
                     findings.count += 1;
                     findings.first.get_or_insert(finding);
@@ -139,7 +139,7 @@ impl Verifier {
 
     /// Returns the damage of a message. `None` if it is intact, or was removed or replaced.
     fn damage_of(&self, key: &Key, mut record: Record) -> Result<Option<String>, CheckpointError> {
-        let id = key.id();
+        let id = key.message();
         // Messages in memory are newer than the request: all older ones were checkpointed before
         // it.
         if self.source.has_in_memory(&id) {
@@ -162,7 +162,7 @@ impl Verifier {
     }
 
     /// Reads a message. Returns its damage, if any.
-    fn damage_at(&self, id: &SpoolId, record: &Record) -> Result<Option<String>, CheckpointError> {
+    fn damage_at(&self, id: &MessageId, record: &Record) -> Result<Option<String>, CheckpointError> {
         let place = place_of_record(record);
         let Some(segment) = self.segments.get(place.generation) else {
             return Ok(Some(format!("{}: the segment is missing", describe(id, place))));

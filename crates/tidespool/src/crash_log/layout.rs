@@ -9,6 +9,8 @@ use std::ops::Range;
 
 use tidespool_core::SpoolId;
 
+use crate::message_id::{MessageId, SpoolNumber};
+
 /// Bytes of a word.
 pub(super) const WORD: usize = 8;
 
@@ -40,6 +42,9 @@ pub(super) const CHUNK_WORDS: usize = CHUNK / WORD;
 
 /// Words of an entry's header; the payload follows.
 pub(super) const ENTRY_WORDS: usize = 5;
+
+/// Bits of a version. The number of the spool has the other 16.
+const VERSION_BITS: u32 = 48;
 
 /// The payload length of a removal.
 const REMOVAL: u32 = u32::MAX;
@@ -109,9 +114,11 @@ impl LogHeader {
 
     /// Encodes an entry's header, with the commit word first.
     pub(super) fn encode_entry(&self, entry: &SlotHeader) -> [u64; ENTRY_WORDS] {
-        let [id0, id1] = words_of(entry.id.as_bytes());
+        let [id0, id1] = words_of(entry.id.id().as_bytes());
+        let version_and_spool = entry.version | u64::from(entry.id.spool().get()) << VERSION_BITS;
         let len = entry.len.unwrap_or(REMOVAL);
-        let fields = [entry.version, id0, id1, u64::from(len) | u64::from(entry.payload_crc) << 32];
+        let rest = u64::from(len) | u64::from(entry.payload_crc) << 32;
+        let fields = [version_and_spool, id0, id1, rest];
         let commit = u64::from(self.tag()) << 32 | u64::from(checksum(self.seed(), &fields));
         [commit, fields[0], fields[1], fields[2], fields[3]]
     }
@@ -119,10 +126,11 @@ impl LogHeader {
     /// Decodes an entry's header from the start of its slot. `None`: the slot has no committed
     /// entry.
     pub(super) fn decode_entry(&self, slot: &[u8]) -> Option<SlotHeader> {
-        let [commit, version, id0, id1, rest] = words_at(slot, 0)?;
+        let [commit, version_and_spool, id0, id1, rest] = words_at(slot, 0)?;
+        let spool = SpoolNumber::new((version_and_spool >> VERSION_BITS) as u16)?;
         let entry = SlotHeader {
-            version,
-            id: SpoolId::from_bytes(bytes_of([id0, id1])),
+            version: version_and_spool & ((1 << VERSION_BITS) - 1),
+            id: MessageId::new(spool, SpoolId::from_bytes(bytes_of([id0, id1]))),
             len: Some(low(rest)).filter(|len| *len != REMOVAL),
             payload_crc: high(rest),
         };
@@ -161,7 +169,7 @@ impl LogHeader {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SlotHeader {
     pub(super) version: u64,
-    pub(super) id: SpoolId,
+    pub(super) id: MessageId,
     /// `None`: the entry is a removal.
     pub(super) len: Option<u32>,
     pub(super) payload_crc: u32,

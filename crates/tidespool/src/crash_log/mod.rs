@@ -40,12 +40,14 @@ use std::thread::available_parallelism;
 
 use arena::{Allocated, Arena};
 use layout::{CHUNK, ChunkUse, LogHeader, MAX_ARENAS, SizeClass, SlotHeader, SlotPlace, Spread};
+
+use crate::message_id::MessageId;
+
 pub(crate) use left::LastRun;
 use mapping::Mapping;
 use parking_lot::Mutex;
 pub(crate) use read::LoggedChange;
 use read::{Foreign, LogContents, read};
-use tidespool_core::SpoolId;
 use uuid::Uuid;
 
 use crate::storage::{FileState, OpenMode, Storage, StorageFile, reserve};
@@ -91,7 +93,7 @@ struct Spare {
 #[derive(Debug)]
 pub(crate) struct Written {
     slot: Slot,
-    id: SpoolId,
+    id: MessageId,
     len: Option<u32>,
     payload_crc: u32,
 }
@@ -157,7 +159,7 @@ impl CrashLog {
 
     /// Writes a message, which does not count before it is committed. Returns `None` if there is no
     /// room.
-    pub(crate) fn write(self: &Arc<Self>, id: SpoolId, data: &[u8], payload_crc: u32) -> Option<Written> {
+    pub(crate) fn write(self: &Arc<Self>, id: MessageId, data: &[u8], payload_crc: u32) -> Option<Written> {
         let len = u32::try_from(data.len()).ok()?;
         let spread = Spread::of(data.len());
         let class = SizeClass::of(data.len()).unwrap_or(SizeClass::WHOLE);
@@ -175,7 +177,7 @@ impl CrashLog {
 
     /// Writes a removal, which does not count before it is committed. Returns `None` if there is no
     /// room.
-    pub(crate) fn write_removal(self: &Arc<Self>, id: SpoolId) -> Option<Written> {
+    pub(crate) fn write_removal(self: &Arc<Self>, id: MessageId) -> Option<Written> {
         let slot = self.allocate(SizeClass::of(0)?, 0, true)?;
         Some(Written { slot, id, len: None, payload_crc: 0 })
     }

@@ -3,19 +3,18 @@
 use std::collections::HashMap;
 use std::io;
 
-use tidespool_core::SpoolId;
-
 use super::layout::{
     CHUNK, ChunkUse, ENTRY_WORDS, LogHeader, SizeClass, SlotHeader, SlotPlace, Spread, WORD, intent_at,
     sum_at, table_at, word_at,
 };
+use crate::message_id::MessageId;
 use crate::storage::{StorageFile, read_exact_at};
 
 /// The newest acknowledged version of a message that was not on stable storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LoggedChange {
     pub(crate) version: u64,
-    pub(crate) id: SpoolId,
+    pub(crate) id: MessageId,
     /// `None`: the message was removed.
     pub(crate) data: Option<Vec<u8>>,
 }
@@ -75,7 +74,7 @@ pub(crate) fn read(file: &dyn StorageFile, spool: [u8; 16], boot: [u8; 16]) -> i
     let mut table = vec![0; header.chunk_at(0) * WORD];
     read_exact_at(file, &mut table, 0)?;
     let mut log = Log { file, header, table, sums: vec![0; header.arenas as usize] };
-    let mut newest: HashMap<SpoolId, LoggedChange> = HashMap::new();
+    let mut newest: HashMap<MessageId, LoggedChange> = HashMap::new();
     for chunk in 0..header.chunks {
         let Some(used) = ChunkUse::decode(word_at(&log.table, table_at(chunk))) else { continue };
         if let Err(torn) = log.read_chunk(chunk, used, &mut newest)? {
@@ -105,7 +104,7 @@ impl Log<'_> {
         &mut self,
         chunk: u32,
         used: ChunkUse,
-        newest: &mut HashMap<SpoolId, LoggedChange>,
+        newest: &mut HashMap<MessageId, LoggedChange>,
     ) -> io::Result<Result<(), String>> {
         let ChunkUse { class, arena, used } = used;
         let (slots, slot_words) = (class.slots().min(used as usize), class.slot_words());

@@ -23,13 +23,13 @@ impl LogBench {
         Self { dir, log: log.unwrap(), version: 0 }
     }
 
-    fn put(&mut self, id: SpoolId, data: &[u8]) -> Option<Slot> {
+    fn put(&mut self, id: MessageId, data: &[u8]) -> Option<Slot> {
         let written = self.log.write(id, data, crc32c::crc32c(data))?;
         self.version += 1;
         written.commit(self.version)
     }
 
-    fn remove(&mut self, id: SpoolId) -> Option<Slot> {
+    fn remove(&mut self, id: MessageId) -> Option<Slot> {
         let written = self.log.write_removal(id)?;
         self.version += 1;
         written.commit(self.version)
@@ -43,7 +43,7 @@ impl LogBench {
         read(&*self.file(), SPOOL, OsStorage.boot_id().unwrap()).unwrap()
     }
 
-    fn kept(&self) -> Vec<(SpoolId, Option<Vec<u8>>)> {
+    fn kept(&self) -> Vec<(MessageId, Option<Vec<u8>>)> {
         match self.contents() {
             LogContents::Whole(kept) => kept.into_iter().map(|kept| (kept.id, kept.data)).collect(),
             other => panic!("{other:?}"),
@@ -60,7 +60,7 @@ fn bytes(len: usize) -> Vec<u8> {
 fn committed_entries_are_read_and_dropped_entries_are_not() {
     let mut bench = LogBench::new(64);
     let lens = [0, 1, 7, 8, 512, 16 << 10, 64 << 10, CHUNK - 40, CHUNK - 39, 200_000, 1 << 20];
-    let ids: Vec<SpoolId> = lens.iter().map(|_| SpoolId::new()).collect();
+    let ids: Vec<MessageId> = lens.iter().map(|_| MessageId::random()).collect();
     let slots: Vec<Slot> =
         ids.iter().zip(lens).map(|(id, len)| bench.put(*id, &bytes(len)).unwrap()).collect();
     let expected: Vec<_> = ids.iter().zip(lens).map(|(id, len)| (*id, Some(bytes(len)))).collect();
@@ -76,7 +76,7 @@ fn committed_entries_are_read_and_dropped_entries_are_not() {
 #[test]
 fn an_uncommitted_entry_is_not_read() {
     let bench = LogBench::new(8);
-    let written = bench.log.write(SpoolId::new(), &bytes(100), 0).unwrap();
+    let written = bench.log.write(MessageId::random(), &bytes(100), 0).unwrap();
     assert_eq!(bench.kept(), []);
     drop(written);
     assert_eq!(bench.kept(), []);
@@ -85,7 +85,7 @@ fn an_uncommitted_entry_is_not_read() {
 #[test]
 fn a_frozen_log_keeps_dropped_entries() {
     let mut bench = LogBench::new(8);
-    let id = SpoolId::new();
+    let id = MessageId::random();
     let slot = bench.put(id, b"kept").unwrap();
     bench.log.freeze();
     drop(slot);
@@ -96,23 +96,23 @@ fn a_frozen_log_keeps_dropped_entries() {
 fn removals_have_room_when_messages_have_none() {
     let mut bench = LogBench::new(32);
     let mut slots = Vec::new();
-    while let Some(slot) = bench.put(SpoolId::new(), &bytes(60_000)) {
+    while let Some(slot) = bench.put(MessageId::random(), &bytes(60_000)) {
         slots.push(slot);
     }
     assert_eq!(slots.len(), 28, "an eighth is reserved");
-    let removals: Vec<Slot> = (0..4 * 1_700).map_while(|_| bench.remove(SpoolId::new())).collect();
+    let removals: Vec<Slot> = (0..4 * 1_700).map_while(|_| bench.remove(MessageId::random())).collect();
     assert!(removals.len() >= 4 * 1_700, "{}", removals.len());
-    assert!(bench.put(SpoolId::new(), b"x").is_none());
+    assert!(bench.put(MessageId::random(), b"x").is_none());
     slots.clear();
     // Chunks that one class has emptied are used for another class.
-    let small: Vec<Slot> = (0..9_900).map_while(|_| bench.put(SpoolId::new(), &bytes(100))).collect();
+    let small: Vec<Slot> = (0..9_900).map_while(|_| bench.put(MessageId::random(), &bytes(100))).collect();
     assert_eq!(small.len(), 9_900);
 }
 
 #[test]
 fn a_log_of_another_spool_or_boot_and_garbage_are_ignored() {
     let mut bench = LogBench::new(8);
-    let _slot = bench.put(SpoolId::new(), b"x").unwrap();
+    let _slot = bench.put(MessageId::random(), b"x").unwrap();
     let (file, boot) = (bench.file(), OsStorage.boot_id().unwrap());
     let of = |spool, boot| read(&*file, spool, boot).unwrap();
     assert_eq!(of([8; 16], boot), LogContents::Foreign(Foreign::OtherSpool));
@@ -129,13 +129,14 @@ fn a_log_of_another_spool_or_boot_and_garbage_are_ignored() {
 #[test]
 fn what_was_a_payload_is_never_an_entry() {
     let mut bench = LogBench::new(1);
-    let entry = SlotHeader { version: 1, id: SpoolId::new(), len: None, payload_crc: 0 };
+    let entry = SlotHeader { version: 1, id: MessageId::random(), len: None, payload_crc: 0 };
     let header: Vec<u8> =
         bench.log.header.encode_entry(&entry).iter().flat_map(|word| word.to_le_bytes()).collect();
-    let slot = bench.put(SpoolId::new(), &header.repeat(1_000)).unwrap();
+    let slot = bench.put(MessageId::random(), &header.repeat(1_000)).unwrap();
     drop(slot);
     // Allocated and not committed, as a kill can leave the slots.
-    let written: Vec<Written> = (0..10).map(|_| bench.log.write_removal(SpoolId::new()).unwrap()).collect();
+    let written: Vec<Written> =
+        (0..10).map(|_| bench.log.write_removal(MessageId::random()).unwrap()).collect();
     assert_eq!(bench.kept(), []);
     drop(written);
     assert_eq!(bench.kept(), []);
@@ -144,7 +145,7 @@ fn what_was_a_payload_is_never_an_entry() {
 #[test]
 fn a_header_that_does_not_match_its_commit_word_is_no_entry() {
     let header = LogHeader { spool: SPOOL, boot: [1; 16], nonce: 5 << 40 | 9, chunks: 1, arenas: 1 };
-    let entry = SlotHeader { version: 3, id: SpoolId::new(), len: Some(10), payload_crc: 77 };
+    let entry = SlotHeader { version: 3, id: MessageId::random(), len: Some(10), payload_crc: 77 };
     let words = header.encode_entry(&entry);
     let bytes = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
     assert_eq!(header.decode_entry(&bytes(&words)), Some(entry));
@@ -162,7 +163,7 @@ fn a_header_that_does_not_match_its_commit_word_is_no_entry() {
 #[test]
 fn a_log_in_a_file_that_is_cut_short_breaks_and_is_not_used() {
     let mut bench = LogBench::new(64);
-    let _slot = bench.put(SpoolId::new(), &bytes(1 << 20)).unwrap();
+    let _slot = bench.put(MessageId::random(), &bytes(1 << 20)).unwrap();
     std::fs::OpenOptions::new()
         .write(true)
         .open(bench.dir.path().join(CRASH_LOG))
@@ -170,7 +171,7 @@ fn a_log_in_a_file_that_is_cut_short_breaks_and_is_not_used() {
         .set_len(300_000)
         .unwrap();
     assert!(matches!(bench.contents(), LogContents::Torn(_)));
-    let more: Vec<Option<Slot>> = (0..31).map(|_| bench.put(SpoolId::new(), &bytes(60_000))).collect();
+    let more: Vec<Option<Slot>> = (0..31).map(|_| bench.put(MessageId::random(), &bytes(60_000))).collect();
     assert!(bench.log.is_broken());
     assert!(more.iter().all(Option::is_none), "there is room for all of them, but none is protected");
     assert_eq!(bench.contents(), LogContents::Foreign(Foreign::Unfinished), "it was invalidated");
@@ -180,10 +181,10 @@ fn a_log_in_a_file_that_is_cut_short_breaks_and_is_not_used() {
 #[test]
 fn a_log_of_which_a_page_is_older_is_not_used() {
     let mut bench = LogBench::new(8);
-    let old = bench.put(SpoolId::new(), b"old").unwrap();
+    let old = bench.put(MessageId::random(), b"old").unwrap();
     let before = std::fs::read(bench.dir.path().join(CRASH_LOG)).unwrap();
     drop(old);
-    let _new = bench.put(SpoolId::new(), b"new").unwrap();
+    let _new = bench.put(MessageId::random(), b"new").unwrap();
     let after = std::fs::read(bench.dir.path().join(CRASH_LOG)).unwrap();
     let pages: Vec<usize> = (0..after.len() / 4096)
         .filter(|page| before[page * 4096..][..4096] != after[page * 4096..][..4096])
@@ -224,7 +225,7 @@ impl StorageFile for Image {
     }
 }
 
-type Expected = HashMap<SpoolId, Option<Vec<u8>>>;
+type Expected = HashMap<MessageId, Option<Vec<u8>>>;
 
 fn state_of(image: &Image, boot: [u8; 16]) -> Expected {
     match read(image, SPOOL, boot).unwrap() {
@@ -245,8 +246,8 @@ proptest! {
         let lens = [0, 8, 300, 9_000, 150_000];
         let mut bench = LogBench::new(24);
         let boot = OsStorage.boot_id().unwrap();
-        let ids: Vec<SpoolId> = (0..4).map(|_| SpoolId::new()).collect();
-        let mut slots: HashMap<SpoolId, Slot> = HashMap::new();
+        let ids: Vec<MessageId> = (0..4).map(|_| MessageId::random()).collect();
+        let mut slots: HashMap<MessageId, Slot> = HashMap::new();
         let mut state = Expected::new();
         let mut image = Image(vec![0; usize::try_from(bench.log.size()).unwrap()]);
         for (which, what, len) in steps {
@@ -308,7 +309,7 @@ fn many_threads_share_a_log() {
                 for round in 0..2_000usize {
                     let data = bytes((round * 37) % 3_000);
                     let version = round as u64 * 4 + thread;
-                    let written = log.write(SpoolId::new(), &data, crc32c::crc32c(&data)).unwrap();
+                    let written = log.write(MessageId::random(), &data, crc32c::crc32c(&data)).unwrap();
                     slots.push(written.commit(version).unwrap());
                     if slots.len() > 50 {
                         slots.swap_remove(round % 50);

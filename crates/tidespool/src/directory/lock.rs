@@ -10,7 +10,8 @@ use parking_lot::Mutex;
 use tidespool_core::Locked;
 use uuid::Uuid;
 
-use super::format::{self, FORMAT_FILE, UNFINISHED_FORMAT, not_a_spool};
+use super::format::{self, FORMAT_FILE, Format, UNFINISHED_FORMAT, not_a_spool};
+use super::names::SpoolNames;
 use super::path::{existing, existing_or_new, explain};
 use crate::crash_log::{CRASH_LOG, NEW_CRASH_LOG};
 use crate::index::{INDEX_DIR, TRIAL_DIR};
@@ -46,8 +47,10 @@ const UNFINISHED: [&str; 13] = [
 pub(crate) struct Directory {
     /// The canonical path.
     pub(crate) path: PathBuf,
-    /// The spool's own random id.
+    /// The store's own random id.
     pub(crate) spool: [u8; 16],
+    /// The spools of the store, as the format file has them.
+    pub(crate) names: Mutex<SpoolNames>,
     /// The spool is being created by this opening.
     pub(crate) fresh: bool,
     pub(crate) held: HeldDir,
@@ -84,20 +87,27 @@ impl Directory {
         // The process that held the lock may have created the spool meanwhile.
         let known = format::read(path)?;
         let (path, lock, fresh) = (path.to_owned(), Mutex::new(lock), known.is_none());
-        let spool = known.map_or_else(|| begin_creation(&path), Ok)?;
-        Ok(Self { path, spool, fresh, held, lock })
+        let Format { id, names } = known.map_or_else(|| begin_creation(&path), Ok)?;
+        Ok(Self { path, spool: id, names: Mutex::new(names), fresh, held, lock })
     }
 
     /// Opens the directory of an existing spool, without opening the spool.
     pub(crate) fn open_existing(path: &Path) -> Result<Self> {
         let path = &*existing(path)?;
         match format::read(path)? {
-            Some(spool) => {
+            Some(Format { id, names }) => {
                 let (held, lock) = lock(path)?;
-                Ok(Self { path: path.to_owned(), spool, fresh: false, held, lock: Mutex::new(lock) })
+                let (path, lock, names) = (path.to_owned(), Mutex::new(lock), Mutex::new(names));
+                Ok(Self { path, spool: id, names, fresh: false, held, lock })
             }
             None => Err(not_a_spool(path, "there is no FORMAT file")),
         }
+    }
+
+    /// Sets the spools of a store that is being created.
+    pub(crate) fn set_new_names(&self, names: SpoolNames) -> Result<()> {
+        *self.names.lock() = names.clone();
+        write_new_format(&self.path, &Format { id: self.spool, names })
     }
 
     /// Completes the creation of a spool: renames the format file to its final name.
@@ -120,21 +130,26 @@ impl Directory {
 
 /// Chooses the spool's id, and writes it before any other file is created. An interrupted creation
 /// continues with the same id. With a new id, its files would belong to another spool.
-fn begin_creation(dir: &Path) -> Result<[u8; 16]> {
-    let path = dir.join(UNFINISHED_FORMAT);
-    if let Some(spool) = format::unfinished(dir)? {
-        return Ok(spool);
+fn begin_creation(dir: &Path) -> Result<Format> {
+    if let Some(format) = format::unfinished(dir)? {
+        return Ok(format);
     }
-    let spool = *Uuid::new_v4().as_bytes();
-    let text = format::render(spool);
+    let format = Format::new(*Uuid::new_v4().as_bytes());
+    write_new_format(dir, &format)?;
+    Ok(format)
+}
+
+/// Writes the format file of a store that is being created.
+fn write_new_format(dir: &Path, format: &Format) -> Result<()> {
+    let path = dir.join(UNFINISHED_FORMAT);
+    let text = format::render(format);
     let write = || -> io::Result<()> {
         let mut file = open_private(OpenOptions::new().write(true).truncate(true), &path)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         File::open(dir)?.sync_all()
     };
-    write().with_context(|| format!("writing {}", path.display()))?;
-    Ok(spool)
+    write().with_context(|| format!("writing {}", path.display()))
 }
 
 /// Locks a spool's directory without changing anything in it.

@@ -48,7 +48,7 @@ const CLOSED: u8 = u8::MAX;
 const SHORT_OF_RESOURCES: &str = "the spool is short of resources";
 
 /// The reason after a shutdown.
-const SHUT_DOWN: &str = "the spool is shut down";
+pub(crate) const SHUT_DOWN: &str = "the spool is shut down";
 
 impl Facts {
     fn state(&self) -> u8 {

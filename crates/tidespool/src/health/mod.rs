@@ -14,5 +14,5 @@ mod space;
 mod tests;
 mod window;
 
-pub(crate) use gate::HealthGate;
+pub(crate) use gate::{HealthGate, SHUT_DOWN};
 pub(crate) use latch::{HealthSample, Latch, Transition};

@@ -6,8 +6,13 @@ use std::ops::Range;
 use chrono::{DateTime, Utc};
 use tidespool_core::SpoolId;
 
-/// Bytes of a key: its class, then the 16 bytes of the id.
-pub(crate) const KEY_LEN: usize = 17;
+use crate::message_id::{MessageId, SpoolNumber};
+
+/// Bytes of a key: the number of the spool, the class of the id, then the 16 bytes of the id.
+pub(crate) const KEY_LEN: usize = 19;
+
+/// Where the id begins.
+const ID_AT: usize = 3;
 
 /// The time from 1582-10-15, where UUID time starts, to 1970-01-01, in 100 ns.
 const UNIX_EPOCH_TICKS: i128 = 0x01b2_1dd2_1381_4000;
@@ -31,7 +36,7 @@ pub(crate) enum KeyClass {
 impl KeyClass {
     fn of(id: &SpoolId) -> Self {
         let bytes = id.as_bytes();
-        // The same condition as in `SpoolId::created`: the variant of RFC 9562, then the version.
+        // The same condition as in `MessageId::created`: the variant of RFC 9562, then the version.
         match (bytes[8] >> 6, bytes[6] >> 4) {
             (0b10, 1 | 6) => Self::Ticks,
             (0b10, 7) => Self::Millis,
@@ -40,8 +45,8 @@ impl KeyClass {
     }
 }
 
-/// The key of a message in the index engine. Each id has exactly one key, from which the id can be
-/// restored.
+/// The key of a message in the index engine. Each message has exactly one key, from which spool and
+/// id can be restored. The messages of a spool are contiguous.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Key([u8; KEY_LEN]);
 
@@ -54,28 +59,37 @@ pub(crate) struct NotAKey {
 }
 
 impl Key {
-    /// The highest key of each class.
+    /// The highest id of each class.
     pub(crate) fn last_of_each_class() -> [Self; 3] {
         let last = |version: u8, variant: u8| {
             let mut id = [0xff; 16];
             (id[6], id[8]) = (version << 4 | 0xf, variant);
-            Self::of(&SpoolId::from_bytes(id))
+            Self::of(&MessageId::new(SpoolNumber::NONE, SpoolId::from_bytes(id)))
         };
         // The variant of the first one is not that of a UUID with a time.
         [last(0xf, 0xff), last(6, 0xbf), last(7, 0xbf)]
     }
 
-    /// The key of `id`.
-    pub(crate) fn of(id: &SpoolId) -> Self {
-        let class = KeyClass::of(id);
+    /// The key of `message`.
+    pub(crate) fn of(message: &MessageId) -> Self {
+        let id = message.id();
+        let class = KeyClass::of(&id);
         let bytes = id.as_bytes();
         let mut key = [0; KEY_LEN];
-        key[0] = class as u8;
-        key[1..].copy_from_slice(bytes);
+        key[..2].copy_from_slice(&message.spool().to_bytes());
+        key[2] = class as u8;
+        key[ID_AT..].copy_from_slice(bytes);
         if class == KeyClass::Ticks {
             let version = u64::from(bytes[6] >> 4);
-            key[1..9].copy_from_slice(&(ticks_of(bytes) << 4 | version).to_be_bytes());
+            key[ID_AT..ID_AT + 8].copy_from_slice(&(ticks_of(bytes) << 4 | version).to_be_bytes());
         }
+        Self(key)
+    }
+
+    /// The key of the same id without a spool. Its order is that of the ids of all spools.
+    pub(crate) fn without_spool(self) -> Self {
+        let mut key = self.0;
+        key[..2].copy_from_slice(&SpoolNumber::NONE.to_bytes());
         Self(key)
     }
 
@@ -83,7 +97,10 @@ impl Key {
     pub(crate) fn from_slice(bytes: &[u8]) -> Result<Self, NotAKey> {
         let reject = || NotAKey { bytes: bytes.iter().copied().take(64).collect() };
         let key = Self(bytes.try_into().map_err(|_| reject())?);
-        if Self::of(&key.id()) == key { Ok(key) } else { Err(reject()) }
+        match key.try_message() {
+            Some(message) if Self::of(&message) == key => Ok(key),
+            _ => Err(reject()),
+        }
     }
 
     /// Returns the bytes that are sorted, and that the engine stores.
@@ -91,34 +108,44 @@ impl Key {
         &self.0
     }
 
-    /// Returns the id of the key.
-    pub(crate) fn id(&self) -> SpoolId {
-        let [class, bytes @ ..] = self.0;
-        if class != KeyClass::Ticks as u8 {
-            return SpoolId::from_bytes(bytes);
-        }
-        let [t0, t1, t2, t3, t4, t5, t6, t7, rest @ ..] = bytes;
-        let time_and_version = u64::from_be_bytes([t0, t1, t2, t3, t4, t5, t6, t7]);
-        let (ticks, version) = (time_and_version >> 4, time_and_version & 0xf);
-        let head = if version == 1 {
-            ticks << 32 | (ticks >> 16 & 0xffff_0000) | version << 12 | ticks >> 48
-        } else {
-            (ticks >> 12) << 16 | version << 12 | (ticks & 0xfff)
-        };
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&head.to_be_bytes());
-        id[8..].copy_from_slice(&rest);
-        SpoolId::from_bytes(id)
+    /// Returns the message of the key. `None` only for bytes that are not a key.
+    fn try_message(&self) -> Option<MessageId> {
+        let [high, low, class, bytes @ ..] = self.0;
+        let spool = SpoolNumber::new(u16::from_be_bytes([high, low]))?;
+        let id = if class == KeyClass::Ticks as u8 { id_of_ticks(bytes) } else { SpoolId::from_bytes(bytes) };
+        Some(MessageId::new(spool, id))
+    }
+
+    /// Returns the message of the key.
+    pub(crate) fn message(&self) -> MessageId {
+        // A key has a valid number: `of` and `from_slice` are the only ways to make one.
+        self.try_message().unwrap_or(MessageId::new(SpoolNumber::NONE, SpoolId::from_bytes([0; 16])))
     }
 
     /// Returns the class of the key.
     pub(crate) const fn class(&self) -> KeyClass {
-        match self.0[0] {
+        match self.0[2] {
             0 => KeyClass::Timeless,
             1 => KeyClass::Ticks,
             _ => KeyClass::Millis,
         }
     }
+}
+
+/// Returns the id whose time comes first in `bytes`.
+fn id_of_ticks(bytes: [u8; 16]) -> SpoolId {
+    let [t0, t1, t2, t3, t4, t5, t6, t7, rest @ ..] = bytes;
+    let time_and_version = u64::from_be_bytes([t0, t1, t2, t3, t4, t5, t6, t7]);
+    let (ticks, version) = (time_and_version >> 4, time_and_version & 0xf);
+    let head = if version == 1 {
+        ticks << 32 | (ticks >> 16 & 0xffff_0000) | version << 12 | ticks >> 48
+    } else {
+        (ticks >> 12) << 16 | version << 12 | (ticks & 0xfff)
+    };
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&head.to_be_bytes());
+    id[8..].copy_from_slice(&rest);
+    SpoolId::from_bytes(id)
 }
 
 /// Returns the time of a UUID 1 or 6, in 100 ns since 1582-10-15.
@@ -135,7 +162,7 @@ fn ticks_of(bytes: &[u8; 16]) -> u64 {
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Key({:?} {})", self.class(), self.id())
+        write!(f, "Key({:?} {})", self.class(), self.message())
     }
 }
 
@@ -155,10 +182,11 @@ impl KeyRange {
         Self(Some(start..end))
     }
 
-    /// Returns the ranges of all ids with `created() < start` and of all ids without a time, in key
-    /// order.
-    pub(crate) fn created_before(start: DateTime<Utc>) -> [Self; 3] {
+    /// Returns the ranges of all ids of a spool with `created() < start` and of all its ids without
+    /// a time, in key order.
+    pub(crate) fn created_before(spool: SpoolNumber, start: DateTime<Utc>) -> [Self; 3] {
         let (ticks, millis) = heads_of(start);
+        let first_of = |class, head| first_of(spool, class, head);
         [
             Self::between(first_of(0, 0), first_of(1, 0)),
             Self::between(first_of(1, 0), first_of(1, ticks << 4)),
@@ -166,10 +194,16 @@ impl KeyRange {
         ]
     }
 
-    /// Returns the ranges of all ids with a time at or after `start`: the complement of
+    /// Returns the range of all ids of a spool.
+    pub(crate) fn of_spool(spool: SpoolNumber) -> Self {
+        Self::between(first_of(spool, 0, 0), first_of(spool, 3, 0))
+    }
+
+    /// Returns the ranges of all ids of a spool with a time at or after `start`: the complement of
     /// [`created_before`](Self::created_before). In key order.
-    pub(crate) fn created_from(start: DateTime<Utc>) -> [Self; 2] {
+    pub(crate) fn created_from(spool: SpoolNumber, start: DateTime<Utc>) -> [Self; 2] {
         let (ticks, millis) = heads_of(start);
+        let first_of = |class, head| first_of(spool, class, head);
         [
             Self::between(first_of(1, ticks << 4), first_of(2, 0)),
             Self::between(first_of(2, millis << 16), first_of(3, 0)),
@@ -178,11 +212,12 @@ impl KeyRange {
 
     /// Returns the part of the range after `key`.
     pub(crate) fn after(&self, key: &Key) -> Self {
-        let next = (u128::from_be_bytes(last_16(key.as_bytes()))).wrapping_add(1);
         let mut start = *key.as_bytes();
-        start[1..].copy_from_slice(&next.to_be_bytes());
-        if next == 0 {
-            start[0] = start[0].saturating_add(1);
+        for byte in start.iter_mut().rev() {
+            *byte = byte.wrapping_add(1);
+            if *byte != 0 {
+                break;
+            }
         }
         match &self.0 {
             Some(range) => Self::between(start.max(range.start), range.end),
@@ -214,20 +249,15 @@ fn heads_of(start: DateTime<Utc>) -> (i128, i128) {
     (ticks, millis)
 }
 
-/// Returns the lowest key of `class` with `head` as its next 8 bytes. A head of 2^64 is the first
-/// key of the next class.
-fn first_of(class: u128, head: i128) -> [u8; KEY_LEN] {
+/// Returns the lowest key of `class` in a spool with `head` as its next 8 bytes. A head of 2^64 is
+/// the first key of the next class.
+fn first_of(spool: SpoolNumber, class: u128, head: i128) -> [u8; KEY_LEN] {
     let head = u128::try_from(head).unwrap_or_default();
     let [.., c, h0, h1, h2, h3, h4, h5, h6, h7] = ((class << 64) + head).to_be_bytes();
     let mut key = [0; KEY_LEN];
-    key[..9].copy_from_slice(&[c, h0, h1, h2, h3, h4, h5, h6, h7]);
+    key[..2].copy_from_slice(&spool.to_bytes());
+    key[2..ID_AT + 8].copy_from_slice(&[c, h0, h1, h2, h3, h4, h5, h6, h7]);
     key
-}
-
-fn last_16(key: &[u8; KEY_LEN]) -> [u8; 16] {
-    let mut last = [0; 16];
-    last.copy_from_slice(&key[1..]);
-    last
 }
 
 fn ceil_div(a: i128, b: i128) -> i128 {
@@ -241,6 +271,12 @@ mod tests {
     use uuid::Builder;
 
     use super::*;
+
+    const SPOOL: SpoolNumber = MessageId::from_bytes([0; 16]).spool();
+
+    fn key_of(id: &SpoolId) -> Key {
+        Key::of(&MessageId::of_test(*id))
+    }
 
     /// Creates a UUID 1 or 6 of a fixed moment plus `after` times 100 ns.
     fn uuid_at(after: u64, counter: u16, node: [u8; 6], v1: bool) -> SpoolId {
@@ -269,15 +305,21 @@ mod tests {
     proptest! {
         #[test]
         fn every_id_is_restored_from_its_key(id in ids()) {
-            let key = Key::of(&id);
-            prop_assert_eq!(key.id(), id);
+            let key = key_of(&id);
+            prop_assert_eq!(key.message(), MessageId::of_test(id));
+            prop_assert!(KeyRange::of_spool(SPOOL).contains(&key));
+            let others = [SPOOL.get() - 1, SPOOL.get() + 1].map(|number| SpoolNumber::new(number).unwrap());
+            for other in others {
+                prop_assert!(!KeyRange::of_spool(other).contains(&key));
+                prop_assert!(!KeyRange::created_before(other, DateTime::<Utc>::MAX_UTC).iter().any(|range| range.contains(&key)));
+            }
             prop_assert_eq!(Key::from_slice(key.as_bytes()).unwrap(), key);
             prop_assert_eq!(key.class() == KeyClass::Timeless, id.created().is_none());
         }
 
         #[test]
         fn keys_within_a_class_are_in_time_order(a in ids(), b in ids()) {
-            let (ka, kb) = (Key::of(&a), Key::of(&b));
+            let (ka, kb) = (key_of(&a), key_of(&b));
             if ka.class() == kb.class() && a.created() < b.created() {
                 prop_assert!(ka < kb);
             }
@@ -286,18 +328,18 @@ mod tests {
         #[test]
         fn valid_bytes_are_the_key_of_their_id(bytes in any::<[u8; KEY_LEN]>(), class in 0_u8..4) {
             let mut bytes = bytes;
-            bytes[0] = class;
+            bytes[2] = class;
             if let Ok(key) = Key::from_slice(&bytes) {
-                prop_assert_eq!(*Key::of(&key.id()).as_bytes(), bytes);
+                prop_assert_eq!(*Key::of(&key.message()).as_bytes(), bytes);
             }
         }
 
         #[test]
         fn the_ranges_hold_the_ids_created_before(id in ids(), nanos in -400_i64..400, leap in any::<bool>()) {
             let Some(created) = id.created() else {
-                let [timeless, ..] = KeyRange::created_before(Utc::now());
-                prop_assert!(timeless.contains(&Key::of(&id)));
-                prop_assert!(!KeyRange::created_from(Utc::now()).iter().any(|range| range.contains(&Key::of(&id))));
+                let [timeless, ..] = KeyRange::created_before(SPOOL, Utc::now());
+                prop_assert!(timeless.contains(&key_of(&id)));
+                prop_assert!(!KeyRange::created_from(SPOOL, Utc::now()).iter().any(|range| range.contains(&key_of(&id))));
                 return Ok(());
             };
             let mut start = created + TimeDelta::nanoseconds(nanos);
@@ -305,19 +347,19 @@ mod tests {
                 let in_leap = start.timestamp_subsec_nanos() + 1_000_000_000;
                 start = DateTime::from_timestamp(start.timestamp().div_euclid(60) * 60 + 59, in_leap).unwrap();
             }
-            let inside = KeyRange::created_before(start).iter().filter(|range| range.contains(&Key::of(&id))).count();
+            let inside = KeyRange::created_before(SPOOL, start).iter().filter(|range| range.contains(&key_of(&id))).count();
             prop_assert_eq!(inside, usize::from(created < start), "{} and {}", created, start);
-            let beyond = KeyRange::created_from(start).iter().filter(|range| range.contains(&Key::of(&id))).count();
+            let beyond = KeyRange::created_from(SPOOL, start).iter().filter(|range| range.contains(&key_of(&id))).count();
             prop_assert_eq!(inside + beyond, 1, "each is in one of them: {} and {}", created, start);
         }
     }
 
     fn key(text: &str) -> Key {
-        Key::of(&text.parse().unwrap())
+        key_of(&text.parse().unwrap())
     }
 
     fn found_before(id: &str, start: DateTime<Utc>) -> bool {
-        KeyRange::created_before(start).iter().any(|range| range.contains(&key(id)))
+        KeyRange::created_before(SPOOL, start).iter().any(|range| range.contains(&key(id)))
     }
 
     #[test]
@@ -326,19 +368,19 @@ mod tests {
         let v1 = key("C232AB00-9414-11EC-B3C8-9F6BDECED846");
         let v6 = key("1EC9414C-232A-6B00-B3C8-9F6BDECED846");
         let v7 = key("017F22E2-79B0-7CC3-98C4-DC0C0C07398F");
-        assert_eq!(hex(v1.as_bytes()), "011ec9414c232ab001b3c89f6bdeced846");
-        assert_eq!(hex(v6.as_bytes()), "011ec9414c232ab006b3c89f6bdeced846");
-        assert_eq!(hex(v7.as_bytes()), "02017f22e279b07cc398c4dc0c0c07398f");
+        assert_eq!(hex(v1.as_bytes()), "0102011ec9414c232ab001b3c89f6bdeced846");
+        assert_eq!(hex(v6.as_bytes()), "0102011ec9414c232ab006b3c89f6bdeced846");
+        assert_eq!(hex(v7.as_bytes()), "010202017f22e279b07cc398c4dc0c0c07398f");
         assert_eq!(
             hex(key("919108f7-52d1-4320-9bac-f847db4148a8").as_bytes()),
-            "00919108f752d143209bacf847db4148a8"
+            "010200919108f752d143209bacf847db4148a8"
         );
     }
 
     #[test]
     fn a_version_1_and_a_version_6_id_are_in_time_order_together() {
         let keys: Vec<Key> =
-            (0..10_000_u64).map(|t| Key::of(&uuid_at(t, 7, [u8::from(t % 2 == 0); 6], t % 2 == 0))).collect();
+            (0..10_000_u64).map(|t| key_of(&uuid_at(t, 7, [u8::from(t % 2 == 0); 6], t % 2 == 0))).collect();
         assert!(keys.is_sorted());
     }
 
@@ -378,7 +420,7 @@ mod tests {
             assert!(found_before(id, DateTime::<Utc>::MAX_UTC), "{id}");
         }
         assert!(found_before("ffffffff-ffff-ffff-ffff-ffffffffffff", DateTime::<Utc>::MIN_UTC));
-        let ranges = KeyRange::created_before(DateTime::<Utc>::MAX_UTC);
+        let ranges = KeyRange::created_before(SPOOL, DateTime::<Utc>::MAX_UTC);
         let [a, b, c] = ranges.each_ref().map(|range| range.bounds().unwrap());
         assert!(a.end == b.start && b.end == c.start, "no gaps");
     }
@@ -387,7 +429,7 @@ mod tests {
     fn malformed_keys_are_rejected() {
         let good = *key("C232AB00-9414-11EC-B3C8-9F6BDECED846").as_bytes();
         let mut other_class = good;
-        other_class[0] = 2;
+        other_class[2] = 2;
         let mut no_class = good;
         no_class[0] = 3;
         let mut other_version = good;

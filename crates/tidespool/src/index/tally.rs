@@ -70,13 +70,13 @@ const fn mix(mut z: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use tidespool_core::SpoolId;
 
     use super::*;
+    use crate::message_id::MessageId;
 
     fn pairs() -> impl Strategy<Value = Vec<(Key, Vec<u8>)>> {
         let pair = (any::<[u8; 16]>(), prop::collection::vec(any::<u8>(), 0..40))
-            .prop_map(|(id, value)| (Key::of(&SpoolId::from_bytes(id)), value));
+            .prop_map(|(id, value)| (Key::of(&MessageId::from_bytes(id)), value));
         prop::collection::vec(pair, 0..20)
     }
 
@@ -100,7 +100,7 @@ mod tests {
 
         #[test]
         fn each_bit_of_key_and_value_changes_the_digest(id in any::<[u8; 16]>(), value in prop::collection::vec(any::<u8>(), 1..40), bit in any::<prop::sample::Index>()) {
-            let key = Key::of(&SpoolId::from_bytes(id));
+            let key = Key::of(&MessageId::from_bytes(id));
             let good = tally_of([&(key, value.clone())]);
             let mut other = value.clone();
             let at = bit.index(value.len() * 8);
@@ -108,7 +108,7 @@ mod tests {
             prop_assert_ne!(tally_of([&(key, other)]), good);
             let mut id = id;
             id[at / 8 % 16] ^= 1 << (at % 8);
-            prop_assert_ne!(tally_of([&(Key::of(&SpoolId::from_bytes(id)), value.clone())]), good);
+            prop_assert_ne!(tally_of([&(Key::of(&MessageId::from_bytes(id)), value.clone())]), good);
             let longer = [&value[..], &[0]].concat();
             prop_assert_ne!(tally_of([&(key, longer)]), good);
         }
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn swapped_values_change_the_digest() {
-        let [a, b] = [[1; 16], [2; 16]].map(|id| Key::of(&SpoolId::from_bytes(id)));
+        let [a, b] = [[1; 16], [2; 16]].map(|id| Key::of(&MessageId::from_bytes(id)));
         let straight = tally_of(&[(a, vec![1]), (b, vec![2])]);
         assert_ne!(straight, tally_of(&[(a, vec![2]), (b, vec![1])]));
         assert_ne!(straight, tally_of(&[(a, vec![1]), (a, vec![1])]));
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn the_digest_is_the_one_in_manifests() {
-        let key = Key::of(&SpoolId::from_bytes([0x11; 16]));
+        let key = Key::of(&MessageId::from_bytes([0x11; 16]));
         let mut tally = Tally::default();
         tally.add(&key, b"a value of 20 bytes.");
         tally.add(&key, b"");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use tidespool_core::{Corrupt, SpoolId};
+use tidespool_core::Corrupt;
 
 use super::Damage;
 use super::torn::torn_records;
@@ -14,15 +14,19 @@ use crate::checkpoint::{
     CheckpointedMessage, Examined, Leftovers, Liveness, LivenessLog, Manifest, Places, examine, living_in,
     newest_puts, place_of_found, read_manifest,
 };
+use crate::directory::SpoolNames;
 use crate::index::Key;
 use crate::journal::{
     NewestById, NewestRecord, NoPoolEvents, Pool, PoolSettings, ReadError, RecordPlace, Recovered, Segments,
     salt_of,
 };
+use crate::message_id::MessageId;
 use crate::storage::Storage;
 
 /// The contents of a directory, and its damage.
 pub(super) struct Contents {
+    /// The spools of the store.
+    pub(super) names: SpoolNames,
     pub(super) manifest: Manifest,
     pub(super) is_manifest_whole: bool,
     /// The newest record of each message that is younger than the last checkpoint, without messages
@@ -60,30 +64,31 @@ pub(super) struct Counts {
 impl Contents {
     /// Reads everything except the payloads in segments, and changes nothing. Reads the crash log
     /// from `storage`.
-    pub(super) fn read(places: &Places, storage: &dyn Storage) -> Result<Self> {
+    pub(super) fn read(places: &Places, names: SpoolNames, storage: &dyn Storage) -> Result<Self> {
         let found = read_manifest(places, false)?;
         let Examined { manifest, is_manifest_whole, recovered, damage: files } =
             examine(places, found, false)?;
         let mut damage: Vec<Damage> = files
             .iter()
             .chain(&recovered.damage)
-            .map(|file| Damage::new(&file.path, None, file.what.clone()))
+            .map(|file| Damage::new(&file.path, file.what.clone()))
             .collect();
         let mut lost = 0;
         for gap in &recovered.replayed.gaps {
             lost += gap.last - gap.first + 1;
             let what = format!("records {} to {} are missing", gap.first, gap.last);
-            damage.push(Damage::new(&places.journal(), None, what));
+            damage.push(Damage::new(&places.journal(), what));
         }
         let is_retained = |generation: u64| manifest.retained.contains_key(&generation);
         let liveness = LivenessLog::look(&*places.storage, &places.dir, manifest.liveness, &is_retained)?;
-        damage.extend(liveness.damage().iter().map(|what| Damage::new(&places.dir, None, what.clone())));
-        let torn = torn_records(&recovered, salt_of(places.spool));
+        damage.extend(liveness.damage().iter().map(|what| Damage::new(&places.dir, what.clone())));
+        let torn = torn_records(&recovered, salt_of(places.spool), &names);
         let counts = count(&recovered, &manifest, is_manifest_whole);
         let blank =
             recovered.free.iter().filter(|free| free.size == 0).map(|free| free.path.clone()).collect();
         let (newest, segments) = into_segments(places, recovered);
         let mut contents = Self {
+            names,
             manifest,
             is_manifest_whole,
             newest,
@@ -133,7 +138,7 @@ impl Contents {
                 self.lost += expected - found;
                 let what =
                     format!("{} of {expected} messages have no record that can be read", expected - found);
-                self.damage.push(Damage::new(&segment.path, None, what));
+                self.damage.push(Damage::new(&segment.path, what));
             }
             known.push(segment);
         }
@@ -153,8 +158,8 @@ impl Contents {
         self.checkpointed.sort_unstable_by_key(|message| (message.key, std::cmp::Reverse(message.seq)));
         self.checkpointed.dedup_by_key(|message| message.key);
         let newest = &self.newest;
-        self.checkpointed.retain(|message| !newest.contains_key(&message.key.id()));
-        self.doubtful.retain(|message| !newest.contains_key(&message.key.id()));
+        self.checkpointed.retain(|message| !newest.contains_key(&message.key.message()));
+        self.doubtful.retain(|message| !newest.contains_key(&message.key.message()));
         if !self.is_manifest_whole {
             self.doubt_journal_messages()?;
         }
@@ -181,12 +186,12 @@ impl Contents {
     }
 
     /// Returns the messages whose newest record is younger than the last checkpoint, in no order.
-    pub(super) fn journal_messages(&self) -> impl Iterator<Item = (SpoolId, RecordPlace)> + '_ {
+    pub(super) fn journal_messages(&self) -> impl Iterator<Item = (MessageId, RecordPlace)> + '_ {
         self.newest.iter().filter_map(|(id, newest)| Some((*id, newest.place?)))
     }
 
     /// Returns the place of a message in the segments, if its newest version is there.
-    pub(super) fn place_of(&self, id: &SpoolId) -> Option<RecordPlace> {
+    pub(super) fn place_of(&self, id: &MessageId) -> Option<RecordPlace> {
         if let Some(NewestRecord { place, .. }) = self.newest.get(id) {
             return *place;
         }
@@ -200,12 +205,13 @@ impl Contents {
     /// # Errors
     ///
     /// [`Corrupt`], or an I/O error.
-    pub(super) fn read_message(&self, id: SpoolId, place: RecordPlace) -> Result<Vec<u8>> {
+    pub(super) fn read_message(&self, message: MessageId, place: RecordPlace) -> Result<Vec<u8>> {
+        let id = message.id();
         let Some(segment) = self.segments.get(place.generation) else {
             let reason = format!("its segment (generation {}) is missing", place.generation);
             return Err(Corrupt { id, reason }.into());
         };
-        match segment.read_put(self.segments.salt(), &id, place) {
+        match segment.read_put(self.segments.salt(), &message, place) {
             Ok((data, _)) => Ok(data),
             Err(error @ ReadError::Damaged { .. }) => Err(Corrupt { id, reason: error.to_string() }.into()),
             Err(error @ ReadError::Io { .. }) => Err(error.into()),
@@ -220,15 +226,16 @@ impl Contents {
     pub(super) fn read_or_damage(
         &self,
         places: &Places,
-        id: SpoolId,
+        message: MessageId,
         place: RecordPlace,
     ) -> Result<Result<Vec<u8>, Damage>> {
-        match self.read_message(id, place) {
+        match self.read_message(message, place) {
             Ok(data) => Ok(Ok(data)),
             Err(error) => match error.root_cause().downcast_ref::<Corrupt>() {
                 Some(corrupt) => {
                     let path = self.path_of(places, place);
-                    Ok(Err(Damage::new(&path, Some(id), corrupt.reason.clone())))
+                    let what = corrupt.reason.clone();
+                    Ok(Err(Damage::of_message(&path, message, &self.names, what)))
                 }
                 None => Err(error),
             },

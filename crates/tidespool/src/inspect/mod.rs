@@ -70,6 +70,8 @@ pub enum IndexState {
 /// One live message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
+    /// The name of its spool.
+    pub spool: String,
     /// The id of the message.
     pub id: SpoolId,
     /// Payload bytes.
@@ -159,8 +161,8 @@ impl Inspector {
         offline_spool::OfflineSpool::open(path, storage).map(Self).map_err(whole)
     }
 
-    /// Calls `visit` for each live message until `visit` returns `false`. The messages are in time
-    /// order within each kind of id.
+    /// Calls `visit` for each live message of all spools until `visit` returns `false`. The messages
+    /// of a spool are in time order within each kind of id.
     ///
     /// # Errors
     ///
@@ -169,14 +171,21 @@ impl Inspector {
         self.0.entries(visit).map_err(whole)
     }
 
-    /// Returns the bytes of one message.
+    /// Returns the names of all spools, in order.
+    #[must_use]
+    pub fn spools(&self) -> Vec<String> {
+        self.0.spools()
+    }
+
+    /// Returns the bytes of one message of a spool.
     ///
     /// # Errors
     ///
+    /// [`SpoolNameError::Unknown`](crate::SpoolNameError::Unknown),
     /// [`NotFound`](tidespool_core::NotFound), [`Corrupt`](tidespool_core::Corrupt), or an I/O
     /// error.
-    pub fn load(&self, id: SpoolId) -> anyhow::Result<Vec<u8>> {
-        self.0.load(id).map_err(whole)
+    pub fn load(&self, spool: &str, id: SpoolId) -> anyhow::Result<Vec<u8>> {
+        self.0.load(spool, id).map_err(whole)
     }
 
     /// Counts what the directory holds.

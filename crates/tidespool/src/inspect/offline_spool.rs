@@ -12,7 +12,9 @@ use super::{CrashLogSummary, Entry, Home, IndexState, Summary, Verification};
 use crate::checkpoint::Places;
 use crate::directory::{Directory, FORMAT_VERSION};
 use crate::index::{self, DiskIndex, Key, size_of_dir};
+use crate::message_id::MessageId;
 use crate::storage::Storage;
+use crate::tiered::SpoolNameError;
 
 pub(super) struct OfflineSpool {
     places: Places,
@@ -36,7 +38,8 @@ impl OfflineSpool {
         let directory = Directory::open_existing(path)?;
         let disk = LenientStorage::new(storage);
         let places = Places { storage: disk.clone(), dir: directory.path.clone(), spool: directory.spool };
-        let contents = Contents::read(&places, disk.below())?;
+        let names = directory.names.lock().clone();
+        let contents = Contents::read(&places, names, disk.below())?;
         Ok(Self { places, disk, contents, _directory: directory })
     }
 
@@ -50,19 +53,28 @@ impl OfflineSpool {
         let mut all: Vec<(Key, u64, Home)> = on_disk.chain(unsynced).collect();
         all.sort_unstable_by_key(|(key, ..)| *key);
         for (key, size, home) in all {
-            if !visit(Entry { id: key.id(), size, home }) {
+            let message = key.message();
+            let spool = self.contents.names.name_of(message.spool());
+            if !visit(Entry { spool, id: message.id(), size, home }) {
                 break;
             }
         }
         Ok(())
     }
 
-    pub(super) fn load(&self, id: SpoolId) -> Result<Vec<u8>> {
-        if let Some(data) = self.contents.unsynced.get(&id) {
+    /// Returns the names of all spools, in order.
+    pub(super) fn spools(&self) -> Vec<String> {
+        self.contents.names.iter().map(|(name, _)| name.to_owned()).collect()
+    }
+
+    pub(super) fn load(&self, spool: &str, id: SpoolId) -> Result<Vec<u8>> {
+        let unknown = || SpoolNameError::Unknown { name: spool.to_owned() };
+        let message = MessageId::new(self.contents.names.get(spool).ok_or_else(unknown)?, id);
+        if let Some(data) = self.contents.unsynced.get(&message) {
             return Ok(data.to_vec());
         }
-        let place = self.contents.place_of(&id).ok_or(NotFound { id })?;
-        self.contents.read_message(id, place)
+        let place = self.contents.place_of(&message).ok_or(NotFound { id })?;
+        self.contents.read_message(message, place)
     }
 
     pub(super) fn summary(&self) -> Result<Summary> {
@@ -132,7 +144,7 @@ impl OfflineSpool {
             found.messages += 1;
             found.bytes += data.len() as u64;
         }
-        let checkpointed = contents.checkpointed.iter().map(|message| (message.key.id(), message.place));
+        let checkpointed = contents.checkpointed.iter().map(|message| (message.key.message(), message.place));
         for (id, place) in contents.journal_messages().chain(checkpointed) {
             match contents.read_or_damage(&self.places, id, place)? {
                 Ok(data) => {

@@ -4,13 +4,14 @@
 use std::collections::BTreeSet;
 
 use super::Damage;
+use crate::directory::SpoolNames;
 use crate::journal::{RecordKind, Recovered, scan};
 
 /// Returns the records that an opening cuts, as far as they can still be read.
 ///
 /// A flipped bit in the last batch looks the same. The report names the messages, so that an
 /// operator who has a copy of them can decide.
-pub(super) fn torn_records(recovered: &Recovered, salt: u32) -> Vec<Damage> {
+pub(super) fn torn_records(recovered: &Recovered, salt: u32, names: &SpoolNames) -> Vec<Damage> {
     let mut reports = Vec::new();
     for segment in &recovered.journal {
         let here = recovered.replayed.torn.iter().filter(|torn| torn.generation == segment.generation);
@@ -18,7 +19,6 @@ pub(super) fn torn_records(recovered: &Recovered, salt: u32) -> Vec<Damage> {
         if offsets.is_empty() {
             continue;
         }
-        let path = segment.path.display().to_string();
         let scanned = scan(&*segment.file, salt, segment.generation, &mut |found| {
             if !offsets.remove(&found.offset) {
                 return;
@@ -30,13 +30,17 @@ pub(super) fn torn_records(recovered: &Recovered, salt: u32) -> Vec<Damage> {
                 (RecordKind::Abort, _) => "a cancelled store",
                 (RecordKind::Mark, _) => "a mark",
             };
-            let id =
-                matches!(found.header.kind, RecordKind::Put | RecordKind::Remove).then_some(found.header.id);
             let what = format!("at byte {}, after a torn write: {what}", found.offset);
-            reports.push(Damage { path: path.clone(), id, what });
+            reports.push(match found.header.kind {
+                RecordKind::Put | RecordKind::Remove => {
+                    Damage::of_message(&segment.path, found.header.id, names, what)
+                }
+                RecordKind::Abort | RecordKind::Mark => Damage::new(&segment.path, what),
+            });
         });
         if let Err(error) = scanned {
-            tracing::warn!(%error, path, "the torn end could not be read again");
+            let path = segment.path.display();
+            tracing::warn!(%error, %path, "the torn end could not be read again");
         }
     }
     reports

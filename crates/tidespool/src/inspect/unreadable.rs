@@ -65,7 +65,7 @@ impl LenientStorage {
                 ),
                 None => format!("it can't be read ({error})"),
             };
-            Damage { path: path.display().to_string(), id: None, what }
+            Damage::new(path, what)
         });
         reports.collect()
     }

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use tidespool_core::SpoolId;
-
 use super::Damage;
 use crate::checkpoint::Places;
 use crate::crash_log::{CRASH_LOG, LastRun};
 use crate::index::Key;
+use crate::message_id::MessageId;
 use crate::storage::Storage;
 
 /// The changes that were acknowledged but not on stable storage when the process died.
@@ -29,7 +28,7 @@ impl Unsynced {
     /// [`LenientStorage`]: super::unreadable::LenientStorage
     pub(super) fn read(places: &Places, storage: &dyn Storage) -> io::Result<Self> {
         let left = LastRun::read_or_torn(storage, &places.dir, places.spool)?;
-        let damage = left.torn.map(|what| Damage::new(&places.dir.join(CRASH_LOG), None, what));
+        let damage = left.torn.map(|what| Damage::new(&places.dir.join(CRASH_LOG), what));
         let changes = left.kept.into_iter().map(|kept| (Key::of(&kept.id), kept.data));
         Ok(Self { changes: changes.collect(), file_bytes: left.file_bytes, damage })
     }
@@ -45,8 +44,8 @@ impl Unsynced {
     }
 
     /// Returns the bytes of a message whose newest version is here.
-    pub(super) fn get(&self, id: &SpoolId) -> Option<&[u8]> {
-        self.changes.get(&Key::of(id))?.as_deref()
+    pub(super) fn get(&self, message: &MessageId) -> Option<&[u8]> {
+        self.changes.get(&Key::of(message))?.as_deref()
     }
 
     /// Returns the messages whose newest version is here, in time order within each kind of id.
@@ -60,7 +59,7 @@ impl Unsynced {
     }
 
     /// Returns the messages that were removed.
-    pub(super) fn removed(&self) -> impl Iterator<Item = SpoolId> {
-        self.changes.iter().filter(|(_, data)| data.is_none()).map(|(key, _)| key.id())
+    pub(super) fn removed(&self) -> impl Iterator<Item = MessageId> {
+        self.changes.iter().filter(|(_, data)| data.is_none()).map(|(key, _)| key.message())
     }
 }

@@ -4,8 +4,6 @@
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
-use tidespool_core::SpoolId;
-
 use super::footer::{FooterEntry, Records, footer_len};
 use super::index::RecordPlace;
 use super::pool::{FreeSegment, Pool, RESERVED};
@@ -13,6 +11,7 @@ use super::record::{HEADER_LEN, RecordHeader, RecordKind, footprint};
 use super::room::{fits, needs_own_segment, own_segment_size};
 use super::segment::{PAGE, Role, Segment};
 use super::segments::Segments;
+use crate::message_id::MessageId;
 use crate::storage::{at, is_no_room, write_all_at};
 
 /// Fills cold segments one after the other.
@@ -52,7 +51,13 @@ impl<'a> ColdWriter<'a> {
     }
 
     /// Appends a payload. It is durable after [`ColdWriter::finish`].
-    pub(crate) fn append(&mut self, id: SpoolId, seq: u64, data: &[u8], crc: u32) -> io::Result<RecordPlace> {
+    pub(crate) fn append(
+        &mut self,
+        id: MessageId,
+        seq: u64,
+        data: &[u8],
+        crc: u32,
+    ) -> io::Result<RecordPlace> {
         let len = u32::try_from(data.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let need = footprint(u64::from(len));
         let segment = match self.filled.last() {
@@ -65,6 +70,7 @@ impl<'a> ColdWriter<'a> {
             seq,
             durable_seq: 0,
             id,
+            continues: false,
             payload_len: len,
             payload_crc: crc,
         };
@@ -77,6 +83,7 @@ impl<'a> ColdWriter<'a> {
             listed.push(&FooterEntry {
                 id,
                 kind: RecordKind::Put,
+                continues: false,
                 seq,
                 offset: self.tail,
                 len,

@@ -18,6 +18,7 @@ use tidespool_core::SpoolId;
 
 use super::record::{RECORD_ALIGN, RecordKind, u32_at, u64_at};
 use super::segment::{PAGE, Segment};
+use crate::message_id::{MessageId, SpoolNumber};
 use crate::storage::write_all_at;
 
 /// Bytes of one entry.
@@ -34,6 +35,12 @@ const MAGIC: [u8; 8] = *b"TIDEFOOT";
 const KIND_MASK: u32 = 7;
 const _: () = assert!(RECORD_ALIGN == KIND_MASK as u64 + 1);
 
+/// The highest bit of an offset is 0, and is set if the transaction of a record continues.
+const CONTINUES: u32 = 1 << 31;
+
+/// Bits of a sequence number. The number of the spool has the other 16.
+const SEQ_BITS: u32 = 48;
+
 /// Bytes that a footer with this many entries takes: whole pages.
 pub(crate) const fn footer_len(entries: u64) -> u64 {
     (entries * ENTRY_LEN + TRAILER_LEN).next_multiple_of(PAGE)
@@ -42,8 +49,10 @@ pub(crate) const fn footer_len(entries: u64) -> u64 {
 /// One record of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FooterEntry {
-    pub(crate) id: SpoolId,
+    pub(crate) id: MessageId,
     pub(crate) kind: RecordKind,
+    /// The transaction of the record continues with the next record.
+    pub(crate) continues: bool,
     pub(crate) seq: u64,
     /// Offset of the record's header in the file.
     pub(crate) offset: u64,
@@ -55,9 +64,13 @@ pub(crate) struct FooterEntry {
 }
 
 impl FooterEntry {
-    /// `None`: the offset does not fit. An ordinary segment has at most 1 GiB.
+    /// `None`: the offset or the number does not fit. An ordinary segment has at most 1 GiB.
     fn encode(&self) -> Option<[u8; ENTRY_BYTES]> {
-        let place = u32::try_from(self.offset).ok()? | self.kind.code();
+        let offset = u32::try_from(self.offset).ok().filter(|offset| offset & CONTINUES == 0)?;
+        let continues = if self.continues { CONTINUES } else { 0 };
+        let place = offset | self.kind.code() | continues;
+        let seq = (self.seq >> SEQ_BITS == 0).then_some(self.seq)?;
+        let seq_and_spool = seq | u64::from(self.id.spool().get()) << SEQ_BITS;
         // The payload of every abort has the same length, so the field holds its target.
         let extra = match self.kind {
             RecordKind::Abort => {
@@ -66,8 +79,8 @@ impl FooterEntry {
             RecordKind::Put | RecordKind::Remove | RecordKind::Mark => self.len,
         };
         let mut bytes = [0; ENTRY_BYTES];
-        bytes[..16].copy_from_slice(self.id.as_bytes());
-        bytes[16..24].copy_from_slice(&(!self.seq).to_le_bytes());
+        bytes[..16].copy_from_slice(self.id.id().as_bytes());
+        bytes[16..24].copy_from_slice(&(!seq_and_spool).to_le_bytes());
         bytes[24..28].copy_from_slice(&(!extra).to_le_bytes());
         bytes[28..].copy_from_slice(&(!place).to_le_bytes());
         Some(bytes)
@@ -76,15 +89,18 @@ impl FooterEntry {
     fn decode(bytes: &[u8; ENTRY_BYTES]) -> Option<Self> {
         let mut id = [0; 16];
         id.copy_from_slice(&bytes[..16]);
-        let seq = !u64_at(bytes, 16);
+        let seq_and_spool = !u64_at(bytes, 16);
+        let seq = seq_and_spool & ((1 << SEQ_BITS) - 1);
+        let spool = SpoolNumber::new((seq_and_spool >> SEQ_BITS) as u16)?;
         let (extra, place) = (!u32_at(bytes, 24), !u32_at(bytes, 28));
         let kind = RecordKind::from_code(place & KIND_MASK)?;
         let (len, abort_of) = match kind {
             RecordKind::Abort => (8, (extra > 0).then(|| seq.saturating_sub(extra.into()))),
             RecordKind::Put | RecordKind::Remove | RecordKind::Mark => (extra, None),
         };
-        let offset = u64::from(place & !KIND_MASK);
-        Some(Self { id: SpoolId::from_bytes(id), kind, seq, offset, len, abort_of })
+        let offset = u64::from(place & !KIND_MASK & !CONTINUES);
+        let id = MessageId::new(spool, SpoolId::from_bytes(id));
+        Some(Self { id, kind, continues: place & CONTINUES != 0, seq, offset, len, abort_of })
     }
 }
 
@@ -204,10 +220,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_entry_round_trips(kind in kind(), seq in 1u64.., id: [u8; 16], at in 0..1u64 << 27, len: u32, back in 1u32..) {
+        fn an_entry_round_trips(kind in kind(), seq in 1u64..1 << 48, continues: bool, id: [u8; 16], at in 0..1u64 << 27, len: u32, back in 1u32..) {
             let abort_of = (kind == RecordKind::Abort).then(|| seq.saturating_sub(back.into()));
             let len = if kind == RecordKind::Abort { 8 } else { len };
-            let entry = FooterEntry { id: SpoolId::from_bytes(id), kind, seq, offset: at * 8, len, abort_of };
+            let entry = FooterEntry { id: MessageId::from_bytes(id), kind, continues, seq, offset: at * 8, len, abort_of };
             prop_assert_eq!(FooterEntry::decode(&entry.encode().unwrap()), Some(entry));
         }
 
@@ -227,8 +243,9 @@ mod tests {
     #[test]
     fn an_entry_omits_the_target_of_an_abort_far_back() {
         let entry = FooterEntry {
-            id: SpoolId::from_bytes([1; 16]),
+            id: MessageId::from_bytes([1; 16]),
             kind: RecordKind::Abort,
+            continues: false,
             seq: 1 << 40,
             offset: 4096,
             len: 8,
@@ -241,8 +258,9 @@ mod tests {
     #[test]
     fn a_record_that_no_entry_can_describe_leaves_the_list_incomplete() {
         let entry = FooterEntry {
-            id: SpoolId::from_bytes([1; 16]),
+            id: MessageId::from_bytes([1; 16]),
             kind: RecordKind::Put,
+            continues: false,
             seq: 1,
             offset: 1 << 32,
             len: 8,
@@ -271,8 +289,8 @@ mod tests {
             let offset = PAGE + (seq - 1) * 64;
             let kind = RecordKind::from_code(1 + (seq % 4) as u32).unwrap();
             let len = if kind == RecordKind::Abort { 8 } else { 1 };
-            let id = SpoolId::from_bytes([0xee; 16]);
-            records.push(&FooterEntry { id, kind, seq, offset, len, abort_of: None });
+            let id = MessageId::from_bytes([0xee; 16]);
+            records.push(&FooterEntry { id, kind, continues: false, seq, offset, len, abort_of: None });
         }
         let trailer = records.trailer(1).encode(1, 7);
         let words = records.bytes.as_chunks().0.iter().chain(trailer.as_chunks().0);

@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use tidespool_core::SpoolId;
-
 use super::record::RECORD_ALIGN;
+use crate::message_id::MessageId;
 
 /// The place of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,13 +95,13 @@ fn bits(number: u128, from: u32, count: u32) -> u64 {
 /// One shard of the index.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryIndex {
-    map: HashMap<SpoolId, Packed, foldhash::fast::RandomState>,
+    map: HashMap<MessageId, Packed, foldhash::fast::RandomState>,
 }
 
 impl MemoryIndex {
     /// Inserts a record, unless the index has a newer one. The same record at another place
     /// replaces the older place.
-    pub(crate) fn learn(&mut self, id: SpoolId, newest: NewestRecord) {
+    pub(crate) fn learn(&mut self, id: MessageId, newest: NewestRecord) {
         match self.map.entry(id) {
             Entry::Occupied(mut entry) if entry.get().seq() <= newest.seq => {
                 entry.insert(Packed::pack(newest));
@@ -114,13 +113,13 @@ impl MemoryIndex {
         }
     }
 
-    pub(crate) fn get(&self, id: &SpoolId) -> Option<NewestRecord> {
+    pub(crate) fn get(&self, id: &MessageId) -> Option<NewestRecord> {
         self.map.get(id).map(|packed| packed.unpack())
     }
 
     /// Removes the record `seq` after its checkpoint, unless a newer one replaced it. True if it
     /// was removed.
-    pub(crate) fn forget(&mut self, id: &SpoolId, seq: u64) -> bool {
+    pub(crate) fn forget(&mut self, id: &MessageId, seq: u64) -> bool {
         match self.map.entry(*id) {
             Entry::Occupied(entry) if entry.get().seq() == seq => {
                 entry.remove();
@@ -137,7 +136,7 @@ impl MemoryIndex {
         }
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (SpoolId, NewestRecord)> + '_ {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (MessageId, NewestRecord)> + '_ {
         self.map.iter().map(|(id, packed)| (*id, packed.unpack()))
     }
 
@@ -147,7 +146,7 @@ impl MemoryIndex {
 
     /// Bytes of memory: the table's slots with a control byte each.
     pub(crate) fn bytes(&self) -> u64 {
-        (self.map.capacity() as u64 * 8 / 7) * (size_of::<(SpoolId, Packed)>() as u64 + 1)
+        (self.map.capacity() as u64 * 8 / 7) * (size_of::<(MessageId, Packed)>() as u64 + 1)
     }
 }
 
@@ -161,7 +160,7 @@ mod tests {
 
     #[test]
     fn an_older_record_never_replaces_a_newer_one() {
-        let (mut index, id) = (MemoryIndex::default(), SpoolId::new());
+        let (mut index, id) = (MemoryIndex::default(), MessageId::random());
         index.learn(id, put(5, 1, 4096));
         index.learn(id, put(4, 2, 8192));
         assert_eq!(index.get(&id), Some(put(5, 1, 4096)));
@@ -174,7 +173,7 @@ mod tests {
 
     #[test]
     fn forget_keeps_a_newer_record() {
-        let (mut index, id) = (MemoryIndex::default(), SpoolId::new());
+        let (mut index, id) = (MemoryIndex::default(), MessageId::random());
         index.learn(id, put(5, 1, 4096));
         assert!(!index.forget(&id, 4));
         assert!(index.get(&id).is_some());
@@ -184,12 +183,12 @@ mod tests {
 
     #[test]
     fn an_entry_takes_the_documented_bytes() {
-        assert_eq!(size_of::<(SpoolId, Packed)>(), 36);
+        assert_eq!(size_of::<(MessageId, Packed)>(), 36);
     }
 
     #[test]
     fn the_largest_numbers_round_trip() {
-        let (mut index, id) = (MemoryIndex::default(), SpoolId::new());
+        let (mut index, id) = (MemoryIndex::default(), MessageId::random());
         let newest = put((1 << 46) - 1, (1 << 55) - 1, (1 << 31) - 8);
         index.learn(id, newest);
         assert_eq!(index.get(&id), Some(newest));

@@ -1,10 +1,9 @@
 //! Reads records that are near one another with one call.
 
-use tidespool_core::SpoolId;
-
 use super::index::RecordPlace;
 use super::record::{HEADER_LEN, footprint};
 use super::segment::Segment;
+use crate::message_id::MessageId;
 use crate::storage::read_exact_at;
 
 /// The most bytes that one call reads.
@@ -17,8 +16,8 @@ const COPIED_UP_TO: u32 = 16 << 10;
 impl Segment {
     /// Reads and checks the payloads of these puts; fastest if they are in file order. `None`: the
     /// read failed, or the record is damaged. [`read_put`](Segment::read_put) returns the reason.
-    pub(crate) fn read_puts(&self, salt: u32, puts: &[(SpoolId, RecordPlace)]) -> Vec<Option<Vec<u8>>> {
-        let alone = |(id, place): &(SpoolId, RecordPlace)| {
+    pub(crate) fn read_puts(&self, salt: u32, puts: &[(MessageId, RecordPlace)]) -> Vec<Option<Vec<u8>>> {
+        let alone = |(id, place): &(MessageId, RecordPlace)| {
             self.read_put(salt, id, *place).ok().map(|(payload, _)| payload)
         };
         let mut payloads = Vec::with_capacity(puts.len());

@@ -2,11 +2,16 @@
 
 use tidespool_core::SpoolId;
 
+use crate::message_id::{MessageId, SpoolNumber};
+
 /// Bytes of a record's header.
 pub(crate) const HEADER_LEN: usize = 56;
 
 /// Alignment of records within a batch, in bytes.
 pub(crate) const RECORD_ALIGN: u64 = 8;
+
+/// Set in the word of a record whose transaction continues.
+const CONTINUES: u32 = 1 << 8;
 
 /// What a record states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +56,10 @@ pub(crate) struct RecordHeader {
     pub(crate) seq: u64,
     /// Every record up to this number was on stable storage when this record was written.
     pub(crate) durable_seq: u64,
-    pub(crate) id: SpoolId,
+    pub(crate) id: MessageId,
+    /// The transaction of this record continues with the next record. All records of a transaction
+    /// happened, or none.
+    pub(crate) continues: bool,
     pub(crate) payload_len: u32,
     pub(crate) payload_crc: u32,
 }
@@ -61,16 +69,22 @@ impl RecordHeader {
     /// segment or copied into a message, does not decode.
     pub(crate) fn encode(&self, salt: u32) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
-        bytes[4..8].copy_from_slice(&self.kind.code().to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.word().to_le_bytes());
         bytes[8..16].copy_from_slice(&self.generation.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.seq.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.durable_seq.to_le_bytes());
-        bytes[32..48].copy_from_slice(self.id.as_bytes());
+        bytes[32..48].copy_from_slice(self.id.id().as_bytes());
         bytes[48..52].copy_from_slice(&self.payload_len.to_le_bytes());
         bytes[52..56].copy_from_slice(&self.payload_crc.to_le_bytes());
         let crc = crc32c::crc32c_append(salt, &bytes[4..]);
         bytes[..4].copy_from_slice(&crc.to_le_bytes());
         bytes
+    }
+
+    /// Kind, continuation and spool.
+    fn word(&self) -> u32 {
+        let continues = if self.continues { CONTINUES } else { 0 };
+        self.kind.code() | continues | u32::from(self.id.spool().get()) << 16
     }
 
     /// Decodes a header. `None`: the bytes are not a record of this spool and generation.
@@ -85,12 +99,15 @@ impl RecordHeader {
         }
         let mut id = [0; 16];
         id.copy_from_slice(&bytes[32..48]);
+        let word = u32_at(bytes, 4);
+        let spool = SpoolNumber::new((word >> 16) as u16)?;
         Some(Self {
-            kind: RecordKind::from_code(u32_at(bytes, 4))?,
+            kind: RecordKind::from_code(word & 0xffff & !CONTINUES)?,
             generation,
             seq: u64_at(bytes, 16),
             durable_seq: u64_at(bytes, 24),
-            id: SpoolId::from_bytes(id),
+            id: MessageId::new(spool, SpoolId::from_bytes(id)),
+            continues: word & CONTINUES != 0,
             payload_len: u32_at(bytes, 48),
             payload_crc: u32_at(bytes, 52),
         })
@@ -136,7 +153,8 @@ mod tests {
             generation: 7,
             seq,
             durable_seq,
-            id: SpoolId::from_bytes(id),
+            id: MessageId::from_bytes(id),
+            continues: seq.is_multiple_of(2),
             payload_len: len,
             payload_crc: crc,
         }

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use thiserror::Error;
-use tidespool_core::SpoolId;
 
 use super::error::{RecoveryError, failed};
 use super::lost::is_left_by_a_restoration;
@@ -18,6 +17,7 @@ use super::scan_ahead::scan_in_order;
 use super::segment::{PAGE, Role, Segment, SegmentHeader, Use};
 use super::segments::salt_of;
 use super::void_footers::{erase_footer, void_footers};
+use crate::message_id::MessageId;
 use crate::storage::{OpenMode, Storage, StorageFile, is_no_file, read_exact_at, write_all_at};
 
 /// The most records for which memory is reserved ahead: the estimate from the first segment may be
@@ -429,7 +429,8 @@ fn mark_of(torn: &Torn, witness: Witness) -> RecordHeader {
         generation: torn.generation,
         seq: witness.seq,
         durable_seq: witness.durable_seq,
-        id: SpoolId::from_bytes([0; 16]),
+        id: MessageId::NONE,
+        continues: false,
         payload_len: 0,
         payload_crc: payload_crc(&[]),
     }

@@ -4,11 +4,10 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
-use tidespool_core::SpoolId;
-
 use super::index::{NewestRecord, RecordPlace};
 use super::record::RecordKind;
 use super::scan::FoundRecord;
+use crate::message_id::MessageId;
 
 /// Sequence numbers that were durable once and are missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +19,7 @@ pub(crate) struct Gap {
 /// A record with an intact header and a damaged payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DamagedRecord {
-    pub(crate) id: SpoolId,
+    pub(crate) id: MessageId,
     pub(crate) seq: u64,
     pub(crate) generation: u64,
     pub(crate) offset: u64,
@@ -34,7 +33,7 @@ impl DamagedRecord {
 }
 
 /// The newest record of each id.
-pub(crate) type NewestById = HashMap<SpoolId, NewestRecord, foldhash::fast::RandomState>;
+pub(crate) type NewestById = HashMap<MessageId, NewestRecord, foldhash::fast::RandomState>;
 
 /// The result of a replay.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -80,7 +79,7 @@ pub(crate) struct JournalReplay {
     state: Replayed,
     /// Earlier versions of ids that were written more than once. An abort of the newest version
     /// restores one of them.
-    earlier: HashMap<SpoolId, Vec<NewestRecord>>,
+    earlier: HashMap<MessageId, Vec<NewestRecord>>,
     /// The number of the next record if none is missing.
     expected: u64,
     /// Every number up to this one was durable once.
@@ -237,7 +236,7 @@ impl JournalReplay {
         }
     }
 
-    fn learn(&mut self, id: SpoolId, newest: NewestRecord) {
+    fn learn(&mut self, id: MessageId, newest: NewestRecord) {
         let current = match self.state.newest.entry(id) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
@@ -257,7 +256,7 @@ impl JournalReplay {
         }
     }
 
-    fn abort(&mut self, id: SpoolId, target: u64) {
+    fn abort(&mut self, id: MessageId, target: u64) {
         if let Some(all) = self.earlier.get_mut(&id) {
             all.retain(|entry| entry.seq != target);
         }
@@ -275,8 +274,8 @@ mod tests {
     use super::super::record::RecordHeader;
     use super::*;
 
-    fn id(n: u8) -> SpoolId {
-        SpoolId::from_bytes([n; 16])
+    fn id(n: u8) -> MessageId {
+        MessageId::from_bytes([n; 16])
     }
 
     struct ReplayScript {
@@ -294,7 +293,7 @@ mod tests {
             mut self,
             seq: u64,
             durable_seq: u64,
-            id: SpoolId,
+            id: MessageId,
             kind: RecordKind,
             intact: bool,
             abort_of: Option<u64>,
@@ -305,6 +304,7 @@ mod tests {
                 seq,
                 durable_seq,
                 id,
+                continues: false,
                 payload_len: 0,
                 payload_crc: 0,
             };

@@ -7,10 +7,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use thiserror::Error;
-use tidespool_core::SpoolId;
 
 use super::index::RecordPlace;
 use super::record::{HEADER_LEN, RecordHeader, RecordKind, payload_crc, u32_at, u64_at};
+use crate::message_id::MessageId;
 use crate::storage::{StorageFile, read_exact_vectored_at, write_all_at};
 
 /// Bytes before the first record, and the alignment of batches.
@@ -267,7 +267,7 @@ impl Segment {
     pub(crate) fn read_put(
         &self,
         salt: u32,
-        id: &SpoolId,
+        id: &MessageId,
         place: RecordPlace,
     ) -> Result<(Vec<u8>, u32), ReadError> {
         self.with_damage_confirmed(|| {
@@ -298,7 +298,12 @@ impl Segment {
 
     /// Reads the payload if all of the record is in memory and intact. Never blocks on a disk.
     /// `None` says nothing about the record.
-    pub(crate) fn read_put_in_memory(&self, salt: u32, id: &SpoolId, place: RecordPlace) -> Option<Vec<u8>> {
+    pub(crate) fn read_put_in_memory(
+        &self,
+        salt: u32,
+        id: &MessageId,
+        place: RecordPlace,
+    ) -> Option<Vec<u8>> {
         let (mut header, mut payload) = ([0; HEADER_LEN], vec![0; place.len as usize]);
         let mut bufs = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut payload)];
         let read = self.file.read_in_memory_at(&mut bufs, place.offset).ok()?;
@@ -311,7 +316,7 @@ impl Segment {
     pub(super) fn check_put(
         &self,
         salt: u32,
-        id: &SpoolId,
+        id: &MessageId,
         place: RecordPlace,
         header: &[u8; HEADER_LEN],
         payload: &[u8],

@@ -11,7 +11,6 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use thiserror::Error;
-use tidespool_core::SpoolId;
 
 use super::buffers::{bytes_of, shrink};
 use super::footer::{FooterEntry, Records};
@@ -22,6 +21,7 @@ use super::room::{JournalRoom, fits, needs_own_segment, own_segment_size, usable
 use super::segment::{PAGE, Role, Segment};
 use super::segments::Segments;
 use super::sync_job::{SyncEnd, SyncJob};
+use crate::message_id::MessageId;
 use crate::storage::{at, is_no_room, write_all_at};
 
 /// Payloads of at most this many bytes are copied behind their header: that is cheaper than another
@@ -74,8 +74,10 @@ pub(crate) struct Synced {
 
 #[derive(Debug)]
 struct WrittenEntry {
-    id: SpoolId,
+    id: MessageId,
     change: JournalChange,
+    /// The transaction of the record continues with the next one.
+    continues: bool,
     seq: u64,
     payload_len: u32,
     payload_crc: u32,
@@ -215,7 +217,7 @@ impl Writer {
     }
 
     /// Queues a record. Returns its sequence number, which is the next one.
-    pub(crate) fn append(&mut self, id: SpoolId, change: JournalChange) -> u64 {
+    pub(crate) fn append(&mut self, id: MessageId, change: JournalChange) -> u64 {
         let seq = self.next_seq;
         self.next_seq += 1;
         let (payload_len, payload_crc) = match &change {
@@ -227,6 +229,7 @@ impl Writer {
         self.entries.push(WrittenEntry {
             id,
             change,
+            continues: false,
             seq,
             payload_len,
             payload_crc,
@@ -535,7 +538,8 @@ impl WrittenEntry {
             JournalChange::Put(..) | JournalChange::Remove | JournalChange::Mark => None,
         };
         let (kind, len) = (self.kind(), self.payload_len);
-        FooterEntry { id: self.id, kind, seq: self.seq, offset: self.offset, len, abort_of }
+        let (continues, seq, offset) = (self.continues, self.seq, self.offset);
+        FooterEntry { id: self.id, kind, continues, seq, offset, len, abort_of }
     }
 
     fn durable(&self) -> DurableState {
@@ -572,6 +576,7 @@ fn encode<'a>(
             seq: entry.seq,
             durable_seq,
             id: entry.id,
+            continues: entry.continues,
             payload_len: entry.payload_len,
             payload_crc: entry.payload_crc,
         };

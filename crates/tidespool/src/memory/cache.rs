@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use arc_swap::ArcSwap;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
-use tidespool_core::SpoolId;
+
+use crate::message_id::MessageId;
 
 /// Memory of an entry in moka beside the message's bytes. Measured, and reported by users of moka.
 const ENTRY_OVERHEAD: u64 = 376;
@@ -15,7 +16,7 @@ const ENTRY_OVERHEAD: u64 = 376;
 /// After this many copies a resize lets moka free the memory of those removed.
 const CARRIED_AT_ONCE: usize = 256;
 
-type Inner = Cache<SpoolId, CachedCopy, foldhash::fast::RandomState>;
+type Inner = Cache<MessageId, CachedCopy, foldhash::fast::RandomState>;
 
 /// A clean copy and its age.
 #[derive(Debug, Clone)]
@@ -45,7 +46,7 @@ struct SizedCache {
 impl SizedCache {
     /// Returns a copy that is not carried over yet.
     #[cold]
-    fn carried(&self, id: &SpoolId) -> Option<Arc<Box<[u8]>>> {
+    fn carried(&self, id: &MessageId) -> Option<Arc<Box<[u8]>>> {
         self.previous.as_ref()?.get(id).map(|copy| copy.data)
     }
 }
@@ -65,7 +66,7 @@ impl CleanCache {
         Self { inner: ArcSwap::from_pointee(inner), age: AtomicU32::new(0) }
     }
 
-    pub(crate) fn get(&self, id: &SpoolId) -> Option<Arc<Box<[u8]>>> {
+    pub(crate) fn get(&self, id: &MessageId) -> Option<Arc<Box<[u8]>>> {
         let inner = self.inner.load();
         match inner.cache.get(id) {
             Some(copy) => Some(copy.data),
@@ -74,7 +75,7 @@ impl CleanCache {
     }
 
     /// Inserts or replaces a clean copy. Call it under the lock that orders the id's changes.
-    pub(crate) fn insert(&self, id: SpoolId, data: Arc<Box<[u8]>>) {
+    pub(crate) fn insert(&self, id: MessageId, data: Arc<Box<[u8]>>) {
         let inner = self.inner.load();
         if let Some(previous) = &inner.previous {
             previous.invalidate(&id);
@@ -88,7 +89,7 @@ impl CleanCache {
     }
 
     /// Removes a copy. Call it under the lock that orders the id's changes.
-    pub(crate) fn remove(&self, id: &SpoolId) {
+    pub(crate) fn remove(&self, id: &MessageId) {
         let inner = self.inner.load();
         inner.cache.invalidate(id);
         if let Some(previous) = &inner.previous {
@@ -106,7 +107,7 @@ impl CleanCache {
 
     /// Changes the capacity, and keeps the newest copies that fit. Returns what was dropped.
     /// `lock` takes the lock that orders an id's changes; it is held while its result lives.
-    pub(crate) fn resize<L>(&self, capacity: u64, lock: impl Fn(&SpoolId) -> L) -> Evicted {
+    pub(crate) fn resize<L>(&self, capacity: u64, lock: impl Fn(&MessageId) -> L) -> Evicted {
         let before = self.inner.load().cache.clone();
         let was = size(&before);
         let cache = build(capacity);
@@ -227,7 +228,7 @@ mod tests {
     #[test]
     fn it_respects_its_capacity_and_keeps_the_newest() {
         let cache = CleanCache::new(100_000);
-        let ids: Vec<SpoolId> = (0..1000).map(|_| SpoolId::new()).collect();
+        let ids: Vec<MessageId> = (0..1000).map(|_| MessageId::random()).collect();
         for id in &ids {
             cache.insert(*id, message(1000));
             cache.upkeep();
@@ -237,9 +238,9 @@ mod tests {
         assert!(cache.get(&ids[0]).is_none());
     }
 
-    fn filled(count: usize) -> (CleanCache, Vec<SpoolId>) {
+    fn filled(count: usize) -> (CleanCache, Vec<MessageId>) {
         let cache = CleanCache::new(1 << 20);
-        let ids: Vec<SpoolId> = (0..count).map(|_| SpoolId::new()).collect();
+        let ids: Vec<MessageId> = (0..count).map(|_| MessageId::random()).collect();
         for (n, id) in ids.iter().enumerate() {
             cache.insert(*id, message(1000));
             if n % 10 == 9 {
@@ -253,7 +254,7 @@ mod tests {
     #[test]
     fn clearing_frees_everything_and_returns_how_much() {
         let cache = CleanCache::new(1 << 20);
-        let (id, data) = (SpoolId::new(), message(1000));
+        let (id, data) = (MessageId::random(), message(1000));
         cache.insert(id, data.clone());
         assert_eq!(cache.clear(), Evicted { entries: 1, bytes: 1000 + ENTRY_OVERHEAD });
         assert!(cache.get(&id).is_none());
@@ -308,7 +309,7 @@ mod tests {
     #[test]
     fn a_message_too_large_for_the_cache_is_not_inserted() {
         let cache = CleanCache::new(100_000);
-        let id = SpoolId::new();
+        let id = MessageId::random();
         cache.insert(id, message(10));
         cache.insert(id, message(50_000));
         assert!(cache.get(&id).is_none(), "its earlier version is removed as well");

@@ -6,9 +6,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tidespool_core::SpoolId;
-
 use super::budget::Permit;
+use crate::message_id::MessageId;
+
 #[cfg(debug_assertions)]
 use super::order::Order;
 use crate::crash_log::Slot;
@@ -44,7 +44,7 @@ impl Dirty {
 pub(crate) struct Ticket {
     pub(crate) version: u64,
     pub(crate) at: Instant,
-    pub(crate) id: SpoolId,
+    pub(crate) id: MessageId,
 }
 
 /// The state of an id in this table, as a load sees it.
@@ -83,15 +83,15 @@ struct Pledge {
 /// One shard of the pending table.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
-    entries: HashMap<SpoolId, PendingEntry, foldhash::fast::RandomState>,
+    entries: HashMap<MessageId, PendingEntry, foldhash::fast::RandomState>,
     tickets: VecDeque<Ticket>,
     /// Ids with versions on their way to the disk: synced stores that wait for their commit, and
     /// everything that a commit has taken. A removal of such an id must be written, whatever was
     /// stored or removed since.
-    under_way: HashMap<SpoolId, UnderWay, foldhash::fast::RandomState>,
+    under_way: HashMap<MessageId, UnderWay, foldhash::fast::RandomState>,
     /// Versions that are due for the second time. Without the pledge, a message that is replaced
     /// more often than it is due would never be written. They count as under way.
-    pledged: HashMap<SpoolId, Pledge, foldhash::fast::RandomState>,
+    pledged: HashMap<MessageId, Pledge, foldhash::fast::RandomState>,
     risks: Risks,
 }
 
@@ -120,7 +120,7 @@ struct UnderWay {
 }
 
 impl Pending {
-    pub(crate) fn get(&self, id: &SpoolId) -> Option<Visible> {
+    pub(crate) fn get(&self, id: &MessageId) -> Option<Visible> {
         self.entries.get(id).map(|entry| match &entry.dirty.data {
             Some(data) => Visible::Put(data.clone()),
             None => Visible::Removed,
@@ -128,7 +128,7 @@ impl Pending {
     }
 
     /// The ids whose newest version is a tombstone.
-    pub(crate) fn removals(&self) -> impl Iterator<Item = &SpoolId> {
+    pub(crate) fn removals(&self) -> impl Iterator<Item = &MessageId> {
         self.entries.iter().filter(|(_, entry)| entry.dirty.data.is_none()).map(|(id, _)| id)
     }
 
@@ -160,11 +160,11 @@ impl Pending {
     }
 
     /// Removes the newest version, for a removal. Returns it if it will not be written.
-    pub(crate) fn take(&mut self, id: &SpoolId) -> Option<Arc<Dirty>> {
+    pub(crate) fn take(&mut self, id: &MessageId) -> Option<Arc<Dirty>> {
         self.remove(id).filter(|entry| !entry.in_flight).map(|entry| entry.dirty)
     }
 
-    fn remove(&mut self, id: &SpoolId) -> Option<PendingEntry> {
+    fn remove(&mut self, id: &MessageId) -> Option<PendingEntry> {
         let removed = self.entries.remove(id)?;
         self.risks.subtract(&removed);
         Some(removed)
@@ -176,7 +176,7 @@ impl Pending {
     }
 
     /// True if a version of `id` may become durable without another check of this table.
-    pub(crate) fn is_under_way(&self, id: &SpoolId) -> bool {
+    pub(crate) fn is_under_way(&self, id: &MessageId) -> bool {
         self.under_way.contains_key(id)
     }
 
@@ -187,13 +187,13 @@ impl Pending {
     }
 
     /// Marks a version of `id` as under way to the disk.
-    pub(crate) fn set_under_way(&mut self, id: SpoolId) {
+    pub(crate) fn set_under_way(&mut self, id: MessageId) {
         self.under_way.entry(id).or_default().count += 1;
     }
 
     /// Checks the order of the versions of `id` that are under way, in debug builds: see [`Order`].
     #[cfg(debug_assertions)]
-    pub(crate) fn check_order(&mut self, id: &SpoolId, step: impl FnOnce(&mut Order)) {
+    pub(crate) fn check_order(&mut self, id: &MessageId, step: impl FnOnce(&mut Order)) {
         if let Some(under_way) = self.under_way.get_mut(id) {
             step(&mut under_way.order);
         }
@@ -201,7 +201,7 @@ impl Pending {
 
     /// Ends `set_under_way`: the version is durable and indexed, or was cancelled before it was
     /// written.
-    pub(crate) fn clear_under_way(&mut self, id: &SpoolId) {
+    pub(crate) fn clear_under_way(&mut self, id: &MessageId) {
         if let Some(under_way) = self.under_way.get_mut(id) {
             under_way.count -= 1;
             if under_way.count == 0 {
@@ -239,7 +239,7 @@ impl Pending {
 
     /// Removes the newest version of `id` if it is not newer than `version`, which is durable.
     /// Returns it if it will not be written.
-    pub(crate) fn settle(&mut self, id: &SpoolId, version: u64) -> Option<Arc<Dirty>> {
+    pub(crate) fn settle(&mut self, id: &MessageId, version: u64) -> Option<Arc<Dirty>> {
         if self.entries.get(id).is_none_or(|entry| entry.version > version) {
             return None;
         }
@@ -249,7 +249,7 @@ impl Pending {
 
     /// Ends the pledge of a version older than `version`, which is durable. Returns the pledged
     /// version, which will not be written.
-    pub(crate) fn settle_pledge(&mut self, id: &SpoolId, version: u64) -> Option<Arc<Dirty>> {
+    pub(crate) fn settle_pledge(&mut self, id: &MessageId, version: u64) -> Option<Arc<Dirty>> {
         if self.pledged.get(id)?.version >= version {
             return None;
         }
@@ -267,7 +267,7 @@ impl Pending {
         self.end_pledge(&ticket.id)
     }
 
-    fn end_pledge(&mut self, id: &SpoolId) -> Option<Arc<Dirty>> {
+    fn end_pledge(&mut self, id: &MessageId) -> Option<Arc<Dirty>> {
         let pledge = self.pledged.remove(id)?;
         self.clear_under_way(id);
         Some(pledge.dirty)
@@ -312,13 +312,13 @@ impl Pending {
         Some(at)
     }
 
-    pub(crate) fn is_pledged(&self, id: &SpoolId) -> bool {
+    pub(crate) fn is_pledged(&self, id: &MessageId) -> bool {
         self.pledged.contains_key(id)
     }
 
     /// Pledges the newest version of `id`: it will be written. Does nothing if an earlier version
     /// is pledged.
-    fn pledge(&mut self, id: &SpoolId) {
+    fn pledge(&mut self, id: &MessageId) {
         if let Some(entry) = self.entries.get_mut(id)
             && !self.pledged.contains_key(id)
         {
@@ -360,7 +360,7 @@ impl Pending {
     }
 
     /// The ids in this table. True for a message, false for a tombstone.
-    pub(crate) fn ids(&self) -> impl Iterator<Item = (SpoolId, bool)> + '_ {
+    pub(crate) fn ids(&self) -> impl Iterator<Item = (MessageId, bool)> + '_ {
         self.entries.iter().map(|(id, entry)| (*id, entry.dirty.data.is_some()))
     }
 
@@ -438,7 +438,7 @@ mod tests {
             Self { budget: Arc::new(Budget::new(4 << 20)), pending: Pending::default(), version: 0 }
         }
 
-        fn store(&mut self, id: SpoolId, byte: u8) -> Ticket {
+        fn store(&mut self, id: MessageId, byte: u8) -> Ticket {
             self.version += 1;
             let ticket = Ticket { version: self.version, at: Instant::now(), id };
             let permit = self.budget.try_admit(1, Lane::Memory).unwrap();
@@ -447,7 +447,7 @@ mod tests {
             ticket
         }
 
-        fn seen(&self, id: &SpoolId) -> Option<u8> {
+        fn seen(&self, id: &MessageId) -> Option<u8> {
             match self.pending.get(id) {
                 Some(Visible::Put(data)) => Some(data[0]),
                 _ => None,
@@ -457,7 +457,7 @@ mod tests {
 
     #[test]
     fn a_replaced_version_is_not_committed() {
-        let (mut bench, id) = (PendingBench::new(), SpoolId::new());
+        let (mut bench, id) = (PendingBench::new(), MessageId::random());
         let first = bench.store(id, 1);
         let second = bench.store(id, 2);
         assert!(bench.pending.peek(&first).is_none());
@@ -471,7 +471,7 @@ mod tests {
 
     #[test]
     fn a_commit_of_an_older_version_does_not_remove_the_newer_one() {
-        let (mut bench, id) = (PendingBench::new(), SpoolId::new());
+        let (mut bench, id) = (PendingBench::new(), MessageId::random());
         let first = bench.store(id, 1);
         bench.pending.commit(&first);
         bench.store(id, 2);
@@ -481,7 +481,7 @@ mod tests {
 
     #[test]
     fn a_committed_version_is_under_way_until_it_is_published_even_if_replaced() {
-        let (mut bench, id) = (PendingBench::new(), SpoolId::new());
+        let (mut bench, id) = (PendingBench::new(), MessageId::random());
         let first = bench.store(id, 1);
         assert!(!bench.pending.is_under_way(&id));
         bench.pending.commit(&first);
@@ -497,7 +497,7 @@ mod tests {
 
     #[test]
     fn a_newer_durable_version_elides_the_older_dirty_one() {
-        let (mut bench, id) = (PendingBench::new(), SpoolId::new());
+        let (mut bench, id) = (PendingBench::new(), MessageId::random());
         let older = bench.store(id, 1);
         assert!(bench.pending.settle(&id, older.version + 1).is_some());
         assert_eq!((bench.seen(&id), bench.budget.dirty()), (None, 0));
@@ -505,9 +505,9 @@ mod tests {
 
     #[test]
     fn a_message_saved_repeatedly_keeps_its_turn() {
-        let (mut bench, id) = (PendingBench::new(), SpoolId::new());
+        let (mut bench, id) = (PendingBench::new(), MessageId::random());
         let first = bench.store(id, 1);
-        let other = bench.store(SpoolId::new(), 2);
+        let other = bench.store(MessageId::random(), 2);
         let last = bench.store(id, 3);
         let mut due = Vec::new();
         assert_eq!(bench.pending.oldest(), Some(first.at));
@@ -519,7 +519,7 @@ mod tests {
 
     #[test]
     fn a_version_stored_after_its_turn_is_put_off() {
-        let (mut bench, id) = (PendingBench::new(), SpoolId::new());
+        let (mut bench, id) = (PendingBench::new(), MessageId::random());
         let first = bench.store(id, 1);
         let mut due = Vec::new();
         bench.pending.drain_tickets(first.at, &mut due);
@@ -533,7 +533,7 @@ mod tests {
 
     #[test]
     fn stale_tickets_are_bounded_and_do_not_count_as_age() {
-        let (mut bench, id) = (PendingBench::new(), SpoolId::new());
+        let (mut bench, id) = (PendingBench::new(), MessageId::random());
         for _ in 0..10_000 {
             bench.store(id, 1);
             bench.pending.take(&id);
@@ -546,7 +546,7 @@ mod tests {
 
     #[test]
     fn versions_under_way_are_counted() {
-        let (mut pending, id) = (Pending::default(), SpoolId::new());
+        let (mut pending, id) = (Pending::default(), MessageId::random());
         pending.set_under_way(id);
         pending.set_under_way(id);
         pending.clear_under_way(&id);
@@ -559,7 +559,7 @@ mod tests {
     #[test]
     fn memory_of_a_burst_is_freed() {
         let mut bench = PendingBench::new();
-        let ids: Vec<SpoolId> = (0..2_000).map(|_| SpoolId::new()).collect();
+        let ids: Vec<MessageId> = (0..2_000).map(|_| MessageId::random()).collect();
         let tickets: Vec<Ticket> = ids.iter().map(|id| bench.store(*id, 1)).collect();
         bench.pending.trim();
         let full = bench.pending.entries.capacity();

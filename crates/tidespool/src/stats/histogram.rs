@@ -4,6 +4,7 @@
 //! quantile is at most 12.5 % above the true value, from 1 µs to 19 hours. One histogram takes
 //! 2.3 KB.
 
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -62,9 +63,7 @@ impl Histogram {
             buckets,
             ..Latency::default()
         };
-        latency.p50_us = latency.quantile_us(0.5);
-        latency.p99_us = latency.quantile_us(0.99);
-        latency.p999_us = latency.quantile_us(0.999);
+        latency.find_quantiles();
         latency
     }
 }
@@ -114,11 +113,28 @@ impl Latency {
         0
     }
 
+    fn find_quantiles(&mut self) {
+        self.p50_us = self.quantile_us(0.5);
+        self.p99_us = self.quantile_us(0.99);
+        self.p999_us = self.quantile_us(0.999);
+    }
+
     /// Number of times below 2^`power` microseconds. This count is exact.
     #[must_use]
     pub fn below_power_us(&self, power: u32) -> u64 {
         let end = 1_u64.checked_shl(power).map_or(BUCKETS, bucket);
         self.buckets.iter().take(end).sum()
+    }
+}
+
+impl AddAssign for Latency {
+    fn add_assign(&mut self, more: Self) {
+        self.count += more.count;
+        self.sum_us += more.sum_us;
+        self.max_us = self.max_us.max(more.max_us);
+        self.buckets.resize(BUCKETS, 0);
+        self.buckets.iter_mut().zip(more.buckets).for_each(|(sum, bucket)| *sum += bucket);
+        self.find_quantiles();
     }
 }
 

@@ -1,6 +1,6 @@
 //! Statistics: one call per event, one snapshot of all counters.
 //!
-//! * here – [`Stats`]: one method per event, so that a hot path needs one call.
+//! * here – [`SpoolStats`] and [`Stats`]: one method per event, so that a hot path needs one call.
 //! * `counter.rs`, `histogram.rs` – the counters: relaxed atomics, no lock.
 //! * `findings.rs` – findings of damage, each counted once.
 //! * `gauges.rs`, `snapshot.rs` – the public snapshot.
@@ -21,11 +21,13 @@ use std::time::Duration;
 
 use counter::{Counter, Padded, TotalTime};
 use findings::DamageFindings;
+
+use crate::message_id::MessageId;
+
 pub use gauges::Gauges;
 use histogram::Histogram;
 pub use histogram::Latency;
 pub use snapshot::StatsSnapshot;
-use tidespool_core::SpoolId;
 
 /// Where a load found its message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,34 +72,38 @@ pub(crate) struct Errors {
     pub(crate) lost_files: u64,
 }
 
-/// Declares the counters in groups, and [`Stats`] with its snapshot. Each counter is named like the
-/// field of [`StatsSnapshot`] that it is read into.
+/// Declares counters in groups, and a struct of all groups. A group has its own cache lines, because
+/// other threads write it than the other groups.
 macro_rules! counters {
-    ($($(#[$doc:meta])* $group:ident: $Group:ident { $($counter:ident: $Kind:ident,)+ })+) => {
+    (
+        $(#[$all_doc:meta])* $All:ident:
+        $($(#[$doc:meta])* $group:ident: $Group:ident { $($counter:ident: $Kind:ident,)+ })+
+    ) => {
         $(
             $(#[$doc])*
             #[derive(Debug, Default)]
             struct $Group { $($counter: $Kind,)+ }
         )+
 
-        /// The counters of one spool. They are grouped by the threads that write them. Each group
-        /// has its own cache lines.
+        $(#[$all_doc])*
         #[derive(Debug, Default)]
-        pub(crate) struct Stats {
+        pub(crate) struct $All {
             $($group: Padded<$Group>,)+
-            findings: DamageFindings,
         }
 
-        impl Stats {
-            /// All counters now, with the given `gauges`.
-            pub(crate) fn snapshot(&self, gauges: Gauges) -> StatsSnapshot {
-                StatsSnapshot { $($($counter: self.$group.$counter.get(),)+)+ gauges }
+        impl $All {
+            /// Adds all counters to the fields of the same names.
+            fn add_to(&self, snapshot: &mut StatsSnapshot) {
+                $($(snapshot.$counter += self.$group.$counter.get();)+)+
             }
         }
     };
 }
 
 counters! {
+    /// The counters of one spool.
+    SpoolStats:
+
     /// Written by the threads that load.
     loads: Loads {
         hits_pending: Counter,
@@ -121,6 +127,11 @@ counters! {
         refused_too_large: Counter,
         refused_closed: Counter,
     }
+}
+
+counters! {
+    /// The counters of what all spools of a store share.
+    StoreCounters:
 
     /// Written by the committer thread.
     commits: Commits {
@@ -164,7 +175,14 @@ counters! {
     }
 }
 
-impl Stats {
+/// The counters of a store, and its findings of damage.
+#[derive(Debug, Default)]
+pub(crate) struct Stats {
+    counters: StoreCounters,
+    findings: DamageFindings,
+}
+
+impl SpoolStats {
     /// Counts a load that found its message.
     pub(crate) fn hit(&self, tier: Tier) {
         let counter = match tier {
@@ -217,89 +235,105 @@ impl Stats {
         };
         counter.increment();
     }
+}
 
+impl StatsSnapshot {
+    /// All counters now: the sums of `spools`, and those of the store.
+    pub(crate) fn of<'a>(
+        spools: impl Iterator<Item = &'a SpoolStats>,
+        store: &Stats,
+        gauges: Gauges,
+    ) -> Self {
+        let mut snapshot = Self { gauges, ..Self::default() };
+        spools.for_each(|spool| spool.add_to(&mut snapshot));
+        store.counters.add_to(&mut snapshot);
+        snapshot
+    }
+}
+
+impl Stats {
     /// Counts writes that became unnecessary before their group commit. `bytes` includes the
     /// overhead of a dirty entry for each.
     pub(crate) fn elided(&self, writes: u64, bytes: u64) {
-        self.commits.elided_writes.add(writes);
-        self.commits.elided_bytes.add(bytes);
+        self.counters.commits.elided_writes.add(writes);
+        self.counters.commits.elided_bytes.add(bytes);
     }
 
     /// Counts a successful group commit. `bytes` includes the overhead of a dirty entry for each
     /// record.
     pub(crate) fn committed(&self, records: u64, bytes: u64, time: Duration) {
-        self.commits.commit.record(time);
-        self.commits.committed_records.add(records);
-        self.commits.committed_bytes.add(bytes);
+        self.counters.commits.commit.record(time);
+        self.counters.commits.committed_records.add(records);
+        self.counters.commits.committed_bytes.add(bytes);
     }
 
     /// Number of journal syncs so far, and their total time in microseconds.
     pub(crate) fn syncs(&self) -> (u64, u64) {
-        self.commits.sync.totals()
+        self.counters.commits.sync.totals()
     }
 
     /// Counts a sync of the journal.
     pub(crate) fn synced(&self, time: Duration) {
-        self.commits.sync.record(time);
+        self.counters.commits.sync.record(time);
     }
 
     /// Counts an abort record: it cancels a put in the journal whose caller gave up.
     pub(crate) fn aborted(&self) {
-        self.commits.aborts.increment();
+        self.counters.commits.aborts.increment();
     }
 
     /// Counts a successful checkpoint.
     pub(crate) fn checkpoint(&self, records: u64, segments: u64, time: Duration) {
-        self.upkeep.checkpoints.increment();
-        self.upkeep.checkpointed_records.add(records);
-        self.upkeep.checkpointed_segments.add(segments);
-        self.upkeep.checkpoint_time.add(time);
+        self.counters.upkeep.checkpoints.increment();
+        self.counters.upkeep.checkpointed_records.add(records);
+        self.counters.upkeep.checkpointed_segments.add(segments);
+        self.counters.upkeep.checkpoint_time.add(time);
     }
 
     /// Counts a segment that was made reusable.
     pub(crate) fn segment_recycled(&self) {
-        self.upkeep.segments_recycled.increment();
+        self.counters.upkeep.segments_recycled.increment();
     }
 
     /// Counts a rewrite of retained segments, which moved `bytes` of live messages.
     pub(crate) fn segment_rewritten(&self, bytes: u64) {
-        self.upkeep.segments_rewritten.increment();
-        self.upkeep.rewritten_bytes.add(bytes);
+        self.counters.upkeep.segments_rewritten.increment();
+        self.counters.upkeep.rewritten_bytes.add(bytes);
     }
 
     /// Counts clean copies that were dropped from the cache to shrink it.
     pub(crate) fn cache_evicted(&self, entries: u64, bytes: u64) {
-        self.upkeep.cache_evicted_entries.add(entries);
-        self.upkeep.cache_evicted_bytes.add(bytes);
+        self.counters.upkeep.cache_evicted_entries.add(entries);
+        self.counters.upkeep.cache_evicted_bytes.add(bytes);
     }
 
     /// Counts a run of `advise_low_memory`, which reduced the accounted memory by `freed` bytes.
     /// A negative value (it grew) adds 0.
     pub(crate) fn low_memory(&self, freed: isize) {
-        self.upkeep.low_memory_calls.increment();
-        self.upkeep.low_memory_freed_bytes.add(u64::try_from(freed).unwrap_or(0));
+        self.counters.upkeep.low_memory_calls.increment();
+        self.counters.upkeep.low_memory_freed_bytes.add(u64::try_from(freed).unwrap_or(0));
     }
 
     /// Counts a change of the memory-pressure level.
     pub(crate) fn pressure_changed(&self) {
-        self.upkeep.pressure_changes.increment();
+        self.counters.upkeep.pressure_changes.increment();
     }
 
     /// Counts a disk error.
     pub(crate) fn disk_error(&self, site: Site) {
         let counter = match site {
-            Site::JournalWrite => &self.upkeep.errors_journal_write,
-            Site::JournalSync => &self.upkeep.errors_journal_sync,
-            Site::JournalRead => &self.upkeep.errors_journal_read,
-            Site::Sled => &self.upkeep.errors_sled,
-            Site::Manifest => &self.upkeep.errors_manifest,
+            Site::JournalWrite => &self.counters.upkeep.errors_journal_write,
+            Site::JournalSync => &self.counters.upkeep.errors_journal_sync,
+            Site::JournalRead => &self.counters.upkeep.errors_journal_read,
+            Site::Sled => &self.counters.upkeep.errors_sled,
+            Site::Manifest => &self.counters.upkeep.errors_manifest,
         };
         counter.increment();
     }
 
     /// Counts a damaged message, unless the same finding was counted before. Returns true if it
     /// was counted.
-    pub(crate) fn found_damage(&self, id: &SpoolId, what: &str) -> bool {
+    pub(crate) fn found_damage(&self, id: &MessageId, what: &str) -> bool {
         let is_new = self.findings.is_new(id, what);
         if is_new {
             self.corrupt();
@@ -309,52 +343,52 @@ impl Stats {
 
     /// Counts a finding of damage.
     pub(crate) fn corrupt(&self) {
-        self.upkeep.corrupt.increment();
+        self.counters.upkeep.corrupt.increment();
     }
 
     /// Counts acknowledged `messages` that are lost.
     pub(crate) fn lost(&self, messages: u64) {
-        self.upkeep.lost.add(messages);
+        self.counters.upkeep.lost.add(messages);
     }
 
     /// Counts a file of the spool that another program deleted, moved or changed.
     pub(crate) fn lost_file(&self) {
-        self.upkeep.lost_files.increment();
+        self.counters.upkeep.lost_files.increment();
     }
 
     /// Counts the `records` that recovery read from the journal.
     pub(crate) fn recovered(&self, records: u64) {
-        self.upkeep.recovered_records.add(records);
+        self.counters.upkeep.recovered_records.add(records);
     }
 
     /// Counts the changes that were replayed from the crash log.
     pub(crate) fn replayed(&self, changes: u64) {
-        self.upkeep.replayed_changes.add(changes);
+        self.counters.upkeep.replayed_changes.add(changes);
     }
 
     /// Counts a loss of the crash log's file.
     pub(crate) fn crash_log_lost(&self) {
-        self.upkeep.crash_logs_lost.increment();
+        self.counters.upkeep.crash_logs_lost.increment();
     }
 
     /// Counts a store or a removal that the crash log could not take and that the journal syncs.
     pub(crate) fn unprotected(&self) {
-        self.upkeep.crash_log_bypassed.increment();
+        self.counters.upkeep.crash_log_bypassed.increment();
     }
 
     /// Counts a rebuild of the index from the segments.
     pub(crate) fn rebuilt_index(&self) {
-        self.upkeep.index_rebuilds.increment();
+        self.counters.upkeep.index_rebuilds.increment();
     }
 
     /// Counts the `records` that recovery cut from the end of the journal.
     pub(crate) fn torn(&self, records: u64) {
-        self.upkeep.torn_records.add(records);
+        self.counters.upkeep.torn_records.add(records);
     }
 
     /// The totals that the health gate uses.
     pub(crate) fn errors(&self) -> Errors {
-        let upkeep = &self.upkeep;
+        let upkeep = &self.counters.upkeep;
         Errors {
             journal_writes: upkeep.errors_journal_write.get() + upkeep.errors_journal_sync.get(),
             checkpoint: upkeep.errors_sled.get() + upkeep.errors_manifest.get(),

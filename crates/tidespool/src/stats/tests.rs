@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use tidespool_pressure::{Level, Source};
 
-use super::{Gauges, Refusal, Site, Stats, StatsSnapshot, Tier};
+use super::{Gauges, Refusal, Site, SpoolStats, Stats, StatsSnapshot, Tier};
 use crate::HealthSignal;
 
 fn times(n: usize, event: impl Fn()) {
@@ -11,28 +11,28 @@ fn times(n: usize, event: impl Fn()) {
 }
 
 /// Counts every event a different number of times, so that mixed-up counters are detected.
-fn busy() -> Stats {
-    let stats = Stats::default();
-    times(2, || stats.hit(Tier::Pending));
-    times(3, || stats.hit(Tier::Cache));
-    times(4, || stats.hit(Tier::Journal));
-    times(5, || stats.hit(Tier::Sled));
-    times(6, || stats.miss());
-    stats.skipped_newer(43);
-    times(7, || stats.stored(100, false));
-    times(8, || stats.stored(1_000, true));
-    times(9, || stats.removed());
+fn busy() -> (SpoolStats, Stats) {
+    let (spool, stats) = (SpoolStats::default(), Stats::default());
+    times(2, || spool.hit(Tier::Pending));
+    times(3, || spool.hit(Tier::Cache));
+    times(4, || spool.hit(Tier::Journal));
+    times(5, || spool.hit(Tier::Sled));
+    times(6, || spool.miss());
+    spool.skipped_newer(43);
+    times(7, || spool.stored(100, false));
+    times(8, || spool.stored(1_000, true));
+    times(9, || spool.removed());
     stats.elided(10, 11_000);
     times(12, || stats.committed(2, 4_096, Duration::from_millis(1)));
     times(13, || stats.synced(Duration::from_micros(250)));
     times(14, || stats.checkpoint(3, 2, Duration::from_millis(500)));
     times(44, || stats.segment_recycled());
     times(16, || stats.segment_rewritten(10));
-    times(17, || stats.store_refused(Refusal::Unhealthy));
-    times(18, || stats.store_refused(Refusal::CallerDeadline));
-    times(19, || stats.store_refused(Refusal::Backpressure));
-    times(20, || stats.store_refused(Refusal::TooLarge));
-    times(21, || stats.store_refused(Refusal::Closed));
+    times(17, || spool.store_refused(Refusal::Unhealthy));
+    times(18, || spool.store_refused(Refusal::CallerDeadline));
+    times(19, || spool.store_refused(Refusal::Backpressure));
+    times(20, || spool.store_refused(Refusal::TooLarge));
+    times(21, || spool.store_refused(Refusal::Closed));
     times(22, || stats.aborted());
     times(23, || stats.disk_error(Site::JournalWrite));
     times(24, || stats.disk_error(Site::JournalSync));
@@ -52,8 +52,12 @@ fn busy() -> Stats {
     stats.replayed(40);
     times(41, || stats.crash_log_lost());
     times(42, || stats.unprotected());
-    times(37, || stats.store_waited(Duration::from_secs(100)));
-    stats
+    times(37, || spool.store_waited(Duration::from_secs(100)));
+    (spool, stats)
+}
+
+fn snapshot((spool, stats): &(SpoolStats, Stats), gauges: Gauges) -> StatsSnapshot {
+    StatsSnapshot::of([spool].into_iter(), stats, gauges)
 }
 
 fn gauges() -> Gauges {
@@ -99,7 +103,7 @@ fn gauges() -> Gauges {
 
 #[test]
 fn each_event_has_its_own_counter() {
-    let stats = busy().snapshot(gauges());
+    let stats = snapshot(&busy(), gauges());
     assert_eq!((stats.hits_pending, stats.hits_cache, stats.hits_journal, stats.hits_sled), (2, 3, 4, 5));
     assert_eq!((stats.hits(), stats.misses, stats.loads()), (14, 6, 20));
     assert_eq!(stats.enumerate_skipped_newer, 43);
@@ -135,32 +139,34 @@ fn each_event_has_its_own_counter() {
 #[test]
 fn hit_ratio_is_the_share_served_from_memory() {
     assert_eq!(StatsSnapshot::default().hit_ratio(), None);
-    let stats = Stats::default();
+    let stats = SpoolStats::default();
+    let now = || StatsSnapshot::of([&stats].into_iter(), &Stats::default(), Gauges::default());
     stats.miss();
-    assert_eq!(stats.snapshot(Gauges::default()).hit_ratio(), None, "a miss is not a successful load");
+    assert_eq!(now().hit_ratio(), None, "a miss is not a successful load");
     stats.hit(Tier::Sled);
-    assert_eq!(stats.snapshot(Gauges::default()).hit_ratio(), Some(0.0));
+    assert_eq!(now().hit_ratio(), Some(0.0));
     stats.hit(Tier::Pending);
     stats.hit(Tier::Cache);
     stats.hit(Tier::Cache);
-    assert_eq!(stats.snapshot(Gauges::default()).hit_ratio(), Some(0.75));
+    assert_eq!(now().hit_ratio(), Some(0.75));
 }
 
 #[test]
 fn concurrent_events_are_all_counted() {
-    let stats = Stats::default();
+    let stats = SpoolStats::default();
+    let now = || StatsSnapshot::of([&stats].into_iter(), &Stats::default(), Gauges::default());
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| times(10_000, || stats.stored(2, true)));
         }
     });
-    let snapshot = stats.snapshot(Gauges::default());
+    let snapshot = now();
     assert_eq!((snapshot.stores, snapshot.stores_synced, snapshot.stored_bytes), (40_000, 40_000, 80_000));
 }
 
 #[test]
 fn the_snapshot_serializes_to_json() {
-    let json = serde_json::to_value(busy().snapshot(gauges())).unwrap();
+    let json = serde_json::to_value(snapshot(&busy(), gauges())).unwrap();
     assert_eq!(json["hits_cache"], 3);
     assert_eq!(json["commit"]["count"], 12);
     assert_eq!(json["gauges"]["pressure_level"], "critical");
@@ -205,7 +211,7 @@ fn parse(text: &str) -> HashMap<String, f64> {
 
 #[test]
 fn prometheus_text_is_well_formed_and_matches_the_snapshot() {
-    let text = busy().snapshot(gauges()).prometheus_text();
+    let text = snapshot(&busy(), gauges()).prometheus_text();
     let samples = parse(&text);
     let expected: &[(&str, f64)] = &[
         ("load_hits_total{tier=\"pending\"}", 2.0),
@@ -309,7 +315,7 @@ fn prometheus_text_is_well_formed_and_matches_the_snapshot() {
 
 #[test]
 fn prometheus_buckets_are_cumulative() {
-    let samples = parse(&busy().snapshot(gauges()).prometheus_text());
+    let samples = parse(&snapshot(&busy(), gauges()).prometheus_text());
     let bucket =
         |metric: &str, le: &str| samples[&format!("tidespool_{metric}_seconds_bucket{{le=\"{le}\"}}")];
     // 250 µs is between 128 µs and 256 µs.
@@ -326,7 +332,7 @@ fn prometheus_buckets_are_cumulative() {
 fn prometheus_reports_a_shut_down_spool() {
     for unhealthy in [None, Some(HealthSignal::LowSpace)] {
         let closed = Gauges { shut_down: true, unhealthy, ..Gauges::default() };
-        let samples = parse(&Stats::default().snapshot(closed).prometheus_text());
+        let samples = parse(&snapshot(&(SpoolStats::default(), Stats::default()), closed).prometheus_text());
         assert_eq!(samples["tidespool_unhealthy"], 1.0);
         assert_eq!(samples["tidespool_unhealthy_signal{signal=\"shut_down\"}"], 1.0);
         assert!(!samples.contains_key("tidespool_unhealthy_signal{signal=\"low_space\"}"), "one reason");

@@ -15,7 +15,7 @@ fn reopen(bench: &mut CheckpointBench) {
     bench.checkpointer.durable = Arc::new(durable);
 }
 
-fn two_checkpointed(engine: Arc<dyn IndexEngine>) -> (CheckpointBench, [SpoolId; 2]) {
+fn two_checkpointed(engine: Arc<dyn IndexEngine>) -> (CheckpointBench, [MessageId; 2]) {
     let mut bench = CheckpointBench::new(engine);
     let [a, b] = bench.put_new();
     bench.checkpoint();
@@ -43,7 +43,7 @@ fn an_index_that_differs_from_the_manifest_is_rebuilt() {
         use crate::index::{IndexChange, IndexOp};
         let changes: [fn(Key, Record) -> IndexOp; 3] = [
             |key, _| IndexOp { key, change: IndexChange::Remove },
-            |_, record| IndexOp { key: Key::of(&SpoolId::new()), change: IndexChange::Put(record) },
+            |_, record| IndexOp { key: Key::of(&MessageId::random()), change: IndexChange::Put(record) },
             |key, record| IndexOp { key, change: IndexChange::Put(Record { seq: record.seq + 1, ..record }) },
         ];
         for change in changes {

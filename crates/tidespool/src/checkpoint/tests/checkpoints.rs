@@ -82,7 +82,7 @@ fn failed_checkpoint(
     engine: Arc<dyn IndexEngine>,
     file: &'static str,
     fails: fn(TestCall) -> bool,
-) -> (CheckpointBench, [SpoolId; 3], CheckpointError) {
+) -> (CheckpointBench, [MessageId; 3], CheckpointError) {
     let mut bench = CheckpointBench::new(engine);
     let [a, b] = bench.put_new();
     let [c] = ids();
@@ -111,7 +111,7 @@ fn failed_checkpoint(
 }
 
 /// Asserts that the next run rebuilds the index and repeats the checkpoint.
-fn assert_recovers(mut bench: CheckpointBench, [_, b, c]: [SpoolId; 3]) {
+fn assert_recovers(mut bench: CheckpointBench, [_, b, c]: [MessageId; 3]) {
     bench.disk.heal();
     bench.checkpointer.ensure_index().unwrap();
     bench.checkpointer.checkpoint_all_due().unwrap();
@@ -149,7 +149,7 @@ fn a_failed_write_of_manifest_or_log_discards_the_changed_index() {
 #[test]
 fn no_segment_is_released_while_the_manifest_is_in_doubt() {
     for mut bench in engines().map(CheckpointBench::new) {
-        bench.put(SpoolId::new());
+        bench.put(MessageId::random());
         let [b] = ids();
         let first = bench.checkpoint();
         // No message lives in the next segment, so its checkpoint does not change the index.

@@ -15,7 +15,7 @@ fn damage(path: &Path, at: u64) {
 /// Writes two segments that are retained. The first holds an older version, a removed message and a
 /// live one. The second holds the newer version and the removal. A third segment, which is
 /// recycled, removed another message.
-fn history(engine: Arc<dyn IndexEngine>) -> (CheckpointBench, [SpoolId; 4]) {
+fn history(engine: Arc<dyn IndexEngine>) -> (CheckpointBench, [MessageId; 4]) {
     let mut bench = CheckpointBench::new(engine);
     let [replaced, removed, lives, gone] = bench.put_new();
     bench.checkpoint();
@@ -31,7 +31,7 @@ fn history(engine: Arc<dyn IndexEngine>) -> (CheckpointBench, [SpoolId; 4]) {
 
 /// Asserts that the newest version of each message lives, according to the segments. A message
 /// whose removal was recycled comes back: a duplicate is better than a loss.
-fn assert_newest_wins(mut bench: CheckpointBench, [replaced, _, lives, gone]: [SpoolId; 4]) {
+fn assert_newest_wins(mut bench: CheckpointBench, [replaced, _, lives, gone]: [MessageId; 4]) {
     let seq_of_replaced = bench.indexed()[&Key::of(&replaced)].seq;
     let (manifest, log) = (bench.checkpointer.manifest.clone(), bench.checkpointer.liveness.path());
     bench.checkpointer.rebuild().unwrap();

@@ -22,7 +22,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tempfile::TempDir;
-use tidespool_core::SpoolId;
 
 use super::value_log::retained::place_of_record;
 use super::*;
@@ -31,6 +30,7 @@ use crate::journal::{
     JournalChange, NewestRecord, Pool, PoolEvents, PoolSettings, RESERVED, Role, Segment, Segments, Writer,
     payload_crc,
 };
+use crate::message_id::MessageId;
 use crate::storage::{DiskRoom, OsStorage, Storage, TestCall, TestStorage};
 
 const MIB: u64 = 1 << 20;
@@ -40,13 +40,13 @@ const SPOOL: [u8; 16] = [7; 16];
 #[derive(Default)]
 struct TestSource {
     /// The versions of each id, the newest last. A checkpoint removes them.
-    versions: Mutex<BTreeMap<SpoolId, Vec<NewestRecord>>>,
+    versions: Mutex<BTreeMap<MessageId, Vec<NewestRecord>>>,
     /// Removals not yet applied to the index on disk.
     removals: u64,
 }
 
 impl TestSource {
-    fn newest(&self, id: &SpoolId) -> Option<NewestRecord> {
+    fn newest(&self, id: &MessageId) -> Option<NewestRecord> {
         self.versions.lock().get(id).and_then(|versions| versions.last()).copied()
     }
 }
@@ -69,18 +69,18 @@ impl LiveIndex for TestSource {
         Survey { live_bytes: 0, removals: self.removals }
     }
 
-    fn is_newest(&self, id: &SpoolId, seq: u64) -> bool {
+    fn is_newest(&self, id: &MessageId, seq: u64) -> bool {
         self.newest(id).is_some_and(|newest| newest.seq == seq)
     }
 
-    fn has_in_memory(&self, id: &SpoolId) -> bool {
+    fn has_in_memory(&self, id: &MessageId) -> bool {
         self.newest(id).is_some()
     }
 
     fn will_checkpoint(&self, _: HighKeys) {}
 
     fn forget(&self, checkpointed: &[(Key, NewestRecord)]) {
-        for (id, newest) in checkpointed.iter().map(|(key, newest)| (key.id(), newest)) {
+        for (id, newest) in checkpointed.iter().map(|(key, newest)| (key.message(), newest)) {
             if self.is_newest(&id, newest.seq) {
                 self.versions.lock().remove(&id);
             }
@@ -126,7 +126,7 @@ impl CheckpointEvents for Reports {
         panic!("{error}");
     }
 
-    fn found_damage(&self, id: &SpoolId, what: &str) {
+    fn found_damage(&self, id: &MessageId, what: &str) {
         panic!("{id}: {what}");
     }
 
@@ -157,7 +157,7 @@ struct CheckpointBench {
     writer: Writer,
     index: Arc<TestSource>,
     /// The appended records that are not synced yet.
-    appended: BTreeMap<u64, (SpoolId, Appended)>,
+    appended: BTreeMap<u64, (MessageId, Appended)>,
     reports: Arc<Reports>,
     disk: TestStorage,
     engine: Arc<dyn IndexEngine>,
@@ -226,34 +226,34 @@ impl CheckpointBench {
     }
 
     /// Appends a message with these bytes. Returns its sequence number.
-    fn put_bytes(&mut self, id: SpoolId, data: Vec<u8>) -> u64 {
+    fn put_bytes(&mut self, id: MessageId, data: Vec<u8>) -> u64 {
         let crc = payload_crc(&data);
         self.append(id, JournalChange::Put(Arc::new(data.into_boxed_slice()), crc), Appended::Version)
     }
 
     /// Appends a message that differs from every other one.
-    fn put(&mut self, id: SpoolId) -> u64 {
+    fn put(&mut self, id: MessageId) -> u64 {
         let next = self.writer.last_seq() + 1;
         self.put_bytes(id, vec![next.to_le_bytes()[0]; 100 + usize::try_from(next % 50).unwrap()])
     }
 
     /// Appends new messages.
-    fn put_new<const N: usize>(&mut self) -> [SpoolId; N] {
+    fn put_new<const N: usize>(&mut self) -> [MessageId; N] {
         ids().map(|id| {
             self.put(id);
             id
         })
     }
 
-    fn remove(&mut self, id: SpoolId) {
+    fn remove(&mut self, id: MessageId) {
         self.append(id, JournalChange::Remove, Appended::Version);
     }
 
-    fn abort(&mut self, id: SpoolId, of: u64) {
+    fn abort(&mut self, id: MessageId, of: u64) {
         self.append(id, JournalChange::Abort(of), Appended::Abort);
     }
 
-    fn append(&mut self, id: SpoolId, change: JournalChange, appended: Appended) -> u64 {
+    fn append(&mut self, id: MessageId, change: JournalChange, appended: Appended) -> u64 {
         let seq = self.writer.append(id, change);
         self.appended.insert(seq, (id, appended));
         seq
@@ -321,10 +321,10 @@ impl CheckpointBench {
     }
 
     /// Reads every checkpointed message through the index.
-    fn messages(&self) -> BTreeMap<SpoolId, Vec<u8>> {
+    fn messages(&self) -> BTreeMap<MessageId, Vec<u8>> {
         let read = |(key, record): (Key, Record)| {
             let segment = self.checkpointer.segments.get(record.generation).unwrap();
-            let (id, place) = (key.id(), place_of_record(&record));
+            let (id, place) = (key.message(), place_of_record(&record));
             (id, segment.read_put(self.checkpointer.segments.salt(), &id, place).unwrap().0)
         };
         self.indexed().into_iter().map(read).collect()
@@ -340,7 +340,7 @@ impl CheckpointBench {
     }
 
     /// Returns the ids of the messages, each of which can be read.
-    fn ids_indexed(&self) -> Vec<SpoolId> {
+    fn ids_indexed(&self) -> Vec<MessageId> {
         self.messages().into_keys().collect()
     }
 
@@ -387,6 +387,6 @@ impl CheckpointBench {
     }
 }
 
-fn ids<const N: usize>() -> [SpoolId; N] {
-    std::array::from_fn(|_| SpoolId::new())
+fn ids<const N: usize>() -> [MessageId; N] {
+    std::array::from_fn(|_| MessageId::random())
 }

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn a_rebuild_creates_the_same_index() {
     for mut bench in engines().map(CheckpointBench::new) {
-        let all: [SpoolId; 40] = ids();
+        let all: [MessageId; 40] = ids();
         for (number, chunk) in all.chunks(10).enumerate() {
             chunk.iter().for_each(|id| _ = bench.put(*id));
             bench.put(chunk[0]);
@@ -73,7 +73,7 @@ fn a_stop_interrupts_a_rebuild_and_its_index_is_not_used() {
 #[test]
 fn segments_without_live_messages_are_recycled_during_a_rebuild() {
     for mut bench in engines().map(CheckpointBench::new) {
-        bench.put(SpoolId::new());
+        bench.put(MessageId::random());
         let kept = bench.checkpoint();
         for _ in 0..5 {
             let [brief] = bench.put_new();
@@ -93,7 +93,7 @@ fn segments_without_live_messages_are_recycled_during_a_rebuild() {
 #[test]
 fn a_complete_index_is_not_rebuilt() {
     for mut bench in engines().map(CheckpointBench::new) {
-        bench.put(SpoolId::new());
+        bench.put(MessageId::random());
         bench.checkpoint();
         bench.checkpointer.ensure_index().unwrap();
         assert_eq!(bench.steps(), [SourceCall::Checkpointed]);
@@ -130,8 +130,8 @@ fn ops() -> impl Strategy<Value = Vec<RebuildOp>> {
 /// Runs a history. The model holds the checkpointed messages.
 fn run(engine: Arc<dyn IndexEngine>, history: &[RebuildOp]) {
     let mut bench = CheckpointBench::new(engine);
-    let all: [SpoolId; 8] = ids();
-    let mut model = BTreeMap::<SpoolId, u64>::new();
+    let all: [MessageId; 8] = ids();
+    let mut model = BTreeMap::<MessageId, u64>::new();
     for op in history {
         match *op {
             RebuildOp::Put(n) => drop(model.insert(all[n], bench.put(all[n]))),
@@ -150,11 +150,11 @@ fn run(engine: Arc<dyn IndexEngine>, history: &[RebuildOp]) {
             RebuildOp::Rebuild => bench.assert_rebuilds(),
         }
     }
-    bench.put(SpoolId::new());
+    bench.put(MessageId::random());
     bench.checkpoint();
     bench.assert_rebuilds();
-    let mut indexed: BTreeMap<SpoolId, u64> =
-        bench.indexed().into_iter().map(|(key, record)| (key.id(), record.seq)).collect();
+    let mut indexed: BTreeMap<MessageId, u64> =
+        bench.indexed().into_iter().map(|(key, record)| (key.message(), record.seq)).collect();
     indexed.retain(|id, _| all.contains(id));
     assert_eq!(indexed, model);
     bench.messages();

@@ -4,19 +4,18 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidespool_core::SpoolId;
-
 use super::super::reclaim::ReclaimDecision;
 use super::super::requests;
 use super::*;
 use crate::checkpoint::value_log::retained::{Retained, record_at};
 use crate::index::{IndexChange, IndexOp, Key};
 use crate::journal::ColdWriter;
+use crate::message_id::MessageId;
 
 impl CheckpointBench {
     /// Retains a segment with one message, and records these sizes for it in the manifest.
     fn retain(&mut self, size: u64, live_bytes: u64) {
-        let (id, data) = (SpoolId::new(), vec![1; 8192]);
+        let (id, data) = (MessageId::random(), vec![1; 8192]);
         let crc = payload_crc(&data);
         let segments = self.checkpointer.segments.clone();
         let mut writer = ColdWriter::new(&segments, 1, data.len() as u64);

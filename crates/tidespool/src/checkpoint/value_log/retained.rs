@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tidespool_core::SpoolId;
 
 use crate::index::Record;
 use crate::journal::{FoundRecord, PAGE, RecordPlace, footer_len};
+use crate::message_id::MessageId;
 
 /// The use of a retained segment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,7 +129,7 @@ pub(crate) fn account(
 }
 
 /// Describes a message and its place, for a report.
-pub(crate) fn describe(id: &SpoolId, place: RecordPlace) -> String {
+pub(crate) fn describe(id: &MessageId, place: RecordPlace) -> String {
     format!("message {id} in the segment of generation {} at byte {}", place.generation, place.offset)
 }
 

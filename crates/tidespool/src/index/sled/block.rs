@@ -135,27 +135,27 @@ mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
-    use tidespool_core::SpoolId;
 
     use super::*;
+    use crate::message_id::MessageId;
 
     fn entries() -> impl Strategy<Value = Vec<BlockEntry>> {
         let record = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>())
             .prop_map(|(seq, generation, offset, len)| Record { seq, generation, offset, len });
         let id = prop_oneof![any::<[u8; 16]>(), (0..64_u8).prop_map(|n| [n; 16])];
-        prop::collection::btree_map(id.prop_map(|id| Key::of(&SpoolId::from_bytes(id))), record, 1..=MOST)
+        prop::collection::btree_map(id.prop_map(|id| Key::of(&MessageId::from_bytes(id))), record, 1..=MOST)
             .prop_map(|entries: BTreeMap<Key, Record>| entries.into_iter().collect())
     }
 
     proptest! {
         #[test]
         fn every_block_is_decoded_as_it_was_encoded(entries in entries(), lowers: bool) {
-            let at = if lowers { Key::of(&SpoolId::from_bytes([0; 16])) } else { entries[0].0 };
+            let at = if lowers { Key::of(&MessageId::from_bytes([0; 16])) } else { entries[0].0 };
             let bytes = encode(&at, &entries);
             for (key, record) in &entries {
                 prop_assert_eq!(find(&at, &bytes, key), Some(Some(*record)));
             }
-            let others = (0..=255_u8).map(|n| Key::of(&SpoolId::from_bytes([n; 16])));
+            let others = (0..=255_u8).map(|n| Key::of(&MessageId::from_bytes([n; 16])));
             for other in others.filter(|other| entries.iter().all(|(key, _)| key != other)) {
                 prop_assert_eq!(find(&at, &bytes, &other), Some(None));
             }
@@ -164,7 +164,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_decoded_without_a_panic(id: [u8; 16], mut bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let at = Key::of(&SpoolId::from_bytes(id));
+            let at = Key::of(&MessageId::from_bytes(id));
             prop_assert_eq!(decode(&at, &bytes), None);
             // With the correct checksum, decoding reaches the entries.
             if bytes.len() > CRC_LEN {
@@ -179,15 +179,15 @@ mod tests {
         #[test]
         fn a_block_under_another_key_is_rejected(entries in entries(), bit in 0_usize..128) {
             let at = entries[0].0;
-            let mut other = *at.id().as_bytes();
+            let mut other = *at.message().id().as_bytes();
             other[bit / 8] ^= 1 << (bit % 8);
-            prop_assert_eq!(decode(&Key::of(&SpoolId::from_bytes(other)), &encode(&at, &entries)), None);
+            prop_assert_eq!(decode(&Key::of(&MessageId::from_bytes(other)), &encode(&at, &entries)), None);
         }
     }
 
     fn ids(count: u64, id: impl Fn(u64) -> [u8; 16]) -> Vec<BlockEntry> {
         let record = |n| Record { seq: 1_000_000 + n, generation: 60, offset: 4_096 + n * 1_072, len: 1_024 };
-        (0..count).map(|n| (Key::of(&SpoolId::from_bytes(id(n))), record(n))).collect()
+        (0..count).map(|n| (Key::of(&MessageId::from_bytes(id(n))), record(n))).collect()
     }
 
     #[test]

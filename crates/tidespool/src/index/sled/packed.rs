@@ -221,9 +221,8 @@ fn not_ours(at: &[u8]) -> WorkerFailure {
 
 #[cfg(test)]
 mod tests {
-    use tidespool_core::SpoolId;
-
     use super::*;
+    use crate::message_id::MessageId;
 
     #[test]
     fn a_miss_counts_only_if_no_block_was_split_meanwhile() {
@@ -254,7 +253,7 @@ mod tests {
         let splits = AtomicU64::new(0);
         let record = Record { seq: 1, generation: 1, offset: 4096, len: 9 };
         let put = |n: u8| {
-            let id = SpoolId::from_bytes([n, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            let id = MessageId::from_bytes([n, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
             IndexOp { key: Key::of(&id), change: IndexChange::Put(record) }
         };
         let make = |numbers: &mut dyn Iterator<Item = u8>| {

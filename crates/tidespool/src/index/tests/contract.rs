@@ -124,22 +124,22 @@ fn the_same_record_again_changes_nothing() {
 #[test]
 fn a_scan_of_ids_created_before_a_time_is_exact() {
     for (engine, _dir, store) in stores() {
-        let ids: Vec<SpoolId> = (0..1_000).map(|_| SpoolId::new()).collect();
-        let timeless = [SpoolId::from_bytes([0; 16]), SpoolId::from_bytes([0xff; 16])];
+        let ids: Vec<MessageId> = (0..1_000).map(|_| MessageId::random()).collect();
+        let timeless = [MessageId::from_bytes([0; 16]), MessageId::from_bytes([0xff; 16])];
         let ops = ids
             .iter()
             .chain(&timeless)
             .map(|id| IndexOp { key: Key::of(id), change: IndexChange::Put(place(1, 10)) });
         apply(&*store, ops).unwrap();
-        for start in [ids[0].created(), ids[400].created(), Some(Utc::now() + TimeDelta::days(1))] {
+        for start in [ids[0].id().created(), ids[400].id().created(), Some(Utc::now() + TimeDelta::days(1))] {
             let start = start.unwrap();
             let mut found = Vec::new();
             let visit = &mut |key: Key, _| {
-                found.push(key.id());
+                found.push(key.message());
                 true
             };
-            store.scan(&KeyRange::created_before(start), visit).unwrap();
-            let before = ids.iter().filter(|id| id.created().unwrap() < start);
+            store.scan(&KeyRange::created_before(ids[0].spool(), start), visit).unwrap();
+            let before = ids.iter().filter(|id| id.id().created().unwrap() < start);
             assert_eq!(found, timeless.iter().chain(before).copied().collect::<Vec<_>>());
         }
         let mut visited = 0;
@@ -147,7 +147,9 @@ fn a_scan_of_ids_created_before_a_time_is_exact() {
             visited += 1;
             visited < 7
         };
-        store.scan(&KeyRange::created_before(Utc::now() + TimeDelta::days(1)), visit).unwrap();
+        store
+            .scan(&KeyRange::created_before(ids[0].spool(), Utc::now() + TimeDelta::days(1)), visit)
+            .unwrap();
         assert_eq!(visited, 7, "it stops in all ranges");
         close(&*engine, store);
     }

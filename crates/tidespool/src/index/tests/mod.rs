@@ -11,10 +11,10 @@ pub(super) mod handle;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tidespool_core::SpoolId;
 
 use super::memory::{MemoryEngine, engines};
 use super::{IndexChange, IndexError, IndexOp, IndexStore, Key, KeyRange, Record, Tally};
+use crate::message_id::MessageId;
 
 /// Far more than any call of a test needs if nothing hangs.
 pub(in crate::index) const LONG: Duration = Duration::from_secs(60);
@@ -27,7 +27,7 @@ pub(in crate::index) fn dir() -> TempDir {
 pub(in crate::index) fn key(n: u32) -> Key {
     let mut id = [0; 16];
     id[..4].copy_from_slice(&n.to_be_bytes());
-    Key::of(&SpoolId::from_bytes(id))
+    Key::of(&MessageId::from_bytes(id))
 }
 
 /// Returns a place computed from the two numbers.

@@ -19,7 +19,7 @@ use super::Damage;
 use super::contents::Contents;
 use super::unreadable::LenientStorage;
 use crate::checkpoint::Places;
-use crate::directory::{existing, identify, lock_untouched};
+use crate::directory::{Format, SpoolNames, existing, identify, lock_untouched};
 use crate::storage::{OsStorage, Storage};
 use crate::whole_text::whole;
 
@@ -85,20 +85,22 @@ pub fn salvage_on(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Resu
 
 fn repair(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Result<Salvage> {
     let dir = &*existing(dir)?;
-    let (spool, format) = identify(dir)?;
+    let (format, defect) = identify(dir)?;
     let _lock = lock_untouched(dir)?;
-    let mut target = Target::begin(dir, new_dir)?;
+    let is_unknown = format.is_none();
+    let Format { id, names } = format.unwrap_or_else(|| Format::new([0; 16]));
+    let mut target = Target::begin(dir, new_dir, names.clone())?;
     let disk = LenientStorage::new(storage);
-    let places = Places { storage: disk.clone(), dir: dir.to_owned(), spool: spool.unwrap_or_default() };
+    let places = Places { storage: disk.clone(), dir: dir.to_owned(), spool: id };
     let mut salvage = Salvage::default();
-    if let Some(what) = format {
-        salvage.damage.push(Damage::new(&dir.join("FORMAT"), None, what));
+    if let Some(what) = defect {
+        salvage.damage.push(Damage::new(&dir.join("FORMAT"), what));
     }
-    if spool.is_none() {
+    if is_unknown {
         let what = "no segment has a readable spool id: the segments can't be read".to_owned();
-        salvage.unsaved.push(Damage::new(&places.journal(), None, what));
+        salvage.unsaved.push(Damage::new(&places.journal(), what));
     }
-    match save(&places, &disk, &mut target, &mut salvage) {
+    match save(&places, names, &disk, &mut target, &mut salvage) {
         Ok(()) => target.finish().map(|()| salvage),
         Err(error) => {
             target.discard();
@@ -107,10 +109,16 @@ fn repair(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Result<Salva
     }
 }
 
-fn save(places: &Places, disk: &LenientStorage, target: &mut Target, salvage: &mut Salvage) -> Result<()> {
-    let contents = Contents::read(places, disk.below())?;
+fn save(
+    places: &Places,
+    names: SpoolNames,
+    disk: &LenientStorage,
+    target: &mut Target,
+    salvage: &mut Salvage,
+) -> Result<()> {
+    let contents = Contents::read(places, names, disk.below())?;
     note_what_is_missing(places, disk, &contents, salvage);
-    let checkpointed = contents.checkpointed.iter().map(|message| (message.key.id(), message.place));
+    let checkpointed = contents.checkpointed.iter().map(|message| (message.key.message(), message.place));
     for (id, place) in checkpointed.chain(contents.journal_messages()) {
         match contents.read_or_damage(places, id, place)? {
             Ok(data) => {
@@ -125,7 +133,7 @@ fn save(places: &Places, disk: &LenientStorage, target: &mut Target, salvage: &m
         salvage.saved += 1;
         salvage.bytes += data.len() as u64;
         salvage.saved_from_crash_log += 1;
-        target.put(key.id(), data)?;
+        target.put(key.message(), data)?;
     }
     salvage.damage.extend(disk.damage());
     Ok(())
@@ -140,7 +148,7 @@ fn note_what_is_missing(places: &Places, disk: &LenientStorage, contents: &Conte
     salvage.unsaved.extend(contents.unsynced.damage.clone());
     let what = "a part of it can't be read: the messages in that part are not known";
     let unknown = unknown_parts(places, disk, contents).into_iter();
-    salvage.unsaved.extend(unknown.map(|path| Damage::new(&path, None, what.to_owned())));
+    salvage.unsaved.extend(unknown.map(|path| Damage::new(&path, what.to_owned())));
     if !contents.is_manifest_whole {
         // With a manifest, gaps in the record numbers show which records are missing.
         let what = "without the manifest its records are not known: messages that it removed or replaced are saved in an older version";
@@ -151,7 +159,7 @@ fn note_what_is_missing(places: &Places, disk: &LenientStorage, contents: &Conte
         let path = contents.path_of(places, message.place);
         let what =
             "the live messages of its segment are not known: it may have been removed before".to_owned();
-        salvage.doubtful.push(Damage::new(&path, Some(message.key.id()), what));
+        salvage.doubtful.push(Damage::of_message(&path, message.key.message(), &contents.names, what));
     }
 }
 

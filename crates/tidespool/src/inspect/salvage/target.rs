@@ -10,15 +10,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
-use tidespool_core::SpoolId;
-
 use crate::Config;
 use crate::checkpoint::{Manifest, ManifestFile};
-use crate::directory::Directory;
+use crate::directory::{Directory, SpoolNames};
 use crate::inspect::Inspector;
 use crate::journal::{JournalChange, NoPoolEvents, Pool, PoolSettings, Segments, Writer, payload_crc};
+use crate::message_id::MessageId;
 use crate::storage::{FileLock, OsStorage, Storage, create_private_dir, is_ignored_name, open_private};
+use anyhow::{Context as _, Result, bail};
 
 /// The file that marks a repair's work directory, which the next repair may delete. Locked while
 /// the repair runs.
@@ -42,6 +41,8 @@ pub(super) struct Target {
     work: PathBuf,
     storage: Arc<dyn Storage>,
     directory: Directory,
+    /// The spools of the damaged store, and those of the messages.
+    names: SpoolNames,
     segments: Arc<Segments>,
     writer: Writer,
     queued: usize,
@@ -51,7 +52,7 @@ pub(super) struct Target {
 
 impl Target {
     /// Begins a new spool that will be in `place`, which must be outside of `source`.
-    pub(super) fn begin(source: &Path, place: &Path) -> Result<Self> {
+    pub(super) fn begin(source: &Path, place: &Path, names: SpoolNames) -> Result<Self> {
         let TargetPlace { path: place, inside } = check_place(source, place)?;
         let work = if inside {
             place.join(INSIDE)
@@ -61,10 +62,17 @@ impl Target {
             place.with_file_name(name)
         };
         let marker = take_work(&work, &place, inside)?;
-        Self::make(place, inside, work.clone(), marker).inspect_err(|_| drop(fs::remove_dir_all(&work)))
+        Self::make(place, inside, work.clone(), marker, names)
+            .inspect_err(|_| drop(fs::remove_dir_all(&work)))
     }
 
-    fn make(place: PathBuf, inside: bool, work: PathBuf, marker: FileLock) -> Result<Self> {
+    fn make(
+        place: PathBuf,
+        inside: bool,
+        work: PathBuf,
+        marker: FileLock,
+        names: SpoolNames,
+    ) -> Result<Self> {
         let directory = Directory::open_or_create(&work.join("spool"))?;
         let storage: Arc<dyn Storage> = Arc::new(OsStorage);
         let dir = directory.path.join("journal");
@@ -81,6 +89,7 @@ impl Target {
             work,
             storage,
             directory,
+            names,
             segments,
             writer,
             queued: 0,
@@ -90,7 +99,8 @@ impl Target {
     }
 
     /// Adds a message, which is durable after [`Target::finish`].
-    pub(super) fn put(&mut self, id: SpoolId, data: Vec<u8>) -> Result<()> {
+    pub(super) fn put(&mut self, id: MessageId, data: Vec<u8>) -> Result<()> {
+        self.names.add_found(id.spool());
         if self.queued > 0 && self.queued + data.len() > BATCH_BYTES {
             self.write()?;
         }
@@ -124,6 +134,7 @@ impl Target {
             ..Manifest::default()
         };
         ManifestFile::new(self.storage.clone(), &self.directory.path).write(&manifest)?;
+        self.directory.set_new_names(self.names.clone())?;
         self.directory.finish_creation()?;
         let Self { place, inside, work, directory, messages, .. } = self;
         let spool = directory.path.clone();

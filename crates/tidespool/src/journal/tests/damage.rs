@@ -9,8 +9,8 @@ use proptest::test_runner::TestCaseResult;
 use super::*;
 
 /// All versions of each message in the journal below.
-fn versions() -> BTreeMap<SpoolId, BTreeSet<Vec<u8>>> {
-    let mut versions: BTreeMap<SpoolId, BTreeSet<Vec<u8>>> = BTreeMap::new();
+fn versions() -> BTreeMap<MessageId, BTreeSet<Vec<u8>>> {
+    let mut versions: BTreeMap<MessageId, BTreeSet<Vec<u8>>> = BTreeMap::new();
     for record in records().into_iter().filter(|record| record.kind == RecordKind::Put) {
         versions.entry(record.id).or_default().insert(record.payload);
     }

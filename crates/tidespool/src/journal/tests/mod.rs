@@ -11,7 +11,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tempfile::TempDir;
-use tidespool_core::SpoolId;
 
 use super::footer::FooterEntry;
 use super::pool::{NoPoolEvents, segment_file_name};
@@ -19,6 +18,7 @@ use super::record::{RecordHeader, RecordKind, footprint, payload_crc};
 use super::segment::{ReadError, SegmentHeader, Use};
 use super::segments::salt_of;
 use super::{Checkpointed, PAGE, RecordPlace, Recovered, Role, Segment, recover};
+use crate::message_id::MessageId;
 use crate::storage::{OpenMode, OsStorage, Storage};
 
 const SPOOL: [u8; 16] = [7; 16];
@@ -26,8 +26,8 @@ const SPOOL: [u8; 16] = [7; 16];
 /// Bytes of an ordinary segment.
 const SIZE: u64 = 64 * 1024;
 
-fn id(n: u8) -> SpoolId {
-    SpoolId::from_bytes([n; 16])
+fn id(n: u8) -> MessageId {
+    MessageId::from_bytes([n; 16])
 }
 
 /// A record of a test.
@@ -35,7 +35,7 @@ fn id(n: u8) -> SpoolId {
 struct Rec {
     kind: RecordKind,
     seq: u64,
-    id: SpoolId,
+    id: MessageId,
     payload: Vec<u8>,
 }
 
@@ -116,6 +116,7 @@ impl SegmentImage {
             seq: record.seq,
             durable_seq,
             id: record.id,
+            continues: false,
             payload_len: u32::try_from(record.payload.len()).unwrap(),
             payload_crc: payload_crc(&record.payload),
         };
@@ -208,8 +209,8 @@ enum RecordContent {
 }
 
 /// Reads every id in the journal.
-fn contents(recovered: &Recovered) -> BTreeMap<SpoolId, RecordContent> {
-    let read = |id: &SpoolId, place: RecordPlace| {
+fn contents(recovered: &Recovered) -> BTreeMap<MessageId, RecordContent> {
+    let read = |id: &MessageId, place: RecordPlace| {
         let segment =
             recovered.journal.iter().find(|segment| segment.generation == place.generation).unwrap();
         match segment.read_put(salt_of(SPOOL), id, place) {
@@ -226,7 +227,7 @@ fn contents(recovered: &Recovered) -> BTreeMap<SpoolId, RecordContent> {
 /// Asserts that the journal contains exactly these messages, intact.
 #[track_caller]
 fn assert_holds(recovered: &Recovered, messages: &[(u8, &[u8])]) {
-    let expected: BTreeMap<SpoolId, RecordContent> =
+    let expected: BTreeMap<MessageId, RecordContent> =
         messages.iter().map(|(n, data)| (id(*n), RecordContent::Whole(data.to_vec()))).collect();
     let mut found = contents(recovered);
     found.retain(|_, content| *content != RecordContent::Removed);

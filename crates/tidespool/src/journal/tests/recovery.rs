@@ -105,7 +105,7 @@ fn a_damaged_payload_in_the_middle_is_reported_and_later_records_are_kept() {
     assert_eq!(found.remove(&id(2)), Some(RecordContent::Damaged));
     assert_eq!(found.len(), 3);
     assert_eq!(recovered.replayed.gaps, []);
-    let damaged: Vec<SpoolId> = recovered.replayed.damaged.iter().map(|damaged| damaged.id).collect();
+    let damaged: Vec<MessageId> = recovered.replayed.damaged.iter().map(|damaged| damaged.id).collect();
     assert_eq!(damaged, [id(2)]);
 }
 

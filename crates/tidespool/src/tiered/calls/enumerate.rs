@@ -16,13 +16,14 @@ use std::time::{Duration, Instant};
 use async_channel::{Sender, TrySendError};
 use chrono::{DateTime, Utc};
 use futures_lite::future;
-use tidespool_core::{Closed, SpoolEntry, SpoolId};
+use tidespool_core::{Closed, SpoolEntry};
 
 use super::lookup::{InMemory, LookupError, in_memory, index_failed, on_disk};
 use crate::checkpoint::place_of_record;
 use crate::index::{Key, KeyRange, Record};
 use crate::journal::{NewestRecord, RecordPlace};
-use crate::tiered::state::{NotRead, Shared};
+use crate::message_id::MessageId;
+use crate::tiered::state::{NotRead, Shared, SpoolPart};
 
 /// Messages per step. No scan of the index is open while an entry waits to be received.
 const STEP: usize = 256;
@@ -36,6 +37,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// One enumeration.
 pub(in crate::tiered) struct Enumeration {
     pub(in crate::tiered) shared: Arc<Shared>,
+    pub(in crate::tiered) spool: Arc<SpoolPart>,
     pub(in crate::tiered) sender: Sender<SpoolEntry>,
     pub(in crate::tiered) start_time: DateTime<Utc>,
 }
@@ -57,15 +59,16 @@ impl Enumeration {
             self.send_step(found.collect(), None)?;
         }
         drop(in_journal);
-        for range in KeyRange::created_before(self.start_time) {
+        for range in KeyRange::created_before(self.spool.number, self.start_time) {
             let mut left = range;
             loop {
                 let exits = self.exits();
                 let records = self.next_records(&left)?;
                 let Some((last, _)) = records.last() else { break };
                 left = left.after(last);
-                let found =
-                    records.into_iter().map(|(key, record)| (key.id(), Body::At(place_of_record(&record))));
+                let found = records
+                    .into_iter()
+                    .map(|(key, record)| (key.message(), Body::At(place_of_record(&record))));
                 self.send_step(found.filter(|(id, _)| !seen.contains(id)).collect(), Some(exits))?;
             }
         }
@@ -79,7 +82,7 @@ impl Enumeration {
         // The messages that only the index on disk has are not remembered: their number is
         // unbounded.
         let mut messages = newer.len() as u64;
-        for range in KeyRange::created_from(self.start_time) {
+        for range in KeyRange::created_from(self.spool.number, self.start_time) {
             let mut left = range;
             loop {
                 let records = self.next_records(&left)?;
@@ -87,7 +90,7 @@ impl Enumeration {
                 left = left.after(last);
                 for (key, record) in records {
                     let is_old = record.seq < self.shared.first_seq;
-                    let id = key.id();
+                    let id = key.message();
                     if is_old && self.is_only_on_disk(&id) && !newer.contains(&id) {
                         messages += 1;
                     }
@@ -95,7 +98,7 @@ impl Enumeration {
             }
         }
         if messages > 0 {
-            self.shared.stats.skipped_newer(messages);
+            self.spool.stats.skipped_newer(messages);
             tracing::warn!(
                 messages,
                 start_time = %self.start_time,
@@ -107,7 +110,7 @@ impl Enumeration {
     }
 
     /// True if memory has no version of the message, so that the version on disk is the newest.
-    fn is_only_on_disk(&self, id: &SpoolId) -> bool {
+    fn is_only_on_disk(&self, id: &MessageId) -> bool {
         let shard = self.shared.table.lock(id);
         shard.index.get(id).is_none() && shard.pending.get(id).is_none()
     }
@@ -116,7 +119,9 @@ impl Enumeration {
     fn ids_in_memory(&self) -> InMemoryIds {
         let (mut ids, mut newer, mut order) = (Ids::default(), Ids::default(), Vec::new());
         for shard in self.shared.table.shards() {
-            for (id, newest) in shard.index.iter().filter(|(_, newest)| newest.place.is_some()) {
+            let is_put =
+                |(id, newest): &(MessageId, NewestRecord)| self.is_of_spool(id) && newest.place.is_some();
+            for (id, newest) in shard.index.iter().filter(is_put) {
                 if !self.is_wanted(&id) {
                     if newest.seq < self.shared.first_seq && shard.pending.get(&id).is_none() {
                         newer.insert(id);
@@ -125,7 +130,7 @@ impl Enumeration {
                     order.push((id, Some(newest)));
                 }
             }
-            for (id, _) in shard.pending.ids().filter(|(_, is_put)| *is_put) {
+            for (id, _) in shard.pending.ids().filter(|(id, is_put)| *is_put && self.is_of_spool(id)) {
                 if self.is_wanted(&id) && ids.insert(id) {
                     order.push((id, None));
                 }
@@ -135,8 +140,12 @@ impl Enumeration {
         InMemoryIds { seen: ids, newer, in_journal: order }
     }
 
-    fn is_wanted(&self, id: &SpoolId) -> bool {
-        id.created().is_none_or(|created| created < self.start_time)
+    fn is_of_spool(&self, message: &MessageId) -> bool {
+        message.spool() == self.spool.number
+    }
+
+    fn is_wanted(&self, message: &MessageId) -> bool {
+        message.id().created().is_none_or(|created| created < self.start_time)
     }
 
     /// Returns the next records of the index in `range`. They are read on a reading thread: the
@@ -161,7 +170,7 @@ impl Enumeration {
 
     /// Sends the messages of a step, in order. `exits` is the count from before they were found in
     /// disk. `None`: they were found in memory.
-    fn send_step(&self, step: Vec<(SpoolId, Body)>, exits: Option<u64>) -> Result<(), Stopped> {
+    fn send_step(&self, step: Vec<(MessageId, Body)>, exits: Option<u64>) -> Result<(), Stopped> {
         if self.sender.is_closed() || self.shared.closing.is_closed() {
             return Err(Stopped);
         }
@@ -179,7 +188,7 @@ impl Enumeration {
         Ok(())
     }
 
-    fn send_read_ahead(&self, some: Vec<(SpoolId, Body)>, exits: Option<u64>) -> Result<(), Stopped> {
+    fn send_read_ahead(&self, some: Vec<(MessageId, Body)>, exits: Option<u64>) -> Result<(), Stopped> {
         let mut payloads = self.read_ahead(&some);
         let newest: Vec<bool> = some.iter().map(|(id, body)| self.is_newest(id, body)).collect();
         // If no id has moved to disk since, a message that is not in memory now is unchanged
@@ -193,7 +202,7 @@ impl Enumeration {
                 Body::Unknown => None,
             };
             let at_once = match data.filter(|_| is_newest) {
-                Some(data) => self.send(SpoolEntry::Item { id, data })?,
+                Some(data) => self.send(SpoolEntry::Item { id: id.id(), data })?,
                 None => {
                     self.send_message(id)?;
                     // The lookup may have waited for the disk.
@@ -209,7 +218,7 @@ impl Enumeration {
     }
 
     /// True if memory has no version that is newer than `body`.
-    fn is_newest(&self, id: &SpoolId, body: &Body) -> bool {
+    fn is_newest(&self, id: &MessageId, body: &Body) -> bool {
         let shard = self.shared.table.lock(id);
         let indexed = shard.index.get(id).map(|newest| newest.seq);
         let as_found = match body {
@@ -222,8 +231,8 @@ impl Enumeration {
 
     /// Reads the payloads with a known place in a segment, in the order of their places. `None`:
     /// the message has to be looked up by itself.
-    fn read_ahead(&self, some: &[(SpoolId, Body)]) -> Vec<Option<Vec<u8>>> {
-        let mut order: Vec<(usize, SpoolId, RecordPlace)> = some
+    fn read_ahead(&self, some: &[(MessageId, Body)]) -> Vec<Option<Vec<u8>>> {
+        let mut order: Vec<(usize, MessageId, RecordPlace)> = some
             .iter()
             .enumerate()
             .filter_map(|(number, (id, body))| Some((number, *id, body.place()?)))
@@ -232,7 +241,8 @@ impl Enumeration {
         let mut payloads: Vec<Option<Vec<u8>>> = some.iter().map(|_| None).collect();
         for same in order.chunk_by(|(_, _, one), (_, _, other)| one.generation == other.generation) {
             let Some(segment) = self.shared.segments.get(same[0].2.generation) else { continue };
-            let puts: Vec<(SpoolId, RecordPlace)> = same.iter().map(|(_, id, place)| (*id, *place)).collect();
+            let puts: Vec<(MessageId, RecordPlace)> =
+                same.iter().map(|(_, id, place)| (*id, *place)).collect();
             for (payload, (number, ..)) in
                 segment.read_puts(self.shared.segments.salt(), &puts).into_iter().zip(same)
             {
@@ -242,11 +252,12 @@ impl Enumeration {
         payloads
     }
 
-    fn send_message(&self, id: SpoolId) -> Result<(), Stopped> {
-        let entry = self.retry(|| match in_memory(&self.shared, &id) {
+    fn send_message(&self, message: MessageId) -> Result<(), Stopped> {
+        let id = message.id();
+        let entry = self.retry(|| match in_memory(&self.shared, &message) {
             InMemory::Found(data, _) => Ok(Some(SpoolEntry::Item { id, data: data.to_vec() })),
             InMemory::Removed => Ok(None),
-            InMemory::Elsewhere(_) => match on_disk(&self.shared, &id) {
+            InMemory::Elsewhere(_) => match on_disk(&self.shared, &message) {
                 Ok(found) => Ok(found.map(|found| SpoolEntry::Item { id, data: found.data })),
                 Err(LookupError::Corrupt(error)) => Ok(Some(SpoolEntry::Corrupt { id, error })),
                 Err(LookupError::Io(error)) => Err(error.to_string()),
@@ -327,10 +338,10 @@ struct InMemoryIds {
     /// The ids that are newer than the start time and were in the spool before this opening.
     newer: Ids,
     /// All of `seen` with their entries in the index, in the order of their places in the journal.
-    in_journal: Vec<(SpoolId, Option<NewestRecord>)>,
+    in_journal: Vec<(MessageId, Option<NewestRecord>)>,
 }
 
-type Ids = HashSet<SpoolId, foldhash::fast::RandomState>;
+type Ids = HashSet<MessageId, foldhash::fast::RandomState>;
 
 /// Where the newest version of a message was found.
 enum Body {

@@ -8,35 +8,41 @@ use anyhow::Result;
 use tidespool_core::{Corrupt, NotFound, SpoolId};
 
 use super::lookup::{InMemory, LookupError, OnDisk, at_once, fill_cache, in_memory, on_disk};
-use crate::tiered::state::Shared;
+use crate::message_id::MessageId;
+use crate::tiered::state::{Shared, SpoolPart};
 
-pub(in crate::tiered) async fn load_shared(shared: &Arc<Shared>, id: SpoolId) -> Result<Arc<Box<[u8]>>> {
-    shared.check_open()?;
-    let newest = match in_memory(shared, &id) {
+pub(in crate::tiered) async fn load_shared(
+    shared: &Arc<Shared>,
+    spool: &SpoolPart,
+    id: SpoolId,
+) -> Result<Arc<Box<[u8]>>> {
+    spool.check_open()?;
+    let message = spool.message(id);
+    let newest = match in_memory(shared, &message) {
         InMemory::Found(data, tier) => {
-            shared.stats.hit(tier);
+            spool.stats.hit(tier);
             return Ok(data);
         }
         InMemory::Removed => {
-            shared.stats.miss();
+            spool.stats.miss();
             return Err(NotFound { id }.into());
         }
         InMemory::Elsewhere(newest) => newest,
     };
-    let read = match newest.and_then(|newest| at_once(shared, &id, newest)) {
+    let read = match newest.and_then(|newest| at_once(shared, &message, newest)) {
         Some(found) => Ok(Some(found)),
         // Boxed to keep the future of a load from memory small.
-        None => Box::pin(read(shared, id)).await?,
+        None => Box::pin(read(shared, message)).await?,
     };
     match read {
         Ok(Some(found)) => {
-            shared.stats.hit(found.tier);
+            spool.stats.hit(found.tier);
             let data = Arc::new(found.data.into_boxed_slice());
-            fill_cache(shared, id, &data, found.stamp);
+            fill_cache(shared, message, &data, found.stamp);
             Ok(data)
         }
         Ok(None) => {
-            shared.stats.miss();
+            spool.stats.miss();
             Err(NotFound { id }.into())
         }
         Err(LookupError::Corrupt(reason)) => Err(Corrupt { id, reason }.into()),
@@ -47,7 +53,7 @@ pub(in crate::tiered) async fn load_shared(shared: &Arc<Shared>, id: SpoolId) ->
 
 /// Reads a message on a reading thread. If the index is being rebuilt and does not have the message
 /// yet, waits up to the setting `read_wait`.
-async fn read(shared: &Arc<Shared>, id: SpoolId) -> Result<Result<Option<OnDisk>, LookupError>> {
+async fn read(shared: &Arc<Shared>, id: MessageId) -> Result<Result<Option<OnDisk>, LookupError>> {
     let until = Instant::now() + shared.config.load().read_wait;
     loop {
         let reader = shared.clone();

@@ -4,12 +4,12 @@ use std::io;
 use std::sync::Arc;
 
 use thiserror::Error;
-use tidespool_core::SpoolId;
 
 use crate::checkpoint::place_of_record;
 use crate::index::{IndexError, Key};
 use crate::journal::{NewestRecord, ReadError, RecordPlace};
 use crate::memory::Visible;
+use crate::message_id::MessageId;
 use crate::stats::{Site, Tier};
 use crate::tiered::state::Shared;
 
@@ -63,7 +63,7 @@ pub(in crate::tiered) enum LookupError {
 }
 
 /// Looks a message up in memory.
-pub(in crate::tiered) fn in_memory(shared: &Shared, id: &SpoolId) -> InMemory {
+pub(in crate::tiered) fn in_memory(shared: &Shared, id: &MessageId) -> InMemory {
     let newest = {
         let shard = shared.table.lock(id);
         match shard.pending.get(id) {
@@ -84,7 +84,7 @@ const AT_ONCE: u32 = 256 << 10;
 
 /// Reads a message from the page cache. Never waits for a disk. `None` does not mean that there is
 /// no such message: call [`on_disk`].
-pub(in crate::tiered) fn at_once(shared: &Shared, id: &SpoolId, newest: NewestRecord) -> Option<OnDisk> {
+pub(in crate::tiered) fn at_once(shared: &Shared, id: &MessageId, newest: NewestRecord) -> Option<OnDisk> {
     let place = newest.place.filter(|place| place.len <= AT_ONCE)?;
     let segment = shared.segments.get(place.generation)?;
     let data = segment.read_put_in_memory(shared.segments.salt(), id, place)?;
@@ -92,7 +92,7 @@ pub(in crate::tiered) fn at_once(shared: &Shared, id: &SpoolId, newest: NewestRe
 }
 
 /// Looks a message up in all tiers. Blocks on I/O. `None`: there is no such message.
-pub(in crate::tiered) fn on_disk(shared: &Shared, id: &SpoolId) -> Result<Option<OnDisk>, LookupError> {
+pub(in crate::tiered) fn on_disk(shared: &Shared, id: &MessageId) -> Result<Option<OnDisk>, LookupError> {
     let mut missed = None;
     loop {
         let (newest, exits) = {
@@ -146,7 +146,7 @@ impl NamedBy {
 }
 
 /// Reports that the segment of a message is missing, and returns the error.
-fn not_there(shared: &Shared, id: &SpoolId, place: RecordPlace, named_by: NamedBy) -> LookupError {
+fn not_there(shared: &Shared, id: &MessageId, place: RecordPlace, named_by: NamedBy) -> LookupError {
     let what = format!("its segment (generation {}) is missing", place.generation);
     match named_by {
         // The spool keeps its segments open, so a segment file that was deleted can still be read.
@@ -166,7 +166,7 @@ fn not_there(shared: &Shared, id: &SpoolId, place: RecordPlace, named_by: NamedB
 }
 
 /// Returns the place of a message by the index on disk, and the number of that index.
-fn place_on_disk(shared: &Shared, id: &SpoolId) -> Result<Option<(RecordPlace, u64)>, LookupError> {
+fn place_on_disk(shared: &Shared, id: &MessageId) -> Result<Option<(RecordPlace, u64)>, LookupError> {
     match shared.disk_index.find(&Key::of(id)) {
         Ok(found) => Ok(found.map(|(record, index)| (place_of_record(&record), index))),
         Err(error) => {
@@ -187,7 +187,7 @@ pub(in crate::tiered) fn index_failed(shared: &Shared, error: &IndexError) {
 /// Reads a message at a place in a segment. `None`: the segment is gone.
 pub(in crate::tiered) fn read(
     shared: &Shared,
-    id: &SpoolId,
+    id: &MessageId,
     place: RecordPlace,
 ) -> Result<Option<Vec<u8>>, LookupError> {
     let Some(segment) = shared.segments.get(place.generation) else { return Ok(None) };
@@ -206,7 +206,7 @@ pub(in crate::tiered) fn read(
 }
 
 /// Inserts a message that was read into the cache, unless there is a newer version.
-pub(in crate::tiered) fn fill_cache(shared: &Shared, id: SpoolId, data: &Arc<Box<[u8]>>, stamp: Stamp) {
+pub(in crate::tiered) fn fill_cache(shared: &Shared, id: MessageId, data: &Arc<Box<[u8]>>, stamp: Stamp) {
     let shard = shared.table.lock(&id);
     let now = Stamp { seq: shard.index.get(&id).map(|newest| newest.seq), exits: shard.exits };
     // If the index still has the same record, `exits` is irrelevant.
@@ -221,7 +221,7 @@ mod tests {
     use tidespool_core::Spool as _;
 
     use crate::index::{IndexChange, IndexOp, Key, Record};
-    use crate::{Config, TieredSpool};
+    use crate::{Config, Tidespool};
 
     /// An older copy of the index replaced a newer one and pointed to recycled segments. The spool
     /// reported intact messages as damaged.
@@ -229,15 +229,19 @@ mod tests {
     async fn an_index_that_points_to_a_missing_segment_is_rebuilt() {
         let dir = tempfile::tempdir().unwrap();
         let config = Config::new(dir.path().join("spool")).checkpoint_after(std::time::Duration::ZERO);
-        let spool = TieredSpool::open(config).await.unwrap();
+        let store = Tidespool::open(config).await.unwrap();
+        let spool = store.spool("main").unwrap();
         let id = tidespool_core::SpoolId::new();
         let data = std::sync::Arc::new(vec![7; 900].into_boxed_slice());
         spool.store(id, data.clone(), true, None).await.unwrap();
         spool.cleanup().await.unwrap();
         spool.advise_low_memory().await.unwrap();
         let wrong = Record { seq: 1, generation: 999, offset: 4096, len: 900 };
-        let put = IndexOp { key: Key::of(&id), change: IndexChange::Put(wrong) };
-        spool.shared.disk_index.apply(&mut std::iter::once(put), &mut |_, _| ()).unwrap();
+        let put = IndexOp {
+            key: Key::of(&store.open.shared.spools.get("main").unwrap().message(id)),
+            change: IndexChange::Put(wrong),
+        };
+        store.open.shared.disk_index.apply(&mut std::iter::once(put), &mut |_, _| ()).unwrap();
         assert_eq!(*spool.load(id).await.unwrap(), **data);
         // `load` may return before the rebuild is counted. `shutdown` does not.
         spool.shutdown().await.unwrap();

@@ -12,11 +12,11 @@ use tokio::sync::oneshot;
 
 use crate::checkpoint::{CheckpointError, CheckpointTask, VerificationReport};
 use crate::journal::Role;
-use crate::tiered::state::{Shared, UpkeepFailure};
+use crate::tiered::state::{Shared, SpoolPart, UpkeepFailure};
 
 /// Checkpoints old records, recycles segments, deletes what is no longer needed.
-pub(in crate::tiered) async fn cleanup(shared: &Arc<Shared>) -> Result<()> {
-    shared.check_open()?;
+pub(in crate::tiered) async fn cleanup(shared: &Arc<Shared>, spool: &SpoolPart) -> Result<()> {
+    spool.check_open()?;
     let run = shared.upkeep.cleanups.share(|| clean_up(shared.clone()));
     // The checkpointer thread may hang: after a shutdown this returns all the same.
     let done = shared.closing.unless_over(run).await?;
@@ -24,15 +24,32 @@ pub(in crate::tiered) async fn cleanup(shared: &Arc<Shared>) -> Result<()> {
 }
 
 /// Checkpoints everything, rewrites segments of the value log, verifies every byte.
-pub(in crate::tiered) async fn compact(shared: &Arc<Shared>) -> Result<()> {
-    shared.check_open()?;
+pub(in crate::tiered) async fn compact(shared: &Arc<Shared>, spool: &SpoolPart) -> Result<()> {
+    spool.check_open()?;
     let run = shared.upkeep.compactions.share(|| compact_all(shared.clone()));
     let done = shared.closing.unless_over(run).await?;
     let found = done.map_err(|failure| failure.while_doing(shared, "compacting the spool"))?;
     let Some(first) = found.first else { return Ok(()) };
     let what = format!("compacting found {} damaged messages, the first of them", found.count);
-    Err(anyhow::Error::new(Corrupt { id: first.id, reason: first.what }).context(what))
+    Err(anyhow::Error::new(Corrupt { id: first.id.id(), reason: first.what }).context(what))
 }
+
+/// Makes everything dirty durable when a spool is shut down and others of its store are not. The
+/// caller has closed the spool.
+pub(in crate::tiered) async fn leave(shared: &Shared) -> Result<()> {
+    // A call that saw the spool open holds its shard's lock until its change is inserted.
+    shared.table.shards().for_each(drop);
+    let until = Instant::now() + shared.config.load().shutdown_timeout;
+    match shared.timer.bound(until, shared.commit_queue.flush(false)).await {
+        Some(Ok(())) => Ok(()),
+        // The store was shut down meanwhile, which makes everything durable, too.
+        Some(Err(_)) if shared.check_open().is_err() => Ok(()),
+        Some(Err(_)) => Err(UpkeepFailure::Died.while_doing(shared, LEAVING)),
+        None => Err(UpkeepFailure::Late.while_doing(shared, LEAVING)),
+    }
+}
+
+const LEAVING: &str = "shutting down one spool of the store";
 
 async fn clean_up(shared: Arc<Shared>) -> Result<(), UpkeepFailure> {
     let shared = &*shared;

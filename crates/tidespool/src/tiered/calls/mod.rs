@@ -2,6 +2,7 @@
 //!
 //! * `store`, `load`, `remove`, `enumerate` – the calls on messages.
 //! * `maintain` – `cleanup` and `compact`.
+//! * `spools` – opens, makes and removes the spools of a store.
 //! * `reconfigure` – changes the settings of a running spool.
 //! * `lookup` – finds the newest version of a message, from the top tier down.
 
@@ -11,4 +12,5 @@ pub(super) mod lookup;
 pub(super) mod maintain;
 pub(super) mod reconfigure;
 pub(super) mod remove;
+pub(super) mod spools;
 pub(super) mod store;

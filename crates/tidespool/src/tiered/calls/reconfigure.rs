@@ -31,7 +31,7 @@ pub(in crate::tiered) fn reconfigure(shared: &Shared, mut next: Config) -> Resul
     shared.config.store(next.clone());
     // These components keep copies of settings. The health thread refreshes its own copy before its
     // next sample. All others read `shared.config` on each use.
-    shared.hot_settings.set(&next);
+    shared.spools.set_config(&next);
     shared.gate.report(&next.health.reported_causes);
     let checkpoint_settings = CheckpointSettings { checkpoint_after: next.checkpoint_after };
     shared.checkpoint_settings.store(Arc::new(checkpoint_settings));

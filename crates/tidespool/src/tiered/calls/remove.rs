@@ -10,7 +10,7 @@ use tidespool_core::{Closed, SpoolBackpressureTimeout, SpoolCallerDeadlineExceed
 
 use crate::Durability;
 use crate::memory::{Dirty, Ticket};
-use crate::tiered::state::Shared;
+use crate::tiered::state::{Shared, SpoolPart};
 
 /// The remaining work for a removal that took effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,15 +29,15 @@ pub(in crate::tiered) enum Removal {
 const SLOWED_BY: Duration = Duration::from_millis(100);
 
 /// Removes a message, and returns when the removal is as durable as the durability level requires.
-pub(in crate::tiered) async fn remove(shared: &Shared, id: SpoolId) -> Result<()> {
+pub(in crate::tiered) async fn remove(shared: &Shared, spool: &SpoolPart, id: SpoolId) -> Result<()> {
     // The rare waits are boxed to keep the future of most removals small.
-    match take_out(shared, id)? {
+    match take_out(shared, spool, id)? {
         Removal::Tombstone if shared.budget.has_many_removals() => {
             Box::pin(slowed(shared)).await;
             Ok(())
         }
         Removal::Nothing | Removal::Tombstone => Ok(()),
-        Removal::Unprotected => Box::pin(synced(shared, None)).await,
+        Removal::Unprotected => Box::pin(synced(shared, spool, None)).await,
     }
 }
 
@@ -53,20 +53,26 @@ async fn slowed(shared: &Shared) {
 /// Removes messages, and returns when their removals are on stable storage.
 pub(in crate::tiered) async fn remove_synced(
     shared: &Shared,
+    spool: &SpoolPart,
     ids: &[SpoolId],
     deadline: Option<Instant>,
 ) -> Result<()> {
     let mut is_left = false;
     for id in ids {
-        is_left |= take_out(shared, *id)? != Removal::Nothing;
+        is_left |= take_out(shared, spool, *id)? != Removal::Nothing;
     }
-    if is_left { synced(shared, deadline).await } else { Ok(()) }
+    if is_left { synced(shared, spool, deadline).await } else { Ok(()) }
 }
 
 /// Removes a message from every tier.
-pub(in crate::tiered) fn take_out(shared: &Shared, id: SpoolId) -> Result<Removal, Closed> {
+pub(in crate::tiered) fn take_out(
+    shared: &Shared,
+    spool: &SpoolPart,
+    id: SpoolId,
+) -> Result<Removal, Closed> {
+    let id = spool.message(id);
     let mut shard = shared.table.lock(&id);
-    shared.check_open()?;
+    spool.check_open()?;
     let logged = shard.must_log_removal(&id);
     // Without an entry in the index, the message may be checkpointed: a checkpoint of its removal
     // frees its bytes on disk.
@@ -75,7 +81,7 @@ pub(in crate::tiered) fn take_out(shared: &Shared, id: SpoolId) -> Result<Remova
     let elided = if logged {
         let dirty = Arc::new(Dirty::tombstone(shared.budget.admit_removal()));
         let version = shared.table.next_version();
-        let must_survive = shared.hot_settings.durability() != Durability::Memory;
+        let must_survive = spool.hot_settings.durability() != Durability::Memory;
         let written = if must_survive { shared.protection.write_removal(id) } else { None };
         let slot = written.and_then(|written| shared.protection.commit(written, version));
         left = if must_survive && slot.is_none() { Removal::Unprotected } else { Removal::Tombstone };
@@ -98,14 +104,14 @@ pub(in crate::tiered) fn take_out(shared: &Shared, id: SpoolId) -> Result<Remova
     if left == Removal::Unprotected {
         shared.stats.unprotected();
     }
-    shared.stats.removed();
+    spool.stats.removed();
     Ok(left)
 }
 
 /// Waits until everything dirty is on stable storage, in one commit with the waiting stores.
-async fn synced(shared: &Shared, deadline: Option<Instant>) -> Result<()> {
+async fn synced(shared: &Shared, spool: &SpoolPart, deadline: Option<Instant>) -> Result<()> {
     const CONTEXT: &str = "the removal took effect, but is not on stable storage yet";
-    let own = Instant::now() + shared.hot_settings.store_deadline();
+    let own = Instant::now() + spool.hot_settings.store_deadline();
     let flushed = shared.commit_queue.flush(false);
     match shared.timer.bound(deadline.unwrap_or(own).min(own), flushed).await {
         Some(Ok(())) => Ok(()),

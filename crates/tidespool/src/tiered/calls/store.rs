@@ -17,7 +17,7 @@ use crate::crash_log::Written;
 use crate::journal::payload_crc;
 use crate::memory::{Dirty, Lane, Permit, Ticket};
 use crate::stats::Refusal;
-use crate::tiered::state::{Arrival, CommitQueue, CommitState, Outcome, Shared};
+use crate::tiered::state::{Arrival, CommitQueue, CommitState, Outcome, Shared, SpoolPart};
 use crate::timer::{Timer, WithDeadline};
 use crate::{BacklogRefusal, Durability, HealthCause};
 
@@ -35,6 +35,7 @@ const ANSWER_GRACE: Duration = Duration::from_secs(1);
 
 pub(in crate::tiered) async fn store(
     shared: &Shared,
+    spool: &SpoolPart,
     id: SpoolId,
     data: Arc<Box<[u8]>>,
     force_sync: bool,
@@ -45,15 +46,15 @@ pub(in crate::tiered) async fn store(
     // message that needs one waits for its commit at every durability level.
     let level = match shared.needs_own_segment(len) || force_sync {
         true => Durability::Synced,
-        false => shared.hot_settings.durability(),
+        false => spool.hot_settings.durability(),
     };
-    match try_store(shared, id, data, level, deadline).await {
+    match try_store(shared, spool, id, data, level, deadline).await {
         Ok(synced) => {
-            shared.stats.stored(len, synced);
+            spool.stats.stored(len, synced);
             Ok(())
         }
         Err(refused) => {
-            shared.stats.store_refused(refused.counted_as());
+            spool.stats.store_refused(refused.counted_as());
             Err(refused.into())
         }
     }
@@ -118,8 +119,8 @@ struct Deadline<'a> {
 }
 
 impl<'a> Deadline<'a> {
-    fn new(shared: &'a Shared, caller: Option<Instant>, now: Instant) -> Self {
-        let (own, timer) = (now + shared.hot_settings.store_deadline(), &shared.timer);
+    fn new(shared: &'a Shared, spool: &SpoolPart, caller: Option<Instant>, now: Instant) -> Self {
+        let (own, timer) = (now + spool.hot_settings.store_deadline(), &shared.timer);
         match caller {
             Some(at) if at <= own => Self { at, whose: Late::Caller, timer },
             _ => Self { at: own, whose: Late::Spool, timer },
@@ -139,14 +140,15 @@ impl<'a> Deadline<'a> {
 /// Stores the message. Returns true if it is on stable storage, false if it is dirty in memory.
 async fn try_store(
     shared: &Shared,
+    spool: &SpoolPart,
     id: SpoolId,
     data: Arc<Box<[u8]>>,
     level: Durability,
     caller: Option<Instant>,
 ) -> Result<bool, Refused> {
-    shared.check_open()?;
+    spool.check_open()?;
     let synced = level == Durability::Synced;
-    let (size, limit) = (data.len() as u64, shared.hot_settings.max_message_size());
+    let (size, limit) = (data.len() as u64, spool.hot_settings.max_message_size());
     if size > limit {
         return Err(Refused::TooLarge(TooLarge { id, size, limit }));
     }
@@ -154,7 +156,7 @@ async fn try_store(
         return Err(refused);
     }
     let now = Instant::now();
-    let deadline = Deadline::new(shared, caller, now);
+    let deadline = Deadline::new(shared, spool, caller, now);
     if deadline.at <= now {
         return Err(Refused::Late(deadline.whose));
     }
@@ -162,7 +164,7 @@ async fn try_store(
         Some(permit) => permit,
         // Boxed because it is rare: this keeps the future of every store small.
         None => {
-            let permit = Box::pin(wait_for_room(shared, size, synced, now, deadline)).await?;
+            let permit = Box::pin(wait_for_room(shared, spool, size, synced, now, deadline)).await?;
             // The gate may have shut during the wait.
             if let Some(refused) = refusal(shared, synced) {
                 return Err(refused);
@@ -173,18 +175,18 @@ async fn try_store(
     // At the level `memory`, most messages are removed before the checksum is needed.
     let crc = (level != Durability::Memory).then(|| payload_crc(&data));
     let written = match (level, crc) {
-        (Durability::Process, Some(crc)) => shared.protection.write(id, &data, crc),
+        (Durability::Process, Some(crc)) => shared.protection.write(spool.message(id), &data, crc),
         _ => None,
     };
     let dirty = Arc::new(Dirty::put(data, crc, permit));
     let is_enough = level == Durability::Memory || written.is_some();
-    if is_enough && put_in_memory(shared, id, &dirty, written)? {
+    if is_enough && put_in_memory(shared, spool, id, &dirty, written)? {
         return Ok(false);
     }
     if !synced {
         shared.stats.unprotected();
     }
-    commit(shared, id, dirty, deadline).await.map(|()| true)
+    commit(shared, spool, id, dirty, deadline).await.map(|()| true)
 }
 
 /// Returns why the health gate refuses this store. `None`: the gate admits it.
@@ -228,6 +230,7 @@ async fn refused_by_gate(shared: &Shared, synced: bool) -> Refused {
 /// queue. The store holds nothing else during the wait.
 async fn wait_for_room(
     shared: &Shared,
+    spool: &SpoolPart,
     size: u64,
     synced: bool,
     now: Instant,
@@ -246,7 +249,7 @@ async fn wait_for_room(
     let shut = async { Err(refused_by_gate(shared, synced).await) };
     let turn = std::pin::pin!(future::or(room, future::or(closing, shut)));
     let got = deadline.bound(turn).await;
-    shared.stats.store_waited(now.elapsed());
+    spool.stats.store_waited(now.elapsed());
     got.ok_or(deadline.passed())?
 }
 
@@ -254,14 +257,16 @@ async fn wait_for_room(
 /// the crash log could not be committed.
 fn put_in_memory(
     shared: &Shared,
+    spool: &SpoolPart,
     id: SpoolId,
     dirty: &Arc<Dirty>,
     written: Option<Written>,
 ) -> Result<bool, Refused> {
+    let id = spool.message(id);
     let mut shard = shared.table.lock(&id);
     // Checked under the lock: a shutdown that begins now waits for the lock and then writes this
     // message.
-    shared.check_open()?;
+    spool.check_open()?;
     let version = shared.table.next_version();
     let must_survive = written.is_some();
     let slot = written.and_then(|written| shared.protection.commit(written, version));
@@ -316,16 +321,18 @@ impl Drop for Claim<'_> {
 
 async fn commit(
     shared: &Shared,
+    spool: &SpoolPart,
     id: SpoolId,
     dirty: Arc<Dirty>,
     deadline: Deadline<'_>,
 ) -> Result<(), Refused> {
     let claim = Claim { id, state: Arc::default(), commit_queue: &shared.commit_queue };
+    let id = spool.message(id);
     let (done, mut outcome) = oneshot::channel();
     let data = dirty.data.clone();
     {
         let mut shard = shared.table.lock(&id);
-        shared.check_open()?;
+        spool.check_open()?;
         shard.pending.set_under_way(id);
         let (state, at) = (claim.state.clone(), Instant::now());
         shared.commit_queue.arrive(|| {

@@ -4,11 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidespool_core::SpoolId;
-
 use super::intake::KEPT;
 use crate::journal::{DurableState, Segment, Synced};
 use crate::memory::{Dirty, Ticket};
+use crate::message_id::MessageId;
 use crate::tiered::state::Arrival;
 
 /// A record that was appended, with the data to publish it when it is durable.
@@ -20,7 +19,7 @@ pub(super) enum Taken {
     /// can write it again.
     Abandoned(#[expect(dead_code, reason = "holds the permit")] Arc<Dirty>),
     /// The abort of a put of this id. The put counts as under way until the abort is durable.
-    Abort(SpoolId),
+    Abort(MessageId),
     Mark,
 }
 

@@ -33,8 +33,10 @@ use flushes::Drains;
 use in_flight::{InFlight, Taken};
 use intake::Intake;
 use plan::{Appended, Drain, Facts, Failure, PAUSES, Plan, Step};
+
+use crate::message_id::MessageId;
+
 pub(super) use syncer::Syncer;
-use tidespool_core::SpoolId;
 
 use super::state::{CommitReceiver, CommitWork, Shared, Stop};
 use crate::journal::{JournalChange, PAGE, Segment, WriteError, Writer};
@@ -64,7 +66,7 @@ struct Executor {
     writer: Writer,
     intake: Intake,
     /// Puts that need an abort: ids and record numbers.
-    aborts: Vec<(SpoolId, u64)>,
+    aborts: Vec<(MessageId, u64)>,
     in_flight: InFlight,
     /// The result of the last append.
     appended: Appended,
@@ -224,7 +226,7 @@ impl Executor {
     fn write_mark(&mut self) -> Result<(), WriteError> {
         self.in_flight.mark_is_done();
         if self.writer.active_generation().is_some() && self.writer.room(true).take(PAGE) {
-            self.writer.append(SpoolId::from_bytes([0; 16]), JournalChange::Mark);
+            self.writer.append(MessageId::NONE, JournalChange::Mark);
             self.in_flight.push(Taken::Mark);
             self.writer.write()?;
         }

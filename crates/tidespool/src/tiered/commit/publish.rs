@@ -3,17 +3,16 @@
 
 use std::sync::Arc;
 
-use tidespool_core::SpoolId;
-
 use super::in_flight::Taken;
 use crate::journal::{DurableState, NewestRecord};
 use crate::memory::Dirty;
+use crate::message_id::MessageId;
 use crate::tiered::state::{Arrival, Outcome, Shard, Shared};
 
 /// Publishes a durable record. A store that its caller has abandoned needs an abort instead.
 pub(super) fn publish(
     shared: &Shared,
-    aborts: &mut Vec<(SpoolId, u64)>,
+    aborts: &mut Vec<(MessageId, u64)>,
     taken: Taken,
     durable: &DurableState,
 ) {
@@ -45,7 +44,7 @@ pub(super) fn check_abort(shared: &Shared, arrival: &Arrival) {
 }
 
 /// Publishes a flushed version that is durable.
-fn publish_ticketed(shared: &Shared, id: SpoolId, version: u64, dirty: &Arc<Dirty>, newest: NewestRecord) {
+fn publish_ticketed(shared: &Shared, id: MessageId, version: u64, dirty: &Arc<Dirty>, newest: NewestRecord) {
     let mut shard = shared.table.lock(&id);
     let is_newest = settle(shared, &mut shard, id, version, newest);
     match &dirty.data {
@@ -69,7 +68,7 @@ fn publish_arrival(shared: &Shared, arrival: &Arrival, newest: NewestRecord) {
 }
 
 /// Moves a version from pending to the index. Returns true if it is the newest version.
-fn settle(shared: &Shared, shard: &mut Shard, id: SpoolId, version: u64, newest: NewestRecord) -> bool {
+fn settle(shared: &Shared, shard: &mut Shard, id: MessageId, version: u64, newest: NewestRecord) -> bool {
     #[cfg(debug_assertions)]
     {
         shard.pending.check_order(&id, |order| order.publish(version));

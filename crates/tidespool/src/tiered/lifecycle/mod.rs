@@ -3,10 +3,9 @@
 //! * `open` – recovery and start. `replay` – restores the changes in the crash log of a process
 //!   that died.
 //! * `threads` – starts every thread. `workers` – the running threads, and `shutdown`.
-//! * `home`, `in_place` – detect that the directory, or files in it, are deleted or moved while the
+//! * `in_place` – detects that the directory, or files in it, are deleted or moved while the
 //!   spool runs.
 
-pub(super) mod home;
 pub(super) mod in_place;
 pub(super) mod open;
 pub(super) mod replay;

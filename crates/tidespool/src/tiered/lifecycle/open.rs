@@ -8,7 +8,6 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, Result};
 use tidespool_pressure::{PressureMonitor, Registration, Relief};
 
-use super::home::SpoolHome;
 use super::in_place::InPlace;
 use super::replay::{CrashLogReplay, explain, explain_replay};
 use super::threads::{Starter, names};
@@ -19,7 +18,7 @@ use crate::checkpoint::{
     open_checkpoint,
 };
 use crate::damage::Damage;
-use crate::directory::Directory;
+use crate::directory::{Directory, SpoolNames};
 use crate::index::{self, DiskIndex, IndexError};
 use crate::journal::{Pool, PoolSettings, Segments, Writer, give_up_a_free_segment};
 use crate::stats::Stats;
@@ -30,7 +29,7 @@ use crate::tiered::background::probe::run_probe;
 use crate::tiered::background::relief::SpoolRelief;
 use crate::tiered::commit::{Committer, Syncer};
 use crate::tiered::state::{
-    CommitReceiver, Protection, Reports, Shared, SharedParts, commit_queue, keep_free,
+    CommitReceiver, Protection, Reports, Shared, SharedParts, SpoolHome, commit_queue, keep_free,
 };
 use crate::{Config, RecoveryReport};
 
@@ -64,7 +63,7 @@ pub(in crate::tiered) fn open(
     let engine = || index::engine(config.sled_cache(), storage.clone(), held.clone());
     let recover = || {
         let disk_index = DiskIndex::new(&places.index(), engine());
-        recover(&config, &places, disk_index, &ballast, &room, directory.fresh)
+        recover(&config, &places, disk_index, &ballast, &room, &directory)
     };
     let mut files = match recover() {
         // The spool must open on a full disk, so that it can be emptied.
@@ -102,9 +101,10 @@ pub(in crate::tiered) fn open(
     let (disk_index, first_seq) = (Arc::new(durable), recovered.replayed.next_seq);
     let home = SpoolHome::new(storage.clone(), &directory)
         .with_context(|| format!("opening the format file of {}", directory.path.display()))?;
+    let home = Arc::new(home);
     let presence = Arc::new(Presence::new(Watched {
         storage: storage.clone(),
-        home: Box::new(home),
+        home: home.clone(),
         segments: files.segments.clone(),
         manifest_file: files.manifest_file.clone(),
         ballast: ballast.clone(),
@@ -114,6 +114,8 @@ pub(in crate::tiered) fn open(
     let shared = Arc::new(Shared::new(SharedParts {
         config,
         opened_as,
+        names: directory.names.lock().clone(),
+        home,
         storage,
         reports: files.reports.clone(),
         segments: files.segments,
@@ -214,9 +216,9 @@ fn recover(
     disk_index: DiskIndex,
     ballast: &Ballast,
     room: &Arc<DiskRoom>,
-    fresh: bool,
+    directory: &Directory,
 ) -> Result<OpenedFiles> {
-    let storage = &places.storage;
+    let (storage, fresh, names) = (&places.storage, directory.fresh, &*directory.names.lock());
     storage
         .create_dir(&places.journal())
         .with_context(|| format!("creating {}", places.journal().display()))?;
@@ -226,7 +228,7 @@ fn recover(
     let reports = Arc::new(Reports::new(commit_queue, checkpoint_requests, room.clone()));
     let segments = segments(config, places, &mut opened, reports.clone());
     let manifest_file = Arc::new(ManifestFile::new(storage.clone(), &places.dir));
-    let report = report(&mut opened, &segments, &places.dir, &reports.stats);
+    let report = report(&mut opened, &segments, &places.dir, names, &reports.stats);
     if fresh {
         segments.pool().fill().with_context(|| format!("preparing {}", places.journal().display()))?;
     }
@@ -300,6 +302,7 @@ fn report(
     opened: &mut OpenedCheckpoint,
     segments: &Segments,
     dir: &std::path::Path,
+    names: &SpoolNames,
     stats: &Stats,
 ) -> RecoveryReport {
     let replayed = &opened.recovered.replayed;
@@ -309,21 +312,19 @@ fn report(
         torn: opened.recovered.torn_records,
         ..Default::default()
     };
-    let mut note = |path: &std::path::Path, id, what: String| {
-        report.damage.push(Damage { path: path.display().to_string(), id, what });
-    };
+    let mut note = |path: &std::path::Path, what| report.damage.push(Damage::new(path, what));
     for damage in opened.damage.drain(..).chain(opened.recovered.damage.drain(..)) {
-        note(&damage.path, None, damage.what);
+        note(&damage.path, damage.what);
     }
     for gap in &replayed.gaps {
         let what = format!("records {} to {} are missing", gap.first, gap.last);
-        note(&dir.join("journal"), None, what);
+        note(&dir.join("journal"), what);
     }
     for damaged in &replayed.damaged {
         let what = format!("the payload of record {} fails its checksum", damaged.seq);
         let path =
             segments.get(damaged.generation).map_or_else(Default::default, |segment| segment.path.clone());
-        note(&path, Some(damaged.id), what);
+        report.damage.push(Damage::of_message(&path, damaged.id, names, what));
     }
     let mut lost = replayed.gaps.iter().map(|gap| gap.last - gap.first + 1).sum::<u64>();
     if opened.rebuilds_index {
@@ -344,17 +345,17 @@ fn report(
     stats.lost(report.lost);
     for damage in &report.damage {
         stats.corrupt();
-        tracing::error!(path = damage.path, id = ?damage.id, what = damage.what, "found damage while opening");
+        tracing::error!(path = damage.path, spool = damage.spool, id = ?damage.id, what = damage.what, "found damage while opening");
     }
     report
 }
 
 /// Reports that the crash log of the last run is damaged, so that its changes can't be restored.
 fn note_torn(protection: &Protection, torn: &str, report: &mut RecoveryReport, stats: &Stats) {
-    let path = protection.path().display().to_string();
+    let path = protection.path();
     stats.corrupt();
-    tracing::error!(path, what = torn, "found damage while opening");
-    report.damage.push(Damage { path, id: None, what: torn.to_owned() });
+    tracing::error!(path = %path.display(), what = torn, "found damage while opening");
+    report.damage.push(Damage::new(&path, torn.to_owned()));
 }
 
 /// Registers the spool with `monitor`, or with its own. A monitor that is turned off sleeps until

@@ -283,10 +283,8 @@ fn note_manifest<T>(
 
 #[cfg(test)]
 mod tests {
-    use tidespool_core::Spool as _;
-
     use super::*;
-    use crate::{Config, TieredSpool};
+    use crate::{Config, Tidespool};
 
     /// A call that checked for a shutdown before it and started its thread after it got an error
     /// whose root cause was not `Closed`.
@@ -294,9 +292,9 @@ mod tests {
     async fn an_enumeration_that_starts_after_the_shutdown_fails_with_closed() {
         let dir = tempfile::tempdir().unwrap();
         let config = Config::new(dir.path().join("spool")).segment_size(256 << 10).journal_capacity(4 << 20);
-        let spool = TieredSpool::open(config).await.unwrap();
-        spool.shutdown().await.unwrap();
-        let error = spool.workers.enumerate(|| ()).unwrap_err();
+        let store = Tidespool::open(config).await.unwrap();
+        store.shutdown().await.unwrap();
+        let error = store.open.workers.enumerate(|| ()).unwrap_err();
         assert!(error.root_cause().is::<Closed>(), "{error:#}");
     }
 }

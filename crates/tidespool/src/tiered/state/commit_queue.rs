@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
 use super::commit_state::CommitState;
 use crate::journal::SyncEnd;
 use crate::mailbox::Mailbox;
 use crate::memory::Dirty;
+use crate::message_id::MessageId;
 
 /// The outcome of a store that waited for its commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(crate) enum Outcome {
 /// A store that waits for its commit, not visible yet.
 #[derive(Debug)]
 pub(crate) struct Arrival {
-    pub(crate) id: SpoolId,
+    pub(crate) id: MessageId,
     pub(crate) version: u64,
     pub(crate) dirty: Arc<Dirty>,
     pub(crate) at: Instant,

@@ -7,6 +7,7 @@
 //! * `table` – the pending version and the index entry of each id, in shards.
 //! * `commit_queue` – what callers send to the committer. `commit_state` – how a caller gives up.
 //! * `protection` – the crash log of a running spool.
+//! * `spools` – the spools of the store. `home` – the store's directory and the names in it.
 //! * `hot_settings` – settings that each store reads. `free_space` – disk space that is left free.
 //! * `balancer`, `probe`, `readers` – the requests to these threads.
 //! * `runs` – one run of a task that several callers share. `upkeep` – those of `cleanup` and
@@ -19,6 +20,7 @@ mod closing;
 mod commit_queue;
 mod commit_state;
 mod free_space;
+mod home;
 mod hot_settings;
 mod probe;
 mod protection;
@@ -26,6 +28,7 @@ mod readers;
 mod reports;
 mod runs;
 mod shared;
+mod spools;
 mod table;
 mod upkeep;
 
@@ -35,9 +38,11 @@ pub(super) use commit_queue::{
 };
 pub(super) use commit_state::CommitState;
 pub(super) use free_space::keep_free;
+pub(super) use home::SpoolHome;
 pub(super) use protection::Protection;
 pub(super) use readers::NotRead;
 pub(super) use reports::Reports;
 pub(super) use shared::{Shared, SharedParts};
+pub(super) use spools::SpoolPart;
 pub(super) use table::{Shard, Table};
 pub(super) use upkeep::UpkeepFailure;

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use thiserror::Error;
-use tidespool_core::SpoolId;
 
 use super::commit_queue::CommitQueue;
 use super::free_space::keep_free;
 use crate::crash_log::{CRASH_LOG, CrashLog, LastRun, LoggedChange, NEW_CRASH_LOG, Slot, Written};
+use crate::message_id::MessageId;
 use crate::storage::{Loss, Space, Storage, loss_of_state};
 use crate::{Config, Durability};
 
@@ -157,12 +157,12 @@ impl Protection {
     }
 
     /// Writes a message to the log. `None`: the message has to go to the journal.
-    pub(in crate::tiered) fn write(&self, id: SpoolId, data: &[u8], payload_crc: u32) -> Option<Written> {
+    pub(in crate::tiered) fn write(&self, id: MessageId, data: &[u8], payload_crc: u32) -> Option<Written> {
         self.current.load().as_ref()?.write(id, data, payload_crc)
     }
 
     /// Writes a removal to the log. `None`: the removal has to go to the journal.
-    pub(in crate::tiered) fn write_removal(&self, id: SpoolId) -> Option<Written> {
+    pub(in crate::tiered) fn write_removal(&self, id: MessageId) -> Option<Written> {
         self.current.load().as_ref()?.write_removal(id)
     }
 
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn acknowledged_changes_have_room_whatever_the_size_of_the_disk() {
         assert_eq!(room_for(&[]), 0);
-        let kept = |len| LoggedChange { version: 1, id: SpoolId::new(), data: Some(vec![0; len]) };
+        let kept = |len| LoggedChange { version: 1, id: MessageId::random(), data: Some(vec![0; len]) };
         assert!(room_for(&[kept(1_000_000), kept(10)]) > 2 * MIB);
     }
 }

@@ -5,11 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidespool_core::SpoolId;
-
 use super::commit_queue::CommitQueue;
 use crate::checkpoint::{CheckpointError, CheckpointEvents, CheckpointRequests, PresenceEvents};
 use crate::journal::PoolEvents;
+use crate::message_id::MessageId;
 use crate::rate_limit::RateLimit;
 use crate::stats::{Site, Stats};
 use crate::storage::{DiskRoom, Loss, is_no_room};
@@ -82,7 +81,7 @@ impl CheckpointEvents for Reports {
         tracing::error!(%error, "a checkpoint or a verification failed: the checkpoint will be retried");
     }
 
-    fn found_damage(&self, id: &SpoolId, what: &str) {
+    fn found_damage(&self, id: &MessageId, what: &str) {
         if self.stats.found_damage(id, what) {
             tracing::error!(%id, what, "a message is damaged");
         }

@@ -8,28 +8,31 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tidespool_core::{Closed, SpoolId};
+use tidespool_core::Closed;
 use tidespool_pressure::{Level, Registration};
 
 use super::balancer::MemoryBalancer;
 use super::closing::Closing;
 use super::commit_queue::CommitQueue;
-use super::hot_settings::HotSettings;
+use super::home::SpoolHome;
 use super::probe::Probe;
 use super::protection::Protection;
 use super::readers::Readers;
 use super::reports::Reports;
 use super::runs::Runs;
+use super::spools::{SpoolPart, Spools};
 use super::table::Table;
 use super::upkeep::UpkeepRuns;
 use crate::Config;
 use crate::checkpoint::{
     Ballast, CheckpointRequests, CheckpointSettings, Presence, Rebuilding, VerificationRequests,
 };
+use crate::directory::SpoolNames;
 use crate::health::HealthGate;
 use crate::index::DiskIndex;
 use crate::journal::{Segments, needs_own_segment};
 use crate::memory::{Allowance, Budget, CleanCache, Held, Risks};
+use crate::message_id::MessageId;
 use crate::stats::{Gauges, Site, Stats, StatsSnapshot};
 use crate::storage::Storage;
 use crate::timer::Timer;
@@ -40,9 +43,10 @@ pub(crate) struct Shared {
     pub(crate) config: ArcSwap<Config>,
     /// The path that was passed to `open`. The path in the settings is canonical.
     pub(crate) opened_as: PathBuf,
-    pub(crate) hot_settings: HotSettings,
+    pub(in crate::tiered) spools: Spools,
+    pub(in crate::tiered) home: Arc<SpoolHome>,
     pub(crate) checkpoint_settings: Arc<ArcSwap<CheckpointSettings>>,
-    /// Held while the settings change.
+    /// Held while the settings or the spools change.
     pub(crate) reconfiguring: Mutex<()>,
     pub(in crate::tiered) balancer: MemoryBalancer,
     /// The runs of `advise_low_memory`, shared by its callers.
@@ -87,6 +91,8 @@ pub(crate) struct Shared {
 pub(crate) struct SharedParts {
     pub(crate) config: Config,
     pub(crate) opened_as: PathBuf,
+    pub(crate) names: SpoolNames,
+    pub(in crate::tiered) home: Arc<SpoolHome>,
     pub(crate) storage: Arc<dyn Storage>,
     pub(in crate::tiered) reports: Arc<Reports>,
     pub(crate) segments: Arc<Segments>,
@@ -112,7 +118,8 @@ impl Shared {
             cache: CleanCache::new(shares.cache),
             budget: Arc::new(Budget::new(shares.dirty_limit)),
             opened_as: parts.opened_as,
-            hot_settings: HotSettings::of(&config),
+            spools: Spools::new(&parts.names, &config),
+            home: parts.home,
             balancer: MemoryBalancer::new(config.memory_budget),
             advice: Runs::default(),
             upkeep: UpkeepRuns::default(),
@@ -164,12 +171,14 @@ impl Shared {
     /// the table or in the commit queue.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.spools.close_all();
         self.gate.close();
         // A call that saw the spool open holds its shard's lock until its change is inserted.
         self.table.shards().for_each(drop);
         // A `reconfigure` that runs now may delete files that the next owner of the directory would
-        // use.
+        // use. A spool that is being made is closed, too.
         drop(self.reconfiguring.lock());
+        self.spools.close_all();
     }
 
     pub(crate) fn note_oldest_dirty(&self, at: Option<Instant>) {
@@ -212,9 +221,10 @@ impl Shared {
     }
 
     /// Counts and logs a damaged message.
-    pub(crate) fn found_damage(&self, id: &SpoolId, what: &str) {
-        if self.stats.found_damage(id, what) {
-            tracing::error!(%id, what, "a message is damaged");
+    pub(crate) fn found_damage(&self, message: &MessageId, what: &str) {
+        if self.stats.found_damage(message, what) {
+            let (spool, id) = (self.spools.name_of(message.spool()), message.id());
+            tracing::error!(spool, %id, what, "a message is damaged");
         }
     }
 
@@ -244,7 +254,12 @@ impl Shared {
         sizes.fold((0, 0), |(entries, bytes), (more, size)| (entries + more, bytes + size))
     }
 
-    pub(crate) fn snapshot(&self) -> StatsSnapshot {
+    /// The statistics of `spools` together, and those of the store.
+    pub(crate) fn snapshot(&self, spools: &[Arc<SpoolPart>]) -> StatsSnapshot {
+        StatsSnapshot::of(spools.iter().map(|spool| &spool.stats), &self.stats, self.gauges())
+    }
+
+    fn gauges(&self) -> Gauges {
         let (index_entries, index_bytes) = self.index_size();
         let all = self.segments.all();
         let in_use = all.iter().filter(|segment| segment.is_counted()).count() as u64;
@@ -253,7 +268,7 @@ impl Shared {
         let rebuilding = self.rebuilding.progress();
         let (crash_log_bytes, crash_log_disk_bytes) = self.protection.bytes();
         let Risks { power, process } = self.table.risks();
-        let gauges = Gauges {
+        Gauges {
             dirty_bytes: self.budget.dirty(),
             at_risk_bytes: power.bytes,
             at_risk_removals: power.removals,
@@ -291,7 +306,6 @@ impl Shared {
             journal_segments_retained: all.len() as u64 - in_use,
             unhealthy: self.gate.signal(),
             shut_down: self.gate.is_closed(),
-        };
-        self.stats.snapshot(gauges)
+        }
     }
 }

@@ -9,12 +9,12 @@ use std::time::Instant;
 
 use foldhash::fast::RandomState;
 use parking_lot::{Mutex, MutexGuard};
-use tidespool_core::SpoolId;
 
 use crate::checkpoint::{HighKeys, LiveIndex, Survey};
 use crate::index::Key;
 use crate::journal::{MemoryIndex, NewestRecord};
 use crate::memory::{Pending, Risks, Ticket};
+use crate::message_id::MessageId;
 
 /// Enough shards that two cores seldom contend for one.
 const SHARDS: usize = 64;
@@ -56,7 +56,7 @@ impl Table {
     }
 
     /// Locks the shard of an id.
-    pub(crate) fn lock(&self, id: &SpoolId) -> MutexGuard<'_, Shard> {
+    pub(crate) fn lock(&self, id: &MessageId) -> MutexGuard<'_, Shard> {
         let hash = self.hasher.hash_one(id);
         // The high bits: the shard's own hash tables use the low ones.
         let bucket = usize::try_from(hash >> 52).unwrap_or(0) % BUCKETS;
@@ -131,13 +131,13 @@ fn buckets() -> Box<[u8; BUCKETS]> {
 
 impl Shard {
     /// True if an earlier version of `id` may be durable, so that the cache may hold a copy of it.
-    pub(crate) fn may_have_copy(&self, id: &SpoolId) -> bool {
+    pub(crate) fn may_have_copy(&self, id: &MessageId) -> bool {
         self.index.get(id).is_some() || self.checkpointed.may_have(&Key::of(id))
     }
 
     /// True if the removal of `id` must be written: a version that is durable, or is being
     /// committed, could bring the message back.
-    pub(crate) fn must_log_removal(&self, id: &SpoolId) -> bool {
+    pub(crate) fn must_log_removal(&self, id: &MessageId) -> bool {
         let indexed = match self.index.get(id) {
             Some(newest) => newest.place.is_some(),
             None => self.checkpointed.may_have(&Key::of(id)),
@@ -183,11 +183,11 @@ impl LiveIndex for Table {
         survey
     }
 
-    fn is_newest(&self, id: &SpoolId, seq: u64) -> bool {
+    fn is_newest(&self, id: &MessageId, seq: u64) -> bool {
         self.lock(id).index.get(id).is_some_and(|newest| newest.seq == seq)
     }
 
-    fn has_in_memory(&self, id: &SpoolId) -> bool {
+    fn has_in_memory(&self, id: &MessageId) -> bool {
         let shard = self.lock(id);
         shard.pending.get(id).is_some() || shard.index.get(id).is_some()
     }
@@ -198,7 +198,7 @@ impl LiveIndex for Table {
 
     fn forget(&self, checkpointed: &[(Key, NewestRecord)]) {
         for (key, newest) in checkpointed {
-            let id = key.id();
+            let id = key.message();
             let mut shard = self.lock(&id);
             if shard.index.forget(&id, newest.seq) {
                 shard.exits += 1;
@@ -219,7 +219,7 @@ mod tests {
         let table = Table::new();
         let mut next_look = 100_000;
         for seq in 1..=400_000 {
-            let id = SpoolId::new();
+            let id = MessageId::random();
             let newest = NewestRecord { seq, generation: 1, place: None };
             table.lock(&id).index.learn(id, newest);
             if seq == next_look {

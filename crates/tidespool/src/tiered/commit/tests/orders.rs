@@ -1,9 +1,9 @@
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
-use tidespool_core::SpoolId;
 
 use super::rig::{CommitterRig, LARGE, MIDDLE, SMALL};
+use crate::message_id::MessageId;
 use crate::tiered::state::Outcome;
 
 /// A message was removed while its store waited for the commit. Both calls returned `Ok`, but the
@@ -14,7 +14,7 @@ use crate::tiered::state::Outcome;
 fn a_removal_is_not_written_before_the_store_that_it_removes() {
     for len in [LARGE, SMALL] {
         for replaces in [false, true] {
-            let (mut rig, id, unrelated) = (CommitterRig::new(), SpoolId::new(), SpoolId::new());
+            let (mut rig, id, unrelated) = (CommitterRig::new(), MessageId::random(), MessageId::random());
             rig.store(unrelated);
             rig.flush();
             rig.gather();
@@ -40,7 +40,7 @@ fn a_removal_is_not_written_before_the_store_that_it_removes() {
 #[test]
 fn a_version_that_replaces_a_due_one_keeps_its_turn() {
     for is_starved in [false, true] {
-        let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
+        let (mut rig, id) = (CommitterRig::new(), MessageId::random());
         rig.wait(id, SMALL);
         rig.turn();
         if is_starved {
@@ -48,7 +48,7 @@ fn a_version_that_replaces_a_due_one_keeps_its_turn() {
             // The active segment has no room left.
             rig.committer.executor.writer.seal();
         }
-        let blocking = SpoolId::new();
+        let blocking = MessageId::random();
         rig.store(blocking);
         rig.remove(id);
         rig.flush();
@@ -70,10 +70,10 @@ fn a_version_that_replaces_a_due_one_keeps_its_turn() {
 #[test]
 fn an_older_version_that_comes_due_is_not_written_behind_a_newer_one() {
     for gives_up in [false, true] {
-        let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
+        let (mut rig, id) = (CommitterRig::new(), MessageId::random());
         rig.store(id);
         rig.wait(id, SMALL);
-        (0..4).for_each(|_| rig.wait(SpoolId::new(), MIDDLE));
+        (0..4).for_each(|_| rig.wait(MessageId::random(), MIDDLE));
         rig.turn();
         assert!(rig.committer.executor.writer.is_syncing());
         rig.flush();
@@ -94,11 +94,11 @@ fn an_older_version_that_comes_due_is_not_written_behind_a_newer_one() {
 #[test]
 fn a_flush_waits_for_all_that_was_dirty_whatever_the_order_of_versions_and_times() {
     let mut rig = CommitterRig::new();
-    rig.store_at_once(SpoolId::new(), SpoolId::new());
+    rig.store_at_once(MessageId::random(), MessageId::random());
     assert!(rig.committer.executor.intake.has_tickets());
     rig.flush();
     // A large message is written alone, and before all others.
-    rig.wait(SpoolId::new(), LARGE);
+    rig.wait(MessageId::random(), LARGE);
     rig.turn();
     assert!(rig.committer.executor.intake.has_tickets());
     rig.check_flushes();
@@ -109,7 +109,7 @@ fn a_flush_waits_for_all_that_was_dirty_whatever_the_order_of_versions_and_times
 /// durable, because otherwise neither of the two would be.
 #[test]
 fn a_flush_waits_for_what_replaced_a_version() {
-    let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
+    let (mut rig, id) = (CommitterRig::new(), MessageId::random());
     rig.store(id);
     let mut flush = rig.shared.commit_queue.flush(false);
     rig.gather();
@@ -127,7 +127,7 @@ fn a_flush_waits_for_what_replaced_a_version() {
 #[test]
 fn a_flush_waits_for_some_version_of_what_is_replaced_again_and_again() {
     for plan in 0..1 << 8 {
-        let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
+        let (mut rig, id) = (CommitterRig::new(), MessageId::random());
         let mut changes = (0..8).map(|bit| plan >> bit & 1 == 1);
         let mut change = |rig: &mut CommitterRig| match changes.next() {
             Some(true) => rig.remove(id),
@@ -154,13 +154,13 @@ fn a_flush_waits_for_some_version_of_what_is_replaced_again_and_again() {
 /// the backlog. So no version of the message was ever written.
 #[test]
 fn a_message_that_is_replaced_before_each_turn_is_written_eventually() {
-    let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
+    let (mut rig, id) = (CommitterRig::new(), MessageId::random());
     for turn in 0..12 {
         rig.feed();
         // A batch with a synced store takes 512 flushed records.
-        (0..if turn == 0 { 700 } else { 512 }).for_each(|_| rig.store(SpoolId::new()));
+        (0..if turn == 0 { 700 } else { 512 }).for_each(|_| rig.store(MessageId::random()));
         rig.store(id);
-        rig.wait(SpoolId::new(), SMALL);
+        rig.wait(MessageId::random(), SMALL);
         rig.flush();
         rig.gather();
         rig.store(id);
@@ -177,7 +177,7 @@ fn a_message_that_is_replaced_before_each_turn_is_written_eventually() {
 /// is written instead of the version.
 #[test]
 fn a_removal_does_not_wait_for_room_for_what_it_removes() {
-    let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
+    let (mut rig, id) = (CommitterRig::new(), MessageId::random());
     rig.store(id);
     rig.drain();
     rig.store(id);
@@ -206,15 +206,15 @@ fn nothing_joins_a_batch_that_has_to_be_tried_again() {
     for len in [SMALL, LARGE] {
         for first in [SMALL, LARGE] {
             let mut rig = CommitterRig::new();
-            rig.wait(SpoolId::new(), first);
+            rig.wait(MessageId::random(), first);
             rig.gather();
             rig.disk.fails_batches.store(true, Ordering::SeqCst);
             rig.commit();
             let taken = rig.committer.executor.in_flight.taken().len();
             assert_eq!(taken, 1);
-            rig.wait(SpoolId::new(), len);
-            rig.store(SpoolId::new());
-            rig.remove(SpoolId::new());
+            rig.wait(MessageId::random(), len);
+            rig.store(MessageId::random());
+            rig.remove(MessageId::random());
             rig.flush();
             for _ in 0..3 {
                 rig.turn();
@@ -230,11 +230,11 @@ fn nothing_joins_a_batch_that_has_to_be_tried_again() {
 #[test]
 fn durable_stores_are_acknowledged_before_a_failed_write_is_reported() {
     let mut rig = CommitterRig::new();
-    (0..4).for_each(|_| rig.wait(SpoolId::new(), MIDDLE));
+    (0..4).for_each(|_| rig.wait(MessageId::random(), MIDDLE));
     rig.turn();
     assert!(rig.committer.executor.writer.is_syncing());
     rig.end_syncs();
-    rig.wait(SpoolId::new(), SMALL);
+    rig.wait(MessageId::random(), SMALL);
     rig.gather();
     assert_eq!(rig.outcome(0), None, "durable, but not published");
     rig.give_up_at_report(0);
@@ -249,7 +249,7 @@ fn durable_stores_are_acknowledged_before_a_failed_write_is_reported() {
 /// became free, and no removal became durable, although one segment is kept for removals.
 #[test]
 fn the_last_segment_is_not_sealed_while_no_checkpoint_has_room() {
-    let (mut rig, id) = (CommitterRig::new(), SpoolId::new());
+    let (mut rig, id) = (CommitterRig::new(), MessageId::random());
     rig.wait(id, SMALL);
     rig.turn();
     rig.starve();
@@ -318,13 +318,13 @@ proptest! {
     #[test]
     fn versions_of_an_id_are_written_in_their_order(steps in prop::collection::vec(step(), 1..80)) {
         let mut rig = CommitterRig::new();
-        let ids = [(); 3].map(|()| SpoolId::new());
+        let ids = [(); 3].map(|()| MessageId::random());
         for step in steps {
             match step {
                 OrderStep::Store(id) => rig.store(ids[id]),
                 OrderStep::Remove(id) => rig.remove(ids[id]),
                 OrderStep::Wait(id, len) => rig.wait(ids[id], len),
-                OrderStep::Burst => (0..4).for_each(|_| rig.wait(SpoolId::new(), MIDDLE)),
+                OrderStep::Burst => (0..4).for_each(|_| rig.wait(MessageId::random(), MIDDLE)),
                 OrderStep::GiveUp(nth) => rig.give_up(nth),
                 OrderStep::Flush => rig.flush(),
                 OrderStep::Gather => rig.gather(),

@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use tempfile::TempDir;
-use tidespool_core::SpoolId;
 use tokio::sync::oneshot;
 
 use crate::Config;
 use crate::checkpoint::{Ballast, Presence};
+use crate::directory::SpoolNames;
 use crate::index::{DiskIndex, in_memory};
 use crate::journal::{FreeSegment, PAGE, Pool, PoolSettings, Segments, Writer};
 use crate::memory::{Dirty, Lane, Permit, Ticket};
+use crate::message_id::MessageId;
 use crate::storage::{DiskRoom, Space, Storage, TestCall, TestStorage};
 use crate::tiered::calls::lookup;
 use crate::tiered::calls::remove::take_out;
@@ -24,7 +25,7 @@ use crate::tiered::commit::in_flight::Taken;
 use crate::tiered::commit::plan::Plan;
 use crate::tiered::commit::{Committer, Syncer, syncer};
 use crate::tiered::state::{
-    Arrival, CommitState, Outcome, Protection, Reports, Shared, SharedParts, commit_queue,
+    Arrival, CommitState, Outcome, Protection, Reports, Shared, SharedParts, SpoolHome, commit_queue,
 };
 
 pub(super) const SMALL: usize = 100;
@@ -87,7 +88,7 @@ struct WaitingCaller {
 struct RequestedFlush {
     at: Instant,
     /// The number of events of each id at the request.
-    before: BTreeMap<SpoolId, usize>,
+    before: BTreeMap<MessageId, usize>,
     receiver: oneshot::Receiver<()>,
 }
 
@@ -97,7 +98,7 @@ pub(super) struct CommitterRig {
     pub(super) disk: RigDisk,
     files: TestStorage,
     syncer: Arc<Syncer>,
-    events: BTreeMap<SpoolId, Vec<DiskEvent>>,
+    events: BTreeMap<MessageId, Vec<DiskEvent>>,
     waiting: Vec<WaitingCaller>,
     /// Free segments that the committer can't get.
     held: Vec<FreeSegment>,
@@ -128,8 +129,12 @@ impl CommitterRig {
         let presence = Presence::anywhere(storage.clone(), dir.path(), segments.clone(), disk_index.clone());
         let protection = Protection::new(storage.clone(), dir.path(), [7; 16], commit_queue);
         let protection = Arc::new(protection);
+        let mut names = SpoolNames::default();
+        names.add_found(MessageId::random().spool());
         let parts = SharedParts {
             opened_as: dir.path().to_owned(),
+            names,
+            home: Arc::new(SpoolHome::in_no_directory(storage.clone(), dir.path())),
             ballast,
             storage,
             reports,
@@ -163,7 +168,7 @@ impl CommitterRig {
         rig
     }
 
-    fn note(&mut self, id: SpoolId, value: Option<u64>, waiting: Option<usize>) {
+    fn note(&mut self, id: MessageId, value: Option<u64>, waiting: Option<usize>) {
         self.events.entry(id).or_default().push(DiskEvent { value, waiting });
     }
 
@@ -177,7 +182,7 @@ impl CommitterRig {
     }
 
     /// A store that is acknowledged from memory.
-    pub(super) fn store(&mut self, id: SpoolId) {
+    pub(super) fn store(&mut self, id: MessageId) {
         let (value, dirty) = self.put(SMALL, Lane::Memory);
         let ticket = Ticket { version: self.shared.table.next_version(), at: Instant::now(), id };
         self.shared.table.lock(&id).pending.insert(ticket, dirty, None);
@@ -185,7 +190,7 @@ impl CommitterRig {
     }
 
     /// Two such stores at the same time. The slow one gets its version first and its time last.
-    pub(super) fn store_at_once(&mut self, slow: SpoolId, quick: SpoolId) {
+    pub(super) fn store_at_once(&mut self, slow: MessageId, quick: MessageId) {
         let [first, second] = [slow, quick].map(|id| {
             let (value, dirty) = self.put(SMALL, Lane::Memory);
             (id, value, dirty, self.shared.table.next_version())
@@ -203,7 +208,7 @@ impl CommitterRig {
     }
 
     /// A store that waits for its commit: as in `store`.
-    pub(super) fn wait(&mut self, id: SpoolId, len: usize) {
+    pub(super) fn wait(&mut self, id: MessageId, len: usize) {
         let (value, dirty) = self.put(len, Lane::Disk);
         let (done, receiver) = oneshot::channel();
         let (state, at) = (Arc::<CommitState>::default(), Instant::now());
@@ -239,8 +244,9 @@ impl CommitterRig {
         self.waiting[nth].outcome
     }
 
-    pub(super) fn remove(&mut self, id: SpoolId) {
-        take_out(&self.shared, id).unwrap();
+    pub(super) fn remove(&mut self, id: MessageId) {
+        let spool = self.shared.spools.all()[0].clone();
+        take_out(&self.shared, &spool, id.id()).unwrap();
         self.note(id, None, None);
     }
 
@@ -338,7 +344,7 @@ impl CommitterRig {
 
     /// Checks that the durable version of `id` is not older than the last of its first `before`
     /// events that took effect at once.
-    fn check_durable(&self, id: &SpoolId, before: usize) {
+    fn check_durable(&self, id: &MessageId, before: usize) {
         let events = &self.events[id];
         let Some(last) = events[..before].iter().rposition(|event| event.waiting.is_none()) else { return };
         let durable = self.durable(id);
@@ -347,7 +353,7 @@ impl CommitterRig {
     }
 
     /// Returns the version of `id` that a crash would leave.
-    pub(super) fn durable(&self, id: &SpoolId) -> Option<u64> {
+    pub(super) fn durable(&self, id: &MessageId) -> Option<u64> {
         let place = self.shared.table.lock(id).index.get(id)?.place?;
         let data = lookup::read(&self.shared, id, place).unwrap().unwrap();
         Some(u64::from_le_bytes(data[..8].try_into().unwrap()))

@@ -1,5 +1,5 @@
-//! Detects the loss of the spool's directory, its format file or its lock file, and restores the
-//! files.
+//! The store's directory: the names of its spools, and the loss of the directory, of its format file
+//! or of its lock file.
 
 use std::fs::Permissions;
 use std::io::{self, IoSlice};
@@ -11,10 +11,10 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use crate::checkpoint::DirectoryCheck;
-use crate::directory::{Directory, FORMAT_FILE, LOCK_FILE, lock_again, render_format};
+use crate::directory::{Directory, FORMAT_FILE, Format, LOCK_FILE, SpoolNames, lock_again, render_format};
 use crate::storage::{Loss, OpenMode, Storage, StorageFile, loss_of, loss_of_state, state, write_all_at};
 
-/// The name of a restored format file until it is complete. It differs from the name in a spool
+/// The name of a format file that replaces another, until it is complete. It differs from the name in a spool
 /// that is being created.
 const UNFINISHED: &str = "FORMAT.again";
 
@@ -23,12 +23,14 @@ pub(in crate::tiered) struct SpoolHome {
     storage: Arc<dyn Storage>,
     /// Weak, because the threads keep the directory locked.
     directory: Weak<Directory>,
-    format: Mutex<Format>,
+    format: Mutex<FormatOnDisk>,
+    /// The format file may differ from the names in memory, because writing it failed.
+    is_in_doubt: AtomicBool,
     /// Another process has locked a file that replaced the lock file.
     is_taken: AtomicBool,
 }
 
-struct Format {
+struct FormatOnDisk {
     file: Arc<dyn StorageFile>,
     len: u64,
 }
@@ -43,7 +45,8 @@ impl SpoolHome {
         Ok(Self {
             storage,
             directory: Arc::downgrade(directory),
-            format: Mutex::new(Format { file, len }),
+            format: Mutex::new(FormatOnDisk { file, len }),
+            is_in_doubt: AtomicBool::new(false),
             is_taken: AtomicBool::new(false),
         })
     }
@@ -62,15 +65,45 @@ impl SpoolHome {
         Some((path, loss))
     }
 
-    fn write_format(&self, directory: &Directory) -> io::Result<()> {
-        let text = render_format(directory.spool);
+    /// Returns the names of the spools. `None`: the directory is closed.
+    pub(in crate::tiered) fn names(&self) -> Option<SpoolNames> {
+        self.directory.upgrade().map(|directory| directory.names.lock().clone())
+    }
+
+    /// Makes `names` the names of the spools, on stable storage. After an error the format file may
+    /// have either the names of before or these.
+    pub(in crate::tiered) fn set_names(&self, names: SpoolNames) -> io::Result<()> {
+        let Some(directory) = self.directory.upgrade() else { return Err(io::ErrorKind::NotFound.into()) };
+        let mut current = directory.names.lock();
+        self.is_in_doubt.store(true, Ordering::Relaxed);
+        self.write_format(&directory, &names)?;
+        *current = names;
+        self.is_in_doubt.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The last [`set_names`](Self::set_names) failed: the format file may have other names.
+    pub(in crate::tiered) fn is_in_doubt(&self) -> bool {
+        self.is_in_doubt.load(Ordering::Relaxed)
+    }
+
+    /// Writes the format file again if the last [`set_names`](Self::set_names) failed.
+    pub(in crate::tiered) fn settle_names(&self) -> io::Result<()> {
+        match self.names() {
+            Some(names) if self.is_in_doubt() => self.set_names(names),
+            _ => Ok(()),
+        }
+    }
+
+    fn write_format(&self, directory: &Directory, names: &SpoolNames) -> io::Result<()> {
+        let text = render_format(&Format { id: directory.spool, names: names.clone() });
         let unfinished = directory.path.join(UNFINISHED);
         let file = self.storage.open(&unfinished, OpenMode::Create)?;
         write_all_at(&*file, &mut [IoSlice::new(text.as_bytes())], 0)?;
         file.sync_data()?;
         self.storage.rename(&unfinished, &directory.path.join(FORMAT_FILE))?;
         self.storage.sync_dir(&directory.path)?;
-        *self.format.lock() = Format { file, len: text.len() as u64 };
+        *self.format.lock() = FormatOnDisk { file, len: text.len() as u64 };
         Ok(())
     }
 }
@@ -109,7 +142,25 @@ impl DirectoryCheck for SpoolHome {
         }
         match self.lost_format(&directory) {
             None => Ok(()),
-            Some(_) => self.write_format(&directory),
+            Some(_) => {
+                let names = directory.names.lock();
+                self.write_format(&directory, &names)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+impl SpoolHome {
+    /// For a store without a directory of its own: it can make no spools.
+    pub(in crate::tiered) fn in_no_directory(storage: Arc<dyn Storage>, dir: &std::path::Path) -> Self {
+        let file = storage.open(&dir.join(FORMAT_FILE), OpenMode::Create).unwrap();
+        Self {
+            storage,
+            directory: Weak::new(),
+            format: Mutex::new(FormatOnDisk { file, len: 0 }),
+            is_in_doubt: AtomicBool::new(false),
+            is_taken: AtomicBool::new(false),
         }
     }
 }

@@ -1,0 +1,315 @@
+//! One spool of a store, and the short way to a store with one spool.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use async_channel::Sender;
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use tidespool_core::{Spool, SpoolEntry, SpoolId};
+
+use super::background::relief;
+use super::calls::{enumerate, load, maintain, reconfigure, remove, store};
+use super::state::SpoolPart;
+use super::store::{OpenStore, Tidespool};
+use crate::health::SHUT_DOWN;
+use crate::storage::{OsStorage, Storage};
+use crate::whole_text::whole;
+use crate::{Config, ConfigError, HealthCause, PressureMonitor, RecoveryReport, StatsSnapshot, watch};
+
+/// The name of the spool that [`TieredSpool::open`] opens.
+const MAIN: &str = "main";
+
+/// The tiered spool. See the [crate's documentation](crate) for what it promises.
+///
+/// It is one spool of a store: [`Tidespool::spool`]. [`open`](Self::open) is the short way to a
+/// store with one spool, which has the name `main`.
+///
+/// Share it as `Arc<TieredSpool>` or `Arc<dyn Spool>`. End it with [`Spool::shutdown`]. Dropping it
+/// without a shutdown has the effect of a crash: at most the dirty messages are lost.
+pub struct TieredSpool {
+    store: Arc<OpenStore>,
+    part: Arc<SpoolPart>,
+}
+
+impl TieredSpool {
+    /// Opens the spool in the directory that `config` names, and creates it if there is none.
+    ///
+    /// # Errors
+    ///
+    /// An `Err` loses nothing.
+    ///
+    /// * [`ConfigError`](crate::ConfigError): a setting is out of bounds.
+    /// * [`Locked`](tidespool_core::Locked): a process has the spool open.
+    /// * [`ClockNotSet`](tidespool_core::ClockNotSet): the system clock is before 1970.
+    /// * [`UnsupportedFormat`](tidespool_core::UnsupportedFormat): the directory holds something
+    ///   other than a spool, or a newer layout.
+    /// * [`DamagedSpool`](tidespool_core::DamagedSpool): only `tidespool repair` can make the spool
+    ///   usable again.
+    /// * Otherwise an error with the file's path and the system's error.
+    pub async fn open(config: Config) -> Result<Self> {
+        Self::open_then(config, Arc::new(OsStorage), None).await
+    }
+
+    /// Opens the spool as [`open`](Self::open) does, with a memory monitor that other spools and
+    /// caches of the process may share. The monitor has its own settings, so `config.pressure` is
+    /// not used. The monitor keeps running after the spool's shutdown.
+    ///
+    /// ```
+    /// use tidespool::{Config, PressureConfig, PressureMonitor, TieredSpool};
+    ///
+    /// #[tokio::main]
+    /// async fn main() -> anyhow::Result<()> {
+    /// #   use tidespool::core::Spool as _;
+    /// #   let dir = tempfile::tempdir()?;
+    /// #   let path = dir.path().to_owned();
+    ///     let monitor = PressureMonitor::start(PressureConfig::default().memory_limit(4 << 30))?;
+    ///     let meta = TieredSpool::open_watched(Config::new(path.join("meta")), &monitor).await?;
+    ///     let data = TieredSpool::open_watched(Config::new(path.join("data")), &monitor).await?;
+    /// #   meta.shutdown().await?;
+    /// #   data.shutdown().await?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`TieredSpool::open`], and an error if the monitor was shut down.
+    pub async fn open_watched(config: Config, monitor: &PressureMonitor) -> Result<Self> {
+        Self::open_then(config, Arc::new(OsStorage), Some(monitor.clone())).await
+    }
+
+    /// Opens the spool as [`open`](Self::open) does, on another [`Storage`]. For fault injection in
+    /// tests. The journal, the manifest and the syncs of the index's files use `storage`.
+    ///
+    /// # Errors
+    ///
+    /// As [`TieredSpool::open`].
+    pub async fn open_on(config: Config, storage: Arc<dyn Storage>) -> Result<Self> {
+        Self::open_then(config, storage, None).await
+    }
+
+    async fn open_then(
+        config: Config,
+        storage: Arc<dyn Storage>,
+        monitor: Option<PressureMonitor>,
+    ) -> Result<Self> {
+        Tidespool::open_then(config, storage, monitor, |store| store.spool(MAIN)).await
+    }
+
+    pub(super) fn new(store: Arc<OpenStore>, part: Arc<SpoolPart>) -> Self {
+        Self { store, part }
+    }
+
+    /// The name of the spool.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.part.name
+    }
+
+    /// The findings and actions of the opening, for all spools of the store.
+    #[must_use]
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.store.report
+    }
+
+    /// Loads a message without copying its bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Spool::load`].
+    pub async fn load_shared(&self, id: SpoolId) -> Result<Arc<Box<[u8]>>> {
+        load::load_shared(&self.store.shared, &self.part, id).await.map_err(whole)
+    }
+
+    /// Removes a message, and returns when its removal is on stable storage: no power cut brings it
+    /// back. [`remove`](Spool::remove) returns earlier, when the removal survives the death of the
+    /// process, and needs no disk write of its own.
+    ///
+    /// The removal shares a commit with the waiting stores. The commit also writes everything that
+    /// is dirty.
+    ///
+    /// The call ends at `deadline` or after [`store_deadline`](Config::store_deadline), whichever
+    /// is earlier.
+    ///
+    /// # Errors
+    ///
+    /// [`SpoolCallerDeadlineExceeded`](tidespool_core::SpoolCallerDeadlineExceeded) or
+    /// [`SpoolBackpressureTimeout`](tidespool_core::SpoolBackpressureTimeout) at the deadline,
+    /// [`Closed`](tidespool_core::Closed) at a shutdown. The message is removed in these cases,
+    /// too: the removal is written as soon as the disk accepts writes.
+    pub async fn remove_synced(&self, id: SpoolId, deadline: Option<Instant>) -> Result<()> {
+        self.remove_all(&[id], deadline).await
+    }
+
+    /// Removes several messages as [`remove_synced`](Self::remove_synced) does, in one commit. The
+    /// removals are not one transaction: a crash before this returns may keep some of the messages.
+    ///
+    /// # Errors
+    ///
+    /// As [`remove_synced`](Self::remove_synced).
+    pub async fn remove_all(&self, ids: &[SpoolId], deadline: Option<Instant>) -> Result<()> {
+        remove::remove_synced(&self.store.shared, &self.part, ids, deadline).await.map_err(whole)
+    }
+
+    /// The current settings.
+    #[must_use]
+    pub fn config(&self) -> Arc<Config> {
+        self.store.shared.config.load_full()
+    }
+
+    /// Changes the settings of the running spool. An error changes none of them.
+    ///
+    /// The settings take effect at the next call, with these exceptions:
+    ///
+    /// * A lower memory budget or dirty limit is reached within a second on a disk that works, as
+    ///   far as both indexes are below it.
+    /// * A lower `journal_capacity` is reached when enough of the journal is checkpointed.
+    /// * sled's part of `memory_budget` changes at the next opening.
+    /// * The size of the crash log changes when the log is made again: at the next opening, or
+    ///   after its loss.
+    /// * `pressure` applies to the spool's own monitor, not to a shared one.
+    /// * `path`, `segment_size`, `read_threads` and `ballast` can't be changed.
+    ///
+    /// The call blocks on a query of the file system's size.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> anyhow::Result<()> {
+    /// # use tidespool::{Config, TieredSpool, core::Spool as _};
+    /// # let dir = tempfile::tempdir()?;
+    /// let spool = TieredSpool::open(Config::new(dir.path().join("spool"))).await?;
+    /// let config = Config::clone(&spool.config()).memory_budget(512 << 20);
+    /// spool.reconfigure(config)?;
+    /// # spool.shutdown().await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`] for a setting out of bounds, [`ConfigError::Fixed`] for a setting
+    /// that can't be changed, [`ConfigError::Closed`] after the shutdown.
+    pub fn reconfigure(&self, config: Config) -> Result<(), ConfigError> {
+        reconfigure::reconfigure(&self.store.shared, config)
+    }
+
+    /// Subscribes to [`unhealthy_reason`](Spool::unhealthy_reason): `changed().await` returns when
+    /// the reason has changed, and fails when the spool is gone.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> anyhow::Result<()> {
+    /// # use tidespool::{Config, TieredSpool, core::Spool as _};
+    /// # let dir = tempfile::tempdir()?;
+    /// let spool = TieredSpool::open(Config::new(dir.path().join("spool"))).await?;
+    /// let mut health = spool.health_changes();
+    /// tokio::select! {
+    ///     changed = health.changed() => match *health.borrow_and_update() {
+    ///         Some(reason) => println!("no new messages: {reason}"),
+    ///         None => println!("new messages are welcome again"),
+    ///     },
+    ///     () = async {} => {}
+    /// }
+    /// # spool.shutdown().await
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn health_changes(&self) -> watch::Receiver<Option<&'static str>> {
+        self.store.shared.gate.reasons()
+    }
+
+    /// What is wrong with the spool, also if `unhealthy_reason` does not report it. `None` while it
+    /// is healthy. As cheap as [`unhealthy_reason`](Spool::unhealthy_reason): one atomic read.
+    ///
+    /// [`reported_causes`](crate::HealthConfig::reported_causes) selects what `unhealthy_reason`
+    /// reports. [`StatsSnapshot`] has the exact [`HealthSignal`](crate::HealthSignal).
+    #[must_use]
+    pub fn health_cause(&self) -> Option<HealthCause> {
+        self.store.shared.gate.cause()
+    }
+
+    /// Returns the counters of this spool, and the counters and gauges of its store. Takes each shard's lock for a moment: call it for
+    /// monitoring, not for each message.
+    #[must_use]
+    pub fn stats(&self) -> StatsSnapshot {
+        self.store.shared.snapshot(std::slice::from_ref(&self.part))
+    }
+
+    /// The statistics in the text format of Prometheus (OpenMetrics 1.0).
+    #[cfg(feature = "prometheus")]
+    #[must_use]
+    pub fn prometheus_text(&self) -> String {
+        self.stats().prometheus_text()
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl Spool for TieredSpool {
+    async fn load(&self, id: SpoolId) -> Result<Vec<u8>> {
+        let data = self.load_shared(id).await?;
+        // The bytes are copied only if the pending table or the cache holds the message, too.
+        Ok(Arc::try_unwrap(data).map_or_else(|data| data.to_vec(), <[u8]>::into_vec))
+    }
+
+    async fn remove(&self, id: SpoolId) -> Result<()> {
+        remove::remove(&self.store.shared, &self.part, id).await.map_err(whole)
+    }
+
+    async fn store(
+        &self,
+        id: SpoolId,
+        data: Arc<Box<[u8]>>,
+        force_sync: bool,
+        deadline: Option<Instant>,
+    ) -> Result<()> {
+        store::store(&self.store.shared, &self.part, id, data, force_sync, deadline).await.map_err(whole)
+    }
+
+    fn enumerate(&self, sender: Sender<SpoolEntry>, start_time: DateTime<Utc>) -> Result<()> {
+        self.part.check_open()?;
+        let enumeration = enumerate::Enumeration {
+            shared: self.store.shared.clone(),
+            spool: self.part.clone(),
+            sender,
+            start_time,
+        };
+        self.store.workers.enumerate(move || enumeration.run()).map_err(whole)
+    }
+
+    async fn cleanup(&self) -> Result<()> {
+        maintain::cleanup(&self.store.shared, &self.part).await.map_err(whole)
+    }
+
+    async fn shutdown(&self) -> Result<()> {
+        self.part.close();
+        let others = self.store.shared.spools.all();
+        if others.iter().any(|part| part.is_in_use()) {
+            return maintain::leave(&self.store.shared).await.map_err(whole);
+        }
+        self.store.shutdown().await
+    }
+
+    async fn advise_low_memory(&self) -> Result<isize> {
+        self.part.check_open()?;
+        Ok(relief::advise_low_memory(&self.store.shared).await?)
+    }
+
+    async fn compact(&self) -> Result<()> {
+        maintain::compact(&self.store.shared, &self.part).await.map_err(whole)
+    }
+
+    fn unhealthy_reason(&self) -> Option<&'static str> {
+        if self.part.check_open().is_err() { Some(SHUT_DOWN) } else { self.store.shared.gate.reason() }
+    }
+}
+
+impl std::fmt::Debug for TieredSpool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TieredSpool")
+            .field("path", &self.store.shared.config.load().path)
+            .field("name", &self.part.name)
+            .finish_non_exhaustive()
+    }
+}
