@@ -13,6 +13,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -21,8 +22,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
-use tidespool::{Config, Durability, HealthConfig, MinFree, PressureConfig, TieredSpool};
-use tidespool_core::Spool;
+use tidespool::{Config, Durability, HealthConfig, MinFree, PressureConfig, Tidespool};
+use tidespool_core::{NotFound, Spool, SpoolId};
+use tidespool_testkit::{TwoSpools, payload};
 use tidespool_testkit::crash::{
     Coverage, Event, Line, Moment, Report, Stock, Victim, judge, remove_surplus, take_stock, work,
 };
@@ -38,6 +40,9 @@ const DIRTY_EXPIRE: Duration = Duration::from_millis(60);
 const CHILD_DIR: &str = "TIDESPOOL_CRASH_DIR";
 const CHILD_DURABILITY: &str = "TIDESPOOL_CRASH_DURABILITY";
 const CHILD_WORK: &str = "TIDESPOOL_CRASH_WORK";
+
+/// Set for a child that accepts pairs of messages instead.
+const CHILD_ACCEPTS: &str = "TIDESPOOL_CRASH_ACCEPTS";
 
 /// Messages that remain in the spool from one cycle to the next.
 const KEEP: usize = 250;
@@ -99,7 +104,7 @@ fn child() {
     let report = Arc::new(Report::on_stdout().expect("an output"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let spool = match TieredSpool::open(config(Path::new(&dir), durability)).await {
+        let spool = match TwoSpools::open(config(Path::new(&dir), durability)).await {
             Ok(spool) => Arc::new(spool),
             Err(err) => return report.say(Event::Wrong { what: format!("open: {err:#}") }),
         };
@@ -173,7 +178,7 @@ impl Run<'_> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let mut after = runtime.block_on(async {
             let spool =
-                TieredSpool::open(config(self.path, self.durability)).await.context("open after the kill")?;
+                TwoSpools::open(config(self.path, self.durability)).await.context("open after the kill")?;
             let stock = take_stock(&spool, log).await.context("reading the spool")?;
             spool.shutdown().await.context("shutdown")?;
             anyhow::Ok(stock)
@@ -190,7 +195,7 @@ impl Run<'_> {
         anyhow::ensure!(violations.is_empty(), "{}", violations.join("\n"));
         // A second restart must find the same messages. It also removes surplus messages.
         runtime.block_on(async {
-            let spool = TieredSpool::open(config(self.path, self.durability)).await.context("second open")?;
+            let spool = TwoSpools::open(config(self.path, self.durability)).await.context("second open")?;
             let again = take_stock(&spool, log).await.context("reading the spool again")?;
             anyhow::ensure!(again == after, "a second restart changed the messages");
             remove_surplus(&spool, &mut after, KEEP).await?;
@@ -208,4 +213,112 @@ fn moment(rng: &mut SmallRng) -> Moment {
         1..4 => Moment::AfterOpened(Duration::from_micros(rng.random_range(0..50_000))),
         _ => Moment::AfterOpened(Duration::from_micros(rng.random_range(50_000..950_000))),
     }
+}
+
+/// Kills while callers accept an envelope and a body at once, often for an id that has older ones.
+/// After each kill both have the same version, and no acknowledged one is missing. So no body is
+/// without its envelope.
+#[test]
+fn killed_while_accepting() {
+    let seed = seed_from_env("TIDESPOOL_CRASH_SEED");
+    let cycles = number_from_env("TIDESPOOL_CRASH_CYCLES").unwrap_or(CYCLES).div_ceil(4);
+    println!("crash, accept: {cycles} cycles, TIDESPOOL_CRASH_SEED={seed}");
+    let dir = tempfile::Builder::new().prefix("tidespool-crash-").tempdir().unwrap();
+    let path = dir.path().join("spool");
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut acknowledged = 0;
+    for cycle in 0..cycles {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "accepting_child", "--nocapture", "--test-threads=1"]);
+        command.env(CHILD_DIR, &path).env(CHILD_ACCEPTS, "1");
+        let moment = Moment::AfterOpened(Duration::from_micros(rng.random_range(10_000..400_000)));
+        let log = Victim::start(command).and_then(|child| child.kill_at(moment)).unwrap();
+        let checked = check_pairs(&path, &log);
+        acknowledged += checked.unwrap_or_else(|wrong| {
+            panic!("cycle {cycle}, TIDESPOOL_CRASH_SEED={seed}: {wrong:#}; kept in {}", dir.keep().display())
+        });
+    }
+    assert!(acknowledged > cycles, "{acknowledged} pairs were acknowledged");
+}
+
+/// Not a test itself: runs in the process that is killed.
+#[test]
+fn accepting_child() {
+    if std::env::var_os(CHILD_ACCEPTS).is_none() {
+        return;
+    }
+    let path = std::env::var_os(CHILD_DIR).expect("a directory");
+    let report = Arc::new(Report::on_stdout().expect("an output"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = Tidespool::open(config(Path::new(&path), Durability::Process)).await.expect("open");
+        let store = Arc::new(store);
+        report.say(Event::Opened);
+        let callers = (0..8).map(|_| tokio::spawn(accept_forever(store.clone(), report.clone())));
+        for caller in callers.collect::<Vec<_>>() {
+            caller.await.expect("a caller");
+        }
+    });
+}
+
+async fn accept_forever(store: Arc<Tidespool>, report: Arc<Report>) {
+    let (meta, data) = (store.spool("meta").expect("meta"), store.spool("data").expect("data"));
+    let ids: Vec<SpoolId> = (0..4).map(|_| SpoolId::new()).collect();
+    for version in 1.. {
+        let id = ids[usize::try_from(version).unwrap_or(0) % ids.len()];
+        let len = [300, 5_000, 60_000, 2_000_000][usize::try_from(version % 37 / 12).unwrap_or(0)];
+        let op = report.next_op();
+        report.say(Event::Store { op, id, version, len, forced: true });
+        let (body, envelope) = (payload::shared(id, version, len), payload::shared(id, version, 200));
+        store.accept([(&data, id, body), (&meta, id, envelope)], None).await.expect("accept");
+        report.say(Event::Done { op });
+        // The next accept of this id finds versions that only the crash log has.
+        if version % 3 == 0 {
+            for spool in [&meta, &data] {
+                spool.store(id, payload::shared(id, version, 100), false, None).await.expect("store");
+            }
+        }
+    }
+}
+
+/// Returns the number of pairs that the child knew to be stored.
+fn check_pairs(path: &Path, log: &[Line]) -> Result<u64> {
+    let (mut intents, mut last): (BTreeMap<u64, (SpoolId, u64)>, BTreeMap<SpoolId, (u64, u64)>) =
+        Default::default();
+    let mut acknowledged = 0;
+    for line in log {
+        match line.event {
+            Event::Store { op, id, version, .. } => {
+                intents.insert(op, (id, version));
+                last.entry(id).or_default().1 = version;
+            }
+            Event::Done { op } => {
+                let (id, version) = intents[&op];
+                last.entry(id).or_default().0 = version;
+                acknowledged += 1;
+            }
+            _ => {}
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let store = Tidespool::open(config(path, Durability::Process)).await.context("open after the kill")?;
+        let spools = [store.spool("meta")?, store.spool("data")?];
+        for (id, (done, intended)) in last {
+            let mut versions = [0; 2];
+            for (version, spool) in versions.iter_mut().zip(&spools) {
+                match spool.load(id).await {
+                    Ok(data) => *version = payload::read(id, &data)?.version.unwrap_or(0),
+                    Err(error) if error.root_cause().is::<NotFound>() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            let [meta, data] = versions;
+            anyhow::ensure!(meta == data, "{id} is seen in half: {versions:?}");
+            let is_possible = (done..=intended).contains(&meta);
+            anyhow::ensure!(is_possible, "{id} is {meta}; acknowledged {done}, begun {intended}");
+        }
+        store.shutdown().await.context("shutdown")?;
+        Ok(acknowledged)
+    })
 }

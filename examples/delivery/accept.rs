@@ -110,11 +110,9 @@ async fn accept(server: &Server, index: u64, slot: Slot) -> Result<()> {
     }
 }
 
-/// Stores data, then metadata: metadata without data would be a message that cannot be delivered.
-/// Returns the time of acceptance in milliseconds since 1970.
+/// Stores data and metadata. Returns the time of acceptance in milliseconds since 1970.
 async fn store(server: &Server, id: SpoolId, index: u64, template: &Template) -> Result<i64> {
     let deadline = Some(std::time::Instant::now() + STORE_DEADLINE);
-    server.spools.data().store(id, Arc::clone(&template.bytes), server.sync, deadline).await?;
     let accepted_ms = now_ms();
     let meta = Meta {
         index,
@@ -127,11 +125,8 @@ async fn store(server: &Server, id: SpoolId, index: u64, template: &Template) ->
         length: template.bytes.len() as u64,
         crc32c: template.crc32c,
     };
-    let bytes = Arc::new(meta.to_bytes()?);
-    if let Err(err) = server.spools.meta().store(id, bytes, server.sync, deadline).await {
-        server.spools.data().remove(id).await.context("removing the data of a rejected message")?;
-        return Err(err);
-    }
+    let (data, meta) = (Arc::clone(&template.bytes), Arc::new(meta.to_bytes()?));
+    server.spools.accept(id, data, meta, server.sync, deadline).await?;
     Ok(accepted_ms)
 }
 

@@ -35,7 +35,7 @@ impl Progress {
         let counters = &server.counters;
         let done = counters.delivered.get() + counters.bounced.get();
         let rate = per_second(done - self.last_done, now.duration_since(self.last).as_secs_f64());
-        let (data, meta) = (server.spools.data_figures(), server.spools.meta_figures());
+        let figures = server.spools.figures();
         let line = format!(
             "{:3} s  accepted {}  delivered {}  retried {}  in flight {}  hits {}  dirty {}  {rate:.0} msg/s",
             self.started.elapsed().as_secs(),
@@ -43,8 +43,8 @@ impl Progress {
             counters.delivered.get(),
             counters.retried.get(),
             server.in_flight(),
-            percent(data.hit_ratio),
-            ByteSize(data.dirty_bytes + meta.dirty_bytes),
+            percent(figures.data_hit_ratio),
+            ByteSize(figures.dirty_bytes),
         );
         (self.last, self.last_done) = (now, done);
         self.write(&line);

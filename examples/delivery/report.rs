@@ -47,8 +47,7 @@ pub(crate) struct Summary {
     delivery_p99_us: Option<u64>,
     data_hit_ratio: Option<f64>,
     meta_hit_ratio: Option<f64>,
-    data_elided_writes: u64,
-    meta_elided_writes: u64,
+    elided_writes: u64,
     accepted_bytes: u64,
     delivered_bytes: u64,
     seconds: f64,
@@ -69,7 +68,7 @@ impl Summary {
         seconds: f64,
     ) -> Self {
         let counters = &server.counters;
-        let (data, meta) = (server.spools.data_figures(), server.spools.meta_figures());
+        let figures = server.spools.figures();
         let problems = counters.problems.count();
         let verdict = match (problems, lost) {
             (0, 0) => Verdict::AllArrived,
@@ -95,10 +94,9 @@ impl Summary {
             accept_p99_us: counters.accept_time.percentile(99.0),
             delivery_p50_us: counters.delivery_time.percentile(50.0),
             delivery_p99_us: counters.delivery_time.percentile(99.0),
-            data_hit_ratio: data.hit_ratio,
-            meta_hit_ratio: meta.hit_ratio,
-            data_elided_writes: data.elided_writes,
-            meta_elided_writes: meta.elided_writes,
+            data_hit_ratio: figures.data_hit_ratio,
+            meta_hit_ratio: figures.meta_hit_ratio,
+            elided_writes: figures.elided_writes,
             accepted_bytes: counters.accepted_bytes.get(),
             delivered_bytes: counters.delivered_bytes.get(),
             seconds,
@@ -154,8 +152,8 @@ impl Summary {
             format!("{} / {}", percent(self.data_hit_ratio), percent(self.meta_hit_ratio)),
         );
         row(
-            "writes elided, data / metadata",
-            format!("{} / {}", self.data_elided_writes, self.meta_elided_writes),
+            "writes elided",
+            self.elided_writes.to_string(),
         );
         row("bytes accepted", ByteSize(self.accepted_bytes).to_string());
         row("bytes delivered", ByteSize(self.delivered_bytes).to_string());

@@ -194,7 +194,7 @@ fn unusable_sink(workplace: &Workplace, err: &std::io::Error) -> BadInput {
 }
 
 async fn open_spools(workplace: &Workplace) -> Result<Spools> {
-    Spools::open(workplace.data(), workplace.meta()).await.map_err(|err| {
+    Spools::open(workplace.store()).await.map_err(|err| {
         let root = err.root_cause();
         if root.is::<Locked>() || root.is::<UnsupportedFormat>() {
             BadInput::new(format!("{err:#}")).into()

@@ -1,12 +1,12 @@
 //! The two spools of a mail server. The only module that uses Tidespool beyond the `Spool` trait.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use tidespool::{Config, TieredSpool};
-use tidespool_core::{Spool, SpoolEntry};
+use tidespool::{Config, Tidespool, TieredSpool};
+use tidespool_core::{Spool, SpoolEntry, SpoolId};
 
 use crate::input::MAX_MESSAGE_BYTES;
 
@@ -15,18 +15,24 @@ pub(crate) const DIRTY_EXPIRE: Duration = Duration::from_millis(500);
 
 const MIB: u64 = 1 << 20;
 
-/// The spool of the messages, and the spool of their metadata.
+/// The bytes of a message.
+type Payload = Arc<Box<[u8]>>;
+
+/// The store with the spool of the messages and the spool of their metadata.
 #[derive(Debug)]
 pub(crate) struct Spools {
-    data: Arc<TieredSpool>,
-    meta: Arc<TieredSpool>,
+    store: Tidespool,
+    data: TieredSpool,
+    meta: TieredSpool,
 }
 
-/// Figures from the statistics of a spool.
+/// Figures from the statistics of the store.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct SpoolFigures {
-    /// Share of loads that were served from memory. `None` before the first load.
-    pub(crate) hit_ratio: Option<f64>,
+pub(crate) struct Figures {
+    /// Share of loads of data that were served from memory. `None` before the first load.
+    pub(crate) data_hit_ratio: Option<f64>,
+    /// The same for metadata.
+    pub(crate) meta_hit_ratio: Option<f64>,
     /// Bytes accepted and not yet on stable storage.
     pub(crate) dirty_bytes: u64,
     /// Stores that were never written because the message was removed or replaced first.
@@ -34,72 +40,64 @@ pub(crate) struct SpoolFigures {
 }
 
 impl Spools {
-    /// Opens both spools. A mail server does this once, at its start.
-    pub(crate) async fn open(data: PathBuf, meta: PathBuf) -> Result<Self> {
-        // Messages are large and never change. Metadata is small and is saved again on each retry.
-        let data = Config::new(data)
-            .memory_budget(64 * MIB)
+    /// Opens the store in `dir`. A mail server does this once, at its start.
+    pub(crate) async fn open(dir: PathBuf) -> Result<Self> {
+        let config = Config::new(dir)
+            .memory_budget(80 * MIB)
             .segment_size(16 * MIB)
-            .journal_capacity(128 * MIB)
+            .journal_capacity(160 * MIB)
             .max_message_size(MAX_MESSAGE_BYTES)
             .dirty_expire(DIRTY_EXPIRE);
-        let meta = Config::new(meta)
-            .memory_budget(16 * MIB)
-            .segment_size(4 * MIB)
-            .journal_capacity(32 * MIB)
-            .max_message_size(MIB)
-            .dirty_expire(DIRTY_EXPIRE);
-        let data = open_one(data).await?;
-        let meta = match open_one(meta).await {
-            Ok(meta) => meta,
-            Err(err) => {
-                data.shutdown().await.context("closing the data spool")?;
-                return Err(err);
-            }
-        };
-        Ok(Self { data: Arc::new(data), meta: Arc::new(meta) })
+        let path = config.path.clone();
+        let store = Tidespool::open(config);
+        let store = store.await.with_context(|| format!("cannot open the spool {}", path.display()))?;
+        let (data, meta) = (store.spool("data")?, store.spool("meta")?);
+        Ok(Self { store, data, meta })
     }
 
     pub(crate) fn data(&self) -> &dyn Spool {
-        self.data.as_ref()
+        &self.data
     }
 
     pub(crate) fn meta(&self) -> &dyn Spool {
-        self.meta.as_ref()
+        &self.meta
     }
 
-    pub(crate) fn data_figures(&self) -> SpoolFigures {
-        figures(&self.data)
+    /// Stores a message and its metadata. With `sync` both are on stable storage when it returns
+    /// `Ok`, and after a crash both are there or none.
+    pub(crate) async fn accept(
+        &self,
+        id: SpoolId,
+        data: Payload,
+        meta: Payload,
+        sync: bool,
+        deadline: Option<Instant>,
+    ) -> Result<()> {
+        if sync {
+            return self.store.accept([(&self.data, id, data), (&self.meta, id, meta)], deadline).await;
+        }
+        // Data first: metadata without data would be a message that cannot be delivered.
+        self.data.store(id, data, false, deadline).await?;
+        if let Err(err) = self.meta.store(id, meta, false, deadline).await {
+            self.data.remove(id).await.context("removing the data of a rejected message")?;
+            return Err(err);
+        }
+        Ok(())
     }
 
-    pub(crate) fn meta_figures(&self) -> SpoolFigures {
-        figures(&self.meta)
+    pub(crate) fn figures(&self) -> Figures {
+        let store = self.store.stats();
+        Figures {
+            data_hit_ratio: self.data.stats().hit_ratio(),
+            meta_hit_ratio: self.meta.stats().hit_ratio(),
+            dirty_bytes: store.gauges.dirty_bytes,
+            elided_writes: store.elided_writes,
+        }
     }
 
-    /// Makes everything durable and closes both spools. An error of one does not keep the other
-    /// open.
+    /// Makes everything durable and closes both spools.
     pub(crate) async fn shutdown(&self) -> Result<()> {
-        let (data, meta) = tokio::join!(self.data.shutdown(), self.meta.shutdown());
-        data.context("closing the data spool")?;
-        meta.context("closing the meta spool")
-    }
-}
-
-async fn open_one(config: Config) -> Result<TieredSpool> {
-    let path = config.path.clone();
-    TieredSpool::open(config).await.with_context(|| format!("cannot open the spool {}", shown(&path)))
-}
-
-fn shown(path: &Path) -> String {
-    path.display().to_string()
-}
-
-fn figures(spool: &TieredSpool) -> SpoolFigures {
-    let stats = spool.stats();
-    SpoolFigures {
-        hit_ratio: stats.hit_ratio(),
-        dirty_bytes: stats.gauges.dirty_bytes,
-        elided_writes: stats.elided_writes,
+        self.store.shutdown().await.context("closing the spools")
     }
 }
 

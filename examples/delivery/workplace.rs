@@ -80,25 +80,20 @@ impl Workplace {
         self.spool.join(NOTES)
     }
 
-    pub(crate) fn data(&self) -> PathBuf {
-        self.spool.join("data")
-    }
-
-    pub(crate) fn meta(&self) -> PathBuf {
-        self.spool.join("meta")
+    /// The directory of the store with both spools.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.spool.join("store")
     }
 
     /// Removes both spools: those of a finished run, or of a run without a log.
     pub(crate) fn remove_spools(&self) -> Result<(), BadInput> {
-        for dir in [self.data(), self.meta()] {
-            match std::fs::remove_dir_all(&dir) {
-                Err(err) if err.kind() != io::ErrorKind::NotFound => {
-                    return Err(BadInput::io("remove", &dir, &err, "remove it yourself"));
-                }
-                _ => {}
+        let dir = self.store();
+        match std::fs::remove_dir_all(&dir) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => {
+                Err(BadInput::io("remove", &dir, &err, "remove it yourself"))
             }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

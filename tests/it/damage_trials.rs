@@ -17,10 +17,10 @@ use rand::{RngExt as _, SeedableRng as _};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tidespool::inspect::{Damage, Inspector, Salvage, Verification, salvage};
-use tidespool::{Config, RecoveryReport, TieredSpool};
+use tidespool::{Config, RecoveryReport};
 use tidespool_core::{Corrupt, DamagedSpool, NotFound, Spool, SpoolEntry, SpoolId, UnsupportedFormat};
 use tidespool_testkit::env::{number_from_env, seed_from_env};
-use tidespool_testkit::{payload, wait};
+use tidespool_testkit::{TwoSpools, payload, wait};
 
 use crate::setup::{KIB, MIB, copy_dir, enumerate, small, stop, walk};
 
@@ -96,7 +96,7 @@ async fn make_images(base: &Path, seed: u64) {
     let mut stored = Stored::default();
     let dir = base.join("spool");
     fs::create_dir_all(base).unwrap();
-    let mut spool = Arc::new(TieredSpool::open(config(&dir)).await.expect("open"));
+    let mut spool = Arc::new(TwoSpools::open(config(&dir)).await.expect("open"));
     for round in 0..3 {
         stored.work(spool.as_ref(), &mut rng, 30).await;
         match round {
@@ -107,14 +107,14 @@ async fn make_images(base: &Path, seed: u64) {
         if round == 0 {
             copy_dir(&dir, &base.join("stale"));
         }
-        spool = Arc::new(TieredSpool::open(config(&dir)).await.expect("open"));
+        spool = Arc::new(TwoSpools::open(config(&dir)).await.expect("open"));
     }
     spool.compact().await.expect("compact");
     stored.work(spool.as_ref(), &mut rng, 15).await;
     stop(spool).await;
     copy_dir(&dir, &base.join("closed"));
     write_stored(base, "closed", &stored);
-    let spool = Arc::new(TieredSpool::open(config(&dir)).await.expect("open"));
+    let spool = Arc::new(TwoSpools::open(config(&dir)).await.expect("open"));
     stored.work(spool.as_ref(), &mut rng, 15).await;
     // Removals become durable a moment later.
     wait::until("everything is durable", || spool.stats().gauges.dirty_entries == 0).await;
@@ -123,7 +123,7 @@ async fn make_images(base: &Path, seed: u64) {
     stop(spool).await;
     // Only `cleanup` makes checkpoints here: segments then hold removed messages whose removals are
     // gone.
-    let spool = TieredSpool::open(config(&dir).checkpoint_after(Duration::ZERO)).await.expect("open");
+    let spool = TwoSpools::open(config(&dir).checkpoint_after(Duration::ZERO)).await.expect("open");
     let spool = Arc::new(spool);
     for messages in [30, 0] {
         stored.work(spool.as_ref(), &mut rng, messages).await;
@@ -280,7 +280,7 @@ impl Account {
 /// Opens the spool, and reads it by load and by enumerate. A typed error of the opening is returned
 /// as text.
 async fn open(dir: &Path, stored: &Stored) -> Result<(Account, RecoveryReport), String> {
-    let opened = tokio::time::timeout(PATIENCE, TieredSpool::open(config(dir))).await.expect("open hangs");
+    let opened = tokio::time::timeout(PATIENCE, TwoSpools::open(config(dir))).await.expect("open hangs");
     let spool = match opened {
         Ok(spool) => Arc::new(spool),
         Err(error) => {

@@ -6,6 +6,7 @@ mod broken; // the small spools of `setup`, on a storage with injected faults
 mod machine; // a storage with a given boot id, and one whose files cannot be mapped
 mod setup; // small spools in their own directories, and helpers for most tests
 
+mod accept; // several messages in one transaction: all are stored, or none, also after a crash
 mod backlog; // a backlog larger than the journal, and its space reclaimed
 mod budget; // memory budgets: kept, changed at run time, and returned memory
 mod concurrent; // many callers on a few ids, with restarts: every load must be explained
@@ -34,6 +35,7 @@ mod repair; // a damaged spool repaired into a new one, and opened
 mod repair_losses; // what repair reports as lost, and which version it takes as the newest
 mod runtimes; // callers on any executor, or without one
 mod spool_ext; // the conveniences of every spool
+mod spools; // several spools of one store: names, ids, removal, shutdown, shared commits
 mod sweep; // some runs of `fault-sweep`: the n-th call to the disk fails
 mod upkeep; // cleanup and compact: beside traffic, shared by callers, and interrupted by a shutdown
 mod versions; // the newest version of an id stays the newest beside other stores

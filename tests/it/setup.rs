@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tidespool::{Config, Durability, HealthConfig, MinFree, PressureConfig, TieredSpool};
 use tidespool_conformance::Factory;
 use tidespool_core::{Locked, NotFound, Spool, SpoolEntry, SpoolId};
-use tidespool_testkit::{payload, wait};
+use tidespool_testkit::{TwoSpools, payload, wait};
 
 pub(crate) const KIB: u64 = 1024;
 pub(crate) const MIB: u64 = 1024 * KIB;
@@ -68,7 +68,7 @@ impl Tiered {
 #[async_trait]
 impl Factory for Tiered {
     async fn open(&self) -> anyhow::Result<Arc<dyn Spool>> {
-        Ok(Arc::new(TieredSpool::open(self.config.clone()).await?))
+        Ok(Arc::new(TwoSpools::open(self.config.clone()).await?))
     }
 
     fn lose_index(&self, how: u8) {
@@ -83,9 +83,9 @@ impl Factory for Tiered {
 /// Opens a spool, and retries while the directory is locked. The threads of a spool that was
 /// dropped there have to end first, which on a busy machine takes longer than `open` waits. Needs
 /// no runtime.
-pub(crate) async fn when_free<F>(open: impl Fn() -> F) -> anyhow::Result<TieredSpool>
+pub(crate) async fn when_free<S, F>(open: impl Fn() -> F) -> anyhow::Result<S>
 where
-    F: Future<Output = anyhow::Result<TieredSpool>>,
+    F: Future<Output = anyhow::Result<S>>,
 {
     let started = Instant::now();
     loop {
@@ -99,7 +99,7 @@ where
 }
 
 /// Shuts the spool down.
-pub(crate) async fn stop(spool: Arc<TieredSpool>) {
+pub(crate) async fn stop(spool: Arc<impl Spool>) {
     spool.shutdown().await.expect("shutdown");
 }
 

@@ -11,6 +11,7 @@
 //! * [`oracle`] – what may and what must be present after a crash, by the writes and their results.
 //! * [`sweep`] – lets each call to the disk fail in turn, and compares the results that callers get
 //!   with a record kept outside of the spool.
+//! * [`TwoSpools`] – a store with two spools that looks like one spool: the campaigns run on it.
 //!
 //! # What it is not
 //!
@@ -23,6 +24,9 @@ pub mod crash;
 pub mod faults;
 pub mod oracle;
 pub mod sweep;
+mod two_spools;
+
+pub use two_spools::TwoSpools;
 
 /// Used by nearly every test of a spool, with and without faults.
 pub use tidespool_conformance::{env, ids, payload, wait};

@@ -13,7 +13,7 @@ use tidespool_core::{
     SpoolCallerDeadlineExceeded, SpoolUnhealthyError, TooLarge, UnsupportedFormat,
 };
 
-use crate::ConfigError;
+use crate::{AcceptError, ConfigError, SpoolNameError};
 
 /// Returns `error` with the texts of all its causes in the outermost text.
 pub(crate) fn whole(error: anyhow::Error) -> anyhow::Error {
@@ -54,6 +54,8 @@ fn with_text(text: String, error: anyhow::Error) -> anyhow::Error {
         .or_else(bare::<SpoolBackpressureTimeout>)
         .or_else(bare::<SpoolCallerDeadlineExceeded>)
         .or_else(bare::<ConfigError>)
+        .or_else(bare::<SpoolNameError>)
+        .or_else(bare::<AcceptError>)
         .or_else(bare::<io::Error>);
     match bare {
         Ok(bare) => match doubt {

@@ -6,7 +6,6 @@ use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tempfile::TempDir;
-use tidespool::TieredSpool;
 use tidespool_core::{Locked, Spool, SpoolId};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -15,6 +14,7 @@ use super::script::{End, MESSAGES, SESSIONS, config};
 use super::{Kind, Point, Subject, panics};
 use crate::faults::{Call, Fault, FaultyStorage, Strike};
 use crate::oracle::Oracle;
+use crate::two_spools::TwoSpools;
 
 /// The result of a run.
 #[derive(Debug, Clone)]
@@ -76,7 +76,7 @@ impl Outcome {
 #[derive(Clone)]
 pub(super) struct Open {
     pub(super) spool: Arc<dyn Spool>,
-    pub(super) tiered: Arc<TieredSpool>,
+    pub(super) tiered: Arc<TwoSpools>,
 }
 
 /// One run. If a method returns `Err`, it is a violation that ends the run.
@@ -226,7 +226,7 @@ impl Case {
         loop {
             let strikes = self.strikes().len();
             self.disk.restarted();
-            let opening = TieredSpool::open_on(config(&path, self.kind()), (self.subject.disk)(&self.disk));
+            let opening = TwoSpools::open_on(config(&path, self.kind()), (self.subject.disk)(&self.disk));
             let opened =
                 timeout(self.subject.patience, opening).await.map_err(|_| "an opening hangs".to_owned())?;
             let error = match opened {

@@ -47,12 +47,12 @@ mod script;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidespool::TieredSpool;
 use tidespool::storage::Storage;
 use tidespool_core::Spool;
 use tokio::task::JoinSet;
 
 use crate::faults::FaultyStorage;
+use crate::two_spools::TwoSpools;
 use crate::wait::PATIENCE;
 use case::Case;
 
@@ -62,7 +62,7 @@ pub use plan::{Plan, Points};
 pub use report::Report;
 
 /// Wraps the spool that callers use.
-pub type ShowSpool = Arc<dyn Fn(Arc<TieredSpool>) -> Arc<dyn Spool> + Send + Sync>;
+pub type ShowSpool = Arc<dyn Fn(Arc<TwoSpools>) -> Arc<dyn Spool> + Send + Sync>;
 
 /// Wraps the disk that the spool uses.
 pub type ShowDisk = Arc<dyn Fn(&FaultyStorage) -> Arc<dyn Storage> + Send + Sync>;

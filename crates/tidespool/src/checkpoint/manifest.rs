@@ -384,7 +384,7 @@ mod tests {
     /// Manifests of earlier versions must stay readable.
     #[test]
     fn the_line_of_a_manifest_is_stable() {
-        let line = r#"{"turn":2,"slot_len":32768,"number":1,"checkpointed_generation":4,"checkpointed_seq":8,"durable_seq":9,"tally":{"records":5,"digest":6},"high":[[0,9,9,9,9,9,9,9,9,9,9,9,9,9,9,9,9],[2,1,127,34,226,121,176,124,195,152,196,220,12,12,7,57,143]],"retained":{"3":{"size":1048576,"live_bytes":77,"live":2}},"lost":7,"next_generation":10,"liveness":{"number":3,"len":12},"index":null}"#;
+        let line = r#"{"turn":2,"slot_len":32768,"number":1,"checkpointed_generation":4,"checkpointed_seq":8,"durable_seq":9,"tally":{"records":5,"digest":6},"high":[[0,0,0,9,9,9,9,9,9,9,9,9,9,9,9,9,9,9,9],[0,0,2,1,127,34,226,121,176,124,195,152,196,220,12,12,7,57,143]],"retained":{"3":{"size":1048576,"live_bytes":77,"live":2}},"lost":7,"next_generation":10,"liveness":{"number":3,"len":12},"index":null}"#;
         assert_eq!(render(&sample(), 2, MIN_SLOT_LEN).unwrap().lines().next(), Some(line));
     }
 

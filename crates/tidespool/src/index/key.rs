@@ -431,10 +431,12 @@ mod tests {
         let mut other_class = good;
         other_class[2] = 2;
         let mut no_class = good;
-        no_class[0] = 3;
+        no_class[2] = 3;
+        let mut no_spool = good;
+        no_spool[0] = 0x80;
         let mut other_version = good;
-        other_version[8] = other_version[8] & 0xf0 | 4;
-        for bytes in [&good[1..], &[], &other_class, &no_class, &other_version, &[0; 18]] {
+        other_version[10] = other_version[10] & 0xf0 | 4;
+        for bytes in [&good[1..], &[], &other_class, &no_class, &no_spool, &other_version, &[0; 20]] {
             let err = Key::from_slice(bytes).unwrap_err();
             assert!(err.to_string().contains("not a key"), "{err}");
         }

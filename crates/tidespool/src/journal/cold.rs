@@ -83,7 +83,6 @@ impl<'a> ColdWriter<'a> {
             listed.push(&FooterEntry {
                 id,
                 kind: RecordKind::Put,
-                continues: false,
                 seq,
                 offset: self.tail,
                 len,

@@ -35,9 +35,6 @@ const MAGIC: [u8; 8] = *b"TIDEFOOT";
 const KIND_MASK: u32 = 7;
 const _: () = assert!(RECORD_ALIGN == KIND_MASK as u64 + 1);
 
-/// The highest bit of an offset is 0, and is set if the transaction of a record continues.
-const CONTINUES: u32 = 1 << 31;
-
 /// Bits of a sequence number. The number of the spool has the other 16.
 const SEQ_BITS: u32 = 48;
 
@@ -51,8 +48,6 @@ pub(crate) const fn footer_len(entries: u64) -> u64 {
 pub(crate) struct FooterEntry {
     pub(crate) id: MessageId,
     pub(crate) kind: RecordKind,
-    /// The transaction of the record continues with the next record.
-    pub(crate) continues: bool,
     pub(crate) seq: u64,
     /// Offset of the record's header in the file.
     pub(crate) offset: u64,
@@ -66,9 +61,7 @@ pub(crate) struct FooterEntry {
 impl FooterEntry {
     /// `None`: the offset or the number does not fit. An ordinary segment has at most 1 GiB.
     fn encode(&self) -> Option<[u8; ENTRY_BYTES]> {
-        let offset = u32::try_from(self.offset).ok().filter(|offset| offset & CONTINUES == 0)?;
-        let continues = if self.continues { CONTINUES } else { 0 };
-        let place = offset | self.kind.code() | continues;
+        let place = u32::try_from(self.offset).ok()? | self.kind.code();
         let seq = (self.seq >> SEQ_BITS == 0).then_some(self.seq)?;
         let seq_and_spool = seq | u64::from(self.id.spool().get()) << SEQ_BITS;
         // The payload of every abort has the same length, so the field holds its target.
@@ -98,9 +91,9 @@ impl FooterEntry {
             RecordKind::Abort => (8, (extra > 0).then(|| seq.saturating_sub(extra.into()))),
             RecordKind::Put | RecordKind::Remove | RecordKind::Mark => (extra, None),
         };
-        let offset = u64::from(place & !KIND_MASK & !CONTINUES);
+        let offset = u64::from(place & !KIND_MASK);
         let id = MessageId::new(spool, SpoolId::from_bytes(id));
-        Some(Self { id, kind, continues: place & CONTINUES != 0, seq, offset, len, abort_of })
+        Some(Self { id, kind, seq, offset, len, abort_of })
     }
 }
 
@@ -220,10 +213,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_entry_round_trips(kind in kind(), seq in 1u64..1 << 48, continues: bool, id: [u8; 16], at in 0..1u64 << 27, len: u32, back in 1u32..) {
+        fn an_entry_round_trips(kind in kind(), seq in 1u64..1 << 48, id: [u8; 16], at in 0..1u64 << 27, len: u32, back in 1u32..) {
             let abort_of = (kind == RecordKind::Abort).then(|| seq.saturating_sub(back.into()));
             let len = if kind == RecordKind::Abort { 8 } else { len };
-            let entry = FooterEntry { id: MessageId::from_bytes(id), kind, continues, seq, offset: at * 8, len, abort_of };
+            let entry = FooterEntry { id: MessageId::from_bytes(id), kind, seq, offset: at * 8, len, abort_of };
             prop_assert_eq!(FooterEntry::decode(&entry.encode().unwrap()), Some(entry));
         }
 
@@ -245,7 +238,6 @@ mod tests {
         let entry = FooterEntry {
             id: MessageId::from_bytes([1; 16]),
             kind: RecordKind::Abort,
-            continues: false,
             seq: 1 << 40,
             offset: 4096,
             len: 8,
@@ -260,7 +252,6 @@ mod tests {
         let entry = FooterEntry {
             id: MessageId::from_bytes([1; 16]),
             kind: RecordKind::Put,
-            continues: false,
             seq: 1,
             offset: 1 << 32,
             len: 8,
@@ -290,7 +281,7 @@ mod tests {
             let kind = RecordKind::from_code(1 + (seq % 4) as u32).unwrap();
             let len = if kind == RecordKind::Abort { 8 } else { 1 };
             let id = MessageId::from_bytes([0xee; 16]);
-            records.push(&FooterEntry { id, kind, continues: false, seq, offset, len, abort_of: None });
+            records.push(&FooterEntry { id, kind, seq, offset, len, abort_of: None });
         }
         let trailer = records.trailer(1).encode(1, 7);
         let words = records.bytes.as_chunks().0.iter().chain(trailer.as_chunks().0);

@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn an_entry_takes_the_documented_bytes() {
-        assert_eq!(size_of::<(MessageId, Packed)>(), 36);
+        assert_eq!(size_of::<(MessageId, Packed)>(), 38);
     }
 
     #[test]

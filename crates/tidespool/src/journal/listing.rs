@@ -59,7 +59,6 @@ impl Segment {
                 records.push(&FooterEntry {
                     id: found.header.id,
                     kind: found.header.kind,
-                    continues: found.header.continues,
                     seq: found.header.seq,
                     offset: found.offset,
                     len: found.header.payload_len,

@@ -120,7 +120,8 @@ impl JournalReplay {
     pub(crate) fn take(&mut self, found: FoundRecord) {
         let seq = found.header.seq;
         self.durable = self.durable.max(found.header.durable_seq);
-        if seq == self.expected && found.intact && self.doubtful.is_empty() && seq != 0 {
+        let is_alone = !found.header.continues && self.doubtful.is_empty();
+        if seq == self.expected && found.intact && is_alone && seq != 0 {
             // The fast path: every record takes it unless there was a crash or damage.
             self.apply(found);
             self.expected = seq + 1;
@@ -197,19 +198,47 @@ impl JournalReplay {
 
     /// Applies every record in `doubtful` whose state is decided.
     fn settle(&mut self) {
-        while let Some((&seq, &found)) = self.doubtful.first_key_value() {
+        while let Some((&seq, _)) = self.doubtful.first_key_value() {
             if seq < self.expected {
                 self.doubtful.pop_first();
-            } else if seq == self.expected && (found.intact || seq <= self.durable) {
-                self.doubtful.pop_first();
-                self.apply(found);
-                self.expected = seq + 1;
+            } else if seq == self.expected && seq <= self.durable {
+                self.apply_next();
+            } else if seq == self.expected
+                && let Some(last) = self.end_of_transaction()
+            {
+                while self.expected <= last {
+                    self.apply_next();
+                }
             } else if self.expected < seq && self.expected <= self.durable {
                 self.skip_to(seq.min(self.durable + 1));
             } else {
                 return;
             }
         }
+    }
+
+    /// Applies the first record in `doubtful`.
+    fn apply_next(&mut self) {
+        if let Some((seq, found)) = self.doubtful.pop_first() {
+            self.apply(found);
+            self.expected = seq + 1;
+        }
+    }
+
+    /// Returns the last number of the transaction that begins with the first record in `doubtful`.
+    /// `None`: a record of it is missing or damaged.
+    fn end_of_transaction(&self) -> Option<u64> {
+        let mut next = self.expected;
+        for (&seq, found) in &self.doubtful {
+            if seq != next || !found.intact {
+                return None;
+            }
+            if !found.header.continues {
+                return Some(seq);
+            }
+            next += 1;
+        }
+        None
     }
 
     fn apply(&mut self, found: FoundRecord) {
@@ -282,11 +311,12 @@ mod tests {
         replay: JournalReplay,
         generation: u64,
         offset: u64,
+        continues: bool,
     }
 
     impl ReplayScript {
         fn new() -> Self {
-            Self { replay: JournalReplay::new(0, 0), generation: 1, offset: 4096 }
+            Self { replay: JournalReplay::new(0, 0), generation: 1, offset: 4096, continues: false }
         }
 
         fn record(
@@ -304,7 +334,7 @@ mod tests {
                 seq,
                 durable_seq,
                 id,
-                continues: false,
+                continues: self.continues,
                 payload_len: 0,
                 payload_crc: 0,
             };
@@ -315,6 +345,14 @@ mod tests {
 
         fn put(self, seq: u64, durable_seq: u64, n: u8) -> Self {
             self.record(seq, durable_seq, id(n), RecordKind::Put, true, None)
+        }
+
+        /// A put whose transaction continues.
+        fn put_on(mut self, seq: u64, durable_seq: u64, n: u8) -> Self {
+            self.continues = true;
+            self = self.put(seq, durable_seq, n);
+            self.continues = false;
+            self
         }
 
         fn damaged_put(self, seq: u64, durable_seq: u64, n: u8) -> Self {
@@ -381,6 +419,38 @@ mod tests {
         let named = ReplayScript::new().put(1, 0, 1).damaged_put(2, 1, 2).put(3, 2, 3).end();
         assert_eq!(seqs(&named), [1, 2, 3]);
         assert_eq!(named.damaged[0].id, id(2));
+    }
+
+    #[test]
+    fn a_transaction_is_applied_when_its_last_record_is_there() {
+        let script = || ReplayScript::new().put(1, 0, 1).put_on(2, 1, 2).put_on(3, 1, 3);
+        let whole = script().put(4, 1, 4).put(5, 1, 5).end();
+        assert_eq!((seqs(&whole), whole.torn.len(), whole.next_seq), (vec![1, 2, 3, 4, 5], 0, 6));
+        for torn in [
+            script().end(),
+            script().put(5, 1, 5).end(),
+            script().damaged_put(4, 1, 4).put(5, 1, 5).end(),
+            ReplayScript::new().put(1, 0, 1).put_on(2, 1, 2).put(4, 1, 4).end(),
+            ReplayScript::new().put(1, 0, 1).put_on(3, 1, 3).put(4, 1, 4).end(),
+        ] {
+            assert_eq!((seqs(&torn), torn.next_seq), (vec![1], 2), "{torn:?}");
+            assert!(torn.gaps.is_empty() && torn.damaged.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_transaction_that_was_durable_once_loses_only_what_is_damaged() {
+        let lost = ReplayScript::new().put_on(1, 0, 1).put(3, 0, 3).put(4, 3, 4).end();
+        assert_eq!((seqs(&lost), lost.gaps), (vec![1, 3, 4], vec![Gap { first: 2, last: 2 }]));
+        let damaged = ReplayScript::new().put_on(1, 0, 1).damaged_put(2, 0, 2).put(3, 2, 3).end();
+        assert_eq!((seqs(&damaged), damaged.damaged.len()), (vec![1, 2, 3], 1));
+    }
+
+    #[test]
+    fn a_transaction_that_was_written_again_counts_at_its_newer_places() {
+        let replayed = ReplayScript::new().put_on(1, 0, 1).segment().put_on(1, 0, 1).put(2, 0, 2).end();
+        assert_eq!((seqs(&replayed), replayed.torn.len()), (vec![1, 2], 0));
+        assert!(replayed.newest.values().all(|newest| newest.generation == 2));
     }
 
     #[test]

@@ -218,6 +218,11 @@ impl Writer {
 
     /// Queues a record. Returns its sequence number, which is the next one.
     pub(crate) fn append(&mut self, id: MessageId, change: JournalChange) -> u64 {
+        self.append_part(id, change, false)
+    }
+
+    /// Queues a record whose transaction continues with the next record, if `continues`.
+    pub(crate) fn append_part(&mut self, id: MessageId, change: JournalChange, continues: bool) -> u64 {
         let seq = self.next_seq;
         self.next_seq += 1;
         let (payload_len, payload_crc) = match &change {
@@ -229,7 +234,7 @@ impl Writer {
         self.entries.push(WrittenEntry {
             id,
             change,
-            continues: false,
+            continues,
             seq,
             payload_len,
             payload_crc,
@@ -255,8 +260,9 @@ impl Writer {
                 Ok(())
             }
             Err(error) => {
-                if !matches!(error, WriteError::NoSegment) {
-                    self.requeue_unsynced();
+                match error {
+                    WriteError::NoSegment => self.unwrite_part(),
+                    _ => self.requeue_unsynced(),
                 }
                 if matches!(&error, WriteError::Write(source) if is_no_room(source)) {
                     // The existing files did not fail, and a new one would take the room that is
@@ -318,6 +324,15 @@ impl Writer {
         let has_more = |segment: &Segment| self.entries.iter().any(|e| e.generation == segment.generation);
         let finished = self.finished.extract_if(.., |segment| !has_more(segment)).collect();
         Ok(Some(Synced { records, finished }))
+    }
+
+    /// Writes the records of an unfinished transaction again later: a sync must cover all records
+    /// of a transaction or none.
+    fn unwrite_part(&mut self) {
+        let is_end = |entry: &WrittenEntry| !entry.continues;
+        let end = self.entries[..self.written].iter().rposition(is_end).map_or(0, |last| last + 1);
+        self.entries[end..self.written].iter_mut().for_each(|entry| entry.generation = 0);
+        self.written = end;
     }
 
     fn note_memory(&self) {
@@ -538,8 +553,7 @@ impl WrittenEntry {
             JournalChange::Put(..) | JournalChange::Remove | JournalChange::Mark => None,
         };
         let (kind, len) = (self.kind(), self.payload_len);
-        let (continues, seq, offset) = (self.continues, self.seq, self.offset);
-        FooterEntry { id: self.id, kind, continues, seq, offset, len, abort_of }
+        FooterEntry { id: self.id, kind, seq: self.seq, offset: self.offset, len, abort_of }
     }
 
     fn durable(&self) -> DurableState {

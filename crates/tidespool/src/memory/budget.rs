@@ -65,6 +65,22 @@ pub(crate) struct Permit {
     is_removal: bool,
 }
 
+impl Permit {
+    /// Splits the permit for several messages with these lengths in sum. Returns one for a message
+    /// of `len` bytes.
+    pub(crate) fn split(&mut self, len: u64) -> Self {
+        let bytes = (len + DIRTY_OVERHEAD).min(self.bytes);
+        self.bytes -= bytes;
+        Self { budget: self.budget.clone(), bytes, is_removal: false }
+    }
+
+    /// The length for which several messages of these lengths are admitted together.
+    pub(crate) fn len_of_all(lens: impl Iterator<Item = u64>) -> u64 {
+        let sum = lens.map(|len| len + DIRTY_OVERHEAD).sum::<u64>();
+        sum.saturating_sub(DIRTY_OVERHEAD)
+    }
+}
+
 /// The minimum sleep of the attending thread. Above the threshold a store is due every few
 /// microseconds, so several are admitted together.
 const TICK: Duration = Duration::from_millis(1);

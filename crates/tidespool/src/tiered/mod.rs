@@ -20,7 +20,7 @@ mod store;
 
 use serde::Serialize;
 pub use spool::TieredSpool;
-pub use store::{SpoolNameError, Tidespool};
+pub use store::{AcceptError, SpoolNameError, Tidespool};
 
 use crate::damage::Damage;
 

@@ -102,6 +102,11 @@ impl TieredSpool {
         Self { store, part }
     }
 
+    /// `None`: the spool is of another store.
+    pub(super) fn part_in(&self, store: &Arc<OpenStore>) -> Option<Arc<SpoolPart>> {
+        Arc::ptr_eq(&self.store, store).then(|| self.part.clone())
+    }
+
     /// The name of the spool.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -1,11 +1,14 @@
 //! A store: several spools in one directory.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use thiserror::Error;
+use tidespool_core::SpoolId;
 
-use super::calls::{reconfigure, spools};
+use super::calls::accept::NewMessage;
+use super::calls::{accept, reconfigure, spools};
 use super::lifecycle::{open, threads, workers};
 use super::spool::TieredSpool;
 use super::state::Shared;
@@ -100,6 +103,34 @@ pub enum SpoolNameError {
     },
 }
 
+/// Why [`Tidespool::accept`] refused a list of messages. Nothing was stored.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AcceptError {
+    /// A spool is of another store.
+    #[error("spool {name:?} is of another store: all messages of one accept must be of one store")]
+    OtherStore {
+        /// The name of the spool.
+        name: String,
+    },
+    /// A message is in the list twice.
+    #[error("message {id} of spool {name:?} is in the list twice")]
+    Twice {
+        /// The name of the spool.
+        name: String,
+        /// The message.
+        id: SpoolId,
+    },
+    /// The list is too long.
+    #[error("one accept can have at most {limit} messages, and this one has {count}")]
+    TooMany {
+        /// The number of messages.
+        count: usize,
+        /// The limit.
+        limit: usize,
+    },
+}
+
 impl Tidespool {
     /// Opens the store in the directory that `config` names, and creates it if there is none.
     ///
@@ -172,6 +203,54 @@ impl Tidespool {
             .with_context(|| format!("opening the spool {name:?}"))
             .map_err(whole)?;
         Ok(TieredSpool::new(self.open.clone(), part))
+    }
+
+    /// Stores several messages, at most 256, in spools of this store: when it returns `Ok`, all of
+    /// them are on stable storage. After an error, and after a crash at any moment, all of them are
+    /// stored or none, also if they replace other messages.
+    ///
+    /// A load or an enumeration that runs at the same moment may find some of them a moment before
+    /// the others, when all of them are on stable storage.
+    ///
+    /// The call ends at `deadline` or after [`store_deadline`](Config::store_deadline), whichever
+    /// is earlier.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> anyhow::Result<()> {
+    /// # use std::sync::Arc;
+    /// use tidespool::core::SpoolId;
+    /// use tidespool::{Config, Tidespool};
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = Tidespool::open(Config::new(dir.path().join("store"))).await?;
+    /// let (meta, data) = (store.spool("meta")?, store.spool("data")?);
+    /// let id = SpoolId::new();
+    /// let (body, envelope) = (Box::from(*b"the body"), Box::from(*b"the envelope"));
+    /// store.accept([(&data, id, Arc::new(body)), (&meta, id, Arc::new(envelope))], None).await?;
+    /// # store.shutdown().await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`AcceptError`], and the errors of [`Spool::store`](tidespool_core::Spool::store). With the
+    /// context [`InDoubt`](tidespool_core::InDoubt), which names one of the messages, all of them
+    /// may reappear after a crash, or none.
+    pub async fn accept<'a>(
+        &self,
+        messages: impl IntoIterator<Item = (&'a TieredSpool, SpoolId, Arc<Box<[u8]>>)>,
+        deadline: Option<Instant>,
+    ) -> Result<()> {
+        let messages: Result<Vec<NewMessage>, AcceptError> = messages
+            .into_iter()
+            .map(|(spool, id, data)| {
+                let part = spool.part_in(&self.open);
+                let part = part.ok_or_else(|| AcceptError::OtherStore { name: spool.name().to_owned() })?;
+                Ok(NewMessage { part, id, data })
+            })
+            .collect();
+        accept::accept(&self.open.shared, messages?, deadline).await.map_err(whole)
     }
 
     /// Returns the names of all spools, in order.

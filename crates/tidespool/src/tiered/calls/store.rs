@@ -17,7 +17,7 @@ use crate::crash_log::Written;
 use crate::journal::payload_crc;
 use crate::memory::{Dirty, Lane, Permit, Ticket};
 use crate::stats::Refusal;
-use crate::tiered::state::{Arrival, CommitQueue, CommitState, Outcome, Shared, SpoolPart};
+use crate::tiered::state::{Arrival, CommitQueue, CommitState, Outcome, Part, Shared, SpoolPart};
 use crate::timer::{Timer, WithDeadline};
 use crate::{BacklogRefusal, Durability, HealthCause};
 
@@ -31,7 +31,7 @@ use crate::{BacklogRefusal, Durability, HealthCause};
 /// One second is five times the slowest of 100 000 `fdatasync` calls of 20 KiB beside eight busy
 /// loops at load 13 (2 cores, ext4: p99.9 25 ms, slowest 188 ms). It also leaves time for several
 /// retries of a failed commit, after pauses of 10, 20, 40 … ms.
-const ANSWER_GRACE: Duration = Duration::from_secs(1);
+pub(super) const ANSWER_GRACE: Duration = Duration::from_secs(1);
 
 pub(in crate::tiered) async fn store(
     shared: &Shared,
@@ -61,7 +61,7 @@ pub(in crate::tiered) async fn store(
 }
 
 /// Why a store failed. Unless it is in doubt, the store has left nothing behind.
-enum Refused {
+pub(super) enum Refused {
     Unhealthy,
     Closed,
     TooLarge(TooLarge),
@@ -72,13 +72,13 @@ enum Refused {
 
 /// The deadline that has passed: the caller's or the spool's.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Late {
+pub(super) enum Late {
     Caller,
     Spool,
 }
 
 impl Refused {
-    fn counted_as(&self) -> Refusal {
+    pub(super) fn counted_as(&self) -> Refusal {
         match self {
             Self::Unhealthy => Refusal::Unhealthy,
             Self::Closed => Refusal::Closed,
@@ -111,15 +111,15 @@ impl From<Closed> for Refused {
 
 /// The earlier of the caller's deadline and the spool's own.
 #[derive(Clone, Copy)]
-struct Deadline<'a> {
-    at: Instant,
-    whose: Late,
+pub(super) struct Deadline<'a> {
+    pub(super) at: Instant,
+    pub(super) whose: Late,
     /// Enforces the deadline.
     timer: &'a Timer,
 }
 
 impl<'a> Deadline<'a> {
-    fn new(shared: &'a Shared, spool: &SpoolPart, caller: Option<Instant>, now: Instant) -> Self {
+    pub(super) fn new(shared: &'a Shared, spool: &SpoolPart, caller: Option<Instant>, now: Instant) -> Self {
         let (own, timer) = (now + spool.hot_settings.store_deadline(), &shared.timer);
         match caller {
             Some(at) if at <= own => Self { at, whose: Late::Caller, timer },
@@ -128,11 +128,11 @@ impl<'a> Deadline<'a> {
     }
 
     /// Returns the output of `work`, or `None` at the deadline.
-    fn bound<W: Future + Unpin>(&self, work: W) -> WithDeadline<'a, W> {
+    pub(super) fn bound<W: Future + Unpin>(&self, work: W) -> WithDeadline<'a, W> {
         self.timer.bound(self.at, work)
     }
 
-    fn passed(&self) -> Refused {
+    pub(super) fn passed(&self) -> Refused {
         Refused::Late(self.whose)
     }
 }
@@ -148,10 +148,8 @@ async fn try_store(
 ) -> Result<bool, Refused> {
     spool.check_open()?;
     let synced = level == Durability::Synced;
-    let (size, limit) = (data.len() as u64, spool.hot_settings.max_message_size());
-    if size > limit {
-        return Err(Refused::TooLarge(TooLarge { id, size, limit }));
-    }
+    let size = data.len() as u64;
+    check_size(spool, id, size)?;
     if let Some(refused) = refusal(shared, synced) {
         return Err(refused);
     }
@@ -160,18 +158,7 @@ async fn try_store(
     if deadline.at <= now {
         return Err(Refused::Late(deadline.whose));
     }
-    let permit = match shared.budget.try_admit(size, lane_of(synced)) {
-        Some(permit) => permit,
-        // Boxed because it is rare: this keeps the future of every store small.
-        None => {
-            let permit = Box::pin(wait_for_room(shared, spool, size, synced, now, deadline)).await?;
-            // The gate may have shut during the wait.
-            if let Some(refused) = refusal(shared, synced) {
-                return Err(refused);
-            }
-            permit
-        }
-    };
+    let permit = admit(shared, spool, size, synced, now, deadline).await?;
     // At the level `memory`, most messages are removed before the checksum is needed.
     let crc = (level != Durability::Memory).then(|| payload_crc(&data));
     let written = match (level, crc) {
@@ -189,9 +176,14 @@ async fn try_store(
     commit(shared, spool, id, dirty, deadline).await.map(|()| true)
 }
 
+pub(super) fn check_size(spool: &SpoolPart, id: SpoolId, size: u64) -> Result<(), Refused> {
+    let limit = spool.hot_settings.max_message_size();
+    if size > limit { Err(Refused::TooLarge(TooLarge { id, size, limit })) } else { Ok(()) }
+}
+
 /// Returns why the health gate refuses this store. `None`: the gate admits it.
 #[inline]
-fn refusal(shared: &Shared, synced: bool) -> Option<Refused> {
+pub(super) fn refusal(shared: &Shared, synced: bool) -> Option<Refused> {
     if shared.gate.is_open() { None } else { refusal_of_shut_gate(shared, synced) }
 }
 
@@ -207,6 +199,27 @@ fn refusal_of_shut_gate(shared: &Shared, synced: bool) -> Option<Refused> {
         Some(HealthCause::Broken | HealthCause::Space) => true,
     };
     is_refused.then_some(Refused::Unhealthy)
+}
+
+/// Waits for room for `size` bytes.
+pub(super) async fn admit(
+    shared: &Shared,
+    spool: &SpoolPart,
+    size: u64,
+    synced: bool,
+    now: Instant,
+    deadline: Deadline<'_>,
+) -> Result<Permit, Refused> {
+    if let Some(permit) = shared.budget.try_admit(size, lane_of(synced)) {
+        return Ok(permit);
+    }
+    // Boxed because it is rare: this keeps the future of every store small.
+    let permit = Box::pin(wait_for_room(shared, spool, size, synced, now, deadline)).await?;
+    // The gate may have shut during the wait.
+    match refusal(shared, synced) {
+        Some(refused) => Err(refused),
+        None => Ok(permit),
+    }
 }
 
 const fn lane_of(synced: bool) -> Lane {
@@ -289,10 +302,10 @@ fn put_in_memory(
 
 /// The caller's side of a commit. Cancels or abandons the store if the future is dropped before the
 /// commit.
-struct Claim<'a> {
-    id: SpoolId,
-    state: Arc<CommitState>,
-    commit_queue: &'a CommitQueue,
+pub(super) struct Claim<'a> {
+    pub(super) id: SpoolId,
+    pub(super) state: Arc<CommitState>,
+    pub(super) commit_queue: &'a CommitQueue,
 }
 
 impl Claim<'_> {
@@ -337,7 +350,7 @@ async fn commit(
         let (state, at) = (claim.state.clone(), Instant::now());
         shared.commit_queue.arrive(|| {
             let version = shared.table.next_version();
-            Arrival { id, version, dirty, at, state, done }
+            [Arrival { id, version, dirty, at, state, part: Part::alone(done) }]
         });
     }
     match wait_for_outcome(&claim, &deadline, ANSWER_GRACE, &mut outcome).await? {
@@ -353,7 +366,7 @@ async fn commit(
 
 /// Waits for the committer's result until the deadline. If the record is appended, waits `grace`
 /// longer.
-async fn wait_for_outcome(
+pub(super) async fn wait_for_outcome(
     claim: &Claim<'_>,
     deadline: &Deadline<'_>,
     grace: Duration,

@@ -6,7 +6,7 @@ use super::Executor;
 use super::in_flight::Taken;
 use super::intake::TicketDecision;
 use super::plan::{Appended, is_late};
-use super::publish::check_abort;
+use super::publish::{Abort, check_abort};
 use crate::journal::{self, JournalChange, JournalRoom, PAGE, payload_crc};
 use crate::memory::{Dirty, Ticket};
 use crate::stats::Site;
@@ -52,12 +52,11 @@ impl Executor {
         // abort of that one.
         while self.aborts.is_empty()
             && !is_large
-            && let Some(arrival) = self.take_arrival(&mut room)
+            && let Some(has_large) = self.take_transaction(&mut room, &mut batch)
         {
             // A large message has a segment of its own, and ends the batch: the room for later
             // records is computed anew.
-            is_large = self.shared.needs_own_segment(len(&arrival.dirty));
-            batch.push((arrival.version, Taken::Arrived(arrival)));
+            is_large = has_large;
         }
         let (bytes, records) = self.share_of_flushed(!batch.is_empty() || self.writer.is_syncing());
         let (mut taken, end) = (0, batch.len().saturating_add(records));
@@ -73,7 +72,19 @@ impl Executor {
         self.appended.blocked = batch.is_empty() && has_work && !self.appended.waits_for_other;
         // A newer version of an id must be written after an older one.
         batch.sort_unstable_by_key(|(version, _)| *version);
+        let mut is_cancelled = false;
         for (_, taken) in batch {
+            if let Taken::Arrived(arrival) = &taken {
+                // The first store decides for its transaction.
+                if !arrival.part.follows {
+                    is_cancelled = !arrival.state.append();
+                }
+                if is_cancelled {
+                    // Its caller has just cancelled the store.
+                    self.release_cancelled(arrival);
+                    continue;
+                }
+            }
             self.append(taken);
         }
     }
@@ -85,8 +96,12 @@ impl Executor {
         while aborts > 0 && !room.take(journal::cost(8) * aborts as u64 + PAGE) {
             aborts /= 2;
         }
-        for (id, target) in self.aborts.drain(..aborts) {
-            self.writer.append(id, JournalChange::Abort(target));
+        // A transaction is aborted as a whole.
+        while aborts > 0 && self.aborts[aborts - 1].continues {
+            aborts -= 1;
+        }
+        for Abort { id, target, continues } in self.aborts.drain(..aborts) {
+            self.writer.append_part(id, JournalChange::Abort(target), continues);
             self.in_flight.push(Taken::Abort(id));
             self.shared.stats.aborted();
         }
@@ -100,11 +115,16 @@ impl Executor {
             return;
         }
         self.publish_completed();
+        let mut is_abandoned = false;
         for (seq, taken) in self.in_flight.appended(self.writer.last_seq()) {
             let Taken::Arrived(arrival) = taken else { continue };
-            if arrival.state.is_abandoned() {
+            // A caller may give up at this moment: the first store decides for its transaction.
+            if !arrival.part.follows {
+                is_abandoned = arrival.state.is_abandoned();
+            }
+            if is_abandoned {
                 check_abort(&self.shared, arrival);
-                self.aborts.push((arrival.id, seq));
+                self.aborts.push(Abort::of(arrival, seq));
                 *taken = Taken::Abandoned(arrival.dirty.clone());
             }
         }
@@ -120,13 +140,6 @@ impl Executor {
     }
 
     fn append(&mut self, taken: Taken) {
-        if let Taken::Arrived(arrival) = &taken
-            && !arrival.state.append()
-        {
-            // Its caller has just cancelled the store.
-            self.release_cancelled(arrival);
-            return;
-        }
         let (id, version, dirty) = match &taken {
             Taken::Ticketed(ticket, dirty) => (ticket.id, ticket.version, dirty),
             Taken::Arrived(Arrival { id, version, dirty, .. }) => (*id, *version, dirty),
@@ -140,40 +153,67 @@ impl Executor {
             let crc = dirty.payload_crc.unwrap_or_else(|| payload_crc(&data));
             JournalChange::Put(data, crc)
         });
-        self.writer.append(id, change);
+        let continues = matches!(&taken, Taken::Arrived(arrival) if arrival.part.continues());
+        self.writer.append_part(id, change, continues);
         self.in_flight.push(taken);
     }
 
-    /// Takes the next synced store, if it fits.
-    fn take_arrival(&mut self, room: &mut JournalRoom) -> Option<Arrival> {
+    /// Takes the stores of the next transaction, if all of them fit. Returns true if one of them
+    /// gets a segment of its own.
+    fn take_transaction(&mut self, room: &mut JournalRoom, batch: &mut Vec<(u64, Taken)>) -> Option<bool> {
         loop {
-            let front = self.intake.next_arrival()?;
-            let is_large = self.shared.needs_own_segment(len(&front.dirty));
-            if !is_large && !room.take(cost(&front.dirty)) {
+            let (mut left, mut count, mut large) = (*room, 0, Vec::new());
+            for arrival in self.intake.next_transaction() {
+                count += 1;
+                let len = len(&arrival.dirty);
+                if self.shared.needs_own_segment(len) {
+                    large.push(len);
+                } else if !left.take(cost(&arrival.dirty)) {
+                    return None;
+                }
+            }
+            if count == 0 {
                 return None;
             }
-            let arrival = self.intake.take_arrival()?;
-            if !is_large {
-                return Some(arrival);
-            }
-            match self.writer.prepare_large(len(&arrival.dirty)) {
-                Ok(()) => return Some(arrival),
+            match self.prepare_all(&large) {
+                Ok(()) => {
+                    *room = left;
+                    let taken = self.intake.take_arrivals(count);
+                    batch.extend(taken.map(|arrival| (arrival.version, Taken::Arrived(arrival))));
+                    return Some(!large.is_empty());
+                }
                 // A message for which the disk has no room must not block the other stores.
-                Err(error) => self.refuse(arrival, &error),
+                Err(error) => self.refuse(count, &error),
             }
         }
     }
 
-    fn refuse(&self, arrival: Arrival, error: &std::io::Error) {
-        self.shared.table.lock(&arrival.id).pending.clear_under_way(&arrival.id);
-        if is_no_room(error) {
-            tracing::warn!(id = %arrival.id, %error, "no room for a message that is larger than a segment");
-        } else {
-            // A disk that can't write this file can't write other files, either.
-            self.shared.disk_error(Site::JournalWrite, error);
+    /// Creates the files for messages of these lengths, or none.
+    fn prepare_all(&mut self, large: &[u64]) -> std::io::Result<()> {
+        for (number, len) in large.iter().enumerate() {
+            if let Err(error) = self.writer.prepare_large(*len) {
+                (0..number).for_each(|_| self.writer.discard_prepared());
+                return Err(error);
+            }
         }
-        // The caller may be gone.
-        let _ = arrival.done.send(Outcome::Refused);
+        Ok(())
+    }
+
+    /// Refuses the next `count` stores, which are a transaction.
+    fn refuse(&mut self, count: usize, error: &std::io::Error) {
+        for arrival in self.intake.take_arrivals(count) {
+            self.shared.table.lock(&arrival.id).pending.clear_under_way(&arrival.id);
+            if arrival.part.continues() {
+                continue;
+            }
+            if is_no_room(error) {
+                tracing::warn!(id = %arrival.id, %error, "no room for a message that is larger than a segment");
+            } else {
+                // A disk that can't write this file can't write other files, either.
+                self.shared.disk_error(Site::JournalWrite, error);
+            }
+            arrival.part.answer(Outcome::Refused);
+        }
     }
 
     /// Takes the next flushed version that was not replaced or removed meanwhile, if it fits.

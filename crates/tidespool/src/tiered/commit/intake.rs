@@ -108,14 +108,28 @@ impl Intake {
         self.arrivals.front()
     }
 
-    pub(super) fn take_arrival(&mut self) -> Option<Arrival> {
-        self.arrivals.pop_front()
+    /// The stores of the next transaction: most have one.
+    pub(super) fn next_transaction(&self) -> impl Iterator<Item = &Arrival> {
+        let mut is_over = false;
+        self.arrivals.iter().take_while(move |arrival| {
+            let was_over = std::mem::replace(&mut is_over, !arrival.part.continues());
+            !was_over
+        })
+    }
+
+    /// Removes and returns the first `count` arrivals.
+    pub(super) fn take_arrivals(&mut self, count: usize) -> impl Iterator<Item = Arrival> {
+        self.arrivals.drain(..count)
     }
 
     /// Drops the arrivals that their callers have cancelled.
     pub(super) fn drop_cancelled(&mut self, table: &Table) {
+        let mut cancelled = false;
         self.arrivals.retain(|arrival| {
-            let cancelled = arrival.state.is_cancelled();
+            // A caller may cancel at this moment: the first store decides for its transaction.
+            if !arrival.part.follows {
+                cancelled = arrival.state.is_cancelled();
+            }
             if cancelled {
                 table.lock(&arrival.id).pending.clear_under_way(&arrival.id);
             }

@@ -36,6 +36,7 @@ use plan::{Appended, Drain, Facts, Failure, PAUSES, Plan, Step};
 
 use crate::message_id::MessageId;
 
+use publish::Abort;
 pub(super) use syncer::Syncer;
 
 use super::state::{CommitReceiver, CommitWork, Shared, Stop};
@@ -65,8 +66,8 @@ struct Executor {
     receiver: CommitReceiver,
     writer: Writer,
     intake: Intake,
-    /// Puts that need an abort: ids and record numbers.
-    aborts: Vec<(MessageId, u64)>,
+    /// Puts that need an abort.
+    aborts: Vec<Abort>,
     in_flight: InFlight,
     /// The result of the last append.
     appended: Appended,

@@ -9,13 +9,24 @@ use crate::memory::Dirty;
 use crate::message_id::MessageId;
 use crate::tiered::state::{Arrival, Outcome, Shard, Shared};
 
+/// The abort of a put that is in the journal.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Abort {
+    pub(super) id: MessageId,
+    /// The number of the put.
+    pub(super) target: u64,
+    /// The next abort is of the same transaction.
+    pub(super) continues: bool,
+}
+
+impl Abort {
+    pub(super) fn of(arrival: &Arrival, target: u64) -> Self {
+        Self { id: arrival.id, target, continues: arrival.part.continues() }
+    }
+}
+
 /// Publishes a durable record. A store that its caller has abandoned needs an abort instead.
-pub(super) fn publish(
-    shared: &Shared,
-    aborts: &mut Vec<(MessageId, u64)>,
-    taken: Taken,
-    durable: &DurableState,
-) {
+pub(super) fn publish(shared: &Shared, aborts: &mut Vec<Abort>, taken: Taken, durable: &DurableState) {
     match taken {
         Taken::Ticketed(ticket, dirty) => {
             publish_ticketed(shared, ticket.id, ticket.version, &dirty, durable.newest);
@@ -25,11 +36,11 @@ pub(super) fn publish(
             // the crash log, which would replace this version at the next opening.
             publish_arrival(shared, &arrival, durable.newest);
             // The caller may have dropped its future just now. The message stays stored.
-            let _ = arrival.done.send(Outcome::Durable(durable.seq));
+            arrival.part.answer(Outcome::Durable(durable.seq));
         }
         Taken::Arrived(arrival) => {
             check_abort(shared, &arrival);
-            aborts.push((arrival.id, durable.seq));
+            aborts.push(Abort::of(&arrival, durable.seq));
         }
         Taken::Abort(id) => shared.table.lock(&id).pending.clear_under_way(&id),
         Taken::Abandoned(_) | Taken::Mark => {}

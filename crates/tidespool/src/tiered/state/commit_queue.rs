@@ -15,13 +15,15 @@ use crate::message_id::MessageId;
 /// The outcome of a store that waited for its commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The message is on stable storage, as the record with this number.
+    /// The message is on stable storage, as the record with this number. Of a transaction: the last
+    /// message. The others have the numbers before.
     Durable(u64),
     /// The disk has no room for the message, or its file could not be written.
     Refused,
 }
 
-/// A store that waits for its commit, not visible yet.
+/// A store that waits for its commit, not visible yet. The stores of a transaction follow each
+/// other, and have one state.
 #[derive(Debug)]
 pub(crate) struct Arrival {
     pub(crate) id: MessageId,
@@ -29,8 +31,35 @@ pub(crate) struct Arrival {
     pub(crate) dirty: Arc<Dirty>,
     pub(crate) at: Instant,
     pub(crate) state: Arc<CommitState>,
-    /// Receives the outcome.
-    pub(crate) done: oneshot::Sender<Outcome>,
+    /// The place in its transaction.
+    pub(crate) part: Part,
+}
+
+/// The place of a store in its transaction.
+#[derive(Debug)]
+pub(crate) struct Part {
+    /// It is not the first one.
+    pub(crate) follows: bool,
+    /// Receives the outcome. `None`: the transaction continues with the next store.
+    pub(crate) done: Option<oneshot::Sender<Outcome>>,
+}
+
+impl Part {
+    /// The place of a store without others.
+    pub(crate) fn alone(done: oneshot::Sender<Outcome>) -> Self {
+        Self { follows: false, done: Some(done) }
+    }
+
+    pub(crate) fn continues(&self) -> bool {
+        self.done.is_none()
+    }
+
+    /// Sends the outcome if the transaction ends here. The caller may be gone.
+    pub(crate) fn answer(self, outcome: Outcome) {
+        if let Some(done) = self.done {
+            let _ = done.send(outcome);
+        }
+    }
 }
 
 /// While a sync is under way, arrivals are not written before they have this many bytes or the sync
@@ -112,14 +141,15 @@ pub(crate) struct CommitWork {
 }
 
 impl CommitQueue {
-    /// Adds a synced store. `arrival` assigns its version under the queue's lock, so that arrivals
-    /// are in the order of their versions.
-    pub(crate) fn arrive(&self, arrival: impl FnOnce() -> Arrival) {
+    /// Adds a synced store, or all stores of a transaction. `arrivals` assigns their versions under
+    /// the queue's lock, so that arrivals are in the order of their versions.
+    pub(crate) fn arrive<A: IntoIterator<Item = Arrival>>(&self, arrivals: impl FnOnce() -> A) {
         let mut state = self.state.lock();
-        let arrival = arrival();
-        if !state.ended {
-            state.bytes += arrival.dirty.bytes();
-            state.arrivals.push(arrival);
+        for arrival in arrivals() {
+            if !state.ended {
+                state.bytes += arrival.dirty.bytes();
+                state.arrivals.push(arrival);
+            }
         }
         let wake = !state.is_quiet();
         drop(state);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// The state of one waiting store. The committer and the caller race for each change: exactly one
+/// The state of one waiting store, or of a transaction of several. The committer and the caller race for each change: exactly one
 /// of them wins.
 ///
 /// ```text
@@ -31,10 +31,10 @@ impl CommitState {
         self.change(WAITING, APPENDED)
     }
 
-    /// Called by the committer when the record is durable. Returns false if the caller has
-    /// abandoned the store.
+    /// Called by the committer when a record is durable, for each record of a transaction. Returns
+    /// false if the caller has abandoned the store.
     pub(crate) fn commit(&self) -> bool {
-        self.change(APPENDED, COMMITTED)
+        self.change(APPENDED, COMMITTED) || self.0.load(Ordering::Acquire) == COMMITTED
     }
 
     /// Called by a caller that gives up. Returns false if the record is appended, so that the disk
@@ -79,6 +79,7 @@ mod tests {
         assert!(!state.abandon() && !state.commit(), "nothing is appended");
         assert!(state.append() && !state.cancel());
         assert!(state.commit() && !state.abandon() && !state.is_abandoned());
+        assert!(state.commit(), "the next record of the transaction");
         let state = CommitState::default();
         assert!(state.append() && state.abandon() && state.is_abandoned());
         assert!(!state.commit() && !state.cancel());

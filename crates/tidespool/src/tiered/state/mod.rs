@@ -34,7 +34,7 @@ mod upkeep;
 
 pub(super) use balancer::{BalancedShares, MemoryBalancer};
 pub(super) use commit_queue::{
-    Arrival, CommitQueue, CommitReceiver, CommitWork, Outcome, Stop, commit_queue,
+    Arrival, CommitQueue, CommitReceiver, CommitWork, Outcome, Part, Stop, commit_queue,
 };
 pub(super) use commit_state::CommitState;
 pub(super) use free_space::keep_free;

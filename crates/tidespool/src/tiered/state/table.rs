@@ -2,7 +2,7 @@
 //!
 //! A shard's lock orders all changes of an id. Code that holds it does no I/O and never awaits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -33,6 +33,19 @@ pub(crate) struct Table {
     version: AtomicU64,
 }
 
+/// The locked shards of several ids.
+pub(crate) struct LockedShards<'a> {
+    table: &'a Table,
+    guards: BTreeMap<usize, MutexGuard<'a, Shard>>,
+}
+
+impl LockedShards<'_> {
+    /// The shard of one of the ids. `None`: the id is not one of them.
+    pub(crate) fn get(&mut self, id: &MessageId) -> Option<&mut Shard> {
+        self.guards.get_mut(&self.table.shard_of(id)).map(|guard| &mut **guard)
+    }
+}
+
 /// The part of the table behind one lock.
 #[derive(Debug, Default)]
 pub(crate) struct Shard {
@@ -57,16 +70,36 @@ impl Table {
 
     /// Locks the shard of an id.
     pub(crate) fn lock(&self, id: &MessageId) -> MutexGuard<'_, Shard> {
+        self.shards[self.shard_of(id)].lock()
+    }
+
+    /// Locks the shards of several ids. The order of the locks is that of the shards, so that no
+    /// two callers wait for each other.
+    pub(crate) fn lock_all<'a>(&self, ids: impl Iterator<Item = &'a MessageId>) -> LockedShards<'_> {
+        let shards: BTreeSet<usize> = ids.map(|id| self.shard_of(id)).collect();
+        LockedShards {
+            table: self,
+            guards: shards.into_iter().map(|shard| (shard, self.shards[shard].lock())).collect(),
+        }
+    }
+
+    fn shard_of(&self, id: &MessageId) -> usize {
         let hash = self.hasher.hash_one(id);
         // The high bits: the shard's own hash tables use the low ones.
         let bucket = usize::try_from(hash >> 52).unwrap_or(0) % BUCKETS;
-        self.shards[usize::from(self.buckets[bucket])].lock()
+        usize::from(self.buckets[bucket])
     }
 
     /// Assigns the next version. The caller holds the lock of the id's shard until the version is
     /// in the table or in the commit queue.
     pub(crate) fn next_version(&self) -> u64 {
-        self.version.fetch_add(1, Ordering::Relaxed) + 1
+        self.next_versions(1)
+    }
+
+    /// Assigns the next `count` versions, and returns the first. The caller holds the locks of all
+    /// ids, as for [`next_version`](Self::next_version).
+    pub(crate) fn next_versions(&self, count: u64) -> u64 {
+        self.version.fetch_add(count, Ordering::Relaxed) + 1
     }
 
     pub(crate) fn shards(&self) -> impl Iterator<Item = MutexGuard<'_, Shard>> + '_ {

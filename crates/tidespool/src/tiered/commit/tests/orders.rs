@@ -270,12 +270,67 @@ fn the_last_segment_is_not_sealed_while_no_checkpoint_has_room() {
     rig.drain();
 }
 
+/// The caller of a transaction gives up while the committer takes it, appends it, or syncs it. Of a
+/// transaction that was appended, a later batch aborts all puts at once.
+#[test]
+fn a_transaction_is_aborted_as_a_whole() {
+    for turns in 0..4 {
+        for len in [SMALL, MIDDLE, LARGE] {
+            let mut rig = CommitterRig::new();
+            let ids = [(); 3].map(|()| MessageId::random());
+            rig.store(ids[1]);
+            rig.drain();
+            rig.accept(&ids.map(|id| (id, len)));
+            for step in 0..4 {
+                if step == turns {
+                    rig.give_up(0);
+                }
+                if step % 2 == 0 {
+                    rig.gather()
+                } else {
+                    rig.commit()
+                }
+                rig.check_recovery();
+            }
+            rig.wait(MessageId::random(), SMALL);
+            rig.drain();
+            rig.check_recovery();
+        }
+    }
+}
+
+/// The writes of a transaction begin in the last segment, and there is no other: the records in it
+/// must not become durable without the others.
+#[test]
+fn a_transaction_that_does_not_fit_is_not_durable_in_part() {
+    let mut rig = CommitterRig::new();
+    let ids = [(); 8].map(|()| MessageId::random());
+    rig.accept(&ids.map(|id| (id, MIDDLE)));
+    rig.gather();
+    rig.disk.fails_batches.store(true, Ordering::SeqCst);
+    rig.commit();
+    rig.disk.fails_batches.store(false, Ordering::SeqCst);
+    // The records are written again. One segment is left, and they need two.
+    rig.starve();
+    rig.feed_one();
+    for _ in 0..3 {
+        rig.turn();
+        rig.end_syncs();
+        rig.check_recovery();
+        assert_eq!(rig.outcome(0), None);
+    }
+    rig.drain();
+    assert!(matches!(rig.outcome(0), Some(Outcome::Durable(_))));
+}
+
 /// One step of a caller, the disk or the committer. Ids and stores are given by number.
 #[derive(Debug, Clone, Copy)]
 enum OrderStep {
     Store(usize),
     Remove(usize),
     Wait(usize, usize),
+    /// A transaction of all ids but one.
+    Accept(usize, usize),
     /// Enough stores for a sync that is handed over to the syncer.
     Burst,
     GiveUp(usize),
@@ -291,11 +346,12 @@ enum OrderStep {
 
 fn step() -> impl Strategy<Value = OrderStep> {
     let id = || 0..3_usize;
-    let len = prop_oneof![6 => Just(SMALL), 1 => Just(MIDDLE), 2 => Just(LARGE)];
+    let len = || prop_oneof![6 => Just(SMALL), 1 => Just(MIDDLE), 2 => Just(LARGE)];
     prop_oneof![
         6 => id().prop_map(OrderStep::Store),
         4 => id().prop_map(OrderStep::Remove),
-        6 => (id(), len).prop_map(|(id, len)| OrderStep::Wait(id, len)),
+        6 => (id(), len()).prop_map(|(id, len)| OrderStep::Wait(id, len)),
+        4 => (id(), len()).prop_map(|(id, len)| OrderStep::Accept(id, len)),
         4 => Just(OrderStep::Burst),
         2 => (0..8_usize).prop_map(OrderStep::GiveUp),
         4 => Just(OrderStep::Flush),
@@ -324,6 +380,10 @@ proptest! {
                 OrderStep::Store(id) => rig.store(ids[id]),
                 OrderStep::Remove(id) => rig.remove(ids[id]),
                 OrderStep::Wait(id, len) => rig.wait(ids[id], len),
+                OrderStep::Accept(left_out, len) => {
+                    let others = (0..3).filter(|id| *id != left_out);
+                    rig.accept(&others.map(|id| (ids[id], len)).collect::<Vec<_>>());
+                }
                 OrderStep::Burst => (0..4).for_each(|_| rig.wait(MessageId::random(), MIDDLE)),
                 OrderStep::GiveUp(nth) => rig.give_up(nth),
                 OrderStep::Flush => rig.flush(),
@@ -336,6 +396,7 @@ proptest! {
                 OrderStep::Feed => rig.feed(),
             }
             rig.check_loads();
+            rig.check_recovery();
         }
         rig.drain();
     }

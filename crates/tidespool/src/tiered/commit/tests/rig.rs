@@ -15,17 +15,19 @@ use crate::Config;
 use crate::checkpoint::{Ballast, Presence};
 use crate::directory::SpoolNames;
 use crate::index::{DiskIndex, in_memory};
-use crate::journal::{FreeSegment, PAGE, Pool, PoolSettings, Segments, Writer};
+use crate::journal::{
+    Checkpointed, FreeSegment, PAGE, Pool, PoolSettings, Segments, Writer, recover, salt_of,
+};
 use crate::memory::{Dirty, Lane, Permit, Ticket};
 use crate::message_id::MessageId;
-use crate::storage::{DiskRoom, Space, Storage, TestCall, TestStorage};
+use crate::storage::{DiskRoom, OsStorage, Space, Storage, TestCall, TestStorage};
 use crate::tiered::calls::lookup;
 use crate::tiered::calls::remove::take_out;
 use crate::tiered::commit::in_flight::Taken;
 use crate::tiered::commit::plan::Plan;
 use crate::tiered::commit::{Committer, Syncer, syncer};
 use crate::tiered::state::{
-    Arrival, CommitState, Outcome, Protection, Reports, Shared, SharedParts, SpoolHome, commit_queue,
+    Arrival, CommitState, Outcome, Part, Protection, Reports, Shared, SharedParts, SpoolHome, commit_queue,
 };
 
 pub(super) const SMALL: usize = 100;
@@ -103,8 +105,10 @@ pub(super) struct CommitterRig {
     /// Free segments that the committer can't get.
     held: Vec<FreeSegment>,
     flushes: Vec<RequestedFlush>,
+    /// The ids and values of each transaction.
+    transactions: Vec<Vec<(MessageId, u64)>>,
     next_value: u64,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl CommitterRig {
@@ -161,8 +165,9 @@ impl CommitterRig {
             waiting: Vec::new(),
             held: Vec::new(),
             flushes: Vec::new(),
+            transactions: Vec::new(),
             next_value: 1,
-            _dir: dir,
+            dir,
         };
         rig.feed();
         rig
@@ -207,20 +212,36 @@ impl CommitterRig {
         }
     }
 
-    /// A store that waits for its commit: as in `store`.
+    /// A store that waits for its commit.
     pub(super) fn wait(&mut self, id: MessageId, len: usize) {
-        let (value, dirty) = self.put(len, Lane::Disk);
+        self.accept(&[(id, len)]);
+    }
+
+    /// A transaction of several stores.
+    pub(super) fn accept(&mut self, messages: &[(MessageId, usize)]) {
+        let (ids, stores): (Vec<MessageId>, Vec<(u64, Arc<Dirty>)>) =
+            messages.iter().map(|(id, len)| (*id, self.put(*len, Lane::Disk))).unzip();
+        let (values, dirty): (Vec<u64>, Vec<Arc<Dirty>>) = stores.into_iter().unzip();
         let (done, receiver) = oneshot::channel();
         let (state, at) = (Arc::<CommitState>::default(), Instant::now());
-        let mut shard = self.shared.table.lock(&id);
-        shard.pending.set_under_way(id);
+        let mut shards = self.shared.table.lock_all(ids.iter());
+        ids.iter().for_each(|id| shards.get(id).unwrap().pending.set_under_way(*id));
+        let (count, mut done) = (ids.len(), Some(done));
         self.shared.commit_queue.arrive(|| {
-            let version = self.shared.table.next_version();
-            Arrival { id, version, dirty, at, state: state.clone(), done }
+            let first = self.shared.table.next_versions(count as u64);
+            let stores = ids.iter().zip(dirty).zip(first..).enumerate();
+            stores.map(|(number, ((id, dirty), version))| {
+                let done = if number + 1 == count { done.take() } else { None };
+                let part = Part { follows: number > 0, done };
+                Arrival { id: *id, version, dirty, at, state: state.clone(), part }
+            })
         });
-        drop(shard);
+        drop(shards);
         self.waiting.push(WaitingCaller { state, receiver, outcome: None });
-        self.note(id, Some(value), Some(self.waiting.len() - 1));
+        for (id, value) in ids.iter().zip(&values) {
+            self.note(*id, Some(*value), Some(self.waiting.len() - 1));
+        }
+        self.transactions.push(ids.into_iter().zip(values).collect());
     }
 
     /// The caller of the `nth` waiting store gives up.
@@ -313,6 +334,12 @@ impl CommitterRig {
         }
     }
 
+    /// Returns one of the segments of [`starve`](Self::starve).
+    pub(super) fn feed_one(&mut self) {
+        let free = self.held.pop().unwrap();
+        self.shared.segments.pool().give(free);
+    }
+
     /// Returns the segments of [`starve`](Self::starve), and fills the pool as its thread does.
     pub(super) fn feed(&mut self) {
         self.held.drain(..).for_each(|free| self.shared.segments.pool().give(free));
@@ -375,6 +402,30 @@ impl CommitterRig {
             let found = lookup::on_disk(&self.shared, id).unwrap();
             let found = found.map(|found| u64::from_le_bytes(found.data[..8].try_into().unwrap()));
             assert_eq!(found, expected, "of {id}");
+        }
+    }
+
+    /// Checks what a kill at this moment would leave in the journal: if one message of a transaction
+    /// is the one of the transaction, each other one is, too, or is a later one.
+    pub(super) fn check_recovery(&self) {
+        let files: Arc<dyn Storage> = Arc::new(OsStorage);
+        let journal = self.dir.path().join("journal");
+        let found = recover(&files, &journal, [7; 16], &Checkpointed::default(), false).unwrap();
+        let value_of = |id: &MessageId| {
+            let place = found.replayed.newest.get(id)?.place?;
+            let segment = found.journal.iter().find(|segment| segment.generation == place.generation)?;
+            let (data, _) = segment.read_put(salt_of([7; 16]), id, place).unwrap();
+            Some(u64::from_le_bytes(data[..8].try_into().unwrap()))
+        };
+        for transaction in &self.transactions {
+            let Some((one, _)) = transaction.iter().find(|(id, value)| value_of(id) == Some(*value)) else {
+                continue;
+            };
+            for (id, value) in transaction {
+                let found = value_of(id);
+                let mut events = self.events[id].iter().skip_while(|event| event.value != Some(*value));
+                assert!(events.any(|event| event.value == found), "{one} without {id}, which is {found:?}");
+            }
         }
     }
 
