@@ -5,7 +5,8 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use tidespool::inspect::Inspector;
 use tidespool_core::{NotFound, SpoolId};
 
 use crate::output::Outcome;
@@ -18,18 +19,30 @@ pub(crate) struct Args {
     dir: PathBuf,
     /// The id of the message: 32 hexadecimal digits, as `tidespool ls` shows them.
     id: SpoolId,
+    /// The name of the message's spool. Needed only if several spools of the store have the id.
+    #[arg(long, value_name = "NAME")]
+    spool: Option<String>,
     /// Write to FILE, replacing its content, instead of standard output. A new file has mode 0600.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
+const ABSENT: &str = "not found, `tidespool ls` shows what is there";
+
 pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
     let spool = spool_dir::open(&args.dir)?;
+    let name = match &args.spool {
+        Some(name) => {
+            spool_dir::check_name(&spool, &args.dir, name)?;
+            name.clone()
+        }
+        None => only_spool_with(&spool, args)?,
+    };
     // Loads the whole message first, so that damage leaves no partial output.
-    let data = spool.load(args.id).map_err(|err| {
+    let data = spool.load(&name, args.id).map_err(|err| {
         let absent = err.root_cause().is::<NotFound>();
         let err = err.context(format!("reading from {}", args.dir.display()));
-        if absent { err.context("not found, `tidespool ls` shows what is there") } else { err }
+        if absent { err.context(ABSENT) } else { err }
     })?;
     match &args.output {
         Some(file) => {
@@ -38,6 +51,21 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
         None => out.write_all(&data).context("writing to standard output")?,
     }
     Ok(Outcome::Fine)
+}
+
+/// Returns the name of the only spool that has the message.
+fn only_spool_with(spool: &Inspector, args: &Args) -> Result<String> {
+    let mut with = spool.spools_with(args.id);
+    match (with.pop(), with.is_empty()) {
+        (Some(name), true) => Ok(name),
+        (Some(last), false) => {
+            with.push(last);
+            bail!("several spools have message {}: give --spool with one of {}", args.id, with.join(", "))
+        }
+        (None, _) => Err(anyhow::Error::new(NotFound { id: args.id })
+            .context(format!("reading from {}", args.dir.display()))
+            .context(ABSENT)),
+    }
 }
 
 /// Writes a private file: a new file has mode 0600, whatever the umask. An existing file keeps its

@@ -1,4 +1,4 @@
-//! `tidespool ls`: lists the live messages of a spool, in time order.
+//! `tidespool ls`: lists the live messages of a store, each spool in time order.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -10,14 +10,18 @@ use tidespool::inspect::{Entry, Home};
 use crate::output::{Outcome, bytes, json_line, plural};
 use crate::spool_dir;
 
-/// List the live messages in time order: id, creation time (UTC), payload bytes, and location.
+/// List the live messages of each spool in time order: id, creation time (UTC), payload bytes,
+/// location, and spool.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The directory of the spool. No process may have it open.
     dir: PathBuf,
-    /// Print one JSON object per line: id, created (null if the id has no time), size, home.
+    /// Print one JSON object per line: id, created (null if the id has no time), size, home, spool.
     #[arg(long)]
     json: bool,
+    /// List the messages of this spool only.
+    #[arg(long, value_name = "NAME")]
+    spool: Option<String>,
     /// Stop after N messages.
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
@@ -25,12 +29,16 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<Outcome> {
     let spool = spool_dir::open(&args.dir)?;
+    if let Some(name) = &args.spool {
+        spool_dir::check_name(&spool, &args.dir, name)?;
+    }
+    let is_listed = |entry: &Entry| args.spool.as_ref().is_none_or(|name| *name == entry.spool);
     let mut list = List::new(args.json, args.limit);
     let mut written = list.begin(out).map_err(Into::into);
     if written.is_ok() {
         spool
-            .entries(&mut |entry| match list.add(out, &entry) {
-                Ok(go_on) => go_on,
+            .entries(&mut |entry| match is_listed(&entry).then(|| list.add(out, &entry)).transpose() {
+                Ok(go_on) => go_on.unwrap_or(true),
                 Err(err) => {
                     written = Err(err);
                     false
@@ -50,6 +58,7 @@ struct Line<'a> {
     created: Option<String>,
     size: u64,
     home: Home,
+    spool: &'a str,
 }
 
 /// Prints entries as they arrive, so that memory does not grow with the spool.
@@ -70,7 +79,7 @@ impl List {
         if self.json {
             return Ok(());
         }
-        writeln!(out, "{:32}  {:23}  {:>12}  HOME", "ID", "CREATED (UTC)", "BYTES")
+        writeln!(out, "{:32}  {:23}  {:>12}  {:9}  SPOOL", "ID", "CREATED (UTC)", "BYTES", "HOME")
     }
 
     /// Prints one entry. Returns `false` if the limit is reached.
@@ -84,11 +93,13 @@ impl List {
         let created = entry.id.created();
         if self.json {
             let created = created.map(|time| time.to_rfc3339_opts(chrono::SecondsFormat::Nanos, true));
-            json_line(out, &Line { id: &entry.id, created, size: entry.size, home: entry.home })?;
+            let Entry { spool, id, size, home } = entry;
+            json_line(out, &Line { id, created, size: *size, home: *home, spool })?;
         } else {
             let created = created
                 .map_or_else(|| "-".to_owned(), |time| time.format("%Y-%m-%d %H:%M:%S%.3f").to_string());
-            writeln!(out, "{}  {created:23}  {:>12}  {}", entry.id, entry.size, home(entry.home))?;
+            let (id, size, home) = (entry.id, entry.size, home(entry.home));
+            writeln!(out, "{id}  {created:23}  {size:>12}  {home:9}  {}", entry.spool)?;
         }
         Ok(true)
     }
@@ -116,10 +127,10 @@ mod tests {
 
     fn entries() -> Vec<Entry> {
         [
-            ("1EC9414C-232A-6B00-B3C8-9F6BDECED846", 5, Home::Segment),
-            ("919108f7-52d1-4320-9bac-f847db4148a8", 70_000, Home::Journal),
+            ("meta", "1EC9414C-232A-6B00-B3C8-9F6BDECED846", 5, Home::Segment),
+            ("data", "919108f7-52d1-4320-9bac-f847db4148a8", 70_000, Home::CrashLog),
         ]
-        .map(|(id, size, home)| Entry { id: id.parse().unwrap(), size, home })
+        .map(|(spool, id, size, home)| Entry { spool: spool.into(), id: id.parse().unwrap(), size, home })
         .into()
     }
 
@@ -140,9 +151,9 @@ mod tests {
     fn the_table_is_aligned_and_summed_up() {
         assert_eq!(
             print(false, None),
-            "ID                                CREATED (UTC)                   BYTES  HOME\n\
-             1ec9414c232a6b00b3c89f6bdeced846  2022-02-22 19:22:22.000             5  segment\n\
-             919108f752d143209bacf847db4148a8  -                               70000  journal\n\
+            "ID                                CREATED (UTC)                   BYTES  HOME       SPOOL\n\
+             1ec9414c232a6b00b3c89f6bdeced846  2022-02-22 19:22:22.000             5  segment    meta\n\
+             919108f752d143209bacf847db4148a8  -                               70000  crash-log  data\n\
              2 messages, 68.4 KiB (70005 bytes)\n"
         );
     }
@@ -152,8 +163,9 @@ mod tests {
         assert_eq!(
             print(true, None),
             "{\"id\":\"1ec9414c232a6b00b3c89f6bdeced846\",\"created\":\"2022-02-22T19:22:22.000000000Z\",\
-             \"size\":5,\"home\":\"segment\"}\n\
-             {\"id\":\"919108f752d143209bacf847db4148a8\",\"created\":null,\"size\":70000,\"home\":\"journal\"}\n"
+             \"size\":5,\"home\":\"segment\",\"spool\":\"meta\"}\n\
+             {\"id\":\"919108f752d143209bacf847db4148a8\",\"created\":null,\"size\":70000,\"home\":\"crash-log\",\
+             \"spool\":\"data\"}\n"
         );
     }
 

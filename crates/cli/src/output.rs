@@ -28,7 +28,11 @@ impl Outcome {
 pub(crate) fn damage_line(out: &mut dyn Write, damage: &Damage, verdict: &str) -> io::Result<()> {
     write!(out, "{}: ", damage.path)?;
     if let Some(id) = damage.id {
-        write!(out, "message {id}: ")?;
+        write!(out, "message {id}")?;
+        if let Some(spool) = &damage.spool {
+            write!(out, " of spool {spool}")?;
+        }
+        out.write_all(b": ")?;
     }
     writeln!(out, "{verdict}{}", damage.what)
 }

@@ -23,7 +23,8 @@ pub(crate) struct Args {
     #[arg(value_name = "NEW_DIR")]
     new_dir: PathBuf,
     /// Print one JSON object on one line: complete, saved, bytes, saved_from_crash_log,
-    /// removed_by_crash_log, lost; unsaved, doubtful, damage and torn (lists of path, id, what).
+    /// removed_by_crash_log, lost; unsaved, doubtful, damage and torn (lists of path, spool, id,
+    /// what).
     #[arg(long)]
     json: bool,
 }
@@ -89,12 +90,15 @@ fn text(out: &mut dyn Write, args: &Args, found: &Salvage) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use tidespool::inspect::Damage;
+    use tidespool_core::SpoolId;
 
     use super::*;
 
     fn found() -> Salvage {
         let id = "1EC9414C-232A-6B00-B3C8-9F6BDECED846".parse().ok();
-        let one = |path: &str, id, what: &str| vec![Damage { path: path.into(), id, what: what.into() }];
+        let one = |path: &str, id: Option<SpoolId>, what: &str| {
+            vec![Damage { path: path.into(), spool: id.map(|_| "data".into()), id, what: what.into() }]
+        };
         Salvage {
             saved: 9,
             bytes: 900,
@@ -119,10 +123,10 @@ mod tests {
         assert_eq!(
             printed(false, &found()),
             "/s/manifest: it is missing\n\
-             /s/journal/00000002.seg: message 1ec9414c232a6b00b3c89f6bdeced846: at byte 4096, after a torn write: a whole message\n\
+             /s/journal/00000002.seg: message 1ec9414c232a6b00b3c89f6bdeced846 of spool data: at byte 4096, after a torn write: a whole message\n\
              1 record of a torn end left out, as an opening does: never known to have been on stable storage\n\
-             /s/sled: message 1ec9414c232a6b00b3c89f6bdeced846: saved, but it may have been removed before\n\
-             /s/journal/00000001.seg: message 1ec9414c232a6b00b3c89f6bdeced846: not saved: the payload fails its checksum\n\
+             /s/sled: message 1ec9414c232a6b00b3c89f6bdeced846 of spool data: saved, but it may have been removed before\n\
+             /s/journal/00000001.seg: message 1ec9414c232a6b00b3c89f6bdeced846 of spool data: not saved: the payload fails its checksum\n\
              1 message gone, of which not even the id is left\n\
              from the crash log: 2 messages saved, 1 left out as removed\n\
              /new: 9 messages saved, 900 bytes: not everything that /s held\n"

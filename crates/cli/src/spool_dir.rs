@@ -12,6 +12,17 @@ pub(crate) fn open(dir: &Path) -> Result<Inspector> {
     Inspector::open(dir).with_context(|| format!("opening the spool {}", dir.display()))
 }
 
+/// Returns a clear error if the store in `dir` has no spool of this name.
+pub(crate) fn check_name(spool: &Inspector, dir: &Path, name: &str) -> Result<()> {
+    let names = spool.spools();
+    if names.iter().any(|known| known == name) {
+        return Ok(());
+    }
+    let has =
+        if names.is_empty() { "it has none".to_owned() } else { format!("it has {}", names.join(", ")) };
+    bail!("{} has no spool {name:?}: {has}", dir.display())
+}
+
 /// Returns a clear error if `dir` is not the directory of a spool. Runs before it is opened, so
 /// that a mistyped path never becomes a spool.
 pub(crate) fn look_at(dir: &Path) -> Result<()> {

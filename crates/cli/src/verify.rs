@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// The directory of the spool. No process may have it open. It is not changed.
     dir: PathBuf,
     /// Print one JSON object on one line: whole, messages, bytes; damage and torn (lists of path,
-    /// id, what).
+    /// spool, id, what).
     #[arg(long)]
     json: bool,
 }
@@ -39,7 +39,8 @@ fn verify(dir: &Path) -> Result<Verification> {
         // Nothing more can be read, but this damage is a result of the verification.
         Err(err) => match err.root_cause().downcast_ref::<DamagedSpool>() {
             Some(DamagedSpool { path, what, .. }) => {
-                let damage = Damage { path: path.display().to_string(), id: None, what: what.clone() };
+                let damage =
+                    Damage { path: path.display().to_string(), spool: None, id: None, what: what.clone() };
                 Ok(Verification { damage: vec![damage], ..Verification::default() })
             }
             None => Err(err),
@@ -100,8 +101,13 @@ mod tests {
             messages: 9,
             bytes: 900,
             damage: vec![
-                Damage { path: "journal/00000001.seg".into(), id, what: "payload at 4152".into() },
-                Damage { path: "manifest".into(), id: None, what: "bad checksum".into() },
+                Damage {
+                    path: "journal/00000001.seg".into(),
+                    spool: Some("meta".into()),
+                    id,
+                    what: "payload at 4152".into(),
+                },
+                Damage { path: "manifest".into(), spool: None, id: None, what: "bad checksum".into() },
             ],
             ..Verification::default()
         }
@@ -117,7 +123,7 @@ mod tests {
     fn damage_is_named_one_a_line() {
         assert_eq!(
             printed(false, &damaged()),
-            "journal/00000001.seg: message 1ec9414c232a6b00b3c89f6bdeced846: payload at 4152\n\
+            "journal/00000001.seg: message 1ec9414c232a6b00b3c89f6bdeced846 of spool meta: payload at 4152\n\
              manifest: bad checksum\n\
              /spool is damaged in 2 places: 9 messages read, 900 bytes\n\
              `tidespool repair /spool NEW_DIR` copies what can be saved into a new directory\n"
@@ -134,6 +140,7 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&printed(true, &damaged())).unwrap();
         assert_eq!(json["whole"], false);
         assert_eq!(json["messages"], 9);
+        assert_eq!(json["damage"][0]["spool"], "meta");
         assert_eq!(json["damage"][0]["id"], "1ec9414c232a6b00b3c89f6bdeced846");
         assert_eq!(json["damage"][1]["id"], serde_json::Value::Null);
     }

@@ -12,3 +12,4 @@ mod bench_entry; // `tidespool bench` as a subcommand
 mod command; // help, and errors in the arguments
 mod on_a_spool; // every subcommand on the directory of a real spool
 mod repair; // `tidespool repair`, and the others on a spool that cannot be opened
+mod several_spools; // every subcommand on a store with several spools

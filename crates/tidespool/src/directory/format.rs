@@ -185,7 +185,7 @@ pub(crate) fn identify(dir: &Path) -> Result<(Option<Format>, Option<String>)> {
     let most = spools_of_segments(dir, None).into_iter().max_by_key(|(_, segments)| *segments);
     let text = text_of(&dir.join(FORMAT_FILE)).ok().flatten().unwrap_or_default();
     // The names of a damaged file are better than none: they decide nothing but the names.
-    let names = SpoolNames::parse(text.lines());
+    let names = SpoolNames::parse_damaged(text.lines());
     let named = || parse(&text).ok();
     let of_segments = most.map(|(id, _)| Format { id, names });
     Ok((of_segments.or_else(named), Some(what)))

@@ -1,6 +1,6 @@
 //! The names of a store's spools, and their numbers. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::message_id::SpoolNumber;
 
@@ -70,7 +70,12 @@ impl SpoolNames {
     /// Adds a name for a spool of which only a message was found.
     pub(crate) fn add_found(&mut self, number: SpoolNumber) {
         if self.by_name.values().all(|of_name| *of_name != number) {
-            self.by_name.insert(self.name_of(number), number);
+            let first = self.name_of(number);
+            let others = (2_u32..).map(|nth| format!("{first}-{nth}"));
+            // Another spool may have the first name.
+            let mut names = std::iter::once(first.clone()).chain(others);
+            let free = names.find(|name| !self.by_name.contains_key(name));
+            self.by_name.insert(free.unwrap_or(first), number);
         }
         if self.next.is_some_and(|next| next <= number) {
             self.next = SpoolNumber::new(number.get() + 1);
@@ -95,7 +100,10 @@ impl SpoolNames {
     /// checksum of the file shows whether there are any.
     pub(super) fn parse<'a>(lines: impl Iterator<Item = &'a str>) -> Self {
         let mut names = Self::default();
-        let number = |text: &str| text.parse().ok().and_then(SpoolNumber::new);
+        let number = |text: &str| {
+            let number = text.parse().ok().and_then(SpoolNumber::new);
+            number.filter(|number| *number != SpoolNumber::NONE)
+        };
         for line in lines {
             if let Some((of_name, name)) = line.strip_prefix("spool ").and_then(|rest| rest.split_once(' '))
                 && let Some(of_name) = number(of_name).filter(|_| is_name(name))
@@ -105,6 +113,17 @@ impl SpoolNames {
                 names.next = number(next);
             }
         }
+        names
+    }
+
+    /// Parses the lines of a damaged file. Each number has at most one name, and the next number is
+    /// above all of them. A name may be wrong, and some may be missing.
+    pub(super) fn parse_damaged<'a>(lines: impl Iterator<Item = &'a str>) -> Self {
+        let mut names = Self::parse(lines);
+        let mut numbers = BTreeSet::new();
+        names.by_name.retain(|_, number| numbers.insert(*number));
+        let next = numbers.last().map_or(1, |last| last.get() + 1);
+        names.next = SpoolNumber::new(next);
         names
     }
 }
@@ -137,6 +156,38 @@ mod tests {
             (&*names.name_of(first), &*names.name_of(again.get("meta").unwrap())),
             ("unnamed-1", "meta")
         );
+    }
+
+    #[test]
+    fn a_found_spool_does_not_take_the_name_of_another() {
+        let mut names = SpoolNames::default();
+        let [meta, found] = [1, 5].map(|number| SpoolNumber::new(number).unwrap());
+        names.add("unnamed-5").unwrap();
+        names.add_found(found);
+        names.add_found(found);
+        let all: Vec<_> = names.iter().collect();
+        assert_eq!(all, [("unnamed-5", meta), ("unnamed-5-2", found)]);
+        assert_eq!(names.add("more").unwrap().get(), 6);
+    }
+
+    #[test]
+    fn names_of_a_damaged_file_never_share_a_number() {
+        let mut names = SpoolNames::default();
+        let numbers = ["meta", "data"].map(|name| names.add(name).unwrap());
+        let text = names.render();
+        for bit in 0..text.len() * 8 {
+            let mut bytes = text.clone().into_bytes();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let damaged = String::from_utf8_lossy(&bytes).into_owned();
+            let mut names = SpoolNames::parse_damaged(damaged.lines());
+            numbers.iter().for_each(|number| names.add_found(*number));
+            names.add("more").unwrap();
+            let of_names: Vec<_> = names.iter().map(|(_, number)| number).collect();
+            let distinct: BTreeSet<_> = of_names.iter().copied().collect();
+            assert_eq!(of_names.len(), distinct.len(), "bit {bit}: {names:?}");
+            assert!(numbers.iter().all(|number| distinct.contains(number)), "bit {bit}: {names:?}");
+            assert!(!distinct.contains(&SpoolNumber::NONE), "bit {bit}: {names:?}");
+        }
     }
 
     #[test]

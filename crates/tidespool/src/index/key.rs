@@ -122,6 +122,11 @@ impl Key {
         self.try_message().unwrap_or(MessageId::new(SpoolNumber::NONE, SpoolId::from_bytes([0; 16])))
     }
 
+    /// Returns the number of the message's spool.
+    pub(crate) fn spool(&self) -> SpoolNumber {
+        self.message().spool()
+    }
+
     /// Returns the class of the key.
     pub(crate) const fn class(&self) -> KeyClass {
         match self.0[2] {

@@ -1,6 +1,7 @@
 //! The contents of a spool's directory, read from its segments, manifest, liveness log and crash
 //! log. The index is not opened, because it holds nothing that these do not contain.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -20,12 +21,12 @@ use crate::journal::{
     NewestById, NewestRecord, NoPoolEvents, Pool, PoolSettings, ReadError, RecordPlace, Recovered, Segments,
     salt_of,
 };
-use crate::message_id::MessageId;
+use crate::message_id::{MessageId, SpoolNumber};
 use crate::storage::Storage;
 
 /// The contents of a directory, and its damage.
 pub(super) struct Contents {
-    /// The spools of the store.
+    /// The spools of the store, including those of which only messages were found.
     pub(super) names: SpoolNames,
     pub(super) manifest: Manifest,
     pub(super) is_manifest_whole: bool,
@@ -106,7 +107,17 @@ impl Contents {
         contents.list_checkpointed(places, &liveness)?;
         let crash_log = || format!("reading the crash log in {}", places.dir.display());
         contents.apply_unsynced(Unsynced::read(places, storage).with_context(crash_log)?);
+        contents.name_all();
         Ok(contents)
+    }
+
+    /// Adds names for the spools of messages whose number has no name.
+    fn name_all(&mut self) {
+        let young = self.newest.iter().filter(|(_, newest)| newest.place.is_some()).map(|(id, _)| id.spool());
+        let checkpointed = self.checkpointed.iter().map(|message| message.key.spool());
+        let unsynced = self.unsynced.messages().map(|(key, _)| key.spool());
+        let numbers: BTreeSet<SpoolNumber> = young.chain(checkpointed).chain(unsynced).collect();
+        numbers.into_iter().for_each(|number| self.names.add_found(number));
     }
 
     /// Takes over the changes of the crash log. Drops all messages on disk that it has a newer

@@ -80,6 +80,15 @@ pub struct Entry {
     pub home: Home,
 }
 
+/// Counts of one spool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct SpoolSummary {
+    /// Live messages.
+    pub messages: u64,
+    /// Payload bytes of the live messages.
+    pub message_bytes: u64,
+}
+
 /// Counts of what a spool's directory holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Summary {
@@ -89,6 +98,8 @@ pub struct Summary {
     pub messages: u64,
     /// Payload bytes of the live messages.
     pub message_bytes: u64,
+    /// Counts by the name of the spool, for all spools.
+    pub spools: BTreeMap<String, SpoolSummary>,
     /// Live messages by home: `journal`, `segment`, `crash-log`.
     pub messages_by_home: BTreeMap<String, u64>,
     /// Segments by state: `free`, `journal`, `retained`.
@@ -161,8 +172,8 @@ impl Inspector {
         offline_spool::OfflineSpool::open(path, storage).map(Self).map_err(whole)
     }
 
-    /// Calls `visit` for each live message of all spools until `visit` returns `false`. The messages
-    /// of a spool are in time order within each kind of id.
+    /// Calls `visit` for each live message of all spools until `visit` returns `false`. The
+    /// messages of a spool are in time order within each kind of id.
     ///
     /// # Errors
     ///
@@ -171,10 +182,18 @@ impl Inspector {
         self.0.entries(visit).map_err(whole)
     }
 
-    /// Returns the names of all spools, in order.
+    /// Returns the names of all spools, in order. A spool of which only messages were found, as in
+    /// a repaired store whose `FORMAT` was lost, has the name `unnamed-N`.
     #[must_use]
     pub fn spools(&self) -> Vec<String> {
         self.0.spools()
+    }
+
+    /// Returns the names of the spools that have a message with this id, in order. Reads no
+    /// payload.
+    #[must_use]
+    pub fn spools_with(&self, id: SpoolId) -> Vec<String> {
+        self.0.spools_with(id)
     }
 
     /// Returns the bytes of one message of a spool.

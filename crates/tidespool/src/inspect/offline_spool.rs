@@ -8,7 +8,7 @@ use tidespool_core::{NotFound, SpoolId};
 
 use super::contents::Contents;
 use super::unreadable::LenientStorage;
-use super::{CrashLogSummary, Entry, Home, IndexState, Summary, Verification};
+use super::{CrashLogSummary, Entry, Home, IndexState, SpoolSummary, Summary, Verification};
 use crate::checkpoint::Places;
 use crate::directory::{Directory, FORMAT_VERSION};
 use crate::index::{self, DiskIndex, Key, size_of_dir};
@@ -67,6 +67,16 @@ impl OfflineSpool {
         self.contents.names.iter().map(|(name, _)| name.to_owned()).collect()
     }
 
+    /// Returns the names of the spools that have a message with this id, in order.
+    pub(super) fn spools_with(&self, id: SpoolId) -> Vec<String> {
+        let has = |number| {
+            let message = MessageId::new(number, id);
+            self.contents.unsynced.get(&message).is_some() || self.contents.place_of(&message).is_some()
+        };
+        let with = self.contents.names.iter().filter(|(_, number)| has(*number));
+        with.map(|(name, _)| name.to_owned()).collect()
+    }
+
     pub(super) fn load(&self, spool: &str, id: SpoolId) -> Result<Vec<u8>> {
         let unknown = || SpoolNameError::Unknown { name: spool.to_owned() };
         let message = MessageId::new(self.contents.names.get(spool).ok_or_else(unknown)?, id);
@@ -94,7 +104,11 @@ impl OfflineSpool {
         summary.segments_by_state = states.map(|(name, count)| (name.to_owned(), count)).into();
         summary.messages_by_home =
             ["crash-log", "journal", "segment"].map(|name| (name.to_owned(), 0)).into();
+        summary.spools = self.spools().into_iter().map(|name| (name, SpoolSummary::default())).collect();
         self.entries(&mut |entry| {
+            let of_spool = summary.spools.entry(entry.spool).or_default();
+            of_spool.messages += 1;
+            of_spool.message_bytes += entry.size;
             summary.messages += 1;
             summary.message_bytes += entry.size;
             let home = match entry.home {

@@ -89,7 +89,7 @@ fn repair(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Result<Salva
     let _lock = lock_untouched(dir)?;
     let is_unknown = format.is_none();
     let Format { id, names } = format.unwrap_or_else(|| Format::new([0; 16]));
-    let mut target = Target::begin(dir, new_dir, names.clone())?;
+    let mut target = Target::begin(dir, new_dir)?;
     let disk = LenientStorage::new(storage);
     let places = Places { storage: disk.clone(), dir: dir.to_owned(), spool: id };
     let mut salvage = Salvage::default();
@@ -101,7 +101,7 @@ fn repair(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Result<Salva
         salvage.unsaved.push(Damage::new(&places.journal(), what));
     }
     match save(&places, names, &disk, &mut target, &mut salvage) {
-        Ok(()) => target.finish().map(|()| salvage),
+        Ok(names) => target.finish(names).map(|()| salvage),
         Err(error) => {
             target.discard();
             Err(error)
@@ -109,13 +109,14 @@ fn repair(dir: &Path, new_dir: &Path, storage: Arc<dyn Storage>) -> Result<Salva
     }
 }
 
+/// Saves all messages. Returns the names of their spools, and of those without messages.
 fn save(
     places: &Places,
     names: SpoolNames,
     disk: &LenientStorage,
     target: &mut Target,
     salvage: &mut Salvage,
-) -> Result<()> {
+) -> Result<SpoolNames> {
     let contents = Contents::read(places, names, disk.below())?;
     note_what_is_missing(places, disk, &contents, salvage);
     let checkpointed = contents.checkpointed.iter().map(|message| (message.key.message(), message.place));
@@ -136,7 +137,7 @@ fn save(
         target.put(key.message(), data)?;
     }
     salvage.damage.extend(disk.damage());
-    Ok(())
+    Ok(contents.names)
 }
 
 fn note_what_is_missing(places: &Places, disk: &LenientStorage, contents: &Contents, salvage: &mut Salvage) {

@@ -41,8 +41,6 @@ pub(super) struct Target {
     work: PathBuf,
     storage: Arc<dyn Storage>,
     directory: Directory,
-    /// The spools of the damaged store, and those of the messages.
-    names: SpoolNames,
     segments: Arc<Segments>,
     writer: Writer,
     queued: usize,
@@ -52,7 +50,7 @@ pub(super) struct Target {
 
 impl Target {
     /// Begins a new spool that will be in `place`, which must be outside of `source`.
-    pub(super) fn begin(source: &Path, place: &Path, names: SpoolNames) -> Result<Self> {
+    pub(super) fn begin(source: &Path, place: &Path) -> Result<Self> {
         let TargetPlace { path: place, inside } = check_place(source, place)?;
         let work = if inside {
             place.join(INSIDE)
@@ -62,17 +60,10 @@ impl Target {
             place.with_file_name(name)
         };
         let marker = take_work(&work, &place, inside)?;
-        Self::make(place, inside, work.clone(), marker, names)
-            .inspect_err(|_| drop(fs::remove_dir_all(&work)))
+        Self::make(place, inside, work.clone(), marker).inspect_err(|_| drop(fs::remove_dir_all(&work)))
     }
 
-    fn make(
-        place: PathBuf,
-        inside: bool,
-        work: PathBuf,
-        marker: FileLock,
-        names: SpoolNames,
-    ) -> Result<Self> {
+    fn make(place: PathBuf, inside: bool, work: PathBuf, marker: FileLock) -> Result<Self> {
         let directory = Directory::open_or_create(&work.join("spool"))?;
         let storage: Arc<dyn Storage> = Arc::new(OsStorage);
         let dir = directory.path.join("journal");
@@ -89,7 +80,6 @@ impl Target {
             work,
             storage,
             directory,
-            names,
             segments,
             writer,
             queued: 0,
@@ -100,7 +90,6 @@ impl Target {
 
     /// Adds a message, which is durable after [`Target::finish`].
     pub(super) fn put(&mut self, id: MessageId, data: Vec<u8>) -> Result<()> {
-        self.names.add_found(id.spool());
         if self.queued > 0 && self.queued + data.len() > BATCH_BYTES {
             self.write()?;
         }
@@ -124,8 +113,9 @@ impl Target {
         Ok(())
     }
 
-    /// Makes all messages durable, reads them back, and moves the spool to its place.
-    pub(super) fn finish(mut self) -> Result<()> {
+    /// Makes all messages durable, reads them back, and moves the spool to its place. `names` has
+    /// the spool of each message.
+    pub(super) fn finish(mut self, names: SpoolNames) -> Result<()> {
         self.write()?;
         let last = self.writer.last_seq();
         let manifest = Manifest {
@@ -134,7 +124,7 @@ impl Target {
             ..Manifest::default()
         };
         ManifestFile::new(self.storage.clone(), &self.directory.path).write(&manifest)?;
-        self.directory.set_new_names(self.names.clone())?;
+        self.directory.set_new_names(names)?;
         self.directory.finish_creation()?;
         let Self { place, inside, work, directory, messages, .. } = self;
         let spool = directory.path.clone();
