@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use tidespool::{HealthSignal, PressureSource, StatsSnapshot};
+use tidespool::{HealthSignal, PressureSource, SpoolCounts, StatsSnapshot};
 
 fn in_repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -55,8 +55,8 @@ fn settings(file: &str, name: &str) -> String {
             doc.push(if text.is_empty() { '\n' } else { ' ' });
         } else if let Some(field) = line.strip_prefix("pub ") {
             let (field, _) = field.split_once(':').unwrap();
-            // The struct of another table.
-            if !["pressure", "health"].contains(&field) {
+            // The structs of other tables.
+            if !["pressure", "health", "spools"].contains(&field) {
                 table.push_str(&setting(field, &without_links(&doc)));
             }
             doc.clear();
@@ -103,6 +103,7 @@ fn the_settings_are_those_of_the_code() {
     check(page, "Config", &settings("crates/tidespool/src/config/mod.rs", "Config"));
     check(page, "PressureConfig", &settings("crates/pressure/src/config.rs", "PressureConfig"));
     check(page, "HealthConfig", &settings("crates/tidespool/src/config/health.rs", "HealthConfig"));
+    check(page, "SpoolConfig", &settings("crates/tidespool/src/config/spool.rs", "SpoolConfig"));
 }
 
 const SOURCES: [PressureSource; 4] =
@@ -113,7 +114,7 @@ const SOURCES: [PressureSource; 4] =
 struct Metric {
     kind: String,
     help: String,
-    /// Its label, and the values of it.
+    /// Its labels, and the values of each.
     labels: BTreeMap<String, Vec<String>>,
 }
 
@@ -131,21 +132,30 @@ fn add_metrics(text: &str, metrics: &mut Vec<(String, Metric)>) {
                 let (_, metric) = metrics.iter_mut().find(|(known, _)| known == name).unwrap();
                 rest.clone_into(&mut metric.kind);
             }
-        } else if let Some((name, label)) = first.split_once('{') {
-            let (label, value) = label.trim_end_matches("\"}").split_once("=\"").unwrap();
-            let name = name.trim_end_matches("_total").trim_end_matches("_bucket");
+        } else if let Some((name, labels)) = first.split_once('{') {
+            let name = ["_total", "_bucket", "_sum", "_count"]
+                .into_iter()
+                .find_map(|suffix| name.strip_suffix(suffix))
+                .unwrap_or(name);
             let (_, metric) = metrics.iter_mut().find(|(known, _)| known == name).unwrap();
-            let values = metric.labels.entry(label.to_owned()).or_default();
-            if label != "le" && !values.iter().any(|known| known == value) {
-                values.push(value.to_owned());
+            for label in labels.trim_end_matches('}').split(',') {
+                let (label, value) = label.trim_end_matches('"').split_once("=\"").unwrap();
+                let values = metric.labels.entry(label.to_owned()).or_default();
+                if label != "le" && !values.iter().any(|known| known == value) {
+                    values.push(value.to_owned());
+                }
             }
         }
     }
 }
 
+/// The name of the spool in the exposition.
+const SPOOL: &str = "name-of-a-spool";
+
 #[test]
 fn the_metrics_are_those_of_the_code() {
     let mut stats = StatsSnapshot::default();
+    stats.spools.insert(SPOOL.to_owned(), SpoolCounts::default());
     stats.gauges.memory_stall_ratio = Some(0.0);
     (stats.gauges.index_rebuild_indexed, stats.gauges.index_rebuild_messages) = (Some(0), Some(0));
     let mut metrics = Vec::new();
@@ -161,8 +171,13 @@ fn the_metrics_are_those_of_the_code() {
         if kind == "counter" {
             name.push_str("_total");
         }
-        for (label, values) in labels.into_iter().filter(|(_, values)| !values.is_empty()) {
-            write!(name, "{{{label}}}").unwrap();
+        let labels: Vec<_> = labels.into_iter().filter(|(_, values)| !values.is_empty()).collect();
+        if !labels.is_empty() {
+            let names: Vec<&str> = labels.iter().map(|(label, _)| &**label).collect();
+            write!(name, "{{{}}}", names.join(",")).unwrap();
+        }
+        // The values of the label `spool` are names, and those of the others are fixed.
+        for (_, values) in labels.iter().filter(|(_, values)| *values != [SPOOL]) {
             write!(help, " (`{}`)", values.join("`, `")).unwrap();
         }
         writeln!(table, "| `{name}` | {kind} | {help} |").unwrap();

@@ -80,12 +80,12 @@ impl Factory for Tiered {
     }
 }
 
-/// Opens a spool, and retries while the directory is locked. The threads of a spool that was
-/// dropped there have to end first, which on a busy machine takes longer than `open` waits. Needs
-/// no runtime.
-pub(crate) async fn when_free<S, F>(open: impl Fn() -> F) -> anyhow::Result<S>
+/// Opens a spool or a store, and retries while the directory is locked. The threads of a spool that
+/// was dropped there have to end first, which on a busy machine takes longer than `open` waits.
+/// Needs no runtime.
+pub(crate) async fn when_free<T, F>(open: impl Fn() -> F) -> anyhow::Result<T>
 where
-    F: Future<Output = anyhow::Result<S>>,
+    F: Future<Output = anyhow::Result<T>>,
 {
     let started = Instant::now();
     loop {

@@ -81,8 +81,8 @@
 //!
 //! * `toml` – [`Config::from_toml`], [`Config::from_toml_file`] and [`Config::to_toml`]. Without
 //!   it, make a [`Config`] in code, or with serde from another format.
-//! * `prometheus` – [`TieredSpool::prometheus_text`] and [`StatsSnapshot::prometheus_text`].
-//!   Without it, export [`TieredSpool::stats`].
+//! * `prometheus` – [`Tidespool::prometheus_text`], [`TieredSpool::prometheus_text`] and
+//!   [`StatsSnapshot::prometheus_text`]. Without it, export [`Tidespool::stats`].
 //! * `pressure-monitor` – the thread `tide-pressure`, which samples memory and asks the spool to
 //!   free some. Without it, no [`PressureMonitor`] can be made, the settings in [`PressureConfig`]
 //!   are checked and not used, no limit of a control group bounds
@@ -119,7 +119,8 @@
 //!
 //! * [`core`] – the contract: the trait [`Spool`](core::Spool), ids, entries, errors. Servers are
 //!   written against it.
-//! * [`Config`] – every setting, with unit, default and bounds.
+//! * [`Config`] – every setting, with unit, default and bounds. [`SpoolConfig`] – those of one
+//!   spool.
 //! * [`TieredSpool`] – the spool. [`RecoveryReport`] – what opening it found.
 //! * [`PressureMonitor`] – watches memory. [`TieredSpool::open_watched`] shares one among spools. A
 //!   server registers its own caches with it: [`pressure`].
@@ -169,10 +170,10 @@ mod whole_text;
 
 pub use config::{
     BacklogRefusal, Config, ConfigError, ConfigPlace, Durability, HealthCause, HealthConfig, HealthSignal,
-    MinFree,
+    MinFree, SpoolConfig,
 };
 pub use memory::keep_the_heap_small;
-pub use stats::{Gauges, Latency, StatsSnapshot};
+pub use stats::{Gauges, Latency, SpoolCounts, StatsSnapshot};
 pub use tidespool_core as core;
 pub use tidespool_core::{anyhow, async_channel, async_trait, bytes, chrono};
 pub use tidespool_pressure as pressure;

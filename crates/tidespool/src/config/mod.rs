@@ -2,8 +2,9 @@
 //!
 //! # Layout
 //!
-//! * here – the settings of a spool. `health` – those of the table; the table `pressure` is
-//!   [`PressureConfig`]. `min_free` – free space, as the setting of that name has it.
+//! * here – the settings of a store. `health` – those of the table; the table `pressure` is
+//!   [`PressureConfig`]. `spool` – those that each spool can have for itself. `min_free` – free
+//!   space, as the setting of that name has it.
 //! * `setters` – one setter for each setting.
 //! * `validate` – the bounds of all settings. `error` – a setting that is not allowed.
 //! * `read` – parses TOML, and finds the setting that an error is about.
@@ -17,11 +18,13 @@ mod min_free;
 mod read;
 mod setters;
 mod size;
+mod spool;
 #[cfg(feature = "toml")]
 #[cfg(test)]
 mod tests;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -31,6 +34,7 @@ pub use error::{ConfigError, ConfigPlace};
 pub use health::{BacklogRefusal, HealthCause, HealthConfig, HealthSignal};
 pub use min_free::MinFree;
 use setters::setters;
+pub use spool::SpoolConfig;
 use tidespool_pressure::PressureConfig;
 
 /// How safe a message is when `store` returns `Ok`: the minimum for every store. `force_sync`
@@ -48,7 +52,7 @@ pub enum Durability {
     Synced,
 }
 
-/// The settings of a spool.
+/// The settings of a store, or of a store with one spool.
 ///
 /// Sizes are bytes. A file writes a size as `"256MiB"` or as an integer, and a time as `"500ms"`. A
 /// setting that is left out has its default. An unknown setting is rejected.
@@ -107,14 +111,21 @@ pub enum Durability {
 /// damage = 10
 /// min_free = "256MiB"               # or "5%"; default: the smaller of these two
 /// sample_interval = "100ms"
+///
+/// [spools.meta]                     # for each spool that needs settings of its own; default: none
+/// durability = "synced"             # default: the durability of the store
+/// max_message_size = "1MiB"         # default: the max_message_size of the store
+/// cache_weight = 4                  # default: 1
 /// # "#)?;
-/// # use tidespool::{Config, HealthConfig, MinFree, PressureConfig};
+/// # use tidespool::{Config, Durability, HealthConfig, MinFree, PressureConfig, SpoolConfig};
 /// # let defaults = Config::new("/var/spool/example");
 /// # let (limit, age) = (defaults.effective_dirty_limit(), defaults.effective_dirty_age());
 /// # let defaults = defaults
 /// #     .dirty_limit(limit)
 /// #     .pressure(PressureConfig::default().memory_limit(4 << 30))
 /// #     .health(HealthConfig::default().dirty_age(age).min_free(MinFree::Bytes(256 << 20)));
+/// # let meta = SpoolConfig::default().durability(Durability::Synced);
+/// # let defaults = defaults.spool("meta", meta.max_message_size(1 << 20).cache_weight(4));
 /// # assert_eq!(config, defaults);
 /// # Ok::<(), tidespool::ConfigError>(())
 /// ```
@@ -253,6 +264,12 @@ pub struct Config {
 
     /// When the spool is unhealthy and refuses new messages.
     pub health: HealthConfig,
+
+    /// The settings of single spools, by the spool's name: 1 to 32 characters from `a-z`, `0-9`,
+    /// `_` and `-`. [`Tidespool::open`](crate::Tidespool::open) makes the spools that are named
+    /// here. Settings of a spool that does not exist take effect when it is made.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub spools: BTreeMap<String, SpoolConfig>,
 }
 
 setters! { Config {
@@ -295,6 +312,7 @@ impl Config {
             ballast: 8 * size::MIB,
             pressure: PressureConfig::default(),
             health: HealthConfig::default(),
+            spools: BTreeMap::new(),
         }
     }
 

@@ -11,9 +11,10 @@ use serde::Deserialize as _;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::Config;
 use super::error::{ConfigError, ConfigPlace};
-use super::validate::{Setting, settings};
+use super::validate::{SPOOLS, Setting, names_of_spools, settings};
+use super::{Config, SpoolConfig};
+use crate::directory::is_name;
 
 /// The most characters of a value that an error shows.
 const SHOWN: usize = 64;
@@ -28,7 +29,7 @@ impl Config {
     /// place.
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
         let table = DeTable::parse(text).map_err(|error| syntax(text, &error))?;
-        let known = settings(&Self::without_path());
+        let known = settings(&with_spools_of(table.get_ref()));
         check_names(text, &known, "", table.get_ref())?;
         let config: Self = match toml::from_str(text) {
             Ok(config) => config,
@@ -85,6 +86,15 @@ impl ConfigPlace {
     }
 }
 
+/// Returns the default settings, with the spools that have a table in the text. Without any, there
+/// is one, so that the list of settings has its table.
+fn with_spools_of(table: &DeTable<'_>) -> Config {
+    let spools = table.get(SPOOLS).and_then(|spools| spools.get_ref().as_table());
+    let named = spools.into_iter().flatten().map(|(name, _)| &**name.get_ref());
+    let named = named.filter(|name| is_name(name)).chain(["name"]);
+    named.fold(Config::without_path(), |config, name| config.spool(name, SpoolConfig::default()))
+}
+
 /// Checks that every key is a setting or a table of settings, and that each such table is a table.
 fn check_names(text: &str, known: &[Setting], prefix: &str, table: &DeTable<'_>) -> Result<(), ConfigError> {
     for (key, value) in table {
@@ -92,12 +102,23 @@ fn check_names(text: &str, known: &[Setting], prefix: &str, table: &DeTable<'_>)
         if known.iter().any(|setting| setting.path == path) {
             continue;
         }
+        if prefix.strip_suffix('.') == Some(SPOOLS) && !is_name(key.get_ref()) {
+            return Err(ConfigError::Invalid {
+                at: ConfigPlace::in_text(text, key.span().start),
+                setting: SPOOLS.to_owned(),
+                value: shown(text, key.span()),
+                allowed: names_of_spools(),
+            });
+        }
         let below = format!("{path}.");
         let is_table = known.iter().any(|setting| setting.path.starts_with(&below));
         match value.get_ref() {
             DeValue::Table(table) if is_table => check_names(text, known, &below, table)?,
             _ if is_table => {
-                let allowed = format!("a table of settings: {}", names_in(known, &below));
+                let allowed = match &*path {
+                    SPOOLS => names_of_spools(),
+                    _ => format!("a table of settings: {}", names_in(known, &below)),
+                };
                 let at = ConfigPlace::in_text(text, value.span().start);
                 return Err(ConfigError::Invalid {
                     at,
@@ -131,8 +152,8 @@ fn name_setting(text: &str, table: &Spanned<DeTable<'_>>, error: &toml::de::Erro
     // those with default settings.
     let mut others = table.clone();
     remove(others.get_mut(), &path);
-    let others =
-        Config::deserialize(toml::Deserializer::from(others)).unwrap_or_else(|_| Config::without_path());
+    let others = Config::deserialize(toml::Deserializer::from(others))
+        .unwrap_or_else(|_| with_spools_of(table.get_ref()));
     match settings(&others).into_iter().find(|setting| setting.path == path) {
         Some(Setting { path, form, allowed, .. }) => ConfigError::Invalid {
             at: ConfigPlace::in_text(text, span.start),

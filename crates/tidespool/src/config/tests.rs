@@ -9,6 +9,7 @@ use super::size::{GIB, KIB, MIB, TIB};
 use super::validate::{Setting, settings};
 use super::{
     BacklogRefusal, Config, ConfigError, Durability, HealthCause, HealthConfig, MinFree, PressureConfig,
+    SpoolConfig,
 };
 
 fn config() -> Config {
@@ -112,6 +113,15 @@ fn everything_set() -> Config {
                 .min_free(MinFree::Percent(0.7))
                 .sample_interval(Duration::from_secs(27)),
         )
+        .spool(
+            "meta",
+            SpoolConfig::default().durability(Durability::Process).max_message_size(28).cache_weight(29),
+        )
+}
+
+/// The defaults, and the settings of a spool.
+fn with_a_spool() -> Config {
+    config().spool("meta", SpoolConfig::default())
 }
 
 #[test]
@@ -152,6 +162,11 @@ disk_errors = 221
 damage = 223
 min_free = "0.7%"
 sample_interval = "27s"
+
+[spools.meta]
+durability = "process"
+max_message_size = "28B"
+cache_weight = 29
 "#;
     assert_eq!(all.to_toml().unwrap(), expected);
 }
@@ -169,6 +184,11 @@ fn an_unknown_setting_is_rejected_with_its_full_name_and_the_known_settings() {
             "[health.damage_of]\nlatch = 1",
             "1, column 9: unknown setting health.damage_of; there are: dirty_age, ",
         ),
+        (
+            "[spools.meta]\nweight = 4",
+            "2, column 1: unknown setting spools.meta.weight; there are: durability, max_message_size, cache_weight",
+        ),
+        ("path = \"/x\"\nspool.meta = {}", "2, column 1: unknown setting spool; there are: path, "),
         ("[no.such.table]\nx = 1", "1, column 2: unknown setting no; there are: path, memory_budget, "),
     ] {
         let error = Config::from_toml(text).unwrap_err();
@@ -187,7 +207,7 @@ fn each_error_names_the_file_the_place_the_setting_the_value_and_the_bounds() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("spool.toml");
     let mut rejected_of = std::collections::BTreeMap::new();
-    for Setting { path, allowed, .. } in settings(&config()) {
+    for Setting { path, allowed, .. } in settings(&with_a_spool()) {
         for value in [
             "-1",
             "-0.5",
@@ -236,7 +256,7 @@ fn each_error_names_the_file_the_place_the_setting_the_value_and_the_bounds() {
             *rejected_of.entry(path.clone()).or_insert(0) += 1;
         }
     }
-    for Setting { path, .. } in settings(&config()) {
+    for Setting { path, .. } in settings(&with_a_spool()) {
         let least = if path == "path" { 8 } else { 13 };
         assert!(rejected_of.get(&path).is_some_and(|refused| *refused >= least), "{path}: {rejected_of:?}");
     }
@@ -256,14 +276,16 @@ fn every_setting_is_in_the_list() {
     let mut found = Vec::new();
     leaves(&everything_set().to_toml().unwrap().parse().unwrap(), "", &mut found);
     found.sort_unstable();
-    let mut listed: Vec<String> = settings(&config()).into_iter().map(|setting| setting.path).collect();
+    let mut listed: Vec<String> = settings(&with_a_spool()).into_iter().map(|setting| setting.path).collect();
     listed.sort_unstable();
     assert_eq!(found, listed);
 }
 
 #[test]
 fn a_value_in_place_of_a_table_is_rejected_with_the_settings_of_the_table() {
-    for (text, setting) in [("pressure = 3", "pressure"), ("health = \"1s\"", "health")] {
+    for (text, setting) in
+        [("pressure = 3", "pressure"), ("health = \"1s\"", "health"), ("spools.meta = 3", "spools.meta")]
+    {
         let error = Config::from_toml(&format!("path = \"/x\"\n{text}")).unwrap_err().to_string();
         assert!(error.starts_with("line 2, column "), "{error}");
         let expected = format!(
@@ -272,6 +294,74 @@ fn a_value_in_place_of_a_table_is_rejected_with_the_settings_of_the_table() {
         );
         assert!(error.contains(&expected), "{error}");
     }
+}
+
+#[test]
+fn a_spool_has_its_own_settings_and_the_others_of_the_store() {
+    let text = r#"
+        path = "/spool"
+        durability = "memory"
+        max_message_size = "2MiB"
+        [spools.meta]
+        durability = "synced"
+        cache_weight = 4
+        [spools.data]
+        max_message_size = "1GiB"
+        [spools.other-1]
+    "#;
+    let read = Config::from_toml(text).unwrap();
+    let from_code = config()
+        .durability(Durability::Memory)
+        .max_message_size(2 * MIB)
+        .spool("meta", SpoolConfig::default().durability(Durability::Synced).cache_weight(4))
+        .spool("data", SpoolConfig::default().max_message_size(GIB))
+        .spool("other-1", SpoolConfig::default());
+    assert_eq!(read, from_code);
+    assert_eq!(Config::from_toml(&read.to_toml().unwrap()).unwrap(), read);
+    let of = |name| (read.durability_of(name), read.max_message_size_of(name), read.cache_weight_of(name));
+    assert_eq!(of("meta"), (Durability::Synced, 2 * MIB, 4));
+    assert_eq!(of("data"), (Durability::Memory, GIB, 1));
+    assert_eq!(of("no-such-spool"), (Durability::Memory, 2 * MIB, 1));
+}
+
+#[test]
+fn one_spool_that_survives_the_process_needs_a_crash_log() {
+    let memory = config().durability(Durability::Memory);
+    assert!(config().needs_crash_log());
+    assert!(!memory.needs_crash_log());
+    let with = |durability| memory.clone().spool("meta", SpoolConfig::default().durability(durability));
+    assert!(!with(Durability::Memory).needs_crash_log());
+    assert!(with(Durability::Process).needs_crash_log() && with(Durability::Synced).needs_crash_log());
+    let data = SpoolConfig::default().durability(Durability::Memory);
+    assert!(config().spool("data", data).needs_crash_log(), "the other spools survive");
+}
+
+#[test]
+fn names_of_spools_are_those_that_a_spool_can_have() {
+    let allowed = "a table for each spool, by its name: 1 to 32 characters from a-z, 0-9, _ and -";
+    let with = |name: &str| config().spool(name, SpoolConfig::default());
+    with(&"x".repeat(32)).validate().unwrap();
+    for name in ["", "Meta", "a b", "a.b", "..", &"x".repeat(33)] {
+        refused(&with(name), &format!("spools = {name:?}"), allowed);
+        let text = format!("path = \"/x\"\n[spools.{name:?}]\ncache_weight = 1");
+        let error = Config::from_toml(&text).unwrap_err().to_string();
+        let expected = format!("line 2, column 9: spools = {name:?} is not allowed: it must be {allowed}");
+        assert_eq!(error, expected);
+    }
+    let error = Config::from_toml("path = \"/x\"\nspools = 3").unwrap_err().to_string();
+    assert_eq!(error, format!("line 2, column 10: spools = 3 is not allowed: it must be {allowed}"));
+}
+
+#[test]
+fn settings_of_a_spool_have_the_bounds_of_the_store_and_may_change() {
+    let with = |spool| config().spool("meta", spool);
+    let default = SpoolConfig::default;
+    let size = "from 1KiB to 1GiB";
+    refused(&with(default().max_message_size(0)), "spools.meta.max_message_size = 0B", size);
+    refused(&with(default().max_message_size(2 * GIB)), "spools.meta.max_message_size = 2GiB", size);
+    refused(&with(default().cache_weight(1_001)), "spools.meta.cache_weight = 1001", "from 0 to 1000");
+    with(default().cache_weight(0).max_message_size(KIB)).validate().unwrap();
+    config().validate_change(&with(default().durability(Durability::Synced).cache_weight(2))).unwrap();
 }
 
 #[test]

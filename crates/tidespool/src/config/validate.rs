@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::duration::{self, DAY, HOUR, YEAR};
 use super::error::ConfigPlace;
 use super::size::{self, GIB, KIB, MIB, TIB};
-use super::{Config, ConfigError, HealthConfig, MinFree};
+use super::{Config, ConfigError, HealthConfig, MinFree, SpoolConfig};
+use crate::directory::{MAX_NAME, is_name};
 
 /// A journal of fewer segments could not write to a segment while another is being checkpointed.
 const MIN_SEGMENTS: u64 = 4;
@@ -34,6 +35,7 @@ const SPACE: &str = "a size such as \"256MiB\", a whole number of bytes, or a pe
 const COUNT: &str = "a whole number ";
 const CAUSES: &str = "a list such as [\"broken\", \"space\"], ";
 const NAME: &str = "";
+const DURABILITIES: &str = "\"memory\", \"process\" or \"synced\"";
 
 impl Config {
     /// Checks every setting against its bounds and against the other settings.
@@ -69,6 +71,9 @@ pub(super) fn settings(config: &Config) -> Vec<Setting> {
     let mut settings = top(config);
     settings.extend(config.pressure.settings().map(Setting::from));
     settings.extend(health(&config.health, config.dirty_expire));
+    for (name, spool) in &config.spools {
+        settings.extend(of_spool(name, spool));
+    }
     settings
 }
 
@@ -97,7 +102,7 @@ fn top(config: &Config) -> Vec<Setting> {
         bytes("memory_budget", Some(budget), 8 * MIB, TIB),
         half,
         time("dirty_expire", Some(config.dirty_expire), Duration::from_millis(10), HOUR),
-        setting("durability", NAME, "\"memory\", \"process\" or \"synced\"", None::<u8>),
+        setting("durability", NAME, DURABILITIES, None::<u8>),
         bytes("max_message_size", Some(config.max_message_size), KIB, GIB),
         whole_pages,
         capacity,
@@ -137,6 +142,27 @@ fn health(health: &HealthConfig, dirty_expire: Duration) -> Vec<Setting> {
         space("health.min_free", health.min_free),
         time("health.sample_interval", Some(health.sample_interval), Duration::from_millis(10), 10 * second),
     ]
+}
+
+/// Returns the settings of one spool. Of a name that is not allowed, only that.
+fn of_spool(name: &str, spool: &SpoolConfig) -> Vec<Setting> {
+    if !is_name(name) {
+        return vec![setting(SPOOLS, NAME, &names_of_spools(), Some(format!("{name:?}")))];
+    }
+    let path = |setting| format!("{SPOOLS}.{name}.{setting}");
+    vec![
+        setting(&path("durability"), NAME, DURABILITIES, None::<u8>),
+        bytes(&path("max_message_size"), spool.max_message_size, KIB, GIB),
+        count(&path("cache_weight"), spool.cache_weight.unwrap_or(0).into(), 0, 1_000),
+    ]
+}
+
+/// The table of the spools' settings.
+pub(super) const SPOOLS: &str = "spools";
+
+/// The allowed names of the tables in [`SPOOLS`].
+pub(super) fn names_of_spools() -> String {
+    format!("a table for each spool, by its name: 1 to {MAX_NAME} characters from a-z, 0-9, _ and -")
 }
 
 impl From<tidespool_pressure::Setting> for Setting {

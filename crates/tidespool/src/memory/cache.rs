@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
+use super::cache_weights::CacheWeights;
 use crate::message_id::MessageId;
 
 /// Memory of an entry in moka beside the message's bytes. Measured, and reported by users of moka.
@@ -26,18 +27,74 @@ struct CachedCopy {
     since: u32,
 }
 
-/// The clean cache. A moka cache cannot change its size, so a resize replaces it and carries the
-/// newest copies over.
+/// A moka cache, and the bytes of its copies.
+#[derive(Debug, Clone)]
+struct CountedCache {
+    cache: Inner,
+    weights: Arc<CacheWeights>,
+    /// The bytes of all copies, if the weights differ. If they do not, moka's sum of the costs is
+    /// the bytes, and moka need not report each removal, which would slow all changes.
+    bytes: Option<Arc<AtomicU64>>,
+}
+
+impl CountedCache {
+    /// The least recently used copy is evicted: the newest messages of a spool are usually loaded
+    /// next. A full cache with moka's other policy, TinyLFU, rejects most new messages.
+    fn new(capacity: u64, weights: Arc<CacheWeights>) -> Self {
+        let costs = weights.clone();
+        // A cost above 4 GiB is that of a message above 4 MiB, in a cache above 32 GiB.
+        let cost = move |id: &MessageId, copy: &CachedCopy| {
+            costs
+                .cost(id.spool(), bytes_of(&copy.data))
+                .and_then(|cost| cost.try_into().ok())
+                .unwrap_or(u32::MAX)
+        };
+        let mut cache =
+            Cache::builder().max_capacity(capacity).weigher(cost).eviction_policy(EvictionPolicy::lru());
+        let bytes = (!weights.are_equal()).then(Arc::<AtomicU64>::default);
+        if let Some(bytes) = bytes.clone() {
+            cache = cache.eviction_listener(move |_, copy: CachedCopy, _| {
+                bytes.fetch_sub(bytes_of(&copy.data), Ordering::Relaxed);
+            });
+        }
+        Self { cache: cache.build_with_hasher(foldhash::fast::RandomState::default()), weights, bytes }
+    }
+
+    fn insert(&self, id: MessageId, copy: CachedCopy) {
+        if let Some(bytes) = &self.bytes {
+            bytes.fetch_add(bytes_of(&copy.data), Ordering::Relaxed);
+        }
+        self.cache.insert(id, copy);
+    }
+
+    fn bytes(&self) -> u64 {
+        match &self.bytes {
+            Some(bytes) => bytes.load(Ordering::Relaxed),
+            None => self.cache.weighted_size(),
+        }
+    }
+
+    /// The contents, after moka's pending tasks.
+    fn size(&self) -> Evicted {
+        self.cache.run_pending_tasks();
+        Evicted { entries: self.cache.entry_count(), bytes: self.bytes() }
+    }
+}
+
+/// The clean cache of all spools. A moka cache cannot change its size, so a resize replaces it and
+/// carries the newest copies over.
 #[derive(Debug)]
 pub(crate) struct CleanCache {
     inner: ArcSwap<SizedCache>,
+    /// The weights of the spools. They apply from the next resize on.
+    weights: ArcSwap<CacheWeights>,
     /// Incremented by each upkeep.
     age: AtomicU32,
 }
 
 #[derive(Debug)]
 struct SizedCache {
-    cache: Inner,
+    copies: CountedCache,
     capacity: u64,
     /// During a resize: the cache that copies are carried over from. Changes apply to it as well.
     previous: Option<Inner>,
@@ -61,14 +118,16 @@ pub(crate) struct Evicted {
 
 impl CleanCache {
     /// `capacity`: bytes, including overhead.
-    pub(crate) fn new(capacity: u64) -> Self {
-        let inner = SizedCache { cache: build(capacity), capacity, previous: None };
-        Self { inner: ArcSwap::from_pointee(inner), age: AtomicU32::new(0) }
+    pub(crate) fn new(capacity: u64, weights: CacheWeights) -> Self {
+        let weights = Arc::new(weights);
+        let copies = CountedCache::new(capacity, weights.clone());
+        let inner = SizedCache { copies, capacity, previous: None };
+        Self { inner: ArcSwap::from_pointee(inner), weights: ArcSwap::new(weights), age: AtomicU32::new(0) }
     }
 
     pub(crate) fn get(&self, id: &MessageId) -> Option<Arc<Box<[u8]>>> {
         let inner = self.inner.load();
-        match inner.cache.get(id) {
+        match inner.copies.cache.get(id) {
             Some(copy) => Some(copy.data),
             None => inner.carried(id),
         }
@@ -80,45 +139,59 @@ impl CleanCache {
         if let Some(previous) = &inner.previous {
             previous.invalidate(&id);
         }
+        let cost = inner.copies.weights.cost(id.spool(), bytes_of(&data));
         // A message above an eighth of the capacity would evict too much: reading it is cheaper.
-        if cost(&data) <= inner.capacity / 8 {
-            inner.cache.insert(id, CachedCopy { data, since: self.age.load(Ordering::Relaxed) });
+        if cost.is_some_and(|cost| cost <= inner.capacity / 8) {
+            inner.copies.insert(id, CachedCopy { data, since: self.age.load(Ordering::Relaxed) });
         } else {
-            inner.cache.invalidate(&id);
+            inner.copies.cache.invalidate(&id);
         }
     }
 
     /// Removes a copy. Call it under the lock that orders the id's changes.
     pub(crate) fn remove(&self, id: &MessageId) {
         let inner = self.inner.load();
-        inner.cache.invalidate(id);
+        inner.copies.cache.invalidate(id);
         if let Some(previous) = &inner.previous {
             previous.invalidate(id);
         }
     }
 
+    /// Sets the weights of the spools. They apply from the next [`resize`](Self::resize) or
+    /// [`clear`](Self::clear) on.
+    pub(crate) fn set_weights(&self, weights: CacheWeights) {
+        self.weights.store(Arc::new(weights));
+    }
+
+    /// True if a resize would apply other weights.
+    pub(crate) fn has_new_weights(&self) -> bool {
+        **self.weights.load() != *self.inner.load().copies.weights
+    }
+
     /// Drops every copy at once. Must not run concurrently with itself or [`resize`](Self::resize).
     pub(crate) fn clear(&self) -> Evicted {
-        let before = self.inner.load().cache.clone();
+        let before = self.inner.load().copies.clone();
         let capacity = self.capacity();
-        self.put(SizedCache { cache: build(capacity), capacity, previous: None });
-        size(&before)
+        let copies = CountedCache::new(capacity, self.weights.load_full());
+        self.put(SizedCache { copies, capacity, previous: None });
+        before.size()
     }
 
     /// Changes the capacity, and keeps the newest copies that fit. Returns what was dropped.
     /// `lock` takes the lock that orders an id's changes; it is held while its result lives.
     pub(crate) fn resize<L>(&self, capacity: u64, lock: impl Fn(&MessageId) -> L) -> Evicted {
-        let before = self.inner.load().cache.clone();
-        let was = size(&before);
-        let cache = build(capacity);
-        self.put(SizedCache { cache: cache.clone(), capacity, previous: Some(before.clone()) });
-        let mut newest = NewestCopies::of(&before, capacity);
+        let before = self.inner.load().copies.clone();
+        let was = before.size();
+        let before = before.cache;
+        let copies = CountedCache::new(capacity, self.weights.load_full());
+        self.put(SizedCache { copies: copies.clone(), capacity, previous: Some(before.clone()) });
+        let mut newest = NewestCopies::of(&before, capacity, &copies.weights);
         for (number, (id, copy)) in before.iter().enumerate() {
-            if newest.takes(&copy) {
+            if newest.takes(&id, &copy) {
                 let _order = lock(&id);
                 // If it was removed or replaced meanwhile, it is no longer here.
                 if let Some(copy) = before.remove(&*id) {
-                    cache.insert(*id, copy);
+                    copies.insert(*id, copy);
                 }
             } else {
                 before.invalidate(&*id);
@@ -128,8 +201,8 @@ impl CleanCache {
                 before.run_pending_tasks();
             }
         }
-        self.put(SizedCache { cache: cache.clone(), capacity, previous: None });
-        let is = size(&cache);
+        self.put(SizedCache { copies: copies.clone(), capacity, previous: None });
+        let is = copies.size();
         Evicted { entries: was.entries.saturating_sub(is.entries), bytes: was.bytes.saturating_sub(is.bytes) }
     }
 
@@ -139,18 +212,18 @@ impl CleanCache {
 
     /// Runs moka's pending tasks. Without it, removed entries keep their memory and counts lag.
     pub(crate) fn upkeep(&self) {
-        self.inner.load().cache.run_pending_tasks();
+        self.inner.load().copies.cache.run_pending_tasks();
         self.age.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Bytes including overhead, as of the last upkeep.
     pub(crate) fn bytes(&self) -> u64 {
-        self.inner.load().cache.weighted_size()
+        self.inner.load().copies.bytes()
     }
 
     /// Number of messages, as of the last upkeep.
     pub(crate) fn entries(&self) -> u64 {
-        self.inner.load().cache.entry_count()
+        self.inner.load().copies.cache.entry_count()
     }
 
     /// The current capacity in bytes.
@@ -159,38 +232,34 @@ impl CleanCache {
     }
 }
 
-/// The contents, after moka's pending tasks.
-fn size(cache: &Inner) -> Evicted {
-    cache.run_pending_tasks();
-    Evicted { entries: cache.entry_count(), bytes: cache.weighted_size() }
-}
-
 /// Selects the newest copies that fit together.
-struct NewestCopies {
+struct NewestCopies<'a> {
     /// Copies newer than this are taken, and copies of this age while there is room.
     boundary: u32,
     room: u64,
     capacity: u64,
+    weights: &'a CacheWeights,
 }
 
-impl NewestCopies {
-    fn of(cache: &Inner, capacity: u64) -> Self {
+impl<'a> NewestCopies<'a> {
+    fn of(cache: &Inner, capacity: u64, weights: &'a CacheWeights) -> Self {
         let mut by_age = BTreeMap::<u32, u64>::new();
-        for (_, copy) in cache {
-            *by_age.entry(copy.since).or_default() += cost(&copy.data);
+        for (id, copy) in cache {
+            let cost = weights.cost(id.spool(), bytes_of(&copy.data)).unwrap_or(0);
+            *by_age.entry(copy.since).or_default() += cost;
         }
         let mut room = capacity;
-        for (&age, &bytes) in by_age.iter().rev() {
-            if bytes > room {
-                return Self { boundary: age, room, capacity };
+        for (&age, &cost) in by_age.iter().rev() {
+            if cost > room {
+                return Self { boundary: age, room, capacity, weights };
             }
-            room -= bytes;
+            room -= cost;
         }
-        Self { boundary: 0, room: u64::MAX, capacity }
+        Self { boundary: 0, room: u64::MAX, capacity, weights }
     }
 
-    fn takes(&mut self, copy: &CachedCopy) -> bool {
-        let cost = cost(&copy.data);
+    fn takes(&mut self, id: &MessageId, copy: &CachedCopy) -> bool {
+        let Some(cost) = self.weights.cost(id.spool(), bytes_of(&copy.data)) else { return false };
         if copy.since < self.boundary || cost > self.capacity / 8 {
             return false;
         }
@@ -203,23 +272,16 @@ impl NewestCopies {
     }
 }
 
-/// The least recently used copy is evicted: the newest messages of a spool are usually loaded next.
-/// A full cache with moka's other policy, TinyLFU, rejects most new messages.
-fn build(capacity: u64) -> Inner {
-    Cache::builder()
-        .max_capacity(capacity)
-        .weigher(|_, copy: &CachedCopy| u32::try_from(cost(&copy.data)).unwrap_or(u32::MAX))
-        .eviction_policy(EvictionPolicy::lru())
-        .build_with_hasher(foldhash::fast::RandomState::default())
-}
-
-fn cost(data: &[u8]) -> u64 {
+fn bytes_of(data: &[u8]) -> u64 {
     data.len() as u64 + ENTRY_OVERHEAD
 }
 
 #[cfg(test)]
 mod tests {
+    use tidespool_core::SpoolId;
+
     use super::*;
+    use crate::message_id::SpoolNumber;
 
     fn message(len: usize) -> Arc<Box<[u8]>> {
         Arc::new(vec![7; len].into_boxed_slice())
@@ -227,7 +289,7 @@ mod tests {
 
     #[test]
     fn it_respects_its_capacity_and_keeps_the_newest() {
-        let cache = CleanCache::new(100_000);
+        let cache = CleanCache::new(100_000, CacheWeights::default());
         let ids: Vec<MessageId> = (0..1000).map(|_| MessageId::random()).collect();
         for id in &ids {
             cache.insert(*id, message(1000));
@@ -239,7 +301,7 @@ mod tests {
     }
 
     fn filled(count: usize) -> (CleanCache, Vec<MessageId>) {
-        let cache = CleanCache::new(1 << 20);
+        let cache = CleanCache::new(1 << 20, CacheWeights::default());
         let ids: Vec<MessageId> = (0..count).map(|_| MessageId::random()).collect();
         for (n, id) in ids.iter().enumerate() {
             cache.insert(*id, message(1000));
@@ -253,7 +315,7 @@ mod tests {
 
     #[test]
     fn clearing_frees_everything_and_returns_how_much() {
-        let cache = CleanCache::new(1 << 20);
+        let cache = CleanCache::new(1 << 20, CacheWeights::default());
         let (id, data) = (MessageId::random(), message(1000));
         cache.insert(id, data.clone());
         assert_eq!(cache.clear(), Evicted { entries: 1, bytes: 1000 + ENTRY_OVERHEAD });
@@ -308,10 +370,117 @@ mod tests {
 
     #[test]
     fn a_message_too_large_for_the_cache_is_not_inserted() {
-        let cache = CleanCache::new(100_000);
+        let cache = CleanCache::new(100_000, CacheWeights::default());
         let id = MessageId::random();
         cache.insert(id, message(10));
         cache.insert(id, message(50_000));
         assert!(cache.get(&id).is_none(), "its earlier version is removed as well");
+    }
+
+    /// A message of another spool than [`MessageId::random`]'s.
+    fn in_spool(spool: SpoolNumber) -> MessageId {
+        MessageId::new(spool, SpoolId::new())
+    }
+
+    fn spools() -> [SpoolNumber; 3] {
+        [1, 2, 3].map(|number| SpoolNumber::new(number).unwrap())
+    }
+
+    /// The cache of [`spools`] with these weights, and room for 100 copies of 1 000 bytes.
+    fn weighed(weights: [u32; 3]) -> CleanCache {
+        let weights = CacheWeights::of(spools().into_iter().zip(weights));
+        CleanCache::new(100 * (1_000 + ENTRY_OVERHEAD), weights)
+    }
+
+    /// Inserts copies of 1 000 bytes, and returns their ids.
+    fn fill(cache: &CleanCache, spool: SpoolNumber, count: usize) -> Vec<MessageId> {
+        let ids: Vec<MessageId> = (0..count).map(|_| in_spool(spool)).collect();
+        for id in &ids {
+            cache.insert(*id, message(1_000));
+            cache.upkeep();
+        }
+        ids
+    }
+
+    #[test]
+    fn a_spool_fills_the_part_of_the_cache_that_its_weight_allows() {
+        for (weights, entries) in [([1, 1, 1], 100), ([4, 1, 1], 25), ([4, 3, 1], 75), ([8, 0, 1], 0)] {
+            let cache = weighed(weights);
+            fill(&cache, spools()[1], 200);
+            assert_eq!(cache.entries(), entries, "{weights:?}");
+            assert_eq!(cache.bytes(), entries * (1_000 + ENTRY_OVERHEAD), "{weights:?}: the real bytes");
+            fill(&cache, spools()[0], 200);
+            assert_eq!(cache.entries(), 100, "{weights:?}: the highest weight gets all of it");
+            assert_eq!(cache.bytes(), cache.capacity(), "{weights:?}");
+        }
+    }
+
+    #[test]
+    fn the_bytes_are_exact_after_any_changes() {
+        let cache = weighed([5, 2, 1]);
+        let ids: Vec<MessageId> = (0..90).map(|n| in_spool(spools()[n % 3])).collect();
+        let held = || {
+            let inner = cache.inner.load();
+            inner.copies.cache.iter().map(|(_, copy)| bytes_of(&copy.data)).sum::<u64>()
+        };
+        // Steps through ids and lengths, so that copies are replaced, removed, evicted and refused.
+        for step in 0..4_000_usize {
+            let id = ids[step * 7 % ids.len()];
+            match step % 11 {
+                0 => cache.remove(&id),
+                5 => cache.insert(id, message(20_000)),
+                _ => cache.insert(id, message(step * 31 % 3_000)),
+            }
+            if step % 500 == 499 {
+                let capacity = cache.capacity() / 10 * if step % 1_000 == 999 { 15 } else { 7 };
+                cache.resize(capacity, |_| ());
+            }
+            if step % 50 == 49 {
+                cache.upkeep();
+                assert_eq!(cache.bytes(), held(), "after step {step}");
+                assert!(cache.bytes() <= cache.capacity(), "after step {step}");
+            }
+        }
+        let (entries, bytes) = (cache.entries(), held());
+        assert!(entries > 0);
+        assert_eq!(cache.clear(), Evicted { entries, bytes });
+        assert_eq!((cache.bytes(), cache.entries()), (0, 0));
+    }
+
+    #[test]
+    fn new_weights_apply_from_the_next_resize_on() {
+        let cache = weighed([1, 1, 1]);
+        let old = fill(&cache, spools()[1], 50);
+        let new = fill(&cache, spools()[0], 50);
+        assert!(!cache.has_new_weights());
+        cache.set_weights(CacheWeights::of(spools().into_iter().zip([2, 1, 1])));
+        assert!(cache.has_new_weights());
+        assert_eq!(cache.entries(), 100);
+        let evicted = cache.resize(cache.capacity(), |_| ());
+        assert!(!cache.has_new_weights());
+        // The 50 new copies take half of the capacity, 25 old ones the other half.
+        assert_eq!(evicted, Evicted { entries: 25, bytes: 25 * (1_000 + ENTRY_OVERHEAD) });
+        assert_eq!(cache.bytes(), 75 * (1_000 + ENTRY_OVERHEAD));
+        assert!(new.iter().chain(&old[25..]).all(|id| cache.get(id).is_some()));
+        cache.set_weights(CacheWeights::of(spools().into_iter().zip([0, 1, 1])));
+        cache.resize(cache.capacity(), |_| ());
+        assert_eq!((cache.entries(), new.iter().find(|id| cache.get(id).is_some())), (25, None));
+        // Back to equal weights, with other numbers.
+        cache.set_weights(CacheWeights::of(spools().into_iter().zip([7, 7, 7])));
+        cache.resize(cache.capacity(), |_| ());
+        assert_eq!(cache.bytes(), 25 * (1_000 + ENTRY_OVERHEAD));
+    }
+
+    #[test]
+    fn a_copy_that_costs_too_much_is_not_inserted() {
+        let cache = weighed([100, 1, 1]);
+        let id = in_spool(spools()[1]);
+        cache.insert(id, message(1_000));
+        assert!(cache.get(&id).is_none(), "it would cost all of the capacity");
+        cache.insert(id, message(10));
+        assert!(cache.get(&id).is_none());
+        let id = in_spool(spools()[0]);
+        cache.insert(id, message(1_000));
+        assert!(cache.get(&id).is_some());
     }
 }

@@ -7,13 +7,14 @@
 //! * `budget` – admission of dirty bytes, and the stores that wait for room.
 //! * `queue` – the order in which waiting stores are admitted (pure).
 //! * `throttle` – how stores are slowed as the limit nears (pure).
-//! * `cache` – clean copies in moka.
+//! * `cache` – clean copies in moka. `cache_weights` – what a copy costs there (pure).
 //! * `allowance` – how much memory the spool may use, and its division (pure).
 //! * `heap` – returns freed memory to the operating system.
 
 mod allowance;
 mod budget;
 mod cache;
+mod cache_weights;
 mod heap;
 #[cfg(debug_assertions)]
 mod order;
@@ -24,6 +25,7 @@ mod throttle;
 pub(crate) use allowance::{Allowance, Held, MemoryBound};
 pub(crate) use budget::{Budget, Permit};
 pub(crate) use cache::{CleanCache, Evicted};
+pub(crate) use cache_weights::CacheWeights;
 pub use heap::keep_the_heap_small;
 pub(crate) use heap::{resident, trim};
 pub(crate) use pending::{Dirty, Pending, Risks, Ticket, Visible};

@@ -16,10 +16,11 @@ pub struct Gauges {
     pub at_risk_bytes: u64,
     /// Removals that a power cut would undo now.
     pub at_risk_removals: u64,
-    /// Bytes of messages that the death of the process would lose now. 0 unless the durability is
-    /// `memory`.
+    /// Bytes of messages that the death of the process would lose now. 0 unless a spool has the
+    /// durability `memory`.
     pub process_risk_bytes: u64,
-    /// Removals that the death of the process would undo now. 0 unless the durability is `memory`.
+    /// Removals that the death of the process would undo now. 0 unless a spool has the durability
+    /// `memory`.
     pub process_risk_removals: u64,
     /// The limit of `dirty_bytes`. Stores wait when it is reached.
     pub dirty_limit: u64,

@@ -27,7 +27,7 @@ use crate::message_id::MessageId;
 pub use gauges::Gauges;
 use histogram::Histogram;
 pub use histogram::Latency;
-pub use snapshot::StatsSnapshot;
+pub use snapshot::{SpoolCounts, StatsSnapshot};
 
 /// Where a load found its message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,11 +72,11 @@ pub(crate) struct Errors {
     pub(crate) lost_files: u64,
 }
 
-/// Declares counters in groups, and a struct of all groups. A group has its own cache lines, because
-/// other threads write it than the other groups.
+/// Declares counters in groups, and a struct of all groups. A group has its own cache lines,
+/// because other threads write it than the other groups.
 macro_rules! counters {
     (
-        $(#[$all_doc:meta])* $All:ident:
+        $(#[$all_doc:meta])* $All:ident into $Snapshot:ident:
         $($(#[$doc:meta])* $group:ident: $Group:ident { $($counter:ident: $Kind:ident,)+ })+
     ) => {
         $(
@@ -93,7 +93,7 @@ macro_rules! counters {
 
         impl $All {
             /// Adds all counters to the fields of the same names.
-            fn add_to(&self, snapshot: &mut StatsSnapshot) {
+            fn add_to(&self, snapshot: &mut $Snapshot) {
                 $($(snapshot.$counter += self.$group.$counter.get();)+)+
             }
         }
@@ -102,7 +102,7 @@ macro_rules! counters {
 
 counters! {
     /// The counters of one spool.
-    SpoolStats:
+    SpoolStats into SpoolCounts:
 
     /// Written by the threads that load.
     loads: Loads {
@@ -131,7 +131,7 @@ counters! {
 
 counters! {
     /// The counters of what all spools of a store share.
-    StoreCounters:
+    StoreCounters into StatsSnapshot:
 
     /// Written by the committer thread.
     commits: Commits {
@@ -238,14 +238,18 @@ impl SpoolStats {
 }
 
 impl StatsSnapshot {
-    /// All counters now: the sums of `spools`, and those of the store.
+    /// All counters now: those of `spools` by name, their sums, and those of the store.
     pub(crate) fn of<'a>(
-        spools: impl Iterator<Item = &'a SpoolStats>,
+        spools: impl Iterator<Item = (&'a str, &'a SpoolStats)>,
         store: &Stats,
         gauges: Gauges,
     ) -> Self {
         let mut snapshot = Self { gauges, ..Self::default() };
-        spools.for_each(|spool| spool.add_to(&mut snapshot));
+        for (name, spool) in spools {
+            let mut counts = SpoolCounts::default();
+            spool.add_to(&mut counts);
+            snapshot.add_spool(name, counts);
+        }
         store.counters.add_to(&mut snapshot);
         snapshot
     }

@@ -1,8 +1,10 @@
 //! A snapshot as OpenMetrics text.
 //!
 //! Names start with `tidespool_` and follow the conventions of Prometheus: base units (seconds,
-//! bytes) in the name, `_total` on counters, one metric with a label for values that add up.
+//! bytes) in the name, `_total` on counters, one metric with a label for values that add up. What
+//! is counted for each spool has the label `spool`.
 
+use std::collections::BTreeMap;
 use std::fmt::{Error, Write as _};
 use std::time::Duration;
 
@@ -12,8 +14,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 use tidespool_pressure::Level;
 
-use super::StatsSnapshot;
 use super::histogram::Latency;
+use super::{SpoolCounts, StatsSnapshot};
 use crate::HealthSignal;
 
 /// The upper bounds of the histograms' buckets, as powers of two of a microsecond: 16 µs to 67 s.
@@ -22,7 +24,9 @@ use crate::HealthSignal;
 const BOUNDS: std::ops::RangeInclusive<u32> = 4..=26;
 
 impl StatsSnapshot {
-    /// Returns these statistics in the OpenMetrics 1.0 text format.
+    /// Returns these statistics in the OpenMetrics 1.0 text format. The counters of a spool have
+    /// the label `spool`, with its name. A store has one exposition, with all of its spools: that
+    /// of [`Tidespool::stats`](crate::Tidespool::stats).
     #[must_use]
     pub fn prometheus_text(&self) -> String {
         encode(self)
@@ -61,42 +65,55 @@ impl Collector for Exposition {
 }
 
 fn loads(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
-    let hits = [
-        ("pending", stats.hits_pending),
-        ("cache", stats.hits_cache),
-        ("journal", stats.hits_journal),
-        ("sled", stats.hits_sled),
-    ];
-    out.help("Loads by the tier that held the message; sled: a checkpointed one").counters(
+    let hits = |of: &SpoolCounts| {
+        [
+            ("pending", of.hits_pending),
+            ("cache", of.hits_cache),
+            ("journal", of.hits_journal),
+            ("sled", of.hits_sled),
+        ]
+    };
+    let spools = &stats.spools;
+    out.help("Loads by the tier that held the message; sled: a checkpointed one").spool_counters(
         "load_hits",
         "tier",
-        &hits,
+        spools,
+        hits,
     )?;
-    out.help("Loads of ids that do not exist").counter("load_misses", stats.misses)?;
+    out.help("Loads of ids that do not exist").spool_counter("load_misses", spools, |of| of.misses)?;
     out.help(
         "Messages from before this opening that enumerations left out: their ids are newer than the start \
          time, as if the clock was ahead",
     )
-    .counter("enumerate_skipped_newer", stats.enumerate_skipped_newer)
+    .spool_counter("enumerate_skipped_newer", spools, |of| of.enumerate_skipped_newer)
 }
 
 fn stores(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
-    let at_once = stats.stores_synced;
-    let stores = [("synced", at_once), ("deferred", stats.stores.saturating_sub(at_once))];
+    let stores = |of: &SpoolCounts| {
+        [("synced", of.stores_synced), ("deferred", of.stores.saturating_sub(of.stores_synced))]
+    };
+    let refusals = |of: &SpoolCounts| {
+        [
+            ("unhealthy", of.refused_unhealthy),
+            ("caller_deadline", of.refused_caller_deadline),
+            ("backpressure", of.refused_backpressure),
+            ("too_large", of.refused_too_large),
+            ("closed", of.refused_closed),
+        ]
+    };
+    let spools = &stats.spools;
     out.help("Stores acknowledged: synced on stable storage by then, deferred not")
-        .counters("stores", "sync", &stores)?;
-    out.help("Payload bytes of acknowledged stores").byte_counter("stored", stats.stored_bytes)?;
-    let refusals = [
-        ("unhealthy", stats.refused_unhealthy),
-        ("caller_deadline", stats.refused_caller_deadline),
-        ("backpressure", stats.refused_backpressure),
-        ("too_large", stats.refused_too_large),
-        ("closed", stats.refused_closed),
-    ];
-    out.help("Stores refused").counters("store_refusals", "reason", &refusals)?;
-    out.help("Time that stores waited for room, of those that had to wait")
-        .histogram("store_wait", &stats.store_wait)?;
-    out.help("Removals, also of messages that do not exist").counter("removes", stats.removes)?;
+        .spool_counters("stores", "sync", spools, stores)?;
+    out.help("Payload bytes of acknowledged stores")
+        .spool_byte_counter("stored", spools, |of| of.stored_bytes)?;
+    out.help("Stores refused").spool_counters("store_refusals", "reason", spools, refusals)?;
+    out.help("Time that stores waited for room, of those that had to wait").spool_histogram(
+        "store_wait",
+        spools,
+        |of| &of.store_wait,
+    )?;
+    out.help("Removals, also of messages that do not exist")
+        .spool_counter("removes", spools, |of| of.removes)?;
     out.help("Records in the journal that were cancelled, because the caller had given up")
         .counter("aborts", stats.aborts)?;
     out.help("Writes avoided: removed or replaced before the commit")
@@ -332,18 +349,87 @@ impl<'e> Metric<'e, '_> {
     }
 
     fn histogram(self, name: &'e str, latency: &Latency) -> Result<(), Error> {
-        let seconds = |us: u64| Duration::from_micros(us).as_secs_f64();
-        let mut buckets = Vec::new();
-        let mut below = 0;
-        for power in BOUNDS {
-            let up_to = latency.below_power_us(power);
-            buckets.push((seconds(1 << power), up_to - below));
-            below = up_to;
-        }
-        buckets.push((f64::INFINITY, latency.count - below));
-        let mut metric = self.begin(name, Some(&Unit::Seconds), MetricType::Histogram)?;
-        metric.encode_histogram::<NoLabelSet>(seconds(latency.sum_us), latency.count, &buckets, None)
+        encode_histogram(&mut self.begin(name, Some(&Unit::Seconds), MetricType::Histogram)?, latency)
     }
+
+    /// A counter of each spool.
+    fn spool_counter(
+        self,
+        name: &'e str,
+        spools: &Spools,
+        count: fn(&SpoolCounts) -> u64,
+    ) -> Result<(), Error> {
+        let metric = self.begin(name, None, MetricType::Counter)?;
+        of_each(metric, spools, |metric, of| encode_counter(metric, &count(of)))
+    }
+
+    fn spool_byte_counter(
+        self,
+        name: &'e str,
+        spools: &Spools,
+        count: fn(&SpoolCounts) -> u64,
+    ) -> Result<(), Error> {
+        let metric = self.begin(name, Some(&Unit::Bytes), MetricType::Counter)?;
+        of_each(metric, spools, |metric, of| encode_counter(metric, &count(of)))
+    }
+
+    /// Counters of each spool that add up, with a label for each of them.
+    fn spool_counters<const N: usize>(
+        self,
+        name: &'e str,
+        label: &str,
+        spools: &Spools,
+        counts: fn(&SpoolCounts) -> [(&'static str, u64); N],
+    ) -> Result<(), Error> {
+        let mut metric = self.begin(name, None, MetricType::Counter)?;
+        for (spool, of) in spools {
+            for (value_of_label, count) in counts(of) {
+                let labels = [(SPOOL, &**spool), (label, value_of_label)];
+                encode_counter(&mut metric.encode_family(&labels)?, &count)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn spool_histogram(
+        self,
+        name: &'e str,
+        spools: &Spools,
+        latency: fn(&SpoolCounts) -> &Latency,
+    ) -> Result<(), Error> {
+        let metric = self.begin(name, Some(&Unit::Seconds), MetricType::Histogram)?;
+        of_each(metric, spools, |metric, of| encode_histogram(metric, latency(of)))
+    }
+}
+
+/// The label with the name of a spool.
+const SPOOL: &str = "spool";
+
+type Spools = BTreeMap<String, SpoolCounts>;
+
+/// Encodes one value for each spool.
+fn of_each(
+    mut metric: MetricEncoder<'_>,
+    spools: &Spools,
+    encode: impl Fn(&mut MetricEncoder<'_>, &SpoolCounts) -> Result<(), Error>,
+) -> Result<(), Error> {
+    for (spool, of) in spools {
+        encode(&mut metric.encode_family(&[(SPOOL, &**spool)])?, of)?;
+    }
+    Ok(())
+}
+
+fn encode_histogram(metric: &mut MetricEncoder<'_>, latency: &Latency) -> Result<(), Error> {
+    let seconds = |us: u64| Duration::from_micros(us).as_secs_f64();
+    let mut buckets = Vec::new();
+    let mut below = 0;
+    for power in BOUNDS {
+        let up_to = latency.below_power_us(power);
+        buckets.push((seconds(1 << power), up_to - below));
+        below = up_to;
+    }
+    buckets.push((f64::INFINITY, latency.count - below));
+    metric.encode_histogram::<NoLabelSet>(seconds(latency.sum_us), latency.count, &buckets, None)
 }
 
 fn encode_counter(metric: &mut MetricEncoder<'_>, value: &impl EncodeCounterValue) -> Result<(), Error> {

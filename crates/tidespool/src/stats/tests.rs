@@ -10,29 +10,37 @@ fn times(n: usize, event: impl Fn()) {
     (0..n).for_each(|_| event());
 }
 
-/// Counts every event a different number of times, so that mixed-up counters are detected.
+/// Counts every event of a spool a different number of times, so that mixed-up counters are
+/// detected, and `more` times in addition.
+fn busy_spool(more: usize) -> SpoolStats {
+    let spool = SpoolStats::default();
+    times(2 + more, || spool.hit(Tier::Pending));
+    times(3 + more, || spool.hit(Tier::Cache));
+    times(4 + more, || spool.hit(Tier::Journal));
+    times(5 + more, || spool.hit(Tier::Sled));
+    times(6 + more, || spool.miss());
+    spool.skipped_newer(43 + more as u64);
+    times(7 + more, || spool.stored(100, false));
+    times(8 + more, || spool.stored(1_000, true));
+    times(9 + more, || spool.removed());
+    times(17 + more, || spool.store_refused(Refusal::Unhealthy));
+    times(18 + more, || spool.store_refused(Refusal::CallerDeadline));
+    times(19 + more, || spool.store_refused(Refusal::Backpressure));
+    times(20 + more, || spool.store_refused(Refusal::TooLarge));
+    times(21 + more, || spool.store_refused(Refusal::Closed));
+    times(37 + more, || spool.store_waited(Duration::from_secs(100)));
+    spool
+}
+
+/// The counters of a busy spool and of its store, each with another number.
 fn busy() -> (SpoolStats, Stats) {
-    let (spool, stats) = (SpoolStats::default(), Stats::default());
-    times(2, || spool.hit(Tier::Pending));
-    times(3, || spool.hit(Tier::Cache));
-    times(4, || spool.hit(Tier::Journal));
-    times(5, || spool.hit(Tier::Sled));
-    times(6, || spool.miss());
-    spool.skipped_newer(43);
-    times(7, || spool.stored(100, false));
-    times(8, || spool.stored(1_000, true));
-    times(9, || spool.removed());
+    let stats = Stats::default();
     stats.elided(10, 11_000);
     times(12, || stats.committed(2, 4_096, Duration::from_millis(1)));
     times(13, || stats.synced(Duration::from_micros(250)));
     times(14, || stats.checkpoint(3, 2, Duration::from_millis(500)));
     times(44, || stats.segment_recycled());
     times(16, || stats.segment_rewritten(10));
-    times(17, || spool.store_refused(Refusal::Unhealthy));
-    times(18, || spool.store_refused(Refusal::CallerDeadline));
-    times(19, || spool.store_refused(Refusal::Backpressure));
-    times(20, || spool.store_refused(Refusal::TooLarge));
-    times(21, || spool.store_refused(Refusal::Closed));
     times(22, || stats.aborted());
     times(23, || stats.disk_error(Site::JournalWrite));
     times(24, || stats.disk_error(Site::JournalSync));
@@ -52,12 +60,16 @@ fn busy() -> (SpoolStats, Stats) {
     stats.replayed(40);
     times(41, || stats.crash_log_lost());
     times(42, || stats.unprotected());
-    times(37, || spool.store_waited(Duration::from_secs(100)));
-    (spool, stats)
+    (busy_spool(0), stats)
 }
 
 fn snapshot((spool, stats): &(SpoolStats, Stats), gauges: Gauges) -> StatsSnapshot {
-    StatsSnapshot::of([spool].into_iter(), stats, gauges)
+    StatsSnapshot::of([("meta", spool)].into_iter(), stats, gauges)
+}
+
+/// The statistics of a store with one spool and nothing else.
+fn of_one(spool: &SpoolStats) -> StatsSnapshot {
+    StatsSnapshot::of([("main", spool)].into_iter(), &Stats::default(), Gauges::default())
 }
 
 fn gauges() -> Gauges {
@@ -140,7 +152,7 @@ fn each_event_has_its_own_counter() {
 fn hit_ratio_is_the_share_served_from_memory() {
     assert_eq!(StatsSnapshot::default().hit_ratio(), None);
     let stats = SpoolStats::default();
-    let now = || StatsSnapshot::of([&stats].into_iter(), &Stats::default(), Gauges::default());
+    let now = || of_one(&stats);
     stats.miss();
     assert_eq!(now().hit_ratio(), None, "a miss is not a successful load");
     stats.hit(Tier::Sled);
@@ -154,7 +166,7 @@ fn hit_ratio_is_the_share_served_from_memory() {
 #[test]
 fn concurrent_events_are_all_counted() {
     let stats = SpoolStats::default();
-    let now = || StatsSnapshot::of([&stats].into_iter(), &Stats::default(), Gauges::default());
+    let now = || of_one(&stats);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| times(10_000, || stats.stored(2, true)));
@@ -214,23 +226,23 @@ fn prometheus_text_is_well_formed_and_matches_the_snapshot() {
     let text = snapshot(&busy(), gauges()).prometheus_text();
     let samples = parse(&text);
     let expected: &[(&str, f64)] = &[
-        ("load_hits_total{tier=\"pending\"}", 2.0),
-        ("load_hits_total{tier=\"cache\"}", 3.0),
-        ("load_hits_total{tier=\"journal\"}", 4.0),
-        ("load_hits_total{tier=\"sled\"}", 5.0),
-        ("load_misses_total", 6.0),
-        ("enumerate_skipped_newer_total", 43.0),
-        ("stores_total{sync=\"synced\"}", 8.0),
-        ("stores_total{sync=\"deferred\"}", 7.0),
-        ("stored_bytes_total", 8_700.0),
-        ("store_refusals_total{reason=\"unhealthy\"}", 17.0),
-        ("store_refusals_total{reason=\"caller_deadline\"}", 18.0),
-        ("store_refusals_total{reason=\"backpressure\"}", 19.0),
-        ("store_refusals_total{reason=\"too_large\"}", 20.0),
-        ("store_refusals_total{reason=\"closed\"}", 21.0),
-        ("store_wait_seconds_count", 37.0),
-        ("store_wait_seconds_sum", 3_700.0),
-        ("removes_total", 9.0),
+        ("load_hits_total{spool=\"meta\",tier=\"pending\"}", 2.0),
+        ("load_hits_total{spool=\"meta\",tier=\"cache\"}", 3.0),
+        ("load_hits_total{spool=\"meta\",tier=\"journal\"}", 4.0),
+        ("load_hits_total{spool=\"meta\",tier=\"sled\"}", 5.0),
+        ("load_misses_total{spool=\"meta\"}", 6.0),
+        ("enumerate_skipped_newer_total{spool=\"meta\"}", 43.0),
+        ("stores_total{spool=\"meta\",sync=\"synced\"}", 8.0),
+        ("stores_total{spool=\"meta\",sync=\"deferred\"}", 7.0),
+        ("stored_bytes_total{spool=\"meta\"}", 8_700.0),
+        ("store_refusals_total{spool=\"meta\",reason=\"unhealthy\"}", 17.0),
+        ("store_refusals_total{spool=\"meta\",reason=\"caller_deadline\"}", 18.0),
+        ("store_refusals_total{spool=\"meta\",reason=\"backpressure\"}", 19.0),
+        ("store_refusals_total{spool=\"meta\",reason=\"too_large\"}", 20.0),
+        ("store_refusals_total{spool=\"meta\",reason=\"closed\"}", 21.0),
+        ("store_wait_seconds_count{spool=\"meta\"}", 37.0),
+        ("store_wait_seconds_sum{spool=\"meta\"}", 3_700.0),
+        ("removes_total{spool=\"meta\"}", 9.0),
         ("aborts_total", 22.0),
         ("elided_writes_total", 10.0),
         ("elided_bytes_total", 11_000.0),
@@ -306,18 +318,81 @@ fn prometheus_text_is_well_formed_and_matches_the_snapshot() {
         assert_eq!(samples.get(&format!("tidespool_{name}")), Some(value), "{name} in\n{text}");
     }
     let unnamed = samples.keys().filter(|name| {
-        !name.contains("_bucket{")
-            && !expected.iter().any(|(known, _)| **name == format!("tidespool_{known}"))
+        !name.contains("_bucket") && !expected.iter().any(|(known, _)| **name == format!("tidespool_{known}"))
     });
     let unnamed: Vec<_> = unnamed.filter(|name| *name != "tidespool_commit_duration_seconds_sum").collect();
     assert!(unnamed.is_empty(), "not checked: {unnamed:?}");
 }
 
 #[test]
+fn each_spool_has_its_own_counters_and_the_store_has_their_sums() {
+    let (data, meta, store) = (busy_spool(100), busy_spool(0), busy().1);
+    let both = StatsSnapshot::of([("data", &data), ("meta", &meta)].into_iter(), &store, gauges());
+    let (data, meta) = (&both.spools["data"], &both.spools["meta"]);
+    assert_eq!(both.spools.len(), 2);
+    assert_eq!((meta.stores, meta.stores_synced, meta.stored_bytes), (15, 8, 8_700));
+    assert_eq!((data.stores, data.stores_synced, data.stored_bytes), (215, 108, 118_700));
+    assert_eq!((data.hits(), data.loads(), data.refused()), (414, 520, 595));
+    assert_eq!((meta.hits(), meta.loads(), meta.refused()), (14, 20, 95));
+    assert_eq!((both.hits(), both.loads(), both.refused()), (428, 540, 690));
+    assert_eq!((data.hit_ratio(), meta.hit_ratio()), (Some(205.0 / 414.0), Some(5.0 / 14.0)));
+    // Whatever the counters are.
+    let [data, meta, sums] = [
+        serde_json::to_value(data).unwrap(),
+        serde_json::to_value(meta).unwrap(),
+        serde_json::to_value(&both).unwrap(),
+    ];
+    let counters = data.as_object().unwrap().keys();
+    for counter in counters {
+        let count = |of: &serde_json::Value| {
+            let value = &of[counter];
+            value.as_u64().or_else(|| value["count"].as_u64()).unwrap_or_else(|| panic!("{counter}: {of}"))
+        };
+        assert!(count(&data) > count(&meta) && count(&meta) > 0, "{counter}");
+        assert_eq!(count(&sums), count(&data) + count(&meta), "{counter}");
+    }
+    assert_eq!(both.store_wait.sum_us, 174 * 100_000_000);
+}
+
+#[test]
+fn prometheus_has_a_label_for_what_is_counted_for_each_spool_and_for_nothing_else() {
+    let (data, meta, store) = (busy_spool(100), busy_spool(0), busy().1);
+    let both = StatsSnapshot::of([("data", &data), ("meta", &meta)].into_iter(), &store, gauges());
+    let text = both.prometheus_text();
+    let samples = parse(&text);
+    for (name, value) in [
+        ("load_hits_total{spool=\"data\",tier=\"cache\"}", 103.0),
+        ("load_hits_total{spool=\"meta\",tier=\"cache\"}", 3.0),
+        ("stores_total{spool=\"data\",sync=\"deferred\"}", 107.0),
+        ("stores_total{spool=\"meta\",sync=\"deferred\"}", 7.0),
+        ("store_refusals_total{spool=\"data\",reason=\"closed\"}", 121.0),
+        ("store_refusals_total{spool=\"meta\",reason=\"closed\"}", 21.0),
+        ("stored_bytes_total{spool=\"data\"}", 118_700.0),
+        ("stored_bytes_total{spool=\"meta\"}", 8_700.0),
+        ("store_wait_seconds_count{spool=\"data\"}", 137.0),
+        ("store_wait_seconds_count{spool=\"meta\"}", 37.0),
+        ("store_wait_seconds_bucket{le=\"+Inf\",spool=\"data\"}", 137.0),
+        ("store_wait_seconds_bucket{le=\"+Inf\",spool=\"meta\"}", 37.0),
+        ("removes_total{spool=\"data\"}", 109.0),
+        ("removes_total{spool=\"meta\"}", 9.0),
+        ("aborts_total", 22.0),
+        ("sync_duration_seconds_count", 13.0),
+    ] {
+        assert_eq!(samples.get(&format!("tidespool_{name}")), Some(&value), "{name} in\n{text}");
+    }
+    let of = |spool: &str| samples.keys().filter(|name| name.contains(&format!("spool=\"{spool}\""))).count();
+    let store_wide = StatsSnapshot::of([].into_iter(), &store, gauges()).prometheus_text();
+    assert_eq!((of("data"), of("meta")), (of("meta"), (samples.len() - parse(&store_wide).len()) / 2));
+    assert_eq!(text.matches("# HELP tidespool_stores ").count(), 1, "one metric for all spools");
+}
+
+#[test]
 fn prometheus_buckets_are_cumulative() {
     let samples = parse(&snapshot(&busy(), gauges()).prometheus_text());
-    let bucket =
-        |metric: &str, le: &str| samples[&format!("tidespool_{metric}_seconds_bucket{{le=\"{le}\"}}")];
+    let bucket = |metric: &str, le: &str| {
+        let spool = if metric == "store_wait" { ",spool=\"meta\"" } else { "" };
+        samples[&format!("tidespool_{metric}_seconds_bucket{{le=\"{le}\"{spool}}}")]
+    };
     // 250 µs is between 128 µs and 256 µs.
     assert_eq!(bucket("sync_duration", "0.000128"), 0.0);
     assert_eq!(bucket("sync_duration", "0.000256"), 13.0);

@@ -234,18 +234,22 @@ impl TieredSpool {
         self.store.shared.gate.cause()
     }
 
-    /// Returns the counters of this spool, and the counters and gauges of its store. Takes each shard's lock for a moment: call it for
-    /// monitoring, not for each message.
+    /// Returns the counters of this spool, and the counters and gauges of its store. Takes each
+    /// shard's lock for a moment: call it for monitoring, not for each message.
+    ///
+    /// [`Tidespool::stats`] has the counters of all spools.
     #[must_use]
     pub fn stats(&self) -> StatsSnapshot {
         self.store.shared.snapshot(std::slice::from_ref(&self.part))
     }
 
-    /// The statistics in the text format of Prometheus (OpenMetrics 1.0).
+    /// The statistics of the whole store in the text format of Prometheus (OpenMetrics 1.0): the
+    /// same text as [`Tidespool::prometheus_text`]. A server with several spools exports the text
+    /// of one of them, and has the counters of each with the label `spool`.
     #[cfg(feature = "prometheus")]
     #[must_use]
     pub fn prometheus_text(&self) -> String {
-        self.stats().prometheus_text()
+        self.store.prometheus_text()
     }
 }
 

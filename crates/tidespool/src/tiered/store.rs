@@ -44,8 +44,8 @@ use crate::{Config, ConfigError, HealthCause, PressureMonitor, RecoveryReport, S
 /// ```
 ///
 /// Share it as `Arc<Tidespool>`, and each spool as `Arc<dyn Spool>`. End it with
-/// [`shutdown`](Self::shutdown). If the store and all its spools are dropped without a shutdown, the
-/// effect is that of a crash: at most the dirty messages are lost.
+/// [`shutdown`](Self::shutdown). If the store and all its spools are dropped without a shutdown,
+/// the effect is that of a crash: at most the dirty messages are lost.
 #[derive(Debug)]
 pub struct Tidespool {
     pub(super) open: Arc<OpenStore>,
@@ -132,7 +132,9 @@ pub enum AcceptError {
 }
 
 impl Tidespool {
-    /// Opens the store in the directory that `config` names, and creates it if there is none.
+    /// Opens the store in the directory that `config` names, and creates it if there is none. Makes
+    /// the spools that [`config.spools`](field@Config::spools) names. If the disk has no room for
+    /// their names, the store opens all the same, and [`spool`](Self::spool) makes them.
     ///
     /// # Errors
     ///
@@ -147,7 +149,7 @@ impl Tidespool {
     ///   usable again.
     /// * Otherwise an error with the file's path and the system's error.
     pub async fn open(config: Config) -> Result<Self> {
-        Self::open_then(config, Arc::new(OsStorage), None, Ok).await
+        Self::open_then(config, Arc::new(OsStorage), None, Self::with_configured_spools).await
     }
 
     /// Opens the store as [`open`](Self::open) does, with a memory monitor that other stores and
@@ -158,7 +160,8 @@ impl Tidespool {
     ///
     /// As [`Tidespool::open`], and an error if the monitor was shut down.
     pub async fn open_watched(config: Config, monitor: &PressureMonitor) -> Result<Self> {
-        Self::open_then(config, Arc::new(OsStorage), Some(monitor.clone()), Ok).await
+        Self::open_then(config, Arc::new(OsStorage), Some(monitor.clone()), Self::with_configured_spools)
+            .await
     }
 
     /// Opens the store as [`open`](Self::open) does, on another [`Storage`]. For fault injection in
@@ -168,7 +171,7 @@ impl Tidespool {
     ///
     /// As [`Tidespool::open`].
     pub async fn open_on(config: Config, storage: Arc<dyn Storage>) -> Result<Self> {
-        Self::open_then(config, storage, None, Ok).await
+        Self::open_then(config, storage, None, Self::with_configured_spools).await
     }
 
     /// Opens the store, and calls `then` on the thread of the opening, which may block.
@@ -187,6 +190,15 @@ impl Tidespool {
         });
         let opened = opening.await.map_err(anyhow::Error::from).flatten();
         opened.map_err(|error| whole_of(format_args!("opening the spool {}", path.display()), error))
+    }
+
+    /// Makes the spools that the settings name.
+    fn with_configured_spools(self) -> Result<Self> {
+        if let Err(error) = spools::make_configured(&self.open.shared) {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "a spool in the settings could not be made: it is made when it is opened");
+        }
+        Ok(self)
     }
 
     /// Returns the spool of this name, and makes it if there is none. A name has 1 to 32 characters
@@ -321,22 +333,33 @@ impl Tidespool {
         self.open.shared.gate.cause()
     }
 
-    /// Returns all counters and gauges: the sums of all spools, and those of the store. Takes each
-    /// shard's lock for a moment: call it for monitoring, not for each message.
+    /// Returns all counters and gauges: those of each spool, their sums, and those of the store.
+    /// Takes each shard's lock for a moment: call it for monitoring, not for each message.
     #[must_use]
     pub fn stats(&self) -> StatsSnapshot {
-        self.open.shared.snapshot(&self.open.shared.spools.all())
+        self.open.stats()
     }
 
-    /// The statistics in the text format of Prometheus (OpenMetrics 1.0).
+    /// The statistics in the text format of Prometheus (OpenMetrics 1.0). What is counted for each
+    /// spool has the label `spool`, with its name; what the spools share has no such label.
     #[cfg(feature = "prometheus")]
     #[must_use]
     pub fn prometheus_text(&self) -> String {
-        self.stats().prometheus_text()
+        self.open.prometheus_text()
     }
 }
 
 impl OpenStore {
+    /// The statistics of all spools.
+    fn stats(&self) -> StatsSnapshot {
+        self.shared.snapshot(&self.shared.spools.all())
+    }
+
+    #[cfg(feature = "prometheus")]
+    pub(super) fn prometheus_text(&self) -> String {
+        self.stats().prometheus_text()
+    }
+
     pub(super) async fn shutdown(&self) -> Result<()> {
         if let Some(ended) = self.workers.ended() {
             return ended;

@@ -100,7 +100,7 @@ fn balance(shared: &Shared) -> Evicted {
         true => shares.cache != now,
         false => shares.cache < now / 8 * 7 || shares.cache / 8 * 7 > now,
     };
-    if !differs {
+    if !differs && !shared.cache.has_new_weights() {
         return Evicted::default();
     }
     shared.cache.resize(shares.cache, |id| shared.table.lock(id))

@@ -32,6 +32,8 @@ pub(in crate::tiered) fn reconfigure(shared: &Shared, mut next: Config) -> Resul
     // These components keep copies of settings. The health thread refreshes its own copy before its
     // next sample. All others read `shared.config` on each use.
     shared.spools.set_config(&next);
+    // Before the balancer's turn.
+    shared.set_cache_weights();
     shared.gate.report(&next.health.reported_causes);
     let checkpoint_settings = CheckpointSettings { checkpoint_after: next.checkpoint_after };
     shared.checkpoint_settings.store(Arc::new(checkpoint_settings));

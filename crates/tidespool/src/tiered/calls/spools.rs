@@ -30,11 +30,22 @@ pub(in crate::tiered) fn open(shared: &Shared, name: &str) -> Result<Arc<SpoolPa
     Ok(part)
 }
 
+/// Makes the spools that the settings name. Blocks on the disk.
+pub(in crate::tiered) fn make_configured(shared: &Shared) -> Result<()> {
+    let _one = shared.reconfiguring.lock();
+    for name in shared.config.load().spools.keys() {
+        if shared.spools.get(name).is_none() {
+            add(shared, name)?;
+        }
+    }
+    Ok(())
+}
+
 fn add(shared: &Shared, name: &str) -> Result<Arc<SpoolPart>> {
     let mut names = shared.home.names().ok_or(Closed)?;
     if let Some(number) = names.get(name) {
         // Its removal failed.
-        return Ok(shared.spools.add(name, number, &shared.config.load()));
+        return Ok(add_part(shared, name, number));
     }
     let number = names.add(name).map_err(|refused| {
         let name = name.to_owned();
@@ -45,7 +56,13 @@ fn add(shared: &Shared, name: &str) -> Result<Arc<SpoolPart>> {
     })?;
     shared.home.set_names(names)?;
     tracing::info!(spool = name, "a spool was made");
-    Ok(shared.spools.add(name, number, &shared.config.load()))
+    Ok(add_part(shared, name, number))
+}
+
+fn add_part(shared: &Shared, name: &str, number: SpoolNumber) -> Arc<SpoolPart> {
+    let part = shared.spools.add(name, number, &shared.config.load());
+    shared.set_cache_weights();
+    part
 }
 
 /// Removes a spool without messages.
@@ -92,6 +109,7 @@ async fn remove_closed(shared: &Arc<Shared>, part: &Arc<SpoolPart>) -> Result<()
         names.remove(&name);
         shared.home.set_names(names)?;
         shared.spools.remove(&name);
+        shared.set_cache_weights();
         tracing::info!(spool = name, "a spool was removed");
         Ok(())
     };

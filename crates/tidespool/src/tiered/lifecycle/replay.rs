@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
+use crate::Config;
 use crate::crash_log::{CrashLog, LastRun, LoggedChange};
 use crate::journal::payload_crc;
 use crate::memory::{Dirty, Ticket};
 use crate::storage::is_unreadable;
 use crate::tiered::background::relief::wait;
 use crate::tiered::state::{Protection, Shared};
-use crate::{Config, Durability};
 
 /// The crash log of the last run, and the new log that replaces it.
 #[derive(Debug)]
@@ -28,16 +28,14 @@ impl CrashLogReplay {
     /// Reads the last run's log, and creates a log for this run.
     pub(in crate::tiered) fn begin(protection: &Protection, config: &Config) -> Result<Self> {
         let last_run = protection.last_run()?;
-        let log = match config.durability {
-            Durability::Memory => None,
-            Durability::Process | Durability::Synced => protection.prepare(config, &last_run.kept).map_or_else(
-                |error| {
+        let prepare = || protection.prepare(config, &last_run.kept);
+        let log = config.needs_crash_log().then(prepare).and_then(|prepared| {
+            prepared
+                .inspect_err(|error| {
                     tracing::warn!(%error, "there is no crash log: changes that must survive the process are synced");
-                    None
-                },
-                Some,
-            ),
-        };
+                })
+                .ok()
+        });
         Ok(Self { last_run, log, is_active: false })
     }
 

@@ -1,5 +1,5 @@
-//! The settings that each store reads, up to a million times a second. They are atomics, and none
-//! depends on another.
+//! The settings of a spool that each store reads, up to a million times a second. They are atomics,
+//! and none depends on another.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,20 +20,21 @@ pub(crate) struct HotSettings {
 }
 
 impl HotSettings {
-    pub(crate) fn of(config: &Config) -> Self {
+    /// The values of the spool `name`.
+    pub(crate) fn of(config: &Config, name: &str) -> Self {
         let hot_settings = Self::default();
-        hot_settings.set(config);
+        hot_settings.set(config, name);
         hot_settings
     }
 
-    pub(crate) fn set(&self, config: &Config) {
-        let durability = match config.durability {
+    pub(crate) fn set(&self, config: &Config, name: &str) {
+        let durability = match config.durability_of(name) {
             Durability::Memory => MEMORY,
             Durability::Process => PROCESS,
             Durability::Synced => SYNCED,
         };
         self.durability.store(durability, Ordering::Relaxed);
-        self.max_message_size.store(config.max_message_size, Ordering::Relaxed);
+        self.max_message_size.store(config.max_message_size_of(name), Ordering::Relaxed);
         let us = u64::try_from(config.store_deadline.as_micros()).unwrap_or(u64::MAX);
         self.store_deadline_us.store(us, Ordering::Relaxed);
     }
@@ -66,13 +67,13 @@ mod tests {
     #[test]
     fn a_change_of_durability_passes_through_no_weaker_level() {
         let with = |durability| Config::new("/x").durability(durability);
-        let hot_settings = HotSettings::of(&with(Durability::Synced));
+        let hot_settings = HotSettings::of(&with(Durability::Synced), "meta");
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for _ in 0..300_000 {
-                    hot_settings.set(&with(Durability::Process));
-                    hot_settings.set(&with(Durability::Synced));
+                    hot_settings.set(&with(Durability::Process), "meta");
+                    hot_settings.set(&with(Durability::Synced), "meta");
                 }
                 done.store(true, Ordering::SeqCst);
             });

@@ -10,10 +10,10 @@ use thiserror::Error;
 
 use super::commit_queue::CommitQueue;
 use super::free_space::keep_free;
+use crate::Config;
 use crate::crash_log::{CRASH_LOG, CrashLog, LastRun, LoggedChange, NEW_CRASH_LOG, Slot, Written};
 use crate::message_id::MessageId;
 use crate::storage::{Loss, Space, Storage, loss_of_state};
-use crate::{Config, Durability};
 
 /// Minimum size in bytes. A smaller log would have no room for large messages.
 const LEAST: u64 = 1 << 20;
@@ -136,7 +136,7 @@ impl Protection {
 
     /// True if no log is active although the settings require one.
     pub(crate) fn is_missing(&self, config: &Config) -> bool {
-        config.durability != Durability::Memory && self.current.load().is_none()
+        config.needs_crash_log() && self.current.load().is_none()
     }
 
     /// Returns how the active log was lost. `None`: it is intact, or no log is active.

@@ -31,7 +31,7 @@ use crate::directory::SpoolNames;
 use crate::health::HealthGate;
 use crate::index::DiskIndex;
 use crate::journal::{Segments, needs_own_segment};
-use crate::memory::{Allowance, Budget, CleanCache, Held, Risks};
+use crate::memory::{Allowance, Budget, CacheWeights, CleanCache, Held, Risks};
 use crate::message_id::MessageId;
 use crate::stats::{Gauges, Site, Stats, StatsSnapshot};
 use crate::storage::Storage;
@@ -114,11 +114,12 @@ impl Shared {
         let held = Held { crash_log_size: parts.crash_log_size, ..Held::default() };
         let shares = allowance.shares(config.effective_dirty_limit(), held);
         let checkpoint_settings = CheckpointSettings { checkpoint_after: config.checkpoint_after };
+        let spools = Spools::new(&parts.names, &config);
         Self {
-            cache: CleanCache::new(shares.cache),
+            cache: CleanCache::new(shares.cache, cache_weights(&spools, &config)),
             budget: Arc::new(Budget::new(shares.dirty_limit)),
             opened_as: parts.opened_as,
-            spools: Spools::new(&parts.names, &config),
+            spools,
             home: parts.home,
             balancer: MemoryBalancer::new(config.memory_budget),
             advice: Runs::default(),
@@ -179,6 +180,12 @@ impl Shared {
         // use. A spool that is being made is closed, too.
         drop(self.reconfiguring.lock());
         self.spools.close_all();
+    }
+
+    /// Applies the weights of the spools from the balancer's next turn on. Call it after a change
+    /// of the settings or of the spools.
+    pub(in crate::tiered) fn set_cache_weights(&self) {
+        self.cache.set_weights(cache_weights(&self.spools, &self.config.load()));
     }
 
     pub(crate) fn note_oldest_dirty(&self, at: Option<Instant>) {
@@ -254,9 +261,10 @@ impl Shared {
         sizes.fold((0, 0), |(entries, bytes), (more, size)| (entries + more, bytes + size))
     }
 
-    /// The statistics of `spools` together, and those of the store.
+    /// The statistics of `spools`, and those of the store.
     pub(crate) fn snapshot(&self, spools: &[Arc<SpoolPart>]) -> StatsSnapshot {
-        StatsSnapshot::of(spools.iter().map(|spool| &spool.stats), &self.stats, self.gauges())
+        let spools = spools.iter().map(|spool| (&*spool.name, &spool.stats));
+        StatsSnapshot::of(spools, &self.stats, self.gauges())
     }
 
     fn gauges(&self) -> Gauges {
@@ -308,4 +316,8 @@ impl Shared {
             shut_down: self.gate.is_closed(),
         }
     }
+}
+
+fn cache_weights(spools: &Spools, config: &Config) -> CacheWeights {
+    CacheWeights::of(spools.all().iter().map(|part| (part.number, config.cache_weight_of(&part.name))))
 }

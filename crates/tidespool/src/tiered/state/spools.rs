@@ -30,7 +30,7 @@ impl SpoolPart {
         Self {
             name: name.into(),
             number,
-            hot_settings: HotSettings::of(config),
+            hot_settings: HotSettings::of(config, name),
             stats: SpoolStats::default(),
             closed: AtomicBool::new(false),
             in_use: AtomicBool::new(false),
@@ -120,6 +120,6 @@ impl Spools {
     }
 
     pub(crate) fn set_config(&self, config: &Config) {
-        self.0.load().iter().for_each(|part| part.hot_settings.set(config));
+        self.0.load().iter().for_each(|part| part.hot_settings.set(config, &part.name));
     }
 }
