@@ -233,10 +233,13 @@ fn killed_while_accepting() {
         command.env(CHILD_DIR, &path).env(CHILD_ACCEPTS, "1");
         let moment = Moment::AfterOpened(Duration::from_micros(rng.random_range(10_000..400_000)));
         let log = Victim::start(command).and_then(|child| child.kill_at(moment)).unwrap();
-        let checked = check_pairs(&path, &log);
-        acknowledged += checked.unwrap_or_else(|wrong| {
-            panic!("cycle {cycle}, TIDESPOOL_CRASH_SEED={seed}: {wrong:#}; kept in {}", dir.keep().display())
-        });
+        match check_pairs(&path, &log) {
+            Ok(pairs) => acknowledged += pairs,
+            Err(wrong) => {
+                let kept = dir.keep();
+                panic!("cycle {cycle}, TIDESPOOL_CRASH_SEED={seed}: {wrong:#}\nKept in {}", kept.display());
+            }
+        }
     }
     assert!(acknowledged > cycles, "{acknowledged} pairs were acknowledged");
 }
