@@ -24,12 +24,12 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tidespool::{Config, Durability, HealthConfig, MinFree, PressureConfig, Tidespool};
 use tidespool_core::{NotFound, Spool, SpoolId};
-use tidespool_testkit::{TwoSpools, payload};
 use tidespool_testkit::crash::{
     Coverage, Event, Line, Moment, Report, Stock, Victim, judge, remove_surplus, take_stock, work,
 };
 use tidespool_testkit::env::{number_from_env, seed_from_env};
 use tidespool_testkit::oracle::{DurabilityLevel, Promise};
+use tidespool_testkit::{TwoSpools, payload};
 
 const CYCLES: u64 = 42;
 
@@ -305,7 +305,8 @@ fn check_pairs(path: &Path, log: &[Line]) -> Result<u64> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let store = Tidespool::open(config(path, Durability::Process)).await.context("open after the kill")?;
+        let store =
+            Tidespool::open(config(path, Durability::Process)).await.context("open after the kill")?;
         let spools = [store.spool("meta")?, store.spool("data")?];
         for (id, (done, intended)) in last {
             let mut versions = [0; 2];

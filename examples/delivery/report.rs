@@ -151,10 +151,7 @@ impl Summary {
             "hits, data / metadata",
             format!("{} / {}", percent(self.data_hit_ratio), percent(self.meta_hit_ratio)),
         );
-        row(
-            "writes elided",
-            self.elided_writes.to_string(),
-        );
+        row("writes elided", self.elided_writes.to_string());
         row("bytes accepted", ByteSize(self.accepted_bytes).to_string());
         row("bytes delivered", ByteSize(self.delivered_bytes).to_string());
         row("time", format!("{:.1} s", self.seconds));
