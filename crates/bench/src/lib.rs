@@ -44,6 +44,7 @@ mod raw_journal;
 mod report;
 mod run;
 mod runner;
+mod segments;
 mod set;
 mod size;
 mod workloads;
