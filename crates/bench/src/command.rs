@@ -161,8 +161,8 @@ impl Args {
     /// Checks what the parser cannot: whether the engine and the arguments fit together.
     fn check(&self) -> Result<()> {
         let plan = self.plan.plan();
-        if self.engine == Builtin::RawJournal && plan.workload != Workload::Store {
-            bail!("--engine raw-journal can only store: give --workload store, or another engine");
+        if self.engine.only_stores() && plan.workload != Workload::Store {
+            bail!("--engine {} can only store: give --workload store, or another engine", self.engine.name());
         }
         if self.engine != Builtin::Tidespool && plan.workload == Workload::LoadShared {
             bail!("only tidespool can load without a copy: give --workload load, or --engine tidespool");

@@ -7,8 +7,8 @@
 //! # Layout
 //!
 //! * `plan`, `args`, `size` – a run and its command line; `report` – its result;
-//! * `engine` – what is measured; `builtin` – the tiered spool, [`LocalDiskSpool`], or the raw
-//!   journal (`raw_journal`);
+//! * `engine` – what is measured; `builtin` – the tiered spool, [`LocalDiskSpool`], or the limit of
+//!   the machine: `raw_journal`, `bare`, and the `segments` that they write to;
 //! * `runner` – runs a plan; `run` – the state and the figures of a workload;
 //! * `interrupt` – stops a run early; `figures` – rates, ratios and rounding;
 //! * `workloads` – one file for each workload;
@@ -22,6 +22,7 @@
 //! * [`output`] – tables, JSON lines, error lines and exit codes, which `tidespool` uses too.
 
 mod args;
+mod bare;
 mod builtin;
 mod callers;
 pub mod chart;
@@ -56,6 +57,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 pub use self::args::{PlanArgs, parse_duration};
+pub use self::bare::Bare;
 pub use self::builtin::Builtin;
 pub use self::child::fill;
 pub use self::engine::{Engine, Needs, Opener};

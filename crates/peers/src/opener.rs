@@ -20,6 +20,7 @@ impl Opener for Peer {
             // The bench opens these with its own needs.
             Self::Tidespool => Builtin::Tidespool.open(dir, needs).await,
             Self::RawJournal => Builtin::RawJournal.open(dir, needs).await,
+            Self::Bare => Builtin::Bare.open(dir, needs).await,
             peer => {
                 let setup = Setup { small_caches: needs.small_caches, ..Setup::default() };
                 Ok(Engine::Spool(Self::open(*peer, dir, setup).await?))

@@ -35,6 +35,7 @@ const DURABLE: &[Peer] = &[
     Peer::Redb,
     Peer::LocalDisk,
     Peer::RawJournal,
+    Peer::Bare,
 ];
 const IN_MEMORY: &[Peer] = &[
     Peer::Tidespool,
@@ -153,7 +154,10 @@ const QUICK: &[Template] = &[
     Template {
         force_sync: true,
         callers: &[1],
-        ..template(Workload::Store, &[Peer::Tidespool, Peer::RocksDb, Peer::Fjall, Peer::RawJournal])
+        ..template(
+            Workload::Store,
+            &[Peer::Tidespool, Peer::RocksDb, Peer::Fjall, Peer::RawJournal, Peer::Bare],
+        )
     },
     template(
         Workload::Store,
@@ -251,9 +255,6 @@ impl Choice {
         let wanted =
             |peer: &Peer| peer.is_compiled_in() && (self.engines.is_empty() || self.engines.contains(peer));
         let engines: Vec<Peer> = template.engines.iter().copied().filter(wanted).collect();
-        if engines.is_empty() {
-            return Vec::new();
-        }
         let fixed_size = template.workload == Workload::Resave;
         let sizes = if self.sizes.is_empty() || fixed_size { template.sizes } else { &self.sizes };
         let callers = if self.callers.is_empty() { template.callers } else { &self.callers };
@@ -263,11 +264,14 @@ impl Choice {
                 for &size in sizes {
                     for &concurrency in callers {
                         let plan = Plan { lifetime, drain, size, concurrency, ..self.plan(template) };
-                        cases.push(Case { plan, engines: engines.clone() });
+                        // It is the limit of one caller only.
+                        let fits = |engine: &Peer| *engine != Peer::Bare || concurrency == 1;
+                        cases.push(Case { plan, engines: engines.iter().copied().filter(fits).collect() });
                     }
                 }
             }
         }
+        cases.retain(|case| !case.engines.is_empty());
         cases
     }
 
@@ -386,7 +390,9 @@ mod tests {
                 let in_memory = matches!(case.plan.workload, Workload::Store | Workload::Load);
                 assert!(claims.persists || in_memory, "{}", title(&case.plan));
                 let durable_store = case.plan.workload == Workload::Store && case.plan.force_sync;
-                assert!(*engine != Peer::RawJournal || durable_store, "{}", title(&case.plan));
+                let only_stores = matches!(engine, Peer::RawJournal | Peer::Bare);
+                assert!(!only_stores || durable_store, "{}", title(&case.plan));
+                assert!(*engine != Peer::Bare || case.plan.concurrency == 1, "{}", title(&case.plan));
             }
         }
     }
