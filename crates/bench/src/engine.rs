@@ -35,6 +35,14 @@ pub trait Opener: Send + Sync {
     ///
     /// If another process cannot fill the engine.
     fn filler(&self) -> Result<Command>;
+
+    /// Returns the command of a child process that calls [`write_beside`](crate::write_beside). The
+    /// caller appends one argument: the directory.
+    ///
+    /// # Errors
+    ///
+    /// If another process cannot be started.
+    fn neighbour(&self) -> Result<Command>;
 }
 
 /// The settings of an engine that a workload needs. All others keep their defaults.

@@ -16,7 +16,7 @@
 //!   recorded latencies;
 //! * `set`, `live` – sets of stored messages; messages with a lifetime;
 //! * `disk`, `progress` – free space, disk usage and bare syncs; the progress of a long phase;
-//! * `child` – the process that is killed;
+//! * `child`, `neighbour` – the process that is killed; the process that writes to the same disk;
 //! * `chart`, `plot` – line charts as SVG; the chart of one run;
 //! * `proc` – the kernel's figures of this process;
 //! * [`output`] – tables, JSON lines, error lines and exit codes, which `tidespool` uses too.
@@ -35,6 +35,7 @@ mod interrupt;
 mod latency;
 mod live;
 mod local_disk;
+mod neighbour;
 pub mod output;
 mod payload;
 mod plan;
@@ -63,6 +64,7 @@ pub use self::child::fill;
 pub use self::engine::{Engine, Needs, Opener};
 pub use self::interrupt::Interrupted;
 pub use self::local_disk::LocalDiskSpool;
+pub use self::neighbour::write_beside;
 pub use self::plan::{DEFAULT_JOURNAL_CAPACITY, Drain, Lifetime, Plan, Size, Workload};
 pub use self::raw_journal::RawJournal;
 pub use self::report::{Moment, Report, Second, word};

@@ -176,6 +176,7 @@ pub(super) mod tests {
             size: Size::Bytes(1_024),
             concurrency: 64,
             force_sync: true,
+            neighbour: false,
             seconds: 1.0,
             ops: 100,
             ops_per_s,
