@@ -30,6 +30,11 @@ pub struct PlanArgs {
     /// the report also has the time of one bare fdatasync on this disk.
     #[arg(long)]
     force_sync: bool,
+    /// While the workload runs, another process writes to the same disk as fast as it can: it
+    /// rewrites a file of 1 GiB without syncing it. The report has how much it wrote. Not for
+    /// memory.
+    #[arg(long)]
+    neighbour: bool,
     /// The seed of message sizes and of random orders.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -84,6 +89,7 @@ impl PlanArgs {
                 .concurrency
                 .map_or(defaults.concurrency, |callers| usize::try_from(callers).unwrap_or(usize::MAX)),
             force_sync: self.force_sync,
+            neighbour: self.neighbour,
             duration: self.duration.unwrap_or(defaults.duration),
             seed: self.seed,
             memory_budget: self.memory_budget,

@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use tidespool::{Config, TieredSpool};
 
+use crate::bare::Bare;
 use crate::engine::{Engine, Needs};
 use crate::local_disk::LocalDiskSpool;
 use crate::raw_journal::RawJournal;
@@ -32,6 +33,9 @@ pub enum Builtin {
     /// The limit of the machine: the same batches, appended to preallocated files and synced with
     /// --force-sync. It can only store.
     RawJournal,
+    /// The limit of the machine for one caller: it appends and syncs its messages itself, without
+    /// another thread. It can only store.
+    Bare,
 }
 
 impl Builtin {
@@ -42,7 +46,14 @@ impl Builtin {
             Self::Tidespool => "tidespool",
             Self::LocalDisk => "local-disk",
             Self::RawJournal => "raw-journal",
+            Self::Bare => "bare",
         }
+    }
+
+    /// Returns whether the engine can do nothing but store.
+    #[must_use]
+    pub const fn only_stores(self) -> bool {
+        matches!(self, Self::RawJournal | Self::Bare)
     }
 
     /// Opens the engine in `dir`: an empty directory, or one that the same engine has used before.
@@ -62,6 +73,12 @@ impl Builtin {
                 let Needs { concurrency, largest, force_sync, .. } = *needs;
                 let create = move || RawJournal::create(&dir, concurrency, largest, force_sync);
                 Ok(Engine::RawJournal(tokio::task::spawn_blocking(create).await??))
+            }
+            Self::Bare => {
+                let dir = dir.to_owned();
+                let Needs { largest, force_sync, .. } = *needs;
+                let create = move || Bare::create(&dir, largest, force_sync);
+                Ok(Engine::Bare(tokio::task::spawn_blocking(create).await??))
             }
         }
     }

@@ -11,6 +11,7 @@ use crate::args::PlanArgs;
 use crate::builtin::Builtin;
 use crate::child::fill;
 use crate::engine::{Engine, Needs, Opener};
+use crate::neighbour::write_beside;
 use crate::output::json_line;
 use crate::plan::Workload;
 use crate::plot;
@@ -19,6 +20,9 @@ use crate::workloads::memory::{self, Mix};
 
 /// The hidden argument of the child process of `open-killed`.
 const FILL_ARGUMENT: &str = "--fill";
+
+/// The hidden argument of the child process of `--neighbour`.
+const BESIDE_ARGUMENT: &str = "--write-beside";
 
 /// Measure what a spool does on this machine.
 ///
@@ -52,6 +56,9 @@ pub struct Args {
     /// be killed.
     #[arg(long, hide = true, num_args = 2, value_names = ["DIR", "PLAN"])]
     fill: Option<Vec<String>>,
+    /// In the child process of --neighbour: write to a file in DIR until standard input is closed.
+    #[arg(long, hide = true, value_name = "DIR")]
+    write_beside: Option<PathBuf>,
     /// memory: use a smaller budget, fewer messages and less time [default budget: 64 MiB;
     /// messages: 100000].
     #[arg(long)]
@@ -73,6 +80,9 @@ pub struct Args {
 ///
 /// Arguments that do not fit together, and the errors of [`run_one`].
 pub fn run(args: &Args, subcommand: Option<&str>, out: &mut dyn Write) -> Result<()> {
+    if let Some(dir) = &args.write_beside {
+        return write_beside(dir);
+    }
     let opener = BuiltinOpener { engine: args.engine, subcommand };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -150,9 +160,23 @@ impl Opener for BuiltinOpener<'_> {
     }
 
     fn filler(&self) -> Result<Command> {
+        let mut command = self.this_program()?;
+        command.args(["--engine", self.engine.name(), FILL_ARGUMENT]);
+        Ok(command)
+    }
+
+    fn neighbour(&self) -> Result<Command> {
+        let mut command = self.this_program()?;
+        command.arg(BESIDE_ARGUMENT);
+        Ok(command)
+    }
+}
+
+impl BuiltinOpener<'_> {
+    fn this_program(&self) -> Result<Command> {
         let program = std::env::current_exe().context("looking for this program's own file")?;
         let mut command = Command::new(program);
-        command.args(self.subcommand).args(["--engine", self.engine.name(), FILL_ARGUMENT]);
+        command.args(self.subcommand);
         Ok(command)
     }
 }
@@ -161,8 +185,8 @@ impl Args {
     /// Checks what the parser cannot: whether the engine and the arguments fit together.
     fn check(&self) -> Result<()> {
         let plan = self.plan.plan();
-        if self.engine == Builtin::RawJournal && plan.workload != Workload::Store {
-            bail!("--engine raw-journal can only store: give --workload store, or another engine");
+        if self.engine.only_stores() && plan.workload != Workload::Store {
+            bail!("--engine {} can only store: give --workload store, or another engine", self.engine.name());
         }
         if self.engine != Builtin::Tidespool && plan.workload == Workload::LoadShared {
             bail!("only tidespool can load without a copy: give --workload load, or --engine tidespool");
@@ -182,6 +206,9 @@ impl Args {
             if file.is_dir() || parent.is_some_and(|parent| !parent.is_dir()) {
                 bail!("--plot {}: give a file in a directory that is there", file.display());
             }
+        }
+        if plan.neighbour && plan.workload == Workload::Memory {
+            bail!("memory measures no disk: leave --neighbour out, or give another workload");
         }
         if (self.quick || !self.mix.is_empty()) && plan.workload != Workload::Memory {
             bail!("--quick and --mix are for memory: give --workload memory, or leave them out");

@@ -16,7 +16,7 @@ use tidespool::storage::{OsStorage, Storage as _};
 
 use crate::figures::ratio;
 use crate::latency::Latency;
-use crate::raw_journal::prewritten;
+use crate::segments::prewritten;
 
 /// Free space that is left for others.
 const SPARE: u64 = 256 << 20;

@@ -1,4 +1,4 @@
-//! The engine under measurement, a spool or the raw journal, and how it is opened.
+//! The engine under measurement, a spool or a journal that only stores, and how it is opened.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,6 +11,7 @@ use chrono::Utc;
 use tidespool::TieredSpool;
 use tidespool_core::{Spool, SpoolEntry, SpoolId};
 
+use crate::bare::Bare;
 use crate::plan::{Plan, Size};
 use crate::raw_journal::RawJournal;
 
@@ -34,6 +35,14 @@ pub trait Opener: Send + Sync {
     ///
     /// If another process cannot fill the engine.
     fn filler(&self) -> Result<Command>;
+
+    /// Returns the command of a child process that calls [`write_beside`](crate::write_beside). The
+    /// caller appends one argument: the directory.
+    ///
+    /// # Errors
+    ///
+    /// If another process cannot be started.
+    fn neighbour(&self) -> Result<Command>;
 }
 
 /// The settings of an engine that a workload needs. All others keep their defaults.
@@ -80,6 +89,8 @@ pub enum Engine {
     Tidespool(Arc<TieredSpool>),
     /// The limit of the machine for stores. It supports nothing else.
     RawJournal(RawJournal),
+    /// The limit of the machine for stores of one caller. It supports nothing else.
+    Bare(Bare),
 }
 
 impl std::fmt::Debug for Engine {
@@ -88,6 +99,7 @@ impl std::fmt::Debug for Engine {
             Self::Spool(_) => "Spool",
             Self::Tidespool(_) => "Tidespool",
             Self::RawJournal(_) => "RawJournal",
+            Self::Bare(_) => "Bare",
         })
     }
 }
@@ -98,6 +110,7 @@ impl Engine {
             Self::Spool(spool) => spool.store(id, data, force_sync, None).await,
             Self::Tidespool(spool) => spool.store(id, data, force_sync, None).await,
             Self::RawJournal(journal) => journal.store(data).await,
+            Self::Bare(journal) => journal.store(&data),
         }
     }
 
@@ -112,10 +125,10 @@ impl Engine {
         }
     }
 
-    /// Does nothing on the raw journal, which never removes a message.
+    /// Does nothing on a journal that only stores.
     pub(crate) async fn remove(&self, id: SpoolId) -> Result<()> {
         match self {
-            Self::RawJournal(_) => Ok(()),
+            Self::RawJournal(_) | Self::Bare(_) => Ok(()),
             _ => self.spool()?.remove(id).await,
         }
     }
@@ -151,6 +164,7 @@ impl Engine {
     pub(crate) async fn shutdown(&self) -> Result<()> {
         match self {
             Self::RawJournal(journal) => journal.shutdown().await,
+            Self::Bare(journal) => journal.shutdown(),
             _ => self.spool()?.shutdown().await.context("shutting the spool down"),
         }
     }
@@ -159,8 +173,8 @@ impl Engine {
         match self {
             Self::Spool(spool) => Ok(&**spool),
             Self::Tidespool(spool) => Ok(&**spool),
-            Self::RawJournal(_) => {
-                bail!("the raw journal can only store: give --workload store, or another engine")
+            Self::RawJournal(_) | Self::Bare(_) => {
+                bail!("this engine can only store: give --workload store, or another engine")
             }
         }
     }

@@ -7,8 +7,8 @@
 //! # Layout
 //!
 //! * `plan`, `args`, `size` – a run and its command line; `report` – its result;
-//! * `engine` – what is measured; `builtin` – the tiered spool, [`LocalDiskSpool`], or the raw
-//!   journal (`raw_journal`);
+//! * `engine` – what is measured; `builtin` – the tiered spool, [`LocalDiskSpool`], or the limit of
+//!   the machine: `raw_journal`, `bare`, and the `segments` that they write to;
 //! * `runner` – runs a plan; `run` – the state and the figures of a workload;
 //! * `interrupt` – stops a run early; `figures` – rates, ratios and rounding;
 //! * `workloads` – one file for each workload;
@@ -16,12 +16,13 @@
 //!   recorded latencies;
 //! * `set`, `live` – sets of stored messages; messages with a lifetime;
 //! * `disk`, `progress` – free space, disk usage and bare syncs; the progress of a long phase;
-//! * `child` – the process that is killed;
+//! * `child`, `neighbour` – the process that is killed; the process that writes to the same disk;
 //! * `chart`, `plot` – line charts as SVG; the chart of one run;
 //! * `proc` – the kernel's figures of this process;
 //! * [`output`] – tables, JSON lines, error lines and exit codes, which `tidespool` uses too.
 
 mod args;
+mod bare;
 mod builtin;
 mod callers;
 pub mod chart;
@@ -34,6 +35,7 @@ mod interrupt;
 mod latency;
 mod live;
 mod local_disk;
+mod neighbour;
 pub mod output;
 mod payload;
 mod plan;
@@ -44,6 +46,7 @@ mod raw_journal;
 mod report;
 mod run;
 mod runner;
+mod segments;
 mod set;
 mod size;
 mod workloads;
@@ -55,11 +58,13 @@ use std::process::ExitCode;
 use clap::Parser;
 
 pub use self::args::{PlanArgs, parse_duration};
+pub use self::bare::Bare;
 pub use self::builtin::Builtin;
 pub use self::child::fill;
 pub use self::engine::{Engine, Needs, Opener};
 pub use self::interrupt::Interrupted;
 pub use self::local_disk::LocalDiskSpool;
+pub use self::neighbour::write_beside;
 pub use self::plan::{DEFAULT_JOURNAL_CAPACITY, Drain, Lifetime, Plan, Size, Workload};
 pub use self::raw_journal::RawJournal;
 pub use self::report::{Moment, Report, Second, word};

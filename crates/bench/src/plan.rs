@@ -191,6 +191,9 @@ pub struct Plan {
     pub concurrency: usize,
     /// Each store returns only when its message is on stable storage.
     pub force_sync: bool,
+    /// A child process writes to the same disk while the workload runs.
+    #[serde(default)]
+    pub neighbour: bool,
     /// Duration of the run, the warm-up included.
     pub duration: Duration,
     /// The seed of message sizes and of random orders.
@@ -231,6 +234,7 @@ impl Plan {
             size: workload.default_size(),
             concurrency: workload.default_concurrency(),
             force_sync: false,
+            neighbour: false,
             duration: workload.default_duration(),
             seed: 1,
             memory_budget: None,

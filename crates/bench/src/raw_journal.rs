@@ -1,31 +1,21 @@
 //! The limit of the machine: the batches of a journal, appended and synced, and nothing else.
 //!
-//! There are no headers, checksums, index or recovery: nothing is read back. One writer thread
-//! takes all waiting messages, writes them with one vectored write at a multiple of 4 096, syncs
-//! once and wakes all waiters.
+//! There are no headers, checksums, index or recovery: nothing is read back. A writer takes all
+//! waiting messages, writes them with one vectored write at a multiple of 4 096, syncs once and
+//! wakes all their waiters. Before it syncs a large batch, it passes the turn to another writer,
+//! which collects and writes the next batch meanwhile. A small batch is synced first: its bytes
+//! cost less than the additional sync of half a batch.
 
 use std::fs::File;
-use std::io::{self, IoSlice};
+use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, anyhow};
 use tokio::sync::{mpsc, oneshot};
 
-/// Bytes of a segment, unless a message is larger.
-const SEGMENT_SIZE: usize = 32 << 20;
-
-/// Number of segments, which are used in turn.
-const SEGMENTS: usize = 4;
-
-/// Each batch starts at a multiple of this, so that no page is read or written twice.
-const ALIGNMENT: usize = 4_096;
-
-/// The most slices of one vectored write (`IOV_MAX`).
-const MAX_SLICES: usize = 1_024;
-
-static ZEROS: [u8; ALIGNMENT] = [0; ALIGNMENT];
+use crate::segments::Segments;
 
 /// A message in the queue.
 struct Append {
@@ -33,20 +23,32 @@ struct Append {
     done: oneshot::Sender<Result<(), Arc<io::Error>>>,
 }
 
+impl AsRef<[u8]> for Append {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
 enum Request {
     Append(Append),
     Stop,
 }
 
-/// The handle of a journal that is never read, and of its writer thread.
+/// The number of writers: one collects and writes while the others sync.
+const WRITERS: usize = 3;
+
+/// A batch of at least this many bytes is synced while another writer writes the next one.
+const OVERLAPPED: usize = 256 << 10;
+
+/// The handle of a journal that is never read, and of its writer threads.
 #[derive(Debug)]
 pub struct RawJournal {
     requests: mpsc::Sender<Request>,
-    writer: Mutex<Option<JoinHandle<Result<()>>>>,
+    writers: Mutex<Vec<JoinHandle<Result<()>>>>,
 }
 
 impl RawJournal {
-    /// Preallocates the segments in `dir` and starts the writer. Blocks.
+    /// Preallocates the segments in `dir` and starts the writers. Blocks.
     ///
     /// At most `concurrency` messages of at most `largest` bytes each wait at a time. With `sync`
     /// each batch is synced.
@@ -55,19 +57,31 @@ impl RawJournal {
     ///
     /// An I/O error that names the file.
     pub fn create(dir: &Path, concurrency: usize, largest: usize, sync: bool) -> Result<Self> {
-        let segments = Segments::create(dir, SEGMENT_SIZE.max(padded(largest)))?;
+        let segments = Segments::create(dir, largest)?;
         let (requests, waiting) = mpsc::channel(concurrency);
-        let writer = std::thread::Builder::new()
-            .name("raw-journal".to_owned())
-            .spawn(move || write_batches(segments, waiting, concurrency, sync))
-            .context("starting the writer thread")?;
-        Ok(Self { requests, writer: Mutex::new(Some(writer)) })
+        let turn = Turn {
+            segments,
+            waiting,
+            requests: Vec::with_capacity(concurrency),
+            batch: Vec::with_capacity(concurrency),
+            concurrency,
+            go_on: true,
+        };
+        let baton = Arc::new(Baton { turn: Mutex::new(Some(turn)), is_free: Condvar::new() });
+        let writers = (0..WRITERS).map(|number| {
+            let baton = Arc::clone(&baton);
+            std::thread::Builder::new()
+                .name(format!("raw-journal-{number}"))
+                .spawn(move || baton.write_batches(sync))
+                .context("starting a writer thread")
+        });
+        Ok(Self { requests, writers: Mutex::new(writers.collect::<Result<_>>()?) })
     }
 
     /// Appends a message. Returns when its batch is written, and synced if the journal syncs.
     pub(crate) async fn store(&self, data: Arc<Box<[u8]>>) -> Result<()> {
         let (done, written) = oneshot::channel();
-        let stopped = || anyhow!("the writer of the raw journal has stopped");
+        let stopped = || anyhow!("the writers of the raw journal have stopped");
         self.requests.send(Request::Append(Append { data, done })).await.map_err(|_| stopped())?;
         match written.await {
             Ok(result) => result.map_err(|err| anyhow::Error::new(err).context("writing the raw journal")),
@@ -75,245 +89,145 @@ impl RawJournal {
         }
     }
 
-    /// Syncs everything and joins the writer.
+    /// Syncs everything and joins the writers.
     pub(crate) async fn shutdown(&self) -> Result<()> {
-        let Some(writer) = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        let writers = std::mem::take(&mut *self.writers.lock().unwrap_or_else(PoisonError::into_inner));
+        if writers.is_empty() {
             return Ok(());
-        };
-        // An error means that the writer has stopped already; joining it returns the reason.
+        }
+        // An error means that the writers have stopped already; joining them returns the reason.
         drop(self.requests.send(Request::Stop).await);
-        let joined = tokio::task::spawn_blocking(move || writer.join()).await?;
-        joined.map_err(|_| anyhow!("the writer of the raw journal panicked"))?
+        let join = || writers.into_iter().map(JoinHandle::join).collect::<Vec<_>>();
+        for joined in tokio::task::spawn_blocking(join).await? {
+            joined.map_err(|_| anyhow!("a writer of the raw journal panicked"))??;
+        }
+        Ok(())
     }
 }
 
-/// The writer thread. It runs until the stop request.
-fn write_batches(
-    mut segments: Segments,
-    mut waiting: mpsc::Receiver<Request>,
+/// Passes the turn from one writer to the next.
+///
+/// A mutex around [`Turn`] would do, but then each small batch would wake a writer that waits for
+/// the mutex and that has nothing to do.
+struct Baton {
+    /// `None` while a writer has the turn.
+    turn: Mutex<Option<Turn>>,
+    is_free: Condvar,
+}
+
+/// What the writer needs whose turn it is.
+struct Turn {
+    segments: Segments,
+    waiting: mpsc::Receiver<Request>,
+    /// Empty between two calls of [`take_waiting`](Self::take_waiting).
+    requests: Vec<Request>,
+    /// Messages that are taken and not written.
+    batch: Vec<Append>,
     concurrency: usize,
-    sync: bool,
-) -> Result<()> {
-    let mut requests = Vec::with_capacity(concurrency);
-    let mut batch = Vec::with_capacity(concurrency);
-    let mut go_on = true;
-    while go_on && waiting.blocking_recv_many(&mut requests, concurrency) > 0 {
-        for request in requests.drain(..) {
-            match request {
-                Request::Append(append) => batch.push(append),
-                Request::Stop => go_on = false,
+    /// False after the stop request.
+    go_on: bool,
+}
+
+impl Baton {
+    /// A writer thread. It runs until the stop request.
+    fn write_batches(&self, sync: bool) -> Result<()> {
+        let mut batch = Vec::new();
+        let mut held = None;
+        loop {
+            let mut turn = held.take().unwrap_or_else(|| self.take());
+            if !turn.take_waiting() {
+                let synced = turn.segments.sync_all();
+                self.pass_on(turn);
+                return synced;
             }
-        }
-        while !batch.is_empty() {
-            let fitting = segments.make_room(&batch);
-            let result = segments.append(batch.get(..fitting).unwrap_or(&batch), sync).map_err(Arc::new);
-            for append in batch.drain(..fitting) {
+            let (bytes, written) = turn.write(&mut batch);
+            if sync && bytes >= OVERLAPPED {
+                self.pass_on(turn);
+            } else {
+                held = Some(turn);
+            }
+            let result = written.and_then(|file| match sync {
+                true => Ok(rustix::fs::fdatasync(&*file)?),
+                false => Ok(()),
+            });
+            let result = result.map_err(Arc::new);
+            for append in batch.drain(..) {
                 // The caller may have been dropped.
                 drop(append.done.send(result.clone()));
             }
         }
     }
-    segments.sync_all()
-}
 
-/// Preallocated files, used in turn.
-struct Segments {
-    files: Vec<File>,
-    size: usize,
-    /// The index of the segment in use.
-    current: usize,
-    /// Where the next batch starts in it.
-    position: usize,
-}
-
-impl Segments {
-    fn create(dir: &Path, size: usize) -> Result<Self> {
-        let mut files = Vec::with_capacity(SEGMENTS);
-        for slot in 0..SEGMENTS {
-            let path = dir.join(format!("{slot:08x}.seg"));
-            let file = prewritten(&path, size)
-                .with_context(|| format!("prewriting {}, {size} bytes", path.display()))?;
-            files.push(file);
+    fn take(&self) -> Turn {
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match turn.take() {
+                Some(turn) => return turn,
+                None => turn = self.is_free.wait(turn).unwrap_or_else(PoisonError::into_inner),
+            }
         }
-        File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .with_context(|| format!("syncing {}", dir.display()))?;
-        Ok(Self { files, size, current: 0, position: 0 })
     }
 
-    /// Returns how many messages of `batch` fit into the segment in use, at least 1. Switches to
-    /// the next segment if none does.
-    fn make_room(&mut self, batch: &[Append]) -> usize {
-        let fitting = fitting(batch, self.size - self.position);
-        if fitting > 0 {
-            return fitting;
+    fn pass_on(&self, turn: Turn) {
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = Some(turn);
+        self.is_free.notify_one();
+    }
+}
+
+impl Turn {
+    /// Blocks until messages wait, and takes them. Returns false after the last ones.
+    fn take_waiting(&mut self) -> bool {
+        while self.batch.is_empty() && self.go_on {
+            self.go_on = self.waiting.blocking_recv_many(&mut self.requests, self.concurrency) > 0;
+            for request in self.requests.drain(..) {
+                match request {
+                    Request::Append(append) => self.batch.push(append),
+                    Request::Stop => self.go_on = false,
+                }
+            }
         }
-        self.current = (self.current + 1) % self.files.len();
-        self.position = 0;
-        fitting_or_one(batch, self.size)
+        !self.batch.is_empty()
     }
 
-    /// Appends with one vectored write and one sync.
-    fn append(&mut self, batch: &[Append], sync: bool) -> io::Result<()> {
-        let bytes: usize = batch.iter().map(|append| append.data.len()).sum();
-        let padding = padded(bytes) - bytes;
-        let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(batch.len() + 1);
-        slices.extend(batch.iter().map(|append| IoSlice::new(&append.data)));
-        slices.push(IoSlice::new(ZEROS.get(..padding).unwrap_or_default()));
-        let Some(file) = self.files.get(self.current) else {
-            return Err(io::Error::other("no segment"));
-        };
-        write_all_at(file, &mut slices, self.position as u64)?;
-        self.position += bytes + padding;
-        if sync {
-            rustix::fs::fdatasync(file)?;
-        }
-        Ok(())
+    /// Writes as many of the messages as fit, and moves them to `written`. Returns their bytes, and
+    /// the file to sync.
+    fn write(&mut self, written: &mut Vec<Append>) -> (usize, io::Result<Arc<File>>) {
+        let fitting = self.segments.make_room(&self.batch);
+        written.extend(self.batch.drain(..fitting));
+        let bytes = written.iter().map(|append| append.data.len()).sum();
+        (bytes, self.segments.append(written))
     }
-
-    fn sync_all(&self) -> Result<()> {
-        for file in &self.files {
-            rustix::fs::fdatasync(file).context("syncing the raw journal")?;
-        }
-        Ok(())
-    }
-}
-
-/// Returns how many messages from the front of `batch` fit into `room` bytes.
-fn fitting(batch: &[Append], room: usize) -> usize {
-    let mut bytes = 0;
-    batch
-        .iter()
-        .take_while(|append| {
-            bytes += append.data.len();
-            padded(bytes) <= room
-        })
-        .count()
-}
-
-/// Returns at least 1: an empty segment holds the largest message.
-fn fitting_or_one(batch: &[Append], room: usize) -> usize {
-    fitting(batch, room).max(1)
-}
-
-fn padded(bytes: usize) -> usize {
-    bytes.next_multiple_of(ALIGNMENT)
-}
-
-/// Creates a file of zeros and syncs it. Later writes into it change no metadata.
-pub(crate) fn prewritten(path: &Path, size: usize) -> io::Result<File> {
-    let file = File::create_new(path)?;
-    let zeros = vec![0; 1 << 20];
-    let mut position = 0;
-    while position < size {
-        let step = zeros.len().min(size - position);
-        let mut slices = [IoSlice::new(zeros.get(..step).unwrap_or(&zeros))];
-        write_all_at(&file, &mut slices, position as u64)?;
-        position += step;
-    }
-    file.sync_all()?;
-    forget_pages(&file)?;
-    Ok(file)
-}
-
-/// Drops a file on disk from the page cache. Its pages are never read. If preallocation left large
-/// folios, the kernel would count a whole folio as written for each 4 096 bytes changed in it.
-fn forget_pages(file: &File) -> io::Result<()> {
-    Ok(rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?)
-}
-
-fn write_all_at(file: &File, mut slices: &mut [IoSlice<'_>], mut position: u64) -> io::Result<()> {
-    // Also skips empty slices at the front.
-    IoSlice::advance_slices(&mut slices, 0);
-    while !slices.is_empty() {
-        let some = slices.get(..MAX_SLICES).unwrap_or(slices);
-        let written = rustix::io::retry_on_intr(|| rustix::io::pwritev(file, some, position))?;
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        IoSlice::advance_slices(&mut slices, written);
-        position += written as u64;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn append(byte: u8, size: usize) -> Append {
-        Append { data: Arc::new(vec![byte; size].into()), done: oneshot::channel().0 }
-    }
-
-    fn read(dir: &Path, slot: usize) -> Vec<u8> {
-        std::fs::read(dir.join(format!("{slot:08x}.seg"))).unwrap()
-    }
-
-    #[test]
-    fn batches_start_aligned_and_segments_are_used_in_turn() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut segments = Segments::create(dir.path(), 2 * ALIGNMENT).unwrap();
-        for round in 0..=SEGMENTS {
-            for half in 0..2 {
-                let byte = u8::try_from(10 * round + half + 1).unwrap();
-                let batch = [append(byte, 10), append(byte, 20)];
-                assert_eq!(segments.make_room(&batch), 2);
-                segments.append(&batch, true).unwrap();
-            }
-        }
-        // The first segment was used twice, the last one once.
-        for (slot, first) in [(0, 41), (SEGMENTS - 1, 31)] {
-            let bytes = read(dir.path(), slot);
-            assert_eq!(bytes.len(), 2 * ALIGNMENT);
-            assert_eq!(bytes[..31], [[first; 30].as_slice(), &[0]].concat());
-            assert_eq!(bytes[ALIGNMENT..ALIGNMENT + 31], [[first + 1; 30].as_slice(), &[0]].concat());
-        }
-    }
-
-    #[test]
-    fn a_batch_larger_than_a_segment_is_split() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut segments = Segments::create(dir.path(), 2 * ALIGNMENT).unwrap();
-        let batch: Vec<Append> = (0..5).map(|n| append(n, ALIGNMENT)).collect();
-        assert_eq!(segments.make_room(&batch), 2);
-        segments.append(&batch[..2], false).unwrap();
-        assert_eq!(segments.make_room(&batch[2..]), 2);
-        assert_eq!((segments.current, segments.position), (1, 0));
-    }
-
-    #[test]
-    fn more_slices_than_one_call_takes_are_all_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut segments = Segments::create(dir.path(), 8 * ALIGNMENT).unwrap();
-        let batch: Vec<Append> = (0..3_000).map(|n| append(u8::try_from(n % 251).unwrap(), 8)).collect();
-        assert_eq!(segments.make_room(&batch), 3_000);
-        segments.append(&batch, false).unwrap();
-        let bytes = read(dir.path(), 0);
-        for (n, chunk) in bytes.chunks(8).take(3_000).enumerate() {
-            assert_eq!(chunk, [u8::try_from(n % 251).unwrap(); 8]);
-        }
-    }
-
+    /// Batches that are synced first, and batches that are overlapped.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn callers_get_results_and_a_stopped_journal_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let journal = Arc::new(RawJournal::create(dir.path(), 4, 100, true).unwrap());
-        let callers: Vec<_> = (0..4)
-            .map(|_| {
-                let journal = Arc::clone(&journal);
-                tokio::spawn(async move {
-                    for _ in 0..20 {
-                        journal.store(Arc::new(vec![7; 100].into())).await.unwrap();
-                    }
+        for size in [100, OVERLAPPED] {
+            let dir = tempfile::tempdir().unwrap();
+            let journal = Arc::new(RawJournal::create(dir.path(), 4, size, true).unwrap());
+            let message = Arc::new(vec![7; size].into_boxed_slice());
+            let callers: Vec<_> = (0..4)
+                .map(|_| {
+                    let (journal, message) = (Arc::clone(&journal), Arc::clone(&message));
+                    tokio::spawn(async move {
+                        for _ in 0..20 {
+                            journal.store(Arc::clone(&message)).await.unwrap();
+                        }
+                    })
                 })
-            })
-            .collect();
-        for caller in callers {
-            caller.await.unwrap();
+                .collect();
+            for caller in callers {
+                caller.await.unwrap();
+            }
+            journal.shutdown().await.unwrap();
+            journal.shutdown().await.unwrap();
+            assert!(journal.store(Arc::clone(&message)).await.is_err());
+            let bytes = std::fs::read(dir.path().join("00000000.seg")).unwrap();
+            assert_eq!(bytes[..size], **message);
         }
-        journal.shutdown().await.unwrap();
-        journal.shutdown().await.unwrap();
-        assert!(journal.store(Arc::new(vec![7; 100].into())).await.is_err());
-        assert_eq!(read(dir.path(), 0)[..100], [7; 100]);
     }
 }

@@ -26,6 +26,9 @@ pub struct Report {
     pub concurrency: usize,
     /// Whether each store waited for stable storage.
     pub force_sync: bool,
+    /// Whether another process wrote to the same disk.
+    #[serde(default)]
+    pub neighbour: bool,
     /// Measured time, from the end of the warm-up to the end of the last call.
     pub seconds: f64,
     /// Number of operations: calls; for `lifecycle` messages whose lifetime ended, for `enumerate`
@@ -52,7 +55,9 @@ pub struct Report {
     /// The latency over time, oldest first; `null` if it has no meaning (`enumerate`, `open-*`).
     pub series: Option<Vec<Second>>,
     /// Further figures by name, which depend on the workload. The name contains the unit. Every run
-    /// has `clock_overhead_us`: the latency that the clock adds to each operation.
+    /// has `clock_overhead_us`: the latency that the clock adds to each operation. A run beside a
+    /// neighbour has `neighbour_mb_per_s`: the bytes that the neighbour wrote a second, in units of
+    /// 1 000 000, from before the engine is opened until after its shutdown.
     ///
     /// | workload | keys |
     /// |---|---|
@@ -155,6 +160,7 @@ impl Report {
             ("message size", size),
             ("callers", self.concurrency.to_string()),
             ("sync", sync.to_owned()),
+            ("neighbour", if self.neighbour { "writes to the same disk" } else { "none" }.to_owned()),
             ("measured", format!("{:.2} s", self.seconds)),
             ("operations", format!("{} ({:.0}/s, {:.1} MB/s)", self.ops, self.ops_per_s, self.mb_per_s)),
             ("latency p50", format!("{:.1} µs", self.p50_us)),
@@ -185,6 +191,7 @@ pub(crate) mod tests {
             size: Size::Bytes(16_384),
             concurrency: 64,
             force_sync: true,
+            neighbour: true,
             seconds: 4.5,
             ops: 1_000,
             ops_per_s: 222.222,
@@ -207,7 +214,7 @@ pub(crate) mod tests {
         assert_eq!(
             serde_json::to_string(&report()).unwrap(),
             "{\"engine\":\"local-disk\",\"workload\":\"load-cold\",\"size\":16384,\"concurrency\":64,\
-             \"force_sync\":true,\"seconds\":4.5,\"ops\":1000,\"ops_per_s\":222.222,\"mb_per_s\":3.641,\
+             \"force_sync\":true,\"neighbour\":true,\"seconds\":4.5,\"ops\":1000,\"ops_per_s\":222.222,\"mb_per_s\":3.641,\
              \"p50_us\":1.5,\"p99_us\":2.5,\"p999_us\":3.5,\"max_us\":4.5,\
              \"disk_write_bytes\":16000000,\"peak_rss_bytes\":1048576,\
              \"percentiles\":[[0.0,0.5],[0.5,1.5]],\"series\":[[0,1.5,2.5,3.5,7]],\
@@ -238,6 +245,7 @@ pub(crate) mod tests {
         assert!(text.contains("operations     1000 (222/s, 3.6 MB/s)\n"), "{text}");
         assert!(text.contains("(16000000 bytes), 16000 an operation\n"), "{text}");
         assert!(text.contains("\na              1.5\n"), "{text}");
+        assert!(text.contains("\nneighbour      writes to the same disk\n"), "{text}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::engine::Opener;
 use crate::figures::{per, rounded};
 use crate::interrupt::{Interrupted, Stop};
 use crate::latency::clock_overhead_us;
+use crate::neighbour::Neighbour;
 use crate::output::complain;
 use crate::payload::Pool;
 use crate::plan::{Plan, Size, Workload};
@@ -57,13 +58,23 @@ async fn run_until(opener: &dyn Opener, mut plan: Plan, dir: &Path, stop: Stop) 
         stop,
         quiet: QUIET,
     };
+    let neighbour = if run.plan.neighbour { Some(start_neighbour(&run).await?) } else { None };
     let measured = workloads::run(&run).await;
     if measured.is_ok() && run.stop.is_set() {
         return Err(Interrupted.into());
     }
     let mut measured = measured?;
+    if let Some(neighbour) = neighbour {
+        let mb_per_s = tokio::task::spawn_blocking(|| neighbour.finish()).await??;
+        measured.extra("neighbour_mb_per_s", mb_per_s);
+    }
     measured.extra.insert(CLOCK_OVERHEAD.to_owned(), clock_us);
     report(&run, measured)
+}
+
+async fn start_neighbour(run: &Run<'_>) -> Result<Neighbour> {
+    let (command, dir) = (run.opener.neighbour()?, run.dir.clone());
+    tokio::task::spawn_blocking(move || Neighbour::start(command, &dir)).await?
 }
 
 fn report(run: &Run<'_>, measured: Measured) -> Result<Report> {
@@ -75,6 +86,7 @@ fn report(run: &Run<'_>, measured: Measured) -> Result<Report> {
         size: run.plan.size,
         concurrency: run.plan.concurrency,
         force_sync: run.plan.force_sync,
+        neighbour: run.plan.neighbour,
         seconds: rounded(seconds),
         ops,
         ops_per_s: rounded(per(ops, seconds)),

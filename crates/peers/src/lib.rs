@@ -43,6 +43,8 @@ enum Command {
     Run(single::Args),
     #[command(hide = true)]
     Fill(single::FillArgs),
+    #[command(hide = true)]
+    WriteBeside(single::BesideArgs),
 }
 
 /// Runs the command that `args` describe and returns its exit code. `args` begin with the name of
@@ -56,6 +58,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Compare(args) => compare::run(&args),
         Command::Run(args) => single::run(&args),
         Command::Fill(args) => single::fill(&args),
+        Command::WriteBeside(args) => single::write_beside(&args),
     };
     exit_code(result)
 }

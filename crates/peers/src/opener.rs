@@ -20,6 +20,7 @@ impl Opener for Peer {
             // The bench opens these with its own needs.
             Self::Tidespool => Builtin::Tidespool.open(dir, needs).await,
             Self::RawJournal => Builtin::RawJournal.open(dir, needs).await,
+            Self::Bare => Builtin::Bare.open(dir, needs).await,
             peer => {
                 let setup = Setup { small_caches: needs.small_caches, ..Setup::default() };
                 Ok(Engine::Spool(Self::open(*peer, dir, setup).await?))
@@ -28,9 +29,18 @@ impl Opener for Peer {
     }
 
     fn filler(&self) -> Result<Command> {
-        let program = std::env::current_exe().context("looking for this program's own file")?;
-        let mut command = Command::new(program);
+        let mut command = this_program()?;
         command.args(["fill", "--engine", Self::name(*self)]);
         Ok(command)
     }
+
+    fn neighbour(&self) -> Result<Command> {
+        let mut command = this_program()?;
+        command.arg("write-beside");
+        Ok(command)
+    }
+}
+
+fn this_program() -> Result<Command> {
+    Ok(Command::new(std::env::current_exe().context("looking for this program's own file")?))
 }

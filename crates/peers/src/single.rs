@@ -37,6 +37,12 @@ pub(crate) struct FillArgs {
     plan: String,
 }
 
+/// The child process of `--neighbour`: write to a file in DIR until standard input is closed.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BesideArgs {
+    dir: PathBuf,
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let report = measure(args).with_context(|| args.engine.name())?;
     let mut out = std::io::stdout().lock();
@@ -67,6 +73,10 @@ fn measure(args: &Args) -> Result<Report> {
 pub(crate) fn fill(args: &FillArgs) -> Result<()> {
     let plan = serde_json::from_str(&args.plan).context("reading the plan")?;
     runtime()?.block_on(fill_engine(&args.engine, &plan, &args.dir))
+}
+
+pub(crate) fn write_beside(args: &BesideArgs) -> Result<()> {
+    tidespool_bench::write_beside(&args.dir)
 }
 
 /// Creates a runtime with as many threads as there are cores, the same for all engines.

@@ -136,10 +136,12 @@ async fn foyer_stores_replaces_loads_and_removes_and_rejects_other_calls() {
 }
 
 #[tokio::test]
-async fn opening_the_raw_journal_as_a_spool_is_an_error() {
+async fn opening_an_engine_that_only_stores_as_a_spool_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
-    let Err(err) = Peer::RawJournal.open(dir.path(), Setup::default()).await else { panic!("opened") };
-    assert!(err.root_cause().is::<NotOffered>(), "{err:#}");
+    for peer in [Peer::RawJournal, Peer::Bare] {
+        let Err(err) = peer.open(dir.path(), Setup::default()).await else { panic!("opened") };
+        assert!(err.root_cause().is::<NotOffered>(), "{err:#}");
+    }
 }
 
 /// sled stores a large message in parts. While it is replaced repeatedly, a load must never mix two

@@ -56,6 +56,9 @@ impl Opener for Memory {
     fn filler(&self) -> Result<Command> {
         bail!("not used")
     }
+    fn neighbour(&self) -> Result<Command> {
+        bail!("not used")
+    }
 }
 
 #[async_trait]
@@ -257,6 +260,9 @@ impl Opener for Directories {
         Memory(spool).open(dir, needs).await
     }
     fn filler(&self) -> Result<Command> {
+        bail!("not used")
+    }
+    fn neighbour(&self) -> Result<Command> {
         bail!("not used")
     }
 }

@@ -19,12 +19,13 @@ use tempfile::TempDir;
 
 use crate::run::{assert_refused, names, path, tidespool_bench};
 
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 19] = [
     "engine",
     "workload",
     "size",
     "concurrency",
     "force_sync",
+    "neighbour",
     "seconds",
     "ops",
     "ops_per_s",
@@ -44,8 +45,8 @@ const ENGINES: [&str; 2] = ["tidespool", "local-disk"];
 
 #[test]
 fn bad_arguments_say_what_is_expected() {
-    let cases: [(&[&str], &[&str]); 31] = [
-        (&["--engine", "rocksdb"], &["rocksdb", "tidespool, local-disk, raw-journal"]),
+    let cases: [(&[&str], &[&str]); 33] = [
+        (&["--engine", "rocksdb"], &["rocksdb", "tidespool, local-disk, raw-journal, bare"]),
         (&["--workload", "sleep"], &["sleep", "store, lifecycle, load"]),
         (&["--size", "big"], &["--size", "16384, 16KiB"]),
         (&["--size", "0"], &["--size", "1 byte to 1 GiB"]),
@@ -60,6 +61,8 @@ fn bad_arguments_say_what_is_expected() {
         (&["--rounds", "0"], &["--rounds", "1..=1000"]),
         (&["--backlog-bytes", "much"], &["--backlog-bytes", "1.5MiB"]),
         (&["--engine", "raw-journal", "--workload", "load"], &["raw-journal can only store"]),
+        (&["--engine", "bare", "--workload", "mail"], &["bare can only store"]),
+        (&["--neighbour", "--workload", "memory"], &["memory measures no disk", "leave --neighbour out"]),
         (&["--engine", "local-disk", "--workload", "load-shared"], &["--engine tidespool"]),
         (&["--engine", "local-disk", "--memory-budget", "1GiB"], &["--engine tidespool"]),
         (&["--workload", "scale", "--size", "mix"], &["scale needs messages of one size"]),
@@ -113,7 +116,7 @@ fn help_explains_every_workload() {
     ] {
         assert!(said.contains(&format!("- {workload}:")), "{workload}: {said}");
     }
-    assert!(!said.contains("--fill"), "{said}");
+    assert!(!said.contains("--fill") && !said.contains("--write-beside"), "{said}");
 }
 
 /// Runs a short benchmark in `dir`, checks that the figures are consistent, and returns the report.
@@ -139,6 +142,8 @@ fn bench(dir: &Path, engine: &str, workload: &str, more: &[&str]) -> Value {
     assert_eq!((json["engine"].as_str(), json["workload"].as_str()), (Some(engine), Some(workload)));
     assert_eq!(json["concurrency"], 4);
     assert_eq!(json["force_sync"], more.contains(&"--force-sync"));
+    assert_eq!(json["neighbour"], more.contains(&"--neighbour"));
+    assert_eq!(json["extra"]["neighbour_mb_per_s"].is_f64(), more.contains(&"--neighbour"), "{line}");
     assert_figures(&json, &line);
     json
 }
@@ -193,10 +198,42 @@ fn store() {
 }
 
 #[test]
-fn raw_journal_stores() {
+fn engines_that_only_append_store() {
     let dir = TempDir::new().unwrap();
-    bench(dir.path(), "raw-journal", "store", &[]);
-    bench(dir.path(), "raw-journal", "store", &["--force-sync", "--size", "mix"]);
+    for engine in ["raw-journal", "bare"] {
+        bench(dir.path(), engine, "store", &[]);
+        bench(dir.path(), engine, "store", &["--force-sync", "--size", "mix"]);
+    }
+}
+
+#[test]
+fn a_neighbour_writes_while_a_workload_runs() {
+    let dir = TempDir::new().unwrap();
+    // Some workloads store a set first, reopen the engine, or start a process of their own.
+    for (engine, workload, more) in [
+        ("raw-journal", "store", ["--force-sync", "--size", "4KiB"]),
+        ("tidespool", "load-cold", ["--drop-page-cache", "--messages", "300"]),
+        ("local-disk", "open-killed", ["--force-sync", "--messages", "100"]),
+    ] {
+        let json = bench(dir.path(), engine, workload, &[more.as_slice(), &["--neighbour"]].concat());
+        assert!(extra(&json, "neighbour_mb_per_s") > 0.0, "{json}");
+    }
+    let args = ["--engine", "local-disk", "--neighbour", "--duration", "0.1", "--dir", path(dir.path())];
+    let table = String::from_utf8(tidespool_bench(&args).stdout).unwrap();
+    for row in ["\nneighbour           writes to the same disk\n", "\nneighbour_mb_per_s  "] {
+        assert!(table.contains(row), "{table}");
+    }
+    assert_eq!(names(dir.path()), Vec::<String>::new());
+}
+
+/// The run fails after the neighbour was started.
+#[test]
+fn a_neighbour_ends_with_a_run_that_fails() {
+    let dir = TempDir::new().unwrap();
+    let args = ["--neighbour", "--workload", "scale", "--size", "mix", "--dir", path(dir.path())];
+    assert_refused(&args, &["scale needs messages of one size"]);
+    assert_eq!(names(dir.path()), Vec::<String>::new());
+    assert_eq!(neighbours_of(dir.path()), Vec::<i32>::new());
 }
 
 #[test]
@@ -393,12 +430,32 @@ fn without_json_the_report_is_a_table() {
     }
 }
 
-#[test]
-fn an_interrupt_removes_the_bench_directory() {
-    let dir = TempDir::new().unwrap();
-    let args = ["--engine", "local-disk", "--duration", "3600", "--dir", path(dir.path())];
+/// Returns the ids of the processes that write beside an engine in `dir`.
+fn neighbours_of(dir: &Path) -> Vec<i32> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap() {
+        let entry = entry.unwrap();
+        let Ok(id) = entry.file_name().to_str().unwrap_or_default().parse() else { continue };
+        // The process may have ended.
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command);
+        if command.contains("\0--write-beside\0") && command.contains(path(dir)) {
+            found.push(id);
+        }
+    }
+    found
+}
+
+fn signal(id: i32, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(id).unwrap(), signal).unwrap();
+}
+
+/// Starts a run of an hour in `dir` and returns when its callers store.
+fn long_run(dir: &Path, more: &[&str]) -> std::process::Child {
+    let args = ["--engine", "local-disk", "--duration", "3600", "--dir", path(dir)];
     let mut child = Command::new(env!("CARGO_BIN_EXE_tidespool-bench"))
         .args(args)
+        .args(more)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -408,14 +465,81 @@ fn an_interrupt_removes_the_bench_directory() {
         let Some(bench) = names(dir).first().map(|name| dir.join(name)) else { return false };
         std::fs::read_dir(bench.join("engine/data")).is_ok_and(|mut data| data.next().is_some())
     };
-    while !started(dir.path()) {
+    while !started(dir) {
         assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
         std::thread::yield_now();
     }
-    let id = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw).unwrap();
-    rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
+    child
+}
+
+/// Interrupts the run and returns what it printed on standard error.
+fn interrupt(child: std::process::Child) -> String {
+    signal(i32::try_from(child.id()).unwrap(), rustix::process::Signal::INT);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("interrupted"));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn an_interrupt_removes_the_bench_directory() {
+    let dir = TempDir::new().unwrap();
+    assert!(interrupt(long_run(dir.path(), &[])).contains("interrupted"));
     assert_eq!(names(dir.path()), Vec::<String>::new());
+}
+
+#[test]
+fn an_interrupt_ends_the_neighbour() {
+    let dir = TempDir::new().unwrap();
+    let child = long_run(dir.path(), &["--neighbour"]);
+    assert_eq!(neighbours_of(dir.path()).len(), 1);
+    assert!(interrupt(child).contains("interrupted"));
+    assert_eq!(names(dir.path()), Vec::<String>::new());
+    assert_eq!(neighbours_of(dir.path()), Vec::<i32>::new());
+}
+
+/// Its file has no name, so nothing else has to remove it.
+#[test]
+fn a_neighbour_ends_with_a_killed_run_and_leaves_no_file() {
+    let dir = TempDir::new().unwrap();
+    let mut child = long_run(dir.path(), &["--neighbour"]);
+    assert_eq!(neighbours_of(dir.path()).len(), 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let bench = dir.path().join(&names(dir.path())[0]);
+    assert_eq!(names(&bench), ["engine"]);
+    while !neighbours_of(dir.path()).is_empty() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_neighbour_that_dies_fails_the_run() {
+    let dir = TempDir::new().unwrap();
+    let args = ["--engine", "local-disk", "--neighbour", "--duration", "3", "--dir", path(dir.path())];
+    let child = Command::new(env!("CARGO_BIN_EXE_tidespool-bench"))
+        .args(args)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let neighbour = loop {
+        if let [neighbour] = neighbours_of(dir.path())[..] {
+            break neighbour;
+        }
+    };
+    while !is_writing(neighbour) {
+        std::thread::yield_now();
+    }
+    signal(neighbour, rustix::process::Signal::KILL);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("the neighbour ended early"), "{said}");
+    assert_eq!(names(dir.path()), Vec::<String>::new());
+}
+
+/// Returns whether the process has written a MiB.
+fn is_writing(id: i32) -> bool {
+    let io = std::fs::read_to_string(format!("/proc/{id}/io")).unwrap();
+    let written = io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap();
+    written.parse::<u64>().unwrap() > 1 << 20
 }

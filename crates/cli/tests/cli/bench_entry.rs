@@ -36,10 +36,15 @@ fn child_processes_are_started_as_the_subcommand() {
     let memory = ["--workload", "memory", "--quick", "--memory-budget", "256MiB", "--mix", "small"];
     let memory = bench(dir.path(), &[memory.as_slice(), &["--messages", "2000"]].concat());
     assert_eq!(memory["mixes"][0]["mix"], "small");
+    let beside = ["--workload", "store", "--duration", "0.2", "--memory-budget", "128MiB", "--neighbour"];
+    assert!(bench(dir.path(), &beside)["extra"]["neighbour_mb_per_s"].is_f64());
 }
 
 #[test]
 fn bad_arguments_are_one_line_and_code_1() {
-    assert_refused(&["bench", "--engine", "rocksdb"], &["rocksdb", "tidespool, local-disk, raw-journal"]);
+    assert_refused(
+        &["bench", "--engine", "rocksdb"],
+        &["rocksdb", "tidespool, local-disk, raw-journal, bare"],
+    );
     assert_refused(&["bench", "--plot", "x.svg"], &["--plot", "--workload overload"]);
 }

@@ -50,6 +50,7 @@ pub(super) const fn colour(engine: Peer) -> Colour {
         Peer::LocalDisk => (0x9a, 0x85, 0x00),
         Peer::Foyer => (0xe5, 0x60, 0x0a),
         Peer::RawJournal => (0x80, 0x84, 0x88),
+        Peer::Bare => (0xa1, 0x78, 0x8f),
     }
 }
 

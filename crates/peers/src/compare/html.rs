@@ -64,7 +64,7 @@ pub(super) fn page(comparison: &Comparison) -> Result<String> {
 /// Returns a table with a line for each case: its main figure, and its ratios.
 fn overview(comparison: &Comparison) -> Markup {
     let times = |times: Option<f64>| times.map_or_else(|| "–".to_owned(), |times| format!("{times:.2}"));
-    let headings = ["case", "compared by", "× best peer", "which", "× rocksdb", "of raw-journal"];
+    let headings = ["case", "compared by", "× best peer", "which", "× rocksdb", "of raw-journal", "of bare"];
     html! {
         h2 { "Overview" }
         div.scroll {
@@ -76,7 +76,7 @@ fn overview(comparison: &Comparison) -> Markup {
                         tr {
                             td { a href={ "#case-" (number) } { (case.title) } } td { (ratio.metric) }
                             td { (times(best)) } td { (peer) } td { (times(ratio.rocksdb)) }
-                            td { (times(ratio.raw_journal)) }
+                            td { (times(ratio.raw_journal)) } td { (times(ratio.bare)) }
                         }
                     }
                 }

@@ -35,6 +35,7 @@ const DURABLE: &[Peer] = &[
     Peer::Redb,
     Peer::LocalDisk,
     Peer::RawJournal,
+    Peer::Bare,
 ];
 const IN_MEMORY: &[Peer] = &[
     Peer::Tidespool,
@@ -57,6 +58,8 @@ struct Template {
     sizes: &'static [Size],
     callers: &'static [usize],
     force_sync: bool,
+    /// Another process writes to the same disk.
+    neighbour: bool,
     lifetimes: &'static [Option<Lifetime>],
     drains: &'static [Drain],
     /// 0 is the default of the workload.
@@ -77,6 +80,7 @@ const fn template(workload: Workload, engines: &'static [Peer]) -> Template {
         sizes: &[Size::Bytes(16 << 10)],
         callers: &[64],
         force_sync: false,
+        neighbour: false,
         lifetimes: &[None],
         drains: &[Drain::Order],
         messages: 0,
@@ -99,6 +103,7 @@ const METADATA: &[Size] = &[Size::Metadata];
 const FULL: &[Template] = &[
     Template { sizes: SIZES, callers: CALLERS, force_sync: true, ..template(Workload::Store, DURABLE) },
     Template { sizes: SIZES, callers: CALLERS, ..template(Workload::Store, IN_MEMORY) },
+    Template { callers: &[1, 64], force_sync: true, neighbour: true, ..template(Workload::Store, DURABLE) },
     Template { sizes: SIZES, callers: &[1, 64], ..template(Workload::Load, IN_MEMORY) },
     Template { sizes: SIZES, callers: &[1, 64], ..template(Workload::LoadShared, &[Peer::Tidespool]) },
     Template {
@@ -153,7 +158,10 @@ const QUICK: &[Template] = &[
     Template {
         force_sync: true,
         callers: &[1],
-        ..template(Workload::Store, &[Peer::Tidespool, Peer::RocksDb, Peer::Fjall, Peer::RawJournal])
+        ..template(
+            Workload::Store,
+            &[Peer::Tidespool, Peer::RocksDb, Peer::Fjall, Peer::RawJournal, Peer::Bare],
+        )
     },
     template(
         Workload::Store,
@@ -198,6 +206,7 @@ pub(crate) struct Choice {
     pub(crate) sizes: Vec<Size>,
     pub(crate) callers: Vec<usize>,
     pub(crate) force_sync: Option<bool>,
+    pub(crate) neighbour: Option<bool>,
     pub(crate) duration: Option<Duration>,
 }
 
@@ -245,15 +254,13 @@ impl Choice {
     fn takes(&self, template: &Template) -> bool {
         (self.workloads.is_empty() || self.workloads.contains(&template.workload))
             && self.force_sync.is_none_or(|force_sync| force_sync == template.force_sync)
+            && self.neighbour.is_none_or(|neighbour| neighbour == template.neighbour)
     }
 
     fn cases_of(&self, template: &Template) -> Vec<Case> {
         let wanted =
             |peer: &Peer| peer.is_compiled_in() && (self.engines.is_empty() || self.engines.contains(peer));
         let engines: Vec<Peer> = template.engines.iter().copied().filter(wanted).collect();
-        if engines.is_empty() {
-            return Vec::new();
-        }
         let fixed_size = template.workload == Workload::Resave;
         let sizes = if self.sizes.is_empty() || fixed_size { template.sizes } else { &self.sizes };
         let callers = if self.callers.is_empty() { template.callers } else { &self.callers };
@@ -263,11 +270,14 @@ impl Choice {
                 for &size in sizes {
                     for &concurrency in callers {
                         let plan = Plan { lifetime, drain, size, concurrency, ..self.plan(template) };
-                        cases.push(Case { plan, engines: engines.clone() });
+                        // It is the limit of one caller only.
+                        let fits = |engine: &Peer| *engine != Peer::Bare || concurrency == 1;
+                        cases.push(Case { plan, engines: engines.iter().copied().filter(fits).collect() });
                     }
                 }
             }
         }
+        cases.retain(|case| !case.engines.is_empty());
         cases
     }
 
@@ -276,6 +286,7 @@ impl Choice {
         let own = (template.seconds > 0).then(|| Duration::from_secs(template.seconds));
         Plan {
             force_sync: template.force_sync,
+            neighbour: template.neighbour,
             duration: self.duration.or(own).unwrap_or(usual),
             journal_capacity: template.journal_capacity,
             backlog_bytes: template.backlog_bytes,
@@ -386,7 +397,9 @@ mod tests {
                 let in_memory = matches!(case.plan.workload, Workload::Store | Workload::Load);
                 assert!(claims.persists || in_memory, "{}", title(&case.plan));
                 let durable_store = case.plan.workload == Workload::Store && case.plan.force_sync;
-                assert!(*engine != Peer::RawJournal || durable_store, "{}", title(&case.plan));
+                let only_stores = matches!(engine, Peer::RawJournal | Peer::Bare);
+                assert!(!only_stores || durable_store, "{}", title(&case.plan));
+                assert!(*engine != Peer::Bare || case.plan.concurrency == 1, "{}", title(&case.plan));
             }
         }
     }
@@ -409,13 +422,16 @@ mod tests {
             ..Choice::default()
         };
         let cases = cases(&choice);
-        assert_eq!(cases.len(), 2, "synced and not");
+        assert_eq!(cases.len(), 3, "synced, not synced, synced beside a neighbour");
         for case in &cases {
             assert_eq!((case.plan.size, case.plan.concurrency), (Size::Bytes(1_000), 7));
             assert_eq!(case.plan.duration, Duration::from_millis(300));
         }
         assert_eq!(cases[0].engines, [Peer::Tidespool, Peer::RawJournal]);
         assert_eq!(cases[1].engines, [Peer::Tidespool]);
+        assert!(!cases[1].plan.neighbour && cases[2].plan.neighbour);
+        let alone = Choice { neighbour: Some(false), ..choice };
+        assert_eq!(super::cases(&alone), cases[..2]);
         let none =
             Choice { engines: vec![Peer::Foyer], workloads: vec![Workload::Backlog], ..Choice::default() };
         assert_eq!(super::cases(&none), []);

@@ -60,6 +60,10 @@ pub(crate) struct Args {
     /// Run only synced cases, or only those without a sync.
     #[arg(long, value_name = "true|false")]
     force_sync: Option<bool>,
+    /// Run only cases beside a neighbour, a process that writes to the same disk, or only the
+    /// others.
+    #[arg(long, value_name = "true|false")]
+    neighbour: Option<bool>,
     /// Number of rounds of each case, 1 to 100 [default: 3, with --quick 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: Option<u32>,
@@ -122,6 +126,7 @@ impl Args {
             sizes: self.size.clone(),
             callers: self.concurrency.iter().filter_map(|&callers| usize::try_from(callers).ok()).collect(),
             force_sync: self.force_sync,
+            neighbour: self.neighbour,
             duration: self.duration,
         }
     }

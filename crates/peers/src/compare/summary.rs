@@ -127,6 +127,8 @@ pub(crate) struct Ratio {
     pub(crate) rocksdb: Option<f64>,
     /// Compared with the raw journal, the limit of the machine, which is 1.
     pub(crate) raw_journal: Option<f64>,
+    /// Compared with the limit of the machine for one caller.
+    pub(crate) bare: Option<f64>,
 }
 
 /// Returns the ratios of a case, one for each metric that the tiered spool has.
@@ -140,7 +142,7 @@ pub(crate) fn ratios(workload: Workload, engines: &[EngineSummary]) -> Vec<Ratio
         let Some(ours) = median(Peer::Tidespool, key) else { continue };
         let against = |peer: Peer| advantage(ours, median(peer, key)?, more_is_better);
         let peers = engines.iter().map(|engine| engine.engine);
-        let peers = peers.filter(|peer| !matches!(peer, Peer::Tidespool | Peer::RawJournal));
+        let peers = peers.filter(|peer| !matches!(peer, Peer::Tidespool | Peer::RawJournal | Peer::Bare));
         let best_peer = peers
             .filter_map(|peer| Some((peer, against(peer)?)))
             .min_by(|(_, one), (_, other)| one.total_cmp(other));
@@ -149,6 +151,7 @@ pub(crate) fn ratios(workload: Workload, engines: &[EngineSummary]) -> Vec<Ratio
             best_peer,
             rocksdb: against(Peer::RocksDb),
             raw_journal: against(Peer::RawJournal),
+            bare: against(Peer::Bare),
         });
     }
     ratios
@@ -173,6 +176,7 @@ pub(super) mod tests {
             size: Size::Bytes(1_024),
             concurrency: 64,
             force_sync: true,
+            neighbour: false,
             seconds: 1.0,
             ops: 100,
             ops_per_s,
@@ -225,12 +229,13 @@ pub(super) mod tests {
             summary(Peer::RocksDb, 100.0, 8.0),
             summary(Peer::Fjall, 400.0, 1.0),
             summary(Peer::RawJournal, 1_000.0, 1.6),
+            summary(Peer::Bare, 1_600.0, 1.0),
         ];
         let ratios = ratios(Workload::Store, &engines);
         assert_eq!(ratios[0].metric, "ops_per_s");
         assert_eq!(ratios[0].best_peer, Some((Peer::Fjall, 2.0)));
         assert_eq!(ratios[0].rocksdb, Some(8.0));
-        assert_eq!(ratios[0].raw_journal, Some(0.8));
+        assert_eq!((ratios[0].raw_journal, ratios[0].bare), (Some(0.8), Some(0.5)));
         assert_eq!(ratios[1].metric, "p50_us");
         assert_eq!(ratios[1].best_peer, Some((Peer::Fjall, 0.5)));
         assert_eq!(ratios[1].rocksdb, Some(4.0));

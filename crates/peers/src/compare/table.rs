@@ -100,6 +100,9 @@ pub(super) fn ratio_text(ratio: &Ratio) -> Option<String> {
     if let Some(share) = ratio.raw_journal {
         parts.push(format!("{share:.2} of raw-journal"));
     }
+    if let Some(share) = ratio.bare {
+        parts.push(format!("{share:.2} of bare"));
+    }
     (!parts.is_empty()).then(|| format!("{}: {}", ratio.metric, parts.join(", ")))
 }
 

@@ -28,7 +28,11 @@ pub(crate) fn arguments(engine: Peer, plan: &Plan) -> Vec<String> {
     if let Some(budget) = plan.memory_budget {
         add("memory-budget", budget.to_string());
     }
-    for (name, given) in [("force-sync", plan.force_sync), ("drop-page-cache", plan.drop_page_cache)] {
+    for (name, given) in [
+        ("force-sync", plan.force_sync),
+        ("drop-page-cache", plan.drop_page_cache),
+        ("neighbour", plan.neighbour),
+    ] {
         if given {
             arguments.push(format!("--{name}"));
         }
@@ -59,6 +63,9 @@ pub(crate) fn title(plan: &Plan) -> String {
     title += &format!(", {} {callers}", plan.concurrency);
     if plan.force_sync {
         title += ", synced";
+    }
+    if plan.neighbour {
+        title += ", beside a neighbour";
     }
     title
 }

@@ -90,6 +90,9 @@ pub enum Peer {
     Foyer,
     /// The limit of the machine: only appends and syncs. Only durable stores.
     RawJournal,
+    /// The limit of the machine for one caller: it appends and syncs by itself. Only durable
+    /// stores.
+    Bare,
 }
 
 impl Peer {
@@ -119,6 +122,7 @@ impl Peer {
             Self::LocalDisk => "local-disk",
             Self::Foyer => "foyer",
             Self::RawJournal => "raw-journal",
+            Self::Bare => "bare",
         }
     }
 
@@ -148,6 +152,7 @@ impl Peer {
             Self::RawJournal => "the same batches appended to 4 prewritten files of 32 MiB, one fdatasync a batch; no checksum, no index, \
                  no recovery"
                 .to_owned(),
+            Self::Bare => "as raw-journal, but the caller writes and syncs its messages itself".to_owned(),
         }
     }
 
@@ -158,7 +163,7 @@ impl Peer {
             Self::Foyer => <foyer::Foyer as Backend>::CLAIMS,
             // A blocking thread continues a store after its caller was dropped.
             Self::LocalDisk => Claims { orders_dropped: false, ..Claims::EVERYTHING },
-            Self::RawJournal => Claims { syncs: true, ..Claims::NOTHING },
+            Self::RawJournal | Self::Bare => Claims { syncs: true, ..Claims::NOTHING },
             _ => Claims::EVERYTHING,
         }
     }
@@ -197,7 +202,7 @@ impl Peer {
             Self::Redb => blocking(dir, setup, redb::Redb::open).await,
             Self::LocalDisk => Ok(Arc::new(local_disk::LocalDisk::open(dir, limit).await?)),
             Self::Foyer => Ok(Arc::new(EngineSpool::new(foyer::Foyer::open(dir, setup).await?, limit))),
-            Self::RawJournal => {
+            Self::RawJournal | Self::Bare => {
                 Err(NotOffered { engine: self.name(), what: "spool (it only appends)" }.into())
             }
         }
