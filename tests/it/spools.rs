@@ -48,13 +48,14 @@ async fn the_same_id_in_two_spools_is_two_messages() {
     let (meta, data) = both(&store_of);
     let id = SpoolId::new();
     let only_data = put(&data, 500, true).await;
+    let both_ids = [id, only_data];
     store(&meta, id, 1, 100, false).await;
     store(&data, id, 2, 3000, true).await;
     let check = async |meta: &TieredSpool, data: &TieredSpool| {
         assert_eq!((version(meta, id).await, version(data, id).await), (Some(1), Some(2)));
         assert_absent(meta, only_data).await;
         assert_eq!(ids(meta).await, [id]);
-        assert_eq!(ids(data).await, [only_data, id]);
+        assert_eq!(ids(data).await, both_ids);
     };
     check(&meta, &data).await;
     meta.compact().await.unwrap();
@@ -73,7 +74,7 @@ async fn the_same_id_in_two_spools_is_two_messages() {
     let (meta, data) = both(&store_of);
     assert_absent(&meta, id).await;
     assert_eq!(version(&data, id).await, Some(2));
-    assert_eq!((ids(&meta).await, ids(&data).await), (vec![], vec![only_data, id]));
+    assert_eq!((ids(&meta).await, ids(&data).await), (vec![], both_ids.to_vec()));
     store_of.shutdown().await.unwrap();
 }
 

@@ -100,6 +100,8 @@ struct PoolState {
     is_blocked: bool,
     /// Segments for which the disk has room beside the existing ones, as of the last check.
     fits: usize,
+    /// The free segments that a waiting transaction needs, if they are more than [`READY`].
+    wanted: usize,
     /// The spool's directory was deleted or moved: what is written to a segment is missing at the
     /// next start.
     away: bool,
@@ -107,6 +109,11 @@ struct PoolState {
 }
 
 impl PoolState {
+    /// The free segments that the prewriting thread keeps ready.
+    fn ready(&self) -> usize {
+        READY.max(self.wanted)
+    }
+
     /// Records the result of the last attempt to create a segment.
     fn note_attempt(&mut self, error: Option<&io::Error>) {
         self.failed = error.is_some();
@@ -284,6 +291,16 @@ impl Pool {
         drop(self.state.lock());
         self.wake.notify_one();
         self.events.segment_free();
+    }
+
+    /// A transaction needs this many segments beside the active one. 0: none waits.
+    pub(crate) fn want(&self, segments: usize) {
+        let wanted = if segments == 0 { 0 } else { segments + RESERVED };
+        let mut state = self.state.lock();
+        if std::mem::replace(&mut state.wanted, wanted) < wanted {
+            drop(state);
+            self.wake.notify_one();
+        }
     }
 
     /// Bytes of the segments that count against the capacity.
@@ -493,15 +510,16 @@ impl Pool {
     }
 
     fn wants_one(&self, state: &PoolState) -> bool {
-        state.free.len() < READY && state.counted < self.most()
+        state.free.len() < state.ready() && state.counted < self.most()
     }
 
-    /// The body of the prewriting thread: keeps `READY` segments free until [`Pool::stop`].
+    /// The body of the prewriting thread: keeps [`READY`] segments free, or as many as are
+    /// [wanted](Self::want), until [`Pool::stop`].
     pub(crate) fn run_prewriter(&self) {
         let mut state = self.state.lock();
         while !state.stopped {
             let surplus = state.counted.saturating_sub(self.most());
-            if surplus > 0 && state.free.len() > READY {
+            if surplus > 0 && state.free.len() > state.ready() {
                 drop(state);
                 self.trim(surplus as u64);
                 state = self.state.lock();

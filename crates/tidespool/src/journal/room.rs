@@ -57,6 +57,16 @@ impl JournalRoom {
         self.left + self.free as u64 * self.usable
     }
 
+    /// Returns how many fresh segments of this size these costs need.
+    pub(crate) fn segments_for(segment_size: u64, costs: impl Iterator<Item = u64>) -> usize {
+        let usable = usable_of(segment_size);
+        let mut room = Self { left: 0, free: usize::MAX, usable };
+        for cost in costs {
+            room.take(cost);
+        }
+        usize::MAX - room.free
+    }
+
     /// Takes `cost` bytes. False if they do not fit.
     pub(crate) fn take(&mut self, cost: u64) -> bool {
         if cost > self.left {
@@ -73,6 +83,15 @@ impl JournalRoom {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn costs_that_leave_gaps_need_more_segments() {
+        let size = 64 << 10;
+        let half = usable_of(size) / 2;
+        for (costs, segments) in [(vec![], 0), (vec![1], 1), (vec![half, half], 1), (vec![half + 1; 3], 3)] {
+            assert_eq!(JournalRoom::segments_for(size, costs.iter().copied()), segments, "{costs:?}");
+        }
+    }
 
     /// `JournalRoom` admits records before the writer packs them.
     #[test]

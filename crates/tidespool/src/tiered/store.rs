@@ -121,6 +121,18 @@ pub enum AcceptError {
         /// The message.
         id: SpoolId,
     },
+    /// The messages together need too much of the journal. Messages larger than a segment do not
+    /// count.
+    #[error(
+        "one accept can have {limit} bytes of messages that are no larger than a segment, and this one has \
+         {bytes}: raise journal_capacity, or store some of them apart"
+    )]
+    TooLarge {
+        /// The bytes that the messages take in the journal.
+        bytes: u64,
+        /// A third of `journal_capacity`.
+        limit: u64,
+    },
     /// The list is too long.
     #[error("one accept can have at most {limit} messages, and this one has {count}")]
     TooMany {

@@ -15,7 +15,7 @@ use super::lookup::{Stamp, fill_cache};
 use super::store::{
     ANSWER_GRACE, Claim, Deadline, Late, Refused, admit, check_size, refusal, wait_for_outcome,
 };
-use crate::journal::payload_crc;
+use crate::journal::{cost, payload_crc};
 use crate::memory::{Dirty, Permit};
 use crate::message_id::MessageId;
 use crate::tiered::AcceptError;
@@ -48,6 +48,7 @@ pub(in crate::tiered) async fn accept(
     deadline: Option<Instant>,
 ) -> Result<()> {
     check_list(&messages)?;
+    check_sum(shared, &messages)?;
     // Large messages last: the room of the others is then known before any file is made for one.
     messages.sort_by_key(|message| shared.needs_own_segment(message.len()));
     match try_accept(shared, &messages, deadline).await {
@@ -73,6 +74,17 @@ fn check_list(messages: &[NewMessage]) -> Result<(), AcceptError> {
         Some(NewMessage { part, id, .. }) => Err(AcceptError::Twice { name: part.name.to_string(), id: *id }),
         None => Ok(()),
     }
+}
+
+/// Part of the journal that a transaction may take, one in so many: its segments must become free
+/// beside those of other messages.
+const SHARE: u64 = 3;
+
+/// The messages that share segments must fit into the journal.
+fn check_sum(shared: &Shared, messages: &[NewMessage]) -> Result<(), AcceptError> {
+    let small = messages.iter().map(NewMessage::len).filter(|len| !shared.needs_own_segment(*len));
+    let (bytes, limit) = (small.map(cost).sum(), shared.config.load().journal_capacity / SHARE);
+    if bytes > limit { Err(AcceptError::TooLarge { bytes, limit }) } else { Ok(()) }
 }
 
 async fn try_accept(

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
+use futures_lite::future;
 use tidespool_core::{Closed, SpoolBackpressureTimeout};
 
 use super::lookup::{LookupError, index_failed};
@@ -62,6 +63,10 @@ fn add(shared: &Shared, name: &str) -> Result<Arc<SpoolPart>> {
 fn add_part(shared: &Shared, name: &str, number: SpoolNumber) -> Arc<SpoolPart> {
     let part = shared.spools.add(name, number, &shared.config.load());
     shared.set_cache_weights();
+    if shared.cache.has_new_weights() {
+        // The weight holds from the first message on. The balancer is gone only if the store closes.
+        let _ = future::block_on(shared.balancer.settle());
+    }
     part
 }
 

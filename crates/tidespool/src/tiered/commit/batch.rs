@@ -169,6 +169,7 @@ impl Executor {
                 if self.shared.needs_own_segment(len) {
                     large.push(len);
                 } else if !left.take(cost(&arrival.dirty)) {
+                    self.want_room();
                     return None;
                 }
             }
@@ -178,6 +179,9 @@ impl Executor {
             match self.prepare_all(&large) {
                 Ok(()) => {
                     *room = left;
+                    if count > 1 {
+                        self.shared.segments.pool().want(0);
+                    }
                     let taken = self.intake.take_arrivals(count);
                     batch.extend(taken.map(|arrival| (arrival.version, Taken::Arrived(arrival))));
                     return Some(!large.is_empty());
@@ -186,6 +190,14 @@ impl Executor {
                 Err(error) => self.refuse(count, &error),
             }
         }
+    }
+
+    /// Asks for the free segments that the next transaction needs.
+    fn want_room(&self) {
+        let pool = self.shared.segments.pool();
+        let dirty = self.intake.next_transaction().map(|arrival| &arrival.dirty);
+        let ordinary = dirty.filter(|dirty| !self.shared.needs_own_segment(len(dirty)));
+        pool.want(JournalRoom::segments_for(pool.segment_size(), ordinary.map(|dirty| cost(dirty))));
     }
 
     /// Creates the files for messages of these lengths, or none.

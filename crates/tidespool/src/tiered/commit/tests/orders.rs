@@ -299,26 +299,49 @@ fn a_transaction_is_aborted_as_a_whole() {
     }
 }
 
-/// The writes of a transaction begin in the last segment, and there is no other: the records in it
-/// must not become durable without the others.
+/// A transaction needs more segments than are kept ready. It asks for them, and waits without
+/// blocking what was there before it.
+#[test]
+fn a_transaction_of_several_segments_gets_them() {
+    let mut rig = CommitterRig::new();
+    let ids = [(); 20].map(|()| MessageId::random());
+    rig.accept(&ids.map(|id| (id, MIDDLE)));
+    rig.turn();
+    assert!(rig.committer.executor.appended.blocked);
+    rig.feed();
+    rig.turn();
+    rig.end_syncs();
+    rig.turn();
+    assert!(matches!(rig.outcome(0), Some(Outcome::Durable(_))), "{:?}", rig.outcome(0));
+    assert!(rig.shared.segments.pool().free() <= 2, "the next ones are not kept for it");
+    rig.drain();
+}
+
+/// A transaction is written again after an error, and the segments end in the middle of it: the
+/// records that are written must not become durable without the others.
 #[test]
 fn a_transaction_that_does_not_fit_is_not_durable_in_part() {
     let mut rig = CommitterRig::new();
     let ids = [(); 8].map(|()| MessageId::random());
     rig.accept(&ids.map(|id| (id, MIDDLE)));
-    rig.gather();
+    rig.turn();
+    rig.feed();
+    rig.set_full(true);
     rig.disk.fails_batches.store(true, Ordering::SeqCst);
-    rig.commit();
+    rig.turn();
+    assert_eq!(rig.committer.executor.in_flight.taken().len(), ids.len());
     rig.disk.fails_batches.store(false, Ordering::SeqCst);
-    // The records are written again. One segment is left, and they need two.
+    // Two segments are needed, and there is one. The disk is full, so that no other can be made.
     rig.starve();
     rig.feed_one();
+    rig.disk.fails_creating.store(true, Ordering::SeqCst);
     for _ in 0..3 {
         rig.turn();
         rig.end_syncs();
         rig.check_recovery();
         assert_eq!(rig.outcome(0), None);
     }
+    rig.disk.fails_creating.store(false, Ordering::SeqCst);
     rig.drain();
     assert!(matches!(rig.outcome(0), Some(Outcome::Durable(_))));
 }

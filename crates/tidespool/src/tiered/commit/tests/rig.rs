@@ -43,6 +43,8 @@ pub(super) struct RigDisk {
     /// Fails only the first batch in a segment. The preparation of the segment succeeds.
     pub(super) fails_batches: Arc<AtomicBool>,
     pub(super) fails_syncs: Arc<AtomicBool>,
+    /// No segment can be made.
+    pub(super) fails_creating: Arc<AtomicBool>,
     is_full: Arc<AtomicBool>,
     /// A caller that gives up when the free space is asked for.
     gives_up: Arc<Mutex<Option<Arc<CommitState>>>>,
@@ -62,7 +64,8 @@ impl RigDisk {
                 }
                 false
             }
-            TestCall::Open | TestCall::Allocate(_) | TestCall::Read { .. } => false,
+            TestCall::Allocate(_) => is_set(&self.fails_creating),
+            TestCall::Open | TestCall::Read { .. } => false,
         };
         match fails {
             true if is_set(&self.is_full) => Err(Errno::NOSPC.into()),
@@ -431,7 +434,12 @@ impl CommitterRig {
 
     /// Runs turns until everything is durable, on a disk that works. Checks the loads then.
     pub(super) fn drain(&mut self) {
-        for fails in [&self.disk.fails_writes, &self.disk.fails_batches, &self.disk.fails_syncs] {
+        for fails in [
+            &self.disk.fails_writes,
+            &self.disk.fails_batches,
+            &self.disk.fails_syncs,
+            &self.disk.fails_creating,
+        ] {
             fails.store(false, Ordering::SeqCst);
         }
         self.set_full(false);
