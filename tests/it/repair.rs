@@ -58,7 +58,7 @@ pub(crate) fn whole_in(dir: &Path) -> BTreeMap<SpoolId, (u64, usize)> {
     };
     spool.entries(visit).expect("entries");
     let read = |id: SpoolId| {
-        let seen = payload::read(id, &spool.load(id).expect("load")).expect("whole");
+        let seen = payload::read(id, &spool.load("main", id).expect("load")).expect("whole");
         (id, (seen.version.expect("long enough"), seen.len))
     };
     ids.into_iter().map(read).collect()

@@ -38,7 +38,7 @@ fn repair(dir: &Path) -> (TempDir, PathBuf, Salvage) {
 
 /// The version of a message in a repaired spool.
 fn version_in(dir: &Path, id: SpoolId) -> Option<u64> {
-    match Inspector::open(dir).expect("open").load(id) {
+    match Inspector::open(dir).expect("open").load("main", id) {
         Ok(data) => Some(payload::read(id, &data).expect("whole").version.expect("long enough")),
         Err(error) => {
             assert!(error.root_cause().is::<NotFound>(), "{error:#}");
