@@ -52,7 +52,7 @@ pub enum Durability {
     Synced,
 }
 
-/// The settings of a store, or of a store with one spool.
+/// The settings of a store and of its spools.
 ///
 /// Sizes are bytes. A file writes a size as `"256MiB"` or as an integer, and a time as `"500ms"`. A
 /// setting that is left out has its default. An unknown setting is rejected.

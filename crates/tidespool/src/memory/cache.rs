@@ -42,7 +42,7 @@ impl CountedCache {
     /// next. A full cache with moka's other policy, TinyLFU, rejects most new messages.
     fn new(capacity: u64, weights: Arc<CacheWeights>) -> Self {
         let costs = weights.clone();
-        // A cost above 4 GiB is that of a message above 4 MiB, in a cache above 32 GiB.
+        // A cost above 4 GiB counts as 4 GiB, which is still more than the bytes.
         let cost = move |id: &MessageId, copy: &CachedCopy| {
             costs
                 .cost(id.spool(), bytes_of(&copy.data))

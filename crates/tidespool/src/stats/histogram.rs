@@ -129,11 +129,17 @@ impl Latency {
 
 impl AddAssign for Latency {
     fn add_assign(&mut self, more: Self) {
+        *self += &more;
+    }
+}
+
+impl AddAssign<&Self> for Latency {
+    fn add_assign(&mut self, more: &Self) {
         self.count += more.count;
         self.sum_us += more.sum_us;
         self.max_us = self.max_us.max(more.max_us);
         self.buckets.resize(BUCKETS, 0);
-        self.buckets.iter_mut().zip(more.buckets).for_each(|(sum, bucket)| *sum += bucket);
+        self.buckets.iter_mut().zip(&more.buckets).for_each(|(sum, bucket)| *sum += bucket);
         self.find_quantiles();
     }
 }

@@ -191,10 +191,14 @@ fn memory_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Err
     out.help("Messages that a power cut would lose now: acknowledged, and not on stable storage")
         .byte_gauge("at_risk", now.at_risk_bytes)?;
     out.help("Removals that a power cut would undo now").gauge("at_risk_removals", now.at_risk_removals)?;
-    out.help("Messages that the death of the process would lose now; 0 above the durability memory")
-        .byte_gauge("process_risk", now.process_risk_bytes)?;
-    out.help("Removals that the death of the process would undo now; 0 above the durability memory")
-        .gauge("process_risk_removals", now.process_risk_removals)?;
+    out.help(
+        "Messages that the death of the process would lose now; 0 if no spool has the durability memory",
+    )
+    .byte_gauge("process_risk", now.process_risk_bytes)?;
+    out.help(
+        "Removals that the death of the process would undo now; 0 if no spool has the durability memory",
+    )
+    .gauge("process_risk_removals", now.process_risk_removals)?;
     out.help("The bound of dirty bytes now: lower than the setting while memory is short")
         .byte_gauge("dirty_limit", now.dirty_limit)?;
     out.help("The number of dirty messages and removals").gauge("dirty_entries", now.dirty_entries)?;

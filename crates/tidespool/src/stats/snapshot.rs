@@ -28,7 +28,7 @@ macro_rules! snapshot {
         impl $All {
             /// Adds the counters of a spool to the sums, and keeps them.
             pub(super) fn add_spool(&mut self, name: &str, counts: $Counts) {
-                $(self.$count += counts.$count.clone();)+
+                $(self.$count += &counts.$count;)+
                 self.spools.insert(name.to_owned(), counts);
             }
         }

@@ -171,6 +171,7 @@ impl TieredSpool {
     /// * A lower memory budget or dirty limit is reached within a second on a disk that works, as
     ///   far as both indexes are below it.
     /// * A lower `journal_capacity` is reached when enough of the journal is checkpointed.
+    /// * A spool's `cache_weight` changes within a second.
     /// * sled's part of `memory_budget` changes at the next opening.
     /// * The size of the crash log changes when the log is made again: at the next opening, or
     ///   after its loss.

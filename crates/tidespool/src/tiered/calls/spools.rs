@@ -1,10 +1,9 @@
 //! Opens, makes and removes the spools of a store.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use futures_lite::future;
 use tidespool_core::{Closed, SpoolBackpressureTimeout};
 
 use super::lookup::{LookupError, index_failed};
@@ -12,6 +11,7 @@ use crate::directory::{MAX_SPOOLS, NoSpool, is_name};
 use crate::index::{KeyRange, Record};
 use crate::message_id::{MessageId, SpoolNumber};
 use crate::tiered::SpoolNameError;
+use crate::tiered::background::relief::wait;
 use crate::tiered::state::{Shared, SpoolPart};
 
 /// Returns the spool of this name, and makes it if there is none. Making it blocks on the disk.
@@ -30,6 +30,9 @@ pub(in crate::tiered) fn open(shared: &Shared, name: &str) -> Result<Arc<SpoolPa
     part.begin_use()?;
     Ok(part)
 }
+
+/// The longest wait for a turn of the balancer, which lasts milliseconds.
+const BALANCER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Makes the spools that the settings name. Blocks on the disk.
 pub(in crate::tiered) fn make_configured(shared: &Shared) -> Result<()> {
@@ -64,8 +67,9 @@ fn add_part(shared: &Shared, name: &str, number: SpoolNumber) -> Arc<SpoolPart> 
     let part = shared.spools.add(name, number, &shared.config.load());
     shared.set_cache_weights();
     if shared.cache.has_new_weights() {
-        // The weight holds from the first message on. The balancer is gone only if the store closes.
-        let _ = future::block_on(shared.balancer.settle());
+        // Only the balancer thread applies weights. The first message must not be cached if the
+        // weight is zero.
+        wait(shared, shared.balancer.settle(), Instant::now() + BALANCER_PATIENCE);
     }
     part
 }
