@@ -162,6 +162,7 @@ mod message_id;
 mod rate_limit;
 mod stats;
 pub mod storage;
+mod store_error;
 mod thread_limit;
 mod tiered;
 mod timer;
@@ -174,6 +175,7 @@ pub use config::{
 };
 pub use memory::keep_the_heap_small;
 pub use stats::{Gauges, Latency, SpoolCounts, StatsSnapshot};
+pub use store_error::{AcceptError, SpoolNameError};
 pub use tidespool_core as core;
 pub use tidespool_core::{anyhow, async_channel, async_trait, bytes, chrono};
 pub use tidespool_pressure as pressure;
@@ -182,6 +184,6 @@ pub use tidespool_pressure::{
     Level as PressureLevel, PressureConfig, PressureMonitor, Reading as PressureReading,
     Source as PressureSource,
 };
-pub use tiered::{AcceptError, RecoveryReport, SpoolNameError, Tidespool, TieredSpool};
+pub use tiered::{RecoveryReport, Tidespool, TieredSpool};
 /// The channel of [`TieredSpool::health_changes`].
 pub use tokio::sync::watch;

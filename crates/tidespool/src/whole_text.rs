@@ -13,7 +13,8 @@ use tidespool_core::{
     SpoolCallerDeadlineExceeded, SpoolUnhealthyError, TooLarge, UnsupportedFormat,
 };
 
-use crate::{AcceptError, ConfigError, SpoolNameError};
+use crate::ConfigError;
+use crate::store_error::{AcceptError, SpoolNameError};
 
 /// Returns `error` with the texts of all its causes in the outermost text.
 pub(crate) fn whole(error: anyhow::Error) -> anyhow::Error {

@@ -14,7 +14,7 @@ use crate::directory::{Directory, FORMAT_VERSION};
 use crate::index::{self, DiskIndex, Key, size_of_dir};
 use crate::message_id::MessageId;
 use crate::storage::Storage;
-use crate::tiered::SpoolNameError;
+use crate::store_error::SpoolNameError;
 
 pub(super) struct OfflineSpool {
     places: Places,

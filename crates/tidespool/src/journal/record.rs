@@ -10,7 +10,7 @@ pub(crate) const HEADER_LEN: usize = 56;
 /// Alignment of records within a batch, in bytes.
 pub(crate) const RECORD_ALIGN: u64 = 8;
 
-/// Set in the word of a record whose transaction continues.
+/// This bit is set if the transaction of a record continues.
 const CONTINUES: u32 = 1 << 8;
 
 /// What a record states.

@@ -228,15 +228,13 @@ impl JournalReplay {
     /// Returns the last number of the transaction that begins with the first record in `doubtful`.
     /// `None`: a record of it is missing or damaged.
     fn end_of_transaction(&self) -> Option<u64> {
-        let mut next = self.expected;
-        for (&seq, found) in &self.doubtful {
+        for (next, (&seq, found)) in (self.expected..).zip(&self.doubtful) {
             if seq != next || !found.intact {
                 return None;
             }
             if !found.header.continues {
                 return Some(seq);
             }
-            next += 1;
         }
         None
     }

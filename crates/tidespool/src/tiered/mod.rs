@@ -3,6 +3,7 @@
 //! # Layout
 //!
 //! * `store` – [`Tidespool`]. `spool` – [`TieredSpool`]: each method leads to a file of `calls`.
+//!   `open_store` – what both share.
 //! * `calls` – one file per call: `store`, `load`, `remove`, `enumerate`, `maintain` (`cleanup`,
 //!   `compact`), `reconfigure`.
 //! * `commit` – group commit: one write and one sync for many callers.
@@ -14,13 +15,14 @@ mod background;
 mod calls;
 mod commit;
 mod lifecycle;
+mod open_store;
 mod spool;
 mod state;
 mod store;
 
 use serde::Serialize;
 pub use spool::TieredSpool;
-pub use store::{AcceptError, SpoolNameError, Tidespool};
+pub use store::Tidespool;
 
 use crate::damage::Damage;
 

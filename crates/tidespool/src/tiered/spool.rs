@@ -1,4 +1,4 @@
-//! One spool of a store, and the short way to a store with one spool.
+//! One spool of a store.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,20 +11,16 @@ use tidespool_core::{Spool, SpoolEntry, SpoolId};
 
 use super::background::relief;
 use super::calls::{enumerate, load, maintain, reconfigure, remove, store};
+use super::open_store::OpenStore;
 use super::state::SpoolPart;
-use super::store::{OpenStore, Tidespool};
 use crate::health::SHUT_DOWN;
-use crate::storage::{OsStorage, Storage};
 use crate::whole_text::whole;
-use crate::{Config, ConfigError, HealthCause, PressureMonitor, RecoveryReport, StatsSnapshot, watch};
-
-/// The name of the spool that [`TieredSpool::open`] opens.
-const MAIN: &str = "main";
+use crate::{Config, ConfigError, HealthCause, RecoveryReport, StatsSnapshot, watch};
 
 /// The tiered spool. See the [crate's documentation](crate) for what it promises.
 ///
-/// It is one spool of a store: [`Tidespool::spool`]. [`open`](Self::open) is the short way to a
-/// store with one spool, which has the name `main`.
+/// It is one spool of a store: [`Tidespool::spool`](crate::Tidespool::spool).
+/// [`open`](Self::open) is the short way to a store with one spool, which has the name `main`.
 ///
 /// Share it as `Arc<TieredSpool>` or `Arc<dyn Spool>`. End it with [`Spool::shutdown`]. Dropping it
 /// without a shutdown has the effect of a crash: at most the dirty messages are lost.
@@ -34,70 +30,6 @@ pub struct TieredSpool {
 }
 
 impl TieredSpool {
-    /// Opens the spool in the directory that `config` names, and creates it if there is none.
-    ///
-    /// # Errors
-    ///
-    /// An `Err` loses nothing.
-    ///
-    /// * [`ConfigError`](crate::ConfigError): a setting is out of bounds.
-    /// * [`Locked`](tidespool_core::Locked): a process has the spool open.
-    /// * [`ClockNotSet`](tidespool_core::ClockNotSet): the system clock is before 1970.
-    /// * [`UnsupportedFormat`](tidespool_core::UnsupportedFormat): the directory holds something
-    ///   other than a spool, or a newer layout.
-    /// * [`DamagedSpool`](tidespool_core::DamagedSpool): only `tidespool repair` can make the spool
-    ///   usable again.
-    /// * Otherwise an error with the file's path and the system's error.
-    pub async fn open(config: Config) -> Result<Self> {
-        Self::open_then(config, Arc::new(OsStorage), None).await
-    }
-
-    /// Opens the spool as [`open`](Self::open) does, with a memory monitor that other spools and
-    /// caches of the process may share. The monitor has its own settings, so `config.pressure` is
-    /// not used. The monitor keeps running after the spool's shutdown.
-    ///
-    /// ```
-    /// use tidespool::{Config, PressureConfig, PressureMonitor, TieredSpool};
-    ///
-    /// #[tokio::main]
-    /// async fn main() -> anyhow::Result<()> {
-    /// #   use tidespool::core::Spool as _;
-    /// #   let dir = tempfile::tempdir()?;
-    /// #   let path = dir.path().to_owned();
-    ///     let monitor = PressureMonitor::start(PressureConfig::default().memory_limit(4 << 30))?;
-    ///     let meta = TieredSpool::open_watched(Config::new(path.join("meta")), &monitor).await?;
-    ///     let data = TieredSpool::open_watched(Config::new(path.join("data")), &monitor).await?;
-    /// #   meta.shutdown().await?;
-    /// #   data.shutdown().await?;
-    ///     Ok(())
-    /// }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// As [`TieredSpool::open`], and an error if the monitor was shut down.
-    pub async fn open_watched(config: Config, monitor: &PressureMonitor) -> Result<Self> {
-        Self::open_then(config, Arc::new(OsStorage), Some(monitor.clone())).await
-    }
-
-    /// Opens the spool as [`open`](Self::open) does, on another [`Storage`]. For fault injection in
-    /// tests. The journal, the manifest and the syncs of the index's files use `storage`.
-    ///
-    /// # Errors
-    ///
-    /// As [`TieredSpool::open`].
-    pub async fn open_on(config: Config, storage: Arc<dyn Storage>) -> Result<Self> {
-        Self::open_then(config, storage, None).await
-    }
-
-    async fn open_then(
-        config: Config,
-        storage: Arc<dyn Storage>,
-        monitor: Option<PressureMonitor>,
-    ) -> Result<Self> {
-        Tidespool::open_then(config, storage, monitor, |store| store.spool(MAIN)).await
-    }
-
     pub(super) fn new(store: Arc<OpenStore>, part: Arc<SpoolPart>) -> Self {
         Self { store, part }
     }

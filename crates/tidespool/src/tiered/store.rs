@@ -1,19 +1,18 @@
-//! A store: several spools in one directory.
+//! A store: several spools in one directory. And the short way to a store with one spool.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use thiserror::Error;
 use tidespool_core::SpoolId;
 
 use super::calls::accept::NewMessage;
 use super::calls::{accept, reconfigure, spools};
-use super::lifecycle::{open, threads, workers};
+use super::lifecycle::{open, threads};
+use super::open_store::OpenStore;
 use super::spool::TieredSpool;
-use super::state::Shared;
-use crate::directory::MAX_NAME;
 use crate::storage::{OsStorage, Storage};
+use crate::store_error::AcceptError;
 use crate::whole_text::{whole, whole_of};
 use crate::{Config, ConfigError, HealthCause, PressureMonitor, RecoveryReport, StatsSnapshot, watch};
 
@@ -49,98 +48,6 @@ use crate::{Config, ConfigError, HealthCause, PressureMonitor, RecoveryReport, S
 #[derive(Debug)]
 pub struct Tidespool {
     pub(super) open: Arc<OpenStore>,
-}
-
-/// An open store. Its threads end when the last handle is dropped.
-pub(super) struct OpenStore {
-    pub(super) shared: Arc<Shared>,
-    pub(super) workers: Arc<workers::Workers>,
-    pub(super) report: RecoveryReport,
-}
-
-/// Why there is no spool of a name, or why it can't be removed.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum SpoolNameError {
-    /// The name is not allowed.
-    #[error(
-        "{name:?} can't be the name of a spool: a name has 1 to {MAX_NAME} characters from a-z, 0-9, _ and -"
-    )]
-    NotAllowed {
-        /// The name.
-        name: String,
-    },
-    /// The store has the most spools that a store can have.
-    #[error("spool {name:?} was not made: the store has {limit} spools, the most that a store can have")]
-    TooMany {
-        /// The name of the spool that was not made.
-        name: String,
-        /// The limit.
-        limit: usize,
-    },
-    /// The store has made the most spools that a store can make in its life.
-    #[error(
-        "spool {name:?} was not made: the store has made {limit} spools, the most in its life; move what it \
-         holds into a new store"
-    )]
-    UsedUp {
-        /// The name of the spool that was not made.
-        name: String,
-        /// The limit.
-        limit: u16,
-    },
-    /// The store has no spool of this name.
-    #[error("the store has no spool {name:?}")]
-    Unknown {
-        /// The name.
-        name: String,
-    },
-    /// The spool still has messages.
-    #[error("spool {name:?} was not removed: it has messages, remove them first")]
-    NotEmpty {
-        /// The name.
-        name: String,
-    },
-}
-
-/// Why [`Tidespool::accept`] refused a list of messages. Nothing was stored.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum AcceptError {
-    /// A spool is of another store.
-    #[error("spool {name:?} is of another store: all messages of one accept must be of one store")]
-    OtherStore {
-        /// The name of the spool.
-        name: String,
-    },
-    /// A message is in the list twice.
-    #[error("message {id} of spool {name:?} is in the list twice")]
-    Twice {
-        /// The name of the spool.
-        name: String,
-        /// The message.
-        id: SpoolId,
-    },
-    /// The messages together need too much of the journal. Messages larger than a segment do not
-    /// count.
-    #[error(
-        "one accept can have {limit} bytes of messages that are no larger than a segment, and this one has \
-         {bytes}: raise journal_capacity, or store some of them apart"
-    )]
-    TooLarge {
-        /// The bytes that the messages take in the journal.
-        bytes: u64,
-        /// A third of `journal_capacity`.
-        limit: u64,
-    },
-    /// The list is too long.
-    #[error("one accept can have at most {limit} messages, and this one has {count}")]
-    TooMany {
-        /// The number of messages.
-        count: usize,
-        /// The limit.
-        limit: usize,
-    },
 }
 
 impl Tidespool {
@@ -361,43 +268,71 @@ impl Tidespool {
     }
 }
 
-impl OpenStore {
-    /// The statistics of all spools.
-    fn stats(&self) -> StatsSnapshot {
-        self.shared.snapshot(&self.shared.spools.all())
+/// The name of the spool that [`TieredSpool::open`] opens.
+const MAIN: &str = "main";
+
+impl TieredSpool {
+    /// Opens the spool in the directory that `config` names, and creates it if there is none.
+    ///
+    /// # Errors
+    ///
+    /// An `Err` loses nothing.
+    ///
+    /// * [`ConfigError`](crate::ConfigError): a setting is out of bounds.
+    /// * [`Locked`](tidespool_core::Locked): a process has the spool open.
+    /// * [`ClockNotSet`](tidespool_core::ClockNotSet): the system clock is before 1970.
+    /// * [`UnsupportedFormat`](tidespool_core::UnsupportedFormat): the directory holds something
+    ///   other than a spool, or a newer layout.
+    /// * [`DamagedSpool`](tidespool_core::DamagedSpool): only `tidespool repair` can make the spool
+    ///   usable again.
+    /// * Otherwise an error with the file's path and the system's error.
+    pub async fn open(config: Config) -> Result<Self> {
+        Self::open_then(config, Arc::new(OsStorage), None).await
     }
 
-    #[cfg(feature = "prometheus")]
-    pub(super) fn prometheus_text(&self) -> String {
-        self.stats().prometheus_text()
+    /// Opens the spool as [`open`](Self::open) does, with a memory monitor that other spools and
+    /// caches of the process may share. The monitor has its own settings, so `config.pressure` is
+    /// not used. The monitor keeps running after the spool's shutdown.
+    ///
+    /// ```
+    /// use tidespool::{Config, PressureConfig, PressureMonitor, TieredSpool};
+    ///
+    /// #[tokio::main]
+    /// async fn main() -> anyhow::Result<()> {
+    /// #   use tidespool::core::Spool as _;
+    /// #   let dir = tempfile::tempdir()?;
+    /// #   let path = dir.path().to_owned();
+    ///     let monitor = PressureMonitor::start(PressureConfig::default().memory_limit(4 << 30))?;
+    ///     let meta = TieredSpool::open_watched(Config::new(path.join("meta")), &monitor).await?;
+    ///     let data = TieredSpool::open_watched(Config::new(path.join("data")), &monitor).await?;
+    /// #   meta.shutdown().await?;
+    /// #   data.shutdown().await?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`TieredSpool::open`], and an error if the monitor was shut down.
+    pub async fn open_watched(config: Config, monitor: &PressureMonitor) -> Result<Self> {
+        Self::open_then(config, Arc::new(OsStorage), Some(monitor.clone())).await
     }
 
-    pub(super) async fn shutdown(&self) -> Result<()> {
-        if let Some(ended) = self.workers.ended() {
-            return ended;
-        }
-        let (workers, shared) = (self.workers.clone(), self.shared.clone());
-        match threads::aside(threads::names::END, move || workers.end(&shared)).await {
-            Ok(ended) => ended,
-            Err(error) => {
-                // No thread could be created. Blocking the caller's thread is better than losing
-                // dirty messages.
-                tracing::warn!(%error, "shutting down on the caller's thread");
-                self.workers.end(&self.shared)
-            }
-        }
+    /// Opens the spool as [`open`](Self::open) does, on another [`Storage`]. For fault injection in
+    /// tests. The journal, the manifest and the syncs of the index's files use `storage`.
+    ///
+    /// # Errors
+    ///
+    /// As [`TieredSpool::open`].
+    pub async fn open_on(config: Config, storage: Arc<dyn Storage>) -> Result<Self> {
+        Self::open_then(config, storage, None).await
     }
-}
 
-impl Drop for OpenStore {
-    fn drop(&mut self) {
-        // After a shutdown, the threads have ended and this has no effect.
-        workers::Workers::abandon(&self.shared);
-    }
-}
-
-impl std::fmt::Debug for OpenStore {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OpenStore").field("path", &self.shared.config.load().path).finish_non_exhaustive()
+    async fn open_then(
+        config: Config,
+        storage: Arc<dyn Storage>,
+        monitor: Option<PressureMonitor>,
+    ) -> Result<Self> {
+        Tidespool::open_then(config, storage, monitor, |store| store.spool(MAIN)).await
     }
 }

@@ -18,7 +18,7 @@ use super::store::{
 use crate::journal::{cost, payload_crc};
 use crate::memory::{Dirty, Permit};
 use crate::message_id::MessageId;
-use crate::tiered::AcceptError;
+use crate::store_error::AcceptError;
 use crate::tiered::state::{Arrival, Outcome, Part, Shared, SpoolPart};
 
 /// The most messages of a transaction. Its aborts, too, must fit into the smallest segment.

@@ -10,7 +10,7 @@ use super::lookup::{LookupError, index_failed};
 use crate::directory::{MAX_SPOOLS, NoSpool, is_name};
 use crate::index::{KeyRange, Record};
 use crate::message_id::{MessageId, SpoolNumber};
-use crate::tiered::SpoolNameError;
+use crate::store_error::SpoolNameError;
 use crate::tiered::background::relief::wait;
 use crate::tiered::state::{Shared, SpoolPart};
 

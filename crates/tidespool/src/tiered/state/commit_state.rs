@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// The state of one waiting store, or of a transaction of several. The committer and the caller race for each change: exactly one
-/// of them wins.
+/// The state of one waiting store, or of a transaction of several. The committer and the caller
+/// race for each change: exactly one of them wins.
 ///
 /// ```text
 /// WAITING ──append──► APPENDED ──commit──► COMMITTED

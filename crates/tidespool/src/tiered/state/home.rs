@@ -1,5 +1,5 @@
-//! The store's directory: the names of its spools, and the loss of the directory, of its format file
-//! or of its lock file.
+//! The store's directory: the names of its spools, and the loss of the directory, of its format
+//! file or of its lock file.
 
 use std::fs::Permissions;
 use std::io::{self, IoSlice};
@@ -14,8 +14,8 @@ use crate::checkpoint::DirectoryCheck;
 use crate::directory::{Directory, FORMAT_FILE, Format, LOCK_FILE, SpoolNames, lock_again, render_format};
 use crate::storage::{Loss, OpenMode, Storage, StorageFile, loss_of, loss_of_state, state, write_all_at};
 
-/// The name of a format file that replaces another, until it is complete. It differs from the name in a spool
-/// that is being created.
+/// The name of a format file that replaces another, until it is complete. It differs from the name
+/// in a store that is being created.
 const UNFINISHED: &str = "FORMAT.again";
 
 /// The directory of an open spool.

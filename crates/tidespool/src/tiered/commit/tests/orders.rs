@@ -286,9 +286,9 @@ fn a_transaction_is_aborted_as_a_whole() {
                     rig.give_up(0);
                 }
                 if step % 2 == 0 {
-                    rig.gather()
+                    rig.gather();
                 } else {
-                    rig.commit()
+                    rig.commit();
                 }
                 rig.check_recovery();
             }

@@ -408,8 +408,8 @@ impl CommitterRig {
         }
     }
 
-    /// Checks what a kill at this moment would leave in the journal: if one message of a transaction
-    /// is the one of the transaction, each other one is, too, or is a later one.
+    /// Checks what a kill at this moment would leave in the journal. If one message of a
+    /// transaction is the one of the transaction, each other one is, too, or is a later one.
     pub(super) fn check_recovery(&self) {
         let files: Arc<dyn Storage> = Arc::new(OsStorage);
         let journal = self.dir.path().join("journal");
