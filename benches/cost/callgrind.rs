@@ -6,8 +6,8 @@
 //! * the allocator's own instructions, which depend on the libc and on earlier allocations
 //!   (allocations have figures of their own);
 //! * sled's spin loop for its lazily created statics, which runs as long as another thread takes;
-//! * the threads that work at fixed intervals: how often they run in a section depends on the speed
-//!   of the machine.
+//! * what runs by the clock, because it depends on the speed of the machine: the threads that work
+//!   at fixed intervals, and the committer's look for the next store.
 
 use std::fs;
 use std::path::Path;
@@ -22,10 +22,13 @@ const ALLOCATOR: [&str; 7] =
 /// Instructions of functions with this in their name are excluded.
 const SPINNING: &str = "sled::lazy::Lazy<";
 
-/// The functions of the threads that work at fixed intervals. They are not inlined, so that their
-/// names appear in the output.
-const PERIODIC: [&str; 2] =
-    ["tidespool::tiered::background::balancer::keep", "tidespool::tiered::background::health::watch"];
+/// The functions that run by the clock. They are not inlined, so that their names appear in the
+/// output.
+const BY_THE_CLOCK: [&str; 3] = [
+    "tidespool::tiered::background::balancer::keep",
+    "tidespool::tiered::background::health::watch",
+    "tidespool::tiered::commit::spin::look",
+];
 
 const WITHOUT_REP: &str =
     "glibc.cpu.x86_rep_movsb_threshold=1073741824:glibc.cpu.x86_rep_stosb_threshold=1073741824";
@@ -69,9 +72,9 @@ fn instructions(text: &str) -> Option<u64> {
             // Position and cost. A missing cost is 0.
             let cost: u64 = line.split(' ').nth(1).map_or(Some(0), |cost| cost.parse().ok())?;
             if !std::mem::take(&mut is_call) {
-                let counts = !function.contains(SPINNING) && !PERIODIC.contains(&function);
+                let counts = !function.contains(SPINNING) && !BY_THE_CLOCK.contains(&function);
                 own += if counts { cost } else { 0 };
-            } else if PERIODIC.contains(&function)
+            } else if BY_THE_CLOCK.contains(&function)
                 || ALLOCATOR.contains(&called) && !ALLOCATOR.contains(&function)
             {
                 left_out += cost;

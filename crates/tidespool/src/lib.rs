@@ -71,7 +71,8 @@
 //! # What it is not
 //!
 //! * Not a queue: it has no schedules, destinations or retries.
-//! * Not a database: there are no transactions over several messages, and no search except by id.
+//! * Not a database: the only transaction is [`Tidespool::accept`], and there is no search except by
+//!   id.
 //! * Not shared and not replicated: one process at a time has a directory open.
 //! * Not portable: it runs on Linux only.
 //!
@@ -121,7 +122,8 @@
 //!   written against it.
 //! * [`Config`] – every setting, with unit, default and bounds. [`SpoolConfig`] – those of one
 //!   spool.
-//! * [`TieredSpool`] – the spool. [`RecoveryReport`] – what opening it found.
+//! * [`Tidespool`] – a store with several spools. [`TieredSpool`] – a spool. [`RecoveryReport`] –
+//!   what an opening found.
 //! * [`PressureMonitor`] – watches memory. [`TieredSpool::open_watched`] shares one among spools. A
 //!   server registers its own caches with it: [`pressure`].
 //! * [`StatsSnapshot`] – every counter and gauge, also as Prometheus text.
@@ -136,7 +138,8 @@
 //! * `crash_log` keeps acknowledged changes across the death of the process.
 //! * `checkpoint` moves places from the index in memory to that on disk: `checkpointer`,
 //!   `manifest`, `reclaim` and `value_log`.
-//! * `directory` holds the directory of a spool: path, lock, format file.
+//! * `directory` holds the directory of a store: path, lock, format file, names of the spools.
+//!   `message_id` is the identity of a message in a store.
 //! * `health` and `stats` are beside the path of a message. `timer` handles deadlines,
 //!   `mailbox` the waiting of threads for each other.
 //!

@@ -42,6 +42,7 @@ impl Executor {
         let (up_to, took) = (end.up_to(), end.took());
         let Some(synced) = self.writer.end_sync(end)? else { return Ok(()) };
         let synced = self.in_flight.complete(synced, up_to, took, self.dirty_expire());
+        self.last_batch += synced.changes;
         self.shared.budget.note_drained(synced.bytes, synced.alone);
         self.shared.stats.synced(took);
         self.shared.stats.committed(synced.changes as u64, synced.bytes, synced.elapsed);

@@ -12,6 +12,7 @@
 //! * `state/commit_queue.rs`: what callers send.
 //! * [`intake`]: the stores and tickets that are due. [`batch`]: those that are appended next.
 //! * [`in_flight`]: the records that are appended and not published.
+//! * [`spin`]: waits a moment for the next store before the thread sleeps.
 //! * [`syncer`]: the thread that syncs. [`completion`]: the results of syncs. [`publish`]: makes
 //!   durable versions visible.
 
@@ -22,6 +23,7 @@ mod in_flight;
 mod intake;
 mod plan;
 mod publish;
+mod spin;
 mod syncer;
 #[cfg(test)]
 mod tests;
@@ -37,6 +39,7 @@ use plan::{Appended, Drain, Facts, Failure, PAUSES, Plan, Step};
 use crate::message_id::MessageId;
 
 use publish::Abort;
+use spin::Spin;
 pub(super) use syncer::Syncer;
 
 use super::state::{CommitReceiver, CommitWork, Shared, Stop};
@@ -56,6 +59,7 @@ pub(in crate::tiered) struct Committed {
 /// The thread's state: its decisions, and what executes them.
 pub(super) struct Committer {
     plan: Plan,
+    spin: Spin,
     executor: Executor,
 }
 
@@ -73,6 +77,8 @@ struct Executor {
     appended: Appended,
     /// When the last write began.
     write_began: Instant,
+    /// Changes that became durable in this turn.
+    last_batch: usize,
 }
 
 impl Committer {
@@ -92,14 +98,16 @@ impl Committer {
             in_flight: InFlight::default(),
             appended: Appended::default(),
             write_began: Instant::now(),
+            last_batch: 0,
         };
-        Self { plan: Plan::new(PAUSES), executor }
+        Self { plan: Plan::new(PAUSES), spin: Spin::default(), executor }
     }
 
     /// Runs the thread until it is stopped.
     pub(super) fn run(mut self) -> Committed {
         let _end = StopSyncerOnExit(self.executor.syncer.clone());
         loop {
+            self.look_for_store();
             let wake_at = self.plan.wake_at(&self.executor);
             let work = self.executor.receiver.wait(wake_at, self.executor.writer.is_syncing());
             let stop = work.stop;
@@ -121,6 +129,15 @@ impl Committer {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Waits a moment for the next store, if nothing else is to be done.
+    fn look_for_store(&mut self) {
+        let Self { plan: _, spin, executor } = self;
+        let records = std::mem::take(&mut executor.last_batch);
+        if !executor.has_work() && !executor.writer.is_syncing() {
+            spin.after_batch(records, || executor.receiver.has_arrivals());
         }
     }
 

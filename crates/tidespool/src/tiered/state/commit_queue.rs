@@ -79,6 +79,8 @@ pub(crate) struct CommitQueue {
     starved: AtomicBool,
     /// A caller has abandoned a store whose record is appended.
     abandoned: AtomicBool,
+    /// There are arrivals that the committer has not taken. For a look without the lock.
+    has_arrivals: AtomicBool,
 }
 
 /// The committer's end of the queue. When it is dropped, the queue is closed: everything in it and
@@ -94,6 +96,7 @@ pub(crate) fn commit_queue() -> (Arc<CommitQueue>, CommitReceiver) {
         urgent: AtomicBool::new(false),
         starved: AtomicBool::new(false),
         abandoned: AtomicBool::new(false),
+        has_arrivals: AtomicBool::new(false),
     });
     (queue.clone(), CommitReceiver(queue))
 }
@@ -152,6 +155,7 @@ impl CommitQueue {
             }
         }
         let wake = !state.is_quiet();
+        self.has_arrivals.store(true, Ordering::Release);
         drop(state);
         if wake {
             self.state.notify_one();
@@ -221,6 +225,12 @@ impl CommitQueue {
         self.state.lock().arrivals.first().map(|arrival| arrival.at)
     }
 
+    /// Takes all work, for the committer. `state` is that of this queue.
+    fn take(&self, state: &mut QueueState) -> CommitWork {
+        self.has_arrivals.store(false, Ordering::Relaxed);
+        state.take()
+    }
+
     /// Ends the committer. [`Stop::Abandon`] is never replaced by [`Stop::Drained`].
     pub(crate) fn stop(&self, stop: Stop) {
         self.state.post(|state| {
@@ -236,9 +246,14 @@ impl CommitReceiver {
     pub(crate) fn wait(&self, until: Option<Instant>, syncing: bool) -> CommitWork {
         let work = self.0.state.wait(until, |state| {
             state.patient = syncing;
-            (!state.is_quiet()).then(|| state.take())
+            (!state.is_quiet()).then(|| self.0.take(state))
         });
-        work.unwrap_or_else(|| self.0.state.lock().take())
+        work.unwrap_or_else(|| self.0.take(&mut self.0.state.lock()))
+    }
+
+    /// True if a synced store has arrived. Takes no lock.
+    pub(crate) fn has_arrivals(&self) -> bool {
+        self.0.has_arrivals.load(Ordering::Acquire)
     }
 
     /// Waits until a sync has ended, and takes the results. Ignores all other work.
@@ -251,6 +266,7 @@ impl CommitReceiver {
     /// Takes the synced stores that have arrived.
     pub(crate) fn take_arrivals(&self) -> Vec<Arrival> {
         let mut state = self.0.state.lock();
+        self.0.has_arrivals.store(false, Ordering::Relaxed);
         state.bytes = 0;
         std::mem::take(&mut state.arrivals)
     }
