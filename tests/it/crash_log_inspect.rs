@@ -146,7 +146,7 @@ impl Found {
     /// Asserts that the log is the only damage, and that no change of it is counted.
     fn assert_damaged(self, part: &str) {
         let found = self;
-        let [Damage { path, id: None, what }] = &found.damage[..] else { panic!("{:?}", found.damage) };
+        let [Damage { path, id: None, what, .. }] = &found.damage[..] else { panic!("{:?}", found.damage) };
         assert!(path.ends_with("/spool/crash-log") && what.contains(part), "{path}: {what}");
         assert!(what.starts_with("the crash log is not as the last process left it ("), "{what}");
         assert_eq!((found.salvage.unsaved, found.salvage.damage), (found.damage, vec![]));
@@ -191,7 +191,7 @@ fn look(dir: &Path, messages: &Messages, storage: Arc<dyn Storage>) -> Found {
     let expected: Vec<(SpoolId, u64)> = messages.iter().map(|(id, (_, len))| (*id, *len as u64)).collect();
     assert_eq!(listed, expected);
     for (id, (version, len)) in messages {
-        payload::assert_is(*id, *version, *len, &spool.load(*id).expect("load"));
+        payload::assert_is(*id, *version, *len, &spool.load("main", *id).expect("load"));
     }
     let bytes = expected.iter().map(|(_, len)| len).sum();
     let (summary, verified) = (spool.summary().expect("summary"), spool.verify().expect("verify"));
@@ -226,7 +226,7 @@ async fn messages_only_in_the_crash_log_are_found_and_saved() {
     assert!(found.salvage.damage.is_empty() && found.salvage.doubtful.is_empty(), "{found:?}");
     let spool = Inspector::open(&died.spool()).expect("open");
     for id in died.all().filter(|id| !died.acknowledged.contains_key(id)) {
-        let error = spool.load(id).expect_err("it was removed");
+        let error = spool.load("main", id).expect_err("it was removed");
         assert!(error.root_cause().is::<NotFound>(), "{error:#}");
     }
 }

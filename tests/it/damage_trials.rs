@@ -325,7 +325,7 @@ fn verify(dir: &Path) -> Verification {
             let root = error.root_cause();
             assert!(root.is::<DamagedSpool>() || root.is::<UnsupportedFormat>(), "{error:#}");
             let what = format!("{error:#}");
-            let damage = Damage { path: "FORMAT".to_owned(), id: None, what };
+            let damage = Damage { path: "FORMAT".to_owned(), spool: None, id: None, what };
             Verification { damage: vec![damage], ..Verification::default() }
         }
     }
@@ -341,13 +341,13 @@ fn repair(dir: &Path, new: &Path, stored: &Stored) -> (Account, Salvage) {
     let mut ids = Vec::new();
     spool
         .entries(&mut |entry| {
-            ids.push(entry.id);
+            ids.push((entry.spool, entry.id));
             true
         })
         .unwrap();
     assert_eq!(ids.len() as u64, report.saved);
-    for id in ids {
-        account.note(stored, id, Some(&spool.load(id).expect("whole")));
+    for (name, id) in ids {
+        account.note(stored, id, Some(&spool.load(&name, id).expect("whole")));
     }
     account.end(stored);
     (account, report)

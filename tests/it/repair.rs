@@ -53,12 +53,12 @@ pub(crate) fn whole_in(dir: &Path) -> BTreeMap<SpoolId, (u64, usize)> {
     let spool = Inspector::open(dir).expect("open");
     let mut ids = Vec::new();
     let visit = &mut |entry: tidespool::inspect::Entry| {
-        ids.push(entry.id);
+        ids.push((entry.spool, entry.id));
         true
     };
     spool.entries(visit).expect("entries");
-    let read = |id: SpoolId| {
-        let seen = payload::read(id, &spool.load(id).expect("load")).expect("whole");
+    let read = |(name, id): (String, SpoolId)| {
+        let seen = payload::read(id, &spool.load(&name, id).expect("load")).expect("whole");
         (id, (seen.version.expect("long enough"), seen.len))
     };
     ids.into_iter().map(read).collect()

@@ -38,7 +38,10 @@ fn repair(dir: &Path) -> (TempDir, PathBuf, Salvage) {
 
 /// The version of a message in a repaired spool.
 fn version_in(dir: &Path, id: SpoolId) -> Option<u64> {
-    match Inspector::open(dir).expect("open").load(id) {
+    let spool = Inspector::open(dir).expect("open");
+    // The name of the only spool, also if `FORMAT` was lost.
+    let name = spool.spools().pop()?;
+    match spool.load(&name, id) {
         Ok(data) => Some(payload::read(id, &data).expect("whole").version.expect("long enough")),
         Err(error) => {
             assert!(error.root_cause().is::<NotFound>(), "{error:#}");
