@@ -3,8 +3,8 @@
 //! # Layout
 //!
 //! * `store` – [`Tidespool`]. `spool` – [`TieredSpool`]: each method leads to a file of `calls`.
-//! * `calls` – one file per call: `store`, `load`, `remove`, `enumerate`, `maintain` (`cleanup`,
-//!   `compact`), `reconfigure`.
+//! * `calls` – one file per call: `store`, `load`, `remove`, `enumerate`, `list`, `maintain`
+//!   (`cleanup`, `compact`), `reconfigure`.
 //! * `commit` – group commit: one write and one sync for many callers.
 //! * `lifecycle` – opening, threads, shutdown.
 //! * `background` – memory balancer, relief of memory pressure, health, disk probe.
@@ -18,6 +18,8 @@ mod spool;
 mod state;
 mod store;
 
+pub use calls::list::{Listed, ListedTier};
+pub use calls::scan::Scan;
 use serde::Serialize;
 pub use spool::TieredSpool;
 pub use store::{SpoolNameError, Tidespool};

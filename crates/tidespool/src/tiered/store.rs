@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use chrono::{DateTime, Utc};
 use thiserror::Error;
 
+use super::calls::scan::{Scan, ScanSource, ScanState};
+use super::calls::walk::{SHORTEST_HANG, Visitor, Walk};
 use super::calls::{reconfigure, spools};
 use super::lifecycle::{open, threads, workers};
 use super::spool::TieredSpool;
-use super::state::Shared;
+use super::state::{Shared, SpoolPart};
 use crate::directory::MAX_NAME;
 use crate::storage::{OsStorage, Storage};
 use crate::whole_text::{whole, whole_of};
@@ -258,6 +261,30 @@ impl Tidespool {
 }
 
 impl OpenStore {
+    /// Starts a walk over the messages of a spool that were created before `start_time`. Its
+    /// channel holds `capacity` sent values.
+    pub(super) fn scan<V: Visitor, T: Send + 'static>(
+        &self,
+        spool: &Arc<SpoolPart>,
+        start_time: DateTime<Utc>,
+        visitor: V,
+        (capacity, split): (usize, fn(V::Sent) -> Vec<T>),
+    ) -> Result<Scan<T>> {
+        spool.check_open()?;
+        let (sender, receiver) = async_channel::bounded(capacity);
+        let state = Arc::<ScanState>::default();
+        let (shared, spool) = (self.shared.clone(), spool.clone());
+        let source = ScanSource {
+            receiver,
+            state: state.clone(),
+            timer: shared.timer.clone(),
+            patience: shared.config.load().enumerate_wait().max(SHORTEST_HANG),
+        };
+        let walk = Walk { shared, spool, start_time, visitor, sender, state: Some(state) };
+        self.workers.enumerate(move || walk.run_scan())?;
+        Ok(source.into_scan(split))
+    }
+
     pub(super) async fn shutdown(&self) -> Result<()> {
         if let Some(ended) = self.workers.ended() {
             return ended;
