@@ -36,5 +36,6 @@ mod runtimes; // callers on any executor, or without one
 mod scan; // `stream` and `list`: complete, or ended by an error
 mod spool_ext; // the conveniences of every spool
 mod sweep; // some runs of `fault-sweep`: the n-th call to the disk fails
+mod unpaired; // messages of one spool without a partner in another one
 mod upkeep; // cleanup and compact: beside traffic, shared by callers, and interrupted by a shutdown
 mod versions; // the newest version of an id stays the newest beside other stores

@@ -158,8 +158,8 @@ impl TieredSpool {
     }
 
     /// Returns every message that was created before `start_time` and exists during the whole scan
-    /// exactly once, with its payload, as [`enumerate`](Spool::enumerate) sends it. Unlike a channel
-    /// that just closes, the stream ends with an `Err` if it was cut short: see [`Scan`].
+    /// exactly once, with its payload, as [`enumerate`](Spool::enumerate) sends it. Unlike a
+    /// channel that just closes, the stream ends with an `Err` if it was cut short: see [`Scan`].
     ///
     /// Messages without a creation time are always returned. At most 16 messages and 2 MiB, or one
     /// larger message, are read ahead.
@@ -184,8 +184,8 @@ impl TieredSpool {
     ///
     /// # Errors
     ///
-    /// [`Closed`](tidespool_core::Closed), or an I/O error if the scan can't begin: no thread can be
-    /// started, or 64 scans and enumerations are running
+    /// [`Closed`](tidespool_core::Closed), or an I/O error if the scan can't begin: no thread can
+    /// be started, or 64 scans and enumerations are running
     /// ([`WouldBlock`](std::io::ErrorKind::WouldBlock)). Later errors are items.
     pub fn stream(&self, start_time: DateTime<Utc>) -> Result<Scan<SpoolEntry>> {
         /// Entries that wait to be received.

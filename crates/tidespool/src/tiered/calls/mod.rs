@@ -3,6 +3,7 @@
 //! * `store`, `load`, `remove`, `enumerate` – the calls on messages.
 //! * `list` – all messages without their payloads. `walk` – what it shares with `enumerate`.
 //!   `scan` – the stream at the receiving end.
+//! * `unpaired` – the ids of one spool that another spool does not have.
 //! * `maintain` – `cleanup` and `compact`.
 //! * `spools` – opens, makes and removes the spools of a store.
 //! * `reconfigure` – changes the settings of a running spool.
@@ -18,4 +19,5 @@ pub(super) mod remove;
 pub(super) mod scan;
 pub(super) mod spools;
 pub(super) mod store;
+pub(super) mod unpaired;
 pub(super) mod walk;

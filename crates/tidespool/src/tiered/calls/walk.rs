@@ -1,4 +1,4 @@
-//! The walk over all messages of a spool, which `enumerate`, `stream` and `list` share. It runs
+//! The walk over all messages of a spool, which `enumerate`, `list` and `unpaired` share. It runs
 //! on a thread of its own.
 //!
 //! It visits the messages in memory first, then the other messages in the index on disk. A message
