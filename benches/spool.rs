@@ -5,16 +5,18 @@
 
 #![expect(clippy::expect_used, reason = "a benchmark whose calls fail must not produce a figure")]
 
+use std::cell::OnceCell;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
+use chrono::{DateTime, Utc};
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use rand::rngs::ChaCha8Rng;
 use rand::{Rng as _, SeedableRng as _};
 use tempfile::TempDir;
-use tidespool::{Config, TieredSpool};
+use tidespool::{Config, ListedTier, TieredSpool};
 use tidespool_core::{Spool, SpoolId};
 use tokio::runtime::Runtime;
 
@@ -23,6 +25,9 @@ const CHUNK: u64 = 256;
 
 /// Messages that `load hit` reads: 16 MiB, which fit in any cache.
 const LOAD_SET: usize = 1_024;
+
+/// Messages that `list` lists.
+const LISTED: u64 = 1_000_000;
 
 const KIB: usize = 1_024;
 
@@ -37,9 +42,13 @@ struct Bench {
 
 impl Bench {
     fn open() -> Self {
+        Self::with(|config| config)
+    }
+
+    fn with(adjust: impl FnOnce(Config) -> Config) -> Self {
         let dir = TempDir::new().expect("a temporary directory");
         let runtime = Runtime::new().expect("a runtime");
-        let spool = runtime.block_on(TieredSpool::open(Config::new(dir.path()))).expect("open");
+        let spool = runtime.block_on(TieredSpool::open(adjust(Config::new(dir.path())))).expect("open");
         Self { runtime, spool, _dir: dir }
     }
 
@@ -159,6 +168,50 @@ fn lifecycle(criterion: &mut Criterion) {
     bench.close();
 }
 
+/// A list of a million messages: all of them in the journal, then all of them checkpointed. The
+/// store of the set is not timed, and is skipped if no list is selected.
+fn list(criterion: &mut Criterion) {
+    let filled = OnceCell::new();
+    let bench = || {
+        filled.get_or_init(|| {
+            let hour = Duration::from_secs(3_600);
+            let bench = Bench::with(|config| config.checkpoint_after(hour).journal_capacity(2 << 30));
+            bench.runtime.block_on(async {
+                let data = payload(100);
+                for _ in 0..LISTED {
+                    store(&bench.spool, &data).await;
+                }
+                // Makes everything durable, and moves nothing.
+                bench.spool.advise_low_memory().await.expect("advise_low_memory");
+            });
+            bench
+        })
+    };
+    let listed = async |spool: &TieredSpool, tier: ListedTier| {
+        let mut list = spool.list(DateTime::<Utc>::MAX_UTC).expect("list");
+        let mut count = 0;
+        while let Some(message) = list.next().await {
+            count += u64::from(message.expect("complete").tier == tier);
+        }
+        assert_eq!(count, LISTED, "all are in one tier");
+    };
+    let mut group = criterion.benchmark_group("list");
+    group.throughput(Throughput::Elements(LISTED)).sample_size(10);
+    for (name, tier) in [("journal", ListedTier::Journal), ("checkpointed", ListedTier::Checkpointed)] {
+        let mut is_moved = false;
+        group.bench_function(name, |bencher| {
+            let bench = bench();
+            if tier == ListedTier::Checkpointed && !is_moved {
+                bench.runtime.block_on(bench.spool.compact()).expect("compact");
+                is_moved = true;
+            }
+            bencher.to_async(&bench.runtime).iter(|| listed(&bench.spool, tier));
+        });
+    }
+    group.finish();
+    filled.into_inner().into_iter().for_each(Bench::close);
+}
+
 /// The health query that a server makes for each connection and each message.
 fn unhealthy_reason(criterion: &mut Criterion) {
     let bench = Bench::open();
@@ -181,6 +234,7 @@ fn main() {
     load_hit(&mut criterion);
     remove_young(&mut criterion);
     lifecycle(&mut criterion);
+    list(&mut criterion);
     unhealthy_reason(&mut criterion);
     criterion.final_summary();
 }

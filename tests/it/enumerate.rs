@@ -7,6 +7,7 @@ use tidespool_core::{Spool, SpoolEntry, SpoolId};
 use tidespool_testkit::faults::{Call, Fault, FaultyStorage};
 use tidespool_testkit::{ids, payload, wait};
 
+use crate::scan::{Way, whole};
 use crate::setup::{Tiered, enumerate, enumerate_before, put, stop};
 
 /// Stores small and large messages: some checkpointed, some retained, some new.
@@ -25,32 +26,22 @@ async fn fill(spool: &dyn Spool, count: usize) -> BTreeSet<SpoolId> {
     stored
 }
 
-fn whole(entry: SpoolEntry) -> SpoolId {
-    match entry {
-        SpoolEntry::Item { id, data } => {
-            payload::read(id, &data).expect("whole");
-            id
-        }
-        SpoolEntry::Corrupt { id, error } => panic!("{id}: {error}"),
-    }
-}
-
 /// A checkpoint that moves everything during an enumeration duplicates no message and omits none.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_during_an_enumeration_changes_nothing() {
     let tiered = Tiered::new(|config| config);
     let spool = tiered.start().await;
-    let stored = fill(spool.as_ref(), 900).await;
-    for read_before in [0, 1, 200, 450, 899] {
-        let (sender, receiver) = async_channel::bounded(1);
-        spool.enumerate(sender, DateTime::<Utc>::MAX_UTC).expect("enumerate");
+    let mut stored = fill(spool.as_ref(), 900).await;
+    for (way, read_before) in Way::ALL.into_iter().flat_map(|way| [0, 1, 200, 450, 899].map(|n| (way, n))) {
+        // A part of them is in memory and in the journal.
+        stored.extend(fill(spool.as_ref(), 90).await);
+        let mut way = way(&spool);
         let mut found = BTreeSet::new();
         for _ in 0..read_before {
-            assert!(found.insert(whole(receiver.recv().await.expect("an entry"))));
+            assert!(found.insert(way.next().await.expect("an entry")));
         }
         spool.compact().await.expect("compact");
-        while let Ok(entry) = receiver.recv().await {
-            let id = whole(entry);
+        while let Some(id) = way.next().await {
             assert!(found.insert(id), "{id} came twice, with {read_before} read before the checkpoint");
         }
         assert!(
@@ -66,35 +57,36 @@ async fn a_checkpoint_during_an_enumeration_changes_nothing() {
 /// Messages that are removed or stored during an enumeration come at most once. All others come.
 #[tokio::test(flavor = "multi_thread")]
 async fn removals_and_stores_during_an_enumeration_affect_no_other_message() {
-    let tiered = Tiered::new(|config| config);
-    let spool = tiered.start().await;
-    let stored: Vec<SpoolId> = fill(spool.as_ref(), 600).await.into_iter().collect();
-    let (sender, receiver) = async_channel::bounded(1);
-    spool.enumerate(sender, DateTime::<Utc>::MAX_UTC).expect("enumerate");
-    let mut found = BTreeSet::new();
-    let mut later = Vec::new();
-    let mut turn = 0;
-    while let Ok(entry) = receiver.recv().await {
-        assert!(found.insert(whole(entry)));
-        // Removes every other message from the far end, stores new ones, and moves all now and
-        // then.
-        if let Some(id) = stored.iter().rev().step_by(2).nth(turn) {
-            spool.remove(*id).await.expect("remove");
+    for way in Way::ALL {
+        let tiered = Tiered::new(|config| config);
+        let spool = tiered.start().await;
+        let stored: Vec<SpoolId> = fill(spool.as_ref(), 600).await.into_iter().collect();
+        let mut way = way(&spool);
+        let mut found = BTreeSet::new();
+        let mut later = Vec::new();
+        let mut turn = 0;
+        while let Some(id) = way.next().await {
+            assert!(found.insert(id), "{id} came twice");
+            // Removes every other message from the far end, stores new ones, and moves all now and
+            // then.
+            if let Some(id) = stored.iter().rev().step_by(2).nth(turn) {
+                spool.remove(*id).await.expect("remove");
+            }
+            if turn < 600 {
+                later.push(put(spool.as_ref(), 50 + turn * 20, false).await);
+            }
+            if turn % 150 == 149 {
+                spool.compact().await.expect("compact");
+            }
+            turn += 1;
         }
-        if turn < 600 {
-            later.push(put(spool.as_ref(), 50 + turn * 20, false).await);
+        for id in stored.iter().rev().skip(1).step_by(2) {
+            assert!(found.contains(id), "{id} was present throughout and was not enumerated");
         }
-        if turn % 150 == 149 {
-            spool.compact().await.expect("compact");
-        }
-        turn += 1;
+        let known: BTreeSet<SpoolId> = stored.iter().copied().chain(later).collect();
+        assert!(found.is_subset(&known));
+        stop(spool).await;
     }
-    for id in stored.iter().rev().skip(1).step_by(2) {
-        assert!(found.contains(id), "{id} was present throughout and was not enumerated");
-    }
-    let known: BTreeSet<SpoolId> = stored.iter().copied().chain(later).collect();
-    assert!(found.is_subset(&known));
-    stop(spool).await;
 }
 
 /// A receiver that never reads blocks neither calls, nor upkeep, nor the shutdown. Then its channel

@@ -34,9 +34,11 @@ mod reopen; // when an opening keeps the index and when it rebuilds it
 mod repair; // a damaged spool repaired into a new one, and opened
 mod repair_losses; // what repair reports as lost, and which version it takes as the newest
 mod runtimes; // callers on any executor, or without one
+mod scan; // `stream` and `list`: complete, or ended by an error
 mod spool_ext; // the conveniences of every spool
 mod spool_settings; // statistics and settings of each spool in a store with two
 mod spools; // several spools of one store: names, ids, removal, shutdown, shared commits
 mod sweep; // some runs of `fault-sweep`: the n-th call to the disk fails
+mod unpaired; // messages of one spool without a partner in another one
 mod upkeep; // cleanup and compact: beside traffic, shared by callers, and interrupted by a shutdown
 mod versions; // the newest version of an id stays the newest beside other stores

@@ -3,8 +3,8 @@
 //!
 //! # Layout
 //!
-//! * one file for each subcommand: `ls`, `get`, `stat`, `verify`, `repair`; `bench` is the crate
-//!   [`tidespool_bench`];
+//! * one file for each subcommand: `ls`, `get`, `orphans`, `stat`, `verify`, `repair`; `bench` is
+//!   the crate [`tidespool_bench`];
 //! * `spool_dir` – opens a directory for inspection;
 //! * `output` – output that the subcommands share; [`tidespool_bench::output`] has what `bench`
 //!   needs too.
@@ -15,13 +15,14 @@
 //! |---|---|
 //! | 0 | success; `verify`: the spool is whole; `repair`: everything was saved |
 //! | 1 | an error, also in the arguments: one line on standard error |
-//! | 2 | damage was found; `repair`: something could not be saved |
+//! | 2 | damage was found; `repair`: something could not be saved; `orphans`: the list may be wrong, and nothing was removed |
 //! | 130 | interrupted |
 //!
 //! A closed pipe (`tidespool ls DIR | head`) is not an error.
 
 mod get;
 mod ls;
+mod orphans;
 mod output;
 mod repair;
 mod spool_dir;
@@ -57,6 +58,7 @@ struct Cli {
 enum Command {
     Ls(ls::Args),
     Get(get::Args),
+    Orphans(orphans::Args),
     Stat(stat::Args),
     Verify(verify::Args),
     Repair(repair::Args),
@@ -69,6 +71,7 @@ impl Command {
         match self {
             Self::Ls(args) => ls::run(args, out),
             Self::Get(args) => get::run(args, out),
+            Self::Orphans(args) => orphans::run(args, out),
             Self::Stat(args) => stat::run(args, out),
             Self::Verify(args) => verify::run(args, out),
             Self::Repair(args) => repair::run(args, out),

@@ -187,6 +187,6 @@ pub use tidespool_pressure::{
     Level as PressureLevel, PressureConfig, PressureMonitor, Reading as PressureReading,
     Source as PressureSource,
 };
-pub use tiered::{RecoveryReport, Tidespool, TieredSpool};
+pub use tiered::{Listed, ListedTier, RecoveryReport, Scan, Tidespool, TieredSpool};
 /// The channel of [`TieredSpool::health_changes`].
 pub use tokio::sync::watch;

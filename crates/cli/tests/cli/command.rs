@@ -17,7 +17,7 @@ fn a_directory_that_is_no_spool_is_refused_and_left_alone() {
     std::fs::write(other.join("mail.txt"), "x").unwrap();
 
     let new = dir.path().join("new");
-    for command in ["ls", "get", "stat", "verify", "repair"] {
+    for command in ["ls", "get", "orphans", "stat", "verify", "repair"] {
         for (place, what) in
             [(&missing, "does not exist"), (&file, "is not a directory"), (&other, "is not a spool")]
         {
@@ -38,7 +38,7 @@ fn a_directory_that_is_no_spool_is_refused_and_left_alone() {
 #[test]
 fn bad_arguments_are_one_line_and_code_1() {
     assert_refused(&["sweep"], &["sweep", "--help"]);
-    for command in ["ls", "get", "stat", "verify"] {
+    for command in ["ls", "get", "orphans", "stat", "verify"] {
         assert_refused(&[command], &["<DIR>", "--help"]);
     }
     assert_refused(&["repair", "/tmp"], &["<NEW_DIR>", "--help"]);
@@ -53,7 +53,7 @@ fn help_is_no_error_and_names_every_subcommand() {
     let output = tidespool(&["--help"]);
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0));
-    for command in ["ls", "get", "stat", "verify", "repair", "bench"] {
+    for command in ["ls", "get", "orphans", "stat", "verify", "repair", "bench"] {
         assert!(said.contains(command), "{said}");
         assert_eq!(tidespool(&[command, "--help"]).status.code(), Some(0));
     }

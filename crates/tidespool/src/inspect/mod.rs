@@ -216,6 +216,14 @@ impl Inspector {
         self.0.summary().map_err(whole)
     }
 
+    /// Returns the damage that was found when the directory was opened. Payloads are not read: see
+    /// [`verify`](Self::verify). If there is any, messages may be missing from
+    /// [`entries`](Self::entries).
+    #[must_use]
+    pub fn damage(&self) -> Vec<Damage> {
+        self.0.damage()
+    }
+
     /// Reads every byte of every message, the journal, the manifest, the liveness log and the crash
     /// log. Compares them with their checksums and with each other, and the index's files with
     /// their state at the last orderly shutdown.

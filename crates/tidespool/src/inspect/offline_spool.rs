@@ -8,7 +8,7 @@ use tidespool_core::{NotFound, SpoolId};
 
 use super::contents::Contents;
 use super::unreadable::LenientStorage;
-use super::{CrashLogSummary, Entry, Home, IndexState, SpoolSummary, Summary, Verification};
+use super::{CrashLogSummary, Damage, Entry, Home, IndexState, SpoolSummary, Summary, Verification};
 use crate::checkpoint::Places;
 use crate::directory::{Directory, FORMAT_VERSION};
 use crate::index::{self, DiskIndex, Key, size_of_dir};
@@ -142,6 +142,19 @@ impl OfflineSpool {
             None if manifest.retained.is_empty() => IndexState::Kept,
             Some(Ok(false) | Err(_)) | None => IndexState::RebuiltAtNextOpen,
         }
+    }
+
+    /// Returns the damage that was found when the contents were read.
+    pub(super) fn damage(&self) -> Vec<Damage> {
+        let contents = &self.contents;
+        let mut damage = contents.damage.clone();
+        damage.extend(contents.unsynced.damage.clone());
+        damage.extend(self.disk.damage());
+        if contents.lost > 0 {
+            let what = format!("{} messages are gone, of which not even the id is left", contents.lost);
+            damage.push(Damage::new(&self.places.journal(), what));
+        }
+        damage
     }
 
     pub(super) fn verify(&self) -> Result<Verification> {

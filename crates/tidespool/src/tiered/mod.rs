@@ -4,8 +4,8 @@
 //!
 //! * `store` – [`Tidespool`]. `spool` – [`TieredSpool`]: each method leads to a file of `calls`.
 //!   `open_store` – what both share.
-//! * `calls` – one file per call: `store`, `load`, `remove`, `enumerate`, `maintain` (`cleanup`,
-//!   `compact`), `reconfigure`.
+//! * `calls` – one file per call: `store`, `accept`, `load`, `remove`, `enumerate`, `list`,
+//!   `unpaired`, `maintain` (`cleanup`, `compact`), `spools`, `reconfigure`.
 //! * `commit` – group commit: one write and one sync for many callers.
 //! * `lifecycle` – opening, threads, shutdown.
 //! * `background` – memory balancer, relief of memory pressure, health, disk probe.
@@ -20,6 +20,8 @@ mod spool;
 mod state;
 mod store;
 
+pub use calls::list::{Listed, ListedTier};
+pub use calls::scan::Scan;
 use serde::Serialize;
 pub use spool::TieredSpool;
 pub use store::Tidespool;

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use chrono::{DateTime, Utc};
 
+use super::calls::scan::{Scan, ScanSource};
+use super::calls::walk::{SHORTEST_HANG, ScanState, Visitor, Walk};
 use super::lifecycle::{threads, workers};
-use super::state::Shared;
+use super::state::{Shared, SpoolPart};
 use crate::{RecoveryReport, StatsSnapshot};
 
 /// An open store. Its threads end when the last handle is dropped.
@@ -16,6 +19,30 @@ pub(super) struct OpenStore {
 }
 
 impl OpenStore {
+    /// Starts a walk over the messages of a spool that were created before `start_time`. Its
+    /// channel holds `capacity` sent values.
+    pub(super) fn scan<V: Visitor, T: Send + 'static>(
+        &self,
+        spool: &Arc<SpoolPart>,
+        start_time: DateTime<Utc>,
+        visitor: V,
+        (capacity, split): (usize, fn(V::Sent) -> Vec<T>),
+    ) -> Result<Scan<T>> {
+        spool.check_open()?;
+        let (sender, receiver) = async_channel::bounded(capacity);
+        let state = Arc::<ScanState>::default();
+        let (shared, spool) = (self.shared.clone(), spool.clone());
+        let source = ScanSource {
+            receiver,
+            state: state.clone(),
+            timer: shared.timer.clone(),
+            patience: shared.config.load().enumerate_wait().max(SHORTEST_HANG),
+        };
+        let walk = Walk { shared, spool, start_time, visitor, sender, state: Some(state) };
+        self.workers.enumerate(move || walk.run_scan())?;
+        Ok(source.into_scan(split))
+    }
+
     /// The statistics of all spools.
     pub(super) fn stats(&self) -> StatsSnapshot {
         self.shared.snapshot(&self.shared.spools.all())

@@ -10,7 +10,11 @@ use chrono::{DateTime, Utc};
 use tidespool_core::{Spool, SpoolEntry, SpoolId};
 
 use super::background::relief;
-use super::calls::{enumerate, load, maintain, reconfigure, remove, store};
+use super::calls::enumerate::Payloads;
+use super::calls::list::{Listed, Listing};
+use super::calls::scan::Scan;
+use super::calls::walk::Walk;
+use super::calls::{load, maintain, reconfigure, remove, store};
 use super::open_store::OpenStore;
 use super::state::SpoolPart;
 use crate::health::SHUT_DOWN;
@@ -88,6 +92,58 @@ impl TieredSpool {
     /// As [`remove_synced`](Self::remove_synced).
     pub async fn remove_all(&self, ids: &[SpoolId], deadline: Option<Instant>) -> Result<()> {
         remove::remove_synced(&self.store.shared, &self.part, ids, deadline).await.map_err(whole)
+    }
+
+    /// Returns every message that was created before `start_time` and exists during the whole scan
+    /// exactly once, with its payload, as [`enumerate`](Spool::enumerate) sends it. Unlike a
+    /// channel that just closes, the stream ends with an `Err` if it was cut short: see [`Scan`].
+    ///
+    /// Messages without a creation time are always returned. At most 16 messages and 2 MiB, or one
+    /// larger message, are read ahead.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> anyhow::Result<()> {
+    /// # use tidespool::{Config, TieredSpool, chrono, core::Spool as _, core::SpoolEntry};
+    /// # let dir = tempfile::tempdir()?;
+    /// let spool = TieredSpool::open(Config::new(dir.path().join("spool"))).await?;
+    /// let mut messages = spool.stream(chrono::Utc::now())?;
+    /// while let Some(entry) = messages.next().await {
+    ///     match entry? {
+    ///         SpoolEntry::Item { id, data } => println!("{id}: {} bytes", data.len()),
+    ///         SpoolEntry::Corrupt { id, error } => println!("{id}: {error}"),
+    ///     }
+    /// }
+    /// // Only here is a message that did not come known to be absent.
+    /// # spool.shutdown().await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`](tidespool_core::Closed), or an I/O error if the scan can't begin: no thread can
+    /// be started, or 64 scans and enumerations are running
+    /// ([`WouldBlock`](std::io::ErrorKind::WouldBlock)). Later errors are items.
+    pub fn stream(&self, start_time: DateTime<Utc>) -> Result<Scan<SpoolEntry>> {
+        /// Entries that wait to be received.
+        const QUEUE: usize = 16;
+        self.store.scan(&self.part, start_time, Payloads, (QUEUE, |entry| vec![entry])).map_err(whole)
+    }
+
+    /// Returns every message that was created before `start_time` and exists during the whole scan
+    /// exactly once, with its size and tier and without its payload, in no specified order. No
+    /// payload is read. Size and tier are those at a moment during the scan.
+    ///
+    /// Messages without a creation time are always returned. Memory holds about 100 bytes for each
+    /// message of the spool that is not checkpointed, as during [`stream`](Self::stream).
+    ///
+    /// # Errors
+    ///
+    /// As [`stream`](Self::stream).
+    pub fn list(&self, start_time: DateTime<Utc>) -> Result<Scan<Listed>> {
+        /// Steps of the list that wait to be received, of 256 messages each.
+        const QUEUE: usize = 4;
+        self.store.scan(&self.part, start_time, Listing, (QUEUE, |listed| listed)).map_err(whole)
     }
 
     /// The current settings.
@@ -211,13 +267,9 @@ impl Spool for TieredSpool {
 
     fn enumerate(&self, sender: Sender<SpoolEntry>, start_time: DateTime<Utc>) -> Result<()> {
         self.part.check_open()?;
-        let enumeration = enumerate::Enumeration {
-            shared: self.store.shared.clone(),
-            spool: self.part.clone(),
-            sender,
-            start_time,
-        };
-        self.store.workers.enumerate(move || enumeration.run()).map_err(whole)
+        let (shared, spool) = (self.store.shared.clone(), self.part.clone());
+        let walk = Walk { shared, spool, start_time, visitor: Payloads, sender, state: None };
+        self.store.workers.enumerate(move || walk.enumerate()).map_err(whole)
     }
 
     async fn cleanup(&self) -> Result<()> {

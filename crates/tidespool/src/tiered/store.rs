@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
+use chrono::{DateTime, Utc};
 use tidespool_core::SpoolId;
 
 use super::calls::accept::NewMessage;
+use super::calls::scan::Scan;
+use super::calls::unpaired::Unpaired;
 use super::calls::{accept, reconfigure, spools};
 use super::lifecycle::{open, threads};
 use super::open_store::OpenStore;
 use super::spool::TieredSpool;
 use crate::storage::{OsStorage, Storage};
-use crate::store_error::AcceptError;
+use crate::store_error::{AcceptError, SpoolNameError};
 use crate::whole_text::{whole, whole_of};
 use crate::{Config, ConfigError, HealthCause, PressureMonitor, RecoveryReport, StatsSnapshot, watch};
 
@@ -203,6 +206,55 @@ impl Tidespool {
     pub async fn remove_spool(&self, name: &str) -> Result<()> {
         let removed = spools::remove(&self.open.shared, name).await;
         removed.with_context(|| format!("removing the spool {name:?}")).map_err(whole)
+    }
+
+    /// Returns the ids of the spool `data` that were created before `created_before` and have no
+    /// message of the same id in the spool `meta`: bodies whose envelope was never stored, because
+    /// the process or the machine died between the two. Each is returned once, in no specified
+    /// order, beside all other calls, without reading payloads. The stream ends with an `Err` if it
+    /// was cut short: see [`Scan`].
+    ///
+    /// An id is returned only if `data` has its message and `meta` does not, at a moment during the
+    /// scan and at most two ids before it is received. Choose a time that is older than any accept
+    /// that may still run: an envelope that is stored later is not seen. Ids without a creation
+    /// time are never returned, because their age is not known.
+    ///
+    /// Memory holds about 100 bytes for each message of `data` that is not checkpointed.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> anyhow::Result<()> {
+    /// # use tidespool::{Config, Tidespool, chrono::{TimeDelta, Utc}, core::Spool as _};
+    /// # let dir = tempfile::tempdir()?;
+    /// let store = Tidespool::open(Config::new(dir.path().join("store"))).await?;
+    /// let (meta, data) = (store.spool("meta")?, store.spool("data")?);
+    /// let mut orphans = store.unpaired("data", "meta", Utc::now() - TimeDelta::hours(1))?;
+    /// while let Some(id) = orphans.next().await {
+    ///     data.remove(id?).await?;
+    /// }
+    /// # drop(meta);
+    /// # store.shutdown().await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`SpoolNameError::Unknown`] if a spool does not exist; otherwise as
+    /// [`TieredSpool::stream`].
+    pub fn unpaired(&self, data: &str, meta: &str, created_before: DateTime<Utc>) -> Result<Scan<SpoolId>> {
+        /// Ids that wait to be received.
+        const QUEUE: usize = 1;
+        let spool_of = |name: &str| {
+            let unknown = || SpoolNameError::Unknown { name: name.to_owned() };
+            self.open.shared.spools.get(name).ok_or_else(unknown)
+        };
+        let find = || {
+            self.open.shared.check_open()?;
+            let (data, meta) = (spool_of(data)?, spool_of(meta)?);
+            let unpaired = Unpaired { partners: meta.number };
+            self.open.scan(&data, created_before, unpaired, (QUEUE, |id| vec![id]))
+        };
+        find().map_err(whole)
     }
 
     /// Makes everything durable, ends all spools, and joins all threads. Later calls fail with

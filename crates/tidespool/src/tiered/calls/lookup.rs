@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use serde::Serialize;
 use thiserror::Error;
 
 use crate::checkpoint::place_of_record;
@@ -10,12 +11,12 @@ use crate::index::{IndexError, Key};
 use crate::journal::{NewestRecord, ReadError, RecordPlace};
 use crate::memory::Visible;
 use crate::message_id::MessageId;
-use crate::stats::{Site, Tier};
-use crate::tiered::state::Shared;
+use crate::stats::{Site, Tier as HitTier};
+use crate::tiered::state::{Shard, Shared, Table};
 
 /// The result of a lookup in memory.
 pub(in crate::tiered) enum InMemory {
-    Found(Arc<Box<[u8]>>, Tier),
+    Found(Arc<Box<[u8]>>, HitTier),
     /// The message was removed.
     Removed,
     /// The bytes are not in memory. Holds the message's newest record if the index in memory has
@@ -26,7 +27,7 @@ pub(in crate::tiered) enum InMemory {
 /// A message read from disk.
 pub(in crate::tiered) struct OnDisk {
     pub(in crate::tiered) data: Vec<u8>,
-    pub(in crate::tiered) tier: Tier,
+    pub(in crate::tiered) tier: HitTier,
     pub(in crate::tiered) stamp: Stamp,
 }
 
@@ -67,7 +68,7 @@ pub(in crate::tiered) fn in_memory(shared: &Shared, id: &MessageId) -> InMemory 
     let newest = {
         let shard = shared.table.lock(id);
         match shard.pending.get(id) {
-            Some(Visible::Put(data)) => return InMemory::Found(data, Tier::Pending),
+            Some(Visible::Put(data)) => return InMemory::Found(data, HitTier::Pending),
             Some(Visible::Removed) => return InMemory::Removed,
             None => shard.index.get(id),
         }
@@ -75,7 +76,7 @@ pub(in crate::tiered) fn in_memory(shared: &Shared, id: &MessageId) -> InMemory 
     if newest.is_some_and(|newest| newest.place.is_none()) {
         return InMemory::Removed;
     }
-    shared.cache.get(id).map_or(InMemory::Elsewhere(newest), |data| InMemory::Found(data, Tier::Cache))
+    shared.cache.get(id).map_or(InMemory::Elsewhere(newest), |data| InMemory::Found(data, HitTier::Cache))
 }
 
 /// Maximum size in bytes of a message that is read on the caller's thread from the page cache.
@@ -88,7 +89,7 @@ pub(in crate::tiered) fn at_once(shared: &Shared, id: &MessageId, newest: Newest
     let place = newest.place.filter(|place| place.len <= AT_ONCE)?;
     let segment = shared.segments.get(place.generation)?;
     let data = segment.read_put_in_memory(shared.segments.salt(), id, place)?;
-    Some(OnDisk { data, tier: Tier::Journal, stamp: Stamp::of_record(newest.seq) })
+    Some(OnDisk { data, tier: HitTier::Journal, stamp: Stamp::of_record(newest.seq) })
 }
 
 /// Looks a message up in all tiers. Blocks on I/O. `None`: there is no such message.
@@ -100,7 +101,7 @@ pub(in crate::tiered) fn on_disk(shared: &Shared, id: &MessageId) -> Result<Opti
             match shard.pending.get(id) {
                 Some(Visible::Put(data)) => {
                     let stamp = Stamp { seq: None, exits: u64::MAX };
-                    return Ok(Some(OnDisk { data: data.to_vec(), tier: Tier::Pending, stamp }));
+                    return Ok(Some(OnDisk { data: data.to_vec(), tier: HitTier::Pending, stamp }));
                 }
                 Some(Visible::Removed) => return Ok(None),
                 None => (shard.index.get(id), shard.exits),
@@ -127,6 +128,75 @@ pub(in crate::tiered) fn on_disk(shared: &Shared, id: &MessageId) -> Result<Opti
     }
 }
 
+/// The tier that has the newest version of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tier {
+    /// Dirty in memory: the message is not on stable storage yet.
+    Memory,
+    /// In the journal, younger than its checkpoint.
+    Journal,
+    /// Checkpointed: the index on disk has its place.
+    Checkpointed,
+}
+
+/// The newest version of a message, without its payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::tiered) struct Located {
+    /// Payload bytes.
+    pub(in crate::tiered) size: u64,
+    pub(in crate::tiered) tier: Tier,
+}
+
+/// Looks a message up in all tiers, without reading its payload. Blocks on the index on disk.
+/// `None`: there was no such message at a moment during the call.
+pub(in crate::tiered) fn locate(shared: &Shared, id: &MessageId) -> Result<Option<Located>, LookupError> {
+    let found = |(place, _): (RecordPlace, u64)| {
+        let size = u64::from(place.len);
+        Located { size, tier: Tier::Checkpointed }
+    };
+    locate_by(&shared.table, id, || Ok(place_on_disk(shared, id)?.map(found)))
+}
+
+/// As [`locate`]. `on_disk` looks the message up in the index on disk.
+fn locate_by<E>(
+    table: &Table,
+    id: &MessageId,
+    mut on_disk: impl FnMut() -> Result<Option<Located>, E>,
+) -> Result<Option<Located>, E> {
+    loop {
+        let exits = {
+            let shard = table.lock(id);
+            match locate_in(&shard, id) {
+                Some(found) => return Ok(found),
+                None => shard.exits,
+            }
+        };
+        let found = on_disk()?;
+        let shard = table.lock(id);
+        match locate_in(&shard, id) {
+            Some(found) => return Ok(found),
+            None if shard.exits == exits => return Ok(found),
+            // An id has moved to the index on disk meanwhile. It may be this one.
+            None => {}
+        }
+    }
+}
+
+/// Looks a message up in memory. `Some(None)`: it was removed. `None`: only the index on disk can
+/// have it.
+fn locate_in(shard: &Shard, id: &MessageId) -> Option<Option<Located>> {
+    match shard.pending.get(id) {
+        Some(Visible::Put(data)) => {
+            return Some(Some(Located { size: data.len() as u64, tier: Tier::Memory }));
+        }
+        Some(Visible::Removed) => return Some(None),
+        None => {}
+    }
+    let place = shard.index.get(id)?.place;
+    Some(place.map(|place| Located { size: u64::from(place.len), tier: Tier::Journal }))
+}
+
 /// The index in which the place of a message was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum NamedBy {
@@ -137,10 +207,10 @@ enum NamedBy {
 }
 
 impl NamedBy {
-    fn tier(self) -> Tier {
+    fn tier(self) -> HitTier {
         match self {
-            Self::Memory => Tier::Journal,
-            Self::Index(_) => Tier::Sled,
+            Self::Memory => HitTier::Journal,
+            Self::Index(_) => HitTier::Sled,
         }
     }
 }
@@ -218,10 +288,41 @@ pub(in crate::tiered) fn fill_cache(shared: &Shared, id: MessageId, data: &Arc<B
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use tidespool_core::Spool as _;
 
+    use super::{Located, Tier, locate_by};
+    use crate::checkpoint::LiveIndex as _;
     use crate::index::{IndexChange, IndexOp, Key, Record};
+    use crate::journal::{NewestRecord, RecordPlace};
+    use crate::message_id::MessageId;
+    use crate::tiered::state::Table;
     use crate::{Config, Tidespool};
+
+    /// The message was stored and checkpointed after the lookup in the index on disk, and is in
+    /// memory neither before nor after.
+    #[test]
+    fn a_message_that_passes_through_memory_during_a_lookup_is_found() {
+        let (table, id) = (Table::new(), MessageId::random());
+        let place = RecordPlace { generation: 1, offset: 4096, len: 9 };
+        let newest = NewestRecord { seq: 1, generation: 1, place: Some(place) };
+        let checkpointed = Located { size: 9, tier: Tier::Checkpointed };
+        let mut looks = 0;
+        let found = locate_by(&table, &id, || {
+            looks += 1;
+            if looks > 1 {
+                return Ok::<_, Infallible>(Some(checkpointed));
+            }
+            table.lock(&id).index.learn(id, newest);
+            table.forget(&[(Key::of(&id), newest)]);
+            Ok(None)
+        });
+        assert_eq!((found, looks), (Ok(Some(checkpointed)), 2));
+        table.lock(&id).index.learn(id, newest);
+        let found = locate_by(&table, &id, || -> Result<_, Infallible> { unreachable!("it is in memory") });
+        assert_eq!(found, Ok(Some(Located { size: 9, tier: Tier::Journal })));
+    }
 
     /// An older copy of the index replaced a newer one and pointed to recycled segments. The spool
     /// reported intact messages as damaged.

@@ -3,7 +3,7 @@
 //! A caller that stores one message after the other sends the next one a few microseconds after it
 //! got its result. A committer that sleeps meanwhile has to be woken by the kernel, which takes as
 //! long again as the write. So after a small batch it looks for the next store for a moment. After
-//! looks in vain it rests, twice as long each time, so that an idle spool costs nothing.
+//! each look that finds none it rests, twice as long each time: an idle spool costs nothing.
 
 use std::hint::spin_loop;
 use std::time::{Duration, Instant};
@@ -15,13 +15,13 @@ const LONGEST: Duration = Duration::from_micros(50);
 /// A batch of more records has callers that need the processor.
 const FEW: usize = 2;
 
-/// The most batches without a look after a look in vain, as a power of two.
+/// The most batches without a look after one that found no store, as a power of two.
 const MOST_MISSES: u32 = 10;
 
 /// Decides when to look, and looks.
 #[derive(Debug, Default)]
 pub(super) struct Spin {
-    /// Looks in vain since the last one that paid.
+    /// Looks that found no store since the last one that did.
     misses: u32,
     /// Batches without a look that are left.
     rest: u32,
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn looks_in_vain_become_rare_and_one_that_pays_brings_them_back() {
+    fn looks_that_find_nothing_become_rare_and_one_that_pays_brings_them_back() {
         let mut spin = Spin::default();
         let mut looks = 0;
         for _ in 0..10_000 {

@@ -101,9 +101,12 @@ impl SpoolHome {
         let file = self.storage.open(&unfinished, OpenMode::Create)?;
         write_all_at(&*file, &mut [IoSlice::new(text.as_bytes())], 0)?;
         file.sync_data()?;
+        // Held until the new file is noted: the check of the files must not see it before, and take
+        // it for one that replaced the format file.
+        let mut format = self.format.lock();
         self.storage.rename(&unfinished, &directory.path.join(FORMAT_FILE))?;
         self.storage.sync_dir(&directory.path)?;
-        *self.format.lock() = FormatOnDisk { file, len: text.len() as u64 };
+        *format = FormatOnDisk { file, len: text.len() as u64 };
         Ok(())
     }
 }

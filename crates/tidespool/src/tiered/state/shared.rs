@@ -57,7 +57,7 @@ pub(crate) struct Shared {
     pub(crate) budget: Arc<Budget>,
     pub(crate) commit_queue: Arc<CommitQueue>,
     /// Enforces the callers' deadlines.
-    pub(crate) timer: Timer,
+    pub(crate) timer: Arc<Timer>,
     pub(crate) segments: Arc<Segments>,
     pub(crate) disk_index: Arc<DiskIndex>,
     pub(crate) checkpoint_requests: Arc<CheckpointRequests>,
@@ -128,7 +128,7 @@ impl Shared {
             reconfiguring: Mutex::new(()),
             table: Arc::new(Table::new()),
             commit_queue: parts.reports.commit_queue.clone(),
-            timer: Timer::default(),
+            timer: Arc::default(),
             segments: parts.segments,
             disk_index: parts.disk_index,
             checkpoint_requests: parts.reports.checkpoint_requests.clone(),
