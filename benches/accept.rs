@@ -130,7 +130,7 @@ async fn run(mode: Mode, callers: usize, length: Duration) -> Result<Figures> {
 }
 
 fn message(len: usize) -> Message {
-    Arc::new((0..len).map(|n| (n * 31 % 251) as u8).collect())
+    Arc::new((0..=250).cycle().take(len).collect())
 }
 
 fn threads() -> usize {

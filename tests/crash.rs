@@ -286,8 +286,9 @@ async fn accept_forever(store: Arc<Tidespool>, report: Arc<Report>) {
 
 /// Returns the number of pairs that the child knew to be stored.
 fn check_pairs(path: &Path, log: &[Line]) -> Result<u64> {
-    let (mut intents, mut last): (BTreeMap<u64, (SpoolId, u64)>, BTreeMap<SpoolId, (u64, u64)>) =
-        Default::default();
+    let mut intents = BTreeMap::<u64, (SpoolId, u64)>::new();
+    // By id: the last version that was acknowledged, and the last that was begun.
+    let mut last = BTreeMap::<SpoolId, (u64, u64)>::new();
     let mut acknowledged = 0;
     for line in log {
         match line.event {

@@ -50,7 +50,7 @@ impl TwoSpools {
 
     /// The store.
     #[must_use]
-    pub fn store(&self) -> &Tidespool {
+    pub fn as_store(&self) -> &Tidespool {
         &self.store
     }
 

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use tidespool::TieredSpool;
 use tidespool::storage::{FileState, OpenMode, Space, Storage, StorageFile};
 use tidespool_core::{Spool, SpoolEntry, SpoolId};
+use tidespool_testkit::TwoSpools;
 use tidespool_testkit::faults::{Call, Strike};
 use tidespool_testkit::sweep::{Kind, Point, Ran, Subject, count, run_one};
 
@@ -112,7 +112,7 @@ impl StorageFile for SyncingFile {
 
 /// A spool that breaks one promise.
 struct Broken {
-    spool: Arc<TieredSpool>,
+    spool: Arc<TwoSpools>,
     breaks: Breaks,
 }
 

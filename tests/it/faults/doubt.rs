@@ -214,7 +214,7 @@ fn records(spool: &Path, id: SpoolId) -> Vec<(u32, u64)> {
         let bytes = std::fs::read(entry.unwrap().path()).unwrap();
         for at in (4096..bytes.len().saturating_sub(56)).step_by(8) {
             if bytes[at + 8..at + 16] == bytes[16..24] && bytes[at + 32..at + 48] == id.as_bytes()[..] {
-                let kind = u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap());
+                let kind = u32::from(bytes[at + 4]);
                 let seq = u64::from_le_bytes(bytes[at + 16..at + 24].try_into().unwrap());
                 found.push((kind, seq));
             }

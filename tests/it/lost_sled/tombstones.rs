@@ -33,7 +33,7 @@ fn records(spool: &Path, wanted: u32) -> BTreeSet<SpoolId> {
         let is_free = bytes[12..16] == [0; 4];
         let generation = &bytes[16..24];
         for at in (4096..bytes.len().saturating_sub(56)).step_by(8) {
-            let kind = u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap());
+            let kind = u32::from(bytes[at + 4]);
             if !is_free && kind == wanted && bytes[at + 8..at + 16] == *generation {
                 found.insert(SpoolId::from_bytes(bytes[at + 32..at + 48].try_into().unwrap()));
             }

@@ -113,9 +113,9 @@ impl Case {
 
 /// Sets whether the gate may open again soon.
 fn allow_unlatch(open: &Open, allow: bool) -> Result<(), String> {
-    let config = Config::clone(&open.tiered.store().config());
+    let config = Config::clone(&open.tiered.as_store().config());
     let unlatch_after = if allow { Duration::from_millis(10) } else { HOUR };
     let health = config.health.clone().hard_unlatch_after(unlatch_after);
-    let changed = open.tiered.store().reconfigure(config.health(health));
+    let changed = open.tiered.as_store().reconfigure(config.health(health));
     changed.map_err(|error| format!("the settings could not be changed: {error}"))
 }

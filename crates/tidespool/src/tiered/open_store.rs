@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use chrono::{DateTime, Utc};
 
-use super::calls::scan::{Scan, ScanSource};
+use super::calls::scan::{Scan, ScanSource, Split};
 use super::calls::walk::{SHORTEST_HANG, ScanState, Visitor, Walk};
 use super::lifecycle::{threads, workers};
 use super::state::{Shared, SpoolPart};
@@ -26,7 +26,7 @@ impl OpenStore {
         spool: &Arc<SpoolPart>,
         start_time: DateTime<Utc>,
         visitor: V,
-        (capacity, split): (usize, fn(V::Sent) -> Vec<T>),
+        (capacity, split): (usize, Split<V::Sent, T>),
     ) -> Result<Scan<T>> {
         spool.check_open()?;
         let (sender, receiver) = async_channel::bounded(capacity);

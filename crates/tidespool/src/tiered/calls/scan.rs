@@ -64,6 +64,9 @@ impl<T> fmt::Debug for Scan<T> {
     }
 }
 
+/// Returns the messages in what was received at once.
+pub(in crate::tiered) type Split<S, T> = fn(S) -> Vec<T>;
+
 /// Receives from a walk.
 pub(in crate::tiered) struct ScanSource<S> {
     pub(in crate::tiered) receiver: Receiver<S>,
@@ -74,8 +77,7 @@ pub(in crate::tiered) struct ScanSource<S> {
 }
 
 impl<S: Send + 'static> ScanSource<S> {
-    /// `split` returns the messages in what was received at once.
-    pub(in crate::tiered) fn into_scan<T: Send + 'static>(self, split: fn(S) -> Vec<T>) -> Scan<T> {
+    pub(in crate::tiered) fn into_scan<T: Send + 'static>(self, split: Split<S, T>) -> Scan<T> {
         let received = stream::unfold(Some(self), move |source| async move {
             let source = source?;
             match source.receive().await {
