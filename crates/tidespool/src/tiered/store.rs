@@ -244,7 +244,7 @@ impl Tidespool {
             self.open.shared.check_open()?;
             let (data, meta) = (spool_of(data)?, spool_of(meta)?);
             let unpaired = Unpaired { partners: meta.number };
-            self.open.scan(&data, created_before, unpaired, (QUEUE, |id| vec![id]))
+            self.open.scan(&data, created_before, unpaired, QUEUE, |id| vec![id])
         };
         find().map_err(whole)
     }
@@ -319,7 +319,8 @@ impl OpenStore {
         spool: &Arc<SpoolPart>,
         start_time: DateTime<Utc>,
         visitor: V,
-        (capacity, split): (usize, fn(V::Sent) -> Vec<T>),
+        capacity: usize,
+        split: fn(V::Sent) -> Vec<T>,
     ) -> Result<Scan<T>> {
         spool.check_open()?;
         let (sender, receiver) = async_channel::bounded(capacity);
