@@ -26,7 +26,8 @@ impl OpenStore {
         spool: &Arc<SpoolPart>,
         start_time: DateTime<Utc>,
         visitor: V,
-        (capacity, split): (usize, Split<V::Sent, T>),
+        capacity: usize,
+        split: Split<V::Sent, T>,
     ) -> Result<Scan<T>> {
         spool.check_open()?;
         let (sender, receiver) = async_channel::bounded(capacity);

@@ -127,7 +127,7 @@ impl TieredSpool {
     pub fn stream(&self, start_time: DateTime<Utc>) -> Result<Scan<SpoolEntry>> {
         /// Entries that wait to be received.
         const QUEUE: usize = 16;
-        self.store.scan(&self.part, start_time, Payloads, (QUEUE, |entry| vec![entry])).map_err(whole)
+        self.store.scan(&self.part, start_time, Payloads, QUEUE, |entry| vec![entry]).map_err(whole)
     }
 
     /// Returns every message that was created before `start_time` and exists during the whole scan
@@ -143,7 +143,7 @@ impl TieredSpool {
     pub fn list(&self, start_time: DateTime<Utc>) -> Result<Scan<Listed>> {
         /// Steps of the list that wait to be received, of 256 messages each.
         const QUEUE: usize = 4;
-        self.store.scan(&self.part, start_time, Listing, (QUEUE, |listed| listed)).map_err(whole)
+        self.store.scan(&self.part, start_time, Listing, QUEUE, |listed| listed).map_err(whole)
     }
 
     /// The current settings.

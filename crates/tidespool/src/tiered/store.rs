@@ -252,7 +252,7 @@ impl Tidespool {
             self.open.shared.check_open()?;
             let (data, meta) = (spool_of(data)?, spool_of(meta)?);
             let unpaired = Unpaired { partners: meta.number };
-            self.open.scan(&data, created_before, unpaired, (QUEUE, |id| vec![id]))
+            self.open.scan(&data, created_before, unpaired, QUEUE, |id| vec![id])
         };
         find().map_err(whole)
     }

@@ -139,7 +139,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let spool = block_on(TieredSpool::open(Config::new(dir.path().join("spool")))).unwrap();
         let message: Arc<Box<[u8]>> = Arc::new(vec![7; 1 << 20].into());
-        block_on(spool.store(MessageId::random(), message, true, None)).unwrap();
+        block_on(spool.store(SpoolId::new(), message, true, None)).unwrap();
         assert!(block_on(spool.advise_low_memory()).unwrap() >= 1 << 19);
         let now = spool.stats().gauges;
         assert_eq!((now.cache_entries, now.pressure_level), (0, PressureLevel::Normal));
