@@ -133,7 +133,7 @@ async fn an_abandoned_accept_leaves_the_earlier_versions() {
     let pair = Pair::open_on(&tiered.config, &disk).await;
     let [known, new] = [SpoolId::new(), SpoolId::new()];
     pair.accept(known, 1, 3000, None).await.unwrap();
-    disk.inject(Fault::on(Call::Sync).file(".seg").block());
+    disk.inject(Fault::on(Call::Sync).file(".seg").always().block());
     let mut appended = 0;
     for id in [known, new] {
         let by = Some(Instant::now() + Duration::from_millis(100));
@@ -144,6 +144,7 @@ async fn an_abandoned_accept_leaves_the_earlier_versions() {
             appended += 1;
         }
     }
+    disk.heal();
     disk.release();
     put(&pair.meta, 10, true).await;
     for _ in 0..2 {
@@ -164,7 +165,7 @@ async fn a_dropped_accept_leaves_all_or_none() {
     let pair = Pair::open_on(&tiered.config, &disk).await;
     let mut ids = Vec::new();
     for round in 0..20 {
-        disk.inject(Fault::on(Call::Sync).file(".seg").block());
+        disk.inject(Fault::on(Call::Sync).file(".seg").always().block());
         let id = SpoolId::new();
         let mut accept = Box::pin(pair.accept(id, 1, 1000, None));
         assert!(future::poll_once(&mut accept).await.is_none());
@@ -172,8 +173,8 @@ async fn a_dropped_accept_leaves_all_or_none() {
             wait::until("the sync hangs", || disk.blocked() > 0).await;
         }
         drop(accept);
-        disk.release();
         disk.heal();
+        disk.release();
         put(&pair.meta, 10, true).await;
         ids.push(id);
     }

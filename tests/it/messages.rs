@@ -68,6 +68,6 @@ async fn the_outermost_text_of_an_error_contains_its_cause() {
     assert!(error.to_string().contains(&manifest.display().to_string()), "{error}");
     fs::remove_file(&manifest).unwrap();
     fs::write(&manifest, kept).unwrap();
-    fs::write(tiered.path().join("FORMAT"), "tidespool 1\nid x\n").unwrap();
+    fs::write(tiered.path().join("FORMAT"), "tidespool 2\nid x\n").unwrap();
     assert_whole::<DamagedSpool>("open", &open(&tiered.path()).await);
 }

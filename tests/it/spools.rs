@@ -223,7 +223,7 @@ async fn stores_of_two_spools_share_a_commit() {
     let (meta, data) = both(&store);
     put(&data, 10, true).await;
     // The sync of the first store hangs until all others have arrived.
-    disk.inject(Fault::on(Call::Sync).file(".seg").block());
+    disk.inject(Fault::on(Call::Sync).file(".seg").always().block());
     let before = store.stats().sync.count;
     let stores = (0..20).map(|n| {
         let spool = if n % 2 == 0 { &meta } else { &data };
@@ -235,6 +235,7 @@ async fn stores_of_two_spools_share_a_commit() {
         assert!(future::poll_once(one).await.is_none(), "it waits for the disk");
     }
     wait::until("the first sync hangs", || disk.blocked() > 0).await;
+    disk.heal();
     disk.release();
     for one in stores {
         one.await.unwrap();

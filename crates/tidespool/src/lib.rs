@@ -71,8 +71,8 @@
 //! # What it is not
 //!
 //! * Not a queue: it has no schedules, destinations or retries.
-//! * Not a database: the only transaction is [`Tidespool::accept`], and a message is found by its id
-//!   only.
+//! * Not a database: the only transaction is [`Tidespool::accept`], and a message is found only by
+//!   its id.
 //! * Not shared and not replicated: one process at a time has a directory open.
 //! * Not portable: it runs on Linux only.
 //!

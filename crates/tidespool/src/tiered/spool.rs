@@ -226,15 +226,16 @@ impl TieredSpool {
     /// Returns the counters of this spool, and the counters and gauges of its store. Takes each
     /// shard's lock for a moment: call it for monitoring, not for each message.
     ///
-    /// [`Tidespool::stats`] has the counters of all spools.
+    /// [`Tidespool::stats`](crate::Tidespool::stats) has the counters of all spools.
     #[must_use]
     pub fn stats(&self) -> StatsSnapshot {
         self.store.shared.snapshot(std::slice::from_ref(&self.part))
     }
 
-    /// The statistics of the whole store in the text format of Prometheus (OpenMetrics 1.0): the
-    /// same text as [`Tidespool::prometheus_text`]. A server with several spools exports the text
-    /// of one of them, and has the counters of each with the label `spool`.
+    /// The statistics of the whole store in the text format of Prometheus (OpenMetrics 1.0), as
+    /// [`Tidespool::prometheus_text`](crate::Tidespool::prometheus_text) returns them. A server
+    /// with several spools exports the text of one of them, and has the counters of each with the
+    /// label `spool`.
     #[cfg(feature = "prometheus")]
     #[must_use]
     pub fn prometheus_text(&self) -> String {
