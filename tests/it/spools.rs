@@ -257,7 +257,9 @@ async fn a_failed_change_of_the_names_can_be_repeated() {
         let is_of_names = move |name: &str| name.contains("FORMAT") || call == Call::SyncDir;
         disk.inject(Fault::on(call).only(move |moment| is_of_names(moment.name)));
         let error = store.spool("data").unwrap_err();
-        assert!(error.to_string().contains("opening the spool \"data\""), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("opening the spool \"data\""), "{text}");
+        assert!(text.contains(&tiered.path().join("FORMAT").display().to_string()), "{text}");
         disk.heal();
         assert_eq!(store.spools(), ["meta"], "{call:?}");
     }

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use crate::checkpoint::DirectoryCheck;
 use crate::directory::{Directory, FORMAT_FILE, Format, LOCK_FILE, SpoolNames, lock_again, render_format};
-use crate::storage::{Loss, OpenMode, Storage, StorageFile, loss_of, loss_of_state, state, write_all_at};
+use crate::storage::{Loss, OpenMode, Storage, StorageFile, at, loss_of, loss_of_state, state, write_all_at};
 
 /// The name of a format file that replaces another, until it is complete. It differs from the name
 /// in a store that is being created.
@@ -76,7 +76,8 @@ impl SpoolHome {
         let Some(directory) = self.directory.upgrade() else { return Err(io::ErrorKind::NotFound.into()) };
         let mut current = directory.names.lock();
         self.is_in_doubt.store(true, Ordering::Relaxed);
-        self.write_format(&directory, &names)?;
+        let path = directory.path.join(FORMAT_FILE);
+        self.write_format(&directory, &names).map_err(|error| at(&path, error))?;
         *current = names;
         self.is_in_doubt.store(false, Ordering::Relaxed);
         Ok(())
