@@ -161,6 +161,28 @@ async fn only_a_spool_without_messages_is_removed() {
     store.shutdown().await.unwrap();
 }
 
+/// A removal whose future was dropped left the spool closed until the next opening of the store.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_whose_removal_is_dropped_stays_open() {
+    let tiered = Tiered::with(Durability::Process);
+    let disk = FaultyStorage::new();
+    let store = Tidespool::open_on(tiered.config.clone(), disk.storage()).await.unwrap();
+    let (meta, data) = both(&store);
+    let id = put(&meta, 100, true).await;
+    disk.inject(Fault::on(Call::Sync).file(".seg").always().block());
+    // The removal of the message is not on stable storage.
+    meta.remove(id).await.unwrap();
+    let mut removing = Box::pin(store.remove_spool("meta"));
+    assert!(future::poll_once(&mut removing).await.is_none(), "it waits for the disk");
+    drop(removing);
+    disk.heal();
+    disk.release();
+    let id = put(&meta, 100, true).await;
+    assert_holds(&store.spool("meta").unwrap(), id, 100).await;
+    assert_eq!(ids(&data).await, []);
+    store.shutdown().await.unwrap();
+}
+
 /// Removals that are not on stable storage would bring messages back, in a spool without a name.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_spool_leaves_nothing_after_a_power_cut() {

@@ -79,50 +79,63 @@ pub(in crate::tiered) async fn remove(shared: &Arc<Shared>, name: &str) -> Resul
     shared.check_open()?;
     let unknown = || SpoolNameError::Unknown { name: name.to_owned() };
     let part = shared.spools.get(name).ok_or_else(unknown)?;
-    let was_open = part.close();
+    let deadline = Instant::now() + part.hot_settings.store_deadline();
+    let removal = Removal { shared: shared.clone(), reopens: part.close(), part };
     // A call that saw the spool open holds its shard's lock until its change is inserted.
     shared.table.shards().for_each(drop);
-    let removed = remove_closed(shared, &part).await;
-    if removed.is_err() && was_open {
-        let _one = shared.reconfiguring.lock();
-        if shared.home.is_in_doubt() {
-            // The spool may have no name on disk, so it must take no message. The next call that
-            // opens it writes the name again, and makes new handles.
-            shared.spools.remove(name);
-        } else if shared.check_open().is_ok() {
-            part.reopen();
-        }
-    }
-    removed
-}
-
-async fn remove_closed(shared: &Arc<Shared>, part: &Arc<SpoolPart>) -> Result<()> {
-    let deadline = Instant::now() + part.hot_settings.store_deadline();
     // A power cut must not bring messages back whose spool has no name.
     match shared.timer.bound(deadline, shared.commit_queue.flush(false)).await {
         Some(Ok(())) => {}
         Some(Err(_)) => return Err(Closed.into()),
         None => return Err(SpoolBackpressureTimeout.into()),
     }
-    let (looking, number) = (shared.clone(), part.number);
-    let has_message = shared.readers.run(move || has_message(&looking, number)).await??;
-    let name = &*part.name;
-    if has_message {
-        return Err(SpoolNameError::NotEmpty { name: name.to_owned() }.into());
-    }
-    let (shared, name) = (shared.clone(), name.to_owned());
-    let unname = move || -> Result<()> {
+    // From here on the removal ends as it began, also if the caller is gone.
+    shared.readers.run(move || removal.finish()).await?
+}
+
+/// A spool that is closed while it is being removed. Dropping it opens the spool again, unless the
+/// spool was removed.
+struct Removal {
+    shared: Arc<Shared>,
+    part: Arc<SpoolPart>,
+    /// The spool was open before.
+    reopens: bool,
+}
+
+impl Removal {
+    /// Removes the name, if the spool has no message. Blocks on the disk.
+    fn finish(mut self) -> Result<()> {
+        let shared = self.shared.clone();
+        let name = self.part.name.to_string();
+        if has_message(&shared, self.part.number)? {
+            return Err(SpoolNameError::NotEmpty { name }.into());
+        }
         let _one = shared.reconfiguring.lock();
         shared.check_open()?;
         let mut names = shared.home.names().ok_or(Closed)?;
         names.remove(&name);
-        shared.home.set_names(names)?;
+        let removed = shared.home.set_names(names);
+        // After an error the spool may have no name on disk, so it must take no message. The next
+        // call that opens it writes the name again, and makes new handles.
+        self.reopens = false;
         shared.spools.remove(&name);
         shared.set_cache_weights();
+        removed?;
         tracing::info!(spool = name, "a spool was removed");
         Ok(())
-    };
-    unname()
+    }
+}
+
+impl Drop for Removal {
+    fn drop(&mut self) {
+        // A shutdown of the store closes all spools after this check, if it begins now.
+        if self.reopens && self.shared.check_open().is_ok() {
+            self.part.reopen();
+            if self.shared.check_open().is_err() {
+                self.part.close();
+            }
+        }
+    }
 }
 
 /// True if the spool has a message in any tier. Blocks.

@@ -162,26 +162,27 @@ impl Executor {
     /// gets a segment of its own.
     fn take_transaction(&mut self, room: &mut JournalRoom, batch: &mut Vec<(u64, Taken)>) -> Option<bool> {
         loop {
-            let (mut left, mut count, mut large) = (*room, 0, Vec::new());
+            let (mut left, mut count, mut large, mut fits) = (*room, 0, Vec::new(), true);
             for arrival in self.intake.next_transaction() {
                 count += 1;
                 let len = len(&arrival.dirty);
                 if self.shared.needs_own_segment(len) {
                     large.push(len);
-                } else if !left.take(cost(&arrival.dirty)) {
-                    self.want_room();
-                    return None;
+                } else {
+                    fits &= left.take(cost(&arrival.dirty));
                 }
             }
+            if !fits {
+                self.want_room();
+                return None;
+            }
+            self.end_wanting();
             if count == 0 {
                 return None;
             }
             match self.prepare_all(&large) {
                 Ok(()) => {
                     *room = left;
-                    if count > 1 {
-                        self.shared.segments.pool().want(0);
-                    }
                     let taken = self.intake.take_arrivals(count);
                     batch.extend(taken.map(|arrival| (arrival.version, Taken::Arrived(arrival))));
                     return Some(!large.is_empty());
@@ -193,11 +194,19 @@ impl Executor {
     }
 
     /// Asks for the free segments that the next transaction needs.
-    fn want_room(&self) {
+    fn want_room(&mut self) {
+        self.wants_room = true;
         let pool = self.shared.segments.pool();
         let dirty = self.intake.next_transaction().map(|arrival| &arrival.dirty);
         let ordinary = dirty.filter(|dirty| !self.shared.needs_own_segment(len(dirty)));
         pool.want(JournalRoom::segments_for(pool.segment_size(), ordinary.map(|dirty| cost(dirty))));
+    }
+
+    /// Ends [`want_room`](Self::want_room): the transaction fits, or its caller has given up.
+    fn end_wanting(&mut self) {
+        if std::mem::take(&mut self.wants_room) {
+            self.shared.segments.pool().want(0);
+        }
     }
 
     /// Creates the files for messages of these lengths, or none.

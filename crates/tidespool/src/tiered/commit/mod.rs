@@ -75,6 +75,8 @@ struct Executor {
     in_flight: InFlight,
     /// The result of the last append.
     appended: Appended,
+    /// The next transaction has asked the pool for segments.
+    wants_room: bool,
     /// When the last write began.
     write_began: Instant,
     /// Changes that became durable in this turn.
@@ -97,6 +99,7 @@ impl Committer {
             aborts: Vec::new(),
             in_flight: InFlight::default(),
             appended: Appended::default(),
+            wants_room: false,
             write_began: Instant::now(),
             last_batch: 0,
         };

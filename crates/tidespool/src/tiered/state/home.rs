@@ -83,15 +83,10 @@ impl SpoolHome {
         Ok(())
     }
 
-    /// The last [`set_names`](Self::set_names) failed: the format file may have other names.
-    pub(in crate::tiered) fn is_in_doubt(&self) -> bool {
-        self.is_in_doubt.load(Ordering::Relaxed)
-    }
-
     /// Writes the format file again if the last [`set_names`](Self::set_names) failed.
     pub(in crate::tiered) fn settle_names(&self) -> io::Result<()> {
         match self.names() {
-            Some(names) if self.is_in_doubt() => self.set_names(names),
+            Some(names) if self.is_in_doubt.load(Ordering::Relaxed) => self.set_names(names),
             _ => Ok(()),
         }
     }

@@ -317,6 +317,25 @@ fn a_transaction_of_several_segments_gets_them() {
     rig.drain();
 }
 
+/// The pool went on keeping the segments that a transaction had asked for, whose caller had given
+/// up before it got them.
+#[test]
+fn segments_are_not_kept_for_a_transaction_that_was_cancelled() {
+    for next in [None, Some(MIDDLE)] {
+        let mut rig = CommitterRig::new();
+        let ids = [(); 20].map(|()| MessageId::random());
+        rig.accept(&ids.map(|id| (id, MIDDLE)));
+        rig.turn();
+        assert!(rig.committer.executor.appended.blocked);
+        rig.give_up(0);
+        next.iter().for_each(|len| rig.wait(MessageId::random(), *len));
+        rig.turn();
+        rig.feed();
+        assert!(rig.shared.segments.pool().free() <= 2, "with {next:?} behind it");
+        rig.drain();
+    }
+}
+
 /// A transaction is written again after an error, and the segments end in the middle of it: the
 /// records that are written must not become durable without the others.
 #[test]
