@@ -16,7 +16,8 @@ use crate::checkpoint::{Ballast, Presence};
 use crate::directory::SpoolNames;
 use crate::index::{DiskIndex, in_memory};
 use crate::journal::{
-    Checkpointed, FreeSegment, PAGE, Pool, PoolSettings, Segments, Writer, recover, salt_of,
+    Checkpointed, FoundRecord, FreeSegment, PAGE, Pool, PoolSettings, RecordKind, Segments, Writer, recover,
+    salt_of, scan,
 };
 use crate::memory::{Dirty, Lane, Permit, Ticket};
 use crate::message_id::MessageId;
@@ -430,6 +431,21 @@ impl CommitterRig {
                 assert!(events.any(|event| event.value == found), "{one} without {id}, which is {found:?}");
             }
         }
+    }
+
+    /// Returns for each abort in the journal, in their order, whether its transaction continues.
+    pub(super) fn aborts(&self) -> Vec<bool> {
+        let mut found = BTreeMap::new();
+        for segment in self.shared.segments.all() {
+            let salt = self.shared.segments.salt();
+            let visit = &mut |record: FoundRecord| {
+                if record.header.kind == RecordKind::Abort {
+                    found.insert(record.header.seq, record.header.continues);
+                }
+            };
+            scan(&*segment.file, salt, segment.generation, visit).unwrap();
+        }
+        found.into_values().collect()
     }
 
     /// Runs turns until everything is durable, on a disk that works. Checks the loads then.
