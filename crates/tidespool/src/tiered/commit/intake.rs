@@ -119,7 +119,8 @@ impl Intake {
 
     /// Removes and returns the first `count` arrivals.
     pub(super) fn take_arrivals(&mut self, count: usize) -> impl Iterator<Item = Arrival> {
-        self.arrivals.drain(..count)
+        // Most take one, for which a drain costs more.
+        (0..count).map_while(|_| self.arrivals.pop_front())
     }
 
     /// Drops the arrivals that their callers have cancelled.
