@@ -3,13 +3,15 @@
 //! A caller may use any executor, or `block_on` of any crate. A tokio timer would panic outside of
 //! a tokio runtime, and inside of one without a time driver.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
+use slab::Slab;
 
 /// Wakes futures at their deadlines. One thread calls [`run`](Self::run).
 #[derive(Debug, Default)]
@@ -18,18 +20,72 @@ pub(crate) struct Timer {
     wake: Condvar,
 }
 
-/// A deadline, and a number that makes keys with equal deadlines distinct.
-type TimerKey = (Instant, u64);
-
 #[derive(Debug, Default)]
 struct TimerState {
     /// The futures that wait. Bounded by the callers: each entry belongs to a future, which removes
     /// the entry when it is dropped.
-    waiting: BTreeMap<TimerKey, Waker>,
+    waiting: Slab<Waiting>,
+    /// The deadlines of all entries, the earliest first. Those of entries that were removed stay
+    /// until they pass, or until they are the most: most futures end long before their deadlines.
+    deadlines: BinaryHeap<Reverse<Due>>,
     last: u64,
     /// When the thread wakes without a notification. `None`: it waits for one.
     wakes_at: Option<Instant>,
     is_closed: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    number: u64,
+    waker: Waker,
+}
+
+/// The deadline of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Due {
+    at: Instant,
+    entry: EntryKey,
+}
+
+/// The place of an entry. A place is used again, with another number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct EntryKey {
+    number: u64,
+    place: usize,
+}
+
+impl TimerState {
+    fn add(&mut self, at: Instant, waker: Waker) -> EntryKey {
+        self.last += 1;
+        let number = self.last;
+        let entry = EntryKey { number, place: self.waiting.insert(Waiting { number, waker }) };
+        self.deadlines.push(Reverse(Due { at, entry }));
+        if self.deadlines.len() > 64 + 2 * self.waiting.len() {
+            let waiting = &self.waiting;
+            self.deadlines.retain(|Reverse(due)| is_waiting(waiting, due.entry));
+        }
+        entry
+    }
+
+    /// Removes the entry. `None`: the timer has removed it.
+    fn remove(&mut self, entry: EntryKey) -> Option<Waker> {
+        is_waiting(&self.waiting, entry).then(|| self.waiting.remove(entry.place).waker)
+    }
+
+    /// Removes the first entry whose deadline has passed.
+    fn take_due(&mut self, now: Instant) -> Option<Waker> {
+        while let Some(Reverse(due)) = self.deadlines.peek().copied().filter(|due| due.0.at <= now) {
+            self.deadlines.pop();
+            if let Some(waker) = self.remove(due.entry) {
+                return Some(waker);
+            }
+        }
+        None
+    }
+}
+
+fn is_waiting(waiting: &Slab<Waiting>, entry: EntryKey) -> bool {
+    waiting.get(entry.place).is_some_and(|waiting| waiting.number == entry.number)
 }
 
 impl Timer {
@@ -43,7 +99,7 @@ impl Timer {
 
     /// Completes when `deadline` has passed, or when the timer is closed.
     pub(crate) fn until(&self, deadline: Instant) -> Until<'_> {
-        Until { timer: self, deadline, number: 0 }
+        Until { timer: self, deadline, entry: None }
     }
 
     /// The thread's body: wakes futures until the timer is closed.
@@ -54,8 +110,8 @@ impl Timer {
         let mut state = self.state.lock();
         while !state.is_closed {
             let now = Instant::now();
-            while let Some(first) = state.waiting.first_entry().filter(|first| first.key().0 <= now) {
-                due.push(first.remove());
+            while let Some(waker) = state.take_due(now) {
+                due.push(waker);
             }
             if !due.is_empty() {
                 drop(state);
@@ -63,7 +119,7 @@ impl Timer {
                 state = self.state.lock();
                 continue;
             }
-            state.wakes_at = state.waiting.first_key_value().map(|(key, _)| key.0);
+            state.wakes_at = state.deadlines.peek().map(|due| due.0.at);
             match state.wakes_at {
                 Some(at) => drop(self.wake.wait_until(&mut state, at)),
                 None => self.wake.wait(&mut state),
@@ -75,10 +131,11 @@ impl Timer {
     pub(crate) fn close(&self) {
         let mut state = self.state.lock();
         state.is_closed = true;
-        let waiting = std::mem::take(&mut state.waiting);
+        let mut waiting = std::mem::take(&mut state.waiting);
+        state.deadlines.clear();
         drop(state);
         self.wake.notify_all();
-        waiting.into_values().for_each(Waker::wake);
+        waiting.drain().for_each(|waiting| waiting.waker.wake());
     }
 }
 
@@ -114,15 +171,15 @@ impl<W: Future + Unpin> Future for WithDeadline<'_, W> {
 pub(crate) struct Until<'a> {
     timer: &'a Timer,
     deadline: Instant,
-    /// The number of the entry. 0: there is no entry yet.
-    number: u64,
+    /// `None`: there is no entry yet.
+    entry: Option<EntryKey>,
 }
 
 impl Future for Until<'_> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if self.number == 0 && self.deadline <= Instant::now() {
+        if self.entry.is_none() && self.deadline <= Instant::now() {
             return Poll::Ready(());
         }
         let timer = self.timer;
@@ -130,10 +187,8 @@ impl Future for Until<'_> {
         if state.is_closed {
             return Poll::Ready(());
         }
-        if self.number == 0 {
-            state.last += 1;
-            self.number = state.last;
-            state.waiting.insert((self.deadline, self.number), context.waker().clone());
+        let Some(entry) = self.entry else {
+            self.entry = Some(state.add(self.deadline, context.waker().clone()));
             // Usually false: stores of one spool have equal timeouts, so the new deadline is the
             // latest.
             let is_earlier = state.wakes_at.is_none_or(|at| self.deadline < at);
@@ -145,11 +200,11 @@ impl Future for Until<'_> {
                 timer.wake.notify_one();
             }
             return Poll::Pending;
-        }
-        match state.waiting.get_mut(&(self.deadline, self.number)) {
-            Some(waker) if waker.will_wake(context.waker()) => Poll::Pending,
-            Some(waker) => {
-                let before = std::mem::replace(waker, context.waker().clone());
+        };
+        match state.waiting.get_mut(entry.place).filter(|waiting| waiting.number == entry.number) {
+            Some(waiting) if waiting.waker.will_wake(context.waker()) => Poll::Pending,
+            Some(waiting) => {
+                let before = std::mem::replace(&mut waiting.waker, context.waker().clone());
                 drop(state);
                 // Dropped outside of the lock: the waker may own the last reference to a task that
                 // contains another `Until`, which locks in its `drop`.
@@ -164,8 +219,8 @@ impl Future for Until<'_> {
 
 impl Drop for Until<'_> {
     fn drop(&mut self) {
-        if self.number != 0 {
-            let waker = self.timer.state.lock().waiting.remove(&(self.deadline, self.number));
+        if let Some(entry) = self.entry {
+            let waker = self.timer.state.lock().remove(entry);
             // Outside of the lock, as above.
             drop(waker);
         }
@@ -249,6 +304,29 @@ mod tests {
             assert_eq!(waiting(&timer), 1);
         }
         assert_eq!(waiting(&timer), 0);
+    }
+
+    #[test]
+    fn the_deadlines_of_dropped_futures_are_bounded_and_a_used_place_keeps_its_own() {
+        let timer = Timer::default();
+        let start = Instant::now() + HOUR;
+        let wait = |n| {
+            let mut waits = Box::pin(timer.bound(start + SOON * n, pending::<()>()));
+            assert!(block_on(poll_once(&mut waits)).is_none());
+            waits
+        };
+        drop(wait(0));
+        // It has the place of the one before.
+        let mut first = wait(1_000);
+        for n in 1..10_000 {
+            drop(wait(n));
+            let state = timer.state.lock();
+            let left = (state.deadlines.len(), state.waiting.capacity());
+            assert!(left.0 <= 64 + 2 * 2 && left.1 <= 4, "{left:?}");
+        }
+        assert!(timer.state.lock().take_due(start + SOON * 999).is_none(), "not before its own deadline");
+        assert!(timer.state.lock().take_due(start + SOON * 1_000).is_some());
+        assert_eq!(block_on(poll_once(&mut first)), Some(None));
     }
 
     /// No caller may wait for ever after the thread has ended.
