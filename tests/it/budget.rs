@@ -143,7 +143,7 @@ async fn a_dropped_call_does_not_cancel_the_others() {
 async fn a_changed_budget_keeps_the_newest_copies() {
     let tiered = Tiered::new(roomy);
     let spool = tiered.start().await;
-    let ids = filled(&spool, 250).await;
+    let ids = filled(&spool, 230).await;
     let gone_before = spool.stats().cache_evicted_entries;
     let change = |budget: u64| Config::clone(&spool.config()).memory_budget(budget).dirty_limit(2 * MIB);
     spool.reconfigure(change(12 * MIB)).unwrap();

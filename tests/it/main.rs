@@ -18,6 +18,7 @@ mod damage; // files that were changed, truncated or deleted while the spool was
 mod damage_trials; // random damage to any file: opened, verified, repaired
 mod enumerate; // enumeration beside stores, removals and checkpoints
 mod faults; // disks that fail, hang or are full
+mod generations; // clean copies: young ones, older ones in the cache, and their way from one to the other
 mod health; // the health gate of a whole spool: what shuts it, which calls pass, what opens it
 mod lifecycle; // opening, locking, paths, modes, formats
 mod limits; // limits of dirty bytes, deadlines, message sizes

@@ -26,7 +26,8 @@ pub struct SpoolConfig {
     /// spools: all spools of a store share one cache. A copy of a spool with a lower weight than
     /// the highest in the store counts several times. With the weights 4 and 1, a copy of the
     /// second spool counts four times, so that copies of this spool fill at most a quarter of the
-    /// cache. With equal weights the least recently used copy is dropped, whatever its spool.
+    /// older half of the cache. The younger half, for the copies that came last, has no weights
+    /// but 0. With equal weights the least recently used copy is dropped, whatever its spool.
     ///
     /// Default = 1. Bounds: 0 to 1 000; 0 keeps no clean copy.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -92,6 +92,17 @@ fn bits(number: u128, from: u32, count: u32) -> u64 {
     u64::try_from(number >> from & mask).unwrap_or(u64::MAX)
 }
 
+/// The result of [`MemoryIndex::learn`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Learned {
+    /// The index had no record of the id.
+    New,
+    /// The index had an earlier record of the id, or the same one.
+    Replaced,
+    /// The index has a newer record.
+    Older,
+}
+
 /// One shard of the index.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryIndex {
@@ -101,14 +112,16 @@ pub(crate) struct MemoryIndex {
 impl MemoryIndex {
     /// Inserts a record, unless the index has a newer one. The same record at another place
     /// replaces the older place.
-    pub(crate) fn learn(&mut self, id: MessageId, newest: NewestRecord) {
+    pub(crate) fn learn(&mut self, id: MessageId, newest: NewestRecord) -> Learned {
         match self.map.entry(id) {
-            Entry::Occupied(mut entry) if entry.get().seq() <= newest.seq => {
+            Entry::Occupied(entry) if entry.get().seq() > newest.seq => Learned::Older,
+            Entry::Occupied(mut entry) => {
                 entry.insert(Packed::pack(newest));
+                Learned::Replaced
             }
-            Entry::Occupied(_) => {}
             Entry::Vacant(entry) => {
                 entry.insert(Packed::pack(newest));
+                Learned::New
             }
         }
     }

@@ -50,7 +50,7 @@ mod writer;
 pub(crate) use cold::ColdWriter;
 pub(crate) use error::RecoveryError;
 pub(crate) use footer::footer_len;
-pub(crate) use index::{MemoryIndex, NewestRecord, RecordPlace};
+pub(crate) use index::{Learned, MemoryIndex, NewestRecord, RecordPlace};
 #[cfg(test)]
 pub(crate) use pool::FreeSegment;
 pub(crate) use pool::{NoPoolEvents, Pool, PoolEvents, PoolSettings, RESERVED};

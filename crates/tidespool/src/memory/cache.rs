@@ -1,4 +1,7 @@
-//! Clean copies in moka. Every copy is also durable, so an entry may be evicted at any time.
+//! Older clean copies in moka: those that have left [`Young`]. Every copy is also durable, so an
+//! entry may be evicted at any time.
+//!
+//! [`Young`]: super::Young
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,10 +12,14 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use super::cache_weights::CacheWeights;
+use super::copies::Copies;
 use crate::message_id::MessageId;
 
 /// Memory of an entry in moka beside the message's bytes. Measured, and reported by users of moka.
 const ENTRY_OVERHEAD: u64 = 376;
+
+/// A copy may cost at most one part in so many of the capacity.
+const LARGEST_PART: u64 = 4;
 
 /// After this many copies a resize lets moka free the memory of those removed.
 const CARRIED_AT_ONCE: usize = 256;
@@ -75,9 +82,9 @@ impl CountedCache {
     }
 
     /// The contents, after moka's pending tasks.
-    fn size(&self) -> Evicted {
+    fn settled_size(&self) -> Copies {
         self.cache.run_pending_tasks();
-        Evicted { entries: self.cache.entry_count(), bytes: self.bytes() }
+        Copies { entries: self.cache.entry_count(), bytes: self.bytes() }
     }
 }
 
@@ -108,14 +115,6 @@ impl SizedCache {
     }
 }
 
-/// Number and size of dropped copies.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Evicted {
-    pub(crate) entries: u64,
-    /// Including the overhead.
-    pub(crate) bytes: u64,
-}
-
 impl CleanCache {
     /// `capacity`: bytes, including overhead.
     pub(crate) fn new(capacity: u64, weights: CacheWeights) -> Self {
@@ -140,8 +139,8 @@ impl CleanCache {
             previous.invalidate(&id);
         }
         let cost = inner.copies.weights.cost(id.spool(), bytes_of(&data));
-        // A message above an eighth of the capacity would evict too much: reading it is cheaper.
-        if cost.is_some_and(|cost| cost <= inner.capacity / 8) {
+        // A larger message would evict too much: reading it is cheaper.
+        if cost.is_some_and(|cost| cost <= inner.capacity / LARGEST_PART) {
             inner.copies.insert(id, CachedCopy { data, since: self.age.load(Ordering::Relaxed) });
         } else {
             inner.copies.cache.invalidate(&id);
@@ -163,27 +162,32 @@ impl CleanCache {
         self.weights.store(Arc::new(weights));
     }
 
+    /// The weights of the spools that the last [`set_weights`](Self::set_weights) has set.
+    pub(crate) fn weights(&self) -> Arc<CacheWeights> {
+        self.weights.load_full()
+    }
+
     /// True if a resize would apply other weights.
     pub(crate) fn has_new_weights(&self) -> bool {
         **self.weights.load() != *self.inner.load().copies.weights
     }
 
     /// Drops every copy at once. Must not run concurrently with itself or [`resize`](Self::resize).
-    pub(crate) fn clear(&self) -> Evicted {
+    pub(crate) fn clear(&self) -> Copies {
         let before = self.inner.load().copies.clone();
         let capacity = self.capacity();
-        let copies = CountedCache::new(capacity, self.weights.load_full());
+        let copies = CountedCache::new(capacity, self.weights());
         self.put(SizedCache { copies, capacity, previous: None });
-        before.size()
+        before.settled_size()
     }
 
     /// Changes the capacity, and keeps the newest copies that fit. Returns what was dropped.
     /// `lock` takes the lock that orders an id's changes; it is held while its result lives.
-    pub(crate) fn resize<L>(&self, capacity: u64, lock: impl Fn(&MessageId) -> L) -> Evicted {
+    pub(crate) fn resize<L>(&self, capacity: u64, lock: impl Fn(&MessageId) -> L) -> Copies {
         let before = self.inner.load().copies.clone();
-        let was = before.size();
+        let was = before.settled_size();
         let before = before.cache;
-        let copies = CountedCache::new(capacity, self.weights.load_full());
+        let copies = CountedCache::new(capacity, self.weights());
         self.put(SizedCache { copies: copies.clone(), capacity, previous: Some(before.clone()) });
         let mut newest = NewestCopies::of(&before, capacity, &copies.weights);
         for (number, (id, copy)) in before.iter().enumerate() {
@@ -202,8 +206,7 @@ impl CleanCache {
             }
         }
         self.put(SizedCache { copies: copies.clone(), capacity, previous: None });
-        let is = copies.size();
-        Evicted { entries: was.entries.saturating_sub(is.entries), bytes: was.bytes.saturating_sub(is.bytes) }
+        was - copies.settled_size()
     }
 
     fn put(&self, next: SizedCache) {
@@ -216,14 +219,10 @@ impl CleanCache {
         self.age.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Bytes including overhead, as of the last upkeep.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.inner.load().copies.bytes()
-    }
-
-    /// Number of messages, as of the last upkeep.
-    pub(crate) fn entries(&self) -> u64 {
-        self.inner.load().copies.cache.entry_count()
+    /// The contents as of the last upkeep.
+    pub(crate) fn size(&self) -> Copies {
+        let copies = &self.inner.load().copies;
+        Copies { entries: copies.cache.entry_count(), bytes: copies.bytes() }
     }
 
     /// The current capacity in bytes.
@@ -260,7 +259,7 @@ impl<'a> NewestCopies<'a> {
 
     fn takes(&mut self, id: &MessageId, copy: &CachedCopy) -> bool {
         let Some(cost) = self.weights.cost(id.spool(), bytes_of(&copy.data)) else { return false };
-        if copy.since < self.boundary || cost > self.capacity / 8 {
+        if copy.since < self.boundary || cost > self.capacity / LARGEST_PART {
             return false;
         }
         if copy.since > self.boundary {
@@ -295,7 +294,7 @@ mod tests {
             cache.insert(*id, message(1000));
             cache.upkeep();
         }
-        assert!(cache.bytes() <= 100_000, "{}", cache.bytes());
+        assert!(cache.size().bytes <= 100_000, "{}", cache.size().bytes);
         assert!(cache.get(ids.last().unwrap()).is_some());
         assert!(cache.get(&ids[0]).is_none());
     }
@@ -318,7 +317,7 @@ mod tests {
         let cache = CleanCache::new(1 << 20, CacheWeights::default());
         let (id, data) = (MessageId::random(), message(1000));
         cache.insert(id, data.clone());
-        assert_eq!(cache.clear(), Evicted { entries: 1, bytes: 1000 + ENTRY_OVERHEAD });
+        assert_eq!(cache.clear(), Copies { entries: 1, bytes: 1000 + ENTRY_OVERHEAD });
         assert!(cache.get(&id).is_none());
         assert_eq!(Arc::strong_count(&data), 1, "freed, not only invisible");
     }
@@ -328,8 +327,8 @@ mod tests {
         let (cache, ids) = filled(200);
         let room = 55 * (1000 + ENTRY_OVERHEAD);
         let evicted = cache.resize(room, |_| ());
-        assert_eq!((cache.capacity(), cache.entries()), (room, 55));
-        assert_eq!(evicted, Evicted { entries: 145, bytes: 145 * (1000 + ENTRY_OVERHEAD) });
+        assert_eq!((cache.capacity(), cache.size().entries), (room, 55));
+        assert_eq!(evicted, Copies { entries: 145, bytes: 145 * (1000 + ENTRY_OVERHEAD) });
         // Ten copies have the same age. Some of those at the boundary are kept.
         assert!(ids[150..].iter().all(|id| cache.get(id).is_some()));
         assert!(ids[..140].iter().all(|id| cache.get(id).is_none()));
@@ -339,7 +338,7 @@ mod tests {
     fn a_cache_that_is_large_enough_keeps_all_copies() {
         let (cache, ids) = filled(200);
         for capacity in [2 << 20, 1 << 20] {
-            assert_eq!(cache.resize(capacity, |_| ()), Evicted::default());
+            assert_eq!(cache.resize(capacity, |_| ()), Copies::default());
             assert_eq!(cache.capacity(), capacity);
             assert!(ids.iter().all(|id| cache.get(id).is_some()));
         }
@@ -359,7 +358,7 @@ mod tests {
         });
         assert!(cache.get(&removed).is_none());
         assert_eq!(cache.get(&replaced).unwrap().len(), 5);
-        assert_eq!(cache.entries(), 29);
+        assert_eq!(cache.size().entries, 29);
     }
 
     #[test]
@@ -407,11 +406,11 @@ mod tests {
         for (weights, entries) in [([1, 1, 1], 100), ([4, 1, 1], 25), ([4, 3, 1], 75), ([8, 0, 1], 0)] {
             let cache = weighed(weights);
             fill(&cache, spools()[1], 200);
-            assert_eq!(cache.entries(), entries, "{weights:?}");
-            assert_eq!(cache.bytes(), entries * (1_000 + ENTRY_OVERHEAD), "{weights:?}: the real bytes");
+            assert_eq!(cache.size().entries, entries, "{weights:?}");
+            assert_eq!(cache.size().bytes, entries * (1_000 + ENTRY_OVERHEAD), "{weights:?}: the real bytes");
             fill(&cache, spools()[0], 200);
-            assert_eq!(cache.entries(), 100, "{weights:?}: the highest weight gets all of it");
-            assert_eq!(cache.bytes(), cache.capacity(), "{weights:?}");
+            assert_eq!(cache.size().entries, 100, "{weights:?}: the highest weight gets all of it");
+            assert_eq!(cache.size().bytes, cache.capacity(), "{weights:?}");
         }
     }
 
@@ -437,14 +436,14 @@ mod tests {
             }
             if step % 50 == 49 {
                 cache.upkeep();
-                assert_eq!(cache.bytes(), held(), "after step {step}");
-                assert!(cache.bytes() <= cache.capacity(), "after step {step}");
+                assert_eq!(cache.size().bytes, held(), "after step {step}");
+                assert!(cache.size().bytes <= cache.capacity(), "after step {step}");
             }
         }
-        let (entries, bytes) = (cache.entries(), held());
+        let (entries, bytes) = (cache.size().entries, held());
         assert!(entries > 0);
-        assert_eq!(cache.clear(), Evicted { entries, bytes });
-        assert_eq!((cache.bytes(), cache.entries()), (0, 0));
+        assert_eq!(cache.clear(), Copies { entries, bytes });
+        assert_eq!((cache.size().bytes, cache.size().entries), (0, 0));
     }
 
     #[test]
@@ -455,20 +454,20 @@ mod tests {
         assert!(!cache.has_new_weights());
         cache.set_weights(CacheWeights::of(spools().into_iter().zip([2, 1, 1])));
         assert!(cache.has_new_weights());
-        assert_eq!(cache.entries(), 100);
+        assert_eq!(cache.size().entries, 100);
         let evicted = cache.resize(cache.capacity(), |_| ());
         assert!(!cache.has_new_weights());
         // The 50 new copies take half of the capacity, 25 old ones the other half.
-        assert_eq!(evicted, Evicted { entries: 25, bytes: 25 * (1_000 + ENTRY_OVERHEAD) });
-        assert_eq!(cache.bytes(), 75 * (1_000 + ENTRY_OVERHEAD));
+        assert_eq!(evicted, Copies { entries: 25, bytes: 25 * (1_000 + ENTRY_OVERHEAD) });
+        assert_eq!(cache.size().bytes, 75 * (1_000 + ENTRY_OVERHEAD));
         assert!(new.iter().chain(&old[25..]).all(|id| cache.get(id).is_some()));
         cache.set_weights(CacheWeights::of(spools().into_iter().zip([0, 1, 1])));
         cache.resize(cache.capacity(), |_| ());
-        assert_eq!((cache.entries(), new.iter().find(|id| cache.get(id).is_some())), (25, None));
+        assert_eq!((cache.size().entries, new.iter().find(|id| cache.get(id).is_some())), (25, None));
         // Back to equal weights, with other numbers.
         cache.set_weights(CacheWeights::of(spools().into_iter().zip([7, 7, 7])));
         cache.resize(cache.capacity(), |_| ());
-        assert_eq!(cache.bytes(), 25 * (1_000 + ENTRY_OVERHEAD));
+        assert_eq!(cache.size().bytes, 25 * (1_000 + ENTRY_OVERHEAD));
     }
 
     #[test]

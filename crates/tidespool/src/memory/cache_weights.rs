@@ -30,6 +30,11 @@ impl CacheWeights {
         self.lower.is_empty()
     }
 
+    /// False: copies of this spool are not kept.
+    pub(super) fn keeps(&self, spool: SpoolNumber) -> bool {
+        self.are_equal() || self.cost(spool, 1).is_some()
+    }
+
     /// Returns what a copy of `bytes` costs. `None`: copies of this spool are not kept.
     pub(super) fn cost(&self, spool: SpoolNumber, bytes: u64) -> Option<u64> {
         match self.lower.binary_search_by_key(&spool, |(number, _)| *number) {

@@ -7,7 +7,9 @@
 //! * `budget` – admission of dirty bytes, and the stores that wait for room.
 //! * `queue` – the order in which waiting stores are admitted (pure).
 //! * `throttle` – how stores are slowed as the limit nears (pure).
-//! * `cache` – clean copies in moka. `cache_weights` – what a copy costs there (pure).
+//! * `young` – the clean copies that came last, for one shard.
+//! * `cache` – older clean copies, in moka. `cache_weights` – what a copy costs there (pure).
+//! * `copies` – a number of clean copies and their bytes (pure).
 //! * `allowance` – how much memory the spool may use, and its division (pure).
 //! * `heap` – returns freed memory to the operating system.
 
@@ -15,18 +17,22 @@ mod allowance;
 mod budget;
 mod cache;
 mod cache_weights;
+mod copies;
 mod heap;
 #[cfg(debug_assertions)]
 mod order;
 mod pending;
 mod queue;
 mod throttle;
+mod young;
 
 pub(crate) use allowance::{Allowance, Held, MemoryBound};
 pub(crate) use budget::{Budget, Permit};
-pub(crate) use cache::{CleanCache, Evicted};
+pub(crate) use cache::CleanCache;
 pub(crate) use cache_weights::CacheWeights;
+pub(crate) use copies::Copies;
 pub use heap::keep_the_heap_small;
 pub(crate) use heap::{resident, trim};
 pub(crate) use pending::{Dirty, Pending, Risks, Ticket, Visible};
 pub(crate) use throttle::Lane;
+pub(crate) use young::{Inserted, Young, YoungRoom};

@@ -127,6 +127,11 @@ impl Pending {
         })
     }
 
+    /// True if the newest version of `id` is dirty.
+    pub(crate) fn has(&self, id: &MessageId) -> bool {
+        self.entries.contains_key(id)
+    }
+
     /// The ids whose newest version is a tombstone.
     pub(crate) fn removals(&self) -> impl Iterator<Item = &MessageId> {
         self.entries.iter().filter(|(_, entry)| entry.dirty.data.is_none()).map(|(id, _)| id)

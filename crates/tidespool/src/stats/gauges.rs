@@ -29,12 +29,18 @@ pub struct Gauges {
     /// Age of the oldest dirty entry, or zero if there is none. In JSON: seconds and nanoseconds.
     pub oldest_dirty_age: Duration,
 
-    /// Bytes of the clean copies in the cache, including the overhead of each entry.
+    /// Bytes of the clean copies in memory, including the overhead of each.
     pub cache_bytes: u64,
     /// Number of clean copies.
     pub cache_entries: u64,
     /// The maximum of `cache_bytes` now. It shrinks under memory pressure.
     pub cache_capacity: u64,
+    /// Bytes of the young copies: the part of `cache_bytes` that came last.
+    pub young_bytes: u64,
+    /// Number of young copies, a part of `cache_entries`.
+    pub young_entries: u64,
+    /// The maximum of `young_bytes` now, a part of `cache_capacity`.
+    pub young_capacity: u64,
     /// Messages and removals in the index in memory: those that no checkpoint covers yet.
     pub index_entries: u64,
     /// Memory of that index, in bytes.

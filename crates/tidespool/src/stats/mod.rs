@@ -33,6 +33,7 @@ pub use snapshot::{SpoolCounts, StatsSnapshot};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tier {
     Pending,
+    Young,
     Cache,
     Journal,
     Sled,
@@ -107,6 +108,7 @@ counters! {
     /// Written by the threads that load.
     loads: Loads {
         hits_pending: Counter,
+        hits_young: Counter,
         hits_cache: Counter,
         hits_journal: Counter,
         hits_sled: Counter,
@@ -187,6 +189,7 @@ impl SpoolStats {
     pub(crate) fn hit(&self, tier: Tier) {
         let counter = match tier {
             Tier::Pending => &self.loads.hits_pending,
+            Tier::Young => &self.loads.hits_young,
             Tier::Cache => &self.loads.hits_cache,
             Tier::Journal => &self.loads.hits_journal,
             Tier::Sled => &self.loads.hits_sled,

@@ -68,6 +68,7 @@ fn loads(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Error> {
     let hits = |of: &SpoolCounts| {
         [
             ("pending", of.hits_pending),
+            ("young", of.hits_young),
             ("cache", of.hits_cache),
             ("journal", of.hits_journal),
             ("sled", of.hits_sled),
@@ -208,6 +209,10 @@ fn memory_gauges(out: &mut Encoder<'_>, stats: &StatsSnapshot) -> Result<(), Err
     out.help("The number of clean copies").gauge("cache_entries", now.cache_entries)?;
     out.help("The bound of clean copies: what the other parts leave")
         .byte_gauge("cache_capacity", now.cache_capacity)?;
+    out.help("Young copies: the clean copies that came last").byte_gauge("young", now.young_bytes)?;
+    out.help("The number of young copies").gauge("young_entries", now.young_entries)?;
+    out.help("The bound of young copies, a part of that of clean copies")
+        .byte_gauge("young_capacity", now.young_capacity)?;
     out.help("Messages and removals in the index in memory").gauge("index_entries", now.index_entries)?;
     out.help("Memory of the index in memory").byte_gauge("index", now.index_bytes)?;
     out.help("Memory of sled, estimated").byte_gauge("sled_memory", now.sled_bytes)?;

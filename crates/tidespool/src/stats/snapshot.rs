@@ -42,7 +42,9 @@ snapshot! {
     SpoolCounts {
         /// Loads served from dirty messages in memory.
         hits_pending: u64,
-        /// Loads served from clean copies in memory.
+        /// Loads served from young copies: the clean copies that came last.
+        hits_young: u64,
+        /// Loads served from older clean copies in memory.
         hits_cache: u64,
         /// Loads served from the journal's segments, found by the index in memory.
         hits_journal: u64,
@@ -202,7 +204,7 @@ macro_rules! sums_of_counts {
             }
 
             fn memory_hits(&self) -> u64 {
-                self.hits_pending + self.hits_cache
+                self.hits_pending + self.hits_young + self.hits_cache
             }
         })+
     };

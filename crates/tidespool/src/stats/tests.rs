@@ -15,6 +15,7 @@ fn times(n: usize, event: impl Fn()) {
 fn busy_spool(more: usize) -> SpoolStats {
     let spool = SpoolStats::default();
     times(2 + more, || spool.hit(Tier::Pending));
+    times(45 + more, || spool.hit(Tier::Young));
     times(3 + more, || spool.hit(Tier::Cache));
     times(4 + more, || spool.hit(Tier::Journal));
     times(5 + more, || spool.hit(Tier::Sled));
@@ -87,6 +88,9 @@ fn gauges() -> Gauges {
         cache_bytes: 1_004,
         cache_entries: 1_005,
         cache_capacity: 1_006,
+        young_bytes: 1_032,
+        young_entries: 1_033,
+        young_capacity: 1_034,
         index_entries: 1_007,
         index_bytes: 1_008,
         sled_bytes: 1_009,
@@ -116,8 +120,9 @@ fn gauges() -> Gauges {
 #[test]
 fn each_event_has_its_own_counter() {
     let stats = snapshot(&busy(), gauges());
-    assert_eq!((stats.hits_pending, stats.hits_cache, stats.hits_journal, stats.hits_sled), (2, 3, 4, 5));
-    assert_eq!((stats.hits(), stats.misses, stats.loads()), (14, 6, 20));
+    assert_eq!((stats.hits_pending, stats.hits_young, stats.hits_cache), (2, 45, 3));
+    assert_eq!((stats.hits_journal, stats.hits_sled), (4, 5));
+    assert_eq!((stats.hits(), stats.misses, stats.loads()), (59, 6, 65));
     assert_eq!(stats.enumerate_skipped_newer, 43);
     assert_eq!((stats.stores, stats.stores_synced, stats.stored_bytes), (15, 8, 8_700));
     assert_eq!((stats.removes, stats.elided_writes, stats.elided_bytes, stats.aborts), (9, 10, 11_000, 22));
@@ -227,6 +232,7 @@ fn prometheus_text_is_well_formed_and_matches_the_snapshot() {
     let samples = parse(&text);
     let expected: &[(&str, f64)] = &[
         ("load_hits_total{spool=\"meta\",tier=\"pending\"}", 2.0),
+        ("load_hits_total{spool=\"meta\",tier=\"young\"}", 45.0),
         ("load_hits_total{spool=\"meta\",tier=\"cache\"}", 3.0),
         ("load_hits_total{spool=\"meta\",tier=\"journal\"}", 4.0),
         ("load_hits_total{spool=\"meta\",tier=\"sled\"}", 5.0),
@@ -287,6 +293,9 @@ fn prometheus_text_is_well_formed_and_matches_the_snapshot() {
         ("dirty_entries", 1_003.0),
         ("oldest_dirty_age_seconds", 1.5),
         ("cache_bytes", 1_004.0),
+        ("young_bytes", 1_032.0),
+        ("young_entries", 1_033.0),
+        ("young_capacity_bytes", 1_034.0),
         ("cache_entries", 1_005.0),
         ("cache_capacity_bytes", 1_006.0),
         ("index_entries", 1_007.0),
@@ -332,10 +341,10 @@ fn each_spool_has_its_own_counters_and_the_store_has_their_sums() {
     assert_eq!(both.spools.len(), 2);
     assert_eq!((meta.stores, meta.stores_synced, meta.stored_bytes), (15, 8, 8_700));
     assert_eq!((data.stores, data.stores_synced, data.stored_bytes), (215, 108, 118_700));
-    assert_eq!((data.hits(), data.loads(), data.refused()), (414, 520, 595));
-    assert_eq!((meta.hits(), meta.loads(), meta.refused()), (14, 20, 95));
-    assert_eq!((both.hits(), both.loads(), both.refused()), (428, 540, 690));
-    assert_eq!((data.hit_ratio(), meta.hit_ratio()), (Some(205.0 / 414.0), Some(5.0 / 14.0)));
+    assert_eq!((data.hits(), data.loads(), data.refused()), (559, 665, 595));
+    assert_eq!((meta.hits(), meta.loads(), meta.refused()), (59, 65, 95));
+    assert_eq!((both.hits(), both.loads(), both.refused()), (618, 730, 690));
+    assert_eq!((data.hit_ratio(), meta.hit_ratio()), (Some(350.0 / 559.0), Some(50.0 / 59.0)));
     // Whatever the counters are.
     let [data, meta, sums] = [
         serde_json::to_value(data).unwrap(),

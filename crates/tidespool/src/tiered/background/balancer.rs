@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::Config;
-use crate::memory::{Evicted, resident, trim};
+use crate::memory::{Copies, resident, trim};
 use crate::tiered::state::{BalancedShares, MemoryBalancer, Shared};
 
 /// The interval between two turns.
@@ -23,20 +23,20 @@ pub(in crate::tiered) fn keep(shared: &Arc<Shared>) {
     // Before the first turn: a limit of the system may be far below the budget.
     balance(shared);
     while let Some(requests) = shared.balancer.wait(Instant::now() + INTERVAL) {
+        shared.promote_young();
         shared.cache.upkeep();
         // Only requests need the sums.
         let accounted = || if requests.is_empty() { 0 } else { shared.accounted_bytes() };
         let before = accounted();
-        let mut evicted = Evicted::default();
+        let mut evicted = Copies::default();
         if requests.iter().any(|request| request.clear) {
-            evicted = shared.cache.clear();
+            evicted = shared.clear_copies();
         }
-        let resized = balance(shared);
-        let (entries, bytes) = (evicted.entries + resized.entries, evicted.bytes + resized.bytes);
+        let Copies { entries, bytes } = evicted + balance(shared);
         if entries > 0 {
             shared.stats.cache_evicted(entries, bytes);
         }
-        shared.table.shards().for_each(|mut shard| shard.pending.trim());
+        shared.table.shards().for_each(|mut shard| shard.trim());
         // Returns the memory that the crash log used during a burst.
         if !requests.is_empty() || shared.accounted_bytes() > shared.balancer.allowed() {
             shared.protection.trim();
@@ -84,7 +84,7 @@ impl Heap {
 }
 
 /// Adjusts each part to its share. Returns what was evicted from the cache.
-fn balance(shared: &Shared) -> Evicted {
+fn balance(shared: &Shared) -> Copies {
     let config = shared.config.load();
     let (allowance, is_exact) = shared.balancer.divide(at_most(shared, &config), config.memory_budget);
     let shares = allowance.shares(config.effective_dirty_limit(), shared.held());
@@ -94,16 +94,16 @@ fn balance(shared: &Shared) -> Evicted {
             shared.commit_queue.note_dirty(true);
         }
     }
-    let now = shared.cache.capacity();
+    let now = shared.clean_capacity();
     // Resizing touches each copy, so a difference of an eighth is tolerated.
     let differs = match is_exact {
         true => shares.cache != now,
         false => shares.cache < now / 8 * 7 || shares.cache / 8 * 7 > now,
     };
     if !differs && !shared.cache.has_new_weights() {
-        return Evicted::default();
+        return Copies::default();
     }
-    shared.cache.resize(shares.cache, |id| shared.table.lock(id))
+    shared.resize_copies(shares.cache)
 }
 
 /// Returns the bytes that the spool can take while the process stays away from its memory limit.

@@ -57,7 +57,7 @@ impl Relief for SpoolRelief {
     }
 
     fn reclaimable_bytes(&self) -> u64 {
-        self.0.cache.bytes() + self.0.budget.dirty()
+        self.0.clean_copies().bytes + self.0.budget.dirty()
     }
 }
 

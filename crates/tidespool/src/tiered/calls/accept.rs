@@ -9,9 +9,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use tidespool_core::SpoolId;
-use tokio::sync::oneshot;
 
-use super::lookup::{Stamp, fill_cache};
 use super::store::{
     ANSWER_GRACE, Claim, Deadline, Late, Refused, admit, check_size, refusal, wait_for_outcome,
 };
@@ -124,10 +122,9 @@ async fn commit(
 ) -> Result<(), Refused> {
     let Some(last) = messages.last() else { return Ok(()) };
     let claim = Claim { id: last.id, state: Arc::default(), commit_queue: &shared.commit_queue };
-    let (done, mut outcome) = oneshot::channel();
-    let mut unsent = Some((dirty, done));
-    while let Some((dirty, done)) = unsent.take() {
-        unsent = arrive(shared, messages, (dirty, done), &claim)?;
+    let mut unsent = Some(dirty);
+    while let Some(dirty) = unsent.take() {
+        unsent = arrive(shared, messages, dirty, &claim)?;
         if unsent.is_some() {
             match deadline.bound(shared.commit_queue.flush(false)).await {
                 Some(Ok(())) => {}
@@ -136,19 +133,11 @@ async fn commit(
             }
         }
     }
-    match wait_for_outcome(&claim, &deadline, ANSWER_GRACE, &mut outcome).await? {
+    match wait_for_outcome(&claim, &deadline, ANSWER_GRACE).await? {
         Outcome::Refused => Err(Refused::Late(Late::Spool)),
-        Outcome::Durable(last_seq) => {
-            for (seq, message) in (last_seq + 1 - messages.len() as u64..).zip(messages) {
-                fill_cache(shared, message.message(), &message.data, Stamp::of_record(seq));
-            }
-            Ok(())
-        }
+        Outcome::Durable => Ok(()),
     }
 }
-
-/// What a transaction sends to the committer: its messages, and who receives the outcome.
-type Unsent = (Vec<Arc<Dirty>>, oneshot::Sender<Outcome>);
 
 /// Sends the messages to the committer. Returns them if one of them has a version in memory that is
 /// not durable.
@@ -158,31 +147,28 @@ type Unsent = (Vec<Arc<Dirty>>, oneshot::Sender<Outcome>);
 fn arrive(
     shared: &Shared,
     messages: &[NewMessage],
-    unsent: Unsent,
+    dirty: Vec<Arc<Dirty>>,
     claim: &Claim<'_>,
-) -> Result<Option<Unsent>, Refused> {
+) -> Result<Option<Vec<Arc<Dirty>>>, Refused> {
     let ids: Vec<MessageId> = messages.iter().map(NewMessage::message).collect();
     let mut shards = shared.table.lock_all(ids.iter());
     for message in messages {
         message.part.check_open()?;
     }
     if ids.iter().any(|id| shards.get(id).is_some_and(|shard| shard.pending.get(id).is_some())) {
-        return Ok(Some(unsent));
+        return Ok(Some(dirty));
     }
     for id in &ids {
         if let Some(shard) = shards.get(id) {
             shard.pending.set_under_way(*id);
         }
     }
-    let (dirty, done) = unsent;
-    let (count, mut done) = (ids.len(), Some(done));
-    let at = Instant::now();
+    let (count, at) = (ids.len(), Instant::now());
     shared.commit_queue.arrive(|| {
         let first = shared.table.next_versions(count as u64);
         ids.into_iter().zip(dirty).zip(first..).enumerate().map(move |(number, ((id, dirty), version))| {
-            let done = if number + 1 == count { done.take() } else { None };
-            let part = Part { follows: number > 0, done };
-            Arrival { id, version, dirty, at, state: claim.state.clone(), part }
+            let (state, part) = (claim.state.clone(), Part::of(number, count));
+            Arrival { id, version, dirty, at, state, part }
         })
     });
     Ok(None)

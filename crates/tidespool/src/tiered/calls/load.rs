@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Result;
 use tidespool_core::{Corrupt, NotFound, SpoolId};
 
-use super::lookup::{InMemory, LookupError, OnDisk, at_once, fill_cache, in_memory, on_disk};
+use super::lookup::{InMemory, LookupError, OnDisk, at_once, in_memory, keep_read, on_disk};
 use crate::message_id::MessageId;
 use crate::tiered::state::{Shared, SpoolPart};
 
@@ -38,7 +38,7 @@ pub(in crate::tiered) async fn load_shared(
         Ok(Some(found)) => {
             spool.stats.hit(found.tier);
             let data = Arc::new(found.data.into_boxed_slice());
-            fill_cache(shared, message, &data, found.stamp);
+            keep_read(shared, message, &data, found.stamp);
             Ok(data)
         }
         Ok(None) => {

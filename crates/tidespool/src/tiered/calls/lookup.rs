@@ -67,9 +67,9 @@ pub(in crate::tiered) enum LookupError {
 pub(in crate::tiered) fn in_memory(shared: &Shared, id: &MessageId) -> InMemory {
     let newest = {
         let shard = shared.table.lock(id);
-        match shard.pending.get(id) {
-            Some(Visible::Put(data)) => return InMemory::Found(data, HitTier::Pending),
-            Some(Visible::Removed) => return InMemory::Removed,
+        match shard.newest(id) {
+            Some((Visible::Put(data), tier)) => return InMemory::Found(data, tier),
+            Some((Visible::Removed, _)) => return InMemory::Removed,
             None => shard.index.get(id),
         }
     };
@@ -98,12 +98,12 @@ pub(in crate::tiered) fn on_disk(shared: &Shared, id: &MessageId) -> Result<Opti
     loop {
         let (newest, exits) = {
             let shard = shared.table.lock(id);
-            match shard.pending.get(id) {
-                Some(Visible::Put(data)) => {
+            match shard.newest(id) {
+                Some((Visible::Put(data), tier)) => {
                     let stamp = Stamp { seq: None, exits: u64::MAX };
-                    return Ok(Some(OnDisk { data: data.to_vec(), tier: HitTier::Pending, stamp }));
+                    return Ok(Some(OnDisk { data: data.to_vec(), tier, stamp }));
                 }
-                Some(Visible::Removed) => return Ok(None),
+                Some((Visible::Removed, _)) => return Ok(None),
                 None => (shard.index.get(id), shard.exits),
             }
         };
@@ -275,14 +275,15 @@ pub(in crate::tiered) fn read(
     }
 }
 
-/// Inserts a message that was read into the cache, unless there is a newer version.
-pub(in crate::tiered) fn fill_cache(shared: &Shared, id: MessageId, data: &Arc<Box<[u8]>>, stamp: Stamp) {
-    let shard = shared.table.lock(&id);
+/// Keeps a copy of a message that was read, unless there is a newer version.
+pub(in crate::tiered) fn keep_read(shared: &Shared, id: MessageId, data: &Arc<Box<[u8]>>, stamp: Stamp) {
+    let mut shard = shared.table.lock(&id);
     let now = Stamp { seq: shard.index.get(&id).map(|newest| newest.seq), exits: shard.exits };
     // If the index still has the same record, `exits` is irrelevant.
     let same = now == stamp || (now.seq.is_some() && now.seq == stamp.seq);
-    if same && shard.pending.get(&id).is_none() {
-        shared.cache.insert(id, data.clone());
+    if same && shard.newest(&id).is_none() {
+        // Another load may have kept a copy meanwhile.
+        shared.keep_copy(&mut shard, id, data, true);
     }
 }
 

@@ -73,10 +73,11 @@ pub(in crate::tiered) fn take_out(
     let id = spool.message(id);
     let mut shard = shared.table.lock(&id);
     spool.check_open()?;
-    let logged = shard.must_log_removal(&id);
+    let newest = shard.index.get(&id);
+    let logged = shard.must_log_removal(&id, newest);
     // Without an entry in the index, the message may be checkpointed: a checkpoint of its removal
     // frees its bytes on disk.
-    let is_checkpointed = logged && shard.index.get(&id).is_none();
+    let is_checkpointed = logged && newest.is_none();
     let mut left = Removal::Nothing;
     let elided = if logged {
         let dirty = Arc::new(Dirty::tombstone(shared.budget.admit_removal()));
@@ -90,7 +91,7 @@ pub(in crate::tiered) fn take_out(
     } else {
         shard.pending.take(&id)
     };
-    shared.cache.remove(&id);
+    shared.drop_copy(&mut shard, &id);
     drop(shard);
     if let Some(elided) = elided {
         shared.stats.elided(1, elided.bytes());

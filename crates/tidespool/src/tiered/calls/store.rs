@@ -10,14 +10,12 @@ use tidespool_core::{
     Closed, InDoubt, SpoolBackpressureTimeout, SpoolCallerDeadlineExceeded, SpoolId, SpoolUnhealthyError,
     TooLarge,
 };
-use tokio::sync::oneshot;
 
-use super::lookup::{Stamp, fill_cache};
 use crate::crash_log::Written;
 use crate::journal::payload_crc;
 use crate::memory::{Dirty, Lane, Permit, Ticket};
 use crate::stats::Refusal;
-use crate::tiered::state::{Arrival, CommitQueue, CommitState, Outcome, Part, Shared, SpoolPart};
+use crate::tiered::state::{Arrival, CommitQueue, CommitState, NoOutcome, Outcome, Part, Shared, SpoolPart};
 use crate::timer::{Timer, WithDeadline};
 use crate::{BacklogRefusal, Durability, HealthCause};
 
@@ -341,8 +339,6 @@ async fn commit(
 ) -> Result<(), Refused> {
     let claim = Claim { id, state: Arc::default(), commit_queue: &shared.commit_queue };
     let id = spool.message(id);
-    let (done, mut outcome) = oneshot::channel();
-    let data = dirty.data.clone();
     {
         let mut shard = shared.table.lock(&id);
         spool.check_open()?;
@@ -350,17 +346,12 @@ async fn commit(
         let (state, at) = (claim.state.clone(), Instant::now());
         shared.commit_queue.arrive(|| {
             let version = shared.table.next_version();
-            [Arrival { id, version, dirty, at, state, part: Part::alone(done) }]
+            [Arrival { id, version, dirty, at, state, part: Part::ALONE }]
         });
     }
-    match wait_for_outcome(&claim, &deadline, ANSWER_GRACE, &mut outcome).await? {
+    match wait_for_outcome(&claim, &deadline, ANSWER_GRACE).await? {
         Outcome::Refused => Err(Refused::Late(Late::Spool)),
-        Outcome::Durable(seq) => {
-            if let Some(data) = data {
-                fill_cache(shared, id, &data, Stamp::of_record(seq));
-            }
-            Ok(())
-        }
+        Outcome::Durable => Ok(()),
     }
 }
 
@@ -370,22 +361,21 @@ pub(super) async fn wait_for_outcome(
     claim: &Claim<'_>,
     deadline: &Deadline<'_>,
     grace: Duration,
-    outcome: &mut oneshot::Receiver<Outcome>,
 ) -> Result<Outcome, Refused> {
-    let in_time = match deadline.bound(&mut *outcome).await {
+    let in_time = match deadline.bound(claim.state.wait()).await {
         Some(outcome) => Some(outcome),
         None if claim.cancel() => return Err(deadline.passed()),
-        None => Deadline { at: deadline.at + grace, ..*deadline }.bound(&mut *outcome).await,
+        None => Deadline { at: deadline.at + grace, ..*deadline }.bound(claim.state.wait()).await,
     };
     let outcome = match in_time {
         Some(outcome) => outcome,
         None if claim.abandon() => return Err(Refused::InDoubt(claim.id, Box::new(deadline.passed()))),
-        // The message was committed at the same moment. It becomes visible when the committer sends
-        // the outcome, which is its next step.
-        None => outcome.await,
+        // The message was committed or refused at the same moment. The outcome is the committer's
+        // next step.
+        None => claim.state.wait().await,
     };
-    // The sender was dropped: the committer has ended, maybe between the write and the sync.
-    outcome.map_err(|_| match claim.cancel() {
+    // The committer has ended, maybe between the write and the sync.
+    outcome.map_err(|NoOutcome| match claim.cancel() {
         true => Refused::Closed,
         false => Refused::InDoubt(claim.id, Box::new(Refused::Closed)),
     })
@@ -404,13 +394,9 @@ mod tests {
     static TIMER: LazyLock<Timer> = LazyLock::new(Timer::default);
 
     /// A store whose deadline has passed, and that may wait `grace` longer.
-    fn late_store(
-        claim: &Claim<'_>,
-        grace: Duration,
-    ) -> (oneshot::Sender<Outcome>, impl Future<Output = Result<Outcome, Refused>>) {
-        let (done, mut outcome) = oneshot::channel();
+    fn late_store(claim: &Claim<'_>, grace: Duration) -> impl Future<Output = Result<Outcome, Refused>> {
         let deadline = Deadline { at: Instant::now(), whose: Late::Caller, timer: &TIMER };
-        (done, async move { wait_for_outcome(claim, &deadline, grace, &mut outcome).await })
+        async move { wait_for_outcome(claim, &deadline, grace).await }
     }
 
     fn claim(commit_queue: &CommitQueue) -> Claim<'_> {
@@ -421,7 +407,7 @@ mod tests {
     async fn a_store_that_is_not_appended_is_cancelled_at_its_deadline() {
         let (commit_queue, receiver) = commit_queue();
         let claim = claim(&commit_queue);
-        let (_done, store) = late_store(&claim, HOUR);
+        let store = late_store(&claim, HOUR);
         assert!(matches!(store.await, Err(Refused::Late(Late::Caller))));
         assert!(claim.state.is_cancelled() && !receiver.take_abandoned());
     }
@@ -433,12 +419,12 @@ mod tests {
         let (commit_queue, receiver) = commit_queue();
         let claim = claim(&commit_queue);
         assert!(claim.state.append());
-        let (done, store) = late_store(&claim, HOUR);
+        let store = late_store(&claim, HOUR);
         let mut store = std::pin::pin!(store);
         assert!(future::poll_once(&mut store).await.is_none(), "it waits");
         assert!(claim.state.commit());
-        done.send(Outcome::Durable(7)).unwrap();
-        assert!(matches!(store.await, Ok(Outcome::Durable(7))));
+        claim.state.publish();
+        assert!(matches!(store.await, Ok(Outcome::Durable)));
         assert!(!receiver.take_abandoned());
     }
 
@@ -447,7 +433,7 @@ mod tests {
         let (commit_queue, receiver) = commit_queue();
         let claim = claim(&commit_queue);
         assert!(claim.state.append());
-        let (_done, store) = late_store(&claim, Duration::ZERO);
+        let store = late_store(&claim, Duration::ZERO);
         let error = anyhow::Error::from(store.await.err().unwrap());
         assert!(error.root_cause().is::<SpoolCallerDeadlineExceeded>(), "{error:#}");
         assert_eq!(error.downcast_ref(), Some(&InDoubt { id: claim.id }));
@@ -460,11 +446,11 @@ mod tests {
         let (commit_queue, _receiver) = commit_queue();
         let claim = claim(&commit_queue);
         assert!(claim.state.append() && claim.state.commit());
-        let (done, store) = late_store(&claim, Duration::ZERO);
+        let store = late_store(&claim, Duration::ZERO);
         let mut store = std::pin::pin!(store);
         assert!(future::poll_once(&mut store).await.is_none());
-        done.send(Outcome::Durable(1)).unwrap();
-        assert!(matches!(store.await, Ok(Outcome::Durable(1))));
+        claim.state.publish();
+        assert!(matches!(store.await, Ok(Outcome::Durable)));
     }
 
     #[tokio::test]
@@ -476,9 +462,8 @@ mod tests {
                 assert!(claim.state.append());
             }
             let deadline = Deadline { at: Instant::now() + HOUR, whose: Late::Caller, timer: &TIMER };
-            let (done, mut outcome) = oneshot::channel();
-            drop(done);
-            let outcome = wait_for_outcome(&claim, &deadline, HOUR, &mut outcome).await;
+            claim.state.end();
+            let outcome = wait_for_outcome(&claim, &deadline, HOUR).await;
             let error = anyhow::Error::from(outcome.err().unwrap());
             assert!(error.root_cause().is::<Closed>(), "{error:#}");
             assert_eq!(error.is::<InDoubt>(), appended, "{error:#}");

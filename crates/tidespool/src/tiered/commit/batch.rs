@@ -11,7 +11,7 @@ use crate::journal::{self, JournalChange, JournalRoom, PAGE, payload_crc};
 use crate::memory::{Dirty, Ticket};
 use crate::stats::Site;
 use crate::storage::is_no_room;
-use crate::tiered::state::{Arrival, Outcome};
+use crate::tiered::state::Arrival;
 
 /// Approximate limit of flushed data in a batch, in bytes.
 const BATCH_BYTES: u64 = 8 << 20;
@@ -153,7 +153,7 @@ impl Executor {
             let crc = dirty.payload_crc.unwrap_or_else(|| payload_crc(&data));
             JournalChange::Put(data, crc)
         });
-        let continues = matches!(&taken, Taken::Arrived(arrival) if arrival.part.continues());
+        let continues = matches!(&taken, Taken::Arrived(arrival) if arrival.part.continues);
         self.writer.append_part(id, change, continues);
         self.in_flight.push(taken);
     }
@@ -183,8 +183,10 @@ impl Executor {
             match self.prepare_all(&large) {
                 Ok(()) => {
                     *room = left;
-                    let taken = self.intake.take_arrivals(count);
-                    batch.extend(taken.map(|arrival| (arrival.version, Taken::Arrived(arrival))));
+                    // Not `extend`: most take one.
+                    for arrival in self.intake.take_arrivals(count) {
+                        batch.push((arrival.version, Taken::Arrived(arrival)));
+                    }
                     return Some(!large.is_empty());
                 }
                 // A message for which the disk has no room must not block the other stores.
@@ -224,7 +226,7 @@ impl Executor {
     fn refuse(&mut self, count: usize, error: &std::io::Error) {
         for arrival in self.intake.take_arrivals(count) {
             self.shared.table.lock(&arrival.id).pending.clear_under_way(&arrival.id);
-            if arrival.part.continues() {
+            if arrival.part.continues {
                 continue;
             }
             if is_no_room(error) {
@@ -233,7 +235,7 @@ impl Executor {
                 // A disk that can't write this file can't write other files, either.
                 self.shared.disk_error(Site::JournalWrite, error);
             }
-            arrival.part.answer(Outcome::Refused);
+            arrival.state.refuse();
         }
     }
 

@@ -52,7 +52,12 @@ impl Executor {
     /// Publishes the durable records, and settles the segments that they complete.
     pub(super) fn publish_completed(&mut self) {
         for (taken, durable) in self.in_flight.take_completed() {
-            publish::publish(&self.shared, &mut self.aborts, taken, &durable);
+            publish::publish(&self.shared, &mut self.aborts, &mut self.published, taken, &durable);
+        }
+        // Only now: a caller that wakes needs the processor, and the locks of other messages.
+        // It may have dropped its future just now. The message stays stored.
+        for arrival in self.published.drain(..) {
+            arrival.publish();
         }
         self.in_flight.shrink();
         self.intake.shrink();

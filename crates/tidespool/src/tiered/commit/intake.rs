@@ -112,7 +112,7 @@ impl Intake {
     pub(super) fn next_transaction(&self) -> impl Iterator<Item = &Arrival> {
         let mut is_over = false;
         self.arrivals.iter().take_while(move |arrival| {
-            let was_over = std::mem::replace(&mut is_over, !arrival.part.continues());
+            let was_over = std::mem::replace(&mut is_over, !arrival.part.continues);
             !was_over
         })
     }

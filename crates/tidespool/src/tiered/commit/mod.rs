@@ -42,7 +42,7 @@ use publish::Abort;
 use spin::Spin;
 pub(super) use syncer::Syncer;
 
-use super::state::{CommitReceiver, CommitWork, Shared, Stop};
+use super::state::{Arrival, CommitReceiver, CommitWork, Shared, Stop};
 use crate::journal::{JournalChange, PAGE, Segment, WriteError, Writer};
 use crate::stats::Site;
 use crate::storage::is_no_room;
@@ -73,6 +73,8 @@ struct Executor {
     /// Puts that need an abort.
     aborts: Vec<Abort>,
     in_flight: InFlight,
+    /// Stores that are visible, and whose callers are woken next.
+    published: Vec<Arrival>,
     /// The result of the last append.
     appended: Appended,
     /// The next transaction has asked the pool for segments.
@@ -98,6 +100,7 @@ impl Committer {
             intake: Intake::default(),
             aborts: Vec::new(),
             in_flight: InFlight::default(),
+            published: Vec::new(),
             appended: Appended::default(),
             wants_room: false,
             write_began: Instant::now(),
@@ -353,7 +356,7 @@ impl Facts for Executor {
         let shared = &self.shared;
         // The last segment is the room of removals, which may be what frees space on a full disk.
         shared.segments.pool().free() > 0 || {
-            let (records, _) = shared.index_size();
+            let records = shared.table.size().index_entries;
             shared.ballast.is_room_to_checkpoint(shared.disk_index.bytes_to_change(records))
         }
     }

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use super::in_flight::Taken;
-use crate::journal::{DurableState, NewestRecord};
+use crate::journal::{DurableState, Learned, NewestRecord};
 use crate::memory::Dirty;
 use crate::message_id::MessageId;
-use crate::tiered::state::{Arrival, Outcome, Shard, Shared};
+use crate::tiered::state::{Arrival, Shard, Shared};
 
 /// The abort of a put that is in the journal.
 #[derive(Debug, Clone, Copy)]
@@ -21,22 +21,28 @@ pub(super) struct Abort {
 
 impl Abort {
     pub(super) fn of(arrival: &Arrival, target: u64) -> Self {
-        Self { id: arrival.id, target, continues: arrival.part.continues() }
+        Self { id: arrival.id, target, continues: arrival.part.continues }
     }
 }
 
-/// Publishes a durable record. A store that its caller has abandoned needs an abort instead.
-pub(super) fn publish(shared: &Shared, aborts: &mut Vec<Abort>, taken: Taken, durable: &DurableState) {
+/// Publishes a durable record. A store whose caller has to be woken is added to `published`. One
+/// that its caller has abandoned needs an abort instead.
+pub(super) fn publish(
+    shared: &Shared,
+    aborts: &mut Vec<Abort>,
+    published: &mut Vec<Arrival>,
+    taken: Taken,
+    durable: &DurableState,
+) {
     match taken {
         Taken::Ticketed(ticket, dirty) => {
-            publish_ticketed(shared, ticket.id, ticket.version, &dirty, durable.newest);
+            publish_version(shared, ticket.id, ticket.version, &dirty, durable.newest);
         }
         Taken::Arrived(arrival) if arrival.state.commit() => {
             // Before the caller gets its outcome: publishing drops an older version's entry from
             // the crash log, which would replace this version at the next opening.
-            publish_arrival(shared, &arrival, durable.newest);
-            // The caller may have dropped its future just now. The message stays stored.
-            arrival.part.answer(Outcome::Durable(durable.seq));
+            publish_version(shared, arrival.id, arrival.version, &arrival.dirty, durable.newest);
+            published.push(arrival);
         }
         Taken::Arrived(arrival) => {
             check_abort(shared, &arrival);
@@ -54,43 +60,36 @@ pub(super) fn check_abort(shared: &Shared, arrival: &Arrival) {
     shared.table.lock(&arrival.id).pending.check_order(&arrival.id, |order| order.abort(arrival.version));
 }
 
-/// Publishes a flushed version that is durable.
-fn publish_ticketed(shared: &Shared, id: MessageId, version: u64, dirty: &Arc<Dirty>, newest: NewestRecord) {
+/// Publishes a version that is durable. Loads see a synced store from now on.
+fn publish_version(shared: &Shared, id: MessageId, version: u64, dirty: &Arc<Dirty>, newest: NewestRecord) {
     let mut shard = shared.table.lock(&id);
-    let is_newest = settle(shared, &mut shard, id, version, newest);
+    let learned = settle(shared, &mut shard, id, version, newest);
+    let is_newest = learned != Learned::Older && !shard.pending.has(&id);
     match &dirty.data {
-        Some(data) if is_newest => shared.cache.insert(id, data.clone()),
+        Some(data) if is_newest => {
+            let may_be_cached = learned == Learned::Replaced || shard.may_be_checkpointed(&id);
+            shared.keep_copy(&mut shard, id, data, may_be_cached);
+        }
         // An earlier clean copy must not outlive the version that replaced it.
-        Some(_) => shared.cache.remove(&id),
-        // The removal has cleared the cache, and nothing fills it while a tombstone is pending.
+        Some(_) => shared.drop_copy(&mut shard, &id),
+        // The removal has dropped the copy, and nothing keeps one while a tombstone is pending.
         None => {}
     }
 }
 
-/// Publishes a synced store that is durable. Loads see the message from now on. The caller gets its
-/// outcome afterwards.
-fn publish_arrival(shared: &Shared, arrival: &Arrival, newest: NewestRecord) {
-    let mut shard = shared.table.lock(&arrival.id);
-    // The caller inserts the clean copy into the cache, to save time on the committer thread.
-    if shard.may_have_copy(&arrival.id) {
-        shared.cache.remove(&arrival.id);
-    }
-    settle(shared, &mut shard, arrival.id, arrival.version, newest);
-}
-
-/// Moves a version from pending to the index. Returns true if it is the newest version.
-fn settle(shared: &Shared, shard: &mut Shard, id: MessageId, version: u64, newest: NewestRecord) -> bool {
+/// Moves a version from pending to the index.
+fn settle(shared: &Shared, shard: &mut Shard, id: MessageId, version: u64, newest: NewestRecord) -> Learned {
     #[cfg(debug_assertions)]
     {
         shard.pending.check_order(&id, |order| order.publish(version));
         let before = shard.index.get(&id).map_or(0, |indexed| indexed.seq);
         debug_assert!(before < newest.seq, "record {} of {id} is published after {before}", newest.seq);
     }
-    shard.index.learn(id, newest);
+    let learned = shard.index.learn(id, newest);
     shard.pending.clear_under_way(&id);
     let pledged = shard.pending.settle_pledge(&id, version);
     for elided in pledged.into_iter().chain(shard.pending.settle(&id, version)) {
         shared.stats.elided(1, elided.bytes());
     }
-    shard.pending.get(&id).is_none() && shard.index.get(&id).is_some_and(|indexed| indexed.seq == newest.seq)
+    learned
 }

@@ -109,7 +109,7 @@ fn adopt(shared: &Shared, log: Option<&Arc<CrashLog>>, kept: LoggedChange) -> bo
             (Dirty::put(Arc::new(data.into_boxed_slice()), Some(crc), permit), written)
         }
         // A removal of a message that is not durable has no effect.
-        None if !shard.must_log_removal(&id) => return true,
+        None if !shard.must_log_removal(&id, shard.index.get(&id)) => return true,
         None => {
             let written = log.and_then(|log| log.write_removal(id));
             (Dirty::tombstone(shared.budget.admit_removal()), written)

@@ -12,16 +12,6 @@ use crate::mailbox::Mailbox;
 use crate::memory::Dirty;
 use crate::message_id::MessageId;
 
-/// The outcome of a store that waited for its commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// The message is on stable storage, as the record with this number. Of a transaction: the last
-    /// message. The others have the numbers before.
-    Durable(u64),
-    /// The disk has no room for the message, or its file could not be written.
-    Refused,
-}
-
 /// A store that waits for its commit, not visible yet. The stores of a transaction follow each
 /// other, and have one state.
 #[derive(Debug)]
@@ -35,30 +25,40 @@ pub(crate) struct Arrival {
     pub(crate) part: Part,
 }
 
+impl Arrival {
+    /// Reports that the message is visible, if its transaction ends here. The caller may be gone.
+    pub(crate) fn publish(&self) {
+        if !self.part.continues {
+            self.state.publish();
+        }
+    }
+}
+
+/// The caller waits no longer if the committer drops the store without an outcome.
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        if !self.part.continues {
+            self.state.end();
+        }
+    }
+}
+
 /// The place of a store in its transaction.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Part {
     /// It is not the first one.
     pub(crate) follows: bool,
-    /// Receives the outcome. `None`: the transaction continues with the next store.
-    pub(crate) done: Option<oneshot::Sender<Outcome>>,
+    /// It is not the last one.
+    pub(crate) continues: bool,
 }
 
 impl Part {
     /// The place of a store without others.
-    pub(crate) fn alone(done: oneshot::Sender<Outcome>) -> Self {
-        Self { follows: false, done: Some(done) }
-    }
+    pub(crate) const ALONE: Self = Self { follows: false, continues: false };
 
-    pub(crate) fn continues(&self) -> bool {
-        self.done.is_none()
-    }
-
-    /// Sends the outcome if the transaction ends here. The caller may be gone.
-    pub(crate) fn answer(self, outcome: Outcome) {
-        if let Some(done) = self.done {
-            let _ = done.send(outcome);
-        }
+    /// The `number`th of `count` stores, from 0.
+    pub(crate) fn of(number: usize, count: usize) -> Self {
+        Self { follows: number > 0, continues: number + 1 < count }
     }
 }
 

@@ -4,7 +4,8 @@
 //! # Layout
 //!
 //! * `shared` – all of it.
-//! * `table` – the pending version and the index entry of each id, in shards.
+//! * `table` – the pending version, the young copy and the index entry of each id, in shards.
+//! * `copies` – the clean copies of both generations.
 //! * `commit_queue` – what callers send to the committer. `commit_state` – how a caller gives up.
 //! * `protection` – the crash log of a running spool.
 //! * `spools` – the spools of the store. `home` – the store's directory and the names in it.
@@ -19,6 +20,7 @@ mod balancer;
 mod closing;
 mod commit_queue;
 mod commit_state;
+mod copies;
 mod free_space;
 mod home;
 mod hot_settings;
@@ -33,10 +35,8 @@ mod table;
 mod upkeep;
 
 pub(super) use balancer::{BalancedShares, MemoryBalancer};
-pub(super) use commit_queue::{
-    Arrival, CommitQueue, CommitReceiver, CommitWork, Outcome, Part, Stop, commit_queue,
-};
-pub(super) use commit_state::CommitState;
+pub(super) use commit_queue::{Arrival, CommitQueue, CommitReceiver, CommitWork, Part, Stop, commit_queue};
+pub(super) use commit_state::{CommitState, NoOutcome, Outcome};
 pub(super) use free_space::keep_free;
 pub(super) use home::SpoolHome;
 pub(super) use protection::Protection;

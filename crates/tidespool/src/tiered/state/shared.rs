@@ -21,7 +21,7 @@ use super::readers::Readers;
 use super::reports::Reports;
 use super::runs::Runs;
 use super::spools::{SpoolPart, Spools};
-use super::table::Table;
+use super::table::{Table, TableSize};
 use super::upkeep::UpkeepRuns;
 use crate::Config;
 use crate::checkpoint::{
@@ -31,7 +31,7 @@ use crate::directory::SpoolNames;
 use crate::health::HealthGate;
 use crate::index::DiskIndex;
 use crate::journal::{Segments, needs_own_segment};
-use crate::memory::{Allowance, Budget, CacheWeights, CleanCache, Held, Risks};
+use crate::memory::{Allowance, Budget, CacheWeights, CleanCache, Held, Risks, YoungRoom};
 use crate::message_id::MessageId;
 use crate::stats::{Gauges, Site, Stats, StatsSnapshot};
 use crate::storage::Storage;
@@ -115,8 +115,12 @@ impl Shared {
         let shares = allowance.shares(config.effective_dirty_limit(), held);
         let checkpoint_settings = CheckpointSettings { checkpoint_after: config.checkpoint_after };
         let spools = Spools::new(&parts.names, &config);
+        let (table, young) = (Table::new(), YoungRoom::part_of(shares.cache));
+        let cache = CleanCache::new(shares.cache - young, cache_weights(&spools, &config));
+        table.young_room().set_limit(young);
+        table.weigh_young(&cache.weights());
         Self {
-            cache: CleanCache::new(shares.cache, cache_weights(&spools, &config)),
+            cache,
             budget: Arc::new(Budget::new(shares.dirty_limit)),
             opened_as: parts.opened_as,
             spools,
@@ -126,7 +130,7 @@ impl Shared {
             upkeep: UpkeepRuns::default(),
             checkpoint_settings: Arc::new(ArcSwap::from_pointee(checkpoint_settings)),
             reconfiguring: Mutex::new(()),
-            table: Arc::new(Table::new()),
+            table: Arc::new(table),
             commit_queue: parts.reports.commit_queue.clone(),
             timer: Arc::default(),
             segments: parts.segments,
@@ -238,27 +242,25 @@ impl Shared {
     /// Memory that counts against the budget, in bytes. The size of the clean copies is as of the
     /// memory balancer's last turn.
     pub(crate) fn accounted_bytes(&self) -> u64 {
-        let held = self.held();
-        self.budget.dirty() + self.cache.bytes() + held.all()
+        let size = self.table.size();
+        self.budget.dirty() + size.young.bytes + self.cache.size().bytes + self.held_beside(size).all()
     }
 
     /// The part of [`accounted_bytes`](Self::accounted_bytes) that neither dirty messages nor clean
     /// copies take.
     pub(crate) fn held(&self) -> Held {
+        self.held_beside(self.table.size())
+    }
+
+    fn held_beside(&self, size: TableSize) -> Held {
         let (crash_log, crash_log_size) = self.protection.bytes();
         Held {
-            index: self.index_size().1,
+            index: size.index_bytes,
             sled: self.disk_index.memory_bytes(),
             journal: self.segments.buffer_bytes(),
             crash_log,
             crash_log_size,
         }
-    }
-
-    /// Number of entries in the index, and their size in bytes.
-    pub(crate) fn index_size(&self) -> (u64, u64) {
-        let sizes = self.table.shards().map(|shard| (shard.index.len() as u64, shard.index.bytes()));
-        sizes.fold((0, 0), |(entries, bytes), (more, size)| (entries + more, bytes + size))
     }
 
     /// The statistics of `spools`, and those of the store.
@@ -268,7 +270,8 @@ impl Shared {
     }
 
     fn gauges(&self) -> Gauges {
-        let (index_entries, index_bytes) = self.index_size();
+        let size = self.table.size();
+        let clean = size.young + self.cache.size();
         let all = self.segments.all();
         let in_use = all.iter().filter(|segment| segment.is_counted()).count() as u64;
         let free = self.segments.pool().free() as u64;
@@ -288,11 +291,14 @@ impl Shared {
             dirty_entries: self.table.shards().map(|shard| shard.pending.len() as u64).sum(),
             oldest_dirty_age: self.oldest_dirty_age(),
             accounted_bytes: self.accounted_bytes(),
-            cache_bytes: self.cache.bytes(),
-            cache_entries: self.cache.entries(),
-            cache_capacity: self.cache.capacity(),
-            index_entries,
-            index_bytes,
+            cache_bytes: clean.bytes,
+            cache_entries: clean.entries,
+            cache_capacity: self.clean_capacity(),
+            young_bytes: size.young.bytes,
+            young_entries: size.young.entries,
+            young_capacity: self.table.young_room().limit(),
+            index_entries: size.index_entries,
+            index_bytes: size.index_bytes,
             sled_bytes: self.disk_index.memory_bytes(),
             journal_buffer_bytes: self.segments.buffer_bytes(),
             memory_budget: self.config.load().memory_budget,

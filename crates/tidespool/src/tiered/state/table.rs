@@ -1,10 +1,11 @@
-//! id → newest version, in memory: pending versions and index entries, in shards.
+//! id → newest version, in memory: pending versions, young copies and index entries, in shards.
 //!
 //! A shard's lock orders all changes of an id. Code that holds it does no I/O and never awaits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher as _;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
@@ -13,8 +14,9 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::checkpoint::{HighKeys, LiveIndex, Survey};
 use crate::index::Key;
 use crate::journal::{MemoryIndex, NewestRecord};
-use crate::memory::{Pending, Risks, Ticket};
+use crate::memory::{CacheWeights, Copies, Pending, Risks, Ticket, Visible, Young, YoungRoom};
 use crate::message_id::MessageId;
+use crate::stats::Tier;
 
 /// Enough shards that two cores seldom contend for one.
 const SHARDS: usize = 64;
@@ -22,7 +24,10 @@ const SHARDS: usize = 64;
 /// Number of hash buckets. Each bucket is assigned to a shard.
 const BUCKETS: usize = 4096;
 
-/// The pending versions and index entries of all ids.
+/// Young copies that are moved under one lock.
+const MOVED_AT_ONCE: usize = 32;
+
+/// The pending versions, young copies and index entries of all ids.
 #[derive(Debug)]
 pub(crate) struct Table {
     shards: Box<[Mutex<Shard>]>,
@@ -31,6 +36,17 @@ pub(crate) struct Table {
     hasher: RandomState,
     /// The newest version that was assigned. Advanced only under a shard's lock.
     version: AtomicU64,
+    young_room: Arc<YoungRoom>,
+    /// The shard whose young copies are removed next.
+    next_popped: AtomicUsize,
+}
+
+/// What the shards hold, in sum.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct TableSize {
+    pub(crate) index_entries: u64,
+    pub(crate) index_bytes: u64,
+    pub(crate) young: Copies,
 }
 
 /// The locked shards of several ids.
@@ -47,9 +63,11 @@ impl LockedShards<'_> {
 }
 
 /// The part of the table behind one lock.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Shard {
     pub(crate) pending: Pending,
+    /// Clean copies of newest versions.
+    pub(crate) young: Young,
     pub(crate) index: MemoryIndex,
     /// Counts the ids that moved from the index to that on disk. A lookup that found an id in
     /// neither place compares two counts to detect such a move.
@@ -60,11 +78,14 @@ pub(crate) struct Shard {
 
 impl Table {
     pub(crate) fn new() -> Self {
+        let young_room = Arc::<YoungRoom>::default();
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS).map(|_| Mutex::new(Shard::new(young_room.clone()))).collect(),
             buckets: buckets(),
             hasher: RandomState::default(),
             version: AtomicU64::new(0),
+            young_room,
+            next_popped: AtomicUsize::new(0),
         }
     }
 
@@ -136,6 +157,49 @@ impl Table {
         self.shards().fold(Risks::default(), |sum, shard| sum.plus(shard.pending.risks()))
     }
 
+    pub(crate) fn size(&self) -> TableSize {
+        self.shards().fold(TableSize::default(), |sum, shard| TableSize {
+            index_entries: sum.index_entries + shard.index.len() as u64,
+            index_bytes: sum.index_bytes + shard.index.bytes(),
+            young: sum.young + shard.young.size(),
+        })
+    }
+
+    /// The room for the young copies of all shards.
+    pub(crate) fn young_room(&self) -> &YoungRoom {
+        &self.young_room
+    }
+
+    /// Applies the weights of the spools to the young copies.
+    pub(crate) fn weigh_young(&self, weights: &Arc<CacheWeights>) {
+        self.shards().for_each(|mut shard| shard.young.set_weights(weights));
+    }
+
+    /// Removes the oldest young copies of the shards, in proportion, until all of them take at most
+    /// `bytes`. Calls `take` for each, under the shard's lock.
+    pub(crate) fn pop_young(&self, bytes: u64, mut take: impl FnMut(MessageId, Arc<Box<[u8]>>)) {
+        let used = self.young_room.used();
+        let is_enough = || self.young_room.used() <= bytes;
+        // Large copies may reach the end after a few shards: the next call begins with others.
+        let mut next = self.next_popped.load(Ordering::Relaxed);
+        for _ in 0..SHARDS {
+            if is_enough() {
+                break;
+            }
+            let shard = &self.shards[next % SHARDS];
+            next += 1;
+            let all = u128::from(shard.lock().young.size().bytes);
+            let kept = u64::try_from(all * u128::from(bytes) / u128::from(used.max(1))).unwrap_or(u64::MAX);
+            let mut is_left = true;
+            while is_left && !is_enough() {
+                let mut shard = shard.lock();
+                let popped = std::iter::from_fn(|| shard.young.pop_above(kept)).take(MOVED_AT_ONCE);
+                is_left = popped.map(|(id, data)| take(id, data)).count() == MOVED_AT_ONCE;
+            }
+        }
+        self.next_popped.store(next % SHARDS, Ordering::Relaxed);
+    }
+
     /// Sets the highest keys that the index on disk may have.
     pub(crate) fn set_checkpointed(&self, high: HighKeys) {
         for mut shard in self.shards() {
@@ -163,17 +227,46 @@ fn buckets() -> Box<[u8; BUCKETS]> {
 }
 
 impl Shard {
-    /// True if an earlier version of `id` may be durable, so that the cache may hold a copy of it.
-    pub(crate) fn may_have_copy(&self, id: &MessageId) -> bool {
-        self.index.get(id).is_some() || self.checkpointed.may_have(&Key::of(id))
+    fn new(young_room: Arc<YoungRoom>) -> Self {
+        Self {
+            pending: Pending::default(),
+            young: Young::new(young_room),
+            index: MemoryIndex::default(),
+            exits: 0,
+            checkpointed: HighKeys::default(),
+        }
+    }
+
+    /// Frees memory after a burst.
+    pub(crate) fn trim(&mut self) {
+        self.pending.trim();
+        self.young.trim();
+    }
+
+    /// The newest version, if this table has its bytes or its removal.
+    pub(crate) fn newest(&self, id: &MessageId) -> Option<(Visible, Tier)> {
+        if let Some(dirty) = self.pending.get(id) {
+            return Some((dirty, Tier::Pending));
+        }
+        self.young.get(id).map(|data| (Visible::Put(data.clone()), Tier::Young))
+    }
+
+    /// True if an earlier version of `id` may be durable, so that the cache may have a copy of it.
+    pub(crate) fn may_be_cached(&self, id: &MessageId) -> bool {
+        self.index.get(id).is_some() || self.may_be_checkpointed(id)
+    }
+
+    /// True if the index on disk may have a record of `id`.
+    pub(crate) fn may_be_checkpointed(&self, id: &MessageId) -> bool {
+        self.checkpointed.may_have(&Key::of(id))
     }
 
     /// True if the removal of `id` must be written: a version that is durable, or is being
-    /// committed, could bring the message back.
-    pub(crate) fn must_log_removal(&self, id: &MessageId) -> bool {
-        let indexed = match self.index.get(id) {
+    /// committed, could bring the message back. `newest`: its record in the index.
+    pub(crate) fn must_log_removal(&self, id: &MessageId, newest: Option<NewestRecord>) -> bool {
+        let indexed = match newest {
             Some(newest) => newest.place.is_some(),
-            None => self.checkpointed.may_have(&Key::of(id)),
+            None => self.may_be_checkpointed(id),
         };
         indexed || self.pending.is_under_way(id)
     }

@@ -86,7 +86,6 @@ struct DiskEvent {
 /// A store that waits for its commit, or waited.
 struct WaitingCaller {
     state: Arc<CommitState>,
-    receiver: oneshot::Receiver<Outcome>,
     outcome: Option<Outcome>,
 }
 
@@ -226,22 +225,20 @@ impl CommitterRig {
         let (ids, stores): (Vec<MessageId>, Vec<(u64, Arc<Dirty>)>) =
             messages.iter().map(|(id, len)| (*id, self.put(*len, Lane::Disk))).unzip();
         let (values, dirty): (Vec<u64>, Vec<Arc<Dirty>>) = stores.into_iter().unzip();
-        let (done, receiver) = oneshot::channel();
         let (state, at) = (Arc::<CommitState>::default(), Instant::now());
         let mut shards = self.shared.table.lock_all(ids.iter());
         ids.iter().for_each(|id| shards.get(id).unwrap().pending.set_under_way(*id));
-        let (count, mut done) = (ids.len(), Some(done));
+        let count = ids.len();
         self.shared.commit_queue.arrive(|| {
             let first = self.shared.table.next_versions(count as u64);
             let stores = ids.iter().zip(dirty).zip(first..).enumerate();
             stores.map(|(number, ((id, dirty), version))| {
-                let done = if number + 1 == count { done.take() } else { None };
-                let part = Part { follows: number > 0, done };
+                let part = Part::of(number, count);
                 Arrival { id: *id, version, dirty, at, state: state.clone(), part }
             })
         });
         drop(shards);
-        self.waiting.push(WaitingCaller { state, receiver, outcome: None });
+        self.waiting.push(WaitingCaller { state, outcome: None });
         for (id, value) in ids.iter().zip(&values) {
             self.note(*id, Some(*value), Some(self.waiting.len() - 1));
         }
@@ -313,7 +310,7 @@ impl CommitterRig {
     fn run_steps(&mut self) {
         self.committer.run_steps();
         for waiting in self.waiting.iter_mut().filter(|waiting| waiting.outcome.is_none()) {
-            waiting.outcome = waiting.receiver.try_recv().ok();
+            waiting.outcome = waiting.state.outcome().and_then(Result::ok);
         }
     }
 
