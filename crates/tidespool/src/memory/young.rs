@@ -312,8 +312,10 @@ mod tests {
     fn what_is_not_kept_drops_the_earlier_version() {
         let [mut young, _] = room_for(8);
         let id = fill(&mut young, 1)[0];
-        let large = Arc::new(vec![0; LEN + 1].into_boxed_slice());
-        assert_eq!(young.insert(id, &large), Inserted::TooLarge);
+        let limit = usize::try_from(8 * SIZE / LARGEST_PART - ENTRY_OVERHEAD).unwrap();
+        let of_len = |len| Arc::new(vec![0; len].into_boxed_slice());
+        assert_eq!(young.insert(id, &of_len(limit)), Inserted::Replaced);
+        assert_eq!(young.insert(id, &of_len(limit + 1)), Inserted::TooLarge);
         assert_eq!((young.get(&id), young.size()), (None, Copies::default()));
         let [refused, kept] = [1, 2].map(|spool| SpoolNumber::new(spool).unwrap());
         let old = [refused, kept].map(|spool| MessageId::new(spool, SpoolId::new()));

@@ -293,7 +293,7 @@ mod tests {
 
     use tidespool_core::Spool as _;
 
-    use super::{Located, Tier, locate_by};
+    use super::{Located, Stamp, Tier, keep_read, locate_by};
     use crate::checkpoint::LiveIndex as _;
     use crate::index::{IndexChange, IndexOp, Key, Record};
     use crate::journal::{NewestRecord, RecordPlace};
@@ -349,5 +349,36 @@ mod tests {
         spool.shutdown().await.unwrap();
         let stats = spool.stats();
         assert_eq!((stats.index_rebuilds, stats.corrupt), (1, 0), "{stats:?}");
+    }
+
+    /// The read of a message took so long that the message was replaced or removed meanwhile, and
+    /// memory has no copy of the newer version.
+    #[tokio::test]
+    async fn a_slow_read_keeps_no_copy_of_an_older_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::new(dir.path().join("spool"));
+        let store = Tidespool::open(config).await.unwrap();
+        let spool = store.spool("main").unwrap();
+        let shared = &store.open.shared;
+        let version = |byte| std::sync::Arc::new(vec![byte; 900].into_boxed_slice());
+        for removed in [false, true] {
+            let id = tidespool_core::SpoolId::new();
+            let message = shared.spools.get("main").unwrap().message(id);
+            spool.store(id, version(1), true, None).await.unwrap();
+            let seq = shared.table.lock(&message).index.get(&message).unwrap().seq;
+            if removed {
+                spool.remove_synced(id, None).await.unwrap();
+            } else {
+                spool.store(id, version(2), true, None).await.unwrap();
+            }
+            spool.advise_low_memory().await.unwrap();
+            keep_read(shared, message, &version(1), Stamp::of_record(seq));
+            let loaded = spool.load(id).await;
+            match removed {
+                true => assert!(loaded.unwrap_err().is::<tidespool_core::NotFound>()),
+                false => assert_eq!(loaded.unwrap(), **version(2)),
+            }
+        }
+        spool.shutdown().await.unwrap();
     }
 }

@@ -154,8 +154,7 @@ impl Future for WaitForOutcome<'_> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-
-    use futures_lite::future::{block_on, poll_once};
+    use std::task::{Wake, Waker};
 
     use super::*;
 
@@ -178,36 +177,52 @@ mod tests {
         assert!(!state.commit() && !state.cancel());
     }
 
-    #[test]
-    fn a_waiting_caller_gets_the_outcome() {
-        let waits_for = |end: fn(&CommitState)| {
-            let state = Arc::<CommitState>::default();
-            let caller = state.clone();
-            let (sent, started) = std::sync::mpsc::channel();
-            let waits = std::thread::spawn(move || {
-                let mut wait = caller.wait();
-                assert_eq!(block_on(poll_once(&mut wait)), None);
-                sent.send(()).unwrap();
-                block_on(wait)
-            });
-            started.recv().unwrap();
-            end(&state);
-            waits.join().unwrap()
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Woken(AtomicU8);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Waits, calls `end`, and returns the outcome and how often the caller was woken.
+    fn outcome_after(end: impl FnOnce(&CommitState)) -> (Option<Result<Outcome, NoOutcome>>, u8) {
+        let (state, woken) = (CommitState::default(), Arc::<Woken>::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut context = Context::from_waker(&waker);
+        let mut wait = state.wait();
+        assert!(Pin::new(&mut wait).poll(&mut context).is_pending());
+        end(&state);
+        let outcome = match Pin::new(&mut wait).poll(&mut context) {
+            Poll::Ready(outcome) => Some(outcome),
+            Poll::Pending => None,
         };
-        let publish = |state: &CommitState| {
+        (outcome, woken.0.load(Ordering::SeqCst))
+    }
+
+    #[test]
+    fn a_waiting_caller_is_woken_once_with_the_outcome() {
+        let durable = outcome_after(|state| {
             assert!(state.append() && state.commit());
             assert_eq!(state.outcome(), None, "it is not visible yet");
             state.publish();
             state.end();
-        };
-        assert_eq!(waits_for(publish), Ok(Outcome::Durable));
-        assert_eq!(waits_for(CommitState::refuse), Ok(Outcome::Refused));
-        assert_eq!(waits_for(CommitState::end), Err(NoOutcome));
-        let end_appended = |state: &CommitState| {
+        });
+        assert_eq!(durable, (Some(Ok(Outcome::Durable)), 1));
+        let refused = outcome_after(|state| {
+            state.refuse();
+            state.end();
+        });
+        assert_eq!(refused, (Some(Ok(Outcome::Refused)), 1));
+        assert_eq!(outcome_after(CommitState::end), (Some(Err(NoOutcome)), 1));
+        let appended = outcome_after(|state| {
             assert!(state.append());
             state.end();
-        };
-        assert_eq!(waits_for(end_appended), Err(NoOutcome));
+        });
+        assert_eq!(appended, (Some(Err(NoOutcome)), 1));
+        assert_eq!(outcome_after(|state| assert!(state.append())), (None, 0));
     }
 
     #[test]
