@@ -1,5 +1,6 @@
 //! Makes written records durable: starts syncs, applies their results, publishes their records.
 
+use super::intake::KEPT;
 use super::plan::Facts as _;
 use super::{Executor, publish, syncer};
 use crate::journal::{SyncEnd, SyncJob, WriteError};
@@ -58,6 +59,10 @@ impl Executor {
         // It may have dropped its future just now. The message stays stored.
         for arrival in self.published.drain(..) {
             arrival.publish();
+        }
+        // The callers of a burst are many.
+        if self.published.capacity() > KEPT {
+            self.published.shrink_to(KEPT);
         }
         self.in_flight.shrink();
         self.intake.shrink();
