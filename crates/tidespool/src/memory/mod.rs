@@ -36,3 +36,8 @@ pub(crate) use heap::{resident, trim};
 pub(crate) use pending::{Dirty, Pending, Risks, Ticket, Visible};
 pub(crate) use throttle::Lane;
 pub(crate) use young::{Inserted, Young, YoungRoom};
+
+/// True if a table is worth shrinking: a burst has left most of it empty.
+fn is_sparse(len: usize, capacity: usize) -> bool {
+    capacity > 256 && len < capacity / 4
+}

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::budget::Permit;
+use super::is_sparse;
 use crate::message_id::MessageId;
 
 #[cfg(debug_assertions)]
@@ -347,9 +348,6 @@ impl Pending {
 
     /// Shrinks sparse tables after a burst.
     pub(crate) fn trim(&mut self) {
-        fn is_sparse(len: usize, capacity: usize) -> bool {
-            capacity > 256 && len < capacity / 4
-        }
         if is_sparse(self.entries.len(), self.entries.capacity()) {
             self.entries.shrink_to(self.entries.len() * 2);
         }

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cache_weights::CacheWeights;
 use super::copies::Copies;
+use super::is_sparse;
 use crate::message_id::MessageId;
 
 /// Memory of a copy beside the message's bytes: its entries in the table and in the queue, the
@@ -213,10 +214,10 @@ impl Young {
 
     /// Shrinks sparse tables after a burst.
     pub(crate) fn trim(&mut self) {
-        if self.copies.capacity() > 256 && self.copies.len() < self.copies.capacity() / 4 {
+        if is_sparse(self.copies.len(), self.copies.capacity()) {
             self.copies.shrink_to(self.copies.len() * 2);
         }
-        if self.order.capacity() > 256 && self.order.len() < self.order.capacity() / 4 {
+        if is_sparse(self.order.len(), self.order.capacity()) {
             self.order.shrink_to(self.order.len() * 2);
         }
     }

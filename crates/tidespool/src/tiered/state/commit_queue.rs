@@ -44,7 +44,7 @@ impl Drop for Arrival {
 }
 
 /// The place of a store in its transaction.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Part {
     /// It is not the first one.
     pub(crate) follows: bool,
